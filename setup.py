@@ -1,0 +1,50 @@
+"""Builds the optional library of CPU kernels; without a compiler the package installs and runs on torch's kernels."""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = Path("core/kernels/native")
+EXPORTS = [
+    "version",
+    "supports",
+    "input_bytes",
+    "panel_bytes",
+    "prepare",
+    "matmul",
+    "attention_bytes",
+    "attention",
+    "encode",
+]
+OPTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "Windows": (["/O2", "/openmp", "/std:c11"], []),
+    "Darwin": (["-O3", "-std=gnu11", "-fvisibility=hidden", "-fopenmp-simd"], []),
+}
+DEFAULT_OPTIONS = (["-O3", "-std=gnu11", "-fvisibility=hidden", "-fopenmp-simd", "-pthread"], ["-pthread"])
+
+
+class BuildNative(build_ext):
+    """A plain library and not a Python module: exports its own calls instead of an init function."""
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return ext.export_symbols
+
+
+def native() -> Extension:
+    compile_options, link_options = OPTIONS.get(platform.system(), DEFAULT_OPTIONS)
+    return Extension(
+        "core.kernels._native",
+        sources=sorted(file.as_posix() for file in NATIVE.glob("*.c")),
+        depends=sorted(file.as_posix() for file in NATIVE.glob("*.h")),
+        include_dirs=[NATIVE.as_posix()],
+        extra_compile_args=compile_options,
+        extra_link_args=link_options,
+        export_symbols=[f"hetegen_{name}" for name in EXPORTS] if sys.platform == "win32" else [],
+        optional=True,
+    )
+
+
+setup(ext_modules=[native()], cmdclass={"build_ext": BuildNative})
