@@ -1,0 +1,159 @@
+"""The candidates that multiply an input with rows of a weight on the CPU, and the object that calls the chosen one.
+
+A candidate is a function (weight, input, begin, end) -> (M, end - begin) in the input's dtype. All but the native ones
+are torch's; none copies the whole weight. Which is fastest differs by processor, shape and rows of input: see `select`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.kernels.inputs import HostInput
+from core.kernels.native import FEW_ROWS, MOST_PARTS, NativeLibrary, instruction_sets, open_library
+from core.kernels.weights import QuantizedWeight
+
+Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
+BUCKET_LIMITS = (1, 8, 64)
+BUCKETS = ("1", "2-8", "9-64", ">64")
+"""Rows of input are told apart in these four buckets."""
+CHUNK_BYTES = 2 << 20
+"""Weights are widened in chunks of rows of this size, which stay in the processor's cache until they are used."""
+
+
+def bucket(rows: int) -> int:
+    """Index of the bucket that `rows` rows of input fall in."""
+    return bisect_left(BUCKET_LIMITS, rows)
+
+
+# ---- candidates
+
+
+def linear(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
+    """torch's own, in the type that the weight is stored in."""
+    return F.linear(x.to(weight.data.dtype), weight.data[begin:end]).to(x.dtype)
+
+
+def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
+    """torch's own after widening a chunk of rows to `dtype`, chunk after chunk."""
+    chunk = max(16, CHUNK_BYTES // (weight.shape[1] * dtype.itemsize))
+    y = torch.empty((x.rows, end - begin), dtype=x.dtype)
+    for start in range(begin, end, chunk):
+        stop = min(start + chunk, end)
+        y[:, start - begin : stop - begin] = F.linear(x.to(dtype), weight.rows(start, stop).dequantize(dtype))
+    return y
+
+
+def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
+    """torch's int8 weights with 16-bit inputs."""
+    assert weight.scales is not None
+    wide = x.to(torch.bfloat16)
+    if wide.shape[1] != weight.data.shape[1]:
+        wide = F.pad(wide, (0, weight.data.shape[1] - wide.shape[1]))
+    scales = weight.scales[begin:end].to(torch.bfloat16)
+    return torch._weight_int8pack_mm(wide.contiguous(), weight.data[begin:end], scales).to(x.dtype)
+
+
+def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
+    """Our own library."""
+    part = (weight.data, weight.scales, begin, end)
+    prepared = x.prepared(library, weight.storage)
+    return library.matmul(weight.storage, (part,), prepared, x.rows, x.columns, x.dtype)[0]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A candidate and the most rows of input for which it makes sense; `library` where it is our own."""
+
+    name: str
+    compute: Candidate
+    most_rows: int = 1 << 62
+    library: NativeLibrary | None = None
+
+
+def offers(storage: str) -> tuple[Offer, ...]:
+    """The candidates for a kind of storage on this machine, the likeliest to win first."""
+    return (*_compiled_offers(storage), *_torch_offers(storage))
+
+
+def _compiled_offers(storage: str) -> Iterator[Offer]:
+    if storage == "fp32":
+        return
+    for name in instruction_sets():
+        # Stored precision has few-row kernels only; the instruction sets without panels also repeat those.
+        few = storage in ("bf16", "fp16")
+        library = open_library(name)
+        yield Offer(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
+
+
+def _torch_offers(storage: str) -> Iterator[Offer]:
+    if storage in ("fp32", "bf16", "fp16"):
+        yield Offer("linear", linear)
+    if storage == "int8":
+        yield Offer("int8pack", int8pack)
+    if storage in ("int8", "int4"):
+        yield Offer("widened-bf16", partial(widened, torch.bfloat16))
+    if storage != "fp32":
+        yield Offer("widened-fp32", partial(widened, torch.float32))
+
+
+# ---- the chosen ones
+
+
+class HostMatmul(Protocol):
+    """A weight on the CPU that multiplies: rows = output features N, columns = K."""
+
+    rows: int
+    columns: int
+    nbytes: int
+
+    def __call__(self, x: Tensor | HostInput, begin: int = 0, end: int | None = None) -> Tensor:
+        """(M, K) -> (M, end - begin) in x's dtype, with the weight's rows [begin, end)."""
+
+
+class ChosenMatmul:
+    """A HostMatmul that calls one candidate for each bucket of rows of input."""
+
+    def __init__(self, weight: QuantizedWeight, by_bucket: Sequence[Offer]) -> None:
+        self.weight = weight
+        self.rows, self.columns = weight.shape
+        self.nbytes = weight.nbytes
+        self.storage = weight.storage
+        self.by_bucket = tuple(by_bucket)
+
+    def __call__(self, x: Tensor | HostInput, begin: int = 0, end: int | None = None) -> Tensor:
+        """(M, K) -> (M, end - begin) in x's dtype, with the weight's rows [begin, end)."""
+        given = x if isinstance(x, HostInput) else HostInput(x)
+        stop = self.rows if end is None else end
+        return self.by_bucket[bucket(given.rows)].compute(self.weight, given, begin, stop)
+
+
+def multiply_together(matmuls: Sequence[ChosenMatmul], x: HostInput) -> list[Tensor]:
+    """The whole products of several weights with one input (q, k, v), in one run of our library where it may be."""
+    index = bucket(x.rows)
+    library, storage = matmuls[0].by_bucket[index].library, matmuls[0].storage
+    alike = all(m.by_bucket[index].library is library and m.storage == storage for m in matmuls)
+    if library is None or not alike or len(matmuls) > MOST_PARTS:
+        return [matmul(x) for matmul in matmuls]
+    parts = [(m.weight.data, m.weight.scales, 0, m.rows) for m in matmuls]
+    return library.matmul(storage, parts, x.prepared(library, storage), x.rows, x.columns, x.dtype)
+
+
+def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:
+    """`weight` with the named candidate for each bucket; without a name, or with one not offered here, the first."""
+    found = offers(weight.storage)
+    wanted = dict(enumerate(names)) if not isinstance(names, Mapping) else dict(names)
+    return ChosenMatmul(weight, [_offer(found, wanted.get(b), b) for b in range(len(BUCKETS))])
+
+
+def _offer(found: Sequence[Offer], name: str | None, bucket_index: int) -> Offer:
+    least_rows = 1 if bucket_index == 0 else BUCKET_LIMITS[bucket_index - 1] + 1
+    fitting = [offer for offer in found if offer.most_rows >= least_rows]
+    return next((offer for offer in fitting if offer.name == name), fitting[0])

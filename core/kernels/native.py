@@ -1,0 +1,205 @@
+"""The compiled library of kernels: found beside this file, loaded through ctypes, absent without harm.
+
+The calls here take addresses and know nothing of formats beyond their numbers; `matmul` and `inputs` own the tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
+"""From the best to the least, with the library's numbers."""
+FEW_ROWS = 8
+VERSION = 3
+"""Of the library's calls, as in dispatch.c."""
+PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
+
+_INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
+    "hetegen_version": (_INT, []),
+    "hetegen_supports": (_INT, [_INT]),
+    "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
+    "hetegen_panel_bytes": (_LONG, [_LONG]),
+    "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),
+    "hetegen_matmul": (
+        None,
+        [_INT, _INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT, _ADDRESS, _INT],
+    ),
+    "hetegen_encode": (
+        None,
+        [_INT, _INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS, _LONG, _INT],
+    ),
+    "hetegen_attention_bytes": (_LONG, [_ADDRESS]),
+    "hetegen_attention": (
+        None,
+        [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
+    ),
+}
+Part = tuple[Tensor, Tensor | None, int, int]
+"""The bytes and scales of a weight, and the range of its rows to multiply."""
+MOST_PARTS = 16
+SHAPE_FIELDS = 19
+SPLIT_KEYS = 256
+"""A stretch of keys shorter than this is not worth a task of its own."""
+ONE_THREAD_BYTES = 256 << 10
+"""Work on less than so many bytes is not divided."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """query (B, H, S, D), key and value (B, KVH, T, D) of fp32 or bf16, last dimension contiguous.
+
+    `mask` (B, 1, S, T) of bool, True where a key is seen; `sinks` (H,) of fp32; `softcap` 0 = none.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    sinks: Tensor | None
+    scale: float
+    softcap: float
+
+    def shape(self, threads: int) -> tuple[int, ...]:
+        """Sizes and strides in the library's order."""
+        q, k, v, mask = self.query, self.key, self.value, self.mask
+        kv_heads, keys = k.shape[1], k.shape[2]
+        wanted = -(-4 * threads // (q.shape[0] * kv_heads)) if threads > 1 else 1
+        splits = max(1, min(wanted, keys // SPLIT_KEYS))
+        return (
+            *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], v.shape[3]),
+            *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+            *((mask.stride(0), mask.stride(2)) if mask is not None else (0, 0)),
+            splits,
+        )
+
+
+class NativeLibrary:
+    """One instruction set of the library. Inputs are (M, K), their last dimension contiguous."""
+
+    def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
+        self.instruction_set = instruction_set
+        self._isa = INSTRUCTION_SETS[instruction_set]
+        self._input_bytes = library.hetegen_input_bytes
+        self._panel_bytes = library.hetegen_panel_bytes
+        self._prepare = library.hetegen_prepare
+        self._matmul = library.hetegen_matmul
+        self._encode = library.hetegen_encode
+        self._attention_bytes = library.hetegen_attention_bytes
+        self._attention = library.hetegen_attention
+
+    def prepare(self, x: Tensor, quantized: bool) -> Tensor:  # noqa: FBT001  the library's own switch
+        """`x` laid out for `matmul` as bytes: quantised (for int8, int4) or widened to fp32 (for bf16, fp16)."""
+        m, columns = x.shape
+        buffer = torch.empty(self._input_bytes(m, columns, quantized), dtype=torch.uint8)
+        self._prepare(
+            self._isa, x.data_ptr(), TYPES[x.dtype], m, columns, x.stride(0), buffer.data_ptr(), quantized,
+            _threads_for(x.nbytes),
+        )  # fmt: skip
+        return buffer
+
+    def matmul(
+        self, storage: str, parts: Sequence[Part], prepared: Tensor, m: int, columns: int, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """(M, end - begin) of `dtype` for each part: the prepared input times rows [begin, end) of its weight.
+
+        At most MOST_PARTS parts, all of one kind of storage and with `columns` columns.
+        """
+        threads = torch.get_num_threads()
+        outs = [torch.empty((m, end - begin), dtype=dtype) for _, _, begin, end in parts]
+        fields: list[int] = []
+        for (data, scales, begin, end), out in zip(parts, outs, strict=True):
+            fields += (data.data_ptr(), data.stride(0) * data.element_size())
+            fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
+            fields += (out.data_ptr(), begin, end)
+        scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m > FEW_ROWS else None
+        self._matmul(
+            self._isa, FORMATS[storage], len(parts), (_LONG * len(fields))(*fields), prepared.data_ptr(), m, columns,
+            TYPES[dtype], scratch.data_ptr() if scratch is not None else None, threads,
+        )  # fmt: skip
+        return outs
+
+    def encode(self, storage: str, weight: Tensor, data: Tensor, scales: Tensor) -> None:
+        """Convert `weight` (N, K), last dimension contiguous, into int8 or int4 `data` and `scales` in place."""
+        rows, columns = weight.shape
+        self._encode(
+            self._isa, FORMATS[storage], weight.data_ptr(), TYPES[weight.dtype], rows, columns, weight.stride(0),
+            data.data_ptr(), data.stride(0), scales.data_ptr(), scales.stride(0), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """(B, S, H, D), contiguous, in the query's type."""
+        q = call.query
+        threads = _threads_for(call.key.nbytes + call.value.nbytes)
+        shape = (_LONG * SHAPE_FIELDS)(*call.shape(threads))
+        out = torch.empty((q.shape[0], q.shape[2], q.shape[1], call.value.shape[3]), dtype=q.dtype)
+        scratch = torch.empty(self._attention_bytes(shape), dtype=torch.uint8)
+        self._attention(
+            self._isa, shape, q.data_ptr(), call.key.data_ptr(), call.value.data_ptr(),
+            call.mask.data_ptr() if call.mask is not None else None,
+            call.sinks.data_ptr() if call.sinks is not None else None,
+            call.scale, call.softcap, out.data_ptr(), TYPES[q.dtype], scratch.data_ptr(), threads,
+        )  # fmt: skip
+        return out
+
+
+def _threads_for(nbytes: int) -> int:
+    """Waiting for other threads costs more than they save on little work, and far more on a busy machine."""
+    return torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
+
+
+@cache
+def library_file() -> Path | None:
+    """The compiled library, if the package was built with one."""
+    folder = Path(__file__).parent
+    found = sorted(file for pattern in PATTERNS for file in folder.glob(pattern))
+    return found[0] if found else None
+
+
+@cache
+def native() -> NativeLibrary | None:
+    """The library with this processor's best instruction set; None if there is no library or none fits."""
+    usable = instruction_sets()
+    return open_library(usable[0]) if usable else None
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that the library has kernels for and this processor knows, best first."""
+    library = _load()
+    if library is None:
+        return ()
+    return tuple(name for name, number in INSTRUCTION_SETS.items() if library.hetegen_supports(number))
+
+
+@cache
+def open_library(instruction_set: str) -> NativeLibrary:
+    """The library with one of `instruction_sets()`."""
+    library = _load()
+    assert library is not None
+    return NativeLibrary(library, instruction_set)
+
+
+@cache
+def _load() -> ctypes.CDLL | None:
+    file = library_file()
+    if file is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(file))
+        for name, (result, arguments) in _CALLS.items():
+            call = getattr(library, name)
+            call.restype, call.argtypes = result, arguments
+    except (OSError, AttributeError):
+        # Built for another system, or by an older version of this package: torch's kernels do the work.
+        return None
+    return library if library.hetegen_version() == VERSION else None

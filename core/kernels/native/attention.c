@@ -1,0 +1,127 @@
+/* Attention of few query rows over a long KV cache: every key and value is read once for all query heads that share it.
+ *
+ * The work is cut into one task for each KV head and stretch of keys; each keeps its own largest score, sum and weighted
+ * values (online softmax), which are put together at the end. The loops are plain, compiled for each instruction set. */
+#include "attention.h"
+#include "crew.h"
+
+#if defined(_MSC_VER)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+INLINE float score_row(const Attention *a, const Task *t, int64_t row, const uint8_t *seen, int64_t count) {
+    const float *q = t->q + row * a->n.dim;
+    float *scores = t->scores + row * TILE_KEYS;
+    for (int64_t i = 0; i < count; i++) {
+        const float *k = t->tile + i * a->n.dim;
+        float dot = 0;
+        SIMD_SUM(dot)
+        for (int64_t d = 0; d < a->n.dim; d++) dot += q[d] * k[d];
+        scores[i] = dot;
+    }
+    return finish_scores(a, scores, seen, count);
+}
+
+INLINE void add_values(const Attention *a, const Task *t, int64_t row, int64_t count) {
+    float *values = t->values + row * a->n.value_dim;
+    const float *weights = t->scores + row * TILE_KEYS;
+    for (int64_t i = 0; i < count; i++) {
+        const float *v = t->tile + i * a->n.value_dim;
+        float weight = weights[i];
+        SIMD
+        for (int64_t d = 0; d < a->n.value_dim; d++) values[d] += weight * v[d];
+    }
+}
+
+INLINE void run_task(const Attention *a, int64_t index, const int type) {
+    const Shape *n = &a->n;
+    Task t = task_at(a, index);
+    Stretch s = stretch_of(a, index);
+    int64_t rows = task_rows(n);
+    start_task(a, &t, &s, type);
+    for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
+        int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
+        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head, v = s.b * n->v_batch + s.kv_head * n->v_head;
+        for (int64_t i = 0; i < count; i++)
+            widen_row(a->k, k + (key + i) * n->k_row, n->dim, type, t.tile + i * n->dim);
+        for (int64_t row = 0; row < rows; row++)
+            weigh_row(a, &t, row, score_row(a, &t, row, seen_by(a, s.b, row, key), count), count);
+        for (int64_t i = 0; i < count; i++)
+            widen_row(a->v, v + (key + i) * n->v_row, n->value_dim, type, t.tile + i * n->value_dim);
+        for (int64_t row = 0; row < rows; row++) add_values(a, &t, row, count);
+    }
+}
+
+/* Puts the stretches of one query row together. */
+static void finish_row(const Attention *a, int64_t b, int64_t kv_head, int64_t row) {
+    const Shape *n = &a->n;
+    int64_t first = (b * n->kv_heads + kv_head) * n->splits, head = kv_head * (n->heads / n->kv_heads) + row / n->queries;
+    float sink = a->sinks ? a->sinks[head] : -INFINITY, top = sink, sum = 0;
+    int64_t at = ((b * n->queries + row % n->queries) * n->heads + head) * n->value_dim;
+    for (int64_t s = 0; s < n->splits; s++) {
+        Task t = task_at(a, first + s);
+        top = t.top[row] > top ? t.top[row] : top;
+    }
+    float base = top == -INFINITY ? 0.0f : top;
+    if (a->sinks) sum = exponential(sink - base);
+    for (int64_t s = 0; s < n->splits; s++) {
+        Task t = task_at(a, first + s);
+        t.top[row] = exponential(t.top[row] - base);
+        sum += t.sum[row] * t.top[row];
+    }
+    for (int64_t d = 0; d < n->value_dim; d++) {
+        float value = 0;
+        for (int64_t s = 0; s < n->splits; s++) {
+            Task t = task_at(a, first + s);
+            value += t.values[row * n->value_dim + d] * t.top[row];
+        }
+        value = sum == 0.0f ? 0.0f : value / sum;
+        if (a->type == TYPE_F32) ((float *)a->out)[at + d] = value;
+        else ((uint16_t *)a->out)[at + d] = float_to_bf16(value);
+    }
+}
+
+#define TASKS(name, isa)                                                \
+    isa static void name(const Attention *a, int64_t index) {           \
+        if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);          \
+        else run_task(a, index, TYPE_BF16);                             \
+    }
+TASKS(task_plain, )
+#if defined(HETEGEN_X86)
+TASKS(task_avx2, TARGET("avx2,fma"))
+#else
+#define task_avx2 task_plain
+#endif
+
+typedef struct {
+    const Attention *a;
+    int isa;
+} Work;
+
+static void do_task(const void *context, int64_t index, int64_t thread) {
+    const Work *w = context;
+    (void)thread;
+    if (w->isa == 3 && attention_suits_avx512(&w->a->n)) attention_task_avx512(w->a, index);
+    else if (w->isa >= 1 && w->isa <= 3) task_avx2(w->a, index);
+    else task_plain(w->a, index);
+}
+
+EXPORT int64_t hetegen_attention_bytes(const int64_t *shape) {
+    const Shape *n = (const Shape *)shape;
+    return task_floats(n) * n->batch * n->kv_heads * n->splits * (int64_t)sizeof(float);
+}
+
+/* `shape` is the fields of Shape in their order; type fp32 or bf16; scratch: hetegen_attention_bytes. */
+EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
+                              const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
+                              void *scratch, int threads) {
+    Attention a = {*(const Shape *)shape, q, k, v, (const uint8_t *)mask, (const float *)sinks, scale, softcap, out, type,
+                   (float *)scratch};
+    Work work = {&a, isa};
+    crew_run(do_task, &work, a.n.batch * a.n.kv_heads * a.n.splits, threads);
+    for (int64_t b = 0; b < a.n.batch; b++)
+        for (int64_t kv_head = 0; kv_head < a.n.kv_heads; kv_head++)
+            for (int64_t row = 0; row < task_rows(&a.n); row++) finish_row(&a, b, kv_head, row);
+}

@@ -1,0 +1,127 @@
+/* Attention for AVX-512, where the dimensions are multiples of 16 (all common ones): keys and values are widened as they are
+ * loaded, four query rows share each load, and sixteen dot products are summed across their lanes at once. */
+#include "attention.h"
+
+#if defined(HETEGEN_X86)
+#include "avx512.h"
+
+enum { MOST_VALUE_LANES = 16 };
+
+int attention_suits_avx512(const Shape *n) {
+    return n->dim % 16 == 0 && n->value_dim % 16 == 0 && n->value_dim <= 16 * MOST_VALUE_LANES;
+}
+
+/* Sixteen numbers of fp32 or bf16, `at` elements from the start. */
+AVX512 INLINE __m512 load_sixteen(const void *from, int64_t at, const int type) {
+    if (type == TYPE_F32) return _mm512_loadu_ps((const float *)from + at);
+    __m256i bits = _mm256_loadu_si256((const __m256i *)((const uint16_t *)from + at));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+/* Dot products of four rows of queries with the four keys at `k`; past the ends the last row and key are repeated. */
+AVX512 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int64_t k, int64_t keys, int64_t first,
+                            const int type) {
+    int64_t last_row = task_rows(&a->n) - row - 1, last_key = keys - first - 1;
+    const float *q[4];
+    int64_t at[4];
+    __m512 dots[16];
+    UNROLL for (int i = 0; i < 4; i++) {
+        q[i] = t->q + (row + (i < last_row ? i : last_row)) * a->n.dim;
+        at[i] = k + (first + (i < last_key ? i : last_key)) * a->n.k_row;
+    }
+    UNROLL for (int i = 0; i < 16; i++) dots[i] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < a->n.dim; d += 16) {
+        __m512 key[4];
+        UNROLL for (int j = 0; j < 4; j++) key[j] = load_sixteen(a->k, at[j] + d, type);
+        UNROLL for (int i = 0; i < 4; i++) {
+            __m512 query = _mm512_loadu_ps(q[i] + d);
+            UNROLL for (int j = 0; j < 4; j++) dots[i * 4 + j] = _mm512_fmadd_ps(query, key[j], dots[i * 4 + j]);
+        }
+    }
+    __m512 sums = add_across(dots);
+    float *scores = t->scores + row * TILE_KEYS + first;
+    UNROLL for (int i = 0; i < 4; i++) {
+        if (i > last_row) break;
+        _mm_storeu_ps(scores + i * TILE_KEYS, _mm512_castps512_ps128(sums));
+        sums = _mm512_shuffle_f32x4(sums, sums, 0x39);
+    }
+}
+
+/* Adds R rows' weighted values of a tile, C registers of sixteen numbers a row. */
+AVX512 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64_t v, int64_t count, const int R,
+                          const int C, const int type) {
+    __m512 sum[16];
+    UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
+        sum[i * C + c] = _mm512_loadu_ps(t->values + (row + i) * a->n.value_dim + c * 16);
+    for (int64_t key = 0; key < count; key++) {
+        __m512 value[16];
+        UNROLL for (int c = 0; c < C; c++) value[c] = load_sixteen(a->v, v + key * a->n.v_row + c * 16, type);
+        UNROLL for (int i = 0; i < R; i++) {
+            __m512 weight = _mm512_set1_ps(t->scores[(row + i) * TILE_KEYS + key]);
+            UNROLL for (int c = 0; c < C; c++) sum[i * C + c] = _mm512_fmadd_ps(weight, value[c], sum[i * C + c]);
+        }
+    }
+    UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
+        _mm512_storeu_ps(t->values + (row + i) * a->n.value_dim + c * 16, sum[i * C + c]);
+}
+
+#define ADD_CASE(C, R)                                                                         \
+    case C:                                                                                    \
+        for (; row + R <= rows; row += R) add_block(a, t, row, v, count, R, C, type);          \
+        for (; row < rows; row++) add_block(a, t, row, v, count, 1, C, type);                  \
+        break;
+AVX512 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_t count, const int type) {
+    int64_t row = 0, rows = task_rows(&a->n);
+    switch (a->n.value_dim / 16) {
+        ADD_CASE(1, 4) ADD_CASE(2, 4) ADD_CASE(3, 4) ADD_CASE(4, 4) ADD_CASE(5, 2) ADD_CASE(6, 2) ADD_CASE(7, 2)
+        ADD_CASE(8, 2) ADD_CASE(9, 1) ADD_CASE(10, 1) ADD_CASE(11, 1) ADD_CASE(12, 1) ADD_CASE(13, 1) ADD_CASE(14, 1)
+        ADD_CASE(15, 1) ADD_CASE(16, 1)
+    }
+}
+
+/* Asks for rows of keys or values that will soon be used: the stretches are too short for the processor to foresee. */
+AVX512 INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t rows, int64_t dim, const int type) {
+    int64_t size = type == TYPE_F32 ? 4 : 2;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t byte = 0; byte < dim * size; byte += 64)
+            _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
+}
+
+AVX512 INLINE void run_task(const Attention *a, int64_t index, const int type) {
+    const Shape *n = &a->n;
+    Task t = task_at(a, index);
+    Stretch s = stretch_of(a, index);
+    int64_t rows = task_rows(n);
+    start_task(a, &t, &s, type);
+    for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
+        int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
+        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + key * n->k_row;
+        int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + key * n->v_row;
+        int64_t next = s.end - key - count < TILE_KEYS ? s.end - key - count : TILE_KEYS;
+        ask_for(a->v, v, n->v_row, count, n->value_dim, type);
+        ask_for(a->k, k + count * n->k_row, n->k_row, next, n->dim, type);
+        for (int64_t first = 0; first < count; first += 4)
+            for (int64_t row = 0; row < rows; row += 4) score_block(a, &t, row, k, count, first, type);
+        for (int64_t row = 0; row < rows; row++) {
+            float top = finish_scores(a, t.scores + row * TILE_KEYS, seen_by(a, s.b, row, key), count);
+            weigh_row(a, &t, row, top, count);
+        }
+        add_tile(a, &t, v, count, type);
+    }
+}
+
+AVX512 void attention_task_avx512(const Attention *a, int64_t index) {
+    if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
+    else run_task(a, index, TYPE_BF16);
+}
+
+#else
+int attention_suits_avx512(const Shape *n) {
+    (void)n;
+    return 0;
+}
+void attention_task_avx512(const Attention *a, int64_t index) {
+    (void)a;
+    (void)index;
+}
+#endif

@@ -1,0 +1,14 @@
+/* The kernels of avx2_kernels.h without AVX-VNNI: pairs of bytes are multiplied and added in 16 bits, which cannot
+ * overflow here, because the unsigned side is at most 127 (absolute values) or 15. */
+#include "kernels.h"
+
+#if defined(HETEGEN_X86)
+#define ISA TARGET("avx2,fma,f16c")
+#define KERNELS kernels_avx2
+#define SHIFTED 0
+#define DOT(u, x) _mm256_madd_epi16(_mm256_maddubs_epi16(u, x), _mm256_set1_epi16(1))
+#define DOT_SIGNED(w, x) DOT(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+#include "avx2_kernels.h"
+#else
+const Kernels *kernels_avx2(void) { return NULL; }
+#endif

@@ -1,0 +1,181 @@
+/* Kernels for AVX2, compiled twice: with the multiplier of AVX-VNNI and without. The including file defines ISA, the table's
+ * name KERNELS, and for 32 bytes each:
+ *   DOT(u, x)          eight sums of four products, u unsigned (at most 15), x signed
+ *   DOT_SIGNED(w, x)   the same for signed w, or for w shifted by 128 where SHIFTED is 1 */
+#include "kernels.h"
+
+#include <immintrin.h>
+
+/* Bytes that are asked of the memory ahead of use. */
+enum { AHEAD = 8192, ROWS_IN_CACHE = 32 };
+
+ISA INLINE float add_lanes(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+ISA INLINE float largest(__m256 v) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+ISA INLINE int32_t add_integers(__m256i v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+ISA static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (int h = 0; h < 2; h++, x += GROUP, q += GROUP) {
+        __m256 v[4], top = _mm256_setzero_ps(), rest = _mm256_setzero_ps();
+        UNROLL for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + i * 8);
+            top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
+            rest = _mm256_add_ps(rest, _mm256_sub_ps(v[i], v[i])); /* NaN where NaN or infinite */
+        }
+        int broken = _mm256_movemask_ps(_mm256_cmp_ps(rest, rest, _CMP_UNORD_Q)) != 0;
+        float most = largest(top);
+        __m256 factor = _mm256_set1_ps(!broken && most > SMALLEST ? 127.0f / most : 0.0f);
+        __m256i n[4];
+        UNROLL for (int i = 0; i < 4; i++) n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], factor));
+        __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+        all = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        if (broken) all = _mm256_set1_epi8(1);
+        _mm256_storeu_si256((__m256i *)q, all);
+        scales[h] = broken ? NAN : most > SMALLEST ? most / 127.0f : 0.0f;
+        sums[h] = add_integers(DOT(_mm256_set1_epi8(1), all));
+    }
+}
+
+ISA INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int M, const float *shift) {
+    const Input *in = job->input;
+    const uint8_t *w = job->weights + row * job->row_bytes;
+    __m256 sum[FEW_ROWS];
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < job->row_bytes / BLOCK; b++) {
+        _mm_prefetch((const char *)w + b * BLOCK + AHEAD, _MM_HINT_T0);
+        int64_t at = b * in->m + m0;
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + b * BLOCK + h * GROUP));
+            if (SHIFTED) bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80));
+            UNROLL for (int m = 0; m < M; m++) {
+                __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + h * GROUP));
+                __m256 scale = _mm256_broadcast_ss(in->scales + (at + m) * 2 + h);
+                sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT_SIGNED(bytes, x)), scale, sum[m]);
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++) {
+        float total = add_lanes(sum[m]) - (SHIFTED ? shift[m] : 0.0f);
+        put(job, m0 + m, row, total * ((const float *)job->scales)[row]);
+    }
+}
+
+ISA INLINE void int4_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+    const Input *in = job->input;
+    const uint8_t *w = job->weights + row * job->row_bytes;
+    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256 sum[FEW_ROWS];
+    float shift[FEW_ROWS];
+    (void)unused;
+    UNROLL for (int m = 0; m < M; m++) { sum[m] = _mm256_setzero_ps(); shift[m] = 0; }
+    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
+        _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
+        UNROLL for (int g = 0; g < 4; g++) { /* group g: bytes of half g % 2, lower or upper bits by g / 2 */
+            __m256i both = _mm256_loadu_si256((const __m256i *)(w + b * 64 + g % 2 * 32));
+            __m256i values = _mm256_and_si256(g / 2 ? _mm256_srli_epi16(both, 4) : both, nibble);
+            float scale = bf16_to_float(s[b * 4 + g]);
+            int64_t at = (b * 2 + g / 2) * in->m + m0;
+            UNROLL for (int m = 0; m < M; m++) {
+                __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + g % 2 * GROUP));
+                __m256 by = _mm256_set1_ps(scale * in->scales[(at + m) * 2 + g % 2]);
+                sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT(values, x)), by, sum[m]);
+                shift[m] += scale * in->offsets[(m0 + m) * in->blocks * 2 + b * 4 + g];
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++) put(job, m0 + m, row, add_lanes(sum[m]) - 8 * shift[m]);
+}
+
+ISA INLINE __m256 widen(const uint16_t *w, const enum Format format) {
+    __m128i bits = _mm_loadu_si128((const __m128i *)w);
+    if (format == F16) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+ISA static void widen_block(const uint16_t *bits, int type, float *to) {
+    for (int i = 0; i < BLOCK; i += 8) _mm256_storeu_ps(to + i, widen(bits + i, type == TYPE_F16 ? F16 : BF16));
+}
+
+ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, int64_t m0, const int M,
+                           const enum Format format, __m256 sum[FEW_ROWS]) {
+    const float *x = in->floats + (b * in->m + m0) * 16;
+    __m256 low = widen(w, format), high = widen(w + 8, format);
+    UNROLL for (int m = 0; m < M; m++) {
+        sum[m] = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + m * 16), sum[m]);
+        sum[m] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + m * 16 + 8), sum[m]);
+    }
+}
+
+ISA INLINE void float_few(const Job *job, int64_t row, int64_t m0, const int M, const enum Format format) {
+    const Input *in = job->input;
+    const uint16_t *w = (const uint16_t *)(job->weights + row * job->row_bytes);
+    int64_t b = 0;
+    __m256 even[FEW_ROWS], odd[FEW_ROWS];
+    UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm256_setzero_ps();
+    for (; (b + 2) * 16 <= in->columns; b += 2) {
+        _mm_prefetch((const char *)(w + b * 16) + AHEAD, _MM_HINT_T0);
+        float_step(in, w + b * 16, b, m0, M, format, even);
+        float_step(in, w + b * 16 + 16, b + 1, m0, M, format, odd);
+    }
+    for (; b * 16 < in->columns; b++) {
+        uint16_t last[16] = {0};
+        int64_t left = in->columns - b * 16;
+        memcpy(last, w + b * 16, (size_t)(left < 16 ? left : 16) * 2);
+        float_step(in, last, b, m0, M, format, even);
+    }
+    UNROLL for (int m = 0; m < M; m++) put(job, m0 + m, row, add_lanes(_mm256_add_ps(even[m], odd[m])));
+}
+
+ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+    (void)unused;
+    float_few(job, row, m0, M, BF16);
+}
+
+ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+    (void)unused;
+    float_few(job, row, m0, M, F16);
+}
+
+/* All rows [begin, end): some rows of weights at a time, so that they stay in the cache for all rows of input. */
+#define FEW_CASE(kernel, M) \
+    case M: for (int64_t r = row; r < stop; r++) kernel(job, r, m0, M, shift); break;
+#define FEW(name, kernel)                                                                             \
+    ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {                \
+        (void)panel;                                                                                  \
+        for (int64_t row = begin; row < end; row += ROWS_IN_CACHE) {                                  \
+            int64_t stop = row + ROWS_IN_CACHE < end ? row + ROWS_IN_CACHE : end;                     \
+            for (int64_t m0 = 0; m0 < job->input->m; m0 += FEW_ROWS) {                                \
+                int64_t left = job->input->m - m0;                                                    \
+                float shift[FEW_ROWS];                                                                \
+                int8_shifts(job->input, m0, shift);                                                   \
+                switch (left < FEW_ROWS ? left : FEW_ROWS) {                                          \
+                    FEW_CASE(kernel, 1) FEW_CASE(kernel, 2) FEW_CASE(kernel, 3) FEW_CASE(kernel, 4)   \
+                    FEW_CASE(kernel, 5) FEW_CASE(kernel, 6) FEW_CASE(kernel, 7) FEW_CASE(kernel, 8)   \
+                }                                                                                     \
+            }                                                                                         \
+        }                                                                                             \
+    }
+FEW(int8_rows, int8_few)
+FEW(int4_rows, int4_few)
+FEW(bf16_rows, bf16_few)
+FEW(f16_rows, f16_few)
+
+const Kernels *KERNELS(void) {
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block};
+    return &kernels;
+}

@@ -1,0 +1,422 @@
+/* Kernels for AVX-512 with VNNI. Few rows of input: every row of weights is read once, in order, and multiplied with all
+ * of them (the memory's rate decides). More rows: 32 rows of weights are repacked into a panel that stays in the cache,
+ * four columns of sixteen rows to a register, and used for all rows of input (the multipliers decide). */
+#include "kernels.h"
+
+#if defined(HETEGEN_X86)
+#include "avx512.h"
+
+/* ---- input ---- */
+
+/* Sixteen weights as floats; `valid` of them are there. */
+AVX512 INLINE __m512 widen(const uint16_t *w, __mmask16 valid, const enum Format format) {
+    __m256i bits = _mm256_maskz_loadu_epi16(valid, w);
+    if (format == F16) return _mm512_cvtph_ps(bits);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+AVX512 static void widen_block(const uint16_t *bits, int type, float *to) {
+    for (int i = 0; i < BLOCK; i += 16)
+        _mm512_storeu_ps(to + i, widen(bits + i, 0xffff, type == TYPE_F16 ? F16 : BF16));
+}
+
+AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums) {
+    for (int h = 0; h < 2; h++, x += GROUP, q += GROUP) {
+        __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+        __m512 rest = _mm512_add_ps(_mm512_sub_ps(a, a), _mm512_sub_ps(b, b)); /* NaN where NaN or infinite */
+        float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+        int broken = _mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q) != 0;
+        __m512 factor = _mm512_set1_ps(!broken && top > SMALLEST ? 127.0f / top : 0.0f);
+        __m128i low = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, factor)));
+        __m128i high = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, factor)));
+        __m256i both = broken ? _mm256_set1_epi8(1) : _mm256_set_m128i(high, low);
+        __m256i four = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), both);
+        _mm256_storeu_si256((__m256i *)q, both);
+        scales[h] = broken ? NAN : top > SMALLEST ? top / 127.0f : 0.0f;
+        sums[h] = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(four));
+    }
+}
+
+/* ---- few rows of input ---- */
+
+/* Bytes that are asked of the memory ahead of use; one row after the other is one stream, which prefetches best. */
+enum { AHEAD = 8192 };
+
+/* One row after the other is one stream, which the memory serves best; with several rows of input, two rows of weights
+ * share each load of the input. */
+AVX512 INLINE void ask_ahead(const uint8_t *at, int64_t row_bytes, const int R) {
+    int64_t next = R > 1 && R * row_bytes > AHEAD ? R * row_bytes : AHEAD;
+    _mm_prefetch((const char *)at + next, _MM_HINT_T0);
+}
+
+/* The sums over the lanes of R x M registers, at [r * M + m]. */
+AVX512 INLINE void add_lanes(__m512 sum[2][FEW_ROWS], const int R, const int M, float out[2 * FEW_ROWS]) {
+    if (M < 4) {
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++)
+            out[r * M + m] = _mm512_reduce_add_ps(sum[r][m]);
+        return;
+    }
+    __m512 all[16];
+    UNROLL for (int i = 0; i < 16; i++) all[i] = i < R * M ? sum[i / M][i % M] : _mm512_setzero_ps();
+    _mm512_storeu_ps(out, add_across(all));
+}
+
+/* Weights are shifted to unsigned bytes for the multiplier; what that adds is taken back at the end of the row. */
+AVX512 INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *shift) {
+    const Input *in = job->input;
+    const uint8_t *w = job->weights + row * job->row_bytes;
+    __m512 sum[2][FEW_ROWS];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = _mm512_setzero_ps();
+    const int8_t *x = in->q + m0 * BLOCK;
+    const float *lanes = in->lanes + m0 * 16;
+    for (int64_t b = 0; b < job->row_bytes / BLOCK; b++, x += in->m * BLOCK, lanes += in->m * 16) {
+        __m512i wide[2];
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *at = w + r * job->row_bytes + b * BLOCK;
+            ask_ahead(at, job->row_bytes, R);
+            wide[r] = _mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8((char)0x80));
+        }
+        UNROLL for (int m = 0; m < M; m++) {
+            __m512i four = _mm512_loadu_si512(x + m * BLOCK);
+            __m512 scale = _mm512_loadu_ps(lanes + m * 16);
+            UNROLL for (int r = 0; r < R; r++) {
+                __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), wide[r], four);
+                sum[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[r][m]);
+            }
+        }
+    }
+    float total[2 * FEW_ROWS];
+    add_lanes(sum, R, M, total);
+    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++)
+        put(job, m0 + m, row + r, (total[r * M + m] - shift[m]) * ((const float *)job->scales)[row + r]);
+}
+
+/* Takes back what the shift of a row's values by 8 added: 8 x scale x offset, over the groups (a multiple of four). */
+AVX512 INLINE __m512 less_shift(__m512 sum, const uint16_t *scales, const float *offsets, int64_t groups) {
+    const __m512 eight = _mm512_set1_ps(-8);
+    for (int64_t g = 0; g < groups; g += 16) {
+        __mmask16 valid = groups - g >= 16 ? 0xffff : (__mmask16)((1u << (groups - g)) - 1);
+        __m512 scale = widen(scales + g, valid, BF16);
+        sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, eight), _mm512_maskz_loadu_ps(valid, offsets + g), sum);
+    }
+    return sum;
+}
+
+AVX512 INLINE void int4_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
+    const Input *in = job->input;
+    const uint8_t *w = job->weights + row * job->row_bytes;
+    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
+    const __m512i nibble = _mm512_set1_epi8(15);
+    /* A bfloat16 scale in the upper half of a lane is that scale as a float: eight lanes of one, eight of the next. */
+    const __m512i first = _mm512_inserti64x4(_mm512_set1_epi32(0x01008080), _mm256_set1_epi32(0x03028080), 1);
+    const __m512i second = _mm512_inserti64x4(_mm512_set1_epi32(0x05048080), _mm256_set1_epi32(0x07068080), 1);
+    __m512 sum[2][2][FEW_ROWS]; /* by half, where registers suffice: one chain of sums would be too slow */
+    const int odd = R * M <= 4;
+    (void)unused;
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++)
+        sum[0][r][m] = sum[1][r][m] = _mm512_setzero_ps();
+    const int8_t *x = in->q + m0 * BLOCK;
+    const float *lanes = in->lanes + m0 * 16;
+    int64_t step = in->m * BLOCK;
+    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
+        __m512i w4[2][2];
+        __m512 scale[2][2];
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *at = w + r * job->row_bytes + b * 64;
+            int64_t four;
+            memcpy(&four, s + r * job->scale_stride + b * 4, 8);
+            ask_ahead(at, job->row_bytes, R);
+            if (b % 8 == 0) _mm_prefetch((const char *)(s + r * job->scale_stride + b * 4) + AHEAD / 8, _MM_HINT_T0);
+            __m512i both = _mm512_loadu_si512(at), scales = _mm512_set1_epi64(four);
+            w4[r][0] = _mm512_and_si512(both, nibble);
+            w4[r][1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            scale[r][0] = _mm512_castsi512_ps(_mm512_shuffle_epi8(scales, first));
+            scale[r][1] = _mm512_castsi512_ps(_mm512_shuffle_epi8(scales, second));
+        }
+        UNROLL for (int h = 0; h < 2; h++, x += step, lanes += step / 4) {
+            UNROLL for (int m = 0; m < M; m++) {
+                __m512i own = _mm512_loadu_si512(x + m * BLOCK);
+                __m512 by_lane = _mm512_loadu_ps(lanes + m * 16);
+                UNROLL for (int r = 0; r < R; r++) {
+                    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w4[r][h], own);
+                    __m512 *to = &sum[odd ? h : 0][r][m], by = _mm512_mul_ps(scale[r][h], by_lane);
+                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, *to);
+                }
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) {
+        const float *offsets = in->offsets + (m0 + m) * in->blocks * 2;
+        __m512 both = odd ? _mm512_add_ps(sum[0][r][m], sum[1][r][m]) : sum[0][r][m];
+        sum[0][r][m] = less_shift(both, s + r * job->scale_stride, offsets, job->row_bytes / 16);
+    }
+    float total[2 * FEW_ROWS];
+    add_lanes(sum[0], R, M, total);
+    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++) put(job, m0 + m, row + r, total[r * M + m]);
+}
+
+AVX512 INLINE void float_step(const Job *job, int64_t row, int64_t m0, int64_t b, __mmask16 valid, const int R, const int M,
+                           const enum Format format, __m512 sum[2][FEW_ROWS]) {
+    const Input *in = job->input;
+    const float *x = in->floats + (b * in->m + m0) * 16;
+    __m512 w[2];
+    UNROLL for (int r = 0; r < R; r++) {
+        const uint8_t *at = job->weights + (row + r) * job->row_bytes + b * 32;
+        if (b % 2 == 0) ask_ahead(at, job->row_bytes, R);
+        w[r] = widen((const uint16_t *)at, valid, format);
+    }
+    UNROLL for (int m = 0; m < M; m++) {
+        __m512 own = _mm512_loadu_ps(x + m * 16);
+        UNROLL for (int r = 0; r < R; r++) sum[r][m] = _mm512_fmadd_ps(w[r], own, sum[r][m]);
+    }
+}
+
+AVX512 INLINE void float_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const enum Format format) {
+    int64_t columns = job->input->columns, b = 0;
+    __m512 even[2][FEW_ROWS], odd[2][FEW_ROWS];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) even[r][m] = odd[r][m] = _mm512_setzero_ps();
+    for (; (b + 2) * 16 <= columns; b += 2) {
+        float_step(job, row, m0, b, 0xffff, R, M, format, even);
+        float_step(job, row, m0, b + 1, 0xffff, R, M, format, R * M > 4 ? even : odd);
+    }
+    for (; b * 16 < columns; b++) {
+        int64_t left = columns - b * 16;
+        float_step(job, row, m0, b, left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1), R, M, format, even);
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++)
+        if (R * M <= 4) even[r][m] = _mm512_add_ps(even[r][m], odd[r][m]);
+    float total[2 * FEW_ROWS];
+    add_lanes(even, R, M, total);
+    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++) put(job, m0 + m, row + r, total[r * M + m]);
+}
+
+AVX512 INLINE void bf16_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
+    (void)unused;
+    float_few(job, row, m0, R, M, BF16);
+}
+
+AVX512 INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
+    (void)unused;
+    float_few(job, row, m0, R, M, F16);
+}
+
+/* All rows [begin, end), with at most FEW_ROWS rows of input at a time. */
+#define FEW_CASE(kernel, M, R)                                                                              \
+    case M:                                                                                                 \
+        for (; row + R <= end; row += R) kernel(job, row, m0, R, M, shift);                                 \
+        for (; row < end; row++) kernel(job, row, m0, 1, M, shift);                                         \
+        break;
+#define FEW(name, kernel)                                                                                   \
+    AVX512 static void name(const Job *job, int64_t begin, int64_t end) {                                      \
+        for (int64_t m0 = 0; m0 < job->input->m; m0 += FEW_ROWS) {                                          \
+            int64_t row = begin, left = job->input->m - m0;                                                 \
+            float shift[FEW_ROWS];                                                                          \
+            int8_shifts(job->input, m0, shift);                                                             \
+            switch (left < FEW_ROWS ? left : FEW_ROWS) {                                                    \
+                FEW_CASE(kernel, 1, 1) FEW_CASE(kernel, 2, 1) FEW_CASE(kernel, 3, 1)                        \
+                FEW_CASE(kernel, 4, 2) FEW_CASE(kernel, 5, 2) FEW_CASE(kernel, 6, 2)                        \
+                FEW_CASE(kernel, 7, 2) FEW_CASE(kernel, 8, 2)                                               \
+            }                                                                                               \
+        }                                                                                                   \
+    }
+FEW(int8_rows_few, int8_few)
+FEW(int4_rows_few, int4_few)
+FEW(bf16_rows_few, bf16_few)
+FEW(f16_rows_few, f16_few)
+
+/* ---- more rows of input: panels ---- */
+
+enum { TILE = 8 };
+
+/* Registers r[i] = 16 dwords of row i become r[i] = dword i of 16 rows. */
+AVX512 INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+/* The same place one panel further: the processor does not foresee so many rows at once by itself. */
+AVX512 INLINE void prefetch_panel(const Job *job, int64_t row, int64_t b) {
+    _mm_prefetch((const char *)job->weights + (row + PANEL) * job->row_bytes + b * 64, _MM_HINT_T1);
+}
+
+/* Panel layout: [blocks][16 runs of four columns][PANEL rows][4]. Rows past the end repeat the last one. */
+AVX512 static void pack_int8(const Job *job, int64_t row, int64_t last, uint8_t *panel) {
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    for (int64_t b = 0; b < job->row_bytes / BLOCK; b++)
+        for (int half = 0; half < PANEL; half += 16) {
+            __m512i r[16];
+            UNROLL for (int i = 0; i < 16; i++) {
+                int64_t from = row + half + i < last ? row + half + i : last - 1;
+                prefetch_panel(job, from, b);
+                r[i] = _mm512_xor_si512(_mm512_loadu_si512(job->weights + from * job->row_bytes + b * BLOCK), flip);
+            }
+            transpose(r);
+            UNROLL for (int i = 0; i < 16; i++)
+                _mm512_store_si512(panel + ((b * 16 + i) * PANEL + half) * 4, r[i]);
+        }
+}
+
+AVX512 static void pack_int4(const Job *job, int64_t row, int64_t last, uint8_t *panel) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (int64_t b = 0; b < job->row_bytes / 64; b++)
+        for (int half = 0; half < PANEL; half += 16) {
+            __m512i r[16];
+            UNROLL for (int i = 0; i < 16; i++) {
+                int64_t from = row + half + i < last ? row + half + i : last - 1;
+                prefetch_panel(job, from, b);
+                r[i] = _mm512_loadu_si512(job->weights + from * job->row_bytes + b * 64);
+            }
+            transpose(r);
+            UNROLL for (int i = 0; i < 16; i++) {
+                uint8_t *at = panel + ((b * 32 + i) * PANEL + half) * 4;
+                _mm512_store_si512(at, _mm512_and_si512(r[i], nibble));
+                _mm512_store_si512(at + 16 * PANEL * 4, _mm512_and_si512(_mm512_srli_epi16(r[i], 4), nibble));
+            }
+        }
+}
+
+/* Scales of a panel as floats: [groups][PANEL]. */
+AVX512 static void pack_scales(const Job *job, int64_t row, int64_t last, float *out) {
+    for (int i = 0; i < PANEL; i++) {
+        const uint16_t *s = (const uint16_t *)job->scales + (row + i < last ? row + i : last - 1) * job->scale_stride;
+        for (int64_t g = 0; g < job->scale_stride; g++) out[g * PANEL + i] = bf16_to_float(s[g]);
+    }
+}
+
+/* M rows of input x one panel into sum[M][PANEL]; `scales` NULL = none by group; `zero` is what the panel's values are
+ * shifted by. The sums live in memory: in registers they would drive out the dot products. */
+AVX512 INLINE void tile(const Input *in, int64_t groups, const uint8_t *panel, const float *scales, int64_t m0, const int M,
+                     const int zero, float *sum) {
+    memset(sum, 0, sizeof(float) * PANEL * M);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = (g / 2) * in->m + m0;
+        const int8_t *x = in->q + at * BLOCK + g % 2 * GROUP;
+        const int32_t *sums = in->sums + at * 2 + g % 2;
+        const float *xs = in->scales + at * 2 + g % 2;
+        const uint8_t *w = panel + g * GROUP * PANEL;
+        __m512i dot[TILE][2];
+        UNROLL for (int m = 0; m < M; m++) dot[m][0] = dot[m][1] = _mm512_set1_epi32(-zero * sums[m * 2]);
+        UNROLL for (int i = 0; i < 8; i++) {
+            __m512i w0 = _mm512_load_si512(w + i * PANEL * 4), w1 = _mm512_load_si512(w + i * PANEL * 4 + 64);
+            UNROLL for (int m = 0; m < M; m++) {
+                int32_t four;
+                memcpy(&four, x + m * BLOCK + i * 4, 4);
+                __m512i xb = _mm512_set1_epi32(four);
+                dot[m][0] = _mm512_dpbusd_epi32(dot[m][0], w0, xb);
+                dot[m][1] = _mm512_dpbusd_epi32(dot[m][1], w1, xb);
+            }
+        }
+        UNROLL for (int m = 0; m < M; m++) {
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m512 scale = _mm512_set1_ps(xs[m * 2]);
+                float *to = sum + m * PANEL + h * 16;
+                if (scales) scale = _mm512_mul_ps(scale, _mm512_load_ps(scales + g * PANEL + h * 16));
+                _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m][h]), scale, _mm512_load_ps(to)));
+            }
+        }
+    }
+}
+
+/* Rounded to the nearest even; what is not a number stays so. */
+AVX512 INLINE __m256i narrow_bf16(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __mmask16 broken = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, broken, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+AVX512 INLINE void put_sixteen(const Job *job, int64_t m, int64_t row, int64_t end, __m512 value) {
+    int64_t at = m * job->out_stride + row - job->first;
+    __mmask16 valid = end - row >= 16 ? 0xffff : end <= row ? 0 : (__mmask16)((1u << (end - row)) - 1);
+    if (job->out_type == TYPE_F32) _mm512_mask_storeu_ps((float *)job->out + at, valid, value);
+    else if (job->out_type == TYPE_BF16) _mm256_mask_storeu_epi16((uint16_t *)job->out + at, valid, narrow_bf16(value));
+    else _mm256_mask_storeu_epi16((uint16_t *)job->out + at, valid, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#define TILED(name, scales_at, zero, width)                                                                  \
+    AVX512 static void name(const Job *job, int64_t row, int64_t end, const uint8_t *panel, const float *scales) {  \
+        _Alignas(64) float sum[TILE * PANEL];                                                                    \
+        int64_t m0 = 0, m = job->input->m, groups = job->row_bytes / (width);                                    \
+        for (; m0 + TILE <= m; m0 += TILE) {                                                                     \
+            tile(job->input, groups, panel, scales_at, m0, TILE, zero, sum);                                     \
+            put_tile(job, row, end, m0, TILE, sum, scales_at ? NULL : scales);                                   \
+        }                                                                                                        \
+        for (; m0 + 4 <= m; m0 += 4) {                                                                           \
+            tile(job->input, groups, panel, scales_at, m0, 4, zero, sum);                                        \
+            put_tile(job, row, end, m0, 4, sum, scales_at ? NULL : scales);                                      \
+        }                                                                                                        \
+        for (; m0 < m; m0++) {                                                                                   \
+            tile(job->input, groups, panel, scales_at, m0, 1, zero, sum);                                        \
+            put_tile(job, row, end, m0, 1, sum, scales_at ? NULL : scales);                                      \
+        }                                                                                                        \
+    }
+AVX512 static void put_tile(const Job *job, int64_t row, int64_t end, int64_t m0, int count, const float *sum,
+                         const float *scales) {
+    for (int m = 0; m < count; m++)
+        for (int h = 0; h < PANEL; h += 16) {
+            __m512 value = _mm512_load_ps(sum + m * PANEL + h);
+            if (scales) value = _mm512_mul_ps(value, _mm512_loadu_ps(scales + h));
+            put_sixteen(job, m0 + m, row + h, end, value);
+        }
+}
+
+TILED(int8_tiles, NULL, 128, GROUP)
+TILED(int4_tiles, scales, 8, GROUP / 2)
+
+AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    if (job->input->m <= FEW_ROWS) { int8_rows_few(job, begin, end); return; }
+    float scales[PANEL];
+    for (int64_t row = begin; row < end; row += PANEL) {
+        for (int i = 0; i < PANEL; i++) scales[i] = ((const float *)job->scales)[row + i < end ? row + i : end - 1];
+        pack_int8(job, row, end, panel);
+        int8_tiles(job, row, end, panel, scales);
+    }
+}
+
+AVX512 static void int4_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    if (job->input->m <= FEW_ROWS) { int4_rows_few(job, begin, end); return; }
+    float *scales = (float *)(panel + job->row_bytes * 2 * PANEL);
+    for (int64_t row = begin; row < end; row += PANEL) {
+        pack_int4(job, row, end, panel);
+        pack_scales(job, row, end, scales);
+        int4_tiles(job, row, end, panel, scales);
+    }
+}
+
+static void bf16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    (void)panel;
+    bf16_rows_few(job, begin, end);
+}
+
+static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    (void)panel;
+    f16_rows_few(job, begin, end);
+}
+
+const Kernels *kernels_avx512(void) {
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block};
+    return &kernels;
+}
+
+#else
+const Kernels *kernels_avx512(void) { return NULL; }
+#endif

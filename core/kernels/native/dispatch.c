@@ -1,0 +1,224 @@
+/* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
+#include "crew.h"
+#include "kernels.h"
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+enum Isa { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_NEON = 4 };
+
+static const Kernels *kernels_of(int isa) {
+    switch (isa) {
+        case ISA_AVX2: return kernels_avx2();
+        case ISA_AVXVNNI: return kernels_avxvnni();
+        case ISA_AVX512: return kernels_avx512();
+        case ISA_NEON: return kernels_neon();
+        default: return NULL;
+    }
+}
+
+#if defined(HETEGEN_X86) && !defined(_MSC_VER)
+static int supported(int isa) {
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    switch (isa) {
+        case ISA_AVX2: return avx2;
+        case ISA_AVXVNNI: return avx2 && __builtin_cpu_supports("avxvnni");
+        case ISA_AVX512:
+            return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vnni");
+        default: return 0;
+    }
+}
+#elif defined(HETEGEN_X86)
+static int supported(int isa) {
+    int basic[4], wide[4], more[4];
+    __cpuid(basic, 1);
+    if (!(basic[2] >> 27 & 1)) return 0; /* the system does not save the wide registers */
+    unsigned long long saved = _xgetbv(0);
+    __cpuidex(wide, 7, 0);
+    __cpuidex(more, 7, 1);
+    int avx2 = (saved & 6) == 6 && (basic[2] >> 12 & 1) && (basic[2] >> 29 & 1) && (wide[1] >> 5 & 1);
+    switch (isa) {
+        case ISA_AVX2: return avx2;
+        case ISA_AVXVNNI: return avx2 && (more[0] >> 4 & 1);
+        case ISA_AVX512:
+            return avx2 && (saved & 0xe6) == 0xe6 && (wide[1] >> 16 & 1) && (wide[1] >> 17 & 1) &&
+                   (wide[1] >> 30 & 1) && (wide[1] >> 31 & 1) && (wide[2] >> 11 & 1);
+        default: return 0;
+    }
+}
+#elif defined(HETEGEN_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+static int supported(int isa) { return isa == ISA_NEON && (getauxval(AT_HWCAP) >> 20 & 1); } /* dot products */
+#elif defined(HETEGEN_ARM) && defined(_MSC_VER)
+#include <windows.h>
+static int supported(int isa) { return isa == ISA_NEON && IsProcessorFeaturePresent(43); } /* dot products */
+#else
+static int supported(int isa) { return isa == ISA_NEON; }
+#endif
+
+/* Changes with any change of these calls: a library left over from an older build is then not used. */
+EXPORT int hetegen_version(void) { return 3; }
+
+EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
+
+/* ---- sharing rows among threads ---- */
+
+/* Chunks taken in turn: a core that others use, or an efficiency core, takes fewer. With few rows of input they are
+ * larger, because the memory's rate drops where one begins. */
+static int64_t chunk_rows(int64_t rows, int64_t m, int threads) {
+    int64_t chunk = rows / (threads * (m <= FEW_ROWS ? 3 : 32));
+    chunk -= chunk % PANEL;
+    return chunk < PANEL ? PANEL : chunk > 1024 ? 1024 : chunk;
+}
+
+/* Weights that are multiplied with one input, one after the other; the whole run of rows is shared among threads. */
+typedef struct {
+    Job job;
+    int64_t begin, end;
+} Part;
+
+typedef struct {
+    RowsKernel kernel;
+    Part *parts;
+    int64_t count, step, panel_bytes;
+} Share;
+
+static int64_t chunks_of(const Share *s, const Part *part) { return (part->end - part->begin + s->step - 1) / s->step; }
+
+static void run_chunk(const void *share, int64_t chunk, int64_t thread) {
+    const Share *s = share;
+    const Part *part = s->parts;
+    for (int64_t own; chunk >= (own = chunks_of(s, part)); part++) chunk -= own;
+    int64_t row = part->begin + chunk * s->step, stop = row + s->step < part->end ? row + s->step : part->end;
+    s->kernel(&part->job, row, stop, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
+}
+
+static void run(Share *share, int64_t m, int threads) {
+    int64_t rows = 0, chunks = 0;
+    for (int64_t i = 0; i < share->count; i++) rows += share->parts[i].end - share->parts[i].begin;
+    share->step = threads > 1 ? chunk_rows(rows, m, threads) : rows;
+    if (rows <= 0) return;
+    for (int64_t i = 0; i < share->count; i++) chunks += chunks_of(share, share->parts + i);
+    crew_run(run_chunk, share, chunks, threads);
+}
+
+/* ---- input buffers ---- */
+
+static int64_t even_blocks(int64_t columns) { return (columns + 2 * BLOCK - 1) / (2 * BLOCK) * 2; }
+
+static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int quantized, Input *in) {
+    int64_t cells = even_blocks(columns) * m;
+    memset(in, 0, sizeof *in);
+    in->m = m;
+    in->columns = columns;
+    in->blocks = even_blocks(columns);
+    if (!quantized) {
+        in->floats = (const float *)buffer;
+        return;
+    }
+    in->q = (const int8_t *)buffer;
+    in->lanes = m <= FEW_ROWS ? (const float *)(buffer + cells * BLOCK) : NULL;
+    buffer += cells * BLOCK * (m <= FEW_ROWS ? 2 : 1);
+    in->scales = (const float *)buffer;
+    in->sums = (const int32_t *)(buffer + cells * 8);
+    in->offsets = (const float *)(buffer + cells * 16);
+}
+
+/* Bytes of the buffer that hetegen_prepare fills. */
+EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int quantized) {
+    int64_t cells = even_blocks(columns) * m;
+    if (!quantized) return cells * BLOCK * (int64_t)sizeof(float);
+    return cells * (BLOCK * (m <= FEW_ROWS ? 2 : 1) + 24);
+}
+
+/* 64 columns of a row from column `start` on, zeros past the end. */
+static void load_block(const Kernels *kernels, const void *x, int type, int64_t row_start, int64_t start,
+                       int64_t columns, float *wide) {
+    int64_t count = columns - start < BLOCK ? columns - start : BLOCK;
+    const uint16_t *bits = (const uint16_t *)x + row_start + start;
+    if (count < BLOCK) memset(wide, 0, BLOCK * sizeof(float));
+    if (count <= 0) return;
+    if (type == TYPE_F32) memcpy(wide, (const float *)x + row_start + start, (size_t)count * sizeof(float));
+    else if (count == BLOCK) kernels->widen(bits, type, wide);
+    else if (type == TYPE_BF16) for (int64_t i = 0; i < count; i++) wide[i] = bf16_to_float(bits[i]);
+    else for (int64_t i = 0; i < count; i++) wide[i] = f16_to_float(bits[i]);
+}
+
+static void quantize_block(QuantizeKernel quantize, const float *wide, const Input *in, int64_t block, int64_t row) {
+    int64_t at = block * in->m + row;
+    float *scales = (float *)in->scales + at * 2;
+    int32_t *sums = (int32_t *)in->sums + at * 2;
+    quantize(wide, (int8_t *)in->q + at * BLOCK, scales, sums);
+    for (int h = 0; h < 2; h++) ((float *)in->offsets)[row * in->blocks * 2 + block * 2 + h] = scales[h] * (float)sums[h];
+    if (!in->lanes) return;
+    for (int i = 0; i < 16; i++) ((float *)in->lanes)[at * 16 + i] = scales[i / 8];
+}
+
+static void prepare_row(const Kernels *kernels, const void *x, int type, int64_t stride, int64_t row, const Input *in) {
+    float wide[BLOCK];
+    for (int64_t b = 0; b < in->blocks; b++) {
+        load_block(kernels, x, type, row * stride, b * BLOCK, in->columns, wide);
+        if (in->q) quantize_block(kernels->quantize, wide, in, b, row);
+        else
+            for (int i = 0; i < 4; i++)
+                memcpy((float *)in->floats + ((b * 4 + i) * in->m + row) * 16, wide + i * 16, 64);
+    }
+}
+
+typedef struct {
+    const Kernels *kernels;
+    const void *x;
+    int type;
+    int64_t stride;
+    const Input *in;
+} Preparation;
+
+static void prepare_task(const void *context, int64_t row, int64_t thread) {
+    const Preparation *p = context;
+    (void)thread;
+    prepare_row(p->kernels, p->x, p->type, p->stride, row, p->in);
+}
+
+/* x: [m][stride] of `type`; buffer: hetegen_input_bytes. */
+EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t columns, int64_t stride, void *buffer,
+                            int quantized, int threads) {
+    Input in;
+    lay_out((uint8_t *)buffer, m, columns, quantized, &in);
+    Preparation preparation = {kernels_of(isa), x, type, stride, &in};
+    crew_run(prepare_task, &preparation, m, m > FEW_ROWS ? threads : 1);
+}
+
+/* ---- matmul ---- */
+
+/* Bytes of one thread's panel for weights of `columns` columns. */
+EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
+    return even_blocks(columns) * PANEL * (BLOCK + 2 * (int64_t)sizeof(float));
+}
+
+enum { MOST_PARTS = 16, PART_FIELDS = 7 };
+
+/* For each part: out[m][end - begin] = input x weights[begin:end]'. The fields of a part are the addresses and numbers
+ * weights, row bytes, scales, scales a row, out, begin, end. `input` is a buffer of hetegen_prepare, quantised for int8
+ * and int4; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
+                           int64_t columns, int out_type, void *scratch, int threads) {
+    Input in;
+    Part parts[MOST_PARTS];
+    Share share = {kernels_of(isa)->rows[format], parts, count, 0, hetegen_panel_bytes(columns)};
+    lay_out((uint8_t *)input, m, columns, format == INT8 || format == INT4, &in);
+    for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
+        int64_t begin = fields[5], end = fields[6];
+        Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], &in,
+                   (void *)(intptr_t)fields[4], end - begin, begin, (enum Type)out_type, (uint8_t *)scratch};
+        Part part = {job, begin, end};
+        parts[i] = part;
+    }
+    run(&share, m, threads);
+}

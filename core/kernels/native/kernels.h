@@ -1,0 +1,146 @@
+/* What the kernels of every instruction set share: the quantised input, one job, and the table of kernels.
+ *
+ * Weights lie row by row (one row = one output feature), so any range of rows is a valid weight by itself:
+ *   int8   signed bytes, columns padded with zeros to a multiple of 64; one float scale a row
+ *   int4   two weights a byte, value + 8, columns padded to a multiple of 128: byte i of each run of 64 bytes holds
+ *          column i (low half) and column 64 + i (high half); one bfloat16 scale for 32 columns
+ *   bf16, f16   as stored
+ * Inputs are cut into blocks of 64 columns, each half block (32) with a scale of its own, so that a channel far
+ * larger than the rest costs precision in its own 32 columns only. */
+#ifndef HETEGEN_KERNELS_H
+#define HETEGEN_KERNELS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define INLINE static inline __attribute__((always_inline, unused))
+#define TARGET(isa) __attribute__((target(isa)))
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define INLINE static __forceinline
+#define TARGET(isa)
+#define UNROLL
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define HETEGEN_X86 1
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define HETEGEN_ARM 1
+#endif
+
+enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8 };
+enum Format { INT8 = 0, INT4 = 1, BF16 = 2, F16 = 3, FORMATS = 4 };
+enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };
+
+/* The input of a matmul: m rows, quantised (int8, int4) or as floats (bf16, f16). Values that are used together lie
+ * together. */
+typedef struct {
+    int64_t m, columns, blocks; /* blocks is even: the last one may be padding */
+    const int8_t *q;            /* [blocks][m][64] */
+    const float *scales;        /* [blocks][m][2] */
+    const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
+    const float *lanes;         /* [blocks][m][16]: eight times each scale; NULL where m > FEW_ROWS */
+    const float *offsets;       /* [m][blocks * 2]: scale x sum */
+    const float *floats;        /* [blocks * 4][m][16] */
+} Input;
+
+typedef struct {
+    const uint8_t *weights;
+    int64_t row_bytes;
+    const void *scales;
+    int64_t scale_stride; /* scales from one row to the next */
+    const Input *input;
+    void *out; /* [m][out_stride]; column 0 belongs to row `first` */
+    int64_t out_stride, first;
+    enum Type out_type;
+    uint8_t *scratch; /* one panel for each thread, where m > FEW_ROWS or the format asks */
+} Job;
+
+typedef void (*RowsKernel)(const Job *job, int64_t begin, int64_t end, uint8_t *panel);
+/* One block of 64 columns of one row of input; scales[2], sums[2]. */
+typedef void (*QuantizeKernel)(const float *x, int8_t *q, float *scales, int32_t *sums);
+
+/* 64 numbers of bf16 or f16 as floats. */
+typedef void (*WidenKernel)(const uint16_t *bits, int type, float *to);
+
+typedef struct {
+    RowsKernel rows[FORMATS]; /* NULL = not made for this instruction set */
+    QuantizeKernel quantize;
+    WidenKernel widen;
+} Kernels;
+
+const Kernels *kernels_avx512(void);
+const Kernels *kernels_avxvnni(void);
+const Kernels *kernels_avx2(void);
+const Kernels *kernels_neon(void);
+
+/* Below this an input is taken for zero: 127 / x would overflow. */
+#define SMALLEST 1e-30f
+
+INLINE float bf16_to_float(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+INLINE uint16_t float_to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* Round to nearest even, subnormals and overflow included. */
+INLINE uint16_t float_to_f16(float value) {
+    uint32_t bits, sign;
+    float scaled;
+    memcpy(&bits, &value, 4);
+    sign = (bits >> 16) & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (bits >= 0x47800000) return (uint16_t)(sign | 0x7c00);
+    if (bits < 0x38800000) {
+        memcpy(&scaled, &bits, 4);
+        scaled += 0.5f; /* the half's subnormals are multiples of 2^-24, as are floats in [0.5, 1) */
+        memcpy(&bits, &scaled, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    bits += 0xfff + ((bits >> 13) & 1) - 0x38000000;
+    return (uint16_t)(sign | (bits >> 13));
+}
+
+INLINE float f16_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff, bits;
+    float value;
+    if (rest >= 0x7c00) bits = sign | 0x7f800000 | ((rest & 0x3ff) << 13);
+    else if (rest >= 0x400) bits = sign | ((rest << 13) + 0x38000000);
+    else {
+        value = (float)rest * 5.9604644775390625e-8f;
+        memcpy(&bits, &value, 4);
+        bits |= sign;
+    }
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* What shifting int8 weights by 128 adds for each of the (at most FEW_ROWS) rows of input from m0 on. */
+INLINE void int8_shifts(const Input *in, int64_t m0, float *shift) {
+    for (int64_t m = 0; m < FEW_ROWS && m0 + m < in->m && in->q; m++) {
+        float total = 0;
+        for (int64_t g = 0; g < in->blocks * 2; g++) total += in->offsets[(m0 + m) * in->blocks * 2 + g];
+        shift[m] = 128 * total;
+    }
+}
+
+INLINE void put(const Job *job, int64_t m, int64_t row, float value) {
+    int64_t at = m * job->out_stride + row - job->first;
+    if (job->out_type == TYPE_F32) ((float *)job->out)[at] = value;
+    else if (job->out_type == TYPE_BF16) ((uint16_t *)job->out)[at] = float_to_bf16(value);
+    else ((uint16_t *)job->out)[at] = float_to_f16(value);
+}
+
+#endif
