@@ -1,0 +1,164 @@
+"""The seam to a device that computes beside the CPU: memory, streams, events, copies, and its two failures.
+
+What is launched is only queued; the calling thread goes on. The streamed rows of a linear are computed by
+
+    freed.synchronize()                                  # nothing reads the slot any more
+    device.copy_async(slot, weights, copies)             # on a stream of its own
+    arrived.record(copies)
+    device.wait(arrived)                                 # holds back what is launched from now on, not this thread
+    device.launch(lambda: torch.mm(x, slot.T, out=part), nbytes)
+    device.record(freed)
+    ...the CPU computes its rows on this thread...
+    device.settle()                                      # from here on ordinary torch calls may read `part`
+
+Everything enqueued is done in order within a stream and in any order between streams, unless an event says otherwise.
+Ordinary torch calls on the device's tensors run on the same stream as what is launched, but know nothing of it before
+`settle`: all that reads what streams bring, or may overlap with the CPU, is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.errors import DeviceLost, NotEnoughMemory
+from core.sizes import format_bytes
+
+PINNED = "pinned"
+"""`device` of the NotEnoughMemory that pinning raises."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device: `free` for us now (below 0 where a pool has shrunk under what is used), ours, our most."""
+
+    free: int
+    total: int
+    used: int
+    peak: int
+
+
+class Event(Protocol):
+    """A point in a stream; one that was never recorded counts as reached."""
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Mark the point after everything enqueued in this stream so far (None = what was launched)."""
+
+    def query(self) -> bool:
+        """True if everything before it has been done."""
+
+    def synchronize(self) -> None:
+        """Wait for it on the calling thread. Raises DeviceLost."""
+
+
+class Stream(Protocol):
+    """An ordered queue of copies."""
+
+    def wait(self, event: Event) -> None:
+        """Hold back what is enqueued from now on until `event`; the calling thread goes on."""
+
+    def synchronize(self) -> None:
+        """Wait on the calling thread until all is done. Raises DeviceLost."""
+
+
+class HostCopy(Protocol):
+    """A copy to the host under way."""
+
+    def result(self) -> Tensor:
+        """The host's tensor, waited for. Raises DeviceLost."""
+
+
+class Accelerator(Protocol):
+    """One device; `device` is where its tensors live for torch."""
+
+    name: str
+    simulated: bool
+    device: torch.device
+
+    def memory(self) -> Memory:
+        """Asked freshly. Raises DeviceLost."""
+
+    def limit(self, cap: int | None) -> None:
+        """Never hold more than `cap` bytes from now on (None = as many as are free)."""
+
+    def reset_peak(self) -> None:
+        """Start counting the most used anew."""
+
+    def release_cached(self) -> None:
+        """Give memory back to others that is kept for later but not used."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the device, of any content. Raises NotEnoughMemory with this device's name, DeviceLost."""
+
+    def pinned(self, nbytes: int) -> Tensor:
+        """Page-locked bytes (uint8, exactly `nbytes`) to copy from and to. Raises NotEnoughMemory(device='pinned')."""
+
+    def stream(self) -> Stream:
+        """A new stream for copies."""
+
+    def event(self) -> Event:
+        """A new event, not recorded yet."""
+
+    def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
+        """Enqueue a copy between host and device, both contiguous and of the same bytes. `src` must not change before
+        it is done; from or to memory that is not pinned it may block. Raises DeviceLost."""
+
+    def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
+        """Compute on the device after all that was launched before. `nbytes`: weights read, for simulated time."""
+
+    def wait(self, event: Event) -> None:
+        """Hold back what is launched from now on until `event`; the calling thread goes on."""
+
+    def record(self, event: Event) -> None:
+        """Mark the point after everything launched so far."""
+
+    def settle(self) -> None:
+        """Make what was launched visible to ordinary torch calls on this thread. Raises DeviceLost."""
+
+    def to_host(self, tensor: Tensor) -> HostCopy:
+        """Begin to bring a small result to the host; call it before launching what it need not wait for."""
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A small host tensor on the device, for what is launched or called from now on."""
+
+    def synchronize(self) -> None:
+        """Wait until everything is done. Raises DeviceLost."""
+
+    def close(self) -> None:
+        """Let go of threads and caches; nothing else may be called afterwards."""
+
+
+def out_of_memory(name: str, wanted: int | None = None, free: int | None = None) -> NotEnoughMemory:
+    """The failure of an allocation on a device."""
+    why = (
+        "" if wanted is None or free is None else f"{format_bytes(wanted)} were needed, {format_bytes(free)} are free."
+    )
+    return NotEnoughMemory(
+        "The graphics card has too little free memory.",
+        why,
+        "Close other programs that use the graphics card.",
+        device=name,
+    )
+
+
+def cannot_pin(nbytes: int) -> NotEnoughMemory:
+    """The failure to page-lock memory."""
+    return NotEnoughMemory(
+        f"The system does not let {format_bytes(nbytes)} of memory be locked for fast copies.",
+        "",
+        "Close other programs, or go on with slower copies.",
+        device=PINNED,
+    )
+
+
+def device_lost(name: str) -> DeviceLost:
+    """The failure of everything after a device stopped answering."""
+    return DeviceLost(
+        f"The graphics device {name} stopped answering.",
+        "Its driver was reset, or the computer has been asleep.",
+        "Load the model again to use it.",
+    )

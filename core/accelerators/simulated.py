@@ -1,0 +1,167 @@
+"""A graphics card made of RAM, a clock and threads, to test every placement, budget and overlap without one.
+
+Memory is a capped, accounted pool. The link delivers at a given rate by waiting, off the computing threads; until then
+both ends of each piece of the destination hold NaN, so that computing with what has not arrived shows. What is launched
+is kept until its results are asked for and then done on the asking thread: it has the cores, a second team of threads
+would fight for them. A rate for the device makes it take at least that long, counted from when it could have begun.
+Never chosen by itself, always named simulated.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Event, Memory, Stream, cannot_pin, out_of_memory
+from core.accelerators.host_bytes import host_bytes
+from core.accelerators.queues import CopyQueue, Health, LaunchQueue, SimulatedEvent, Wire, sleep_until
+from core.accelerators.simulation import Simulation
+
+ALIGNMENT = 64
+
+
+class SimulatedAccelerator:
+    """A device in RAM. Tests may `resize` it, let `others` take memory, `lose` it, or set `pin_limit`."""
+
+    simulated = True
+
+    def __init__(self, simulation: Simulation, index: int = 0) -> None:
+        self.name = f"simulated:{index}"
+        self.simulation = simulation
+        self.device = torch.device("cpu")
+        self.pin_limit: int | None = None
+        self.pinned_bytes = 0
+        self._capacity = simulation.vram
+        self._cap: int | None = None
+        self._others = self._used = self._peak = 0
+        # A tensor may be collected, and so give its bytes back, while its own thread allocates.
+        self._lock = threading.RLock()
+        self._health = Health(self.name)
+        self._up, self._down = Wire(simulation.link), Wire(simulation.link)
+        self._launched = LaunchQueue(self._health, simulation.gpu)
+        self._streams: list[CopyQueue] = []
+        self._pinned_at: dict[int, int] = {}
+
+    def memory(self) -> Memory:
+        self._health.check()
+        with self._lock:
+            return Memory(self._limit() - self._used, self._capacity, self._used, self._peak)
+
+    def limit(self, cap: int | None) -> None:
+        self._cap = cap
+
+    def resize(self, capacity: int) -> None:
+        """Change how much memory the device has; what is held stays held."""
+        self._capacity = capacity
+
+    def others(self, nbytes: int) -> None:
+        """Let other programs hold so many bytes of it."""
+        self._others = nbytes
+
+    def lose(self) -> None:
+        """From now on everything raises DeviceLost."""
+        self._health.lost = True
+
+    def reset_peak(self) -> None:
+        self._peak = self._used
+
+    def release_cached(self) -> None:
+        pass
+
+    @property
+    def link_busy_s(self) -> float:
+        """Seconds that the link has spent bringing data to the device."""
+        return self._up.busy_s
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        self._health.check()
+        nbytes = prod(shape) * dtype.itemsize
+        with self._lock:
+            if nbytes > (free := self._limit() - self._used):
+                raise out_of_memory(self.name, nbytes, max(0, free))
+            self._used += nbytes
+            self._peak = max(self._peak, self._used)
+        return host_bytes(nbytes, ALIGNMENT, self._give_back).view(dtype).view(tuple(shape))
+
+    def pinned(self, nbytes: int) -> Tensor:
+        self._health.check()
+        with self._lock:
+            if self.pin_limit is not None and self.pinned_bytes + nbytes > self.pin_limit:
+                raise cannot_pin(nbytes)
+            self.pinned_bytes += nbytes
+        return host_bytes(nbytes, ALIGNMENT, self._unpin)
+
+    def stream(self) -> CopyQueue:
+        self._streams.append(CopyQueue(self._health))
+        return self._streams[-1]
+
+    def event(self) -> SimulatedEvent:
+        return SimulatedEvent(self._launched)
+
+    def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
+        assert isinstance(stream, CopyQueue)
+        assert dst.nbytes == src.nbytes
+        assert dst.is_contiguous()
+        assert src.is_contiguous()
+        self._health.check()
+        stream.copy(dst, src, self._up)
+
+    def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
+        self._launched.launch(work, nbytes)
+
+    def wait(self, event: Event) -> None:
+        self._launched.wait(event)
+
+    def record(self, event: Event) -> None:
+        event.record(None)
+
+    def settle(self) -> None:
+        self._launched.synchronize()
+
+    def to_host(self, tensor: Tensor) -> _Small:
+        self._health.check()
+        return _Small(tensor, self._down)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        self._health.check()
+        return _Small(tensor, self._up).result()
+
+    def synchronize(self) -> None:
+        for stream in self._streams:
+            stream.synchronize()
+        self.settle()
+
+    def close(self) -> None:
+        self._health.lost = True
+        for stream in self._streams:
+            stream.stop()
+        self._streams.clear()
+
+    def _limit(self) -> int:
+        free = self._capacity - self._others
+        return free if self._cap is None else min(free, self._cap)
+
+    def _give_back(self, nbytes: int) -> None:
+        with self._lock:
+            self._used -= nbytes
+
+    def _unpin(self, nbytes: int) -> None:
+        with self._lock:
+            self.pinned_bytes -= nbytes
+
+
+class _Small:
+    """A small copy: the tensor is there already (it is all RAM), its time is not up yet."""
+
+    def __init__(self, tensor: Tensor, wire: Wire) -> None:
+        self._tensor = tensor
+        self._at = wire.take(tensor.nbytes, time.perf_counter())
+
+    def result(self) -> Tensor:
+        sleep_until(self._at)
+        return self._tensor
