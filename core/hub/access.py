@@ -1,0 +1,50 @@
+"""The Hub as one program uses it: one client, with the token that the person gave last; made when first needed."""
+
+from __future__ import annotations
+
+import threading
+
+from core.hub.client import Client
+from core.hub.environment import HubEnvironment
+from core.hub.token import NO_TOKEN, Keyring, Token, find_token, keep_token
+
+
+class Access:
+    """Gives out the client. May be asked from any thread; looking for the token can take a while the first time."""
+
+    def __init__(self, environment: HubEnvironment, keyring: Keyring) -> None:
+        self.environment = environment
+        self._keyring = keyring
+        self._token: Token | None = None
+        self._client: Client | None = None
+        self._lock = threading.Lock()
+
+    def client(self) -> Client:
+        """The client for the endpoint, with its token."""
+        with self._lock:
+            if self._client is None:
+                self._client = Client(self.environment.endpoint, self._find().value, offline=self.environment.offline)
+            return self._client
+
+    def use_token(self, value: str) -> None:
+        """Use this token from now on, and keep it in the keyring. Raises HeteGenError when it was not kept."""
+        with self._lock:
+            self._token = Token(value.strip(), "keyring")
+            self._drop()
+        keep_token(self.environment, value, self._keyring)
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _find(self) -> Token:
+        if self.environment.offline:
+            return NO_TOKEN
+        if self._token is None:
+            self._token = find_token(self.environment, self._keyring)
+        return self._token
+
+    def _drop(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None

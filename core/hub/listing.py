@@ -1,0 +1,225 @@
+"""What the Hub knows of models: search results, one repository's facts, its files at a commit, its card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from core.errors import BadRequest, DownloadFailed, HeteGenError, NetworkError
+from core.events import Stop
+from core.hub.client import Client
+from core.hub.environment import PUBLIC_HOSTS
+from core.hub.retry import never
+from core.safetensors_header import ITEM_BITS
+
+Sort = Literal["trendingScore", "downloads", "likes", "lastModified", "createdAt"]
+EXPANDED = ["downloads", "likes", "gated", "private", "lastModified", "safetensors", "tags", "pipeline_tag", "sha"]
+ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+REVISION = re.compile(r"[\w][\w./+-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*\n", re.DOTALL)
+CARD_BYTES = 1 << 18
+MAX_PAGES = 200
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository's id and the branch, tag or commit wanted."""
+
+    id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The Hub's facts about one model. `parameters` by stored type; 0, "" and empty = not said."""
+
+    id: str
+    revision: str = ""
+    downloads: int = 0
+    likes: int = 0
+    gated: bool = False
+    private: bool = False
+    license: str = ""
+    updated: str = ""
+    task: str = ""
+    parameters: tuple[tuple[str, int], ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(count for _, count in self.parameters)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as stored."""
+        return sum(count * ITEM_BITS.get(dtype, 16) // 8 for dtype, count in self.parameters)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Search results; `following` is the next page's address, "" = the last."""
+
+    models: tuple[ModelInfo, ...]
+    following: str
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository at a commit. `sha256` is "" for small files kept in git itself, named by `git_sha1`."""
+
+    path: str
+    size: int
+    git_sha1: str
+    sha256: str = ""
+
+    @property
+    def etag(self) -> str:
+        """The name of its blob in the cache, and the checksum of its content."""
+        return self.sha256 or self.git_sha1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a repository at one commit."""
+
+    id: str
+    revision: str
+    files: tuple[RemoteFile, ...]
+
+    def file(self, path: str) -> RemoteFile | None:
+        return next((file for file in self.files if file.path == path), None)
+
+
+def parse_reference(text: str) -> Reference:
+    """From "org/name", "org/name@revision" or an address of the model's page. Raises BadRequest."""
+    text = text.strip()
+    parts = urlsplit(text if "://" in text else f"//{text}")
+    if "://" in text or (parts.hostname or "").removeprefix("www.") in PUBLIC_HOSTS:
+        return _from_address(text, [unquote(part) for part in parts.path.split("/") if part])
+    name, _, revision = text.partition("@")
+    return _checked(text, name, revision or "main")
+
+
+def _from_address(text: str, parts: list[str]) -> Reference:
+    revision = "main"
+    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "commit"):
+        revision = parts[3]
+    return _checked(text, "/".join(parts[:2]), revision)
+
+
+def _checked(text: str, name: str, revision: str) -> Reference:
+    if not ID.fullmatch(name) or ".." in name or "--" in name or not REVISION.fullmatch(revision) or ".." in revision:
+        raise BadRequest(f"{text or 'Nothing'} is not the name of a model.", "", "Write it as owner/name.")
+    return Reference(name, revision)
+
+
+def search(client: Client, text: str, sort: Sort = "trendingScore", limit: int = 30, stop: Stop = never) -> Page:
+    """Text-generation models in safetensors whose name or tags match; the first page of them."""
+    parameters: dict[str, str | list[str]] = {
+        "pipeline_tag": "text-generation", "filter": ["safetensors"], "sort": sort, "direction": "-1",
+        "limit": str(limit), "expand": EXPANDED,
+    }  # fmt: skip
+    if text.strip():
+        parameters["search"] = text.strip()
+    return next_page(client, client.url("api/models", parameters), stop)
+
+
+def next_page(client: Client, address: str, stop: Stop = never) -> Page:
+    """The page of search results at an address that a page before gave."""
+    found, following = client.get_json(address, "", stop)
+    if not isinstance(found, list):
+        raise _not_understood(client)
+    return Page(tuple(_info(entry) for entry in found if isinstance(entry, dict) and "id" in entry), following)
+
+
+def model_info(client: Client, reference: Reference, stop: Stop = never) -> ModelInfo:
+    """Facts of one model, with the commit that its revision stands for. Raises ModelNotFound, AccessDenied, ..."""
+    address = client.url(f"api/models/{reference.id}/revision/{quote(reference.revision, safe='')}")
+    found, _ = client.get_json(address, reference.id, stop)
+    if not isinstance(found, dict) or not COMMIT.fullmatch(str(found.get("sha", ""))):
+        raise _not_understood(client)
+    return _info({"id": reference.id, **found})
+
+
+def list_files(client: Client, id: str, commit: str, stop: Stop = never) -> Listing:
+    """All files at a commit, page by page. Raises DownloadFailed when a name leads out of the model's folder."""
+    address = client.url(f"api/models/{id}/tree/{commit}", {"recursive": "true", "expand": "false"})
+    files: list[RemoteFile] = []
+    for _ in range(MAX_PAGES):
+        found, address = client.get_json(address, id, stop)
+        if not isinstance(found, list):
+            raise _not_understood(client)
+        files += [_file(client, id, entry) for entry in found if entry.get("type") == "file"]
+        if not address:
+            return Listing(id, commit, tuple(files))
+    raise DownloadFailed(f"The file list of {id} does not end.", "", "Choose another model.")
+
+
+def read_card(client: Client, id: str, commit: str) -> str:
+    """The model card's markdown without its YAML head."""
+    text = client.get_bytes(file_address(client, id, commit, "README.md"), id, size=CARD_BYTES)
+    return without_head(text.decode("utf-8", errors="replace"))
+
+
+def file_address(client: Client, id: str, commit: str, path: str) -> str:
+    """Where a file's bytes are asked for."""
+    return client.url(f"{id}/resolve/{commit}/{quote(path)}")
+
+
+def without_head(card: str) -> str:
+    """A model card without the YAML between its first two lines of dashes."""
+    return FRONT_MATTER.sub("", card.replace("\r\n", "\n"), count=1).strip()
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a repository's file name stays inside the folder it is written to, on every system."""
+    parts = PurePosixPath(path).parts
+    plain = bool(parts) and path == "/".join(parts) and not path.startswith("/")
+    return plain and not any(part in ("..", ".") or re.search(r'[\\:\x00-\x1f"<>|?*]', part) for part in parts)
+
+
+def _file(client: Client, id: str, entry: Mapping[str, Any]) -> RemoteFile:
+    try:
+        lfs = entry.get("lfs") or {}
+        file = RemoteFile(str(entry["path"]), int(entry["size"]), str(entry["oid"]), str(lfs.get("oid") or ""))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _not_understood(client) from error
+    if not is_safe_path(file.path):
+        raise DownloadFailed(
+            f"{id} was refused.",
+            f"One of its files would be written outside of the model's folder: {file.path!r}.",
+            "Choose another model, and report this one to the Hub.",
+        )
+    if not DIGEST.fullmatch(file.etag) or file.size < 0:
+        raise _not_understood(client)
+    return file
+
+
+def _info(entry: Mapping[str, Any]) -> ModelInfo:
+    counts = (entry.get("safetensors") or {}).get("parameters") or {}
+    tags = tuple(str(tag) for tag in entry.get("tags") or ())
+    return ModelInfo(
+        id=str(entry["id"]),
+        revision=str(entry.get("sha") or ""),
+        downloads=int(entry.get("downloads") or 0),
+        likes=int(entry.get("likes") or 0),
+        gated=bool(entry.get("gated")),
+        private=bool(entry.get("private")),
+        license=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), ""),
+        updated=str(entry.get("lastModified") or ""),
+        task=str(entry.get("pipeline_tag") or ""),
+        parameters=tuple((str(dtype), int(count)) for dtype, count in counts.items()),
+        tags=tags,
+    )
+
+
+def _not_understood(client: Client) -> HeteGenError:
+    return NetworkError(
+        f"{client.host} was not understood.", "The answer is not what the Hub sends.", "Try again later."
+    )

@@ -1,0 +1,113 @@
+"""A file on its way: the bytes so far and their checksum, and what the disk's errors mean.
+
+The unfinished file only grows, so its length is all there is to remember: it survives a kill at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import DiskFull, DownloadFailed, HeteGenError
+from core.events import Stop
+from core.hub.listing import RemoteFile
+from core.hub.retry import Stopped
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+BLOCK_BYTES = 1 << 20
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def checksum(file: RemoteFile) -> _Hash:
+    """A fresh hash of the kind that names the file: SHA-256, or git's SHA-1 with its head for small ones."""
+    if file.sha256:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+def hash_file(path: Path, file: RemoteFile, stop: Stop, advance: Callable[[int], None]) -> str:
+    """The checksum of a file on disk; `advance` hears of the bytes read. Raises Stopped, OSError."""
+    running = checksum(file)
+    for block in _blocks(path, stop):
+        running.update(block)
+        advance(len(block))
+    return running.hexdigest()
+
+
+def _blocks(path: Path, stop: Stop) -> Iterator[memoryview]:
+    buffer = bytearray(BLOCK_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as opened:
+        while count := opened.readinto(buffer):
+            if stop():
+                raise Stopped
+            yield view[:count]
+
+
+def disk_error(error: OSError, root: Path) -> HeteGenError:
+    """What an error of the disk means while a model is written under `root`."""
+    if error.errno in FULL:
+        return DiskFull(
+            f"The disk with {root} is full.", "What was downloaded is kept.", "Make room, then resume the download."
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        why = "The folder may only be read."
+    else:
+        why = f"{error.strerror or error}."
+    return DownloadFailed(f"Models cannot be written to {root}.", why, "Choose another folder for models.")
+
+
+class Partial:
+    """An unfinished file: its bytes so far and their running checksum."""
+
+    def __init__(self, path: Path, file: RemoteFile) -> None:
+        self._path = path
+        self._file = file
+        self._hash = checksum(file)
+        self._opened = path.open("ab", buffering=0)
+        self.done = 0
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def rebuild(self, stop: Stop, advance: Callable[[int], None]) -> None:
+        """Take up what an earlier run left. Raises Stopped, OSError."""
+        if self._path.stat().st_size > self._file.size:
+            self.restart()
+        for block in _blocks(self._path, stop):
+            self._hash.update(block)
+            self.done += len(block)
+            advance(len(block))
+
+    def restart(self) -> None:
+        """Forget all bytes."""
+        self._opened.truncate(0)
+        self._hash = checksum(self._file)
+        self.done = 0
+
+    def append(self, block: bytes) -> None:
+        """Write and count what really reached the disk. Raises OSError, with the bytes before it kept."""
+        view = memoryview(block)
+        while view:
+            written = self._opened.write(view) or 0
+            self._hash.update(view[:written])
+            self.done += written
+            view = view[written:]
+
+    def is_right(self) -> bool:
+        return self._hash.hexdigest() == self._file.etag
+
+    def finish(self, blob: Path) -> None:
+        """Give the whole file its name. The bytes reach the disk first: the name promises that they are right."""
+        os.fsync(self._opened.fileno())
+        self._opened.close()
+        self._path.replace(blob)

@@ -1,0 +1,109 @@
+"""What a model on the Hub is, without its weights: its config and the headers of its safetensors, by range requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import ModelUnreadable
+from core.events import Stop
+from core.hub.client import Client
+from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
+from core.hub.needed import CONFIG, INDEX, needed_files, shard_names
+from core.hub.retry import Stopped, never
+from core.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
+
+# The header of a shard of a dense model is 10-100 kB: one request reads it whole.
+FIRST_BYTES = 256 << 10
+THREADS = 6
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model that is not here: facts, config.json's content, tensors by name, and the files a download brings."""
+
+    info: ModelInfo
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+
+def read_remote(client: Client, reference: Reference, stop: Stop = never) -> RemoteModel:
+    """Read what a model is; at most two requests per weight file. Raises Stopped and what the Hub's errors mean."""
+    info = model_info(client, reference, stop)
+    listing = list_files(client, reference.id, info.revision, stop)
+    index = _content(client, listing, INDEX) if listing.file(INDEX) else None
+    files = needed_files(listing, index)
+    config = _parsed(_content(client, listing, CONFIG), listing.id)
+    weights = [file for file in files if file.path.endswith(".safetensors")]
+
+    def tensors(file: RemoteFile) -> dict[str, TensorInfo]:
+        if stop():
+            raise Stopped
+        return _tensors(client, listing, file)
+
+    with ThreadPoolExecutor(THREADS, "headers") as pool:
+        merged = {name: info for found in pool.map(tensors, weights) for name, info in found.items()}
+    return RemoteModel(info, config, merged, files)
+
+
+def read_config(client: Client, id: str) -> Mapping[str, Any]:
+    """Only config.json's content of a model's newest version, in one request."""
+    return _parsed(client.get_bytes(file_address(client, id, "main", CONFIG), id), id)
+
+
+def read_local(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo]]:
+    """The same of a model on this disk: config.json's content and tensors by name. Raises ModelUnreadable."""
+    index = folder / INDEX
+    try:
+        content = (folder / CONFIG).read_bytes()
+        named = shard_names(index.read_bytes(), folder.name) if index.is_file() else None
+    except OSError as error:
+        raise ModelUnreadable(f"{folder.name} cannot be read.", f"{error.strerror}.", "Download it again.") from error
+    names = sorted(named or {path.name for path in folder.glob("*.safetensors")})
+    tensors = {name: info for shard in names for name, info in read_header(folder / shard).items()}
+    return _parsed(content, folder.name), tensors
+
+
+def _content(client: Client, listing: Listing, path: str) -> bytes:
+    return client.get_bytes(file_address(client, listing.id, listing.revision, path), listing.id)
+
+
+def _parsed(content: bytes, id: str) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ModelUnreadable(f"{CONFIG} of {id} cannot be read.", "It is damaged.", "Choose another model.")
+    return config
+
+
+def _tensors(client: Client, listing: Listing, file: RemoteFile) -> dict[str, TensorInfo]:
+    address = file_address(client, listing.id, listing.revision, file.path)
+    begin = client.get_bytes(address, listing.id, size=FIRST_BYTES)
+    length = header_length(begin, file.path)
+    header = begin[LENGTH_BYTES : LENGTH_BYTES + length]
+    if missing := length - len(header):
+        header += client.get_bytes(address, listing.id, start=len(begin), size=missing)
+    tensors = parse_header(header, file.path)
+    if max((tensor.end for tensor in tensors.values()), default=0) > file.size:
+        raise ModelUnreadable(f"{file.path} of {listing.id} is cut off on the Hub.", "", "Choose another model.")
+    return tensors

@@ -1,0 +1,100 @@
+"""Deleting models and unfinished downloads, with the bytes that are really freed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.errors import BadRequest, ModelNotFound
+from core.hub.file_lock import try_lock
+from core.hub.layout import Cache
+
+
+def remove(cache: Cache, id: str) -> int:
+    """Delete a model, all its commits and its unfinished files; returns the bytes freed. Raises ModelNotFound, ..."""
+    repo = cache.repo(id)
+    if not repo.is_dir():
+        raise ModelNotFound(f"{id} is not on this computer.", "", "Run `models` to see what is.")
+    _check_idle(cache, id)
+    payloads = [payload for payload in _shared(repo) if not _used_elsewhere(cache, repo, payload)]
+    freed = own_bytes(repo) + sum(payload.stat().st_size for payload in payloads)
+    try:
+        shutil.rmtree(repo)
+        for payload in payloads:
+            payload.unlink()
+            payload.with_name(payload.name + ".refs").unlink(missing_ok=True)
+    except OSError as error:
+        raise BadRequest(
+            f"{id} could not be removed.", f"{error.strerror or error}.", "Close programs that use it, then try again."
+        ) from error
+    shutil.rmtree(cache.root / ".locks" / repo.name, ignore_errors=True)
+    return freed
+
+
+def discard(cache: Cache, id: str) -> int:
+    """Delete what a download that will not be finished left; whole versions of the model stay. Returns bytes freed."""
+    repo = cache.repo(id)
+    if not any((repo / "snapshots").glob("*/*")):
+        return remove(cache, id) if repo.is_dir() else 0
+    _check_idle(cache, id)
+    shown = {path.resolve() for path in (repo / "snapshots").rglob("*")}
+    lost = [blob for blob in (repo / "blobs").glob("*") if blob.resolve() not in shown and blob.lstat().st_nlink == 1]
+    freed = sum(blob.lstat().st_size for blob in lost)
+    for path in lost:
+        path.unlink()
+    for path in (cache.own(id) / "listings").glob("*.json"):
+        if not cache.snapshot(id, path.stem).is_dir():
+            path.unlink()
+    return freed
+
+
+def drop_partials(cache: Cache, id: str) -> int:
+    """Remove unfinished files that no program is working on; returns the bytes freed."""
+    freed = 0
+    for etag, path in cache.partials(id).items():
+        handle = try_lock(cache.lock(id, etag))
+        if handle is None:
+            continue
+        freed += path.stat().st_size
+        path.unlink()
+        os.close(handle)
+    return freed
+
+
+def _check_idle(cache: Cache, id: str) -> None:
+    for etag in cache.partials(id):
+        handle = try_lock(cache.lock(id, etag))
+        if handle is None:
+            raise BadRequest(f"{id} is being downloaded.", "", "Pause the download, then remove it.")
+        os.close(handle)
+
+
+def own_bytes(repo: Path) -> int:
+    """Bytes that deleting the folder frees: every file once, and none that has another name elsewhere."""
+    sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for path in _files(repo):
+        status = path.lstat()
+        key = status.st_dev, status.st_ino
+        names = sizes.get(key, (0, 0, 0))[2] + 1
+        sizes[key] = status.st_size, status.st_nlink, names
+    return sum(size for size, links, names in sizes.values() if names >= links)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (path for name in names if not (path := Path(parent, name)).is_symlink())
+
+
+def _shared(repo: Path) -> list[Path]:
+    """Contents in huggingface_hub's store that several repositories may share, which this one's blobs point to."""
+    blobs = [path for path in (repo / "blobs").glob("*") if path.is_symlink()]
+    return [path for path in {blob.resolve() for blob in blobs} if path.is_file()]
+
+
+def _used_elsewhere(cache: Cache, repo: Path, payload: Path) -> bool:
+    if cache.root.resolve() not in payload.parents:
+        return True
+    others = (blob for blob in cache.root.glob("*--*/blobs/*") if blob.is_symlink() and repo not in blob.parents)
+    return any(blob.resolve() == payload for blob in others)

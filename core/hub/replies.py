@@ -1,0 +1,116 @@
+"""What the Hub's refusals and a broken line mean, in words: statuses, error headers, exceptions of the network."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from core.errors import AccessDenied, HeteGenError, ModelNotFound, NetworkError
+from core.hub.retry import Transient
+
+RESET_SECONDS = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+TOKEN_PAGE = "settings/tokens"
+CHECK_CONNECTION = "Check the connection, then try again."
+
+
+def refusal(status: int, headers: Message, endpoint: str, subject: str, *, has_token: bool) -> HeteGenError:
+    """The error for a status that is not 2xx. `subject` is the model's id, or "" for a search."""
+    code = headers.get("X-Error-Code", "")
+    host = urlsplit(endpoint).netloc
+    if code == "GatedRepo" or (status == 403 and not code):
+        return _gated(endpoint, subject, has_token=has_token)
+    if status == 401:
+        return _unauthorized(code, endpoint, subject, has_token=has_token)
+    if status == 403:
+        why = headers.get("X-Error-Message", "") or f"{host} refuses it."
+        return AccessDenied(f"{subject or host} may not be read.", why, "Check what your token may do.")
+    if status == 404:
+        return _missing(code, host, subject)
+    if status == 429:
+        return NetworkError(f"{host} asks to slow down.", "Too many requests were made.", "Wait a few minutes.")
+    if status >= 500:
+        return NetworkError(f"{host} does not work at the moment.", f"It answered {status}.", "Try again later.")
+    return NetworkError(f"{host} refused the request.", f"It answered {status}.", "Try again later.")
+
+
+def _gated(endpoint: str, subject: str, *, has_token: bool) -> AccessDenied:
+    then = "then try again" if has_token else "then enter your token"
+    return AccessDenied(
+        f"Access to {subject or 'this model'} has to be granted first.",
+        "Its owner asks people to accept a licence."
+        if not has_token
+        else "Your account has not been given access, or the token may not read gated models.",
+        f"Accept the licence at {endpoint}/{subject}, {then}.",
+    )
+
+
+def _unauthorized(code: str, endpoint: str, subject: str, *, has_token: bool) -> HeteGenError:
+    if has_token:
+        return AccessDenied(
+            "The token was not accepted.",
+            "It may be mistyped, expired or revoked.",
+            f"Make a new one at {endpoint}/{TOKEN_PAGE} and enter it.",
+        )
+    if code == "RepoNotFound":
+        return ModelNotFound(
+            f"There is no model {subject} that everyone may read.",
+            "It does not exist or is private.",
+            "Check the spelling, or enter a token that may read it.",
+        )
+    return AccessDenied(
+        f"{subject or 'This'} may only be read with a token.", "", f"Make one at {endpoint}/{TOKEN_PAGE} and enter it."
+    )
+
+
+def _missing(code: str, host: str, subject: str) -> ModelNotFound:
+    if code == "RevisionNotFound":
+        return ModelNotFound(f"{subject} has no such revision.", "", "Leave the revision out to take the newest.")
+    if code == "EntryNotFound":
+        return ModelNotFound(f"A file of {subject} is not on {host}.", "", "Choose another model.")
+    return ModelNotFound(f"There is no model {subject} on {host}.", "", "Check the spelling, or search for it.")
+
+
+def retry_after(headers: Message) -> float | None:
+    """Seconds that the server asks to wait: Retry-After, else the Hub's RateLimit; None = not said."""
+    said = headers.get("Retry-After", "").strip()
+    if said.isdigit():
+        return float(said)
+    if said:
+        try:
+            return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return None
+    reset = RESET_SECONDS.search(headers.get("RateLimit", ""))
+    return float(reset[1]) if reset else None
+
+
+def broken_line(error: Exception, url: str) -> Transient | NetworkError:
+    """What an exception of the network means. A certificate that is not trusted will not be so on a second try."""
+    host = urlsplit(url).netloc
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NetworkError(
+            f"The connection to {host} is not safe.",
+            f"Its certificate was not accepted: {error.verify_message}.",
+            "Check this computer's date, or ask who runs the network.",
+        )
+    if isinstance(error, ssl.SSLError):
+        return Transient(NetworkError(f"No safe connection to {host}.", f"{error.reason or error}.", CHECK_CONNECTION))
+    if isinstance(error, socket.gaierror):
+        return Transient(NetworkError(f"{host} was not found.", "The network may be off.", CHECK_CONNECTION))
+    if isinstance(error, TimeoutError):
+        return Transient(NetworkError(f"{host} does not answer.", "It was silent for too long.", CHECK_CONNECTION))
+    if isinstance(error, ConnectionRefusedError):
+        return Transient(NetworkError(f"{host} cannot be reached.", "It refuses connections.", CHECK_CONNECTION))
+    if isinstance(error, ConnectionError):
+        return Transient(NetworkError(f"The connection to {host} broke.", "", CHECK_CONNECTION))
+    return Transient(NetworkError(f"{host} cannot be reached.", _sentence(error), CHECK_CONNECTION))
+
+
+def _sentence(error: Exception) -> str:
+    words = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    return words[:1].upper() + words[1:].rstrip(".") + "."

@@ -1,0 +1,115 @@
+"""Where the Hub's token comes from and is kept: the environment, the system's keyring, Hugging Face's own file.
+
+A token belongs to one host. Those of the environment and of the file are Hugging Face's and are not shown to a
+mirror, unless HETEGEN_TOKEN_HOST names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from core.errors import HeteGenError
+from core.hub.client import Client
+from core.hub.environment import PUBLIC_HOSTS, HubEnvironment
+
+SERVICE = "HeteGen Hugging Face token"
+NOT_KEPT = HeteGenError(
+    "The token was not kept.",
+    "This system has no keyring that works.",
+    "It is used until the program ends; set HF_TOKEN to keep it.",
+)
+
+
+class Keyring(Protocol):
+    """The part of the `keyring` library that is used."""
+
+    def get_password(self, service: str, name: str) -> str | None: ...
+    def set_password(self, service: str, name: str, password: str) -> None: ...
+    def delete_password(self, service: str, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and where it was found; its value is kept out of its text, so that no log shows it."""
+
+    value: str
+    source: Literal["environment", "keyring", "file", "none"]
+
+    def __repr__(self) -> str:
+        return f"Token({self.source})"
+
+
+NO_TOKEN = Token("", "none")
+
+
+def system_keyring() -> Keyring:
+    """The operating system's keyring. Imported late: it looks for its backends when imported."""
+    import keyring
+
+    return keyring
+
+
+def find_token(environment: HubEnvironment, keyring: Keyring) -> Token:
+    """The token for the endpoint's host, NO_TOKEN if there is none: HF_TOKEN, the keyring, Hugging Face's file."""
+    may_go = environment.implicit_token and is_meant(environment)
+    if may_go and environment.token:
+        return Token(environment.token, "environment")
+    if kept := _from_keyring(environment.host, keyring):
+        return Token(kept, "keyring")
+    if may_go and (written := _from_file(environment)):
+        return Token(written, "file")
+    return NO_TOKEN
+
+
+def is_meant(environment: HubEnvironment) -> bool:
+    """Whether Hugging Face's token may go to the endpoint: theirs, this computer, or the host that is named."""
+    name = urlsplit(environment.endpoint).hostname or ""
+    theirs = any(name == own or name.endswith("." + own) for own in PUBLIC_HOSTS)
+    is_theirs = theirs and environment.endpoint.startswith("https:")
+    is_local = name in ("localhost", "::1") or name.startswith("127.")
+    return is_theirs or is_local or (bool(environment.token_host) and environment.token_host == environment.host)
+
+
+def keep_token(environment: HubEnvironment, value: str, keyring: Keyring) -> None:
+    """Keep a token for the endpoint's host in the keyring. Raises HeteGenError when there is none that works."""
+    from keyring.errors import KeyringError
+
+    try:
+        keyring.set_password(SERVICE, environment.host, value.strip())
+    except KeyringError as error:
+        raise NOT_KEPT from error
+
+
+def forget_token(environment: HubEnvironment, keyring: Keyring) -> None:
+    """Remove the kept token; a token of the environment or of the file stays."""
+    from keyring.errors import KeyringError
+
+    try:
+        keyring.delete_password(SERVICE, environment.host)
+    except KeyringError:
+        return
+
+
+def token_owner(client: Client) -> str:
+    """The account that the client's token belongs to. Raises AccessDenied, NetworkError."""
+    found, _ = client.get_json(client.url("api/whoami-v2"), "")
+    return str(found.get("name", "")) if isinstance(found, dict) else ""
+
+
+def _from_keyring(host: str, keyring: Keyring) -> str:
+    from keyring.errors import KeyringError
+
+    try:
+        return keyring.get_password(SERVICE, host) or ""
+    except KeyringError:
+        # A system without a keyring, or a locked one, is one without a kept token.
+        return ""
+
+
+def _from_file(environment: HubEnvironment) -> str:
+    try:
+        return environment.token_file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
