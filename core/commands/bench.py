@@ -1,0 +1,137 @@
+"""`bench`: how fast a model really is here, by which strategy, and how far from what the machine could give."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from core.commands.common import add_json, add_machine_options, add_model, load_options, model_name
+from core.commands.plan import as_json as plan_json
+from core.spec import Hardware, Plan
+
+STRATEGIES = ("hetegen", "stream", "cpu", "serial")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Measured times in seconds: of the prompt, and of each new token."""
+
+    load_s: float
+    prefill_s: float
+    steps_s: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("bench", help="measure prompt and reply speed")
+    add_model(parser)
+    parser.add_argument("--prompt-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="hetegen")
+    add_machine_options(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Raises HeteGenError."""
+    from core.environment import prepare_environment
+
+    prepare_environment()
+    from core.loading import LoadedModel, load_model
+
+    began = time.perf_counter()
+    for step in load_model(model_name(args), load_options(args), args.strategy):
+        if isinstance(step, LoadedModel):
+            loaded = step
+    load_s = time.perf_counter() - began
+    try:
+        measured = _measure(loaded, args.prompt_tokens, args.new_tokens, load_s)
+        result = _result(loaded, measured)
+    finally:
+        loaded.close()
+    for name in ("format", "ttft_s", "prefill_tok_s", "decode_tok_s", "predicted_decode_tok_s", "efficiency"):
+        print(f"{name:24} {result[name]}")
+    return result
+
+
+def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) -> Run:
+    rng = random.Random(SEED)
+    prompt = [rng.randrange(loaded.spec.vocab) for _ in range(prompt_tokens)]
+    loaded.model.forward(prompt[:16], loaded.cache)  # first calls of every kernel
+    loaded.model.forward(prompt[:1], loaded.cache)
+    loaded.cache.reset()
+    for accelerator in loaded.machine.accelerators.values():
+        accelerator.reset_peak()
+    began = time.perf_counter()
+    chunk = loaded.plan.prefill_chunk
+    for start in range(0, prompt_tokens, chunk):
+        logits = loaded.model.forward(prompt[start : start + chunk], loaded.cache)
+    prefill_s = time.perf_counter() - began
+    tokens, steps = [], []
+    for _ in range(new_tokens):
+        tokens.append(int(logits[-1].argmax()))
+        began = time.perf_counter()
+        logits = loaded.model.forward(tokens[-1:], loaded.cache)
+        steps.append(time.perf_counter() - began)
+    return Run(load_s, prefill_s, tuple(steps), tuple(tokens))
+
+
+def _result(loaded: Any, run: Run) -> dict[str, Any]:
+    """The contract's JSON object."""
+    plan, prompt_tokens = loaded.plan, len(loaded.cache.tokens) - len(run.steps_s)
+    p50 = statistics.median(run.steps_s)
+    peaks = [accelerator.memory().peak for accelerator in loaded.machine.accelerators.values()]
+    return {
+        "format": plan.format,
+        "strategy": plan.strategy,
+        "threads": plan.threads,
+        "plan": plan_json(plan),
+        "load_s": round(run.load_s, 3),
+        "ttft_s": round(run.prefill_s, 4),
+        "prefill_tok_s": round(prompt_tokens / run.prefill_s, 2),
+        "decode_tok_s": round(1 / p50, 3),
+        "decode_ms_p50": round(p50 * 1e3, 3),
+        "decode_ms_p95": round(sorted(run.steps_s)[int(0.95 * (len(run.steps_s) - 1))] * 1e3, 3),
+        "bytes_per_token": {
+            "cpu": plan.bytes_per_token.cpu,
+            "link": plan.bytes_per_token.link,
+            "gpu": plan.bytes_per_token.gpu,
+        },
+        "ceilings_gb_s": _ceilings(plan, loaded.machine.now()),
+        "ideal_ms": round(plan.ideal_ms, 3),
+        "efficiency": round(plan.ideal_ms / (p50 * 1e3), 3),
+        "predicted_decode_tok_s": round(plan.decode.likely, 3),
+        "peak_rss_bytes": _peak_rss(),
+        "peak_vram_bytes": max(peaks, default=0),
+        "output_sha256": hashlib.sha256(repr(run.tokens).encode()).hexdigest(),
+    }
+
+
+def _ceilings(plan: Plan, hardware: Hardware) -> dict[str, float]:
+    gpu = next((gpu for gpu in hardware.gpus if gpu.index == plan.gpu), None)
+    return {
+        "cpu": round(hardware.cpu.read_bytes_s / 1e9, 2),
+        "link": round(gpu.link.h2d_pinned / 1e9, 2) if gpu else 0.0,
+        "gpu": round(gpu.bytes_s / 1e9, 2) if gpu else 0.0,
+    }
+
+
+def _peak_rss() -> int:
+    """The most memory that this process has held, in bytes."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):
+        return int(info.peak_wset)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,73 @@
+"""`doctor`: what this machine has, how fast it was measured to be, what is used of it, and what to fix."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import add_json, add_machine_options
+from core.sizes import format_bytes, format_rate
+from core.spec import BUCKET_NAMES
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from core.kernels.select import KernelTable
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("doctor", help="what this machine has, and what to fix")
+    add_machine_options(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The machine as a JSON object; printed line by line. Raises BadRequest."""
+    from core.diagnosis import describe_machine, software
+    from core.machine import open_machine
+    from core.places import cache_folder
+
+    machine = open_machine(cache_folder(), args.simulate_gpu, args.threads)
+    report = describe_machine(machine.now(), software()) | {"chosen_kernels": chosen_kernels(machine.kernels)}
+    for line in _lines(report):
+        print(line)
+    return report
+
+
+def chosen_kernels(table: KernelTable) -> dict[str, dict[str, str]]:
+    """The fastest kernel by storage and rows of input, for the largest shape that was timed."""
+    largest = {timing.storage: (timing.rows, timing.columns) for timing in table.timings}
+    return {
+        storage: dict(zip(BUCKET_NAMES, table.names(storage, *shape), strict=True))
+        for storage, shape in largest.items()
+    }
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    yield f"System    {report['system']}, Python {report['python']}, torch {report['torch']}"
+    yield f"CPU       {report['cpu']}, {report['physical_cores']} cores, {report['threads']} threads used"
+    yield f"          {' '.join(report['isa'])}"
+    yield f"Memory    {format_bytes(report['ram_free'])} of {format_bytes(report['ram_total'])} free"
+    rates = ", ".join(f"{kernel['storage']} {format_rate(kernel['bytes_s'])}" for kernel in report["kernels"])
+    yield f"          reads {format_rate(report['read_bytes_s'])}; with weights {rates}"
+    yield f"Disk      reads {format_rate(report['disk_bytes_s'])}"
+    for gpu in report["gpus"]:
+        yield from _gpu_lines(gpu)
+    for storage, names in report["chosen_kernels"].items():
+        yield f"Kernels   {storage}: " + ", ".join(f"{rows} rows {name}" for rows, name in names.items())
+    for found in report["findings"]:
+        yield f"To fix    {found['what']} {found['how']}"
+
+
+def _gpu_lines(gpu: dict[str, Any]) -> Iterator[str]:
+    yield f"GPU {gpu['index']}     {gpu['name']}{' (simulated)' if gpu['simulated'] else ''}"
+    yield f"          {format_bytes(gpu['vram_free'])} of {format_bytes(gpu['vram_total'])} free"
+    link = gpu["link"]
+    yield (
+        f"          link to it {format_rate(link['h2d_pinned'])} pinned, {format_rate(link['h2d_pageable'])} pageable;"
+        f" back {format_rate(link['d2h_pinned'])} and {format_rate(link['d2h_pageable'])}"
+    )
+    yield (
+        f"          streaming {format_rate(link['staged'])}; while both run the CPU keeps"
+        f" {gpu['cpu_under_copy']:.0%} and the link {gpu['link_under_cpu']:.0%}"
+    )

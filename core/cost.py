@@ -1,0 +1,272 @@
+"""How long one pass takes under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
+
+Linears that read one input form a group, which is exchanged between CPU and GPU once; groups of the same make form a
+class. One pass, with the link fetching ahead across linears:
+
+    group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
+    pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
+
+Each engine's time is linear in its share, so a class is a handful of coefficients and a pass costs microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.spec import (
+    BUCKET_TOKENS,
+    COPY_PIECE,
+    DECODE,
+    PREFILL,
+    Gpu,
+    Hardware,
+    KernelRate,
+    LinearSpec,
+    ModelSpec,
+    Profile,
+    Storage,
+    Strategy,
+    Times,
+)
+
+GUESSED_BYTES_SHARE = 0.5
+GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
+TYPICAL_CONTEXT = 1024
+"""Tokens assumed to lie in the KV cache when rates are predicted."""
+CPU_ATTENTION_SHARE = 0.4
+"""Part of the memory's rate at which attention on the CPU reads the KV cache."""
+
+
+@dataclass(frozen=True)
+class GroupClass:
+    """Groups of one make. Whole-group seconds by bucket; `exchange` = fixed, and per share of CPU rows."""
+
+    members: tuple[tuple[int, ...], ...]
+    nbytes: int
+    cpu: tuple[float, ...]
+    cpu_call: float
+    gpu: tuple[float, ...]
+    gpu_call: float
+    exchange: tuple[float, ...]
+    exchange_out: tuple[float, ...]
+    touched: tuple[float, ...]
+    streamable: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.members)
+
+
+@dataclass(frozen=True)
+class Residents:
+    """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others."""
+
+    whole: tuple[int, ...]
+    part: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The rates of one placement: the CPU with or without a GPU, alone and while copies run."""
+
+    hardware: Hardware
+    gpu: Gpu | None
+    profile: Profile
+    threads: int
+
+    @property
+    def link_s(self) -> float:
+        """Seconds per streamed byte, nothing else running."""
+        return self.profile.link / self.gpu.link.staged if self.gpu else 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that a small copy to the card waits behind streamed pieces, on average."""
+        return COPY_PIECE / 2 / self.gpu.link.h2d_pinned if self.gpu else 0.0
+
+    @property
+    def cpu_under_copy(self) -> float:
+        return self.gpu.cpu_under_copy if self.gpu else 1.0
+
+    @property
+    def link_under_cpu(self) -> float:
+        return self.gpu.link_under_cpu if self.gpu else 1.0
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
+
+    attention: tuple[float, ...]
+    overhead: float
+
+
+def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
+    """The CPU's rate for this storage type with so many threads; guessed from the memory's rate if not measured."""
+    cpu = hardware.cpu
+    found = next((rate for rate in cpu.rates if rate.storage == storage), None)
+    rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
+    scale = min(1.0, threads / max(1, cpu.threads))
+    # Half of the cores already draw what memory gives; operations grow with each of them.
+    flops = rate.flops
+    return KernelRate(
+        storage,
+        rate.bytes_s * min(1.0, 2 * scale),
+        (flops[0] * scale, flops[1] * scale, flops[2] * scale, flops[3] * scale),
+    )
+
+
+def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:
+    """The GPU's rate for this storage type; from its memory rate and peak operations if not measured."""
+    found = next((rate for rate in gpu.rates if rate.storage == storage), None)
+    return found or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
+
+
+def classify(spec: ModelSpec, storage: Storage, machine: Machine) -> tuple[GroupClass, ...]:
+    """The model's groups, gathered by make, with this machine's times."""
+    groups: dict[int, list[int]] = {}
+    for index, linear in enumerate(spec.linears):
+        groups.setdefault(linear.group, []).append(index)
+    classes: dict[tuple[tuple[int, int, int, int, bool], ...], list[tuple[int, ...]]] = {}
+    for members in groups.values():
+        signature = tuple(_make(spec, spec.linears[index]) for index in members)
+        classes.setdefault(signature, []).append(tuple(members))
+    return tuple(_class(spec, storage, machine, members) for members in classes.values())
+
+
+def _make(spec: ModelSpec, linear: LinearSpec) -> tuple[int, int, int, int, bool]:
+    return linear.rows, linear.columns, linear.experts, linear.active, linear.name == spec.head
+
+
+def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tuple[int, ...]]) -> GroupClass:
+    linears = [spec.linears[index] for index in members[0]]
+    # The head is asked for the last position only, whatever the length of the input.
+    tokens = tuple(1 if linears[0].name == spec.head else count for count in BUCKET_TOKENS)
+    nbytes = sum(linear.nbytes(storage) for linear in linears)
+    touched = tuple(sum(linear.nbytes(storage) * linear.touched(m) for linear in linears) / nbytes for m in tokens)
+    operations = tuple(
+        sum(2.0 * m * linear.active * linear.rows * linear.columns for linear in linears) for m in tokens
+    )
+    buckets = [DECODE if m == 1 else index for index, m in enumerate(tokens)]
+    cpu = cpu_rate(machine.hardware, storage, machine.threads)
+    profile = machine.profile
+    gpu = gpu_rate(machine.gpu, storage) if machine.gpu else cpu
+    launch = machine.gpu.launch_s if machine.gpu else 0.0
+    into, back = _exchange(machine, linears, tokens)
+    return GroupClass(
+        members=tuple(members),
+        nbytes=nbytes,
+        cpu=tuple(
+            profile.cpu * cpu.seconds(nbytes * share, count, b)
+            for share, count, b in zip(touched, operations, buckets, strict=True)
+        ),
+        cpu_call=machine.hardware.cpu.call_s * sum(linear.active for linear in linears),
+        gpu=tuple(
+            profile.gpu * gpu.seconds(nbytes * share, count, b)
+            for share, count, b in zip(touched, operations, buckets, strict=True)
+        ),
+        gpu_call=launch * sum(linear.active for linear in linears),
+        exchange=into,
+        exchange_out=back,
+        touched=touched,
+        # Prefetching needs to know what comes next; which experts do is known only when they are needed.
+        streamable=all(linear.experts == 1 for linear in linears),
+    )
+
+
+def _exchange(
+    machine: Machine, linears: Sequence[LinearSpec], tokens: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds to bring the input to the CPU (with the wait), and to bring all outputs back, by bucket."""
+    if machine.gpu is None:
+        return (0.0,) * len(tokens), (0.0,) * len(tokens)
+    link, overhead = machine.gpu.link, machine.profile.overhead
+    columns = linears[0].columns
+    rows = sum(linear.rows for linear in linears)
+    into = tuple(overhead * link.sync_s + 2 * m * columns / link.d2h_pinned for m in tokens)
+    return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
+
+
+def fixed(spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int) -> Fixed:
+    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` as in a Plan."""
+    sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
+    on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
+    host_layers = sum(device < 0 for device in kv_devices)
+    cpu = machine.hardware.cpu
+    overhead = machine.profile.overhead
+    share = on_host / max(1, sum(sizes))
+    attention = []
+    for m in BUCKET_TOKENS:
+        operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
+        host = max(on_host / (cpu.read_bytes_s * CPU_ATTENTION_SHARE), share * operations / (0.5 * _cpu_flops(machine)))
+        seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
+        if machine.gpu:
+            moved = 4.0 * m * spec.hidden / machine.gpu.link.d2h_pinned
+            seconds += host_layers * (overhead * machine.gpu.link.sync_s + moved)
+        attention.append(seconds)
+    return Fixed(tuple(attention), overhead * cpu.layer_s * spec.layers)
+
+
+def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:
+    gpu = machine.gpu
+    return max(nbytes / gpu.bytes_s, operations / (0.5 * gpu.flops)) if gpu else 0.0
+
+
+def _cpu_flops(machine: Machine) -> float:
+    return max((rate.flops[PREFILL] for rate in machine.hardware.cpu.rates), default=GUESSED_FLOPS[PREFILL])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One phase of one placement, ready to be priced under any shares."""
+
+    classes: tuple[GroupClass, ...]
+    bucket: int
+    machine: Machine
+    fixed: Fixed
+    strategy: Strategy
+
+    def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
+        """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
+        link, busy = self._link(residents, streamed)
+        contended = link > 0 and self.strategy != "serial"
+        slower, waiting = (1 / self.machine.cpu_under_copy, self.machine.queue_s) if contended else (1.0, 0.0)
+        cpu, gpu, exchanged, groups = self._groups(residents, streamed, slower, waiting)
+        link /= self.machine.link_under_cpu if busy else 1.0
+        attention = self.fixed.attention[self.bucket]
+        critical = groups + attention + self.fixed.overhead
+        total = critical + link if self.strategy == "serial" else max(critical, link)
+        return Times(cpu, link, gpu, attention, self.fixed.overhead + exchanged, 0.0, total, critical)
+
+    def _link(self, residents: Residents, streamed: Sequence[float]) -> tuple[float, bool]:
+        """Seconds of the link alone, and whether it meets the CPU at work (never in `serial`)."""
+        nbytes, busy, bucket = 0.0, False, self.bucket
+        for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
+            nbytes += (item.count - whole) * (1 - part) * share * item.nbytes * item.touched[bucket]
+            busy = busy or (whole < item.count and part < 1 and share < 1)
+        return nbytes * self.machine.link_s, busy and self.strategy != "serial"
+
+    def _groups(
+        self, residents: Residents, streamed: Sequence[float], slower: float, waiting: float
+    ) -> tuple[float, float, float, float]:
+        """Seconds of the CPU, of the GPU, of exchanges between them, and of all groups one after the other."""
+        machine, bucket = self.machine, self.bucket
+        adds = machine.gpu is not None and machine.gpu.shares_cores
+        cpu = gpu = exchanged = total = 0.0
+        for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
+            rest, on_cpu = item.count - whole, (1 - part) * (1 - share)
+            gpu_whole = item.gpu[bucket] + item.gpu_call
+            gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
+            cpu_s = on_cpu * item.cpu[bucket] * slower + item.cpu_call if on_cpu > 0 else 0.0
+            cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] + waiting if on_cpu > 0 else 0.0
+            cpu += rest * cpu_s
+            gpu += rest * gpu_s + whole * gpu_whole
+            exchanged += rest * cross
+            total += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole
+        return cpu, gpu, exchanged, total
+
+
+def with_disk(times: Times, seconds: float) -> Times:
+    """The same pass when weights must be read from the disk again as well."""
+    return replace(times, disk=seconds, total=times.total + seconds)

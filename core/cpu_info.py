@@ -1,0 +1,98 @@
+"""What the system says of its processor and memory. Nothing is measured here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """Name, cores and instruction set extensions that matter for multiplying."""
+
+    name: str
+    physical_cores: int
+    logical_cores: int
+    isa: tuple[str, ...]
+
+
+def cpu_info() -> CpuInfo:
+    logical = usable_cores()
+    return CpuInfo(_name(), min(psutil.cpu_count(logical=False) or logical, logical), logical, _isa())
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
+
+
+def ram() -> tuple[int, int]:
+    """Bytes of RAM in all, and free for new programs: those of the machine or of the container it runs in."""
+    memory = psutil.virtual_memory()
+    limit, used = _container_limit()
+    if limit is None or limit >= memory.total:
+        return memory.total, memory.available
+    return limit, max(0, min(memory.available, limit - used))
+
+
+def on_battery() -> bool:
+    """True if the computer runs on its battery."""
+    # Not every system has the call, and containers have nothing to tell.
+    battery = getattr(psutil, "sensors_battery", lambda: None)()
+    return battery is not None and battery.power_plugged is False
+
+
+def _isa() -> tuple[str, ...]:
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    wanted = (
+        "avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "amx_fp16", "neon",
+        "i8mm", "bf16", "sve", "sve2",
+    )  # fmt: skip
+    return tuple(name for name in wanted if found.get(name))
+
+
+def _name() -> str:
+    if platform.system() == "Linux":
+        return _linux_name() or platform.machine()
+    if platform.system() == "Darwin":
+        return _answer("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def _linux_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _answer(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _container_limit() -> tuple[int | None, int]:
+    """The memory limit of Linux control groups and what counts against it (None = no limit)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        # File pages count too, but go when memory is needed.
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None, 0
+    reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return (None if limit == "max" else int(limit)), max(0, used - reclaimable)

@@ -1,0 +1,81 @@
+"""The engine's front door: load a model, chat with it, close it. Everything it has to say comes as events.
+
+The only state is the loaded model and its KV cache. One thread uses it at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.environment import prepare_environment
+from core.errors import BadRequest, HeteGenError
+from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
+from core.loading import LoadedModel, load_model
+from core.reply import Reply
+
+__all__ = ["Engine", "LoadOptions"]
+
+DEFAULTS = LoadOptions()
+
+
+class Engine:
+    """Hosts one model at a time. `load` and `chat` give events; the last one is Loaded, Finished or Failed."""
+
+    def __init__(self) -> None:
+        prepare_environment()
+        self._loaded: LoadedModel | None = None
+
+    def load(
+        self, source: str | Path | None = None, options: LoadOptions = DEFAULTS, stop: Stop = never
+    ) -> Iterator[Event]:
+        """Make a model ready; the one before is given up first. `source`: a folder, a Hub id, None = built in."""
+        self.close()
+        began = time.perf_counter()
+        try:
+            for step in load_model(source, options):
+                if isinstance(step, LoadedModel):
+                    self._loaded = step
+                    yield _describe(step, time.perf_counter() - began)
+                elif stop():
+                    yield Finished("stopped", Stats())
+                    return
+                else:
+                    yield step
+        except HeteGenError as error:
+            yield Failed(error)
+
+    def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
+        """Answer the last message. Pieces come as they are certain, Stats a few times a second."""
+        try:
+            if self._loaded is None:
+                raise BadRequest("No model is loaded.", "", "Load a model first.")
+            yield from Reply(self._loaded, request, stop).events()
+        except HeteGenError as error:
+            yield Failed(error)
+
+    def close(self) -> None:
+        """Give the model and its memory back."""
+        if self._loaded is not None:
+            self._loaded.close()
+        self._loaded = None
+        # The module tree has cycles, and the mapped files stay open (on Windows: locked) until they are collected.
+        gc.collect()
+
+
+def _describe(loaded: LoadedModel, seconds: float) -> Loaded:
+    return Loaded(
+        name=loaded.name,
+        architecture=loaded.spec.architecture,
+        format=loaded.plan.format,
+        context=loaded.cache.capacity,
+        parameters=loaded.spec.parameters,
+        weight_bytes=loaded.spec.weight_bytes(loaded.plan.format),
+        load_s=seconds,
+        can_chat=loaded.tokenizer is not None and loaded.tokenizer.can_chat,
+        plan=loaded.plan,
+        spec=loaded.spec,
+        hardware=loaded.machine.now(),
+    )

@@ -1,0 +1,25 @@
+"""Environment variables that libraries read when they are loaded: to be set before torch is first imported."""
+
+from __future__ import annotations
+
+import os
+
+SETTINGS = {
+    # What transformers would otherwise do by itself: open pull requests on the Hub, load binaries from it, report home.
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "USE_HUB_KERNELS": "NO",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Nothing here is compiled at run time, and a bundle has no compiler.
+    "TORCHDYNAMO_DISABLE": "1",
+    # torch's idle threads would otherwise look for work for milliseconds on cores that our kernels' threads need.
+    "GOMP_SPINCOUNT": "2000",
+}
+
+
+def prepare_environment() -> None:
+    """Set what the person has not set."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,75 @@
+"""The failures a person can act on: each says what happened, why, and the next step.
+
+Anything else is a defect and is left to travel. Words that name buttons or menus belong to `app.notices`.
+"""
+
+from __future__ import annotations
+
+
+class HeteGenError(Exception):
+    """What happened, why, and what to do next, each one sentence (`why` and `next_step` may be empty)."""
+
+    def __init__(self, what: str, why: str = "", next_step: str = "") -> None:
+        super().__init__(what, why, next_step)
+        self.what = what
+        self.why = why
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.what, self.why, self.next_step) if part)
+
+
+class ModelNotFound(HeteGenError):
+    """No model lies at the given path or under the given name on this disk."""
+
+
+class ModelUnreadable(HeteGenError):
+    """The model's files are missing, truncated, corrupt or may not be read."""
+
+
+class UnsupportedModel(HeteGenError):
+    """The files are sound, but the model is of a kind that is not run here."""
+
+
+class NoChatTemplate(HeteGenError):
+    """The tokenizer has no chat template, so turns cannot be told apart."""
+
+
+class NotEnoughMemory(HeteGenError):
+    """The machine has too little free memory (`device` says which) for what was asked."""
+
+    def __init__(self, what: str, why: str = "", next_step: str = "", device: str = "cpu") -> None:
+        super().__init__(what, why, next_step)
+        self.device = device
+
+
+class DeviceLost(HeteGenError):
+    """The graphics card stopped answering (driver reset, sleep, unplugged)."""
+
+
+class PromptTooLong(HeteGenError):
+    """The system prompt and the last message alone are longer than the context."""
+
+
+class BadRequest(HeteGenError):
+    """A request or setting is out of range; `what` names it."""
+
+
+class BrokenOutput(HeteGenError):
+    """The model computed NaN or infinity instead of probabilities."""
+
+
+class NetworkError(HeteGenError):
+    """The Hub or a mirror could not be reached or answered wrongly."""
+
+
+class AccessDenied(HeteGenError):
+    """The repository is gated, private, or the token is wrong."""
+
+
+class DownloadFailed(HeteGenError):
+    """A download ended without the file: checksum, length, changed on the server."""
+
+
+class DiskFull(HeteGenError):
+    """Too little room on the disk for what is to be written."""

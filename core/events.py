@@ -1,0 +1,179 @@
+"""Frozen records that cross the seam between the engine and whoever listens: window, command line, tests.
+
+Plain fields only (picklable, no torch, no Qt). Commands go down as `Request`, events come up as `Event`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.errors import HeteGenError
+from core.spec import Hardware, ModelSpec, Plan
+
+Role = Literal["system", "user", "assistant"]
+Stop = Callable[[], bool]
+"""Asked between tokens, prefill chunks and loading steps; True ends the work at the next of these points."""
+
+
+def never() -> bool:
+    """A Stop for work that nobody wants to end."""
+    return False
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. `reasoning` is what a reasoning model thought before `content`."""
+
+    role: Role
+    content: str
+    reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. None = the model's own generation_config, else the engine's default."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the engine: the whole conversation so far, ending with the turn to answer.
+
+    `continue_reply`: the last message is the assistant's own unfinished reply, to be carried on.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    continue_reply: bool = False
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a person may decide about a load; None and `auto` are decided by the planner.
+
+    `context` in tokens, `format` as in the contracts, `vram` and `ram` bytes that may be used at most,
+    `simulate_gpu` as in the contracts ("vram=6GiB,link=12GB/s").
+    """
+
+    context: int | None = None
+    format: str = "auto"
+    vram: int | None = None
+    ram: int | None = None
+    threads: int | None = None
+    simulate_gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model is being made ready. `phase` is one of LOADING_PHASES; `fraction` of the whole load, 0-1."""
+
+    phase: str
+    fraction: float
+
+
+LOADING_PHASES = ("start", "read", "measure", "weights", "convert", "place", "tokenizer", "ready")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is ready. `format` as in the contracts (bf16, int8, int4); `context` in tokens; sizes in bytes.
+
+    `plan` says where the weights lie and why; with `spec` and `hardware` others can be tried (`planner.place` is pure).
+    """
+
+    name: str
+    architecture: str
+    format: str
+    context: int
+    parameters: int
+    weight_bytes: int
+    load_s: float
+    can_chat: bool = True
+    plan: Plan | None = None
+    spec: ModelSpec | None = None
+    hardware: Hardware | None = None
+
+    @property
+    def plan_reason(self) -> str:
+        return self.plan.reason if self.plan else ""
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The prompt is being read: `done` of `total` tokens, of which `reused` were in the KV cache already."""
+
+    done: int
+    total: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The conversation is longer than the context: these oldest turns were left out of this reply's prompt."""
+
+    dropped_messages: int
+    dropped_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of whole characters of the reply. `kind` tells the answer from the model's reasoning."""
+
+    text: str
+    kind: Literal["answer", "reasoning"] = "answer"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    ttft_s: float | None = None
+    prompt_tok_s: float | None = None
+    tok_s: float | None = None
+    mean_tok_s: float | None = None
+    context_used: int = 0
+    context_limit: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Replanned:
+    """Weights moved between devices in mid-run; `reason` is one sentence for people, `plan` where they are now."""
+
+    reason: str
+    plan: Plan | None = None
+
+
+FinishReason = Literal["stop", "length", "context", "stopped"]
+"""stop: the model ended; length: max_new_tokens; context: no room left; stopped: asked to by the person."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The reply is complete; always the last event of a chat that did not fail."""
+
+    reason: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The work ended with an error that a person can act on; always the last event."""
+
+    error: HeteGenError
+
+
+Event = Loading | Loaded | Prefill | Truncated | Piece | Stats | Replanned | Finished | Failed

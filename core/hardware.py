@@ -1,0 +1,226 @@
+"""This machine as the planner sees it: asked freshly what is free, measured once how fast it is.
+
+`hardware_for` keeps what was measured in one file of the folder given to it, by processor, memory, cards, driver, torch
+and threads: a change of any of these means measuring again. Torch is imported only inside of functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.accelerators.simulation import Simulation, parse_simulation
+from core.cpu_info import CpuInfo, cpu_info, ram
+from core.errors import HeteGenError
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
+
+if TYPE_CHECKING:
+    from core.accelerators.base import Accelerator
+    from core.kernels.select import KernelTable
+    from core.measure import CpuRates, GpuRates
+
+PROFILE_FILE = "hardware.json"
+PROFILE_VERSION = 1
+"""Counted up when what is measured changes its meaning."""
+KEPT_PROFILES = 8
+UNKNOWN_DISK_RATE = 1e9
+TOO_BUSY, MOST_TRIES = 0.2, 3
+"""Rates measured while others used more of the processor are used, but measured again in the next runs."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card that torch can use, as the driver describes it."""
+
+    index: int
+    name: str
+    total: int
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """What was measured of this machine, as kept on disk. `busy`: part of the processor that others used meanwhile;
+    `tries`: how often it was measured in the hope of a quieter moment."""
+
+    cpu: CpuRates
+    gpus: tuple[GpuRates, ...]
+    disk_bytes_s: float
+    busy: float = 0.0
+    tries: int = 1
+
+
+def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Hardware:
+    """The machine's record, measured if it has not been before (some seconds). Raises BadRequest.
+
+    `simulate_gpu` (as on the command line) puts a simulated card in the place of the real ones.
+    """
+    simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
+    info, cards = cpu_info(), _cards() if simulation is None else []
+    profile = _profile(folder, info, cards, simulation, threads)
+    total, free = ram()
+    rates = profile.cpu
+    cpu = Cpu(
+        info.name, info.physical_cores, info.logical_cores, info.isa, total, free, rates.read_bytes_s, rates.rates,
+        rates.threads, rates.call_s, rates.layer_s,
+    )  # fmt: skip
+    quiet = profile.busy <= TOO_BUSY
+    if simulation is not None:
+        return Hardware(cpu, (_simulated(simulation, profile.gpus[0]),), profile.disk_bytes_s, quiet)
+    gpus = tuple(_gpu(card, measured) for card, measured in zip(cards, profile.gpus, strict=True))
+    return Hardware(cpu, gpus, profile.disk_bytes_s, quiet)
+
+
+def refreshed(hardware: Hardware) -> Hardware:
+    """The same machine with what is free now."""
+    cpu = replace(hardware.cpu, ram_free=ram()[1])
+    gpus = tuple(gpu if gpu.simulated else replace(gpu, vram_free=_vram_free(gpu.index)) for gpu in hardware.gpus)
+    return replace(hardware, cpu=cpu, gpus=gpus)
+
+
+def kernel_table(folder: Path, threads: int | None = None) -> KernelTable | None:
+    """The timings of CPU kernels made when this machine was measured, None before that."""
+    info = cpu_info()
+    profiles = _read(folder)
+    return next((p.cpu.table for p in profiles.values() if p.cpu.threads == (threads or info.physical_cores)), None)
+
+
+def forget(folder: Path) -> None:
+    """Measure anew next time."""
+    (folder / PROFILE_FILE).unlink(missing_ok=True)
+
+
+def _profile(
+    folder: Path, info: CpuInfo, cards: list[Card], simulation: Simulation | None, threads: int | None
+) -> MachineProfile:
+    import torch
+
+    wanted = threads or info.physical_cores
+    total = ram()[0]
+    facts = [PROFILE_VERSION, asdict(info), total, torch.__version__, driver_version(), wanted]
+    facts += [[asdict(card) for card in cards], asdict(simulation) if simulation else None]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    known = _read(folder)
+    before = known.get(key)
+    if before is None or (before.busy > TOO_BUSY and before.tries < MOST_TRIES):
+        measured = _measured(folder, cards, simulation, wanted)
+        best = measured if before is None or measured.busy < before.busy else before
+        known[key] = replace(best, tries=before.tries + 1 if before else 1)
+        _write(folder, known)
+    return known[key]
+
+
+def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
+    import torch
+
+    from core.measure import Neighbours, measure_cpu, measure_disk, measure_gpu
+
+    folder.mkdir(parents=True, exist_ok=True)
+    before, neighbours = torch.get_num_threads(), Neighbours()
+    torch.set_num_threads(threads)
+    try:
+        cpu = measure_cpu()
+        gpus = []
+        for accelerator in _accelerators(cards, simulation):
+            gpus.append(measure_gpu(accelerator, cpu))
+            accelerator.close()
+        return MachineProfile(cpu, tuple(gpus), measure_disk(folder) or UNKNOWN_DISK_RATE, neighbours.share())
+    finally:
+        torch.set_num_threads(before)
+
+
+def _accelerators(cards: list[Card], simulation: Simulation | None) -> Iterator[Accelerator]:
+    from core.accelerators.opening import open_accelerator
+
+    for index in [0] if simulation else [card.index for card in cards]:
+        opened = open_accelerator(index, simulation)
+        assert opened is not None
+        yield opened
+
+
+def _cards() -> list[Card]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = [(index, torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
+    return [Card(index, one.name, one.total_memory) for index, one in found]
+
+
+def _gpu(card: Card, measured: GpuRates) -> Gpu:
+    return Gpu(
+        card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
+        measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
+    )  # fmt: skip
+
+
+def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
+    """As fast as the cores that stand in for it, which it shares; or with a rate of its own, as a card would be."""
+    own = simulation.gpu
+    return Gpu(
+        "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
+        measured.link, () if own else measured.rates, measured.cpu_under_copy, measured.link_under_cpu,
+        measured.launch_s, simulated=True, shares_cores=own is None, kind="simulated",
+    )  # fmt: skip
+
+
+def _vram_free(index: int) -> int:
+    """Bytes free on a card now; 0 if it does not answer, so that nothing is placed there."""
+    from core.accelerators.cuda import CudaAccelerator
+
+    try:
+        return max(0, CudaAccelerator(index).memory().free)
+    except HeteGenError:
+        return 0
+
+
+def driver_version() -> str:
+    """The graphics driver's version, '' without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
+
+
+def _read(folder: Path) -> dict[str, MachineProfile]:
+    """Kept profiles by key; none if the file is missing or of another make."""
+    try:
+        data = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+        return {key: _parsed(value) for key, value in data.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write(folder: Path, profiles: dict[str, MachineProfile]) -> None:
+    kept = dict(list(profiles.items())[-KEPT_PROFILES:])
+    text = json.dumps({key: asdict(profile) for key, profile in kept.items()})
+    temporary = folder / f"{PROFILE_FILE}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / PROFILE_FILE)
+    except OSError:
+        # A full disk or a folder that may not be written: measured again next time.
+        temporary.unlink(missing_ok=True)
+
+
+def _parsed(data: dict[str, Any]) -> MachineProfile:
+    from core.kernels.select import KernelTable
+    from core.measure import CpuRates, GpuRates
+
+    cpu = data["cpu"]
+    table = KernelTable.from_json(cpu.pop("table"))
+    rates = _rates(cpu.pop("rates"))
+    gpus = [GpuRates(**{**one, "rates": _rates(one["rates"]), "link": Link(**one["link"])}) for one in data["gpus"]]
+    rest = {name: data[name] for name in ("disk_bytes_s", "busy", "tries")}
+    return MachineProfile(CpuRates(**cpu, rates=rates, table=table), tuple(gpus), **rest)
+
+
+def _rates(data: list[dict[str, Any]]) -> tuple[KernelRate, ...]:
+    return tuple(KernelRate(one["storage"], one["bytes_s"], tuple(one["flops"])) for one in data)

@@ -1,0 +1,184 @@
+"""A linear whose rows are computed by several: resident and streamed rows on the device, the others on the CPU.
+
+    x -> [device: resident rows | streamed rows as they arrive]  ||  [CPU: its rows where they lie] -> y
+
+The device's work is only launched here, so it runs while this thread computes the CPU's rows. Linears that are given
+the same input (q/k/v, gate/up) share its copy on the host and its quantised form: the tensor itself is recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from core.accelerators.base import Accelerator, HostCopy
+from core.host_weight import DeviceRows, HostWeight
+from core.kernels.inputs import HostInput
+from core.parameter_manager import ParameterManager, Piece
+from core.spec import Rows
+
+
+class HostInputs:
+    """The last input seen, as the CPU's kernels want it: made once for all linears that read it.
+
+    Which linears read the same input is learned from one pass; in the next, the first that asks has the products of the
+    others computed along with its own, in one run of the kernels.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None
+        self._prepared: HostInput | None = None
+        self._first: HostLinear | None = None
+        self._ready: dict[HostLinear, Tensor] = {}
+
+    def product(self, linear: HostLinear, x: Tensor) -> Tensor:
+        """`x` (..., K) times the linear's weight: (M, N)."""
+        if self._prepared is None or self._seen is not x:
+            self._start(linear, x)
+        elif linear not in self._ready:
+            self._learn(linear)
+        return self._ready.pop(linear)
+
+    def forget(self) -> None:
+        """Let go of the tensors at the end of a pass."""
+        self._unlearn()
+        self._seen = self._prepared = self._first = None
+
+    def _start(self, linear: HostLinear, x: Tensor) -> None:
+        self._unlearn()
+        self._seen, self._prepared, self._first = x, HostInput(x), linear
+        together = [linear, *linear.followers]
+        products = HostWeight.matmul_together([one.host for one in together], self._prepared)
+        self._ready = dict(zip(together, products, strict=True))
+
+    def _learn(self, linear: HostLinear) -> None:
+        assert self._prepared is not None
+        assert self._first is not None
+        if linear is not self._first and linear not in self._first.followers:
+            self._first.followers.append(linear)
+        self._ready[linear] = linear.host.matmul(self._prepared, 0, linear.host.rows)
+
+    def _unlearn(self) -> None:
+        """What was computed for nobody is not computed again."""
+        if self._first is not None:
+            for unused in self._ready:
+                self._first.followers.remove(unused)
+        self._ready.clear()
+
+
+class HostLinear(nn.Module):
+    """All rows on the CPU."""
+
+    def __init__(self, weight: HostWeight, bias: Tensor | None, inputs: HostInputs) -> None:
+        super().__init__()
+        self.host = weight
+        self.bias = bias
+        self.inputs = inputs
+        self.followers: list[HostLinear] = []
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight (N, K): Mamba's layers multiply by one themselves, or ask for its type."""
+        return self.host.whole()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
+        y = self.inputs.product(self, x).view(*x.shape[:-1], self.host.rows)
+        return y if self.bias is None else y + self.bias
+
+
+class SharedInputs:
+    """The last input on the device, brought to the host once for all linears that read it."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._seen: Tensor | None = None
+        self._copy: HostCopy | None = None
+        self._prepared: HostInput | None = None
+
+    def start(self, x: Tensor) -> None:
+        """Begin to bring `x` to the host, unless that was done for the linear before."""
+        if self._seen is not x:
+            self._seen, self._prepared = x, None
+            self._copy = self._accelerator.to_host(x)
+
+    def arrived(self) -> HostInput:
+        """The input that was started last."""
+        if self._prepared is None:
+            assert self._copy is not None
+            self._prepared = HostInput(self._copy.result())
+        return self._prepared
+
+    def forget(self) -> None:
+        """Let go of the tensors at the end of a pass."""
+        self._seen = self._copy = self._prepared = None
+
+
+class HeteroLinear(nn.Module):
+    """Rows divided between the device and the CPU as `division` says; `pieces` are its streamed rows in order."""
+
+    def __init__(self, weight: HostWeight, bias: Tensor | None, accelerator: Accelerator, inputs: SharedInputs) -> None:
+        """`bias`: (N,) on the host; `self.bias` is where it is added: here first, on the device when it was moved."""
+        super().__init__()
+        self.host = weight
+        self.host_bias = bias
+        self.bias = bias
+        self.accelerator = accelerator
+        self.inputs = inputs
+        self.streams: ParameterManager | None = None
+        self.resident: DeviceRows | None = None
+        self.division = Rows(0, 0, weight.rows)
+        self.pieces: list[Piece] = []
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight (N, K) on the device: Mamba's layers multiply by one themselves, or ask for its type."""
+        return self.accelerator.to_device(self.host.whole())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), on the device."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = flat.new_empty(flat.shape[0], self.host.rows)
+        if self.division.cpu:
+            self.inputs.start(x)
+        if self.resident is not None:
+            self._launch(self.resident, flat, out, 0)
+        pieces = iter(self.pieces)
+        late = self._launch_ready(flat, out, pieces)
+        if self.division.cpu:
+            self._compute_host(out)
+        for piece in [late, *pieces] if late else ():
+            self._launch_piece(flat, out, piece)
+        self.accelerator.settle()
+        y = out.view(*x.shape[:-1], self.host.rows)
+        return y if self.bias is None else y + self.bias
+
+    def _launch(self, rows: DeviceRows, flat: Tensor, out: Tensor, begin: int) -> None:
+        def compute() -> None:
+            out[:, begin : begin + rows.rows] = rows.linear(flat)
+
+        self.accelerator.launch(compute, rows.rows * self.host.row_bytes)
+
+    def _launch_ready(self, flat: Tensor, out: Tensor, pieces: Iterator[Piece]) -> Piece | None:
+        """Launch what the ring holds already; the first piece that would have to be waited for."""
+        for piece in pieces:
+            assert self.streams is not None
+            if not self.streams.has_ready:
+                return piece
+            self._launch_piece(flat, out, piece)
+        return None
+
+    def _launch_piece(self, flat: Tensor, out: Tensor, piece: Piece) -> None:
+        assert self.streams is not None
+        if not self.streams.has_ready:
+            # The ring may be waiting for what is launched: a simulated device computes only when asked to.
+            self.accelerator.settle()
+        with self.streams.take(piece) as rows:
+            self._launch(rows, flat, out, piece.begin)
+
+    def _compute_host(self, out: Tensor) -> None:
+        begin = self.division.resident + self.division.streamed
+        y = self.host.matmul(self.inputs.arrived(), begin, self.host.rows)
+        on_device = self.accelerator.to_device(y)
+        self.accelerator.launch(lambda: out[:, begin:].copy_(on_device))

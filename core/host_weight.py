@@ -1,0 +1,83 @@
+"""One linear's weight in host memory: multiplied there in any range of rows, or sent to the device in that range.
+
+The whole weight always stays here, so that any division of its rows can be changed between two passes at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.kernels.inputs import HostInput
+from core.kernels.matmul import ChosenMatmul, multiply_together
+from core.kernels.weights import QuantizedWeight
+from core.sizes import MIB
+from core.spec import QUANTUM
+
+WIDENED_BYTES = 32 * MIB
+"""What widening quantised rows on the device may take of its memory at a time, about twice: the plan counts on it."""
+
+
+class HostWeight:
+    """A weight of `rows` x `columns` (N x K). Ranges begin at multiples of `quantum`."""
+
+    def __init__(self, matmul: ChosenMatmul) -> None:
+        self._matmul = matmul
+        self.weight = matmul.weight
+        self.rows, self.columns = matmul.rows, matmul.columns
+        self.quantum = QUANTUM[self.weight.format]
+        self.row_bytes = self.weight.row_bytes
+
+    def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
+        """(M, K) -> (M, end - begin) on the host, in x's type."""
+        return self._matmul(x, begin, end)
+
+    @staticmethod
+    def matmul_together(weights: Sequence[HostWeight], x: HostInput) -> list[Tensor]:
+        """The whole products of several weights with one input, in one run where the kernels allow it."""
+        return multiply_together([weight._matmul for weight in weights], x)
+
+    def whole(self) -> Tensor:
+        """(N, K) as numbers: a view where it is stored so, else in bf16."""
+        weight = self.weight
+        return weight.dequantize(weight.data.dtype if weight.format == "bf16" else torch.bfloat16)
+
+    def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
+        """The rows' bytes as contiguous host tensors, to be laid one behind the other."""
+        return self.weight.parts(begin, end)
+
+    def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
+        """The same rows from a byte buffer on the device that holds `parts` one behind the other."""
+        rows = self.weight.unpack(buffer, begin, end)
+        # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
+        matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
+        return DeviceRows(rows, matmul)
+
+
+class DeviceRows:
+    """Rows of a weight that lie on the device, in the same bytes as on the host."""
+
+    def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
+        """`matmul`: the host's kernels, where the device's memory is the host's."""
+        self.weight = weight
+        self.rows = weight.shape[0]
+        self._matmul = matmul
+
+    def linear(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, rows), on the device, in x's type."""
+        if self._matmul is not None:
+            return self._matmul(x)
+        if self.weight.format == "bf16":
+            return F.linear(x, self.weight.dequantize(x.dtype))
+        y = x.new_empty(x.shape[0], self.rows)
+        for begin in range(0, self.rows, chunk := self._chunk_rows()):
+            end = min(begin + chunk, self.rows)
+            y[:, begin:end] = F.linear(x, self.weight.rows(begin, end).dequantize(x.dtype))
+        return y
+
+    def _chunk_rows(self) -> int:
+        """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""
+        return max(16, WIDENED_BYTES // (4 * self.weight.shape[1]))

@@ -1,0 +1,126 @@
+"""The ways to lay a model out over VRAM and RAM, and what each is worth: candidates for the planner to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from core.accounts import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
+from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, with_disk
+from core.shares import best_streams, nothing_resident, resident_choices
+from core.sizes import GIB, MIB
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, ModelSpec, Ring, Storage, Strategy, Times
+
+# Prompt and reply that layouts are compared by.
+TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
+KV_PARTS = (1.0, 0.5, 0.0)
+TIERS = ((512, Ring(4, 32 * MIB)), (256, Ring(4, 8 * MIB)), (32, Ring(4, 1 * MIB)))
+"""Prefill chunk in tokens and staging ring; the smaller ones are tried on small cards only."""
+SMALL_CARD = 4 * GIB
+# Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
+WORTH_PRICING = 1.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where; `costs` are those with a half full KV cache."""
+
+    machine: Machine
+    classes: tuple[GroupClass, ...]
+    residents: Residents
+    kv_devices: tuple[int, ...]
+    chunk: int
+    ring: Ring
+    host: HostMemory
+    costs: Fixed
+    strategy: Strategy
+
+    def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
+        """The best shares to stream in this bucket, by class, and their times."""
+        shares, times = best_streams(self._case(bucket, self.costs), self.residents)
+        return shares, with_disk(times, self._disk_s)
+
+    def times(self, bucket: int, shares: Sequence[float], costs: Fixed) -> Times:
+        """Times of these shares at other costs."""
+        return with_disk(self._case(bucket, costs).times(self.residents, shares), self._disk_s)
+
+    @property
+    def prefill_bucket(self) -> int:
+        """The bucket of prefill chunks: one shorter than the bucket's example costs at most as much."""
+        return PREFILL if self.chunk > BUCKET_TOKENS[PREFILL - 1] else PREFILL - 1
+
+    @property
+    def _disk_s(self) -> float:
+        return self.host.from_disk / self.machine.hardware.disk_bytes_s
+
+    def _case(self, bucket: int, costs: Fixed) -> Case:
+        return Case(self.classes, bucket, self.machine, costs, self.strategy)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout with its shares to stream, by bucket and then by class, and its times."""
+
+    layout: Layout
+    streamed: tuple[tuple[float, ...], ...]
+    decode: Times
+    prefill: Times
+
+
+def choose(layouts: Sequence[Layout], spec: ModelSpec, occupied: int) -> Choice:
+    """The layout with the fastest typical reply, of those that fit if any does; timed with `occupied` tokens."""
+    fitting = [layout for layout in layouts if layout.host.fits] or list(layouts)
+    decodes = [layout.best(DECODE)[1].total for layout in fitting]
+    limit = WORTH_PRICING * min(decodes)
+    near = [(layout, seconds) for layout, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
+    best = min(near, key=lambda pair: _reply_s(*pair))[0]
+    streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
+    costs = fixed(spec, best.machine, best.kv_devices, occupied)
+    decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
+    return Choice(best, streamed, decode, prefill)
+
+
+def gpu_layouts(
+    spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, strategy: Strategy, context: int
+) -> Iterator[Layout]:
+    """Every way to use this card within its limit; none if not even the workspace fits."""
+    gpu = machine.gpu
+    assert gpu is not None
+    limit = vram_limit(gpu, budget)
+    classes = classify(spec, storage, machine)
+    everything = sum(item.count * item.nbytes for item in classes)
+    for kv_part in KV_PARTS:
+        kv_devices = _kv_devices(spec, gpu.index, kv_part)
+        on_gpu, on_host = kv_split(spec, kv_devices, context)
+        costs = fixed(spec, machine, kv_devices, context // 2)
+        for chunk, ring in TIERS if limit <= SMALL_CARD else TIERS[:1]:
+            room = limit - spec.resident_bytes - on_gpu - gpu_workspace(spec, storage, gpu, chunk)
+            used = Ring() if strategy == "cpu" or room >= everything else ring
+            if room < used.total:
+                continue
+            for residents in resident_choices(classes, room - used.total):
+                host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, used)
+                yield Layout(machine, classes, residents, kv_devices, chunk, used, host, costs, strategy)
+
+
+def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:
+    """Everything on the CPU."""
+    classes = classify(spec, storage, machine)
+    kv_devices = (-1,) * len(spec.kv_layers)
+    residents, chunk = nothing_resident(classes), TIERS[0][0]
+    on_host = spec.kv_bytes(context)
+    host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
+    costs = fixed(spec, machine, kv_devices, context // 2)
+    return Layout(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
+
+
+def _reply_s(layout: Layout, decode_s: float) -> float:
+    """Seconds of a typical prompt and reply."""
+    prefill_s = layout.best(layout.prefill_bucket)[1].total
+    return TYPICAL_REPLY * decode_s + TYPICAL_PROMPT / layout.chunk * prefill_s
+
+
+def _kv_devices(spec: ModelSpec, index: int, part: float) -> tuple[int, ...]:
+    count = len(spec.kv_layers)
+    on_gpu = round(part * count)
+    return (index,) * on_gpu + (-1,) * (count - on_gpu)

@@ -1,0 +1,178 @@
+"""From a name to a model that answers: read, measure, plan, fill, convert, place, in steps that can be stopped between.
+
+The plan is decided by `planner`; here it is only carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from core.conversion import HostWeights
+from core.errors import BadRequest, NotEnoughMemory
+from core.events import Loading, LoadOptions, Sampling
+from core.kv_cache import KVCache
+from core.learned import model_key, recall, remember
+from core.machine import Machine, assume_machine, open_machine
+from core.model import LanguageModel, fill
+from core.placement import DevicePlacement, HostPlacement
+from core.places import cache_folder
+from core.planner import place
+from core.sampler import from_generation_config
+from core.source import Source, open_source
+from core.spec import Budget, Format, ModelSpec, Plan, Profile, Strategy
+from core.survey import survey
+from core.tokenizer import Tokenizer
+
+MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
+# Smaller models run at once anywhere: nobody should wait for measurements first.
+SMALL_BYTES = 64 << 20
+PAGEABLE = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
+
+
+@dataclass
+class LoadedModel:
+    """All that a conversation needs. `tokenizer` is None for a shape; `reply_start`: where in the cache the last reply
+    begins; the caps are the person's own wishes."""
+
+    name: str
+    source: Source
+    spec: ModelSpec
+    plan: Plan
+    machine: Machine
+    weights: HostWeights
+    model: LanguageModel
+    cache: KVCache
+    tokenizer: Tokenizer | None
+    sampling: Sampling
+    profile: Profile = field(default_factory=Profile)
+    can_use_device: bool = True  # False once it was lost or out of memory for good
+    vram_cap: int | None = None
+    ram_cap: int | None = None
+    reply_start: int = 0
+
+    def apply(self, plan: Plan) -> None:
+        """Change to another plan for the same device, format and context. Raises NotEnoughMemory, DeviceLost."""
+        assert isinstance(self.model.placement, DevicePlacement)
+        self.plan = plan
+        for _ in self.model.placement.apply(plan):
+            pass
+
+    def to_device(self, plan: Plan) -> None:
+        """Use a device that was not used before; the KV cache stays where it is. Raises NotEnoughMemory, DeviceLost."""
+        device = self.machine.accelerator(plan.gpu)
+        placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+        self.model.placement = placement
+        self.apply(plan)
+
+    def to_host(self) -> None:
+        """Go on without the device; what the KV cache held there has to be read again."""
+        now = self.plan
+        wishes = Budget(None, self.ram_cap, now.threads, now.context, now.format)
+        self.plan = place(self.spec, self.machine.without_gpus(), wishes)
+        self.model.placement.close()
+        self.model.placement = HostPlacement(self.source.module, self.weights)
+        self.cache = KVCache(self.source.module.config, self.plan.context)
+        self.reply_start = 0
+
+    def learn(self, profile: Profile) -> None:
+        """Keep what a reply has taught of this model's speed here."""
+        if profile != self.profile:
+            self.profile = profile
+            remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)
+
+    def close(self) -> None:
+        """Give the devices' memory back."""
+        self.model.placement.close()
+        self.machine.close()
+
+
+def load_model(
+    name: str | Path | None, options: LoadOptions, strategy: Strategy = "hetegen"
+) -> Iterator[Loading | LoadedModel]:
+    """Loading events, then the model. Stop by not asking for the next event. Raises HeteGenError."""
+    yield Loading("start", 0.0)
+    check(options)
+    source = open_source(name)
+    yield Loading("read", 0.02)
+    spec = survey(source.module, source.name)
+    yield Loading("measure", 0.05)
+    if source.nbytes < SMALL_BYTES:
+        machine = assume_machine(options.simulate_gpu, options.threads)
+    else:
+        machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+    plan = decide(spec, machine, options, strategy)
+    torch.set_num_threads(plan.threads)
+    yield from _read_weights(source, plan)
+    weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
+    for fraction in weights.make():
+        yield Loading("convert", 0.4 + 0.3 * fraction)
+    placement: HostPlacement | DevicePlacement
+    if plan.gpu < 0:
+        placement = HostPlacement(source.module, weights)
+    else:
+        placement = DevicePlacement(source.module, weights, plan, machine.accelerator(plan.gpu), spec.kv_layers)
+        for fraction in placement.apply(plan):
+            yield Loading("place", 0.7 + 0.2 * fraction)
+        if placement.streams_pageable:
+            plan = replace(plan, reasons=(*plan.reasons, PAGEABLE))
+    yield Loading("tokenizer", 0.9)
+    tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
+    yield Loading("ready", 1.0)
+    yield LoadedModel(
+        name=source.name,
+        source=source,
+        spec=spec,
+        plan=plan,
+        machine=machine,
+        weights=weights,
+        model=LanguageModel(source.module, placement),
+        cache=placement.make_cache(source.module.config, plan),
+        tokenizer=tokenizer,
+        sampling=from_generation_config(source.generation),
+        profile=plan.profile,
+        vram_cap=options.vram,
+        ram_cap=options.ram,
+    )
+
+
+def decide(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: Strategy = "hetegen") -> Plan:
+    """The plan for a model on this machine as it is now. Raises BadRequest, NotEnoughMemory."""
+    if options.context and options.context > spec.context_limit:
+        limit = f"{spec.context_limit:,}"
+        raise BadRequest(f"This model reads at most {limit} tokens.", "", f"Choose a context of {limit} or less.")
+    hardware = machine.now()
+    plan = place(spec, hardware, budget(options), strategy)
+    if (learned := recall(cache_folder(), model_key(plan, hardware))) != Profile():
+        plan = place(spec, hardware, budget(options), strategy, learned)
+    if plan.fits == "no":
+        raise NotEnoughMemory(plan.reason, "", "Close other programs, or choose a smaller model or a shorter context.")
+    return plan
+
+
+def budget(options: LoadOptions) -> Budget:
+    """The same wishes as the planner takes them."""
+    format: Format | str = options.format
+    return Budget(options.vram, options.ram, options.threads, options.context, format)  # type: ignore[arg-type]
+
+
+def check(options: LoadOptions) -> None:
+    """Raise BadRequest for a wish that makes no sense on any machine."""
+    if options.context is not None and not MIN_CONTEXT <= options.context <= MAX_CONTEXT:
+        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 or more.")
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise BadRequest(f"{options.threads} threads cannot be used.", "", "Choose 1 to 1024.")
+    if options.format not in ("auto", "bf16", "int8", "int4"):
+        raise BadRequest(f"The format {options.format!r} is not known.", "", "Choose auto, bf16, int8 or int4.")
+
+
+def _read_weights(source: Source, plan: Plan) -> Iterator[Loading]:
+    # Weights that are used as they are stored are read from the files at every token: have them in memory before.
+    if plan.format == "bf16" and not plan.from_disk:
+        for fraction in source.warm():
+            yield Loading("weights", 0.1 + 0.2 * fraction)
+    for fraction in fill(source.module, source.weights):
+        yield Loading("weights", 0.3 + 0.1 * fraction)

@@ -1,0 +1,85 @@
+"""This machine as the loader uses it: its measured record, its devices, and the kernels that are fastest here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core.accelerators.base import Accelerator
+from core.accelerators.opening import open_accelerator
+from core.accelerators.simulation import Simulation, parse_simulation
+from core.cpu_info import cpu_info, ram
+from core.hardware import hardware_for, kernel_table, refreshed
+from core.kernels.select import KernelTable
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
+
+STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
+# Of a laptop of some years ago: bytes per second of its memory, operations per second by rows of input.
+TYPICAL_BYTES_S = 20e9
+TYPICAL_FLOPS = (10e9, 20e9, 50e9, 100e9)
+
+
+@dataclass
+class Machine:
+    """`hardware` was measured once; `accelerators` by the index of their GPU, opened when a plan uses them."""
+
+    hardware: Hardware
+    kernels: KernelTable
+    simulate_gpu: str | None
+    accelerators: dict[int, Accelerator]
+
+    def now(self) -> Hardware:
+        """The record with the memory that is free at this moment, counting what we hold on a device as free."""
+        hardware = refreshed(self.hardware)
+        return replace(hardware, gpus=tuple(self._freed(gpu) for gpu in hardware.gpus))
+
+    def without_gpus(self) -> Hardware:
+        """The record as it is when no device can be used."""
+        return replace(refreshed(self.hardware), gpus=())
+
+    def accelerator(self, index: int) -> Accelerator:
+        """The device of a GPU of the record. Raises DeviceLost."""
+        if index not in self.accelerators:
+            simulation = parse_simulation(self.simulate_gpu) if self.simulate_gpu else None
+            opened = open_accelerator(index, simulation)
+            assert opened is not None
+            self.accelerators[index] = opened
+        return self.accelerators[index]
+
+    def close(self) -> None:
+        """Let go of all devices."""
+        for accelerator in self.accelerators.values():
+            accelerator.close()
+        self.accelerators.clear()
+
+    def _freed(self, gpu: Gpu) -> Gpu:
+        if gpu.index not in self.accelerators:
+            return gpu
+        memory = self.accelerators[gpu.index].memory()
+        return replace(gpu, vram_free=max(0, memory.free + memory.used))
+
+
+def open_machine(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
+    """Measure this machine, or remember it from `folder`. Raises BadRequest."""
+    hardware = hardware_for(folder, simulate_gpu, threads)
+    kernels = kernel_table(folder, threads) or KernelTable(hardware.cpu.threads)
+    return Machine(hardware, kernels, simulate_gpu, {})
+
+
+def assume_machine(simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
+    """This machine with rates taken from a table: enough to place a model so small that it is fast anywhere."""
+    info, (total, free) = cpu_info(), ram()
+    count = threads or info.physical_cores
+    rates = tuple(KernelRate(storage, TYPICAL_BYTES_S, TYPICAL_FLOPS) for storage in STORAGES)
+    cpu = Cpu(info.name, info.physical_cores, info.logical_cores, info.isa, total, free, TYPICAL_BYTES_S, rates, count)
+    gpus = (_assumed_gpu(parse_simulation(simulate_gpu)),) if simulate_gpu else ()
+    return Machine(Hardware(cpu, gpus, measured=False), KernelTable(count), simulate_gpu, {})
+
+
+def _assumed_gpu(simulation: Simulation) -> Gpu:
+    link = Link(*[simulation.link] * 5)
+    rate = simulation.gpu or TYPICAL_BYTES_S
+    return Gpu(
+        "Simulated GPU", 0, simulation.vram, simulation.vram, rate, TYPICAL_FLOPS[-1], link,
+        simulated=True, shares_cores=simulation.gpu is None, kind="simulated",
+    )  # fmt: skip

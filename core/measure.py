@@ -1,0 +1,349 @@
+"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work, and the disk.
+
+Rates are those of the very operations that a model will use, on data that no cache holds. A few seconds in all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Accelerator
+from core.host_weight import DeviceRows, HostWeight
+from core.kernels.inputs import HostInput
+from core.kernels.matmul import host_matmul
+from core.kernels.select import BUCKET_ROWS, KernelTable, measure
+from core.kernels.weights import QuantizedWeight
+from core.sizes import MIB
+from core.spec import KernelRate, Link, Storage, row_bytes
+
+STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
+ROWS, COLUMNS = 2048, 4096
+"""The weight that stands for others: as large as a layer's, small enough to be timed often."""
+RARE: tuple[Storage, ...] = ("fp16", "fp32")
+"""Timed on a quarter of it: few models are stored so, and their kernels can be very slow."""
+READ_BYTES, READ_PARTS = 256 * MIB, 16
+COPY_BYTES = 64 * MIB
+COLD_BYTES = 192 * MIB
+SLOT_BYTES = 8 * MIB
+SLOTS = 4
+TOGETHER_S = 0.4
+ENOUGH_S = 4.0
+DISK_BYTES = 64 * MIB
+# One layer's norms, rotary embedding and Python took 250 us on a machine where 40 small operations take 55 us.
+SMALL_OPERATIONS, LAYER_PER_SMALL = 40, 4.5
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """What `spec.Cpu` holds of measured rates, and which kernels won."""
+
+    threads: int
+    read_bytes_s: float
+    rates: tuple[KernelRate, ...]
+    call_s: float
+    layer_s: float
+    table: KernelTable
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """What `spec.Gpu` holds of measured rates."""
+
+    bytes_s: float
+    flops: float
+    rates: tuple[KernelRate, ...]
+    link: Link
+    cpu_under_copy: float
+    link_under_cpu: float
+    launch_s: float
+
+
+def measure_cpu() -> CpuRates:
+    """With as many threads as torch uses now."""
+    table = KernelTable(torch.get_num_threads())
+    rates: list[KernelRate] = []
+    deadline = time.monotonic() + ENOUGH_S
+    for storage in STORAGES:
+        if rates and time.monotonic() > deadline:
+            break  # a busy or slow machine: the planner guesses what is missing
+        table = measure([(storage, ROWS // 4 if storage in RARE else ROWS, COLUMNS)], table)
+        rates.append(_cpu_rate(table, storage))
+    # Reading at best what the best kernel reads: neither sees more than the memory gives.
+    read = max(_read_rate(), *(rate.bytes_s for rate in rates))
+    return CpuRates(table.threads, read, tuple(rates), _call_s(), _layer_s(), table)
+
+
+def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
+    """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
+    # A simulated card computes with the CPU's kernels on the CPU's cores.
+    rates = cpu.rates if accelerator.simulated else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
+    alone = _stream_rate(accelerator, threading.Event(), TOGETHER_S / 2)
+    work = _CpuLoad(cpu.table, "bf16")
+    before = work.rate(TOGETHER_S / 2)
+    copying, computing = _together(accelerator, work)
+    return GpuRates(
+        bytes_s=max(rate.bytes_s for rate in rates),
+        flops=max(rate.flops[3] for rate in rates),
+        rates=rates,
+        link=_link(accelerator, alone),
+        cpu_under_copy=_part(computing, before),
+        link_under_cpu=_part(copying, alone),
+        launch_s=_launch_s(accelerator),
+    )
+
+
+class Neighbours:
+    """How much of the processor other programs use from its making on: rates measured beside them are too low."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Part of all cores' time, 0-1."""
+        busy, own, elapsed = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return max(0.0, busy - own) / (elapsed * (psutil.cpu_count() or 1)) if elapsed else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        system, process = psutil.cpu_times(), psutil.Process().cpu_times()
+        waiting = system.idle + getattr(system, "iowait", 0.0)
+        return sum(system[:8]) - waiting, process.user + process.system, time.monotonic()
+
+
+def measure_disk(folder: Path) -> float | None:
+    """Bytes per second of reading what no cache holds, None where the system offers no way around its cache."""
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    path = folder / "disk-rate.tmp"
+    try:
+        path.write_bytes(os.urandom(MIB) * (DISK_BYTES // MIB))
+        return _read_uncached(path)
+    except OSError:
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read_uncached(path: Path) -> float:
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        buffer = bytearray(4 * MIB)
+        start = time.perf_counter()
+        while file.readinto(buffer):
+            pass
+        return DISK_BYTES / (time.perf_counter() - start)
+
+
+def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
+    """The rate from times of the standing weight in each bucket."""
+    operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_ROWS]
+    flops = [count / taken for count, taken in zip(operations, seconds, strict=True)]
+    nbytes = ROWS * row_bytes(storage, COLUMNS)
+    return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
+
+
+def _cpu_rate(table: KernelTable, storage: Storage) -> KernelRate:
+    load = _CpuLoad(table, storage)
+    return _rate_of(storage, [load.seconds_each(m) for m in BUCKET_ROWS])
+
+
+def _read_rate() -> float:
+    parts = torch.ones(READ_BYTES // 4).chunk(READ_PARTS)
+    return READ_BYTES / READ_PARTS / _quiet([part.sum for part in parts] * 3)
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """The shortest of several runs: what else the machine does only ever adds."""
+    return min(_taken(work) for _ in range(times))
+
+
+def _quiet(works: Sequence[Callable[[], object]]) -> float:
+    """The time that a tenth of these like pieces of work stay below: that of a quiet moment, if not of a lucky one."""
+    return statistics.quantiles([_taken(work) for work in works], n=10)[0]
+
+
+def _taken(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _call_s() -> float:
+    weight = host_matmul(QuantizedWeight("bf16", (16, 64), torch.ones(16, 64, dtype=torch.bfloat16)))
+    x = torch.ones(1, 64, dtype=torch.bfloat16)
+    return _best(lambda: weight(HostInput(x)), 200)
+
+
+def _layer_s() -> float:
+    x = torch.ones(1, 2048, dtype=torch.bfloat16)
+
+    def small() -> None:
+        y = x
+        for _ in range(SMALL_OPERATIONS):
+            y = y + x
+
+    return LAYER_PER_SMALL * _best(small, 50)
+
+
+def _weight(storage: Storage) -> QuantizedWeight:
+    if storage == "int8":
+        return QuantizedWeight("int8", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=torch.int8), torch.ones(ROWS))
+    if storage == "int4":
+        data = torch.full((ROWS, COLUMNS // 2), 0x99, dtype=torch.uint8)
+        return QuantizedWeight("int4", (ROWS, COLUMNS), data, torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16))
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    return QuantizedWeight("bf16", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=dtypes[storage]))
+
+
+def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
+    # Several, so that the card's cache does not hold the one that comes next.
+    weights = [_on_device(accelerator, _weight(storage), table) for _ in range(4)]
+    dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
+    taken = []
+    for m in BUCKET_ROWS:
+        x = torch.ones((m, COLUMNS), dtype=dtype, device=accelerator.device)
+        taken.append(_device_seconds(accelerator, weights, x))
+    return _rate_of(storage, taken)
+
+
+def _on_device(accelerator: Accelerator, weight: QuantizedWeight, table: KernelTable) -> DeviceRows:
+    host = HostWeight(host_matmul(weight, table.names(weight.storage, *weight.shape)))
+    buffer = accelerator.empty((weight.nbytes,), torch.uint8)
+    at = 0
+    for part in host.parts(0, host.rows):
+        buffer[at : at + part.nbytes] = part.reshape(-1).view(torch.uint8)
+        at += part.nbytes
+    return host.on_device(buffer, 0, host.rows)
+
+
+def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: Tensor) -> float:
+    def all_once() -> None:
+        for weight in weights:
+            accelerator.launch(lambda weight=weight: weight.linear(x), weight.weight.nbytes)  # type: ignore[misc]
+        accelerator.synchronize()
+
+    all_once()
+    return _best(all_once, 5) / len(weights)
+
+
+def _launch_s(accelerator: Accelerator) -> float:
+    x = torch.ones(1, 64, device=accelerator.device)
+
+    def many() -> None:
+        for _ in range(50):
+            accelerator.launch(lambda: x + x)
+
+    seconds = _best(many, 5) / 50
+    accelerator.synchronize()
+    return seconds
+
+
+def _link(accelerator: Accelerator, staged: float) -> Link:
+    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), accelerator.pinned(COPY_BYTES)
+    locked.fill_(1)
+    there = accelerator.empty((COPY_BYTES,), torch.uint8)
+    stream = accelerator.stream()
+
+    def rate(dst: Tensor, src: Tensor) -> float:
+        def copy() -> None:
+            accelerator.copy_async(dst, src, stream)
+            stream.synchronize()
+
+        return COPY_BYTES / _best(copy, 3)
+
+    return Link(
+        h2d_pinned=rate(there, locked),
+        h2d_pageable=rate(there, pageable),
+        d2h_pinned=rate(locked, there),
+        d2h_pageable=rate(pageable, there),
+        staged=staged,
+        sync_s=_sync_s(accelerator),
+    )
+
+
+def _sync_s(accelerator: Accelerator) -> float:
+    x = torch.ones(4096, dtype=torch.bfloat16, device=accelerator.device)
+    taken = []
+    for _ in range(50):
+        start = time.perf_counter()
+        accelerator.to_device(accelerator.to_host(x).result())
+        accelerator.settle()
+        taken.append(time.perf_counter() - start)
+    accelerator.synchronize()
+    return statistics.median(taken)
+
+
+class _CpuLoad:
+    """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
+
+    def __init__(self, table: KernelTable, storage: Storage) -> None:
+        weights = [_weight(storage)]
+        names = table.names(storage, *weights[0].shape)
+        weights += [_weight(storage) for _ in range(COLD_BYTES // weights[0].nbytes)]
+        self._matmuls = [host_matmul(weight, names) for weight in weights]
+
+    def seconds_each(self, tokens: int) -> float:
+        """Seconds of one weight with `tokens` rows of input."""
+        x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
+        # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
+        chosen = self._matmuls * 4 if tokens == 1 else self._matmuls[:8]
+        return _quiet([lambda one=one: one(HostInput(x)) for one in chosen])  # type: ignore[misc]
+
+    def rate(self, seconds: float) -> float:
+        """Bytes per second over this time."""
+        x = HostInput(torch.ones(1, COLUMNS, dtype=torch.bfloat16))
+        start, done = time.perf_counter(), 0
+        while (taken := time.perf_counter() - start) < seconds:
+            for matmul in self._matmuls:
+                matmul(x)
+                done += matmul.nbytes
+        return done / taken
+
+
+def _together(accelerator: Accelerator, work: _CpuLoad) -> tuple[float, float]:
+    """Bytes per second of the link and of the CPU while both work."""
+    stop = threading.Event()
+    copied: list[float] = []
+    thread = threading.Thread(target=lambda: copied.append(_stream_rate(accelerator, stop, 60.0)), daemon=True)
+    thread.start()
+    computed = work.rate(TOGETHER_S)
+    stop.set()
+    thread.join()
+    return copied[0] if copied else 0.0, computed
+
+
+def _stream_rate(accelerator: Accelerator, stop: threading.Event, most_s: float) -> float:
+    """Bytes per second from pageable memory through pinned buffers to the device, as streamed rows go."""
+    source = torch.ones(COPY_BYTES, dtype=torch.uint8)
+    hosts = [accelerator.pinned(SLOT_BYTES) for _ in range(SLOTS)]
+    slots = [accelerator.empty((SLOT_BYTES,), torch.uint8) for _ in range(SLOTS)]
+    freed, stream = [accelerator.event() for _ in range(SLOTS)], accelerator.stream()
+    for buffer in (*hosts, *slots):
+        buffer.fill_(1)  # the pages must exist before they are timed
+    start, done = time.perf_counter(), 0
+    while not stop.is_set() and time.perf_counter() - start < most_s:
+        turn = done % SLOTS
+        freed[turn].synchronize()
+        ctypes.memmove(hosts[turn].data_ptr(), source.data_ptr() + done * SLOT_BYTES % COPY_BYTES, SLOT_BYTES)
+        accelerator.copy_async(slots[turn], hosts[turn], stream)
+        freed[turn].record(stream)
+        done += 1
+    stream.synchronize()
+    return done * SLOT_BYTES / (time.perf_counter() - start)
+
+
+def _part(together: float, alone: float) -> float:
+    """What is left of a rate, within what can be believed."""
+    return min(1.0, max(0.2, together / alone)) if alone else 1.0

@@ -1,0 +1,193 @@
+"""The asynchronous parameter manager: brings streamed rows to the compute device just before they are needed.
+
+Two of HeteGen's four overlapped stages live here: the copy from the weights' own (pageable, mapped) memory into a small
+ring of pinned buffers, done by one thread, and the copy from there to the device, queued on a stream of its own. The
+other two, computing on the CPU and on the device, go on meanwhile in `hetero_linear`. The thread walks through the
+pass's pieces in their order and starts over with the next token, so the link also works between linears and tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition, Thread
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import PINNED, Accelerator, Event, device_lost
+from core.errors import NotEnoughMemory
+from core.host_weight import DeviceRows, HostWeight
+from core.spec import LinearPlan, Ring
+
+WAIT_S = 60.0
+"""No link is so slow that one buffer takes this long: the device is gone."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `begin` to `end` of one linear: what fits into one buffer."""
+
+    linear: str
+    begin: int
+    end: int
+
+
+@dataclass
+class Slot:
+    """One buffer on each side; `copied` and `freed` say when the host's and the device's may be written again."""
+
+    host: Tensor
+    device: Tensor
+    copied: Event
+    freed: Event
+
+
+def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int) -> list[Piece]:
+    """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
+    rows = plan.at(tokens)
+    begin, end = rows.resident, rows.resident + rows.streamed
+    fitting = buffer_bytes // weight.row_bytes
+    per_buffer = fitting // weight.quantum * weight.quantum or fitting
+    if end > begin and not per_buffer:
+        raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
+    return [Piece(plan.name, at, min(at + per_buffer, end)) for at in range(begin, end, per_buffer or 1)]
+
+
+class ParameterManager:
+    """Prefetches the pieces of a schedule, over and over, as far ahead as the ring has room."""
+
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+        """Allocates the ring. Raises NotEnoughMemory where the device has no room for it."""
+        self._accelerator = accelerator
+        self._weights = weights
+        self._stream = accelerator.stream()
+        self.pageable = False  # True where the system let no memory be pinned
+        self._free = [self._slot(ring.bytes) for _ in range(ring.buffers)]
+        self._ready: deque[tuple[int, Piece, Slot]] = deque()
+        self._schedule: Sequence[Piece] = ()
+        self._next = 0  # of the schedule, to be fetched
+        self._taken = 0  # of the schedule, by the pass that runs
+        self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = Condition()
+        self._thread = Thread(target=self._run, name="parameters", daemon=True)
+        self._thread.start()
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """A pass starts that will take these pieces in this order; what was fetched ahead for the same one stays."""
+        with self._changed:
+            if schedule is self._schedule and self._taken in (0, len(schedule)):
+                self._taken = 0
+                return
+            self._schedule, self._next, self._taken = schedule, 0, 0
+            self._epoch += 1
+            self._changed.notify_all()
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether the next piece can be taken without waiting for the ring."""
+        return bool(self._ready)
+
+    @contextmanager
+    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+        slot = self._wait_for(piece)
+        self._accelerator.wait(slot.copied)
+        try:
+            yield self._weights[piece.linear].on_device(slot.device, piece.begin, piece.end)
+        finally:
+            self._accelerator.record(slot.freed)
+            self._release(slot)
+
+    def close(self) -> None:
+        """End the thread and give the ring back."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._free.clear()
+        self._ready.clear()
+
+    def _slot(self, nbytes: int) -> Slot:
+        device = self._accelerator.empty((nbytes,), torch.uint8)
+        return Slot(self._host_buffer(nbytes), device, self._accelerator.event(), self._accelerator.event())
+
+    def _host_buffer(self, nbytes: int) -> Tensor:
+        try:
+            return self._accelerator.pinned(nbytes)
+        except NotEnoughMemory as error:
+            if error.device != PINNED:
+                raise
+            self.pageable = True
+            return torch.empty(nbytes, dtype=torch.uint8)
+
+    def _wait_for(self, piece: Piece) -> Slot:
+        with self._changed:
+            while True:
+                if not self._changed.wait_for(lambda: self._ready or self._error, timeout=WAIT_S):
+                    raise device_lost(self._accelerator.name)
+                if self._error is not None:
+                    raise self._error
+                epoch, found, slot = self._ready.popleft()
+                if epoch == self._epoch and found == piece:
+                    self._taken += 1
+                    return slot
+                self._free.append(slot)
+                self._changed.notify_all()
+
+    def _release(self, slot: Slot) -> None:
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        """The thread: fetch the next piece whenever a buffer is free."""
+        while (job := self._next_job()) is not None:
+            epoch, piece, slot = job
+            try:
+                self._fetch(piece, slot)
+            except Exception as error:  # noqa: BLE001  raised again in the thread that waits for the piece
+                self._fail(error)
+                return
+            with self._changed:
+                self._ready.append((epoch, piece, slot))
+                self._changed.notify_all()
+
+    def _next_job(self) -> tuple[int, Piece, Slot] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (self._free and self._schedule))
+            if self._closed:
+                return None
+            piece = self._schedule[self._next]
+            self._next = (self._next + 1) % len(self._schedule)
+            return self._epoch, piece, self._free.pop(0)
+
+    def _fetch(self, piece: Piece, slot: Slot) -> None:
+        slot.copied.synchronize()
+        nbytes = pack(self._weights[piece.linear].parts(piece.begin, piece.end), slot.host)
+        slot.freed.synchronize()
+        self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
+        slot.copied.record(self._stream)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+
+def pack(parts: Sequence[Tensor], buffer: Tensor) -> int:
+    """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
+
+    memmove and not torch: ctypes lets go of the interpreter lock, and torch would start a second pool of threads here
+    that competes with the one that computes.
+    """
+    at = 0
+    for part in parts:
+        ctypes.memmove(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
+        at += part.nbytes
+    return at

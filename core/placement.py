@@ -1,0 +1,275 @@
+"""Carries a Plan out: puts our linears into the module tree, keeps resident rows on the device, and changes both live.
+
+The host copy of every weight stays where it is, so evicting rows is letting go of them and promoting is one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core import experts
+from core.accelerators.base import Accelerator
+from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
+from core.host_weight import DeviceRows, HostWeight
+from core.kv_cache import KVCache
+from core.parameter_manager import ParameterManager, Piece, pieces_of
+from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, Rows, bucket
+
+Weights = Mapping[str, Sequence[HostWeight]]
+"""The weights of each linear by its name in the plan: one, or one per expert."""
+
+
+class Placement(Protocol):
+    """What the model needs of whoever has placed its weights."""
+
+    def begin_pass(self, tokens: int) -> None:
+        """A pass over `tokens` new tokens starts."""
+
+    def end_pass(self) -> None:
+        """It is over, well or not."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class HostPlacement:
+    """Everything on the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: Any, weights: Weights) -> None:
+        self._inputs = HostInputs()
+        for name, matrices in weights.items():
+            put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
+
+    def begin_pass(self, tokens: int) -> None:
+        """Nothing depends on how many tokens there are."""
+
+    def end_pass(self) -> None:
+        self._inputs.forget()
+
+    def make_cache(self, config: Any, plan: Plan) -> KVCache:
+        """An empty KV cache for this plan."""
+        return KVCache(config, plan.context)
+
+    def close(self) -> None:
+        """Nothing is held outside of the module tree."""
+
+
+class DevicePlacement:
+    """Resident and streamed rows on one device, the rest on the CPU."""
+
+    def __init__(
+        self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
+    ) -> None:
+        """Puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory, DeviceLost."""
+        self.accelerator = accelerator
+        self.plan = plan
+        self._weights = weights
+        self._kv_layers = kv_layers
+        self._inputs = SharedInputs(accelerator)
+        self._uploads = Uploads(accelerator)
+        self._parameters: ParameterManager | None = None
+        self._schedules: list[list[Piece]] = [[] for _ in BUCKET_TOKENS]
+        self._bucket = -1
+        self._linears: dict[str, list[HeteroLinear]] = {
+            name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
+        }
+        self.device = accelerator.device
+        self._rest = DeviceRest(module, accelerator, self._uploads, plan)
+
+    def apply(self, plan: Plan) -> Iterator[float]:
+        """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
+        self._drop_ring()
+        self.plan = plan
+        self._bucket = -1
+        for linear in plan.linears:
+            for one in self._linears[linear.name]:
+                if one.resident is not None and one.resident.rows > linear.resident:
+                    one.resident = None
+        self._make_ring()
+        for done, linear in enumerate(plan.linears, 1):
+            self._promote(linear)
+            yield done / len(plan.linears)
+        self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
+
+    @property
+    def streams_pageable(self) -> bool:
+        """Whether the system let no (or too little) memory be locked for the ring, so that streaming is slower."""
+        return self._parameters is not None and self._parameters.pageable
+
+    def begin_pass(self, tokens: int) -> None:
+        """A pass over `tokens` new tokens starts: divide the rows as the plan says for so many."""
+        if (now := bucket(tokens)) != self._bucket:
+            self._bucket = now
+            self._divide(now)
+        if self._parameters is not None:
+            self._parameters.begin_pass(self._schedules[now])
+
+    def end_pass(self) -> None:
+        self._inputs.forget()
+
+    def make_cache(self, config: Any, plan: Plan) -> KVCache:
+        """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
+        layers = [layer.layer for layer in self._kv_layers]
+        on_device = {layer for layer, gpu in zip(layers, plan.kv_devices, strict=True) if gpu >= 0}
+        return KVCache(config, plan.context, dict.fromkeys(on_device, self.accelerator.empty))
+
+    def close(self) -> None:
+        """Give the device's memory back and leave the module tree as it was, but for its linears."""
+        self._drop_ring()
+        self._rest.restore()
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.resident = None
+                linear.bias = linear.host_bias
+
+    def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
+        linear = HeteroLinear(weight, bias, self.accelerator, self._inputs)
+        linear.bias = None if bias is None else self._uploads.tensor(bias)
+        return linear
+
+    def _promote(self, plan: LinearPlan) -> None:
+        for linear, weight in zip(self._linears[plan.name], self._weights[plan.name], strict=True):
+            if (linear.resident.rows if linear.resident else 0) == plan.resident:
+                continue
+            linear.resident = None  # before the new rows, so that both need not fit at once
+            if plan.resident:
+                linear.resident = self._uploads.rows(weight, 0, plan.resident)
+
+    def _make_ring(self) -> None:
+        if self.plan.ring.buffers:
+            weights = {name: matrices[0] for name, matrices in self._weights.items()}
+            self._parameters = ParameterManager(self.accelerator, self.plan.ring, weights)
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.streams = self._parameters
+
+    def _drop_ring(self) -> None:
+        if self._parameters is not None:
+            self._parameters.close()
+            self._parameters = None
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.streams = None
+                linear.pieces = []
+
+    def _schedule(self, tokens: int) -> list[Piece]:
+        """All streamed pieces of one pass in their order."""
+        pieces: list[Piece] = []
+        for linear in self.plan.linears:
+            if len(self._weights[linear.name]) == 1:
+                pieces += pieces_of(linear, tokens, self._weights[linear.name][0], self.plan.ring.bytes)
+        return pieces
+
+    def _divide(self, index: int) -> None:
+        by_linear: dict[str, list[Piece]] = {}
+        for piece in self._schedules[index]:
+            by_linear.setdefault(piece.linear, []).append(piece)
+        for name, linears in self._linears.items():
+            rows = self.plan.by_name[name].shares[index]
+            if len(linears) > 1:
+                # Which experts come next is not known ahead, so none of their rows are streamed.
+                rows = Rows(rows.resident, 0, rows.streamed + rows.cpu)
+            for linear in linears:
+                linear.division = rows
+                linear.pieces = by_linear.get(name, [])
+
+
+class HostEmbedding(nn.Module):
+    """The input table stays in RAM; only the looked-up rows travel."""
+
+    def __init__(self, table: nn.Module, accelerator: Accelerator) -> None:
+        super().__init__()
+        self.table = table
+        self._accelerator = accelerator
+
+    @property
+    def weight(self) -> Any:
+        """The table (V, H), on the host."""
+        return self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(1, n) -> (1, n, H), on the device."""
+        return self._accelerator.to_device(self.table(ids.cpu()))
+
+
+class DeviceRest:
+    """What is no linear's weight (norms, tables, buffers) on the device, and the originals to go back to."""
+
+    def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads, plan: Plan) -> None:
+        self._module = module
+        self._table = module.get_input_embeddings()
+        self._originals: list[tuple[dict[str, Any], str, Any]] = []
+        kept_back = set(self._table.modules()) if plan.embedding_device < 0 else set()
+        for child in module.modules():
+            if child in kept_back or isinstance(child, HeteroLinear):
+                continue
+            for holder in (child._parameters, child._buffers):
+                for name, tensor in holder.items():
+                    if tensor is not None:
+                        self._originals.append((holder, name, tensor))
+        moved: dict[int, Any] = {}
+        for holder, name, tensor in self._originals:
+            if id(tensor) not in moved:
+                copy = uploads.tensor(tensor.data)
+                moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+            holder[name] = moved[id(tensor)]
+        if kept_back:
+            module.set_input_embeddings(HostEmbedding(self._table, accelerator))
+
+    def restore(self) -> None:
+        """Put the host's tensors back; the device may be gone."""
+        for holder, name, tensor in self._originals:
+            holder[name] = tensor
+        self._module.set_input_embeddings(self._table)
+
+
+class Uploads:
+    """Copies to the device that are waited for: weights that come to stay."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._stream = accelerator.stream()
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """A copy on the device. Raises NotEnoughMemory, DeviceLost."""
+        copy = self._accelerator.empty(tensor.shape, tensor.dtype)
+        self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
+        self._stream.synchronize()
+        return copy
+
+    def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
+        """Rows of a weight, in the bytes that they have on the host. Raises NotEnoughMemory, DeviceLost."""
+        parts = weight.parts(begin, end)
+        buffer = self._accelerator.empty((sum(part.nbytes for part in parts),), torch.uint8)
+        at = 0
+        for part in parts:
+            self._accelerator.copy_async(buffer[at : at + part.nbytes], part, self._stream)
+            at += part.nbytes
+        self._stream.synchronize()
+        return weight.on_device(buffer, begin, end)
+
+
+Linear = TypeVar("Linear", bound=nn.Module)
+
+
+def put_linears(
+    root: nn.Module, name: str, weights: Sequence[HostWeight], make: Callable[[HostWeight, Tensor | None], Linear]
+) -> list[Linear]:
+    """Make our linears for one entry of the plan and put them where the tree has had its own."""
+    path, _, leaf = name.rpartition(".")
+    owner: Any = root.get_submodule(path)
+    if not isinstance(owner._modules.get(leaf), nn.Module):
+        biases = getattr(owner, f"{leaf}_bias", None)
+        made = [make(weight, None if biases is None else biases[i]) for i, weight in enumerate(weights)]
+        experts.put(owner, leaf, made)
+        return made
+    bias = getattr(owner._modules[leaf], "bias", None)
+    linear = make(weights[0], None if bias is None else bias.data)
+    owner._modules[leaf] = linear
+    return [linear]

@@ -1,0 +1,29 @@
+"""Where the engine finds what ships with it and keeps what it measures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HOME_VARIABLE = "HETEGEN_HOME"
+SHAPE_PREFIX = "shape:"
+"""Before the name of a shape, where a model's name is asked for."""
+
+
+def builtin_model() -> Path:
+    """The folder of the model that ships with the application."""
+    # A PyInstaller bundle unpacks its data beside the program and names that folder here.
+    bundle = getattr(sys, "_MEIPASS", None)
+    root = Path(bundle) if bundle else Path(__file__).resolve().parent.parent
+    return root / "assets" / "builtin-model"
+
+
+def cache_folder() -> Path:
+    """For profiles and packed weights: made anew when lost. Under HETEGEN_HOME where that is set."""
+    if home := os.environ.get(HOME_VARIABLE, "").strip():
+        return Path(home).expanduser().absolute() / "cache"
+    # Imported late: a machine that only measures the engine need not have it.
+    from platformdirs import user_cache_path
+
+    return user_cache_path("HeteGen", appauthor=False)

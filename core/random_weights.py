@@ -1,0 +1,49 @@
+"""Random weights of a model's true dimensions, for measuring without a download (`--shape NAME`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# One block is drawn and laid down again and again: drawing every weight of a large model would take minutes.
+BLOCK = 1 << 22
+STANDARD_DEVIATION = 0.02
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """A checkpoint made up as it is read: matrices normal with deviation 0.02, vectors (norms, biases) as in a start.
+
+    `checkpoint[name]` is made anew at each call and kept by nobody.
+    """
+
+    def __init__(self, module: Any, seed: int = 0) -> None:
+        """`module`: the meta tree whose tensors are wanted."""
+        self._tensors: dict[str, Tensor] = dict(module.state_dict())
+        for tied in getattr(module, "all_tied_weights_keys", {}):
+            self._tensors.pop(tied, None)
+        generator = torch.Generator().manual_seed(seed)
+        block = torch.empty(BLOCK).normal_(0, STANDARD_DEVIATION, generator=generator)
+        self._blocks = {dtype: block.to(dtype) for dtype in {t.dtype for t in self._tensors.values()}}
+
+    def __getitem__(self, name: str) -> Tensor:
+        wanted = self._tensors[name]
+        if wanted.dim() < 2:
+            return torch.zeros(wanted.shape, dtype=wanted.dtype) + (not name.endswith("bias"))
+        flat = torch.empty(wanted.numel(), dtype=wanted.dtype)
+        for start in range(0, flat.numel(), BLOCK):
+            part = flat[start : start + BLOCK]
+            part.copy_(self._blocks[wanted.dtype][: part.numel()])
+        return flat.view(wanted.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in self._tensors.values())

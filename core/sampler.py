@@ -1,0 +1,151 @@
+"""Draws the next token. The options are folded into one function before the decode loop starts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import BadRequest, BrokenOutput
+from core.events import Sampling
+
+Sampler = Callable[[Tensor, Sequence[int]], int]
+"""(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
+
+# Used where neither the person nor the model's generation_config says anything.
+FALLBACK = Sampling(temperature=0.7, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)
+# The penalty looks back this far, so that its cost and effect stay bounded in long chats.
+PENALTY_TOKENS = 1024
+# A nucleus is nearly always found among this many likeliest ids.
+NUCLEUS = 1024
+# Below this a temperature means greedy (dividing by less overflows).
+GREEDY_BELOW = 1e-3
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.1, 10.0),
+    "seed": (0, 2**63 - 1),
+    "max_new_tokens": (1, 1_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A Sampling with nothing left open; `seed` names the draw, so that a reply can be repeated."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    max_new_tokens: int | None
+
+
+def check(sampling: Sampling) -> None:
+    """Raise BadRequest for a value that is not a number or out of its bounds."""
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(sampling, name)
+        if value is not None and not _within(value, low, high):
+            shown = name.replace("_", " ")
+            raise BadRequest(f"The {shown} {value} is out of range.", "", f"Choose a value from {low:g} to {high:g}.")
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return math.isfinite(value) and low <= value <= high
+
+
+def from_generation_config(config: dict[str, Any]) -> Sampling:
+    """The model's own defaults from generation_config.json; what it leaves out or sets absurdly stays None."""
+    known = {field.name for field in fields(Sampling)} - {"seed", "max_new_tokens"}
+    numbers = {name: config[name] for name in known if isinstance(config.get(name), int | float)}
+    values = {name: value for name, value in numbers.items() if _within(value, *BOUNDS[name])}
+    if config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return Sampling(**values)
+
+
+def settle(wish: Sampling, model_defaults: Sampling) -> Draw:
+    """The person's wish first, then the model's defaults, then FALLBACK. Raises BadRequest."""
+    check(wish)
+
+    def first(name: str) -> Any:
+        return next(v for s in (wish, model_defaults, FALLBACK) if (v := getattr(s, name)) is not None)
+
+    return Draw(
+        temperature=first("temperature"),
+        top_k=int(first("top_k")),
+        top_p=first("top_p"),
+        min_p=first("min_p"),
+        repetition_penalty=first("repetition_penalty"),
+        seed=random.SystemRandom().getrandbits(31) if wish.seed is None else wish.seed,
+        max_new_tokens=wish.max_new_tokens,
+    )
+
+
+def make_sampler(draw: Draw) -> Sampler:
+    """The function that turns logits into the next id, with a random stream of its own."""
+    rng = torch.Generator().manual_seed(draw.seed)
+
+    def sample(logits: Tensor, ids: Sequence[int]) -> int:
+        scores = penalized(_checked(logits), ids, draw.repetition_penalty)
+        if draw.temperature < GREEDY_BELOW:
+            return int(scores.argmax())
+        probabilities, candidates = distribution(scores, draw)
+        return int(candidates[torch.multinomial(probabilities, 1, generator=rng)])
+
+    return sample
+
+
+def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Probabilities (n,) in falling order and their ids (n,), after temperature, top-k, min-p and top-p."""
+    top, candidates = _likeliest(torch.softmax(scores / draw.temperature, dim=-1), draw)
+    keep = top >= draw.min_p * top[0]
+    keep &= top.cumsum(-1) - top < draw.top_p
+    keep[0] = True
+    kept = int(keep.sum())  # falling order: what is kept is a prefix
+    return top[:kept] / top[:kept].sum(), candidates[:kept]
+
+
+def _likeliest(probabilities: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """The top-k (renormalised), or as many as top-p can reach: sorting a whole vocabulary costs more than drawing."""
+    size = probabilities.numel()
+    if 0 < draw.top_k < size:
+        top, candidates = torch.topk(probabilities, draw.top_k)
+        return top / top.sum(), candidates
+    if size > NUCLEUS:
+        top, candidates = torch.topk(probabilities, NUCLEUS)
+        if float(top.sum()) > draw.top_p:
+            return top, candidates
+    return torch.sort(probabilities, descending=True)
+
+
+def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
+    """Repetition penalty of CTRL (Keskar et al. 2019): seen ids' logits divided (or, below 0, multiplied) by it."""
+    if penalty == 1.0 or not ids:
+        return logits
+    seen = torch.tensor(sorted(set(ids[-PENALTY_TOKENS:])))
+    chosen = logits[seen]
+    result = logits.clone()
+    result[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
+    return result
+
+
+def _checked(logits: Tensor) -> Tensor:
+    scores = logits.float()
+    # +inf and NaN both make the maximum non-finite; single -inf entries are legal (masked tokens).
+    if not math.isfinite(float(scores.max())):
+        raise BrokenOutput(
+            "The model computed values that are not numbers.",
+            "Its weights are damaged or its format is too coarse for it.",
+            "Try another format, or verify the model's files.",
+        )
+    return scores

@@ -1,0 +1,181 @@
+"""The true dimensions of published models, to build and measure without downloading (`--shape NAME`).
+
+Plain data: each entry holds keyword arguments for `transformers.AutoConfig.for_model(**SHAPES[name])`. Sources: the
+config.json of the model named in the comment. Weights of a shape are random, so every one is of the same type.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from core.errors import ModelNotFound
+
+
+def _llama(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocab: int, **rest: Any) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        **rest,
+    }
+
+
+def _llama3_rope(factor: float) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+def _qwen(model_type: str, architecture: str, **rest: Any) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "dtype": "bfloat16",
+        "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "tie_word_embeddings": True,
+        **rest,
+    }
+
+
+def _opt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "architectures": ["OPTForCausalLM"],
+        "dtype": "bfloat16",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "ffn_dim": 4 * hidden,
+        "num_attention_heads": heads,
+        "word_embed_proj_dim": hidden,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+    }
+
+
+SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        # meta-llama/Llama-3.2-1B-Instruct
+        "llama-3.2-1b": _llama(
+            16,
+            2048,
+            8192,
+            32,
+            8,
+            128256,
+            head_dim=64,
+            max_position_embeddings=131072,
+            rope_parameters=_llama3_rope(32.0),
+            tie_word_embeddings=True,
+        ),
+        # meta-llama/Llama-3.1-8B-Instruct
+        "llama-3.1-8b": _llama(
+            32,
+            4096,
+            14336,
+            32,
+            8,
+            128256,
+            max_position_embeddings=131072,
+            rope_parameters=_llama3_rope(8.0),
+        ),
+        # TinyLlama/TinyLlama-1.1B-Chat-v1.0
+        "tinyllama-1.1b": _llama(22, 2048, 5632, 32, 4, 32000, max_position_embeddings=2048),
+        # Qwen/Qwen2.5-0.5B-Instruct
+        "qwen2.5-0.5b": _qwen(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            num_hidden_layers=24,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_position_embeddings=32768,
+        ),
+        # Qwen/Qwen2.5-1.5B-Instruct
+        "qwen2.5-1.5b": _qwen(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            num_hidden_layers=28,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            max_position_embeddings=32768,
+        ),
+        # Qwen/Qwen3-4B
+        "qwen3-4b": _qwen(
+            "qwen3",
+            "Qwen3ForCausalLM",
+            num_hidden_layers=36,
+            hidden_size=2560,
+            intermediate_size=9728,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40960,
+        ),
+        # facebook/opt-1.3b, -6.7b, -13b, -30b
+        "opt-1.3b": _opt(24, 2048, 32),
+        "opt-6.7b": _opt(32, 4096, 32),
+        "opt-13b": _opt(40, 5120, 40),
+        "opt-30b": _opt(48, 7168, 56),
+        # Qwen/Qwen3-30B-A3B
+        "qwen3-30b-a3b": _qwen(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            num_hidden_layers=48,
+            hidden_size=2048,
+            intermediate_size=6144,
+            moe_intermediate_size=768,
+            num_experts=128,
+            num_experts_per_tok=8,
+            norm_topk_prob=True,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            head_dim=128,
+            max_position_embeddings=40960,
+            tie_word_embeddings=False,
+        ),
+        # openai/gpt-oss-20b
+        "gpt-oss-20b": {
+            "model_type": "gpt_oss",
+            "architectures": ["GptOssForCausalLM"],
+            "dtype": "bfloat16",
+            "num_hidden_layers": 24,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "sliding_window": 128,
+            "vocab_size": 201088,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+        },
+    }
+)
+
+
+def shape(name: str) -> dict[str, Any]:
+    """Configuration of one shape, a copy that may be changed. Raises ModelNotFound with the names there are."""
+    if name not in SHAPES:
+        raise ModelNotFound(f"There is no shape named {name}.", "", f"Use one of: {', '.join(SHAPES)}.")
+    return dict(SHAPES[name])

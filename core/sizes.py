@@ -1,0 +1,48 @@
+"""Sizes and rates as people write them: '6GiB', '8G', '512MB', '12GB/s'. Bytes inside, words at the edge."""
+
+from __future__ import annotations
+
+import re
+
+from core.errors import BadRequest
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+# A bare letter means the binary unit, as in memory sizes everywhere; 'GB' is decimal, as on disks and links.
+UNITS = {
+    "": 1, "b": 1,
+    "k": KIB, "kb": 10**3, "kib": KIB,
+    "m": MIB, "mb": 10**6, "mib": MIB,
+    "g": GIB, "gb": 10**9, "gib": GIB,
+    "t": 1 << 40, "tb": 10**12, "tib": 1 << 40,
+}  # fmt: skip
+WRITTEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a written size ('6GiB', '8G', '512MB', '1000000'). Raises BadRequest."""
+    found = WRITTEN.fullmatch(text)
+    if not found or found[2].lower() not in UNITS:
+        raise BadRequest(f"{text!r} is not a size.", "", "Write a number and a unit, such as 6GiB or 512MB.")
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second of a written rate ('12GB/s', '900MB/s'). Raises BadRequest."""
+    size = parse_size(text.strip().removesuffix("/s"))
+    if size <= 0:
+        raise BadRequest(f"{text!r} is not a rate.", "It must be more than nothing.", "Write for example 12GB/s.")
+    return float(size)
+
+
+def format_bytes(count: float) -> str:
+    """A size for people, in decimal units as disks and shops give them: '14.2 GB', '512 MB', '0 B'."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= 0.9995 * scale:
+            value = count / scale
+            return f"{value:.0f} {unit}" if abs(value) >= 99.95 or unit in ("MB", "kB") else f"{value:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """A rate for people: '31.5 GB/s'."""
+    return f"{format_bytes(bytes_per_second)}/s"

@@ -1,0 +1,39 @@
+"""The matrices of a filled module tree as the plan names them: one per linear, one per expert of fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from core.spec import LinearSpec
+
+
+def matrix_names(linear: LinearSpec) -> list[str]:
+    """A name for each matrix of one entry of the plan."""
+    return [linear.name] if linear.experts == 1 else [f"{linear.name}.{i}" for i in range(linear.experts)]
+
+
+def matrices(module: Any, linear: LinearSpec) -> Iterator[Tensor]:
+    """(N, K) tensors, rows contiguous; views where the stored layout allows it."""
+    owner, _, leaf = linear.name.rpartition(".")
+    child = module.get_submodule(owner)._modules.get(leaf)
+    if child is not None:
+        yield child.weight.t().contiguous() if isinstance(child, Conv1D) else child.weight.contiguous()
+        return
+    experts = module.get_submodule(owner)
+    for one in getattr(experts, leaf):
+        yield one.t().contiguous() if experts.is_transposed else one.contiguous()
+
+
+def release(module: Any, linear: LinearSpec) -> None:
+    """Let go of the tree's own parameters of one entry; a table that shares the tensor keeps it."""
+    owner, _, leaf = linear.name.rpartition(".")
+    holder = module.get_submodule(owner)
+    child = holder._modules.get(leaf)
+    if child is not None:
+        child._parameters["weight"] = None
+    else:
+        holder._parameters[leaf] = None
