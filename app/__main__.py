@@ -1,0 +1,149 @@
+"""The program: arguments, log, what happens to errors nobody caught; then the window."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import TracebackType
+
+from app import ID, NAME, VERSION
+from app.paths import HOME_VARIABLE
+from core.commands.common import add_machine_options, load_options
+from core.environment import prepare_environment
+
+log = logging.getLogger("app")
+LOG_BYTES, LOG_FILES = 1_000_000, 3
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was asked for on the command line."""
+    parser = argparse.ArgumentParser("hetegen", description=f"{NAME}: chat with models larger than the graphics card.")
+    parser.add_argument("--model", default="", metavar="PATH_OR_ID", help="the model to load (default: the last one)")
+    parser.add_argument(
+        "--self-test", action="store_true", help="load, answer once without a screen, print one JSON line"
+    )
+    parser.add_argument("--version", action="version", version=f"{NAME} {VERSION}")
+    add_machine_options(parser)
+    return parser.parse_args(argv)
+
+
+def guard_streams() -> None:
+    """A windowed bundle has neither stdout nor stderr, and libraries that print would fall over that."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  Open to the end.
+
+
+def load_c10_first() -> None:
+    """On Windows torch's c10.dll must be loaded before Qt, or it fails to start (WinError 1114).
+
+    The two ship different C++ runtimes, and the first one wins. Loading this one small library settles it without
+    importing torch, which would take a second before the window shows.
+    """
+    if sys.platform == "win32":
+        _load_c10()
+
+
+def _load_c10() -> None:
+    import ctypes
+
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        library = Path(spec.origin).parent / "lib" / "c10.dll"
+        if library.exists():
+            getattr(os, "add_dll_directory")(str(library.parent))  # noqa: B009  Windows only
+            ctypes.CDLL(str(library))
+
+
+def start_log(path: Path) -> None:
+    """Log to a file that is turned over; to stderr where there can be no file."""
+    handler: logging.Handler
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8", delay=True)
+    except OSError:
+        handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(capture=True)
+
+
+def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An error nobody caught: to the log and to stderr; the window goes on."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    log.error("Uncaught:\n%s", text)
+    sys.stderr.write(text)
+
+
+def log_uncaught_in_thread(failure: threading.ExceptHookArgs) -> None:
+    """The same for Python's own threads."""
+    if failure.exc_value is not None:
+        log_uncaught(failure.exc_type, failure.exc_value, failure.exc_traceback)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; its exit code."""
+    prepare_environment()
+    guard_streams()
+    args = arguments(argv)
+    if args.self_test:
+        # The person's own conversations and settings are none of its business.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+            os.environ[HOME_VARIABLE] = home
+            os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+            code = run(args)
+            logging.shutdown()
+            return code
+    return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The program with its arguments read; its exit code."""
+    load_c10_first()
+
+    from app.paths import places
+
+    start_log(places().log)
+    sys.excepthook = log_uncaught
+    threading.excepthook = log_uncaught_in_thread
+
+    from PySide6.QtGui import QIcon
+    from PySide6.QtWidgets import QApplication
+
+    from app.compose import Application, Wishes
+    from app.resources import assets
+    from app.single_instance import SingleInstance
+
+    qt = QApplication(sys.argv[:1])
+    qt.setApplicationName(NAME)
+    qt.setApplicationVersion(VERSION)
+    qt.setDesktopFileName(ID)
+    qt.setWindowIcon(QIcon(str(assets() / "logo" / "logo.svg")))
+    qt.setStyle("Fusion")
+    instance = SingleInstance(places().data)
+    if not args.self_test and not instance.claim():
+        return 0
+    application = Application(Wishes(args.model, load_options(args)))
+    if args.self_test:
+        from app.self_test import SelfTest
+
+        return SelfTest(application).run()
+    instance.woken.connect(application.window.wake)
+    application.window.show()
+    return qt.exec()
+
+
+if __name__ == "__main__":
+    import multiprocessing
+
+    multiprocessing.freeze_support()
+    sys.exit(main())

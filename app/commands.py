@@ -1,0 +1,146 @@
+"""What menus, shortcuts, buttons and links do. Dialogs for files and links are opened here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Qt, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices, QGuiApplication
+from PySide6.QtWidgets import QFileDialog, QMessageBox
+
+from app.chat_model import ChatModel
+from app.language import tr
+from app.library import Library
+from app.notices import Notice
+from app.session import Session
+from app.views.conversation_dialog import ConversationDialog
+from app.window import MainWindow
+from core.places import builtin_model
+
+SAFE_SCHEMES = ("http", "https", "mailto")
+FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
+
+
+class Commands(QObject):
+    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`."""
+
+    load_wished = Signal(str)
+    settings_wished = Signal()
+    models_wished = Signal()
+    log_wished = Signal()
+
+    def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
+        super().__init__(window)
+        self._window, self._session, self._chat, self._library = window, session, chat, library
+
+    @Slot(str)
+    def act(self, action: str) -> None:
+        """Carries out an action of the window by its id."""
+        match action:
+            case "new_chat":
+                self._session.show(self._library.new())
+                self._window.composer.take_focus()
+            case "open_model":
+                self._window.ask_for_folder()
+            case "builtin":
+                self.load_wished.emit(str(builtin_model()))
+            case "models" | "token":
+                self.models_wished.emit()
+            case "settings":
+                self.settings_wished.emit()
+            case "log":
+                self.log_wished.emit()
+            case "sidebar" | "live":
+                self._window.fold(action)
+            case "conversation":
+                self._open_conversation_dialog()
+            case "search":
+                self._window.search()
+            case "shortcuts":
+                self._window.show_shortcuts()
+            case "quit":
+                self._window.close()
+            case _:
+                self._act_on_chat(action)
+
+    def _act_on_chat(self, action: str) -> None:
+        rows = self._chat.rowCount()
+        match action:
+            case "stop":
+                self._session.stop()
+            case "retry":
+                self._session.retry()
+            case "regenerate" if rows:
+                self._session.regenerate(self._chat.turn(rows - 1).id)
+            case "export" if rows:
+                self.export(self._chat.conversation.id, "markdown")
+            case _:
+                pass
+
+    def _open_conversation_dialog(self) -> None:
+        shown = self._chat.conversation
+        dialog = ConversationDialog(self._window.theme, shown.system, shown.preset, self._window)
+        dialog.applied.connect(self._library.describe)
+        dialog.open()
+
+    @Slot(object)
+    def act_on_notice(self, notice: Notice) -> None:
+        """The button of a notice."""
+        if notice.action == "copy_details":
+            QGuiApplication.clipboard().setText(notice.details)
+        else:
+            self.act(notice.action)
+
+    @Slot(str)
+    def submit(self, text: str) -> None:
+        """Asks; what cannot be asked now goes back into the field."""
+        if not self._session.submit(text):
+            self._window.composer.set_text(text)
+
+    @Slot()
+    def recall(self) -> None:
+        """Up in an empty field: the last question, to be changed in its place."""
+        for row in range(self._chat.rowCount() - 1, -1, -1):
+            turn = self._chat.turn(row)
+            view = self._window.transcript.view_of(turn.id)
+            if turn.role == "user" and view is not None:
+                view.begin_edit()
+                return
+
+    @Slot(str, str)
+    def wish(self, action: str, id: str) -> None:
+        """A button under a turn."""
+        if action in ("previous", "next") and not self._session.state.busy:
+            self._chat.switch(id, -1 if action == "previous" else 1)
+        elif action == "regenerate":
+            self._session.regenerate(id)
+        elif action == "continue":
+            self._session.go_on(id)
+
+    @Slot(str, str)
+    def export(self, id: str, form: str) -> None:
+        """Writes a conversation (all, for the id "") where the person says."""
+        words, ending = FORMS[form]
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversation{ending}", words)
+        if name:
+            self._library.write(id, form, Path(name))
+
+    @Slot()
+    def import_file(self) -> None:
+        """Reads conversations from a file of the person's choice."""
+        name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", FORMS["json"][0])
+        if name:
+            self._library.read(Path(name))
+
+    @Slot(str)
+    def open_link(self, address: str) -> None:
+        """A link from a reply leads out of the program: asked about, with the whole address in view."""
+        url = QUrl(address)
+        if url.scheme() not in SAFE_SCHEMES:
+            return
+        box = QMessageBox(QMessageBox.Icon.NoIcon, tr("Open this link?"), address[:500], parent=self._window)
+        box.setTextFormat(Qt.TextFormat.PlainText)
+        box.setInformativeText(tr("The model wrote this address. It opens in your browser."))
+        box.setStandardButtons(QMessageBox.StandardButton.Open | QMessageBox.StandardButton.Cancel)
+        if box.exec() == QMessageBox.StandardButton.Open:
+            QDesktopServices.openUrl(url)

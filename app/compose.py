@@ -1,0 +1,291 @@
+"""Builds the objects of the application and makes every connection between them. One page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from PySide6.QtCore import QObject, QTimer, Slot
+from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
+
+from app import language, notices, window_state, wording
+from app.advice import Advice, Adviser
+from app.chat_model import ChatModel
+from app.commands import Commands
+from app.conversation import Conversation, Turn
+from app.diagnostics import diagnostics
+from app.library import Library
+from app.model_desk import ModelDesk, late_judge
+from app.observer import Observer
+from app.paths import Places, places
+from app.preferences import Preferences
+from app.recommended import recommended
+from app.resources import assets
+from app.session import Session, State
+from app.settings import PRESETS, Settings
+from app.telemetry import Sample
+from app.theme import Theme
+from app.views.live_view import LiveView, Telemetry
+from app.views.sidebar import Sidebar
+from app.window import MainWindow
+from app.window_state import WindowState
+from app.worker import EngineLike, Worker
+from core.events import LoadOptions, Sampling
+from core.places import builtin_model
+
+ADVICE_MS = 4000
+
+
+def make_engine() -> EngineLike:
+    """Called in the engine's thread: torch is imported here and nowhere earlier."""
+    from core.engine import Engine
+
+    return Engine()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asked for: which model, and how much of the machine."""
+
+    model: str = ""
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+
+class Application(QObject):
+    """Everything that lives as long as the window. `close()` saves, stops and joins."""
+
+    def __init__(self, wishes: Wishes, engine: Callable[[], EngineLike] = make_engine) -> None:
+        super().__init__()
+        self._wishes = wishes
+        self._places: Places = places()
+        self.preferences = Preferences(self._places)
+        self._remembered = window_state.read(self._window_file)
+        self._closed = False
+        self._sample: Sample | None = None
+        self._cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+        # Kept by a name of ours: Qt does not own translators.
+        self._words = language.install(self.preferences.settings.language)
+        self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
+        self.chat = ChatModel()
+        self.worker = Worker(engine)
+        self.session = Session(self.worker, self.chat, self._sampling)
+        self.library = Library(self._places.conversations, self.chat, self._system_prompt)
+        self.observer = Observer(self._options())
+        self.telemetry = Telemetry()
+        self.window = MainWindow(self.theme, self.chat)
+        self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
+        self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
+        self.adviser = Adviser(late_judge(self._options), recommended(assets()))
+        self.commands = Commands(self.window, self.session, self.chat, self.library)
+        self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
+        self._advice_later.timeout.connect(self.adviser.ask)
+        self._idle = QTimer(self, singleShot=True)
+        self._idle.timeout.connect(self.session.rest)
+        self._connect_session()
+        self._connect_window()
+        self._connect_sides()
+        self._restore()
+
+    def _connect_session(self) -> None:
+        self.session.changed.connect(self._on_state)
+        self.session.changed.connect(self.observer.on_state)
+        self.session.notice.connect(self.window.notices.add)
+        self.session.finished.connect(self._on_finished)
+        self.library.notice.connect(self.window.notices.add)
+        self.library.opening.connect(self._on_opening)
+        self.commands.load_wished.connect(self.load)
+        self.commands.settings_wished.connect(self._open_settings)
+        self.commands.log_wished.connect(self._open_settings)
+        self.preferences.changed.connect(self._on_settings)
+        self.preferences.changed.connect(self.models.on_settings)
+        self.preferences.notice.connect(self.window.notices.add)
+        self.commands.models_wished.connect(self.models.open)
+        self.models.chosen.connect(self.load)
+        self.adviser.advised.connect(self._on_advised)
+        self.window.empty.model_wished.connect(self.models.open_at)
+        self.models.link.connect(self.commands.open_link)
+
+    def _connect_window(self) -> None:
+        window, commands = self.window, self.commands
+        window.acted.connect(commands.act)
+        window.folder_chosen.connect(self.load)
+        window.shown.connect(self._on_shown)
+        window.closing.connect(self.close)
+        window.notices.acted.connect(commands.act_on_notice)
+        window.notices.load_cancelled.connect(self.session.cancel_load)
+        window.composer.submitted.connect(commands.submit)
+        window.composer.stop_requested.connect(self.session.stop)
+        window.composer.recall_requested.connect(commands.recall)
+        window.empty.chosen.connect(commands.submit)
+        window.transcript.wished.connect(commands.wish)
+        window.transcript.edited.connect(self.session.edit)
+        window.transcript.link.connect(commands.open_link)
+        window.top.model_pressed.connect(commands.models_wished)
+
+    def _connect_sides(self) -> None:
+        sidebar, library, observer = self.sidebar, self.library, self.observer
+        self.window.set_side("sidebar", sidebar)
+        self.window.set_side("live", self.live)
+        library.listed.connect(sidebar.show_entries)
+        library.found.connect(sidebar.show_hits)
+        self.window.search_wished.connect(sidebar.focus_search)
+        sidebar.new_requested.connect(self.window.actions_by_id["new_chat"].trigger)
+        sidebar.opened.connect(library.open)
+        sidebar.renamed.connect(library.rename)
+        sidebar.pinned.connect(library.pin)
+        sidebar.deleted.connect(library.delete)
+        sidebar.undeleted.connect(library.undelete)
+        sidebar.delete_settled.connect(library.purge)
+        sidebar.searched.connect(library.search)
+        sidebar.export_requested.connect(self.commands.export)
+        sidebar.import_requested.connect(self.commands.import_file)
+        self.chat.added.connect(self._mark_open)
+        self.telemetry.sampled.connect(self.live.show_sample)
+        self.telemetry.sampled.connect(observer.on_sample)
+        self.telemetry.sampled.connect(self._on_sample)
+        observer.outlooked.connect(self.live.show_outlook)
+        observer.figured.connect(self.live.show_stats)
+        observer.explained.connect(self.live.show_why)
+        observer.answered.connect(self.live.what_if.show_answer)
+        observer.split.connect(self.window.top.strip.set_shares)
+        observer.reload_wished.connect(self._on_reload)
+        self.live.wished.connect(observer.on_wish)
+        self.live.applied.connect(observer.on_apply)
+
+    def _restore(self) -> None:
+        self.window.restore(self._remembered.geometry)
+        self.window.panes.prefer_folded("sidebar", not self._remembered.sidebar)
+        self.window.panes.prefer_folded("live", not self._remembered.live)
+        self._on_settings(self.preferences.settings)
+        self.chat.show(self.library.new())
+        for problem in self.preferences.problems:
+            self.window.notices.add(notices.setting_ignored(problem.sentence))
+
+    @Slot()
+    def close(self) -> None:
+        """Ends the reply, keeps everything, frees the model and joins the threads."""
+        if self._closed:
+            return
+        self._closed = True
+        window = self.window
+        kept = WindowState(
+            window.state(), window.panes.unfolded("sidebar"), window.panes.unfolded("live"), self.session.state.source
+        )
+        window_state.write(self._window_file, kept)
+        self.telemetry.stop()
+        self.adviser.close()
+        self.models.close()
+        self.session.end()
+        self.worker.close()
+        self.library.close()
+
+    @property
+    def _window_file(self) -> Path:
+        return self._places.config / "window.json"
+
+    @Slot()
+    def _on_shown(self) -> None:
+        # After the first paint: reading torch from the disk would delay it.
+        QTimer.singleShot(0, self, self._start)
+
+    @Slot()
+    def _start(self) -> None:
+        self.library.refresh()
+        self.telemetry.start()
+        self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
+
+    @Slot(str)
+    def load(self, source: str) -> None:
+        """Makes another model ready."""
+        self.session.load(source, self._options())
+
+    def _settings(self) -> Settings:
+        return self.preferences.settings
+
+    def _options(self) -> LoadOptions:
+        return self.preferences.options(self._wishes.options)
+
+    def _sampling(self) -> Sampling:
+        return PRESETS.get(self.chat.conversation.preset) or self.preferences.settings.sampling()
+
+    def _system_prompt(self) -> str:
+        return self.preferences.settings.system_prompt
+
+    @Slot(object)
+    def _on_settings(self, kept: Settings) -> None:
+        self.theme.choose(self.preferences.mode, kept.font_percent)
+        self.window.composer.enter_sends = kept.enter_sends
+
+    @Slot()
+    def _open_settings(self) -> None:
+        self.preferences.open(self.theme, self._diagnostics, self.window)
+
+    def _diagnostics(self) -> str:
+        model = self.session.state.model
+        facts = (
+            {"Model": f"{model.name}, {model.format}, {model.context} tokens", "Plan": model.plan_reason}
+            if model
+            else {}
+        )
+        return diagnostics(self.preferences.settings, self._sample, self._places.log, facts)
+
+    @Slot(object)
+    def _on_reload(self, options: LoadOptions) -> None:
+        self.session.load(self.session.state.source, options)
+
+    @Slot(object)
+    def _on_state(self, state: State) -> None:
+        self._rest_when_idle(state)
+        window = self.window
+        window.top.show_state(state)
+        window.status.show_state(state)
+        window.notices.show_state(state)
+        window.composer.show_state(state)
+        guide = state.source in ("", str(builtin_model()))
+        window.empty.set_guide(guide)
+        if guide and state.phase == "ready":
+            # Not at once: the first question is worth more than advice.
+            self._advice_later.start()
+
+    def _rest_when_idle(self, state: State) -> None:
+        minutes = self.preferences.settings.keep_loaded_minutes
+        if state.phase == "ready" and minutes is not None:
+            self._idle.start(minutes * 60_000)
+        else:
+            self._idle.stop()
+
+    @Slot(object)
+    def _on_sample(self, sample: Sample) -> None:
+        self._sample = sample
+        self.window.status.show_machine(sample.cpu_percent, sample.ram_used, sample.ram_total)
+        cards = tuple((card.name, _free(card.vram_total, card.vram_used)) for card in sample.gpus)
+        self.window.empty.set_machine(wording.machine(self._cores, sample.ram_total, cards))
+
+    @Slot(object)
+    def _on_advised(self, advice: Advice) -> None:
+        model, speed = advice.model, advice.verdict.tok_s
+        words = wording.advice(model.id.split("/")[-1], model.download_bytes, speed.low, speed.high)
+        self.window.empty.advise(model.id, words)
+
+    @Slot(object, str)
+    def _on_opening(self, conversation: Conversation, turn: str) -> None:
+        self.session.show(conversation)
+        self.sidebar.set_current(conversation.id)
+        if turn:
+            self.window.transcript.show_turn(turn)
+
+    @Slot(object)
+    def _mark_open(self, turn: Turn) -> None:
+        self.sidebar.set_current(self.chat.conversation.id)
+
+    @Slot(object)
+    def _on_finished(self, turn: Turn) -> None:
+        """One announcement per reply, for those who listen instead of reading."""
+        if turn.content and QAccessible.isActive():
+            QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self.window, turn.content[:1000]))
+
+
+def _free(total: int | None, used: int | None) -> int | None:
+    return None if total is None or used is None else total - used

@@ -1,0 +1,100 @@
+"""A conversation as a tree of turns: edits and new replies stand beside the old ones, nothing is overwritten.
+
+Plain data, no Qt. One path through the tree is shown; at each fork `chosen` says which way it goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from core.events import Message, Role
+
+
+@dataclass
+class Turn:
+    """One message. `end` is how a reply ended ("" while it runs); `receipt` holds its figures, by name."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    reasoning_s: float | None = None
+    end: str = ""
+    receipt: dict[str, object] = field(default_factory=dict)
+    left_out: int = 0
+    """How many of the oldest turns the engine had to leave out of the prompt of this reply."""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    parent: str | None = None
+
+
+class Conversation:
+    """The turns of one chat. The first turns have the parent None; ids are unique."""
+
+    def __init__(self, id: str | None = None, title: str = "", system: str = "") -> None:
+        self.id = id or uuid4().hex
+        self.title = title
+        self.system = system
+        self.preset = ""
+        """The sampling preset of this conversation; "" = as in the settings."""
+        self._turns: dict[str, Turn] = {}
+        self._children: dict[str | None, list[str]] = {}
+        self._chosen: dict[str | None, str] = {}
+
+    def add(self, turn: Turn) -> Turn:
+        """Puts a turn under its parent and chooses it."""
+        if turn.parent is not None and turn.parent not in self._turns:
+            raise KeyError(turn.parent)
+        self._turns[turn.id] = turn
+        self._children.setdefault(turn.parent, []).append(turn.id)
+        self._chosen[turn.parent] = turn.id
+        return turn
+
+    def turn(self, id: str) -> Turn:
+        """The turn of this id."""
+        return self._turns[id]
+
+    def turns(self) -> list[Turn]:
+        """Every turn of the tree, parents before children."""
+        return list(self._turns.values())
+
+    def path(self) -> list[Turn]:
+        """The turns that are shown, from the first to the last."""
+        result: list[Turn] = []
+        at: str | None = None
+        while (following := self._chosen.get(at)) is not None:
+            result.append(self._turns[following])
+            at = following
+        return result
+
+    def versions(self, id: str) -> tuple[int, int]:
+        """Which version this turn is, counted from 1, and how many stand beside each other."""
+        siblings = self._children[self._turns[id].parent]
+        return siblings.index(id) + 1, len(siblings)
+
+    def switch(self, id: str, step: int) -> str:
+        """Shows the version `step` places beside this turn (stays at the ends); its id."""
+        parent = self._turns[id].parent
+        siblings = self._children[parent]
+        at = max(0, min(len(siblings) - 1, siblings.index(id) + step))
+        self._chosen[parent] = siblings[at]
+        return siblings[at]
+
+    def choose(self, id: str) -> None:
+        """Makes the path run through this turn."""
+        at: str | None = id
+        while at is not None:
+            parent = self._turns[at].parent
+            self._chosen[parent] = at
+            at = parent
+
+    def messages(self, until: str) -> tuple[Message, ...]:
+        """What the model is given: the system prompt and the turns down to and with `until`."""
+        chain: list[Message] = []
+        at: str | None = until
+        while at is not None:
+            turn = self._turns[at]
+            chain.append(Message(turn.role, turn.content, turn.reasoning))
+            at = turn.parent
+        if self.system:
+            chain.append(Message("system", self.system))
+        return tuple(reversed(chain))

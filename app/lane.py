@@ -1,0 +1,118 @@
+"""A thread for one kind of slow work: jobs are done one after the other, what they say comes back as signals."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from itertools import count
+from threading import Event as Flag
+
+from PySide6.QtCore import QObject, QThread, Signal, Slot
+
+from core.errors import HeteGenError
+from core.events import Stop
+from core.hub.retry import Stopped
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[object], None]
+Work = Callable[[Stop, Tell], object]
+"""Given a `stop` to ask and a `tell` for news on the way; returns its result, or raises HeteGenError or Stopped."""
+DEFECT = HeteGenError("Something went wrong inside.", "This is a defect of the program; the log has the details.")
+
+
+class _Job:
+    def __init__(self, ticket: int, work: Work) -> None:
+        self.ticket = ticket
+        self.work = work
+        self.stopped = Flag()
+
+
+class _Hand(QObject):
+    told = Signal(int, object)
+    done = Signal(int, object)
+    failed = Signal(int, object)
+
+    @Slot(object)
+    def carry_out(self, job: _Job) -> None:
+        try:
+            result = None
+            if not job.stopped.is_set():
+                result = job.work(job.stopped.is_set, lambda news: self.told.emit(job.ticket, news))
+            self.done.emit(job.ticket, result)
+        except Stopped:
+            self.done.emit(job.ticket, None)
+        except HeteGenError as error:
+            self.failed.emit(job.ticket, error)
+        except Exception:  # noqa: BLE001  A defect must reach the window and the log, or the thread would die unseen.
+            log.error("A job failed unexpectedly:\n%s", traceback.format_exc())
+            self.failed.emit(job.ticket, DEFECT)
+
+
+class Lane(QObject):
+    """Signals carry the ticket that `run` returned: `told(ticket, news)` on the way, then `done(ticket, result)` (None
+    when stopped) or `failed(ticket, HeteGenError)`. The thread starts with the first job."""
+
+    told = Signal(int, object)
+    done = Signal(int, object)
+    failed = Signal(int, object)
+    _order = Signal(object)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._tickets = count(1)
+        self._closed = False
+        self._waiting: dict[int, _Job] = {}
+        self._thread = QThread()
+        self._thread.setObjectName(name)
+        self._hand = _Hand()
+        self._hand.moveToThread(self._thread)
+        self._order.connect(self._hand.carry_out)
+        self._hand.told.connect(self._on_told)
+        self._hand.done.connect(self._on_done)
+        self._hand.failed.connect(self._on_failed)
+
+    def run(self, work: Work) -> int:
+        """Do this after what is already waiting; a lane that is closed does nothing any more."""
+        job = _Job(next(self._tickets), work)
+        if self._closed:
+            return job.ticket
+        if not self._thread.isRunning():
+            self._thread.start(QThread.Priority.LowPriority)
+        self._waiting[job.ticket] = job
+        self._order.emit(job)
+        return job.ticket
+
+    def stop(self, ticket: int) -> None:
+        """Ask one job to end; nothing happens if it has."""
+        if ticket in self._waiting:
+            self._waiting[ticket].stopped.set()
+
+    def stop_all(self) -> None:
+        """Ask everything that runs or waits to end."""
+        for job in self._waiting.values():
+            job.stopped.set()
+
+    def close(self) -> None:
+        """Stop and join."""
+        self._closed = True
+        self.stop_all()
+        self._thread.quit()
+        self._thread.wait()
+
+    @Slot(int, object)
+    def _on_told(self, ticket: int, news: object) -> None:
+        # News of a job that was asked to stop would only surprise.
+        if ticket in self._waiting and not self._waiting[ticket].stopped.is_set():
+            self.told.emit(ticket, news)
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, result: object) -> None:
+        self._waiting.pop(ticket, None)
+        self.done.emit(ticket, result)
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: object) -> None:
+        self._waiting.pop(ticket, None)
+        self.failed.emit(ticket, error)

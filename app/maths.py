@@ -1,0 +1,90 @@
+"""TeX as readable text: Greek letters, operators, fractions, roots, powers and indices in Unicode.
+
+Not a typesetter: what has no character of its own stays as words, and nothing is ever lost.
+"""
+
+from __future__ import annotations
+
+import re
+
+_GREEK = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ϵ", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
+    "theta": "θ", "vartheta": "ϑ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ",
+    "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "upsilon": "υ", "phi": "ϕ", "varphi": "φ", "chi": "χ",
+    "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π",
+    "Sigma": "Σ", "Upsilon": "Υ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
+}  # fmt: skip
+_SIGNS = {
+    "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥",
+    "ne": "≠", "neq": "≠", "approx": "≈", "equiv": "≡", "sim": "∼", "propto": "∝", "infty": "∞", "partial": "∂",
+    "nabla": "∇", "sum": "∑", "prod": "∏", "int": "∫", "oint": "∮", "in": "∈", "notin": "∉", "subset": "⊂",
+    "subseteq": "⊆", "supset": "⊃", "cup": "∪", "cap": "∩", "emptyset": "∅", "forall": "∀", "exists": "∃",
+    "neg": "¬", "land": "∧", "lor": "∨", "to": "→", "rightarrow": "→", "leftarrow": "←", "Rightarrow": "⇒",
+    "Leftarrow": "⇐", "Leftrightarrow": "⇔", "iff": "⇔", "implies": "⇒", "mapsto": "↦", "ldots": "…", "cdots": "⋯",
+    "dots": "…", "angle": "∠", "degree": "°", "circ": "∘", "star": "⋆", "ast": "∗", "perp": "⊥", "parallel": "∥",
+    "mid": "|", "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "hbar": "ℏ",
+    "ell": "ℓ", "Re": "ℜ", "Im": "ℑ", "aleph": "ℵ", "oplus": "⊕", "otimes": "⊗", "ll": "≪", "gg": "≫", "quad": "  ",
+    "qquad": "    ", "prime": "′", "therefore": "∴", "because": "∵", "setminus": "∖", "top": "⊤",
+}  # fmt: skip
+_BLACKBOARD = dict(zip("CHNPQRZ", "ℂℍℕℙℚℝℤ", strict=True))
+_UP = dict(zip("0123456789+-=()niTabcdefghjklmoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵀᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
+_DOWN = dict(zip("0123456789+-=()aeijkmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
+_GROUP = r"\{([^{}]*)\}"
+_FRACTION = re.compile(rf"\\[dt]?frac\s*{_GROUP}\s*{_GROUP}")
+_ROOT = re.compile(rf"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*{_GROUP}")
+_STYLE = re.compile(rf"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathcal|operatorname|boxed|mathsf)\s*{_GROUP}")
+_BOARD = re.compile(r"\\mathbb\s*\{([A-Z])\}")
+_SCRIPT = re.compile(rf"([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]))")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+LONGEST, ROUNDS = 2000, 12
+
+
+def readable(tex: str) -> str:
+    """A formula without its TeX commands. Longer ones than LONGEST are left as they are."""
+    if len(tex) > LONGEST:
+        return tex
+    text = re.sub(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?", "", tex.strip())
+    text = re.sub(r"\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}", "", text)
+    text = _BOARD.sub(lambda found: _BLACKBOARD.get(found[1], found[1]), text)
+    text = _COMMAND.sub(_sign, text)
+    for _ in range(ROUNDS):
+        before = text
+        text = _STYLE.sub(r"\1", text)
+        text = _SCRIPT.sub(_script, text)
+        text = _ROOT.sub(_root, text)
+        text = _FRACTION.sub(lambda found: f"{_wrapped(found[1])}/{_wrapped(found[2])}", text)
+        if text == before:
+            break
+    text = re.sub(r"\\[,;:! ]", " ", text).replace(r"\\", "\n").replace(r"\{", "{").replace(r"\}", "}")
+    return re.sub(r"[ \t]{2,}", " ", text.replace("&", " ")).strip()
+
+
+def _sign(found: re.Match[str]) -> str:
+    name = found[1]
+    return _GREEK.get(name) or _SIGNS.get(name) or _word(name, found[0])
+
+
+def _word(name: str, whole: str) -> str:
+    functions = {"sin", "cos", "tan", "log", "ln", "exp", "lim", "max", "min", "det", "gcd", "arg", "mod", "softmax"}
+    return name if name in functions else whole
+
+
+def _script(found: re.Match[str]) -> str:
+    inner = found[2] if found[2] is not None else found[3]
+    table = _UP if found[1] == "^" else _DOWN
+    if inner and all(character in table for character in inner):
+        return "".join(table[character] for character in inner)
+    # A command inside has to be resolved first; braces that stay mark it for the next round.
+    if "\\" in inner:
+        return found[0]
+    return found[1] + inner if inner.isalnum() else f"{found[1]}({inner})"
+
+
+def _root(found: re.Match[str]) -> str:
+    degree = {"3": "∛", "4": "∜"}.get(found[1] or "", "√")
+    return degree + _wrapped(found[2])
+
+
+def _wrapped(text: str) -> str:
+    bare = text.strip()
+    return bare if re.fullmatch(r"[√∛∜]?[\w.′⁰-⁹₀-₉]+", bare) else f"({bare})"

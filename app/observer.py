@@ -1,0 +1,118 @@
+"""Feeds the live view and the status line: the plan in force, samples of the machine, what bounds the speed.
+
+Answers the what-if sliders by planning anew, which costs milliseconds and loads nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.live import Outlook, Wish, outlook
+from app.session import State
+from app.telemetry import Sample
+from app.why_slow import Explanation, Situation, explain
+from core import planner
+from core.events import Loaded, LoadOptions, Stats
+from core.spec import FORMATS, Budget, Format, Hardware, Plan
+
+
+class Observer(QObject):
+    """Signals: `outlooked(Outlook | None, context limit, vram share)`; `figured(Stats | None)`; `split(tuple)` for the
+    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `reload_wished(LoadOptions)`.
+    """
+
+    outlooked = Signal(object, int, float)
+    figured = Signal(object)
+    explained = Signal(object)
+    split = Signal(object)
+    answered = Signal(object)
+    reload_wished = Signal(object)
+
+    def __init__(self, options: LoadOptions) -> None:
+        super().__init__()
+        self._options = options
+        self._model: Loaded | None = None
+        self._outlook: Outlook | None = None
+        self._stats: Stats | None = None
+        self._replying = False
+
+    @Slot(object)
+    def on_state(self, state: State) -> None:
+        """Another model, other figures."""
+        if state.model is not self._model:
+            self._model = state.model
+            self._show_plan(state.model)
+        if state.stats is not self._stats:
+            self._stats = state.stats
+            self.figured.emit(state.stats)
+        if self._replying and state.phase != "replying":
+            self.explained.emit(None)
+        self._replying = state.phase == "replying"
+
+    @Slot(object)
+    def on_sample(self, sample: Sample) -> None:
+        """While a reply is written, each sample may tell why it is not faster."""
+        if self._replying and self._outlook is not None:
+            speed = self._stats.tok_s if self._stats else None
+            reason: Explanation = explain(Situation(sample, self._outlook, speed))
+            self.explained.emit(reason)
+
+    @Slot(object)
+    def on_wish(self, wish: Wish) -> None:
+        """What would be, if."""
+        model = self._model
+        if model is None or model.plan is None or model.spec is None or model.hardware is None:
+            return
+        hardware = emptied(model.hardware, model.plan)
+        budget = Budget(
+            vram=self._vram(hardware, wish),
+            ram=self._options.ram,
+            threads=self._options.threads,
+            context=wish.context,
+            format=_format(wish.format),
+        )
+        plan = planner.place(model.spec, hardware, budget)
+        self.answered.emit(outlook(plan, model.spec, hardware))
+
+    @Slot(object)
+    def on_apply(self, wish: Wish) -> None:
+        """The wish becomes the plan."""
+        if self._model is not None and self._model.hardware is not None:
+            vram = self._vram(self._model.hardware, wish)
+            self._options = replace(self._options, context=wish.context, format=wish.format, vram=vram)
+            self.reload_wished.emit(self._options)
+
+    def _vram(self, hardware: Hardware, wish: Wish) -> int | None:
+        if not hardware.gpus or wish.vram_share >= 1:
+            return self._options.vram
+        return round(wish.vram_share * hardware.gpus[0].vram_total)
+
+    def _show_plan(self, model: Loaded | None) -> None:
+        if model is None or model.plan is None or model.spec is None or model.hardware is None:
+            self._outlook = None
+            self.outlooked.emit(None, 0, 1.0)
+            self.split.emit(())
+            return
+        hardware = emptied(model.hardware, model.plan)
+        self._outlook = outlook(model.plan, model.spec, hardware)
+        share = 1.0
+        if hardware.gpus and self._options.vram:
+            share = min(1.0, self._options.vram / hardware.gpus[0].vram_total)
+        self.outlooked.emit(self._outlook, model.spec.context_limit, share)
+        decode = self._outlook.decode
+        self.split.emit((("resident", decode.resident), ("streamed", decode.streamed), ("cpu", decode.cpu)))
+
+
+def emptied(hardware: Hardware, plan: Plan) -> Hardware:
+    """The machine as it was before this model was loaded: what the model holds is free for another plan."""
+    before = {memory.device: memory.free_before for memory in plan.memory}
+    cpu = replace(hardware.cpu, ram_free=before.get("cpu", hardware.cpu.ram_free))
+    gpus = tuple(replace(gpu, vram_free=before.get(f"{gpu.kind}:{gpu.index}", gpu.vram_free)) for gpu in hardware.gpus)
+    return replace(hardware, cpu=cpu, gpus=gpus)
+
+
+def _format(name: str) -> Format | Literal["auto"]:
+    return next((known for known in FORMATS if known == name), "auto")

@@ -1,0 +1,44 @@
+"""Every network access there is, in words for people: shown in the settings, and the whole truth of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Access:
+    """One reason to go online: what for, when, and what the other side learns."""
+
+    what: str
+    when: str
+    sent: str
+
+
+HUB = "Goes to huggingface.co, or to the address in the settings."
+ACCESSES = (
+    Access(
+        "Searching for models",
+        "Only while you search in the model window.",
+        "The words you search for, then the names of what was found, to read how large it is; and your internet "
+        "address. Your token, if you gave one, to huggingface.co only.",
+    ),
+    Access(
+        "Reading about a model",
+        "When you select a model that is not on this computer.",
+        "The model's name: for its card, its list of files and the first bytes of its weight files.",
+    ),
+    Access(
+        "Downloading a model",
+        "When you press Download, and when you resume one.",
+        "The names of the files. Nothing about you, this computer or your conversations.",
+    ),
+    Access(
+        "Looking for updates",
+        "Only if you switch it on: at most once a day. It is off by default.",
+        "A request for the number of the newest version.",
+    ),
+)
+NEVER = (
+    "There is no telemetry, no account and no crash report that is sent by itself. Conversations never leave this "
+    "computer. Pictures and links in replies are not loaded; a link opens in your browser, after you were asked."
+)

@@ -1,0 +1,89 @@
+"""The settings in force: read at the start, written with every change, shown in a dialog that is made when wished."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from PySide6.QtCore import QObject, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices
+from PySide6.QtWidgets import QWidget
+
+from app import notices, settings
+from app.paths import Places
+from app.settings import Settings
+from app.theme import MODES, Mode, Theme
+from core.events import LoadOptions
+
+GIB = 2**30
+log = logging.getLogger(__name__)
+
+
+class Preferences(QObject):
+    """Signals: `changed(Settings)` after each change; `notice(Notice)` when a change could not be written."""
+
+    changed = Signal(object)
+    notice = Signal(object)
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self._places = places
+        reading = settings.read(places.settings)
+        self.settings, self.problems, self._unknown = reading.settings, reading.problems, reading.unknown
+
+    @property
+    def mode(self) -> Mode:
+        """The scheme as the theme knows it."""
+        return next((known for known in MODES if known == self.settings.theme), "system")
+
+    def options(self, asked: LoadOptions) -> LoadOptions:
+        """What a load may use: the command line's word counts, then the settings'."""
+        kept = self.settings
+        return replace(
+            asked,
+            context=asked.context or kept.context,
+            format=asked.format if asked.format != "auto" else kept.format,
+            vram=asked.vram if asked.vram is not None else _bytes(kept.vram_limit_gib),
+            ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
+            threads=asked.threads or kept.threads,
+        )
+
+    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> QWidget:
+        """Shows the dialog; it takes effect as it is changed."""
+        # Imported late: most starts never open it.
+        from app.views.settings_dialog import SettingsDialog
+
+        places = self._places
+        folders = (
+            ("Conversations", places.data),
+            ("Settings", places.config),
+            ("Cache", places.cache),
+            ("Log", places.logs),
+        )
+        dialog = SettingsDialog(theme, self.settings, folders, places.log, diagnostics, parent)
+        dialog.show_problems(self.problems)
+        dialog.changed.connect(self._on_changed)
+        dialog.open_requested.connect(open_folder)
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
+        return dialog
+
+    @Slot(object, str)
+    def _on_changed(self, changed: Settings, name: str) -> None:
+        self.settings = changed
+        try:
+            settings.write(self._places.settings, changed, self._unknown)
+        except OSError as error:
+            log.warning("The settings were not written: %s", error)
+            self.notice.emit(notices.not_written(self._places.settings, error))
+        self.changed.emit(changed)
+
+
+def open_folder(path: str) -> None:
+    """In the system's own file manager."""
+    QDesktopServices.openUrl(QUrl.fromLocalFile(path))
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * GIB)

@@ -1,0 +1,316 @@
+"""What is going on: which model is loaded, whether a reply runs. Wishes become commands, events become changes.
+
+Stands between the views and the worker; knows no widgets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app import NAME, notices
+from app.chat_model import ChatModel
+from app.conversation import Conversation, Turn
+from app.worker import Worker
+from core.events import (
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    Loading,
+    LoadOptions,
+    Piece,
+    Prefill,
+    Replanned,
+    Request,
+    Sampling,
+    Stats,
+    Truncated,
+)
+from core.places import builtin_model
+
+log = logging.getLogger(__name__)
+GUIDE = f"{NAME} guide"
+Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying"]
+"""resting: the model was given up to free its memory, and comes back with the next question."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the views need to know at any time. `model` is None until one is loaded."""
+
+    phase: Phase = "empty"
+    source: str = ""
+    model: Loaded | None = None
+    loading: Loading | None = None
+    prefill: Prefill | None = None
+    stats: Stats | None = None
+    asked: bool = False
+    """A question waits for the model that is being loaded."""
+
+    @property
+    def busy(self) -> bool:
+        """A reply is awaited or runs."""
+        return self.asked or self.phase in ("reading", "replying")
+
+
+def name_of(source: str) -> str:
+    """The short name of a model folder or Hub id."""
+    return GUIDE if source == str(builtin_model()) else Path(source).name or source
+
+
+class Session(QObject):
+    """Signals: `changed(State)`; `notice(Notice)`; `finished(Turn)` once per finished reply."""
+
+    changed = Signal(object)
+    notice = Signal(object)
+    finished = Signal(object)
+
+    def __init__(self, worker: Worker, chat: ChatModel, sampling: Callable[[], Sampling] = Sampling) -> None:
+        super().__init__()
+        self.state = State()
+        self._worker = worker
+        self._chat = chat
+        self._sampling = sampling
+        self._options = LoadOptions()
+        self._load_ticket = self._chat_ticket = 0
+        self._asked: Turn | None = None
+        worker.told.connect(self._on_event)
+        worker.crashed.connect(self._on_crash)
+        worker.done.connect(self._on_done)
+
+    def load(self, source: str, options: LoadOptions) -> None:
+        """Makes another model ready."""
+        self._options = options
+        self._load_ticket = self._worker.load(source, options)
+        self._set(
+            replace(self.state, phase="loading", source=source, model=None, loading=Loading("start", 0), stats=None)
+        )
+
+    def reload(self) -> None:
+        """Loads the last model again."""
+        if self.state.source:
+            self.load(self.state.source, self._options)
+
+    def rest(self) -> None:
+        """Gives the model's memory back until the next question."""
+        if self.state.phase == "ready":
+            self._worker.unload()
+            self._set(replace(self.state, phase="resting", model=None, stats=None))
+
+    def wake(self) -> None:
+        """Loads the model that rests."""
+        if self.state.phase == "resting":
+            self.reload()
+
+    def retry(self) -> None:
+        """Does again what failed last: the load if no model is there, else the last reply."""
+        if self.state.model is None:
+            self.reload()
+        elif self._chat.rowCount():
+            self.regenerate(self._chat.turn(self._chat.rowCount() - 1).id)
+
+    def stop(self) -> None:
+        """Ends the running reply, or gives up the one that waits for a model."""
+        if self._asked is None:
+            if self.state.phase != "loading":
+                self._worker.stop()
+            return
+        self._asked = None
+        self._finish("stopped", {})
+        self._set(replace(self.state, asked=False))
+
+    def end(self) -> None:
+        """The program ends: what was said so far is kept."""
+        self._worker.stop()
+        self._asked = None
+        self._finish("stopped", {})
+
+    def cancel_load(self) -> None:
+        """Ends the running load."""
+        if self.state.phase == "loading":
+            self._worker.stop()
+
+    def submit(self, text: str) -> bool:
+        """Asks a new question at the end of the conversation. False if nothing was asked."""
+        if not text.strip() or self.state.busy:
+            return False
+        if self.state.phase == "empty":
+            self.notice.emit(notices.no_model())
+            return False
+        self.wake()
+        rows = self._chat.rowCount()
+        parent = self._chat.turn(rows - 1).id if rows else None
+        self._answer(self._chat.add(Turn("user", text.strip(), parent=parent)))
+        return True
+
+    def regenerate(self, id: str) -> None:
+        """Writes another version of a reply (of the reply to this turn, if it is the person's)."""
+        turn = self._chat.conversation.turn(id)
+        question = turn if turn.role == "user" else self._parent(turn)
+        self.wake()
+        if question is not None and self._free():
+            self._answer(question)
+
+    def edit(self, id: str, text: str) -> None:
+        """Puts a changed version beside a turn; the person's own is then answered."""
+        old = self._chat.conversation.turn(id)
+        self.wake()
+        if not text.strip() or text.strip() == old.content or not self._free():
+            return
+        turn = self._chat.add(
+            Turn(old.role, text.strip(), end="edited" if old.role == "assistant" else "", parent=old.parent)
+        )
+        if turn.role == "user":
+            self._answer(turn)
+
+    def go_on(self, id: str) -> None:
+        """Carries on with a reply that ended early."""
+        turn = self._chat.conversation.turn(id)
+        if turn.role == "assistant" and self.state.phase == "ready":
+            self._chat.start_reply(turn)
+            self._send(Request(self._chat.conversation.messages(id), self._sampling(), continue_reply=True))
+
+    def show(self, conversation: Conversation) -> None:
+        """Shows another conversation; a running reply is stopped and kept."""
+        self.stop()
+        self._finish("stopped", {})
+        self._chat_ticket = 0
+        self._chat.show(conversation)
+        phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
+        self._set(replace(self.state, phase=phase, prefill=None, stats=None))
+
+    def _free(self) -> bool:
+        if self.state.phase == "empty":
+            self.notice.emit(notices.no_model())
+        return self.state.phase in ("ready", "loading") and not self.state.asked
+
+    def _parent(self, turn: Turn) -> Turn | None:
+        return self._chat.conversation.turn(turn.parent) if turn.parent else None
+
+    def _answer(self, question: Turn) -> None:
+        reply = self._chat.add(Turn("assistant", parent=question.id))
+        self._chat.start_reply(reply)
+        if self.state.phase == "loading":
+            self._asked = question
+            self._set(replace(self.state, asked=True))
+            return
+        self._send(Request(self._chat.conversation.messages(question.id), self._sampling()))
+
+    def _send(self, request: Request) -> None:
+        self._chat_ticket = self._worker.chat(request)
+        self._set(replace(self.state, phase="reading", prefill=None, stats=None))
+
+    def _set(self, state: State) -> None:
+        self.state = state
+        self.changed.emit(state)
+
+    @Slot(int, object)
+    def _on_event(self, ticket: int, event: Event) -> None:
+        if ticket == self._load_ticket:
+            self._on_load_event(event)
+        elif ticket == self._chat_ticket:
+            self._on_chat_event(event)
+
+    def _on_load_event(self, event: Event) -> None:
+        match event:
+            case Loading():
+                self._set(replace(self.state, loading=event))
+            case Loaded():
+                model = replace(event, name=GUIDE if name_of(self.state.source) == GUIDE else event.name)
+                self._set(replace(self.state, phase="ready", model=model, loading=None))
+                self._after_load(model)
+            case Finished():
+                self._load_ended()
+                self.notice.emit(notices.load_cancelled(name_of(self.state.source)))
+            case Failed(error):
+                log.warning("Loading failed: %s", error)
+                self._load_ended()
+                self.notice.emit(notices.for_error(error))
+            case _:
+                pass
+
+    def _after_load(self, model: Loaded) -> None:
+        question, self._asked = self._asked, None
+        self._set(replace(self.state, asked=False))
+        if not model.can_chat:
+            self.notice.emit(notices.cannot_chat(model.name))
+        if question is not None:
+            self._send(Request(self._chat.conversation.messages(question.id), self._sampling()))
+
+    def _load_ended(self) -> None:
+        self._asked = None
+        self._finish("failed", {})
+        self._set(replace(self.state, phase="empty", loading=None, model=None, asked=False))
+
+    def _on_chat_event(self, event: Event) -> None:
+        match event:
+            case Piece():
+                self._chat.push(event)
+                if self.state.phase == "reading":
+                    self._set(replace(self.state, phase="replying", prefill=None))
+            case Stats():
+                self._set(replace(self.state, stats=event))
+            case Prefill():
+                self._set(replace(self.state, prefill=event))
+            case Truncated(turns, _):
+                if running := self._chat.running:
+                    running.left_out = turns
+            case Replanned(reason, plan):
+                if plan is not None and self.state.model is not None:
+                    self._set(replace(self.state, model=replace(self.state.model, plan=plan)))
+                self.notice.emit(notices.replanned(reason))
+            case Finished(reason, stats):
+                self._finish(reason, self._receipt(stats))
+                self._set(replace(self.state, phase="ready", prefill=None, stats=stats))
+            case Failed(error):
+                log.warning("The reply failed: %s", error)
+                self._finish("failed", {})
+                self._set(replace(self.state, phase="ready", prefill=None))
+                self.notice.emit(notices.for_error(error))
+            case _:
+                pass
+
+    @Slot(int, str)
+    def _on_crash(self, ticket: int, details: str) -> None:
+        if ticket not in (self._load_ticket, self._chat_ticket):
+            return
+        if ticket == self._load_ticket:
+            self._load_ended()
+        else:
+            self._finish("failed", {})
+            self._set(replace(self.state, phase="ready", prefill=None))
+        self.notice.emit(notices.for_defect(details))
+
+    @Slot(int)
+    def _on_done(self, ticket: int) -> None:
+        # A reply whose engine said neither Finished nor Failed must not leave the window waiting.
+        if ticket == self._chat_ticket and self.state.busy:
+            self._finish("stopped", {})
+            self._set(replace(self.state, phase="ready", prefill=None))
+
+    def _finish(self, end: str, receipt: dict[str, object]) -> None:
+        turn = self._chat.finish_reply(end, receipt)
+        if turn is not None:
+            self.finished.emit(turn)
+
+    def _receipt(self, stats: Stats) -> dict[str, object]:
+        model = self.state.model
+        return {
+            "model": model.name if model else "",
+            "format": model.format if model else "",
+            "plan": model.plan_reason if model else "",
+            "tok_s": stats.mean_tok_s,
+            "ttft_s": stats.ttft_s,
+            "prompt_tok_s": stats.prompt_tok_s,
+            "prompt_tokens": stats.prompt_tokens,
+            "reused_tokens": stats.reused_tokens,
+            "new_tokens": stats.new_tokens,
+            "seed": stats.seed,
+            "sampling": {name: value for name, value in vars(self._sampling()).items() if value is not None},
+        }

@@ -1,0 +1,231 @@
+"""Gets the readable rows out of a damaged conversation database, page by page, without trusting its structure.
+
+SQLite's own reader gives up where a tree is broken; the leaf pages of a table, however, can each be read alone
+(sqlite.org/fileformat2.html, sections 1.6, 2.1 and 2.3). Rows are told apart by their number of columns.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE_BYTES = 4096
+FILE_HEADER_BYTES = 100
+TABLE_LEAF = 0x0D
+LEAF_HEADER_BYTES = 8
+INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+CONVERSATION_COLUMNS = 10
+MESSAGE_COLUMNS = 13
+MAX_PAYLOAD_BYTES = 1 << 30
+
+Value = int | float | str | bytes | None
+Row = tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """The rows that could be read, in the order of the tables' columns."""
+
+    conversations: tuple[Row, ...]
+    messages: tuple[Row, ...]
+
+
+def salvage(path: Path) -> Salvage:
+    """Read what can be read of the file and its write-ahead log. Raises OSError when the file cannot be read at all."""
+    _merge_log(path)
+    pages = _Pages(path.read_bytes())
+    conversations: dict[int, Row] = {}
+    messages: dict[int, Row] = {}
+    for row in pages.rows():
+        if _is_conversation(row):
+            conversations.setdefault(_key(row), row)
+        elif _is_message(row):
+            messages.setdefault(_key(row), row)
+    return Salvage(_in_order(conversations), _in_order(messages))
+
+
+def _in_order(rows: dict[int, Row]) -> tuple[Row, ...]:
+    return tuple(rows[number] for number in sorted(rows))
+
+
+def _merge_log(path: Path) -> None:
+    # A log that SQLite itself cannot apply any more is lost; the pages of the main file are not.
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _key(row: Row) -> int:
+    assert isinstance(row[0], int)
+    return row[0]
+
+
+def _is_conversation(row: Row) -> bool:
+    if len(row) != CONVERSATION_COLUMNS:
+        return False
+    _, name, title, pinned, created, updated, _, options, system, _ = row
+    return pinned in (0, 1) and _is_time(created) and _is_time(updated) and _are_texts(name, title, options, system)
+
+
+def _is_message(row: Row) -> bool:
+    if len(row) != MESSAGE_COLUMNS:
+        return False
+    _, name, conversation, _, _, role, ending, created, _, _, receipt, reasoning, content = row
+    texts = _are_texts(name, conversation, ending, receipt, reasoning, content)
+    return texts and _is_time(created) and role in ("system", "user", "assistant")
+
+
+def _are_texts(*values: Value) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_time(value: Value) -> bool:
+    return isinstance(value, int | float) and value >= 0
+
+
+def restore(database: sqlite3.Connection, rows: Salvage) -> None:
+    """Put salvaged rows into an empty database; a message whose parent was lost follows the one before it."""
+    known: set[Value] = set()
+    for row in rows.conversations:
+        database.execute("INSERT OR IGNORE INTO conversations VALUES(?,?,?,?,?,?,?,?,?,?)", (*row[:7], *_options(row)))
+        known.add(row[1])
+    last: dict[Value, Value] = {}
+    saved: set[Value] = set()
+    for number, name, conversation, parent, *rest in rows.messages:
+        if conversation not in known:
+            row = (None, conversation, "Recovered conversation", 0, rest[3], rest[3], None, "{}", "", None)
+            database.execute("INSERT INTO conversations VALUES(?,?,?,?,?,?,?,?,?,?)", row)
+            known.add(conversation)
+        if parent is not None and parent not in saved:
+            parent = last.get(conversation)
+        rest[6] = rest[6] if _is_table(rest[6]) else "{}"
+        message = (number, name, conversation, parent, *rest)
+        database.execute("INSERT OR IGNORE INTO messages VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)", message)
+        last[conversation] = name
+        saved.add(name)
+
+
+def _options(row: Row) -> tuple[Value, ...]:
+    return (row[7] if _is_table(row[7]) else "{}", *row[8:])
+
+
+def _is_table(text: Value) -> bool:
+    try:
+        return isinstance(json.loads(str(text)), dict)
+    except ValueError:
+        return False
+
+
+class _Pages:
+    """The file as a row of equal pages, numbered from 1."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._size = _page_size(data)
+
+    def rows(self) -> Iterator[Row]:
+        for number in range(1, len(self._data) // self._size + 1):
+            page = self._page(number)
+            start = FILE_HEADER_BYTES if number == 1 else 0
+            if page[start] == TABLE_LEAF:
+                yield from self._leaf_rows(page, start)
+
+    def _page(self, number: int) -> bytes:
+        return self._data[(number - 1) * self._size : number * self._size]
+
+    def _leaf_rows(self, page: bytes, start: int) -> Iterator[Row]:
+        cells = int.from_bytes(page[start + 3 : start + 5], "big")
+        for index in range(cells):
+            place = start + LEAF_HEADER_BYTES + 2 * index
+            offset = int.from_bytes(page[place : place + 2], "big")
+            # A cell of a torn page: anything may stand there.
+            with suppress(IndexError, ValueError, KeyError):
+                yield self._row(page, offset)
+
+    def _row(self, page: bytes, offset: int) -> Row:
+        length, offset = _varint(page, offset)
+        rowid, offset = _varint(page, offset)
+        if not 0 < length < MAX_PAYLOAD_BYTES or rowid < 1:
+            raise ValueError(length)
+        values = _record(self._payload(page, offset, length))
+        return (rowid, *values[1:])
+
+    def _payload(self, page: bytes, offset: int, length: int) -> bytes:
+        """The bytes of one row, followed through its overflow pages as far as the chain holds."""
+        local = _local_bytes(length, self._size)
+        parts = [page[offset : offset + local]]
+        missing = length - local
+        following = int.from_bytes(page[offset + local : offset + local + 4], "big") if missing else 0
+        seen: set[int] = set()
+        while missing and 0 < following <= len(self._data) // self._size and following not in seen:
+            seen.add(following)
+            overflow = self._page(following)
+            parts.append(overflow[4 : 4 + missing])
+            missing -= len(parts[-1])
+            following = int.from_bytes(overflow[:4], "big")
+        return b"".join(parts)
+
+
+def _page_size(data: bytes) -> int:
+    stated = int.from_bytes(data[16:18], "big")
+    size = 65536 if stated == 1 else stated
+    sound = data[:16] == b"SQLite format 3\0" and size >= 512 and size & (size - 1) == 0
+    return size if sound else PAGE_BYTES
+
+
+def _local_bytes(length: int, page_size: int) -> int:
+    """How much of a table row of `length` bytes lies on its leaf page (no bytes are reserved at page ends)."""
+    most = page_size - 35
+    if length <= most:
+        return length
+    least = (page_size - 12) * 32 // 255 - 23
+    local = least + (length - least) % (page_size - 4)
+    return local if local <= most else least
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    value = 0
+    for index in range(8):
+        byte = data[offset + index]
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, offset + index + 1
+    return value << 8 | data[offset + 8], offset + 9
+
+
+def _record(payload: bytes) -> list[Value]:
+    header_end, place = _varint(payload, 0)
+    types = []
+    while place < header_end:
+        kind, place = _varint(payload, place)
+        types.append(kind)
+    values, place = [], header_end
+    for kind in types:
+        value, place = _value(payload, place, kind)
+        values.append(value)
+    return values
+
+
+def _value(payload: bytes, place: int, kind: int) -> tuple[Value, int]:
+    if kind == 0:
+        return None, place
+    if kind in (8, 9):
+        return kind - 8, place
+    if kind == 7:
+        return _float(payload[place : place + 8]), place + 8
+    if kind < 12:
+        size = INTEGER_BYTES[kind]
+        return int.from_bytes(payload[place : place + size], "big", signed=True), place + size
+    size = (kind - 12) // 2
+    # A chain of overflow pages that broke leaves a shorter text: better than none.
+    chunk = payload[place : place + size]
+    return chunk.decode("utf-8", "replace") if kind % 2 else chunk, place + size
+
+
+def _float(data: bytes) -> float:
+    value: float = struct.unpack(">d", data)[0] if len(data) == 8 else 0.0
+    return value

@@ -1,0 +1,425 @@
+"""One turn of the conversation: the person's in a tinted block, the model's as plain text, each with its actions."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QEvent, QRectF, Qt, QTimer, Signal
+from PySide6.QtGui import QEnterEvent, QGuiApplication, QKeyEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+
+from app import notices, wording
+from app.conversation import Turn
+from app.language import tr
+from app.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Theme
+from app.views.body import Body
+from app.views.controls import IconButton
+from app.views.text import COPIED_MS, PlainView
+
+WIDEST = 0.8
+"""The share of the column that the person's own messages may take."""
+PAD = 12
+ENDS = {
+    "length": "Stopped at the longest allowed reply.",
+    "context": "Stopped because the context is full.",
+    "stopped": "Stopped.",
+    "failed": "The reply could not be finished.",
+    "edited": "Edited.",
+}
+
+
+class ActionRow(QWidget):
+    """Copy, edit, regenerate, versions: drawn on hover and focus, always in their place. `wished(action)`."""
+
+    wished = Signal(str)
+
+    def __init__(self, theme: Theme, actions: tuple[tuple[str, str, str], ...], parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(0)
+        self._buttons: dict[str, IconButton] = {}
+        self._older = self._button("previous", "chevron-left", tr("Earlier version"), row)
+        self._count = QLabel(self)
+        self._count.setFont(theme.font("small"))
+        row.addWidget(self._count)
+        self._newer = self._button("next", "chevron-right", tr("Later version"), row)
+        for action, icon, name in actions:
+            self._button(action, icon, name, row)
+        self.setFixedHeight(TARGET)
+        self.set_lively(False)
+
+    def set_versions(self, at: int, of: int) -> None:
+        """Version `at` of `of`; the arrows are there only when there is something to switch to."""
+        for widget in (self._older, self._count, self._newer):
+            widget.setVisible(of > 1)
+        self._count.setText(f"{at}/{of}")
+        self._older.setEnabled(at > 1)
+        self._newer.setEnabled(at < of)
+
+    def set_lively(self, lively: bool) -> None:
+        """Draws everything, or only what has the focus."""
+        for button in self._buttons.values():
+            button.set_faint(not lively)
+        # Versions stay readable: that there are others must not be a secret.
+        self._older.set_faint(False)
+        self._newer.set_faint(False)
+        self._count.setStyleSheet(f"color: {self._theme.colours.muted};")
+
+    def show_only(self, actions: set[str]) -> None:
+        """Leaves out the actions that make no sense now."""
+        for action, button in self._buttons.items():
+            if action not in ("previous", "next"):
+                button.setVisible(action in actions)
+
+    def copied(self) -> None:
+        """Answers the press on copy."""
+        self._buttons["copy"].set_icon("check", tr("Copied"))
+        QTimer.singleShot(COPIED_MS, self, self._forget_copied)
+
+    def _forget_copied(self) -> None:
+        self._buttons["copy"].set_icon("copy", tr("Copy"))
+
+    def _button(self, action: str, icon: str, name: str, row: QHBoxLayout) -> IconButton:
+        button = IconButton(self._theme, icon, tr(name), self)
+        button.setObjectName(action)
+        button.clicked.connect(self._on_clicked)
+        row.addWidget(button)
+        self._buttons[action] = button
+        return button
+
+    def _on_clicked(self) -> None:
+        self.wished.emit(self.sender().objectName())
+
+
+class Editor(QWidget):
+    """A turn being changed in its place. `done(text)`, `cancelled()`."""
+
+    done = Signal(str)
+    cancelled = Signal()
+
+    def __init__(self, theme: Theme, text: str, button: str, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self.edit = QPlainTextEdit(text, self)
+        self.edit.setFrameShape(QPlainTextEdit.Shape.NoFrame)
+        self.edit.setFont(theme.font("message"))
+        self.edit.setStyleSheet("background: transparent;")
+        self.edit.setAccessibleName(tr("Edit the message"))
+        self.edit.setTabChangesFocus(True)
+        self.edit.installEventFilter(self)
+        send, cancel = QPushButton(tr(button), self), QPushButton(tr("Cancel"), self)
+        send.setProperty("primary", "true")
+        send.clicked.connect(self._on_send)
+        cancel.clicked.connect(self.cancelled)
+        row = QHBoxLayout()
+        row.addStretch(1)
+        row.addWidget(cancel)
+        row.addWidget(send)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(PAD, PAD, PAD, PAD)
+        column.setSpacing(RELATED)
+        column.addWidget(self.edit, 1)
+        column.addLayout(row)
+
+    def measure(self, width: int) -> int:
+        """The height that shows the text, within reason."""
+        lines = max(2, min(14, self.edit.document().blockCount() + len(self.edit.toPlainText()) // max(20, width // 8)))
+        return lines * self.edit.fontMetrics().lineSpacing() + TARGET + 3 * PAD + RELATED
+
+    def eventFilter(self, watched: object, event: QEvent) -> bool:
+        if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            if event.key() == Qt.Key.Key_Escape:
+                self.cancelled.emit()
+                return True
+            if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.modifiers():
+                self._on_send()
+                return True
+        return False
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QPen(self._theme.colour("accent"), 1))
+        painter.setBrush(self._theme.colour("raised"))
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
+
+    def _on_send(self) -> None:
+        self.done.emit(self.edit.toPlainText())
+
+
+class MessageView(QWidget):
+    """What both kinds share. Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`."""
+
+    wished = Signal(str, str)
+    edited = Signal(str, str)
+    grown = Signal()
+    link = Signal(str)
+    offered: tuple[tuple[str, str, str], ...] = ()
+    save_word = "Save"
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme = theme
+        self.turn = turn
+        self.row = ActionRow(theme, self.offered, self)
+        self.row.wished.connect(self._on_wished)
+        self.editor: Editor | None = None
+        self.setAttribute(Qt.WidgetAttribute.WA_Hover)
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        """Brings the view up to the turn as it is now."""
+        self.row.set_versions(*versions)
+
+    def measure(self, width: int) -> int:
+        """Lays everything out at this width; the height."""
+        raise NotImplementedError
+
+    def begin_edit(self) -> None:
+        """Lets the person change the text in its place."""
+        if self.editor is None:
+            self.editor = Editor(self.theme, self.turn.content, self.save_word, self)
+            self.editor.done.connect(self._on_edited)
+            self.editor.cancelled.connect(self.end_edit)
+            self.editor.edit.textChanged.connect(self.grown)
+            self.editor.show()
+            self.grown.emit()
+            self.editor.edit.setFocus()
+            self.editor.edit.moveCursor(self.editor.edit.textCursor().MoveOperation.End)
+
+    def end_edit(self) -> None:
+        """Leaves the text as it was."""
+        if self.editor is not None:
+            editor, self.editor = self.editor, None
+            editor.hide()
+            editor.deleteLater()
+            self.grown.emit()
+
+    def enterEvent(self, event: QEnterEvent) -> None:
+        self.row.set_lively(True)
+
+    def leaveEvent(self, event: QEvent) -> None:
+        self.row.set_lively(False)
+
+    def _on_edited(self, text: str) -> None:
+        self.end_edit()
+        self.edited.emit(self.turn.id, text)
+
+    def _on_wished(self, action: str) -> None:
+        if action == "copy":
+            QGuiApplication.clipboard().setText(self.turn.content)
+            self.row.copied()
+        elif action == "edit":
+            self.begin_edit()
+        else:
+            self.wished.emit(action, self.turn.id)
+
+
+class UserMessage(MessageView):
+    """The person's own words, as typed, in a tinted block on the right."""
+
+    offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
+    save_word = "Send"
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(theme, turn, parent)
+        self._text = PlainView(theme, parent=self)
+        self._text.link.connect(self.link)
+        self._text.setAccessibleName(tr("Your message"))
+        self._box = QRectF()
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        super().show_turn(versions)
+        self._text.set_text(self.turn.content)
+
+    def measure(self, width: int) -> int:
+        self._text.setVisible(self.editor is None)
+        self.row.setVisible(self.editor is None)
+        if self.editor is not None:
+            height = self.editor.measure(width)
+            self.editor.setGeometry(0, 0, width, height)
+            self._box = QRectF()
+            return height + INSIDE
+        inner = min(self._text.natural_width(), round(width * WIDEST) - 2 * PAD)
+        height = self._text.measure(inner)
+        left = width - inner - 2 * PAD
+        self._text.setGeometry(left + PAD, PAD - 2, inner, height)
+        self._box = QRectF(left, 0, inner + 2 * PAD, height + 2 * PAD - 4)
+        size = self.row.sizeHint().width()
+        self.row.setGeometry(width - size, round(self._box.height()) + INSIDE, size, TARGET)
+        return round(self._box.height()) + INSIDE + TARGET
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(self.theme.colour("tint"))
+        painter.drawRoundedRect(self._box, CARD_RADIUS, CARD_RADIUS)
+
+
+class Reasoning(QWidget):
+    """What the model thought before it answered: folded, with the time it took. `grown` when it is opened."""
+
+    grown = Signal()
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._open = False
+        self._fresh = ""
+        self._button = QPushButton(self)
+        self._button.setFlat(True)
+        self._button.setFont(theme.font("small"))
+        self._button.setStyleSheet(
+            f"QPushButton {{ border: 1px solid transparent; background: transparent; color: {theme.colours.muted};"
+            f" text-align: left; padding: 0 {INSIDE}px 0 2px; }}"
+            f"QPushButton:hover {{ color: {theme.colours.text}; }}"
+            f"QPushButton:focus {{ border-color: {theme.colours.accent}; }}"
+        )
+        self._button.clicked.connect(self._on_clicked)
+        self._text = PlainView(theme, "base", "muted", self)
+        self._text.setAccessibleName(tr("Reasoning"))
+        self._text.hide()
+
+    def show_reasoning(self, text: str, seconds: float | None) -> None:
+        """The thoughts so far; `seconds` is None while they go on."""
+        words = (
+            tr("Thinking…")
+            if seconds is None
+            else tr("Thought for {}").format(wording.seconds(seconds))
+            if seconds >= 1
+            else tr("Thought for a moment")
+        )
+        self._button.setText(words)
+        self._button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
+        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self._fresh = text
+        # A folded text is not laid out: that would cost with every piece for nothing.
+        if self._open:
+            self._text.set_text(text)
+
+    def measure(self, width: int) -> int:
+        """The height at this width."""
+        self._button.setGeometry(-6, 0, min(width, self._button.sizeHint().width() + RELATED), TARGET)
+        if not self._open:
+            return TARGET
+        height = self._text.measure(width - GROUP)
+        self._text.setGeometry(GROUP, TARGET + INSIDE, width - GROUP, height)
+        return TARGET + INSIDE + height
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        if self._open:
+            box = self._text.geometry()
+            QPainter(self).fillRect(INSIDE, box.top(), 2, box.height(), self._theme.colour("border"))
+
+    def _on_clicked(self) -> None:
+        self._open = not self._open
+        self._text.setVisible(self._open)
+        self._text.set_text(self._fresh if self._open else "")
+        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self.grown.emit()
+
+
+class ReplyMessage(MessageView):
+    """The model's words over the whole column; under them the receipt and the actions."""
+
+    offered = (
+        ("copy", "copy", "Copy"),
+        ("edit", "edit", "Edit this reply"),
+        ("regenerate", "regenerate", "Write another reply"),
+        ("continue", "continue", "Continue this reply"),
+    )
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(theme, turn, parent)
+        self._note = QLabel(self)
+        self._note.setFont(theme.font("small"))
+        self._note.setStyleSheet(f"color: {theme.colours.muted};")
+        self._reasoning: Reasoning | None = None
+        self._body = Body(theme, self)
+        self._body.grown.connect(self.grown)
+        self._body.link.connect(self.link)
+        self._body.setAccessibleName(tr("Reply"))
+        self._receipt = QLabel(self)
+        self._receipt.setFont(theme.font("small"))
+        self._receipt.setStyleSheet(f"color: {theme.colours.muted};")
+        self._waiting = QLabel("●", self)
+        self._waiting.setStyleSheet(f"color: {theme.colours.muted};")
+        self._waiting.setAccessibleName(tr("Waiting for the first word"))
+
+    @property
+    def selecting(self) -> bool:
+        """Some of the text is selected."""
+        return bool(self._body.selected_text())
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        super().show_turn(versions)
+        turn = self.turn
+        if turn.reasoning:
+            self._show_reasoning(turn)
+        self._note.setText(notices.left_out(turn.left_out) if turn.left_out else "")
+        self._body.feed(turn.content, bool(turn.end))
+        self._receipt.setText(_line_under(turn))
+        self._receipt.setToolTip(_details(turn))
+        carry_on = {"continue"} if turn.end in ("length", "stopped", "edited", "failed") and turn.content else set()
+        self.row.show_only({"copy", "edit", "regenerate", *carry_on})
+        if turn.end and turn.content:
+            self._body.setAccessibleDescription(turn.content[:2000])
+
+    def measure(self, width: int) -> int:
+        top = 0
+        self._note.setVisible(bool(self._note.text()))
+        if self._note.text():
+            self._note.setGeometry(0, 0, width, self._note.sizeHint().height())
+            top += self._note.height() + RELATED
+        if self._reasoning is not None:
+            height = self._reasoning.measure(width)
+            self._reasoning.setGeometry(0, top, width, height)
+            top += height + INSIDE
+        return self._measure_text(top, width)
+
+    def _measure_text(self, top: int, width: int) -> int:
+        editing, ended = self.editor is not None, bool(self.turn.end)
+        self._body.setVisible(not editing)
+        if self.editor is not None:
+            height = self.editor.measure(width)
+            self.editor.setGeometry(0, top, width, height)
+        else:
+            height = self._body.measure(width)
+            self._body.setGeometry(0, top, width, height)
+        empty = not self.turn.content and not self.turn.reasoning and not ended
+        self._waiting.setVisible(empty)
+        self._waiting.setGeometry(0, top, TARGET, TARGET)
+        top += max(height, TARGET if empty else 0) + INSIDE
+        self.row.setVisible(ended and not editing)
+        self._receipt.setVisible(ended and not editing)
+        size = self.row.sizeHint().width()
+        self.row.setGeometry(-4, top, size, TARGET)
+        words = self._receipt.sizeHint().width()
+        if words > width - size - RELATED:
+            # Too little room beside the buttons: a line of its own.
+            top += TARGET
+        self._receipt.setGeometry(max(0, width - words), top, min(words, width), TARGET)
+        return top + TARGET
+
+    def _show_reasoning(self, turn: Turn) -> None:
+        if self._reasoning is None:
+            self._reasoning = Reasoning(self.theme, self)
+            self._reasoning.grown.connect(self.grown)
+            self._reasoning.show()
+        thinking = turn.reasoning_s is None and not turn.end
+        self._reasoning.show_reasoning(turn.reasoning, None if thinking else turn.reasoning_s or 0.0)
+
+
+def _line_under(turn: Turn) -> str:
+    end = tr(ENDS.get(turn.end, ""))
+    return " ".join(part for part in (end, wording.receipt(turn.receipt)) if part)
+
+
+def _details(turn: Turn) -> str:
+    """Every figure of the receipt, for the tip."""
+    names = {"model": "Model", "format": "Format", "seed": "Seed", "prompt_tokens": "Prompt tokens", "plan": "Plan",
+             "reused_tokens": "Reused from the cache", "prompt_tok_s": "Prompt tokens/s"}  # fmt: skip
+    rows = [(tr(names[key]), turn.receipt[key]) for key in names if turn.receipt.get(key) not in (None, "")]
+    return "\n".join(
+        f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value}" for name, value in rows
+    )

@@ -1,0 +1,455 @@
+"""Models: those on this computer, recommended ones, the Hub; with a verdict before the download. Asks and shows.
+
+It talks to `Shelf` and `Downloads` only, which do all that is slow in threads of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PySide6.QtCore import QItemSelection, Qt, QTimer, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices, QKeyEvent, QShowEvent
+from PySide6.QtWidgets import (
+    QDialog,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QListView,
+    QMessageBox,
+    QPushButton,
+    QSplitter,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.downloads import Downloads, Transfer
+from app.recommended import Recommended
+from app.shelf import Details, Shelf
+from app.theme import GROUP, RELATED, Theme
+from app.views.controls import Pane
+from app.views.inputs import ChoiceBox
+from app.views.model_dialog_details import DetailsPane
+from app.views.model_dialog_list import Collection
+from app.views.model_dialog_rows import ModelList, Row, RowsDelegate, RowsModel
+from core.errors import BadRequest, HeteGenError
+from core.hub.cache import Installed, Verification
+from core.hub.listing import ModelInfo, Page, Reference, Sort, parse_reference
+from core.hub.verdict import Verdict, Wishes
+from core.sizes import format_bytes
+
+SIZE, LIST_WIDTH = (920, 640), 410
+SEARCH_MS = 350
+SORTS: tuple[tuple[Sort, str], ...] = (
+    ("trendingScore", "Trending"),
+    ("downloads", "Most downloaded"),
+    ("likes", "Most liked"),
+    ("lastModified", "Recently updated"),
+)
+
+
+class ModelDialog(QDialog):
+    """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed."""
+
+    chosen = Signal(str)
+    link = Signal(str)
+
+    def __init__(
+        self,
+        theme: Theme,
+        shelf: Shelf,
+        downloads: Downloads,
+        recommended: tuple[Recommended, ...],
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self._theme, self._shelf, self._downloads = theme, shelf, downloads
+        self.collection = Collection(recommended)
+        self._following = ""
+        self._rebuilding = False
+        self._removing: dict[str, Installed] = {}
+        self.setWindowTitle(self.tr("Models"))
+        self.resize(*SIZE)
+        self.search, self.sort = QLineEdit(self), ChoiceBox(theme, self)
+        self.rows = RowsModel(self)
+        self.list = ModelList(self)
+        self.delegate = RowsDelegate(theme, self.list)
+        self.details = DetailsPane(theme, self)
+        self._note, self._place = QLabel(self), QLabel(self)
+        self._again = QPushButton(self.tr("Try again"), self)
+        self._more = QPushButton(self.tr("Show more"), self)
+        self._add = QPushButton(self.tr("Add a model folder…"), self)
+        self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
+        self._set_up()
+        self._lay_out()
+        self._connect()
+        self._on_theme()
+        self._rebuild()
+
+    def open_at(self, text: str) -> None:
+        """Show the dialog with this in the search field; "" = as it was."""
+        if text:
+            self.search.setText(text)
+        self.show()
+        self.raise_()
+        self.search.setFocus()
+
+    def current(self) -> Row | None:
+        """The selected model."""
+        return self.rows.row(self.list.currentIndex())
+
+    def _set_up(self) -> None:
+        self.search.setPlaceholderText(self.tr("Search the Hub, or paste a model's name or address"))
+        self.search.setAccessibleName(self.tr("Search models"))
+        self.search.setClearButtonEnabled(True)
+        for value, text in SORTS:
+            self.sort.addItem(self.tr(text), value)
+        self.sort.setAccessibleName(self.tr("Order"))
+        self.list.setModel(self.rows)
+        self.list.setItemDelegate(self.delegate)
+        self.list.setFrameShape(QListView.Shape.NoFrame)
+        self.list.setVerticalScrollMode(QListView.ScrollMode.ScrollPerPixel)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.list.setMouseTracking(True)
+        self.list.setAccessibleName(self.tr("Models"))
+        self._note.setWordWrap(True)
+        self._note.setTextFormat(Qt.TextFormat.PlainText)
+        self._again.hide()
+        self._more.hide()
+        for button in (self._again, self._more, self._add):
+            button.setAutoDefault(False)
+
+    def _lay_out(self) -> None:
+        top = QHBoxLayout()
+        top.setContentsMargins(GROUP, GROUP, GROUP, RELATED)
+        top.addWidget(self.search, 1)
+        top.addWidget(self.sort)
+        left = Pane(self._theme, "window", (), self)
+        column = QVBoxLayout(left)
+        column.setContentsMargins(0, 0, 0, RELATED)
+        column.setSpacing(0)
+        column.addWidget(self.list, 1)
+        under = QHBoxLayout()
+        under.setContentsMargins(GROUP, RELATED, GROUP, 0)
+        under.addWidget(self._note, 1)
+        under.addWidget(self._again)
+        under.addWidget(self._more)
+        column.addLayout(under)
+        halves = QSplitter(Qt.Orientation.Horizontal, self)
+        halves.setHandleWidth(1)
+        halves.setChildrenCollapsible(False)
+        halves.addWidget(left)
+        halves.addWidget(self.details)
+        halves.setSizes([LIST_WIDTH, SIZE[0] - LIST_WIDTH])
+        bar = Pane(self._theme, "side", ("top",), self)
+        foot = QHBoxLayout(bar)
+        foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
+        foot.addWidget(self._place, 1)
+        foot.addWidget(self._add)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(0)
+        whole.addLayout(top)
+        whole.addWidget(halves, 1)
+        whole.addWidget(bar)
+
+    def _connect(self) -> None:
+        self.search.textChanged.connect(self._on_typed)
+        self.search.returnPressed.connect(self._on_search)
+        self.sort.currentIndexChanged.connect(self._on_search)
+        self._delay.timeout.connect(self._on_search)
+        self._again.clicked.connect(self._on_search)
+        self._more.clicked.connect(self._on_more)
+        self._add.clicked.connect(self._on_add)
+        self.list.selectionModel().selectionChanged.connect(self._on_selected)
+        self.list.entered_on.connect(self._on_activated)
+        self.list.toggled.connect(self._toggle)
+        self.delegate.toggled.connect(self._toggle)
+        details, shelf = self.details, self._shelf
+        details.pressed.connect(self._on_pressed)
+        details.wished.connect(self._on_wish)
+        details.token_given.connect(self._on_token)
+        details.link.connect(self.link)
+        shelf.listed.connect(self._on_listed)
+        shelf.found.connect(self._on_found)
+        shelf.detailed.connect(self._on_detailed)
+        shelf.judged.connect(self._on_judged)
+        shelf.verified.connect(self._on_verified)
+        shelf.removed.connect(self._on_removed)
+        shelf.trusted.connect(self._on_trusted)
+        shelf.failed.connect(self._on_failed)
+        self._downloads.changed.connect(self._on_transfer)
+        self._downloads.given_up.connect(self._on_given_up)
+        self._theme.changed.connect(self._on_theme)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self._shelf.refresh()
+        self._shelf.preview(list(self.collection.recommended.values()), [])
+        self.search.setFocus()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if self.search.hasFocus() and event.key() in (Qt.Key.Key_Down, Qt.Key.Key_PageDown):
+            self.list.setFocus()
+            if self.current() is None:
+                self.list.setCurrentIndex(self.rows.first())
+            return
+        super().keyPressEvent(event)
+
+    def _rebuild(self) -> None:
+        """The list from what is known, with the selection kept."""
+        chosen = self.details.shown
+        rows = self.collection.sections(self._downloads)
+        self._rebuilding = True
+        self.rows.set_rows([self.tr(row) if isinstance(row, str) else row for row in rows])
+        self._rebuilding = False
+        self._select(chosen)
+
+    def _select(self, id: str) -> None:
+        """Select this model if it is in the list. No other one instead: to look at a model is to ask the Hub."""
+        self.list.setCurrentIndex(self.rows.index_of(id))
+        self._on_selected()
+
+    def _look(self, row: Row) -> None:
+        self._shelf.look(Reference(row.id), row.here, row.known, self.details.wishes())
+
+    def _download(self, row: Row) -> None:
+        self._downloads.start(row.id)
+
+    def _say(self, words: str, *, can_retry: bool = False) -> None:
+        self._note.setText(words)
+        self._again.setVisible(can_retry)
+
+    @Slot(str)
+    def _toggle(self, id: str) -> None:
+        state, row = self._downloads.transfer(id), self.rows.row(self.rows.index_of(id))
+        if state is not None and state.is_active:
+            self._downloads.pause(id)
+        elif row is not None and row.is_loading:
+            self._download(row)
+
+    @Slot(str)
+    def _on_pressed(self, button: str) -> None:
+        row = self.current()
+        if row is None:
+            return
+        match button:
+            case "use":
+                self._on_activated()
+            case "download" | "resume" | "retry":
+                self._download(row)
+            case "pause":
+                self._downloads.pause(row.id)
+            case "repair" if row.here:
+                self._downloads.start(row.id, row.here.revision)
+            case "verify" if row.here:
+                self.details.show_note(self.tr("Checking the files…"))
+                self._shelf.verify(row.here)
+            case "folder" if row.here:
+                QDesktopServices.openUrl(QUrl.fromLocalFile(str(row.here.path)))
+            case "cancel" | "remove":
+                self._remove(row)
+
+    def _remove(self, row: Row) -> None:
+        whole = row.is_whole
+        size = row.here.bytes if row.here else 0
+        question = self.tr("Delete {} from this computer?") if whole else self.tr("Give up the download of {}?")
+        told = self.tr("{} become free. It can be downloaded again.").format(format_bytes(size))
+        if row.here is not None and whole and not row.here.revision:
+            question, told = self.tr("Take {} off the list?"), self.tr("Its folder and files stay where they are.")
+        box = QMessageBox(QMessageBox.Icon.NoIcon, self.windowTitle(), question.format(row.id), parent=self)
+        box.setTextFormat(Qt.TextFormat.PlainText)
+        box.setInformativeText(told)
+        accept = box.addButton(self.tr("Delete") if whole else self.tr("Give up"), QMessageBox.ButtonRole.AcceptRole)
+        box.addButton(QMessageBox.StandardButton.Cancel)
+        box.exec()
+        if box.clickedButton() is accept:
+            self.remove_now(row)
+
+    def remove_now(self, row: Row) -> None:
+        """Delete a model or an unfinished download, without asking any more."""
+        path = self._shelf.cache.repo(row.id)
+        self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
+        self._downloads.give_up(row.id)
+
+    @Slot(str)
+    def _on_given_up(self, id: str) -> None:
+        if model := self._removing.pop(id, None):
+            self._shelf.remove(model)
+
+    @Slot()
+    def _on_typed(self) -> None:
+        if self.search.text().strip():
+            self._delay.start()
+            return
+        self._delay.stop()
+        self._show_found(None)
+
+    @Slot()
+    def _on_search(self) -> None:
+        self._delay.stop()
+        text = self.search.text().strip()
+        exact = _exact(text)
+        if exact is not None:
+            self._show_found([ModelInfo(exact.id)])
+            self._select(exact.id)
+        elif text:
+            # The list stays as it is until there is an answer.
+            self._say(self.tr("Searching…"))
+            self._shelf.search(text, self.sort.currentData())
+
+    def _show_found(self, models: list[ModelInfo] | None) -> None:
+        """These results, or with None the list that is there without a search."""
+        self._say("")
+        self._following = ""
+        self._more.hide()
+        self.collection.found = models
+        self._rebuild()
+
+    @Slot()
+    def _on_more(self) -> None:
+        self._more.hide()
+        self._say(self.tr("Searching…"))
+        self._shelf.more(self._following)
+
+    @Slot()
+    def _on_add(self) -> None:
+        if path := QFileDialog.getExistingDirectory(self, self.tr("Choose the folder of a model")):
+            self._shelf.add_folder(Path(path))
+
+    @Slot(QItemSelection, QItemSelection)
+    def _on_selected(self, *_: object) -> None:
+        if self._rebuilding:
+            return
+        row, before = self.current(), self.details.shown
+        self.details.show_row(row)
+        if row is not None and row.id != before:
+            self._look(row)
+
+    @Slot()
+    def _on_activated(self) -> None:
+        row = self.current()
+        if row is not None and row.is_whole and row.here is not None:
+            self.chosen.emit(str(row.here.path))
+            self.accept()
+        elif row is not None and not row.is_loading:
+            self._download(row)
+
+    @Slot(object)
+    def _on_wish(self, wishes: Wishes) -> None:
+        self._shelf.judge(wishes)
+
+    @Slot(str)
+    def _on_token(self, value: str) -> None:
+        self.details.show_note(self.tr("Trying with the token…"))
+        self._shelf.use_token(value)
+
+    @Slot()
+    def _on_trusted(self) -> None:
+        row = self.current()
+        if row is None:
+            return
+        self._look(row)
+        if row.transfer is not None and row.transfer.phase == "failed":
+            self._download(row)
+
+    @Slot(object)
+    def _on_listed(self, models: tuple[Installed, ...]) -> None:
+        self.collection.set_installed(models)
+        cache = self._shelf.cache.root
+        root = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+        self._place.setText(
+            self.tr("Models are kept in {}; {} are free.").format(cache, format_bytes(shutil.disk_usage(root).free))
+        )
+        self._rebuild()
+
+    @Slot(object, bool)
+    def _on_found(self, page: Page, is_more: bool) -> None:
+        if not self.search.text().strip():
+            return
+        before = self.collection.found if is_more else None
+        self.collection.set_found([*(before or ()), *page.models])
+        self._following = page.following
+        self._more.setVisible(bool(page.following))
+        self._say("" if self.collection.found else self.tr("Nothing was found. Try fewer words."))
+        self._rebuild()
+        self._shelf.preview([], page.models)
+
+    @Slot(object)
+    def _on_detailed(self, details: Details) -> None:
+        if details.info is not None:
+            self.collection.keep(details.info)
+        self.details.show_details(details)
+        if details.verdict is not None and self.details.wishes() == Wishes():
+            self._on_judged(details.id, details.verdict)
+
+    @Slot(str, object)
+    def _on_judged(self, id: str, verdict: Verdict) -> None:
+        self.collection.judge(id, verdict)
+        self._change(id)
+        # The best for this machine come first, unless somebody is reading the list already.
+        if self.collection.is_judged and not self.details.shown:
+            self._rebuild()
+
+    def _change(self, id: str) -> None:
+        """What is said of one model, in its row and beside it."""
+        row = self.collection.row(id, self._downloads)
+        self.rows.change(row)
+        if self.details.shown == id:
+            self.details.show_row(row)
+
+    @Slot(object)
+    def _on_transfer(self, transfer: Transfer) -> None:
+        before = self.rows.row(self.rows.index_of(transfer.id))
+        self._change(transfer.id)
+        if before is None or before.transfer is None or before.transfer.phase != transfer.phase:
+            # It may change its place in the list, and what is on the disk has changed with it.
+            self._rebuild()
+            self._shelf.refresh()
+
+    @Slot(str, object)
+    def _on_verified(self, id: str, found: Verification) -> None:
+        row = self.current()
+        if row is None or row.id != id:
+            return
+        if found.is_sound:
+            checked = format_bytes(found.checked_bytes)
+            self.details.show_note(self.tr("All files are sound: {} checked.").format(checked))
+            return
+        names = ", ".join((*found.bad, *found.missing)[:3])
+        error = BadRequest(
+            self.tr("{} files are damaged or missing: {}.").format(len(found.bad) + len(found.missing), names),
+            next_step=self.tr("Press Repair to fetch only these again."),
+        )
+        self.details.show_note("", error)
+
+    @Slot(str, int)
+    def _on_removed(self, id: str, freed: int) -> None:
+        self._say(self.tr("{} was removed; {} are free again.").format(id, format_bytes(freed)))
+
+    @Slot(str, object)
+    def _on_failed(self, topic: str, error: HeteGenError) -> None:
+        if topic == "search":
+            self._say(str(error), can_retry=True)
+        else:
+            self.details.show_note("", error)
+
+    @Slot()
+    def _on_theme(self) -> None:
+        colours = self._theme.colours
+        self._note.setStyleSheet(f"color: {colours.muted};")
+        self._place.setStyleSheet(f"color: {colours.muted};")
+        self._place.setFont(self._theme.font("small"))
+        self.list.setStyleSheet(f"background: {colours.window};")
+        self.list.viewport().update()
+
+
+def _exact(text: str) -> Reference | None:
+    """A whole name (owner/name) or an address; None for words to search for."""
+    if "/" not in text:
+        return None
+    try:
+        return parse_reference(text)
+    except BadRequest:
+        return None

@@ -1,0 +1,43 @@
+"""What the window remembers from one start to the next: its place, folded panes, the last model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WindowState:
+    """Plain values; nonsense in the file is the same as nothing."""
+
+    geometry: str = ""
+    sidebar: bool = True
+    live: bool = True
+    source: str = ""
+
+
+def read(path: Path) -> WindowState:
+    """The stored state, with defaults for what is missing or of the wrong kind."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return WindowState()
+    if not isinstance(stored, dict):
+        return WindowState()
+    known = {field.name: type(field.default) for field in fields(WindowState)}
+    return WindowState(**{name: stored[name] for name, kind in known.items() if isinstance(stored.get(name), kind)})
+
+
+def write(path: Path, state: WindowState) -> None:
+    """Stores the state; not being able to is no reason to trouble anybody."""
+    fresh = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        log.warning("The window's place was not stored: %s", error)
