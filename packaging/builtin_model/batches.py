@@ -1,0 +1,83 @@
+"""Packs dialogues into rows of token ids: several to a row, none seeing another, and the answers alone are learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from corpus import Corpus, Dialogue
+from tokenizer import ASSISTANT, END, PAD, SPECIAL, SYSTEM, USER
+from tokenizers import Tokenizer
+from torch import Tensor
+
+IGNORE = -100
+# Answers are known by heart early on; most single ones are cut to their beginning, where the intent is decided.
+CUT_SHARE, CUT_TOKENS = 0.9, 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids, labels and positions (B, T); mask (B, 1, T, T), True where a token may look."""
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+class Packer:
+    """Draws dialogues from the corpus and packs them into batches."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, rng: Random) -> None:
+        self.corpus, self.tokenizer, self.rng = corpus, tokenizer, rng
+        self.ids = {token: number for number, token in enumerate(SPECIAL)}
+
+    def short(self, rows: int, width: int) -> Batch:
+        """Rows full of dialogues of one or two turns."""
+        return self._batch([self._fill(width) for _ in range(rows)], width)
+
+    def long(self, rows: int, width: int) -> Batch:
+        """Rows of one dialogue each, as long as the row."""
+        return self._batch([[self._encode(self.corpus.dialogue(self.rng, width // 30))] for _ in range(rows)], width)
+
+    def _fill(self, width: int) -> list[tuple[list[int], list[int]]]:
+        parts, room = [], width
+        while room > 24:
+            dialogue = self.corpus.dialogue(self.rng, self.rng.choice([1, 1, 1, 1, 1, 1, 1, 2]))
+            part = self._encode(dialogue)
+            parts.append(part)
+            room -= len(part[0])
+        return parts
+
+    def _encode(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+        ids, labels = [], []
+        if dialogue.system:
+            ids = [self.ids[SYSTEM], *self.tokenizer.encode(dialogue.system).ids, self.ids[END]]
+            labels = [IGNORE] * len(ids)
+        cut = len(dialogue.turns) == 1 and self.rng.random() < CUT_SHARE
+        for turn in dialogue.turns:
+            asked = [self.ids[USER], *self.tokenizer.encode(turn.question).ids, self.ids[END], self.ids[ASSISTANT]]
+            answer = [*self.tokenizer.encode(turn.answer).ids, self.ids[END]]
+            answer = answer[:CUT_TOKENS] if cut else answer
+            ids += asked + answer
+            labels += [IGNORE] * len(asked) + answer
+        return ids, labels
+
+    def _batch(self, rows: list[list[tuple[list[int], list[int]]]], width: int) -> Batch:
+        ids = torch.full((len(rows), width), self.ids[PAD])
+        labels = torch.full((len(rows), width), IGNORE)
+        positions = torch.zeros(len(rows), width, dtype=torch.long)
+        segments = torch.full((len(rows), width), -1)
+        for row, parts in enumerate(rows):
+            at = 0
+            for number, (part, wanted) in enumerate(parts):
+                size = min(len(part), width - at)
+                ids[row, at : at + size] = torch.tensor(part[:size])
+                labels[row, at : at + size] = torch.tensor(wanted[:size])
+                positions[row, at : at + size] = torch.arange(size)
+                segments[row, at : at + size] = number
+                at += size
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        mask = (segments[:, :, None] == segments[:, None, :]) & causal
+        return Batch(ids, labels, positions, mask[:, None])

@@ -1,0 +1,41 @@
+"""Where both executables of the bundle begin: `hetegen` opens the window, `hetegen-cli` is the command line."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    # Before anything heavy: a child process of ours begins here too.
+    multiprocessing.freeze_support()
+
+    from app.__main__ import guard_streams
+
+    guard_streams()
+
+    from app import start
+
+    start.prepare()
+    # On Linux the second program is a link to the first: only its name tells them apart.
+    if Path(sys.argv[0]).stem == "hetegen-cli":
+        from core.__main__ import main as command_line
+
+        return command_line()
+    return _window()
+
+
+def _window() -> int:
+    from app import start
+    from app.__main__ import main as window
+
+    try:
+        start.check_window("offscreen" if "--self-test" in sys.argv else os.environ.get("QT_QPA_PLATFORM", ""))
+    except start.CannotStart as problem:
+        start.say(str(problem))
+        return 1
+    return window()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

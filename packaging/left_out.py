@@ -1,0 +1,166 @@
+"""What the bundle does without, by name. Knows the layout of torch, transformers and Qt; imports none of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+MODULES = (
+    "tkinter", "idlelib", "lib2to3", "pip", "setuptools", "wheel", "pytest", "_pytest", "hypothesis", "mypy", "ruff",
+    "matplotlib", "scipy", "pandas", "IPython", "PIL", "torchvision", "torchaudio", "tensorflow", "jax", "flax",
+    "tensorboard", "onnx", "onnxscript", "triton", "accelerate", "sentencepiece", "grimp", "importlinter",
+    "torch.utils.tensorboard", "torch.onnx._internal.exporter", "torch.utils.benchmark", "readline", "curses", "nis",
+    "transformers.cli", "transformers.pipelines", "transformers.testing_utils", "transformers.trainer",
+    "transformers.trainer_seq2seq", "huggingface_hub.cli",
+    "PySide6.QtQml", "PySide6.QtQuick", "PySide6.QtSql", "PySide6.QtTest", "PySide6.QtDesigner", "PySide6.QtUiTools",
+)  # fmt: skip
+"""Modules that no part of the program reaches; development tools that may lie in the same environment."""
+
+FILES = (
+    "torch/test/*", "torch/bin/*", "torch/include/*", "torch/share/*", "torch/_inductor/codegen/*.h",
+    "torch/lib/*.a", "torch/lib/*.lib", "torch/lib/*_test.so", "torch/lib/libbackend_with_compiler.so",
+    "torch/lib/libaoti_custom_ops.so", "torchgen/packaged/*", "functorch/*.so",
+    "PySide6/Qt/translations/*", "PySide6/translations/*", "PySide6/Qt/qml/*", "PySide6/qml/*",
+    "PySide6/Qt/plugins/platformthemes/libqgtk3*", "PySide6/Qt/plugins/qmltooling/*", "PySide6/plugins/qmltooling/*",
+    "PySide6/Qt/plugins/egldeviceintegrations/*", "PySide6/Qt/plugins/platforms/libqeglfs*",
+    "PySide6/Qt/plugins/platforms/libqlinuxfb*", "PySide6/Qt/plugins/platforms/libqvnc*",
+    "PySide6/Qt/plugins/platforms/libqvkkhr*", "PySide6/Qt/plugins/platforms/libqminimal*",
+    "PySide6/Qt/plugins/platforminputcontexts/libqtvirtualkeyboard*", "PySide6/Qt/plugins/generic/*",
+    "PySide6/Qt/plugins/networkinformation/*", "PySide6/plugins/networkinformation/*",
+    "PySide6/Qt/plugins/imageformats/libqpdf*", "PySide6/Qt/lib/libQt6Pdf*", "PySide6/Qt/lib/libQt6Egl?[Ss]*",
+    "PySide6/Qt/lib/libQt6Qml*", "PySide6/Qt/lib/libQt6Quick*", "PySide6/Qt/lib/libQt6VirtualKeyboard*",
+    "*/opengl32sw.dll", "*.pyi", "*/py.typed",
+)  # fmt: skip
+"""Files of the wheels that nothing opens."""
+
+KEPT = ("torch/bin/torch_shm_manager",)
+"""Against the list above: torch looks whether it is there when it is imported."""
+
+OUR_LIBRARIES = re.compile(r"lib(python|ssl|crypto|sqlite3|ffi|bz2|lzma|mpdec)[-.0-9]")
+"""Of the libraries of this Linux only what Python itself needs travels along; its version differs between systems.
+
+The rest a desktop brings, and ours would be older than its drivers: named in the package's dependencies. OpenMP comes
+with torch, and a second one beside it would start threads of its own.
+"""
+
+_KEPT_ANYWAY = re.compile(r"(__init__|configuration_|tokenization_)")
+
+
+def is_left_out(name: str, source: str) -> bool:
+    """Whether one collected file stays behind: `name` in the bundle, `source` where it lies now."""
+    name, source = name.replace("\\", "/"), source.replace("\\", "/")
+    # A link to a library that is left out has its target for a source.
+    if any(fnmatch(path, pattern) for pattern in FILES for path in (name, source)):
+        return name not in KEPT
+    of_this_system = source.startswith(("/lib", "/usr/lib", "/usr/local")) and "-packages/" not in source
+    return of_this_system and "/" not in name and ".so" in name and not OUR_LIBRARIES.match(name)
+
+
+def model_modules() -> list[str]:
+    """The modules of `transformers.models` that no causal language model can reach.
+
+    Configurations and tokenizers all stay: they are small, and a model that cannot be opened is judged by its own.
+    """
+    models = _transformers() / "models"
+    reached = _reached(models)
+    files = (file for file in models.glob("*/*.py") if file not in reached)
+    return sorted(f"transformers.models.{file.parent.name}.{file.stem}" for file in files)
+
+
+def _transformers() -> Path:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise SystemExit("transformers is not installed in this environment.")
+    return Path(spec.origin).parent
+
+
+def _reached(models: Path) -> set[Path]:
+    """Follows imports, and names of model types in quotes: a model may be a part of another's configuration."""
+    folders = _folders_by_type(models)
+    todo = [file for file in models.glob("*/*.py") if file.parent.name == "auto" or _KEPT_ANYWAY.match(file.name)]
+    todo += [file for kind in _causal_types(models) for file in _modeling(models, folders.get(kind, kind))]
+    reached: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        if file in reached or not file.exists():
+            continue
+        reached.add(file)
+        # These two name every model and import what is asked for.
+        if file.parent.name == "auto" or file.name == "__init__.py":
+            continue
+        todo += _imports(file, models)
+        if file.name.startswith("modeling_"):
+            todo += [other for kind in _quoted(file) if kind in folders for other in _modeling(models, folders[kind])]
+    return reached
+
+
+def _modeling(models: Path, folder: str) -> Iterator[Path]:
+    return (models / folder).glob("modeling_*.py")
+
+
+def _quoted(file: Path) -> set[str]:
+    """Words in quotes of a model's file and of its configuration."""
+    texts = [file.read_text("utf-8"), *(path.read_text("utf-8") for path in file.parent.glob("configuration_*.py"))]
+    return {word for text in texts for word in re.findall(r"[\"']([a-z0-9_-]+)[\"']", text)}
+
+
+def _imports(file: Path, models: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        parts = node.module.split(".")
+        if node.level == 0 and parts[:2] == ["transformers", "models"]:
+            yield from _module(models, parts[2:])
+        elif node.level == 1:
+            yield from _module(models, [file.parent.name, *parts])
+        elif node.level == 2:
+            yield from _module(models, parts)
+        elif node.level == 3 and parts[0] == "models":
+            yield from _module(models, parts[1:])
+
+
+def _module(models: Path, parts: list[str]) -> Iterable[Path]:
+    """One module's file; for a package, whose names come lazily from any of its files, all that make a model."""
+    if len(parts) == 1:
+        return _modeling(models, parts[0])
+    return [models.joinpath(*parts).with_suffix(".py")]
+
+
+def _causal_types(models: Path) -> list[str]:
+    names = _pairs(models / "auto" / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    if not names:
+        raise SystemExit("transformers names its causal language models elsewhere now: see left_out.py.")
+    return [kind for kind, _ in names]
+
+
+def _folders_by_type(models: Path) -> dict[str, str]:
+    """model_type -> folder: by the special cases that transformers lists, else by its own name."""
+    auto = models / "auto"
+    types = [kind for file in sorted(auto.glob("*auto*.py")) for kind, _ in _pairs(file, "CONFIG_MAPPING_NAMES")]
+    special = dict(
+        pair for file in sorted(auto.glob("*auto*.py")) for pair in _pairs(file, "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
+    )
+    return {kind: special.get(kind, kind).replace("-", "_") for kind in types}
+
+
+def _pairs(file: Path, name: str) -> list[tuple[str, str]]:
+    """The pairs of strings in the mapping that a file assigns to `name`."""
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and _is_name(node.targets[0], name):
+            return [pair for item in ast.walk(node.value) if (pair := _pair(item))]
+    return []
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _pair(node: ast.AST) -> tuple[str, str] | None:
+    match node:
+        case ast.Tuple(elts=[ast.Constant(value=str(first)), ast.Constant(value=str(second))]):
+            return first, second
+    return None

@@ -1,0 +1,64 @@
+"""The installer for Windows, made by NSIS; the version that Explorer shows; signing where there is a certificate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NSIS = ("makensis", r"C:\Program Files (x86)\NSIS\makensis.exe", r"C:\Program Files\NSIS\makensis.exe")
+TIMESTAMPS = "http://timestamp.digicert.com"
+VERSION_INFO = """\
+VSVersionInfo(
+  ffi=FixedFileInfo(filevers={numbers}, prodvers={numbers}, mask=0x3F, flags=0, OS=0x40004, fileType=1, subtype=0,
+    date=(0, 0)),
+  kids=[
+    StringFileInfo([StringTable('040904B0', [
+      StringStruct('CompanyName', 'The HeteGen authors'),
+      StringStruct('FileDescription', 'HeteGen'),
+      StringStruct('FileVersion', '{version}'),
+      StringStruct('InternalName', 'hetegen'),
+      StringStruct('LegalCopyright', 'Copyright 2026 The HeteGen authors'),
+      StringStruct('ProductName', 'HeteGen'),
+      StringStruct('ProductVersion', '{version}')])]),
+    VarFileInfo([VarStruct('Translation', [1033, 1200])])
+  ]
+)
+"""
+
+
+def write_version(path: Path, version: str) -> None:
+    """What PyInstaller puts into both programs; `version` is MAJOR.MINOR.PATCH."""
+    numbers = (*(int(part) for part in version.split(".")), 0)
+    path.write_text(VERSION_INFO.format(numbers=numbers, version=version), encoding="utf-8")
+
+
+def installer(bundle: Path, target: Path, version: str) -> Path | None:
+    """Write `target`/HeteGen-VERSION-setup.exe, for one person, without asking for an administrator."""
+    for program in ("hetegen.exe", "hetegen-cli.exe"):
+        sign(bundle / program)
+    tool = next((found for name in NSIS if (found := shutil.which(name))), None)
+    if tool is None:
+        print("Skipped the installer: NSIS is not installed.")
+        return None
+    result = target / f"HeteGen-{version}-setup.exe"
+    kilobytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) // 1024
+    values = {"VERSION": version, "BUNDLE": bundle, "RESULT": result, "KILOBYTES": kilobytes}
+    defines = [f"-D{name}={value}" for name, value in values.items()]
+    subprocess.run([tool, "-V2", "-INPUTCHARSET", "UTF8", *defines, HERE / "windows" / "hetegen.nsi"], check=True)
+    sign(result)
+    return result
+
+
+def sign(path: Path) -> None:
+    """With the certificate of this SHA-1 in the system's store, named by HETEGEN_CERTIFICATE."""
+    certificate = os.environ.get("HETEGEN_CERTIFICATE", "")
+    if not certificate:
+        print(f"Not signed: {path.name}; HETEGEN_CERTIFICATE names no certificate.")
+        return
+    subprocess.run(
+        ["signtool", "sign", "/sha1", certificate, "/fd", "sha256", "/tr", TIMESTAMPS, "/td", "sha256", str(path)],
+        check=True,
+    )

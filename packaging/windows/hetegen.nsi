@@ -1,0 +1,90 @@
+; The installer: for one person, into their own programs, removable, and over an earlier version.
+Unicode true
+!include "LogicLib.nsh"
+!include "MUI2.nsh"
+
+Name "HeteGen"
+OutFile "${RESULT}"
+RequestExecutionLevel user
+InstallDir "$LOCALAPPDATA\Programs\HeteGen"
+InstallDirRegKey HKCU "Software\HeteGen" "InstallDir"
+SetCompressor /SOLID lzma
+SetCompressorDictSize 64
+ManifestDPIAware true
+ManifestLongPathAware true
+BrandingText "HeteGen ${VERSION}"
+
+VIProductVersion "${VERSION}.0"
+VIAddVersionKey "ProductName" "HeteGen"
+VIAddVersionKey "FileDescription" "HeteGen"
+VIAddVersionKey "FileVersion" "${VERSION}"
+VIAddVersionKey "ProductVersion" "${VERSION}"
+VIAddVersionKey "CompanyName" "The HeteGen authors"
+VIAddVersionKey "LegalCopyright" "Copyright 2026 The HeteGen authors"
+
+!define UNINSTALL "Software\Microsoft\Windows\CurrentVersion\Uninstall\HeteGen"
+!define MUI_ICON "..\..\assets\app.ico"
+!define MUI_UNICON "..\..\assets\app.ico"
+!define MUI_FINISHPAGE_RUN "$INSTDIR\hetegen.exe"
+!insertmacro MUI_PAGE_LICENSE "..\..\LICENSE"
+!insertmacro MUI_PAGE_DIRECTORY
+!insertmacro MUI_PAGE_INSTFILES
+!insertmacro MUI_PAGE_FINISH
+!insertmacro MUI_UNPAGE_CONFIRM
+!insertmacro MUI_UNPAGE_INSTFILES
+!insertmacro MUI_LANGUAGE "English"
+!insertmacro MUI_LANGUAGE "German"
+
+LangString RUNNING ${LANG_ENGLISH} "HeteGen is running. Close it and try again."
+LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch einmal versuchen."
+
+; Windows lets nobody write to the file of a running program.
+!macro REFUSE_WHILE_RUNNING
+  ${If} ${FileExists} "$INSTDIR\hetegen.exe"
+    ClearErrors
+    FileOpen $0 "$INSTDIR\hetegen.exe" a
+    ${If} ${Errors}
+      MessageBox MB_OK|MB_ICONEXCLAMATION "$(RUNNING)" /SD IDOK
+      Abort
+    ${EndIf}
+    FileClose $0
+  ${EndIf}
+!macroend
+
+; Only what an installer put there: a chosen folder may hold other things.
+!macro REMOVE_PROGRAM
+  RMDir /r "$INSTDIR\_internal"
+  Delete "$INSTDIR\hetegen.exe"
+  Delete "$INSTDIR\hetegen-cli.exe"
+!macroend
+
+Section
+  !insertmacro REFUSE_WHILE_RUNNING
+  !insertmacro REMOVE_PROGRAM
+  SetOutPath "$INSTDIR"
+  File /r "${BUNDLE}\*"
+  CreateShortcut "$SMPROGRAMS\HeteGen.lnk" "$INSTDIR\hetegen.exe"
+  WriteUninstaller "$INSTDIR\uninstall.exe"
+  WriteRegStr HKCU "Software\HeteGen" "InstallDir" "$INSTDIR"
+  WriteRegStr HKCU "${UNINSTALL}" "DisplayName" "HeteGen"
+  WriteRegStr HKCU "${UNINSTALL}" "DisplayVersion" "${VERSION}"
+  WriteRegStr HKCU "${UNINSTALL}" "DisplayIcon" "$INSTDIR\hetegen.exe"
+  WriteRegStr HKCU "${UNINSTALL}" "Publisher" "The HeteGen authors"
+  WriteRegStr HKCU "${UNINSTALL}" "InstallLocation" "$INSTDIR"
+  WriteRegStr HKCU "${UNINSTALL}" "UninstallString" '"$INSTDIR\uninstall.exe"'
+  WriteRegStr HKCU "${UNINSTALL}" "QuietUninstallString" '"$INSTDIR\uninstall.exe" /S'
+  WriteRegDWORD HKCU "${UNINSTALL}" "EstimatedSize" ${KILOBYTES}
+  WriteRegDWORD HKCU "${UNINSTALL}" "NoModify" 1
+  WriteRegDWORD HKCU "${UNINSTALL}" "NoRepair" 1
+SectionEnd
+
+; Conversations, settings and models stay: they are the person's.
+Section "Uninstall"
+  !insertmacro REFUSE_WHILE_RUNNING
+  !insertmacro REMOVE_PROGRAM
+  Delete "$INSTDIR\uninstall.exe"
+  RMDir "$INSTDIR"
+  Delete "$SMPROGRAMS\HeteGen.lnk"
+  DeleteRegKey HKCU "Software\HeteGen"
+  DeleteRegKey HKCU "${UNINSTALL}"
+SectionEnd
