@@ -1,0 +1,37 @@
+"""Offscreen before Qt loads, files in a temporary home, and no test leaves a thread behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    # A Qt thread that has run Python stays in the list as a dummy for good; those are asked themselves.
+    own = [t.name for t in threading.enumerate() if t not in before and not isinstance(t, threading._DummyThread)]
+    assert not own, f"threads still run: {own}"
+    assert not _running_qt_threads()
+
+
+def _running_qt_threads() -> list[str]:
+    from PySide6.QtCore import QThread
+    from shiboken6 import isValid
+
+    threads = [item for item in gc.get_objects() if issubclass(type(item), QThread) and isValid(item)]
+    return [thread.objectName() for thread in threads if thread.isRunning() and not thread.isCurrentThread()]

@@ -1,0 +1,216 @@
+"""States of the window worth looking at, each played through the real worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from PySide6.QtWidgets import QApplication
+
+from app.compose import Application, Wishes
+from app.telemetry import Sample
+from app.telemetry_nvml import GpuSample
+from app.theme import Mode
+from core.errors import NotEnoughMemory
+from core.events import Failed, Loaded, Loading, Piece, Stats
+from core.planner import place
+from core.sizes import GIB
+from core.spec import Budget
+from tests.app.scripted import MODEL, ScriptedEngine, answer
+from tests.core.machines import DESKTOP, model
+
+REPLY = """Decoding one token reads **every weight once**, so it is bound by *bandwidth*, not by arithmetic. \
+For a model of 7 billion parameters in `int8` that is about 7 GB per token.
+
+## What follows
+
+1. Rows that stay in graphics memory are read at its full rate.
+2. The others are split:
+   - the CPU computes its rows in place,
+   - the rest travels over the link and is computed by the GPU.
+3. Both finish at the same time when $\\alpha = \\frac{V_{gpu} V_{com}}{V_{cpu} V_{gpu} + V_{com}}$.
+
+```python
+def share(v_cpu: float, v_com: float, v_gpu: float) -> float:
+    \"\"\"The share of rows that the GPU computes.\"\"\"
+    return v_gpu * v_com / (v_cpu * v_gpu + v_cpu * v_com + v_com * v_gpu)  # balanced
+
+
+print(f"{share(45, 12, 250):.2f}")
+```
+
+| Device | Rate | Rows |
+|:--|--:|--:|
+| Graphics memory | 250 GB/s | 6,144 |
+| Link | 12 GB/s | 2,048 |
+| CPU | 45 GB/s | 8,192 |
+
+> A split that is balanced leaves no device idle.
+
+More in [the paper](https://arxiv.org/abs/2403.01164) and at https://example.org/docs.
+"""
+THOUGHT = (
+    "The question is about bandwidth. I should name the formula and show it in code.\n\nA table of rates will help."
+)
+
+
+def planned() -> Loaded:
+    """An 8-billion-parameter model, planned for a card of 8 GB."""
+    spec = model("llama-3.1-8b")
+    plan = place(spec, DESKTOP, Budget(context=8192))
+    return replace(
+        MODEL,
+        name="Llama-3.1-8B-Instruct",
+        format=plan.format,
+        context=plan.context,
+        plan=plan,
+        spec=spec,
+        hardware=DESKTOP,
+    )
+
+
+SAMPLE = Sample(
+    0.0,
+    cpu_percent=62.0,
+    own_cpu_percent=55.0,
+    cpu_temperature_c=61.0,
+    ram_total=32 * GIB,
+    ram_available=19 * GIB,
+    own_ram=9 * GIB,
+    disk_read_bytes_s=0.0,
+    gpus=(
+        GpuSample(
+            0, "8 GB card", busy_percent=71.0, vram_total=8 * GIB, vram_used=7 * GIB, vram_own=6 * GIB, power_w=92.0,
+            power_limit_w=115.0, temperature_c=64.0, link_in_bytes_s=9.8e9, link_out_bytes_s=0.2e9,
+        ),
+    ),
+)  # fmt: skip
+
+
+class Stage:
+    """The whole application with a scripted engine."""
+
+    def __init__(self, mode: Mode = "light", engine: ScriptedEngine | None = None) -> None:
+        self._home = tempfile.TemporaryDirectory()
+        os.environ["HETEGEN_HOME"] = self._home.name
+        self.engine = engine or ScriptedEngine(answer(REPLY, THOUGHT), load=[Loading("weights", 0.5), planned()])
+        self.app = Application(Wishes("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
+        self.app.theme.choose(mode, 100)
+        self.app.window.resize(1180, 780)
+
+    def show(self) -> None:
+        self.app.window.show()
+        self.until(lambda: self.app.session.state.phase == "ready")
+
+    def ask(self, text: str) -> None:
+        self.app.window.composer.submitted.emit(text)
+        self.until(lambda: not self.app.session.state.busy)
+
+    def until(self, met: Callable[[], bool], limit: float = 10.0) -> None:
+        end = time.monotonic() + limit
+        while not met():
+            QApplication.processEvents()
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.002)
+
+    def settle(self, seconds: float = 0.3) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            QApplication.processEvents()
+            time.sleep(0.005)
+        self.app.telemetry.stop()
+        self.app.telemetry.sampled.emit(SAMPLE)
+        QApplication.processEvents()
+
+    def close(self) -> None:
+        self.app.window.close()
+        self.app.close()
+        self.app.window.deleteLater()
+        QApplication.processEvents()
+        self._home.cleanup()
+
+
+def empty(stage: Stage) -> None:
+    stage.show()
+
+
+def loading(stage: Stage) -> None:
+    stage.engine.load_events = [Loading("weights", 0.42), Loading("weights", 0.5), MODEL]
+    stage.engine.gate.clear()
+    stage.app.window.show()
+    stage.settle(0.1)
+    stage.app.session._on_load_event(Loading("weights", 0.42))
+
+
+def reply(stage: Stage) -> None:
+    stage.show()
+    stage.ask("Why does a split between CPU and GPU help, and how is the share found?")
+
+
+def top_of_reply(stage: Stage) -> None:
+    reply(stage)
+    stage.settle(0.1)
+    stage.app.window.transcript.show_turn(stage.app.chat.turn(0).id)
+    view = stage.app.window.transcript.view_of(stage.app.chat.turn(0).id)
+    assert view is not None
+    view.row.set_lively(True)
+
+
+def failure(stage: Stage) -> None:
+    reply(stage)
+    error = NotEnoughMemory(
+        "Qwen3-32B needs 34 GB of memory, and 21 GB are free.", "", "Close other programs or choose int4."
+    )
+    stage.engine.load_events = [Failed(error)]
+    stage.app.session.load("/models/Qwen3-32B", Wishes().options)
+    stage.until(lambda: stage.app.session.state.phase == "empty")
+
+
+def narrow(stage: Stage) -> None:
+    stage.app.window.resize(720, 480)
+    reply(stage)
+
+
+def large_type(stage: Stage) -> None:
+    stage.app.theme.choose(stage.app.theme._mode, 140)
+    reply(stage)
+
+
+def editing(stage: Stage) -> None:
+    stage.show()
+    stage.engine.replies = [answer("Short."), answer("Short, again.")]
+    stage.ask("First question, with\na second line.")
+    stage.app.session.regenerate(stage.app.chat.turn(1).id)
+    stage.until(lambda: not stage.app.session.state.busy)
+    stage.settle(0.1)
+    view = stage.app.window.transcript.view_of(stage.app.chat.turn(0).id)
+    assert view is not None
+    view.begin_edit()
+    stage.app.window.composer.set_text("A draft that is\nlonger than\none line")
+
+
+def streaming(stage: Stage) -> None:
+    stage.show()
+    stage.app.session.submit("How do I find duplicate files?")
+    stage.settle(0.1)
+    stage.until(lambda: not stage.app.session.state.busy)
+    for title in ("Plan a trip to the sea", "Rewrite a letter", "What is a KV cache?"):
+        stage.app.commands.act("new_chat")
+        stage.engine.replies = [answer("Short.")]
+        stage.ask(title)
+    speeds = (9.2, 10.4, 11.1, 10.8, 11.3, 11.0, 10.9, 11.2)
+    head = [Piece(REPLY[:700]), *(Stats(31, 0, 40, 0.62, 310.0, speed, speed, 443, 8192) for speed in speeds)]
+    stage.engine.replies = [[*head, Piece("Half a sentence of"), *answer("")]]
+    stage.engine.pause_at = len(head) + 1
+    stage.app.session.submit("And why does a split help?")
+    stage.until(lambda: stage.app.session.state.phase == "replying")
+    stage.settle(0.4)
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    scene.__name__: scene
+    for scene in (empty, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming)
+}

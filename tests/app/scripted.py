@@ -1,0 +1,61 @@
+"""An engine that says what it is told to: driven through the production worker, thread and all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from core.events import Event, Finished, Loaded, Loading, LoadOptions, Piece, Prefill, Request, Stats, Stop
+
+MODEL = Loaded("Llama-3.2-1B-Instruct", "llama", "int8", 8192, 1_240_000_000, 1_300_000_000, 1.2)
+END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
+
+
+class ScriptedEngine:
+    """`replies` are used in turn, the last one again and again.
+
+    `gate`: events wait until it is set; it is cleared before event `pause_at`.
+    """
+
+    def __init__(self, *replies: Sequence[Event], load: Sequence[Event] | None = None) -> None:
+        self.replies = list(replies) or [answer("Hello.")]
+        self.load_events = list(load) if load is not None else [Loading("weights", 0.5), MODEL]
+        self.requests: list[Request] = []
+        self.sources: list[str] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.pause_at: int | None = None
+        self.closed = False
+
+    def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        self.sources.append(source)
+        yield from self._play(self.load_events, stop)
+
+    def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
+        self.requests.append(request)
+        events = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        yield from self._play(events, stop)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _play(self, events: Sequence[Event], stop: Stop) -> Iterator[Event]:
+        self.threads.add(threading.get_ident())
+        for at, event in enumerate(events):
+            if at == self.pause_at:
+                self.gate.clear()
+            while not self.gate.wait(0.005) and not stop():
+                pass
+            if stop():
+                yield Finished("stopped", Stats(new_tokens=1))
+                return
+            yield event
+
+
+def answer(text: str, reasoning: str = "", size: int = 4, stats: Stats = END) -> list[Event]:
+    """A whole reply, in pieces of `size` characters."""
+    events: list[Event] = [Prefill(31, 31, 0)]
+    events += [Piece(reasoning[at : at + size], "reasoning") for at in range(0, len(reasoning), size)]
+    events += [Piece(text[at : at + size]) for at in range(0, len(text), size)]
+    return [*events, stats, Finished("stop", stats)]

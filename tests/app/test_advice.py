@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+from pytestqt.qtbot import QtBot
+
+from app.advice import Adviser, best
+from app.recommended import Recommended, recommended
+from app.resources import assets
+from core.events import never
+from core.hub.verdict import Kind, Verdict
+from core.spec import Prediction
+
+SMALL = Recommended("a/small", "", 500_000_000, 1_000_000_000, "mit", gated=False, context=4096, config={"size": 1})
+LARGE = replace(SMALL, id="a/large", parameters=8_000_000_000, config={"size": 8})
+HUGE = replace(SMALL, id="a/huge", parameters=70_000_000_000, config={"size": 70})
+GATED = replace(HUGE, id="a/gated", gated=True)
+
+
+def judged(kinds: dict[int, tuple[Kind, float]]):  # type: ignore[no-untyped-def]
+    def judge(config, tensors, wishes) -> Verdict:  # type: ignore[no-untyped-def]
+        kind, speed = kinds[config["size"]]
+        return Verdict(kind, "", "int8", 4096, 4096, Prediction(speed, speed, speed), "guess", (), 0, 0, 0)
+
+    return judge
+
+
+def test_the_largest_that_is_comfortable_wins() -> None:
+    advice = best((SMALL, LARGE, HUGE, GATED), judged({1: ("fits", 90), 8: ("cpu_help", 9), 70: ("no", 0)}), never)
+    assert advice is not None
+    assert advice.model is LARGE
+
+
+def test_where_none_is_comfortable_the_fastest_wins() -> None:
+    advice = best((SMALL, LARGE), judged({1: ("slow", 3), 8: ("slow", 1)}), never)
+    assert advice is not None
+    assert advice.model is SMALL
+
+
+def test_where_nothing_runs_nothing_is_said() -> None:
+    assert best((HUGE,), judged({70: ("no", 0)}), never) is None
+
+
+def test_it_is_asked_once_and_answers_from_its_thread(qtbot: QtBot) -> None:
+    adviser = Adviser(judged({1: ("fits", 20)}), (SMALL,))
+    with qtbot.waitSignal(adviser.advised) as told:
+        adviser.ask()
+        adviser.ask()
+    assert told.args[0].model is SMALL
+    adviser.close()
+
+
+def test_every_recommended_model_can_be_judged_by_its_facts() -> None:
+    for model in recommended(assets()):
+        assert {"hidden_size", "num_hidden_layers"} <= set(model.config)

@@ -1,0 +1,343 @@
+"""What people keep: conversations over restarts, settings that take effect, a tour by keyboard alone."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QFileDialog, QMessageBox
+from pytestqt.qtbot import QtBot
+
+from app.compose import Application, Wishes
+from app.paths import places
+from app.views.conversation_dialog import ConversationDialog
+from app.views.settings_dialog import SettingsDialog
+from app.views.shortcuts_page import ShortcutsPage
+from core.events import LoadOptions, Piece, Replanned
+from core.planner import place
+from core.spec import Budget
+from tests.app.scenes import SAMPLE, planned
+from tests.app.scripted import ScriptedEngine, answer
+
+Start = Callable[..., Application]
+
+
+@pytest.fixture
+def start(qtbot: QtBot) -> Iterator[Start]:
+    started: list[Application] = []
+
+    def begin(engine: ScriptedEngine, wishes: Wishes | None = None) -> Application:
+        app = Application(wishes or Wishes("some/model"), lambda: engine)
+        started.append(app)
+        app.window.show()
+        qtbot.waitUntil(lambda: app.session.state.phase == "ready")
+        return app
+
+    yield begin
+    for app in started:
+        app.close()
+        app.window.close()
+        app.window.deleteLater()
+
+
+def ask(qtbot: QtBot, app: Application, text: str) -> None:
+    app.window.composer.submitted.emit(text)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+
+
+def entries(app: Application) -> list[str]:
+    heard: list[list[str]] = []
+    app.library.listed.connect(lambda found: heard.append([entry.title for entry in found]))
+    app.library.refresh()
+    return heard[-1]
+
+
+def test_conversations_are_there_after_a_restart(qtbot: QtBot, start: Start) -> None:
+    first = start(ScriptedEngine(answer("One."), answer("Two."), answer("Three.")))
+    ask(qtbot, first, "First question")
+    first.session.regenerate(first.chat.turn(1).id)
+    qtbot.waitUntil(lambda: not first.session.state.busy)
+    id = first.chat.conversation.id
+    first.commands.act("new_chat")
+    ask(qtbot, first, "Other question")
+    first.window.close()
+
+    second = start(ScriptedEngine())
+    assert entries(second) == ["Other question", "First question"]
+    second.library.open(id, "")
+    assert [turn.content for turn in second.chat.conversation.path()] == ["First question", "Two."]
+    assert second.chat.conversation.versions(second.chat.turn(1).id) == (2, 2)
+    assert second.chat.turn(1).receipt["new_tokens"] == 412
+
+
+def test_a_reply_that_runs_at_the_end_is_kept(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine([Piece("Half of it"), *answer("more")])
+    engine.pause_at = 3
+    first = start(engine)
+    first.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: first.session.state.phase == "replying")
+    id = first.chat.conversation.id
+    first.window.close()
+    second = start(ScriptedEngine())
+    second.library.open(id, "")
+    turn = second.chat.turn(1)
+    assert turn.content.startswith("Half of it")
+    assert turn.end == "stopped"
+
+
+def test_search_opens_the_conversation_at_the_turn(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("The word is marmalade.")))
+    ask(qtbot, app, "Tell me")
+    app.commands.act("new_chat")
+    with qtbot.waitSignal(app.library.found) as found:
+        app.library.search("marmal")
+    hit = found.args[0][0]
+    app.library.open(hit.entry.id, hit.turn or "")
+    assert app.chat.turn(1).content == "The word is marmalade."
+
+
+def test_a_deleted_conversation_comes_back(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    ask(qtbot, app, "Keep me")
+    id = app.chat.conversation.id
+    app.library.delete(id)
+    assert entries(app) == []
+    assert app.chat.rowCount() == 0
+    app.library.undelete(id)
+    assert entries(app) == ["Keep me"]
+
+
+def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine(answer("Out and in.")))
+    ask(qtbot, app, "Round trip")
+    app.library.write(app.chat.conversation.id, "markdown", tmp_path / "one.md")
+    assert "Out and in." in (tmp_path / "one.md").read_text("utf-8")
+    app.library.write("", "json", tmp_path / "all.json")
+    app.library.read(tmp_path / "all.json")
+    assert app.window.notices.notices[-1].title == "Imported"
+    app.library.read(tmp_path / "one.md")
+    assert app.window.notices.notices[-1].tone == "error"
+    app.library.write("", "json", tmp_path / "no such folder" / "all.json")
+    assert app.window.notices.notices[-1].title == "The file could not be written"
+
+
+def test_a_database_that_cannot_be_opened_is_said_and_chat_goes_on(qtbot: QtBot, start: Start) -> None:
+    where = places().conversations
+    where.parent.mkdir(parents=True)
+    where.mkdir()
+    app = start(ScriptedEngine())
+    qtbot.waitUntil(lambda: any(n.title == "Conversations are not kept" for n in app.window.notices.notices))
+    ask(qtbot, app, "Still here?")
+    assert app.chat.turn(1).content == "Hello."
+
+
+def test_settings_take_effect_and_are_written(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    app.commands.act("settings")
+    dialog = app.window.findChild(SettingsDialog)
+    assert dialog is not None
+    settings = app.preferences.settings
+    from dataclasses import replace
+
+    dialog.changed.emit(replace(settings, theme="dark", enter_sends=False, system_prompt="Be brief."), "theme")
+    assert app.theme.dark
+    assert not app.window.composer.enter_sends
+    assert json.loads(places().settings.read_text("utf-8"))["theme"] == "dark"
+    app.commands.act("new_chat")
+    assert app.chat.conversation.system == "Be brief."
+    dialog.close()
+    app.theme.choose("light", 100)
+
+
+def test_invalid_stored_settings_are_said(qtbot: QtBot, start: Start) -> None:
+    places().settings.parent.mkdir(parents=True)
+    places().settings.write_text('{"font_percent": 9000}', "utf-8")
+    app = start(ScriptedEngine())
+    assert app.window.notices.notices[0].title == "A setting was not used"
+    assert app.preferences.settings.font_percent == 100
+
+
+def test_the_command_line_counts_before_the_settings(start: Start) -> None:
+    places().settings.parent.mkdir(parents=True)
+    places().settings.write_text('{"threads": 3, "context": 2048, "vram_limit_gib": 2}', "utf-8")
+    app = start(ScriptedEngine(), Wishes("m", LoadOptions(context=512)))
+    options = app.preferences.options(LoadOptions(context=512))
+    assert (options.context, options.threads, options.vram) == (512, 3, 2 * 2**30)
+
+
+def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
+    first = start(ScriptedEngine(), Wishes("/models/mine"))
+    first.window.resize(1200, 800)
+    first.commands.act("live")
+    first.window.close()
+    engine = ScriptedEngine()
+    second = start(engine, Wishes())
+    assert engine.sources == ["/models/mine"]
+    second.window.resize(1200, 800)
+    assert second.window.panes.shown("sidebar")
+    assert not second.window.panes.shown("live")
+
+
+def test_in_a_narrow_window_panes_lie_over_the_chat(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    app.window.resize(800, 600)
+    QApplication.processEvents()
+    assert not app.sidebar.isVisible()
+    app.commands.act("sidebar")
+    assert app.sidebar.isVisible()
+    assert app.window.composer.width() == 800
+    QTest.mouseClick(app.window.panes._middle, Qt.MouseButton.LeftButton, pos=app.window.panes._middle.rect().center())
+    assert not app.sidebar.isVisible()
+    app.window.resize(1200, 700)
+    QApplication.processEvents()
+    assert app.sidebar.isVisible()
+
+
+def test_the_live_view_shows_the_plan_and_answers_what_if(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(load=[planned()])
+    app = start(engine)
+    assert "streamed" in app.live.decode.words
+    assert sum(share for _, share in app.window.top.strip._shares) == pytest.approx(1)
+    wish = app.live.what_if.wish()
+    from dataclasses import replace
+
+    with qtbot.waitSignal(app.observer.answered) as answered:
+        app.live.wished.emit(replace(wish, format="int4"))
+    assert answered.args[0].format == "int4"
+    assert answered.args[0].decode_tok_s.likely > planned().plan.decode.likely  # type: ignore[union-attr]
+    app.live.applied.emit(replace(wish, context=4096))
+    qtbot.waitUntil(lambda: len(engine.sources) == 2)
+
+
+def test_diagnostics_hold_no_word_of_a_chat(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Confidential reply.")))
+    ask(qtbot, app, "Confidential question")
+    app.telemetry.sampled.emit(SAMPLE)
+    text = app._diagnostics()
+    assert "Llama-3.2-1B-Instruct" in text
+    assert "onfidential" not in text
+
+
+def test_a_link_is_asked_about_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = start(ScriptedEngine())
+    asked: list[str] = []
+    monkeypatch.setattr(QMessageBox, "exec", lambda box: asked.append(box.text()) or QMessageBox.StandardButton.Cancel)
+    app.commands.open_link("https://example.org/a")
+    app.commands.open_link("file:///etc/passwd")
+    assert asked == ["https://example.org/a"]
+
+
+def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start, ask, stop, edit, switch version, search, export, change theme, load another model, quit."""
+    engine = ScriptedEngine(answer("First reply."), answer("word " * 100), answer("Edited reply."))
+    app = start(engine)
+    window = app.window
+    window.activateWindow()
+    qtbot.waitUntil(window.composer.edit.hasFocus)
+    window_keys = window
+
+    def key(name: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
+        QTest.keyClick(QApplication.focusWidget() or window_keys, name, modifier)
+
+    def typed(text: str) -> None:
+        QTest.keyClicks(QApplication.focusWidget(), text)
+
+    control = Qt.KeyboardModifier.ControlModifier
+    typed("First question")
+    key(Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    engine.pause_at = 20
+    typed("Second question")
+    key(Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    key(Qt.Key.Key_Escape)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    engine.pause_at = None
+    engine.gate.set()
+    assert app.chat.turn(3).end == "stopped"
+
+    key(Qt.Key.Key_Up)
+    typed(" changed")
+    key(Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(2).content == "Second question changed"
+    view = window.transcript.view_of(app.chat.turn(2).id)
+    assert view is not None
+    previous = view.row._buttons["previous"]
+    previous.setFocus(Qt.FocusReason.TabFocusReason)
+    key(Qt.Key.Key_Space)
+    assert app.chat.turn(2).content == "Second question"
+
+    key(Qt.Key.Key_N, control)
+    assert app.chat.rowCount() == 0
+    key(Qt.Key.Key_K, control)
+    typed("changed")
+    key(Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: app.chat.rowCount() > 0)
+
+    target = tmp_path / "chat.md"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
+    key(Qt.Key.Key_S, control)
+    assert "First reply." in target.read_text("utf-8")
+
+    key(Qt.Key.Key_F1)
+    page = window.findChild(ShortcutsPage)
+    assert page is not None
+    page.close()
+    key(Qt.Key.Key_Comma, control)
+    dialog = window.findChild(SettingsDialog)
+    assert dialog is not None
+    dialog.close()
+
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "/models/other")
+    key(Qt.Key.Key_O, control)
+    qtbot.waitUntil(lambda: engine.sources[-1] == "/models/other")
+    key(Qt.Key.Key_Q, control)
+    assert engine.closed
+
+
+def test_an_idle_model_rests_and_comes_back_with_the_next_question(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("Awake."))
+    app = start(engine)
+    app.session.rest()
+    qtbot.waitUntil(lambda: engine.closed)
+    assert app.session.state.phase == "resting"
+    ask(qtbot, app, "Hello?")
+    assert app.chat.turn(1).content == "Awake."
+    assert len(engine.sources) == 2
+
+
+def test_a_conversation_has_a_prompt_and_a_preset_of_its_own(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    ask(qtbot, app, "Before")
+    app.commands.act("conversation")
+    dialog = app.window.findChild(ConversationDialog)
+    assert dialog is not None
+    dialog.system.setPlainText("Answer in verse.")
+    dialog.preset.setCurrentIndex(dialog.preset.findData("precise"))
+    dialog._on_apply()
+    ask(qtbot, app, "After")
+    assert engine.requests[-1].messages[0].content == "Answer in verse."
+    assert engine.requests[-1].sampling.temperature == 0.2
+    id = app.chat.conversation.id
+    app.commands.act("new_chat")
+    ask(qtbot, app, "Elsewhere")
+    assert engine.requests[-1].sampling.temperature is None
+    app.library.open(id, "")
+    assert (app.chat.conversation.system, app.chat.conversation.preset) == ("Answer in verse.", "precise")
+    assert entries(app)[1] == "Before"
+
+
+def test_a_split_that_changes_in_mid_reply_is_shown_and_said(qtbot: QtBot, start: Start) -> None:
+    model = planned()
+    assert model.spec is not None
+    assert model.hardware is not None
+    other = place(model.spec, model.hardware, Budget(context=8192, vram=2 * 2**30))
+    app = start(ScriptedEngine([Piece("Half"), Replanned("A game took 4 GB.", other), *answer("whole")], load=[model]))
+    before = app.live.decode.words
+    ask(qtbot, app, "Go")
+    assert app.live.decode.words != before
+    assert app.window.notices.notices[-1].sentence == "A game took 4 GB."

@@ -1,0 +1,223 @@
+"""Replies as they are rendered: what is shown, what is never loaded, and what it costs."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from PySide6.QtCore import QPoint, Qt, QUrl
+from PySide6.QtGui import QGuiApplication, QTextCursor, QTextDocument, QTextTable
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QWidget
+from pytestqt.qtbot import QtBot
+
+from app.theme import Theme
+from app.views.body import Body
+from app.views.text import CodeView, ProseView, TextView
+
+WIDTH = 760
+
+
+@pytest.fixture
+def body(qtbot: QtBot) -> Iterator[Body]:
+    port = QWidget()
+    qtbot.addWidget(port)
+    port.resize(WIDTH, 780)
+    body = Body(Theme("light"), port)
+    port.show()
+    yield body
+    body.hide()
+
+
+def lay_out(body: Body) -> None:
+    height = body.measure(WIDTH)
+    body.setGeometry(0, 780 - height, WIDTH, height)
+
+
+def show(body: Body, text: str) -> str:
+    """Feeds it all at once; the text that is then shown."""
+    body.feed(text, True)
+    while not body.settled:
+        QApplication.processEvents()
+        lay_out(body)
+    lay_out(body)
+    QApplication.processEvents()
+    return "\n".join(edit.toPlainText() for edit in body._edits())
+
+
+def stream(body: Body, text: str, size: int = 7) -> str:
+    for at in range(0, len(text), size):
+        body.feed(text[: at + size], False)
+        body._rest_until = 0.0
+    return show(body, text)
+
+
+def prose(body: Body) -> QTextDocument:
+    return next(segment for segment in body._segments if isinstance(segment, ProseView)).document()
+
+
+def format_of(document: QTextDocument, word: str):  # type: ignore[no-untyped-def]
+    return document.find(word).charFormat()
+
+
+EVERYTHING = """# One
+## Two
+Text with **bold**, *slanted*, ~~gone~~, `code` and [a link](https://example.org).
+
+- item
+  - inner
+    1. number
+- [x] done
+- [ ] open
+
+> quoted
+> > twice
+
+| a | b |
+|--:|:-:|
+| 1 | 2 |
+
+---
+
+```python
+print("hello")
+```
+
+Formula $x^2$ and \\(y_1\\).
+"""
+
+
+def test_every_construct_has_its_form(body: Body) -> None:
+    text = show(body, EVERYTHING)
+    document = prose(body)
+    assert format_of(document, "bold").fontWeight() > 500
+    assert format_of(document, "slanted").fontItalic()
+    assert format_of(document, "gone").fontStrikeOut()
+    assert format_of(document, "a link").anchorHref() == "https://example.org"
+    assert document.find("One").charFormat().fontPointSize() > document.find("Two").charFormat().fontPointSize()
+    for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
+        assert line in text
+    assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
+    assert [type(segment) for segment in body._segments] == [ProseView, CodeView, ProseView]
+
+
+@pytest.mark.parametrize("size", [1, 3, 11])
+def test_streaming_shows_the_same_as_all_at_once(body: Body, qtbot: QtBot, size: int) -> None:
+    streamed = stream(body, EVERYTHING, size)
+    port = QWidget()
+    qtbot.addWidget(port)
+    assert streamed == show(Body(Theme("light"), port), EVERYTHING)
+
+
+def test_html_is_text_and_images_are_links(body: Body) -> None:
+    text = show(
+        body,
+        "<b>x</b> <script>alert(1)</script>\n\n![cat](https://example.org/cat.png) and ![](http://evil.example/a.png)",
+    )
+    assert "<script>alert(1)</script>" in text
+    assert "[image: cat]" in text
+    assert "\ufffc" not in text
+
+
+@pytest.mark.parametrize(
+    "address", ["http://evil.example/a.png", "file:///etc/passwd", "\\\\host\\share\\a.png", "qrc:/x"]
+)
+def test_nothing_is_ever_loaded(body: Body, address: str, qtbot: QtBot) -> None:
+    view = TextView(Theme("light"))
+    qtbot.addWidget(view)
+    kind = QTextDocument.ResourceType.ImageResource.value
+    assert view.loadResource(kind, QUrl(address)) is None
+    assert view.document().resource(kind, QUrl(address)) is None
+
+
+def test_dangerous_links_are_not_links(body: Body) -> None:
+    show(body, "[x](javascript:alert(1)) [y](file:///etc/passwd) [z](data:text/html,1)")
+    for word in ("x", "y", "z"):
+        assert not format_of(prose(body), word).isAnchor()
+
+
+def test_a_pressed_link_is_told_and_not_opened(body: Body, qtbot: QtBot) -> None:
+    show(body, "[somewhere](https://example.org/a)")
+    view = body._segments[0]
+    assert isinstance(view, ProseView)
+    cursor = view.document().find("somewhere")
+    cursor.setPosition(cursor.selectionStart() + 3)
+    with qtbot.waitSignal(body.link) as told:
+        QTest.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.cursorRect(cursor).center())
+    assert told.args == ["https://example.org/a"]
+
+
+def test_code_is_copied_as_it_was_written(body: Body) -> None:
+    code = "x = 1\n\ty = '" + "long " * 2000 + "'\n"
+    show(body, f"```python\n{code}```\n")
+    view = body._segments[0]
+    assert isinstance(view, CodeView)
+    view._copy.click()
+    assert QGuiApplication.clipboard().text() == code.rstrip("\n")
+
+
+def test_a_selection_runs_over_prose_and_code(body: Body) -> None:
+    show(body, "Before the code.\n\n```\ninside\n```\n\nAfter the code.")
+    first, _, last = body._edits()
+    _drag(body, first, 7, last, 5)
+    assert body.selected_text() == "the code.\ninside\nAfter"
+    QTest.keyClick(last, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
+    assert QGuiApplication.clipboard().text() == "the code.\ninside\nAfter"
+
+
+def _drag(body: Body, first: object, start: int, last: object, end: int) -> None:
+    def point(edit, position: int) -> QPoint:  # type: ignore[no-untyped-def]
+        cursor = QTextCursor(edit.document())
+        cursor.setPosition(position)
+        return edit.cursorRect(cursor).center()
+
+    begin = point(first, start)
+    QTest.mousePress(first.viewport(), Qt.MouseButton.LeftButton, pos=begin)  # type: ignore[attr-defined]
+    target = first.viewport().mapFromGlobal(last.viewport().mapToGlobal(point(last, end)))  # type: ignore[attr-defined]
+    QTest.mouseMove(first.viewport(), target)  # type: ignore[attr-defined]
+    QTest.mouseRelease(first.viewport(), Qt.MouseButton.LeftButton, pos=target)  # type: ignore[attr-defined]
+
+
+HOSTILE = {
+    "a line of a megabyte": "x" * 1_000_000,
+    "words of a megabyte": "word " * 200_000,
+    "an open fence": "```\n" + "x" * 1_000_000,
+    "nested lists": "\n".join("  " * depth + "- item" for depth in range(100)),
+    "nested quotes": ">" * 100 + " deep\n" * 3,
+    "html": "<script>alert(1)</script><img src=http://x/y.png><iframe src=file:///etc/passwd>" * 200,
+    "images": "![a](http://evil/x.png) ![b](file:///etc/passwd)\n\n" * 200,
+    "emoji": "\U0001f600" * 10_000,
+    "invisible and right to left": "\u200d\u200b\u202e\u0627\u0644" * 5000,
+    "stars": "*" * 20_000 + "*a **b " * 3000,
+    "brackets": "[" * 20_000 + "[a](" * 5000,
+    "backticks": "`a``b" * 5000,
+    "a wide table": "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + ("|" + "b|" * 300 + "\n") * 20,
+    "dollars": "$" * 20_000 + "$a " * 5000,
+    "nulls": "\0" * 10_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_replies_do_not_freeze(body: Body, name: str) -> None:
+    worst, text = 0.0, HOSTILE[name]
+    began = time.process_time()
+    body.feed(text, True)
+    worst = time.process_time() - began
+    while not body.settled:
+        began = time.process_time()
+        QApplication.processEvents()
+        lay_out(body)
+        worst = max(worst, time.process_time() - began)
+    assert worst < 0.4
+    assert body.measure(WIDTH) > 0
+
+
+def test_the_cost_of_a_token_stays_flat(body: Body) -> None:
+    text = ("A line with **bold** words and `code` in it.\n\n" + "- an item of a list\n" * 3 + "\n") * 400
+    costs = []
+    for at in range(0, len(text), 40):
+        began = time.process_time()
+        body.feed(text[: at + 40], False)
+        lay_out(body)
+        costs.append(time.process_time() - began)
+    first, last = sorted(costs[20:220]), sorted(costs[-200:])
+    assert last[100] < 1.5 * first[100] + 0.0005

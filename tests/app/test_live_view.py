@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtGui import QFontMetrics, QImage
+from PySide6.QtWidgets import QLabel, QWidget
+from pytestqt.qtbot import QtBot
+
+from app.live import DeviceMap, Outlook, Split, Wish
+from app.telemetry import Sample
+from app.telemetry_nvml import GpuSample
+from app.theme import Theme
+from app.views.gauges import Part, ShareBar, SpeedLine
+from app.views.live_view import LiveView, Telemetry, machine_words
+from app.views.what_if import LEAST_CONTEXT
+from app.why_slow import Explanation
+from core.events import Stats
+from core.sizes import GIB
+from core.spec import BytesPerToken, Prediction, Times
+
+CARD = DeviceMap("Card", "gpu", 8 * GIB, int(4e9), int(5e8), int(2e8), int(1e8), GIB, 0)
+RAM = DeviceMap("Memory (RAM)", "cpu", 32 * GIB, int(9e9), other=8 * GIB)
+LOOK = Outlook(
+    (CARD, RAM), Split(0.34, 0.21, 0.45), Split(0.34, 0.66, 0), Prediction(9, 11, 13), Prediction(80, 100, 120),
+    "derived", "yes", "Most of it lies in RAM.", "int8", 8192, Times(cpu=0.05, total=0.1), BytesPerToken(1, 1, 1),
+)  # fmt: skip
+
+
+@pytest.fixture
+def theme(qtbot: QtBot) -> Theme:
+    return Theme("light")
+
+
+@pytest.fixture
+def view(theme: Theme, qtbot: QtBot) -> LiveView:
+    made = LiveView(theme)
+    qtbot.addWidget(made)
+    made.resize(300, 1400)
+    return made
+
+
+def pixels(widget: QWidget) -> QImage:
+    return widget.grab().toImage()
+
+
+def test_without_a_model_or_a_card_everything_unknown_reads_na(view: LiveView) -> None:
+    view.show_sample(Sample(0, ram_total=16 * GIB, ram_available=12 * GIB))
+    view.show_stats(None)
+    values = {key: figure.value for key, figure in (view.speeds | view.machine).items()}
+    assert values.pop("ram") == "4.3 of 17.2 GB"
+    assert set(values.values()) == {"n/a"}
+    assert [bar.words for bar in view.memory.bars] == ["others 4.3 GB, free 12.9 GB"]
+    assert view.decode.words == "n/a"
+    assert not view.what_if.isEnabled()
+    pixels(view)
+
+
+def test_the_plan_is_told_in_words(view: LiveView) -> None:
+    view.show_outlook(LOOK, 131_072)
+    assert view.memory.bars[0].words == (
+        "weights 4.0 GB, KV cache 500 MB, workspace 200 MB, staging 100 MB, others 1.1 GB, free 2.7 GB"
+    )
+    assert view.decode.words == "in VRAM 34%, streamed 21%, CPU 45%"
+    assert view.prefill.words == "in VRAM 34%, streamed 66%"
+    assert view.reason.text() == "Most of it lies in RAM."
+    assert view.speeds["predicted"].value == "9.0–13.0"
+
+
+def test_other_programs_follow_the_machine(view: LiveView) -> None:
+    view.show_outlook(LOOK, 8192)
+    view.show_sample(Sample(0, gpus=(GpuSample(0, "Card", vram_total=8 * GIB, vram_used=7 * GIB, vram_own=5 * GIB),)))
+    assert "others 2.1 GB" in view.memory.bars[0].words
+    view.show_outlook(None)
+    assert view.memory.bars[0].words == "others 7.5 GB, free 1.1 GB"
+
+
+def test_a_device_that_goes_away_is_not_shown_any_more(view: LiveView, qtbot: QtBot) -> None:
+    view.show_outlook(LOOK, 8192)
+    view.show_outlook(replace(LOOK, devices=(RAM,)), 8192)
+    assert [bar.isHidden() for bar in view.memory.bars] == [False, True]
+
+
+def test_figures_of_a_reply(view: LiveView) -> None:
+    view.show_stats(Stats(ttft_s=0.62, prompt_tok_s=241.3, tok_s=10.84, context_used=1204, context_limit=8192))
+    values = {key: figure.value for key, figure in view.speeds.items()}
+    assert values == {
+        "tok_s": "10.8 tokens/s", "predicted": "n/a", "ttft": "0.62 s", "prompt": "241 tokens/s",
+        "context": "1,204 of 8,192",
+    }  # fmt: skip
+
+
+def test_the_machines_words_keep_nothing_known_back_and_invent_nothing() -> None:
+    card = GpuSample(0, "Card", "", 64, 8 * GIB, 4 * GIB, None, (), 71.2, 115, 63, 4.94e9, 2e7)
+    full = machine_words(Sample(0, 78, 61, 50, 32 * GIB, 16 * GIB, 1, 1.25e6, gpus=(card,)), card)
+    assert full == {
+        "cpu": "78 %", "ram": "17.2 of 34.4 GB", "disk": "1 MB/s", "gpu": "64 %", "vram": "4.3 of 8.6 GB",
+        "link": "4.9 / 0.0 GB/s", "power": "71 of 115 W", "heat": "63 °C",
+    }  # fmt: skip
+    assert set(machine_words(Sample(0), None).values()) == {"n/a"}
+    assert machine_words(Sample(0, cpu_temperature_c=50), None)["heat"] == "50 °C"
+    assert machine_words(Sample(0, cpu_percent=0.0), None)["cpu"] == "0 %", "a real nothing is a figure"
+
+
+def test_why_it_is_slow_is_said_and_taken_back(view: LiveView) -> None:
+    view.show_why(Explanation("link", "Bound by the link.", "Use int4."))
+    assert view.why.text() == "Bound by the link. Use int4."
+    assert not view.why.isHidden()
+    view.show_why(None)
+    assert view.why.isHidden()
+
+
+@pytest.mark.parametrize("width", [40, 268, 1000])
+def test_bar_segments_are_in_proportion_and_never_vanish(theme: Theme, qtbot: QtBot, width: int) -> None:
+    bar = ShareBar(theme, "Memory")
+    qtbot.addWidget(bar)
+    bar.resize(width, 12)
+    bar.show_parts([Part("cpu", 50, "half"), Part("ok", 0, "none"), Part("other", 1e-9, "a trace", True)], 100)
+    (first, left), (second, right) = bar.segments()
+    assert (first.words, second.words) == ("half", "a trace")
+    assert left.width() == pytest.approx(width / 2)
+    assert right.width() >= 1
+    assert bar.accessibleName() == "Memory: half, a trace"
+
+
+def test_parts_larger_than_the_whole_stay_inside(theme: Theme, qtbot: QtBot) -> None:
+    bar = ShareBar(theme, "Memory")
+    qtbot.addWidget(bar)
+    bar.resize(200, 12)
+    bar.show_parts([Part("cpu", 80, "a"), Part("other", 80, "b")], 100)
+    assert [box.width() for _, box in bar.segments()] == [100, 100]
+
+
+def test_the_speed_line_keeps_a_minute_and_shows_pauses_as_gaps(theme: Theme, qtbot: QtBot) -> None:
+    now = [0.0]
+    line = SpeedLine(theme, clock=lambda: now[0])
+    qtbot.addWidget(line)
+    line.resize(240, 64)
+    empty = pixels(line)
+    for second in range(100):
+        now[0] = float(second)
+        line.add(None if 70 <= second < 80 else 10.0)
+    runs = line.runs()
+    assert len(runs) == 2
+    assert runs[-1][-1].x() == pytest.approx(240)
+    assert min(point.x() for run in runs for point in run) >= 0
+    assert pixels(line) != empty
+    assert line.top() == pytest.approx(11.5)
+    line.set_predicted(Prediction(10, 20, 40))
+    assert line.top() == pytest.approx(46)
+    assert "10.0" in line.accessibleName()
+    assert "predicted 20.0" in line.accessibleName()
+
+
+def test_a_long_silence_is_a_gap_too(theme: Theme, qtbot: QtBot) -> None:
+    now = [0.0]
+    line = SpeedLine(theme, clock=lambda: now[0])
+    qtbot.addWidget(line)
+    for moment in (1, 2, 3, 30, 31):
+        now[0] = float(moment)
+        line.add(5.0)
+    assert [len(run) for run in line.runs()] == [3, 2]
+
+
+def test_memory_of_the_speed_line_is_bounded(theme: Theme, qtbot: QtBot) -> None:
+    line = SpeedLine(theme)
+    qtbot.addWidget(line)
+    for _ in range(5000):
+        line.add(1.0)
+        line.add(None)
+    assert len(line._points) <= 1200
+
+
+def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: QtBot) -> None:
+    view.show_outlook(LOOK, 131_072)
+    sliders = view.what_if
+    assert sliders.wish() == Wish(8192, "int8", 1.0)
+    wishes: list[Wish] = []
+    sliders.wished.connect(wishes.append)
+    with qtbot.waitSignal(view.wished) as signal:
+        for _ in range(4):
+            qtbot.keyClick(sliders._context, Qt.Key.Key_Right)
+        sliders._format.setCurrentIndex(3)
+    assert wishes == [Wish(32768, "int4", 1.0)] == signal.args
+    assert not sliders._apply.isEnabled()
+    sliders.show_answer(replace(LOOK, context=32768, format="int4"))
+    assert sliders._verdict.text() == "Fits: about 9.0 to 13.0 tokens/s (int4, derived)"
+    with qtbot.waitSignal(view.applied) as applied:
+        sliders._apply.click()
+    assert applied.args == [Wish(32768, "int4", 1.0)]
+
+
+def test_what_does_not_fit_cannot_be_applied(view: LiveView) -> None:
+    view.show_outlook(LOOK, 131_072)
+    view.what_if._context.setValue(view.what_if._context.maximum())
+    view.what_if.show_answer(replace(LOOK, fits="no"))
+    assert "Does not fit" in view.what_if._verdict.text()
+    assert not view.what_if._apply.isEnabled()
+    view.what_if.show_answer(None)
+    assert view.what_if._verdict.text() == "n/a"
+
+
+@pytest.mark.parametrize("limit", [300, 512, 2048, 40_960, 131_072, 1_048_576])
+def test_the_context_slider_reaches_exactly_the_models_limit(view: LiveView, limit: int) -> None:
+    view.show_outlook(replace(LOOK, context=2048), limit)
+    slider = view.what_if._context
+    slider.setValue(slider.maximum())
+    assert view.what_if.wish().context == max(LEAST_CONTEXT, limit)
+    values = []
+    for step in range(slider.maximum() + 1):
+        slider.setValue(step)
+        values.append(view.what_if.wish().context)
+    assert values == sorted(set(values))
+
+
+def test_without_a_card_its_share_cannot_be_chosen(view: LiveView) -> None:
+    view.show_outlook(replace(LOOK, devices=(RAM,)), 8192)
+    assert not view.what_if._vram.isEnabled()
+    assert view.what_if._vram_words.text() == "n/a"
+
+
+def test_telemetry_arrives_in_the_views_thread(view: LiveView, qtbot: QtBot) -> None:
+    telemetry = Telemetry(0.5)
+    telemetry.sampled.connect(view.show_sample)
+    with qtbot.waitSignal(telemetry.sampled, timeout=5000):
+        telemetry.start()
+    qtbot.waitUntil(lambda: view.machine["cpu"].value != "n/a")
+    telemetry.stop()
+
+
+def test_words_appear_over_the_part_that_is_pointed_at(theme: Theme, qtbot: QtBot) -> None:
+    bar = ShareBar(theme, "Memory")
+    qtbot.addWidget(bar)
+    bar.resize(200, 12)
+    bar.show_parts([Part("cpu", 50, "left half"), Part("other", 50, "right half")], 100)
+    boxes = {part.words: box for part, box in bar.segments()}
+    assert boxes["left half"].contains(QPoint(50, 6))
+    assert boxes["right half"].contains(QPoint(150, 6))
+
+
+@pytest.mark.parametrize("percent", [80, 160])
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_no_text_is_cut_at_any_size(qtbot: QtBot, mode: str, percent: int) -> None:
+    view = LiveView(Theme(mode, percent))  # type: ignore[arg-type]
+    qtbot.addWidget(view)
+    view.resize(300, 2400)
+    view.show_outlook(LOOK, 8192)
+    view.show_why(Explanation("link", "Bound by the link to the graphics card.", "Use a smaller format."))
+    view.show_stats(Stats(0, 0, 0, 80.5, 1241.3, 110.8, 99.9, 100_204, 131_072))
+    card = GpuSample(0, "Card", "", 100, 24 * GIB, 20 * GIB, None, (), 371.2, 450, 100, 24.94e9, 12e9)
+    view.show_sample(Sample(0, 100, 61, 50, 128 * GIB, 16 * GIB, 1, 1.25e9, gpus=(card,)))
+    pixels(view)
+    metrics = QFontMetrics(view._theme.font())
+    for figure in (*view.speeds.values(), *view.machine.values()):
+        assert metrics.horizontalAdvance(figure.value) + 40 <= figure.width(), figure.accessibleName()
+    for label in view.findChildren(QLabel):
+        assert label.width() <= 300

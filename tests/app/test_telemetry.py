@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from app.telemetry import Machine, Sample, Sampler
+from app.telemetry_nvml import GpuSample, Nvml
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_memory_agrees_with_psutil(machine: Machine) -> None:
+    sample, memory = machine.read(), psutil.virtual_memory()
+    assert sample.ram_total == memory.total
+    assert sample.ram_available == pytest.approx(memory.available, rel=0.1)
+    assert sample.ram_used == pytest.approx(memory.total - memory.available, rel=0.1, abs=500e6)
+    assert sample.own_ram == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+
+
+def test_own_memory_grows_by_what_is_taken(machine: Machine) -> None:
+    before = machine.read().own_ram or 0
+    held = bytearray(b"x" * 200_000_000)
+    assert (machine.read().own_ram or 0) - before == pytest.approx(len(held), rel=0.1)
+
+
+def test_cpu_percentages_agree_with_the_times_that_psutil_counts(machine: Machine) -> None:
+    machine.read()
+    own, whole, start = psutil.Process().cpu_times(), psutil.cpu_times(), time.monotonic()
+    while time.monotonic() - start < 0.6:
+        pass
+    sample, seconds = machine.read(), time.monotonic() - start
+    spent = psutil.Process().cpu_times()
+    used = spent.user + spent.system - own.user - own.system
+    idle = psutil.cpu_times().idle - whole.idle
+    cores = psutil.cpu_count() or 1
+    assert sample.own_cpu_percent == pytest.approx(100 * used / seconds / cores, abs=8)
+    assert sample.cpu_percent == pytest.approx(100 - 100 * idle / seconds / cores, abs=12)
+    assert sample.others_cpu_percent is not None
+
+
+def test_what_needs_two_readings_is_unknown_at_first(machine: Machine) -> None:
+    first = machine.read()
+    assert (first.cpu_percent, first.own_cpu_percent, first.others_cpu_percent) == (None, None, None)
+    assert first.disk_read_bytes_s is None
+
+
+def test_unknown_is_none_and_never_zero() -> None:
+    blank = Sample(0.0, gpus=(GpuSample(0, "card"),))
+    assert blank.ram_used is None
+    assert blank.others_cpu_percent is None
+    assert blank.gpus[0].vram_others is None
+
+
+def test_without_the_library_there_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    nvml = Nvml(1)
+    assert nvml.read(0.0) == ()
+    assert nvml.read(1e9) == ()
+    nvml.close()
+
+
+class Refused(Exception):
+    """What our driver double raises."""
+
+
+def driver(**answers: object) -> SimpleNamespace:
+    """A driver that knows one card and only the given answers; to all else it says: not supported."""
+
+    def refuse(*_: object) -> object:
+        raise Refused
+
+    names = [
+        "Init", "Shutdown", "DeviceGetCount", "DeviceGetHandleByIndex", "DeviceGetUtilizationRates",
+        "DeviceGetMemoryInfo", "DeviceGetPowerUsage", "DeviceGetEnforcedPowerLimit", "DeviceGetName",
+        "DeviceGetPciInfo", "DeviceGetTemperature", "DeviceGetComputeRunningProcesses",
+        "DeviceGetGraphicsRunningProcesses", "DeviceGetFieldValues", "DeviceGetPcieThroughput",
+        "DeviceGetCurrentClocksEventReasons",
+    ]  # fmt: skip
+    functions = {f"nvml{name}": refuse for name in names}
+    known = {"Init": None, "Shutdown": None, "DeviceGetCount": 1, "DeviceGetHandleByIndex": "handle", **answers}
+    for name, answer in known.items():
+        functions[f"nvml{name}"] = answer if callable(answer) else lambda *_, answer=answer: answer
+    return SimpleNamespace(
+        **functions, NVMLError=Refused, NVML_SUCCESS=0, NVML_TEMPERATURE_GPU=0, NVML_FI_DEV_PCIE_COUNT_RX_BYTES=198,
+        NVML_FI_DEV_PCIE_COUNT_TX_BYTES=197, NVML_PCIE_UTIL_RX_BYTES=1, NVML_PCIE_UTIL_TX_BYTES=0,
+        nvmlClocksThrottleReasonHwThermalSlowdown=0x40, nvmlClocksThrottleReasonSwThermalSlowdown=0x20,
+        nvmlClocksEventReasonSwPowerCap=0x4,
+    )  # fmt: skip
+
+
+def test_the_double_speaks_of_nothing_that_the_real_library_lacks() -> None:
+    import pynvml
+
+    missing = [name for name in vars(driver()) if not hasattr(pynvml, name)]
+    assert missing == []
+
+
+def test_a_card_that_tells_nothing_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", driver())
+    assert Nvml(1).read(0.0) == (GpuSample(0, "GPU 0"),)
+
+
+def test_units_and_shares_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = SimpleNamespace(pid=1, usedGpuMemory=3 << 30), SimpleNamespace(pid=2, usedGpuMemory=1 << 30)
+    counts = iter([(1_000, 50), (3_001_000, 1_050)])
+
+    def counters(*_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(ullVal=count)) for count in next(counts)]
+
+    double = driver(
+        DeviceGetName="Card", DeviceGetUtilizationRates=SimpleNamespace(gpu=42), DeviceGetPowerUsage=123_400,
+        DeviceGetMemoryInfo=SimpleNamespace(total=8 << 30, used=5 << 30), DeviceGetTemperature=71,
+        DeviceGetComputeRunningProcesses=[own], DeviceGetGraphicsRunningProcesses=[other],
+        DeviceGetFieldValues=counters, DeviceGetCurrentClocksEventReasons=0x24,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", double)
+    monkeypatch.setattr("app.telemetry_nvml._program", {2: "game"}.get)
+    nvml = Nvml(1)
+    nvml.read(10.0)
+    (card,) = nvml.read(12.0)
+    assert (card.busy_percent, card.power_w, card.temperature_c, card.power_limit_w) == (42.0, 123.4, 71, None)
+    assert (card.vram_total, card.vram_used, card.vram_own, card.vram_others) == (8 << 30, 5 << 30, 3 << 30, 2 << 30)
+    assert card.others == (("game", 1 << 30),)
+    assert (card.link_in_bytes_s, card.link_out_bytes_s) == (1_500_000, 500)
+    assert (card.slowed_by_heat, card.slowed_by_power) == (True, True)
+
+
+def test_foreign_process_numbers_of_a_container_are_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = SimpleNamespace(pid=2, usedGpuMemory=1 << 30)
+    monkeypatch.setitem(sys.modules, "pynvml", driver(DeviceGetComputeRunningProcesses=[stranger]))
+    monkeypatch.setattr("app.telemetry_nvml._program", {}.get)
+    (card,) = Nvml(1).read(0.0)
+    assert (card.vram_own, card.others) == (None, ())
+
+
+def test_a_driver_that_goes_away_is_asked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = driver()
+    monkeypatch.setitem(sys.modules, "pynvml", double)
+    nvml = Nvml(1)
+    assert len(nvml.read(0.0)) == 1
+
+    def lost() -> int:
+        raise Refused
+
+    works, double.nvmlDeviceGetCount = double.nvmlDeviceGetCount, lost
+    assert nvml.read(1.0) == ()
+    double.nvmlDeviceGetCount = works
+    assert nvml.read(2.0) == ()
+    assert len(nvml.read(32.0)) == 1
+
+
+def test_the_sampler_keeps_its_pace_and_ends() -> None:
+    samples: list[Sample] = []
+    enough = threading.Event()
+
+    def heard(sample: Sample) -> None:
+        samples.append(sample)
+        if len(samples) == 3:
+            enough.set()
+
+    sampler = Sampler(heard, interval_s=0.01)
+    sampler.start()
+    sampler.start()
+    assert enough.wait(10)
+    sampler.stop()
+    sampler.stop()
+    assert samples[0].cpu_percent is not None
+    gaps = [later.at - earlier.at for earlier, later in pairwise(samples)]
+    assert min(gaps) >= 0.45, "at most twice a second"
+    count = len(samples)
+    time.sleep(0.6)
+    assert len(samples) == count
+
+
+def test_a_reading_is_cheap(machine: Machine) -> None:
+    times = []
+    for _ in range(20):
+        start = time.thread_time()
+        machine.read()
+        times.append(time.thread_time() - start)
+    assert sorted(times)[10] < 0.02
+    print(f"one reading takes {sorted(times)[10] * 1000:.2f} ms")

@@ -1,0 +1,197 @@
+"""The scrolling conversation: few widgets for many turns, and a view that never jumps."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication
+from pytestqt.qtbot import QtBot
+
+from app.chat_model import ChatModel
+from app.conversation import Conversation, Turn
+from app.theme import COLUMN_WIDTH, Theme
+from app.views.transcript import Transcript
+from core.events import Piece
+
+REPLY = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n"
+
+
+def conversation(turns: int) -> Conversation:
+    result, parent = Conversation(), None
+    for at in range(turns):
+        user = at % 2 == 0
+        text = f"Question {at}?" if user else REPLY * (at % 5 + 1)
+        parent = result.add(Turn("user" if user else "assistant", text, end="" if user else "stop", parent=parent)).id
+    return result
+
+
+@pytest.fixture
+def chat() -> ChatModel:
+    return ChatModel()
+
+
+@pytest.fixture
+def transcript(qtbot: QtBot, chat: ChatModel) -> Iterator[Transcript]:
+    view = Transcript(Theme("light"), chat)
+    qtbot.addWidget(view)
+    view.resize(900, 600)
+    view.show()
+    yield view
+    view.hide()
+
+
+def settle() -> None:
+    for _ in range(5):
+        QApplication.processEvents()
+
+
+def test_two_thousand_turns_open_quickly_with_few_widgets(transcript: Transcript, chat: ChatModel) -> None:
+    long = conversation(2000)
+    began = time.process_time()
+    chat.show(long)
+    settle()
+    took = time.process_time() - began
+    assert took < 0.3
+    assert len(transcript._views) < 40
+    assert transcript.verticalScrollBar().value() == transcript.verticalScrollBar().maximum()
+    assert transcript.view_of(chat.turn(1999).id) is not None
+
+
+def test_scrolling_through_keeps_few_widgets(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(400))
+    bar = transcript.verticalScrollBar()
+    for step in range(40):
+        bar.setValue(bar.maximum() * step // 40)
+        settle()
+        assert len(transcript._views) < 40
+    bar.setValue(0)
+    settle()
+    assert transcript.view_of(chat.turn(0).id) is not None
+
+
+def test_what_is_looked_at_stays_while_a_reply_grows(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(60))
+    settle()
+    reply = chat.add(Turn("assistant", parent=chat.turn(59).id))
+    chat.start_reply(reply)
+    settle()
+    transcript.show_turn(chat.turn(20).id)
+    settle()
+    view = transcript.view_of(chat.turn(20).id)
+    assert view is not None
+    before = view.y()
+    for _ in range(50):
+        chat.push(Piece("more words and more\n\n"))
+        chat.flush()
+        settle()
+    assert not transcript.following
+    assert view.y() == before
+    chat.finish_reply("stop", {})
+
+
+def test_the_view_follows_the_reply_at_the_end_only(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(20))
+    reply = chat.add(Turn("assistant", parent=chat.turn(19).id))
+    chat.start_reply(reply)
+    bar = transcript.verticalScrollBar()
+    for _ in range(30):
+        chat.push(Piece("line\n\n"))
+        chat.flush()
+        settle()
+        assert bar.value() == bar.maximum()
+    bar.setValue(bar.maximum() - 300)
+    settle()
+    place = bar.value()
+    chat.push(Piece("line\n\n" * 10))
+    chat.flush()
+    settle()
+    assert bar.value() == place
+    assert transcript._jump.isVisible()
+    QTest.mouseClick(transcript._jump, Qt.MouseButton.LeftButton)
+    assert transcript.following
+    chat.finish_reply("stop", {})
+
+
+def test_another_version_is_shown_where_the_old_one_stood(transcript: Transcript, chat: ChatModel) -> None:
+    long = conversation(60)
+    chat.show(long)
+    other = long.add(Turn("user", "Another question 20?", parent=chat.turn(19).id))
+    parent = other.id
+    for _ in range(30):
+        parent = long.add(Turn("assistant", REPLY, end="stop", parent=parent)).id
+    long.switch(other.id, -1)
+    chat.show(long)
+    settle()
+    transcript.show_turn(chat.turn(20).id)
+    settle()
+    before = transcript.view_of(chat.turn(20).id)
+    assert before is not None
+    place = before.y()
+    chat.switch(chat.turn(20).id, 1)
+    settle()
+    after = transcript.view_of(other.id)
+    assert after is not None
+    assert after.y() == place
+    assert not transcript.following
+
+
+def test_the_column_is_centred_and_never_wider_than_it_may_be(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(4))
+    for width in (400, 720, 1400):
+        transcript.resize(width, 600)
+        settle()
+        view = transcript.view_of(chat.turn(3).id)
+        assert view is not None
+        assert view.width() <= min(COLUMN_WIDTH, width - 40)
+        assert abs(view.x() + view.width() / 2 - width / 2) <= 1
+
+
+def test_the_keyboard_scrolls(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(60))
+    settle()
+    bar = transcript.verticalScrollBar()
+    QTest.keyClick(transcript, Qt.Key.Key_Home)
+    assert bar.value() == 0
+    QTest.keyClick(transcript, Qt.Key.Key_PageDown)
+    assert 400 < bar.value() < 700
+    QTest.keyClick(transcript, Qt.Key.Key_End)
+    assert bar.value() == bar.maximum()
+
+
+def test_one_change_signal_per_flush(chat: ChatModel, qtbot: QtBot) -> None:
+    reply = chat.add(Turn("assistant"))
+    chat.start_reply(reply)
+    told: list[int] = []
+    chat.dataChanged.connect(lambda first, last: told.append(first.row()))
+    for _ in range(100):
+        chat.push(Piece("x"))
+    assert not told
+    qtbot.waitUntil(lambda: len(told) == 1, timeout=500)
+    assert reply.content == "x" * 100
+    chat.finish_reply("stop", {})
+
+
+def test_streaming_code_into_a_long_conversation_keeps_the_tick_short(
+    transcript: Transcript, chat: ChatModel, qtbot: QtBot
+) -> None:
+    chat.show(conversation(2000))
+    settle()
+    reply = chat.add(Turn("assistant", parent=chat.turn(1999).id))
+    chat.start_reply(reply)
+    line = "    value = compute(1, 'two')  # and a comment\n"
+    costs = []
+    for piece in ["```python\n", *[line] * 2000, "```\n"]:
+        chat.push(Piece(piece))
+        began = time.process_time()
+        chat.flush()
+        QApplication.processEvents()
+        costs.append(time.process_time() - began)
+    chat.finish_reply("stop", {})
+    settle()
+    ordered = sorted(costs)
+    assert ordered[int(len(ordered) * 0.99)] < 0.033
+    # From where the view is full, or the first hundred would paint less than the last.
+    assert sorted(costs[-100:])[25] < 1.5 * sorted(costs[100:200])[25] + 0.001
+    assert len(transcript._views) < 40

@@ -1,0 +1,27 @@
+"""What every test runs under: no window system, no network habits of libraries, folders of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.environment import prepare_environment
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+prepare_environment()
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what belongs to the person at this machine."""
+    home = tmp_path_factory.mktemp("home", numbered=True)
+    monkeypatch.setenv("HETEGEN_HOME", str(home / "hetegen"))
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,117 @@
+"""Tiny random models of many families, saved as real checkpoints, made by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCABULARY = 199
+# Wider than the usual start, so that attention and experts matter and the tokens vary.
+SPREAD = 0.3
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 96, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_GQA: dict[str, Any] = {"num_key_value_heads": 2}
+_MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_FOUR: dict[str, Any] = {"num_hidden_layers": 4}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _COMMON | _GQA | {"tie_word_embeddings": True},
+    "mistral": _COMMON | _GQA | {"sliding_window": 24},
+    "qwen2": _COMMON | _GQA,
+    "qwen3": _COMMON | _GQA | {"head_dim": 16},
+    "gemma3_text": _COMMON | _GQA | _FOUR | {
+        "tie_word_embeddings": False, "head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 2,
+    },
+    "phi3": _COMMON | _GQA,
+    "olmo2": _COMMON | _GQA,
+    "granite": _COMMON | _GQA | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "falcon": {name: value for name, value in _COMMON.items() if name != "intermediate_size"} | {
+        "multi_query": True, "tie_word_embeddings": False,
+    },
+    "gpt_neox": _COMMON | {"rotary_pct": 0.5},
+    "opt": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 96,
+        "word_embed_proj_dim": 64, "max_position_embeddings": 1024, "dropout": 0.0, "eos_token_id": 2,
+    },
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 1024, "eos_token_id": 2},
+    "mixtral": _COMMON | _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": _COMMON | _GQA | _MOE | {"num_experts": 4, "head_dim": 16, "decoder_sparse_step": 1},
+    "qwen3_next": _COMMON | _GQA | _FOUR | _MOE | {
+        "num_experts": 4, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "shared_expert_intermediate_size": 48,
+    },
+}  # fmt: skip
+
+# Less usual ways to remember: recurrent states of many kinds, compressed attention, sinks, attention in chunks.
+RARER_FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_oss": _COMMON | _GQA | {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 24,
+    },
+    "deepseek_v3": _COMMON | _MOE | {
+        "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    },
+    "llama4_text": _COMMON | _GQA | {
+        "num_local_experts": 4, "intermediate_size_mlp": 96, "head_dim": 16, "interleave_moe_layer_step": 1,
+        "attention_chunk_size": 24,
+    },
+    "jamba": _COMMON | _GQA | {
+        "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+        "expert_layer_offset": 1, "use_mamba_kernels": False,
+    },
+    "lfm2": _COMMON | _GQA | {"layer_types": ["conv", "full_attention", "conv"]},
+    "falcon_h1": _COMMON | _GQA | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
+    "bamba": _COMMON | _GQA | {
+        "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "attn_layer_indices": [1],
+    },
+    "nemotron_h": _COMMON | _GQA | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2},
+    "qwen3_5_text": _COMMON | _GQA | _FOUR | {
+        "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "mamba": {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2},
+    "mamba2": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2,
+        "num_heads": 8, "head_dim": 16, "n_groups": 2,
+    },
+}  # fmt: skip
+
+
+def make_model(
+    family: str,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    spread: float = SPREAD,
+    **changes: Any,
+) -> Path:
+    """Write a tiny random model of `family` to `folder` as its published checkpoints are laid out."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[family](**((FAMILIES | RARER_FAMILIES)[family] | changes))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() > 1 and "norm" not in name:
+                value.normal_(0, spread)
+    # No end of text: the tests compare all of the tokens that they ask for.
+    model.generation_config = GenerationConfig(do_sample=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference_tokens(folder: Path, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens of transformers' own `generate`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model.generation_config.eos_token_id = None
+    out = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=count,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [int(i) for i in out[0, len(prompt) :]]

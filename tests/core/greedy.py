@@ -1,0 +1,55 @@
+"""The engine's own path from a model folder to greedy tokens, without text: what the fidelity tests compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from core.events import LoadOptions, Prefill, Sampling, never
+from core.generate import generate
+from core.loading import LoadedModel, load_model
+from core.sampler import make_sampler, settle
+from tests.core.families import VOCABULARY
+from tests.core.tiny_tokenizer import write_tokenizer
+
+OPTIONS = LoadOptions(context=1024, threads=1)
+GREEDY = Sampling(temperature=0.0, repetition_penalty=1.0, seed=0)
+
+
+class GreedyPath:
+    """A model folder, loaded as the engine loads it, with one KV cache that lives on between calls."""
+
+    def __init__(self, folder: Path, options: LoadOptions = OPTIONS) -> None:
+        if not (folder / "tokenizer.json").exists():
+            write_tokenizer(folder)
+        *_, loaded = load_model(folder, options)
+        assert isinstance(loaded, LoadedModel)
+        self.model = loaded.model
+        self.module = loaded.model.module
+        self.cache = loaded.cache
+        self.reused = 0
+
+    def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The next `count` greedy tokens; `reused` then says how many of the prompt's were in the cache."""
+        drawn: list[int] = []
+        for step in generate(self.model, self.cache, prompt, make_sampler(settle(GREEDY, Sampling())), never):
+            if isinstance(step, Prefill):
+                self.reused = step.reused
+            else:
+                drawn.append(step.id)
+            if len(drawn) == count:
+                break
+        return drawn
+
+
+def random_prompt(length: int, seed: int = 5) -> list[int]:
+    """Ids without the special ones, the same at every call."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (length,), generator=source).tolist()
+
+
+def pieces(prompt: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """`prompt` in runs of `size`."""
+    return (prompt[start : start + size] for start in range(0, len(prompt), size))

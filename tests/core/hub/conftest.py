@@ -1,0 +1,93 @@
+"""What the Hub's tests share: a cache in a folder of the test, and patience that is counted in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.hub.client import Client
+from core.hub.download import Manner
+from core.hub.layout import Cache
+from core.hub.progress import Pace
+from core.hub.retry import Retries
+from tests.core.hub.double import Double, Repo, model_files
+
+ID = "org/model"
+QUICK = Retries(limit=4, first_s=0.005, longest_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _no_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "hub")
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return model_files(rows=512)
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes]) -> Iterator[Double]:
+    with Double(Repo(ID, dict(files))) as running:
+        yield running
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Client]]:
+    """Makes quick clients that are closed at the end of the test."""
+    made: list[Client] = []
+
+    def make(endpoint: str, token: str = "", timeout_s: float = 5, **more: Any) -> Client:
+        made.append(Client(endpoint, token, timeout_s=timeout_s, retries=QUICK, **more))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(hub: Double, connect: Callable[..., Client]) -> Client:
+    return connect(hub.endpoint)
+
+
+@pytest.fixture
+def manner() -> Manner:
+    return Manner(Pace(), QUICK, reserve_bytes=0)
+
+
+@pytest.fixture
+def whole(cache: Cache, files: dict[str, bytes]) -> Callable[[], None]:
+    """Asserts that the model is here, whole and right, and nothing else is."""
+
+    def check() -> None:
+        repo = cache.repo(ID)
+        (snapshot,) = (repo / "snapshots").iterdir()
+        names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+        assert names == NEEDED
+        assert all((snapshot / name).read_bytes() == files[name] for name in names)
+        assert not list((repo / "blobs").glob("*.incomplete"))
+        assert (repo / "refs" / "main").read_text() == snapshot.name
+
+    return check
+
+
+NEEDED = sorted(
+    [
+        "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors.index.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    ]
+)  # fmt: skip

@@ -1,0 +1,272 @@
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+
+from core.accelerators.simulated import SimulatedAccelerator
+from core.accelerators.simulation import Simulation, parse_simulation
+from core.errors import BadRequest, DeviceLost, NotEnoughMemory
+from core.sizes import GIB, MIB
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def device() -> Iterator[SimulatedAccelerator]:
+    accelerator = SimulatedAccelerator(Simulation(vram=64 * MIB, link=1e9))
+    yield accelerator
+    accelerator.close()
+
+
+def touched(device: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
+    """A device buffer whose pages are there already: making them takes longer than copying."""
+    return device.empty((nbytes // 4,), torch.float32).zero_()
+
+
+def filled(device: SimulatedAccelerator, nbytes: int, value: float) -> torch.Tensor:
+    tensor = device.pinned(nbytes).view(torch.float32)
+    return tensor.fill_(value)
+
+
+def test_simulations_are_read() -> None:
+    assert parse_simulation("vram=6GiB,link=12GB/s") == Simulation(6 * GIB, 12e9, None)
+    assert parse_simulation("link=1GB/s, vram=512MiB, gpu=200GB/s") == Simulation(512 * MIB, 1e9, 200e9)
+
+
+@pytest.mark.parametrize("text", ["", "vram=6GiB", "vram=6GiB,link=fast", "vram=6GiB,link=1GB/s,fans=2", "6GiB,1GB/s"])
+def test_other_descriptions_are_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse_simulation(text)
+
+
+def test_memory_is_accounted_and_given_back_with_the_last_view(device: SimulatedAccelerator) -> None:
+    tensor = device.empty((1024, 1024), torch.float32)
+    view = tensor[5:10]
+    assert device.memory().used == 4 * MIB
+    assert device.memory().free == 60 * MIB
+    del tensor
+    gc.collect()
+    assert device.memory().used == 4 * MIB
+    del view
+    gc.collect()
+    assert device.memory().used == 0
+    assert device.memory().peak == 4 * MIB
+
+
+def test_tensors_are_aligned_for_vector_kernels(device: SimulatedAccelerator) -> None:
+    assert all(device.empty((count,), torch.int8).data_ptr() % 64 == 0 for count in (1, 63, 1000))
+
+
+def test_more_than_there_is_raises_and_changes_nothing(device: SimulatedAccelerator) -> None:
+    held = device.empty((60 * MIB,), torch.uint8)
+    with pytest.raises(NotEnoughMemory) as raised:
+        device.empty((5 * MIB,), torch.uint8)
+    assert raised.value.device == "simulated:0"
+    assert device.memory().used == held.nbytes
+
+
+def test_the_pool_can_shrink_and_grow_and_others_can_hold_of_it(device: SimulatedAccelerator) -> None:
+    held = device.empty((32 * MIB,), torch.uint8)
+    device.resize(16 * MIB)
+    assert device.memory().free == -16 * MIB
+    with pytest.raises(NotEnoughMemory):
+        device.empty((1,), torch.uint8)
+    device.resize(64 * MIB)
+    device.others(31 * MIB)
+    assert device.memory().free == MIB
+    device.limit(32 * MIB)
+    assert device.memory().free == 0
+    assert held.nbytes == 32 * MIB
+
+
+def test_pinning_can_fail(device: SimulatedAccelerator) -> None:
+    device.pin_limit = 3 * MIB
+    first = device.pinned(2 * MIB)
+    with pytest.raises(NotEnoughMemory) as raised:
+        device.pinned(2 * MIB)
+    assert raised.value.device == "pinned"
+    assert device.pinned_bytes == first.nbytes
+
+
+def test_a_copy_takes_its_time_beside_this_thread_and_then_is_whole(device: SimulatedAccelerator) -> None:
+    source = filled(device, 20 * MIB, 3.0)
+    target = touched(device, 20 * MIB)
+    stream, arrived = device.stream(), device.event()
+    start = time.perf_counter()
+    device.copy_async(target, source, stream)
+    arrived.record(stream)
+    assert time.perf_counter() - start < 0.01
+    assert not arrived.query()
+    arrived.synchronize()
+    assert arrived.query()
+    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
+    assert torch.equal(target, source)
+
+
+@pytest.mark.parametrize("rate", [0.4e9, 1.5e9])
+def test_the_link_keeps_its_rate(rate: float) -> None:
+    device = SimulatedAccelerator(Simulation(64 * MIB, rate))
+    source, target = filled(device, 8 * MIB, 1.0), touched(device, 8 * MIB)
+    stream = device.stream()
+    start = time.perf_counter()
+    for _ in range(8):
+        device.copy_async(target, source, stream)
+    stream.synchronize()
+    assert 64 * MIB / (time.perf_counter() - start) == pytest.approx(rate, rel=0.1)
+    assert device.link_busy_s == pytest.approx(64 * MIB / rate)
+    device.close()
+
+
+def test_two_streams_share_one_link(device: SimulatedAccelerator) -> None:
+    source, targets = filled(device, 10 * MIB, 1.0), [touched(device, 10 * MIB) for _ in range(2)]
+    streams = [device.stream(), device.stream()]
+    start = time.perf_counter()
+    for target, stream in zip(targets, streams, strict=True):
+        device.copy_async(target, source, stream)
+    device.synchronize()
+    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
+
+
+def test_a_small_copy_does_not_wait_for_a_whole_large_one(device: SimulatedAccelerator) -> None:
+    large, target = filled(device, 50 * MIB, 1.0), touched(device, 50 * MIB)
+    stream = device.stream()
+    device.copy_async(target, large, stream)
+    start = time.perf_counter()
+    device.to_device(torch.ones(100))
+    assert time.perf_counter() - start < 0.02
+    stream.synchronize()
+
+
+def test_what_has_not_arrived_is_not_a_number(device: SimulatedAccelerator) -> None:
+    source, target = filled(device, 8 * MIB, 1.0), device.empty((1024, 2048), torch.float32)
+    target.fill_(7.0)
+    stream, arrived = device.stream(), device.event()
+    device.copy_async(target, source.view(1024, 2048), stream)
+    arrived.record(stream)
+    assert torch.isnan(target @ torch.ones(2048)).any(), "used before its event"
+    arrived.synchronize()
+    assert torch.equal(target @ torch.ones(2048), torch.full((1024,), 2048.0))
+
+
+def test_launched_work_waits_for_copies_and_the_caller_does_not(device: SimulatedAccelerator) -> None:
+    source, target = filled(device, 16 * MIB, 2.0), touched(device, 16 * MIB)
+    result = torch.zeros(1)
+    stream, arrived = device.stream(), device.event()
+    start = time.perf_counter()
+    device.copy_async(target, source, stream)
+    arrived.record(stream)
+    device.wait(arrived)
+    device.launch(lambda: torch.sum(target[:10], dim=0, keepdim=True, out=result))
+    assert time.perf_counter() - start < 0.01
+    device.settle()
+    assert result.item() == 20.0
+
+
+def test_a_slot_is_not_overwritten_before_it_has_been_used(device: SimulatedAccelerator) -> None:
+    slot, stream = touched(device, 4 * MIB), device.stream()
+    arrived, freed = device.event(), device.event()
+    seen: list[float] = []
+    for value in (1.0, 2.0, 3.0):
+        stream.wait(freed)
+        device.copy_async(slot, filled(device, 4 * MIB, value), stream)
+        arrived.record(stream)
+        device.wait(arrived)
+        device.launch(lambda: seen.append(slot.mean().item()))
+        device.record(freed)
+    device.settle()
+    assert seen == [1.0, 2.0, 3.0]
+
+
+def test_another_thread_fills_the_ring_while_this_one_computes(device: SimulatedAccelerator) -> None:
+    slots = [touched(device, 4 * MIB) for _ in range(2)]
+    arrived, freed = [device.event() for _ in range(8)], [device.event(), device.event()]
+    ready, free = threading.Semaphore(0), threading.Semaphore(2)
+    stream = device.stream()
+
+    def fetch() -> None:
+        for number in range(8):
+            free.acquire()
+            freed[number % 2].synchronize()
+            device.copy_async(slots[number % 2], filled(device, 4 * MIB, float(number)), stream)
+            arrived[number].record(stream)
+            ready.release()
+
+    fetcher = threading.Thread(target=fetch)
+    fetcher.start()
+    seen: list[float] = []
+    for number in range(8):
+        ready.acquire()
+        device.wait(arrived[number])
+        device.launch(partial(lambda slot: seen.append(slot.mean().item()), slots[number % 2]))
+        device.record(freed[number % 2])
+        free.release()
+        # A real device would compute by itself; this one does so when asked for results.
+        device.settle()
+    device.settle()
+    fetcher.join()
+    assert seen == [float(number) for number in range(8)]
+
+
+def test_a_rate_makes_computing_take_at_least_so_long_beside_the_cpu() -> None:
+    device = SimulatedAccelerator(Simulation(64 * MIB, 1e9, gpu=1e9))
+    start = time.perf_counter()
+    device.launch(lambda: None, nbytes=50 * MIB)
+    time.sleep(0.03)  # the CPU's own part
+    device.settle()
+    assert time.perf_counter() - start == pytest.approx(50 * MIB / 1e9, rel=0.2)
+    device.close()
+
+
+def test_small_copies_cost_the_links_time(device: SimulatedAccelerator) -> None:
+    x = torch.ones(5 * MIB)
+    start = time.perf_counter()
+    assert torch.equal(device.to_host(x).result(), x)
+    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
+
+
+def test_after_the_device_is_lost_everything_says_so(device: SimulatedAccelerator) -> None:
+    source, target = device.pinned(32 * MIB), device.empty((32 * MIB,), torch.uint8)
+    stream, arrived = device.stream(), device.event()
+    device.copy_async(target, source, stream)
+    arrived.record(stream)
+    threading.Timer(0.01, device.lose).start()
+    with pytest.raises(DeviceLost):
+        arrived.synchronize()
+    calls = [
+        device.memory,
+        device.settle,
+        device.synchronize,
+        partial(device.empty, (1,), torch.uint8),
+        partial(device.pinned, 1),
+        partial(device.copy_async, target, source, stream),
+        partial(device.launch, lambda: None),
+    ]
+    for call in calls:
+        with pytest.raises(DeviceLost):
+            call()
+    assert device.memory is not None
+
+
+def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAccelerator) -> None:
+    event = device.event()
+    assert event.query()
+    event.synchronize()
+    device.wait(event)
+    device.settle()
+
+
+def test_closing_ends_the_threads() -> None:
+    device = SimulatedAccelerator(Simulation(MIB, 1e9))
+    device.stream()
+    device.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "simulated link"]

@@ -1,0 +1,124 @@
+"""The command line as the contracts describe it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.__main__ import main
+from core.events import Message
+from tests.core.tiny_tokenizer import scripted_model
+
+KEYS = {"text", "finish_reason", "prompt_tokens", "reused_tokens", "new_tokens", "ttft_s", "decode_tok_s"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scripted_model(tmp_path_factory.mktemp("scripted"), [Message("user", "hi")], ["<think>hm</think>Hello 😀."])
+
+
+def chat(folder: Path, *options: str) -> int:
+    return main(["chat", "--model", str(folder), "--threads", "1", "--temperature", "0", *options])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, Any]]:
+    *lines, last = capsys.readouterr().out.splitlines()
+    return lines, json.loads(last)
+
+
+def test_chat_prints_the_reply(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat(folder, "--prompt", "hi") == 0
+    assert "Hello 😀." in capsys.readouterr().out
+
+
+def test_chat_gives_its_figures_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat(folder, "--prompt", "hi", "--json") == 0
+    _, result = last_line(capsys)
+    assert result.keys() >= KEYS
+    assert result["text"] == "Hello 😀."
+    assert result["finish_reason"] == "stop"
+    assert result["reused_tokens"] == 0
+    assert result["prompt_tokens"] > 0
+    assert result["new_tokens"] > len("Hello .")
+    assert result["ttft_s"] > 0
+    assert result["decode_tok_s"] > 0
+
+
+def test_max_new_tokens_is_heeded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat(folder, "--prompt", "hi", "--max-new-tokens", "2", "--json") == 0
+    _, result = last_line(capsys)
+    assert (result["finish_reason"], result["new_tokens"]) == ("length", 2)
+
+
+def test_a_system_prompt_is_part_of_the_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = []
+    for options in ([], ["--system", "Be brief."]):
+        assert chat(folder, "--prompt", "hi", "--max-new-tokens", "1", "--json", *options) == 0
+        lengths.append(last_line(capsys)[1]["prompt_tokens"])
+    assert lengths[1] > lengths[0] + len("Be brief.") / 2
+
+
+def test_a_conversation_reuses_what_was_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\nand now?\n\n"))
+    assert chat(folder, "--max-new-tokens", "5", "--json") == 0
+    _, result = last_line(capsys)
+    assert result["reused_tokens"] > 0
+
+
+def test_a_conversation_ends_with_the_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert chat(folder) == 0
+
+
+def test_doctor_gives_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    _, result = last_line(capsys)
+    assert isinstance(result, dict)
+    assert result
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["chat", "--max-new-tokens"]])
+def test_wrong_usage_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat", "plan", "bench", "search", "download", "models", "remove", "doctor"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_the_built_in_model_answers_in_a_real_process(repository: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "core",
+        "chat",
+        "--prompt",
+        "Hello!",
+        "--max-new-tokens",
+        "20",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    ran = subprocess.run(command, cwd=repository, capture_output=True, timeout=120, text=True, encoding="utf-8")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    *lines, last = ran.stdout.splitlines()
+    result = json.loads(last)
+    assert result["text"].strip()
+    assert result["text"].strip() in "\n".join(lines)

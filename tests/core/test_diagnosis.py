@@ -1,0 +1,66 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from core.diagnosis import Software, describe_machine, findings, software
+from core.sizes import GIB
+from core.spec import Hardware
+from tests.core.machines import A10, DESKTOP, LAPTOP, simulated
+
+INSTALLED = Software("Linux", "3.11", "2.13+cu130", "13.0", "580.1", ("avx2",))
+NO_CARD = replace(INSTALLED, driver="", cuda="", torch="2.13+cpu")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "installed"),
+    [(LAPTOP, NO_CARD), (A10, INSTALLED), (DESKTOP, INSTALLED), (simulated(GIB, 1e9), NO_CARD)],
+)
+def test_sound_machines_have_nothing_to_fix(
+    hardware: Hardware, installed: Software, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.diagnosis.on_battery", lambda: False)
+    assert findings(hardware, installed) == []
+
+
+def link(**rates: float) -> Hardware:
+    card = DESKTOP.gpus[0]
+    return replace(DESKTOP, gpus=(replace(card, link=replace(card.link, **rates)),))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "installed", "word"),
+    [
+        (LAPTOP, replace(INSTALLED, cuda=""), "NVIDIA card"),
+        (replace(DESKTOP, gpus=(replace(DESKTOP.gpus[0], vram_free=GIB),)), INSTALLED, "Other programs hold"),
+        (link(h2d_pinned=1e9), INSTALLED, "only 1.0 GB"),
+        (link(h2d_pinned=5e9, h2d_pageable=1e9), INSTALLED, "which is little"),
+        (link(h2d_pinned=7e9, h2d_pageable=7e9), INSTALLED, "Locked memory"),
+        (replace(LAPTOP, cpu=replace(LAPTOP.cpu, ram_free=GIB)), NO_CARD, "of memory are free"),
+        (LAPTOP, replace(NO_CARD, compiled_kernels=()), "compiled kernels"),
+        (replace(LAPTOP, measured=False), NO_CARD, "never measured"),
+    ],
+)
+def test_what_holds_a_machine_back_is_said_with_what_to_do(hardware: Hardware, installed: Software, word: str) -> None:
+    found = [finding for finding in findings(hardware, installed) if word in finding.what]
+    assert len(found) == 1
+    assert found[0].how.endswith(".")
+
+
+def test_a_battery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.diagnosis.on_battery", lambda: True)
+    assert any("charger" in finding.how for finding in findings(LAPTOP, NO_CARD))
+
+
+def test_the_description_is_json() -> None:
+    told = json.loads(json.dumps(describe_machine(A10, INSTALLED)))
+    assert told["gpus"][0]["name"] == "A10"
+    assert told["gpus"][0]["link"]["h2d_pinned"] == 30e9
+    assert told["kernels"][0]["flops"].keys() == {"1", "2-8", "9-64", ">64"}
+    assert told["ram_total"] == 128 * GIB
+
+
+def test_this_machines_software_is_named() -> None:
+    found = software()
+    assert found.torch.startswith("2.")
+    assert found.system

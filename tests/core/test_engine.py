@@ -1,0 +1,179 @@
+"""The front door with real models: loading, several turns, stopping, giving back."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.engine import Engine
+from core.events import (
+    LOADING_PHASES,
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    Loading,
+    LoadOptions,
+    Message,
+    Piece,
+    Prefill,
+    Request,
+    Sampling,
+)
+from tests.core.tiny_tokenizer import chat_model
+
+ONE_THREAD = LoadOptions(threads=1)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=60)
+QUESTIONS = ("Hello!", "What is HeteGen?", "How do I get a model?")
+
+
+@pytest.fixture(scope="module")
+def guide() -> Engine:
+    """The built-in model."""
+    engine = Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, large enough that a long prompt takes seconds on one core."""
+    size = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "max_position_embeddings": 4096}
+    return chat_model(tmp_path_factory.mktemp("large"), eos_token_id=None, **size)
+
+
+def ask(engine: Engine, *messages: Message, sampling: Sampling = GREEDY) -> tuple[str, Finished]:
+    events = list(engine.chat(Request(messages, sampling)))
+    last = events[-1]
+    assert isinstance(last, Finished), last
+    return "".join(event.text for event in events if isinstance(event, Piece)), last
+
+
+def test_loading_tells_how_far_it_is() -> None:
+    engine = Engine()
+    *steps, loaded = engine.load(None, ONE_THREAD)
+    assert isinstance(loaded, Loaded)
+    assert all(isinstance(step, Loading) for step in steps)
+    fractions = [step.fraction for step in steps if isinstance(step, Loading)]
+    assert fractions == sorted(fractions)
+    assert fractions[0] >= 0
+    assert fractions[-1] == 1.0
+    phases = list(dict.fromkeys(step.phase for step in steps if isinstance(step, Loading)))
+    assert phases == [phase for phase in LOADING_PHASES if phase in phases]
+    assert loaded.can_chat
+    assert loaded.architecture == "LlamaForCausalLM"
+    assert loaded.context >= 1024
+    assert loaded.weight_bytes > 1_000_000
+
+
+def test_an_edited_turn_gives_what_a_new_conversation_gives(guide: Engine) -> None:
+    first, _ = ask(guide, Message("user", QUESTIONS[0]))
+    ask(guide, Message("user", QUESTIONS[0]), Message("assistant", first), Message("user", QUESTIONS[1]))
+    edited = (Message("user", QUESTIONS[0]), Message("assistant", first), Message("user", QUESTIONS[2]))
+    reply, last = ask(guide, *edited)
+    assert last.stats.reused_tokens > 0
+    fresh = Engine()
+    *_, _loaded = fresh.load(None, ONE_THREAD)
+    assert ask(fresh, *edited)[0] == reply
+
+
+def test_a_seed_repeats_a_reply(tmp_path: Path) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(chat_model(tmp_path), ONE_THREAD)
+    question = Message("user", "hi")
+    replies = [
+        ask(engine, question, sampling=Sampling(seed=seed, temperature=4.0, max_new_tokens=20))[0] for seed in (1, 2, 1)
+    ]
+    assert replies[0] == replies[2] != replies[1]
+    reply, last = ask(engine, question, sampling=Sampling(temperature=4.0, max_new_tokens=20))
+    named = Sampling(seed=last.stats.seed, temperature=4.0, max_new_tokens=20)
+    assert ask(engine, question, sampling=named)[0] == reply, "a reply names the seed that it was drawn with"
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_loading_can_be_stopped_and_done_again(after: int, large: Path) -> None:
+    engine = Engine()
+    questions = iter(range(100))
+    *_, last = engine.load(large, ONE_THREAD, lambda: next(questions) >= after)
+    assert isinstance(last, Finished)
+    assert last.reason == "stopped"
+    (failed,) = engine.chat(Request((Message("user", "hi"),)))
+    assert isinstance(failed, Failed)
+    *_, loaded = engine.load(None, ONE_THREAD)
+    assert isinstance(loaded, Loaded)
+
+
+@pytest.mark.parametrize("where", [Prefill, Piece])
+def test_a_reply_stops_within_a_second(where: type[Event], large: Path) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(large, ONE_THREAD)
+    question = Message("user", "dog " * 900 if where is Prefill else "dog")
+    asked = Clock()
+    events = engine.chat(Request((question,), Sampling(temperature=0.0)), asked.stop)
+    last = _stop_at(events, where, asked)
+    assert last.reason == "stopped"
+    assert asked.seconds() < 1
+    # What was read of it is sound: the same question is answered as by an engine that was never stopped.
+    small = Sampling(temperature=0.0, max_new_tokens=8)
+    reply, again = ask(engine, Message("user", "dog"), sampling=small)
+    fresh = Engine()
+    *_, _loaded = fresh.load(large, ONE_THREAD)
+    assert ask(fresh, Message("user", "dog"), sampling=small)[0] == reply
+    assert again.reason == "length"
+
+
+def test_closing_gives_the_files_back(tmp_path: Path) -> None:
+    """On Windows a file that is still mapped cannot be deleted."""
+    folder = chat_model(tmp_path / "model")
+    engine = Engine()
+    *_, loaded = engine.load(folder, ONE_THREAD)
+    assert isinstance(loaded, Loaded)
+    ask(engine, Message("user", "hi"), sampling=Sampling(max_new_tokens=4))
+    engine.close()
+    if hasattr(psutil.Process, "memory_maps"):
+        assert not [entry.path for entry in psutil.Process().memory_maps() if str(folder) in entry.path]
+    shutil.rmtree(folder)
+    (failed,) = engine.chat(Request((Message("user", "hi"),)))
+    assert isinstance(failed, Failed)
+
+
+def test_loading_gives_the_model_before_up(tmp_path: Path) -> None:
+    engine = Engine()
+    *_, first = engine.load(chat_model(tmp_path / "one"), ONE_THREAD)
+    assert isinstance(first, Loaded)
+    *_, failed = engine.load(tmp_path / "none", ONE_THREAD)
+    assert isinstance(failed, Failed)
+    (answer,) = engine.chat(Request((Message("user", "hi"),)))
+    assert isinstance(answer, Failed), "the old model is not answered with under the new one's name"
+
+
+class Clock:
+    """A stop that notes when it was asked for."""
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+
+    def ask(self) -> None:
+        self._asked_at = time.perf_counter()
+
+    def stop(self) -> bool:
+        return self._asked_at is not None
+
+    def seconds(self) -> float:
+        assert self._asked_at is not None
+        return time.perf_counter() - self._asked_at
+
+
+def _stop_at(events: Iterator[Event], where: type[Event], clock: Clock) -> Finished:
+    condition: Callable[[Event], bool] = lambda event: isinstance(event, where)  # noqa: E731
+    for event in events:
+        if condition(event) and not clock.stop():
+            clock.ask()
+        if isinstance(event, Finished):
+            return event
+    raise AssertionError("no end")

@@ -1,0 +1,152 @@
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core import hardware as module
+from core.cpu_info import cpu_info, on_battery, ram
+from core.errors import BadRequest
+from core.hardware import PROFILE_FILE, forget, hardware_for, kernel_table, refreshed
+from core.planner import place
+from core.sizes import GIB
+from core.spec import Budget, Hardware
+from tests.core.machines import model
+
+SIMULATED = "vram=256MiB,link=2GB/s"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _never_too_busy() -> Iterator[None]:
+    """Tests run beside others: what was measured stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOO_BUSY", 2.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def machine(folder: Path) -> Hardware:
+    """This machine with a simulated card, measured once for all tests."""
+    return hardware_for(folder, SIMULATED, threads=1)
+
+
+def test_the_processor_is_described() -> None:
+    info, (total, free) = cpu_info(), ram()
+    assert info.name
+    assert 1 <= info.physical_cores <= info.logical_cores
+    assert 0 < free <= total
+    assert on_battery() in (True, False)
+
+
+def test_rates_are_plausible(machine: Hardware) -> None:
+    cpu = machine.cpu
+    assert cpu.threads == 1
+    assert 1e8 < cpu.read_bytes_s < 1e12
+    rates = {rate.storage: rate for rate in cpu.rates}
+    assert "bf16" in rates
+    for rate in cpu.rates:
+        assert 1e6 < rate.bytes_s <= cpu.read_bytes_s
+        assert min(rate.flops) > 1e6
+    assert 0 < cpu.call_s < 0.01
+    assert 0 < cpu.layer_s < 0.1
+    assert 1e6 < machine.disk_bytes_s < 1e12
+
+
+def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None:
+    card = machine.gpus[0]
+    assert card.simulated
+    assert card.shares_cores
+    assert "imulated" in card.name
+    assert card.vram_total == card.vram_free == 256 << 20
+    assert card.link.h2d_pinned == pytest.approx(2e9, rel=0.25)
+    assert card.link.staged <= 2.2e9
+    assert 0 < card.cpu_under_copy <= 1
+    assert 0 < card.link_under_cpu <= 1
+    assert card.rates == machine.cpu.rates
+
+
+def test_a_rate_of_its_own_makes_the_card_a_device_beside_the_cores(folder: Path) -> None:
+    card = hardware_for(folder, f"{SIMULATED},gpu=100GB/s", threads=1).gpus[0]
+    assert not card.shares_cores
+    assert card.bytes_s == 100e9
+
+
+def test_threads_are_left_as_they_were(folder: Path) -> None:
+    before = torch.get_num_threads()
+    hardware_for(folder, SIMULATED, threads=1)
+    assert torch.get_num_threads() == before
+
+
+def test_what_was_measured_is_remembered(folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_measured", None)  # would fail if called
+    again = hardware_for(folder, SIMULATED, threads=1)
+    assert again.gpus == machine.gpus
+    assert replace(again.cpu, ram_free=0) == replace(machine.cpu, ram_free=0)
+
+
+def test_other_conditions_are_measured_anew(folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    known = next(iter(module._read(folder).values()))
+    monkeypatch.setattr(module, "_measured", lambda folder, cards, simulation, threads: asked.append(threads) or known)
+    hardware_for(folder, "vram=256MiB,link=3GB/s", threads=1)
+    monkeypatch.setattr(module, "driver_version", lambda: "another driver")
+    hardware_for(folder, SIMULATED, threads=1)
+    assert asked == [1, 1]
+
+
+def test_a_busy_moment_is_measured_again_a_few_times(
+    tmp_path: Path, folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = next(iter(module._read(folder).values()))
+    loads = [0.9, 0.5, 0.8, 0.1]
+    monkeypatch.setattr(module, "TOO_BUSY", 0.2)
+    monkeypatch.setattr(module, "_measured", lambda *_: replace(known, busy=loads.pop(0)))
+    for _ in range(6):
+        assert not hardware_for(tmp_path, SIMULATED, threads=1).measured
+    assert loads == [0.1]
+    assert [profile.busy for profile in module._read(tmp_path).values()] == [0.5]
+
+
+def test_what_is_free_is_always_asked_anew(machine: Hardware) -> None:
+    old = replace(machine, cpu=replace(machine.cpu, ram_free=7))
+    assert refreshed(old).cpu.ram_free > GIB // 8
+
+
+def test_the_kernels_timings_come_along(folder: Path, machine: Hardware) -> None:
+    table = kernel_table(folder, threads=1)
+    assert table is not None
+    assert table.threads == 1
+    assert len(table.names("bf16", 1000, 1000)) == 4
+    assert kernel_table(folder, threads=99) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": {}}', '{"key": {"cpu": {}}}'])
+def test_a_damaged_profile_is_as_good_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / PROFILE_FILE).write_text(content, encoding="utf-8")
+    assert module._read(tmp_path) == {}
+
+
+def test_forgetting_is_for_good(tmp_path: Path) -> None:
+    (tmp_path / PROFILE_FILE).write_text(json.dumps({}), encoding="utf-8")
+    forget(tmp_path)
+    forget(tmp_path)
+    assert not (tmp_path / PROFILE_FILE).exists()
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest):
+        hardware_for(tmp_path, "a big one")
+
+
+def test_a_measured_machine_can_be_planned_for(machine: Hardware) -> None:
+    plan = place(model("qwen2.5-0.5b"), machine, Budget(format="bf16", context=512))
+    assert plan.confidence == "derived"
+    assert plan.gpu == 0
+    assert plan.memory[-1].used <= 256 << 20

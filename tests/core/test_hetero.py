@@ -1,0 +1,241 @@
+"""The heterogeneous core on the simulated device: same tokens under any plan, budgets kept, changes in mid-reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.accelerators.base import cannot_pin
+from core.accelerators.simulated import SimulatedAccelerator
+from core.accelerators.simulation import parse_simulation
+from core.conversion import HostWeights
+from core.engine import Engine
+from core.events import Event, Failed, Finished, LoadOptions, Message, Piece, Prefill, Replanned, Request, Sampling
+from core.generate import Token, generate
+from core.kernels.select import KernelTable
+from core.loading import PAGEABLE, LoadedModel
+from core.model import LanguageModel, fill
+from core.placement import DevicePlacement
+from core.source import open_source
+from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Times
+from core.survey import survey
+from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
+from tests.core.tiny_tokenizer import chat_model
+
+TOKENS = 32
+RATE = Prediction(1, 1, 1)
+LINK = "vram=64MiB,link=2GB/s"
+CARD_BYTES = 34 << 20
+CARD = "vram=34MiB,link=2GB/s,gpu=100GB/s"
+
+
+def plan_of(spec: ModelSpec, shares: list[tuple[Rows, ...]], kv_on_device: bool, ring: Ring) -> Plan:
+    """A plan that no planner would make, to be carried out all the same."""
+    linears = tuple(
+        LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0)
+        for linear, rows in zip(spec.linears, shares, strict=True)
+    )
+    return Plan(
+        model=spec.name, strategy="hetegen", format="bf16", storage="fp32", fits="yes", reason="", context=512,
+        prefill_chunk=16, threads=1, gpu=0, linears=linears,
+        kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), embedding_device=-1, ring=ring,
+        memory=(), decode=RATE, prefill=RATE, confidence="guess", decode_times=Times(), prefill_times=Times(),
+        bytes_per_token=BytesPerToken(), ideal_ms=1.0,
+    )  # fmt: skip
+
+
+@st.composite
+def divisions(draw: st.DrawFn, rows: int) -> tuple[Rows, ...]:
+    """Ragged shares of one linear, the same residents in every phase."""
+    resident = draw(st.sampled_from((0, rows, draw(st.integers(0, rows)))))
+    result = []
+    for _ in BUCKET_TOKENS:
+        streamed = draw(st.sampled_from((0, rows - resident, draw(st.integers(0, rows - resident)))))
+        result.append(Rows(resident, streamed, rows - resident - streamed))
+    return tuple(result)
+
+
+@st.composite
+def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
+    shares = [draw(divisions(linear.rows)) for linear in spec.linears]
+    ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))))
+    return plan_of(spec, shares, draw(st.booleans()), ring)
+
+
+class Bench:
+    """One family's tiny model, filled, with what transformers says to a prompt."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        make_model(family, folder)
+        torch.manual_seed(1)
+        self.prompt = torch.randint(3, VOCABULARY, (40,)).tolist()
+        self.expected = reference_tokens(folder, self.prompt, TOKENS)
+        self.folder = folder
+        self.spec = survey(open_source(folder).module, family)
+
+    def run(self, first: Plan, second: Plan) -> tuple[list[int], SimulatedAccelerator]:
+        """The tokens under one plan, changed for another half-way."""
+        source = open_source(self.folder)
+        for _ in fill(source.module, source.weights):
+            pass
+        weights = HostWeights(source, self.spec, "bf16", KernelTable(1), self.folder)
+        for _ in weights.make():
+            pass
+        device = SimulatedAccelerator(parse_simulation(LINK))
+        placement = DevicePlacement(source.module, weights, first, device, self.spec.kv_layers)
+        list(placement.apply(first))
+        model, cache = LanguageModel(source.module, placement), placement.make_cache(source.module.config, first)
+        tokens: list[int] = []
+        try:
+            for step in generate(model, cache, self.prompt, lambda logits, _: int(logits.argmax()), bool, 16):
+                if isinstance(step, Token):
+                    tokens.append(step.id)
+                    if len(tokens) == TOKENS // 2:
+                        list(placement.apply(second))
+                    if len(tokens) == TOKENS:
+                        return tokens, device
+        finally:
+            placement.close()
+            device.close()
+        raise AssertionError("generation ended by itself")
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "gemma3_text", "opt", "gpt2", "mixtral", "falcon"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    assert request.param in FAMILIES
+    return Bench(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
+    first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))
+    tokens, _ = bench.run(first, second)
+    assert tokens == bench.expected
+
+
+# ---- through the engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of about 35 MB in fp32, with words."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    return chat_model(tmp_path_factory.mktemp("chat"), **sizes)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    one = Engine()
+    yield one
+    one.close()
+
+
+def loaded_of(engine: Engine) -> LoadedModel:
+    assert engine._loaded is not None
+    return engine._loaded
+
+
+def device_of(engine: Engine) -> SimulatedAccelerator:
+    device = loaded_of(engine).machine.accelerator(0)
+    assert isinstance(device, SimulatedAccelerator)
+    return device
+
+
+def ask(new_tokens: int = 24) -> Request:
+    return Request((Message("user", "Who is the fox?"),), Sampling(temperature=0, max_new_tokens=new_tokens))
+
+
+def text_of(events: list[Event]) -> str:
+    assert isinstance(events[-1], Finished), events[-1]
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def load(engine: Engine, folder: Path, simulate_gpu: str | None = None) -> LoadedModel:
+    events = list(engine.load(folder, LoadOptions(context=512, simulate_gpu=simulate_gpu)))
+    assert not isinstance(events[-1], Failed), events[-1]
+    return loaded_of(engine)
+
+
+@pytest.fixture
+def expected(engine: Engine, folder: Path) -> str:
+    """What the CPU alone answers."""
+    load(engine, folder)
+    text = text_of(list(engine.chat(ask())))
+    assert len(text) > 10
+    return text
+
+
+@pytest.mark.parametrize("vram", [8, 16, 24, 64])
+def test_a_simulated_card_answers_the_same_within_its_memory(
+    engine: Engine, folder: Path, expected: str, vram: int
+) -> None:
+    loaded = load(engine, folder, f"vram={vram}MiB,link=2GB/s")
+    assert text_of(list(engine.chat(ask()))) == expected
+    if loaded.plan.gpu == 0:
+        memory = device_of(engine).memory()
+        assert 0 < memory.peak <= vram << 20
+        assert device_of(engine).pinned_bytes <= loaded.plan.ring.total
+
+
+def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    assert loaded.plan.gpu == 0
+    events: list[Event] = []
+    for event in engine.chat(ask()):
+        events.append(event)
+        if isinstance(event, Piece) and len(events) > 6:
+            device_of(engine).lose()
+    assert text_of(events) == expected
+    assert any(isinstance(event, Replanned) for event in events)
+    assert loaded.plan.gpu == -1
+    # And the next question is answered too.
+    assert text_of(list(engine.chat(ask()))) == expected
+
+
+def test_card_shrinks_and_grows_in_mid_reply(
+    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.governor.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("core.governor.RETURN_EVERY_S", 0.0)
+    load(engine, folder, CARD)
+    device = device_of(engine)
+    before, events, used = device.memory().used, [], []
+    for event in engine.chat(ask()):
+        events.append(event)
+        used.append(device.memory().used)
+        if isinstance(event, Piece) and len(events) == 8:
+            device.resize(12 << 20)
+    assert text_of(events) == expected
+    assert before > 12 << 20 >= used[-1]
+    assert any(isinstance(event, Replanned) for event in events)
+    device.resize(CARD_BYTES)
+    for _ in range(2):
+        assert text_of(list(engine.chat(ask()))) == expected
+    assert device.memory().used > 12 << 20
+
+
+def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path) -> None:
+    load(engine, folder, CARD)
+    list(engine.chat(ask(4)))
+    held = len(loaded_of(engine).cache.tokens)
+    again = next(event for event in engine.chat(ask(4)) if isinstance(event, Prefill))
+    assert 0 < again.reused <= held
+
+
+def test_memory_that_may_not_be_pinned_is_done_without(
+    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
+        raise cannot_pin(nbytes)
+
+    monkeypatch.setattr(SimulatedAccelerator, "pinned", refuse)
+    loaded = load(engine, folder, "vram=12MiB,link=20GB/s,gpu=200GB/s")
+    assert loaded.plan.ring.buffers
+    assert PAGEABLE in loaded.plan.reasons
+    assert text_of(list(engine.chat(ask()))) == expected

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaConfig, MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from core import kv_cache
+from core.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
+from tests.core.families import FAMILIES
+
+
+def states(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Keys (1, 2, count, 4) that hold their token's place, and values that hold its negative."""
+    keys = torch.arange(first, first + count).float().view(1, 1, count, 1).expand(1, 2, count, 4)
+    return keys, -keys[..., :3]
+
+
+def places(keys: Tensor) -> list[int]:
+    return [int(place) for place in keys[0, 0, :, 0]]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "length"), [([], [1], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2, 4], 2), ([1], [1, 2], 1)]
+)
+def test_common_prefix(left: list[int], right: list[int], length: int) -> None:
+    assert common_prefix(left, right) == length
+
+
+def test_full_attention_sees_every_token_in_one_buffer() -> None:
+    layer = PreallocatedLayer(10)
+    layer.update(*states(0, 4))
+    buffer = layer.keys.data_ptr()
+    keys, values = layer.update(*states(4, 1))
+    assert places(keys) == [0, 1, 2, 3, 4]
+    assert torch.equal(values, -keys[..., :3])
+    assert keys.data_ptr() == buffer, "nothing was copied"
+    assert layer.get_mask_sizes(3) == (8, 0)
+    layer.keep(2)
+    assert places(layer.update(*states(50, 1))[0]) == [0, 1, 50]
+
+
+@given(st.lists(st.one_of(st.integers(1, 9), st.integers(-40, -1)), max_size=40))
+def test_sliding_attention_sees_what_the_window_reaches(steps: list[int]) -> None:
+    """Positive: so many tokens more; negative: cut back by so many, where that can be done."""
+    window, slack = 6, 5
+    layer = SlidingLayer(window, 1000)
+    layer.capacity = window + slack
+    length = 0
+    for step in steps:
+        if step < 0:
+            kept = max(length + step, 0)
+            if layer.can_keep(kept):
+                layer.keep(kept)
+                length = kept
+            continue
+        size, first = layer.get_mask_sizes(step)
+        keys, values = layer.update(*states(length, step))
+        length += step
+        assert places(keys) == list(range(max(length - step - window + 1, 0), length))
+        assert torch.equal(values, -keys[..., :3])
+        assert (size, first) == (len(places(keys)), places(keys)[0])
+
+
+def test_sliding_attention_takes_little_memory() -> None:
+    config = MistralConfig(
+        hidden_size=8, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1, sliding_window=16
+    )
+    cache = KVCache(config, 100_000)
+    cache.layers[0].update(*states(0, 1))
+    assert cache.nbytes == (16 + kv_cache.SLIDING_SLACK) * 2 * (4 + 3) * 4
+
+
+@pytest.fixture
+def cache() -> KVCache:
+    cache = KVCache(LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2), 32)
+    for layer in cache.layers:
+        layer.update(*states(0, 6))
+    cache.tokens = [10, 11, 12, 13, 14, 15]
+    return cache
+
+
+def test_reuse_keeps_the_common_prefix(cache: KVCache) -> None:
+    assert cache.reuse([10, 11, 12, 99, 98]) == 3
+    assert cache.tokens == [10, 11, 12]
+    assert [layer.length for layer in cache.layers] == [3, 3]
+
+
+def test_reuse_leaves_a_token_to_compute(cache: KVCache) -> None:
+    assert cache.reuse([10, 11, 12]) == 2
+
+
+def test_reuse_of_nothing_starts_anew(cache: KVCache) -> None:
+    assert cache.reuse([1, 2]) == 0
+    assert cache.tokens == []
+    assert [layer.length for layer in cache.layers] == [0, 0]
+
+
+def test_a_pass_broken_off_half_way_is_undone(cache: KVCache) -> None:
+    cache.layers[0].update(*states(6, 4))
+    assert cache.rewind_layers(6)
+    assert [layer.length for layer in cache.layers] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("family", "rewinds", "in_parts"),
+    [("llama", True, True), ("mistral", True, True), ("gemma3_text", True, True), ("qwen3_next", False, True)],
+)
+def test_what_each_kind_of_cache_can_do(family: str, rewinds: bool, in_parts: bool) -> None:
+    cache = KVCache(CONFIG_MAPPING[family](**FAMILIES[family]), 64)
+    assert (cache.can_rewind, cache.reads_in_parts) == (rewinds, in_parts)
+
+
+def test_an_unknown_recurrent_family_is_read_in_one_pass() -> None:
+    cache = KVCache(CONFIG_MAPPING["jamba"](num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1), 64)
+    assert not cache.reads_in_parts
+    cache.tokens = [1, 2, 3]
+    assert cache.reuse([1, 2, 3, 4, 5]) == 0
+    cache.tokens = [1, 2, 3]
+    assert cache.reuse([1, 2, 3, 4]) == 3, "one token more is what its layers can do"

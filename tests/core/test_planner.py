@@ -1,0 +1,332 @@
+import os
+import time
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.planner import place
+from core.sizes import GIB, MIB
+from core.spec import (
+    BUCKET_TOKENS,
+    FORMATS,
+    QUANTUM,
+    Budget,
+    Gpu,
+    Hardware,
+    KvLayer,
+    LinearSpec,
+    Link,
+    ModelSpec,
+    Plan,
+    row_bytes,
+)
+from tests.core import machines
+from tests.core.machines import A10, DESKTOP, LAPTOP, MACHINES, TWO_CARDS
+
+# HETEGEN_PLANS=10000 for the long run.
+PLANS = int(os.environ.get("HETEGEN_PLANS", "2000"))
+model = cache(machines.model)
+QUICK = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    hidden = draw(st.integers(1, 4096))
+    layers = draw(st.integers(1, 12))
+    linears = []
+    shapes = draw(st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 2)), min_size=1, max_size=5))
+    experts = draw(st.sampled_from([1, 1, 1, 8, 64]))
+    for layer in range(layers):
+        for number, (rows, group) in enumerate(shapes):
+            many = experts if number == len(shapes) - 1 else 1
+            linears.append(LinearSpec(f"{layer}.{number}", rows, hidden, 3 * layer + group, layer, many, min(2, many)))
+    vocab = draw(st.integers(2, 150_000))
+    tied = draw(st.booleans())
+    linears.append(LinearSpec("head", vocab, hidden, 10_000))
+    windows = st.sampled_from([0, 0, 128])
+    kv = tuple(KvLayer(layer, draw(st.integers(0, 20_000)), draw(windows)) for layer in range(layers))
+    dtype = draw(st.sampled_from(["bf16", "fp16", "fp32"]))
+    return ModelSpec(
+        "random", "Random", layers, hidden, vocab, draw(st.integers(1, 200_000)), tuple(linears), kv,
+        draw(st.integers(0, 10 * MIB)), 2 * vocab * hidden, "head", tied, dtype,
+    )  # fmt: skip
+
+
+RATES = st.floats(1e8, 4e11)
+PARTS = st.floats(0.05, 1.0)
+
+
+@st.composite
+def gpus(draw: st.DrawFn, index: int) -> Gpu:
+    total = draw(st.integers(0, 48 * GIB))
+    link = draw(RATES)
+    return Gpu(
+        f"card {index}", index, total, draw(st.integers(0, total)), draw(RATES) * 4, draw(st.floats(1e11, 1e15)),
+        Link(link, link * draw(PARTS), link, link * draw(PARTS), link * draw(PARTS), draw(st.floats(1e-6, 1e-3))),
+        cpu_under_copy=draw(PARTS), link_under_cpu=draw(PARTS), simulated=draw(st.booleans()),
+        shares_cores=draw(st.booleans()),
+    )  # fmt: skip
+
+
+@st.composite
+def hardwares(draw: st.DrawFn) -> Hardware:
+    ram = draw(st.integers(GIB, 256 * GIB))
+    cpu = machines.cpu(
+        draw(RATES), ram, draw(st.integers(0, ram)), draw(st.integers(1, 64)), draw(st.floats(1e9, 1e13))
+    )
+    cards = tuple(draw(gpus(index)) for index in range(draw(st.integers(0, 2))))
+    return Hardware(cpu, cards, draw(st.floats(1e7, 1e10)), draw(st.booleans()))
+
+
+BUDGETS = st.builds(
+    Budget,
+    vram=st.none() | st.integers(0, 32 * GIB),
+    ram=st.none() | st.integers(0, 64 * GIB),
+    threads=st.none() | st.integers(1, 64),
+    context=st.none() | st.integers(1, 100_000),
+    format=st.sampled_from(["auto", *FORMATS]),
+)
+STRATEGIES = st.sampled_from(["hetegen", "stream", "cpu", "serial"])
+
+
+def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> None:
+    """What must hold for every plan."""
+    assert [linear.name for linear in plan.linears] == [linear.name for linear in spec.linears]
+    quantum = QUANTUM[plan.format]
+    for linear, made in zip(plan.linears, spec.linears, strict=True):
+        for rows in linear.shares:
+            assert min(rows.resident, rows.streamed, rows.cpu) >= 0
+            assert rows.total == made.rows
+            assert rows.resident == linear.resident
+            assert rows.resident % quantum == 0 or rows.resident == made.rows
+            assert rows.streamed % quantum == 0 or rows.cpu == 0
+            assert plan.gpu >= 0 or rows.cpu == made.rows
+            assert not (rows.streamed and made.experts > 1)
+            assert not rows.streamed or plan.ring.total
+    assert set(plan.kv_devices) <= {plan.gpu, -1}
+    assert 0 < plan.context <= spec.context_limit
+    assert 0 < plan.decode.low <= plan.decode.likely <= plan.decode.high
+    assert plan.prefill.likely > 0
+    assert plan.reason.endswith(".")
+    held = sum(
+        made.experts * linear.resident * row_bytes(plan.storage, made.columns)
+        for linear, made in zip(plan.linears, spec.linears, strict=True)
+    )
+    for memory in plan.memory:
+        if memory.device != "cpu" or plan.fits != "no":
+            assert min(memory.weights, memory.kv_cache, memory.workspace, memory.staging) >= 0
+            assert memory.used <= max(0, memory.free_before - memory.margin), memory
+    if plan.gpu >= 0:
+        assert plan.memory[-1].weights >= held
+        assert budget.vram is None or plan.memory[-1].used <= budget.vram
+    if plan.fits != "no" and budget.ram is not None:
+        assert plan.memory[0].used <= budget.ram
+
+
+@settings(deadline=None, max_examples=PLANS, suppress_health_check=list(HealthCheck))
+@given(specs(), hardwares(), BUDGETS, STRATEGIES)
+def test_no_plan_asks_for_more_than_is_free(spec, hardware, budget, strategy) -> None:
+    check(place(spec, hardware, budget, strategy), spec, hardware, budget)
+
+
+@QUICK
+@given(specs(), hardwares(), BUDGETS, STRATEGIES)
+def test_the_same_question_has_the_same_answer(spec, hardware, budget, strategy) -> None:
+    assert place(spec, hardware, budget, strategy) == place(spec, hardware, budget, strategy)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.1-8b", "opt-30b", "qwen3-30b-a3b", "gpt-oss-20b"])
+@pytest.mark.parametrize("strategy", ["hetegen", "stream", "cpu", "serial"])
+def test_published_models_on_plausible_machines(machine, name, strategy) -> None:
+    check(place(model(name), MACHINES[machine], Budget(), strategy), model(name), MACHINES[machine], Budget())
+
+
+def reply_s(plan: Plan) -> float:
+    return 256 / plan.decode.likely + 512 / plan.prefill.likely
+
+
+@pytest.mark.parametrize("hardware", [DESKTOP, A10, machines.simulated(24 * GIB, 6e9)])
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "opt-13b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_more_memory_is_never_slower(hardware, name, format) -> None:
+    gpu = replace(hardware.gpus[0], vram_total=24 * GIB, vram_free=24 * GIB)
+    machine = replace(hardware, gpus=(gpu,), cpu=replace(hardware.cpu, ram_total=256 * GIB, ram_free=200 * GIB))
+    times = [
+        reply_s(place(model(name), machine, Budget(vram=int(size * GIB), context=2048, format=format)))
+        for size in (0.25, 0.5, 1, 2, 4, 6, 8, 12, 16, 20, 23)
+    ]
+    for less, more in pairwise(times):
+        assert more <= less * 1.03, times
+
+
+def test_the_shares_obey_the_strategy() -> None:
+    spec, budget = model("llama-3.1-8b"), Budget(format="bf16")
+    for strategy in ("stream", "serial"):
+        assert all(linear.decode.cpu == 0 for linear in place(spec, DESKTOP, budget, strategy).linears)
+    on_cpu = place(spec, DESKTOP, budget, "cpu")
+    assert all(rows.streamed == 0 for linear in on_cpu.linears for rows in linear.shares)
+    assert on_cpu.ring.total == 0
+    both = place(spec, DESKTOP, budget)
+    assert sum(linear.decode.streamed for linear in both.linears) > 0
+    assert sum(linear.decode.cpu for linear in both.linears) > 0
+
+
+def test_working_together_is_predicted_to_beat_each_alone() -> None:
+    rates = {
+        strategy: place(model("opt-30b"), A10, Budget(format="bf16"), strategy).decode.likely
+        for strategy in ("hetegen", "stream", "cpu", "serial")
+    }
+    assert rates["hetegen"] > max(rates["stream"], rates["cpu"])
+    assert rates["stream"] > rates["serial"]
+
+
+def test_alpha_is_the_papers_where_nothing_is_resident_and_nothing_interferes() -> None:
+    """alpha = V_gpu V_com / (V_cpu V_gpu + V_cpu V_com + V_com V_gpu), for V_gpu so large that it does not count."""
+    card = replace(
+        DESKTOP.gpus[0], cpu_under_copy=1.0, link_under_cpu=1.0, bytes_s=1e15, flops=1e18, launch_s=0.0,
+        link=Link(20e9, 20e9, 1e15, 1e15, 20e9, sync_s=0.0),
+    )  # fmt: skip
+    machine = replace(DESKTOP, gpus=(card,), cpu=replace(DESKTOP.cpu, call_s=0.0, layer_s=0.0))
+    linears = tuple(LinearSpec(f"{n}", 16384, 4096, n, n) for n in range(32))
+    spec = ModelSpec("even", "Even", 32, 4096, 100, 2048, linears, (), 0, 0, "", head_tied=False)
+    plan = place(spec, machine, Budget(vram=300 * MIB, format="bf16", context=512))
+    streamed = sum(linear.decode.streamed for linear in plan.linears)
+    alpha = streamed / sum(linear.decode.streamed + linear.decode.cpu for linear in plan.linears)
+    assert alpha == pytest.approx(20e9 / (20e9 + 0.6 * 60e9), abs=0.02)
+
+
+def test_decode_leans_on_the_cpu_and_prefill_on_the_card() -> None:
+    plan = place(model("llama-3.1-8b"), DESKTOP, Budget(format="bf16"))
+    decode = sum(linear.decode.streamed for linear in plan.linears)
+    prefill = sum(linear.prefill.streamed for linear in plan.linears)
+    assert prefill > 2 * decode
+
+
+def test_what_pays_most_per_byte_becomes_resident_first() -> None:
+    """Attention is read for each token, an expert only for some."""
+    spec = model("qwen3-30b-a3b")
+    plan = place(spec, DESKTOP, Budget(format="int4"))
+    dense = [p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts == 1]
+    fused = [p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts > 1]
+    assert min(dense) > 0.99
+    assert 0 < sum(fused) / len(fused) < 0.9
+
+
+def test_dear_exchanges_keep_groups_whole() -> None:
+    """Where each exchange costs much, linears are given to one side, and fewer of them are shared."""
+
+    def shared(sync_s: float) -> int:
+        card = DESKTOP.gpus[0]
+        machine = replace(DESKTOP, gpus=(replace(card, link=replace(card.link, sync_s=sync_s)),))
+        plan = place(model("llama-3.1-8b"), machine, Budget(format="int8", vram=5 * GIB), "cpu")
+        return sum(0 < linear.resident < linear.rows for linear in plan.linears)
+
+    assert shared(2e-3) < shared(1e-6)
+
+
+def test_linears_of_one_group_are_divided_alike() -> None:
+    plan = place(model("llama-3.1-8b"), DESKTOP, Budget(format="bf16"))
+    by_name = plan.by_name
+    for layer in (0, 15, 31):
+        parts = [by_name[f"model.layers.{layer}.{name}"] for name in ("q", "k", "v")]
+        shares = [part.decode.cpu / part.rows for part in parts]
+        assert max(shares) - min(shares) < 2 * 16 / 1024
+
+
+def test_without_a_card_everything_is_the_cpus() -> None:
+    plan = place(model("llama-3.2-1b"), LAPTOP, Budget())
+    assert plan.gpu == -1
+    assert [memory.device for memory in plan.memory] == ["cpu"]
+    assert plan.ring.total == 0
+    assert "no graphics card" in plan.reason
+
+
+def test_a_model_that_fits_is_wholly_resident() -> None:
+    plan = place(model("opt-6.7b"), A10, Budget())
+    assert all(linear.resident == linear.rows for linear in plan.linears)
+    assert plan.embedding_device == plan.gpu == 0
+    assert plan.ring.total == 0
+
+
+def test_the_better_of_two_cards_is_used() -> None:
+    assert place(model("llama-3.1-8b"), TWO_CARDS, Budget()).gpu == 1
+
+
+def test_auto_takes_the_most_exact_format_that_is_usable() -> None:
+    assert place(model("llama-3.2-1b"), LAPTOP, Budget()).format == "bf16"
+    plan = place(model("llama-3.1-8b"), DESKTOP, Budget())
+    assert plan.format == "int8"
+    assert plan.decode.likely >= 6
+    assert "tokens per second" in plan.reasons[0]
+    assert place(model("llama-3.1-8b"), LAPTOP, Budget()).format == "int4"
+
+
+def test_the_format_asked_for_is_kept() -> None:
+    for format in FORMATS:
+        assert place(model("llama-3.2-1b"), LAPTOP, Budget(format=format)).format == format
+
+
+def test_stored_weights_larger_than_ram_are_read_from_the_disk() -> None:
+    hardware = replace(LAPTOP, disk_bytes_s=3e9)
+    plan = place(model("llama-3.1-8b"), hardware, Budget(format="bf16"))
+    assert plan.fits == "slow"
+    assert plan.mapped
+    assert plan.from_disk > 0
+    assert plan.decode_times.disk == pytest.approx(plan.from_disk / 3e9)
+    assert "disk" in plan.reason
+
+
+def test_too_big_is_told_apart_from_busy() -> None:
+    big = place(model("opt-30b"), LAPTOP, Budget())
+    assert big.fits == "no"
+    assert "too big for this computer" in big.reason
+    busy = replace(LAPTOP, cpu=replace(LAPTOP.cpu, ram_free=2 * GIB))
+    plan = place(model("llama-3.1-8b"), busy, Budget())
+    assert plan.fits == "no"
+    assert "Other programs" in plan.reason
+
+
+def test_a_card_that_is_full_is_left_alone() -> None:
+    full = replace(DESKTOP, gpus=(replace(DESKTOP.gpus[0], vram_free=900 * MIB),))
+    plan = place(model("llama-3.1-8b"), full, Budget())
+    assert plan.gpu == -1
+    assert "too little free memory" in plan.reason
+
+
+def test_the_cap_counts_on_simulated_cards_and_no_margin() -> None:
+    plan = place(model("llama-3.2-1b"), machines.simulated(GIB, 6e9), Budget(format="bf16"))
+    memory = plan.memory[-1]
+    assert memory.margin == 0
+    assert 0.8 * GIB < memory.used <= GIB
+
+
+def test_real_cards_keep_a_margin() -> None:
+    memory = place(model("llama-3.1-8b"), A10, Budget(format="bf16", context=2048)).memory[-1]
+    assert memory.margin == 24 * GIB // 10
+    assert memory.used <= memory.free_before - memory.margin
+
+
+def test_the_head_is_divided_alike_in_all_phases() -> None:
+    head = place(model("llama-3.1-8b"), DESKTOP, Budget(format="bf16")).by_name["lm_head"]
+    assert len(set(head.shares)) == 1
+
+
+def test_buckets_between_are_planned_too() -> None:
+    plan = place(model("llama-3.1-8b"), DESKTOP, Budget(format="bf16"))
+    streamed = [sum(linear.shares[b].streamed for linear in plan.linears) for b in range(len(BUCKET_TOKENS))]
+    assert streamed == sorted(streamed)
+
+
+def test_opt_30b_is_planned_in_a_fifth_of_a_second() -> None:
+    spec = model("opt-30b")
+    times = []
+    for _ in range(5):
+        start = time.thread_time()
+        place(spec, A10, Budget())
+        times.append(time.thread_time() - start)
+    assert min(times) <= 0.2

@@ -1,0 +1,114 @@
+"""Formats: layout, error against the stored weight, slices, odd shapes and values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import core.quantize
+from core.kernels.native import instruction_sets, open_library
+from core.kernels.weights import Format, QuantizedWeight
+from core.quantize import encode_with_torch, quantize
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def _encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(core.quantize, "native", lambda: None)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def q4_0(weight: Tensor) -> Tensor:
+    """llama.cpp's Q4_0, from its description: groups of 32, the largest value becomes -8."""
+    groups = weight.view(weight.shape[0], -1, 32)
+    scale = groups.gather(2, groups.abs().argmax(2, keepdim=True)) / -8
+    return ((groups / scale).round().clamp(-8, 7) * scale.half().float()).view_as(weight)
+
+
+def test_int8_error_is_that_of_rounding() -> None:
+    weight = torch.randn(256, 2048) * 0.02
+    assert relative_error(quantize(weight, "int8").dequantize(torch.float32), weight) < 0.0088
+
+
+def test_int4_error_is_less_than_q4_0() -> None:
+    weight = torch.randn(256, 2048) * 0.02
+    found = relative_error(quantize(weight, "int4").dequantize(torch.float32), weight)
+    assert found < 0.96 * relative_error(q4_0(weight), weight)
+
+
+def test_bf16_keeps_the_tensor_itself() -> None:
+    weight = torch.randn(8, 8).half()
+    assert quantize(weight, "bf16").data is weight
+    assert quantize(weight, "bf16").storage == "fp16"
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_extreme_scales_keep_their_precision(format: Format, scale: float) -> None:
+    weight = torch.randn(16, 256)
+    found = quantize(weight * scale, format).dequantize(torch.float32) / scale
+    assert relative_error(found, weight) < (0.01 if format == "int8" else 0.09)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_broken_weight_stays_visible(format: Format, bad: float) -> None:
+    weight = torch.randn(4, 200)
+    weight[2, 77] = bad
+    found = quantize(weight, format).dequantize(torch.float32)
+    assert not found[2, 77].isfinite()
+    assert found[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_zeros_stay_zeros(format: Format) -> None:
+    assert not quantize(torch.zeros(3, 70), format).dequantize(torch.float32).any()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 70), st.integers(1, 300), st.sampled_from(["bf16", "int8", "int4"]), st.data())
+def test_slices_and_packed_bytes_equal_the_whole(rows: int, columns: int, format: Format, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(begin + 1, rows))
+    weight = quantize(torch.randn(rows, columns), format)
+    whole = weight.dequantize(torch.float32)
+    assert whole.shape == (rows, columns)
+    part = weight.rows(begin, end)
+    assert part.data.untyped_storage().data_ptr() == weight.data.untyped_storage().data_ptr()
+    assert torch.equal(part.dequantize(torch.float32), whole[begin:end])
+    assert torch.equal(unpacked(weight, begin, end).dequantize(torch.float32), whole[begin:end])
+
+
+def unpacked(weight: QuantizedWeight, begin: int, end: int) -> QuantizedWeight:
+    parts = weight.parts(begin, end)
+    assert all(part.is_contiguous() for part in parts)
+    buffer = torch.cat([part.reshape(-1).view(torch.uint8) for part in parts])
+    assert buffer.nbytes == weight.row_bytes * (end - begin)
+    return weight.unpack(buffer, begin, end)
+
+
+def test_sizes_are_those_of_the_tensors() -> None:
+    for format in ("bf16", "int8", "int4"):
+        weight = quantize(torch.randn(48, 256), format)
+        assert weight.nbytes == sum(part.nbytes for part in weight.tensors)
+    assert quantize(torch.randn(48, 256), "int4").nbytes == 48 * 256 * 9 // 16
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 40), st.integers(1, 300), st.sampled_from(["int8", "int4"]), st.sampled_from([0, 1, 2]))
+def test_compiled_and_torch_encode_alike(rows: int, columns: int, format: Format, kind: int) -> None:
+    weight = torch.randn(rows, columns + 3).to((torch.float32, torch.bfloat16, torch.float16)[kind])[:, :columns]
+    by_torch, by_library = quantize(torch.zeros(rows, columns), format), quantize(torch.zeros(rows, columns), format)
+    encode_with_torch(weight, by_torch)
+    assert by_library.scales is not None
+    for name in instruction_sets():
+        open_library(name).encode(format, weight, by_library.data, by_library.scales)
+        wanted, found = by_torch.dequantize(torch.float32), by_library.dequantize(torch.float32)
+        # Where two scales explain a group almost equally well, the order of sums decides between them.
+        assert relative_error(found, weight.float()) <= relative_error(wanted, weight.float()) * 1.02 + 0.01

@@ -1,0 +1,145 @@
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.errors import BrokenOutput
+from core.events import Sampling
+from core.sampler import (
+    FALLBACK,
+    NUCLEUS,
+    PENALTY_TOKENS,
+    Draw,
+    distribution,
+    from_generation_config,
+    make_sampler,
+    penalized,
+    settle,
+)
+
+PLAIN = Draw(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_new_tokens=None)
+HALVES = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log()
+
+
+def test_the_same_seed_draws_the_same_ids() -> None:
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    draws = [[make_sampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
+    again = [[make_sampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
+    assert draws == again
+    assert len({first for (first,) in draws}) > 10, "another seed draws otherwise"
+
+
+def test_drawn_frequencies_are_the_probabilities() -> None:
+    sample = make_sampler(PLAIN)
+    count = 4000
+    counts = Counter(sample(HALVES, []) for _ in range(count))
+    for token, probability in enumerate(HALVES.exp().tolist()):
+        deviation = math.sqrt(count * probability * (1 - probability))
+        assert abs(counts[token] - count * probability) < 4 * deviation
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    cold, _ = distribution(HALVES, replace(PLAIN, temperature=0.5))
+    assert cold.tolist() == pytest.approx([16 / 22, 4 / 22, 1 / 22, 1 / 22])
+    hot, _ = distribution(HALVES, replace(PLAIN, temperature=5.0))
+    assert hot[0] < 0.35
+
+
+@pytest.mark.parametrize("draw", [replace(PLAIN, temperature=0.0), replace(PLAIN, top_k=1), replace(PLAIN, top_p=0.0)])
+def test_greedy_ways_take_the_likeliest(draw: Draw) -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(3))
+    assert {make_sampler(replace(draw, seed=seed))(logits, []) for seed in range(20)} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize(
+    ("draw", "kept"),
+    [
+        (replace(PLAIN, top_k=3), 3),
+        (replace(PLAIN, top_k=99), 4),
+        (replace(PLAIN, top_p=0.5), 1),
+        (replace(PLAIN, top_p=0.51), 2),
+        (replace(PLAIN, top_p=0.75), 2),
+        (replace(PLAIN, top_p=0.8), 3),
+        (replace(PLAIN, min_p=0.5), 2),
+        (replace(PLAIN, min_p=0.51), 1),
+        (replace(PLAIN, min_p=1.0), 1),
+        (replace(PLAIN, min_p=0.25), 4),
+        (replace(PLAIN, top_k=2, top_p=0.66), 1),  # top-p counts within the top-k: 2/3 and 1/3
+        (replace(PLAIN, top_k=2, top_p=0.67), 2),
+    ],
+)
+def test_only_the_right_candidates_are_kept(draw: Draw, kept: int) -> None:
+    probabilities, ids = distribution(HALVES, draw)
+    assert ids.tolist()[:2] == [0, 1][:kept]
+    assert len(ids) == kept
+    assert float(probabilities.sum()) == pytest.approx(1)
+    expected = HALVES.exp()[ids] / HALVES.exp()[ids].sum()
+    assert torch.allclose(probabilities, expected)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999, 1.0])
+@pytest.mark.parametrize("scale", [0.1, 4.0])
+def test_the_short_cut_for_large_vocabularies_changes_nothing(top_p: float, scale: float) -> None:
+    logits = scale * torch.randn(4 * NUCLEUS, generator=torch.Generator().manual_seed(4))
+    probabilities, ids = distribution(logits, replace(PLAIN, top_p=top_p))
+    everything, order = torch.sort(torch.softmax(logits, -1), descending=True)
+    kept = int((everything.cumsum(-1) - everything < top_p).sum())
+    assert abs(len(ids) - kept) <= 1  # sums in another order
+    assert torch.equal(ids[: kept - 1], order[: kept - 1])
+    assert torch.allclose(probabilities[: kept - 1], (everything / everything[:kept].sum())[: kept - 1], atol=1e-6)
+
+
+def test_repetition_penalty_makes_seen_ids_less_likely() -> None:
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.0])
+    assert penalized(logits, [0, 1, 0], 2.0).tolist() == [1.0, -4.0, 1.0, 0.0]
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.0], "the model's logits stay as they are"
+    assert make_sampler(replace(PLAIN, temperature=0.0, repetition_penalty=3.0))(logits, [0]) == 2
+
+
+def test_repetition_penalty_forgets_what_is_long_ago() -> None:
+    logits = torch.ones(3)
+    assert penalized(logits, [0, *([1] * PENALTY_TOKENS)], 2.0).tolist() == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_reported(bad: float) -> None:
+    for draw in (PLAIN, replace(PLAIN, temperature=0.0)):
+        with pytest.raises(BrokenOutput, match="not numbers"):
+            make_sampler(draw)(torch.tensor([0.0, bad, 1.0]), [])
+    with pytest.raises(BrokenOutput):
+        make_sampler(PLAIN)(torch.full((4,), -math.inf), [])
+
+
+def test_masked_ids_are_never_drawn() -> None:
+    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0])
+    sample = make_sampler(PLAIN)
+    assert {sample(logits, []) for _ in range(50)} == {1, 3}
+
+
+def test_half_precision_logits_are_widened() -> None:
+    logits = torch.tensor([1.0, 60000.0, 2.0], dtype=torch.float16)
+    assert make_sampler(replace(PLAIN, temperature=0.5))(logits, []) == 1
+
+
+def test_wishes_come_before_the_model_and_the_model_before_the_fallback() -> None:
+    model = from_generation_config({"temperature": 0.6, "top_k": 20, "do_sample": True})
+    draw = settle(Sampling(temperature=0.2), model)
+    assert (draw.temperature, draw.top_k, draw.top_p) == (0.2, 20, FALLBACK.top_p)
+    assert draw.seed != settle(Sampling(), model).seed, "no seed asked for: each reply has its own"
+    assert settle(Sampling(seed=5), model).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, Sampling()),
+        ({"do_sample": False, "temperature": 0.6}, Sampling(temperature=0.0)),
+        ({"temperature": 0.6, "top_p": None, "max_new_tokens": 20}, Sampling(temperature=0.6)),
+        ({"temperature": "hot", "top_k": [1], "min_p": 0.05}, Sampling(min_p=0.05)),
+        ({"temperature": 1e30, "top_k": -1, "top_p": math.nan, "repetition_penalty": 0}, Sampling()),
+    ],
+)
+def test_generation_config_gives_defaults(config: dict[str, object], expected: Sampling) -> None:
+    assert from_generation_config(config) == expected

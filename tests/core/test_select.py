@@ -1,0 +1,53 @@
+"""Choosing kernels: what is timed, remembered, and used for shapes that were not."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from core.kernels.matmul import host_matmul, offers
+from core.kernels.select import KernelTable, Timing, measure, usable
+from core.quantize import quantize
+
+
+def table(*timings: tuple[str, int, int, int, str, float]) -> KernelTable:
+    return KernelTable(1, (), tuple(Timing(*timing) for timing in timings))
+
+
+def test_measuring_times_every_candidate_and_survives_json() -> None:
+    made = measure([("int8", 64, 128), ("bf16", 64, 128)])
+    assert usable(made)
+    names = made.names("int8", 64, 128)
+    assert len(names) == 4
+    assert set(names) <= {offer.name for offer in offers("int8")}
+    assert {t.candidate for t in made.timings if t.storage == "int8"} == {offer.name for offer in offers("int8")}
+    assert KernelTable.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert measure([("int8", 64, 128)], made) == made
+    weight = quantize(torch.randn(64, 128), "int8")
+    assert host_matmul(weight, names)(torch.randn(3, 128)).shape == (3, 64)
+
+
+def test_the_fastest_is_used_unless_the_difference_is_noise() -> None:
+    found = table(
+        *[("int8", 64, 64, b, "first", 1.0) for b in range(4)],
+        *[("int8", 64, 64, b, "second", 0.97 if b < 2 else 0.5) for b in range(4)],
+    )
+    assert found.names("int8", 64, 64) == ("first", "first", "second", "second")
+
+
+def test_the_nearest_shape_decides_for_others() -> None:
+    small = [("int8", 64, 64, b, "small", 1.0) for b in range(4)]
+    large = [("int8", 4096, 4096, b, "large", 1.0) for b in range(4)]
+    found = table(*small, *large)
+    assert found.names("int8", 100, 100)[0] == "small"
+    assert found.names("int8", 150000, 3000)[0] == "large"
+    assert found.names("int4", 64, 64) == ()
+    assert found.rate("int8", 128, 64, 0) == 64 * 64
+    assert found.rate("int4", 64, 64, 0) is None
+
+
+def test_a_table_of_other_conditions_is_measured_anew() -> None:
+    other = KernelTable(63, ("abacus",), (Timing("int8", 8, 8, 0, "beads", 1.0),))
+    assert not usable(other)
+    assert all(t.candidate != "beads" for t in measure([("int8", 8, 64)], other).timings)

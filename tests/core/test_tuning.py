@@ -1,0 +1,192 @@
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.learned import model_key, recall, remember
+from core.planner import place
+from core.sizes import GIB, MIB
+from core.spec import Budget, Hardware, Plan, Profile, Times
+from core.tuning import GROW_CHECKS, Grow, Keep, Shrink, Watch, decide, expected_s, learn, worth_changing
+from tests.core.machines import A10, DESKTOP, LAPTOP, model
+
+SPEC = model("llama-3.1-8b")
+BUDGET = Budget(format="int8", context=4096)
+
+
+def plan_for(hardware: Hardware = DESKTOP, profile: Profile | None = None, budget: Budget = BUDGET) -> Plan:
+    return place(SPEC, hardware, budget, profile=profile)
+
+
+def slower(hardware: Hardware, factor: float) -> Hardware:
+    """The same machine with a processor whose kernels take `factor` times as long."""
+    rates = tuple(
+        replace(rate, bytes_s=rate.bytes_s / factor, flops=tuple(flops / factor for flops in rate.flops))
+        for rate in hardware.cpu.rates
+    )
+    return replace(hardware, cpu=replace(hardware.cpu, rates=rates))
+
+
+def test_a_right_prediction_changes_nothing() -> None:
+    plan = plan_for()
+    profile = learn(Profile(), plan, plan.decode_times, 50)
+    assert profile == Profile(tokens=50)
+    noise = replace(plan.decode_times, cpu=plan.decode_times.cpu * 1.04)
+    assert learn(profile, plan, noise, 50) == Profile(tokens=100)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.7, 3.0])
+def test_a_wrong_rate_is_found_within_a_few_replies(factor: float) -> None:
+    """Measure on a machine that is slower than its record says, and plan with what was learned."""
+    truth, profile = slower(DESKTOP, factor), Profile()
+    for _ in range(8):
+        plan = plan_for(profile=profile)
+        real = place(SPEC, truth, BUDGET).decode_times
+        share = plan.decode_times.cpu / plan.profile.cpu * factor
+        measured = Times(cpu=share, link=plan.decode_times.link, total=real.total)
+        profile = learn(profile, plan, measured, 30)
+    assert profile.cpu == pytest.approx(factor, rel=0.1)
+    assert profile.link == 1.0
+
+
+def test_learning_the_same_twice_does_not_run_away() -> None:
+    """The plan stays although the rates are known to be wrong: what it shows again is nothing new."""
+    plan, profile = plan_for(), Profile()
+    for _ in range(40):
+        profile = learn(profile, plan, Times(total=plan.decode_times.total * 1.5), 24)
+    assert profile.cpu == pytest.approx(1.5, rel=0.06)
+    assert profile.link == profile.cpu == profile.gpu == profile.overhead
+
+
+def test_corrections_are_bounded() -> None:
+    plan, profile = plan_for(), Profile()
+    for _ in range(100):
+        plan = replace(plan, profile=profile)
+        profile = learn(profile, plan, Times(total=plan.decode_times.total * 50), 24)
+    assert profile.cpu == 4.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0.9, 1.12), min_size=12, max_size=12))
+def test_noise_does_not_make_shares_go_to_and_fro(noise: list[float]) -> None:
+    plan, profile, changes = plan_for(), Profile(), 0
+    for factor in noise:
+        profile = learn(profile, plan, Times(total=plan.decode_times.total * factor), 24)
+        candidate = plan_for(profile=profile)
+        if candidate.linears != plan.linears and worth_changing(plan, candidate):
+            plan, changes = candidate, changes + 1
+    assert changes <= 2
+
+
+def test_a_plan_is_changed_when_an_engine_turns_out_otherwise() -> None:
+    plan = plan_for()
+    assert expected_s(plan, plan.profile) == pytest.approx(plan.decode_times.total)
+    assert not worth_changing(plan, plan_for(profile=Profile(cpu=1.02)))
+    better = plan_for(profile=Profile(cpu=2.5))
+    assert worth_changing(plan, better)
+    assert not worth_changing(better, better)
+    assert sum(linear.decode.cpu for linear in better.linears) < sum(linear.decode.cpu for linear in plan.linears)
+
+
+def test_the_prediction_is_called_measured_once_it_was() -> None:
+    assert plan_for().confidence == "derived"
+    assert plan_for(profile=Profile(tokens=24)).confidence == "measured"
+    guessed = replace(DESKTOP, measured=False)
+    assert plan_for(guessed).confidence == "guess"
+
+
+def free_after(plan: Plan) -> int:
+    """What the device has free once the plan has been carried out."""
+    return plan.memory[-1].free_before - plan.memory[-1].used
+
+
+def test_nothing_is_done_while_nothing_changes() -> None:
+    plan = plan_for()
+    watch = Watch()
+    for _ in range(20):
+        decision, watch = decide(plan, free_after(plan), watch)
+        assert decision == Keep()
+
+
+def test_pressure_shrinks_at_once_to_what_leaves_the_margin() -> None:
+    plan = plan_for()
+    free = plan.memory[-1].margin // 4
+    decision, _ = decide(plan, free, Watch())
+    assert isinstance(decision, Shrink)
+    assert decision.vram == plan.memory[-1].used + free - plan.memory[-1].margin
+    smaller = plan_for(budget=replace(BUDGET, vram=decision.vram))
+    assert smaller.memory[-1].used <= decision.vram
+    assert smaller.memory[-1].used > decision.vram - 200 * MIB
+
+
+def test_a_little_pressure_is_what_the_margin_is_for() -> None:
+    plan = plan_for()
+    decision, _ = decide(plan, int(plan.memory[-1].margin * 0.7), Watch())
+    assert decision == Keep()
+
+
+def test_a_lower_cap_shrinks_and_a_shrunken_pool_too() -> None:
+    plan = plan_for()
+    decision, _ = decide(plan, free_after(plan), Watch(), cap=2 * GIB)
+    assert decision == Shrink(2 * GIB, decision.reason)
+    decision, _ = decide(replace(plan, memory=(*plan.memory[:1], replace(plan.memory[-1], margin=0))), -GIB, Watch())
+    assert isinstance(decision, Shrink)
+    assert decision.vram == plan.memory[-1].used - GIB
+
+
+def test_room_is_taken_only_after_it_has_lasted() -> None:
+    small = plan_for(budget=replace(BUDGET, vram=3 * GIB))
+    watch, seen = Watch(), []
+    for _ in range(GROW_CHECKS):
+        decision, watch = decide(small, 4 * GIB, watch)
+        seen.append(type(decision))
+    assert seen == [Keep] * (GROW_CHECKS - 1) + [Grow]
+    _, watch = decide(small, 4 * GIB, Watch(GROW_CHECKS - 2))
+    _, watch = decide(small, small.memory[-1].margin, watch)
+    assert watch == Watch()
+
+
+def test_a_plan_that_has_everything_does_not_grow() -> None:
+    plan = place(SPEC, A10, Budget(format="int4"))
+    decision, _ = decide(plan, 12 * GIB, Watch(GROW_CHECKS))
+    assert decision == Keep()
+
+
+def test_growing_and_shrinking_do_not_alternate() -> None:
+    """A program takes 2 GB and leaves again: weights travel once each way, not for ever."""
+    plan, watch, changes = plan_for(), Watch(), 0
+    for others in [0] * 10 + [2 * GIB] * 20 + [0] * 20:
+        free = DESKTOP.gpus[0].vram_free - others - plan.memory[-1].used
+        decision, watch = decide(plan, free, watch)
+        if not isinstance(decision, Keep):
+            plan = plan_for(budget=replace(BUDGET, vram=decision.vram))
+            changes += 1
+    assert changes == 2
+    assert plan.memory[-1].used == plan_for().memory[-1].used
+
+
+def test_what_was_learned_is_remembered_by_model(tmp_path: Path) -> None:
+    plan = plan_for()
+    key = model_key(plan, DESKTOP)
+    assert recall(tmp_path / "new", key) == Profile()
+    remember(tmp_path / "new", key, Profile(1.25, 0.8, tokens=90))
+    remember(tmp_path / "new", "other", Profile(2.0))
+    assert recall(tmp_path / "new", key) == Profile(1.25, 0.8, tokens=90)
+    assert model_key(replace(plan, format="int4"), DESKTOP) != key
+    assert model_key(plan, LAPTOP) != key
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"key": {"cpu": 2, "fans": 3}}', '{"key": 7}'])
+def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "learned.json").write_text(content, encoding="utf-8")
+    assert recall(tmp_path, "key") == Profile()
+    remember(tmp_path, "key", Profile(1.5))
+    assert recall(tmp_path, "key").cpu == 1.5
+
+
+def test_every_factor_is_an_engine() -> None:
+    names = {field.name for field in dataclasses.fields(Profile)} - {"tokens"}
+    assert names <= {field.name for field in dataclasses.fields(Times)}

@@ -1,0 +1,43 @@
+"""The walls between the parts are tested, not promised: who may import whom, and what an import drags in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+
+def test_import_contracts_are_kept(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository)
+    status = lint_imports(config_filename="pyproject.toml", cache_dir=None)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["core", "core.errors", "core.events", "core.spec", "core.planner", "core.__main__"])
+def test_light_modules_load_no_torch(name: str, repository: Path) -> None:
+    """The window and `--help` come up before torch, whose import takes seconds."""
+    assert not _imported_by(name, repository) & {"torch", "transformers", "PySide6", "numpy"}
+
+
+def test_the_engine_loads_no_window_system(repository: Path) -> None:
+    loaded = _imported_by("core.engine", repository)
+    assert "torch" in loaded
+    assert not loaded & {"PySide6", "shiboken6", "app"}
+
+
+def test_the_window_is_built_without_torch(repository: Path) -> None:
+    """torch belongs to the worker thread, after the window shows."""
+    assert not _imported_by("app.compose", repository) & {"torch", "transformers"}
+
+
+def _imported_by(module: str, repository: Path) -> set[str]:
+    """Top-level packages in memory after `import module` in a fresh interpreter."""
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
