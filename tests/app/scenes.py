@@ -109,7 +109,7 @@ class Stage:
         self.app.window.composer.submitted.emit(text)
         self.until(lambda: not self.app.session.state.busy)
 
-    def until(self, met: Callable[[], bool], limit: float = 10.0) -> None:
+    def until(self, met: Callable[[], bool], limit: float = 30.0) -> None:
         end = time.monotonic() + limit
         while not met():
             QApplication.processEvents()

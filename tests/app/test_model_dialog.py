@@ -32,7 +32,7 @@ from tests.core.hub.double import Double, Fault
 
 ID = "heron/heron-7b-instruct"
 GATED = "heron/gated-8b"
-SOON = 10_000
+SOON = 30_000
 
 
 @pytest.fixture

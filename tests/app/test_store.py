@@ -192,16 +192,21 @@ def test_a_reply_is_found_when_it_has_ended_and_again_after_it_was_continued(sto
     assert len(store.search("alpha beta")) == 1
 
 
-def test_a_streaming_reply_is_on_disk_within_250_ms_without_another_call(store: Store, tmp_path: Path) -> None:
+def test_a_streaming_reply_gets_to_the_disk_without_another_call(store: Store, tmp_path: Path) -> None:
     conversation = talk(store, "Go on")
     reply = conversation.add(Turn("assistant", parent=conversation.path()[-1].id))
     store.add(conversation.id, reply)
     store.settle()
     reply.content = "partial words"
     store.keep(reply)
-    time.sleep(FLUSH_S + 0.3)  # the machine may be busy; the exact bound is measured by the kill test
-    held = b"".join(path.read_bytes() for path in tmp_path.glob("chats.db*"))
-    assert b"partial words" in held
+
+    def held() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.glob("chats.db*"))
+
+    until = time.monotonic() + 20  # the machine may be busy; the exact bound is measured by the kill test
+    while b"partial words" not in held():
+        assert time.monotonic() < until
+        time.sleep(FLUSH_S / 4)
 
 
 def test_keeping_a_piece_never_waits_for_the_disk(store: Store) -> None:
@@ -215,7 +220,8 @@ def test_keeping_a_piece_never_waits_for_the_disk(store: Store) -> None:
         store.keep(reply)
         times.append(time.perf_counter() - start)
         time.sleep(0.001)
-    assert sorted(times)[len(times) * 99 // 100] < 0.02
+    # The median: these cores are not ours alone, and a wait for the disk would be in every call.
+    assert sorted(times)[len(times) // 2] < 0.005
 
 
 def test_any_thread_may_write(store: Store) -> None:

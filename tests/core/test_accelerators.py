@@ -1,7 +1,7 @@
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -11,6 +11,8 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
 from core.sizes import GIB, MIB
+
+ATTEMPTS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,14 @@ def device() -> Iterator[SimulatedAccelerator]:
     accelerator.close()
 
 
+@pytest.fixture
+def slow() -> Iterator[SimulatedAccelerator]:
+    """A link on which a copy is still under way whenever this thread gets to look."""
+    accelerator = SimulatedAccelerator(Simulation(vram=64 * MIB, link=8e6))
+    yield accelerator
+    accelerator.close()
+
+
 def touched(device: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
     """A device buffer whose pages are there already: making them takes longer than copying."""
     return device.empty((nbytes // 4,), torch.float32).zero_()
@@ -36,6 +46,16 @@ def touched(device: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
 def filled(device: SimulatedAccelerator, nbytes: int, value: float) -> torch.Tensor:
     tensor = device.pinned(nbytes).view(torch.float32)
     return tensor.fill_(value)
+
+
+def shortest(attempt: Callable[[], float], at_least: float, within: float = 1.3) -> None:
+    """That no attempt takes less than the link needs, and one of them little more: others use these cores, too."""
+    for _ in range(ATTEMPTS):
+        took = attempt()
+        assert took > at_least * 0.9
+        if took < at_least * within:
+            return
+    pytest.fail(f"never within {within} times of {at_least} s")
 
 
 def test_simulations_are_read() -> None:
@@ -102,15 +122,27 @@ def test_a_copy_takes_its_time_beside_this_thread_and_then_is_whole(device: Simu
     source = filled(device, 20 * MIB, 3.0)
     target = touched(device, 20 * MIB)
     stream, arrived = device.stream(), device.event()
-    start = time.perf_counter()
-    device.copy_async(target, source, stream)
+
+    def copy() -> float:
+        start = time.perf_counter()
+        device.copy_async(target, source, stream)
+        arrived.record(stream)
+        arrived.synchronize()
+        return time.perf_counter() - start
+
+    shortest(copy, 20 * MIB / 1e9)
+    assert arrived.query()
+    assert torch.equal(target, source)
+
+
+def test_who_starts_a_copy_does_not_wait_for_it(slow: SimulatedAccelerator) -> None:
+    source, target = filled(slow, 4 * MIB, 3.0), touched(slow, 4 * MIB)
+    stream, arrived = slow.stream(), slow.event()
+    slow.copy_async(target, source, stream)
     arrived.record(stream)
-    assert time.perf_counter() - start < 0.01
     assert not arrived.query()
     arrived.synchronize()
     assert arrived.query()
-    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
-    assert torch.equal(target, source)
 
 
 @pytest.mark.parametrize("rate", [0.4e9, 1.5e9])
@@ -118,57 +150,64 @@ def test_the_link_keeps_its_rate(rate: float) -> None:
     device = SimulatedAccelerator(Simulation(64 * MIB, rate))
     source, target = filled(device, 8 * MIB, 1.0), touched(device, 8 * MIB)
     stream = device.stream()
-    start = time.perf_counter()
-    for _ in range(8):
-        device.copy_async(target, source, stream)
-    stream.synchronize()
-    assert 64 * MIB / (time.perf_counter() - start) == pytest.approx(rate, rel=0.1)
-    assert device.link_busy_s == pytest.approx(64 * MIB / rate)
+
+    def copy() -> float:
+        start, busy = time.perf_counter(), device.link_busy_s
+        for _ in range(8):
+            device.copy_async(target, source, stream)
+        stream.synchronize()
+        assert device.link_busy_s - busy == pytest.approx(64 * MIB / rate)
+        return time.perf_counter() - start
+
+    shortest(copy, 64 * MIB / rate, within=1.1)
     device.close()
 
 
 def test_two_streams_share_one_link(device: SimulatedAccelerator) -> None:
     source, targets = filled(device, 10 * MIB, 1.0), [touched(device, 10 * MIB) for _ in range(2)]
     streams = [device.stream(), device.stream()]
-    start = time.perf_counter()
-    for target, stream in zip(targets, streams, strict=True):
-        device.copy_async(target, source, stream)
-    device.synchronize()
-    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
+
+    def copy() -> float:
+        start = time.perf_counter()
+        for target, stream in zip(targets, streams, strict=True):
+            device.copy_async(target, source, stream)
+        device.synchronize()
+        return time.perf_counter() - start
+
+    shortest(copy, 20 * MIB / 1e9)
 
 
-def test_a_small_copy_does_not_wait_for_a_whole_large_one(device: SimulatedAccelerator) -> None:
-    large, target = filled(device, 50 * MIB, 1.0), touched(device, 50 * MIB)
-    stream = device.stream()
-    device.copy_async(target, large, stream)
-    start = time.perf_counter()
-    device.to_device(torch.ones(100))
-    assert time.perf_counter() - start < 0.02
-    stream.synchronize()
+def test_a_small_copy_does_not_wait_for_a_whole_large_one(slow: SimulatedAccelerator) -> None:
+    large, target = filled(slow, 8 * MIB, 1.0), touched(slow, 8 * MIB)
+    stream, arrived = slow.stream(), slow.event()
+    slow.copy_async(target, large, stream)
+    arrived.record(stream)
+    slow.to_device(torch.ones(100))
+    assert not arrived.query()
+    arrived.synchronize()
 
 
-def test_what_has_not_arrived_is_not_a_number(device: SimulatedAccelerator) -> None:
-    source, target = filled(device, 8 * MIB, 1.0), device.empty((1024, 2048), torch.float32)
+def test_what_has_not_arrived_is_not_a_number(slow: SimulatedAccelerator) -> None:
+    source, target = filled(slow, 8 * MIB, 1.0), slow.empty((1024, 2048), torch.float32)
     target.fill_(7.0)
-    stream, arrived = device.stream(), device.event()
-    device.copy_async(target, source.view(1024, 2048), stream)
+    stream, arrived = slow.stream(), slow.event()
+    slow.copy_async(target, source.view(1024, 2048), stream)
     arrived.record(stream)
     assert torch.isnan(target @ torch.ones(2048)).any(), "used before its event"
     arrived.synchronize()
     assert torch.equal(target @ torch.ones(2048), torch.full((1024,), 2048.0))
 
 
-def test_launched_work_waits_for_copies_and_the_caller_does_not(device: SimulatedAccelerator) -> None:
-    source, target = filled(device, 16 * MIB, 2.0), touched(device, 16 * MIB)
+def test_launched_work_waits_for_copies_and_the_caller_does_not(slow: SimulatedAccelerator) -> None:
+    source, target = filled(slow, 4 * MIB, 2.0), touched(slow, 4 * MIB)
     result = torch.zeros(1)
-    stream, arrived = device.stream(), device.event()
-    start = time.perf_counter()
-    device.copy_async(target, source, stream)
+    stream, arrived = slow.stream(), slow.event()
+    slow.copy_async(target, source, stream)
     arrived.record(stream)
-    device.wait(arrived)
-    device.launch(lambda: torch.sum(target[:10], dim=0, keepdim=True, out=result))
-    assert time.perf_counter() - start < 0.01
-    device.settle()
+    slow.wait(arrived)
+    slow.launch(lambda: torch.sum(target[:10], dim=0, keepdim=True, out=result))
+    assert not arrived.query()
+    slow.settle()
     assert result.item() == 20.0
 
 
@@ -219,42 +258,50 @@ def test_another_thread_fills_the_ring_while_this_one_computes(device: Simulated
 
 def test_a_rate_makes_computing_take_at_least_so_long_beside_the_cpu() -> None:
     device = SimulatedAccelerator(Simulation(64 * MIB, 1e9, gpu=1e9))
-    start = time.perf_counter()
-    device.launch(lambda: None, nbytes=50 * MIB)
-    time.sleep(0.03)  # the CPU's own part
-    device.settle()
-    assert time.perf_counter() - start == pytest.approx(50 * MIB / 1e9, rel=0.2)
+
+    def compute() -> float:
+        start = time.perf_counter()
+        device.launch(lambda: None, nbytes=50 * MIB)
+        time.sleep(0.03)  # the CPU's own part
+        device.settle()
+        return time.perf_counter() - start
+
+    shortest(compute, 50 * MIB / 1e9)
     device.close()
 
 
 def test_small_copies_cost_the_links_time(device: SimulatedAccelerator) -> None:
     x = torch.ones(5 * MIB)
-    start = time.perf_counter()
-    assert torch.equal(device.to_host(x).result(), x)
-    assert time.perf_counter() - start == pytest.approx(20 * MIB / 1e9, rel=0.3)
+
+    def fetch() -> float:
+        start = time.perf_counter()
+        assert torch.equal(device.to_host(x).result(), x)
+        return time.perf_counter() - start
+
+    shortest(fetch, 20 * MIB / 1e9)
 
 
-def test_after_the_device_is_lost_everything_says_so(device: SimulatedAccelerator) -> None:
-    source, target = device.pinned(32 * MIB), device.empty((32 * MIB,), torch.uint8)
-    stream, arrived = device.stream(), device.event()
-    device.copy_async(target, source, stream)
+def test_after_the_device_is_lost_everything_says_so(slow: SimulatedAccelerator) -> None:
+    source, target = slow.pinned(32 * MIB), slow.empty((32 * MIB,), torch.uint8)
+    stream, arrived = slow.stream(), slow.event()
+    slow.copy_async(target, source, stream)
     arrived.record(stream)
-    threading.Timer(0.01, device.lose).start()
+    threading.Timer(0.01, slow.lose).start()
     with pytest.raises(DeviceLost):
         arrived.synchronize()
     calls = [
-        device.memory,
-        device.settle,
-        device.synchronize,
-        partial(device.empty, (1,), torch.uint8),
-        partial(device.pinned, 1),
-        partial(device.copy_async, target, source, stream),
-        partial(device.launch, lambda: None),
+        slow.memory,
+        slow.settle,
+        slow.synchronize,
+        partial(slow.empty, (1,), torch.uint8),
+        partial(slow.pinned, 1),
+        partial(slow.copy_async, target, source, stream),
+        partial(slow.launch, lambda: None),
     ]
     for call in calls:
         with pytest.raises(DeviceLost):
             call()
-    assert device.memory is not None
+    assert slow.memory is not None
 
 
 def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAccelerator) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,9 +37,7 @@ def test_same_as_after_the_download(
 def test_no_weights_and_few_requests(connect: Connect) -> None:
     files = model_files(shards=8, rows=4096)
     with Double(Repo(ID, files)) as hub:
-        started = time.monotonic()
         read_remote(connect(hub.endpoint), Reference(ID))
-        assert time.monotonic() - started < 1
         shards = [path for path in hub.paths("files") if path.endswith(".safetensors")]
         assert len(shards) == 8
         assert len(hub.paths()) == 4 + 8
