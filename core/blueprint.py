@@ -18,8 +18,8 @@ from core.checkpoint import check_folder
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.experts import register as register_experts
 
-CACHE_NAMES = ("past_key_values", "cache_params")
-"""What the forward of a model calls its cache; the second is Mamba's."""
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
 
 
 def read_config(folder: Path) -> Any:
@@ -101,6 +101,12 @@ def context_limit(config: Any) -> int:
     return 2048
 
 
+def cache_argument(module: Any) -> str:
+    """The name of the argument by which a model's forward takes its cache; empty where it takes none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), "")
+
+
 def _check_supported(raw: dict[str, Any]) -> None:
     if not isinstance(raw.get("model_type"), str):
         raise UnsupportedModel("config.json names no architecture.", "", "Choose the folder of a language model.")
@@ -121,9 +127,8 @@ def _special_floats(entry: dict[str, Any]) -> Any:
 
 def _check_cache(module: Any) -> None:
     # A few old architectures keep their past in a form of their own, or write into their weights while they run.
-    known = inspect.signature(module.forward).parameters.keys() & set(CACHE_NAMES)
     keeps_own = hasattr(module.base_model, "_setup_cache") or not module._supports_default_dynamic_cache()
-    if not known or keeps_own:
+    if not cache_argument(module) or keeps_own:
         raise UnsupportedModel(
             f"A model of the kind {module.config.model_type!r} cannot be run here.",
             "It keeps what it has read in a form of its own.",

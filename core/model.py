@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.blueprint import CACHE_NAMES, decoder_layers
+from core.blueprint import cache_argument, decoder_layers
 from core.errors import ModelUnreadable, NotEnoughMemory, UnsupportedModel
 from core.events import Stop, never
 from core.kv_cache import KVCache
@@ -33,7 +33,7 @@ class LanguageModel:
         parameters = inspect.signature(module.forward).parameters
         self._keeps_last = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
-        self._cache_name = CACHE_NAMES[0] if CACHE_NAMES[0] in parameters else CACHE_NAMES[1]
+        self._cache_argument = cache_argument(module)
         for layer in decoder_layers(module):
             layer.register_forward_pre_hook(self._look_at_stop)
 
@@ -62,7 +62,7 @@ class LanguageModel:
     def _inputs(self, ids: Sequence[int], cache: KVCache, keep: int) -> dict[str, Any]:
         inputs = {
             "input_ids": torch.tensor([list(ids)], device=self.placement.device),
-            self._cache_name: cache,
+            self._cache_argument: cache,
             "use_cache": True,
         }
         if self._keeps_last:

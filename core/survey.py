@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from core.blueprint import context_limit, decoder_layers, text_config
+from core.blueprint import cache_argument, context_limit, decoder_layers, text_config
 from core.experts import fused_names
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
@@ -96,7 +96,7 @@ class _Trace:
             values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
             options = {
                 "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long),
-                "past_key_values": self.cache,
+                cache_argument(module): self.cache,
                 "use_cache": True,
             }
             functional_call(module, values, (), options, tie_weights=False)
