@@ -223,7 +223,7 @@ def test_without_a_card_its_share_cannot_be_chosen(view: LiveView) -> None:
 def test_telemetry_arrives_in_the_views_thread(view: LiveView, qtbot: QtBot) -> None:
     telemetry = Telemetry(0.5)
     telemetry.sampled.connect(view.show_sample)
-    with qtbot.waitSignal(telemetry.sampled, timeout=5000):
+    with qtbot.waitSignal(telemetry.sampled):
         telemetry.start()
     qtbot.waitUntil(lambda: view.machine["cpu"].value != "n/a")
     telemetry.stop()
