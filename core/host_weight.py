@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.kernels.device import MOST_ROWS, device_kernels
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import ChosenMatmul, multiply_together
 from core.kernels.weights import QuantizedWeight
@@ -67,15 +68,20 @@ class DeviceRows:
         self._matmul = matmul
 
     def linear(self, x: Tensor) -> Tensor:
-        """(M, K) -> (M, rows), on the device, in x's type."""
+        """(M, K) -> (M, rows), on the device, in x's type or in fp32."""
         if self._matmul is not None:
             return self._matmul(x)
         if self.weight.format == "bf16":
             return F.linear(x, self.weight.dequantize(x.dtype))
+        kernels = device_kernels(x.device)
+        if kernels is not None and x.shape[0] <= MOST_ROWS:
+            return kernels.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
         for begin in range(0, self.rows, chunk := self._chunk_rows()):
             end = min(begin + chunk, self.rows)
-            y[:, begin:end] = F.linear(x, self.weight.rows(begin, end).dequantize(x.dtype))
+            part = self.weight.rows(begin, end)
+            wide = part.dequantize(x.dtype) if kernels is None else kernels.widen(part).to(x.dtype)
+            y[:, begin:end] = F.linear(x, wide)
         return y
 
     def _chunk_rows(self) -> int:
