@@ -66,6 +66,8 @@ class DeviceRows:
         self.weight = weight
         self.rows = weight.shape[0]
         self._matmul = matmul
+        # Asked for here, so that they are compiled while the model loads and not in its first reply.
+        self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
 
     def linear(self, x: Tensor) -> Tensor:
         """(M, K) -> (M, rows), on the device, in x's type or in fp32."""
@@ -73,16 +75,17 @@ class DeviceRows:
             return self._matmul(x)
         if self.weight.format == "bf16":
             return F.linear(x, self.weight.dequantize(x.dtype))
-        kernels = device_kernels(x.device)
-        if kernels is not None and x.shape[0] <= MOST_ROWS:
-            return kernels.product(self.weight, x)
+        if self._kernels is not None and x.shape[0] <= MOST_ROWS:
+            return self._kernels.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
         for begin in range(0, self.rows, chunk := self._chunk_rows()):
             end = min(begin + chunk, self.rows)
-            part = self.weight.rows(begin, end)
-            wide = part.dequantize(x.dtype) if kernels is None else kernels.widen(part).to(x.dtype)
-            y[:, begin:end] = F.linear(x, wide)
+            y[:, begin:end] = F.linear(x, self._widen(begin, end, x.dtype))
         return y
+
+    def _widen(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = self.weight.rows(begin, end)
+        return rows.dequantize(dtype) if self._kernels is None else self._kernels.widen(rows).to(dtype)
 
     def _chunk_rows(self) -> int:
         """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""
