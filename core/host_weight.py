@@ -69,12 +69,16 @@ class DeviceRows:
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
         self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
 
-    def linear(self, x: Tensor) -> Tensor:
-        """(M, K) -> (M, rows), on the device, in x's type or in fp32."""
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""
+        if self.weight.format == "bf16" and self._matmul is None:
+            return F.linear(x, self.weight.dequantize(x.dtype), bias)
+        y = self._product(x)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self._matmul is not None:
             return self._matmul(x)
-        if self.weight.format == "bf16":
-            return F.linear(x, self.weight.dequantize(x.dtype))
         if self._kernels is not None and x.shape[0] <= MOST_ROWS:
             return self._kernels.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
