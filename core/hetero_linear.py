@@ -139,6 +139,20 @@ class HeteroLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), on the device."""
         flat = x.reshape(-1, x.shape[-1])
+        whole = self.resident is not None and self.resident.rows == self.host.rows
+        return (self._whole(flat) if whole else self._divided(x, flat)).view(*x.shape[:-1], self.host.rows)
+
+    def _whole(self, flat: Tensor) -> Tensor:
+        """All rows are resident: the device's own linear, with as little around it as can be."""
+        resident, result = self.resident, list[Tensor]()
+        assert resident is not None
+        self.accelerator.launch(
+            lambda: result.append(resident.linear(flat, self.bias)), self.host.rows * self.host.row_bytes
+        )
+        self.accelerator.settle()
+        return result[0]
+
+    def _divided(self, x: Tensor, flat: Tensor) -> Tensor:
         out = flat.new_empty(flat.shape[0], self.host.rows)
         if self.division.cpu:
             self.inputs.start(x)
@@ -151,8 +165,7 @@ class HeteroLinear(nn.Module):
         for piece in [late, *pieces] if late else ():
             self._launch_piece(flat, out, piece)
         self.accelerator.settle()
-        y = out.view(*x.shape[:-1], self.host.rows)
-        return y if self.bias is None else y + self.bias
+        return out if self.bias is None else out + self.bias
 
     def _launch(self, rows: DeviceRows, flat: Tensor, out: Tensor, begin: int) -> None:
         def compute() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.kernels.device import MOST_ROWS, device_kernels
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import ChosenMatmul, multiply_together
 from core.kernels.weights import QuantizedWeight
@@ -65,18 +66,30 @@ class DeviceRows:
         self.weight = weight
         self.rows = weight.shape[0]
         self._matmul = matmul
+        # Asked for here, so that they are compiled while the model loads and not in its first reply.
+        self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
 
-    def linear(self, x: Tensor) -> Tensor:
-        """(M, K) -> (M, rows), on the device, in x's type."""
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""
+        if self.weight.format == "bf16" and self._matmul is None:
+            return F.linear(x, self.weight.dequantize(x.dtype), bias)
+        y = self._product(x)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self._matmul is not None:
             return self._matmul(x)
-        if self.weight.format == "bf16":
-            return F.linear(x, self.weight.dequantize(x.dtype))
+        if self._kernels is not None and x.shape[0] <= MOST_ROWS:
+            return self._kernels.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
         for begin in range(0, self.rows, chunk := self._chunk_rows()):
             end = min(begin + chunk, self.rows)
-            y[:, begin:end] = F.linear(x, self.weight.rows(begin, end).dequantize(x.dtype))
+            y[:, begin:end] = F.linear(x, self._widen(begin, end, x.dtype))
         return y
+
+    def _widen(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = self.weight.rows(begin, end)
+        return rows.dequantize(dtype) if self._kernels is None else self._kernels.widen(rows).to(dtype)
 
     def _chunk_rows(self) -> int:
         """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""

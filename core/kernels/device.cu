@@ -1,0 +1,219 @@
+/* Products with quantised weights on a graphics card; device.py compiles this there, by NVRTC or HIPRTC.
+
+   It is the part of C that CUDA, HIP and the tests' own stand-in for a card share: no headers, no templates, no
+   operations on whole warps. How weights lie in memory is told in weights.py. x is fp32 and as wide as a padded row, so
+   no chunk of 16 bytes needs an end of its own.
+
+   A value q of few bits becomes a float without a conversion, which cards do slowly: its bits are put below the leading
+   one of 1.0, so that 1 + q / 2^bits is what they mean. Both formats store q = value + 2^bits / 2, hence
+   sum(value x) = 2^bits (sum((1 + q / 2^bits) x) - 1.5 sum(x)). */
+
+#define LANES 32 /* threads that share rows */
+#define WARPS 4
+#define THREADS (LANES * WARPS)
+#define EACH 4 /* rows of LANES threads: they read x once for all of them */
+#define MOST 8 /* rows of x in one call */
+#define CHUNK 16
+
+#define ONE 0x3F800000u
+#define BELOW_ONE 23
+
+#ifndef KERNEL
+#define KERNEL extern "C" __global__
+#endif
+#define INLINE static __device__ __forceinline__
+
+typedef unsigned short bf16;
+
+INLINE float from_bf16(bf16 value) { return __uint_as_float((unsigned)value << 16); }
+
+INLINE bf16 to_bf16(float value)
+{
+  unsigned bits = __float_as_uint(value);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
+    return 0x7FC0; /* rounding would carry some NaNs over to infinity */
+  return (bf16)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+/* 1 + q / 256 for byte `index` of a word of bytes, each a value + 128. */
+INLINE float byte_of(unsigned word, int index)
+{
+  return __uint_as_float(ONE | (word >> 8 * index & 0xFFu) << (BELOW_ONE - 8));
+}
+
+/* 1 + q / 16 for half byte `index` of a word. */
+INLINE float half_byte_of(unsigned word, int index)
+{
+  return __uint_as_float(ONE | (word >> 4 * index & 0xFu) << (BELOW_ONE - 4));
+}
+
+INLINE unsigned word_of(uint4 chunk, int index)
+{
+  return index == 0 ? chunk.x : index == 1 ? chunk.y : index == 2 ? chunk.z : chunk.w;
+}
+
+/* Sixteen bytes of int8 with 16 values of x, but for the scale. */
+INLINE float dot_bytes(uint4 chunk, const float *x, float x_sum)
+{
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++)
+    sum += byte_of(word_of(chunk, i / 4) ^ 0x80808080u, i % 4) * x[i];
+  return 256.0f * (sum - 1.5f * x_sum);
+}
+
+/* The low (0) or high (1) halves of 16 bytes of int4 with 16 values of x, but for the scale. */
+INLINE float dot_half_bytes(uint4 chunk, int high, const float *x, float x_sum)
+{
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++)
+    sum += half_byte_of(word_of(chunk, i / 4), i % 4 * 2 + high) * x[i];
+  return 16.0f * (sum - 1.5f * x_sum);
+}
+
+/* Sixteen values of x; their sum. */
+INLINE float load_x(const float *x, float *values)
+{
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += 4) {
+    float4 four = *(const float4 *)(x + i);
+    values[i] = four.x, values[i + 1] = four.y, values[i + 2] = four.z, values[i + 3] = four.w;
+    sum += four.x + four.y + four.z + four.w;
+  }
+  return sum;
+}
+
+/* The lanes' parts of EACH rows for each of `count` rows of x, added up and written to y (count, rows). */
+INLINE void add_up(float part[EACH][MOST], float *shared, float *y, int rows, int count)
+{
+  int first = blockIdx.x * WARPS * EACH;
+#pragma unroll
+  for (int row = 0; row < EACH; row++)
+#pragma unroll
+    for (int m = 0; m < MOST; m++)
+      if (m < count)
+        shared[(row * MOST + m) * THREADS + threadIdx.x] = part[row][m];
+  __syncthreads();
+  int warp = threadIdx.x / (EACH * MOST), row = threadIdx.x / MOST % EACH, m = threadIdx.x % MOST;
+  int at = first + warp * EACH + row;
+  if (m >= count || at >= rows)
+    return;
+  const float *lanes = shared + (row * MOST + m) * THREADS + warp * LANES;
+  float sum = 0;
+  for (int lane = 0; lane < LANES; lane++)
+    sum += lanes[lane];
+  y[(long long)m * rows + at] = sum;
+}
+
+#define FIRST_ROW (((int)blockIdx.x * WARPS + (int)threadIdx.x / LANES) * EACH)
+#define LANE ((int)threadIdx.x % LANES)
+
+/* y (count, rows) = x (count, width) times int8 rows of `width` bytes with a scale each. */
+INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, float *y, int rows, int width,
+                                 int count, float *shared)
+{
+  float part[EACH][MOST] = {{0}};
+  int chunks = width / CHUNK, first = FIRST_ROW;
+  for (int at = LANE; at < chunks; at += LANES) {
+    uint4 chunk[EACH];
+#pragma unroll
+    for (int row = 0; row < EACH; row++)
+      if (first + row < rows)
+        chunk[row] = data[(long long)(first + row) * chunks + at];
+#pragma unroll
+    for (int m = 0; m < MOST; m++)
+      if (m < count) {
+        float values[CHUNK], sum = load_x(x + (long long)m * width + at * CHUNK, values);
+#pragma unroll
+        for (int row = 0; row < EACH; row++)
+          if (first + row < rows)
+            part[row][m] += dot_bytes(chunk[row], values, sum);
+      }
+  }
+#pragma unroll
+  for (int row = 0; row < EACH; row++)
+    if (first + row < rows)
+#pragma unroll
+      for (int m = 0; m < MOST; m++)
+        part[row][m] *= scales[first + row];
+  add_up(part, shared, y, rows, count);
+}
+
+/* y (count, rows) = x (count, width) times int4 rows of `width` / 2 bytes with a scale for each 32 columns. */
+INLINE void int4_rows(const uint4 *data, const bf16 *scales, const float *x, float *y, int rows, int width,
+                                 int count, float *shared)
+{
+  float part[EACH][MOST] = {{0}};
+  int chunks = width / (2 * CHUNK), first = FIRST_ROW;
+  for (int at = LANE; at < chunks; at += LANES) {
+    uint4 chunk[EACH];
+    float low_scale[EACH], high_scale[EACH];
+    int low = at / 4 * 128 + at % 4 * CHUNK; /* the column of the first low half; the high ones are 64 further */
+#pragma unroll
+    for (int row = 0; row < EACH; row++)
+      if (first + row < rows) {
+        const bf16 *scale = scales + ((long long)(first + row) * width + low) / 32;
+        chunk[row] = data[(long long)(first + row) * chunks + at];
+        low_scale[row] = from_bf16(scale[0]);
+        high_scale[row] = from_bf16(scale[2]);
+      }
+#pragma unroll
+    for (int m = 0; m < MOST; m++)
+      if (m < count) {
+        const float *from = x + (long long)m * width + low;
+        float lows[CHUNK], highs[CHUNK], low_sum = load_x(from, lows), high_sum = load_x(from + 64, highs);
+#pragma unroll
+        for (int row = 0; row < EACH; row++)
+          if (first + row < rows)
+            part[row][m] += low_scale[row] * dot_half_bytes(chunk[row], 0, lows, low_sum) +
+                            high_scale[row] * dot_half_bytes(chunk[row], 1, highs, high_sum);
+      }
+  }
+  add_up(part, shared, y, rows, count);
+}
+
+/* One row of x is the common case; told so, the compiler keeps everything in registers. */
+#define PRODUCT(name, scale)                                                                                          \
+  KERNEL void name##_product(const uint4 *data, const scale *scales, const float *x, float *y, int rows, int width,   \
+                             int count)                                                                               \
+  {                                                                                                                   \
+    __shared__ float shared[EACH * MOST * THREADS];                                                                   \
+    if (count == 1)                                                                                                   \
+      name##_rows(data, scales, x, y, rows, width, 1, shared);                                                        \
+    else                                                                                                              \
+      name##_rows(data, scales, x, y, rows, width, count, shared);                                                    \
+  }
+
+PRODUCT(int8, float)
+PRODUCT(int4, bf16)
+
+/* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
+KERNEL void int8_widen(const uint4 *data, const float *scales, bf16 *wide, int rows, int width)
+{
+  long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
+  if (at >= (long long)rows * (width / CHUNK))
+    return;
+  uint4 chunk = data[at];
+  float scale = scales[at / (width / CHUNK)];
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++)
+    wide[at * CHUNK + i] = to_bf16(256.0f * scale * (byte_of(word_of(chunk, i / 4) ^ 0x80808080u, i % 4) - 1.5f));
+}
+
+KERNEL void int4_widen(const uint4 *data, const bf16 *scales, bf16 *wide, int rows, int width)
+{
+  long long at = (long long)blockIdx.x * THREADS + threadIdx.x, chunks = width / (2 * CHUNK);
+  if (at >= rows * chunks)
+    return;
+  uint4 chunk = data[at];
+  long long low = at / chunks * width + at % chunks / 4 * 128 + at % 4 * CHUNK;
+  float low_scale = from_bf16(scales[low / 32]), high_scale = from_bf16(scales[low / 32 + 2]);
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) {
+    unsigned word = word_of(chunk, i / 4);
+    wide[low + i] = to_bf16(16.0f * low_scale * (half_byte_of(word, i % 4 * 2) - 1.5f));
+    wide[low + 64 + i] = to_bf16(16.0f * high_scale * (half_byte_of(word, i % 4 * 2 + 1) - 1.5f));
+  }
+}
