@@ -141,7 +141,7 @@ class Settings:
         None, NETWORK, "Download rate limit", kind="float", low=0.1, high=10_000, step=1, unit="MB/s", unset="No limit"
     )
     update_check: bool = setting(
-        False, NETWORK, "Look for updates", "Asks once a day whether a newer version exists.", kind="bool"
+        False, NETWORK, "Look for updates", "Asks at each start whether a newer version exists.", kind="bool"
     )
 
     def sampling(self) -> Sampling:
