@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core import experts
+from core import attention, experts
 from core.accelerators.base import Accelerator
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
@@ -117,7 +117,13 @@ class DevicePlacement:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
         layers = [layer.layer for layer in self._kv_layers]
         on_device = {layer for layer, gpu in zip(layers, plan.kv_devices, strict=True) if gpu >= 0}
-        return KVCache(config, plan.context, dict.fromkeys(on_device, self.accelerator.empty))
+        own_attention = config._attn_implementation != attention.NAME
+        return KVCache(
+            config,
+            plan.context,
+            dict.fromkeys(on_device, self.accelerator.empty),
+            self.device if own_attention else None,
+        )
 
     def close(self) -> None:
         """Give the device's memory back and leave the module tree as it was, but for its linears."""
