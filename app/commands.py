@@ -22,12 +22,13 @@ FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".jso
 
 
 class Commands(QObject):
-    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`."""
+    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`; `about_wished`."""
 
     load_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
+    about_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
         super().__init__(window)
@@ -58,6 +59,8 @@ class Commands(QObject):
                 self._window.search()
             case "shortcuts":
                 self._window.show_shortcuts()
+            case "about":
+                self.about_wished.emit()
             case "quit":
                 self._window.close()
             case _:
@@ -134,13 +137,22 @@ class Commands(QObject):
 
     @Slot(str)
     def open_link(self, address: str) -> None:
-        """A link from a reply leads out of the program: asked about, with the whole address in view."""
+        """A link from a reply or a model's card leads out of the program."""
+        self._ask_to_open(address, tr("The model wrote this address. It opens in your browser."))
+
+    @Slot(str)
+    def open_page(self, address: str) -> None:
+        """A page of the project itself."""
+        self._ask_to_open(address, tr("It opens in your browser."))
+
+    def _ask_to_open(self, address: str, whose: str) -> None:
+        """Asks, with the whole address in view."""
         url = QUrl(address)
         if url.scheme() not in SAFE_SCHEMES:
             return
         box = QMessageBox(QMessageBox.Icon.NoIcon, tr("Open this link?"), address[:500], parent=self._window)
         box.setTextFormat(Qt.TextFormat.PlainText)
-        box.setInformativeText(tr("The model wrote this address. It opens in your browser."))
+        box.setInformativeText(whose)
         box.setStandardButtons(QMessageBox.StandardButton.Open | QMessageBox.StandardButton.Cancel)
         if box.exec() == QMessageBox.StandardButton.Open:
             QDesktopServices.openUrl(url)

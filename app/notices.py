@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from app import VERSION
 from app.language import tr
+from app.updates import Answer
 from core import errors
 
 ActionId = Literal[
-    "", "open_model", "builtin", "retry", "new_chat", "settings", "copy_details", "log", "token", "export"
+    "", "open_model", "builtin", "retry", "new_chat", "settings", "copy_details", "log", "token", "export", "about"
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -137,6 +139,17 @@ def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
     return Notice(
         tr(title), " ".join(part for part in (what, why, next_step) if part), "warning" if tone == "warning" else "info"
     )
+
+
+def for_update(answer: Answer) -> Notice:
+    """What was found out about newer versions."""
+    if answer.error is not None:
+        words = tr("It could not be found out whether there is a newer version. {}").format(answer.error)
+        return Notice(tr("Updates"), words, "warning")
+    if answer.kind == "newest":
+        return Notice(tr("Updates"), tr("This is the newest version."), "info")
+    words = tr("Version {} is there; this is {}.").format(answer.version, VERSION)
+    return Notice(tr("A newer version"), words, "info", "about", tr("Show it…"))
 
 
 def setting_ignored(sentence: str) -> Notice:

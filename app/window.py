@@ -33,6 +33,7 @@ ACTIONS = (
     ("live", "Live view", "live", "Ctrl+L"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
+    ("about", "About HeteGen…", "info", ""),
     ("quit", "Quit", "", "Ctrl+Q"),
 )
 """(id, words, icon, keys) of everything the menu offers."""

@@ -220,10 +220,12 @@ class DeviceRest:
                     if tensor is not None:
                         self._originals.append((holder, name, tensor))
         moved: dict[int, Any] = {}
-        for holder, name, tensor in self._originals:
+        for _, _, tensor in self._originals:
             if id(tensor) not in moved:
                 copy = uploads.tensor(tensor.data)
                 moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+        # Only when all are there: the device may be lost or full in between.
+        for holder, name, tensor in self._originals:
             holder[name] = moved[id(tensor)]
         if kept_back:
             module.set_input_embeddings(HostEmbedding(self._table, accelerator))
