@@ -42,10 +42,20 @@ def all_sentences() -> Iterator[str]:
     """The sentences in the sources, with {} for what is filled in."""
     carriers = RECORDS | {kind.__name__ for kind in subclasses(errors.HeteGenError)}
     for path in (*ROOT.glob("core/**/*.py"), *ROOT.glob("app/**/*.py")):
+        carriers |= set(makers(ast.parse(path.read_text("utf-8")), carriers))
+    for path in (*ROOT.glob("core/**/*.py"), *ROOT.glob("app/**/*.py")):
         place = path.relative_to(ROOT).as_posix()
         if not place.startswith(COMMAND_LINE):
             tree = ast.parse(path.read_text("utf-8"))
             yield from sentences_of(tree, carriers, whole=place in WHOLE)
+
+
+def makers(tree: ast.Module, carriers: set[str]) -> Iterator[str]:
+    """Functions that make an error of what they are given: `_refusal(name, why)`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name, returns=ast.Name(kind)) if kind in carriers:
+                yield name
 
 
 def subclasses(kind: type) -> Iterator[type]:
