@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QGuiApplication
-from PySide6.QtWidgets import QFileDialog, QMessageBox
+from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
+from app import NAME
 from app.chat_model import ChatModel
 from app.language import tr
 from app.library import Library
@@ -19,6 +20,18 @@ from core.places import builtin_model
 
 SAFE_SCHEMES = ("http", "https", "mailto")
 FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
+
+
+def unsaved_box(parent: QWidget) -> QMessageBox:
+    """The question before a window closes over what could not be saved."""
+    box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk is full, and the last words are not saved."))
+    box.setParent(parent, box.windowFlags())
+    box.setInformativeText(tr("Free some space and try again, or save all conversations in another place."))
+    box.addButton(tr("Try again"), QMessageBox.ButtonRole.AcceptRole)
+    box.addButton(tr("Save elsewhere…"), QMessageBox.ButtonRole.ActionRole)
+    box.addButton(tr("Quit anyway"), QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton(QMessageBox.StandardButton.Cancel)
+    return box
 
 
 class Commands(QObject):
@@ -127,6 +140,27 @@ class Commands(QObject):
         name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversation{ending}", words)
         if name:
             self._library.write(id, form, Path(name))
+
+    def may_quit(self) -> bool:
+        """Whether the window may close: what a full disk has kept in memory would be lost, so the person is asked."""
+        while self._library.unsaved:
+            box = unsaved_box(self._window)
+            box.exec()
+            match box.buttonRole(box.clickedButton()):
+                case QMessageBox.ButtonRole.AcceptRole:
+                    continue
+                case QMessageBox.ButtonRole.ActionRole if not self._save_elsewhere():
+                    continue
+                case QMessageBox.ButtonRole.ActionRole | QMessageBox.ButtonRole.DestructiveRole:
+                    return True
+                case _:
+                    return False
+        return True
+
+    def _save_elsewhere(self) -> bool:
+        words, ending = FORMS["json"]
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversations{ending}", words)
+        return bool(name) and self._library.write("", "json", Path(name))
 
     @Slot()
     def import_file(self) -> None:

@@ -124,6 +124,7 @@ class Application(QObject):
 
     def _connect_window(self) -> None:
         window, commands = self.window, self.commands
+        window.may_close = commands.may_quit
         window.acted.connect(commands.act)
         window.folder_chosen.connect(self.load)
         window.shown.connect(self._on_shown)

@@ -14,6 +14,7 @@ from pytestqt.qtbot import QtBot
 from app.compose import Application, Wishes
 from app.paths import places
 from app.sleep import SleepWatch
+from app.store import Entry
 from app.views.conversation_dialog import ConversationDialog
 from app.views.settings_dialog import SettingsDialog
 from app.views.shortcuts_page import ShortcutsPage
@@ -124,6 +125,75 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert app.window.notices.notices[-1].tone == "error"
     app.library.write("", "json", tmp_path / "no such folder" / "all.json")
     assert app.window.notices.notices[-1].title == "The file could not be written"
+
+
+def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine())
+    times = {"created": 1_700_000_000.0}, {"created": 1_700_000_100.0}
+    turns = [
+        {"id": 1, "parent": None, "role": "user", "content": "Long ago", **times[0]},
+        {"id": 2, "parent": 1, "role": "assistant", "content": "Yes.", **times[1]},
+    ]
+    saved = {"format": "hetegen-conversations", "version": 1, "conversations": [{"title": "Old", "turns": turns}]}
+    (tmp_path / "old.json").write_text(json.dumps(saved), "utf-8")
+    app.library.read(tmp_path / "old.json")
+    heard: list[list[Entry]] = []
+    app.library.listed.connect(heard.append)
+    app.library.refresh()
+    (entry,) = heard[-1]
+    assert (entry.created, entry.updated) == (1_700_000_000.0, 1_700_000_100.0)
+
+
+@pytest.fixture
+def full(qtbot: QtBot, start: Start) -> Application:
+    """A chat whose last words found no room on the disk."""
+    app = start(ScriptedEngine(answer("word " * 40_000, size=5000)))
+    assert app.library._store is not None
+    app.library._store.settle()
+    app.library._store._file._disk.execute("PRAGMA max_page_count = 60")
+    ask(qtbot, app, "Much")
+    qtbot.waitUntil(lambda: app.library.unsaved)
+    return app
+
+
+def press(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """Lets a person answer the boxes to come with these buttons; those that are still to be pressed."""
+    left = list(words)
+
+    def pressed(box: QMessageBox) -> None:
+        button = next(button for button in box.buttons() if button.text().replace("&", "") == left[0])
+        left.pop(0)
+        button.click()
+
+    monkeypatch.setattr(QMessageBox, "exec", pressed)
+    return left
+
+
+def test_closing_over_unsaved_words_asks_first(full: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = press(monkeypatch, "Try again", "Cancel")
+    assert not full.window.close()
+    assert full.window.isVisible()
+    assert not left
+    left = press(monkeypatch, "Quit anyway")
+    assert full.window.close()
+    assert not left
+
+
+def test_unsaved_words_can_be_saved_elsewhere(
+    full: Application, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = iter(["", str(tmp_path / "no such folder" / "a.json"), str(tmp_path / "all.json")])
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (next(names), ""))
+    left = press(monkeypatch, *["Save elsewhere…"] * 3)
+    assert full.window.close()
+    assert not left
+    assert "word word" in (tmp_path / "all.json").read_text("utf-8")
+
+
+def test_with_room_again_nothing_is_asked(full: Application) -> None:
+    assert full.library._store is not None
+    full.library._store._file._disk.execute("PRAGMA max_page_count = 1000000")
+    assert full.window.close()
 
 
 def test_a_database_that_cannot_be_opened_is_said_and_chat_goes_on(qtbot: QtBot, start: Start) -> None:
