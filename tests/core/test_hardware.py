@@ -66,8 +66,11 @@ def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None
     assert card.shares_cores
     assert "imulated" in card.name
     assert card.vram_total == card.vram_free == 256 << 20
-    assert card.link.h2d_pinned == pytest.approx(2e9, rel=0.25)
-    assert card.link.staged <= 2.2e9
+    # A loaded machine may make any rate smaller, and none larger.
+    assert 0.2e9 < card.link.h2d_pinned <= 2.2e9
+    assert 0.1e9 < card.link.h2d_pageable <= 2.2e9
+    assert card.link.staged > 0.1e9
+    assert card.link.piece_s >= 0
     assert 0 < card.cpu_under_copy <= 1
     assert 0 < card.link_under_cpu <= 1
     assert card.rates == machine.cpu.rates
