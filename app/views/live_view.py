@@ -20,7 +20,7 @@ from app.views.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.what_if import WhatIf
 from app.why_slow import Explanation
 from core.events import Stats
-from core.sizes import format_bytes, format_rate
+from core.sizes import format_rate
 
 SPEEDS = (
     ("tok_s", "Writing", "Tokens per second, now"),
@@ -220,7 +220,7 @@ def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
 def _of(used: int | None, total: int | None) -> str:
     if used is None or total is None:
         return wording.UNKNOWN
-    return f"{used / 1e9:.1f} of {format_bytes(total)}"
+    return wording.of_memory(used, total)
 
 
 def _rate(bytes_s: float | None) -> str:

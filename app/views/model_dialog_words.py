@@ -13,7 +13,7 @@ from core.hub.cache import Installed
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
 from core.hub.verdict import Kind, Verdict
-from core.sizes import format_bytes, format_rate
+from core.sizes import format_bytes, format_memory, format_rate
 
 VERDICTS: dict[Kind, tuple[str, str, str]] = {
     "fits": ("Fits", "check", "ok"),
@@ -91,7 +91,7 @@ def memory(verdict: Verdict) -> list[tuple[str, str]]:
     return [
         (
             tr("Main memory") if device.device == "cpu" else tr("Graphics memory ({})").format(device.device),
-            tr("{} of {} free").format(format_bytes(device.used), format_bytes(device.free_before)),
+            tr("{} of {} free").format(format_memory(device.used), format_memory(device.free_before)),
         )
         for device in verdict.memory
     ]
