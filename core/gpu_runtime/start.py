@@ -1,0 +1,86 @@
+"""What becomes of the runtime at a start: used, or not and why. To be settled before torch is first imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from core.gpu_runtime.cards import find_nvidia
+from core.gpu_runtime.choice import Nvidia
+from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.trial import attempt
+
+Attempt = Callable[[Path, str], Verdict]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The installed runtime at this start: `version` "" = none; `why` is a sentence when it is not used."""
+
+    version: str = ""
+    used: bool = False
+    device: str = ""
+    why: str = ""
+
+
+def own_torch() -> str:
+    """The public version of the torch that the program came with, as "2.13.0"; "" without torch."""
+    try:
+        return version("torch").partition("+")[0]
+    except PackageNotFoundError:
+        return ""
+
+
+def computes_on_cards() -> bool:
+    """Whether the torch that an import would find now is a build for CUDA. Nothing is imported."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    libraries = Path(spec.origin).parent / "lib"
+    return any((libraries / name).exists() for name in ("libtorch_cuda.so", "torch_cuda.dll"))
+
+
+def stand(runtime: Runtime, torch: str, machine: Nvidia | None, verdict: Verdict | None) -> Standing:
+    """The decision, from what is known; without a verdict the runtime is not used."""
+    found = runtime.installed()
+    if not found:
+        return Standing()
+    if found.partition("+")[0] != torch:
+        return Standing(found, why=f"It is for torch {found.partition('+')[0]}, and this program has {torch}.")
+    if machine is None or not machine.cards:
+        return Standing(found, why="No NVIDIA card answers.")
+    if verdict is None or (verdict.version, verdict.driver) != (found, machine.driver):
+        return Standing(found, why="It was not tried with this driver.")
+    return Standing(found, verdict.works, verdict.device, verdict.why)
+
+
+def settle(runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, attempt: Attempt = attempt) -> Standing:
+    """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk."""
+    try:
+        if runtime.is_unwanted():
+            runtime.remove()
+        return _settle(runtime, find, attempt)
+    except OSError as error:
+        return Standing(runtime.installed(), why=f"Its folder cannot be used: {error.strerror or error}.")
+
+
+def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt) -> Standing:
+    found, torch = runtime.installed(), own_torch()
+    if not found:
+        return Standing()
+    machine, verdict = find(), runtime.verdict()
+    if machine and found.partition("+")[0] == torch and not _is_known(verdict, found, machine):
+        verdict = attempt(runtime.folder(found), machine.driver)
+        runtime.judge(verdict)
+    standing = stand(runtime, torch, machine, verdict)
+    if standing.used:
+        sys.path.insert(0, str(runtime.folder(found)))
+    return standing
+
+
+def _is_known(verdict: Verdict | None, found: str, machine: Nvidia) -> bool:
+    return verdict is not None and (verdict.version, verdict.driver) == (found, machine.driver)
