@@ -22,12 +22,13 @@ FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".jso
 
 
 class Commands(QObject):
-    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`."""
+    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`; `gpu_wished`."""
 
     load_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
+    gpu_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
         super().__init__(window)
@@ -50,6 +51,8 @@ class Commands(QObject):
                 self.settings_wished.emit()
             case "log":
                 self.log_wished.emit()
+            case "gpu":
+                self.gpu_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
             case "conversation":

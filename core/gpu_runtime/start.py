@@ -49,12 +49,12 @@ def stand(runtime: Runtime, torch: str, machine: Nvidia | None, verdict: Verdict
     found = runtime.installed()
     if not found:
         return Standing()
-    if found.partition("+")[0] != torch:
-        return Standing(found, why=f"It is for torch {found.partition('+')[0]}, and this program has {torch}.")
+    if _public(found) != torch:
+        return Standing(found, why=f"The GPU runtime is for torch {_public(found)}, and this program has {torch}.")
     if machine is None or not machine.cards:
         return Standing(found, why="No NVIDIA card answers.")
-    if verdict is None or (verdict.version, verdict.driver) != (found, machine.driver):
-        return Standing(found, why="It was not tried with this driver.")
+    if verdict is None or not _is_of(verdict, found, machine):
+        return Standing(found, why="The GPU runtime was not tried with this driver.")
     return Standing(found, verdict.works, verdict.device, verdict.why)
 
 
@@ -65,15 +65,15 @@ def settle(runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, at
             runtime.remove()
         return _settle(runtime, find, attempt)
     except OSError as error:
-        return Standing(runtime.installed(), why=f"Its folder cannot be used: {error.strerror or error}.")
+        return Standing(runtime.installed(), why=f"The GPU runtime's folder cannot be used: {error.strerror or error}.")
 
 
 def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt) -> Standing:
-    found, torch = runtime.installed(), own_torch()
+    found = runtime.installed()
     if not found:
         return Standing()
-    machine, verdict = find(), runtime.verdict()
-    if machine and found.partition("+")[0] == torch and not _is_known(verdict, found, machine):
+    torch, machine, verdict = own_torch(), find(), runtime.verdict()
+    if machine and machine.cards and _public(found) == torch and not (verdict and _is_of(verdict, found, machine)):
         verdict = attempt(runtime.folder(found), machine.driver)
         runtime.judge(verdict)
     standing = stand(runtime, torch, machine, verdict)
@@ -82,5 +82,10 @@ def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attemp
     return standing
 
 
-def _is_known(verdict: Verdict | None, found: str, machine: Nvidia) -> bool:
-    return verdict is not None and (verdict.version, verdict.driver) == (found, machine.driver)
+def _public(found: str) -> str:
+    return found.partition("+")[0]
+
+
+def _is_of(verdict: Verdict, found: str, machine: Nvidia) -> bool:
+    """Whether a verdict is on this build with this driver."""
+    return (verdict.version, verdict.driver) == (found, machine.driver)

@@ -5,6 +5,7 @@ gpu-runtime/VERSION.partial/  one being unpacked
 gpu-runtime/downloads/        wheels on their way, as a cache of the Hub's kind
 gpu-runtime/verdict.json      how the last trial ended
 gpu-runtime/starting          there while a start with the runtime has not got to its end
+gpu-runtime/offered           there when the person was told of the runtime
 gpu-runtime/unwanted          there when the person removed it while it was in use
 """
 
@@ -102,6 +103,18 @@ class Runtime:
 
     def is_unwanted(self) -> bool:
         return (self.root / "unwanted").exists()
+
+    def was_offered(self) -> bool:
+        """Whether the person was told once that a card could be used."""
+        return (self.root / "offered").exists()
+
+    def mark_offered(self) -> None:
+        """Remember it; a folder that may not be written forgets it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / "offered").touch()
+        except OSError:
+            return
 
     def drop_downloads(self) -> None:
         """Delete wheels, whole and unfinished. Raises OSError."""
