@@ -75,6 +75,24 @@ class Governor:
         self._loaded.to_host()
         return Replanned(f"{error.what} The reply goes on without it.", self._loaded.plan)
 
+    def keep_to(self, vram: int | None, ram: int | None) -> Replanned:
+        """Plan anew within a person's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
+        loaded = self._loaded
+        loaded.look_for_device()
+        before = loaded.vram_cap, loaded.ram_cap
+        loaded.vram_cap, loaded.ram_cap = vram, ram
+        plan = self._plan(vram)
+        if plan.fits == "no":
+            loaded.vram_cap, loaded.ram_cap = before
+            raise NotEnoughMemory(plan.reason, "", "Allow it more memory, or load a smaller model.")
+        try:
+            loaded.move_to(plan)
+        except (NotEnoughMemory, DeviceLost) as error:
+            if (change := self.after_failure(error)) is None:
+                raise
+            return change
+        return Replanned(loaded.plan.reason, loaded.plan)
+
     def _look_for_device(self, now: float) -> Replanned | None:
         """Whether a card that was left has room again."""
         if not self._loaded.can_use_device or now - self._looked_at < RETURN_EVERY_S:

@@ -141,6 +141,8 @@ class HeteroLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), on the device."""
+        if x.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
+            x = self.accelerator.to_device(x)
         flat = x.reshape(-1, x.shape[-1])
         whole = self.resident is not None and self.resident.rows == self.host.rows
         return (self._whole(flat) if whole else self._divided(x, flat)).view(*x.shape[:-1], self.host.rows)

@@ -37,10 +37,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
     keys: Any  # Tensor once it is initialised
     values: Any
 
-    def __init__(self, capacity: int, allocate: Allocate = on_host) -> None:
+    def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
         super().__init__()
         self.capacity = capacity
         self.allocate = allocate
+        self.home = home
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -57,7 +58,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         start, self.length = self.length, self.length + key_states.shape[-2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return self._hand_over(0, self.length)
+
+    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
+        return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:
         return self.length
@@ -84,8 +89,10 @@ class SlidingLayer(PreallocatedLayer):
 
     is_sliding = True
 
-    def __init__(self, window: int, capacity: int, allocate: Allocate = on_host) -> None:
-        super().__init__(min(capacity, window + SLIDING_SLACK), allocate)
+    def __init__(
+        self, window: int, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None
+    ) -> None:
+        super().__init__(min(capacity, window + SLIDING_SLACK), allocate, home)
         self.window = window
         self.offset = 0
 
@@ -99,7 +106,7 @@ class SlidingLayer(PreallocatedLayer):
         self.length += key_states.shape[-2]
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
-        return self.keys[:, :, first:end], self.values[:, :, first:end]
+        return self._hand_over(first, end)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         first = max(self.length - self.window + 1, 0)
@@ -129,10 +136,17 @@ class SlidingLayer(PreallocatedLayer):
 class KVCache(Cache):  # type: ignore[misc]
     """The cache of one conversation for one model; `tokens` are the ids whose states it holds."""
 
-    def __init__(self, config: Any, capacity: int, allocate: Mapping[int, Allocate] = MappingProxyType({})) -> None:
-        """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM."""
+    def __init__(
+        self,
+        config: Any,
+        capacity: int,
+        allocate: Mapping[int, Allocate] = MappingProxyType({}),
+        home: torch.device | None = None,
+    ) -> None:
+        """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM; `home`:
+        where a model wants all states handed over whose attention is its own (ours goes to where they lie)."""
         layers = DynamicCache(config=config).layers
-        super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host)) for i, one in enumerate(layers)])
+        super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host), home) for i, one in enumerate(layers)])
         self.capacity = capacity
         self.tokens: list[int] = []
         family = config.get_text_config(decoder=True).model_type
@@ -195,12 +209,12 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _ours(layer: Any, capacity: int, allocate: Allocate) -> Any:
+def _ours(layer: Any, capacity: int, allocate: Allocate, home: torch.device | None) -> Any:
     """Our layer in place of transformers' own where its kind is known exactly."""
     if type(layer) is DynamicLayer:
-        return PreallocatedLayer(capacity, allocate)
+        return PreallocatedLayer(capacity, allocate, home)
     if type(layer) is DynamicSlidingWindowLayer:
-        return SlidingLayer(layer.sliding_window, capacity, allocate)
+        return SlidingLayer(layer.sliding_window, capacity, allocate, home)
     return layer
 
 

@@ -69,7 +69,7 @@ class LanguageModel:
             inputs["logits_to_keep"] = keep
         if self._takes_positions:  # some families (Bamba) would count from 0 at every pass
             start = len(cache.tokens)
-            inputs["position_ids"] = torch.arange(start, start + len(ids)).unsqueeze(0)
+            inputs["position_ids"] = torch.arange(start, start + len(ids), device=self.placement.device).unsqueeze(0)
         return inputs
 
     def _undo(self, cache: KVCache, length: int) -> None:

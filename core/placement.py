@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core import experts
+from core import attention, experts
 from core.accelerators.base import Accelerator
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
@@ -122,7 +122,13 @@ class DevicePlacement:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
         layers = [layer.layer for layer in self._kv_layers]
         on_device = {layer for layer, gpu in zip(layers, plan.kv_devices, strict=True) if gpu >= 0}
-        return KVCache(config, plan.context, dict.fromkeys(on_device, self.accelerator.empty))
+        own_attention = config._attn_implementation != attention.NAME
+        return KVCache(
+            config,
+            plan.context,
+            dict.fromkeys(on_device, self.accelerator.empty),
+            self.device if own_attention else None,
+        )
 
     def close(self) -> None:
         """Give the device's memory back and leave the module tree as it was, but for its linears."""
@@ -220,10 +226,12 @@ class DeviceRest:
                     if tensor is not None:
                         self._originals.append((holder, name, tensor))
         moved: dict[int, Any] = {}
-        for holder, name, tensor in self._originals:
+        for _, _, tensor in self._originals:
             if id(tensor) not in moved:
                 copy = uploads.tensor(tensor.data)
                 moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+        # Only when all are there: the device may be lost or full in between.
+        for holder, name, tensor in self._originals:
             holder[name] = moved[id(tensor)]
         module.set_input_embeddings(HostEmbedding(self._table, accelerator))
 

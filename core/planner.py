@@ -13,7 +13,7 @@ from core.assembly import assemble
 from core.cost import TYPICAL_CONTEXT, Machine
 from core.layouts import Layout, choose, comparable, cpu_layout, gpu_layouts
 from core.plan_words import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
-from core.sizes import GIB, MIB, format_bytes
+from core.sizes import GIB, MIB, format_memory
 from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.tuning import fully_resident
 
@@ -58,9 +58,9 @@ def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> I
     for now, then in zip(hardware.gpus, idle.gpus, strict=True):
         if (others := then.vram_free - now.vram_free) > WORTH_CLOSING:
             freed = replace(hardware, gpus=tuple(then if gpu is now else gpu for gpu in hardware.gpus))
-            yield f"Closing {format_bytes(others)} of other programs' graphics memory", freed, asked
+            yield f"Closing {format_memory(others)} of other programs' graphics memory", freed, asked
     if (others := idle.cpu.ram_free - hardware.cpu.ram_free) > WORTH_CLOSING:
-        yield f"Closing {format_bytes(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
+        yield f"Closing {format_memory(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
     if plan.context > LEAST_CONTEXT:
         yield f"A context of {LEAST_CONTEXT} tokens", hardware, replace(asked, context=LEAST_CONTEXT)
     for format in FORMATS[FORMATS.index(plan.format) + 1 :]:

@@ -207,12 +207,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """This machine. `measured` is False where the rates are guesses: from a table, or taken while others worked."""
+    """This machine. `measured` is False where the rates are guesses: from a table, or taken while others worked;
+    `unusable`: why a card that is there cannot be used."""
 
     cpu: Cpu
     gpus: tuple[Gpu, ...] = ()
     disk_bytes_s: float = 500e6
     measured: bool = True
+    unusable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pytestqt.qtbot import QtBot
+
+if TYPE_CHECKING:
+    from PySide6.QtCore import SignalInstance
+    from pytestqt.wait_signal import SignalBlocker
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
@@ -19,6 +24,9 @@ class PatientBot(QtBot):
 
     def waitUntil(self, callback: Callable[[], bool | None], *, timeout: int = 30_000) -> None:
         super().waitUntil(callback, timeout=timeout)
+
+    def waitSignal(self, signal: SignalInstance, *, timeout: int = 30_000, **how: Any) -> SignalBlocker:
+        return super().waitSignal(signal, timeout=timeout, **how)
 
 
 @pytest.fixture

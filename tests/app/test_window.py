@@ -95,7 +95,7 @@ def test_send_becomes_stop_in_its_place_and_stop_keeps_what_came(qtbot: QtBot, s
     assert button.accessibleName() == "Stop"
     assert button.geometry() == place
     QTest.mouseClick(button, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: app.session.state.phase == "ready", timeout=1000)
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
     turn = app.chat.turn(1)
     assert turn.end == "stopped"
     assert turn.content.startswith("word")
@@ -109,7 +109,7 @@ def test_escape_stops(qtbot: QtBot, start: Start) -> None:
     app.window.composer.submitted.emit("Go")
     qtbot.waitUntil(lambda: app.session.state.phase == "replying")
     QTest.keyClick(app.window.composer.edit, Qt.Key.Key_Escape)
-    qtbot.waitUntil(lambda: not app.session.state.busy, timeout=1000)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
     assert app.chat.turn(1).end == "stopped"
 
 

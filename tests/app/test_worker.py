@@ -47,7 +47,7 @@ def test_stop_ends_what_runs_and_what_waits(qtbot: QtBot) -> None:
     told = Told(worker)
     tickets = [worker.chat(REQUEST), worker.chat(REQUEST)]
     worker.stop()
-    qtbot.waitUntil(lambda: told.done == tickets, timeout=1000)
+    qtbot.waitUntil(lambda: told.done == tickets)
     assert all(isinstance(told.of(ticket)[-1], Finished) for ticket in tickets)
     worker.close()
 

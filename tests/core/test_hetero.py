@@ -15,6 +15,7 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import parse_simulation
 from core.conversion import HostWeights
 from core.engine import Engine
+from core.errors import NotEnoughMemory
 from core.events import Event, Failed, Finished, LoadOptions, Message, Piece, Prefill, Replanned, Request, Sampling
 from core.generate import Token, generate
 from core.kernels.select import KernelTable
@@ -245,6 +246,45 @@ def test_card_shrinks_and_grows_in_mid_reply(
     for _ in range(2):
         assert text_of(list(engine.chat(ask()))) == expected
     assert device.memory().used > 12 << 20
+
+
+def test_a_person_limits_the_card_and_gives_it_back(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    model, before = loaded.model, device_of(engine).memory().used
+    assert text_of(list(engine.chat(ask()))) == expected
+    for vram, most in ((12 << 20, 12 << 20), (None, CARD_BYTES), (0, 0), (None, CARD_BYTES)):
+        (event,) = engine.replan(vram, None)
+        assert isinstance(event, Replanned), event
+        assert event.plan == loaded.plan
+        assert device_of(engine).memory().used <= most
+        assert text_of(list(engine.chat(ask()))) == expected
+    assert device_of(engine).memory().used >= before
+    assert loaded.model is model, "nothing was loaded again"
+
+
+def test_a_limit_that_cannot_be_kept_to_changes_nothing(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    plan = loaded.plan
+    (event,) = engine.replan(None, 1 << 20)
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, NotEnoughMemory)
+    assert (loaded.plan, loaded.ram_cap) == (plan, None)
+    assert text_of(list(engine.chat(ask()))) == expected
+
+
+def test_a_card_that_was_lost_is_used_again_when_it_is_back(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    for in_reply in (True, False):
+        device = device_of(engine)
+        device.lose()
+        if in_reply:
+            assert text_of(list(engine.chat(ask()))) == expected
+            assert loaded.plan.gpu == -1
+        (event,) = engine.replan(None, None)
+        assert isinstance(event, Replanned)
+        assert loaded.plan.gpu == 0
+        assert device_of(engine) is not device
+        assert text_of(list(engine.chat(ask()))) == expected
 
 
 def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path) -> None:
