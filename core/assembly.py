@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.accounts import gpu_workspace, host_workspace, kv_split, ram_margin, vram_limit, vram_margin
+from core.accounts import gpu_workspace, host_workspace, kv_split, ram_margin, vram_margin
 from core.cost import TYPICAL_CONTEXT, Machine
 from core.layouts import Choice
 from core.spec import (
     QUANTUM,
-    Budget,
     BytesPerToken,
     Confidence,
     DeviceMemory,
@@ -33,7 +32,7 @@ HOPELESS_TOK_S = 1 / 30
 SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "derived": (0.75, 1.2), "guess": (0.5, 1.5)}
 
 
-def assemble(spec: ModelSpec, budget: Budget, strategy: Strategy, format: Format, context: int, best: Choice) -> Plan:
+def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Choice) -> Plan:
     """The plan of the chosen layout; its `reason` is still empty."""
     machine, storage = best.layout.machine, spec.storage(format)
     hardware = machine.hardware
@@ -41,8 +40,6 @@ def assemble(spec: ModelSpec, budget: Budget, strategy: Strategy, format: Format
     confidence = _confidence(machine, storage)
     decode = _prediction(1 / best.decode.total, confidence)
     reading = _bytes_per_token(spec, storage, linears, best, context)
-    everything = all(linear.resident == linear.rows for linear in linears)
-    index = machine.gpu.index if machine.gpu else -1
     return Plan(
         model=spec.name,
         strategy=strategy,
@@ -53,10 +50,9 @@ def assemble(spec: ModelSpec, budget: Budget, strategy: Strategy, format: Format
         context=context,
         prefill_chunk=best.layout.chunk,
         threads=machine.threads,
-        gpu=index,
+        gpu=machine.gpu.index if machine.gpu else -1,
         linears=linears,
         kv_devices=best.layout.kv_devices,
-        embedding_device=index if everything and _embedding_fits(spec, storage, linears, best, budget, context) else -1,
         ring=best.layout.ring,
         memory=_memory(spec, storage, linears, best, context),
         decode=decode,
@@ -133,17 +129,6 @@ def _memory(
 def device_name(gpu: Gpu) -> str:
     """The name that a card's memory is listed under: 'cuda:0'."""
     return f"{gpu.kind}:{gpu.index}"
-
-
-def _embedding_fits(
-    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Choice, budget: Budget, context: int
-) -> bool:
-    if best.layout.machine.gpu is None:
-        return False
-    if spec.head_tied and storage == spec.stored_dtype:
-        return True
-    used = _memory(spec, storage, linears, best, context)[-1].used
-    return used + spec.embedding_bytes <= vram_limit(best.layout.machine.gpu, budget)
 
 
 def _bytes_per_token(

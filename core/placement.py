@@ -80,7 +80,7 @@ class DevicePlacement:
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
         }
         self.device = accelerator.device
-        self._rest = DeviceRest(module, accelerator, self._uploads, plan)
+        self._rest = DeviceRest(module, accelerator, self._uploads)
 
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
@@ -211,13 +211,13 @@ class HostEmbedding(nn.Module):
 
 
 class DeviceRest:
-    """What is no linear's weight (norms, tables, buffers) on the device, and the originals to go back to."""
+    """What is no linear's weight (norms, buffers) on the device, and the originals to go back to."""
 
-    def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads, plan: Plan) -> None:
+    def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads) -> None:
         self._module = module
         self._table = module.get_input_embeddings()
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        kept_back = set(self._table.modules()) if plan.embedding_device < 0 else set()
+        kept_back = set(self._table.modules())
         for child in module.modules():
             if child in kept_back or isinstance(child, HeteroLinear):
                 continue
@@ -233,8 +233,7 @@ class DeviceRest:
         # Only when all are there: the device may be lost or full in between.
         for holder, name, tensor in self._originals:
             holder[name] = moved[id(tensor)]
-        if kept_back:
-            module.set_input_embeddings(HostEmbedding(self._table, accelerator))
+        module.set_input_embeddings(HostEmbedding(self._table, accelerator))
 
     def restore(self) -> None:
         """Put the host's tensors back; the device may be gone."""

@@ -118,7 +118,7 @@ def _place_as(
     # A simulated card was asked for by name; a real one must be worth it.
     if not layouts or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
         layouts.append(cpu_layout(spec, storage, Machine(hardware, None, profile, threads), budget, context))
-    return assemble(spec, budget, strategy, format, context, choose(layouts, spec, occupied))
+    return assemble(spec, strategy, format, context, choose(layouts, spec, occupied))
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

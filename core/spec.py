@@ -351,9 +351,9 @@ class Plan:
     """Where everything lies and who computes it: decided by `planner.place`, carried out by the model.
 
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
-    (a GPU's index or -1), as `embedding_device` has for the input tables. `mapped`: weights are used straight from the
-    files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections
-    that the times contain.
+    (a GPU's index or -1); the input table stays in RAM. `mapped`: weights are used straight from the files; `from_disk`
+    bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections that the times
+    contain.
     """
 
     model: str
@@ -368,7 +368,6 @@ class Plan:
     gpu: int
     linears: tuple[LinearPlan, ...]
     kv_devices: tuple[int, ...]
-    embedding_device: int
     ring: Ring
     memory: tuple[DeviceMemory, ...]
     decode: Prediction

@@ -110,7 +110,7 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
         "ideal_ms": round(plan.ideal_ms, 3),
         "efficiency": round(plan.ideal_ms / (p50 * 1e3), 3),
         "predicted_decode_tok_s": round(plan.decode.likely, 3),
-        "peak_rss_bytes": _peak_rss(),
+        "peak_rss_bytes": peak_rss(),
         "peak_vram_bytes": max(peaks, default=0),
         "output_sha256": hashlib.sha256(repr(run.tokens).encode()).hexdigest(),
     }
@@ -125,7 +125,7 @@ def _ceilings(plan: Plan, hardware: Hardware) -> dict[str, float]:
     }
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """The most memory that this process has held, in bytes."""
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):

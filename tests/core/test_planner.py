@@ -249,7 +249,7 @@ def test_without_a_card_everything_is_the_cpus() -> None:
 def test_a_model_that_fits_is_wholly_resident() -> None:
     plan = place(model("opt-6.7b"), A10, Budget())
     assert all(linear.resident == linear.rows for linear in plan.linears)
-    assert plan.embedding_device == plan.gpu == 0
+    assert plan.gpu == 0
     assert plan.ring.total == 0
 
 

@@ -1,0 +1,283 @@
+"""What the heterogeneous core promises, measured on the simulated card (which computes on the CPU's own cores).
+
+    python -m tests.bench.heterogeneous strategies|predictions|phases|live|memory [--shape llama-3.2-1b] [--json]
+
+`strategies`: each way to use the card, the link at a quarter of the CPU's measured rate. `predictions`: predicted
+against measured decoding, over formats, links and VRAM. `phases`: the shares of decoding and of prefill, each in its
+own phase and in the other's; as the card's work is done by the CPU, only decoding can tell here. `live`: VRAM cut in
+mid-reply and given back. `memory`: the most RAM held beside the program and the simulated card's memory, and the plan's
+figure. Keep the machine quiet meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+
+from core.accelerators.simulated import SimulatedAccelerator
+from core.commands.bench import peak_rss
+from core.environment import prepare_environment
+from core.events import LoadOptions, never
+from core.generate import Token, generate
+from core.governor import Governor
+from core.kernels.inputs import HostInput
+from core.loading import LoadedModel, load_model
+from core.machine import Machine, open_machine
+from core.model import LanguageModel
+from core.placement import DevicePlacement
+from core.places import cache_folder
+from core.planner import place
+from core.sizes import GIB, MIB
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Strategy
+
+STRATEGIES: tuple[Strategy, ...] = ("hetegen", "cpu", "stream", "serial")
+PROMPT, CONTEXT = 512, 1024
+AT_PACE, MOST_TRIES = 0.12, 3
+"""A run is repeated while the machine is not as fast as when it was measured."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of the prompt and of each new token, the ids, and the parts of decoding that the link and the CPU's cores
+    were busy."""
+
+    prefill_s: float
+    steps_s: tuple[float, ...]
+    tokens: tuple[int, ...]
+    link_busy: float
+    cores_busy: float
+    peak: int
+
+    @property
+    def decode_s(self) -> float:
+        return statistics.median(self.steps_s)
+
+
+class Model:
+    """A shape in one format, to be placed in many ways."""
+
+    def __init__(self, shape: str, format: Format) -> None:
+        options = LoadOptions(format=format, context=CONTEXT)
+        steps = load_model(f"shape:{shape}", options)
+        self._loaded = next(step for step in steps if isinstance(step, LoadedModel))
+        self.spec, self.format = self._loaded.spec, format
+
+    def plan(self, machine: Machine, strategy: Strategy = "hetegen") -> Plan:
+        return place(self.spec, machine.now(), Budget(context=CONTEXT, format=self.format), strategy)
+
+    def run(self, machine: Machine, plan: Plan, new_tokens: int, prompt_tokens: int = PROMPT) -> Run:
+        """Carry a plan out on a fresh simulated card."""
+        machine.close()
+        device = machine.accelerator(0)
+        assert isinstance(device, SimulatedAccelerator)
+        module = self._loaded.source.module
+        placement = DevicePlacement(module, self._loaded.weights, plan, device, self.spec.kv_layers)
+        for _ in placement.apply(plan):
+            pass
+        model, cache = LanguageModel(module, placement), placement.make_cache(module.config, plan)
+        rng = random.Random(0)
+        prompt = [rng.randrange(self.spec.vocab) for _ in range(prompt_tokens)]
+        model.forward(prompt[:16], cache)  # first calls of every kernel
+        cache.reset()
+        began = time.perf_counter()
+        for start in range(0, len(prompt), plan.prefill_chunk):
+            logits = model.forward(prompt[start : start + plan.prefill_chunk], cache)
+        prefill_s = time.perf_counter() - began
+        tokens, steps, busy = [], [], device.link_busy_s
+        began, computed = time.perf_counter(), time.process_time()
+        for _ in range(new_tokens):
+            tokens.append(int(logits[-1].argmax()))
+            start_s = time.perf_counter()
+            logits = model.forward(tokens[-1:], cache)
+            steps.append(time.perf_counter() - start_s)
+        elapsed = time.perf_counter() - began
+        link_busy = (device.link_busy_s - busy) / elapsed
+        cores_busy = (time.process_time() - computed) / elapsed / (psutil.cpu_count() or 1)
+        peak = device.memory().peak
+        placement.close()
+        machine.close()
+        return Run(prefill_s, tuple(steps), tuple(tokens), link_busy, cores_busy, peak)
+
+    def rate(self, machine: Machine) -> float:
+        """Bytes per second that the CPU's kernel for this format was measured with."""
+        rates = {rate.storage: rate.bytes_s for rate in machine.hardware.cpu.rates}
+        return rates[self.spec.storage(self.format)]
+
+    def pace(self, machine: Machine) -> float:
+        """What the CPU does now of the rate that was measured: other programs (or virtual machines) take of it."""
+        head = self._loaded.weights[self.spec.head][0]
+        x = torch.ones(1, head.columns, dtype=torch.bfloat16)
+        taken = []
+        for _ in range(9):
+            start = time.perf_counter()
+            head.matmul(HostInput(x), 0, head.rows)
+            taken.append(time.perf_counter() - start)
+        return head.rows * head.row_bytes / statistics.median(taken) / self.rate(machine)
+
+
+def machine_with(vram_gib: float, link: float) -> Machine:
+    return open_machine(cache_folder(), f"vram={int(vram_gib * 1024)}MiB,link={link / 1e9:.2f}GB/s")
+
+
+def strategies(shape: str) -> Iterator[Row]:
+    model = Model(shape, "bf16")
+    machine = machine_with(1, model.rate(machine_with(1, 8e9)) / 4)
+    for strategy in STRATEGIES:
+        plan = model.plan(machine, strategy)
+        run = model.run(machine, plan, 24)
+        yield {
+            "strategy": strategy,
+            "link_gb_s": round(machine.hardware.gpus[0].link.h2d_pinned / 1e9, 2),
+            **compared(plan, run),
+            "efficiency": round(plan.ideal_ms / 1e3 / run.decode_s, 2),
+            "link_busy": round(run.link_busy, 2),
+            "cores_busy": round(run.cores_busy, 2),
+            "prefill_tok_s": round(PROMPT / run.prefill_s, 1),
+            "predicted_prefill_tok_s": round(plan.prefill.likely, 1),
+            "peak_vram": run.peak,
+            "sha256": hashlib.sha256(repr(run.tokens).encode()).hexdigest()[:12],
+        }
+
+
+def compared(plan: Plan, run: Run) -> Row:
+    measured = 1 / run.decode_s
+    return {
+        "decode_tok_s": round(measured, 2),
+        "predicted_tok_s": round(plan.decode.likely, 2),
+        "error": round(plan.decode.likely / measured - 1, 3),
+    }
+
+
+def predictions(shape: str) -> Iterator[Row]:
+    for format, settings in (
+        ("bf16", ((1, 4, "hetegen"), (2, 8, "hetegen"), (1, 4, "stream"))),
+        ("int8", ((0.5, 4, "hetegen"), (1, 12, "hetegen"), (0.5, 2, "serial"))),
+        ("int4", ((0.375, 4, "hetegen"), (0.75, 8, "hetegen"))),
+    ):
+        model = Model(shape, format)
+        for vram_gib, link, strategy in settings:
+            machine = machine_with(vram_gib, link * 1e9)
+            plan = model.plan(machine, strategy)
+            setting = {"format": format, "vram_gib": vram_gib, "link_gb_s": link, "strategy": strategy}
+            for _ in range(MOST_TRIES):
+                before = model.pace(machine)
+                run = model.run(machine, plan, 24, 128)
+                paces = {"pace_before": round(before, 2), "pace_after": round(model.pace(machine), 2)}
+                if all(abs(pace - 1) < AT_PACE for pace in paces.values()):
+                    break
+            yield setting | compared(plan, run) | paces
+        del model
+        gc.collect()
+
+
+def phases(shape: str) -> Iterator[Row]:
+    """Decode's shares in all phases against prefill's in all phases, on a card with a rate of its own."""
+    model = Model(shape, "int8")
+    machine = open_machine(cache_folder(), f"vram={GIB // 2},link=20GB/s,gpu=300GB/s")
+    plan = model.plan(machine)
+    for name, bucket in (("decode's shares", DECODE), ("prefill's shares", PREFILL)):
+        linears = tuple(everywhere(linear, bucket) for linear in plan.linears)
+        run = model.run(machine, replace(plan, linears=linears), 16)
+        streamed = sum(one.shares[0].streamed for one in linears) / sum(one.rows for one in linears)
+        yield {
+            "shares": name,
+            "streamed_rows": round(streamed, 3),
+            "decode_tok_s": round(1 / run.decode_s, 2),
+            "prefill_tok_s": round(PROMPT / run.prefill_s, 1),
+        }
+
+
+def everywhere(linear: LinearPlan, bucket: int) -> LinearPlan:
+    """The same shares in every phase."""
+    rows = linear.shares[bucket]
+    return replace(linear, shares=(rows,) * len(BUCKET_TOKENS))  # type: ignore[arg-type]
+
+
+def live(shape: str) -> Iterator[Row]:
+    """VRAM cut from 6 GiB to 1 GiB and given back, while one reply is decoded."""
+    cut, back, end = 30, 80, 160
+    undisturbed = [token for token, _, _ in reply(shape, end, {})]
+    steps = list(reply(shape, end, {cut: GIB, back: 6 * GIB}))
+    at = [seconds for _, seconds, _ in steps]
+    under = next(index for index in range(cut, back) if steps[index][2] <= GIB)
+    yield {
+        "identical_tokens": [token for token, _, _ in steps] == undisturbed,
+        "seconds_to_be_under_the_cap": round(at[under] - at[cut], 2),
+        "stays_under": all(used <= GIB for _, _, used in steps[under:back]),
+        "used_before_during_after_mib": [steps[index][2] // MIB for index in (cut - 1, back - 1, end - 1)],
+        "tok_s_before_during_after": [
+            round((last - first) / (at[last] - at[first]), 1)
+            for first, last in ((cut // 2, cut - 1), (back - 30, back - 1), (end - 30, end - 1))
+        ],
+    }
+
+
+def reply(shape: str, new_tokens: int, capacities: dict[int, int]) -> Iterator[tuple[int, float, int]]:
+    """Each token's id, its moment and the card's bytes in use; the card has another capacity from some tokens on."""
+    options = LoadOptions(format="bf16", context=CONTEXT, simulate_gpu="vram=6GiB,link=8GB/s")
+    loaded = next(one for one in load_model(f"shape:{shape}", options) if isinstance(one, LoadedModel))
+    device = loaded.machine.accelerator(0)
+    assert isinstance(device, SimulatedAccelerator)
+    governor = Governor(loaded)
+    rng = random.Random(0)
+    prompt = [rng.randrange(loaded.spec.vocab) for _ in range(64)]
+    steps = generate(loaded.model, loaded.cache, prompt, lambda row, _: int(row.argmax()), never)
+    tokens = (step for step in steps if isinstance(step, Token))
+    for number, token in zip(range(new_tokens), tokens, strict=False):
+        if number in capacities:
+            device.resize(capacities[number])
+        if (change := governor.after_token()) is not None:
+            print(f"token {number}: {change.reason}", flush=True)
+        yield token.id, time.perf_counter(), device.memory().used
+    loaded.close()
+    del loaded, steps, tokens, governor
+    gc.collect()
+
+
+def memory(shape: str) -> Iterator[Row]:
+    machine_with(1, 8e9)  # measured before, so that it takes no memory meanwhile
+    gc.collect()
+    program = psutil.Process().memory_info().rss
+    options = LoadOptions(format="bf16", context=CONTEXT, simulate_gpu="vram=1GiB,link=8GB/s")
+    # Streaming uses all that is planned for, the ring too.
+    loaded = next(one for one in load_model(f"shape:{shape}", options, "stream") if isinstance(one, LoadedModel))
+    loaded.model.forward(range(loaded.plan.prefill_chunk), loaded.cache)
+    for token in range(8):
+        loaded.model.forward([token], loaded.cache)
+    card = loaded.machine.accelerator(0).memory().peak
+    held, planned = peak_rss() - program - card, loaded.plan.memory[0].used
+    yield {"held": held, "planned": planned, "ratio": round(held / planned, 3), "program": program, "card": card}
+    loaded.close()
+
+
+def main() -> None:
+    parts = {"strategies": strategies, "predictions": predictions, "phases": phases, "live": live, "memory": memory}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--shape", default="llama-3.2-1b")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    prepare_environment()
+    torch.set_num_threads(open_machine(cache_folder()).hardware.cpu.threads)
+    rows = []
+    for row in parts[options.part](options.shape):
+        rows.append(row)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if options.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
