@@ -23,6 +23,7 @@ from core.environment import prepare_environment
 from core.events import LoadOptions
 from core.hetero_linear import HostLinear
 from core.loading import LoadedModel, load_model
+from core.norms import NativeRMSNorm
 
 KERNELS = {"_matmul": "matmuls", "_prepare": "quantising inputs", "_attention": "attention"}
 """The library's calls, inside and outside of which time is told apart."""
@@ -79,7 +80,7 @@ def read_prompt(loaded: LoadedModel, tokens: int) -> None:
 
 
 def watch(loaded: LoadedModel, clock: Clock) -> None:
-    """Put a clock around the library's calls and around every module without children."""
+    """Put a clock around the library's calls and around every norm and every module without children."""
     from core.kernels.native import instruction_sets, open_library
 
     for name in instruction_sets():
@@ -89,7 +90,7 @@ def watch(loaded: LoadedModel, clock: Clock) -> None:
     for layer in loaded.cache.layers:
         layer.update = clock.around("KV cache", layer.update)
     for module in loaded.source.module.modules():
-        if not any(True for _ in module.children()):
+        if isinstance(module, NativeRMSNorm) or not any(True for _ in module.children()):
             part = "around matmuls" if isinstance(module, HostLinear) else type(module).__name__
             own: nn.Module = module
             own.forward = clock.around(part, own.forward)
