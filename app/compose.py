@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
 from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
+from PySide6.QtWidgets import QDialog
 
 from app import language, notices, window_state, wording
 from app.advice import Advice, Adviser
@@ -16,6 +18,7 @@ from app.chat_model import ChatModel
 from app.commands import Commands
 from app.conversation import Conversation, Turn
 from app.diagnostics import diagnostics
+from app.gpu_desk import GpuDesk
 from app.library import Library
 from app.model_desk import ModelDesk, late_judge
 from app.observer import Observer
@@ -25,17 +28,24 @@ from app.recommended import recommended
 from app.resources import assets
 from app.session import Session, State
 from app.settings import PRESETS, Settings
+from app.sleep import SleepWatch
 from app.telemetry import Sample
 from app.theme import Theme
+from app.updates import Answer, Updates
 from app.views.live_view import LiveView, Telemetry
 from app.views.sidebar import Sidebar
 from app.window import MainWindow
 from app.window_state import WindowState
 from app.worker import EngineLike, Worker
 from core.events import LoadOptions, Sampling
-from core.places import builtin_model
+from core.gpu_runtime.start import Standing
+from core.gpu_runtime.store import Runtime
+from core.hub.client import Client
+from core.hub.environment import hub_environment
+from core.places import builtin_model, gpu_runtime
 
 ADVICE_MS = 4000
+LIMITS_MS = 800
 
 
 def make_engine() -> EngineLike:
@@ -45,12 +55,18 @@ def make_engine() -> EngineLike:
     return Engine()
 
 
+def package_client() -> Client:
+    """For the indexes and servers of Python packages; no token is ever sent there."""
+    return Client("https://download.pytorch.org", offline=hub_environment(os.environ).offline)
+
+
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line asked for: which model, and how much of the machine."""
+    """What the command line asked for, which model and how much of the machine; and what the start settled."""
 
     model: str = ""
     options: LoadOptions = field(default_factory=LoadOptions)
+    gpu: Standing = field(default_factory=Standing)
 
 
 class Application(QObject):
@@ -63,24 +79,33 @@ class Application(QObject):
         self.preferences = Preferences(self._places)
         self._remembered = window_state.read(self._window_file)
         self._closed = False
+        self.restarts = False
+        """Whether the program is to be started again once it has ended."""
         self._sample: Sample | None = None
         self._cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
         # Kept by a name of ours: Qt does not own translators.
         self._words = language.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
         self.chat = ChatModel()
-        self.worker = Worker(engine)
+        self.gpu = GpuDesk(Runtime(gpu_runtime()), wishes.gpu, package_client)
+        self.worker = Worker(self.gpu.guarded(engine))
         self.session = Session(self.worker, self.chat, self._sampling)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
-        self.observer = Observer(self._options())
+        self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
         self.adviser = Adviser(late_judge(self._options), recommended(assets()))
         self.commands = Commands(self.window, self.session, self.chat, self.library)
+        self.updates = Updates()
+        self._answer: Answer | None = None
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.adviser.ask)
+        # Not with every digit that is typed.
+        self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
+        self._limits_later.timeout.connect(self._apply_limits)
+        self.sleep_watch = SleepWatch(parent=self)
         self._idle = QTimer(self, singleShot=True)
         self._idle.timeout.connect(self.session.rest)
         self._connect_session()
@@ -98,17 +123,26 @@ class Application(QObject):
         self.commands.load_wished.connect(self.load)
         self.commands.settings_wished.connect(self._open_settings)
         self.commands.log_wished.connect(self._open_settings)
+        self.commands.gpu_wished.connect(self._open_gpu)
+        self.gpu.notice.connect(self.window.notices.add)
+        self.gpu.restart_wished.connect(self._restart)
         self.preferences.changed.connect(self._on_settings)
         self.preferences.changed.connect(self.models.on_settings)
+        self.preferences.limited.connect(self._limits_later.start)
         self.preferences.notice.connect(self.window.notices.add)
         self.commands.models_wished.connect(self.models.open)
+        self.commands.about_wished.connect(self._open_about)
+        self.updates.answered.connect(self._on_update_answer)
         self.models.chosen.connect(self.load)
         self.adviser.advised.connect(self._on_advised)
         self.window.empty.model_wished.connect(self.models.open_at)
         self.models.link.connect(self.commands.open_link)
+        self.sleep_watch.woke.connect(self.session.after_sleep)
+        self.sleep_watch.woke.connect(self.models.after_sleep)
 
     def _connect_window(self) -> None:
         window, commands = self.window, self.commands
+        window.may_close = commands.may_quit
         window.acted.connect(commands.act)
         window.folder_chosen.connect(self.load)
         window.shown.connect(self._on_shown)
@@ -151,6 +185,7 @@ class Application(QObject):
         observer.answered.connect(self.live.what_if.show_answer)
         observer.split.connect(self.window.top.strip.set_shares)
         observer.reload_wished.connect(self._on_reload)
+        observer.replan_wished.connect(self.session.replan)
         self.live.wished.connect(observer.on_wish)
         self.live.applied.connect(observer.on_apply)
 
@@ -177,7 +212,9 @@ class Application(QObject):
         self.telemetry.stop()
         self.adviser.close()
         self.models.close()
+        self.gpu.close()
         self.session.end()
+        self.updates.close()
         self.worker.close()
         self.library.close()
 
@@ -194,6 +231,10 @@ class Application(QObject):
     def _start(self) -> None:
         self.library.refresh()
         self.telemetry.start()
+        self.sleep_watch.start()
+        if self.preferences.settings.update_check:
+            self.updates.check()
+        self.gpu.greet()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
     @Slot(str)
@@ -219,8 +260,42 @@ class Application(QObject):
         self.window.composer.enter_sends = kept.enter_sends
 
     @Slot()
+    def _apply_limits(self) -> None:
+        wished, now = self._options(), self.session.state.options
+        self.session.replan(replace(now, vram=wished.vram, ram=wished.ram))
+
+    @Slot()
     def _open_settings(self) -> None:
         self.preferences.open(self.theme, self._diagnostics, self.window)
+
+    @Slot()
+    def _open_about(self) -> None:
+        # Imported late: most starts never open it.
+        from app.views.about_dialog import AboutDialog
+
+        about = AboutDialog(self.theme, self.window)
+        about.setObjectName("about")
+        if self._answer is not None:
+            about.show_answer(self._answer)
+        about.update_wished.connect(self.updates.check)
+        about.link.connect(self.commands.open_page)
+        self.updates.answered.connect(about.show_answer)
+        about.open()
+
+    @Slot(object)
+    def _on_update_answer(self, answer: Answer) -> None:
+        self._answer = answer
+        if answer.kind == "newer" and self.window.findChild(QDialog, "about") is None:
+            self.window.notices.add(notices.for_update(answer))
+
+    @Slot()
+    def _open_gpu(self) -> None:
+        self.gpu.open(self.theme, self.window)
+
+    @Slot()
+    def _restart(self) -> None:
+        self.restarts = True
+        self.window.close()
 
     def _diagnostics(self) -> str:
         model = self.session.state.model

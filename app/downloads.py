@@ -14,7 +14,8 @@ from app.lane import Lane, Tell, Work
 from core.errors import DiskFull, HeteGenError, NetworkError
 from core.events import Stop
 from core.hub.access import Access
-from core.hub.download import Downloaded, Manner, download
+from core.hub.download import Downloaded, download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress
@@ -78,6 +79,12 @@ class Downloads(QObject):
             return
         self._tickets[self._lane.run(self._work(Reference(id, revision)))] = id
         self._set(Transfer(id, "queued", known.progress if known else None))
+
+    def resume_interrupted(self) -> None:
+        """Go on with what the network, and not a person, has paused."""
+        for id, transfer in list(self._transfers.items()):
+            if transfer.phase == "paused" and isinstance(transfer.error, NetworkError):
+                self.start(id)
 
     def pause(self, id: str) -> None:
         """Stop soon, keeping every byte."""

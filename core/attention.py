@@ -54,8 +54,8 @@ def attend(
     """
     if key.device != query.device:
         # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
-        mask = None if attention_mask is None else attention_mask.to(key.device)
-        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, s_aux, **kwargs)
+        mask, sinks = (None if one is None else one.to(key.device) for one in (attention_mask, s_aux))
+        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
     if kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout:
         out: tuple[Tensor, None] = sdpa_attention_forward(

@@ -73,11 +73,13 @@ def findings(hardware: Hardware, installed: Software) -> list[Finding]:
 
 
 def _about_gpus(hardware: Hardware, installed: Software) -> Iterator[Finding]:
-    if installed.driver and not hardware.gpus:
+    for words in hardware.unusable:
+        yield Finding(f"A graphics card is not used. {words}", "Mend that, then run doctor again.")
+    if installed.driver and not hardware.gpus and not hardware.unusable:
         reason = "is made for the processor only" if not installed.cuda else "cannot use it"
         yield Finding(
             f"There is an NVIDIA card, but the installed torch ({installed.torch}) {reason}.",
-            "Install the build of torch for your card's driver, as the Get Started page of PyTorch shows it.",
+            "Open Graphics card… in the window's menu, which fetches the torch for it and says the size before.",
         )
     for gpu in hardware.gpus:
         yield from _about_gpu(gpu)
