@@ -1,6 +1,6 @@
 """What the formats cost in quality on a trained model, the built-in guide: agreement with bf16, questions answered.
 
-    python -m tests.bench.agreement [--questions evaluation.json]
+    python -m tests.bench.agreement [--questions evaluation.json] [--every 1]
 
 Top-1 agreement: at every position of the held-out questions and of bf16's own greedy answers to them, whether the
 likeliest token is bf16's. Q4_0 and Q8_0 are simulated by their rule for weights, without that for activations.
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.environment import prepare_environment
@@ -30,8 +33,8 @@ NEW_TOKENS = 90
 GREEDY = settle(Sampling(temperature=0.0, repetition_penalty=1.0, seed=0), Sampling())
 
 
-def load(format: Any) -> LoadedModel:
-    return next(s for s in load_model(MODEL, LoadOptions(format=format)) if isinstance(s, LoadedModel))
+def load(format: Any, folder: Path = MODEL) -> LoadedModel:
+    return next(s for s in load_model(folder, LoadOptions(format=format)) if isinstance(s, LoadedModel))
 
 
 def answer(loaded: LoadedModel, prompt: list[int], end: int) -> list[int]:
@@ -67,18 +70,19 @@ def as_peer(weight: Tensor, bits: int) -> Tensor:
     return (values * scale).view(weight.shape).to(weight.dtype)
 
 
-def peer_like(bits: int) -> LoadedModel:
-    """The model in bf16 with the weights of its linears as llama.cpp would have them."""
-    loaded = load("bf16")
-    for linears in loaded.weights.values():
-        for linear in linears:
-            linear.weight.data.copy_(as_peer(linear.weight.data.clone(), bits))
-    return loaded
+def peer_like(bits: int, folder: Path) -> LoadedModel:
+    """The model in bf16 with all matrices, the table of tokens too, as llama.cpp would have them."""
+    shutil.copytree(MODEL, folder, dirs_exist_ok=True)
+    tensors = load_file(MODEL / "model.safetensors")
+    changed = {name: as_peer(value, bits) if value.dim() == 2 else value for name, value in tensors.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    return load("bf16", folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", default="evaluation.json")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="ask only every Nth question")
     options = parser.parse_args()
     prepare_environment()
     sys.path.insert(0, str(ROOT / "packaging" / "builtin_model"))
@@ -89,6 +93,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     right = {intent.name: set(intent.answers) for intent in read_intents()}
     asked = [(name, q) for name, questions in read_questions(options.questions).items() for q in questions]
+    asked = asked[:: options.every]
     prompts = [tokenizer.encode(f"{USER}{question.strip()}{END}{ASSISTANT}").ids for _, question in asked]
     end = tokenizer.token_to_id(END)
     exact = load("bf16")
@@ -98,7 +103,8 @@ def main() -> None:
     exact.close()
     results = []
     for name in ("bf16", "int8", "int4", "Q8_0", "Q4_0"):
-        loaded = peer_like(int(name[1])) if name.startswith("Q") else load(name)
+        folder = Path(tempfile.mkdtemp())
+        loaded = peer_like(int(name[1]), folder) if name.startswith("Q") else load(name)
         replies = [answer(loaded, prompt, end) for prompt in prompts]
         texts_of = [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies]
         results.append({
@@ -108,6 +114,7 @@ def main() -> None:
             "as_intended": round(sum(t in right[n] for t, (n, _) in zip(texts_of, asked, strict=True)) / len(asked), 4),
         })  # fmt: skip
         loaded.close()
+        shutil.rmtree(folder)
         print(*results[-1].values(), flush=True)
     print(json.dumps({"positions": len(expected), "questions": len(asked), "formats": results}))
 
