@@ -17,6 +17,7 @@ from app.chat_model import ChatModel
 from app.commands import Commands
 from app.conversation import Conversation, Turn
 from app.diagnostics import diagnostics
+from app.engine_import import make_engine
 from app.library import Library
 from app.model_desk import ModelDesk, late_judge
 from app.observer import Observer
@@ -40,13 +41,6 @@ from core.places import builtin_model
 
 ADVICE_MS = 4000
 LIMITS_MS = 800
-
-
-def make_engine() -> EngineLike:
-    """Called in the engine's thread: torch is imported here and nowhere earlier."""
-    from core.engine import Engine
-
-    return Engine()
 
 
 @dataclass(frozen=True)
