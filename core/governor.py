@@ -38,10 +38,13 @@ class Governor:
         self._watch = Watch()
         self._looked_at = clock()
         self._counted_from = clock()
+        self._cpu_s = 0.0
         self._tokens = 0
 
     def begin(self) -> None:
         """The next tokens are decoded one after the other from now on."""
+        placement = self._loaded.model.placement
+        self._cpu_s = placement.cpu_s if isinstance(placement, DevicePlacement) else 0.0
         self._counted_from, self._tokens = self._clock(), 0
 
     def after_token(self) -> Replanned | None:
@@ -56,7 +59,7 @@ class Governor:
                 self.begin()
                 return change
         if self._tokens >= LEARN_TOKENS:
-            return self._learn((now - self._counted_from) / self._tokens)
+            return self._learn(placement, now - self._counted_from)
         return None
 
     def after_failure(self, error: HeteGenError) -> Replanned | None:
@@ -112,10 +115,11 @@ class Governor:
             return None
         return self._change(plan, decision.reason)
 
-    def _learn(self, token_s: float) -> Replanned | None:
+    def _learn(self, placement: DevicePlacement, seconds: float) -> Replanned | None:
         tokens = self._tokens
+        measured = Times(cpu=(placement.cpu_s - self._cpu_s) / tokens, total=seconds / tokens)
         self.begin()
-        self.profile = learn(self.profile, self._loaded.plan, Times(total=token_s), tokens)
+        self.profile = learn(self.profile, self._loaded.plan, measured, tokens)
         plan = self._plan(self._loaded.vram_cap)
         if not worth_changing(self._loaded.plan, plan):
             return None

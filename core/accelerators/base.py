@@ -157,6 +157,15 @@ def cannot_pin(nbytes: int) -> NotEnoughMemory:
     )
 
 
+def not_supported(name: str) -> DeviceLost:
+    """The failure of everything on a card that the installed torch was not built for."""
+    return DeviceLost(
+        f"The installed torch has no code for the graphics card {name}.",
+        "The card is older or newer than those it was built for.",
+        "Install another build of torch to use it; everything runs on the processor meanwhile.",
+    )
+
+
 def device_lost(name: str) -> DeviceLost:
     """The failure of everything after a device stopped answering."""
     return DeviceLost(

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, out_of_memory
+from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, not_supported, out_of_memory
 from core.accelerators.host_bytes import host_bytes
 from core.spec import COPY_PIECE
 
@@ -97,6 +97,8 @@ class CudaAccelerator:
         except torch.AcceleratorError as error:
             if "out of memory" in str(error):
                 raise out_of_memory(self.name) from error
+            if "no kernel image" in str(error):
+                raise not_supported(self.name) from error
             raise device_lost(self.name) from error
 
     def current(self) -> torch.cuda.Stream:

@@ -23,7 +23,7 @@ from core.loading import PAGEABLE, LoadedModel
 from core.model import LanguageModel, fill
 from core.placement import DevicePlacement
 from core.source import open_source
-from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Times
+from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from core.survey import survey
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 from tests.core.tiny_tokenizer import chat_model
@@ -35,14 +35,20 @@ CARD_BYTES = 34 << 20
 CARD = "vram=34MiB,link=2GB/s,gpu=100GB/s"
 
 
-def plan_of(spec: ModelSpec, shares: list[tuple[Rows, ...]], kv_on_device: bool, ring: Ring) -> Plan:
+def plan_of(
+    spec: ModelSpec,
+    shares: list[tuple[Rows, ...]],
+    kv_on_device: bool,
+    ring: Ring,
+    strategy: Strategy = "hetegen",
+) -> Plan:
     """A plan that no planner would make, to be carried out all the same."""
     linears = tuple(
         LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0)
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
     return Plan(
-        model=spec.name, strategy="hetegen", format="bf16", storage="fp32", fits="yes", reason="", context=512,
+        model=spec.name, strategy=strategy, format="bf16", storage="fp32", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
         kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), embedding_device=-1, ring=ring,
         memory=(), decode=RATE, prefill=RATE, confidence="guess", decode_times=Times(), prefill_times=Times(),
@@ -65,7 +71,7 @@ def divisions(draw: st.DrawFn, rows: int) -> tuple[Rows, ...]:
 def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
     shares = [draw(divisions(linear.rows)) for linear in spec.linears]
     ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))))
-    return plan_of(spec, shares, draw(st.booleans()), ring)
+    return plan_of(spec, shares, draw(st.booleans()), ring, draw(st.sampled_from(("hetegen", "serial"))))
 
 
 class Bench:
@@ -118,6 +124,27 @@ def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
     first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))
     tokens, _ = bench.run(first, second)
     assert tokens == bench.expected
+
+
+def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
+    """Some families multiply by a linear's weight themselves."""
+    bench = Bench("llama", tmp_path)
+    source = open_source(tmp_path)
+    for _ in fill(source.module, source.weights):
+        pass
+    expected = {name: one.weight.clone() for name, one in source.module.named_modules() if name.endswith("_proj")}
+    weights = HostWeights(source, bench.spec, "bf16", KernelTable(1), tmp_path)
+    for _ in weights.make():
+        pass
+    halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in bench.spec.linears]
+    device = SimulatedAccelerator(parse_simulation(LINK))
+    plan = plan_of(bench.spec, halves, True, Ring())
+    placement = DevicePlacement(source.module, weights, plan, device, bench.spec.kv_layers)
+    list(placement.apply(plan))
+    for name, weight in expected.items():
+        assert torch.equal(source.module.get_submodule(name).weight, weight)
+    placement.close()
+    device.close()
 
 
 # ---- through the engine
