@@ -23,7 +23,7 @@ from app.about import Licence, licences, qt_folder, read_texts, versions
 from app.language import tr
 from app.notices import for_update
 from app.resources import assets
-from app.theme import EDGE, GROUP, RELATED, Theme
+from app.theme import EDGE, GROUP, Theme
 from app.updates import Answer
 from app.views.inputs import TextBox
 from app.views.settings_pages import paragraph
@@ -90,7 +90,7 @@ class AboutDialog(QDialog):
         column.addWidget(self.update_words)
         column.addWidget(paragraph(self._theme, tr(QT).format(NAME), "muted"))
         column.addLayout(self._qt_folder())
-        column.addSpacing(RELATED)
+        column.addStretch(1)
         column.addLayout(foot)
 
     def _head(self) -> QHBoxLayout:
