@@ -180,6 +180,10 @@ class Application(QObject):
         if self._closed:
             return
         self._closed = True
+        # A timer that still runs must not be left to the collector, which may come in any thread.
+        self.sleep_watch.stop()
+        for timer in (self._advice_later, self._limits_later, self._idle):
+            timer.stop()
         window = self.window
         kept = WindowState(
             window.state(), window.panes.unfolded("sidebar"), window.panes.unfolded("live"), self.session.state.source
@@ -277,6 +281,8 @@ class Application(QObject):
 
     @Slot(object)
     def _on_state(self, state: State) -> None:
+        if self._closed:
+            return
         self._rest_when_idle(state)
         window = self.window
         window.top.show_state(state)
