@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,9 @@ from app import ID, NAME, VERSION
 from app.paths import HOME_VARIABLE
 from core.commands.common import add_machine_options, load_options
 from core.environment import prepare_environment
+from core.gpu_runtime.start import settle
+from core.gpu_runtime.store import Runtime
+from core.places import gpu_runtime
 
 log = logging.getLogger("app")
 LOG_BYTES, LOG_FILES = 1_000_000, 3
@@ -108,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The program with its arguments read; its exit code."""
+    gpu = settle(Runtime(gpu_runtime()))
     load_c10_first()
 
     from app.paths import places
@@ -132,14 +137,25 @@ def run(args: argparse.Namespace) -> int:
     instance = SingleInstance(places().data)
     if not args.self_test and not instance.claim():
         return 0
-    application = Application(Wishes(args.model, load_options(args)))
+    application = Application(Wishes(args.model, load_options(args), gpu))
     if args.self_test:
         from app.self_test import SelfTest
 
         return SelfTest(application).run()
     instance.woken.connect(application.window.wake)
     application.window.show()
-    return qt.exec()
+    code = qt.exec()
+    if application.restarts:
+        instance.release()
+        start_again()
+    return code
+
+
+def start_again() -> None:
+    """The same program with the same arguments, in a process of its own."""
+    own = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "app"]
+    # PyInstaller's bootloader must not take it for a helper of this process.
+    subprocess.Popen([*own, *sys.argv[1:]], env=os.environ | {"PYINSTALLER_RESET_ENVIRONMENT": "1"})
 
 
 if __name__ == "__main__":

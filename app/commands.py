@@ -35,13 +35,14 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
 
 
 class Commands(QObject):
-    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`; `about_wished`."""
+    """Signals: `load_wished(source)`, and what is to be opened: settings, models, the log, the card, the about box."""
 
     load_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
     about_wished = Signal()
+    gpu_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
         super().__init__(window)
@@ -64,6 +65,8 @@ class Commands(QObject):
                 self.settings_wished.emit()
             case "log":
                 self.log_wished.emit()
+            case "gpu":
+                self.gpu_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
             case "conversation":

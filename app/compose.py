@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from app.commands import Commands
 from app.conversation import Conversation, Turn
 from app.diagnostics import diagnostics
 from app.engine_import import make_engine
+from app.gpu_desk import GpuDesk
 from app.library import Library
 from app.model_desk import ModelDesk, late_judge
 from app.observer import Observer
@@ -37,18 +39,28 @@ from app.window import MainWindow
 from app.window_state import WindowState
 from app.worker import EngineLike, Worker
 from core.events import LoadOptions, Sampling
-from core.places import builtin_model
+from core.gpu_runtime.start import Standing
+from core.gpu_runtime.store import Runtime
+from core.hub.client import Client
+from core.hub.environment import hub_environment
+from core.places import builtin_model, gpu_runtime
 
 ADVICE_MS = 4000
 LIMITS_MS = 800
 
 
+def package_client() -> Client:
+    """For the indexes and servers of Python packages; no token is ever sent there."""
+    return Client("https://download.pytorch.org", offline=hub_environment(os.environ).offline)
+
+
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line asked for: which model, and how much of the machine."""
+    """What the command line asked for, which model and how much of the machine; and what the start settled."""
 
     model: str = ""
     options: LoadOptions = field(default_factory=LoadOptions)
+    gpu: Standing = field(default_factory=Standing)
 
 
 class Application(QObject):
@@ -61,13 +73,16 @@ class Application(QObject):
         self.preferences = Preferences(self._places)
         self._remembered = window_state.read(self._window_file)
         self._closed = False
+        self.restarts = False
+        """Whether the program is to be started again once it has ended."""
         self._sample: Sample | None = None
         self._cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
         # Kept by a name of ours: Qt does not own translators.
         self._words = language.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
         self.chat = ChatModel()
-        self.worker = Worker(engine)
+        self.gpu = GpuDesk(Runtime(gpu_runtime()), wishes.gpu, package_client)
+        self.worker = Worker(self.gpu.guarded(engine))
         self.session = Session(self.worker, self.chat, self._sampling)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
         self.observer = Observer()
@@ -102,6 +117,9 @@ class Application(QObject):
         self.commands.load_wished.connect(self.load)
         self.commands.settings_wished.connect(self._open_settings)
         self.commands.log_wished.connect(self._open_settings)
+        self.commands.gpu_wished.connect(self._open_gpu)
+        self.gpu.notice.connect(self.window.notices.add)
+        self.gpu.restart_wished.connect(self._restart)
         self.preferences.changed.connect(self._on_settings)
         self.preferences.changed.connect(self.models.on_settings)
         self.preferences.limited.connect(self._limits_later.start)
@@ -192,6 +210,7 @@ class Application(QObject):
         self.telemetry.stop()
         self.adviser.close()
         self.models.close()
+        self.gpu.close()
         self.session.end()
         self.updates.close()
         self.worker.close()
@@ -213,6 +232,7 @@ class Application(QObject):
         self.sleep_watch.start()
         if self.preferences.settings.update_check:
             self.updates.check()
+        self.gpu.greet()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
     @Slot(str)
@@ -265,6 +285,15 @@ class Application(QObject):
         self._answer = answer
         if answer.kind == "newer" and self.window.findChild(QDialog, "about") is None:
             self.window.notices.add(notices.for_update(answer))
+
+    @Slot()
+    def _open_gpu(self) -> None:
+        self.gpu.open(self.theme, self.window)
+
+    @Slot()
+    def _restart(self) -> None:
+        self.restarts = True
+        self.window.close()
 
     def _diagnostics(self) -> str:
         model = self.session.state.model

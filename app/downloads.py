@@ -14,7 +14,8 @@ from app.lane import Lane, Tell, Work
 from core.errors import DiskFull, HeteGenError, NetworkError
 from core.events import Stop
 from core.hub.access import Access
-from core.hub.download import Downloaded, Manner, download
+from core.hub.download import Downloaded, download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress

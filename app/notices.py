@@ -15,7 +15,18 @@ from app.updates import Answer
 from core import errors
 
 ActionId = Literal[
-    "", "open_model", "builtin", "retry", "new_chat", "settings", "copy_details", "log", "token", "export", "about"
+    "",
+    "open_model",
+    "builtin",
+    "retry",
+    "new_chat",
+    "settings",
+    "copy_details",
+    "log",
+    "token",
+    "export",
+    "about",
+    "gpu",
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -162,3 +173,19 @@ def setting_ignored(sentence: str) -> Notice:
 def replanned(reason: str) -> Notice:
     """Weights were moved between the devices while a reply is written."""
     return Notice(tr("The split has changed"), said(reason), "info")
+
+
+def gpu_offered(card: str) -> Notice:
+    """A card was found that this program's torch cannot use."""
+    return Notice(
+        tr("{} is not used yet").format(card),
+        tr("What it takes can be fetched; you are told the size before."),
+        "info",
+        "gpu",
+        tr("See how…"),
+    )
+
+
+def gpu_unused(why: str) -> Notice:
+    """A runtime for the card is installed, and the processor computes nevertheless."""
+    return Notice(tr("The processor is used, not the card"), why, "warning", "gpu", tr("Details…"))

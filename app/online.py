@@ -33,6 +33,12 @@ ACCESSES = (
         "The names of the files. Nothing about you, this computer or your conversations.",
     ),
     Access(
+        "Fetching the runtime for an NVIDIA card",
+        "When you press See what is needed, and then Download, on the page Graphics card.",
+        "To download.pytorch.org and pypi.org: the names of PyTorch's files and of NVIDIA's libraries. Nothing about "
+        "you, this computer or your conversations.",
+    ),
+    Access(
         "Looking for updates",
         "When you press the button in About; at each start, only if you switch it on. It is off by default.",
         "A request to api.github.com for the number of the newest version: this program's name and your internet "

@@ -33,6 +33,7 @@ ACTIONS = (
     ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
     ("sidebar", "Conversations", "sidebar", "Ctrl+B"),
     ("live", "Live view", "live", "Ctrl+L"),
+    ("gpu", "Graphics card…", "chip", "Ctrl+G"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
     ("about", "About HeteGen…", "info", ""),
@@ -160,7 +161,7 @@ class MainWindow(QMainWindow):
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         for id, *_ in ACTIONS:
-            if id in ("models", "sidebar", "settings", "quit"):
+            if id in ("models", "sidebar", "gpu", "quit"):
                 menu.addSeparator()
             if id != "regenerate":
                 menu.addAction(self.actions_by_id[id])

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from core.commands import bench, chat, doctor, plan
 from core.environment import prepare_environment
 from core.errors import HeteGenError
+from core.gpu_runtime.start import settle
+from core.gpu_runtime.store import Runtime
 from core.hub import commands as hub
+from core.places import gpu_runtime
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     args = _parser().parse_args(argv)
     _use_utf8()
+    settle(Runtime(gpu_runtime()))
     try:
         result = args.run(args)
     except HeteGenError as error:

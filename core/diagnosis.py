@@ -79,7 +79,7 @@ def _about_gpus(hardware: Hardware, installed: Software) -> Iterator[Finding]:
         reason = "is made for the processor only" if not installed.cuda else "cannot use it"
         yield Finding(
             f"There is an NVIDIA card, but the installed torch ({installed.torch}) {reason}.",
-            "Install the build of torch for your card's driver, as the Get Started page of PyTorch shows it.",
+            "Open Graphics card… in the window's menu, which fetches the torch for it and says the size before.",
         )
     for gpu in hardware.gpus:
         yield from _about_gpu(gpu)

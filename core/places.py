@@ -27,3 +27,12 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("HeteGen", appauthor=False)
+
+
+def gpu_runtime() -> Path:
+    """For the CUDA build of torch that a person had fetched. Under HETEGEN_HOME where that is set."""
+    if home := os.environ.get(HOME_VARIABLE, "").strip():
+        return Path(home).expanduser().absolute() / "data" / "gpu-runtime"
+    from platformdirs import user_data_path
+
+    return user_data_path("HeteGen", appauthor=False) / "gpu-runtime"

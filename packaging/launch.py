@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+TRY_GPU_RUNTIME = "--try-gpu-runtime"
+"""`core.gpu_runtime.trial.ARGUMENT`, known here before anything is imported."""
+
 
 def main() -> int:
     # Before anything heavy: a child process of ours begins here too.
@@ -17,6 +20,10 @@ def main() -> int:
     from app import start
 
     start.prepare()
+    if sys.argv[1:2] == [TRY_GPU_RUNTIME]:
+        from core.gpu_runtime.trial import main as try_runtime
+
+        return try_runtime(sys.argv[2])
     # On Linux the second program is a link to the first: only its name tells them apart.
     if Path(sys.argv[0]).stem == "hetegen-cli":
         from core.__main__ import main as command_line

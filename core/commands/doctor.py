@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from core.places import cache_folder
 
     machine = open_machine(cache_folder(), args.simulate_gpu, args.threads)
-    report = describe_machine(machine.now(), software()) | {"chosen_kernels": chosen_kernels(machine.kernels)}
+    report = describe_machine(machine.now(), software()) | {
+        "chosen_kernels": chosen_kernels(machine.kernels), "gpu_runtime": gpu_runtime(),
+    }  # fmt: skip
     for line in _lines(report):
         print(line)
     return report
@@ -43,6 +45,18 @@ def chosen_kernels(table: KernelTable) -> dict[str, dict[str, str]]:
     }
 
 
+def gpu_runtime() -> dict[str, str | bool]:
+    """The CUDA build of torch that was fetched: its version, the card it computes on, or why it is not used."""
+    from core.gpu_runtime.cards import find_nvidia
+    from core.gpu_runtime.start import own_torch, stand
+    from core.gpu_runtime.store import Runtime
+    from core.places import gpu_runtime as folder
+
+    runtime = Runtime(folder())
+    standing = stand(runtime, own_torch(), find_nvidia(), runtime.verdict())
+    return {"version": standing.version, "used": standing.used, "device": standing.device, "why": standing.why}
+
+
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"System    {report['system']}, Python {report['python']}, torch {report['torch']}"
     yield f"CPU       {report['cpu']}, {report['physical_cores']} cores, {report['threads']} threads used"
@@ -53,6 +67,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"Disk      reads {format_rate(report['disk_bytes_s'])}"
     for gpu in report["gpus"]:
         yield from _gpu_lines(gpu)
+    if (runtime := report["gpu_runtime"])["version"]:
+        yield f"Runtime   {runtime['version']}: {runtime['device'] or runtime['why']}"
     for storage, names in report["chosen_kernels"].items():
         yield f"Kernels   {storage}: " + ", ".join(f"{rows} rows {name}" for rows, name in names.items())
     for found in report["findings"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,14 @@ from core.events import Stop
 from core.hub.client import Client, Reply
 from core.hub.file_lock import held
 from core.hub.layout import Cache
-from core.hub.listing import DIGEST, RemoteFile, file_address
+from core.hub.listing import DIGEST, RemoteFile
 from core.hub.partial import BLOCK_BYTES, Partial, disk_error, hash_file
 from core.hub.progress import Pace, Track
 from core.hub.retry import Retries, Stopped, Transient, nap
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 CHECKSUM_TRIES = 2
+Address = Callable[[RemoteFile], str]
 
 
 class Changed(Exception):
@@ -34,6 +35,7 @@ class Source:
     cache: Cache
     id: str
     commit: str
+    address: Address
     retries: Retries
     pace: Pace
     stop: Stop
@@ -115,9 +117,8 @@ def _complete(source: Source, track: Track, partial: Partial) -> None:
 
 def _receive(source: Source, track: Track, partial: Partial) -> None:
     file = track.file
-    address = file_address(source.client, source.id, source.commit, file.path)
     wanted = {"Range": f"bytes={partial.done}-"} if partial.done else {}
-    with source.client.open(address, source.id, wanted) as reply:
+    with source.client.open(source.address(file), source.id, wanted) as reply:
         source.live.add(reply)
         try:
             _check_etag(reply, file)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.hub.client import Client
-from core.hub.download import Manner
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.progress import Pace
 from core.hub.retry import Retries

@@ -13,9 +13,10 @@ import pytest
 from core.errors import BadRequest, ModelNotFound, ModelUnreadable
 from core.hub.cache import installed, resolve_model, revisions, verify
 from core.hub.client import Client
-from core.hub.download import Manner, download
+from core.hub.download import download
 from core.hub.file_lock import try_lock
 from core.hub.folders import Folders
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.removal import discard, remove

@@ -15,7 +15,8 @@ import pytest
 
 from core.errors import AccessDenied, DiskFull, DownloadFailed, ModelNotFound, NetworkError, UnsupportedModel
 from core.hub.client import Client
-from core.hub.download import Downloaded, Manner, download
+from core.hub.download import Downloaded, download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress

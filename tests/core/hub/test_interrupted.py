@@ -19,7 +19,8 @@ import pytest
 from core.errors import HeteGenError
 from core.hub.cache import installed
 from core.hub.client import Client
-from core.hub.download import Manner, download
+from core.hub.download import download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from tests.core.hub.conftest import ID, NEEDED
@@ -32,7 +33,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from core.hub.client import Client
-from core.hub.download import Manner, download
+from core.hub.download import download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace

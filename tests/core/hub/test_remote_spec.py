@@ -9,7 +9,8 @@ import pytest
 
 from core.errors import ModelUnreadable
 from core.hub.client import Client
-from core.hub.download import Manner, download
+from core.hub.download import download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.remote_spec import FIRST_BYTES, read_remote

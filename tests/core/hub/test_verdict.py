@@ -11,7 +11,8 @@ import pytest
 
 from core.hub.cache import resolve_model
 from core.hub.client import Client
-from core.hub.download import Manner, download
+from core.hub.download import download
+from core.hub.haul import Manner
 from core.hub.layout import Cache
 from core.hub.listing import Reference
 from core.hub.remote_spec import read_local, read_remote

@@ -1,0 +1,82 @@
+"""From the list of wheels to an installed runtime: fetched with the Hub's downloader, unpacked beside, then named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from core.errors import DownloadFailed
+from core.events import Stop
+from core.gpu_runtime.needed import Needed
+from core.gpu_runtime.store import DOWNLOADS, Runtime
+from core.gpu_runtime.unpack import unpack
+from core.hub.client import Client
+from core.hub.fetch import Changed
+from core.hub.haul import Haul, Manner
+from core.hub.listing import Listing
+from core.hub.partial import disk_error
+from core.hub.progress import Board, Pace, Track
+from core.hub.retry import never
+
+Step = Literal["fetching", "unpacking"]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far it is: bytes `done` of `total` in one step; the rest is known while fetching only."""
+
+    step: Step
+    done: int
+    total: int
+    rate: float | None = None
+    eta_s: float | None = None
+    note: str = ""
+
+
+def ignore(_: Advance) -> None:
+    """The report that nobody reads."""
+
+
+def install(
+    client: Client,
+    runtime: Runtime,
+    needed: Needed,
+    report: Callable[[Advance], None] = ignore,
+    stop: Stop = never,
+    manner: Manner | None = None,
+) -> None:
+    """Bring a runtime here, or the rest of it; every byte that came is kept when it is stopped or fails.
+
+    Raises Stopped, NetworkError, DownloadFailed, DiskFull.
+    """
+    try:
+        _fetch(client, runtime, needed, report, stop, manner or Manner(Pace()))
+        _unpack(runtime, needed, report, stop)
+        runtime.drop_downloads()
+    except Changed as error:
+        raise DownloadFailed(f"{error} has changed on its server.", "", "Try again.") from error
+    except OSError as error:
+        raise disk_error(error, runtime.root) from error
+
+
+def _fetch(
+    client: Client, runtime: Runtime, needed: Needed, report: Callable[[Advance], None], stop: Stop, manner: Manner
+) -> None:
+    cache, files = runtime.downloads, tuple(file for _, file in needed.wheels)
+    cache.root.mkdir(parents=True, exist_ok=True)
+    cache.prepare(Listing(DOWNLOADS, needed.version, files))
+    board = Board(DOWNLOADS, needed.version, [Track(file) for file in files])
+
+    def tell(_: object) -> None:
+        now = board.progress()
+        report(Advance("fetching", now.done, now.total, now.rate, now.eta_s, now.note))
+
+    Haul(client, cache, needed.address, stop, manner).bring(board, tell)
+
+
+def _unpack(runtime: Runtime, needed: Needed, report: Callable[[Advance], None], stop: Stop) -> None:
+    wheels = [runtime.downloads.blob(DOWNLOADS, file.etag) for _, file in needed.wheels]
+    partial = runtime.partial(needed.version)
+    size = unpack(wheels, partial, stop, lambda done, total: report(Advance("unpacking", done, total)))
+    runtime.stamp(needed.version, size)

@@ -1,0 +1,134 @@
+"""The runtime's folder: what is installed, how its trial went, what is marked for the next start.
+
+gpu-runtime/VERSION/          torch and NVIDIA's libraries, with stamp.json, written last
+gpu-runtime/VERSION.partial/  one being unpacked
+gpu-runtime/downloads/        wheels on their way, as a cache of the Hub's kind
+gpu-runtime/verdict.json      how the last trial ended
+gpu-runtime/starting          there while a start with the runtime has not got to its end
+gpu-runtime/offered           there when the person was told of the runtime
+gpu-runtime/unwanted          there when the person removed it while it was in use
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.hub.layout import Cache, write_whole
+
+STAMP = "stamp.json"
+DOWNLOADS = "gpu-runtime"
+"""The name of the downloads among a cache's repositories."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a trial of one build with one driver ended: on a card with this name, or not, and why not."""
+
+    version: str
+    driver: str
+    device: str = ""
+    why: str = ""
+
+    @property
+    def works(self) -> bool:
+        return bool(self.device)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The runtime under one folder. Nothing need be there."""
+
+    root: Path
+
+    @property
+    def downloads(self) -> Cache:
+        return Cache(self.root / "downloads")
+
+    def folder(self, version: str) -> Path:
+        return self.root / version
+
+    def partial(self, version: str) -> Path:
+        return self.root / f"{version}.partial"
+
+    def installed(self) -> str:
+        """torch's version of the runtime that is whole, as "2.13.0+cu130"; "" without one."""
+        for stamp in sorted(self.root.glob(f"*/{STAMP}"), reverse=True):
+            if not stamp.parent.name.endswith(".partial") and _read(stamp).get("version") == stamp.parent.name:
+                return stamp.parent.name
+        return ""
+
+    def installed_bytes(self) -> int:
+        """The size of what is installed, as it was when it was unpacked."""
+        size = _read(self.folder(self.installed() or "-") / STAMP).get("bytes", 0)
+        return size if isinstance(size, int) else 0
+
+    def stamp(self, version: str, size: int) -> None:
+        """Make what was unpacked the installed runtime. Raises OSError."""
+        write_whole(self.partial(version) / STAMP, json.dumps({"version": version, "bytes": size}))
+        self.partial(version).replace(self.folder(version))
+
+    def verdict(self) -> Verdict | None:
+        """How the last trial ended; None where there was none, or a start after it did not get to its end."""
+        if self._starting.exists():
+            return None
+        try:
+            return Verdict(**{name: str(value) for name, value in _read(self.root / "verdict.json").items()})
+        except TypeError:
+            return None
+
+    def judge(self, verdict: Verdict) -> None:
+        """Remember how a trial ended. Raises OSError."""
+        write_whole(self.root / "verdict.json", json.dumps(asdict(verdict)))
+        self.arrived()
+
+    def set_out(self) -> None:
+        """A start with the runtime begins. Raises OSError."""
+        self._starting.touch()
+
+    def arrived(self) -> None:
+        """The start got to its end, whatever that was. Raises OSError."""
+        self._starting.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete everything. Raises OSError."""
+        if self.root.exists():
+            shutil.rmtree(self.root)
+
+    def remove_later(self) -> None:
+        """Have it deleted at the next start: libraries in use cannot be, or must not. Raises OSError."""
+        (self.root / "unwanted").touch()
+
+    def is_unwanted(self) -> bool:
+        return (self.root / "unwanted").exists()
+
+    def was_offered(self) -> bool:
+        """Whether the person was told once that a card could be used."""
+        return (self.root / "offered").exists()
+
+    def mark_offered(self) -> None:
+        """Remember it; a folder that may not be written forgets it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / "offered").touch()
+        except OSError:
+            return
+
+    def drop_downloads(self) -> None:
+        """Delete wheels, whole and unfinished. Raises OSError."""
+        if self.downloads.root.exists():
+            shutil.rmtree(self.downloads.root)
+
+    @property
+    def _starting(self) -> Path:
+        return self.root / "starting"
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

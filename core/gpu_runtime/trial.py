@@ -1,0 +1,86 @@
+"""The runtime tried in a process of its own: whatever it does there, the program that asked goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from core.gpu_runtime.store import Verdict
+
+ARGUMENT = "--try-gpu-runtime"
+"""With which a bundle's own program, having no Python beside it, does what `main` does."""
+LIMIT_S = 180
+SIDE = 256
+
+
+def attempt(folder: Path, driver: str) -> Verdict:
+    """Import torch from `folder` in another process and run a kernel on the card there."""
+    if getattr(sys, "frozen", False):
+        command = [sys.executable, ARGUMENT, str(folder)]
+    else:
+        command = [sys.executable, "-m", "core.gpu_runtime.trial", str(folder)]
+    device, why = _outcome(command)
+    return Verdict(folder.name, driver, device, why)
+
+
+def _outcome(command: list[str]) -> tuple[str, str]:
+    """The card's name, or "" and a sentence that says why there is none."""
+    root = Path(__file__).resolve().parents[2]
+    flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    try:
+        done = subprocess.run(
+            command, cwd=root if root.is_dir() else None, capture_output=True, timeout=LIMIT_S, check=False,
+            creationflags=flags,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "", f"It did not answer within {LIMIT_S} seconds."
+    except OSError as error:
+        return "", f"It could not be started: {error.strerror or error}."
+    lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    try:
+        told = json.loads(lines[-1])
+        return str(told["device"]), str(told["why"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return "", f"It crashed when it was tried (exit code {done.returncode})."
+
+
+def kernel() -> tuple[str, str]:
+    """Multiply two small matrices on the card: its name and "", or "" and why not. torch is imported here."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return "", f"torch {torch.__version__} finds no card that it can use."
+        side = torch.arange(SIDE, dtype=torch.float32)
+        # Whole numbers of this size are exact in fp32, whatever the order of the sums.
+        left, right = (side[:, None] + side) % 7, (side[:, None] * 3 + side) % 5
+        if not torch.equal((left.cuda() @ right.cuda()).cpu(), left @ right):
+            return "", "The card multiplied wrongly."
+        return torch.cuda.get_device_name(), ""
+    except Exception as error:  # noqa: BLE001  Any failure whatever means the same: not this runtime.
+        return "", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main(folder: str) -> int:
+    """In the other process: one line of JSON, last."""
+    sys.path.insert(0, folder)
+    device, why = kernel()
+    if device and not _comes_from(folder):
+        device, why = "", "Another torch was loaded in its place."
+    print(json.dumps({"device": device, "why": why}), flush=True)
+    # A driver that failed may hang or crash when libraries are unloaded, after all has been said.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _comes_from(folder: str) -> bool:
+    import torch
+
+    return Path(torch.__file__).resolve().is_relative_to(Path(folder).resolve())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

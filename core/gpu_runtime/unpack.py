@@ -1,0 +1,82 @@
+"""Wheels unpacked side by side into one folder, as a package installer would, and nothing outside of it."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from core.errors import DiskFull, DownloadFailed
+from core.events import Stop
+from core.hub.retry import Stopped
+
+BLOCK_BYTES = 4 << 20
+RESERVE_BYTES = 256 << 20
+SKIPPED = {"include", "cmake"}
+"""Folders for those who compile against the libraries: thousands of files."""
+
+
+def unpack(wheels: Sequence[Path], folder: Path, stop: Stop, report: Callable[[int, int], None]) -> int:
+    """Unpack into a `folder` that is made anew; `report(bytes done, bytes in all)`. Returns the bytes.
+
+    Raises DownloadFailed for a wheel that is none or would write elsewhere, DiskFull, Stopped, OSError.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    total = sum(entry.file_size for wheel in wheels for entry in _entries(wheel))
+    _check_room(folder, total)
+    done = 0
+    for wheel in wheels:
+        with _opened(wheel) as archive:
+            for entry in _wanted(wheel, archive.infolist()):
+                for count in _extract(archive, entry, folder):
+                    if stop():
+                        raise Stopped
+                    done += count
+                    report(done, total)
+    return total
+
+
+def _entries(wheel: Path) -> list[zipfile.ZipInfo]:
+    with _opened(wheel) as archive:
+        return list(_wanted(wheel, archive.infolist()))
+
+
+def _opened(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise DownloadFailed("A part of the GPU runtime is no wheel.", f"{error}.", "Fetch it again.") from error
+
+
+def _wanted(wheel: Path, entries: Iterable[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
+            raise DownloadFailed(
+                "The GPU runtime was not unpacked.", f"{wheel.name} would write to {entry.filename!r}.", "Remove it."
+            )
+        if not entry.is_dir() and not SKIPPED & set(path.parts):
+            yield entry
+
+
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> Iterator[int]:
+    target = folder / entry.filename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with archive.open(entry) as source, target.open("wb") as file:
+            while block := source.read(BLOCK_BYTES):
+                yield file.write(block)
+    except zipfile.BadZipFile as error:
+        raise DownloadFailed("A part of the GPU runtime is damaged.", f"{error}.", "Fetch it again.") from error
+
+
+def _check_room(folder: Path, total: int) -> None:
+    short = total + RESERVE_BYTES - shutil.disk_usage(folder).free
+    if short > 0:
+        raise DiskFull(
+            f"The GPU runtime does not fit on the disk with {folder.parent}.",
+            f"Unpacked it takes {total / 1e9:.1f} GB, and {short / 1e9:.1f} GB are missing.",
+            "Make room, then go on: what was downloaded is kept.",
+        )

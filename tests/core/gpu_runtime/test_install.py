@@ -1,0 +1,137 @@
+"""The runtime fetched from a real server: resumed, verified, unpacked beside, and nothing half done left behind."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from core.errors import DiskFull, DownloadFailed, NetworkError
+from core.gpu_runtime.choice import BUILDS, NoRuntime
+from core.gpu_runtime.index import Indexes
+from core.gpu_runtime.install import Advance, install
+from core.gpu_runtime.needed import Needed, find_needed
+from core.gpu_runtime.store import DOWNLOADS, Runtime
+from core.gpu_runtime.unpack import unpack
+from core.hub.client import Client
+from core.hub.haul import Manner
+from core.hub.retry import Stopped, never
+from tests.core.gpu_runtime.conftest import QUICK, index_torch
+from tests.core.gpu_runtime.wheels import PADDING, VERSION, Index, wheel
+
+CUBLAS = "nvidia_cublas-13.1.1-py3-none-any.whl"
+
+
+def test_what_torch_needs_here_and_is_not_here_already(needed: Needed, index: Index):
+    files = {file.path for _, file in needed.wheels}
+    assert files == set(index.wheels) - {"nvidia_cublas-13.0.9-py3-none-any.whl"}
+    assert needed.version == VERSION
+    assert needed.download_bytes == sum(len(index.wheels[file]) for file in files)
+    assert needed.disk_bytes > needed.download_bytes
+
+
+def test_a_version_that_is_not_offered_is_said(client: Client, index: Index):
+    with pytest.raises(NoRuntime, match=r"torch==1\.0\+cu130 is not offered"):
+        find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], "1.0")
+
+
+def test_a_wheel_without_a_checksum_is_not_taken(client: Client, index: Index, monkeypatch: pytest.MonkeyPatch):
+    page = index.page
+    monkeypatch.setattr(index, "page", lambda tag, name: (page(tag, name) or "").replace("#sha256=", "#md5="))
+    with pytest.raises(NoRuntime):
+        find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], index_torch())
+
+
+def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: Needed, manner: Manner):
+    heard: list[Advance] = []
+    install(client, runtime, needed, heard.append, never, manner)
+    folder = runtime.folder(VERSION)
+    assert runtime.installed() == VERSION
+    assert (folder / "nvidia/cu13/lib/libcublas.so").read_bytes() == PADDING
+    assert not (folder / "torch/include").exists()
+    assert runtime.installed_bytes() == sum(
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "stamp.json"
+    )
+    assert not runtime.downloads.root.exists()
+    assert (heard[-1].step, heard[-1].done) == ("unpacking", heard[-1].total)
+
+
+def test_a_cut_download_goes_on_where_it_was(
+    client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index
+):
+    index.cut = {CUBLAS: 300_000}
+    install(client, runtime, needed, manner=manner)
+    assert (CUBLAS, "bytes=300000-") in index.ranges
+    assert runtime.installed() == VERSION
+
+
+def test_paused_and_taken_up_by_another_run(
+    client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index
+):
+    with pytest.raises(Stopped):
+        install(client, runtime, needed, stop=lambda: True, manner=manner)
+    assert runtime.installed() == ""
+    here = runtime.downloads.partial(DOWNLOADS, next(f.etag for _, f in needed.wheels if f.path == CUBLAS))
+    here.write_bytes(index.wheels[CUBLAS][:500_000])
+    install(client, runtime, needed, manner=manner)
+    assert (CUBLAS, "bytes=500000-") in index.ranges
+    assert runtime.installed() == VERSION
+
+
+def test_damage_is_never_installed(client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index):
+    index.flipped = {CUBLAS}
+    with pytest.raises(DownloadFailed, match="checksum was wrong"):
+        install(client, runtime, needed, manner=manner)
+    assert runtime.installed() == ""
+
+
+def test_no_network_is_said(runtime: Runtime, needed: Needed, manner: Manner, index: Index):
+    with Client("http://127.0.0.1:9", retries=QUICK) as nobody, pytest.raises(NetworkError, match="cannot be reached"):
+        find_needed(Indexes(nobody, ("http://127.0.0.1:9/whl/{tag}",), "cu130"), BUILDS[0], index_torch())
+
+
+@pytest.mark.parametrize("free", [1000, (256 << 20) + 3_000_000])
+def test_a_full_disk_is_said_and_what_came_is_kept(
+    client: Client, runtime: Runtime, needed: Needed, manner: Manner, monkeypatch: pytest.MonkeyPatch, free: int
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free if runtime.downloads.root.exists() else 0))
+    if free > 1000:
+        monkeypatch.setattr("core.gpu_runtime.unpack.RESERVE_BYTES", free)
+    with pytest.raises(DiskFull):
+        install(client, runtime, needed, manner=manner)
+    assert runtime.installed() == ""
+    monkeypatch.undo()
+    install(client, runtime, needed, manner=manner)
+    assert runtime.installed() == VERSION
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/etc/evil", "a/../../evil", "C:\\evil", "a\\..\\evil"])
+def test_nothing_is_written_outside(tmp_path: Path, name: str):
+    packed = tmp_path / "bad.whl"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(name.replace("\\", "/") if "\\" not in name else zipfile.ZipInfo(name), b"evil")
+    # zipfile itself mends backslashes on Windows only.
+    with pytest.raises(DownloadFailed, match="would write to"):
+        unpack([packed], tmp_path / "out" / "runtime", never, lambda done, total: None)
+    assert {path.name for path in tmp_path.rglob("*")} <= {"bad.whl", "out", "runtime"}
+
+
+def test_a_wheel_that_is_none_is_said(tmp_path: Path):
+    packed = tmp_path / "bad.whl"
+    packed.write_bytes(b"<html>sign in</html>")
+    with pytest.raises(DownloadFailed, match="is no wheel"):
+        unpack([packed], tmp_path / "out", never, lambda done, total: None)
+
+
+def test_a_damaged_wheel_is_said(tmp_path: Path):
+    content = bytearray(next(iter(wheel("x", "1", {"x.py": PADDING}).values())))
+    content[1000] ^= 1
+    packed = tmp_path / "bad.whl"
+    packed.write_bytes(bytes(content))
+    assert zipfile.is_zipfile(io.BytesIO(bytes(content)))
+    with pytest.raises(DownloadFailed, match="damaged"):
+        unpack([packed], tmp_path / "out", never, lambda done, total: None)

@@ -1,0 +1,112 @@
+"""What becomes of a runtime at a start, with the trial in a real process: used, or the processor and a sentence."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from core.gpu_runtime.choice import Card, Nvidia
+from core.gpu_runtime.install import install
+from core.gpu_runtime.needed import Needed
+from core.gpu_runtime.start import Standing, settle
+from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.trial import attempt
+from core.hub.client import Client
+from core.hub.haul import Manner
+from tests.core.gpu_runtime.conftest import MACHINE
+from tests.core.gpu_runtime.wheels import VERSION
+
+USED = Standing(VERSION, used=True, device="Fake Card")
+
+
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", sys.path.copy())
+
+
+@pytest.fixture
+def installed(client: Client, runtime: Runtime, needed: Needed, manner: Manner) -> Runtime:
+    install(client, runtime, needed, manner=manner)
+    return runtime
+
+
+def untried(*_: object) -> Verdict:
+    raise AssertionError("it was tried again")
+
+
+def test_nothing_installed_is_nothing_to_say(runtime: Runtime):
+    assert settle(runtime) == Standing()
+
+
+def test_tried_once_then_used_at_every_start(installed: Runtime):
+    assert settle(installed, lambda: MACHINE) == USED
+    assert sys.path[0] == str(installed.folder(VERSION))
+    assert settle(installed, lambda: MACHINE, untried) == USED
+
+
+def test_another_driver_means_another_trial(installed: Runtime):
+    installed.judge(Verdict(VERSION, "570.1", why="It crashed."))
+    assert settle(installed, lambda: MACHINE) == USED
+
+
+def test_a_start_that_never_ended_means_another_trial(installed: Runtime):
+    installed.judge(Verdict(VERSION, MACHINE.driver, "Fake Card"))
+    installed.set_out()
+    standing = settle(
+        installed, lambda: MACHINE, lambda folder, driver: Verdict(folder.name, driver, why="It crashed.")
+    )
+    assert (standing.used, standing.why) == (False, "It crashed.")
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"), [(None, "No NVIDIA card answers"), (Nvidia("580.1", ()), "No NVIDIA card answers")]
+)
+def test_without_a_card_the_processor_is_used(installed: Runtime, machine: Nvidia | None, words: str):
+    before = sys.path.copy()
+    standing = settle(installed, lambda: machine, untried)
+    assert not standing.used
+    assert words in standing.why
+    assert sys.path == before
+
+
+def test_a_runtime_for_another_torch_is_not_used(installed: Runtime, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("core.gpu_runtime.start.own_torch", lambda: "9.9.9")
+    standing = settle(installed, lambda: MACHINE, untried)
+    assert "this program has 9.9.9" in standing.why
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13"),
+        ("import os; os._exit(139)", "crashed when it was tried (exit code 139)"),
+        ("import types; __version__ = '0'; cuda = types.SimpleNamespace(is_available=lambda: False)", "finds no card"),
+    ],
+)
+def test_a_broken_runtime_falls_back_with_a_sentence(installed: Runtime, code: str, words: str):
+    (installed.folder(VERSION) / "torch" / "__init__.py").write_text(code, "utf-8")
+    standing = settle(installed, lambda: MACHINE)
+    assert not standing.used
+    assert words in standing.why
+    assert standing == settle(installed, lambda: MACHINE, untried)
+
+
+def test_wrong_numbers_are_no_use(installed: Runtime):
+    source = installed.folder(VERSION) / "torch" / "__init__.py"
+    source.write_text(source.read_text("utf-8") + "\nequal = lambda a, b: False\n", "utf-8")
+    assert attempt(installed.folder(VERSION), "580").why == "The card multiplied wrongly."
+
+
+def test_removed_at_once_or_at_the_next_start(installed: Runtime):
+    installed.remove_later()
+    assert installed.installed() == VERSION
+    assert settle(installed, lambda: MACHINE, untried) == Standing()
+    assert not installed.root.exists()
+    installed.remove()
+
+
+def test_half_unpacked_is_not_installed(runtime: Runtime):
+    runtime.partial(VERSION).mkdir(parents=True)
+    (runtime.partial(VERSION) / "stamp.json").write_text('{"version": "x"}', "utf-8")
+    assert settle(runtime, lambda: Nvidia("1", (Card("c", (8, 0)),)), untried) == Standing()
