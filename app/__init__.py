@@ -3,3 +3,4 @@
 NAME = "HeteGen"
 ID = "org.hetegen.HeteGen"
 VERSION = "0.1.0"
+REPOSITORY = "https://github.com/hetegen/hetegen"

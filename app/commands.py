@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QGuiApplication
-from PySide6.QtWidgets import QFileDialog, QMessageBox
+from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
+from app import NAME
 from app.chat_model import ChatModel
 from app.language import tr
 from app.library import Library
@@ -21,13 +22,26 @@ SAFE_SCHEMES = ("http", "https", "mailto")
 FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
 
 
+def unsaved_box(parent: QWidget) -> QMessageBox:
+    """The question before a window closes over what could not be saved."""
+    box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk is full, and the last words are not saved."))
+    box.setParent(parent, box.windowFlags())
+    box.setInformativeText(tr("Free some space and try again, or save all conversations in another place."))
+    box.addButton(tr("Try again"), QMessageBox.ButtonRole.AcceptRole)
+    box.addButton(tr("Save elsewhere…"), QMessageBox.ButtonRole.ActionRole)
+    box.addButton(tr("Quit anyway"), QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton(QMessageBox.StandardButton.Cancel)
+    return box
+
+
 class Commands(QObject):
-    """Signals: `load_wished(source)`; `settings_wished`; `models_wished`; `log_wished`; `gpu_wished`."""
+    """Signals: `load_wished(source)`, and what is to be opened: settings, models, the log, the card, the about box."""
 
     load_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
+    about_wished = Signal()
     gpu_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
@@ -61,6 +75,8 @@ class Commands(QObject):
                 self._window.search()
             case "shortcuts":
                 self._window.show_shortcuts()
+            case "about":
+                self.about_wished.emit()
             case "quit":
                 self._window.close()
             case _:
@@ -128,6 +144,27 @@ class Commands(QObject):
         if name:
             self._library.write(id, form, Path(name))
 
+    def may_quit(self) -> bool:
+        """Whether the window may close: what a full disk has kept in memory would be lost, so the person is asked."""
+        while self._library.unsaved:
+            box = unsaved_box(self._window)
+            box.exec()
+            match box.buttonRole(box.clickedButton()):
+                case QMessageBox.ButtonRole.AcceptRole:
+                    continue
+                case QMessageBox.ButtonRole.ActionRole if not self._save_elsewhere():
+                    continue
+                case QMessageBox.ButtonRole.ActionRole | QMessageBox.ButtonRole.DestructiveRole:
+                    return True
+                case _:
+                    return False
+        return True
+
+    def _save_elsewhere(self) -> bool:
+        words, ending = FORMS["json"]
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversations{ending}", words)
+        return bool(name) and self._library.write("", "json", Path(name))
+
     @Slot()
     def import_file(self) -> None:
         """Reads conversations from a file of the person's choice."""
@@ -137,13 +174,22 @@ class Commands(QObject):
 
     @Slot(str)
     def open_link(self, address: str) -> None:
-        """A link from a reply leads out of the program: asked about, with the whole address in view."""
+        """A link from a reply or a model's card leads out of the program."""
+        self._ask_to_open(address, tr("The model wrote this address. It opens in your browser."))
+
+    @Slot(str)
+    def open_page(self, address: str) -> None:
+        """A page of the project itself."""
+        self._ask_to_open(address, tr("It opens in your browser."))
+
+    def _ask_to_open(self, address: str, whose: str) -> None:
+        """Asks, with the whole address in view."""
         url = QUrl(address)
         if url.scheme() not in SAFE_SCHEMES:
             return
         box = QMessageBox(QMessageBox.Icon.NoIcon, tr("Open this link?"), address[:500], parent=self._window)
         box.setTextFormat(Qt.TextFormat.PlainText)
-        box.setInformativeText(tr("The model wrote this address. It opens in your browser."))
+        box.setInformativeText(whose)
         box.setStandardButtons(QMessageBox.StandardButton.Open | QMessageBox.StandardButton.Cancel)
         if box.exec() == QMessageBox.StandardButton.Open:
             QDesktopServices.openUrl(url)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
 from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
+from PySide6.QtWidgets import QDialog
 
 from app import language, notices, window_state, wording
 from app.advice import Advice, Adviser
@@ -27,8 +28,10 @@ from app.recommended import recommended
 from app.resources import assets
 from app.session import Session, State
 from app.settings import PRESETS, Settings
+from app.sleep import SleepWatch
 from app.telemetry import Sample
 from app.theme import Theme
+from app.updates import Answer, Updates
 from app.views.live_view import LiveView, Telemetry
 from app.views.sidebar import Sidebar
 from app.window import MainWindow
@@ -42,6 +45,7 @@ from core.hub.environment import hub_environment
 from core.places import builtin_model, gpu_runtime
 
 ADVICE_MS = 4000
+LIMITS_MS = 800
 
 
 def make_engine() -> EngineLike:
@@ -87,15 +91,21 @@ class Application(QObject):
         self.worker = Worker(self.gpu.guarded(engine))
         self.session = Session(self.worker, self.chat, self._sampling)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
-        self.observer = Observer(self._options())
+        self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
         self.adviser = Adviser(late_judge(self._options), recommended(assets()))
         self.commands = Commands(self.window, self.session, self.chat, self.library)
+        self.updates = Updates()
+        self._answer: Answer | None = None
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.adviser.ask)
+        # Not with every digit that is typed.
+        self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
+        self._limits_later.timeout.connect(self._apply_limits)
+        self.sleep_watch = SleepWatch(parent=self)
         self._idle = QTimer(self, singleShot=True)
         self._idle.timeout.connect(self.session.rest)
         self._connect_session()
@@ -118,15 +128,21 @@ class Application(QObject):
         self.gpu.restart_wished.connect(self._restart)
         self.preferences.changed.connect(self._on_settings)
         self.preferences.changed.connect(self.models.on_settings)
+        self.preferences.limited.connect(self._limits_later.start)
         self.preferences.notice.connect(self.window.notices.add)
         self.commands.models_wished.connect(self.models.open)
+        self.commands.about_wished.connect(self._open_about)
+        self.updates.answered.connect(self._on_update_answer)
         self.models.chosen.connect(self.load)
         self.adviser.advised.connect(self._on_advised)
         self.window.empty.model_wished.connect(self.models.open_at)
         self.models.link.connect(self.commands.open_link)
+        self.sleep_watch.woke.connect(self.session.after_sleep)
+        self.sleep_watch.woke.connect(self.models.after_sleep)
 
     def _connect_window(self) -> None:
         window, commands = self.window, self.commands
+        window.may_close = commands.may_quit
         window.acted.connect(commands.act)
         window.folder_chosen.connect(self.load)
         window.shown.connect(self._on_shown)
@@ -169,6 +185,7 @@ class Application(QObject):
         observer.answered.connect(self.live.what_if.show_answer)
         observer.split.connect(self.window.top.strip.set_shares)
         observer.reload_wished.connect(self._on_reload)
+        observer.replan_wished.connect(self.session.replan)
         self.live.wished.connect(observer.on_wish)
         self.live.applied.connect(observer.on_apply)
 
@@ -197,6 +214,7 @@ class Application(QObject):
         self.models.close()
         self.gpu.close()
         self.session.end()
+        self.updates.close()
         self.worker.close()
         self.library.close()
 
@@ -213,6 +231,9 @@ class Application(QObject):
     def _start(self) -> None:
         self.library.refresh()
         self.telemetry.start()
+        self.sleep_watch.start()
+        if self.preferences.settings.update_check:
+            self.updates.check()
         self.gpu.greet()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
@@ -239,8 +260,33 @@ class Application(QObject):
         self.window.composer.enter_sends = kept.enter_sends
 
     @Slot()
+    def _apply_limits(self) -> None:
+        wished, now = self._options(), self.session.state.options
+        self.session.replan(replace(now, vram=wished.vram, ram=wished.ram))
+
+    @Slot()
     def _open_settings(self) -> None:
         self.preferences.open(self.theme, self._diagnostics, self.window)
+
+    @Slot()
+    def _open_about(self) -> None:
+        # Imported late: most starts never open it.
+        from app.views.about_dialog import AboutDialog
+
+        about = AboutDialog(self.theme, self.window)
+        about.setObjectName("about")
+        if self._answer is not None:
+            about.show_answer(self._answer)
+        about.update_wished.connect(self.updates.check)
+        about.link.connect(self.commands.open_page)
+        self.updates.answered.connect(about.show_answer)
+        about.open()
+
+    @Slot(object)
+    def _on_update_answer(self, answer: Answer) -> None:
+        self._answer = answer
+        if answer.kind == "newer" and self.window.findChild(QDialog, "about") is None:
+            self.window.notices.add(notices.for_update(answer))
 
     @Slot()
     def _open_gpu(self) -> None:

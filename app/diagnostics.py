@@ -15,7 +15,7 @@ from pathlib import Path
 from app import NAME, VERSION
 from app.settings import Settings
 from app.telemetry import Sample
-from core.sizes import format_bytes
+from core.sizes import format_memory
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
 PRIVATE = ("system_prompt", "models_folder", "hf_endpoint")
@@ -55,10 +55,10 @@ def without_home(text: str) -> str:
 def _machine(sample: Sample) -> list[str]:
     lines = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} logical CPUs"]
     if sample.ram_total and sample.ram_available:
-        lines.append(f"RAM {format_bytes(sample.ram_total)}, available {format_bytes(sample.ram_available)}")
+        lines.append(f"RAM {format_memory(sample.ram_total)}, available {format_memory(sample.ram_available)}")
     for card in sample.gpus:
-        used = "n/a" if card.vram_used is None else format_bytes(card.vram_used)
-        total = "n/a" if card.vram_total is None else format_bytes(card.vram_total)
+        used = "n/a" if card.vram_used is None else format_memory(card.vram_used)
+        total = "n/a" if card.vram_total is None else format_memory(card.vram_total)
         lines.append(f"{card.name}: {used} of {total} in use")
     return lines
 

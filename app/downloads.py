@@ -80,6 +80,12 @@ class Downloads(QObject):
         self._tickets[self._lane.run(self._work(Reference(id, revision)))] = id
         self._set(Transfer(id, "queued", known.progress if known else None))
 
+    def resume_interrupted(self) -> None:
+        """Go on with what the network, and not a person, has paused."""
+        for id, transfer in list(self._transfers.items()):
+            if transfer.phase == "paused" and isinstance(transfer.error, NetworkError):
+                self.start(id)
+
     def pause(self, id: str) -> None:
         """Stop soon, keeping every byte."""
         known = self._transfers.get(id)

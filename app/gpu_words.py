@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app import wording
 from app.gpu_desk import GpuState
 from app.language import tr
 from core.hub.progress import duration
+from core.sizes import format_bytes
 
 LINE_BYTES_S = 100e6 / 8
 """A line of 100 Mbit/s, for a time that is told before anything is measured."""
@@ -70,9 +70,9 @@ def _found(state: GpuState, place: str) -> Page:
     needed = state.needed
     assert needed is not None
     sentence = tr("{} to download, about {} at 100 Mbit/s. It takes {} on the disk.").format(
-        wording.gigabytes(needed.download_bytes),
+        format_bytes(needed.download_bytes),
         duration(needed.download_bytes / LINE_BYTES_S),
-        wording.gigabytes(needed.disk_bytes),
+        format_bytes(needed.disk_bytes),
     )
     details = tr("PyTorch {} for CUDA {}, in {} files, each checked by its SHA-256. Kept in {}").format(
         needed.version, needed.cuda, len(needed.wheels), place
@@ -84,7 +84,7 @@ def _fetching(state: GpuState, place: str) -> Page:
     advance = state.advance
     if advance is None:
         return Page(tr("Downloading…"), "", "", (("pause", tr("Pause")),), -1)
-    done, total = wording.gigabytes(advance.done), wording.gigabytes(advance.total)
+    done, total = format_bytes(advance.done), format_bytes(advance.total)
     share = advance.done / advance.total if advance.total else -1
     if advance.step == "unpacking":
         return Page(tr("Unpacking…"), tr("{} of {}").format(done, total), "", (("pause", tr("Pause")),), share)
@@ -142,7 +142,7 @@ def _leaving(state: GpuState, place: str) -> Page:
 
 
 def _kept(state: GpuState, place: str) -> str:
-    return tr("{} in {}").format(wording.gigabytes(state.size), place)
+    return tr("{} in {}").format(format_bytes(state.size), place)
 
 
 _PAGES = {

@@ -136,10 +136,18 @@ class Library(QObject):
         if self._store and text:
             self.found.emit(self._store.search(text))
 
-    def write(self, id: str, form: str, path: Path) -> None:
-        """Exports one conversation, or all for the id ""."""
+    @property
+    def unsaved(self) -> bool:
+        """Something waits in memory for room on the disk, and would be lost with the window."""
         if self._store is None:
-            return
+            return False
+        self._store.retry()
+        return self._store.unsaved
+
+    def write(self, id: str, form: str, path: Path) -> bool:
+        """Exports one conversation, or all for the id ""; whether that was possible."""
+        if self._store is None:
+            return False
         ids = [id] if id else [entry.id for entry in self._store.entries()]
         documents = [self._document(each) for each in ids]
         text = export.to_json(documents) if form == "json" else export.to_markdown(documents[0])
@@ -147,6 +155,8 @@ class Library(QObject):
             path.write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
             self.notice.emit(notices.not_written(path, error))
+            return False
+        return True
 
     def read(self, path: Path) -> None:
         """Imports every conversation of a file."""
@@ -175,10 +185,11 @@ class Library(QObject):
         return Document(self._store.load(id), entry.pinned, entry.options, self._store.created(id))
 
     def _import(self, store: Store, document: Document) -> None:
-        conversation = document.conversation
-        store.put(conversation, document.options)
+        conversation, times = document.conversation, document.created
+        began = min(times.values(), default=None)
+        store.put(conversation, document.options, began)
         for turn in conversation.turns():
-            store.add(conversation.id, turn, document.created.get(turn.id))
+            store.add(conversation.id, turn, times.get(turn.id, began))
         if path := conversation.path():
             store.choose(path[-1].id)
         if document.pinned:

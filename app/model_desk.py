@@ -75,6 +75,12 @@ class ModelDesk(QObject):
             self.close()
 
     @Slot()
+    def after_sleep(self) -> None:
+        """The network was away for a while."""
+        if self._built is not None:
+            self._built[1].resume_interrupted()
+
+    @Slot()
     def close(self) -> None:
         """Pause downloads and join all threads."""
         if self._built is None:

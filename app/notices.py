@@ -9,11 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app.language import tr
+from app import VERSION
+from app.language import said, said_error, tr
+from app.updates import Answer
 from core import errors
 
 ActionId = Literal[
-    "", "open_model", "builtin", "retry", "new_chat", "settings", "copy_details", "log", "token", "export", "gpu"
+    "",
+    "open_model",
+    "builtin",
+    "retry",
+    "new_chat",
+    "settings",
+    "copy_details",
+    "log",
+    "token",
+    "export",
+    "about",
+    "gpu",
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -59,7 +72,7 @@ _ANY = _Words("That did not work", "retry", "Try again")
 def for_error(error: errors.HeteGenError) -> Notice:
     """The notice for an error that a person can act on."""
     words = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), _ANY)
-    return Notice(tr(words.title), str(error), "error", words.action, tr(words.button))
+    return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
 
 
 def for_defect(details: str) -> Notice:
@@ -104,7 +117,7 @@ def _open() -> tuple[ActionId, str]:
 
 def not_kept(error: errors.HeteGenError) -> Notice:
     """The database cannot be opened, so nothing of this session will be there tomorrow."""
-    return Notice(tr("Conversations are not kept"), str(error), "warning", "log", tr("Show the log"))
+    return Notice(tr("Conversations are not kept"), said_error(error), "warning", "log", tr("Show the log"))
 
 
 def not_written(path: Path, error: OSError) -> Notice:
@@ -135,18 +148,31 @@ def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
     }
     title, tone = titles.get(kind, ("Conversations", "info"))
     return Notice(
-        tr(title), " ".join(part for part in (what, why, next_step) if part), "warning" if tone == "warning" else "info"
+        tr(title),
+        " ".join(said(part) for part in (what, why, next_step) if part),
+        "warning" if tone == "warning" else "info",
     )
+
+
+def for_update(answer: Answer) -> Notice:
+    """What was found out about newer versions."""
+    if answer.error is not None:
+        words = tr("It could not be found out whether there is a newer version. {}").format(said_error(answer.error))
+        return Notice(tr("Updates"), words, "warning")
+    if answer.kind == "newest":
+        return Notice(tr("Updates"), tr("This is the newest version."), "info")
+    words = tr("Version {} is there; this is {}.").format(answer.version, VERSION)
+    return Notice(tr("A newer version"), words, "info", "about", tr("Show it…"))
 
 
 def setting_ignored(sentence: str) -> Notice:
     """A stored setting was not valid."""
-    return Notice(tr("A setting was not used"), sentence, "warning", "settings", tr("Open settings"))
+    return Notice(tr("A setting was not used"), said(sentence), "warning", "settings", tr("Open settings"))
 
 
 def replanned(reason: str) -> Notice:
     """Weights were moved between the devices while a reply is written."""
-    return Notice(tr("The split has changed"), reason, "info")
+    return Notice(tr("The split has changed"), said(reason), "info")
 
 
 def gpu_offered(card: str) -> Notice:

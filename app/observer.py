@@ -21,7 +21,8 @@ from core.spec import FORMATS, Budget, Format, Hardware, Plan
 
 class Observer(QObject):
     """Signals: `outlooked(Outlook | None, context limit, vram share)`; `figured(Stats | None)`; `split(tuple)` for the
-    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `reload_wished(LoadOptions)`.
+    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `replan_wished(LoadOptions)` where moving
+    weights is enough for it, else `reload_wished(LoadOptions)`.
     """
 
     outlooked = Signal(object, int, float)
@@ -29,11 +30,12 @@ class Observer(QObject):
     explained = Signal(object)
     split = Signal(object)
     answered = Signal(object)
+    replan_wished = Signal(object)
     reload_wished = Signal(object)
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._options = options
+        self._options = LoadOptions()
         self._model: Loaded | None = None
         self._outlook: Outlook | None = None
         self._stats: Stats | None = None
@@ -42,8 +44,8 @@ class Observer(QObject):
     @Slot(object)
     def on_state(self, state: State) -> None:
         """Another model, other figures."""
-        if state.model is not self._model:
-            self._model = state.model
+        if state.model is not self._model or state.options != self._options:
+            self._model, self._options = state.model, state.options
             self._show_plan(state.model)
         if state.stats is not self._stats:
             self._stats = state.stats
@@ -67,28 +69,28 @@ class Observer(QObject):
         if model is None or model.plan is None or model.spec is None or model.hardware is None:
             return
         hardware = emptied(model.hardware, model.plan)
-        budget = Budget(
-            vram=self._vram(hardware, wish),
-            ram=self._options.ram,
-            threads=self._options.threads,
-            context=wish.context,
-            format=_format(wish.format),
-        )
-        plan = planner.place(model.spec, hardware, budget)
+        options = self._options_for(wish, hardware)
+        budget = Budget(options.vram, options.ram, options.threads, wish.context, _format(wish.format))
+        plan = planner.place(model.spec, hardware, budget, profile=model.plan.profile)
         self.answered.emit(outlook(plan, model.spec, hardware))
 
     @Slot(object)
     def on_apply(self, wish: Wish) -> None:
-        """The wish becomes the plan."""
-        if self._model is not None and self._model.hardware is not None:
-            vram = self._vram(self._model.hardware, wish)
-            self._options = replace(self._options, context=wish.context, format=wish.format, vram=vram)
-            self.reload_wished.emit(self._options)
+        """The wish becomes the plan: at once where only the split changes."""
+        model = self._model
+        if model is None or model.hardware is None:
+            return
+        options = self._options_for(wish, model.hardware)
+        if (wish.context, wish.format) == (model.context, model.format):
+            self.replan_wished.emit(options)
+        else:
+            self.reload_wished.emit(options)
 
-    def _vram(self, hardware: Hardware, wish: Wish) -> int | None:
-        if not hardware.gpus or wish.vram_share >= 1:
-            return self._options.vram
-        return round(wish.vram_share * hardware.gpus[0].vram_total)
+    def _options_for(self, wish: Wish, hardware: Hardware) -> LoadOptions:
+        vram = self._options.vram
+        if hardware.gpus:
+            vram = None if wish.vram_share >= 1 else round(wish.vram_share * hardware.gpus[0].vram_total)
+        return replace(self._options, context=wish.context, format=wish.format, vram=vram)
 
     def _show_plan(self, model: Loaded | None) -> None:
         if model is None or model.plan is None or model.spec is None or model.hardware is None:

@@ -40,8 +40,9 @@ ACCESSES = (
     ),
     Access(
         "Looking for updates",
-        "Only if you switch it on: at most once a day. It is off by default.",
-        "A request for the number of the newest version.",
+        "When you press the button in About; at each start, only if you switch it on. It is off by default.",
+        "A request to api.github.com for the number of the newest version: this program's name and your internet "
+        "address.",
     ),
 )
 NEVER = (

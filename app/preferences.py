@@ -17,13 +17,16 @@ from app.theme import MODES, Mode, Theme
 from core.events import LoadOptions
 
 GIB = 2**30
+LIMITS = ("vram_limit_gib", "ram_limit_gib")
 log = logging.getLogger(__name__)
 
 
 class Preferences(QObject):
-    """Signals: `changed(Settings)` after each change; `notice(Notice)` when a change could not be written."""
+    """Signals: `changed(Settings)` after each change, `limited` if it was one of the limits of memory; `notice(Notice)`
+    when it could not be written."""
 
     changed = Signal(object)
+    limited = Signal()
     notice = Signal(object)
 
     def __init__(self, places: Places) -> None:
@@ -78,6 +81,8 @@ class Preferences(QObject):
             log.warning("The settings were not written: %s", error)
             self.notice.emit(notices.not_written(self._places.settings, error))
         self.changed.emit(changed)
+        if name in LIMITS:
+            self.limited.emit()
 
 
 def open_folder(path: str) -> None:

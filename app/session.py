@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +52,8 @@ class State:
     stats: Stats | None = None
     asked: bool = False
     """A question waits for the model that is being loaded."""
+    options: LoadOptions = field(default_factory=LoadOptions)
+    """What was asked for: of the load, and since then of its memory."""
 
     @property
     def busy(self) -> bool:
@@ -77,8 +79,7 @@ class Session(QObject):
         self._worker = worker
         self._chat = chat
         self._sampling = sampling
-        self._options = LoadOptions()
-        self._load_ticket = self._chat_ticket = 0
+        self._load_ticket = self._chat_ticket = self._plan_ticket = 0
         self._asked: Turn | None = None
         worker.told.connect(self._on_event)
         worker.crashed.connect(self._on_crash)
@@ -86,16 +87,26 @@ class Session(QObject):
 
     def load(self, source: str, options: LoadOptions) -> None:
         """Makes another model ready."""
-        self._options = options
         self._load_ticket = self._worker.load(source, options)
-        self._set(
-            replace(self.state, phase="loading", source=source, model=None, loading=Loading("start", 0), stats=None)
-        )
+        begun = State("loading", source, loading=Loading("start", 0), options=options)
+        self._set(replace(begun, asked=self.state.asked))
 
     def reload(self) -> None:
         """Loads the last model again."""
         if self.state.source:
-            self.load(self.state.source, self._options)
+            self.load(self.state.source, self.state.options)
+
+    def replan(self, options: LoadOptions) -> None:
+        """Keeps the loaded model to other limits of memory: its weights move, after the reply that runs."""
+        if self.state.model is not None:
+            self._plan_ticket = self._worker.replan(options.vram, options.ram)
+        self._set(replace(self.state, options=options))
+
+    def after_sleep(self) -> None:
+        """The computer was asleep: what it did to the graphics card is found out, and planned for."""
+        model = self.state.model
+        if model is not None and model.hardware is not None and model.hardware.gpus:
+            self.replan(self.state.options)
 
     def rest(self) -> None:
         """Gives the model's memory back until the next question."""
@@ -216,6 +227,8 @@ class Session(QObject):
             self._on_load_event(event)
         elif ticket == self._chat_ticket:
             self._on_chat_event(event)
+        elif ticket == self._plan_ticket:
+            self._on_plan_event(event)
 
     def _on_load_event(self, event: Event) -> None:
         match event:
@@ -261,10 +274,8 @@ class Session(QObject):
             case Truncated(turns, _):
                 if running := self._chat.running:
                     running.left_out = turns
-            case Replanned(reason, plan):
-                if plan is not None and self.state.model is not None:
-                    self._set(replace(self.state, model=replace(self.state.model, plan=plan)))
-                self.notice.emit(notices.replanned(reason))
+            case Replanned():
+                self._on_plan_event(event)
             case Finished(reason, stats):
                 self._finish(reason, self._receipt(stats))
                 self._set(replace(self.state, phase="ready", prefill=None, stats=stats))
@@ -276,13 +287,28 @@ class Session(QObject):
             case _:
                 pass
 
+    def _on_plan_event(self, event: Event) -> None:
+        match event:
+            case Replanned(reason, plan):
+                model = self.state.model
+                if plan is not None and model is not None:
+                    self._set(replace(self.state, model=replace(model, plan=plan)))
+                    if model.plan is not None and model.plan.linears == plan.linears:
+                        return
+                self.notice.emit(notices.replanned(reason))
+            case Failed(error):
+                log.warning("Planning anew failed: %s", error)
+                self.notice.emit(notices.for_error(error))
+            case _:
+                pass
+
     @Slot(int, str)
     def _on_crash(self, ticket: int, details: str) -> None:
-        if ticket not in (self._load_ticket, self._chat_ticket):
+        if ticket not in (self._load_ticket, self._chat_ticket, self._plan_ticket):
             return
         if ticket == self._load_ticket:
             self._load_ended()
-        else:
+        elif ticket == self._chat_ticket:
             self._finish("failed", {})
             self._set(replace(self.state, phase="ready", prefill=None))
         self.notice.emit(notices.for_defect(details))

@@ -119,11 +119,11 @@ class Settings:
     )  # fmt: skip
     vram_limit_gib: float | None = setting(
         None, MODEL, "Graphics memory limit", "Leave room for other programs.",
-        kind="float", low=0, high=1024, step=0.5, unit="GiB", unset=AUTOMATIC, reload=True,
+        kind="float", low=0, high=1024, step=0.5, unit="GiB", unset=AUTOMATIC,
     )  # fmt: skip
     ram_limit_gib: float | None = setting(
         None, MODEL, "Memory limit", "The most that weights and KV cache may take of this computer's RAM.",
-        kind="float", low=0.5, high=4096, step=0.5, unit="GiB", unset=AUTOMATIC, reload=True,
+        kind="float", low=0.5, high=4096, step=0.5, unit="GiB", unset=AUTOMATIC,
     )  # fmt: skip
     threads: int | None = setting(None, MODEL, "CPU threads", kind="int", low=1, high=512, unset=AUTOMATIC, reload=True)
     keep_loaded_minutes: int | None = setting(
@@ -141,7 +141,7 @@ class Settings:
         None, NETWORK, "Download rate limit", kind="float", low=0.1, high=10_000, step=1, unit="MB/s", unset="No limit"
     )
     update_check: bool = setting(
-        False, NETWORK, "Look for updates", "Asks once a day whether a newer version exists.", kind="bool"
+        False, NETWORK, "Look for updates", "Asks at each start whether a newer version exists.", kind="bool"
     )
 
     def sampling(self) -> Sampling:

@@ -74,9 +74,15 @@ class Store:
             raise BadRequest("There is no such conversation.")
         return _entry(rows[0])
 
-    def put(self, conversation: Conversation, options: Mapping[str, Any] | None = None) -> None:
-        """Store a conversation, new or known: title, system prompt, options (None: as before). Turns come by `add`."""
-        now, text = time.time(), json.dumps(dict(options)) if options is not None else None
+    def put(
+        self, conversation: Conversation, options: Mapping[str, Any] | None = None, created: float | None = None
+    ) -> None:
+        """Store a conversation, new or known: title, system prompt, options (None: as before). Turns come by `add`.
+
+        `created`: when a new one began, if that was not now.
+        """
+        now = time.time() if created is None else created
+        text = json.dumps(dict(options)) if options is not None else None
         values = (conversation.id, conversation.title, now, now, text or "{}", conversation.system, text)
         self._change(
             "INSERT INTO conversations(id, title, pinned, created, updated, options, system) VALUES(?,?,0,?,?,?,?) "
@@ -191,6 +197,10 @@ class Store:
     def unsaved(self) -> bool:
         """True while the disk is full and changes wait in memory."""
         return self._file.unsaved
+
+    def retry(self) -> None:
+        """Try at once whether there is room by now for what waits in memory."""
+        self._file.retry()
 
     def settle(self) -> None:
         """Wait until everything so far is written (or kept in memory, if the disk is full)."""

@@ -120,13 +120,18 @@ class StoreFile:
             if changes:
                 self._write(changes)
 
+    def retry(self) -> None:
+        """Write what waits for room, if there is some by now."""
+        with self._files:
+            self.settle()
+            self._retry()
+
     def close(self) -> None:
         """Write what is left and let go of the file; afterwards the object is of no use."""
         if self._closed:
             return
         with self._files:
-            self.settle()
-            self._retry()
+            self.retry()
             if self._waiting:
                 log.error("The disk is still full: what was said since then is lost with this window.")
         with self._queue:

@@ -9,7 +9,7 @@ from typing import Literal
 from app.live import Outlook
 from app.telemetry import Sample
 from app.telemetry_nvml import GpuSample
-from core.sizes import format_bytes, format_rate
+from core.sizes import format_bytes, format_memory, format_rate
 
 Bound = Literal["disk", "heat", "power", "battery", "programs", "ram", "link", "gpu", "steps"]
 
@@ -123,7 +123,7 @@ def _vram(situation: Situation) -> Explanation | None:
         if held is not None and card.vram_total and held > MUCH_VRAM * card.vram_total and card.others:
             return Explanation(
                 "programs",
-                f"Other programs hold {format_bytes(held)} of the graphics memory{_biggest(card)}.",
+                f"Other programs hold {format_memory(held)} of the graphics memory{_biggest(card)}.",
                 "Close them, and more of the model moves there by itself.",
             )
     return None

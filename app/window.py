@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PySide6.QtCore import QByteArray, Qt, Signal, Slot
 from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QMainWindow, QMenu, QStackedWidget, QVBoxLayout, QWidget
@@ -34,6 +36,7 @@ ACTIONS = (
     ("gpu", "Graphics card…", "chip", "Ctrl+G"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
+    ("about", "About HeteGen…", "info", ""),
     ("quit", "Quit", "", "Ctrl+Q"),
 )
 """(id, words, icon, keys) of everything the menu offers."""
@@ -52,6 +55,8 @@ class MainWindow(QMainWindow):
         super().__init__()
         self.theme = theme
         self._was_shown = False
+        self.may_close: Callable[[], bool] = lambda: True
+        """Asked before the window closes."""
         self._state_at_close = ""
         self.setWindowTitle(NAME)
         self.setMinimumSize(*WINDOW_MINIMUM)
@@ -191,6 +196,9 @@ class MainWindow(QMainWindow):
             super().keyPressEvent(event)
 
     def closeEvent(self, event: QCloseEvent) -> None:
+        if not self.may_close():
+            event.ignore()
+            return
         # Gone at once for the person; ending the reply and freeing the model may take a moment.
         self._state_at_close = self.state()
         self.hide()

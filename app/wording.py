@@ -1,8 +1,12 @@
-"""Numbers as people read them. What is not known reads "n/a", never 0."""
+"""Numbers as people read them. What is not known reads "n/a", never 0.
+
+Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rates with 10^9.
+"""
 
 from __future__ import annotations
 
 from app.language import tr
+from core.sizes import GIB, format_bytes
 
 UNKNOWN = "n/a"
 
@@ -25,9 +29,9 @@ def seconds(value: float | None) -> str:
     return f"{int(value) // 60} min {int(value) % 60} s"
 
 
-def gigabytes(count: float | None) -> str:
-    """4.2 GB, with 10^9 bytes to the GB as disks and graphics cards are sold."""
-    return UNKNOWN if count is None else f"{count / 1e9:.1f} GB"
+def of_memory(used: float, total: float) -> str:
+    """12.4 of 32.0 GB."""
+    return tr("{} of {} GB").format(f"{used / GIB:.1f}", f"{total / GIB:.1f}")
 
 
 def count(value: int | None) -> str:
@@ -61,16 +65,15 @@ def receipt(figures: dict[str, object]) -> str:
 def advice(name: str, nbytes: int, low: float, high: float) -> str:
     """Recommended here: Qwen3-4B, 8.0 GB, about 9-14 tokens/s."""
     return tr("Recommended for this computer: {}, {}, about {} tokens/s").format(
-        name, gigabytes(nbytes), f"{low:.0f}–{high:.0f}"
+        name, format_bytes(nbytes), f"{low:.0f}–{high:.0f}"
     )
 
 
 def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | None], ...]) -> str:
     """What was found here, in one sentence. `cards`: name and free memory of each graphics card."""
-    parts = [tr("{}-core CPU").format(cores) if cores else "CPU", f"{ram / 2**30:.0f} GB RAM" if ram else ""]
+    parts = [tr("{}-core CPU").format(cores) if cores else "CPU", f"{ram / GIB:.0f} GB RAM" if ram else ""]
     parts += [
-        tr("{} with {} GB free").format(name, f"{free / 2**30:.1f}") if free is not None else name
-        for name, free in cards
+        tr("{} with {} GB free").format(name, f"{free / GIB:.1f}") if free is not None else name for name, free in cards
     ]
     parts += [] if cards else [tr("no graphics card")]
     *first, last = (part for part in parts if part)

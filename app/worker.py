@@ -25,6 +25,7 @@ class EngineLike(Protocol):
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]: ...
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]: ...
+    def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]: ...
     def close(self) -> None: ...
 
 
@@ -111,6 +112,10 @@ class Worker(QObject):
     def chat(self, request: Request) -> int:
         """Answers a request after what is already queued."""
         return self._send(lambda engine, stop: engine.chat(request, stop))
+
+    def replan(self, vram: int | None, ram: int | None) -> int:
+        """Keeps the loaded model to other limits of memory (bytes), after what is already queued."""
+        return self._send(lambda engine, stop: engine.replan(vram, ram))
 
     def unload(self) -> int:
         """Gives the model up after what is queued."""

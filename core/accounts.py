@@ -17,12 +17,12 @@ CPU_WORKSPACE = 32 * MIB
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What RAM holds. `weights` of ours in RAM; `from_disk` bytes are read again for each pass."""
+    """What RAM holds. `weights` of ours in RAM (where they are files, the resident rows' pages are given up if others
+    need them); `from_disk` bytes are read again for each pass."""
 
     fits: bool
     weights: int
     from_disk: int
-    host_copy: bool
 
 
 def vram_limit(gpu: Gpu, budget: Budget) -> int:
@@ -89,9 +89,8 @@ def host_memory(
     if storage == spec.stored_dtype:
         # Used in turn, pages that do not fit push out the next ones needed: twice the overflow is read again.
         missing = min(rest, 2 * max(0, rest - room))
-        return HostMemory(room >= 0, max(0, min(total, room)), missing, host_copy=total <= room)
-    keeps_all = total <= room
-    return HostMemory(rest <= room, total if keeps_all else rest, 0, host_copy=keeps_all)
+        return HostMemory(room >= 0, max(0, min(total, room)), missing)
+    return HostMemory(rest <= room, total if total <= room else rest, 0)
 
 
 def host_workspace(spec: ModelSpec, chunk: int) -> int:

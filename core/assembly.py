@@ -67,7 +67,6 @@ def assemble(spec: ModelSpec, budget: Budget, strategy: Strategy, format: Format
         bytes_per_token=reading,
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
         mapped=storage == spec.stored_dtype,
-        host_copy=best.layout.host.host_copy,
         from_disk=best.layout.host.from_disk,
         profile=machine.profile,
     )

@@ -54,8 +54,8 @@ def attend(
     """
     if key.device != query.device:
         # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
-        mask = None if attention_mask is None else attention_mask.to(key.device)
-        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, s_aux, **kwargs)
+        mask, sinks = (None if one is None else one.to(key.device) for one in (attention_mask, s_aux))
+        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
     if kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout:
         out: tuple[Tensor, None] = sdpa_attention_forward(
@@ -70,7 +70,8 @@ def attend(
     library = native()
     if library is not None and suits(query, key, value, attention_mask):
         return attend_few(library, query, key, value, attention_mask, scale, softcap, s_aux), None
-    mask = _all_seen(query, key) if attention_mask is None else attention_mask
+    one_row = query.shape[2] == 1 and softcap is None and s_aux is None
+    mask = _all_seen(query, key) if attention_mask is None and not one_row else attention_mask
     return attend_prompt(query, key, value, mask, scale, softcap, s_aux), None
 
 
@@ -111,7 +112,7 @@ def attend_prompt(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """(B, S, H, D) with torch; no mask = causal, with as many keys as queries."""
+    """(B, S, H, D) with torch; no mask = causal with as many keys as queries, or one query that sees all keys."""
     if softcap is not None or sinks is not None:
         return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
     grouped = query.shape[1] != key.shape[1]
@@ -120,7 +121,13 @@ def attend_prompt(
         shared = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), False
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, is_causal=mask is None, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        scale=scale,
+        is_causal=mask is None and query.shape[2] > 1,
+        enable_gqa=grouped,
     )
     return out.transpose(1, 2).contiguous()
 

@@ -6,6 +6,8 @@ class. One pass, with the link fetching ahead across linears:
     group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
     pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
 
+Both sides of the last line slow each other down while both run, and the link can run ahead by no more than its ring.
+
 Each engine's time is linear in its share, so a class is a handful of coefficients and a pass costs microseconds.
 """
 
@@ -25,6 +27,7 @@ from core.spec import (
     LinearSpec,
     ModelSpec,
     Profile,
+    Ring,
     Storage,
     Strategy,
     Times,
@@ -75,10 +78,21 @@ class Machine:
     profile: Profile
     threads: int
 
-    @property
-    def link_s(self) -> float:
+    def link_s(self, strategy: Strategy) -> float:
         """Seconds per streamed byte, nothing else running."""
-        return self.profile.link / self.gpu.link.staged if self.gpu else 0.0
+        if self.gpu is None:
+            return 0.0
+        return self.profile.link / (self.gpu.link.h2d_pageable if strategy == "serial" else self.gpu.link.staged)
+
+    @property
+    def piece_s(self) -> float:
+        """Seconds that each streamed piece costs besides its bytes."""
+        return self.profile.link * self.gpu.link.piece_s if self.gpu else 0.0
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the device computes on the processor's own cores."""
+        return self.gpu is not None and self.gpu.shares_cores
 
     @property
     def queue_s(self) -> float:
@@ -226,45 +240,90 @@ class Case:
     machine: Machine
     fixed: Fixed
     strategy: Strategy
+    ring: Ring
 
     def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
         """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
-        link, busy = self._link(residents, streamed)
-        contended = link > 0 and self.strategy != "serial"
-        slower, waiting = (1 / self.machine.cpu_under_copy, self.machine.queue_s) if contended else (1.0, 0.0)
-        cpu, gpu, exchanged, groups = self._groups(residents, streamed, slower, waiting)
-        link /= self.machine.link_under_cpu if busy else 1.0
-        attention = self.fixed.attention[self.bucket]
-        critical = groups + attention + self.fixed.overhead
-        total = critical + link if self.strategy == "serial" else max(critical, link)
-        return Times(cpu, link, gpu, attention, self.fixed.overhead + exchanged, 0.0, total, critical)
+        work = self._groups(residents, streamed)
+        link, attention = self._link(residents, streamed), self.fixed.attention[self.bucket]
+        rest, overhead = attention + self.fixed.overhead, self.fixed.overhead + work.exchanged
+        if self.strategy == "serial":
+            alone = work.alone + rest
+            return Times(work.cpu, link, work.gpu, attention, overhead, 0.0, alone + link, alone)
+        critical, link_until, slower = overlapped(
+            work.alone + rest - work.dead, work.slowed + rest - work.dead, link, self._link_share(work)
+        )
+        total = work.dead + max(critical, link_until)
+        return Times(work.cpu * slower, link_until, work.gpu, attention, overhead, 0.0, total, work.dead + critical)
 
-    def _link(self, residents: Residents, streamed: Sequence[float]) -> tuple[float, bool]:
-        """Seconds of the link alone, and whether it meets the CPU at work (never in `serial`)."""
-        nbytes, busy, bucket = 0.0, False, self.bucket
+    def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
+        """Seconds of the link, nothing else running."""
+        nbytes, pieces, bucket, buffer = 0.0, 0.0, self.bucket, max(1, self.ring.bytes)
         for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
-            nbytes += (item.count - whole) * (1 - part) * share * item.nbytes * item.touched[bucket]
-            busy = busy or (whole < item.count and part < 1 and share < 1)
-        return nbytes * self.machine.link_s, busy and self.strategy != "serial"
+            if (away := (1 - part) * share) and whole < item.count:
+                sent = away * item.nbytes * item.touched[bucket]
+                nbytes += (item.count - whole) * sent
+                pieces += (item.count - whole) * max(len(item.members[0]), sent / buffer)
+        return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
 
-    def _groups(
-        self, residents: Residents, streamed: Sequence[float], slower: float, waiting: float
-    ) -> tuple[float, float, float, float]:
-        """Seconds of the CPU, of the GPU, of exchanges between them, and of all groups one after the other."""
-        machine, bucket = self.machine, self.bucket
-        adds = machine.gpu is not None and machine.gpu.shares_cores
-        cpu = gpu = exchanged = total = 0.0
+    def _link_share(self, work: Work) -> float:
+        """What the link keeps of its rate while the processor works."""
+        meets = work.cpu > 0 or self.machine.shares_cores
+        return self.machine.link_under_cpu if meets else 1.0
+
+    def _groups(self, residents: Residents, streamed: Sequence[float]) -> Work:
+        """All groups, one after the other."""
+        machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
+        slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
+        cpu = gpu = exchanged = alone = slowed = dead = 0.0
         for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
             rest, on_cpu = item.count - whole, (1 - part) * (1 - share)
             gpu_whole = item.gpu[bucket] + item.gpu_call
             gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
-            cpu_s = on_cpu * item.cpu[bucket] * slower + item.cpu_call if on_cpu > 0 else 0.0
-            cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] + waiting if on_cpu > 0 else 0.0
+            cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
+            cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
             cpu += rest * cpu_s
             gpu += rest * gpu_s + whole * gpu_whole
             exchanged += rest * cross
-            total += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole
-        return cpu, gpu, exchanged, total
+            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole
+            if adds:
+                slowed += (rest * (cpu_s + gpu_s) + whole * gpu_whole) * slower + rest * cross
+            else:
+                slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole * gpu_whole
+            slowed += rest * waiting if on_cpu > 0 else 0.0
+            # The first groups of a class are the whole ones: meanwhile the link fills the ring and then waits.
+            dead += max(0.0, whole * gpu_whole - lead)
+        return Work(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
+
+    def _lead_s(self) -> float:
+        """Seconds of the link that the ring holds."""
+        return self.ring.total * self.machine.link_s(self.strategy)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of all groups: of the CPU, of the GPU and of exchanges between them; of all that follows one after the
+    other, alone and while the link runs; and of stretches that are longer than the link can run ahead."""
+
+    cpu: float
+    gpu: float
+    exchanged: float
+    alone: float
+    slowed: float
+    dead: float
+
+
+def overlapped(alone: float, slowed: float, link: float, link_share: float) -> tuple[float, float, float]:
+    """When the work and the link are done that start together, and how much longer the work took than by itself.
+
+    They slow each other down while both run: the work takes `slowed` instead of `alone` seconds, the link keeps
+    `link_share` of its rate. The one that is left over goes on at its own rate.
+    """
+    together = min(slowed, link / link_share)
+    done = together / slowed if slowed else 1.0
+    work_until = together + (1 - done) * alone
+    link_until = together + link - together * link_share
+    return work_until, link_until, work_until / alone if alone else 1.0
 
 
 def with_disk(times: Times, seconds: float) -> Times:

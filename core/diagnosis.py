@@ -73,7 +73,9 @@ def findings(hardware: Hardware, installed: Software) -> list[Finding]:
 
 
 def _about_gpus(hardware: Hardware, installed: Software) -> Iterator[Finding]:
-    if installed.driver and not hardware.gpus:
+    for words in hardware.unusable:
+        yield Finding(f"A graphics card is not used. {words}", "Mend that, then run doctor again.")
+    if installed.driver and not hardware.gpus and not hardware.unusable:
         reason = "is made for the processor only" if not installed.cuda else "cannot use it"
         yield Finding(
             f"There is an NVIDIA card, but the installed torch ({installed.torch}) {reason}.",

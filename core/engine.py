@@ -13,6 +13,7 @@ from pathlib import Path
 from core.environment import prepare_environment
 from core.errors import BadRequest, HeteGenError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
+from core.governor import Governor
 from core.loading import LoadedModel, load_model
 from core.reply import Reply
 
@@ -22,7 +23,7 @@ DEFAULTS = LoadOptions()
 
 
 class Engine:
-    """Hosts one model at a time. `load` and `chat` give events; the last one is Loaded, Finished or Failed."""
+    """Hosts one model at a time. `load`, `chat` and `replan` give events."""
 
     def __init__(self) -> None:
         prepare_environment()
@@ -56,10 +57,21 @@ class Engine:
         except HeteGenError as error:
             yield Failed(error)
 
+    def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
+        """Keep the model to other limits of memory, in bytes: weights move, nothing is loaded again. A device that was
+        lost is looked for. Gives Replanned or Failed."""
+        try:
+            if self._loaded is None:
+                raise BadRequest("No model is loaded.", "", "Load a model first.")
+            yield Governor(self._loaded, self._loaded.profile).keep_to(vram, ram)
+        except HeteGenError as error:
+            yield Failed(error)
+
     def close(self) -> None:
         """Give the model and its memory back."""
-        if self._loaded is not None:
-            self._loaded.close()
+        if self._loaded is None:
+            return
+        self._loaded.close()
         self._loaded = None
         # The module tree has cycles, and the mapped files stay open (on Windows: locked) until they are collected.
         gc.collect()

@@ -38,10 +38,13 @@ class Governor:
         self._watch = Watch()
         self._looked_at = clock()
         self._counted_from = clock()
+        self._cpu_s = 0.0
         self._tokens = 0
 
     def begin(self) -> None:
         """The next tokens are decoded one after the other from now on."""
+        placement = self._loaded.model.placement
+        self._cpu_s = placement.cpu_s if isinstance(placement, DevicePlacement) else 0.0
         self._counted_from, self._tokens = self._clock(), 0
 
     def after_token(self) -> Replanned | None:
@@ -56,7 +59,7 @@ class Governor:
                 self.begin()
                 return change
         if self._tokens >= LEARN_TOKENS:
-            return self._learn((now - self._counted_from) / self._tokens)
+            return self._learn(placement, now - self._counted_from)
         return None
 
     def after_failure(self, error: HeteGenError) -> Replanned | None:
@@ -71,6 +74,24 @@ class Governor:
         self._loaded.can_use_device = False
         self._loaded.to_host()
         return Replanned(f"{error.what} The reply goes on without it.", self._loaded.plan)
+
+    def keep_to(self, vram: int | None, ram: int | None) -> Replanned:
+        """Plan anew within a person's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
+        loaded = self._loaded
+        loaded.look_for_device()
+        before = loaded.vram_cap, loaded.ram_cap
+        loaded.vram_cap, loaded.ram_cap = vram, ram
+        plan = self._plan(vram)
+        if plan.fits == "no":
+            loaded.vram_cap, loaded.ram_cap = before
+            raise NotEnoughMemory(plan.reason, "", "Allow it more memory, or load a smaller model.")
+        try:
+            loaded.move_to(plan)
+        except (NotEnoughMemory, DeviceLost) as error:
+            if (change := self.after_failure(error)) is None:
+                raise
+            return change
+        return Replanned(loaded.plan.reason, loaded.plan)
 
     def _look_for_device(self, now: float) -> Replanned | None:
         """Whether a card that was left has room again."""
@@ -94,10 +115,11 @@ class Governor:
             return None
         return self._change(plan, decision.reason)
 
-    def _learn(self, token_s: float) -> Replanned | None:
+    def _learn(self, placement: DevicePlacement, seconds: float) -> Replanned | None:
         tokens = self._tokens
+        measured = Times(cpu=(placement.cpu_s - self._cpu_s) / tokens, total=seconds / tokens)
         self.begin()
-        self.profile = learn(self.profile, self._loaded.plan, Times(total=token_s), tokens)
+        self.profile = learn(self.profile, self._loaded.plan, measured, tokens)
         plan = self._plan(self._loaded.vram_cap)
         if not worth_changing(self._loaded.plan, plan):
             return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,11 @@ from core.errors import HeteGenError
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
 
 if TYPE_CHECKING:
-    from core.accelerators.base import Accelerator
     from core.kernels.select import KernelTable
     from core.measure import CpuRates, GpuRates
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -44,11 +42,12 @@ class Card:
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """What was measured of this machine, as kept on disk. `busy`: part of the processor that others used meanwhile;
-    `tries`: how often it was measured in the hope of a quieter moment."""
+    """What was measured of this machine, as kept on disk. `gpus`: rates, or a sentence why a card cannot be used;
+    `busy`: part of the processor that others used meanwhile; `tries`: how often it was measured in the hope of better.
+    """
 
     cpu: CpuRates
-    gpus: tuple[GpuRates, ...]
+    gpus: tuple[GpuRates | str, ...]
     disk_bytes_s: float
     busy: float = 0.0
     tries: int = 1
@@ -68,11 +67,13 @@ def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | N
         info.name, info.physical_cores, info.logical_cores, info.isa, total, free, rates.read_bytes_s, rates.rates,
         rates.threads, rates.call_s, rates.layer_s,
     )  # fmt: skip
-    quiet = profile.busy <= TOO_BUSY
+    unusable = tuple(one for one in profile.gpus if isinstance(one, str))
     if simulation is not None:
-        return Hardware(cpu, (_simulated(simulation, profile.gpus[0]),), profile.disk_bytes_s, quiet)
-    gpus = tuple(_gpu(card, measured) for card, measured in zip(cards, profile.gpus, strict=True))
-    return Hardware(cpu, gpus, profile.disk_bytes_s, quiet)
+        gpus = tuple(_simulated(simulation, one) for one in profile.gpus if not isinstance(one, str))
+    else:
+        found = zip(cards, profile.gpus, strict=True)
+        gpus = tuple(_gpu(card, one) for card, one in found if not isinstance(one, str))
+    return Hardware(cpu, gpus, profile.disk_bytes_s, profile.busy <= TOO_BUSY, unusable)
 
 
 def refreshed(hardware: Hardware) -> Hardware:
@@ -106,7 +107,7 @@ def _profile(
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     known = _read(folder)
     before = known.get(key)
-    if before is None or (before.busy > TOO_BUSY and before.tries < MOST_TRIES):
+    if before is None or (_may_improve(before) and before.tries < MOST_TRIES):
         measured = _measured(folder, cards, simulation, wanted)
         best = measured if before is None or measured.busy < before.busy else before
         known[key] = replace(best, tries=before.tries + 1 if before else 1)
@@ -114,32 +115,40 @@ def _profile(
     return known[key]
 
 
+def _may_improve(profile: MachineProfile) -> bool:
+    return profile.busy > TOO_BUSY or any(isinstance(one, str) for one in profile.gpus)
+
+
 def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
     import torch
 
-    from core.measure import Neighbours, measure_cpu, measure_disk, measure_gpu
+    from core.measure import Neighbours, measure_cpu, measure_disk
 
     folder.mkdir(parents=True, exist_ok=True)
     before, neighbours = torch.get_num_threads(), Neighbours()
     torch.set_num_threads(threads)
     try:
         cpu = measure_cpu()
-        gpus = []
-        for accelerator in _accelerators(cards, simulation):
-            gpus.append(measure_gpu(accelerator, cpu))
-            accelerator.close()
-        return MachineProfile(cpu, tuple(gpus), measure_disk(folder) or UNKNOWN_DISK_RATE, neighbours.share())
+        indices = [0] if simulation else [card.index for card in cards]
+        gpus = tuple(_measured_gpu(index, simulation, cpu) for index in indices)
+        return MachineProfile(cpu, gpus, measure_disk(folder) or UNKNOWN_DISK_RATE, neighbours.share())
     finally:
         torch.set_num_threads(before)
 
 
-def _accelerators(cards: list[Card], simulation: Simulation | None) -> Iterator[Accelerator]:
+def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> GpuRates | str:
+    """Its rates, or why it cannot be used: a card that is full, too old or broken keeps nobody from the processor."""
     from core.accelerators.opening import open_accelerator
+    from core.measure import measure_gpu
 
-    for index in [0] if simulation else [card.index for card in cards]:
-        opened = open_accelerator(index, simulation)
-        assert opened is not None
-        yield opened
+    try:
+        accelerator = open_accelerator(index, simulation)
+        assert accelerator is not None
+        rates = measure_gpu(accelerator, cpu)
+        accelerator.close()
+        return rates
+    except HeteGenError as error:
+        return " ".join(part for part in (error.what, error.why) if part)
 
 
 def _cards() -> list[Card]:
@@ -217,9 +226,12 @@ def _parsed(data: dict[str, Any]) -> MachineProfile:
     cpu = data["cpu"]
     table = KernelTable.from_json(cpu.pop("table"))
     rates = _rates(cpu.pop("rates"))
-    gpus = [GpuRates(**{**one, "rates": _rates(one["rates"]), "link": Link(**one["link"])}) for one in data["gpus"]]
+    gpus = tuple(
+        one if isinstance(one, str) else GpuRates(**{**one, "rates": _rates(one["rates"]), "link": Link(**one["link"])})
+        for one in data["gpus"]
+    )
     rest = {name: data[name] for name in ("disk_bytes_s", "busy", "tries")}
-    return MachineProfile(CpuRates(**cpu, rates=rates, table=table), tuple(gpus), **rest)
+    return MachineProfile(CpuRates(**cpu, rates=rates, table=table), gpus, **rest)
 
 
 def _rates(data: list[dict[str, Any]]) -> tuple[KernelRate, ...]:

@@ -8,6 +8,7 @@ the same input (q/k/v, gate/up) share its copy on the host and its quantised for
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from core.accelerators.base import Accelerator, HostCopy
 from core.host_weight import DeviceRows, HostWeight
 from core.kernels.inputs import HostInput
-from core.parameter_manager import ParameterManager, Piece
+from core.parameter_manager import Piece, Streaming
 from core.spec import Rows
 
 
@@ -89,9 +90,11 @@ class HostLinear(nn.Module):
 
 
 class SharedInputs:
-    """The last input on the device, brought to the host once for all linears that read it."""
+    """The last input on the device, brought to the host once for all linears that read it; `cpu_s` is how long the
+    CPU has computed on all of them."""
 
     def __init__(self, accelerator: Accelerator) -> None:
+        self.cpu_s = 0.0
         self._accelerator = accelerator
         self._seen: Tensor | None = None
         self._copy: HostCopy | None = None
@@ -126,7 +129,7 @@ class HeteroLinear(nn.Module):
         self.bias = bias
         self.accelerator = accelerator
         self.inputs = inputs
-        self.streams: ParameterManager | None = None
+        self.streams: Streaming | None = None
         self.resident: DeviceRows | None = None
         self.division = Rows(0, 0, weight.rows)
         self.pieces: list[Piece] = []
@@ -138,6 +141,8 @@ class HeteroLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), on the device."""
+        if x.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
+            x = self.accelerator.to_device(x)
         flat = x.reshape(-1, x.shape[-1])
         whole = self.resident is not None and self.resident.rows == self.host.rows
         return (self._whole(flat) if whole else self._divided(x, flat)).view(*x.shape[:-1], self.host.rows)
@@ -192,6 +197,9 @@ class HeteroLinear(nn.Module):
 
     def _compute_host(self, out: Tensor) -> None:
         begin = self.division.resident + self.division.streamed
-        y = self.host.matmul(self.inputs.arrived(), begin, self.host.rows)
+        x = self.inputs.arrived()
+        start = time.perf_counter()
+        y = self.host.matmul(x, begin, self.host.rows)
+        self.inputs.cpu_s += time.perf_counter() - start
         on_device = self.accelerator.to_device(y)
         self.accelerator.launch(lambda: out[:, begin:].copy_(on_device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.accounts import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
 from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, with_disk
@@ -14,7 +14,12 @@ from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, ModelSpec, Ring, S
 # Prompt and reply that layouts are compared by.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
-TIERS = ((512, Ring(4, 32 * MIB)), (256, Ring(4, 8 * MIB)), (32, Ring(4, 1 * MIB)))
+TIERS = (
+    (512, Ring(4, 32 * MIB)),
+    (512, Ring(4, 8 * MIB)),
+    (256, Ring(4, 4 * MIB)),
+    (32, Ring(4, MIB)),
+)
 """Prefill chunk in tokens and staging ring; the smaller ones are tried on small cards only."""
 SMALL_CARD = 4 * GIB
 # Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
@@ -54,7 +59,7 @@ class Layout:
         return self.host.from_disk / self.machine.hardware.disk_bytes_s
 
     def _case(self, bucket: int, costs: Fixed) -> Case:
-        return Case(self.classes, bucket, self.machine, costs, self.strategy)
+        return Case(self.classes, bucket, self.machine, costs, self.strategy, self.ring)
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,24 @@ def gpu_layouts(
         costs = fixed(spec, machine, kv_devices, context // 2)
         for chunk, ring in TIERS if limit <= SMALL_CARD else TIERS[:1]:
             room = limit - spec.resident_bytes - on_gpu - gpu_workspace(spec, storage, gpu, chunk)
-            used = Ring() if strategy == "cpu" or room >= everything else ring
+            used = Ring() if room >= everything else _ring(strategy, ring)
             if room < used.total:
                 continue
             for residents in resident_choices(classes, room - used.total):
                 host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, used)
                 yield Layout(machine, classes, residents, kv_devices, chunk, used, host, costs, strategy)
+
+
+def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:
+    """Those that read prompts and keep the KV cache as `best` does, so that only the strategy differs; all if none."""
+    return [one for one in layouts if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(layouts)
+
+
+def _ring(strategy: Strategy, ring: Ring) -> Ring:
+    """What a strategy takes of a ring: copying when needed takes one buffer."""
+    if strategy == "cpu":
+        return Ring()
+    return replace(ring, buffers=1) if strategy == "serial" else ring
 
 
 def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:

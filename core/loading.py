@@ -61,6 +61,31 @@ class LoadedModel:
         for _ in self.model.placement.apply(plan):
             pass
 
+    def move_to(self, plan: Plan) -> None:
+        """Change to any plan for the same format and context, also to or from a device. A KV cache that is to lie
+        elsewhere begins empty. Raises NotEnoughMemory, DeviceLost."""
+        if self.plan.gpu not in (-1, plan.gpu):
+            self.to_host()
+        if plan.gpu < 0:
+            self.plan = plan
+            return
+        moves_cache = plan.kv_devices != self.plan.kv_devices
+        if moves_cache:
+            # Gives the old one's room back before weights take it.
+            self.cache, self.reply_start = KVCache(self.source.module.config, plan.context), 0
+        if self.plan.gpu < 0:
+            self.to_device(plan)
+        else:
+            self.apply(plan)
+        if moves_cache:
+            self.cache = self.model.placement.make_cache(self.source.module.config, plan)
+
+    def look_for_device(self) -> None:
+        """A device that was lost may be back, as after sleep: let the next plan use it."""
+        if self.machine.forget_lost() and self.plan.gpu >= 0:
+            self.to_host()
+        self.can_use_device = True
+
     def to_device(self, plan: Plan) -> None:
         """Use a device that was not used before; the KV cache stays where it is. Raises NotEnoughMemory, DeviceLost."""
         device = self.machine.accelerator(plan.gpu)

@@ -9,6 +9,7 @@ from core.accelerators.base import Accelerator
 from core.accelerators.opening import open_accelerator
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import cpu_info, ram
+from core.errors import DeviceLost
 from core.hardware import hardware_for, kernel_table, refreshed
 from core.kernels.select import KernelTable
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
@@ -46,6 +47,13 @@ class Machine:
             self.accelerators[index] = opened
         return self.accelerators[index]
 
+    def forget_lost(self) -> bool:
+        """Let go of devices that stopped answering, so that they are opened anew; whether there was one."""
+        lost = [index for index, accelerator in self.accelerators.items() if _is_lost(accelerator)]
+        for index in lost:
+            self.accelerators.pop(index).close()
+        return bool(lost)
+
     def close(self) -> None:
         """Let go of all devices."""
         for accelerator in self.accelerators.values():
@@ -57,6 +65,14 @@ class Machine:
             return gpu
         memory = self.accelerators[gpu.index].memory()
         return replace(gpu, vram_free=max(0, memory.free + memory.used))
+
+
+def _is_lost(accelerator: Accelerator) -> bool:
+    try:
+        accelerator.memory()
+    except DeviceLost:
+        return True
+    return False
 
 
 def open_machine(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Machine:

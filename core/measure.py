@@ -5,7 +5,6 @@ Rates are those of the very operations that a model will use, on data that no ca
 
 from __future__ import annotations
 
-import ctypes
 import os
 import statistics
 import threading
@@ -19,13 +18,15 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
+from core.hetero_linear import HeteroLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import host_matmul
 from core.kernels.select import BUCKET_ROWS, KernelTable, measure
 from core.kernels.weights import QuantizedWeight
+from core.parameter_manager import ParameterManager, copied_rows, pieces_of
 from core.sizes import MIB
-from core.spec import KernelRate, Link, Storage, row_bytes
+from core.spec import KernelRate, LinearPlan, Link, Ring, Rows, Storage, row_bytes
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
 ROWS, COLUMNS = 2048, 4096
@@ -35,8 +36,10 @@ RARE: tuple[Storage, ...] = ("fp16", "fp32")
 READ_BYTES, READ_PARTS = 256 * MIB, 16
 COPY_BYTES = 64 * MIB
 COLD_BYTES = 192 * MIB
-SLOT_BYTES = 8 * MIB
-SLOTS = 4
+SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
+SLOTS, PASSES = 4, 4
+SMALL, CALLS = 64, 100
+"""Rows and columns of a weight whose time is all calls, and how many of them are timed."""
 TOGETHER_S = 0.4
 ENOUGH_S = 4.0
 DISK_BYTES = 64 * MIB
@@ -88,15 +91,17 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
     # A simulated card computes with the CPU's kernels on the CPU's cores.
     rates = cpu.rates if accelerator.simulated else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
-    alone = _stream_rate(accelerator, threading.Event(), TOGETHER_S / 2)
-    work = _CpuLoad(cpu.table, "bf16")
+    link, work = _LinkLoad(accelerator, SLOT_BYTES), _CpuLoad(cpu.table, "bf16")
+    piece_s = _piece_s(accelerator, link)
+    alone = COPY_BYTES / (link.seconds() - link.pieces * piece_s)
     before = work.rate(TOGETHER_S / 2)
-    copying, computing = _together(accelerator, work)
+    copying, computing = _together(link, work)
+    link.close()
     return GpuRates(
         bytes_s=max(rate.bytes_s for rate in rates),
         flops=max(rate.flops[3] for rate in rates),
         rates=rates,
-        link=_link(accelerator, alone),
+        link=_link(accelerator, alone, piece_s),
         cpu_under_copy=_part(computing, before),
         link_under_cpu=_part(copying, alone),
         launch_s=_launch_s(accelerator),
@@ -181,9 +186,9 @@ def _taken(work: Callable[[], object]) -> float:
 
 
 def _call_s() -> float:
-    weight = host_matmul(QuantizedWeight("bf16", (16, 64), torch.ones(16, 64, dtype=torch.bfloat16)))
-    x = torch.ones(1, 64, dtype=torch.bfloat16)
-    return _best(lambda: weight(HostInput(x)), 200)
+    weight = host_matmul(QuantizedWeight("bf16", (SMALL, SMALL), torch.ones(SMALL, SMALL, dtype=torch.bfloat16)))
+    x = torch.ones(1, SMALL, dtype=torch.bfloat16)
+    return statistics.median([_taken(lambda: weight(HostInput(x))) for _ in range(CALLS)])
 
 
 def _layer_s() -> float:
@@ -209,7 +214,10 @@ def _weight(storage: Storage) -> QuantizedWeight:
 
 def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
     # Several, so that the card's cache does not hold the one that comes next.
-    weights = [_on_device(accelerator, _weight(storage), table) for _ in range(4)]
+    weights = [
+        _on_device(HostWeight(host_matmul(one, table.names(storage, *one.shape))), accelerator)
+        for one in (_weight(storage) for _ in range(4))
+    ]
     dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
     taken = []
     for m in BUCKET_ROWS:
@@ -218,14 +226,11 @@ def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable)
     return _rate_of(storage, taken)
 
 
-def _on_device(accelerator: Accelerator, weight: QuantizedWeight, table: KernelTable) -> DeviceRows:
-    host = HostWeight(host_matmul(weight, table.names(weight.storage, *weight.shape)))
-    buffer = accelerator.empty((weight.nbytes,), torch.uint8)
-    at = 0
-    for part in host.parts(0, host.rows):
-        buffer[at : at + part.nbytes] = part.reshape(-1).view(torch.uint8)
-        at += part.nbytes
-    return host.on_device(buffer, 0, host.rows)
+def _on_device(host: HostWeight, accelerator: Accelerator, rows: int | None = None) -> DeviceRows:
+    """The first rows of a weight, all of them if not told."""
+    end = host.rows if rows is None else rows
+    buffer = accelerator.empty((end * host.row_bytes,), torch.uint8)
+    return copied_rows(accelerator, accelerator.stream(), host, 0, end, buffer)
 
 
 def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: Tensor) -> float:
@@ -239,18 +244,45 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
 
 
 def _launch_s(accelerator: Accelerator) -> float:
-    x = torch.ones(1, 64, device=accelerator.device)
-
-    def many() -> None:
-        for _ in range(50):
-            accelerator.launch(lambda: x + x)
-
-    seconds = _best(many, 5) / 50
-    accelerator.synchronize()
-    return seconds
+    """Seconds to have the device compute a small linear."""
+    linear = _small_linear(accelerator)
+    linear.division = Rows(SMALL, 0, 0)
+    linear.resident = _on_device(linear.host, accelerator)
+    return _forward_s(linear)
 
 
-def _link(accelerator: Accelerator, staged: float) -> Link:
+def _sync_s(accelerator: Accelerator) -> float:
+    """Seconds that the CPU's rows of a small linear add, its kernel's call not counted."""
+    linear = _small_linear(accelerator)
+    linear.division = Rows(SMALL // 2, 0, SMALL // 2)
+    linear.resident = _on_device(linear.host, accelerator, SMALL // 2)
+    return max(1e-6, _forward_s(linear) - _launch_s(accelerator) - _call_s())
+
+
+def _small_linear(accelerator: Accelerator) -> HeteroLinear:
+    weight = QuantizedWeight("bf16", (SMALL, SMALL), torch.ones(SMALL, SMALL, dtype=torch.bfloat16))
+    return HeteroLinear(HostWeight(host_matmul(weight)), None, accelerator, SharedInputs(accelerator))
+
+
+def _forward_s(linear: HeteroLinear) -> float:
+    x = torch.ones(1, SMALL, dtype=torch.bfloat16, device=linear.accelerator.device)
+    taken = []
+    for _ in range(CALLS):
+        linear.inputs.forget()
+        taken.append(_taken(lambda: linear(x)))
+    linear.accelerator.synchronize()
+    return statistics.median(taken)
+
+
+def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
+    """What cutting the same bytes into more pieces costs for each of them."""
+    small = _LinkLoad(accelerator, SMALL_SLOT_BYTES)
+    more, seconds = small.pieces - link.pieces, small.seconds() - link.seconds()
+    small.close()
+    return max(0.0, seconds) / more
+
+
+def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
     pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), accelerator.pinned(COPY_BYTES)
     locked.fill_(1)
     there = accelerator.empty((COPY_BYTES,), torch.uint8)
@@ -270,19 +302,8 @@ def _link(accelerator: Accelerator, staged: float) -> Link:
         d2h_pageable=rate(pageable, there),
         staged=staged,
         sync_s=_sync_s(accelerator),
+        piece_s=piece_s,
     )
-
-
-def _sync_s(accelerator: Accelerator) -> float:
-    x = torch.ones(4096, dtype=torch.bfloat16, device=accelerator.device)
-    taken = []
-    for _ in range(50):
-        start = time.perf_counter()
-        accelerator.to_device(accelerator.to_host(x).result())
-        accelerator.settle()
-        taken.append(time.perf_counter() - start)
-    accelerator.synchronize()
-    return statistics.median(taken)
 
 
 class _CpuLoad:
@@ -299,7 +320,7 @@ class _CpuLoad:
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
         # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
         chosen = self._matmuls * 4 if tokens == 1 else self._matmuls[:8]
-        return _quiet([lambda one=one: one(HostInput(x)) for one in chosen])  # type: ignore[misc]
+        return statistics.median([_taken(lambda one=one: one(HostInput(x))) for one in chosen])  # type: ignore[misc]
 
     def rate(self, seconds: float) -> float:
         """Bytes per second over this time."""
@@ -312,11 +333,11 @@ class _CpuLoad:
         return done / taken
 
 
-def _together(accelerator: Accelerator, work: _CpuLoad) -> tuple[float, float]:
+def _together(link: _LinkLoad, work: _CpuLoad) -> tuple[float, float]:
     """Bytes per second of the link and of the CPU while both work."""
     stop = threading.Event()
     copied: list[float] = []
-    thread = threading.Thread(target=lambda: copied.append(_stream_rate(accelerator, stop, 60.0)), daemon=True)
+    thread = threading.Thread(target=lambda: copied.append(link.rate(stop)), daemon=True)
     thread.start()
     computed = work.rate(TOGETHER_S)
     stop.set()
@@ -324,24 +345,48 @@ def _together(accelerator: Accelerator, work: _CpuLoad) -> tuple[float, float]:
     return copied[0] if copied else 0.0, computed
 
 
-def _stream_rate(accelerator: Accelerator, stop: threading.Event, most_s: float) -> float:
-    """Bytes per second from pageable memory through pinned buffers to the device, as streamed rows go."""
-    source = torch.ones(COPY_BYTES, dtype=torch.uint8)
-    hosts = [accelerator.pinned(SLOT_BYTES) for _ in range(SLOTS)]
-    slots = [accelerator.empty((SLOT_BYTES,), torch.uint8) for _ in range(SLOTS)]
-    freed, stream = [accelerator.event() for _ in range(SLOTS)], accelerator.stream()
-    for buffer in (*hosts, *slots):
-        buffer.fill_(1)  # the pages must exist before they are timed
-    start, done = time.perf_counter(), 0
-    while not stop.is_set() and time.perf_counter() - start < most_s:
-        turn = done % SLOTS
-        freed[turn].synchronize()
-        ctypes.memmove(hosts[turn].data_ptr(), source.data_ptr() + done * SLOT_BYTES % COPY_BYTES, SLOT_BYTES)
-        accelerator.copy_async(slots[turn], hosts[turn], stream)
-        freed[turn].record(stream)
-        done += 1
-    stream.synchronize()
-    return done * SLOT_BYTES / (time.perf_counter() - start)
+class _LinkLoad:
+    """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
+
+    def __init__(self, accelerator: Accelerator, buffer_bytes: int) -> None:
+        weight = host_matmul(_weight("bf16"))
+        self._weights = {str(number): HostWeight(weight) for number in range(COPY_BYTES // weight.nbytes)}
+        self._accelerator = accelerator
+        self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes), self._weights)
+        away = Rows(0, ROWS, 0)
+        plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
+        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name], buffer_bytes)]
+
+    def seconds(self) -> float:
+        """Seconds of COPY_BYTES."""
+        # What the ring holds already when timing begins, it holds when it ends.
+        self._pass()
+        return sum(_taken(self._pass) for _ in range(PASSES)) / PASSES
+
+    def rate(self, stop: threading.Event) -> float:
+        """Bytes per second until told to stop."""
+        start, done = time.perf_counter(), 0
+        while not stop.is_set():
+            self._pass()
+            done += COPY_BYTES
+        return done / (time.perf_counter() - start)
+
+    @property
+    def pieces(self) -> int:
+        """Into how many COPY_BYTES are cut."""
+        return len(self._pieces)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _pass(self) -> None:
+        self._manager.begin_pass(self._pieces)
+        for piece in self._pieces:
+            if not self._manager.has_ready:
+                self._accelerator.settle()
+            with self._manager.take(piece):
+                self._accelerator.launch(lambda: None)
+        self._accelerator.settle()
 
 
 def _part(together: float, alone: float) -> float:

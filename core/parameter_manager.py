@@ -4,6 +4,8 @@ Two of HeteGen's four overlapped stages live here: the copy from the weights' ow
 ring of pinned buffers, done by one thread, and the copy from there to the device, queued on a stream of its own. The
 other two, computing on the CPU and on the device, go on meanwhile in `hetero_linear`. The thread walks through the
 pass's pieces in their order and starts over with the next token, so the link also works between linears and tokens.
+
+`SerialCopies` is what it is compared with: plain offloading, which copies when the device waits for it.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from core.accelerators.base import PINNED, Accelerator, Event, device_lost
+from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
 from core.errors import NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
@@ -55,6 +58,66 @@ def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
     if end > begin and not per_buffer:
         raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
     return [Piece(plan.name, at, min(at + per_buffer, end)) for at in range(begin, end, per_buffer or 1)]
+
+
+class Streaming(Protocol):
+    """Whoever brings pieces to the device. `pageable`: the system let no memory be pinned for it."""
+
+    pageable: bool
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """A pass starts that will take these pieces in this order."""
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether the next piece can be taken without waiting for another."""
+
+    def take(self, piece: Piece) -> AbstractContextManager[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class SerialCopies:
+    """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
+
+    pageable = False
+    has_ready = True
+
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+        """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
+        self._accelerator = accelerator
+        self._weights = weights
+        self._stream = accelerator.stream()
+        self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """Nothing is fetched ahead."""
+
+    @contextmanager
+    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+        assert self._slot is not None
+        self._accelerator.synchronize()
+        weight = self._weights[piece.linear]
+        yield copied_rows(self._accelerator, self._stream, weight, piece.begin, piece.end, self._slot)
+
+    def close(self) -> None:
+        """Give the buffer back."""
+        self._slot = None
+
+
+def copied_rows(
+    accelerator: Accelerator, stream: Stream, weight: HostWeight, begin: int, end: int, buffer: Tensor
+) -> DeviceRows:
+    """Rows copied from where they lie into a buffer on the device, and waited for. Raises DeviceLost."""
+    at = 0
+    for part in weight.parts(begin, end):
+        accelerator.copy_async(buffer[at : at + part.nbytes], part, stream)
+        at += part.nbytes
+    stream.synchronize()
+    return weight.on_device(buffer, begin, end)
 
 
 class ParameterManager:

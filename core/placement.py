@@ -16,7 +16,7 @@ from core.accelerators.base import Accelerator
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kv_cache import KVCache
-from core.parameter_manager import ParameterManager, Piece, pieces_of
+from core.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, Rows, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
@@ -73,7 +73,7 @@ class DevicePlacement:
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
         self._uploads = Uploads(accelerator)
-        self._parameters: ParameterManager | None = None
+        self._parameters: Streaming | None = None
         self._schedules: list[list[Piece]] = [[] for _ in BUCKET_TOKENS]
         self._bucket = -1
         self._linears: dict[str, list[HeteroLinear]] = {
@@ -101,6 +101,11 @@ class DevicePlacement:
     def streams_pageable(self) -> bool:
         """Whether the system let no (or too little) memory be locked for the ring, so that streaming is slower."""
         return self._parameters is not None and self._parameters.pageable
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds that the CPU has computed its rows since the start."""
+        return self._inputs.cpu_s
 
     def begin_pass(self, tokens: int) -> None:
         """A pass over `tokens` new tokens starts: divide the rows as the plan says for so many."""
@@ -150,7 +155,8 @@ class DevicePlacement:
     def _make_ring(self) -> None:
         if self.plan.ring.buffers:
             weights = {name: matrices[0] for name, matrices in self._weights.items()}
-            self._parameters = ParameterManager(self.accelerator, self.plan.ring, weights)
+            make = SerialCopies if self.plan.strategy == "serial" else ParameterManager
+            self._parameters = make(self.accelerator, self.plan.ring, weights)
         for linears in self._linears.values():
             for linear in linears:
                 linear.streams = self._parameters
@@ -220,10 +226,12 @@ class DeviceRest:
                     if tensor is not None:
                         self._originals.append((holder, name, tensor))
         moved: dict[int, Any] = {}
-        for holder, name, tensor in self._originals:
+        for _, _, tensor in self._originals:
             if id(tensor) not in moved:
                 copy = uploads.tensor(tensor.data)
                 moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+        # Only when all are there: the device may be lost or full in between.
+        for holder, name, tensor in self._originals:
             holder[name] = moved[id(tensor)]
         if kept_back:
             module.set_input_embeddings(HostEmbedding(self._table, accelerator))
@@ -251,14 +259,9 @@ class Uploads:
 
     def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
         """Rows of a weight, in the bytes that they have on the host. Raises NotEnoughMemory, DeviceLost."""
-        parts = weight.parts(begin, end)
-        buffer = self._accelerator.empty((sum(part.nbytes for part in parts),), torch.uint8)
-        at = 0
-        for part in parts:
-            self._accelerator.copy_async(buffer[at : at + part.nbytes], part, self._stream)
-            at += part.nbytes
-        self._stream.synchronize()
-        return weight.on_device(buffer, begin, end)
+        nbytes = sum(part.nbytes for part in weight.parts(begin, end))
+        buffer = self._accelerator.empty((nbytes,), torch.uint8)
+        return copied_rows(self._accelerator, self._stream, weight, begin, end, buffer)
 
 
 Linear = TypeVar("Linear", bound=nn.Module)

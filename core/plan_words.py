@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.sizes import format_bytes
+from core.sizes import format_memory
 from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan, row_bytes
 
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
@@ -95,8 +95,8 @@ def _expected(plan: Plan) -> str:
 
 def _memory_words(memory: DeviceMemory) -> str:
     parts = {"weights": memory.weights, "conversation": memory.kv_cache, "workspace": memory.workspace + memory.staging}
-    words = ", ".join(f"{format_bytes(size)} {name}" for name, size in parts.items() if size)
-    return f"{words}; {format_bytes(memory.free_before)} were free"
+    words = ", ".join(f"{format_memory(size)} {name}" for name, size in parts.items() if size)
+    return f"{words}; {format_memory(memory.free_before)} were free"
 
 
 def _without_gpu(hardware: Hardware) -> str:
@@ -115,12 +115,12 @@ def _rejected(plan: Plan) -> str:
 
 
 def _problem(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
-    size = format_bytes(spec.weight_bytes(plan.format))
-    there = f"{format_bytes(hardware.cpu.ram_free)} of memory are free"
+    size = format_memory(spec.weight_bytes(plan.format))
+    there = f"{format_memory(hardware.cpu.ram_free)} of memory are free"
     if plan.fits == "no" and not plan.from_disk:
         return f"The model needs {size} in this format, and {there}."
     if plan.from_disk:
-        missing = format_bytes(plan.from_disk)
+        missing = format_memory(plan.from_disk)
         speed = tok_s(plan.decode.likely)
         return f"{missing} of its {size} must be read from the disk for every token: about {speed} tokens per second."
     return f"It runs, slowly: about {tok_s(plan.decode.likely)} tokens per second."

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from core.assembly import assemble
 from core.cost import TYPICAL_CONTEXT, Machine
-from core.layouts import Layout, choose, cpu_layout, gpu_layouts
+from core.layouts import Layout, choose, comparable, cpu_layout, gpu_layouts
 from core.plan_words import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
-from core.sizes import GIB, MIB, format_bytes
+from core.sizes import GIB, MIB, format_memory
 from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.tuning import fully_resident
 
@@ -58,9 +58,9 @@ def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> I
     for now, then in zip(hardware.gpus, idle.gpus, strict=True):
         if (others := then.vram_free - now.vram_free) > WORTH_CLOSING:
             freed = replace(hardware, gpus=tuple(then if gpu is now else gpu for gpu in hardware.gpus))
-            yield f"Closing {format_bytes(others)} of other programs' graphics memory", freed, asked
+            yield f"Closing {format_memory(others)} of other programs' graphics memory", freed, asked
     if (others := idle.cpu.ram_free - hardware.cpu.ram_free) > WORTH_CLOSING:
-        yield f"Closing {format_bytes(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
+        yield f"Closing {format_memory(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
     if plan.context > LEAST_CONTEXT:
         yield f"A context of {LEAST_CONTEXT} tokens", hardware, replace(asked, context=LEAST_CONTEXT)
     for format in FORMATS[FORMATS.index(plan.format) + 1 :]:
@@ -107,15 +107,18 @@ def _place_as(
     storage = spec.storage(format)
     context = _context(spec, hardware, budget)
     threads = budget.threads or max(1, hardware.cpu.threads)
-    layouts: list[Layout] = []
-    for gpu in hardware.gpus:
-        machine = Machine(hardware, gpu, profile, threads)
-        layouts += gpu_layouts(spec, storage, machine, budget, strategy, context)
+    machines = [Machine(hardware, gpu, profile, threads) for gpu in hardware.gpus]
+
+    def on_cards(strategy: Strategy) -> list[Layout]:
+        return [one for machine in machines for one in gpu_layouts(spec, storage, machine, budget, strategy, context)]
+
+    layouts, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
+    if layouts and strategy != "hetegen" and (best := on_cards("hetegen")):
+        layouts = comparable(layouts, choose(best, spec, occupied).layout)
     # A simulated card was asked for by name; a real one must be worth it.
     if not layouts or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
         layouts.append(cpu_layout(spec, storage, Machine(hardware, None, profile, threads), budget, context))
-    best = choose(layouts, spec, min(context, TYPICAL_CONTEXT))
-    return assemble(spec, budget, strategy, format, context, best)
+    return assemble(spec, budget, strategy, format, context, choose(layouts, spec, occupied))
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

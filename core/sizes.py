@@ -36,13 +36,22 @@ def parse_rate(text: str) -> float:
 
 def format_bytes(count: float) -> str:
     """A size for people, in decimal units as disks and shops give them: '14.2 GB', '512 MB', '0 B'."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= 0.9995 * scale:
-            value = count / scale
-            return f"{value:.0f} {unit}" if abs(value) >= 99.95 or unit in ("MB", "kB") else f"{value:.1f} {unit}"
-    return f"{count:.0f} B"
+    return _written(count, 1000)
+
+
+def format_memory(count: float) -> str:
+    """Memory of a computer or a card for people, in the units in which it is sold: 32 GiB are '32.0 GB'."""
+    return _written(count, 1024)
 
 
 def format_rate(bytes_per_second: float) -> str:
     """A rate for people: '31.5 GB/s'."""
     return f"{format_bytes(bytes_per_second)}/s"
+
+
+def _written(count: float, step: int) -> str:
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
+        value = count / step**power
+        if abs(value) >= 0.9995:
+            return f"{value:.0f} {unit}" if abs(value) >= 99.95 or power < 3 else f"{value:.1f} {unit}"
+    return f"{count:.0f} B"

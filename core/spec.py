@@ -168,7 +168,8 @@ class Cpu:
 @dataclass(frozen=True)
 class Link:
     """The way between RAM and one GPU, bytes per second, alone on the machine. `staged`: pageable weights through the
-    pinned ring to the GPU, which is what streaming really gets; `sync_s`: one small copy there and back, waited for."""
+    pinned ring to the GPU, which is what streaming really gets; `sync_s`: one small copy there and back, waited for;
+    `piece_s`: what each streamed piece costs besides its bytes."""
 
     h2d_pinned: float
     h2d_pageable: float
@@ -176,6 +177,7 @@ class Link:
     d2h_pageable: float
     staged: float
     sync_s: float = 30e-6
+    piece_s: float = 50e-6
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """This machine. `measured` is False where the rates are guesses: from a table, or taken while others worked."""
+    """This machine. `measured` is False where the rates are guesses: from a table, or taken while others worked;
+    `unusable`: why a card that is there cannot be used."""
 
     cpu: Cpu
     gpus: tuple[Gpu, ...] = ()
     disk_bytes_s: float = 500e6
     measured: bool = True
+    unusable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -348,8 +352,8 @@ class Plan:
 
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
     (a GPU's index or -1), as `embedding_device` has for the input tables. `mapped`: weights are used straight from the
-    files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `host_copy`: RAM also holds
-    the resident rows, so that giving them up costs nothing. `profile`: the corrections that the times contain.
+    files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections
+    that the times contain.
     """
 
     model: str
@@ -375,7 +379,6 @@ class Plan:
     bytes_per_token: BytesPerToken
     ideal_ms: float
     mapped: bool = False
-    host_copy: bool = True
     from_disk: int = 0
     reasons: tuple[str, ...] = ()
     profile: Profile = field(default_factory=Profile)

@@ -17,6 +17,8 @@ DEAD_BAND = 0.05
 LARGEST_STEP = 1.5
 # Shares change only for a gain that outweighs moving rows about.
 WORTHWHILE = 0.04
+# Part of a token's time that a link must work to be what all wait for.
+BUSY = 0.9
 GROW_STEP = 512 * MIB
 GROW_CHECKS = 5
 
@@ -28,21 +30,31 @@ def learn(profile: Profile, plan: Plan, measured: Times, tokens: int) -> Profile
     """Correct the profile by mean times per token measured under this plan (0 seconds: not measured).
 
     Each factor moves half of the way (in ratio) to what would have predicted the measurement, by a bounded step within
-    bounds, and not at all within the dead band; learning the same again changes less and less. Where only the total is
-    known, all engines share the blame.
+    bounds, and not at all within the dead band; learning the same again changes less and less. Where nothing but the
+    total and the CPU is known, a link that the plan keeps busy has worked all the time; else the others share the rest.
     """
     expected, ratios = plan.decode_times, {}
     for name in ENGINES:
         before, now = getattr(expected, name), getattr(measured, name)
         ratios[name] = now / before if before > 0 and now > 0 else None
-    if all(ratio is None for ratio in ratios.values()) and expected.total > 0 and measured.total > 0:
-        ratios = dict.fromkeys(ENGINES, measured.total / expected.total)
+    if measured.total > 0 and not any((measured.link, measured.gpu, measured.overhead)):
+        ratios |= _of_the_rest(expected, measured)
     factors = {
         name: _moved(getattr(profile, name), getattr(plan.profile, name) * ratio)
         for name, ratio in ratios.items()
         if ratio is not None
     }
     return replace(profile, tokens=profile.tokens + tokens, **factors)
+
+
+def _of_the_rest(expected: Times, measured: Times) -> dict[str, float]:
+    """Measured by expected seconds of the engines that were not measured themselves."""
+    if not measured.cpu or not expected.cpu:
+        return dict.fromkeys(ENGINES, measured.total / expected.total)
+    if expected.link >= BUSY * expected.total:
+        return {"link": measured.total / expected.total}
+    rest, left = expected.total - expected.cpu, measured.total - measured.cpu
+    return dict.fromkeys(("gpu", "overhead"), left / rest) if rest > 0 and left > 0 else {}
 
 
 def worth_changing(before: Plan, after: Plan) -> bool:
@@ -57,7 +69,9 @@ def expected_s(plan: Plan, profile: Profile) -> float:
     cpu, overhead = times.cpu * (profile.cpu / old.cpu - 1), times.overhead * (profile.overhead / old.overhead - 1)
     # What the GPU takes hides behind the CPU, unless it does everything.
     gpu = 0.0 if times.cpu else times.gpu * (profile.gpu / old.gpu - 1)
-    return max(times.link * profile.link / old.link, times.critical + cpu + overhead + gpu) + times.disk
+    link = times.link * profile.link / old.link
+    longer = max(link, times.critical + cpu + overhead + gpu) - max(times.link, times.critical)
+    return times.total + longer
 
 
 @dataclass(frozen=True)

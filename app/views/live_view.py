@@ -9,6 +9,7 @@ from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 from app import wording
+from app.language import said
 from app.live import Outlook, Wish, idle_devices, with_sample
 from app.telemetry import Sample, Sampler
 from app.telemetry_nvml import GpuSample
@@ -19,7 +20,7 @@ from app.views.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.what_if import WhatIf
 from app.why_slow import Explanation
 from core.events import Stats
-from core.sizes import format_bytes, format_rate
+from core.sizes import format_rate
 
 SPEEDS = (
     ("tok_s", "Writing", "Tokens per second, now"),
@@ -93,7 +94,7 @@ class LiveView(Pane):
         self.speeds["predicted"].show_value(words)
         self._show_split()
         self._show_memory()
-        self.reason.setText(outlook.reason if outlook else self.tr("No model is loaded."))
+        self.reason.setText(said(outlook.reason) if outlook else self.tr("No model is loaded."))
         now = Wish(outlook.context, outlook.format, vram_share) if outlook else None
         has_gpu = outlook is not None and any(device.kind == "gpu" for device in outlook.devices)
         self.what_if.set_now(now, context_limit, has_gpu)
@@ -121,7 +122,7 @@ class LiveView(Pane):
     def show_why(self, why: Explanation | None) -> None:
         """What bounds the speed, and what would help; None = nothing to be said."""
         self.why.setVisible(why is not None)
-        self.why.setText(f"{why.sentence} {why.help}" if why else "")
+        self.why.setText(f"{said(why.sentence)} {said(why.help)}" if why else "")
 
     def _show_memory(self) -> None:
         sample = self._sample
@@ -219,7 +220,7 @@ def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
 def _of(used: int | None, total: int | None) -> str:
     if used is None or total is None:
         return wording.UNKNOWN
-    return f"{used / 1e9:.1f} of {format_bytes(total)}"
+    return wording.of_memory(used, total)
 
 
 def _rate(bytes_s: float | None) -> str:

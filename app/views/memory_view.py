@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 from app.live import DeviceMap, Split
 from app.theme import INSIDE, Theme
 from app.views.gauges import Part, ShareBar
-from core.sizes import format_bytes
+from core.sizes import format_memory
 
 
 def parts_of(device: DeviceMap) -> list[Part]:
@@ -24,7 +24,7 @@ def parts_of(device: DeviceMap) -> list[Part]:
         ("streamed", "staging", device.staging, False),
         ("other", "others", device.other or 0, True),
     ]
-    return [Part(token, size, f"{name} {format_bytes(size)}", hatched) for token, name, size, hatched in known if size]
+    return [Part(token, size, f"{name} {format_memory(size)}", hatched) for token, name, size, hatched in known if size]
 
 
 def parts_of_split(split: Split) -> list[Part]:
@@ -113,7 +113,7 @@ class MemoryView(QWidget):
         for bar in self.bars[len(devices) :]:
             bar.hide()
         for bar, device in zip(self.bars, devices, strict=False):
-            total = "" if device.total is None else f" · {format_bytes(device.total)}"
-            rest = f"free {'n/a' if device.free is None else format_bytes(device.free)}"
+            total = "" if device.total is None else f" · {format_memory(device.total)}"
+            rest = f"free {'n/a' if device.free is None else format_memory(device.free)}"
             bar.show_parts(f"{device.name}{total}", parts_of(device), float(device.total or 0), rest)
             bar.show()

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, 
 
 from app import notices, wording
 from app.conversation import Turn
-from app.language import tr
+from app.language import said, tr
 from app.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Theme
 from app.views.body import Body
 from app.views.controls import IconButton
@@ -421,5 +421,5 @@ def _details(turn: Turn) -> str:
              "reused_tokens": "Reused from the cache", "prompt_tok_s": "Prompt tokens/s"}  # fmt: skip
     rows = [(tr(names[key]), turn.receipt[key]) for key in names if turn.receipt.get(key) not in (None, "")]
     return "\n".join(
-        f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value}" for name, value in rows
+        f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {said(str(value))}" for name, value in rows
     )

@@ -25,6 +25,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.downloads import Downloads, Transfer
+from app.language import said_error
 from app.recommended import Recommended
 from app.shelf import Details, Shelf
 from app.theme import GROUP, RELATED, Theme
@@ -431,7 +432,7 @@ class ModelDialog(QDialog):
     @Slot(str, object)
     def _on_failed(self, topic: str, error: HeteGenError) -> None:
         if topic == "search":
-            self._say(str(error), can_retry=True)
+            self._say(said_error(error), can_retry=True)
         else:
             self.details.show_note("", error)
 

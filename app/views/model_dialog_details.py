@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 )
 
 from app import wording
+from app.language import said, said_error
 from app.shelf import Details
 from app.theme import EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views import model_dialog_words as words
@@ -254,7 +255,7 @@ class DetailsPane(Pane):
         speed = words.speed(verdict)
         self._verdict.setText(f"{word}: {speed}, {self.tr(words.CONFIDENCE[verdict.confidence])}" if speed else word)
         self._verdict.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; font-weight: 600;")
-        self._reason.setText(verdict.reason)
+        self._reason.setText(said(verdict.reason))
         self._sizes.setText(words.sizes(verdict))
         lines = [f"{device}: {taken}" for device, taken in words.memory(verdict)]
         context = self.tr("Context: {} of {} tokens").format(f"{verdict.context:,}", f"{verdict.context_limit:,}")
@@ -264,7 +265,7 @@ class DetailsPane(Pane):
         failed = row.transfer.error if row.transfer else None
         asked = self._details.error if self._details else None
         error = self._error or failed or asked
-        self._problem.setText(str(error) if error else self._note)
+        self._problem.setText(said_error(error) if error else self._note)
         self._problem.setVisible(bool(self._problem.text()))
         token = "danger" if error else "muted"
         self._problem.setStyleSheet(f"color: {getattr(self._theme.colours, token)};")

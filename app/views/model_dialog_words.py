@@ -8,11 +8,12 @@ from PySide6.QtCore import QCoreApplication
 
 from app import wording
 from app.downloads import Transfer
+from app.language import said
 from core.hub.cache import Installed
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
 from core.hub.verdict import Kind, Verdict
-from core.sizes import format_bytes, format_rate
+from core.sizes import format_bytes, format_memory, format_rate
 
 VERDICTS: dict[Kind, tuple[str, str, str]] = {
     "fits": ("Fits", "check", "ok"),
@@ -90,7 +91,7 @@ def memory(verdict: Verdict) -> list[tuple[str, str]]:
     return [
         (
             tr("Main memory") if device.device == "cpu" else tr("Graphics memory ({})").format(device.device),
-            tr("{} of {} free").format(format_bytes(device.used), format_bytes(device.free_before)),
+            tr("{} of {} free").format(format_memory(device.used), format_memory(device.free_before)),
         )
         for device in verdict.memory
     ]
@@ -102,16 +103,16 @@ def transfer(state: Transfer) -> str:
     if state.phase == "queued":
         return tr("Waiting for its turn")
     if state.phase == "failed":
-        return state.error.what if state.error else tr("Stopped")
+        return said(state.error.what) if state.error else tr("Stopped")
     if state.phase == "paused" and state.error:
-        return tr("Paused: {}").format(state.error.what)
+        return tr("Paused: {}").format(said(state.error.what))
     if progress is None or not progress.total:
         return tr("Paused") if state.phase == "paused" else tr("Asking what there is")
     amount = tr("{} of {}").format(format_bytes(progress.done), format_bytes(progress.total))
     if state.phase == "paused":
         return tr("Paused at {}").format(amount)
     if progress.note:
-        return f"{amount} · {progress.note}"
+        return f"{amount} · {said(progress.note)}"
     if progress.phase == "checking":
         return f"{amount} · {tr('checking what is here')}"
     parts = [amount]

@@ -112,7 +112,11 @@ class SettingsDialog(QDialog):
                 column.addWidget(field)
         if any(entry.reload for entry in declared().values() if entry.section == section):
             column.addWidget(
-                paragraph(self._theme, self.tr("A loaded model takes these over when it is loaded again."), "muted")
+                paragraph(
+                    self._theme,
+                    self.tr("Limits of memory hold at once; the others when a model is loaded again."),
+                    "muted",
+                )
             )
         column.addStretch(1)
         return page

@@ -97,7 +97,7 @@ class StatusLine(Pane):
         if ram_used is None or ram_total is None:
             self._ram.show_text(wording.UNKNOWN)
         else:
-            self._ram.show_text(tr("{} of {} GB").format(f"{ram_used / 1e9:.1f}", f"{ram_total / 1e9:.1f}"))
+            self._ram.show_text(wording.of_memory(ram_used, ram_total))
 
     def _on_theme(self) -> None:
         self._phase.setFont(self._theme.font("small"))

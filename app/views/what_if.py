@@ -29,6 +29,7 @@ class WhatIf(QWidget):
         self._theme = theme
         self._limit = LEAST_CONTEXT
         self._now: Wish | None = None
+        self._context_now = 0
         self._context = self._slider(self.tr("Context"))
         self._vram = self._slider(self.tr("Share of the graphics memory"))
         self._vram.setRange(0, 20)
@@ -39,8 +40,9 @@ class WhatIf(QWidget):
         for value, words in FORMATS:
             self._format.addItem(self.tr(words), value)
         self._context_words, self._vram_words = QLabel(self), QLabel(self)
-        self._verdict = QLabel(self)
-        self._verdict.setWordWrap(True)
+        self._verdict, self._manner = QLabel(self), QLabel(self)
+        for label in (self._verdict, self._manner):
+            label.setWordWrap(True)
         self._memory = MemoryView(theme, self)
         self._apply = QPushButton(self.tr("Apply"), self)
         self._apply.clicked.connect(self._on_apply)
@@ -63,6 +65,7 @@ class WhatIf(QWidget):
         self._set_sliders(now or Wish(LEAST_CONTEXT, "auto", 1.0))
         self._verdict.setText("" if now else self.tr("Load a model to try what would be."))
         self._memory.setVisible(False)
+        self._manner.setVisible(False)
         self._show_words()
 
     def show_answer(self, answer: Outlook | None) -> None:
@@ -82,6 +85,17 @@ class WhatIf(QWidget):
         self._verdict.setText(words)
         self._memory.show_devices(answer.devices)
         self._apply.setEnabled(self.wish() != self._now and answer.fits != "no")
+        self._manner.setText(self._manner_of(self.wish()))
+        self._manner.setVisible(self._apply.isEnabled())
+
+    def _manner_of(self, wish: Wish) -> str:
+        """What Apply will do, in words."""
+        assert self._now is not None
+        if wish.format != self._now.format:
+            return self.tr("The model is loaded again, for its other format.")
+        if wish.context != self._now.context:
+            return self.tr("The model is loaded again, for its other context.")
+        return self.tr("Weights only move: nothing is loaded again.")
 
     def wish(self) -> Wish:
         """What the sliders say now."""
@@ -89,6 +103,8 @@ class WhatIf(QWidget):
 
     def _tokens(self) -> int:
         # Steps of a half-doubling; the last one is the model's own limit, whatever it is.
+        if self._now is not None and self._context.value() == self._context_now:
+            return min(self._now.context, self._limit)
         if self._context.value() == self._context.maximum():
             return self._limit
         whole, half = divmod(self._context.value(), STEPS_PER_DOUBLING)
@@ -103,6 +119,7 @@ class WhatIf(QWidget):
         self._context.setRange(0, steps)
         near = min(range(steps + 1), key=lambda step: abs(min(self._step(step), self._limit) - wish.context))
         self._context.setValue(near)
+        self._context_now = near
         self._vram.setValue(round(wish.vram_share * self._vram.maximum()))
         self._format.setCurrentIndex([value for value, _ in FORMATS].index(wish.format))
         for widget in (self._context, self._vram, self._format):
@@ -133,6 +150,8 @@ class WhatIf(QWidget):
 
     @Slot()
     def _on_apply(self) -> None:
+        self._apply.setEnabled(False)
+        self._manner.setVisible(False)
         self.applied.emit(self.wish())
 
     def _slider(self, name: str) -> QSlider:
@@ -152,7 +171,7 @@ class WhatIf(QWidget):
         column.addWidget(self._vram)
         column.addLayout(self._row(self.tr("Format"), self._format, self._format))
         column.addSpacing(INSIDE)
-        for widget in (self._verdict, self._memory, self._apply):
+        for widget in (self._verdict, self._memory, self._manner, self._apply):
             column.addWidget(widget)
 
     def _row(self, words: str, control: QWidget, right: QWidget) -> QHBoxLayout:

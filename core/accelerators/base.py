@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DeviceLost, NotEnoughMemory
-from core.sizes import format_bytes
+from core.sizes import format_memory
 
 PINNED = "pinned"
 """`device` of the NotEnoughMemory that pinning raises."""
@@ -135,7 +135,9 @@ class Accelerator(Protocol):
 def out_of_memory(name: str, wanted: int | None = None, free: int | None = None) -> NotEnoughMemory:
     """The failure of an allocation on a device."""
     why = (
-        "" if wanted is None or free is None else f"{format_bytes(wanted)} were needed, {format_bytes(free)} are free."
+        ""
+        if wanted is None or free is None
+        else f"{format_memory(wanted)} were needed, {format_memory(free)} are free."
     )
     return NotEnoughMemory(
         "The graphics card has too little free memory.",
@@ -148,10 +150,19 @@ def out_of_memory(name: str, wanted: int | None = None, free: int | None = None)
 def cannot_pin(nbytes: int) -> NotEnoughMemory:
     """The failure to page-lock memory."""
     return NotEnoughMemory(
-        f"The system does not let {format_bytes(nbytes)} of memory be locked for fast copies.",
+        f"The system does not let {format_memory(nbytes)} of memory be locked for fast copies.",
         "",
         "Close other programs, or go on with slower copies.",
         device=PINNED,
+    )
+
+
+def not_supported(name: str) -> DeviceLost:
+    """The failure of everything on a card that the installed torch was not built for."""
+    return DeviceLost(
+        f"The installed torch has no code for the graphics card {name}.",
+        "The card is older or newer than those it was built for.",
+        "Install another build of torch to use it; everything runs on the processor meanwhile.",
     )
 
 

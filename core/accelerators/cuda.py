@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, out_of_memory
+from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, not_supported, out_of_memory
 from core.accelerators.host_bytes import host_bytes
 from core.spec import COPY_PIECE
 
@@ -19,9 +19,11 @@ PORTABLE, SUCCESS = 1, 0
 
 
 class CudaEvent:
+    """Waiting for it sleeps: a thread that spins would take a core from those that compute."""
+
     def __init__(self, device: CudaAccelerator) -> None:
         self._device = device
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def record(self, stream: Stream | None = None) -> None:
         assert stream is None or isinstance(stream, CudaStream)
@@ -59,14 +61,17 @@ class CudaStream:
 
 class CudaHostCopy:
     def __init__(self, device: CudaAccelerator, tensor: Tensor) -> None:
+        self._device = device
         with device.failures():
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-        self._arrived = CudaEvent(device)
-        self._arrived.record()
+            # Waited for at every divided linear, for some microseconds: to wake up would take longer than to spin.
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(device.current())
 
     def result(self) -> Tensor:
-        self._arrived.synchronize()
+        with self._device.failures():
+            self._arrived.synchronize()
         return self._host
 
 
@@ -92,6 +97,8 @@ class CudaAccelerator:
         except torch.AcceleratorError as error:
             if "out of memory" in str(error):
                 raise out_of_memory(self.name) from error
+            if "no kernel image" in str(error):
+                raise not_supported(self.name) from error
             raise device_lost(self.name) from error
 
     def current(self) -> torch.cuda.Stream:

@@ -1,14 +1,17 @@
 """A graphics card made of RAM, a clock and threads, to test every placement, budget and overlap without one.
 
 Memory is a capped, accounted pool. The link delivers at a given rate by waiting, off the computing threads; until then
-both ends of each piece of the destination hold NaN, so that computing with what has not arrived shows. What is launched
-is kept until its results are asked for and then done on the asking thread: it has the cores, a second team of threads
-would fight for them. A rate for the device makes it take at least that long, counted from when it could have begun.
+both ends of each piece of the destination hold NaN, so that computing with what has not arrived shows. As with real
+cards, only memory that is pinned is copied beside the caller: any other goes through one pinned buffer, piece after
+piece, and the caller waits. What is launched is kept until its results are asked for and then done on the asking
+thread: it has the cores, a second team of threads would fight for them. A rate for the device makes it take at least
+that long, counted from when it could have begun.
 Never chosen by itself, always named simulated.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +24,7 @@ from core.accelerators.base import Event, Memory, Stream, cannot_pin, out_of_mem
 from core.accelerators.host_bytes import host_bytes
 from core.accelerators.queues import CopyQueue, Health, LaunchQueue, SimulatedEvent, Wire, sleep_until
 from core.accelerators.simulation import Simulation
+from core.spec import COPY_PIECE
 
 ALIGNMENT = 64
 
@@ -45,7 +49,8 @@ class SimulatedAccelerator:
         self._up, self._down = Wire(simulation.link), Wire(simulation.link)
         self._launched = LaunchQueue(self._health, simulation.gpu)
         self._streams: list[CopyQueue] = []
-        self._pinned_at: dict[int, int] = {}
+        self._pinned: dict[int, int] = {}  # address: bytes
+        self._bounce, self._bouncing = host_bytes(COPY_PIECE, ALIGNMENT, lambda _: None), threading.Lock()
 
     def memory(self) -> Memory:
         self._health.check()
@@ -94,7 +99,11 @@ class SimulatedAccelerator:
             if self.pin_limit is not None and self.pinned_bytes + nbytes > self.pin_limit:
                 raise cannot_pin(nbytes)
             self.pinned_bytes += nbytes
-        return host_bytes(nbytes, ALIGNMENT, self._unpin)
+            address: list[int] = []
+            tensor = host_bytes(nbytes, ALIGNMENT, lambda _: self._unpin(address[0]))
+            address.append(tensor.data_ptr())
+            self._pinned[tensor.data_ptr()] = nbytes
+        return tensor
 
     def stream(self) -> CopyQueue:
         self._streams.append(CopyQueue(self._health))
@@ -109,7 +118,25 @@ class SimulatedAccelerator:
         assert dst.is_contiguous()
         assert src.is_contiguous()
         self._health.check()
-        stream.copy(dst, src, self._up)
+        if self._is_pinned(src) or self._is_pinned(dst):
+            stream.copy(dst, src, self._up)
+        else:
+            self._copy_pageable(dst, src, stream)
+
+    def _copy_pageable(self, dst: Tensor, src: Tensor, stream: CopyQueue) -> None:
+        into, out = dst.view(-1).view(torch.uint8), src.view(-1).view(torch.uint8)
+        stream.synchronize()
+        for start in range(0, src.nbytes, COPY_PIECE):
+            part = out[start : start + COPY_PIECE]
+            with self._bouncing:
+                ctypes.memmove(self._bounce.data_ptr(), part.data_ptr(), part.nbytes)
+                stream.copy(into[start : start + COPY_PIECE], self._bounce[: part.nbytes], self._up)
+                stream.synchronize()
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        at = tensor.data_ptr()
+        with self._lock:
+            return any(start <= at < start + nbytes for start, nbytes in self._pinned.items())
 
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
         self._launched.launch(work, nbytes)
@@ -150,9 +177,9 @@ class SimulatedAccelerator:
         with self._lock:
             self._used -= nbytes
 
-    def _unpin(self, nbytes: int) -> None:
+    def _unpin(self, address: int) -> None:
         with self._lock:
-            self.pinned_bytes -= nbytes
+            self.pinned_bytes -= self._pinned.pop(address)
 
 
 class _Small:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from core.events import Event, Finished, Loaded, Loading, LoadOptions, Piece, Prefill, Request, Stats, Stop
+from core.events import Event, Finished, Loaded, Loading, LoadOptions, Piece, Prefill, Replanned, Request, Stats, Stop
 
 MODEL = Loaded("Llama-3.2-1B-Instruct", "llama", "int8", 8192, 1_240_000_000, 1_300_000_000, 1.2)
 END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
@@ -27,6 +27,8 @@ class ScriptedEngine:
         self.gate.set()
         self.pause_at: int | None = None
         self.closed = False
+        self.limits: list[tuple[int | None, int | None]] = []
+        self.replanned: Event = Replanned("As you wished.")
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         self.sources.append(source)
@@ -36,6 +38,10 @@ class ScriptedEngine:
         self.requests.append(request)
         events = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         yield from self._play(events, stop)
+
+    def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
+        self.limits.append((vram, ram))
+        yield self.replanned
 
     def close(self) -> None:
         self.closed = True

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from pytestqt.qtbot import QtBot
 
 from app.compose import Application, Wishes
 from app.paths import places
+from app.sleep import SleepWatch
+from app.store import Entry
 from app.views.conversation_dialog import ConversationDialog
 from app.views.settings_dialog import SettingsDialog
 from app.views.shortcuts_page import ShortcutsPage
+from app.worker import EngineLike
 from core.events import LoadOptions, Piece, Replanned
 from core.planner import place
 from core.spec import Budget
@@ -28,7 +32,7 @@ Start = Callable[..., Application]
 def start(qtbot: QtBot) -> Iterator[Start]:
     started: list[Application] = []
 
-    def begin(engine: ScriptedEngine, wishes: Wishes | None = None) -> Application:
+    def begin(engine: EngineLike, wishes: Wishes | None = None) -> Application:
         app = Application(wishes or Wishes("some/model"), lambda: engine)
         started.append(app)
         app.window.show()
@@ -123,6 +127,75 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert app.window.notices.notices[-1].title == "The file could not be written"
 
 
+def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine())
+    times = {"created": 1_700_000_000.0}, {"created": 1_700_000_100.0}
+    turns = [
+        {"id": 1, "parent": None, "role": "user", "content": "Long ago", **times[0]},
+        {"id": 2, "parent": 1, "role": "assistant", "content": "Yes.", **times[1]},
+    ]
+    saved = {"format": "hetegen-conversations", "version": 1, "conversations": [{"title": "Old", "turns": turns}]}
+    (tmp_path / "old.json").write_text(json.dumps(saved), "utf-8")
+    app.library.read(tmp_path / "old.json")
+    heard: list[list[Entry]] = []
+    app.library.listed.connect(heard.append)
+    app.library.refresh()
+    (entry,) = heard[-1]
+    assert (entry.created, entry.updated) == (1_700_000_000.0, 1_700_000_100.0)
+
+
+@pytest.fixture
+def full(qtbot: QtBot, start: Start) -> Application:
+    """A chat whose last words found no room on the disk."""
+    app = start(ScriptedEngine(answer("word " * 40_000, size=5000)))
+    assert app.library._store is not None
+    app.library._store.settle()
+    app.library._store._file._disk.execute("PRAGMA max_page_count = 60")
+    ask(qtbot, app, "Much")
+    qtbot.waitUntil(lambda: app.library.unsaved)
+    return app
+
+
+def press(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """Lets a person answer the boxes to come with these buttons; those that are still to be pressed."""
+    left = list(words)
+
+    def pressed(box: QMessageBox) -> None:
+        button = next(button for button in box.buttons() if button.text().replace("&", "") == left[0])
+        left.pop(0)
+        button.click()
+
+    monkeypatch.setattr(QMessageBox, "exec", pressed)
+    return left
+
+
+def test_closing_over_unsaved_words_asks_first(full: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = press(monkeypatch, "Try again", "Cancel")
+    assert not full.window.close()
+    assert full.window.isVisible()
+    assert not left
+    left = press(monkeypatch, "Quit anyway")
+    assert full.window.close()
+    assert not left
+
+
+def test_unsaved_words_can_be_saved_elsewhere(
+    full: Application, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = iter(["", str(tmp_path / "no such folder" / "a.json"), str(tmp_path / "all.json")])
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (next(names), ""))
+    left = press(monkeypatch, *["Save elsewhere…"] * 3)
+    assert full.window.close()
+    assert not left
+    assert "word word" in (tmp_path / "all.json").read_text("utf-8")
+
+
+def test_with_room_again_nothing_is_asked(full: Application) -> None:
+    assert full.library._store is not None
+    full.library._store._file._disk.execute("PRAGMA max_page_count = 1000000")
+    assert full.window.close()
+
+
 def test_a_database_that_cannot_be_opened_is_said_and_chat_goes_on(qtbot: QtBot, start: Start) -> None:
     where = places().conversations
     where.parent.mkdir(parents=True)
@@ -139,8 +212,6 @@ def test_settings_take_effect_and_are_written(qtbot: QtBot, start: Start) -> Non
     dialog = app.window.findChild(SettingsDialog)
     assert dialog is not None
     settings = app.preferences.settings
-    from dataclasses import replace
-
     dialog.changed.emit(replace(settings, theme="dark", enter_sends=False, system_prompt="Be brief."), "theme")
     assert app.theme.dark
     assert not app.window.composer.enter_sends
@@ -201,14 +272,65 @@ def test_the_live_view_shows_the_plan_and_answers_what_if(qtbot: QtBot, start: S
     assert "streamed" in app.live.decode.words
     assert sum(share for _, share in app.window.top.strip._shares) == pytest.approx(1)
     wish = app.live.what_if.wish()
-    from dataclasses import replace
-
     with qtbot.waitSignal(app.observer.answered) as answered:
         app.live.wished.emit(replace(wish, format="int4"))
     assert answered.args[0].format == "int4"
     assert answered.args[0].decode_tok_s.likely > planned().plan.decode.likely  # type: ignore[union-attr]
     app.live.applied.emit(replace(wish, context=4096))
     qtbot.waitUntil(lambda: len(engine.sources) == 2)
+
+
+def test_another_share_of_the_card_is_applied_without_loading(qtbot: QtBot, start: Start) -> None:
+    model = planned()
+    assert model.spec is not None
+    assert model.hardware is not None
+    less = model.hardware.gpus[0].vram_total // 4
+    plan = place(model.spec, model.hardware, Budget(context=8192, vram=less))
+    engine = ScriptedEngine(load=[model])
+    engine.replanned = Replanned("Less than before.", plan)
+    app = start(engine)
+    before = app.live.decode.words
+    app.live.what_if._vram.setValue(app.live.what_if._vram.maximum() // 4)
+    qtbot.waitUntil(app.live.what_if._apply.isEnabled)
+    assert "nothing is loaded again" in app.live.what_if._manner.text()
+    app.live.what_if._apply.click()
+    qtbot.waitUntil(lambda: app.live.decode.words != before)
+    assert engine.limits == [(less, None)]
+    assert len(engine.sources) == 1
+    assert app.window.notices.notices[-1].sentence == "Less than before."
+
+
+def test_a_limit_in_the_settings_holds_at_once(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(load=[planned()])
+    app = start(engine)
+    app.preferences._on_changed(replace(app.preferences.settings, ram_limit_gib=8), "ram_limit_gib")
+    qtbot.waitUntil(lambda: engine.limits == [(None, 8 * 2**30)])
+    assert len(engine.sources) == 1
+
+
+def test_after_sleep_a_lost_card_is_looked_for_again(qtbot: QtBot, start: Start) -> None:
+    """That it is found again is shown in tests/core/test_hetero.py, by the real engine and a simulated card."""
+    model = planned()
+    assert model.spec is not None
+    assert model.hardware is not None
+    lost = place(model.spec, replace(model.hardware, gpus=()), Budget(context=8192))
+    said = [Piece("Half"), Replanned("The graphics card stopped answering.", lost), *answer("whole")]
+    engine = ScriptedEngine(said, load=[model])
+    engine.replanned = Replanned("It is back.", model.plan)
+    app = start(engine)
+    before = app.live.decode.words
+    ask(qtbot, app, "Go")
+    assert app.live.decode.words != before
+
+    clock = iter((0.0, 5.0, 12.0, 8 * 3600.0))
+    watch = SleepWatch(lambda: next(clock))
+    watch.woke.connect(app.session.after_sleep)
+    watch.look()
+    watch.look()
+    assert not engine.limits
+    watch.look()
+    qtbot.waitUntil(lambda: app.live.decode.words == before)
+    assert app.window.notices.notices[-1].sentence == "It is back."
 
 
 def test_diagnostics_hold_no_word_of_a_chat(qtbot: QtBot, start: Start) -> None:

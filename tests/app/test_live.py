@@ -107,7 +107,7 @@ GPU = GpuSample(0, "Card", vram_total=8 * GIB, vram_used=6 * GIB, vram_own=3 * G
         ("programs", {"cpu_percent": 95}, LOOK, 5, "40 %"),
         ("ram", {"cpu_percent": 95}, LOOK, 10, "bandwidth"),
         ("power", {"gpus": (replace(GPU, slowed_by_power=True, power_limit_w=115),)}, LOOK, 5, "115 W"),
-        ("programs", {"gpus": (GPU,)}, LOOK, 10, "3.2 GB of the graphics memory (game)"),
+        ("programs", {"gpus": (GPU,)}, LOOK, 10, "3.0 GB of the graphics memory (game)"),
         ("ram", {"gpus": (GpuSample(0, "Card"),), "cpu_percent": None, "ram_total": None}, LOOK, None, "3.0 GB"),
     ],
 )  # fmt: skip

@@ -49,9 +49,9 @@ def test_without_a_model_or_a_card_everything_unknown_reads_na(view: LiveView) -
     view.show_sample(Sample(0, ram_total=16 * GIB, ram_available=12 * GIB))
     view.show_stats(None)
     values = {key: figure.value for key, figure in (view.speeds | view.machine).items()}
-    assert values.pop("ram") == "4.3 of 17.2 GB"
+    assert values.pop("ram") == "4.0 of 16.0 GB"
     assert set(values.values()) == {"n/a"}
-    assert [bar.words for bar in view.memory.bars] == ["others 4.3 GB, free 12.9 GB"]
+    assert [bar.words for bar in view.memory.bars] == ["others 4.0 GB, free 12.0 GB"]
     assert view.decode.words == "n/a"
     assert not view.what_if.isEnabled()
     pixels(view)
@@ -60,7 +60,7 @@ def test_without_a_model_or_a_card_everything_unknown_reads_na(view: LiveView) -
 def test_the_plan_is_told_in_words(view: LiveView) -> None:
     view.show_outlook(LOOK, 131_072)
     assert view.memory.bars[0].words == (
-        "weights 4.0 GB, KV cache 500 MB, workspace 200 MB, staging 100 MB, others 1.1 GB, free 2.7 GB"
+        "weights 3.7 GB, KV cache 477 MB, workspace 191 MB, staging 95 MB, others 1.0 GB, free 2.5 GB"
     )
     assert view.decode.words == "in VRAM 34%, streamed 21%, CPU 45%"
     assert view.prefill.words == "in VRAM 34%, streamed 66%"
@@ -71,9 +71,9 @@ def test_the_plan_is_told_in_words(view: LiveView) -> None:
 def test_other_programs_follow_the_machine(view: LiveView) -> None:
     view.show_outlook(LOOK, 8192)
     view.show_sample(Sample(0, gpus=(GpuSample(0, "Card", vram_total=8 * GIB, vram_used=7 * GIB, vram_own=5 * GIB),)))
-    assert "others 2.1 GB" in view.memory.bars[0].words
+    assert "others 2.0 GB" in view.memory.bars[0].words
     view.show_outlook(None)
-    assert view.memory.bars[0].words == "others 7.5 GB, free 1.1 GB"
+    assert view.memory.bars[0].words == "others 7.0 GB, free 1.0 GB"
 
 
 def test_a_device_that_goes_away_is_not_shown_any_more(view: LiveView, qtbot: QtBot) -> None:
@@ -95,7 +95,7 @@ def test_the_machines_words_keep_nothing_known_back_and_invent_nothing() -> None
     card = GpuSample(0, "Card", "", 64, 8 * GIB, 4 * GIB, None, (), 71.2, 115, 63, 4.94e9, 2e7)
     full = machine_words(Sample(0, 78, 61, 50, 32 * GIB, 16 * GIB, 1, 1.25e6, gpus=(card,)), card)
     assert full == {
-        "cpu": "78 %", "ram": "17.2 of 34.4 GB", "disk": "1 MB/s", "gpu": "64 %", "vram": "4.3 of 8.6 GB",
+        "cpu": "78 %", "ram": "16.0 of 32.0 GB", "disk": "1 MB/s", "gpu": "64 %", "vram": "4.0 of 8.0 GB",
         "link": "4.9 / 0.0 GB/s", "power": "71 of 115 W", "heat": "63 °C",
     }  # fmt: skip
     assert set(machine_words(Sample(0), None).values()) == {"n/a"}

@@ -166,7 +166,7 @@ def test_details_before_the_download(stage: DialogStage, qtbot: QtBot, hub: Doub
     assert "7.6 billion parameters" in shown
     assert "Runs with CPU help: about 18–24 tokens/s" in shown
     assert "15.2 GB of weights as stored, 7.6 GB in memory after conversion to 8-bit." in shown
-    assert "Main memory: 9.6 GB of 22.0 GB free" in shown
+    assert "Main memory: 9.0 GB of 20.5 GB free" in shown
     card = card_of(stage)
     assert card.startswith("Heron 7B")
     assert "See the paper." in card

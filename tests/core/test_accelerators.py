@@ -135,6 +135,19 @@ def test_a_copy_takes_its_time_beside_this_thread_and_then_is_whole(device: Simu
     assert torch.equal(target, source)
 
 
+def test_memory_that_is_not_pinned_is_copied_while_the_caller_waits(device: SimulatedAccelerator) -> None:
+    source, target = torch.arange(5 * MIB, dtype=torch.float32), touched(device, 20 * MIB)
+    stream, arrived = device.stream(), device.event()
+    device.copy_async(target, source, stream)
+    arrived.record(stream)
+    source.zero_()
+    arrived.synchronize()
+    assert torch.equal(target, torch.arange(5 * MIB, dtype=torch.float32))
+    back = torch.empty(5 * MIB)
+    device.copy_async(back, target, stream)
+    assert torch.equal(back, target)
+
+
 def test_who_starts_a_copy_does_not_wait_for_it(slow: SimulatedAccelerator) -> None:
     source, target = filled(slow, 4 * MIB, 3.0), touched(slow, 4 * MIB)
     stream, arrived = slow.stream(), slow.event()

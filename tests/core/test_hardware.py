@@ -8,6 +8,7 @@ import torch
 
 from core import hardware as module
 from core.cpu_info import cpu_info, on_battery, ram
+from core.diagnosis import findings, software
 from core.errors import BadRequest
 from core.hardware import PROFILE_FILE, forget, hardware_for, kernel_table, refreshed
 from core.planner import place
@@ -65,8 +66,11 @@ def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None
     assert card.shares_cores
     assert "imulated" in card.name
     assert card.vram_total == card.vram_free == 256 << 20
-    assert card.link.h2d_pinned == pytest.approx(2e9, rel=0.25)
-    assert card.link.staged <= 2.2e9
+    # A loaded machine may make any rate smaller, and none larger.
+    assert 0.2e9 < card.link.h2d_pinned <= 2.2e9
+    assert 0.1e9 < card.link.h2d_pageable <= 2.2e9
+    assert card.link.staged > 0.1e9
+    assert card.link.piece_s >= 0
     assert 0 < card.cpu_under_copy <= 1
     assert 0 < card.link_under_cpu <= 1
     assert card.rates == machine.cpu.rates
@@ -76,6 +80,13 @@ def test_a_rate_of_its_own_makes_the_card_a_device_beside_the_cores(folder: Path
     card = hardware_for(folder, f"{SIMULATED},gpu=100GB/s", threads=1).gpus[0]
     assert not card.shares_cores
     assert card.bytes_s == 100e9
+
+
+def test_a_card_that_fails_is_left_out_and_told_of(tmp_path: Path) -> None:
+    hardware = hardware_for(tmp_path, "vram=1MiB,link=2GB/s", threads=1)
+    assert hardware.gpus == ()
+    assert "too little free memory" in hardware.unusable[0]
+    assert any("is not used" in one.what for one in findings(hardware, software()))
 
 
 def test_threads_are_left_as_they_were(folder: Path) -> None:

@@ -15,6 +15,7 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import parse_simulation
 from core.conversion import HostWeights
 from core.engine import Engine
+from core.errors import NotEnoughMemory
 from core.events import Event, Failed, Finished, LoadOptions, Message, Piece, Prefill, Replanned, Request, Sampling
 from core.generate import Token, generate
 from core.kernels.select import KernelTable
@@ -22,7 +23,7 @@ from core.loading import PAGEABLE, LoadedModel
 from core.model import LanguageModel, fill
 from core.placement import DevicePlacement
 from core.source import open_source
-from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Times
+from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from core.survey import survey
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 from tests.core.tiny_tokenizer import chat_model
@@ -34,14 +35,20 @@ CARD_BYTES = 34 << 20
 CARD = "vram=34MiB,link=2GB/s,gpu=100GB/s"
 
 
-def plan_of(spec: ModelSpec, shares: list[tuple[Rows, ...]], kv_on_device: bool, ring: Ring) -> Plan:
+def plan_of(
+    spec: ModelSpec,
+    shares: list[tuple[Rows, ...]],
+    kv_on_device: bool,
+    ring: Ring,
+    strategy: Strategy = "hetegen",
+) -> Plan:
     """A plan that no planner would make, to be carried out all the same."""
     linears = tuple(
         LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0)
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
     return Plan(
-        model=spec.name, strategy="hetegen", format="bf16", storage="fp32", fits="yes", reason="", context=512,
+        model=spec.name, strategy=strategy, format="bf16", storage="fp32", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
         kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), embedding_device=-1, ring=ring,
         memory=(), decode=RATE, prefill=RATE, confidence="guess", decode_times=Times(), prefill_times=Times(),
@@ -64,7 +71,7 @@ def divisions(draw: st.DrawFn, rows: int) -> tuple[Rows, ...]:
 def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
     shares = [draw(divisions(linear.rows)) for linear in spec.linears]
     ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))))
-    return plan_of(spec, shares, draw(st.booleans()), ring)
+    return plan_of(spec, shares, draw(st.booleans()), ring, draw(st.sampled_from(("hetegen", "serial"))))
 
 
 class Bench:
@@ -117,6 +124,27 @@ def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
     first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))
     tokens, _ = bench.run(first, second)
     assert tokens == bench.expected
+
+
+def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
+    """Some families multiply by a linear's weight themselves."""
+    bench = Bench("llama", tmp_path)
+    source = open_source(tmp_path)
+    for _ in fill(source.module, source.weights):
+        pass
+    expected = {name: one.weight.clone() for name, one in source.module.named_modules() if name.endswith("_proj")}
+    weights = HostWeights(source, bench.spec, "bf16", KernelTable(1), tmp_path)
+    for _ in weights.make():
+        pass
+    halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in bench.spec.linears]
+    device = SimulatedAccelerator(parse_simulation(LINK))
+    plan = plan_of(bench.spec, halves, True, Ring())
+    placement = DevicePlacement(source.module, weights, plan, device, bench.spec.kv_layers)
+    list(placement.apply(plan))
+    for name, weight in expected.items():
+        assert torch.equal(source.module.get_submodule(name).weight, weight)
+    placement.close()
+    device.close()
 
 
 # ---- through the engine
@@ -218,6 +246,45 @@ def test_card_shrinks_and_grows_in_mid_reply(
     for _ in range(2):
         assert text_of(list(engine.chat(ask()))) == expected
     assert device.memory().used > 12 << 20
+
+
+def test_a_person_limits_the_card_and_gives_it_back(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    model, before = loaded.model, device_of(engine).memory().used
+    assert text_of(list(engine.chat(ask()))) == expected
+    for vram, most in ((12 << 20, 12 << 20), (None, CARD_BYTES), (0, 0), (None, CARD_BYTES)):
+        (event,) = engine.replan(vram, None)
+        assert isinstance(event, Replanned), event
+        assert event.plan == loaded.plan
+        assert device_of(engine).memory().used <= most
+        assert text_of(list(engine.chat(ask()))) == expected
+    assert device_of(engine).memory().used >= before
+    assert loaded.model is model, "nothing was loaded again"
+
+
+def test_a_limit_that_cannot_be_kept_to_changes_nothing(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    plan = loaded.plan
+    (event,) = engine.replan(None, 1 << 20)
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, NotEnoughMemory)
+    assert (loaded.plan, loaded.ram_cap) == (plan, None)
+    assert text_of(list(engine.chat(ask()))) == expected
+
+
+def test_a_card_that_was_lost_is_used_again_when_it_is_back(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    for in_reply in (True, False):
+        device = device_of(engine)
+        device.lose()
+        if in_reply:
+            assert text_of(list(engine.chat(ask()))) == expected
+            assert loaded.plan.gpu == -1
+        (event,) = engine.replan(None, None)
+        assert isinstance(event, Replanned)
+        assert loaded.plan.gpu == 0
+        assert device_of(engine) is not device
+        assert text_of(list(engine.chat(ask()))) == expected
 
 
 def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path) -> None:

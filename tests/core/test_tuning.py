@@ -52,6 +52,21 @@ def test_a_wrong_rate_is_found_within_a_few_replies(factor: float) -> None:
     assert profile.link == 1.0
 
 
+def test_the_blame_falls_on_whom_was_slow() -> None:
+    plan = plan_for()
+    expected = plan.decode_times
+    slow_cpu = learn(Profile(), plan, Times(cpu=2 * expected.cpu, total=expected.total + expected.cpu), 24)
+    assert slow_cpu.cpu > 1
+    busy = replace(plan, decode_times=replace(expected, link=expected.total))
+    slow_link = learn(Profile(), busy, Times(cpu=expected.cpu, total=1.5 * expected.total), 24)
+    assert (slow_link.cpu, slow_link.gpu, slow_link.overhead) == (1, 1, 1)
+    assert slow_link.link > 1
+    idle = replace(plan, decode_times=replace(expected, link=0.0))
+    slow_rest = learn(Profile(), idle, Times(cpu=expected.cpu, total=1.5 * expected.total), 24)
+    assert (slow_rest.cpu, slow_rest.link) == (1, 1)
+    assert slow_rest.overhead > 1
+
+
 def test_learning_the_same_twice_does_not_run_away() -> None:
     """The plan stays although the rates are known to be wrong: what it shows again is nothing new."""
     plan, profile = plan_for(), Profile()
