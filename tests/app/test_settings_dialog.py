@@ -212,7 +212,7 @@ def test_diagnostics_tell_the_machine_and_no_secrets(tmp_path: Path) -> None:
         "HeteGen",
         "torch",
         "RAM 16.0 GB",
-        "Card: n/a of 8.6 GB",
+        "Card: n/a of 8.0 GB",
         "Model: tiny",
         "theme: dark",
         "models_folder: (set)",
