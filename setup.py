@@ -18,6 +18,7 @@ EXPORTS = [
     "attention_bytes",
     "attention",
     "encode",
+    "rms_norm",
 ]
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "Windows": (["/O2", "/openmp", "/std:c11"], []),

@@ -18,6 +18,7 @@ from app.chat_model import ChatModel
 from app.commands import Commands
 from app.conversation import Conversation, Turn
 from app.diagnostics import diagnostics
+from app.engine_import import make_engine
 from app.gpu_desk import GpuDesk
 from app.library import Library
 from app.model_desk import ModelDesk, late_judge
@@ -46,13 +47,6 @@ from core.places import builtin_model, gpu_runtime
 
 ADVICE_MS = 4000
 LIMITS_MS = 800
-
-
-def make_engine() -> EngineLike:
-    """Called in the engine's thread: torch is imported here and nowhere earlier."""
-    from core.engine import Engine
-
-    return Engine()
 
 
 def package_client() -> Client:
@@ -204,6 +198,10 @@ class Application(QObject):
         if self._closed:
             return
         self._closed = True
+        # A timer that still runs must not be left to the collector, which may come in any thread.
+        self.sleep_watch.stop()
+        for timer in (self._advice_later, self._limits_later, self._idle):
+            timer.stop()
         window = self.window
         kept = WindowState(
             window.state(), window.panes.unfolded("sidebar"), window.panes.unfolded("live"), self.session.state.source
@@ -312,6 +310,8 @@ class Application(QObject):
 
     @Slot(object)
     def _on_state(self, state: State) -> None:
+        if self._closed:
+            return
         self._rest_when_idle(state)
         window = self.window
         window.top.show_state(state)

@@ -35,7 +35,7 @@ ACCESSES = (
     Access(
         "Fetching the runtime for an NVIDIA card",
         "When you press See what is needed, and then Download, on the page Graphics card.",
-        "To download.pytorch.org and pypi.org: the names of PyTorch's files and of NVIDIA's libraries. Nothing about "
+        "To download.pytorch.org: the names of PyTorch's files and of NVIDIA's libraries. Nothing about "
         "you, this computer or your conversations.",
     ),
     Access(

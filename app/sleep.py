@@ -32,6 +32,10 @@ class SleepWatch(QObject):
         self._looked_at = self._clock()
         self._timer.start()
 
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._timer.stop()
+
     @Slot()
     def look(self) -> None:
         """Compare the clock with the last look."""

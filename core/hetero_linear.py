@@ -49,23 +49,20 @@ class HostInputs:
     def _start(self, linear: HostLinear, x: Tensor) -> None:
         self._unlearn()
         self._seen, self._prepared, self._first = x, HostInput(x), linear
-        together = [linear, *linear.followers]
-        products = HostWeight.matmul_together([one.host for one in together], self._prepared)
-        self._ready = dict(zip(together, products, strict=True))
+        self._ready = linear.start(self._prepared)
 
     def _learn(self, linear: HostLinear) -> None:
         assert self._prepared is not None
         assert self._first is not None
         if linear is not self._first and linear not in self._first.followers:
-            self._first.followers.append(linear)
+            self._first.lead([*self._first.followers, linear])
         self._ready[linear] = linear.host.matmul(self._prepared, 0, linear.host.rows)
 
     def _unlearn(self) -> None:
         """What was computed for nobody is not computed again."""
-        if self._first is not None:
-            for unused in self._ready:
-                self._first.followers.remove(unused)
-        self._ready.clear()
+        if self._first is not None and self._ready:
+            self._first.lead([one for one in self._first.followers if one not in self._ready])
+        self._ready = {}
 
 
 class HostLinear(nn.Module):
@@ -77,6 +74,16 @@ class HostLinear(nn.Module):
         self.bias = bias
         self.inputs = inputs
         self.followers: list[HostLinear] = []
+        self._together = HostWeight.together([weight])
+
+    def lead(self, followers: list[HostLinear]) -> None:
+        """From now on, `start` computes these along with it."""
+        self.followers = followers
+        self._together = HostWeight.together([self.host, *(one.host for one in followers)])
+
+    def start(self, x: HostInput) -> dict[HostLinear, Tensor]:
+        """The products of this linear and its followers with `x`."""
+        return dict(zip((self, *self.followers), self._together(x), strict=True))
 
     @property
     def weight(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.kernels.device import MOST_ROWS, device_kernels
 from core.kernels.inputs import HostInput
-from core.kernels.matmul import ChosenMatmul, multiply_together
+from core.kernels.matmul import ChosenMatmul, Together
 from core.kernels.weights import QuantizedWeight
 from core.sizes import MIB
 from core.spec import QUANTUM
@@ -37,9 +37,9 @@ class HostWeight:
         return self._matmul(x, begin, end)
 
     @staticmethod
-    def matmul_together(weights: Sequence[HostWeight], x: HostInput) -> list[Tensor]:
-        """The whole products of several weights with one input, in one run where the kernels allow it."""
-        return multiply_together([weight._matmul for weight in weights], x)
+    def together(weights: Sequence[HostWeight]) -> Together:
+        """What multiplies several whole weights with one input, in one run where the kernels allow it."""
+        return Together([weight._matmul for weight in weights])
 
     def whole(self) -> Tensor:
         """(N, K) as numbers: a view where it is stored so, else in bf16."""

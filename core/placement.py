@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core import attention, experts
+from core import attention, experts, norms
 from core.accelerators.base import Accelerator
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
@@ -45,6 +45,7 @@ class HostPlacement:
         self._inputs = HostInputs()
         for name, matrices in weights.items():
             put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
+        norms.adopt(module)
 
     def begin_pass(self, tokens: int) -> None:
         """Nothing depends on how many tokens there are."""

@@ -8,7 +8,6 @@ from PySide6.QtCore import QCoreApplication, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QIcon, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
     QDialog,
-    QDialogButtonBox,
     QFrame,
     QGridLayout,
     QHBoxLayout,
@@ -24,13 +23,13 @@ from app.about import Licence, licences, qt_folder, read_texts, versions
 from app.language import tr
 from app.notices import for_update
 from app.resources import assets
-from app.theme import EDGE, GROUP, RELATED, Theme
+from app.theme import EDGE, GROUP, Theme
 from app.updates import Answer
 from app.views.inputs import TextBox
 from app.views.settings_pages import paragraph
 
 WIDTH, LOGO = 560, 56
-LICENCES_SIZE, LIST_WIDTH = (820, 560), 240
+LICENCES_SIZE, LIST_WIDTH = (820, 560), 210
 COPYRIGHT = "Copyright 2026 The HeteGen authors. Free software under the Apache License 2.0, without any warranty."
 QT = (
     "Uses Qt and Qt for Python (PySide6) under the GNU Lesser General Public License, version 3. Copyright The Qt "
@@ -54,6 +53,7 @@ class AboutDialog(QDialog):
         self.setMinimumWidth(WIDTH)
         self.update_words = paragraph(theme, "")
         self.update_words.setAccessibleName(tr("Updates"))
+        self.update_words.hide()
         self.update_button = self._button(tr("Look for updates"), self._on_update)
         self.show_button = self._button(tr("Show the new version…"), self._on_show)
         self.show_button.hide()
@@ -64,7 +64,7 @@ class AboutDialog(QDialog):
     def show_answer(self, answer: Answer) -> None:
         """What was found out about updates."""
         self.update_button.setEnabled(True)
-        self.update_words.setText(for_update(answer).sentence)
+        self._say(for_update(answer).sentence)
         self._page = answer.page
         self.show_button.setVisible(answer.kind == "newer")
 
@@ -72,16 +72,14 @@ class AboutDialog(QDialog):
         QPainter(self).fillRect(self.rect(), self._theme.colour("window"))
 
     def _lay_out(self) -> None:
-        close = QDialogButtonBox(QDialogButtonBox.StandardButton.Close, self)
-        close.rejected.connect(self.reject)
         updates, foot = QHBoxLayout(), QHBoxLayout()
         updates.addWidget(self.update_button)
-        updates.addWidget(self.update_words, 1)
         updates.addWidget(self.show_button)
+        updates.addStretch(1)
         foot.addWidget(self._button(tr("Licences…"), self._on_licences))
         foot.addWidget(self._button(tr("Project page…"), lambda: self.link.emit(REPOSITORY)))
         foot.addStretch(1)
-        foot.addWidget(close)
+        foot.addWidget(self._button(tr("Close"), self.reject))
         column = QVBoxLayout(self)
         column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
         column.setSpacing(GROUP)
@@ -89,9 +87,10 @@ class AboutDialog(QDialog):
         column.addWidget(paragraph(self._theme, tr(COPYRIGHT)))
         column.addLayout(self._versions())
         column.addLayout(updates)
+        column.addWidget(self.update_words)
         column.addWidget(paragraph(self._theme, tr(QT).format(NAME), "muted"))
         column.addLayout(self._qt_folder())
-        column.addSpacing(RELATED)
+        column.addStretch(1)
         column.addLayout(foot)
 
     def _head(self) -> QHBoxLayout:
@@ -133,11 +132,15 @@ class AboutDialog(QDialog):
         button.clicked.connect(pressed)
         return button
 
+    def _say(self, words: str) -> None:
+        self.update_words.setText(words)
+        self.update_words.show()
+
     @Slot()
     def _on_update(self) -> None:
         self.update_button.setEnabled(False)
         self.show_button.hide()
-        self.update_words.setText(tr("Asking github.com…"))
+        self._say(tr("Asking github.com…"))
         self.update_wished.emit()
 
     @Slot()
@@ -163,22 +166,27 @@ class LicencesDialog(QDialog):
         self.names.setFrameShape(QFrame.Shape.NoFrame)
         self.names.setFixedWidth(LIST_WIDTH)
         for part in parts:
-            self.names.addItem(" ".join(word for word in (part.name, part.version, f"({part.kind})") if word != "()"))
+            self.names.addItem(f"{part.name} {part.version}".strip())
         self.text = TextBox(theme, self)
         self.text.setReadOnly(True)
         self.text.setTabChangesFocus(True)
         self.text.setFont(theme.font("code"))
         self.text.setAccessibleName(tr("Words of the licence"))
-        close = QDialogButtonBox(QDialogButtonBox.StandardButton.Close, self)
-        close.rejected.connect(self.reject)
+        close = QPushButton(tr("Close"), self)
+        close.setAutoDefault(False)
+        close.clicked.connect(self.reject)
+        self.kind = paragraph(theme, "", "muted")
+        words = QVBoxLayout()
+        words.addWidget(self.kind)
+        words.addWidget(self.text, 1)
         halves = QHBoxLayout()
         halves.setSpacing(GROUP)
         halves.addWidget(self.names)
-        halves.addWidget(self.text, 1)
+        halves.addLayout(words, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(GROUP, GROUP, GROUP, GROUP)
         column.addLayout(halves, 1)
-        column.addWidget(close)
+        column.addWidget(close, 0, Qt.AlignmentFlag.AlignRight)
         self.names.currentRowChanged.connect(self._on_row)
         self.names.setCurrentRow(0)
         self.names.setFocus()
@@ -188,6 +196,7 @@ class LicencesDialog(QDialog):
 
     @Slot(int)
     def _on_row(self, row: int) -> None:
+        self.kind.setText(self._parts[row].kind)
         words = read_texts(self._parts[row])
         self.text.setPlainText(words or tr("Its text is not on this computer."))
 

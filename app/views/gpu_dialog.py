@@ -50,7 +50,7 @@ class GpuDialog(QDialog):
         self.sentence.setText(shown.sentence)
         self.details.setText(shown.details)
         self.bar.setVisible(shown.share is not None)
-        self.bar.setRange(0, 0 if shown.share is None or shown.share < 0 else STEPS)
+        self.bar.setRange(0, STEPS)
         if shown.share is not None and shown.share >= 0:
             self.bar.setValue(round(shown.share * STEPS))
         if tuple(self.buttons) != tuple(wish for wish, _ in shown.buttons):
@@ -73,8 +73,12 @@ class GpuDialog(QDialog):
     def _button(self, wish: str, words: str) -> QPushButton:
         button = QPushButton(words, self)
         button.setProperty("primary", "true" if wish in ("look", "fetch", "restart") else "false")
-        button.clicked.connect(lambda: self.wished.emit(wish))
+        button.setObjectName(wish)
+        button.clicked.connect(self._on_pressed)
         return button
+
+    def _on_pressed(self) -> None:
+        self.wished.emit(self.sender().objectName())
 
     def _lay_out(self) -> None:
         self._row.addWidget(self._close)

@@ -8,19 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from PySide6.QtCore import QItemSelection, Qt, QTimer, QUrl, Signal, Slot
+from PySide6.QtCore import QItemSelection, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QKeyEvent, QShowEvent
 from PySide6.QtWidgets import (
-    QDialog,
     QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QListView,
     QMessageBox,
-    QPushButton,
-    QSplitter,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -28,29 +20,19 @@ from app.downloads import Downloads, Transfer
 from app.language import said_error
 from app.recommended import Recommended
 from app.shelf import Details, Shelf
-from app.theme import GROUP, RELATED, Theme
-from app.views.controls import Pane
-from app.views.inputs import ChoiceBox
-from app.views.model_dialog_details import DetailsPane
+from app.theme import Theme
+from app.views import model_dialog_words as words
+from app.views.model_dialog_frame import ModelDialogFrame
 from app.views.model_dialog_list import Collection
-from app.views.model_dialog_rows import ModelList, Row, RowsDelegate, RowsModel
+from app.views.model_dialog_rows import Row
 from core.errors import BadRequest, HeteGenError
 from core.hub.cache import Installed, Verification
-from core.hub.listing import ModelInfo, Page, Reference, Sort, parse_reference
+from core.hub.listing import ModelInfo, Page, Reference, parse_reference
 from core.hub.verdict import Verdict, Wishes
 from core.sizes import format_bytes
 
-SIZE, LIST_WIDTH = (920, 640), 410
-SEARCH_MS = 350
-SORTS: tuple[tuple[Sort, str], ...] = (
-    ("trendingScore", "Trending"),
-    ("downloads", "Most downloaded"),
-    ("likes", "Most liked"),
-    ("lastModified", "Recently updated"),
-)
 
-
-class ModelDialog(QDialog):
+class ModelDialog(ModelDialogFrame):
     """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed."""
 
     chosen = Signal(str)
@@ -64,28 +46,13 @@ class ModelDialog(QDialog):
         recommended: tuple[Recommended, ...],
         parent: QWidget | None = None,
     ) -> None:
-        super().__init__(parent)
-        self._theme, self._shelf, self._downloads = theme, shelf, downloads
+        super().__init__(theme, parent)
+        self._shelf, self._downloads = shelf, downloads
         self.collection = Collection(recommended)
         self._following = ""
         self._rebuilding = False
         self._removing: dict[str, Installed] = {}
-        self.setWindowTitle(self.tr("Models"))
-        self.resize(*SIZE)
-        self.search, self.sort = QLineEdit(self), ChoiceBox(theme, self)
-        self.rows = RowsModel(self)
-        self.list = ModelList(self)
-        self.delegate = RowsDelegate(theme, self.list)
-        self.details = DetailsPane(theme, self)
-        self._note, self._place = QLabel(self), QLabel(self)
-        self._again = QPushButton(self.tr("Try again"), self)
-        self._more = QPushButton(self.tr("Show more"), self)
-        self._add = QPushButton(self.tr("Add a model folder…"), self)
-        self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
-        self._set_up()
-        self._lay_out()
         self._connect()
-        self._on_theme()
         self._rebuild()
 
     def open_at(self, text: str) -> None:
@@ -99,61 +66,6 @@ class ModelDialog(QDialog):
     def current(self) -> Row | None:
         """The selected model."""
         return self.rows.row(self.list.currentIndex())
-
-    def _set_up(self) -> None:
-        self.search.setPlaceholderText(self.tr("Search the Hub, or paste a model's name or address"))
-        self.search.setAccessibleName(self.tr("Search models"))
-        self.search.setClearButtonEnabled(True)
-        for value, text in SORTS:
-            self.sort.addItem(self.tr(text), value)
-        self.sort.setAccessibleName(self.tr("Order"))
-        self.list.setModel(self.rows)
-        self.list.setItemDelegate(self.delegate)
-        self.list.setFrameShape(QListView.Shape.NoFrame)
-        self.list.setVerticalScrollMode(QListView.ScrollMode.ScrollPerPixel)
-        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.list.setMouseTracking(True)
-        self.list.setAccessibleName(self.tr("Models"))
-        self._note.setWordWrap(True)
-        self._note.setTextFormat(Qt.TextFormat.PlainText)
-        self._again.hide()
-        self._more.hide()
-        for button in (self._again, self._more, self._add):
-            button.setAutoDefault(False)
-
-    def _lay_out(self) -> None:
-        top = QHBoxLayout()
-        top.setContentsMargins(GROUP, GROUP, GROUP, RELATED)
-        top.addWidget(self.search, 1)
-        top.addWidget(self.sort)
-        left = Pane(self._theme, "window", (), self)
-        column = QVBoxLayout(left)
-        column.setContentsMargins(0, 0, 0, RELATED)
-        column.setSpacing(0)
-        column.addWidget(self.list, 1)
-        under = QHBoxLayout()
-        under.setContentsMargins(GROUP, RELATED, GROUP, 0)
-        under.addWidget(self._note, 1)
-        under.addWidget(self._again)
-        under.addWidget(self._more)
-        column.addLayout(under)
-        halves = QSplitter(Qt.Orientation.Horizontal, self)
-        halves.setHandleWidth(1)
-        halves.setChildrenCollapsible(False)
-        halves.addWidget(left)
-        halves.addWidget(self.details)
-        halves.setSizes([LIST_WIDTH, SIZE[0] - LIST_WIDTH])
-        bar = Pane(self._theme, "side", ("top",), self)
-        foot = QHBoxLayout(bar)
-        foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
-        foot.addWidget(self._place, 1)
-        foot.addWidget(self._add)
-        whole = QVBoxLayout(self)
-        whole.setContentsMargins(0, 0, 0, 0)
-        whole.setSpacing(0)
-        whole.addLayout(top)
-        whole.addWidget(halves, 1)
-        whole.addWidget(bar)
 
     def _connect(self) -> None:
         self.search.textChanged.connect(self._on_typed)
@@ -182,7 +94,6 @@ class ModelDialog(QDialog):
         shelf.failed.connect(self._on_failed)
         self._downloads.changed.connect(self._on_transfer)
         self._downloads.given_up.connect(self._on_given_up)
-        self._theme.changed.connect(self._on_theme)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -218,10 +129,6 @@ class ModelDialog(QDialog):
     def _download(self, row: Row) -> None:
         self._downloads.start(row.id)
 
-    def _say(self, words: str, *, can_retry: bool = False) -> None:
-        self._note.setText(words)
-        self._again.setVisible(can_retry)
-
     @Slot(str)
     def _toggle(self, id: str) -> None:
         state, row = self._downloads.transfer(id), self.rows.row(self.rows.index_of(id))
@@ -253,16 +160,11 @@ class ModelDialog(QDialog):
                 self._remove(row)
 
     def _remove(self, row: Row) -> None:
-        whole = row.is_whole
-        size = row.here.bytes if row.here else 0
-        question = self.tr("Delete {} from this computer?") if whole else self.tr("Give up the download of {}?")
-        told = self.tr("{} become free. It can be downloaded again.").format(format_bytes(size))
-        if row.here is not None and whole and not row.here.revision:
-            question, told = self.tr("Take {} off the list?"), self.tr("Its folder and files stay where they are.")
-        box = QMessageBox(QMessageBox.Icon.NoIcon, self.windowTitle(), question.format(row.id), parent=self)
+        question, told, does = words.removal(row.id, row.here)
+        box = QMessageBox(QMessageBox.Icon.NoIcon, self.windowTitle(), question, parent=self)
         box.setTextFormat(Qt.TextFormat.PlainText)
         box.setInformativeText(told)
-        accept = box.addButton(self.tr("Delete") if whole else self.tr("Give up"), QMessageBox.ButtonRole.AcceptRole)
+        accept = box.addButton(does, QMessageBox.ButtonRole.AcceptRole)
         box.addButton(QMessageBox.StandardButton.Cancel)
         box.exec()
         if box.clickedButton() is accept:
@@ -417,13 +319,8 @@ class ModelDialog(QDialog):
         if found.is_sound:
             checked = format_bytes(found.checked_bytes)
             self.details.show_note(self.tr("All files are sound: {} checked.").format(checked))
-            return
-        names = ", ".join((*found.bad, *found.missing)[:3])
-        error = BadRequest(
-            self.tr("{} files are damaged or missing: {}.").format(len(found.bad) + len(found.missing), names),
-            next_step=self.tr("Press Repair to fetch only these again."),
-        )
-        self.details.show_note("", error)
+        else:
+            self.details.show_note("", words.damage(found))
 
     @Slot(str, int)
     def _on_removed(self, id: str, freed: int) -> None:
@@ -435,15 +332,6 @@ class ModelDialog(QDialog):
             self._say(said_error(error), can_retry=True)
         else:
             self.details.show_note("", error)
-
-    @Slot()
-    def _on_theme(self) -> None:
-        colours = self._theme.colours
-        self._note.setStyleSheet(f"color: {colours.muted};")
-        self._place.setStyleSheet(f"color: {colours.muted};")
-        self._place.setFont(self._theme.font("small"))
-        self.list.setStyleSheet(f"background: {colours.window};")
-        self.list.viewport().update()
 
 
 def _exact(text: str) -> Reference | None:

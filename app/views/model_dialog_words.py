@@ -9,7 +9,8 @@ from PySide6.QtCore import QCoreApplication
 from app import wording
 from app.downloads import Transfer
 from app.language import said
-from core.hub.cache import Installed
+from core.errors import BadRequest
+from core.hub.cache import Installed, Verification
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
 from core.hub.verdict import Kind, Verdict
@@ -146,3 +147,23 @@ def _plain(text: str) -> str:
     text = BREAK.sub("\n", HIDDEN.sub("", COMMENT.sub("", text)))
     text = EMPTY_LINK.sub("", IMAGE.sub("", TAG.sub("", text)))
     return BLANKS.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n")))
+
+
+def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
+    """The question before a model goes, what will become of its files, and the word on the button."""
+    whole = here is not None and here.complete
+    if here is not None and whole and not here.revision:
+        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Delete")
+    question = tr("Delete {} from this computer?") if whole else tr("Give up the download of {}?")
+    told = tr("{} become free. It can be downloaded again.").format(format_bytes(here.bytes if here else 0))
+    return question.format(id), told, tr("Delete") if whole else tr("Give up")
+
+
+def damage(found: Verification) -> BadRequest:
+    """What is wrong with a model's files."""
+    names = ", ".join((*found.bad, *found.missing)[:3])
+    count = len(found.bad) + len(found.missing)
+    return BadRequest(
+        tr("{} files are damaged or missing: {}.").format(count, names),
+        next_step=tr("Press Repair to fetch only these again."),
+    )

@@ -21,8 +21,8 @@ from core.hub.retry import Retries, retry
 
 PAGE_BYTES = 32 << 20
 METADATA_BYTES = 4 << 20
-PAGES = "https://download.pytorch.org/whl/{tag}", "https://pypi.org/simple"
-"""Where wheels are looked for, in this order: PyTorch's own index for a CUDA version, then Python's."""
+PAGES = ("https://download.pytorch.org/whl/{tag}",)
+"""Where wheels are looked for, in this order: PyTorch's own index for a CUDA version, which is complete."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.inputs import HostInput
-from core.kernels.native import FEW_ROWS, MOST_PARTS, NativeLibrary, instruction_sets, open_library
+from core.kernels.native import FEW_ROWS, MOST_PARTS, NativeLibrary, Parts, instruction_sets, open_library
 from core.kernels.weights import QuantizedWeight
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
@@ -63,9 +63,9 @@ def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Ten
 
 def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
     """Our own library."""
-    part = (weight.data, weight.scales, begin, end)
+    part = Parts([(weight.data, weight.scales, begin, end)])
     prepared = x.prepared(library, weight.storage)
-    return library.matmul(weight.storage, (part,), prepared, x.rows, x.columns, x.dtype)[0]
+    return library.matmul(weight.storage, part, prepared, x.rows, x.columns, x.dtype)[0]
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,28 @@ class ChosenMatmul:
         return self.by_bucket[bucket(given.rows)].compute(self.weight, given, begin, stop)
 
 
-def multiply_together(matmuls: Sequence[ChosenMatmul], x: HostInput) -> list[Tensor]:
-    """The whole products of several weights with one input (q, k, v), in one run of our library where it may be."""
-    index = bucket(x.rows)
-    library, storage = matmuls[0].by_bucket[index].library, matmuls[0].storage
-    alike = all(m.by_bucket[index].library is library and m.storage == storage for m in matmuls)
-    if library is None or not alike or len(matmuls) > MOST_PARTS:
-        return [matmul(x) for matmul in matmuls]
-    parts = [(m.weight.data, m.weight.scales, 0, m.rows) for m in matmuls]
-    return library.matmul(storage, parts, x.prepared(library, storage), x.rows, x.columns, x.dtype)
+class Together:
+    """Weights that are multiplied whole with one input (q, k, v), in one run of our library where it may be."""
+
+    def __init__(self, matmuls: Sequence[ChosenMatmul]) -> None:
+        self._matmuls = tuple(matmuls)
+        self._storage = matmuls[0].storage
+        self._libraries = [self._library(index) for index in range(len(BUCKETS))]
+        self._parts = Parts([(m.weight.data, m.weight.scales, 0, m.rows) for m in matmuls])
+
+    def __call__(self, x: HostInput) -> list[Tensor]:
+        """(M, K) -> (M, N) for each weight, in x's type."""
+        library = self._libraries[bucket(x.rows)]
+        if library is None:
+            return [matmul(x) for matmul in self._matmuls]
+        prepared = x.prepared(library, self._storage)
+        return library.matmul(self._storage, self._parts, prepared, x.rows, x.columns, x.dtype)
+
+    def _library(self, index: int) -> NativeLibrary | None:
+        """The one that all of them are multiplied with in this bucket, if there is one."""
+        library = self._matmuls[0].by_bucket[index].library
+        alike = all(m.by_bucket[index].library is library and m.storage == self._storage for m in self._matmuls)
+        return library if alike and len(self._matmuls) <= MOST_PARTS else None
 
 
 def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:

@@ -19,7 +19,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
 FEW_ROWS = 8
-VERSION = 3
+VERSION = 4
 """Of the library's calls, as in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -32,8 +32,9 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),
     "hetegen_matmul": (
         None,
-        [_INT, _INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT, _ADDRESS, _INT],
+        [_INT, _INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
+    "hetegen_rms_norm": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _ADDRESS, _FLOAT, _INT, _ADDRESS, _INT]),
     "hetegen_encode": (
         None,
         [_INT, _INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS, _LONG, _INT],
@@ -44,8 +45,6 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
 }
-Part = tuple[Tensor, Tensor | None, int, int]
-"""The bytes and scales of a weight, and the range of its rows to multiply."""
 MOST_PARTS = 16
 SHAPE_FIELDS = 19
 SPLIT_KEYS = 256
@@ -83,16 +82,33 @@ class AttentionCall:
         )
 
 
+class Parts:
+    """Rows of at most MOST_PARTS weights of one storage and width, for `matmul`: their addresses are looked up once."""
+
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None, int, int]]) -> None:
+        """Of each weight: its bytes, its scales, and the range of rows."""
+        self._held = parts
+        self.rows = tuple(end - begin for _, _, begin, end in parts)
+        self.all_rows = sum(self.rows)
+        fields: list[int] = []
+        for data, scales, begin, end in parts:
+            fields += (data.data_ptr(), data.stride(0) * data.element_size())
+            fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
+            fields += (begin, end)
+        self.fields = (_LONG * len(fields))(*fields)
+
+
 class NativeLibrary:
     """One instruction set of the library. Inputs are (M, K), their last dimension contiguous."""
 
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
         self._isa = INSTRUCTION_SETS[instruction_set]
-        self._input_bytes = library.hetegen_input_bytes
-        self._panel_bytes = library.hetegen_panel_bytes
+        self._input_bytes = cache(library.hetegen_input_bytes)
+        self._panel_bytes = cache(library.hetegen_panel_bytes)
         self._prepare = library.hetegen_prepare
         self._matmul = library.hetegen_matmul
+        self._rms_norm = library.hetegen_rms_norm
         self._encode = library.hetegen_encode
         self._attention_bytes = library.hetegen_attention_bytes
         self._attention = library.hetegen_attention
@@ -108,25 +124,31 @@ class NativeLibrary:
         return buffer
 
     def matmul(
-        self, storage: str, parts: Sequence[Part], prepared: Tensor, m: int, columns: int, dtype: torch.dtype
+        self, storage: str, parts: Parts, prepared: Tensor, m: int, columns: int, dtype: torch.dtype
     ) -> list[Tensor]:
-        """(M, end - begin) of `dtype` for each part: the prepared input times rows [begin, end) of its weight.
-
-        At most MOST_PARTS parts, all of one kind of storage and with `columns` columns.
-        """
+        """(M, rows) of `dtype` for each part: the prepared input times its rows of `columns` columns."""
         threads = torch.get_num_threads()
-        outs = [torch.empty((m, end - begin), dtype=dtype) for _, _, begin, end in parts]
-        fields: list[int] = []
-        for (data, scales, begin, end), out in zip(parts, outs, strict=True):
-            fields += (data.data_ptr(), data.stride(0) * data.element_size())
-            fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
-            fields += (out.data_ptr(), begin, end)
+        out = torch.empty(m * parts.all_rows, dtype=dtype)
         scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m > FEW_ROWS else None
         self._matmul(
-            self._isa, FORMATS[storage], len(parts), (_LONG * len(fields))(*fields), prepared.data_ptr(), m, columns,
-            TYPES[dtype], scratch.data_ptr() if scratch is not None else None, threads,
+            self._isa, FORMATS[storage], len(parts.rows), parts.fields, prepared.data_ptr(), m, columns,
+            out.data_ptr(), TYPES[dtype], None if scratch is None else scratch.data_ptr(), threads,
         )  # fmt: skip
-        return outs
+        if len(parts.rows) == 1:
+            return [out.view(m, -1)]
+        return [own.view(m, -1) for own in out.split_with_sizes([m * rows for rows in parts.rows])]
+
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float, rounded: bool) -> Tensor:  # noqa: FBT001  the library's own
+        """x / sqrt(mean(x^2) + eps) * gain over the last dimension, in x's shape and type.
+
+        `x` (..., K), contiguous; `gain` (K,) of fp32. `rounded`: to x's type before the multiplication with the gain.
+        """
+        out = torch.empty_like(x)
+        self._rms_norm(
+            self._isa, x.data_ptr(), TYPES[x.dtype], x.numel() // gain.numel(), gain.numel(), gain.data_ptr(), eps,
+            rounded, out.data_ptr(), _threads_for(x.nbytes),
+        )  # fmt: skip
+        return out
 
     def encode(self, storage: str, weight: Tensor, data: Tensor, scales: Tensor) -> None:
         """Convert `weight` (N, K), last dimension contiguous, into int8 or int4 `data` and `scales` in place."""

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ ROUNDS = 5
 HOPELESS = 3.0
 """A candidate whose first run takes this many times the best's is not run again."""
 COLD_BYTES = 96 << 20
+COPIES = 32
+"""Of the weights, at most: one for every run of a few candidates."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,13 @@ def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> 
 def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
     """Median seconds of each candidate, run in turn, so that what else the machine does falls on all alike."""
     times: list[list[float]] = [[] for _ in candidates]
-    for turn in range(ROUNDS + 1):
+    # Of the same weights, whoever came first would read from memory and the others from the cache.
+    cold = cycle(weights)
+    for _ in range(ROUNDS + 1):
         for offer, own in zip(candidates, times, strict=True):
             if own and min(own) > HOPELESS * min(min(other) for other in times if other):
                 continue
-            weight = weights[turn % len(weights)]
+            weight = next(cold)
             start = time.perf_counter()
             offer.compute(weight, HostInput(x), 0, weight.shape[0])
             own.append(time.perf_counter() - start)
@@ -139,7 +144,7 @@ def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: t
 def _weights(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[QuantizedWeight]:
     """Weights at different places, so that none is in the cache when its turn comes; their values do not matter."""
     row_bytes = _row_bytes(storage, columns)
-    for number in range(max(1, min(ROUNDS, len(memory) // (rows * row_bytes)))):
+    for number in range(max(1, min(COPIES, len(memory) // (rows * row_bytes)))):
         start = number * rows * row_bytes
         data = memory[start : start + rows * row_bytes]
         if data.numel() < rows * row_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -12,8 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 IGNORE = -100
-# Answers are known by heart early on; most single ones are cut to their beginning, where the intent is decided.
-CUT_SHARE, CUT_TOKENS = 0.9, 6
+# Answers are known by heart early on: of most, only the beginning is learned, where the intent is decided.
+BRIEF_SHARE, BRIEF_TOKENS = 0.9, 6
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class Packer:
         """Rows full of dialogues of one or two turns."""
         return self._batch([self._fill(width) for _ in range(rows)], width)
 
-    def long(self, rows: int, width: int) -> Batch:
-        """Rows of one dialogue each, as long as the row."""
-        return self._batch([[self._encode(self.corpus.dialogue(self.rng, width // 30))] for _ in range(rows)], width)
+    def long(self, tokens: int, widths: Sequence[int]) -> Batch:
+        """Rows of one dialogue each, as long as the row: of one of the widths, and so many that `tokens` are full."""
+        width = self.rng.choice(widths)
+        rows = [[self._encode(self.corpus.dialogue(self.rng, width // 30))] for _ in range(tokens // width)]
+        return self._batch(rows, width)
 
     def _fill(self, width: int) -> list[tuple[list[int], list[int]]]:
         parts, room = [], width
@@ -55,14 +58,15 @@ class Packer:
         if dialogue.system:
             ids = [self.ids[SYSTEM], *self.tokenizer.encode(dialogue.system).ids, self.ids[END]]
             labels = [IGNORE] * len(ids)
-        cut = len(dialogue.turns) == 1 and self.rng.random() < CUT_SHARE
+        learned = 0
         for turn in dialogue.turns:
             asked = [self.ids[USER], *self.tokenizer.encode(turn.question).ids, self.ids[END], self.ids[ASSISTANT]]
             answer = [*self.tokenizer.encode(turn.answer).ids, self.ids[END]]
-            answer = answer[:CUT_TOKENS] if cut else answer
+            brief = BRIEF_TOKENS if self.rng.random() < BRIEF_SHARE else len(answer)
+            labels += [IGNORE] * len(asked) + answer[:brief] + [IGNORE] * len(answer[brief:])
             ids += asked + answer
-            labels += [IGNORE] * len(asked) + answer
-        return ids, labels
+            learned = len(ids) - len(answer[brief:])
+        return ids[:learned], labels[:learned]
 
     def _batch(self, rows: list[list[tuple[list[int], list[int]]]], width: int) -> Batch:
         ids = torch.full((len(rows), width), self.ids[PAD])

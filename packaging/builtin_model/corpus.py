@@ -19,17 +19,19 @@ from noise import Habits, spell, wear
 
 HERE = Path(__file__).parent
 OUT_OF_SCOPE_SHARE = 0.22
+PLAIN_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Intent:
-    """One thing a person may want: what the guide answers, and how it may be asked (see intents.toml)."""
+    """One thing a person may want: what the guide answers, and how it may be asked (see intents.toml, plain.toml)."""
 
     name: str
     answers: tuple[str, ...]
     tasks: tuple[str, ...]
     terms: tuple[str, ...]
     questions: tuple[str, ...]
+    plain: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ def lines(text: str) -> tuple[str, ...]:
 def read_intents() -> list[Intent]:
     """Every intent; the last is `out_of_scope`."""
     rows = read_toml("intents.toml")["intent"] + read_toml("out_of_scope.toml")["intent"]
+    plain = read_toml("plain.toml")
     blocks = ("tasks", "terms", "questions")
-    parts = [[lines(row.get(block, "")) for block in blocks] for row in rows]
+    parts = [[*(lines(row.get(block, "")) for block in blocks), lines(plain[row["name"]])] for row in rows]
     return [Intent(row["name"], tuple(row["answers"]), *part) for row, part in zip(rows, parts, strict=True)]
 
 
@@ -138,12 +141,20 @@ class Corpus:
     def question(self, intent: Intent, rng: Random) -> str:
         """One random way to ask for the intent, in none of the held-out wordings."""
         while True:
-            plain = reword(self._plain(intent, rng), self.synonyms, rng)
-            text = spell(self._surround(wear(plain, self.habits, rng), rng), self.habits.capitals, rng)
+            asked = self._plain(intent, rng) if rng.random() < PLAIN_SHARE else self._elaborate(intent, rng)
+            text = spell(asked, self.habits.capitals, rng)
             if normalise(text) not in self.held_out:
                 return text
 
     def _plain(self, intent: Intent, rng: Random) -> str:
+        text = self._expand(rng.choice(intent.plain), rng)
+        return wear(text, self.habits, rng) if rng.random() < 0.5 else text
+
+    def _elaborate(self, intent: Intent, rng: Random) -> str:
+        text = reword(self._template(intent, rng), self.synonyms, rng)
+        return self._surround(wear(text, self.habits, rng), rng)
+
+    def _template(self, intent: Intent, rng: Random) -> str:
         at = rng.randrange(len(intent.tasks) + len(intent.terms) + len(intent.questions))
         if at < len(intent.tasks):
             return self._expand(rng.choice(self.frames["how"]).replace("{task}", intent.tasks[at]), rng)

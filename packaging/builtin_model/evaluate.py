@@ -1,14 +1,15 @@
-"""Asks a trained guide held-out questions, greedily, and counts the answers that are what was intended.
+"""Asks a trained guide questions, greedily, and counts the answers that are what was intended.
 
-`python packaging/builtin_model/evaluate.py [folder] [questions.json]` prints the misses and the share.
+`python packaging/builtin_model/evaluate.py [folder] [--questions FILE] [--earlier TURNS]` prints misses and share.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 from corpus import HERE, read_intents, read_questions
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 MODEL = HERE.parent.parent / "assets" / "builtin-model"
 NEW_TOKENS = 90
 BATCH = 64
+SEED = 164
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Miss:
 
 
 @torch.inference_mode()
-def reply(model: PreTrainedModel, tokenizer: Tokenizer, questions: Sequence[str]) -> list[str]:
-    """The greedy answers to single questions, padded on the left to one batch."""
+def reply(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
+    """The greedy answers to conversations that end with a question, padded on the left to one batch."""
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
-    rows = [tokenizer.encode(f"{USER}{question.strip()}{END}{ASSISTANT}").ids for question in questions]
+    rows = [tokenizer.encode(prompt).ids for prompt in prompts]
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -43,28 +45,48 @@ def reply(model: PreTrainedModel, tokenizer: Tokenizer, questions: Sequence[str]
     return [tokenizer.decode(row[width:], skip_special_tokens=True).strip() for row in out.tolist()]
 
 
-def score(model: PreTrainedModel, tokenizer: Tokenizer, asked: dict[str, list[str]]) -> tuple[float, list[Miss]]:
-    """Share of questions answered word for word with an answer of their intent (0-1), and the misses."""
+def ask(question: str) -> str:
+    """The question as the model reads it, up to where it begins to answer."""
+    return f"{USER}{question.strip()}{END}{ASSISTANT}"
+
+
+def score(
+    model: PreTrainedModel, tokenizer: Tokenizer, asked: dict[str, list[str]], earlier: int = 0
+) -> tuple[float, list[Miss]]:
+    """Share of questions answered word for word with an answer of their intent (0-1), and the misses.
+
+    Each comes after so many `earlier` turns: others of these questions, drawn at random, answered as intended.
+    """
     answers = {intent.name: intent.answers for intent in read_intents()}
     pairs = [(name, question) for name, questions in asked.items() for question in questions]
+    rng = Random(SEED)
     misses = []
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
-        for (name, question), got in zip(batch, reply(model, tokenizer, [text for _, text in batch]), strict=True):
+        before = [
+            "".join(f"{ask(text)}{answers[name][0]}{END}" for name, text in rng.sample(pairs, earlier)) for _ in batch
+        ]
+        prompts = [turns + ask(question) for turns, (_, question) in zip(before, batch, strict=True)]
+        for (name, question), got in zip(batch, reply(model, tokenizer, prompts), strict=True):
             if got not in answers[name]:
                 misses.append(Miss(name, question, got))
     return 1 - len(misses) / len(pairs), misses
 
 
-def main(folder: Path, questions: str) -> None:
+def main() -> None:
     """Prints every miss and the share answered as intended."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    share, misses = score(model, tokenizer, read_questions(questions))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL)
+    parser.add_argument("--questions", default="evaluation.json")
+    parser.add_argument("--earlier", type=int, default=0)
+    options = parser.parse_args()
+    model = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.bfloat16).eval()
+    tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
+    share, misses = score(model, tokenizer, read_questions(options.questions), options.earlier)
     for miss in misses:
         print(f"{miss.intent:>18}: {miss.question}\n{'':>20}{miss.answer}")
-    print(f"{questions}: {share:.1%} answered as intended")
+    print(f"{options.questions} after {options.earlier} earlier turns: {share:.1%} answered as intended")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else MODEL, sys.argv[2] if len(sys.argv) > 2 else "evaluation.json")
+    main()

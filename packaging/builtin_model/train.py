@@ -29,7 +29,7 @@ VOCABULARY = 2560
 CONTEXT = 2048
 THREADS = 2
 ROWS, WIDTH = 8, 128
-LONG_ROWS, LONG_WIDTH, LONG_EVERY = 1, 768, 10
+LONG_WIDTHS, LONG_EVERY = (256, 512, 1024), 3
 LEARNING_RATE, FINAL_SHARE, WARM_UP = 2.5e-3, 0.02, 50
 
 
@@ -82,7 +82,7 @@ def gradients(model: LlamaForCausalLM, batch: Batch) -> tuple[float, tuple[Tenso
 
 def draw(packer: Packer, step: int) -> Batch:
     """A batch of short dialogues, or now and then of long ones."""
-    return packer.long(LONG_ROWS, LONG_WIDTH) if step % LONG_EVERY == 0 else packer.short(ROWS, WIDTH)
+    return packer.long(ROWS * WIDTH, LONG_WIDTHS) if step % LONG_EVERY == 0 else packer.short(ROWS, WIDTH)
 
 
 def rate(step: int, steps: int) -> float:
@@ -134,8 +134,8 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     model.to(torch.bfloat16)
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 160
-    # The application gives it only so many turns: it was trained on short conversations.
-    model.generation_config.remembered_turns = 3
+    # The application gives it only so many messages: the more came before, the likelier it errs.
+    model.generation_config.remembered_turns = 17
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, CONTEXT, folder)
     (folder / "model.safetensors").chmod(0o644)
@@ -144,7 +144,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 def main() -> None:
     """Reads the arguments, trains, saves and reports both held-out sets."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=MODEL)
     options = parser.parse_args()
     torch.manual_seed(SEED)

@@ -85,6 +85,8 @@ Section "Uninstall"
   Delete "$INSTDIR\uninstall.exe"
   RMDir "$INSTDIR"
   Delete "$SMPROGRAMS\HeteGen.lnk"
+  ; PyTorch for the graphics card, fetched when wished: gigabytes, and nothing of the person's in it.
+  RMDir /r "$LOCALAPPDATA\HeteGen\gpu-runtime"
   DeleteRegKey HKCU "Software\HeteGen"
   DeleteRegKey HKCU "${UNINSTALL}"
 SectionEnd

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QFileDialog, QMessageBox
+from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from app.compose import Application, Wishes
@@ -351,72 +351,85 @@ def test_a_link_is_asked_about_first(start: Start, monkeypatch: pytest.MonkeyPat
     assert asked == ["https://example.org/a"]
 
 
+class Tour:
+    """A person who has a keyboard and no mouse."""
+
+    def __init__(self, app: Application, engine: ScriptedEngine, qtbot: QtBot) -> None:
+        self.app, self.engine, self.qtbot = app, engine, qtbot
+        app.window.activateWindow()
+        qtbot.waitUntil(app.window.composer.edit.hasFocus)
+
+    def key(self, name: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
+        QTest.keyClick(QApplication.focusWidget() or self.app.window, name, modifier)
+
+    def control(self, name: Qt.Key) -> None:
+        self.key(name, Qt.KeyboardModifier.ControlModifier)
+
+    def enter(self, text: str) -> None:
+        QTest.keyClicks(QApplication.focusWidget(), text)
+        self.key(Qt.Key.Key_Return)
+
+    def wait(self) -> None:
+        self.qtbot.waitUntil(lambda: not self.app.session.state.busy)
+
+    def ask_and_stop(self) -> None:
+        self.enter("First question")
+        self.wait()
+        self.engine.pause_at = 20
+        self.enter("Second question")
+        self.qtbot.waitUntil(lambda: self.app.session.state.phase == "replying")
+        self.key(Qt.Key.Key_Escape)
+        self.wait()
+        self.engine.pause_at = None
+        self.engine.gate.set()
+        assert self.app.chat.turn(3).end == "stopped"
+
+    def edit_and_switch_back(self) -> None:
+        self.key(Qt.Key.Key_Up)
+        self.enter(" changed")
+        self.wait()
+        assert self.app.chat.turn(2).content == "Second question changed"
+        view = self.app.window.transcript.view_of(self.app.chat.turn(2).id)
+        assert view is not None
+        view.row._buttons["previous"].setFocus(Qt.FocusReason.TabFocusReason)
+        self.key(Qt.Key.Key_Space)
+        assert self.app.chat.turn(2).content == "Second question"
+
+    def search(self) -> None:
+        self.control(Qt.Key.Key_N)
+        assert self.app.chat.rowCount() == 0
+        self.control(Qt.Key.Key_K)
+        self.enter("changed")
+        self.qtbot.waitUntil(lambda: self.app.chat.rowCount() > 0)
+
+    def close(self, kind: type[QDialog]) -> None:
+        dialog = self.app.window.findChild(kind)
+        assert dialog is not None
+        dialog.close()
+
+
 def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, ask, stop, edit, switch version, search, export, change theme, load another model, quit."""
     engine = ScriptedEngine(answer("First reply."), answer("word " * 100), answer("Edited reply."))
-    app = start(engine)
-    window = app.window
-    window.activateWindow()
-    qtbot.waitUntil(window.composer.edit.hasFocus)
-    window_keys = window
-
-    def key(name: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
-        QTest.keyClick(QApplication.focusWidget() or window_keys, name, modifier)
-
-    def typed(text: str) -> None:
-        QTest.keyClicks(QApplication.focusWidget(), text)
-
-    control = Qt.KeyboardModifier.ControlModifier
-    typed("First question")
-    key(Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: not app.session.state.busy)
-    engine.pause_at = 20
-    typed("Second question")
-    key(Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
-    key(Qt.Key.Key_Escape)
-    qtbot.waitUntil(lambda: not app.session.state.busy)
-    engine.pause_at = None
-    engine.gate.set()
-    assert app.chat.turn(3).end == "stopped"
-
-    key(Qt.Key.Key_Up)
-    typed(" changed")
-    key(Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: not app.session.state.busy)
-    assert app.chat.turn(2).content == "Second question changed"
-    view = window.transcript.view_of(app.chat.turn(2).id)
-    assert view is not None
-    previous = view.row._buttons["previous"]
-    previous.setFocus(Qt.FocusReason.TabFocusReason)
-    key(Qt.Key.Key_Space)
-    assert app.chat.turn(2).content == "Second question"
-
-    key(Qt.Key.Key_N, control)
-    assert app.chat.rowCount() == 0
-    key(Qt.Key.Key_K, control)
-    typed("changed")
-    key(Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: app.chat.rowCount() > 0)
+    tour = Tour(start(engine), engine, qtbot)
+    tour.ask_and_stop()
+    tour.edit_and_switch_back()
+    tour.search()
 
     target = tmp_path / "chat.md"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
-    key(Qt.Key.Key_S, control)
+    tour.control(Qt.Key.Key_S)
     assert "First reply." in target.read_text("utf-8")
 
-    key(Qt.Key.Key_F1)
-    page = window.findChild(ShortcutsPage)
-    assert page is not None
-    page.close()
-    key(Qt.Key.Key_Comma, control)
-    dialog = window.findChild(SettingsDialog)
-    assert dialog is not None
-    dialog.close()
+    tour.key(Qt.Key.Key_F1)
+    tour.close(ShortcutsPage)
+    tour.control(Qt.Key.Key_Comma)
+    tour.close(SettingsDialog)
 
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "/models/other")
-    key(Qt.Key.Key_O, control)
+    tour.control(Qt.Key.Key_O)
     qtbot.waitUntil(lambda: engine.sources[-1] == "/models/other")
-    key(Qt.Key.Key_Q, control)
+    tour.control(Qt.Key.Key_Q)
     assert engine.closed
 
 

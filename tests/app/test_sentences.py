@@ -20,7 +20,6 @@ from app.resources import assets
 from app.sentences import Sentences
 from app.telemetry import Sample
 from app.why_slow import Situation, explain
-from core import errors
 from core.accelerators.base import out_of_memory
 from core.planner import place
 from core.sizes import GIB
@@ -40,14 +39,27 @@ Names = dict[str, list[ast.expr]]
 
 def all_sentences() -> Iterator[str]:
     """The sentences in the sources, with {} for what is filled in."""
-    carriers = RECORDS | {kind.__name__ for kind in subclasses(errors.HeteGenError)}
-    for path in (*ROOT.glob("core/**/*.py"), *ROOT.glob("app/**/*.py")):
-        carriers |= set(makers(ast.parse(path.read_text("utf-8")), carriers))
-    for path in (*ROOT.glob("core/**/*.py"), *ROOT.glob("app/**/*.py")):
-        place = path.relative_to(ROOT).as_posix()
-        if not place.startswith(COMMAND_LINE):
-            tree = ast.parse(path.read_text("utf-8"))
-            yield from sentences_of(tree, carriers, whole=place in WHOLE)
+    sources = (*sorted(ROOT.glob("core/**/*.py")), *sorted(ROOT.glob("app/**/*.py")))
+    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sources}
+    carriers = {*RECORDS, "HeteGenError"}
+    for find in (kinds, kinds, makers):  # kinds of kinds, then what makes them
+        carriers |= {name for tree in trees.values() for name in find(tree, carriers)}
+    for module, tree in trees.items():
+        if not module.startswith(COMMAND_LINE):
+            yield from sentences_of(tree, carriers, whole=module in WHOLE)
+
+
+def kinds(tree: ast.Module, carriers: set[str]) -> Iterator[str]:
+    """Errors that are special cases of known ones."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name, bases=bases):
+                if any(isinstance(base, ast.Name | ast.Attribute) and last(base) in carriers for base in bases):
+                    yield name
+
+
+def last(name: ast.Name | ast.Attribute) -> str:
+    return name.id if isinstance(name, ast.Name) else name.attr
 
 
 def makers(tree: ast.Module, carriers: set[str]) -> Iterator[str]:

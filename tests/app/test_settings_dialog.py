@@ -211,8 +211,8 @@ def test_diagnostics_tell_the_machine_and_no_secrets(tmp_path: Path) -> None:
     for told in (
         "HeteGen",
         "torch",
-        "RAM 17.2 GB",
-        "Card: n/a of 8.6 GB",
+        "RAM 16.0 GB",
+        "Card: n/a of 8.0 GB",
         "Model: tiny",
         "theme: dark",
         "models_folder: (set)",

@@ -25,12 +25,16 @@ FILES = (
 SYSTEM = {"role": "system", "content": "You are a pirate."}
 
 
-@pytest.fixture(scope="module")
-def corpus() -> ModuleType:
-    """packaging/builtin_model/corpus.py, which is a script's module and not part of a package."""
+def script(name: str) -> ModuleType:
+    """A module of packaging/builtin_model, which is a folder of scripts and not a package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "packaging" / "builtin_model"))
-        return import_module("corpus")
+        return import_module(name)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> ModuleType:
+    return script("corpus")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,14 @@ def test_answers_held_out_questions_in_a_conversation(guide, corpus, intent, que
     assert first in answers[intent]
     later = [SYSTEM, {"role": "user", "content": "hi"}, {"role": "assistant", "content": answers["greeting"][0]}]
     assert answer(guide, [*later, {"role": "user", "content": question}]) in answers[intent]
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_answers_what_people_type_first(guide, corpus, earlier):
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    first = corpus.read_questions("first_questions.json")
+    share, misses = script("evaluate").score(guide[0], tokenizer, first, earlier)
+    assert share >= 0.9, misses
 
 
 def test_no_held_out_wording_is_in_the_training_text(corpus):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.kernels.inputs import HostInput
-from core.kernels.matmul import Offer, bucket, host_matmul, multiply_together, offers
-from core.kernels.native import instruction_sets, library_file, open_library
+from core.kernels.matmul import Offer, Together, bucket, host_matmul, offers
+from core.kernels.native import Parts, instruction_sets, library_file, open_library
 from core.kernels.weights import Format, QuantizedWeight
 from core.quantize import quantize
 
@@ -155,7 +155,7 @@ def test_an_input_is_prepared_once_for_all_its_readers() -> None:
 def test_multiplying_together_equals_one_by_one(rows: list[int], m: int, storages: tuple[str, ...]) -> None:
     matmuls = [host_matmul(weight_of(storages[i % len(storages)], count, 192)) for i, count in enumerate(rows)]
     x = HostInput(torch.randn(m, 192))
-    for found, matmul in zip(multiply_together(matmuls, x), matmuls, strict=True):
+    for found, matmul in zip(Together(matmuls)(x), matmuls, strict=True):
         torch.testing.assert_close(found, matmul(x), rtol=1e-5, atol=1e-5)
 
 
@@ -167,9 +167,9 @@ def test_outputs_are_rounded_as_torch_does(storage: str, dtype: torch.dtype, m: 
     for name in instruction_sets():
         library = open_library(name)
         prepared = library.prepare(torch.randn(m, 200).to(dtype), quantized=True)
-        part = (weight.data, weight.scales, 0, 77)
-        wide = library.matmul(storage, (part,), prepared, m, 200, torch.float32)[0]
-        assert torch.equal(library.matmul(storage, (part,), prepared, m, 200, dtype)[0], wide.to(dtype))
+        part = Parts([(weight.data, weight.scales, 0, 77)])
+        wide = library.matmul(storage, part, prepared, m, 200, torch.float32)[0]
+        assert torch.equal(library.matmul(storage, part, prepared, m, 200, dtype)[0], wide.to(dtype))
 
 
 def test_strided_inputs_are_read_as_they_lie() -> None:

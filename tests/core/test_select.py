@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import torch
 
-from core.kernels.matmul import host_matmul, offers
+from core.kernels import select
+from core.kernels.inputs import HostInput
+from core.kernels.matmul import Offer, host_matmul, offers
 from core.kernels.select import KernelTable, Timing, measure, usable
+from core.kernels.weights import QuantizedWeight
 from core.quantize import quantize
 
 
@@ -51,3 +55,16 @@ def test_a_table_of_other_conditions_is_measured_anew() -> None:
     other = KernelTable(63, ("abacus",), (Timing("int8", 8, 8, 0, "beads", 1.0),))
     assert not usable(other)
     assert all(t.candidate != "beads" for t in measure([("int8", 8, 64)], other).timings)
+
+
+def test_no_candidate_finds_in_the_cache_what_another_has_just_read() -> None:
+    read: list[int] = []
+
+    def record(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> torch.Tensor:
+        read.append(int(weight.data[0, 0]))
+        return x.x
+
+    weights = [quantize(torch.full((1, 64), float(value)), "bf16") for value in range(5)]
+    select._times([Offer("one", record), Offer("other", record)], weights, torch.ones(1, 64))
+    assert all(read.index(value) == value for value in range(5))
+    assert all(before != after for before, after in pairwise(read))

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from core.gpu_runtime.trial import ARGUMENT
+
 EXE = ".exe" if sys.platform == "win32" else ""
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 ROOT_ONLY = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can run as another person")
@@ -96,3 +98,12 @@ def test_every_library_has_its_licence(bundle: Path):
 def test_development_tools_stay_behind(bundle: Path):
     names = {path.name for path in next(bundle.rglob("torch")).parent.iterdir()}
     assert not names & {"pytest", "setuptools", "tkinter", "scipy", "matplotlib", "PIL"}
+
+
+def test_a_broken_runtime_for_graphics_cards_is_told_in_words(command_line: Path, tmp_path: Path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13 is missing')", "utf-8")
+    done = subprocess.run(
+        [command_line, ARGUMENT, tmp_path], capture_output=True, encoding="utf-8", check=True, timeout=120
+    )
+    assert "libcudart.so.13 is missing" in json.loads(done.stdout.splitlines()[-1])["why"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import start
+from core.gpu_runtime import trial
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,8 @@ def test_a_library_that_is_no_library_stops_the_start_in_words(tmp_path: Path):
     broken.write_bytes(b"not a library")
     with pytest.raises(start.CannotStart, match="cannot be loaded"):
         start._load(broken)
+
+
+def test_a_bundle_tries_the_runtime_when_it_is_asked_as_the_trial_asks(repository: Path):
+    sources = (repository / "packaging" / "launch.py").read_text("utf-8")
+    assert f'TRY_GPU_RUNTIME = "{trial.ARGUMENT}"' in sources

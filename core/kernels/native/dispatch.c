@@ -64,7 +64,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 3; }
+EXPORT int hetegen_version(void) { return 4; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
@@ -202,23 +202,25 @@ EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
     return even_blocks(columns) * PANEL * (BLOCK + 2 * (int64_t)sizeof(float));
 }
 
-enum { MOST_PARTS = 16, PART_FIELDS = 7 };
+enum { MOST_PARTS = 16, PART_FIELDS = 6 };
 
-/* For each part: out[m][end - begin] = input x weights[begin:end]'. The fields of a part are the addresses and numbers
- * weights, row bytes, scales, scales a row, out, begin, end. `input` is a buffer of hetegen_prepare, quantised for int8
- * and int4; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+/* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
+ * the addresses and numbers weights, row bytes, scales, scales a row, begin, end. `input` is a buffer of hetegen_prepare,
+ * quantised for int8 and int4; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
 EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
-                           int64_t columns, int out_type, void *scratch, int threads) {
+                           int64_t columns, void *out, int out_type, void *scratch, int threads) {
     Input in;
     Part parts[MOST_PARTS];
+    uint8_t *to = out;
     Share share = {kernels_of(isa)->rows[format], parts, count, 0, hetegen_panel_bytes(columns)};
     lay_out((uint8_t *)input, m, columns, format == INT8 || format == INT4, &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
-        int64_t begin = fields[5], end = fields[6];
+        int64_t begin = fields[4], end = fields[5];
         Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], &in,
-                   (void *)(intptr_t)fields[4], end - begin, begin, (enum Type)out_type, (uint8_t *)scratch};
+                   to, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch};
         Part part = {job, begin, end};
         parts[i] = part;
+        to += m * (end - begin) * (out_type == TYPE_F32 ? 4 : 2);
     }
     run(&share, m, threads);
 }

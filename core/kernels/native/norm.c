@@ -1,0 +1,93 @@
+/* Root-mean-square norms, row by row: one pass over a row that is in the cache, where torch makes seven. */
+#include "attention.h"
+#include "crew.h"
+
+#if defined(_MSC_VER)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { STRIP = 256 };
+
+typedef struct {
+    const void *x;
+    int type, isa;
+    int64_t columns;
+    const float *gain;
+    float eps;
+    int rounded; /* to the type of x before the gain */
+    void *out;
+} Norm;
+
+/* Branches would keep the compiler from doing several at once; what is not a number stays so. */
+INLINE uint16_t round_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)(value == value ? nearest : (bits >> 16) | 0x40);
+}
+
+INLINE float squares(const Norm *n, int64_t row, const int type) {
+    float total = 0, wide[STRIP];
+    for (int64_t start = 0; start < n->columns; start += STRIP) {
+        int64_t count = n->columns - start < STRIP ? n->columns - start : STRIP;
+        float sum = 0;
+        widen_row(n->x, row * n->columns + start, count, type, wide);
+        SIMD_SUM(sum)
+        for (int64_t i = 0; i < count; i++) sum += wide[i] * wide[i];
+        total += sum;
+    }
+    return total;
+}
+
+INLINE void norm_row(const Norm *n, int64_t row, const int type) {
+    float wide[STRIP], by = 1.0f / sqrtf(squares(n, row, type) / (float)n->columns + n->eps);
+    for (int64_t start = 0; start < n->columns; start += STRIP) {
+        int64_t at = row * n->columns + start, count = n->columns - start < STRIP ? n->columns - start : STRIP;
+        const float *gain = n->gain + start;
+        widen_row(n->x, at, count, type, wide);
+        if (type == TYPE_F32) {
+            float *out = (float *)n->out + at;
+            SIMD
+            for (int64_t i = 0; i < count; i++) out[i] = wide[i] * by * gain[i];
+        } else if (n->rounded) {
+            uint16_t *out = (uint16_t *)n->out + at;
+            SIMD
+            for (int64_t i = 0; i < count; i++) out[i] = round_bf16(bf16_to_float(round_bf16(wide[i] * by)) * gain[i]);
+        } else {
+            uint16_t *out = (uint16_t *)n->out + at;
+            SIMD
+            for (int64_t i = 0; i < count; i++) out[i] = round_bf16(wide[i] * by * gain[i]);
+        }
+    }
+}
+
+#define ROWS(name, isa)                                         \
+    isa static void name(const Norm *n, int64_t row) {          \
+        if (n->type == TYPE_F32) norm_row(n, row, TYPE_F32);    \
+        else norm_row(n, row, TYPE_BF16);                       \
+    }
+ROWS(row_plain, )
+#if defined(HETEGEN_X86)
+ROWS(row_avx2, TARGET("avx2,fma"))
+ROWS(row_avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
+#else
+#define row_avx2 row_plain
+#define row_avx512 row_plain
+#endif
+
+static void do_row(const void *context, int64_t row, int64_t thread) {
+    const Norm *n = context;
+    (void)thread;
+    if (n->isa == 3) row_avx512(n, row);
+    else if (n->isa == 1 || n->isa == 2) row_avx2(n, row);
+    else row_plain(n, row);
+}
+
+/* x, out: [rows][columns] of `type` (fp32 or bf16); gain: [columns]. */
+EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
+                             float eps, int rounded, void *out, int threads) {
+    Norm norm = {x, type, isa, columns, gain, eps, rounded, out};
+    crew_run(do_row, &norm, rows, threads);
+}
