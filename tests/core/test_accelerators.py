@@ -326,7 +326,9 @@ def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAcc
 
 
 def test_closing_ends_the_threads() -> None:
+    before = set(threading.enumerate())
     device = SimulatedAccelerator(Simulation(MIB, 1e9))
     device.stream()
+    assert set(threading.enumerate()) > before
     device.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "simulated link"]
+    assert set(threading.enumerate()) <= before
