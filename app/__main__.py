@@ -124,11 +124,13 @@ def run(args: argparse.Namespace) -> int:
     from PySide6.QtGui import QIcon
     from PySide6.QtWidgets import QApplication
 
+    from app.collector import Collector
     from app.compose import Application, Wishes
     from app.resources import assets
     from app.single_instance import SingleInstance
 
     qt = QApplication(sys.argv[:1])
+    Collector(qt)
     qt.setApplicationName(NAME)
     qt.setApplicationVersion(VERSION)
     qt.setDesktopFileName(ID)

@@ -21,11 +21,13 @@ LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
 def make_engine() -> EngineLike:
     """Called in the engine's thread: torch is imported here and nowhere earlier."""
     link_torch()
+    collecting = gc.isenabled()
     gc.disable()
     try:
         from core.engine import Engine
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
     # Modules stay for good: nobody has to look through them again.
     gc.freeze()
     return Engine()
