@@ -134,6 +134,8 @@ class GpuDesk(QObject):
     def close(self) -> None:
         """Pause and join."""
         self._lane.close()
+        # What never came back would keep this object in a circle, for the collector to find in any thread.
+        self._then.clear()
 
     def _prove(self) -> None:
         try:
@@ -237,11 +239,12 @@ class GpuDesk(QObject):
 
     @Slot(int, object)
     def _on_done(self, ticket: int, result: object) -> None:
-        self._then.pop(ticket)(result)
+        if then := self._then.pop(ticket, None):
+            then(result)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
-        self._then.pop(ticket)
+        self._then.pop(ticket, None)
         before: dict[Stage, Stage] = {"asking": "offer", "fetching": "paused", "trying": "unused"}
         self._set(replace(self.state, stage=before.get(self.state.stage, self.state.stage), error=error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.gpu_desk import GpuState
-from app.language import tr
+from app.language import said, said_error, tr
 from core.hub.progress import duration
 from core.sizes import format_bytes
 
@@ -29,7 +29,7 @@ def page(state: GpuState, place: str) -> Page:
     described = _PAGES[state.stage](state, place)
     if state.error is None:
         return described
-    return Page(described.headline, str(state.error), described.sentence, described.buttons, described.share)
+    return Page(described.headline, said_error(state.error), described.sentence, described.buttons, described.share)
 
 
 def _card(state: GpuState) -> str:
@@ -126,7 +126,7 @@ def _used(state: GpuState, place: str) -> Page:
 def _unused(state: GpuState, place: str) -> Page:
     return Page(
         tr("The processor is used, not the card"),
-        state.why,
+        said(state.why),
         _kept(state, place),
         (("try", tr("Try again")), ("remove", tr("Remove"))),
     )

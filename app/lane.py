@@ -100,6 +100,7 @@ class Lane(QObject):
         self.stop_all()
         self._thread.quit()
         self._thread.wait()
+        self._waiting.clear()
 
     @Slot(int, object)
     def _on_told(self, ticket: int, news: object) -> None:

@@ -188,4 +188,4 @@ def gpu_offered(card: str) -> Notice:
 
 def gpu_unused(why: str) -> Notice:
     """A runtime for the card is installed, and the processor computes nevertheless."""
-    return Notice(tr("The processor is used, not the card"), why, "warning", "gpu", tr("Details…"))
+    return Notice(tr("The processor is used, not the card"), said(why), "warning", "gpu", tr("Details…"))

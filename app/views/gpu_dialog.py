@@ -73,8 +73,12 @@ class GpuDialog(QDialog):
     def _button(self, wish: str, words: str) -> QPushButton:
         button = QPushButton(words, self)
         button.setProperty("primary", "true" if wish in ("look", "fetch", "restart") else "false")
-        button.clicked.connect(lambda: self.wished.emit(wish))
+        button.setObjectName(wish)
+        button.clicked.connect(self._on_pressed)
         return button
+
+    def _on_pressed(self) -> None:
+        self.wished.emit(self.sender().objectName())
 
     def _lay_out(self) -> None:
         self._row.addWidget(self._close)
