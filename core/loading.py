@@ -76,6 +76,7 @@ class LoadedModel:
         if self.plan.gpu < 0:
             self.to_device(plan)
         else:
+            self.machine.accelerator(plan.gpu).limit(self.vram_cap)
             self.apply(plan)
         if moves_cache:
             self.cache = self.model.placement.make_cache(self.source.module.config, plan)
@@ -89,6 +90,7 @@ class LoadedModel:
     def to_device(self, plan: Plan) -> None:
         """Use a device that was not used before; the KV cache stays where it is. Raises NotEnoughMemory, DeviceLost."""
         device = self.machine.accelerator(plan.gpu)
+        device.limit(self.vram_cap)
         placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
         self.model.placement = placement
         self.apply(plan)
@@ -139,7 +141,9 @@ def load_model(
     if plan.gpu < 0:
         placement = HostPlacement(source.module, weights)
     else:
-        placement = DevicePlacement(source.module, weights, plan, machine.accelerator(plan.gpu), spec.kv_layers)
+        device = machine.accelerator(plan.gpu)
+        device.limit(options.vram)
+        placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
         for fraction in placement.apply(plan):
             yield Loading("place", 0.7 + 0.2 * fraction)
         if placement.streams_pageable:
