@@ -350,12 +350,12 @@ class _LinkLoad:
 
     def __init__(self, accelerator: Accelerator, buffer_bytes: int) -> None:
         weight = host_matmul(_weight("bf16"))
-        self._weights = {str(number): HostWeight(weight) for number in range(COPY_BYTES // weight.nbytes)}
+        self._weights = {str(number): [HostWeight(weight)] for number in range(COPY_BYTES // weight.nbytes)}
         self._accelerator = accelerator
         self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes), self._weights)
         away = Rows(0, ROWS, 0)
         plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
-        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name], buffer_bytes)]
+        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]
 
     def seconds(self) -> float:
         """Seconds of COPY_BYTES."""
@@ -382,7 +382,7 @@ class _LinkLoad:
     def _pass(self) -> None:
         self._manager.begin_pass(self._pieces)
         for piece in self._pieces:
-            if not self._manager.has_ready:
+            if not self._manager.has_ready(piece):
                 self._accelerator.settle()
             with self._manager.take(piece):
                 self._accelerator.launch(lambda: None)

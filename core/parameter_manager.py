@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Protocol
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
-from core.errors import NotEnoughMemory
+from core.errors import DeviceLost, NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
 
@@ -32,11 +32,12 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `begin` to `end` of one linear: what fits into one buffer."""
+    """Rows `begin` to `end` of one linear (of one `expert` where it has several): what fits into one buffer."""
 
     linear: str
     begin: int
     end: int
+    expert: int = 0
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Slot:
     freed: Event
 
 
-def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int) -> list[Piece]:
+def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Piece]:
     """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
     rows = plan.at(tokens)
     begin, end = rows.resident, rows.resident + rows.streamed
@@ -57,7 +58,7 @@ def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
     per_buffer = fitting // weight.quantum * weight.quantum or fitting
     if end > begin and not per_buffer:
         raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
-    return [Piece(plan.name, at, min(at + per_buffer, end)) for at in range(begin, end, per_buffer or 1)]
+    return [Piece(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
 
 
 class Streaming(Protocol):
@@ -66,11 +67,10 @@ class Streaming(Protocol):
     pageable: bool
 
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
-        """A pass starts that will take these pieces in this order."""
+        """A pass starts that will take these pieces in this order, and may skip some."""
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether the next piece can be taken without waiting for another."""
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for another."""
 
     def take(self, piece: Piece) -> AbstractContextManager[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
@@ -83,9 +83,8 @@ class SerialCopies:
     """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
 
     pageable = False
-    has_ready = True
 
-    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
         """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
         self._accelerator = accelerator
         self._weights = weights
@@ -95,12 +94,16 @@ class SerialCopies:
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
         """Nothing is fetched ahead."""
 
+    def has_ready(self, piece: Piece) -> bool:
+        """It is copied when it is taken."""
+        return True
+
     @contextmanager
     def take(self, piece: Piece) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
         assert self._slot is not None
         self._accelerator.synchronize()
-        weight = self._weights[piece.linear]
+        weight = self._weights[piece.linear][piece.expert]
         yield copied_rows(self._accelerator, self._stream, weight, piece.begin, piece.end, self._slot)
 
     def close(self) -> None:
@@ -123,7 +126,7 @@ def copied_rows(
 class ParameterManager:
     """Prefetches the pieces of a schedule, over and over, as far ahead as the ring has room."""
 
-    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
         """Allocates the ring. Raises NotEnoughMemory where the device has no room for it."""
         self._accelerator = accelerator
         self._weights = weights
@@ -133,7 +136,7 @@ class ParameterManager:
         self._ready: deque[tuple[int, Piece, Slot]] = deque()
         self._schedule: Sequence[Piece] = ()
         self._next = 0  # of the schedule, to be fetched
-        self._taken = 0  # of the schedule, by the pass that runs
+        self._taken = 0  # of the schedule, or skipped, by the pass that runs
         self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
         self._error: BaseException | None = None
         self._closed = False
@@ -142,7 +145,8 @@ class ParameterManager:
         self._thread.start()
 
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
-        """A pass starts that will take these pieces in this order; what was fetched ahead for the same one stays."""
+        """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
+        what was fetched ahead for the same schedule stays."""
         with self._changed:
             if schedule is self._schedule and self._taken in (0, len(schedule)):
                 self._taken = 0
@@ -151,10 +155,10 @@ class ParameterManager:
             self._epoch += 1
             self._changed.notify_all()
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether the next piece can be taken without waiting for the ring."""
-        return bool(self._ready)
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for the ring."""
+        with self._changed:
+            return any(epoch == self._epoch and found == piece for epoch, found, _ in self._ready)
 
     @contextmanager
     def take(self, piece: Piece) -> Iterator[DeviceRows]:
@@ -162,7 +166,7 @@ class ParameterManager:
         slot = self._wait_for(piece)
         self._accelerator.wait(slot.copied)
         try:
-            yield self._weights[piece.linear].on_device(slot.device, piece.begin, piece.end)
+            yield self._weights[piece.linear][piece.expert].on_device(slot.device, piece.begin, piece.end)
         finally:
             self._accelerator.record(slot.freed)
             self._release(slot)
@@ -173,6 +177,9 @@ class ParameterManager:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        with suppress(DeviceLost):
+            # What was fetched ahead may still be on its way into buffers that others get now.
+            self._accelerator.synchronize()
         self._free.clear()
         self._ready.clear()
 
@@ -197,8 +204,8 @@ class ParameterManager:
                 if self._error is not None:
                     raise self._error
                 epoch, found, slot = self._ready.popleft()
+                self._taken += epoch == self._epoch
                 if epoch == self._epoch and found == piece:
-                    self._taken += 1
                     return slot
                 self._free.append(slot)
                 self._changed.notify_all()
@@ -232,8 +239,9 @@ class ParameterManager:
 
     def _fetch(self, piece: Piece, slot: Slot) -> None:
         slot.copied.synchronize()
-        nbytes = pack(self._weights[piece.linear].parts(piece.begin, piece.end), slot.host)
-        slot.freed.synchronize()
+        weight = self._weights[piece.linear][piece.expert]
+        nbytes = pack(weight.parts(piece.begin, piece.end), slot.host)
+        self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
 

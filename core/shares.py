@@ -86,8 +86,8 @@ def _stream_choices(case: Case, residents: Residents) -> list[tuple[float, ...]]
     if case.machine.gpu is None or case.strategy == "cpu":
         return [(0.0,) * count]
     if case.strategy in ("stream", "serial"):
-        return [tuple(1.0 if item.streamable else 0.0 for item in case.classes)]
-    allowed = [index for index, item in enumerate(case.classes) if item.streamable]
+        return [tuple(1.0 if item.streamable[case.bucket] else 0.0 for item in case.classes)]
+    allowed = [index for index, item in enumerate(case.classes) if item.streamable[case.bucket]]
     # Small groups pay most for their exchange: it may be worth streaming them whole.
     allowed.sort(key=lambda index: case.classes[index].nbytes)
     choices = [(0.0,) * count]
