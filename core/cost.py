@@ -48,6 +48,7 @@ class GroupClass:
     """Groups of one make. Whole-group seconds by bucket; `exchange` = fixed, and per share of CPU rows."""
 
     members: tuple[tuple[int, ...], ...]
+    count: int
     matrices: int
     nbytes: int
     cpu: tuple[float, ...]
@@ -57,10 +58,6 @@ class GroupClass:
     exchange: tuple[float, ...]
     exchange_out: tuple[float, ...]
     streamable: tuple[bool, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.members)
 
 
 @dataclass(frozen=True)
@@ -172,6 +169,7 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
     into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
+        count=len(members),
         matrices=sum(linear.experts for linear in linears),
         nbytes=nbytes,
         cpu=tuple(

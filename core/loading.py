@@ -131,6 +131,7 @@ def load_model(
         machine = assume_machine(options.simulate_gpu, options.threads)
     else:
         machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+        machine.keep_pace()
     plan = decide(spec, machine, options, strategy)
     torch.set_num_threads(plan.threads)
     yield from _read_weights(source, plan)

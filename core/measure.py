@@ -87,6 +87,12 @@ def measure_cpu() -> CpuRates:
     return CpuRates(table.threads, read, tuple(rates), _call_s(), _layer_s(), table)
 
 
+def present_pace(table: KernelTable, rate: KernelRate) -> float:
+    """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.2 s."""
+    seconds = _CpuLoad(table, rate.storage).seconds_each(1)
+    return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
+
+
 def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
     # A simulated card computes with the CPU's kernels on the CPU's cores.
@@ -349,8 +355,9 @@ class _LinkLoad:
     """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
 
     def __init__(self, accelerator: Accelerator, buffer_bytes: int) -> None:
-        weight = host_matmul(_weight("bf16"))
-        self._weights = {str(number): [HostWeight(weight)] for number in range(COPY_BYTES // weight.nbytes)}
+        # All different: one alone would be copied from the processor's cache.
+        count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
+        self._weights = {str(number): [HostWeight(host_matmul(_weight("bf16")))] for number in range(count)}
         self._accelerator = accelerator
         self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes), self._weights)
         away = Rows(0, ROWS, 0)

@@ -85,6 +85,7 @@ class Model:
         self.spec, self.format = self._loaded.spec, format
 
     def plan(self, machine: Machine, strategy: Strategy = "hetegen") -> Plan:
+        machine.keep_pace()
         return place(self.spec, machine.now(), Budget(context=CONTEXT, format=self.format), strategy)
 
     def run(self, machine: Machine, plan: Plan, new_tokens: int, prompt_tokens: int) -> Run:
