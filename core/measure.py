@@ -89,7 +89,7 @@ def measure_cpu() -> CpuRates:
 
 def present_pace(table: KernelTable, rate: KernelRate) -> float:
     """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.2 s."""
-    seconds = _CpuLoad(table, rate.storage).seconds_each(1)
+    seconds = _CpuLoad(table, rate.storage).seconds_each(1, rounds=1)
     return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
 
 
@@ -321,11 +321,11 @@ class _CpuLoad:
         weights += [_weight(storage) for _ in range(COLD_BYTES // weights[0].nbytes)]
         self._matmuls = [host_matmul(weight, names) for weight in weights]
 
-    def seconds_each(self, tokens: int) -> float:
+    def seconds_each(self, tokens: int, rounds: int = 4) -> float:
         """Seconds of one weight with `tokens` rows of input."""
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
         # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
-        chosen = self._matmuls * 4 if tokens == 1 else self._matmuls[:8]
+        chosen = self._matmuls * rounds if tokens == 1 else self._matmuls[:8]
         return statistics.median([_taken(lambda one=one: one(HostInput(x))) for one in chosen])  # type: ignore[misc]
 
     def rate(self, seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.accelerators.base import cannot_pin
+from core.accelerators.cuda import failure_of
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import parse_simulation
 from core.conversion import HostWeights
@@ -224,6 +226,36 @@ def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -
     assert loaded.plan.gpu == -1
     # And the next question is answered too.
     assert text_of(list(engine.chat(ask()))) == expected
+
+
+def test_a_card_that_is_full_in_mid_pass_is_used_less(
+    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations of the model itself (norms, attention) take memory of the card too, and fail in torch's own way."""
+    loaded = load(engine, folder, CARD)
+    device, used, failing = device_of(engine), loaded.plan.memory[-1].used, [True]
+
+    @contextmanager
+    def failures() -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise failure_of(device.name, error) or error from error
+
+    def full(*_: object) -> None:
+        if failing and loaded.cache.tokens:
+            failing.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(device, "failures", failures)
+    handle = loaded.model.module.model.layers[1].register_forward_pre_hook(full)
+    events = list(engine.chat(ask()))
+    handle.remove()
+    assert text_of(events) == expected
+    assert not failing
+    assert any(isinstance(event, Replanned) for event in events)
+    assert loaded.plan.gpu == 0
+    assert loaded.plan.memory[-1].used < used
 
 
 def test_card_shrinks_and_grows_in_mid_reply(
