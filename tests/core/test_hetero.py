@@ -128,6 +128,14 @@ def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
     assert tokens == bench.expected
 
 
+@pytest.mark.parametrize("buffers", [1, 3])
+def test_streamed_experts_that_no_token_asks_for_are_skipped(tmp_path: Path, buffers: int) -> None:
+    bench = Bench("qwen3_moe", tmp_path)
+    streamed = [(Rows(0, linear.rows, 0),) * len(BUCKET_TOKENS) for linear in bench.spec.linears]
+    plan = plan_of(bench.spec, streamed, True, Ring(buffers, 8192))
+    assert bench.run(plan, plan)[0] == bench.expected
+
+
 def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
     """Some families multiply by a linear's weight themselves."""
     bench = Bench("llama", tmp_path)
