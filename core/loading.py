@@ -30,7 +30,7 @@ from core.tokenizer import Tokenizer
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
 # Smaller models run at once anywhere: nobody should wait for measurements first.
 SMALL_BYTES = 64 << 20
-PAGEABLE = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
+UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
 
 
 @dataclass
@@ -60,6 +60,7 @@ class LoadedModel:
         self.plan = plan
         for _ in self.model.placement.apply(plan):
             pass
+        self.plan = told_of_locking(plan, self.model.placement)
 
     def move_to(self, plan: Plan) -> None:
         """Change to any plan for the same format and context, also to or from a device. A KV cache that is to lie
@@ -147,8 +148,7 @@ def load_model(
         placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
         for fraction in placement.apply(plan):
             yield Loading("place", 0.7 + 0.2 * fraction)
-        if placement.streams_pageable:
-            plan = replace(plan, reasons=(*plan.reasons, PAGEABLE))
+        plan = told_of_locking(plan, placement)
     yield Loading("tokenizer", 0.9)
     tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
     yield Loading("ready", 1.0)
@@ -167,6 +167,11 @@ def load_model(
         vram_cap=options.vram,
         ram_cap=options.ram,
     )
+
+
+def told_of_locking(plan: Plan, placement: DevicePlacement) -> Plan:
+    """The same plan, which says so where the system lets too little memory be locked for it."""
+    return replace(plan, reasons=(*plan.reasons, UNLOCKED)) if placement.streams_starved else plan
 
 
 def decide(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: Strategy = "hetegen") -> Plan:

@@ -106,7 +106,8 @@ def assume_machine(simulate_gpu: str | None = None, threads: int | None = None) 
 
 
 def _assumed_gpu(simulation: Simulation) -> Gpu:
-    link = Link(*[simulation.link] * 5)
+    speed = simulation.link
+    link = Link(speed, speed, speed, speed, speed)
     rate = simulation.gpu or TYPICAL_BYTES_S
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, rate, TYPICAL_FLOPS[-1], link,

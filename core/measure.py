@@ -5,6 +5,7 @@ Rates are those of the very operations that a model will use, on data that no ca
 
 from __future__ import annotations
 
+import mmap
 import os
 import statistics
 import threading
@@ -17,7 +18,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Accelerator
+from core.accelerators.base import PINNED, Accelerator
+from core.errors import NotEnoughMemory
 from core.hetero_linear import HeteroLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kernels.inputs import HostInput
@@ -89,7 +91,7 @@ def measure_cpu() -> CpuRates:
 
 def present_pace(table: KernelTable, rate: KernelRate) -> float:
     """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.2 s."""
-    seconds = _CpuLoad(table, rate.storage).seconds_each(1, rounds=1)
+    seconds = _CpuLoad(table, rate.storage, COLD_BYTES // 2).seconds_each(1, rounds=2)
     return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
 
 
@@ -210,12 +212,18 @@ def _layer_s() -> float:
 
 def _weight(storage: Storage) -> QuantizedWeight:
     if storage == "int8":
-        return QuantizedWeight("int8", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=torch.int8), torch.ones(ROWS))
+        return QuantizedWeight("int8", (ROWS, COLUMNS), _filled(COLUMNS, torch.int8, 1), torch.ones(ROWS))
     if storage == "int4":
-        data = torch.full((ROWS, COLUMNS // 2), 0x99, dtype=torch.uint8)
-        return QuantizedWeight("int4", (ROWS, COLUMNS), data, torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16))
+        data, scales = _filled(COLUMNS // 2, torch.uint8, 0x99), torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16)
+        return QuantizedWeight("int4", (ROWS, COLUMNS), data, scales)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return QuantizedWeight("bf16", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=dtypes[storage]))
+    return QuantizedWeight("bf16", (ROWS, COLUMNS), _filled(COLUMNS, dtypes[storage], 1))
+
+
+def _filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
+    """(ROWS, columns) in memory of its own: the C library would keep what was given back for later."""
+    memory = mmap.mmap(-1, ROWS * columns * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(ROWS, columns).fill_(value)
 
 
 def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
@@ -289,8 +297,7 @@ def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
 
 
 def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
-    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), accelerator.pinned(COPY_BYTES)
-    locked.fill_(1)
+    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), _locked(accelerator)
     there = accelerator.empty((COPY_BYTES,), torch.uint8)
     stream = accelerator.stream()
 
@@ -302,23 +309,34 @@ def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
         return COPY_BYTES / _best(copy, 3)
 
     return Link(
-        h2d_pinned=rate(there, locked),
+        h2d_pinned=rate(there, pageable if locked is None else locked),
         h2d_pageable=rate(there, pageable),
-        d2h_pinned=rate(locked, there),
+        d2h_pinned=rate(pageable if locked is None else locked, there),
         d2h_pageable=rate(pageable, there),
         staged=staged,
         sync_s=_sync_s(accelerator),
         piece_s=piece_s,
+        lockable=locked is not None,
     )
+
+
+def _locked(accelerator: Accelerator) -> Tensor | None:
+    """Pinned memory to copy from, None where the system gives none."""
+    try:
+        return accelerator.pinned(COPY_BYTES).fill_(1)
+    except NotEnoughMemory as error:
+        if error.device != PINNED:
+            raise
+        return None
 
 
 class _CpuLoad:
     """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
 
-    def __init__(self, table: KernelTable, storage: Storage) -> None:
+    def __init__(self, table: KernelTable, storage: Storage, nbytes: int = COLD_BYTES) -> None:
         weights = [_weight(storage)]
         names = table.names(storage, *weights[0].shape)
-        weights += [_weight(storage) for _ in range(COLD_BYTES // weights[0].nbytes)]
+        weights += [_weight(storage) for _ in range(nbytes // weights[0].nbytes)]
         self._matmuls = [host_matmul(weight, names) for weight in weights]
 
     def seconds_each(self, tokens: int, rounds: int = 4) -> float:

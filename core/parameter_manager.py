@@ -26,6 +26,8 @@ from core.errors import DeviceLost, NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
 
+FEWEST_PINNED = 2
+"""With fewer locked buffers nothing is fetched while another is used: then ordinary memory does as well."""
 WAIT_S = 60.0
 """No link is so slow that one buffer takes this long: the device is gone."""
 
@@ -62,9 +64,9 @@ def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
 
 
 class Streaming(Protocol):
-    """Whoever brings pieces to the device. `pageable`: the system let no memory be pinned for it."""
+    """Whoever brings pieces to the device. `starved`: the system let less memory be pinned for it than was planned."""
 
-    pageable: bool
+    starved: bool
 
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
         """A pass starts that will take these pieces in this order, and may skip some."""
@@ -82,7 +84,7 @@ class Streaming(Protocol):
 class SerialCopies:
     """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
 
-    pageable = False
+    starved = False
 
     def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
         """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
@@ -131,8 +133,11 @@ class ParameterManager:
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
-        self.pageable = False  # True where the system let no memory be pinned
-        self._free = [self._slot(ring.bytes) for _ in range(ring.buffers)]
+        hosts = self._pinned(ring)
+        self.starved = len(hosts) < ring.buffers
+        if len(hosts) < min(FEWEST_PINNED, ring.buffers):
+            hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
+        self._free = [self._slot(host) for host in hosts]
         self._ready: deque[tuple[int, Piece, Slot]] = deque()
         self._schedule: Sequence[Piece] = ()
         self._next = 0  # of the schedule, to be fetched
@@ -183,18 +188,21 @@ class ParameterManager:
         self._free.clear()
         self._ready.clear()
 
-    def _slot(self, nbytes: int) -> Slot:
-        device = self._accelerator.empty((nbytes,), torch.uint8)
-        return Slot(self._host_buffer(nbytes), device, self._accelerator.event(), self._accelerator.event())
+    def _slot(self, host: Tensor) -> Slot:
+        device = self._accelerator.empty((host.nbytes,), torch.uint8)
+        return Slot(host, device, self._accelerator.event(), self._accelerator.event())
 
-    def _host_buffer(self, nbytes: int) -> Tensor:
-        try:
-            return self._accelerator.pinned(nbytes)
-        except NotEnoughMemory as error:
-            if error.device != PINNED:
-                raise
-            self.pageable = True
-            return torch.empty(nbytes, dtype=torch.uint8)
+    def _pinned(self, ring: Ring) -> list[Tensor]:
+        """Locked buffers, as many as the system gives."""
+        found: list[Tensor] = []
+        for _ in range(ring.buffers):
+            try:
+                found.append(self._accelerator.pinned(ring.bytes))
+            except NotEnoughMemory as error:
+                if error.device != PINNED:
+                    raise
+                break
+        return found
 
     def _wait_for(self, piece: Piece) -> Slot:
         with self._changed:

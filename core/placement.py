@@ -109,9 +109,9 @@ class DevicePlacement:
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
 
     @property
-    def streams_pageable(self) -> bool:
-        """Whether the system let no (or too little) memory be locked for the ring, so that streaming is slower."""
-        return self._parameters is not None and self._parameters.pageable
+    def streams_starved(self) -> bool:
+        """Whether the system let too little memory be locked for the ring, so that streaming is slower."""
+        return self._parameters is not None and self._parameters.starved
 
     @property
     def cpu_s(self) -> float:

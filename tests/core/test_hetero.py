@@ -20,9 +20,13 @@ from core.engine import Engine
 from core.errors import NotEnoughMemory
 from core.events import Event, Failed, Finished, LoadOptions, Message, Piece, Prefill, Replanned, Request, Sampling
 from core.generate import Token, generate
+from core.host_weight import HostWeight
+from core.kernels.matmul import host_matmul
 from core.kernels.select import KernelTable
-from core.loading import PAGEABLE, LoadedModel
+from core.kernels.weights import QuantizedWeight
+from core.loading import UNLOCKED, LoadedModel
 from core.model import LanguageModel, fill
+from core.parameter_manager import ParameterManager, pieces_of
 from core.placement import DevicePlacement
 from core.source import open_source
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
@@ -335,6 +339,28 @@ def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path
     assert 0 < again.reused <= held
 
 
+@pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])
+def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffers: int, starved: bool) -> None:
+    """First with fewer buffers; where not even two can be pinned, with ordinary memory."""
+    device = SimulatedAccelerator(parse_simulation(LINK))
+    device.pin_limit = lockable << 20
+    weight = HostWeight(host_matmul(QuantizedWeight("bf16", (4096, 512), torch.randn(4096, 512))))
+    plan = LinearPlan("one", 4096, (Rows(0, 4096, 0),) * 4)
+    ring = ParameterManager(device, Ring(4, 1 << 20), {"one": [weight]})
+    assert ring.starved == starved
+    assert len(ring._free) == buffers
+    pieces, seen = pieces_of(plan, 1, weight, 1 << 20), []
+    ring.begin_pass(pieces)
+    for piece in pieces:
+        device.settle()
+        with ring.take(piece) as rows:
+            device.launch(lambda rows=rows: seen.append(rows.weight.data.clone()))
+    device.settle()
+    assert torch.equal(torch.cat(seen), weight.weight.data)
+    ring.close()
+    device.close()
+
+
 def test_memory_that_may_not_be_pinned_is_done_without(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,5 +370,5 @@ def test_memory_that_may_not_be_pinned_is_done_without(
     monkeypatch.setattr(SimulatedAccelerator, "pinned", refuse)
     loaded = load(engine, folder, "vram=12MiB,link=20GB/s,gpu=200GB/s")
     assert loaded.plan.ring.buffers
-    assert PAGEABLE in loaded.plan.reasons
+    assert UNLOCKED in loaded.plan.reasons
     assert text_of(list(engine.chat(ask()))) == expected
