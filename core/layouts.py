@@ -103,7 +103,7 @@ def gpu_layouts(
             used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
             if room < used.total:
                 continue
-            for residents in resident_choices(classes, room - used.total):
+            for residents in resident_choices(classes, room - used.total, machine, strategy):
                 host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, used)
                 yield Layout(machine, classes, residents, kv_devices, chunk, used, host, costs, strategy)
 

@@ -177,6 +177,15 @@ def test_the_shares_obey_the_strategy() -> None:
     assert sum(linear.decode.cpu for linear in both.linears) > 0
 
 
+def test_streaming_fills_the_card_even_where_the_processor_is_as_fast() -> None:
+    machine = machines.simulated(GIB, 2e9)
+    card = machine.gpus[0]
+    machine = replace(machine, gpus=(replace(card, launch_s=1e-3, link=replace(card.link, sync_s=1e-6)),))
+    for strategy in ("stream", "serial"):
+        memory = place(model("llama-3.2-1b"), machine, Budget(format="bf16", context=1024), strategy).memory[-1]
+        assert memory.used > 0.95 * GIB
+
+
 def test_working_together_is_predicted_to_beat_each_alone() -> None:
     rates = {
         strategy: place(model("opt-30b"), A10, Budget(format="bf16"), strategy).decode.likely
