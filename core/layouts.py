@@ -15,10 +15,10 @@ from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, R
 # Prompt and reply that layouts are compared by.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
-TIERS = ((512, 32 * MIB), (256, 4 * MIB), (32, MIB))
+TIERS = ((512, 16 * MIB), (256, 2 * MIB), (32, MIB // 2))
 """Prefill chunk in tokens and the most bytes of a staging buffer; the smaller ones are tried on small cards only."""
-BUFFERS, LEAST_BUFFER = 4, MIB
-BUFFER_S = 1e-3
+BUFFERS, LEAST_BUFFER = 8, 2 * MIB
+BUFFER_S = 0.7e-3
 """How long a buffer is to be on its way: long beside what each costs, and yet so small that it stays in the processor's
 cache between the copy into it and the copy out of it."""
 SMALL_CARD = 4 * GIB

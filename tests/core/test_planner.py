@@ -186,6 +186,20 @@ def test_streaming_fills_the_card_even_where_the_processor_is_as_fast() -> None:
         assert memory.used > 0.95 * GIB
 
 
+def test_staging_buffers_suit_the_link() -> None:
+    """A slow one gets buffers that stay in the processor's cache, a fast one such as it does not empty in no time."""
+
+    def buffer(link: float) -> int:
+        plan = place(
+            model("llama-3.1-8b"), machines.simulated(2 * GIB, link), Budget(format="int8", context=1024), "stream"
+        )
+        return plan.ring.bytes
+
+    assert buffer(1e9) == 2 * MIB
+    assert buffer(12e9) == 8 * MIB
+    assert buffer(60e9) == 16 * MIB
+
+
 def test_working_together_is_predicted_to_beat_each_alone() -> None:
     rates = {
         strategy: place(model("opt-30b"), A10, Budget(format="bf16"), strategy).decode.likely
