@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import CpuInfo, cpu_info, ram
+from core.disk_rate import measure_disk
 from core.errors import HeteGenError
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
 
@@ -156,7 +157,7 @@ def _may_improve(profile: MachineProfile) -> bool:
 def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
     import torch
 
-    from core.measure import Neighbours, measure_cpu, measure_disk
+    from core.measure import Neighbours, measure_cpu
 
     folder.mkdir(parents=True, exist_ok=True)
     before, neighbours = torch.get_num_threads(), Neighbours()

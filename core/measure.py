@@ -1,4 +1,4 @@
-"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work, and the disk.
+"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work.
 
 Rates are those of the very operations that a model will use, on data that no cache holds. A few seconds in all.
 """
@@ -6,13 +6,11 @@ Rates are those of the very operations that a model will use, on data that no ca
 from __future__ import annotations
 
 import mmap
-import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -44,7 +42,6 @@ SMALL, CALLS = 64, 100
 """Rows and columns of a weight whose time is all calls, and how many of them are timed."""
 TOGETHER_S = 0.4
 ENOUGH_S = 4.0
-DISK_BYTES = 64 * MIB
 # One layer's norms, rotary embedding and Python took 250 us on a machine where 40 small operations take 55 us.
 SMALL_OPERATIONS, LAYER_PER_SMALL = 40, 4.5
 
@@ -132,31 +129,6 @@ class Neighbours:
         system, process = psutil.cpu_times(), psutil.Process().cpu_times()
         waiting = system.idle + getattr(system, "iowait", 0.0)
         return sum(system[:8]) - waiting, process.user + process.system, time.monotonic()
-
-
-def measure_disk(folder: Path) -> float | None:
-    """Bytes per second of reading what no cache holds, None where the system offers no way around its cache."""
-    if not hasattr(os, "posix_fadvise"):
-        return None
-    path = folder / "disk-rate.tmp"
-    try:
-        path.write_bytes(os.urandom(MIB) * (DISK_BYTES // MIB))
-        return _read_uncached(path)
-    except OSError:
-        return None
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read_uncached(path: Path) -> float:
-    with path.open("rb", buffering=0) as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        buffer = bytearray(4 * MIB)
-        start = time.perf_counter()
-        while file.readinto(buffer):
-            pass
-        return DISK_BYTES / (time.perf_counter() - start)
 
 
 def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
