@@ -35,6 +35,8 @@ from core.spec import (
 
 GUESSED_BYTES_SHARE = 0.5
 GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
+NEARLY_ALL = 0.9
+"""Share of the experts from which on all of them are streamed, used or not."""
 TYPICAL_CONTEXT = 1024
 """Tokens assumed to lie in the KV cache when rates are predicted."""
 CPU_ATTENTION_SHARE = 0.4
@@ -46,6 +48,8 @@ class GroupClass:
     """Groups of one make. Whole-group seconds by bucket; `exchange` = fixed, and per share of CPU rows."""
 
     members: tuple[tuple[int, ...], ...]
+    count: int
+    matrices: int
     nbytes: int
     cpu: tuple[float, ...]
     cpu_call: float
@@ -53,12 +57,7 @@ class GroupClass:
     gpu_call: float
     exchange: tuple[float, ...]
     exchange_out: tuple[float, ...]
-    touched: tuple[float, ...]
-    streamable: bool
-
-    @property
-    def count(self) -> int:
-        return len(self.members)
+    streamable: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,8 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
     into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
+        count=len(members),
+        matrices=sum(linear.experts for linear in linears),
         nbytes=nbytes,
         cpu=tuple(
             profile.cpu * cpu.seconds(nbytes * share, count, b)
@@ -183,9 +184,8 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
         gpu_call=launch * sum(linear.active for linear in linears),
         exchange=into,
         exchange_out=back,
-        touched=touched,
-        # Prefetching needs to know what comes next; which experts do is known only when they are needed.
-        streamable=all(linear.experts == 1 for linear in linears),
+        # Prefetching needs to know what comes next: experts can be fetched in their order where nearly all are used.
+        streamable=tuple(share >= NEARLY_ALL for share in touched),
     )
 
 
@@ -258,12 +258,12 @@ class Case:
 
     def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
         """Seconds of the link, nothing else running."""
-        nbytes, pieces, bucket, buffer = 0.0, 0.0, self.bucket, max(1, self.ring.bytes)
+        nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
         for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
             if (away := (1 - part) * share) and whole < item.count:
-                sent = away * item.nbytes * item.touched[bucket]
+                sent = away * item.nbytes
                 nbytes += (item.count - whole) * sent
-                pieces += (item.count - whole) * max(len(item.members[0]), sent / buffer)
+                pieces += (item.count - whole) * max(item.matrices, sent / buffer)
         return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
 
     def _link_share(self, work: Work) -> float:

@@ -103,7 +103,12 @@ def _about_gpu(gpu: Gpu) -> Iterator[Finding]:
             f"The link to the {gpu.name} brings {format_bytes(gpu.link.h2d_pinned)} per second, which is little.",
             "See that it is in a slot with 16 lanes.",
         )
-    if gpu.link.h2d_pinned < 1.1 * gpu.link.h2d_pageable and gpu.link.h2d_pinned < 2 * SLOW_LINK:
+    if not gpu.link.lockable:
+        yield Finding(
+            f"The system lets too little memory be locked for fast copies to the {gpu.name}.",
+            "Allow more locked memory (ulimit -l, or the container's limit), then run doctor again.",
+        )
+    elif gpu.link.h2d_pinned < 1.1 * gpu.link.h2d_pageable and gpu.link.h2d_pinned < 2 * SLOW_LINK:
         yield Finding(
             "Locked memory is no faster than ordinary memory.",
             "Under Windows Subsystem for Linux or in a container, allow more locked memory or run outside of it.",

@@ -103,7 +103,7 @@ class Governor:
             return None
         self._loaded.to_device(plan)
         self.begin()
-        return Replanned("The graphics card has room again.", plan)
+        return Replanned("The graphics card has room again.", self._loaded.plan)
 
     def _look_at_memory(self, accelerator: Accelerator) -> Replanned | None:
         wish = self._loaded.vram_cap
@@ -138,4 +138,4 @@ class Governor:
         if plan.linears == self._loaded.plan.linears and plan.ring == self._loaded.plan.ring:
             return None
         self._loaded.apply(plan)
-        return Replanned(reason, plan)
+        return Replanned(reason, self._loaded.plan)

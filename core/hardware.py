@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import CpuInfo, cpu_info, ram
+from core.disk_rate import measure_disk
 from core.errors import HeteGenError
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from core.measure import CpuRates, GpuRates
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
+SAME_PACE, LEAST_PACE, MOST_PACE = 0.05, 0.4, 2.0
+"""A difference in pace that is noise, and the bounds of what a few moments can tell."""
 TOO_BUSY, MOST_TRIES = 0.2, 3
 """Rates measured while others used more of the processor are used, but measured again in the next runs."""
 
@@ -83,6 +86,38 @@ def refreshed(hardware: Hardware) -> Hardware:
     return replace(hardware, cpu=cpu, gpus=gpus)
 
 
+def at_pace(hardware: Hardware, pace: float) -> Hardware:
+    """The same machine with cores that are `pace` times as fast as they were measured, within what can be believed."""
+    if abs(pace - 1) < SAME_PACE:
+        return hardware
+    pace = min(max(pace, LEAST_PACE), MOST_PACE)
+    cpu = replace(
+        hardware.cpu,
+        read_bytes_s=pace * hardware.cpu.read_bytes_s,
+        rates=_scaled(hardware.cpu.rates, pace),
+        call_s=hardware.cpu.call_s / pace,
+        layer_s=hardware.cpu.layer_s / pace,
+    )
+    return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, pace) for gpu in hardware.gpus))
+
+
+def _gpu_at_pace(gpu: Gpu, pace: float) -> Gpu:
+    if not gpu.shares_cores:
+        return gpu
+    return replace(
+        gpu, bytes_s=pace * gpu.bytes_s, flops=pace * gpu.flops, rates=_scaled(gpu.rates, pace),
+        launch_s=gpu.launch_s / pace,
+    )  # fmt: skip
+
+
+def _scaled(rates: tuple[KernelRate, ...], pace: float) -> tuple[KernelRate, ...]:
+    def scaled(rate: KernelRate) -> KernelRate:
+        one, few, some, many = (pace * flops for flops in rate.flops)
+        return KernelRate(rate.storage, pace * rate.bytes_s, (one, few, some, many))
+
+    return tuple(map(scaled, rates))
+
+
 def kernel_table(folder: Path, threads: int | None = None) -> KernelTable | None:
     """The timings of CPU kernels made when this machine was measured, None before that."""
     info = cpu_info()
@@ -122,7 +157,7 @@ def _may_improve(profile: MachineProfile) -> bool:
 def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
     import torch
 
-    from core.measure import Neighbours, measure_cpu, measure_disk
+    from core.measure import Neighbours, measure_cpu
 
     folder.mkdir(parents=True, exist_ok=True)
     before, neighbours = torch.get_num_threads(), Neighbours()

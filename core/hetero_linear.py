@@ -189,14 +189,14 @@ class HeteroLinear(nn.Module):
         """Launch what the ring holds already; the first piece that would have to be waited for."""
         for piece in pieces:
             assert self.streams is not None
-            if not self.streams.has_ready:
+            if not self.streams.has_ready(piece):
                 return piece
             self._launch_piece(flat, out, piece)
         return None
 
     def _launch_piece(self, flat: Tensor, out: Tensor, piece: Piece) -> None:
         assert self.streams is not None
-        if not self.streams.has_ready:
+        if not self.streams.has_ready(piece):
             # The ring may be waiting for what is launched: a simulated device computes only when asked to.
             self.accelerator.settle()
         with self.streams.take(piece) as rows:

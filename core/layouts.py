@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from core.accounts import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
 from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, with_disk
 from core.shares import best_streams, nothing_resident, resident_choices
 from core.sizes import GIB, MIB
-from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, ModelSpec, Ring, Storage, Strategy, Times
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times
 
 # Prompt and reply that layouts are compared by.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
-TIERS = (
-    (512, Ring(4, 32 * MIB)),
-    (512, Ring(4, 8 * MIB)),
-    (256, Ring(4, 4 * MIB)),
-    (32, Ring(4, MIB)),
-)
-"""Prefill chunk in tokens and staging ring; the smaller ones are tried on small cards only."""
+TIERS = ((512, 16 * MIB), (256, 2 * MIB), (32, MIB // 2))
+"""Prefill chunk in tokens and the most bytes of a staging buffer; the smaller ones are tried on small cards only."""
+BUFFERS, LEAST_BUFFER = 8, 2 * MIB
+BUFFER_S = 0.7e-3
+"""How long a buffer is to be on its way: long beside what each costs, and yet so small that it stays in the processor's
+cache between the copy into it and the copy out of it."""
 SMALL_CARD = 4 * GIB
 # Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
 WORTH_PRICING = 1.5
@@ -98,12 +98,12 @@ def gpu_layouts(
         kv_devices = _kv_devices(spec, gpu.index, kv_part)
         on_gpu, on_host = kv_split(spec, kv_devices, context)
         costs = fixed(spec, machine, kv_devices, context // 2)
-        for chunk, ring in TIERS if limit <= SMALL_CARD else TIERS[:1]:
+        for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
             room = limit - spec.resident_bytes - on_gpu - gpu_workspace(spec, storage, gpu, chunk)
-            used = Ring() if room >= everything else _ring(strategy, ring)
+            used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
             if room < used.total:
                 continue
-            for residents in resident_choices(classes, room - used.total):
+            for residents in resident_choices(classes, room - used.total, machine, strategy):
                 host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, used)
                 yield Layout(machine, classes, residents, kv_devices, chunk, used, host, costs, strategy)
 
@@ -113,11 +113,12 @@ def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:
     return [one for one in layouts if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(layouts)
 
 
-def _ring(strategy: Strategy, ring: Ring) -> Ring:
-    """What a strategy takes of a ring: copying when needed takes one buffer."""
+def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
+    """The ring of a strategy, with buffers for this link of at most so many bytes: copying when needed takes one."""
     if strategy == "cpu":
         return Ring()
-    return replace(ring, buffers=1) if strategy == "serial" else ring
+    size = 1 << round(math.log2(max(1.0, BUFFER_S * link.staged)))
+    return Ring(1 if strategy == "serial" else BUFFERS, min(max(size, LEAST_BUFFER), most))
 
 
 def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:

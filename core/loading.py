@@ -30,7 +30,7 @@ from core.tokenizer import Tokenizer
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
 # Smaller models run at once anywhere: nobody should wait for measurements first.
 SMALL_BYTES = 64 << 20
-PAGEABLE = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
+UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
 
 
 @dataclass
@@ -60,6 +60,7 @@ class LoadedModel:
         self.plan = plan
         for _ in self.model.placement.apply(plan):
             pass
+        self.plan = told_of_locking(plan, self.model.placement)
 
     def move_to(self, plan: Plan) -> None:
         """Change to any plan for the same format and context, also to or from a device. A KV cache that is to lie
@@ -76,6 +77,7 @@ class LoadedModel:
         if self.plan.gpu < 0:
             self.to_device(plan)
         else:
+            self.machine.accelerator(plan.gpu).limit(self.vram_cap)
             self.apply(plan)
         if moves_cache:
             self.cache = self.model.placement.make_cache(self.source.module.config, plan)
@@ -89,6 +91,7 @@ class LoadedModel:
     def to_device(self, plan: Plan) -> None:
         """Use a device that was not used before; the KV cache stays where it is. Raises NotEnoughMemory, DeviceLost."""
         device = self.machine.accelerator(plan.gpu)
+        device.limit(self.vram_cap)
         placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
         self.model.placement = placement
         self.apply(plan)
@@ -129,6 +132,7 @@ def load_model(
         machine = assume_machine(options.simulate_gpu, options.threads)
     else:
         machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+        machine.keep_pace()
     plan = decide(spec, machine, options, strategy)
     torch.set_num_threads(plan.threads)
     yield from _read_weights(source, plan)
@@ -139,11 +143,12 @@ def load_model(
     if plan.gpu < 0:
         placement = HostPlacement(source.module, weights)
     else:
-        placement = DevicePlacement(source.module, weights, plan, machine.accelerator(plan.gpu), spec.kv_layers)
+        device = machine.accelerator(plan.gpu)
+        device.limit(options.vram)
+        placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
         for fraction in placement.apply(plan):
             yield Loading("place", 0.7 + 0.2 * fraction)
-        if placement.streams_pageable:
-            plan = replace(plan, reasons=(*plan.reasons, PAGEABLE))
+        plan = told_of_locking(plan, placement)
     yield Loading("tokenizer", 0.9)
     tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
     yield Loading("ready", 1.0)
@@ -162,6 +167,11 @@ def load_model(
         vram_cap=options.vram,
         ram_cap=options.ram,
     )
+
+
+def told_of_locking(plan: Plan, placement: DevicePlacement) -> Plan:
+    """The same plan, which says so where the system lets too little memory be locked for it."""
+    return replace(plan, reasons=(*plan.reasons, UNLOCKED)) if placement.streams_starved else plan
 
 
 def decide(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: Strategy = "hetegen") -> Plan:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from core.accelerators.base import Accelerator
 from core.accelerators.opening import open_accelerator
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import cpu_info, ram
 from core.errors import DeviceLost
-from core.hardware import hardware_for, kernel_table, refreshed
+from core.hardware import at_pace, hardware_for, kernel_table, refreshed
 from core.kernels.select import KernelTable
+from core.measure import present_pace
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
 STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
@@ -33,6 +36,16 @@ class Machine:
         """The record with the memory that is free at this moment, counting what we hold on a device as free."""
         hardware = refreshed(self.hardware)
         return replace(hardware, gpus=tuple(self._freed(gpu) for gpu in hardware.gpus))
+
+    def keep_pace(self) -> None:
+        """Take the processor for as fast as it is now, not as when it was measured: heat, the power plan and other
+        programs change that. Takes some 0.2 s."""
+        cpu, before = self.hardware.cpu, torch.get_num_threads()
+        torch.set_num_threads(cpu.threads)
+        try:
+            self.hardware = at_pace(self.hardware, present_pace(self.kernels, cpu.rates[0]))
+        finally:
+            torch.set_num_threads(before)
 
     def without_gpus(self) -> Hardware:
         """The record as it is when no device can be used."""
@@ -93,7 +106,8 @@ def assume_machine(simulate_gpu: str | None = None, threads: int | None = None) 
 
 
 def _assumed_gpu(simulation: Simulation) -> Gpu:
-    link = Link(*[simulation.link] * 5)
+    speed = simulation.link
+    link = Link(speed, speed, speed, speed, speed)
     rate = simulation.gpu or TYPICAL_BYTES_S
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, rate, TYPICAL_FLOPS[-1], link,

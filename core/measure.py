@@ -1,23 +1,23 @@
-"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work, and the disk.
+"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work.
 
 Rates are those of the very operations that a model will use, on data that no cache holds. A few seconds in all.
 """
 
 from __future__ import annotations
 
-import os
+import mmap
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Accelerator
+from core.accelerators.base import PINNED, Accelerator
+from core.errors import NotEnoughMemory
 from core.hetero_linear import HeteroLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kernels.inputs import HostInput
@@ -42,7 +42,6 @@ SMALL, CALLS = 64, 100
 """Rows and columns of a weight whose time is all calls, and how many of them are timed."""
 TOGETHER_S = 0.4
 ENOUGH_S = 4.0
-DISK_BYTES = 64 * MIB
 # One layer's norms, rotary embedding and Python took 250 us on a machine where 40 small operations take 55 us.
 SMALL_OPERATIONS, LAYER_PER_SMALL = 40, 4.5
 
@@ -87,6 +86,12 @@ def measure_cpu() -> CpuRates:
     return CpuRates(table.threads, read, tuple(rates), _call_s(), _layer_s(), table)
 
 
+def present_pace(table: KernelTable, rate: KernelRate) -> float:
+    """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.2 s."""
+    seconds = _CpuLoad(table, rate.storage, COLD_BYTES // 2).seconds_each(1, rounds=2)
+    return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
+
+
 def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
     # A simulated card computes with the CPU's kernels on the CPU's cores.
@@ -124,31 +129,6 @@ class Neighbours:
         system, process = psutil.cpu_times(), psutil.Process().cpu_times()
         waiting = system.idle + getattr(system, "iowait", 0.0)
         return sum(system[:8]) - waiting, process.user + process.system, time.monotonic()
-
-
-def measure_disk(folder: Path) -> float | None:
-    """Bytes per second of reading what no cache holds, None where the system offers no way around its cache."""
-    if not hasattr(os, "posix_fadvise"):
-        return None
-    path = folder / "disk-rate.tmp"
-    try:
-        path.write_bytes(os.urandom(MIB) * (DISK_BYTES // MIB))
-        return _read_uncached(path)
-    except OSError:
-        return None
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read_uncached(path: Path) -> float:
-    with path.open("rb", buffering=0) as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        buffer = bytearray(4 * MIB)
-        start = time.perf_counter()
-        while file.readinto(buffer):
-            pass
-        return DISK_BYTES / (time.perf_counter() - start)
 
 
 def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
@@ -204,12 +184,18 @@ def _layer_s() -> float:
 
 def _weight(storage: Storage) -> QuantizedWeight:
     if storage == "int8":
-        return QuantizedWeight("int8", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=torch.int8), torch.ones(ROWS))
+        return QuantizedWeight("int8", (ROWS, COLUMNS), _filled(COLUMNS, torch.int8, 1), torch.ones(ROWS))
     if storage == "int4":
-        data = torch.full((ROWS, COLUMNS // 2), 0x99, dtype=torch.uint8)
-        return QuantizedWeight("int4", (ROWS, COLUMNS), data, torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16))
+        data, scales = _filled(COLUMNS // 2, torch.uint8, 0x99), torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16)
+        return QuantizedWeight("int4", (ROWS, COLUMNS), data, scales)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return QuantizedWeight("bf16", (ROWS, COLUMNS), torch.ones((ROWS, COLUMNS), dtype=dtypes[storage]))
+    return QuantizedWeight("bf16", (ROWS, COLUMNS), _filled(COLUMNS, dtypes[storage], 1))
+
+
+def _filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
+    """(ROWS, columns) in memory of its own: the C library would keep what was given back for later."""
+    memory = mmap.mmap(-1, ROWS * columns * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(ROWS, columns).fill_(value)
 
 
 def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
@@ -283,8 +269,7 @@ def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
 
 
 def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
-    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), accelerator.pinned(COPY_BYTES)
-    locked.fill_(1)
+    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), _locked(accelerator)
     there = accelerator.empty((COPY_BYTES,), torch.uint8)
     stream = accelerator.stream()
 
@@ -296,30 +281,41 @@ def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
         return COPY_BYTES / _best(copy, 3)
 
     return Link(
-        h2d_pinned=rate(there, locked),
+        h2d_pinned=rate(there, pageable if locked is None else locked),
         h2d_pageable=rate(there, pageable),
-        d2h_pinned=rate(locked, there),
+        d2h_pinned=rate(pageable if locked is None else locked, there),
         d2h_pageable=rate(pageable, there),
         staged=staged,
         sync_s=_sync_s(accelerator),
         piece_s=piece_s,
+        lockable=locked is not None,
     )
+
+
+def _locked(accelerator: Accelerator) -> Tensor | None:
+    """Pinned memory to copy from, None where the system gives none."""
+    try:
+        return accelerator.pinned(COPY_BYTES).fill_(1)
+    except NotEnoughMemory as error:
+        if error.device != PINNED:
+            raise
+        return None
 
 
 class _CpuLoad:
     """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
 
-    def __init__(self, table: KernelTable, storage: Storage) -> None:
+    def __init__(self, table: KernelTable, storage: Storage, nbytes: int = COLD_BYTES) -> None:
         weights = [_weight(storage)]
         names = table.names(storage, *weights[0].shape)
-        weights += [_weight(storage) for _ in range(COLD_BYTES // weights[0].nbytes)]
+        weights += [_weight(storage) for _ in range(nbytes // weights[0].nbytes)]
         self._matmuls = [host_matmul(weight, names) for weight in weights]
 
-    def seconds_each(self, tokens: int) -> float:
+    def seconds_each(self, tokens: int, rounds: int = 4) -> float:
         """Seconds of one weight with `tokens` rows of input."""
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
         # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
-        chosen = self._matmuls * 4 if tokens == 1 else self._matmuls[:8]
+        chosen = self._matmuls * rounds if tokens == 1 else self._matmuls[:8]
         return statistics.median([_taken(lambda one=one: one(HostInput(x))) for one in chosen])  # type: ignore[misc]
 
     def rate(self, seconds: float) -> float:
@@ -349,13 +345,14 @@ class _LinkLoad:
     """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
 
     def __init__(self, accelerator: Accelerator, buffer_bytes: int) -> None:
-        weight = host_matmul(_weight("bf16"))
-        self._weights = {str(number): HostWeight(weight) for number in range(COPY_BYTES // weight.nbytes)}
+        # All different: one alone would be copied from the processor's cache.
+        count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
+        self._weights = {str(number): [HostWeight(host_matmul(_weight("bf16")))] for number in range(count)}
         self._accelerator = accelerator
         self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes), self._weights)
         away = Rows(0, ROWS, 0)
         plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
-        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name], buffer_bytes)]
+        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]
 
     def seconds(self) -> float:
         """Seconds of COPY_BYTES."""
@@ -382,7 +379,7 @@ class _LinkLoad:
     def _pass(self) -> None:
         self._manager.begin_pass(self._pieces)
         for piece in self._pieces:
-            if not self._manager.has_ready:
+            if not self._manager.has_ready(piece):
                 self._accelerator.settle()
             with self._manager.take(piece):
                 self._accelerator.launch(lambda: None)

@@ -47,7 +47,10 @@ class LanguageModel:
         known = len(cache.tokens)
         self.placement.begin_pass(len(ids))
         try:
-            output = self.module(**self._inputs(ids, cache, keep))
+            with self.placement.failures():
+                output = self.module(**self._inputs(ids, cache, keep))
+                # A device's failures show at the latest here, where its results are waited for.
+                logits: Tensor = output.logits[0, -keep:].float().cpu()
         except BaseException as error:
             self._undo(cache, known)
             if isinstance(error, RuntimeError) and "not enough memory" in str(error):
@@ -56,8 +59,7 @@ class LanguageModel:
         finally:
             self.placement.end_pass()
         cache.tokens.extend(ids)
-        logits: Tensor = output.logits[0, -keep:]
-        return logits.float().cpu()
+        return logits
 
     def _inputs(self, ids: Sequence[int], cache: KVCache, keep: int) -> dict[str, Any]:
         inputs = {

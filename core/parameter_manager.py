@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Protocol
@@ -22,21 +22,24 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
-from core.errors import NotEnoughMemory
+from core.errors import DeviceLost, NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
 
+FEWEST_PINNED = 2
+"""With fewer locked buffers nothing is fetched while another is used: then ordinary memory does as well."""
 WAIT_S = 60.0
 """No link is so slow that one buffer takes this long: the device is gone."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `begin` to `end` of one linear: what fits into one buffer."""
+    """Rows `begin` to `end` of one linear (of one `expert` where it has several): what fits into one buffer."""
 
     linear: str
     begin: int
     end: int
+    expert: int = 0
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Slot:
     freed: Event
 
 
-def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int) -> list[Piece]:
+def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Piece]:
     """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
     rows = plan.at(tokens)
     begin, end = rows.resident, rows.resident + rows.streamed
@@ -57,20 +60,19 @@ def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
     per_buffer = fitting // weight.quantum * weight.quantum or fitting
     if end > begin and not per_buffer:
         raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
-    return [Piece(plan.name, at, min(at + per_buffer, end)) for at in range(begin, end, per_buffer or 1)]
+    return [Piece(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
 
 
 class Streaming(Protocol):
-    """Whoever brings pieces to the device. `pageable`: the system let no memory be pinned for it."""
+    """Whoever brings pieces to the device. `starved`: the system let less memory be pinned for it than was planned."""
 
-    pageable: bool
+    starved: bool
 
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
-        """A pass starts that will take these pieces in this order."""
+        """A pass starts that will take these pieces in this order, and may skip some."""
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether the next piece can be taken without waiting for another."""
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for another."""
 
     def take(self, piece: Piece) -> AbstractContextManager[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
@@ -82,10 +84,9 @@ class Streaming(Protocol):
 class SerialCopies:
     """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
 
-    pageable = False
-    has_ready = True
+    starved = False
 
-    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
         """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
         self._accelerator = accelerator
         self._weights = weights
@@ -95,12 +96,16 @@ class SerialCopies:
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
         """Nothing is fetched ahead."""
 
+    def has_ready(self, piece: Piece) -> bool:
+        """It is copied when it is taken."""
+        return True
+
     @contextmanager
     def take(self, piece: Piece) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
         assert self._slot is not None
         self._accelerator.synchronize()
-        weight = self._weights[piece.linear]
+        weight = self._weights[piece.linear][piece.expert]
         yield copied_rows(self._accelerator, self._stream, weight, piece.begin, piece.end, self._slot)
 
     def close(self) -> None:
@@ -123,17 +128,20 @@ def copied_rows(
 class ParameterManager:
     """Prefetches the pieces of a schedule, over and over, as far ahead as the ring has room."""
 
-    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, HostWeight]) -> None:
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
         """Allocates the ring. Raises NotEnoughMemory where the device has no room for it."""
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
-        self.pageable = False  # True where the system let no memory be pinned
-        self._free = [self._slot(ring.bytes) for _ in range(ring.buffers)]
+        hosts = self._pinned(ring)
+        self.starved = len(hosts) < ring.buffers
+        if len(hosts) < min(FEWEST_PINNED, ring.buffers):
+            hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
+        self._free = [self._slot(host) for host in hosts]
         self._ready: deque[tuple[int, Piece, Slot]] = deque()
         self._schedule: Sequence[Piece] = ()
         self._next = 0  # of the schedule, to be fetched
-        self._taken = 0  # of the schedule, by the pass that runs
+        self._taken = 0  # of the schedule, or skipped, by the pass that runs
         self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
         self._error: BaseException | None = None
         self._closed = False
@@ -142,7 +150,8 @@ class ParameterManager:
         self._thread.start()
 
     def begin_pass(self, schedule: Sequence[Piece]) -> None:
-        """A pass starts that will take these pieces in this order; what was fetched ahead for the same one stays."""
+        """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
+        what was fetched ahead for the same schedule stays."""
         with self._changed:
             if schedule is self._schedule and self._taken in (0, len(schedule)):
                 self._taken = 0
@@ -151,10 +160,10 @@ class ParameterManager:
             self._epoch += 1
             self._changed.notify_all()
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether the next piece can be taken without waiting for the ring."""
-        return bool(self._ready)
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for the ring."""
+        with self._changed:
+            return any(epoch == self._epoch and found == piece for epoch, found, _ in self._ready)
 
     @contextmanager
     def take(self, piece: Piece) -> Iterator[DeviceRows]:
@@ -162,7 +171,7 @@ class ParameterManager:
         slot = self._wait_for(piece)
         self._accelerator.wait(slot.copied)
         try:
-            yield self._weights[piece.linear].on_device(slot.device, piece.begin, piece.end)
+            yield self._weights[piece.linear][piece.expert].on_device(slot.device, piece.begin, piece.end)
         finally:
             self._accelerator.record(slot.freed)
             self._release(slot)
@@ -173,21 +182,27 @@ class ParameterManager:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        with suppress(DeviceLost):
+            # What was fetched ahead may still be on its way into buffers that others get now.
+            self._accelerator.synchronize()
         self._free.clear()
         self._ready.clear()
 
-    def _slot(self, nbytes: int) -> Slot:
-        device = self._accelerator.empty((nbytes,), torch.uint8)
-        return Slot(self._host_buffer(nbytes), device, self._accelerator.event(), self._accelerator.event())
+    def _slot(self, host: Tensor) -> Slot:
+        device = self._accelerator.empty((host.nbytes,), torch.uint8)
+        return Slot(host, device, self._accelerator.event(), self._accelerator.event())
 
-    def _host_buffer(self, nbytes: int) -> Tensor:
-        try:
-            return self._accelerator.pinned(nbytes)
-        except NotEnoughMemory as error:
-            if error.device != PINNED:
-                raise
-            self.pageable = True
-            return torch.empty(nbytes, dtype=torch.uint8)
+    def _pinned(self, ring: Ring) -> list[Tensor]:
+        """Locked buffers, as many as the system gives."""
+        found: list[Tensor] = []
+        for _ in range(ring.buffers):
+            try:
+                found.append(self._accelerator.pinned(ring.bytes))
+            except NotEnoughMemory as error:
+                if error.device != PINNED:
+                    raise
+                break
+        return found
 
     def _wait_for(self, piece: Piece) -> Slot:
         with self._changed:
@@ -197,8 +212,8 @@ class ParameterManager:
                 if self._error is not None:
                     raise self._error
                 epoch, found, slot = self._ready.popleft()
+                self._taken += epoch == self._epoch
                 if epoch == self._epoch and found == piece:
-                    self._taken += 1
                     return slot
                 self._free.append(slot)
                 self._changed.notify_all()
@@ -232,8 +247,9 @@ class ParameterManager:
 
     def _fetch(self, piece: Piece, slot: Slot) -> None:
         slot.copied.synchronize()
-        nbytes = pack(self._weights[piece.linear].parts(piece.begin, piece.end), slot.host)
-        slot.freed.synchronize()
+        weight = self._weights[piece.linear][piece.expert]
+        nbytes = pack(weight.parts(piece.begin, piece.end), slot.host)
+        self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
 

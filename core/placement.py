@@ -6,6 +6,8 @@ The host copy of every weight stays where it is, so evicting rows is letting go 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInput
 from core.host_weight import DeviceRows, HostWeight
 from core.kv_cache import KVCache
 from core.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
-from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, Rows, bucket
+from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
 """The weights of each linear by its name in the plan: one, or one per expert."""
@@ -31,6 +33,9 @@ class Placement(Protocol):
 
     def end_pass(self) -> None:
         """It is over, well or not."""
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Turns what a device raises inside the block into NotEnoughMemory and DeviceLost."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -52,6 +57,9 @@ class HostPlacement:
 
     def end_pass(self) -> None:
         self._inputs.forget()
+
+    def failures(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache for this plan."""
@@ -86,6 +94,8 @@ class DevicePlacement:
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
         self._drop_ring()
+        # Memory that is given back here goes to copies on other streams: nothing launched may still read it.
+        self.accelerator.synchronize()
         self.plan = plan
         self._bucket = -1
         for linear in plan.linears:
@@ -99,9 +109,9 @@ class DevicePlacement:
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
 
     @property
-    def streams_pageable(self) -> bool:
-        """Whether the system let no (or too little) memory be locked for the ring, so that streaming is slower."""
-        return self._parameters is not None and self._parameters.pageable
+    def streams_starved(self) -> bool:
+        """Whether the system let too little memory be locked for the ring, so that streaming is slower."""
+        return self._parameters is not None and self._parameters.starved
 
     @property
     def cpu_s(self) -> float:
@@ -118,6 +128,9 @@ class DevicePlacement:
 
     def end_pass(self) -> None:
         self._inputs.forget()
+
+    def failures(self) -> AbstractContextManager[None]:
+        return self.accelerator.failures()
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
@@ -155,9 +168,8 @@ class DevicePlacement:
 
     def _make_ring(self) -> None:
         if self.plan.ring.buffers:
-            weights = {name: matrices[0] for name, matrices in self._weights.items()}
             make = SerialCopies if self.plan.strategy == "serial" else ParameterManager
-            self._parameters = make(self.accelerator, self.plan.ring, weights)
+            self._parameters = make(self.accelerator, self.plan.ring, self._weights)
         for linears in self._linears.values():
             for linear in linears:
                 linear.streams = self._parameters
@@ -172,25 +184,28 @@ class DevicePlacement:
                 linear.pieces = []
 
     def _schedule(self, tokens: int) -> list[Piece]:
-        """All streamed pieces of one pass in their order."""
+        """All streamed pieces of one pass in their order: of experts, all linears of one before those of the next."""
         pieces: list[Piece] = []
-        for linear in self.plan.linears:
-            if len(self._weights[linear.name]) == 1:
-                pieces += pieces_of(linear, tokens, self._weights[linear.name][0], self.plan.ring.bytes)
+        for _, together in groupby(self.plan.linears, self._owner):
+            linears = tuple(together)
+            for expert in range(len(self._weights[linears[0].name])):
+                for linear in linears:
+                    weight = self._weights[linear.name][expert]
+                    pieces += pieces_of(linear, tokens, weight, self.plan.ring.bytes, expert)
         return pieces
 
+    def _owner(self, linear: LinearPlan) -> str:
+        """What is computed as one: a linear, or all experts of a layer."""
+        return linear.name if len(self._weights[linear.name]) == 1 else linear.name.rpartition(".")[0]
+
     def _divide(self, index: int) -> None:
-        by_linear: dict[str, list[Piece]] = {}
+        by_linear: dict[tuple[str, int], list[Piece]] = {}
         for piece in self._schedules[index]:
-            by_linear.setdefault(piece.linear, []).append(piece)
+            by_linear.setdefault((piece.linear, piece.expert), []).append(piece)
         for name, linears in self._linears.items():
-            rows = self.plan.by_name[name].shares[index]
-            if len(linears) > 1:
-                # Which experts come next is not known ahead, so none of their rows are streamed.
-                rows = Rows(rows.resident, 0, rows.streamed + rows.cpu)
-            for linear in linears:
-                linear.division = rows
-                linear.pieces = by_linear.get(name, [])
+            for expert, linear in enumerate(linears):
+                linear.division = self.plan.by_name[name].shares[index]
+                linear.pieces = by_linear.get((name, expert), [])
 
 
 class HostEmbedding(nn.Module):

@@ -5,11 +5,16 @@ Works on classes of groups with fractions (see `cost`); `planner` turns fraction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
-from core.cost import Case, GroupClass, Residents
-from core.spec import DECODE, Times
+from core.cost import Case, GroupClass, Machine, Residents
+from core.spec import DECODE, Strategy, Times
 
+Shares = tuple[float, ...]
+"""What is streamed of the rows that are not resident, by class."""
+STREAMING: tuple[Strategy, ...] = ("stream", "serial")
+"""What is not resident is brought to the card, whatever the CPU could do with it."""
 # The part of the room for weights that goes to whole groups (no exchange); the rest is spread over the others, so that
 # CPU and GPU work at the same time. Which is better depends on the exchange's price: each is tried.
 WHOLE_PARTS = (1.0, 0.9, 0.7, 0.4, 0.0)
@@ -17,12 +22,12 @@ BALANCE_STEPS = 4
 MOST_FORCED = 3
 
 
-def resident_choices(classes: Sequence[GroupClass], room: int) -> list[Residents]:
+def resident_choices(classes: Sequence[GroupClass], room: int, machine: Machine, strategy: Strategy) -> list[Residents]:
     """Ways to fill `room` bytes of VRAM, each within it."""
     if room >= sum(item.count * item.nbytes for item in classes):
         return [Residents(tuple(item.count for item in classes), (0.0,) * len(classes))]
     # Groups that a card computes no faster than the CPU does, calls and exchanges included, stay where they are.
-    gains = [_gain(item) for item in classes]
+    gains = [_gain(item, machine, strategy) for item in classes]
     order = sorted((index for index, gain in enumerate(gains) if gain > 0), key=lambda index: -gains[index])
     found = {Residents(_whole_groups(classes, order, room, 1.0)[0], (0.0,) * len(classes)): None}
     for part in WHOLE_PARTS:
@@ -36,16 +41,20 @@ def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
     return Residents((0,) * len(classes), (0.0,) * len(classes))
 
 
-def best_streams(case: Case, residents: Residents) -> tuple[tuple[float, ...], Times]:
+def best_streams(case: Case, residents: Residents) -> tuple[Shares, Times]:
     """The shares to stream in this phase, by class, and the times they lead to."""
-    return min(
-        ((shares, case.times(residents, shares)) for shares in _stream_choices(case, residents)),
-        key=lambda choice: choice[1].total,
-    )
+
+    @cache
+    def timed(shares: Shares) -> Times:
+        return case.times(residents, shares)
+
+    return min(((shares, timed(shares)) for shares in _stream_choices(case, timed)), key=lambda choice: choice[1].total)
 
 
-def _gain(item: GroupClass) -> float:
+def _gain(item: GroupClass, machine: Machine, strategy: Strategy) -> float:
     """Seconds of a token saved per byte of VRAM: g = T_cpu / M_gpu, with exchanges and the GPU's own time."""
+    if strategy in STREAMING and item.streamable[DECODE]:
+        return machine.link_s(strategy)
     on_cpu = item.cpu[DECODE] + item.cpu_call + item.exchange[DECODE] + item.exchange_out[DECODE]
     return (on_cpu - item.gpu[DECODE] - item.gpu_call) / item.nbytes
 
@@ -81,30 +90,30 @@ def _spread_by_gain(
     return tuple(parts)
 
 
-def _stream_choices(case: Case, residents: Residents) -> list[tuple[float, ...]]:
+def _stream_choices(case: Case, timed: Callable[[Shares], Times]) -> list[Shares]:
     count = len(case.classes)
     if case.machine.gpu is None or case.strategy == "cpu":
         return [(0.0,) * count]
-    if case.strategy in ("stream", "serial"):
-        return [tuple(1.0 if item.streamable else 0.0 for item in case.classes)]
-    allowed = [index for index, item in enumerate(case.classes) if item.streamable]
+    if case.strategy in STREAMING:
+        return [tuple(1.0 if item.streamable[case.bucket] else 0.0 for item in case.classes)]
+    allowed = [index for index, item in enumerate(case.classes) if item.streamable[case.bucket]]
     # Small groups pay most for their exchange: it may be worth streaming them whole.
     allowed.sort(key=lambda index: case.classes[index].nbytes)
     choices = [(0.0,) * count]
     for forced in range(min(len(allowed), MOST_FORCED) + 1):
-        choices += _balanced(case, residents, allowed[:forced], allowed[forced:])
+        choices += _balanced(count, timed, allowed[:forced], allowed[forced:])
     return choices
 
 
-def _balanced(case: Case, residents: Residents, whole: Sequence[int], free: Sequence[int]) -> list[tuple[float, ...]]:
+def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int], free: Sequence[int]) -> list[Shares]:
     """`whole` classes streamed entirely, the same share of the `free` ones: all, and where the link takes as long as
     everything else (both are nearly linear in the share, so a few steps of false position find it)."""
 
-    def shares(share: float) -> tuple[float, ...]:
-        return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(len(case.classes)))
+    def shares(share: float) -> Shares:
+        return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
 
     def excess(share: float) -> float:
-        times = case.times(residents, shares(share))
+        times = timed(shares(share))
         return times.link - times.critical
 
     low, high = 0.0, 1.0

@@ -169,7 +169,7 @@ class Cpu:
 class Link:
     """The way between RAM and one GPU, bytes per second, alone on the machine. `staged`: pageable weights through the
     pinned ring to the GPU, which is what streaming really gets; `sync_s`: one small copy there and back, waited for;
-    `piece_s`: what each streamed piece costs besides its bytes."""
+    `piece_s`: what each streamed piece costs besides its bytes; `lockable`: whether memory could be pinned at all."""
 
     h2d_pinned: float
     h2d_pageable: float
@@ -178,6 +178,7 @@ class Link:
     staged: float
     sync_s: float = 30e-6
     piece_s: float = 50e-6
+    lockable: bool = True
 
 
 @dataclass(frozen=True)

@@ -66,16 +66,21 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is Conv1D or (isinstance(module, nn.Linear) and type(module).__name__.endswith("Linear"))
 
 
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module holds all experts of a layer in two parameters."""
+    return hasattr(module, "has_gate")
+
+
 class _Trace:
-    """One forward pass on fake tensors: the linears in their order with their inputs, and the filled cache."""
+    """One forward pass on fake tensors: linears and fused experts in order, with their inputs, and the filled cache."""
 
     def __init__(self, module: Any) -> None:
-        self.inputs: dict[str, Tensor] = {}  # keeps the tensors, so that an identity is not used twice
+        self.inputs: dict[str, Tensor | None] = {}  # keeps the tensors, so that an identity is not used twice
         self.cache = DynamicCache(config=module.config)
         handles = [
             child.register_forward_pre_hook(self._recorder(name))
             for name, child in module.named_modules()
-            if is_linear(child)
+            if is_linear(child) or is_fused(child)
         ]
         try:
             self._run(module)
@@ -85,7 +90,7 @@ class _Trace:
 
     def _recorder(self, name: str) -> Any:
         def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.inputs.setdefault(name, inputs[0])
+            self.inputs.setdefault(name, next(iter(inputs), None))
 
         return record
 
@@ -103,34 +108,33 @@ class _Trace:
 
 
 def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
-    """Linears in the order of the pass, then fused experts, then what the pass did not touch."""
+    """Linears and fused experts in the order of the pass, then what it did not touch."""
     layer_of = {id(child): i for i, layer in enumerate(decoder_layers(module)) for child in layer.modules()}
-    groups: dict[int, int] = {}
-    children = dict(module.named_modules())
-    order = [*trace.inputs, *(n for n, c in children.items() if is_linear(c) and n not in trace.inputs)]
-    for name in order:
-        child = children[name]
-        given = trace.inputs.get(name)
-        group = groups.setdefault(id(given) if given is not None else id(child), len(groups))
-        rows, columns = weight_shape(child)
+    groups: dict[int | str, int] = {}
+    children = {name: child for name, child in module.named_modules() if is_linear(child) or is_fused(child)}
+    for name in dict.fromkeys((*trace.inputs, *children)):
+        child, given = children[name], trace.inputs.get(name)
         layer = layer_of.get(id(child), -1)
+        if is_fused(child):
+            yield from _experts(module, name, child, layer, groups)
+            continue
+        group = groups.setdefault(name if given is None else id(given), len(groups))
+        rows, columns = weight_shape(child)
         yield LinearSpec(name, rows, columns, group, layer, has_bias=getattr(child, "bias", None) is not None)
-    yield from _experts(module, layer_of, len(groups))
 
 
-def _experts(module: Any, layer_of: dict[int, int], group: int) -> Iterator[LinearSpec]:
+def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | str, int]) -> Iterator[LinearSpec]:
     """Fused experts: two parameters of three dimensions, (experts, rows, columns) or transposed."""
     text = text_config(module.config)
     active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(text, name, None), int)), 1)
-    for path, child in module.named_modules():
-        for name in fused_names(child) if hasattr(child, "has_gate") else ():
-            group += 1
-            experts, rows, columns = getattr(child, name).shape
-            if child.is_transposed:
-                rows, columns = columns, rows
-            bias = getattr(child, f"{name}_bias", None) is not None
-            layer = layer_of.get(id(child), -1)
-            yield LinearSpec(f"{path}.{name}", rows, columns, group, layer, experts, min(active, experts), bias)
+    for leaf in fused_names(child):
+        name = f"{path}.{leaf}"
+        group = groups.setdefault(name, len(groups))
+        experts, rows, columns = getattr(child, leaf).shape
+        if child.is_transposed:
+            rows, columns = columns, rows
+        bias = getattr(child, f"{leaf}_bias", None) is not None
+        yield LinearSpec(name, rows, columns, group, layer, experts, min(active, experts), bias)
 
 
 def weight_shape(child: Any) -> tuple[int, int]:

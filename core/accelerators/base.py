@@ -2,7 +2,7 @@
 
 What is launched is only queued; the calling thread goes on. The streamed rows of a linear are computed by
 
-    freed.synchronize()                                  # nothing reads the slot any more
+    copies.wait(freed)                                   # until nothing reads the slot any more
     device.copy_async(slot, weights, copies)             # on a stream of its own
     arrived.record(copies)
     device.wait(arrived)                                 # holds back what is launched from now on, not this thread
@@ -19,6 +19,7 @@ Ordinary torch calls on the device's tensors run on the same stream as what is l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +35,8 @@ PINNED = "pinned"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a device: `free` for us now (below 0 where a pool has shrunk under what is used), ours, our most."""
+    """Bytes of a device: held by nobody (below 0 where a pool has shrunk under what is used), in all, ours, our most.
+    A limit of our own counts in none of them."""
 
     free: int
     total: int
@@ -78,6 +80,9 @@ class Accelerator(Protocol):
     name: str
     simulated: bool
     device: torch.device
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Turns what torch's own operations on the device raise into NotEnoughMemory and DeviceLost."""
 
     def memory(self) -> Memory:
         """Asked freshly. Raises DeviceLost."""

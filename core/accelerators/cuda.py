@@ -11,11 +11,14 @@ from torch import Tensor
 
 from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, not_supported, out_of_memory
 from core.accelerators.host_bytes import host_bytes
+from core.errors import HeteGenError
 from core.spec import COPY_PIECE
 
 PAGE = 4096
 # cudaHostRegisterPortable, and the answer that all is well.
 PORTABLE, SUCCESS = 1, 0
+# cuBLAS takes memory of its own when it is first used; torch tells of its failure by a plain RuntimeError.
+FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
 
 class CudaEvent:
@@ -83,7 +86,6 @@ class CudaAccelerator:
     def __init__(self, index: int = 0) -> None:
         self.name = f"cuda:{index}"
         self.device = torch.device("cuda", index)
-        self._cap: int | None = None
         with self.failures():
             torch.cuda.init()  # type: ignore[no-untyped-call]
 
@@ -94,12 +96,10 @@ class CudaAccelerator:
             yield
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.name, wanted, max(0, self.memory().free)) from error
-        except torch.AcceleratorError as error:
-            if "out of memory" in str(error):
-                raise out_of_memory(self.name) from error
-            if "no kernel image" in str(error):
-                raise not_supported(self.name) from error
-            raise device_lost(self.name) from error
+        except RuntimeError as error:
+            if (failure := failure_of(self.name, error)) is None:
+                raise
+            raise failure from error
 
     def current(self) -> torch.cuda.Stream:
         """The stream of what is launched."""
@@ -112,10 +112,9 @@ class CudaAccelerator:
             # What torch keeps for later is ours to use, though the driver counts it as taken.
             free += torch.cuda.memory_reserved(self.device) - used
             peak = torch.cuda.max_memory_reserved(self.device)
-        return Memory(free if self._cap is None else min(free, self._cap - used), total, used, peak)
+        return Memory(free, total, used, peak)
 
     def limit(self, cap: int | None) -> None:
-        self._cap = cap
         with self.failures():
             total = torch.cuda.mem_get_info(self.device)[1]
             fraction = 1.0 if cap is None else min(1.0, cap / total)
@@ -190,6 +189,16 @@ class CudaAccelerator:
 
     def close(self) -> None:
         self.release_cached()
+
+
+def failure_of(name: str, error: RuntimeError) -> HeteGenError | None:
+    """What an error of torch means for the device; None where it is not the device's."""
+    text = str(error)
+    if any(words in text for words in FULL):
+        return out_of_memory(name)
+    if not isinstance(error, torch.AcceleratorError):
+        return None
+    return not_supported(name) if "no kernel image" in text else device_lost(name)
 
 
 def _unlock(address: list[int]) -> None:

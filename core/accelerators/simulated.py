@@ -15,6 +15,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
@@ -52,10 +53,13 @@ class SimulatedAccelerator:
         self._pinned: dict[int, int] = {}  # address: bytes
         self._bounce, self._bouncing = host_bytes(COPY_PIECE, ALIGNMENT, lambda _: None), threading.Lock()
 
+    def failures(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def memory(self) -> Memory:
         self._health.check()
         with self._lock:
-            return Memory(self._limit() - self._used, self._capacity, self._used, self._peak)
+            return Memory(self._capacity - self._others - self._used, self._capacity, self._used, self._peak)
 
     def limit(self, cap: int | None) -> None:
         self._cap = cap
@@ -159,9 +163,10 @@ class SimulatedAccelerator:
         return _Small(tensor, self._up).result()
 
     def synchronize(self) -> None:
+        # What was launched first, as copies may wait for it: only the thread that settles does it.
+        self.settle()
         for stream in self._streams:
             stream.synchronize()
-        self.settle()
 
     def close(self) -> None:
         self._health.lost = True

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from core.accelerators.cuda import failure_of
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
@@ -102,7 +103,9 @@ def test_the_pool_can_shrink_and_grow_and_others_can_hold_of_it(device: Simulate
     device.others(31 * MIB)
     assert device.memory().free == MIB
     device.limit(32 * MIB)
-    assert device.memory().free == 0
+    with pytest.raises(NotEnoughMemory):
+        device.empty((1,), torch.uint8)
+    assert device.memory().free == MIB, "a limit of our own says nothing about what others leave"
     assert held.nbytes == 32 * MIB
 
 
@@ -313,6 +316,24 @@ def test_after_the_device_is_lost_everything_says_so(slow: SimulatedAccelerator)
         with pytest.raises(DeviceLost):
             call()
     assert slow.memory is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), NotEnoughMemory),
+        (torch.AcceleratorError("CUDA error: out of memory"), NotEnoughMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), NotEnoughMemory),
+        (torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), DeviceLost),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), DeviceLost),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4)"), type(None)),
+        (RuntimeError("[enforce fail] not enough memory: you tried to allocate 5 bytes."), type(None)),
+    ],
+)
+def test_what_a_cards_errors_mean(error: RuntimeError, meaning: type) -> None:
+    failure = failure_of("cuda:0", error)
+    assert type(failure) is meaning
+    assert not isinstance(failure, NotEnoughMemory) or failure.device == "cuda:0"
 
 
 def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAccelerator) -> None:

@@ -35,7 +35,6 @@ def test_memory_is_counted_and_given_back(device: CudaAccelerator) -> None:
 def test_the_cap_holds(device: CudaAccelerator) -> None:
     device.release_cached()
     device.limit(device.memory().used + 256 * MIB)
-    assert device.memory().free <= 256 * MIB
     with pytest.raises(NotEnoughMemory) as raised:
         device.empty((GIB,), torch.uint8)
     assert raised.value.device == "cuda:0"

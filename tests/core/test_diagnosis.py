@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,9 @@ def test_sound_machines_have_nothing_to_fix(
     assert findings(hardware, installed) == []
 
 
-def link(**rates: float) -> Hardware:
+def link(**changes: Any) -> Hardware:
     card = DESKTOP.gpus[0]
-    return replace(DESKTOP, gpus=(replace(card, link=replace(card.link, **rates)),))
+    return replace(DESKTOP, gpus=(replace(card, link=replace(card.link, **changes)),))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def link(**rates: float) -> Hardware:
         (link(h2d_pinned=1e9), INSTALLED, "only 1.0 GB"),
         (link(h2d_pinned=5e9, h2d_pageable=1e9), INSTALLED, "which is little"),
         (link(h2d_pinned=7e9, h2d_pageable=7e9), INSTALLED, "Locked memory"),
+        (link(h2d_pinned=7e9, h2d_pageable=7e9, lockable=False), INSTALLED, "too little memory be locked"),
         (replace(LAPTOP, cpu=replace(LAPTOP.cpu, ram_free=GIB)), NO_CARD, "of memory are free"),
         (LAPTOP, replace(NO_CARD, compiled_kernels=()), "compiled kernels"),
         (replace(LAPTOP, measured=False), NO_CARD, "never measured"),

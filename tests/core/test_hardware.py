@@ -10,7 +10,8 @@ from core import hardware as module
 from core.cpu_info import cpu_info, on_battery, ram
 from core.diagnosis import findings, software
 from core.errors import BadRequest
-from core.hardware import PROFILE_FILE, forget, hardware_for, kernel_table, refreshed
+from core.hardware import PROFILE_FILE, at_pace, forget, hardware_for, kernel_table, refreshed
+from core.machine import open_machine
 from core.planner import place
 from core.sizes import GIB
 from core.spec import Budget, Hardware
@@ -128,6 +129,29 @@ def test_a_busy_moment_is_measured_again_a_few_times(
 def test_what_is_free_is_always_asked_anew(machine: Hardware) -> None:
     old = replace(machine, cpu=replace(machine.cpu, ram_free=7))
     assert refreshed(old).cpu.ram_free > GIB // 8
+
+
+def test_slower_cores_slow_what_they_compute_and_nothing_else(machine: Hardware) -> None:
+    slow = at_pace(machine, 0.5)
+    assert slow.cpu.rates[0].bytes_s == pytest.approx(machine.cpu.rates[0].bytes_s / 2)
+    assert slow.cpu.rates[0].flops[3] == pytest.approx(machine.cpu.rates[0].flops[3] / 2)
+    assert slow.cpu.call_s == pytest.approx(2 * machine.cpu.call_s)
+    simulated, real = machine.gpus[0], replace(machine.gpus[0], shares_cores=False)
+    assert slow.gpus[0].bytes_s == pytest.approx(simulated.bytes_s / 2)
+    assert slow.gpus[0].link == simulated.link
+    assert at_pace(replace(machine, gpus=(real,)), 0.5).gpus == (real,)
+    assert at_pace(machine, 1.02) == machine, "that is noise"
+    assert at_pace(machine, 1e-3).cpu.rates[0].bytes_s > 0.2 * machine.cpu.rates[0].bytes_s, "that cannot be believed"
+
+
+def test_the_present_pace_is_asked_of_the_kernels_that_were_measured(folder: Path) -> None:
+    opened = open_machine(folder, SIMULATED, threads=1)
+    threads, before = torch.get_num_threads(), opened.hardware
+    opened.hardware = at_pace(before, 0.5)
+    opened.keep_pace()
+    assert opened.hardware.cpu.rates[0].bytes_s > 0
+    assert opened.hardware.gpus[0].link == before.gpus[0].link
+    assert torch.get_num_threads() == threads
 
 
 def test_the_kernels_timings_come_along(folder: Path, machine: Hardware) -> None:

@@ -7,6 +7,7 @@ The simulated card cannot tell: its memory is the computer's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,9 @@ class CardOfShapes:
     """Under FakeTensorMode."""
 
     name, simulated, device = "lazy", False, torch.device("lazy")
+
+    def failures(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def memory(self) -> Memory:
         return Memory(GIB, GIB, 0, 0)

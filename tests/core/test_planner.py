@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.cost import NEARLY_ALL
 from core.planner import place
 from core.sizes import GIB, MIB
 from core.spec import (
@@ -98,15 +99,15 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
     assert [linear.name for linear in plan.linears] == [linear.name for linear in spec.linears]
     quantum = QUANTUM[plan.format]
     for linear, made in zip(plan.linears, spec.linears, strict=True):
-        for rows in linear.shares:
+        for tokens, rows in zip(BUCKET_TOKENS, linear.shares, strict=True):
             assert min(rows.resident, rows.streamed, rows.cpu) >= 0
             assert rows.total == made.rows
             assert rows.resident == linear.resident
             assert rows.resident % quantum == 0 or rows.resident == made.rows
             assert rows.streamed % quantum == 0 or rows.cpu == 0
             assert plan.gpu >= 0 or rows.cpu == made.rows
-            assert not (rows.streamed and made.experts > 1)
             assert not rows.streamed or plan.ring.total
+            assert not rows.streamed or made.touched(tokens) >= NEARLY_ALL
     assert set(plan.kv_devices) <= {plan.gpu, -1}
     assert 0 < plan.context <= spec.context_limit
     assert 0 < plan.decode.low <= plan.decode.likely <= plan.decode.high
@@ -176,6 +177,29 @@ def test_the_shares_obey_the_strategy() -> None:
     assert sum(linear.decode.cpu for linear in both.linears) > 0
 
 
+def test_streaming_fills_the_card_even_where_the_processor_is_as_fast() -> None:
+    machine = machines.simulated(GIB, 2e9)
+    card = machine.gpus[0]
+    machine = replace(machine, gpus=(replace(card, launch_s=1e-3, link=replace(card.link, sync_s=1e-6)),))
+    for strategy in ("stream", "serial"):
+        memory = place(model("llama-3.2-1b"), machine, Budget(format="bf16", context=1024), strategy).memory[-1]
+        assert memory.used > 0.95 * GIB
+
+
+def test_staging_buffers_suit_the_link() -> None:
+    """A slow one gets buffers that stay in the processor's cache, a fast one such as it does not empty in no time."""
+
+    def buffer(link: float) -> int:
+        plan = place(
+            model("llama-3.1-8b"), machines.simulated(2 * GIB, link), Budget(format="int8", context=1024), "stream"
+        )
+        return plan.ring.bytes
+
+    assert buffer(1e9) == 2 * MIB
+    assert buffer(12e9) == 8 * MIB
+    assert buffer(60e9) == 16 * MIB
+
+
 def test_working_together_is_predicted_to_beat_each_alone() -> None:
     rates = {
         strategy: place(model("opt-30b"), A10, Budget(format="bf16"), strategy).decode.likely
@@ -217,6 +241,13 @@ def test_what_pays_most_per_byte_becomes_resident_first() -> None:
     assert 0 < sum(fused) / len(fused) < 0.9
 
 
+def test_experts_are_streamed_where_many_tokens_use_nearly_all_of_them() -> None:
+    plan = place(model("gpt-oss-20b"), DESKTOP, Budget(format="int8"))
+    fused = [linear for linear in plan.linears if "gate_up" in linear.name]
+    assert not any(linear.decode.streamed for linear in fused)
+    assert sum(linear.prefill.streamed for linear in fused) > 0.5 * sum(linear.rows for linear in fused)
+
+
 def test_dear_exchanges_keep_groups_whole() -> None:
     """Where each exchange costs much, linears are given to one side, and fewer of them are shared."""
 
@@ -254,7 +285,24 @@ def test_a_model_that_fits_is_wholly_resident() -> None:
 
 
 def test_the_better_of_two_cards_is_used() -> None:
-    assert place(model("llama-3.1-8b"), TWO_CARDS, Budget()).gpu == 1
+    small, large = TWO_CARDS.gpus
+    for cards in ((small, large), (large, small)):
+        plan = place(model("llama-3.1-8b"), replace(TWO_CARDS, gpus=cards), Budget())
+        assert plan.gpu == large.index
+        assert {linear.gpu for linear in plan.linears} == {large.index}
+        assert plan.memory[-1].device == f"cuda:{large.index}"
+
+
+def test_a_card_whose_memory_others_hold_is_the_worse_one() -> None:
+    small, large = TWO_CARDS.gpus
+    cards = (small, replace(large, vram_free=2 * GIB))
+    assert place(model("llama-3.1-8b"), replace(TWO_CARDS, gpus=cards), Budget()).gpu == small.index
+
+
+def test_of_two_cards_alike_the_one_with_the_faster_link_is_used() -> None:
+    first = TWO_CARDS.gpus[0]
+    fast = replace(first, index=1, link=replace(first.link, h2d_pinned=25e9, staged=22e9))
+    assert place(model("llama-3.1-8b"), replace(TWO_CARDS, gpus=(first, fast)), Budget(format="bf16")).gpu == 1
 
 
 def test_auto_takes_the_most_exact_format_that_is_usable() -> None:
