@@ -31,6 +31,7 @@ from app.session import Session, State
 from app.settings import PRESETS, Settings
 from app.sleep import SleepWatch
 from app.telemetry import Sample
+from app.telemetry_nvml import GpuSample
 from app.theme import Theme
 from app.updates import Answer, Updates
 from app.views.live_view import LiveView, Telemetry
@@ -116,7 +117,7 @@ class Application(QObject):
         self.library.opening.connect(self._on_opening)
         self.commands.load_wished.connect(self.load)
         self.commands.settings_wished.connect(self._open_settings)
-        self.commands.log_wished.connect(self._open_settings)
+        self.commands.log_wished.connect(self._open_log)
         self.commands.gpu_wished.connect(self._open_gpu)
         self.gpu.notice.connect(self.window.notices.add)
         self.gpu.restart_wished.connect(self._restart)
@@ -267,6 +268,10 @@ class Application(QObject):
         self.preferences.open(self.theme, self._diagnostics, self.window)
 
     @Slot()
+    def _open_log(self) -> None:
+        self.preferences.open(self.theme, self._diagnostics, self.window).show_log()
+
+    @Slot()
     def _open_about(self) -> None:
         # Imported late: most starts never open it.
         from app.views.about_dialog import AboutDialog
@@ -335,7 +340,7 @@ class Application(QObject):
     def _on_sample(self, sample: Sample) -> None:
         self._sample = sample
         self.window.status.show_machine(sample.cpu_percent, sample.ram_used, sample.ram_total)
-        cards = tuple((card.name, _free(card.vram_total, card.vram_used)) for card in sample.gpus)
+        cards = tuple((card.name, _free(card)) for card in sample.gpus)
         self.window.empty.set_machine(wording.machine(self._cores, sample.ram_total, cards))
 
     @Slot(object)
@@ -362,5 +367,7 @@ class Application(QObject):
             QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self.window, turn.content[:1000]))
 
 
-def _free(total: int | None, used: int | None) -> int | None:
-    return None if total is None or used is None else total - used
+def _free(card: GpuSample) -> int | None:
+    """What of a card's memory is there for us: what we hold ourselves counts as free."""
+    held = card.vram_used if card.vram_others is None else card.vram_others
+    return None if card.vram_total is None or held is None else card.vram_total - held

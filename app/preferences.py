@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices
@@ -15,6 +16,9 @@ from app.paths import Places
 from app.settings import Settings
 from app.theme import MODES, Mode, Theme
 from core.events import LoadOptions
+
+if TYPE_CHECKING:
+    from app.views.settings_dialog import SettingsDialog
 
 GIB = 2**30
 LIMITS = ("vram_limit_gib", "ram_limit_gib")
@@ -52,7 +56,7 @@ class Preferences(QObject):
             threads=asked.threads or kept.threads,
         )
 
-    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> QWidget:
+    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:
         """Shows the dialog; it takes effect as it is changed."""
         # Imported late: most starts never open it.
         from app.views.settings_dialog import SettingsDialog

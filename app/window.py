@@ -24,20 +24,20 @@ from app.views.transcript import Transcript
 
 ACTIONS = (
     ("new_chat", "New conversation", "plus", "Ctrl+N"),
-    ("conversation", "This conversation…", "edit", "Ctrl+."),
     ("search", "Search conversations", "search", "Ctrl+K"),
+    ("conversation", "This conversation…", "edit", "Ctrl+."),
+    ("export", "Export as Markdown…", "save", "Ctrl+S"),
+    ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
     ("models", "Models…", "chip", "Ctrl+M"),
     ("open_model", "Open a model folder…", "folder", "Ctrl+O"),
     ("builtin", "Load the built-in guide", "mark", ""),
-    ("export", "Export as Markdown…", "save", "Ctrl+S"),
-    ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
-    ("sidebar", "Conversations", "sidebar", "Ctrl+B"),
-    ("live", "Live view", "live", "Ctrl+L"),
-    ("gpu", "Graphics card…", "chip", "Ctrl+G"),
+    ("gpu", "Graphics card…", "card", "Ctrl+G"),
+    ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
+    ("live", "Show or hide the live view", "live", "Ctrl+L"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
     ("about", "About HeteGen…", "info", ""),
-    ("quit", "Quit", "", "Ctrl+Q"),
+    ("quit", "Quit", "close", "Ctrl+Q"),
 )
 """(id, words, icon, keys) of everything the menu offers."""
 
@@ -161,7 +161,7 @@ class MainWindow(QMainWindow):
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         for id, *_ in ACTIONS:
-            if id in ("models", "sidebar", "gpu", "quit"):
+            if id in ("models", "sidebar", "settings", "quit"):
                 menu.addSeparator()
             if id != "regenerate":
                 menu.addAction(self.actions_by_id[id])

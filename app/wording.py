@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from app.language import tr
 from core.sizes import GIB, format_bytes
+from core.spec import Confidence
 
 UNKNOWN = "n/a"
 
@@ -78,6 +79,17 @@ def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | No
     parts += [] if cards else [tr("no graphics card")]
     *first, last = (part for part in parts if part)
     return tr("This computer: {} and {}.").format(", ".join(first), last)
+
+
+def confidence(word: Confidence) -> str:
+    """How much is known of a predicted speed."""
+    match word:
+        case "measured":
+            return tr("measured on this computer")
+        case "derived":
+            return tr("worked out from what was measured here")
+        case "guess":
+            return tr("a rough guess")
 
 
 def of(used: int, limit: int) -> str:

@@ -164,7 +164,7 @@ class Composer(QWidget):
         self._lay_out()
 
     def _box(self) -> QRectF:
-        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE) + 2 * 8
+        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
         return QRectF((self.width() - width) / 2, INSIDE, width, self.height() - RELATED - INSIDE)
 
     def _lay_out(self) -> None:

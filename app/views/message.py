@@ -154,6 +154,7 @@ class ReplyMessage(MessageView):
         self._body.grown.connect(self.grown)
         self._body.link.connect(self.link)
         self._body.setAccessibleName(tr("Reply"))
+        self._line = ""
         self._receipt = QLabel(self)
         self._receipt.setFont(theme.font("small"))
         self._receipt.setStyleSheet(f"color: {theme.colours.muted};")
@@ -173,7 +174,7 @@ class ReplyMessage(MessageView):
             self._show_reasoning(turn)
         self._note.setText(notices.left_out(turn.left_out) if turn.left_out else "")
         self._body.feed(turn.content, bool(turn.end))
-        self._receipt.setText(_line_under(turn))
+        self._line = _line_under(turn)
         self._receipt.setToolTip(_details(turn))
         carry_on = {"continue"} if turn.end in ("length", "stopped", "edited", "failed") and turn.content else set()
         self.row.show_only({"copy", "edit", "regenerate", *carry_on})
@@ -209,6 +210,8 @@ class ReplyMessage(MessageView):
         self._receipt.setVisible(ended and not editing)
         size = self.row.sizeHint().width()
         self.row.setGeometry(-4, top, size, TARGET)
+        metrics = self._receipt.fontMetrics()
+        self._receipt.setText(metrics.elidedText(self._line, Qt.TextElideMode.ElideRight, width))
         words = self._receipt.sizeHint().width()
         if words > width - size - RELATED:
             # Too little room beside the buttons: a line of its own.

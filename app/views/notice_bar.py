@@ -198,7 +198,7 @@ class NoticeBar(QWidget):
 
     def _settle(self) -> None:
         shown = bool(self._cards) or not self.load.isHidden()
-        side = max(EDGE - RELATED, (self.width() - COLUMN_WIDTH) // 2 - RELATED)
+        side = max(EDGE, (self.width() - COLUMN_WIDTH) // 2)
         self._column.setContentsMargins(side, 0, side, RELATED if shown else 0)
         self.setVisible(shown)
 

@@ -83,6 +83,10 @@ class SettingsDialog(QDialog):
         self._problems.setText("\n".join(problem.sentence for problem in problems))
         self._problems.setVisible(bool(problems))
 
+    def show_log(self) -> None:
+        """Open at the log, which is the last page."""
+        self.pages.setCurrentRow(self.pages.count() - 1)
+
     def show_page(self, words: str) -> None:
         """Open at the page of this name."""
         for row in range(self.pages.count()):
@@ -207,9 +211,9 @@ class SettingsDialog(QDialog):
         self.pages.setStyleSheet(
             f"QListWidget {{ background: transparent; outline: none; }}"
             f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "
-            f"border-radius: 6px; color: {c.text}; }}"
+            f"border-radius: 6px; color: {c.text}; border: 1px solid transparent; }}"
             f"QListWidget::item:hover {{ background: {c.hover}; }}"
-            f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; border: 1px solid transparent; }}"
+            f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; }}"
             f"QListWidget::item:selected:focus {{ border: 1px solid {c.accent}; }}"
         )
         self._problems.setStyleSheet(f"color: {c.warn}; background: {c.side}; padding: {RELATED}px {EDGE}px;")

@@ -96,7 +96,8 @@ class Transcript(QAbstractScrollArea):
             self._arranging = False
 
     def _arrange(self) -> None:
-        width = min(COLUMN_WIDTH, self.viewport().width() - 2 * EDGE)
+        # Of the whole width: with the viewport's, the text would jump when the scroll bar comes.
+        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
         if width != self._width:
             self._width = width
             self._measured.clear()
@@ -172,7 +173,7 @@ class Transcript(QAbstractScrollArea):
         view.deleteLater()
 
     def _place(self, tops: list[int], position: int) -> None:
-        # Centred in the whole width, as the composer is, whether or not there is a scroll bar.
+        # As the composer is: centred in the whole width.
         left = (self.width() - self._width) // 2
         rows = {id: row for row, id in enumerate(self._ids)} if len(self._views) else {}
         for id, view in self._views.items():

@@ -269,7 +269,16 @@ def settings_page(words: str) -> Callable[[Stage], None]:
     return scene
 
 
-SETTINGS_PAGES = ("Appearance", "Chat", "Sampling", "Model", "Models and network", "Data folders", "What goes online", "Log")
+SETTINGS_PAGES = (
+    "Appearance",
+    "Chat",
+    "Sampling",
+    "Model",
+    "Models and network",
+    "Data folders",
+    "What goes online",
+    "Log",
+)
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (

@@ -9,29 +9,39 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from PySide6.QtGui import QFont, QFontDatabase
+from PySide6.QtWidgets import QApplication
+
+from app.theme import Mode
+from tests.app.dialog_scenes import DIALOG_SCENES, HubStage
+from tests.app.scenes import IN_GERMAN, SCENES, Stage
 
 SCALES = ("1", "2")
 
 
+def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[], Any]]]:
+    """Each scene's name, what it plays, and what makes its stage."""
+    for name, scene in SCENES.items():
+        yield name, scene, partial(Stage, mode)
+        if name in IN_GERMAN:
+            yield f"{name}_de", scene, partial(Stage, mode, language="de")
+    for name, play in DIALOG_SCENES.items():
+        yield name, play, partial(HubStage, mode)
+
+
 def paint(folder: Path, scale: str, only: str) -> None:
     """All scenes at one scale (Qt reads the scale once, so each scale is a process of its own)."""
-    from PySide6.QtGui import QFont, QFontDatabase
-    from PySide6.QtWidgets import QApplication
-
-    from tests.app.dialog_scenes import DIALOG_SCENES, HubStage
-    from tests.app.scenes import IN_GERMAN, SCENES, Stage
-
-    qt = QApplication.instance() or QApplication([])
-    assert isinstance(qt, QApplication)
+    qt = QApplication([])
     qt.setStyle("Fusion")
     if "Inter" in QFontDatabase.families():
         qt.setFont(QFont("Inter"))
     for mode in ("light", "dark"):
-        scenes = [(name, SCENES[name], lambda: Stage(mode)) for name in SCENES]
-        scenes += [(f"{name}_de", SCENES[name], lambda: Stage(mode, language="de")) for name in IN_GERMAN]
-        scenes += [(name, DIALOG_SCENES[name], lambda: HubStage(mode)) for name in DIALOG_SCENES]
-        for name, scene, make in scenes:
+        for name, scene, make in scenes(mode):
             if only not in name:
                 continue
             stage = make()
