@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from PySide6.QtCore import QObject, Qt, QUrl, Signal, Slot
+from PySide6.QtCore import QObject, QStandardPaths, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
@@ -32,6 +33,13 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
     box.addButton(tr("Quit anyway"), QMessageBox.ButtonRole.DestructiveRole)
     box.addButton(QMessageBox.StandardButton.Cancel)
     return box
+
+
+def suggested(title: str, ending: str) -> str:
+    """Where an export may go: among the person's documents, under a name that every system allows."""
+    folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', " ", title)[:60].strip(" .")
+    return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
 
 
 class Commands(QObject):
@@ -140,7 +148,8 @@ class Commands(QObject):
     def export(self, id: str, form: str) -> None:
         """Writes a conversation (all, for the id "") where the person says."""
         words, ending = FORMS[form]
-        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversation{ending}", words)
+        title = self._library.title(id) if id else tr("Conversations")
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
         if name:
             self._library.write(id, form, Path(name))
 
@@ -162,7 +171,8 @@ class Commands(QObject):
 
     def _save_elsewhere(self) -> bool:
         words, ending = FORMS["json"]
-        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversations{ending}", words)
+        place = suggested(tr("Conversations"), ending)
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), place, words)
         return bool(name) and self._library.write("", "json", Path(name))
 
     @Slot()

@@ -151,6 +151,7 @@ class Application(QObject):
         window.transcript.wished.connect(commands.wish)
         window.transcript.edited.connect(self.session.edit)
         window.transcript.link.connect(commands.open_link)
+        window.transcript.freed.connect(window.composer.take_focus)
         window.top.model_pressed.connect(commands.models_wished)
 
     def _connect_sides(self) -> None:
@@ -346,7 +347,7 @@ class Application(QObject):
     @Slot(object)
     def _on_advised(self, advice: Advice) -> None:
         model, speed = advice.model, advice.verdict.tok_s
-        words = wording.advice(model.id.split("/")[-1], model.download_bytes, speed.low, speed.high)
+        words = wording.advice(model.id.split("/")[-1], model.download_bytes, speed)
         self.window.empty.advise(model.id, words)
 
     @Slot(object, str)
@@ -354,7 +355,9 @@ class Application(QObject):
         self.session.show(conversation)
         self.sidebar.set_current(conversation.id)
         if turn:
+            # Found by searching: what comes next is reading, or asking more.
             self.window.transcript.show_turn(turn)
+            self.window.composer.take_focus()
 
     @Slot(object)
     def _mark_open(self, turn: Turn) -> None:

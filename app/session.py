@@ -50,6 +50,8 @@ class State:
     loading: Loading | None = None
     prefill: Prefill | None = None
     stats: Stats | None = None
+    begun: bool = False
+    """The conversation was there already: how much of the context it fills shows with the next reply."""
     asked: bool = False
     """A question waits for the model that is being loaded."""
     options: LoadOptions = field(default_factory=LoadOptions)
@@ -89,7 +91,7 @@ class Session(QObject):
         """Makes another model ready."""
         self._load_ticket = self._worker.load(source, options)
         begun = State("loading", source, loading=Loading("start", 0), options=options)
-        self._set(replace(begun, asked=self.state.asked))
+        self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
 
     def reload(self) -> None:
         """Loads the last model again."""
@@ -194,7 +196,8 @@ class Session(QObject):
         self._chat_ticket = 0
         self._chat.show(conversation)
         phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
-        self._set(replace(self.state, phase=phase, prefill=None, stats=None))
+        begun = bool(self._chat.rowCount())
+        self._set(replace(self.state, phase=phase, prefill=None, stats=None, begun=begun))
 
     def _free(self) -> bool:
         if self.state.phase == "empty":

@@ -87,7 +87,7 @@ class Composer(QWidget):
         if state.stats and state.stats.context_limit:
             self.ring.set_use(state.stats.context_used, state.stats.context_limit)
         else:
-            self.ring.set_use(0, state.model.context if state.model else 0)
+            self.ring.set_use(0, state.model.context if state.model and not state.begun else 0)
 
     def set_busy(self, busy: bool) -> None:
         """While a reply is awaited the send button is a stop button."""

@@ -86,7 +86,7 @@ class StatusLine(Pane):
         self._first.show_text(wording.seconds(stats.ttft_s if stats else None))
         if stats and stats.context_limit:
             self._context.show_text(wording.of(stats.context_used, stats.context_limit))
-        elif state.model:
+        elif state.model and not state.begun:
             self._context.show_text(wording.of(0, state.model.context))
         else:
             self._context.show_text(wording.UNKNOWN)

@@ -28,8 +28,10 @@ KEPT = 1.5
 
 
 class Transcript(QAbstractScrollArea):
-    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`."""
+    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `freed` when what had the keyboard's
+    focus has gone."""
 
+    freed = Signal()
     wished = Signal(str, str)
     edited = Signal(str, str)
     link = Signal(str)
@@ -154,6 +156,7 @@ class Transcript(QAbstractScrollArea):
         view.wished.connect(self.wished)
         view.edited.connect(self.edited)
         view.link.connect(self.link)
+        view.freed.connect(self.freed)
         self._views[turn.id] = view
         self._measured.discard(turn.id)
 
@@ -169,6 +172,10 @@ class Transcript(QAbstractScrollArea):
     def _remove_view(self, id: str) -> None:
         view = self._views.pop(id)
         self._measured.discard(id)
+        # The window's own, not the application's: a dialog may be in front.
+        focus = self.window().focusWidget()
+        if focus is not None and view.isAncestorOf(focus):
+            self.freed.emit()
         view.hide()
         view.deleteLater()
 
