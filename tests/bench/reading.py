@@ -15,17 +15,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QWidget
 
 from app.compose import Application, Wishes
 from app.conversation import Conversation, Turn
+from app.theme import Theme
+from app.views.body import Body
 from core.events import Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
+from tests.app.hostile import HOSTILE
 from tests.app.scripted import MODEL
 from tests.bench.ticks import Ticks
 
 MESSAGE = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n" * 3
 LINES = ("    value = compute(1, 'two')  # and a comment\n", "A line of **prose** with `code` in it.\n")
 PER_BLOCK = 40
+WIDTH = 760
 OPENINGS = 5
 STATS_EVERY = 25
 """Tokens: the engine sends figures four times a second."""
@@ -132,6 +136,29 @@ def streaming(app: Application) -> dict[str, Any]:
     }
 
 
+def hostile() -> dict[str, float]:
+    """The longest step of the window with each of the hostile replies, in milliseconds of its own processor time."""
+    port = QWidget()
+    port.resize(WIDTH, 780)
+    port.show()
+    return {name: round(longest_step(port, text) * 1e3, 1) for name, text in HOSTILE.items()}
+
+
+def longest_step(port: QWidget, text: str) -> float:
+    body = Body(Theme("light"), port)
+    began = time.thread_time()
+    body.feed(text, True)
+    longest = time.thread_time() - began
+    while not body.settled:
+        began = time.thread_time()
+        QApplication.processEvents()
+        body.setGeometry(0, 0, WIDTH, body.measure(WIDTH))
+        longest = max(longest, time.thread_time() - began)
+    body.hide()
+    body.deleteLater()
+    return longest
+
+
 def cost(marks: list[tuple[int, float]], start: int) -> float:
     """Milliseconds of the window's thread per token, over the hundred from `start` on."""
     inside = [(tokens, at) for tokens, at in marks if start <= tokens <= start + 100]
@@ -152,7 +179,8 @@ def main() -> None:
         app.window.show()
         run_until(lambda: app.session.state.phase == "ready")
         opened = open_ms(app, stored(app, args.messages))
-        print(json.dumps({"open_ms": round(statistics.median(opened), 1), **streaming(app)}))
+        result = {"open_ms": round(statistics.median(opened), 1), **streaming(app)}
+        print(json.dumps({**result, "hostile_longest_step_ms": hostile()}))
         app.window.close()
         app.close()
         del qt
