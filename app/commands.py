@@ -43,9 +43,11 @@ def suggested(title: str, ending: str) -> str:
 
 
 class Commands(QObject):
-    """Signals: `load_wished(source)`, and what is to be opened: settings, models, the log, the card, the about box."""
+    """Signals: `load_wished(source)`, `type_wished(larger, smaller or normal)`, and what is to be opened: settings,
+    models, the log, the card, the about box."""
 
     load_wished = Signal(str)
+    type_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
@@ -77,6 +79,8 @@ class Commands(QObject):
                 self.gpu_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
+            case "larger" | "smaller" | "normal":
+                self.type_wished.emit(action)
             case "conversation":
                 self._open_conversation_dialog()
             case "search":

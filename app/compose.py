@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
 from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
-from PySide6.QtWidgets import QDialog
+from PySide6.QtWidgets import QApplication, QDialog
 
 from app import language, notices, window_state, wording
 from app.advice import Advice, Adviser
@@ -116,6 +116,7 @@ class Application(QObject):
         self.library.notice.connect(self.window.notices.add)
         self.library.opening.connect(self._on_opening)
         self.commands.load_wished.connect(self.load)
+        self.commands.type_wished.connect(self.preferences.size_type)
         self.commands.settings_wished.connect(self._open_settings)
         self.commands.log_wished.connect(self._open_log)
         self.commands.gpu_wished.connect(self._open_gpu)
@@ -365,7 +366,9 @@ class Application(QObject):
 
     @Slot(object)
     def _on_finished(self, turn: Turn) -> None:
-        """One announcement per reply, for those who listen instead of reading."""
+        """One announcement per reply, for those who listen instead of reading or look at another window."""
+        if not self.window.isActiveWindow():
+            QApplication.alert(self.window)
         if turn.content and QAccessible.isActive():
             QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self.window, turn.content[:1000]))
 

@@ -76,6 +76,15 @@ class Preferences(QObject):
         dialog.open()
         return dialog
 
+    @Slot(str)
+    def size_type(self, wish: str) -> None:
+        """One step larger or smaller, or back to normal."""
+        name, now = "font_percent", self.settings.font_percent
+        step = int(settings.declared()[name].step)
+        wished = {"larger": now + step, "smaller": now - step, "normal": Settings.font_percent}[wish]
+        if wished != now and settings.objection(name, wished) is None:
+            self._on_changed(settings.with_value(self.settings, name, wished), name)
+
     @Slot(object, str)
     def _on_changed(self, changed: Settings, name: str) -> None:
         self.settings = changed

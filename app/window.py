@@ -34,12 +34,17 @@ ACTIONS = (
     ("gpu", "Graphics card…", "card", "Ctrl+G"),
     ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
     ("live", "Show or hide the live view", "live", "Ctrl+L"),
+    ("larger", "Larger type", "", "Ctrl++, Ctrl+="),
+    ("smaller", "Smaller type", "", "Ctrl+-"),
+    ("normal", "Type of normal size", "", "Ctrl+0"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
     ("about", "About HeteGen…", "info", ""),
     ("quit", "Quit", "close", "Ctrl+Q"),
 )
-"""(id, words, icon, keys) of everything the menu offers."""
+"""(id, words, icon, keys) of everything that can be done."""
+KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
+"""What the menu leaves out."""
 
 
 class MainWindow(QMainWindow):
@@ -151,7 +156,7 @@ class MainWindow(QMainWindow):
         if icon:
             action.setIcon(self.theme.icon(icon, "muted"))
         if keys:
-            action.setShortcut(QKeySequence(keys))
+            action.setShortcuts([QKeySequence(key) for key in keys.split(", ")])
         action.setObjectName(id)
         action.triggered.connect(self._on_action)
         self.addAction(action)
@@ -163,7 +168,7 @@ class MainWindow(QMainWindow):
         for id, *_ in ACTIONS:
             if id in ("models", "sidebar", "settings", "quit"):
                 menu.addSeparator()
-            if id != "regenerate":
+            if id not in KEYS_ONLY:
                 menu.addAction(self.actions_by_id[id])
         corner = self.top.menu.mapToGlobal(self.top.menu.rect().bottomRight())
         corner.setX(corner.x() - menu.sizeHint().width())

@@ -285,3 +285,12 @@ def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start:
 def test_an_export_is_named_after_the_conversation() -> None:
     assert suggested('What is "a/b"?', ".md").endswith("What is a b.md")
     assert suggested("..", ".json").endswith("Conversation.json")
+
+
+def test_type_grows_and_shrinks_by_keys_within_its_bounds(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    for action, times, percent in (("larger", 1, 110), ("larger", 9, 160), ("smaller", 1, 150), ("normal", 1, 100)):
+        for _ in range(times):
+            app.window.actions_by_id[action].trigger()
+        assert app.theme.percent == app.preferences.settings.font_percent == percent
+    assert "Ctrl+=" in [keys.toString() for keys in app.window.actions_by_id["larger"].shortcuts()]
