@@ -19,6 +19,7 @@ from app.views.controls import Pane
 from app.views.inputs import ChoiceBox, SearchBox
 from app.views.model_dialog_details import DetailsPane
 from app.views.model_dialog_rows import ModelList, RowsDelegate, RowsModel
+from app.views.model_dialog_token import TokenButton
 from core.hub.listing import Sort
 
 SIZE, LIST_WIDTH = (960, 660), 430
@@ -48,6 +49,7 @@ class ModelDialogFrame(QDialog):
         self._again = QPushButton(self.tr("Try again"), self)
         self._more = QPushButton(self.tr("Show more"), self)
         self._add = QPushButton(self.tr("Add a model folder…"), self)
+        self.token = TokenButton(self)
         self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
         self._set_up()
         self._lay_out()
@@ -101,7 +103,9 @@ class ModelDialogFrame(QDialog):
         bar = Pane(self._theme, "side", ("top",), self)
         foot = QHBoxLayout(bar)
         foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
+        foot.setSpacing(RELATED)
         foot.addWidget(self._place, 1)
+        foot.addWidget(self.token)
         foot.addWidget(self._add)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)

@@ -158,7 +158,7 @@ def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
     """The question before a model goes, what will become of its files, and the word on the button."""
     whole = here is not None and here.complete
     if here is not None and whole and not here.revision:
-        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Delete")
+        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Take off")
     question = tr("Delete {} from this computer?") if whole else tr("Give up the download of {}?")
     told = tr("{} become free. It can be downloaded again.").format(format_bytes(here.bytes if here else 0))
     return question.format(id), told, tr("Delete") if whole else tr("Give up")

@@ -296,6 +296,24 @@ def test_gated_model_asks_for_a_token(stage: DialogStage, qtbot: QtBot) -> None:
     qtbot.waitUntil(lambda: phase_of(stage, GATED) == "done", timeout=SOON)
 
 
+def test_the_kept_token_can_be_seen_and_forgotten(stage: DialogStage, qtbot: QtBot) -> None:
+    token = stage.dialog.token
+    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+        token.click()
+    assert known.args == ["none"]
+    stage.dialog._on_token("hf_good")
+    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+        token.click()
+    assert known.args == ["keyring"]
+    assert [action.text() for action in token.menu_for("environment").actions()][-1] == "Enter another…"
+    forget = token.menu_for("keyring").actions()[-1]
+    assert forget.text() == "Forget it"
+    forget.trigger()
+    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+        token.click()
+    assert known.args == ["none"]
+
+
 def test_failure_is_said_where_the_work_was(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     look_at(stage, qtbot, ID)
     gone = {"X-Error-Code": "EntryNotFound"}
@@ -374,7 +392,7 @@ def test_delete_says_what_is_freed(stage: DialogStage, qtbot: QtBot) -> None:
     row = stage.dialog.current()
     assert row is not None
     with qtbot.waitSignal(stage.shelf.removed, timeout=SOON) as removed:
-        stage.dialog.remove_now(row)
+        stage.dialog.removal.remove(row)
     assert removed.args[0] == ID
     assert removed.args[1] > 1_500_000
     assert "are free again" in stage.dialog._note.text()
@@ -388,7 +406,7 @@ def test_cancel_gives_a_download_up(stage: DialogStage, qtbot: QtBot, hub: Doubl
     qtbot.waitUntil(lambda: stage.cache.partials(ID) != {}, timeout=SOON)
     row = stage.dialog.current()
     assert row is not None
-    stage.dialog.remove_now(row)
+    stage.dialog.removal.remove(row)
     qtbot.waitUntil(lambda: not stage.cache.repo(ID).exists(), timeout=SOON)
     assert stage.downloads.unfinished() == []
 
@@ -405,7 +423,7 @@ def test_folder_is_used_in_place(stage: DialogStage, qtbot: QtBot, tmp_path: Pat
     row = stage.dialog.rows.row(stage.dialog.rows.index_of("mine"))
     assert possible(row) == {"use", "folder", "remove"}
     assert row is not None
-    stage.dialog.remove_now(row)
+    stage.dialog.removal.remove(row)
     qtbot.waitUntil(lambda: "mine" not in ids(stage), timeout=SOON)
     assert mine.is_dir()
     stage.shelf.add_folder(tmp_path)
