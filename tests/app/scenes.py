@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import sin
 
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
 
@@ -279,11 +280,32 @@ SETTINGS_PAGES = (
     "What goes online",
     "Log",
 )
+
+
+def front(stage: Stage) -> None:
+    """The picture of the README: some conversations, a reply that is being written, a minute of speeds."""
+    stage.app.window.resize(1280, 880)
+    stage.show()
+    for title in ("Plan a trip to the sea", "Rewrite a letter to the landlord", "What is a KV cache?"):
+        stage.engine.replies = [answer("Short.")]
+        stage.ask(title)
+        stage.app.commands.act("new_chat")
+    head = [Piece(REPLY[:870]), Stats(31, 0, 212, 0.62, 310.0, 13.8, 13.6, 443, 8192)]
+    stage.engine.replies = [[*head, Piece(""), *answer("")]]
+    stage.engine.pause_at = len(head)
+    stage.app.session.submit("Why does a split between CPU and GPU help, and how is the share found?")
+    stage.until(lambda: stage.app.session.state.stats is not None)
+    now, line = time.monotonic(), stage.app.live.line
+    line._points.clear()
+    line._points.extend((now - 46 + at / 2, 13.4 + sin(at / 3) * 0.5 + sin(at * 1.7) * 0.25) for at in range(92))
+    stage.settle(0.4)
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         empty, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu, what_if, shortcuts,
-        about, card, this_conversation,
+        about, card, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")
