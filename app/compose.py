@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
 from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
-from PySide6.QtWidgets import QApplication, QDialog
+from PySide6.QtWidgets import QApplication
 
 from app import language, notices, window_state, wording
+from app.about_desk import AboutDesk
 from app.advice import Advice, Adviser
 from app.chat_model import ChatModel
 from app.commands import Commands
@@ -27,13 +28,13 @@ from app.paths import Places, places
 from app.preferences import Preferences
 from app.recommended import recommended
 from app.resources import assets
-from app.session import Session, State
+from app.session import Session
 from app.settings import PRESETS, Settings
 from app.sleep import SleepWatch
+from app.state import State
 from app.telemetry import Sample
 from app.telemetry_nvml import GpuSample
 from app.theme import Theme
-from app.updates import Answer, Updates
 from app.views.live_view import LiveView, Telemetry
 from app.views.sidebar import Sidebar
 from app.window import MainWindow
@@ -93,8 +94,7 @@ class Application(QObject):
         self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
         self.adviser = Adviser(late_judge(self._options), recommended(assets()))
         self.commands = Commands(self.window, self.session, self.chat, self.library)
-        self.updates = Updates()
-        self._answer: Answer | None = None
+        self.about = AboutDesk(self.theme, self.window)
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.adviser.ask)
         # Not with every digit that is typed.
@@ -127,8 +127,9 @@ class Application(QObject):
         self.preferences.limited.connect(self._limits_later.start)
         self.preferences.notice.connect(self.window.notices.add)
         self.commands.models_wished.connect(self.models.open)
-        self.commands.about_wished.connect(self._open_about)
-        self.updates.answered.connect(self._on_update_answer)
+        self.commands.about_wished.connect(self.about.open)
+        self.about.link.connect(self.commands.open_page)
+        self.about.notice.connect(self.window.notices.add)
         self.models.chosen.connect(self.load)
         self.adviser.advised.connect(self._on_advised)
         self.window.empty.model_wished.connect(self.models.open_at)
@@ -215,7 +216,7 @@ class Application(QObject):
         self.models.close()
         self.gpu.close()
         self.session.end()
-        self.updates.close()
+        self.about.close()
         self.worker.close()
         self.library.close()
 
@@ -234,7 +235,7 @@ class Application(QObject):
         self.telemetry.start()
         self.sleep_watch.start()
         if self.preferences.settings.update_check:
-            self.updates.check()
+            self.about.updates.check()
         self.gpu.greet()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
@@ -272,26 +273,6 @@ class Application(QObject):
     @Slot()
     def _open_log(self) -> None:
         self.preferences.open(self.theme, self._diagnostics, self.window).show_log()
-
-    @Slot()
-    def _open_about(self) -> None:
-        # Imported late: most starts never open it.
-        from app.views.about_dialog import AboutDialog
-
-        about = AboutDialog(self.theme, self.window)
-        about.setObjectName("about")
-        if self._answer is not None:
-            about.show_answer(self._answer)
-        about.update_wished.connect(self.updates.check)
-        about.link.connect(self.commands.open_page)
-        self.updates.answered.connect(about.show_answer)
-        about.open()
-
-    @Slot(object)
-    def _on_update_answer(self, answer: Answer) -> None:
-        self._answer = answer
-        if answer.kind == "newer" and self.window.findChild(QDialog, "about") is None:
-            self.window.notices.add(notices.for_update(answer))
 
     @Slot()
     def _open_gpu(self) -> None:

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QPlainTextEdit, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State
+from app.state import State
 from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views.controls import RoundButton
 

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QS
 from app import wording
 from app.language import tr
 from app.notices import Notice
-from app.session import State, name_of
+from app.state import State, name_of
 from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
 from app.views.controls import IconButton
 

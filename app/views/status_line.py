@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State
+from app.state import State
 from app.theme import GROUP, INSIDE, RELATED, STATUS_LINE, Theme
 from app.views.controls import Pane
 

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QAbstractButton, QHBoxLayout, QSizePolicy, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State, name_of
+from app.state import State, name_of
 from app.theme import BUTTON_RADIUS, INSIDE, RELATED, TARGET, TOP_BAR, Theme
 from app.views.controls import IconButton, Pane, paint_focus
 
