@@ -11,7 +11,7 @@ from math import sin
 
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
 
-from app import settings
+from app import settings, wording
 from app.compose import Application, Wishes
 from app.paths import places
 from app.settings import Settings
@@ -23,7 +23,7 @@ from core.errors import NotEnoughMemory
 from core.events import Failed, Loaded, Loading, Piece, Stats
 from core.planner import place
 from core.sizes import GIB
-from core.spec import Budget
+from core.spec import Budget, Prediction
 from tests.app.scripted import MODEL, ScriptedEngine, answer
 from tests.core.machines import DESKTOP, model
 
@@ -150,6 +150,13 @@ class Stage:
 
 def empty(stage: Stage) -> None:
     stage.show()
+
+
+def first_start(stage: Stage) -> None:
+    stage.show()
+    stage.app.window.empty.set_guide(True)
+    speed = Prediction(11.9, 14.6, 19.1)
+    stage.app.window.empty.advise("Qwen/Qwen3-8B", wording.advice("Qwen3-8B", 16_400_000_000, speed))
 
 
 def loading(stage: Stage) -> None:
@@ -304,7 +311,7 @@ def front(stage: Stage) -> None:
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
-        empty, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu, what_if, shortcuts,
+        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu, what_if, shortcuts,
         about, card, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
