@@ -311,8 +311,8 @@ def front(stage: Stage) -> None:
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
-        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu, what_if,
-        shortcuts, about, card, this_conversation, front,
+        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
+        what_if, shortcuts, about, card, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")
