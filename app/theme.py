@@ -284,6 +284,9 @@ QScrollBar::handle {{ background: {c.border}; border-radius: 4px; min-height: {T
 QScrollBar::handle:hover {{ background: {c.other}; }}
 QScrollBar::add-line, QScrollBar::sub-line {{ width: 0; height: 0; }}
 QScrollBar::add-page, QScrollBar::sub-page {{ background: transparent; }}
+QDialogButtonBox {{ dialogbuttonbox-buttons-have-icons: 0; }}
+QMessageBox QLabel#qt_msgbox_label {{ font-weight: 600; padding: {RELATED}px {GROUP}px 0 0; }}
+QMessageBox QLabel#qt_msgbox_informativelabel {{ padding: 0 {GROUP}px {RELATED}px 0; }}
 QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {c.border}; }}
 QSlider::sub-page:horizontal {{ height: 4px; border-radius: 2px; background: {c.accent}; }}
 QSlider::sub-page:horizontal:disabled {{ background: {c.border}; }}

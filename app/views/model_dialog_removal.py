@@ -28,7 +28,7 @@ class Removal(QObject):
         box.setTextFormat(Qt.TextFormat.PlainText)
         box.setInformativeText(told)
         accept = box.addButton(does, QMessageBox.ButtonRole.AcceptRole)
-        box.addButton(QMessageBox.StandardButton.Cancel)
+        box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))
         box.exec()
         if box.clickedButton() is accept:
             self.remove(row)
