@@ -38,7 +38,7 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
 def suggested(title: str, ending: str) -> str:
     """Where an export may go: among the person's documents, under a name that every system allows."""
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
-    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', " ", title)[:60].strip(" .")
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
     return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
 
 
