@@ -154,6 +154,10 @@ class Theme(QObject):
         """The size of type, 80-160."""
         return self._percent
 
+    def grown(self, width: int) -> int:
+        """A width that holds words: as much wider as the type is larger than normal."""
+        return round(width * max(100, self._percent) / 100)
+
     def choose(self, mode: Mode, percent: int) -> None:
         """Follows the person's settings: the scheme and the size of type (80-160 %)."""
         if (mode, percent) != (self._mode, self._percent):

@@ -48,14 +48,14 @@ class SettingsDialog(QDialog):
         super().__init__(parent)
         self._theme, self._settings = theme, settings
         self.setWindowTitle(self.tr("Settings"))
-        self.resize(*SIZE)
+        self.resize(theme.grown(SIZE[0]), SIZE[1])
         self._folders, self._log_path, self._diagnostics = tuple(folders), log, diagnostics
         self.fields: dict[str, SettingField] = {}
         """Those of the pages that were looked at: a page is made when it is first shown."""
         self.pages = QListWidget(self)
         self.pages.setAccessibleName(self.tr("Pages"))
         self.pages.setFrameShape(QFrame.Shape.NoFrame)
-        self.pages.setFixedWidth(LIST_WIDTH)
+        self.pages.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._stack = QStackedWidget(self)
         self._problems = QLabel(self)
         self._problems.setWordWrap(True)
@@ -96,7 +96,7 @@ class SettingsDialog(QDialog):
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         painter.fillRect(self.rect(), self._theme.colour("window"))
-        painter.fillRect(0, 0, LIST_WIDTH, self.height(), self._theme.colour("side"))
+        painter.fillRect(0, 0, self.pages.width(), self.height(), self._theme.colour("side"))
 
     def hideEvent(self, event: QHideEvent) -> None:
         for field in self.fields.values():
@@ -208,6 +208,7 @@ class SettingsDialog(QDialog):
     def _on_theme(self) -> None:
         c = self._theme.colours
         self.pages.setFont(self._theme.font())
+        self.pages.setFixedWidth(self._theme.grown(LIST_WIDTH))
         self.pages.setStyleSheet(
             f"QListWidget {{ background: transparent; outline: none; }}"
             f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "
