@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
+from PySide6.QtCore import QEventLoop
 from PySide6.QtWidgets import QApplication, QWidget
 
 from app.compose import Application, Wishes
@@ -100,17 +101,17 @@ def stored(app: Application, messages: int) -> str:
     return conversation.id
 
 
-def open_ms(app: Application, id: str) -> list[float]:
-    """From the press on a conversation until it is painted, several times."""
+def open_ms(app: Application, id: str) -> list[tuple[float, float]]:
+    """From the press on a conversation until it is painted, several times: by the clock, and of it the processor's."""
     took = []
     for _ in range(OPENINGS):
         app.commands.act("new_chat")
         QApplication.processEvents()
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         app.library.open(id, "")
         app.window.repaint()
         QApplication.processEvents()
-        took.append((time.perf_counter() - began) * 1e3)
+        took.append(((time.perf_counter() - began) * 1e3, (time.thread_time() - worked) * 1e3))
         assert app.chat.rowCount() > 100
     return took
 
@@ -122,10 +123,10 @@ def streaming(app: Application) -> dict[str, Any]:
     run_until(lambda: app.session.state.phase == "replying")
     before, ticks = process.memory_info().rss, Ticks()
     while app.session.state.busy:
-        QApplication.processEvents()
+        # Waiting instead of polling: what is counted is the window's own work.
+        QApplication.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
         stats = app.session.state.stats
         marks.append((stats.new_tokens if stats else 0, time.thread_time()))
-        time.sleep(0.0005)
     first, last = cost(marks, 200), cost(marks, marks[-1][0] - 200)
     return {
         "tick": ticks.summary(),
@@ -179,7 +180,8 @@ def main() -> None:
         app.window.show()
         run_until(lambda: app.session.state.phase == "ready")
         opened = open_ms(app, stored(app, args.messages))
-        result = {"open_ms": round(statistics.median(opened), 1), **streaming(app)}
+        wall, own = (round(statistics.median(each), 1) for each in zip(*opened, strict=True))
+        result = {"open_ms": wall, "open_own_ms": own, **streaming(app)}
         print(json.dumps({**result, "hostile_longest_step_ms": hostile()}))
         app.window.close()
         app.close()
