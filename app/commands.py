@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from PySide6.QtCore import QObject, Qt, QUrl, Signal, Slot
+from PySide6.QtCore import QObject, QStandardPaths, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
@@ -34,10 +35,19 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
     return box
 
 
+def suggested(title: str, ending: str) -> str:
+    """Where an export may go: among the person's documents, under a name that every system allows."""
+    folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
+    return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
+
+
 class Commands(QObject):
-    """Signals: `load_wished(source)`, and what is to be opened: settings, models, the log, the card, the about box."""
+    """Signals: `load_wished(source)`, `type_wished(larger, smaller or normal)`, and what is to be opened: settings,
+    models, the log, the card, the about box."""
 
     load_wished = Signal(str)
+    type_wished = Signal(str)
     settings_wished = Signal()
     models_wished = Signal()
     log_wished = Signal()
@@ -69,6 +79,8 @@ class Commands(QObject):
                 self.gpu_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
+            case "larger" | "smaller" | "normal":
+                self.type_wished.emit(action)
             case "conversation":
                 self._open_conversation_dialog()
             case "search":
@@ -140,7 +152,8 @@ class Commands(QObject):
     def export(self, id: str, form: str) -> None:
         """Writes a conversation (all, for the id "") where the person says."""
         words, ending = FORMS[form]
-        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversation{ending}", words)
+        title = self._library.title(id) if id else tr("Conversations")
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
         if name:
             self._library.write(id, form, Path(name))
 
@@ -162,7 +175,8 @@ class Commands(QObject):
 
     def _save_elsewhere(self) -> bool:
         words, ending = FORMS["json"]
-        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), f"conversations{ending}", words)
+        place = suggested(tr("Conversations"), ending)
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), place, words)
         return bool(name) and self._library.write("", "json", Path(name))
 
     @Slot()

@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
 from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
-from PySide6.QtWidgets import QDialog
+from PySide6.QtWidgets import QApplication
 
 from app import language, notices, window_state, wording
+from app.about_desk import AboutDesk
 from app.advice import Advice, Adviser
 from app.chat_model import ChatModel
 from app.commands import Commands
@@ -27,12 +28,13 @@ from app.paths import Places, places
 from app.preferences import Preferences
 from app.recommended import recommended
 from app.resources import assets
-from app.session import Session, State
+from app.session import Session
 from app.settings import PRESETS, Settings
 from app.sleep import SleepWatch
+from app.state import State
 from app.telemetry import Sample
+from app.telemetry_nvml import GpuSample
 from app.theme import Theme
-from app.updates import Answer, Updates
 from app.views.live_view import LiveView, Telemetry
 from app.views.sidebar import Sidebar
 from app.window import MainWindow
@@ -92,8 +94,7 @@ class Application(QObject):
         self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
         self.adviser = Adviser(late_judge(self._options), recommended(assets()))
         self.commands = Commands(self.window, self.session, self.chat, self.library)
-        self.updates = Updates()
-        self._answer: Answer | None = None
+        self.about = AboutDesk(self.theme, self.window)
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.adviser.ask)
         # Not with every digit that is typed.
@@ -115,8 +116,9 @@ class Application(QObject):
         self.library.notice.connect(self.window.notices.add)
         self.library.opening.connect(self._on_opening)
         self.commands.load_wished.connect(self.load)
+        self.commands.type_wished.connect(self.preferences.size_type)
         self.commands.settings_wished.connect(self._open_settings)
-        self.commands.log_wished.connect(self._open_settings)
+        self.commands.log_wished.connect(self._open_log)
         self.commands.gpu_wished.connect(self._open_gpu)
         self.gpu.notice.connect(self.window.notices.add)
         self.gpu.restart_wished.connect(self._restart)
@@ -125,8 +127,9 @@ class Application(QObject):
         self.preferences.limited.connect(self._limits_later.start)
         self.preferences.notice.connect(self.window.notices.add)
         self.commands.models_wished.connect(self.models.open)
-        self.commands.about_wished.connect(self._open_about)
-        self.updates.answered.connect(self._on_update_answer)
+        self.commands.about_wished.connect(self.about.open)
+        self.about.link.connect(self.commands.open_page)
+        self.about.notice.connect(self.window.notices.add)
         self.models.chosen.connect(self.load)
         self.adviser.advised.connect(self._on_advised)
         self.window.empty.model_wished.connect(self.models.open_at)
@@ -150,6 +153,7 @@ class Application(QObject):
         window.transcript.wished.connect(commands.wish)
         window.transcript.edited.connect(self.session.edit)
         window.transcript.link.connect(commands.open_link)
+        window.transcript.freed.connect(window.composer.take_focus)
         window.top.model_pressed.connect(commands.models_wished)
 
     def _connect_sides(self) -> None:
@@ -212,7 +216,7 @@ class Application(QObject):
         self.models.close()
         self.gpu.close()
         self.session.end()
-        self.updates.close()
+        self.about.close()
         self.worker.close()
         self.library.close()
 
@@ -231,7 +235,7 @@ class Application(QObject):
         self.telemetry.start()
         self.sleep_watch.start()
         if self.preferences.settings.update_check:
-            self.updates.check()
+            self.about.updates.check()
         self.gpu.greet()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
@@ -267,24 +271,8 @@ class Application(QObject):
         self.preferences.open(self.theme, self._diagnostics, self.window)
 
     @Slot()
-    def _open_about(self) -> None:
-        # Imported late: most starts never open it.
-        from app.views.about_dialog import AboutDialog
-
-        about = AboutDialog(self.theme, self.window)
-        about.setObjectName("about")
-        if self._answer is not None:
-            about.show_answer(self._answer)
-        about.update_wished.connect(self.updates.check)
-        about.link.connect(self.commands.open_page)
-        self.updates.answered.connect(about.show_answer)
-        about.open()
-
-    @Slot(object)
-    def _on_update_answer(self, answer: Answer) -> None:
-        self._answer = answer
-        if answer.kind == "newer" and self.window.findChild(QDialog, "about") is None:
-            self.window.notices.add(notices.for_update(answer))
+    def _open_log(self) -> None:
+        self.preferences.open(self.theme, self._diagnostics, self.window).show_log()
 
     @Slot()
     def _open_gpu(self) -> None:
@@ -335,13 +323,13 @@ class Application(QObject):
     def _on_sample(self, sample: Sample) -> None:
         self._sample = sample
         self.window.status.show_machine(sample.cpu_percent, sample.ram_used, sample.ram_total)
-        cards = tuple((card.name, _free(card.vram_total, card.vram_used)) for card in sample.gpus)
+        cards = tuple((card.name, _free(card)) for card in sample.gpus)
         self.window.empty.set_machine(wording.machine(self._cores, sample.ram_total, cards))
 
     @Slot(object)
     def _on_advised(self, advice: Advice) -> None:
         model, speed = advice.model, advice.verdict.tok_s
-        words = wording.advice(model.id.split("/")[-1], model.download_bytes, speed.low, speed.high)
+        words = wording.advice(model.id.split("/")[-1], model.download_bytes, speed)
         self.window.empty.advise(model.id, words)
 
     @Slot(object, str)
@@ -349,7 +337,9 @@ class Application(QObject):
         self.session.show(conversation)
         self.sidebar.set_current(conversation.id)
         if turn:
+            # Found by searching: what comes next is reading, or asking more.
             self.window.transcript.show_turn(turn)
+            self.window.composer.take_focus()
 
     @Slot(object)
     def _mark_open(self, turn: Turn) -> None:
@@ -357,10 +347,14 @@ class Application(QObject):
 
     @Slot(object)
     def _on_finished(self, turn: Turn) -> None:
-        """One announcement per reply, for those who listen instead of reading."""
+        """One announcement per reply, for those who listen instead of reading or look at another window."""
+        if not self.window.isActiveWindow():
+            QApplication.alert(self.window)
         if turn.content and QAccessible.isActive():
             QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self.window, turn.content[:1000]))
 
 
-def _free(total: int | None, used: int | None) -> int | None:
-    return None if total is None or used is None else total - used
+def _free(card: GpuSample) -> int | None:
+    """What of a card's memory is there for us: what we hold ourselves counts as free."""
+    held = card.vram_used if card.vram_others is None else card.vram_others
+    return None if card.vram_total is None or held is None else card.vram_total - held

@@ -58,7 +58,7 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
 
 
 def _figures(receipt: Mapping[str, object]) -> str:
-    known = (("tok_s", "{:.1f} tokens/s"), ("ttft_s", "{:.1f} s to first token"), ("new_tokens", "{:,} tokens"))
+    known = (("tok_s", "{:.1f} tokens/s"), ("ttft_s", "{:.2f} s to first token"), ("new_tokens", "{:,} tokens"))
     return ", ".join(form.format(value) for key, form in known if isinstance(value := receipt.get(key), int | float))
 
 

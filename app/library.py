@@ -144,6 +144,11 @@ class Library(QObject):
         self._store.retry()
         return self._store.unsaved
 
+    def title(self, id: str) -> str:
+        """A conversation's title, or ""."""
+        entries = self._store.entries() if self._store else []
+        return next((entry.title for entry in entries if entry.id == id), "")
+
     def write(self, id: str, form: str, path: Path) -> bool:
         """Exports one conversation, or all for the id ""; whether that was possible."""
         if self._store is None:
@@ -156,6 +161,7 @@ class Library(QObject):
         except OSError as error:
             self.notice.emit(notices.not_written(path, error))
             return False
+        self.notice.emit(notices.exported(path))
         return True
 
     def read(self, path: Path) -> None:

@@ -1,11 +1,14 @@
 """TeX as readable text: Greek letters, operators, fractions, roots, powers and indices in Unicode.
 
-Not a typesetter: what has no character of its own stays as words, and nothing is ever lost.
+Not a typesetter: what has no character of its own stays as words, and nothing is ever lost. Indices and powers
+without characters of their own come as runs to be set lower or higher.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 _GREEK = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ϵ", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
@@ -37,12 +40,40 @@ _BOARD = re.compile(r"\\mathbb\s*\{([A-Z])\}")
 _SCRIPT = re.compile(rf"([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 LONGEST, ROUNDS = 2000, 12
+_LOWER, _HIGHER, _END = "\ue000", "\ue001", "\ue002"
+"""Around what is to be set lower or higher: characters that no text has a meaning for."""
+_MARKS = re.compile(f"([{_LOWER}{_HIGHER}{_END}])")
+
+Level = Literal["line", "lower", "higher"]
 
 
-def readable(tex: str) -> str:
-    """A formula without its TeX commands. Longer ones than LONGEST are left as they are."""
+@dataclass(frozen=True)
+class Run:
+    """A piece of a formula, and where it stands."""
+
+    text: str
+    level: Level = "line"
+
+
+def runs(tex: str) -> list[Run]:
+    """A formula without its TeX commands, in pieces. Longer ones than LONGEST are left as they are."""
     if len(tex) > LONGEST:
-        return tex
+        return [Run(tex)]
+    pieces, levels = [], list[Level](["line"])
+    for part in _MARKS.split(_marked(_MARKS.sub("", tex))):
+        match part:
+            case "":
+                pass
+            case "\ue000" | "\ue001":
+                levels.append("lower" if part == _LOWER else "higher")
+            case "\ue002":
+                levels.pop()
+            case _:
+                pieces.append(Run(part, levels[-1]))
+    return pieces
+
+
+def _marked(tex: str) -> str:
     text = re.sub(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?", "", tex.strip())
     text = re.sub(r"\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}", "", text)
     text = _BOARD.sub(lambda found: _BLACKBOARD.get(found[1], found[1]), text)
@@ -77,7 +108,7 @@ def _script(found: re.Match[str]) -> str:
     # A command inside has to be resolved first; braces that stay mark it for the next round.
     if "\\" in inner:
         return found[0]
-    return found[1] + inner if inner.isalnum() else f"{found[1]}({inner})"
+    return f"{_HIGHER if found[1] == '^' else _LOWER}{inner}{_END}"
 
 
 def _root(found: re.Match[str]) -> str:
@@ -87,4 +118,4 @@ def _root(found: re.Match[str]) -> str:
 
 def _wrapped(text: str) -> str:
     bare = text.strip()
-    return bare if re.fullmatch(r"[√∛∜]?[\w.′⁰-⁹₀-₉]+", bare) else f"({bare})"
+    return bare if re.fullmatch(r"[√∛∜]?[\w.′⁰-⁹₀-₉\ue000-\ue002]+", bare) else f"({bare})"

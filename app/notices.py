@@ -131,6 +131,11 @@ def not_written(path: Path, error: OSError) -> Notice:
     )
 
 
+def exported(path: Path) -> Notice:
+    """An export worked."""
+    return Notice(tr("Exported"), tr("It lies in {}.").format(path), "info")
+
+
 def imported(count: int) -> Notice:
     """An import worked."""
     return Notice(

@@ -11,7 +11,7 @@ from typing import Literal
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.live import Outlook, Wish, outlook
-from app.session import State
+from app.state import State
 from app.telemetry import Sample
 from app.why_slow import Explanation, Situation, explain
 from core import planner

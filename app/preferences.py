@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices
@@ -15,6 +16,9 @@ from app.paths import Places
 from app.settings import Settings
 from app.theme import MODES, Mode, Theme
 from core.events import LoadOptions
+
+if TYPE_CHECKING:
+    from app.views.settings_dialog import SettingsDialog
 
 GIB = 2**30
 LIMITS = ("vram_limit_gib", "ram_limit_gib")
@@ -52,7 +56,7 @@ class Preferences(QObject):
             threads=asked.threads or kept.threads,
         )
 
-    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> QWidget:
+    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:
         """Shows the dialog; it takes effect as it is changed."""
         # Imported late: most starts never open it.
         from app.views.settings_dialog import SettingsDialog
@@ -71,6 +75,15 @@ class Preferences(QObject):
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()
         return dialog
+
+    @Slot(str)
+    def size_type(self, wish: str) -> None:
+        """One step larger or smaller, or back to normal."""
+        name, now = "font_percent", self.settings.font_percent
+        step = int(settings.declared()[name].step)
+        wished = {"larger": now + step, "smaller": now - step, "normal": Settings.font_percent}[wish]
+        if wished != now and settings.objection(name, wished) is None:
+            self._on_changed(settings.with_value(self.settings, name, wished), name)
 
     @Slot(object, str)
     def _on_changed(self, changed: Settings, name: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ICONS = (
-    "arrow-down", "check", "chevron-down", "chevron-left", "chevron-right", "chip", "close", "continue", "copy",
+    "arrow-down", "card", "check", "chevron-down", "chevron-left", "chevron-right", "chip", "close", "continue", "copy",
     "download", "edit", "external", "folder", "info", "keyboard", "live", "log", "mark", "more", "pin", "plus",
     "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "trash", "warning",
 )  # fmt: skip

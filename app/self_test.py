@@ -11,7 +11,7 @@ from PySide6.QtCore import QCoreApplication, QObject, QTimer, Slot
 from app.compose import Application
 from app.conversation import Turn
 from app.notices import Notice
-from app.session import State
+from app.state import State
 
 QUESTION = "What is HeteGen?"
 LIMIT_S = 180

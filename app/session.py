@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 from PySide6.QtCore import QObject, Signal, Slot
 
-from app import NAME, notices
+from app import notices
 from app.chat_model import ChatModel
 from app.conversation import Conversation, Turn
+from app.state import GUIDE, Phase, State, name_of
 from app.worker import Worker
 from core.events import (
     Event,
@@ -32,38 +31,8 @@ from core.events import (
     Stats,
     Truncated,
 )
-from core.places import builtin_model
 
 log = logging.getLogger(__name__)
-GUIDE = f"{NAME} guide"
-Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying"]
-"""resting: the model was given up to free its memory, and comes back with the next question."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What the views need to know at any time. `model` is None until one is loaded."""
-
-    phase: Phase = "empty"
-    source: str = ""
-    model: Loaded | None = None
-    loading: Loading | None = None
-    prefill: Prefill | None = None
-    stats: Stats | None = None
-    asked: bool = False
-    """A question waits for the model that is being loaded."""
-    options: LoadOptions = field(default_factory=LoadOptions)
-    """What was asked for: of the load, and since then of its memory."""
-
-    @property
-    def busy(self) -> bool:
-        """A reply is awaited or runs."""
-        return self.asked or self.phase in ("reading", "replying")
-
-
-def name_of(source: str) -> str:
-    """The short name of a model folder or Hub id."""
-    return GUIDE if source == str(builtin_model()) else Path(source).name or source
 
 
 class Session(QObject):
@@ -89,7 +58,7 @@ class Session(QObject):
         """Makes another model ready."""
         self._load_ticket = self._worker.load(source, options)
         begun = State("loading", source, loading=Loading("start", 0), options=options)
-        self._set(replace(begun, asked=self.state.asked))
+        self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
 
     def reload(self) -> None:
         """Loads the last model again."""
@@ -194,7 +163,8 @@ class Session(QObject):
         self._chat_ticket = 0
         self._chat.show(conversation)
         phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
-        self._set(replace(self.state, phase=phase, prefill=None, stats=None))
+        begun = bool(self._chat.rowCount())
+        self._set(replace(self.state, phase=phase, prefill=None, stats=None, begun=begun))
 
     def _free(self) -> bool:
         if self.state.phase == "empty":

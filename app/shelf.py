@@ -55,7 +55,7 @@ class Details:
 class Shelf(QObject):
     """Signals: `listed(tuple of Installed)`; `found(Page, is_more)`; `detailed(Details)`, growing; for rows
     `judged(id, Verdict)`; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is used;
-    `failed("search" or "disk", error)`."""
+    `token_known(source)`; `failed("search" or "disk", error)`."""
 
     listed = Signal(object)
     found = Signal(object, bool)
@@ -64,6 +64,7 @@ class Shelf(QObject):
     verified = Signal(str, object)
     removed = Signal(str, int)
     trusted = Signal()
+    token_known = Signal(str)
     failed = Signal(str, object)
 
     def __init__(self, access: Access, cache: Cache, folders: Folders, judge: Judge | None = None) -> None:
@@ -157,6 +158,19 @@ class Shelf(QObject):
             return True
 
         self._run("disk", work, self._on_token)
+
+    def ask_token(self) -> None:
+        """Find out where the token comes from; looking into a keyring can take a while."""
+        self._run("disk", lambda stop, tell: self._access.token_source(), self.token_known.emit)
+
+    def forget_token(self) -> None:
+        """Take the kept token out of the keyring."""
+
+        def work(stop: Stop, tell: Tell) -> bool:
+            self._access.forget_token()
+            return True
+
+        self._run("disk", work, _ignore)
 
     def _run(self, lane: str, work: Callable[[Stop, Tell], object], answer: Answer) -> None:
         ticket = self._lanes[lane].run(work)

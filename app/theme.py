@@ -21,7 +21,7 @@ INSIDE, RELATED, GROUP, EDGE = 4, 8, 16, 24
 CARD_RADIUS, BUTTON_RADIUS, LINE = 10, 6, 1
 TARGET, ICON = 28, 20
 TOP_BAR, STATUS_LINE = 44, 28
-SIDEBAR_WIDTH, LIVE_WIDTH, COLUMN_WIDTH = 260, 300, 760
+SIDEBAR_WIDTH, LIVE_WIDTH, COLUMN_WIDTH = 260, 320, 760
 WINDOW_SIZE, WINDOW_MINIMUM, OVERLAY_BELOW = (1180, 780), (720, 480), 960
 BASE_POINTS, LINE_HEIGHT, FLUSH_MS = 10.5, 1.5, 25
 
@@ -154,6 +154,10 @@ class Theme(QObject):
         """The size of type, 80-160."""
         return self._percent
 
+    def grown(self, width: int) -> int:
+        """A width that holds words: as much wider as the type is larger than normal."""
+        return round(width * max(100, self._percent) / 100)
+
     def choose(self, mode: Mode, percent: int) -> None:
         """Follows the person's settings: the scheme and the size of type (80-160 %)."""
         if (mode, percent) != (self._mode, self._percent):
@@ -284,6 +288,16 @@ QScrollBar::handle {{ background: {c.border}; border-radius: 4px; min-height: {T
 QScrollBar::handle:hover {{ background: {c.other}; }}
 QScrollBar::add-line, QScrollBar::sub-line {{ width: 0; height: 0; }}
 QScrollBar::add-page, QScrollBar::sub-page {{ background: transparent; }}
+QDialogButtonBox {{ dialogbuttonbox-buttons-have-icons: 0; }}
+QMessageBox QLabel#qt_msgbox_label {{ font-weight: 600; padding: {RELATED}px {GROUP}px 0 0; }}
+QMessageBox QLabel#qt_msgbox_informativelabel {{ padding: 0 {GROUP}px {RELATED}px 0; }}
+QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {c.border}; }}
+QSlider::sub-page:horizontal {{ height: 4px; border-radius: 2px; background: {c.accent}; }}
+QSlider::sub-page:horizontal:disabled {{ background: {c.border}; }}
+QSlider::handle:horizontal {{ width: 14px; height: 14px; margin: -6px 0; border-radius: 8px;
+    background: {c.raised}; border: {LINE}px solid {c.other}; }}
+QSlider::handle:horizontal:hover {{ border-color: {c.accent}; }}
+QSlider::handle:horizontal:focus {{ border: 2px solid {c.accent}; width: 12px; height: 12px; }}
 QProgressBar {{ background: {c.hover}; border: 0; border-radius: 2px; max-height: 4px; min-height: 4px; }}
 QProgressBar::chunk {{ background: {c.accent}; border-radius: 2px; }}
 """

@@ -24,22 +24,27 @@ from app.views.transcript import Transcript
 
 ACTIONS = (
     ("new_chat", "New conversation", "plus", "Ctrl+N"),
-    ("conversation", "This conversation…", "edit", "Ctrl+."),
     ("search", "Search conversations", "search", "Ctrl+K"),
+    ("conversation", "This conversation…", "edit", "Ctrl+."),
+    ("export", "Export as Markdown…", "save", "Ctrl+S"),
+    ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
     ("models", "Models…", "chip", "Ctrl+M"),
     ("open_model", "Open a model folder…", "folder", "Ctrl+O"),
     ("builtin", "Load the built-in guide", "mark", ""),
-    ("export", "Export as Markdown…", "save", "Ctrl+S"),
-    ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
-    ("sidebar", "Conversations", "sidebar", "Ctrl+B"),
-    ("live", "Live view", "live", "Ctrl+L"),
-    ("gpu", "Graphics card…", "chip", "Ctrl+G"),
+    ("gpu", "Graphics card…", "card", "Ctrl+G"),
+    ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
+    ("live", "Show or hide the live view", "live", "Ctrl+L"),
+    ("larger", "Larger type", "", "Ctrl++, Ctrl+="),
+    ("smaller", "Smaller type", "", "Ctrl+-"),
+    ("normal", "Type of normal size", "", "Ctrl+0"),
     ("settings", "Settings…", "settings", "Ctrl+,"),
     ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
     ("about", "About HeteGen…", "info", ""),
-    ("quit", "Quit", "", "Ctrl+Q"),
+    ("quit", "Quit", "close", "Ctrl+Q"),
 )
-"""(id, words, icon, keys) of everything the menu offers."""
+"""(id, words, icon, keys) of everything that can be done."""
+KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
+"""What the menu leaves out."""
 
 
 class MainWindow(QMainWindow):
@@ -151,7 +156,7 @@ class MainWindow(QMainWindow):
         if icon:
             action.setIcon(self.theme.icon(icon, "muted"))
         if keys:
-            action.setShortcut(QKeySequence(keys))
+            action.setShortcuts([QKeySequence(key) for key in keys.split(", ")])
         action.setObjectName(id)
         action.triggered.connect(self._on_action)
         self.addAction(action)
@@ -161,9 +166,9 @@ class MainWindow(QMainWindow):
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         for id, *_ in ACTIONS:
-            if id in ("models", "sidebar", "gpu", "quit"):
+            if id in ("models", "sidebar", "settings", "quit"):
                 menu.addSeparator()
-            if id != "regenerate":
+            if id not in KEYS_ONLY:
                 menu.addAction(self.actions_by_id[id])
         corner = self.top.menu.mapToGlobal(self.top.menu.rect().bottomRight())
         corner.setX(corner.x() - menu.sizeHint().width())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from app.language import tr
 from core.sizes import GIB, format_bytes
+from core.spec import Confidence, Prediction
 
 UNKNOWN = "n/a"
 
@@ -62,11 +63,9 @@ def receipt(figures: dict[str, object]) -> str:
     return ", ".join(parts)
 
 
-def advice(name: str, nbytes: int, low: float, high: float) -> str:
-    """Recommended here: Qwen3-4B, 8.0 GB, about 9-14 tokens/s."""
-    return tr("Recommended for this computer: {}, {}, about {} tokens/s").format(
-        name, format_bytes(nbytes), f"{low:.0f}–{high:.0f}"
-    )
+def advice(name: str, nbytes: int, speed: Prediction) -> str:
+    """Qwen3-4B, 8.0 GB, about 9-14 tokens/s."""
+    return tr("{}, {}, about {} tokens/s").format(name, format_bytes(nbytes), f"{speed.low:.0f}–{speed.high:.0f}")
 
 
 def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | None], ...]) -> str:
@@ -78,6 +77,17 @@ def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | No
     parts += [] if cards else [tr("no graphics card")]
     *first, last = (part for part in parts if part)
     return tr("This computer: {} and {}.").format(", ".join(first), last)
+
+
+def confidence(word: Confidence) -> str:
+    """How much is known of a predicted speed."""
+    match word:
+        case "measured":
+            return tr("measured on this computer")
+        case "derived":
+            return tr("worked out from what was measured here")
+        case "guess":
+            return tr("a rough guess")
 
 
 def of(used: int, limit: int) -> str:

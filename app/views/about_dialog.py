@@ -92,6 +92,7 @@ class AboutDialog(QDialog):
         column.addLayout(self._qt_folder())
         column.addStretch(1)
         column.addLayout(foot)
+        self.resize(WIDTH, column.heightForWidth(WIDTH))
 
     def _head(self) -> QHBoxLayout:
         logo = QLabel(self)

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QPlainTextEdit, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State
+from app.state import State
 from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views.controls import RoundButton
 
@@ -87,7 +87,7 @@ class Composer(QWidget):
         if state.stats and state.stats.context_limit:
             self.ring.set_use(state.stats.context_used, state.stats.context_limit)
         else:
-            self.ring.set_use(0, state.model.context if state.model else 0)
+            self.ring.set_use(0, state.model.context if state.model and not state.begun else 0)
 
     def set_busy(self, busy: bool) -> None:
         """While a reply is awaited the send button is a stop button."""
@@ -164,7 +164,7 @@ class Composer(QWidget):
         self._lay_out()
 
     def _box(self) -> QRectF:
-        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE) + 2 * 8
+        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
         return QRectF((self.width() - width) / 2, INSIDE, width, self.height() - RELATED - INSIDE)
 
     def _lay_out(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from PySide6.QtCore import QRectF, Qt, Signal
 from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QPen, QResizeEvent
-from PySide6.QtWidgets import QAbstractButton, QGridLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QAbstractButton, QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from app.language import tr
-from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, RELATED, Theme
+from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
 from app.views.controls import paint_focus
 
 GUIDE_PROMPTS = (
@@ -25,11 +25,11 @@ PROMPTS = (
 
 
 class PromptCard(QAbstractButton):
-    """A prompt to try: what it is about, and its words."""
+    """A prompt to try: what it is about, and its words; with an icon, something else that can be done."""
 
-    def __init__(self, theme: Theme, parent: QWidget) -> None:
+    def __init__(self, theme: Theme, parent: QWidget, icon: str = "") -> None:
         super().__init__(parent)
-        self._theme = theme
+        self._theme, self._icon = theme, icon
         self._about = self.prompt = ""
         self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
@@ -48,6 +48,10 @@ class PromptCard(QAbstractButton):
         painter.setBrush(self._theme.colour("hover" if self.underMouse() or self.isDown() else "window"))
         painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
         box = self.rect().adjusted(14, 11, -14, -11)
+        if self._icon:
+            ratio, middle = self.devicePixelRatioF(), box.center().y() - ICON // 2
+            painter.drawPixmap(box.right() - ICON, middle, self._theme.pixmap(self._icon, "accent", ICON, ratio))
+            box.setRight(box.right() - ICON - RELATED)
         bold = self._theme.font()
         bold.setWeight(bold.Weight.DemiBold)
         painter.setFont(bold)
@@ -76,10 +80,9 @@ class EmptyChat(QWidget):
         self._machine = QLabel(self)
         self._machine.setWordWrap(True)
         self._cards = [PromptCard(theme, self) for _ in PROMPTS]
-        self._advice = QPushButton(self)
-        self._advice.setFlat(True)
+        self._advice = PromptCard(theme, self, "download")
         self._advice.clicked.connect(self._on_advice)
-        self._advised = self._advice_words = ""
+        self._advised = ""
         self._advice.hide()
         grid = QGridLayout()
         grid.setSpacing(RELATED)
@@ -94,8 +97,7 @@ class EmptyChat(QWidget):
             column.addWidget(label)
         column.addSpacing(GROUP)
         column.addLayout(grid)
-        column.addSpacing(RELATED)
-        column.addWidget(self._advice, 0, Qt.AlignmentFlag.AlignHCenter)
+        column.addWidget(self._advice)
         column.addStretch(3)
         theme.changed.connect(self._on_theme)
         self.set_guide(True)
@@ -114,16 +116,10 @@ class EmptyChat(QWidget):
 
     def advise(self, id: str, words: str) -> None:
         """One model that suits this machine, in a sentence."""
-        self._advised, self._advice_words = id, words
-        self._advice.setToolTip(words)
+        self._advised = id
+        self._advice.set_prompt(tr("Recommended for this computer"), words)
         self._advice.show()
-        self._fit_advice()
-
-    def _fit_advice(self) -> None:
-        """As much of the sentence as there is room for: a button would cut it at both ends."""
-        room = self.width() - self._column.contentsMargins().left() - self._column.contentsMargins().right() - EDGE
-        metrics = QFontMetrics(self._advice.font())
-        self._advice.setText(metrics.elidedText(self._advice_words, Qt.TextElideMode.ElideMiddle, max(room, 1)))
+        self._fit_cards(self._cards[0].width())
 
     def _on_advice(self) -> None:
         self.model_wished.emit(self._advised)
@@ -133,7 +129,6 @@ class EmptyChat(QWidget):
         side = max(EDGE, (self.width() - COLUMN_WIDTH) // 2)
         self._column.setContentsMargins(side, EDGE, side, EDGE)
         self._fit_cards((self.width() - 2 * side - RELATED) // 2)
-        self._fit_advice()
 
     def _fit_cards(self, width: int) -> None:
         """All cards as high as the one with the longest prompt."""
@@ -142,6 +137,7 @@ class EmptyChat(QWidget):
         lines = 2 + longest // max(1, width - 40)
         for card in self._cards:
             card.setFixedHeight(lines * metrics.lineSpacing() + 28)
+        self._advice.setFixedHeight(2 * metrics.lineSpacing() + 28)
 
     def _on_clicked(self) -> None:
         card = self.sender()
@@ -151,11 +147,5 @@ class EmptyChat(QWidget):
     def _on_theme(self) -> None:
         self._mark.setPixmap(self._theme.pixmap("mark", "accent", 48))
         self._title.setFont(self._theme.font("title"))
-        c = self._theme.colours
-        self._advice.setIcon(self._theme.icon("download", "accent"))
-        self._advice.setStyleSheet(
-            f"QPushButton {{ border: 1px solid transparent; background: transparent; color: {c.accent}; }}"
-            f"QPushButton:hover {{ background: {c.hover}; }} QPushButton:focus {{ border-color: {c.accent}; }}"
-        )
         self._machine.setStyleSheet(f"color: {self._theme.colours.muted};")
         self.update()

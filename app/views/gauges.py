@@ -12,6 +12,7 @@ from PySide6.QtGui import QBrush, QFontMetrics, QHelpEvent, QPainter, QPainterPa
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import wording
+from app.language import tr
 from app.theme import INSIDE, Theme
 from core.spec import Prediction
 
@@ -162,6 +163,8 @@ class SpeedLine(QWidget):
         y = self._y(predicted.likely, top)
         painter.setPen(QPen(self._theme.colour("muted"), 1, Qt.PenStyle.DashLine))
         painter.drawLine(QPointF(0, y), QPointF(self.width(), y))
+        painter.setFont(self._theme.font("small"))
+        painter.drawText(QPointF(INSIDE, y - INSIDE), tr("predicted"))
 
     def _y(self, value: float, top: float) -> float:
         return (self.height() - 2) * (1 - value / top) + 1

@@ -12,7 +12,7 @@ from app.language import tr
 from app.theme import EDGE, RELATED, Theme
 from app.views.settings_pages import paragraph
 
-SIZE = (520, 300)
+SIZE = (520, 260)
 STEPS = 1000
 
 
@@ -81,8 +81,8 @@ class GpuDialog(QDialog):
         self.wished.emit(self.sender().objectName())
 
     def _lay_out(self) -> None:
-        self._row.addWidget(self._close)
         self._row.addStretch(1)
+        self._row.addWidget(self._close)
         column = QVBoxLayout(self)
         column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
         column.setSpacing(RELATED)

@@ -1,11 +1,12 @@
-"""A choice, a tick and a text field in the theme's looks; the style's own arrows and ticks do not follow it."""
+"""A choice, a tick, a search line and a text field in the theme's looks; the style's own signs do not follow it."""
 
 from __future__ import annotations
 
 from PySide6.QtCore import QRectF, QSize, Qt
 from PySide6.QtGui import QPainter, QPaintEvent, QPen, QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QPlainTextEdit, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QWidget
 
+from app.language import tr
 from app.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Theme
 from app.views.controls import paint_focus
 
@@ -66,6 +67,28 @@ class TickBox(QCheckBox):
 
     def hitButton(self, place: object) -> bool:
         return True
+
+
+class SearchBox(QLineEdit):
+    """A line to search with: our signs for searching and for clearing."""
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._sign = self.addAction(theme.icon("search", "muted"), QLineEdit.ActionPosition.LeadingPosition)
+        self._clear = self.addAction(theme.icon("close", "muted"), QLineEdit.ActionPosition.TrailingPosition)
+        self._clear.setToolTip(tr("Clear"))
+        self._clear.triggered.connect(self.clear)
+        self._clear.setVisible(False)
+        self.textChanged.connect(self._on_text)
+        theme.changed.connect(self._on_theme)
+
+    def _on_text(self, text: str) -> None:
+        self._clear.setVisible(bool(text))
+
+    def _on_theme(self) -> None:
+        self._sign.setIcon(self._theme.icon("search", "muted"))
+        self._clear.setIcon(self._theme.icon("close", "muted"))
 
 
 class TextBox(QPlainTextEdit):

@@ -26,12 +26,16 @@ ENDS = {
 
 
 class MessageView(QWidget):
-    """What both kinds share. Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`."""
+    """What both kinds share.
+
+    Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`; `freed` when an edit has ended.
+    """
 
     wished = Signal(str, str)
     edited = Signal(str, str)
     grown = Signal()
     link = Signal(str)
+    freed = Signal()
     offered: tuple[tuple[str, str, str], ...] = ()
     save_word = "Save"
 
@@ -71,6 +75,7 @@ class MessageView(QWidget):
             editor.hide()
             editor.deleteLater()
             self.grown.emit()
+            self.freed.emit()
 
     def enterEvent(self, event: QEnterEvent) -> None:
         self.row.set_lively(True)
@@ -104,6 +109,8 @@ class UserMessage(MessageView):
         self._text.link.connect(self.link)
         self._text.setAccessibleName(tr("Your message"))
         self._box = QRectF()
+        # The versions are always seen: nothing invisible may stand between them and the edge.
+        self.row.put_versions_last()
 
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)
@@ -154,6 +161,7 @@ class ReplyMessage(MessageView):
         self._body.grown.connect(self.grown)
         self._body.link.connect(self.link)
         self._body.setAccessibleName(tr("Reply"))
+        self._line = ""
         self._receipt = QLabel(self)
         self._receipt.setFont(theme.font("small"))
         self._receipt.setStyleSheet(f"color: {theme.colours.muted};")
@@ -173,7 +181,7 @@ class ReplyMessage(MessageView):
             self._show_reasoning(turn)
         self._note.setText(notices.left_out(turn.left_out) if turn.left_out else "")
         self._body.feed(turn.content, bool(turn.end))
-        self._receipt.setText(_line_under(turn))
+        self._line = _line_under(turn)
         self._receipt.setToolTip(_details(turn))
         carry_on = {"continue"} if turn.end in ("length", "stopped", "edited", "failed") and turn.content else set()
         self.row.show_only({"copy", "edit", "regenerate", *carry_on})
@@ -208,7 +216,9 @@ class ReplyMessage(MessageView):
         self.row.setVisible(ended and not editing)
         self._receipt.setVisible(ended and not editing)
         size = self.row.sizeHint().width()
-        self.row.setGeometry(-4, top, size, TARGET)
+        self.row.setGeometry(0, top, size, TARGET)
+        metrics = self._receipt.fontMetrics()
+        self._receipt.setText(metrics.elidedText(self._line, Qt.TextElideMode.ElideRight, width))
         words = self._receipt.sizeHint().width()
         if words > width - size - RELATED:
             # Too little room beside the buttons: a line of its own.

@@ -23,19 +23,26 @@ class ActionRow(QWidget):
     def __init__(self, theme: Theme, actions: tuple[tuple[str, str, str], ...], parent: QWidget) -> None:
         super().__init__(parent)
         self._theme = theme
-        row = QHBoxLayout(self)
+        row = self._row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(0)
         self._buttons: dict[str, IconButton] = {}
-        self._older = self._button("previous", "chevron-left", tr("Earlier version"), row)
+        self._versions = QHBoxLayout()
+        row.addLayout(self._versions)
+        self._older = self._button("previous", "chevron-left", tr("Earlier version"), self._versions)
         self._count = QLabel(self)
         self._count.setFont(theme.font("small"))
-        row.addWidget(self._count)
-        self._newer = self._button("next", "chevron-right", tr("Later version"), row)
+        self._versions.addWidget(self._count)
+        self._newer = self._button("next", "chevron-right", tr("Later version"), self._versions)
         for action, icon, name in actions:
             self._button(action, icon, name, row)
         self.setFixedHeight(TARGET)
         self.set_lively(False)
+
+    def put_versions_last(self) -> None:
+        """Arrows and count to the right of the actions."""
+        self._row.removeItem(self._versions)
+        self._row.addLayout(self._versions)
 
     def set_versions(self, at: int, of: int) -> None:
         """Version `at` of `of`; the arrows are there only when there is something to switch to."""

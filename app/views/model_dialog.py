@@ -10,11 +10,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QItemSelection, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QKeyEvent, QShowEvent
-from PySide6.QtWidgets import (
-    QFileDialog,
-    QMessageBox,
-    QWidget,
-)
+from PySide6.QtWidgets import QFileDialog, QWidget
 
 from app.downloads import Downloads, Transfer
 from app.language import said_error
@@ -24,6 +20,7 @@ from app.theme import Theme
 from app.views import model_dialog_words as words
 from app.views.model_dialog_frame import ModelDialogFrame
 from app.views.model_dialog_list import Collection
+from app.views.model_dialog_removal import Removal
 from app.views.model_dialog_rows import Row
 from core.errors import BadRequest, HeteGenError
 from core.hub.cache import Installed, Verification
@@ -51,7 +48,7 @@ class ModelDialog(ModelDialogFrame):
         self.collection = Collection(recommended)
         self._following = ""
         self._rebuilding = False
-        self._removing: dict[str, Installed] = {}
+        self.removal = Removal(shelf, downloads, self)
         self._connect()
         self._rebuild()
 
@@ -93,7 +90,11 @@ class ModelDialog(ModelDialogFrame):
         shelf.trusted.connect(self._on_trusted)
         shelf.failed.connect(self._on_failed)
         self._downloads.changed.connect(self._on_transfer)
-        self._downloads.given_up.connect(self._on_given_up)
+        token = self.token
+        token.asked.connect(shelf.ask_token)
+        token.token_given.connect(self._on_token)
+        token.forgotten.connect(shelf.forget_token)
+        shelf.token_known.connect(token.show_source)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -157,29 +158,7 @@ class ModelDialog(ModelDialogFrame):
             case "folder" if row.here:
                 QDesktopServices.openUrl(QUrl.fromLocalFile(str(row.here.path)))
             case "cancel" | "remove":
-                self._remove(row)
-
-    def _remove(self, row: Row) -> None:
-        question, told, does = words.removal(row.id, row.here)
-        box = QMessageBox(QMessageBox.Icon.NoIcon, self.windowTitle(), question, parent=self)
-        box.setTextFormat(Qt.TextFormat.PlainText)
-        box.setInformativeText(told)
-        accept = box.addButton(does, QMessageBox.ButtonRole.AcceptRole)
-        box.addButton(QMessageBox.StandardButton.Cancel)
-        box.exec()
-        if box.clickedButton() is accept:
-            self.remove_now(row)
-
-    def remove_now(self, row: Row) -> None:
-        """Delete a model or an unfinished download, without asking any more."""
-        path = self._shelf.cache.repo(row.id)
-        self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
-        self._downloads.give_up(row.id)
-
-    @Slot(str)
-    def _on_given_up(self, id: str) -> None:
-        if model := self._removing.pop(id, None):
-            self._shelf.remove(model)
+                self.removal.ask(row)
 
     @Slot()
     def _on_typed(self) -> None:

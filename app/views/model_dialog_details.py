@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt, Signal, Slot
-from PySide6.QtGui import QResizeEvent, QShowEvent
-from PySide6.QtWidgets import (
-    QGridLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QScrollArea,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtCore import QEvent, QObject, Qt, Signal, Slot
+from PySide6.QtGui import QShowEvent
+from PySide6.QtWidgets import QHBoxLayout, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from app import wording
-from app.language import said, said_error
+from app.language import said_error
 from app.shelf import Details
 from app.theme import EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views import model_dialog_words as words
 from app.views.body import Body
 from app.views.controls import Pane
 from app.views.inputs import ChoiceBox
+from app.views.model_dialog_access import AccessForm
 from app.views.model_dialog_rows import Row
+from app.views.model_dialog_verdict import VerdictGuide, VerdictView, wrapping_label
 from core.errors import AccessDenied, HeteGenError, UnsupportedModel
-from core.hub.verdict import Verdict, Wishes
+from core.hub.verdict import Wishes
 
 FORMATS = (("auto", "Format: automatic"), ("bf16", "As stored"), ("int8", "8-bit"), ("int4", "4-bit"))
 CONTEXTS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -59,12 +51,12 @@ class DetailsPane(Pane):
         self._details: Details | None = None
         self._note = ""
         self._error: HeteGenError | None = None
-        self._title, self._facts, self._popular = self._label(), self._label(), self._label()
-        self._verdict_icon, self._verdict, self._reason = QLabel(self), self._label(), self._label()
-        self._sizes, self._memory = self._label(), self._label()
-        self._problem, self._licence, self._hint = self._label(), self._label(), self._label()
-        self._token_field = QLineEdit(self)
-        self._use_token = QPushButton(self.tr("Use token"), self)
+        self._title, self._facts, self._popular, self._problem = (wrapping_label(self) for _ in range(4))
+        self._guide, self._verdict, self.access = (
+            VerdictGuide(theme, self),
+            VerdictView(theme, self),
+            AccessForm(theme, self),
+        )
         self._format, self._context = ChoiceBox(theme, self), ChoiceBox(theme, self)
         self.buttons = {id: QPushButton(self.tr(text), self) for id, text in BUTTONS}
         self._body = Body(theme)
@@ -107,14 +99,6 @@ class DetailsPane(Pane):
         """What the boxes say."""
         return Wishes(str(self._format.currentData()), self._context.currentData())
 
-    def _label(self) -> QLabel:
-        label = QLabel(self)
-        label.setWordWrap(True)
-        label.setTextFormat(Qt.TextFormat.PlainText)
-        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        return label
-
     def _fill_boxes(self) -> None:
         for value, text in FORMATS:
             self._format.addItem(self.tr(text), value)
@@ -123,29 +107,23 @@ class DetailsPane(Pane):
             self._context.addItem(text, tokens)
         self._format.setAccessibleName(self.tr("Weight format"))
         self._context.setAccessibleName(self.tr("Context"))
-        self._token_field.setPlaceholderText(self.tr("Hugging Face token (hf_…)"))
-        self._token_field.setAccessibleName(self.tr("Hugging Face token"))
-        self._token_field.setEchoMode(QLineEdit.EchoMode.Password)
-        self._licence.setTextFormat(Qt.TextFormat.RichText)
-        self._licence.setTextInteractionFlags(Qt.TextInteractionFlag.LinksAccessibleByMouse)
 
     def _lay_out(self) -> None:
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(GROUP, GROUP, GROUP, EDGE)
         column.setSpacing(RELATED)
-        for widget in (self._title, self._facts, self._popular):
-            column.addWidget(widget)
-        column.addSpacing(INSIDE)
-        column.addLayout(self._verdict_grid())
         wishes = QHBoxLayout()
+        wishes.setSpacing(RELATED)
         for box in (self._format, self._context):
             wishes.addWidget(box, 1)
-        column.addLayout(wishes)
-        column.addWidget(self._problem)
-        column.addWidget(self._licence)
-        column.addLayout(self._token_row())
+        for widget in (self._title, self._facts, self._popular, self._problem, self.access):
+            column.addWidget(widget)
         column.addSpacing(INSIDE)
+        column.addWidget(self._verdict)
+        column.addSpacing(INSIDE)
+        column.addLayout(wishes)
+        column.addSpacing(RELATED)
         column.addWidget(self._body)
         column.addStretch(1)
         self._scroll = QScrollArea(self)
@@ -155,8 +133,7 @@ class DetailsPane(Pane):
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._scroll.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self._scroll.setAccessibleName(self.tr("About this model"))
-        self._hint.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self._hint.setText(self.tr("Choose a model to see whether it runs on this computer, and how fast."))
+        self._scroll.viewport().installEventFilter(self)
         bar = self._bar = Pane(self._theme, "side", ("top",), self)
         row = QHBoxLayout(bar)
         row.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
@@ -167,25 +144,9 @@ class DetailsPane(Pane):
         whole = QVBoxLayout(self)
         whole.setContentsMargins(1, 0, 0, 0)
         whole.setSpacing(0)
-        whole.addWidget(self._hint, 1)
+        whole.addWidget(self._guide, 1)
         whole.addWidget(self._scroll, 1)
         whole.addWidget(bar)
-
-    def _verdict_grid(self) -> QGridLayout:
-        grid = QGridLayout()
-        grid.setHorizontalSpacing(RELATED)
-        grid.setVerticalSpacing(INSIDE)
-        grid.setColumnStretch(1, 1)
-        grid.addWidget(self._verdict_icon, 0, 0)
-        for at, label in enumerate((self._verdict, self._reason, self._sizes, self._memory)):
-            grid.addWidget(label, at, 1)
-        return grid
-
-    def _token_row(self) -> QHBoxLayout:
-        row = QHBoxLayout()
-        row.addWidget(self._token_field, 1)
-        row.addWidget(self._use_token)
-        return row
 
     def _connect(self) -> None:
         for id, button in self.buttons.items():
@@ -194,10 +155,8 @@ class DetailsPane(Pane):
             button.clicked.connect(self._on_pressed)
         self._format.currentIndexChanged.connect(self._on_wish)
         self._context.currentIndexChanged.connect(self._on_wish)
-        self._use_token.setAutoDefault(False)
-        self._use_token.clicked.connect(self._on_token)
-        self._token_field.returnPressed.connect(self._on_token)
-        self._licence.linkActivated.connect(self.link)
+        self.access.token_given.connect(self.token_given)
+        self.access.link.connect(self.link)
         self._body.link.connect(self.link)
         self._body.grown.connect(self._measure)
         self._theme.changed.connect(self._on_theme)
@@ -210,8 +169,7 @@ class DetailsPane(Pane):
     def _show(self) -> None:
         row, details = self._row, self._details
         self._scroll.setVisible(row is not None)
-        self._bar.setVisible(row is not None)
-        self._hint.setVisible(row is None)
+        self._guide.setVisible(row is None)
         self._show_buttons()
         if row is None:
             return
@@ -220,7 +178,10 @@ class DetailsPane(Pane):
         info = details.info if details and details.info else row.info
         self._popular.setText(words.info_line(info) if info and info.downloads else "")
         self._popular.setVisible(bool(self._popular.text()))
-        self._show_verdict(details.verdict if details and details.verdict else row.verdict)
+        verdict = details.verdict if details and details.verdict else row.verdict
+        self._verdict.show_verdict(verdict, asking=details is None or details.asking)
+        for box in (self._format, self._context):
+            box.setVisible(verdict is not None)
         self._show_problem(row)
 
     def _facts_words(self, row: Row) -> str:
@@ -241,46 +202,25 @@ class DetailsPane(Pane):
         parts.append(line.format(words.parameters(count), words.size(download), license or wording.UNKNOWN))
         return "\n".join(parts)
 
-    def _show_verdict(self, verdict: Verdict | None) -> None:
-        for widget in (self._verdict_icon, self._reason, self._sizes, self._memory):
-            widget.setVisible(verdict is not None)
-        if verdict is None:
-            asking = self._details is None or self._details.asking
-            self._verdict.setText(self.tr("Asking whether it fits…") if asking else self.tr("Whether it fits: n/a"))
-            self._verdict.setStyleSheet(f"color: {self._theme.colours.muted};")
-            return
-        word, icon, token = words.VERDICTS[verdict.kind]
-        word = self.tr(word)
-        self._verdict_icon.setPixmap(self._theme.pixmap(icon, token, 20, self.devicePixelRatioF()))
-        speed = words.speed(verdict)
-        self._verdict.setText(f"{word}: {speed}, {self.tr(words.CONFIDENCE[verdict.confidence])}" if speed else word)
-        self._verdict.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; font-weight: 600;")
-        self._reason.setText(said(verdict.reason))
-        self._sizes.setText(words.sizes(verdict))
-        lines = [f"{device}: {taken}" for device, taken in words.memory(verdict)]
-        context = self.tr("Context: {} of {} tokens").format(f"{verdict.context:,}", f"{verdict.context_limit:,}")
-        self._memory.setText("\n".join([*lines, context]))
+    def _problem_of(self, row: Row) -> HeteGenError | None:
+        failed = row.transfer.error if row.transfer else None
+        return self._error or failed or (self._details.error if self._details else None)
 
     def _show_problem(self, row: Row) -> None:
-        failed = row.transfer.error if row.transfer else None
-        asked = self._details.error if self._details else None
-        error = self._error or failed or asked
+        error = self._problem_of(row)
+        denied = isinstance(error, AccessDenied)
         self._problem.setText(said_error(error) if error else self._note)
         self._problem.setVisible(bool(self._problem.text()))
-        token = "danger" if error else "muted"
+        # That a licence is to be accepted is no failure.
+        token = "text" if denied else "danger" if error else "muted"
         self._problem.setStyleSheet(f"color: {getattr(self._theme.colours, token)};")
-        denied = isinstance(error, AccessDenied)
-        for widget in (self._licence, self._token_field, self._use_token):
-            widget.setVisible(denied)
+        self.access.setVisible(denied)
         if denied:
-            page = f"https://huggingface.co/{row.id}"
-            accent = self._theme.colours.accent
-            label = self.tr("Licence and access of {}").format(row.id)
-            self._licence.setText(f'<a style="color: {accent}" href="{page}">{label}</a>')
+            self.access.show_model(row.id)
 
     def _show_buttons(self) -> None:
         shown = possible(self._row, can_repair=self._error is not None)
-        if self._details and isinstance(self._details.error, UnsupportedModel):
+        if self._row and isinstance(self._problem_of(self._row), UnsupportedModel | AccessDenied):
             shown.discard("download")
         main = next((id for id, _ in BUTTONS if id in shown), "")
         for id, button in self.buttons.items():
@@ -288,6 +228,7 @@ class DetailsPane(Pane):
             button.setProperty("primary", id == main and id not in ("pause", "verify"))
             button.style().unpolish(button)
             button.style().polish(button)
+        self._bar.setVisible(bool(shown))
 
     def _measure(self) -> None:
         width = self._scroll.viewport().width() - 2 * GROUP
@@ -299,9 +240,11 @@ class DetailsPane(Pane):
         self._on_theme()
         super().showEvent(event)
 
-    def resizeEvent(self, event: QResizeEvent) -> None:
-        super().resizeEvent(event)
-        self._measure()
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        # The viewport's width, not the pane's: it changes when the scroll bar comes, too.
+        if event.type() == QEvent.Type.Resize:
+            self._measure()
+        return False
 
     @Slot()
     def _on_pressed(self) -> None:
@@ -312,17 +255,10 @@ class DetailsPane(Pane):
         self.wished.emit(self.wishes())
 
     @Slot()
-    def _on_token(self) -> None:
-        if text := self._token_field.text().strip():
-            self._token_field.clear()
-            self.token_given.emit(text)
-
-    @Slot()
     def _on_theme(self) -> None:
         self._title.setFont(self._theme.font("heading3"))
-        for label in (self._popular, self._sizes, self._memory, self._hint):
-            label.setFont(self._theme.font("small"))
-            label.setStyleSheet(f"color: {self._theme.colours.muted};")
+        self._popular.setFont(self._theme.font("small"))
+        self._popular.setStyleSheet(f"color: {self._theme.colours.muted};")
         self._show()
         self.update()
 

@@ -7,7 +7,6 @@ from PySide6.QtWidgets import (
     QDialog,
     QHBoxLayout,
     QLabel,
-    QLineEdit,
     QListView,
     QPushButton,
     QSplitter,
@@ -17,12 +16,13 @@ from PySide6.QtWidgets import (
 
 from app.theme import GROUP, RELATED, Theme
 from app.views.controls import Pane
-from app.views.inputs import ChoiceBox
+from app.views.inputs import ChoiceBox, SearchBox
 from app.views.model_dialog_details import DetailsPane
 from app.views.model_dialog_rows import ModelList, RowsDelegate, RowsModel
+from app.views.model_dialog_token import TokenButton
 from core.hub.listing import Sort
 
-SIZE, LIST_WIDTH = (920, 640), 410
+SIZE, LIST_WIDTH = (960, 660), 430
 SEARCH_MS = 350
 SORTS: tuple[tuple[Sort, str], ...] = (
     ("trendingScore", "Trending"),
@@ -40,7 +40,7 @@ class ModelDialogFrame(QDialog):
         self._theme = theme
         self.setWindowTitle(self.tr("Models"))
         self.resize(*SIZE)
-        self.search, self.sort = QLineEdit(self), ChoiceBox(theme, self)
+        self.search, self.sort = SearchBox(theme, self), ChoiceBox(theme, self)
         self.rows = RowsModel(self)
         self.list = ModelList(self)
         self.delegate = RowsDelegate(theme, self.list)
@@ -49,6 +49,7 @@ class ModelDialogFrame(QDialog):
         self._again = QPushButton(self.tr("Try again"), self)
         self._more = QPushButton(self.tr("Show more"), self)
         self._add = QPushButton(self.tr("Add a model folder…"), self)
+        self.token = TokenButton(self)
         self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
         self._set_up()
         self._lay_out()
@@ -58,7 +59,6 @@ class ModelDialogFrame(QDialog):
     def _set_up(self) -> None:
         self.search.setPlaceholderText(self.tr("Search the Hub, or paste a model's name or address"))
         self.search.setAccessibleName(self.tr("Search models"))
-        self.search.setClearButtonEnabled(True)
         for value, text in SORTS:
             self.sort.addItem(self.tr(text), value)
         self.sort.setAccessibleName(self.tr("Order"))
@@ -71,6 +71,7 @@ class ModelDialogFrame(QDialog):
         self.list.setAccessibleName(self.tr("Models"))
         self._note.setWordWrap(True)
         self._note.setTextFormat(Qt.TextFormat.PlainText)
+        self._note.hide()
         self._again.hide()
         self._more.hide()
         for button in (self._again, self._more, self._add):
@@ -79,15 +80,16 @@ class ModelDialogFrame(QDialog):
     def _lay_out(self) -> None:
         top = QHBoxLayout()
         top.setContentsMargins(GROUP, GROUP, GROUP, RELATED)
+        top.setSpacing(RELATED)
         top.addWidget(self.search, 1)
         top.addWidget(self.sort)
         left = Pane(self._theme, "window", (), self)
         column = QVBoxLayout(left)
-        column.setContentsMargins(0, 0, 0, RELATED)
+        column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         column.addWidget(self.list, 1)
         under = QHBoxLayout()
-        under.setContentsMargins(GROUP, RELATED, GROUP, 0)
+        under.setContentsMargins(GROUP, 0, GROUP, 0)
         under.addWidget(self._note, 1)
         under.addWidget(self._again)
         under.addWidget(self._more)
@@ -101,7 +103,9 @@ class ModelDialogFrame(QDialog):
         bar = Pane(self._theme, "side", ("top",), self)
         foot = QHBoxLayout(bar)
         foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
+        foot.setSpacing(RELATED)
         foot.addWidget(self._place, 1)
+        foot.addWidget(self.token)
         foot.addWidget(self._add)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)
@@ -112,6 +116,7 @@ class ModelDialogFrame(QDialog):
 
     def _say(self, words: str, *, can_retry: bool = False) -> None:
         self._note.setText(words)
+        self._note.setVisible(bool(words))
         self._again.setVisible(can_retry)
 
     @Slot()

@@ -32,7 +32,7 @@ from core.hub.verdict import Verdict
 RowRole = Qt.ItemDataRole.UserRole + 1
 Index = QModelIndex | QPersistentModelIndex
 ROW, HEADING, BAR, SIDE = 64, 32, 4, 16
-RIGHT = 168
+LEAST_OWNER = 32
 ALIGN_RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 ALIGN_LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 
@@ -134,7 +134,7 @@ class RowsModel(QAbstractListModel):
         if role == Qt.ItemDataRole.DisplayRole:
             return row.id
         if role == Qt.ItemDataRole.ToolTipRole:
-            return words.tr(row.known.summary) if row.known else row.id
+            return f"{row.id}\n{words.tr(row.known.summary)}" if row.known else row.id
         if role == Qt.ItemDataRole.AccessibleTextRole:
             return spoken_row(row)
         return row if role == RowRole else None
@@ -255,9 +255,17 @@ class RowsDelegate(QStyledItemDelegate):
             left = right.right() - width - SIDE - INSIDE
             painter.drawPixmap(left, box.center().y() - SIDE // 2 + 1, self._theme.pixmap(icon, token, SIDE, ratio))
             right.setRight(left - RELATED)
+        self._paint_id(painter, right, row.id)
+
+    def _paint_id(self, painter: QPainter, box: QRect, id: str) -> None:
+        """The model's name, and behind it as much of its owner as there is room for."""
+        owner, _, name = id.rpartition("/")
         font = self._theme.font()
         font.setWeight(QFont.Weight.DemiBold)
-        self._text(painter, right, row.id, font, "text", ALIGN_LEFT, Qt.TextElideMode.ElideLeft)
+        self._text(painter, box, name, font, "text", ALIGN_LEFT)
+        rest = box.adjusted(QFontMetrics(font).horizontalAdvance(name) + RELATED, 1, 0, 0)
+        if rest.width() >= LEAST_OWNER:
+            self._text(painter, rest, owner, self._theme.font("small"), "muted", ALIGN_LEFT)
 
     def _paint_facts(self, painter: QPainter, box: QRect, row: Row) -> None:
         small, left = self._theme.font("small"), QRect(box)
@@ -299,11 +307,10 @@ class RowsDelegate(QStyledItemDelegate):
         font: QFont,
         token: str,
         align: Qt.AlignmentFlag,
-        elide: Qt.TextElideMode = Qt.TextElideMode.ElideRight,
     ) -> None:
         painter.setFont(font)
         painter.setPen(self._theme.colour(token))
-        painter.drawText(box, int(align), QFontMetrics(font).elidedText(text, elide, box.width()))
+        painter.drawText(box, int(align), QFontMetrics(font).elidedText(text, Qt.TextElideMode.ElideRight, box.width()))
 
 
 def _key(row: str | Row) -> str:

@@ -23,12 +23,9 @@ VERDICTS: dict[Kind, tuple[str, str, str]] = {
     "no": ("Will not fit", "close", "danger"),
 }
 """Word, icon and colour token of each verdict: meaning never hangs on colour alone."""
-CONFIDENCE = {
-    "measured": "measured on this computer",
-    "derived": "worked out from measurements",
-    "guess": "a rough guess",
-}
 FORMATS = {"bf16": "as stored", "int8": "8-bit", "int4": "4-bit"}
+HYPHEN = "\u2011"
+"""One that no line ends at."""
 BILLION = 950_000_000
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -78,24 +75,32 @@ def speed(verdict: Verdict) -> str:
     return tr("about {} tokens/s").format(words)
 
 
+def figures(verdict: Verdict) -> list[str]:
+    """What a verdict rests on, a line each."""
+    context = tr("Context: {} of {} tokens").format(f"{verdict.context:,}", f"{verdict.context_limit:,}")
+    lines = [sizes(verdict), *memory(verdict), context]
+    return [*lines, tr("The speed is {}.").format(wording.confidence(verdict.confidence))] if speed(verdict) else lines
+
+
 def sizes(verdict: Verdict) -> str:
     """Both sizes: as stored and as it will lie in memory."""
     stored, used = format_bytes(verdict.stored_bytes), format_bytes(verdict.converted_bytes)
     if verdict.converted_bytes >= verdict.stored_bytes:
         return tr("{} of weights, used as stored ({}).").format(stored, verdict.format)
     words = tr("{} of weights as stored, {} in memory after conversion to {}.")
-    return words.format(stored, used, tr(FORMATS[verdict.format]))
+    return words.format(stored, used, tr(FORMATS[verdict.format]).replace("-", HYPHEN))
 
 
-def memory(verdict: Verdict) -> list[tuple[str, str]]:
-    """Device and what the model takes of it, in words."""
-    return [
-        (
-            tr("Main memory") if device.device == "cpu" else tr("Graphics memory ({})").format(device.device),
-            tr("{} of {} free").format(format_memory(device.used), format_memory(device.free_before)),
-        )
-        for device in verdict.memory
-    ]
+def memory(verdict: Verdict) -> list[str]:
+    """What the model takes of each device."""
+    cards = sum(device.device != "cpu" for device in verdict.memory)
+    lines = []
+    for device in verdict.memory:
+        card = tr("Graphics memory ({})").format(device.device) if cards > 1 else tr("Graphics memory")
+        name = tr("Main memory") if device.device == "cpu" else card
+        used, free = format_memory(device.used), format_memory(device.free_before)
+        lines.append(tr("{}: {} needed, {} free").format(name, used, free))
+    return lines
 
 
 def transfer(state: Transfer) -> str:
@@ -153,7 +158,7 @@ def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
     """The question before a model goes, what will become of its files, and the word on the button."""
     whole = here is not None and here.complete
     if here is not None and whole and not here.revision:
-        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Delete")
+        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Take off")
     question = tr("Delete {} from this computer?") if whole else tr("Give up the download of {}?")
     told = tr("{} become free. It can be downloaded again.").format(format_bytes(here.bytes if here else 0))
     return question.format(id), told, tr("Delete") if whole else tr("Give up")

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QS
 from app import wording
 from app.language import tr
 from app.notices import Notice
-from app.session import State, name_of
+from app.state import State, name_of
 from app.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
 from app.views.controls import IconButton
 
@@ -198,7 +198,7 @@ class NoticeBar(QWidget):
 
     def _settle(self) -> None:
         shown = bool(self._cards) or not self.load.isHidden()
-        side = max(EDGE - RELATED, (self.width() - COLUMN_WIDTH) // 2 - RELATED)
+        side = max(EDGE, (self.width() - COLUMN_WIDTH) // 2)
         self._column.setContentsMargins(side, 0, side, RELATED if shown else 0)
         self.setVisible(shown)
 

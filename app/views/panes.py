@@ -30,7 +30,7 @@ class Panes(QWidget):
     @property
     def narrow(self) -> bool:
         """Too narrow for panes beside each other."""
-        return self.width() < OVERLAY_BELOW
+        return self.width() < OVERLAY_BELOW * self._growth
 
     def add(self, name: str, widget: QWidget) -> None:
         """Puts a pane to its side of the middle."""
@@ -81,9 +81,13 @@ class Panes(QWidget):
             self._over = ""
         self._lay_out()
 
-    def _width_of(self, name: str) -> int:
+    @property
+    def _growth(self) -> float:
         """Panes grow with the type, but less, so that the chat keeps its room."""
-        return round(WIDTHS[name] * (1 + GROWTH * max(0, self._theme.percent - 100) / 100))
+        return 1 + GROWTH * max(0, self._theme.percent - 100) / 100
+
+    def _width_of(self, name: str) -> int:
+        return round(WIDTHS[name] * self._growth)
 
     def _lay_out(self) -> None:
         left, right = 0, self.width()

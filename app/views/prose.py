@@ -25,7 +25,7 @@ from PySide6.QtGui import (
     QTextTableFormat,
 )
 
-from app.maths import readable
+from app.maths import Run, runs
 from app.theme import LINE_HEIGHT, RELATED, FontRole, Theme
 
 QUOTE_LEVEL = QTextFormat.Property.UserProperty + 1
@@ -168,7 +168,8 @@ class ProseWriter:
                 case "code_inline":
                     cursor.insertText(token.content, self._merged(here, self._code()))
                 case "maths":
-                    cursor.insertText(readable(token.content).replace("\n", "\u2028"), self._maths(here))
+                    for run in runs(token.content):
+                        cursor.insertText(run.text.replace("\n", "\u2028"), self._maths(here, run))
                 case "html_inline":
                     cursor.insertText(token.content, here)
                 case "image":
@@ -225,9 +226,12 @@ class ProseWriter:
         form.setBackground(self._theme.colour("hover"))
         return form
 
-    def _maths(self, here: QTextCharFormat) -> QTextCharFormat:
+    def _maths(self, here: QTextCharFormat, run: Run) -> QTextCharFormat:
         form = QTextCharFormat(here)
         form.setFontItalic(True)
+        if run.level != "line":
+            align = QTextCharFormat.VerticalAlignment
+            form.setVerticalAlignment(align.AlignSubScript if run.level == "lower" else align.AlignSuperScript)
         return form
 
     def _merged(self, here: QTextCharFormat, over: QTextCharFormat) -> QTextCharFormat:

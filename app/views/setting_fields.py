@@ -196,12 +196,17 @@ class SettingField(QWidget):
         row.setSpacing(RELATED)
         row.addWidget(self._label, 1)
         row.addWidget(self.control)
-        self.control.setFixedWidth(FIELD_WIDTH)
+        self._theme.changed.connect(self._fit)
+        self._fit()
         if self._declared.kind == "folder":
             choose = QPushButton(self.tr("Choose…"), self)
             choose.clicked.connect(self._choose_folder)
             row.addWidget(choose)
         return row
+
+    @Slot()
+    def _fit(self) -> None:
+        self.control.setFixedWidth(self._theme.grown(FIELD_WIDTH))
 
     @Slot()
     def _choose_folder(self) -> None:

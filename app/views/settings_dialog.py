@@ -48,14 +48,14 @@ class SettingsDialog(QDialog):
         super().__init__(parent)
         self._theme, self._settings = theme, settings
         self.setWindowTitle(self.tr("Settings"))
-        self.resize(*SIZE)
+        self.resize(theme.grown(SIZE[0]), SIZE[1])
         self._folders, self._log_path, self._diagnostics = tuple(folders), log, diagnostics
         self.fields: dict[str, SettingField] = {}
         """Those of the pages that were looked at: a page is made when it is first shown."""
         self.pages = QListWidget(self)
         self.pages.setAccessibleName(self.tr("Pages"))
         self.pages.setFrameShape(QFrame.Shape.NoFrame)
-        self.pages.setFixedWidth(LIST_WIDTH)
+        self.pages.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._stack = QStackedWidget(self)
         self._problems = QLabel(self)
         self._problems.setWordWrap(True)
@@ -83,6 +83,10 @@ class SettingsDialog(QDialog):
         self._problems.setText("\n".join(problem.sentence for problem in problems))
         self._problems.setVisible(bool(problems))
 
+    def show_log(self) -> None:
+        """Open at the log, which is the last page."""
+        self.pages.setCurrentRow(self.pages.count() - 1)
+
     def show_page(self, words: str) -> None:
         """Open at the page of this name."""
         for row in range(self.pages.count()):
@@ -92,7 +96,7 @@ class SettingsDialog(QDialog):
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         painter.fillRect(self.rect(), self._theme.colour("window"))
-        painter.fillRect(0, 0, LIST_WIDTH, self.height(), self._theme.colour("side"))
+        painter.fillRect(0, 0, self.pages.width(), self.height(), self._theme.colour("side"))
 
     def hideEvent(self, event: QHideEvent) -> None:
         for field in self.fields.values():
@@ -204,12 +208,13 @@ class SettingsDialog(QDialog):
     def _on_theme(self) -> None:
         c = self._theme.colours
         self.pages.setFont(self._theme.font())
+        self.pages.setFixedWidth(self._theme.grown(LIST_WIDTH))
         self.pages.setStyleSheet(
             f"QListWidget {{ background: transparent; outline: none; }}"
             f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "
-            f"border-radius: 6px; color: {c.text}; }}"
+            f"border-radius: 6px; color: {c.text}; border: 1px solid transparent; }}"
             f"QListWidget::item:hover {{ background: {c.hover}; }}"
-            f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; border: 1px solid transparent; }}"
+            f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; }}"
             f"QListWidget::item:selected:focus {{ border: 1px solid {c.accent}; }}"
         )
         self._problems.setStyleSheet(f"color: {c.warn}; background: {c.side}; padding: {RELATED}px {EDGE}px;")

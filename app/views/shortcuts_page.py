@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QKeySequence
-from PySide6.QtWidgets import QDialog, QGridLayout, QLabel, QVBoxLayout, QWidget
+from PySide6.QtGui import QKeySequence, QPainter, QPaintEvent
+from PySide6.QtWidgets import QDialog, QGridLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from app.language import tr
-from app.theme import EDGE, GROUP, RELATED, Theme
+from app.theme import EDGE, GROUP, INSIDE, LINE, Theme
 
 ALWAYS = (
     ("Send", "Return"),
@@ -26,18 +26,33 @@ class ShortcutsPage(QDialog):
         super().__init__(parent)
         self.setWindowTitle(tr("Keyboard shortcuts"))
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self._theme = theme
         grid = QGridLayout()
         grid.setHorizontalSpacing(GROUP * 3)
-        grid.setVerticalSpacing(RELATED)
+        grid.setVerticalSpacing(INSIDE)
         grid.setColumnStretch(0, 1)
         for row, (words, keys) in enumerate((*actions, *ALWAYS)):
-            shown = ", ".join(
-                QKeySequence(key).toString(QKeySequence.SequenceFormat.NativeText) for key in keys.split(", ")
-            )
-            label = QLabel(shown, self)
-            label.setStyleSheet(f"color: {theme.colours.muted};")
             grid.addWidget(QLabel(tr(words).rstrip("…"), self), row, 0)
-            grid.addWidget(label, row, 1, Qt.AlignmentFlag.AlignRight)
+            grid.addLayout(self._caps(keys), row, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
         column.addLayout(grid)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        QPainter(self).fillRect(self.rect(), self._theme.colour("window"))
+
+    def _caps(self, keys: str) -> QHBoxLayout:
+        """Each key, or keys pressed together, as on a cap of its own."""
+        c = self._theme.colours
+        row = QHBoxLayout()
+        row.setSpacing(INSIDE)
+        row.addStretch(1)
+        for key in keys.split(", "):
+            label = QLabel(QKeySequence(key).toString(QKeySequence.SequenceFormat.NativeText), self)
+            label.setFont(self._theme.font("small"))
+            label.setStyleSheet(
+                f"color: {c.muted}; background: {c.side}; border: {LINE}px solid {c.border};"
+                f" border-radius: {INSIDE}px; padding: 2px 6px;"
+            )
+            row.addWidget(label)
+        return row

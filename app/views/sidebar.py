@@ -11,7 +11,6 @@ from PySide6.QtGui import QKeyEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QHBoxLayout,
     QLabel,
-    QLineEdit,
     QMenu,
     QPushButton,
     QVBoxLayout,
@@ -23,6 +22,7 @@ from app.theme import INSIDE, RELATED, Theme
 from app.views.controls import IconButton, Pane
 from app.views.entry_list import EntryModel, Line
 from app.views.entry_view import EntryView
+from app.views.inputs import SearchBox
 from app.views.undo_bar import UndoBar
 
 SEARCH_DELAY_MS = 120
@@ -59,10 +59,9 @@ class Sidebar(Pane):
         self._new.clicked.connect(self.new_requested)
         self._more = IconButton(theme, "more", self.tr("Import and export"), self)
         self._more.clicked.connect(self._open_common_menu)
-        self._search = QLineEdit(self)
+        self._search = SearchBox(theme, self)
         self._search.setPlaceholderText(self.tr("Search (Ctrl+K)"))
         self._search.setAccessibleName(self.tr("Search conversations"))
-        self._search.setClearButtonEnabled(True)
         self._search.textChanged.connect(self._on_typing)
         self._delay = QTimer(self, singleShot=True, interval=SEARCH_DELAY_MS)
         self._delay.timeout.connect(self._on_search)
@@ -83,7 +82,7 @@ class Sidebar(Pane):
         self._model.set_entries(entries, time.time())
         if not self._search.text().strip():
             self._model.show_all()
-        self._after_change(self.tr("Your conversations will stand here."))
+        self._after_change(self.tr("No conversations yet"))
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
         """What the search found."""
@@ -165,7 +164,7 @@ class Sidebar(Pane):
         else:
             self._delay.stop()
             self._model.show_all()
-            self._after_change(self.tr("Your conversations will stand here."))
+            self._after_change(self.tr("No conversations yet"))
             self.searched.emit("")
 
     @Slot()

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State
+from app.state import State
 from app.theme import GROUP, INSIDE, RELATED, STATUS_LINE, Theme
 from app.views.controls import Pane
 
@@ -86,7 +86,7 @@ class StatusLine(Pane):
         self._first.show_text(wording.seconds(stats.ttft_s if stats else None))
         if stats and stats.context_limit:
             self._context.show_text(wording.of(stats.context_used, stats.context_limit))
-        elif state.model:
+        elif state.model and not state.begun:
             self._context.show_text(wording.of(0, state.model.context))
         else:
             self._context.show_text(wording.UNKNOWN)

@@ -30,7 +30,7 @@ from app.theme import CARD_RADIUS, LINE_HEIGHT, RELATED, FontRole, Theme
 from app.views.controls import IconButton
 from app.views.prose import QUOTE_LEVEL, STEP, ProseWriter
 
-HEADER = 32
+HEADER, SCROLL_BAR = 32, 16
 COPIED_MS = 1500
 LONGEST_DOCUMENT = 8000
 
@@ -232,7 +232,6 @@ class CodeView(QWidget):
         self._name.setStyleSheet(f"color: {theme.colours.muted};")
         self._copy = IconButton(theme, "copy", tr("Copy code"), self)
         self._copy.clicked.connect(self._on_copy)
-        self._line = QFontMetrics(theme.font("code")).lineSpacing()
 
     @property
     def source(self) -> str:
@@ -264,7 +263,9 @@ class CodeView(QWidget):
         if lines > 1 and not document.lastBlock().text():
             lines -= 1
         wide = self.edit.document().idealWidth() > width - 24 if lines < 400 else True
-        return HEADER + lines * self._line + 12 + (14 if wide else 0)
+        # What the editor itself takes for a line: with fractional sizes of type the font's own figure is less.
+        line = self.edit.blockBoundingRect(document.firstBlock()).height()
+        return HEADER + round(lines * line + 0.49) + 12 + (SCROLL_BAR if wide else 0)
 
     def resizeEvent(self, event: object) -> None:
         self._name.setGeometry(12, 0, self.width() - 60, HEADER)

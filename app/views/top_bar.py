@@ -8,9 +8,12 @@ from PySide6.QtWidgets import QAbstractButton, QHBoxLayout, QSizePolicy, QWidget
 
 from app import wording
 from app.language import tr
-from app.session import State, name_of
-from app.theme import BUTTON_RADIUS, GROUP, INSIDE, RELATED, TARGET, TOP_BAR, Theme
+from app.state import State, name_of
+from app.theme import BUTTON_RADIUS, INSIDE, RELATED, TARGET, TOP_BAR, Theme
 from app.views.controls import IconButton, Pane, paint_focus
+
+STRIP_FROM = 800
+"""Narrower, the model's name needs the room; the split stands in the live view too."""
 
 
 class ModelButton(QAbstractButton):
@@ -164,7 +167,7 @@ class TopBar(Pane):
         self._sidebar = IconButton(theme, "sidebar", tr("Conversations (Ctrl+B)"), self)
         self.model = ModelButton(theme, self)
         self.strip = SplitStrip(theme, self)
-        self.speed = Figure(theme, "8,888.8 tokens/s", tr("Speed now"), self)
+        self.speed = Figure(theme, tr("{} tokens/s").format("8,888"), tr("Speed now"), self)
         self._live = IconButton(theme, "live", tr("Live view (Ctrl+L)"), self)
         self.menu = IconButton(theme, "more", tr("Menu"), self)
         row = QHBoxLayout(self)
@@ -174,7 +177,7 @@ class TopBar(Pane):
         row.addWidget(self.model)
         row.addStretch(1)
         row.addWidget(self.strip)
-        row.addSpacing(GROUP)
+        row.addSpacing(RELATED)
         row.addWidget(self.speed)
         row.addSpacing(RELATED)
         row.addWidget(self._live)
@@ -198,8 +201,8 @@ class TopBar(Pane):
         speed = state.stats.tok_s if state.stats and state.phase == "replying" else None
         mean = state.stats.mean_tok_s if state.stats else None
         shown = speed if speed is not None else mean
-        self.speed.show_text(tr("{} tokens/s").format(wording.rate(shown)) if shown is not None else wording.UNKNOWN)
+        self.speed.show_text(tr("{} tokens/s").format(wording.rate(shown)))
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
-        self.strip.setVisible(self.width() > 560)
+        self.strip.setVisible(self.width() >= STRIP_FROM)

@@ -28,8 +28,10 @@ KEPT = 1.5
 
 
 class Transcript(QAbstractScrollArea):
-    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`."""
+    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `freed` when what had the keyboard's
+    focus has gone."""
 
+    freed = Signal()
     wished = Signal(str, str)
     edited = Signal(str, str)
     link = Signal(str)
@@ -96,7 +98,8 @@ class Transcript(QAbstractScrollArea):
             self._arranging = False
 
     def _arrange(self) -> None:
-        width = min(COLUMN_WIDTH, self.viewport().width() - 2 * EDGE)
+        # Of the whole width: with the viewport's, the text would jump when the scroll bar comes.
+        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
         if width != self._width:
             self._width = width
             self._measured.clear()
@@ -153,6 +156,7 @@ class Transcript(QAbstractScrollArea):
         view.wished.connect(self.wished)
         view.edited.connect(self.edited)
         view.link.connect(self.link)
+        view.freed.connect(self.freed)
         self._views[turn.id] = view
         self._measured.discard(turn.id)
 
@@ -168,11 +172,15 @@ class Transcript(QAbstractScrollArea):
     def _remove_view(self, id: str) -> None:
         view = self._views.pop(id)
         self._measured.discard(id)
+        # The window's own, not the application's: a dialog may be in front.
+        focus = self.window().focusWidget()
+        if focus is not None and view.isAncestorOf(focus):
+            self.freed.emit()
         view.hide()
         view.deleteLater()
 
     def _place(self, tops: list[int], position: int) -> None:
-        # Centred in the whole width, as the composer is, whether or not there is a scroll bar.
+        # As the composer is: centred in the whole width.
         left = (self.width() - self._width) // 2
         rows = {id: row for row, id in enumerate(self._ids)} if len(self._views) else {}
         for id, view in self._views.items():

@@ -75,12 +75,12 @@ class WhatIf(QWidget):
             self._verdict.setText(wording.UNKNOWN)
             return
         speed = answer.decode_tok_s
-        words = self.tr("{}: about {} to {} tokens/s ({}, {})").format(
+        words = self.tr("{}: about {}–{} tokens/s with {}, {}.").format(
             self.tr(FITS[answer.fits]),
             wording.rate(speed.low),
             wording.rate(speed.high),
             answer.format,
-            answer.confidence,
+            wording.confidence(answer.confidence),
         )
         self._verdict.setText(words)
         self._memory.show_devices(answer.devices)

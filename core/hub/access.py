@@ -6,7 +6,7 @@ import threading
 
 from core.hub.client import Client
 from core.hub.environment import HubEnvironment
-from core.hub.token import NO_TOKEN, Keyring, Token, find_token, keep_token
+from core.hub.token import NO_TOKEN, Keyring, Source, Token, find_token, forget_token, keep_token
 
 
 class Access:
@@ -32,6 +32,18 @@ class Access:
             self._token = Token(value.strip(), "keyring")
             self._drop()
         keep_token(self.environment, value, self._keyring)
+
+    def token_source(self) -> Source:
+        """Where the token comes from that is used."""
+        with self._lock:
+            return self._find().source
+
+    def forget_token(self) -> None:
+        """Take the kept token out of the keyring; one of the environment or of Hugging Face's file stays."""
+        forget_token(self.environment, self._keyring)
+        with self._lock:
+            self._token = None
+            self._drop()
 
     def close(self) -> None:
         with self._lock:

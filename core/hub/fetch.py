@@ -160,7 +160,8 @@ def _check_length(reply: Reply, file: RemoteFile, start: int) -> None:
     said = re.fullmatch(CONTENT_RANGE, reply.headers.get("Content-Range", "")) if reply.status == 206 else None
     wrong_place = reply.status == 206 and (said is None or int(said[1]) != start)
     wrong_total = said is not None and said[2] not in ("*", str(file.size))
-    if wrong_place or wrong_total or (length is not None and int(length) != file.size - start):
+    # Compared as text: a server may say what is no number.
+    if wrong_place or wrong_total or (length is not None and length.strip() != str(file.size - start)):
         raise Transient(
             DownloadFailed(
                 f"{file.path} has the wrong length on the server.",

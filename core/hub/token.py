@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from core.errors import HeteGenError
-from core.hub.client import Client
 from core.hub.environment import PUBLIC_HOSTS, HubEnvironment
 
 SERVICE = "HeteGen Hugging Face token"
@@ -30,12 +29,15 @@ class Keyring(Protocol):
     def delete_password(self, service: str, name: str) -> None: ...
 
 
+Source = Literal["environment", "keyring", "file", "none"]
+
+
 @dataclass(frozen=True)
 class Token:
     """A token and where it was found; its value is kept out of its text, so that no log shows it."""
 
     value: str
-    source: Literal["environment", "keyring", "file", "none"]
+    source: Source
 
     def __repr__(self) -> str:
         return f"Token({self.source})"
@@ -90,12 +92,6 @@ def forget_token(environment: HubEnvironment, keyring: Keyring) -> None:
         keyring.delete_password(SERVICE, environment.host)
     except KeyringError:
         return
-
-
-def token_owner(client: Client) -> str:
-    """The account that the client's token belongs to. Raises AccessDenied, NetworkError."""
-    found, _ = client.get_json(client.url("api/whoami-v2"), "")
-    return str(found.get("name", "")) if isinstance(found, dict) else ""
 
 
 def _from_keyring(host: str, keyring: Keyring) -> str:

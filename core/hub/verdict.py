@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core.safetensors_header import TensorInfo
-from core.spec import DeviceMemory, ModelSpec, Plan, Prediction
+from core.spec import Confidence, DeviceMemory, ModelSpec, Plan, Prediction
 
 Kind = Literal["fits", "cpu_help", "slow", "no"]
 
@@ -33,7 +33,7 @@ class Verdict:
     context: int
     context_limit: int
     tok_s: Prediction
-    confidence: str
+    confidence: Confidence
     memory: tuple[DeviceMemory, ...]
     stored_bytes: int
     converted_bytes: int

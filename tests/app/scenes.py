@@ -7,18 +7,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import sin
 
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
 
+from app import settings, wording
 from app.compose import Application, Wishes
+from app.paths import places
+from app.settings import Settings
 from app.telemetry import Sample
 from app.telemetry_nvml import GpuSample
 from app.theme import Mode
+from app.views.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
 from core.events import Failed, Loaded, Loading, Piece, Stats
 from core.planner import place
 from core.sizes import GIB
-from core.spec import Budget
+from core.spec import Budget, Prediction
 from tests.app.scripted import MODEL, ScriptedEngine, answer
 from tests.core.machines import DESKTOP, model
 
@@ -60,7 +65,9 @@ THOUGHT = (
 def planned() -> Loaded:
     """An 8-billion-parameter model, planned for a card of 8 GB."""
     spec = model("llama-3.1-8b")
-    plan = place(spec, DESKTOP, Budget(context=8192))
+    card = replace(DESKTOP.gpus[0], name="RTX 4060")
+    machine = replace(DESKTOP, gpus=(card,))
+    plan = place(spec, machine, Budget(context=8192))
     return replace(
         MODEL,
         name="Llama-3.1-8B-Instruct",
@@ -68,7 +75,7 @@ def planned() -> Loaded:
         context=plan.context,
         plan=plan,
         spec=spec,
-        hardware=DESKTOP,
+        hardware=machine,
     )
 
 
@@ -83,7 +90,7 @@ SAMPLE = Sample(
     disk_read_bytes_s=0.0,
     gpus=(
         GpuSample(
-            0, "8 GB card", busy_percent=71.0, vram_total=8 * GIB, vram_used=7 * GIB, vram_own=6 * GIB, power_w=92.0,
+            0, "RTX 4060", busy_percent=71.0, vram_total=8 * GIB, vram_used=7 * GIB, vram_own=6 * GIB, power_w=92.0,
             power_limit_w=115.0, temperature_c=64.0, link_in_bytes_s=9.8e9, link_out_bytes_s=0.2e9,
         ),
     ),
@@ -93,13 +100,21 @@ SAMPLE = Sample(
 class Stage:
     """The whole application with a scripted engine."""
 
-    def __init__(self, mode: Mode = "light", engine: ScriptedEngine | None = None) -> None:
+    def __init__(
+        self, mode: Mode = "light", engine: ScriptedEngine | None = None, percent: int = 100, language: str = "en"
+    ) -> None:
         self._home = tempfile.TemporaryDirectory()
         os.environ["HETEGEN_HOME"] = self._home.name
+        settings.write(places().settings, Settings(theme=mode, font_percent=percent, language=language))
         self.engine = engine or ScriptedEngine(answer(REPLY, THOUGHT), load=[Loading("weights", 0.5), planned()])
         self.app = Application(Wishes("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
-        self.app.theme.choose(mode, 100)
         self.app.window.resize(1180, 780)
+
+    @property
+    def subject(self) -> QWidget:
+        """What the picture is of: the dialog or the menu that is open, else the window."""
+        opened = [*self.app.window.findChildren(QDialog), *self.app.window.findChildren(QMenu)]
+        return next((widget for widget in opened if widget.isVisible()), self.app.window)
 
     def show(self) -> None:
         self.app.window.show()
@@ -135,6 +150,13 @@ class Stage:
 
 def empty(stage: Stage) -> None:
     stage.show()
+
+
+def first_start(stage: Stage) -> None:
+    stage.show()
+    stage.app.window.empty.set_guide(True)
+    speed = Prediction(11.9, 14.6, 19.1)
+    stage.app.window.empty.advise("Qwen/Qwen3-8B", wording.advice("Qwen3-8B", 16_400_000_000, speed))
 
 
 def loading(stage: Stage) -> None:
@@ -175,7 +197,7 @@ def narrow(stage: Stage) -> None:
 
 
 def large_type(stage: Stage) -> None:
-    stage.app.theme.choose(stage.app.theme._mode, 140)
+    stage.app.theme.choose(stage.app.theme._mode, 160)
     reply(stage)
 
 
@@ -210,7 +232,87 @@ def streaming(stage: Stage) -> None:
     stage.settle(0.4)
 
 
+def menu(stage: Stage) -> None:
+    stage.show()
+    stage.app.window.top.menu_pressed.emit()
+
+
+def what_if(stage: Stage) -> None:
+    reply(stage)
+    stage.app.live.what_if._context.setValue(10)
+    stage.settle(0.3)
+    area = stage.app.live.findChild(QScrollArea)
+    assert area is not None
+    area.verticalScrollBar().setValue(area.verticalScrollBar().maximum())
+
+
+def shortcuts(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("shortcuts")
+
+
+def about(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("about")
+
+
+def card(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("gpu")
+
+
+def this_conversation(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("conversation")
+
+
+def settings_page(words: str) -> Callable[[Stage], None]:
+    def scene(stage: Stage) -> None:
+        stage.show()
+        stage.app.commands.act("settings")
+        dialog = stage.subject
+        assert isinstance(dialog, SettingsDialog)
+        dialog.show_page(words)
+
+    return scene
+
+
+SETTINGS_PAGES = (
+    "Appearance",
+    "Chat",
+    "Sampling",
+    "Model",
+    "Models and network",
+    "Data folders",
+    "What goes online",
+    "Log",
+)
+
+
+def front(stage: Stage) -> None:
+    """The picture of the README: some conversations, a reply that is being written, a minute of speeds."""
+    stage.app.window.resize(1280, 880)
+    stage.show()
+    for title in ("Plan a trip to the sea", "Rewrite a letter to the landlord", "What is a KV cache?"):
+        stage.engine.replies = [answer("Short.")]
+        stage.ask(title)
+        stage.app.commands.act("new_chat")
+    head = [Piece(REPLY[:870]), Stats(31, 0, 212, 0.62, 310.0, 13.8, 13.6, 443, 8192)]
+    stage.engine.replies = [[*head, Piece(""), *answer("")]]
+    stage.engine.pause_at = len(head)
+    stage.app.session.submit("Why does a split between CPU and GPU help, and how is the share found?")
+    stage.until(lambda: stage.app.session.state.stats is not None)
+    now, line = time.monotonic(), stage.app.live.line
+    line._points.clear()
+    line._points.extend((now - 46 + at / 2, 13.4 + sin(at / 3) * 0.5 + sin(at * 1.7) * 0.25) for at in range(92))
+    stage.settle(0.4)
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
-    for scene in (empty, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming)
-}
+    for scene in (
+        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
+        what_if, shortcuts, about, card, this_conversation, front,
+    )
+} | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
+IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")

@@ -399,6 +399,7 @@ class Tour:
         self.enter(" changed")
         self.wait()
         assert self.app.chat.turn(2).content == "Second question changed"
+        assert self.app.window.focusWidget() is self.app.window.composer.edit
         view = self.app.window.transcript.view_of(self.app.chat.turn(2).id)
         assert view is not None
         view.row._buttons["previous"].setFocus(Qt.FocusReason.TabFocusReason)
@@ -430,6 +431,8 @@ def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, mo
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
     tour.control(Qt.Key.Key_S)
     assert "First reply." in target.read_text("utf-8")
+
+    assert [notice.title for notice in tour.app.window.notices.notices] == ["Exported"]
 
     tour.key(Qt.Key.Key_F1)
     tour.close(ShortcutsPage)

@@ -49,7 +49,7 @@ def test_markdown_shows_the_branch_a_person_sees() -> None:
     text = to_markdown(sample())
     assert text.startswith("# Sky & <sea>\n\n> System prompt: Be brief.\n> Be kind.\n\n## You · 20")
     assert "## tiny\n\n<details><summary>Reasoning</summary>\n\nHm." in text
-    assert "*23.4 tokens/s, 0.6 s to first token, 1,412 tokens*" in text
+    assert "*23.4 tokens/s, 0.61 s to first token, 1,412 tokens*" in text
     assert "```python\nprint('🙂')\n```" in text
     assert "Mie?" not in text
 

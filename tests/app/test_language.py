@@ -17,6 +17,8 @@ from app.theme import Theme
 from app.views.empty_chat import PROMPTS
 from app.views.live_view import MACHINE, SPEEDS
 from app.views.message import ENDS, ReplyMessage, UserMessage
+from app.views.model_dialog_token import SOURCES
+from app.views.model_dialog_verdict import MEANINGS
 from app.views.notice_bar import PHASES as LOADING
 from app.views.shortcuts_page import ALWAYS
 from app.views.sidebar import Sidebar
@@ -55,6 +57,7 @@ def said_by_tables() -> Iterator[str]:
         yield from (access.what, access.when, access.sent)
     for _, name, tip in SPEEDS + MACHINE:
         yield from (name, tip)
+    yield from (*MEANINGS.values(), *SOURCES.values())
     yield from (HUB, NEVER, *(words for _, words in FORMATS), *FITS.values())
 
 

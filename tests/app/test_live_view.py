@@ -185,7 +185,7 @@ def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: Q
     assert wishes == [Wish(32768, "int4", 1.0)] == signal.args
     assert not sliders._apply.isEnabled()
     sliders.show_answer(replace(LOOK, context=32768, format="int4"))
-    assert sliders._verdict.text() == "Fits: about 9.0 to 13.0 tokens/s (int4, derived)"
+    assert sliders._verdict.text() == "Fits: about 9.0–13.0 tokens/s with int4, worked out from what was measured here."
     with qtbot.waitSignal(view.applied) as applied:
         sliders._apply.click()
     assert applied.args == [Wish(32768, "int4", 1.0)]

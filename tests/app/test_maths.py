@@ -1,6 +1,6 @@
 import pytest
 
-from app.maths import LONGEST, readable
+from app.maths import LONGEST, Run, runs
 
 
 @pytest.mark.parametrize(
@@ -13,16 +13,23 @@ from app.maths import LONGEST, readable
         (r"\alpha \le \beta", "α ≤ β"),
         (r"x \in \mathbb{R}", "x ∈ ℝ"),
         (r"\left( \frac{1}{\sqrt{2}} \right)", "( 1/√2 )"),
-        (r"e^{-\frac{x}{2}}", "e^(-x/2)"),
+        (r"e^{-\frac{x}{2}}", "e-x/2"),
         (r"\text{speed} = 3", "speed = 3"),
         (r"\unknown{x}", r"\unknown{x}"),
     ],
 )
 def test_formulas_read_as_text(tex: str, text: str) -> None:
-    assert readable(tex) == text
+    assert "".join(run.text for run in runs(tex)) == text
+
+
+def test_indices_without_characters_of_their_own_are_set_lower_or_higher() -> None:
+    lower, higher = Run("gpu", "lower"), Run("-x/2", "higher")
+    assert runs(r"V_{gpu} + e^{-\frac{x}{2}}") == [Run("V"), lower, Run(" + e"), higher]
+    assert runs(r"\frac{V_{gpu}}{2}") == [Run("V"), lower, Run("/2")]
+    assert runs("x\ue002y\ue000z") == [Run("xyz")], "a model cannot write the marks itself"
 
 
 def test_nesting_and_length_end() -> None:
-    assert readable("^{" * 500 + "x" + "}" * 500)
+    assert runs("^{" * 500 + "x" + "}" * 500)
     long = r"\frac{1}{2}" * LONGEST
-    assert readable(long) == long
+    assert runs(long) == [Run(long)]

@@ -195,13 +195,3 @@ def test_the_sampler_keeps_its_pace_and_ends() -> None:
     count = len(samples)
     time.sleep(0.6)
     assert len(samples) == count
-
-
-def test_a_reading_is_cheap(machine: Machine) -> None:
-    def reading() -> float:
-        start = time.thread_time()
-        machine.read()
-        return time.thread_time() - start
-
-    machine.read()
-    assert best(reading, 0.02) < 0.02

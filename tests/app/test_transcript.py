@@ -1,6 +1,5 @@
 """The scrolling conversation: few widgets for many turns, and a view that never jumps."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +13,6 @@ from app.conversation import Conversation, Turn
 from app.theme import COLUMN_WIDTH, Theme
 from app.views.transcript import Transcript
 from core.events import Piece
-from tests.app.timing import best
 
 REPLY = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n"
 
@@ -48,18 +46,9 @@ def settle() -> None:
         QApplication.processEvents()
 
 
-def test_two_thousand_turns_open_quickly_with_few_widgets(transcript: Transcript, chat: ChatModel) -> None:
-    long = conversation(2000)
-
-    def opened() -> float:
-        chat.show(conversation(1))
-        settle()
-        began = time.thread_time()
-        chat.show(long)
-        settle()
-        return time.thread_time() - began
-
-    assert best(opened, 0.3) < 0.3
+def test_two_thousand_turns_open_with_few_widgets(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(2000))
+    settle()
     assert len(transcript._views) < 40
     assert transcript.verticalScrollBar().value() == transcript.verticalScrollBar().maximum()
     assert transcript.view_of(chat.turn(1999).id) is not None
@@ -181,31 +170,18 @@ def test_one_change_signal_per_flush(chat: ChatModel, qtbot: QtBot) -> None:
     chat.finish_reply("stop", {})
 
 
-def test_streaming_code_into_a_long_conversation_keeps_the_tick_short(
-    transcript: Transcript, chat: ChatModel, qtbot: QtBot
+def test_a_long_reply_into_two_thousand_turns_keeps_few_widgets_and_its_end_in_view(
+    transcript: Transcript, chat: ChatModel
 ) -> None:
-    def slowest_and_growth() -> float:
-        costs = costs_of_streaming(chat)
-        # From where the view is full, or the first hundred would paint less than the last.
-        growth = sorted(costs[-100:])[25] / (sorted(costs[100:200])[25] + 0.0007)
-        return max(sorted(costs)[int(len(costs) * 0.99)] / 0.033, growth / 1.5)
-
-    assert best(slowest_and_growth, 1) < 1
-    assert len(transcript._views) < 40
-
-
-def costs_of_streaming(chat: ChatModel) -> list[float]:
-    """Seconds of each of 2,000 lines of code that come into 2,000 turns."""
+    """What it costs is measured by tests.bench.reading."""
     chat.show(conversation(2000))
-    settle()
     chat.start_reply(chat.add(Turn("assistant", parent=chat.turn(1999).id)))
-    costs = []
-    for piece in ["```python\n", *["    value = compute(1, 'two')  # and a comment\n"] * 2000, "```\n"]:
+    for piece in ["```python\n", *["    value = compute(1, 'two')  # and a comment\n"] * 300, "```\n"]:
         chat.push(Piece(piece))
-        began = time.thread_time()
         chat.flush()
         QApplication.processEvents()
-        costs.append(time.thread_time() - began)
+        assert len(transcript._views) < 40
     chat.finish_reply("stop", {})
     settle()
-    return costs
+    assert transcript.following
+    assert chat.turn(2000).content.count("\n") == 302

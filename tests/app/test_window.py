@@ -9,6 +9,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
+from app.commands import suggested
 from app.compose import Application, Wishes
 from app.views.controls import IconButton
 from app.views.message import ReplyMessage
@@ -235,7 +236,7 @@ def test_copy_puts_the_source_on_the_clipboard(qtbot: QtBot, start: Start) -> No
 def test_figures_that_are_not_known_read_na(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine([Prefill(1, 2, 0), Piece("x"), Finished("stop", Stats())]))
     ask(qtbot, app, "Hi")
-    assert app.window.top.speed._text == "n/a"
+    assert app.window.top.speed._text == "n/a tokens/s"
     assert app.window.status._first._text == "n/a"
 
 
@@ -263,3 +264,33 @@ def test_every_button_has_a_name_and_is_large_enough(qtbot: QtBot, start: Start)
     for button in app.window.findChildren(IconButton):
         assert button.accessibleName()
         assert min(button.width(), button.height()) >= 28
+
+
+def test_the_focus_comes_back_when_what_had_it_has_gone(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    ask(qtbot, app, "Hi")
+    shown(app, 1).row._buttons["copy"].setFocus()
+    app.theme.choose("dark" if not app.theme.dark else "light", 100)
+    assert app.window.focusWidget() is app.window.composer.edit
+
+
+def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    assert app.window.status._context._text == "0 of 8,192"
+    ask(qtbot, app, "Hi")
+    app.session.show(app.chat.conversation)
+    assert app.window.status._context._text == "n/a"
+
+
+def test_an_export_is_named_after_the_conversation() -> None:
+    assert suggested('What is "a/b"?', ".md").endswith("What is a b.md")
+    assert suggested("..", ".json").endswith("Conversation.json")
+
+
+def test_type_grows_and_shrinks_by_keys_within_its_bounds(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    for action, times, percent in (("larger", 1, 110), ("larger", 9, 160), ("smaller", 1, 150), ("normal", 1, 100)):
+        for _ in range(times):
+            app.window.actions_by_id[action].trigger()
+        assert app.theme.percent == app.preferences.settings.font_percent == percent
+    assert "Ctrl+=" in [keys.toString() for keys in app.window.actions_by_id["larger"].shortcuts()]

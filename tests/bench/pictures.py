@@ -1,46 +1,71 @@
-"""Pictures of the window: light and dark, 1x and 2x, in every state. `python -m tests.bench.pictures FOLDER`."""
+"""Pictures of the window and its dialogs: light and dark, 1x and 2x, in every state, some of them in German.
+
+`python -m tests.bench.pictures FOLDER [--scale 1] [--only PART_OF_A_NAME]`
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from PySide6.QtGui import QFont, QFontDatabase
+from PySide6.QtWidgets import QApplication
+
+from app.theme import Mode
+from tests.app.dialog_scenes import DIALOG_SCENES, HubStage
+from tests.app.scenes import IN_GERMAN, SCENES, Stage
 
 SCALES = ("1", "2")
 
 
-def paint(folder: Path, scale: str) -> None:
+def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[], Any]]]:
+    """Each scene's name, what it plays, and what makes its stage."""
+    for name, scene in SCENES.items():
+        yield name, scene, partial(Stage, mode)
+        if name in IN_GERMAN:
+            yield f"{name}_de", scene, partial(Stage, mode, language="de")
+    for name, play in DIALOG_SCENES.items():
+        yield name, play, partial(HubStage, mode)
+
+
+def paint(folder: Path, scale: str, only: str) -> None:
     """All scenes at one scale (Qt reads the scale once, so each scale is a process of its own)."""
-    from PySide6.QtGui import QFont, QFontDatabase
-    from PySide6.QtWidgets import QApplication
-
-    from tests.app.scenes import SCENES, Stage
-
-    qt = QApplication.instance() or QApplication([])
-    assert isinstance(qt, QApplication)
+    qt = QApplication([])
     qt.setStyle("Fusion")
     if "Inter" in QFontDatabase.families():
         qt.setFont(QFont("Inter"))
     for mode in ("light", "dark"):
-        for name, scene in SCENES.items():
-            stage = Stage(mode)
+        for name, scene, make in scenes(mode):
+            if only not in name:
+                continue
+            stage = make()
             scene(stage)
             stage.settle()
-            stage.app.window.grab().save(str(folder / f"{name}-{mode}-{scale}x.png"))
+            stage.subject.grab().save(str(folder / f"{name}-{mode}-{scale}x.png"))
             stage.close()
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(sys.argv) > 2:
-        paint(folder, sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scale", choices=SCALES, help="only this one")
+    parser.add_argument("--only", default="", help="only scenes whose name has this in it")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    if asked.scale:
+        paint(asked.folder, asked.scale, asked.only)
         return
     for scale in SCALES:
         environ = {**os.environ, "QT_SCALE_FACTOR": scale}
         environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-        subprocess.run([sys.executable, "-m", "tests.bench.pictures", str(folder), scale], env=environ, check=True)
+        command = [sys.executable, "-m", "tests.bench.pictures", str(asked.folder), "--scale", scale]
+        subprocess.run([*command, "--only", asked.only], env=environ, check=True)
 
 
 if __name__ == "__main__":

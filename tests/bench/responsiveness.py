@@ -15,7 +15,6 @@ from typing import Any
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-TICK_MS = 10
 WORDS = [
     "A",
     "line",
@@ -86,37 +85,6 @@ class RandomModel:
             self._loaded.close()
 
 
-class Ticks:
-    """Notes how late each tick of a timer comes."""
-
-    def __init__(self) -> None:
-        from PySide6.QtCore import Qt, QTimer
-
-        self.late: list[float] = []
-        self._last = 0.0
-        self._timer = QTimer()
-        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
-        self._timer.timeout.connect(self._on_tick)
-        self._timer.start(TICK_MS)
-
-    def reset(self) -> None:
-        self.late, self._last = [], time.perf_counter()
-
-    def summary(self) -> dict[str, float]:
-        late = sorted(self.late)
-        return {
-            "p50_ms": round(late[len(late) // 2], 2),
-            "p99_ms": round(late[int(len(late) * 0.99)], 2),
-            "worst_ms": round(late[-1], 2),
-            "ticks": len(late),
-        }
-
-    def _on_tick(self) -> None:
-        now = time.perf_counter()
-        self.late.append(max(0.0, (now - self._last) * 1e3 - TICK_MS))
-        self._last = now
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="llama-3.2-1b")
@@ -134,6 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from app.compose import Application, Wishes
     from core.events import LoadOptions
+    from tests.bench.ticks import Ticks
 
     qt = QApplication.instance() or QApplication([])
     app = Application(

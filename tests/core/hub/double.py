@@ -50,8 +50,8 @@ class Fault:
     """What goes wrong with requests whose path contains `path`, `times` times, after `skip` good ones.
 
     `kind`: cut (close after `at` bytes of the body), stall (silent after `at` bytes, for `seconds`), flip (the byte at
-    `at` of the file), status (`code` with `headers`), length (Content-Length is `by` too large), no_range, html (a
-    sign-in page), run (call `action` after `at` bytes of the body, then close).
+    `at` of the file), status (`code` with `headers`), length (Content-Length is `by` too large), nonsense (it is no
+    number), no_range, html (a sign-in page), run (call `action` after `at` bytes of the body, then close).
     """
 
     path: str
@@ -354,7 +354,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(end - start + (longer.by if longer else 0)))
+        nonsense = self.double.take_fault(self.path, self.server.host, "nonsense")
+        self.send_header("Content-Length", "many" if nonsense else str(end - start + (longer.by if longer else 0)))
         self.end_headers()
         if self.command == "GET":
             self._body(path, memoryview(data)[start:end], start)

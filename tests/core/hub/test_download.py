@@ -184,6 +184,7 @@ def test_a_server_that_asks_for_patience_gets_it(
         (Fault(SHARD, "html", times=99), "sign-in page"),
         (Fault("api/models", "html", times=99), "sign-in page"),
         (Fault(SHARD, "cut", times=99), "The connection to 127.0.0.1"),
+        (Fault(SHARD, "nonsense", times=99), "has the wrong length on the server."),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
