@@ -11,6 +11,7 @@ NATIVE = Path("core/kernels/native")
 EXPORTS = [
     "version",
     "supports",
+    "input_kind",
     "input_bytes",
     "panel_bytes",
     "prepare",
