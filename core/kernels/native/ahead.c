@@ -15,7 +15,7 @@ typedef struct Slot {
     struct {
         _Atomic(const uint8_t *) at;
         _Atomic int64_t bytes;
-    } stretches[MOST_STRETCHES];
+    } spans[MOST_SPANS];
     struct Slot *next;
     int sure;
 } Slot;
@@ -41,18 +41,18 @@ static Slot *slot_of(const uint8_t *at) {
     uint64_t hash = ((uint64_t)(uintptr_t)at >> 6) * 0x9e3779b97f4a7c15ull >> 52;
     for (int i = 0; i < LOOKS; i++) {
         Slot *slot = &slots[(hash + i) % SLOTS];
-        if (slot->stretches[0].at == at || !slot->stretches[0].at) return slot;
+        if (slot->spans[0].at == at || !slot->spans[0].at) return slot;
     }
     return &slots[hash];
 }
 
-int ahead_stop(const Stretch *stretches, int64_t count) {
+int ahead_stop(const Span *spans, int64_t count) {
     if (atomic_flag_test_and_set_explicit(&learning, memory_order_acquire)) return 0;
     atomic_store(&target, NULL);
-    Slot *slot = slot_of(stretches[0].at);
-    for (int i = 0; i < MOST_STRETCHES; i++) {
-        atomic_store_explicit(&slot->stretches[i].at, i < count ? stretches[i].at : NULL, memory_order_relaxed);
-        atomic_store_explicit(&slot->stretches[i].bytes, i < count ? stretches[i].bytes : 0, memory_order_relaxed);
+    Slot *slot = slot_of(spans[0].at);
+    for (int i = 0; i < MOST_SPANS; i++) {
+        atomic_store_explicit(&slot->spans[i].at, i < count ? spans[i].at : NULL, memory_order_relaxed);
+        atomic_store_explicit(&slot->spans[i].bytes, i < count ? spans[i].bytes : 0, memory_order_relaxed);
     }
     if (last) {
         last->sure = last->next == slot;
@@ -74,10 +74,10 @@ int ahead_step(void) {
     Slot *slot = atomic_load(&target);
     if (!slot || atomic_load_explicit(&cursor, memory_order_relaxed) >= budget()) return 0;
     int64_t at = atomic_fetch_add(&cursor, PIECE);
-    for (int i = 0; i < MOST_STRETCHES; i++) {
-        int64_t bytes = slot->stretches[i].bytes;
+    for (int i = 0; i < MOST_SPANS; i++) {
+        int64_t bytes = slot->spans[i].bytes;
         if (at < bytes) {
-            const uint8_t *from = slot->stretches[i].at + at;
+            const uint8_t *from = slot->spans[i].at + at;
             for (int64_t line = 0; line < PIECE && line < bytes - at; line += LINE) __builtin_prefetch(from + line, 0, 2);
             return 1;
         }

@@ -8,24 +8,24 @@
 
 #include <stdint.h>
 
-enum { MOST_STRETCHES = 4 };
+enum { MOST_SPANS = 4 };
 
-/* The bytes of the weights of one call; of more than MOST_STRETCHES the first ones. */
+/* The bytes of the weights of one call; of more than MOST_SPANS the first ones. */
 typedef struct {
     const uint8_t *at;
     int64_t bytes;
-} Stretch;
+} Span;
 
 #if defined(__linux__)
 /* A call that reads these begins: what helpers ask for stops. True if ahead_start is to be called at its end: calls
  * that overlap teach nothing. */
-int ahead_stop(const Stretch *stretches, int64_t count);
+int ahead_stop(const Span *spans, int64_t count);
 /* It has ended: if the same one followed it twice, helpers begin to ask for the next. */
 void ahead_start(void);
 /* One piece of it; 0 if there is nothing to ask for. */
 int ahead_step(void);
 #else
-static inline int ahead_stop(const Stretch *stretches, int64_t count) { (void)stretches, (void)count; return 0; }
+static inline int ahead_stop(const Span *spans, int64_t count) { (void)spans, (void)count; return 0; }
 static inline void ahead_start(void) {}
 #endif
 

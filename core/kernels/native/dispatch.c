@@ -112,10 +112,10 @@ static void run(Share *share, int64_t m, int threads) {
 
 /* Few rows of input: the memory's rate is the limit, so it is kept busy between this call and the next. */
 static void run_watched(Share *share, int64_t m, int threads) {
-    Stretch read[MOST_STRETCHES];
-    for (int64_t i = 0; i < share->count && i < MOST_STRETCHES; i++) {
+    Span read[MOST_SPANS];
+    for (int64_t i = 0; i < share->count && i < MOST_SPANS; i++) {
         const Part *part = share->parts + i;
-        Stretch own = {part->job.weights + part->begin * part->job.row_bytes, (part->end - part->begin) * part->job.row_bytes};
+        Span own = {part->job.weights + part->begin * part->job.row_bytes, (part->end - part->begin) * part->job.row_bytes};
         read[i] = own;
     }
     int watched = threads > 1 && m <= FEW_ROWS && ahead_stop(read, share->count);
