@@ -86,8 +86,10 @@ def offers(storage: str) -> tuple[Offer, ...]:
 def _compiled_offers(storage: str) -> Iterator[Offer]:
     if storage == "fp32":
         return
-    for name in instruction_sets():
-        few = storage in ("bf16", "fp16") and name not in FLOAT_PANELS
+    names = instruction_sets()
+    for name in names:
+        # Where there is AVX-512, torch's own takes more rows of floats.
+        few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
         yield Offer(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
 

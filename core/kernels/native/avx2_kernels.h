@@ -150,11 +150,11 @@ ISA INLINE void int4_few(const Job *job, int64_t row, const int M, const float *
         UNROLL for (int g = 0; g < 4; g++) { /* group g: bytes of half g % 2, lower or upper bits by g / 2 */
             __m256i both = _mm256_loadu_si256((const __m256i *)(w + b * 64 + g % 2 * 32));
             __m256i values = _mm256_and_si256(g / 2 ? _mm256_srli_epi16(both, 4) : both, nibble);
-            float scale = bf16_to_float(s[b * 4 + g]);
+            __m256 scale = _mm256_set1_ps(bf16_to_float(s[b * 4 + g]));
             int64_t at = (b * 2 + g / 2) * in->m;
             UNROLL for (int m = 0; m < M; m++) {
                 __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + g % 2 * GROUP));
-                __m256 by = _mm256_set1_ps(scale * in->scales[(at + m) * 2 + g % 2]);
+                __m256 by = _mm256_mul_ps(scale, _mm256_loadu_ps(in->lanes + (at + m) * 16 + g % 2 * 8));
                 sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT(values, x)), by, sum[m]);
             }
         }
