@@ -420,6 +420,7 @@ def test_closing_the_threads_pauses(stage: DialogStage, qtbot: QtBot, hub: Doubl
     stage.downloads.close()
 
 
+@pytest.mark.timed
 def test_window_stays_alive_while_downloading(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     """A 5 ms timer's lateness, with everything in one process (the Hub too)."""
     import time

@@ -210,6 +210,7 @@ def test_a_streaming_reply_gets_to_the_disk_without_another_call(store: Store, t
         time.sleep(FLUSH_S / 4)
 
 
+@pytest.mark.timed
 def test_keeping_a_piece_never_waits_for_the_disk(store: Store) -> None:
     conversation = talk(store, "Go on")
     reply = conversation.add(Turn("assistant", "x" * 200_000, parent=conversation.path()[-1].id))
@@ -243,6 +244,7 @@ def test_any_thread_may_write(store: Store) -> None:
     assert len(store.load(conversation.id).turns()) == 81
 
 
+@pytest.mark.timed
 def test_two_thousand_messages_open_within_300_ms(store: Store) -> None:
     conversation = talk(store, *("Some **text** with code.\n" * 20 for _ in range(2000)))
     for turn in conversation.path()[1::50]:

@@ -19,6 +19,7 @@ def machine() -> Machine:
     return Machine()
 
 
+@pytest.mark.timed
 def test_memory_agrees_with_psutil(machine: Machine) -> None:
     def difference() -> float:
         sample, memory = machine.read(), psutil.virtual_memory()
@@ -31,6 +32,7 @@ def test_memory_agrees_with_psutil(machine: Machine) -> None:
     assert best(difference, 50e6) < 50e6
 
 
+@pytest.mark.timed
 def test_own_memory_grows_by_what_is_taken(machine: Machine) -> None:
     def difference() -> float:
         before = machine.read().own_ram or 0
@@ -40,6 +42,7 @@ def test_own_memory_grows_by_what_is_taken(machine: Machine) -> None:
     assert best(difference, 20e6) < 20e6
 
 
+@pytest.mark.timed
 def test_cpu_percentages_agree_with_the_times_that_psutil_counts(machine: Machine) -> None:
     # Percentage points; the processor's counters tick in hundredths of a second.
     assert best(lambda: cpu_disagreement(machine), 12) < 12

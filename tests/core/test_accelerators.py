@@ -12,7 +12,7 @@ from core.accelerators.simulation import Simulation, parse_simulation
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
 from core.sizes import GIB, MIB
 
-ATTEMPTS = 20
+ATTEMPTS = 3
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +48,11 @@ def filled(device: SimulatedAccelerator, nbytes: int, value: float) -> torch.Ten
     return tensor.fill_(value)
 
 
-def shortest(attempt: Callable[[], float], at_least: float, within: float = 1.3) -> None:
-    """That no attempt takes less than the link needs, and one of them little more: others use these cores, too."""
-    for _ in range(ATTEMPTS):
-        took = attempt()
-        assert took > at_least * 0.9
-        if took < at_least * within:
-            return
-    pytest.fail(f"never within {within} times of {at_least} s")
+def shortest(attempt: Callable[[], float], at_least: float) -> float:
+    """Seconds of the quickest attempt, none of which may take less than the link needs."""
+    times = [attempt() for _ in range(ATTEMPTS)]
+    assert min(times) > at_least * 0.9
+    return min(times)
 
 
 def test_simulations_are_read() -> None:
@@ -158,6 +155,7 @@ def test_who_starts_a_copy_does_not_wait_for_it(slow: SimulatedAccelerator) -> N
     assert arrived.query()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("rate", [0.4e9, 1.5e9])
 def test_the_link_keeps_its_rate(rate: float) -> None:
     device = SimulatedAccelerator(Simulation(64 * MIB, rate))
@@ -172,7 +170,7 @@ def test_the_link_keeps_its_rate(rate: float) -> None:
         assert device.link_busy_s - busy == pytest.approx(64 * MIB / rate)
         return time.perf_counter() - start
 
-    shortest(copy, 64 * MIB / rate, within=1.1)
+    assert shortest(copy, 64 * MIB / rate) < 1.1 * 64 * MIB / rate
     device.close()
 
 
