@@ -119,18 +119,21 @@ ISA INLINE void int4_one(const Job *job, int64_t row) {
     const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+    __m128 shift = _mm_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / 64; b++) {
         const int8_t *x = in->q + b * 2 * BLOCK;
         _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
         __m256i first = _mm256_loadu_si256((const __m256i *)(w + b * 64));
         __m256i second = _mm256_loadu_si256((const __m256i *)(w + b * 64 + 32));
-        __m128 by = _mm_mul_ps(four_scales(s + b * 4), _mm_loadu_ps(in->scales + b * 4));
+        __m128 scales = four_scales(s + b * 4), by = _mm_mul_ps(scales, _mm_loadu_ps(in->scales + b * 4));
+        shift = _mm_fmadd_ps(scales, _mm_loadu_ps(in->offsets + b * 4), shift);
         even = int4_group(_mm256_and_si256(first, nibble), x, by, even);
         odd = int4_group(_mm256_and_si256(second, nibble), x + 32, _mm_shuffle_ps(by, by, 0x55), odd);
         even = int4_group(_mm256_and_si256(_mm256_srli_epi16(first, 4), nibble), x + 64, _mm_shuffle_ps(by, by, 0xaa), even);
         odd = int4_group(_mm256_and_si256(_mm256_srli_epi16(second, 4), nibble), x + 96, _mm_shuffle_ps(by, by, 0xff), odd);
     }
-    put(job, 0, row, add_lanes(_mm256_add_ps(even, odd)) - int4_shift(in, s, job->row_bytes / 16, 0));
+    __m256 shifted = _mm256_mul_ps(_mm256_zextps128_ps256(shift), _mm256_set1_ps(8));
+    put(job, 0, row, add_lanes(_mm256_sub_ps(_mm256_add_ps(even, odd), shifted)));
 }
 
 ISA INLINE void int4_few(const Job *job, int64_t row, const int M, const float *unused) {
