@@ -107,13 +107,12 @@ static void pack_scales(const Job *job, int64_t row, int64_t end, int64_t start,
     }
 }
 
-/* M rows of input times the panel's strip, added to M rows of sums. */
 ISA INLINE void add_to(float *sum, __m256 value, __m256 by) {
     _mm256_storeu_ps(sum, _mm256_fmadd_ps(value, by, _mm256_loadu_ps(sum)));
 }
 
-/* The sums of a tile: two registers for each of at most TILE_ROWS rows. They have names, because a compiler that sees an
- * array keeps it in memory; rows from M on are dropped. */
+/* A tile: M rows of input times the panel's strip, added to M rows of sums. Each row has two registers, by name, because
+ * a compiler that sees an array keeps it in memory; rows from M on are dropped. */
 #if defined(__GNUC__) || defined(__clang__)
 #define IN_TURN(a, b) __asm__("" : "+x"(a), "+x"(b)) /* else all rows are begun at once, and registers run out */
 #else
