@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.inputs import HostInput
-from core.kernels.matmul import ChosenMatmul, Together, host_matmul
+from core.kernels.matmul import ChosenMatmul, host_matmul
 from core.kernels.native import AttentionCall, library_file, native
 from core.quantize import quantize
 
@@ -62,15 +62,3 @@ def test_callers_at_once_with_changing_numbers_of_threads_get_what_one_alone_get
     with ThreadPoolExecutor(CALLERS) as pool:
         for done in [pool.submit(call, seed) for seed in range(CALLERS)]:
             done.result()
-
-
-def test_weights_in_a_learned_order_that_are_gone_do_no_harm() -> None:
-    """Helpers ask the memory for the weight that followed the last time, wherever that was."""
-    torch.set_num_threads(4)
-    x = HostInput(torch.randn(1, 256))
-    for _ in range(20):
-        group = matmuls()
-        for _ in range(4):
-            for matmul in group:
-                assert Together([matmul])(x)[0].isfinite().all()
-        del group

@@ -3,8 +3,6 @@
  * thread wait for milliseconds, and a token has a hundred calls. Elsewhere the system's own ways are used. */
 #include "crew.h"
 
-#include "ahead.h"
-
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -78,8 +76,7 @@ static void *helper(void *argument) {
         help(worker);
         int64_t until = now_ns() + SPIN_NS;
         while (atomic_load_explicit(&state, memory_order_acquire) >> CALL_SHIFT == seen >> CALL_SHIFT) {
-            if (!ahead_step())
-                for (int i = 0; i < LOOKS_PER_CLOCK; i++) pause_briefly();
+            for (int i = 0; i < LOOKS_PER_CLOCK; i++) pause_briefly();
             if (now_ns() > until) sleep_until_called(seen);
         }
     }

@@ -1,5 +1,4 @@
 /* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
-#include "ahead.h"
 #include "crew.h"
 #include "kernels.h"
 
@@ -108,19 +107,6 @@ static void run(Share *share, int64_t m, int threads) {
     if (rows <= 0) return;
     for (int64_t i = 0; i < share->count; i++) chunks += chunks_of(share, share->parts + i);
     crew_run(run_chunk, share, chunks, threads);
-}
-
-/* Few rows of input: the memory's rate is the limit, so it is kept busy between this call and the next. */
-static void run_watched(Share *share, int64_t m, int threads) {
-    Span read[MOST_SPANS];
-    for (int64_t i = 0; i < share->count && i < MOST_SPANS; i++) {
-        const Part *part = share->parts + i;
-        Span own = {part->job.weights + part->begin * part->job.row_bytes, (part->end - part->begin) * part->job.row_bytes};
-        read[i] = own;
-    }
-    int watched = threads > 1 && m <= FEW_ROWS && ahead_stop(read, share->count);
-    run(share, m, threads);
-    if (watched) ahead_start();
 }
 
 /* ---- input buffers ---- */
@@ -267,5 +253,5 @@ EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fi
         parts[i] = part;
         to += m * (end - begin) * (out_type == TYPE_F32 ? 4 : 2);
     }
-    run_watched(&share, m, threads);
+    run(&share, m, threads);
 }
