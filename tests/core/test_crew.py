@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.kernels.inputs import HostInput
 from core.kernels.matmul import ChosenMatmul, host_matmul
 from core.kernels.native import AttentionCall, library_file, native
 from core.quantize import quantize
