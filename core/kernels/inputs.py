@@ -23,7 +23,7 @@ class HostInput:
         self.columns: int = self.x.shape[1]
         self.dtype = x.dtype
         self._as: dict[torch.dtype, Tensor] = {self.dtype: self.x}
-        self._prepared: dict[tuple[str, bool], Tensor] = {}
+        self._prepared: dict[tuple[str, int], Tensor] = {}
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """`x` (M, K) as `dtype`."""
@@ -33,8 +33,7 @@ class HostInput:
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
         """`x` laid out for the library's kernels of `storage`."""
-        quantized = storage in ("int8", "int4")
-        key = (library.instruction_set, quantized)
+        key = (library.instruction_set, library.input_kind(storage, self.rows))
         if key not in self._prepared:
-            self._prepared[key] = library.prepare(self.x, quantized)
+            self._prepared[key] = library.prepare(self.x, key[1])
         return self._prepared[key]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.inputs import HostInput
-from core.kernels.native import FEW_ROWS, MOST_PARTS, NativeLibrary, Parts, instruction_sets, open_library
+from core.kernels.native import FEW_ROWS, FLOAT_PANELS, MOST_PARTS, NativeLibrary, Parts, instruction_sets, open_library
 from core.kernels.weights import QuantizedWeight
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
@@ -86,9 +86,10 @@ def offers(storage: str) -> tuple[Offer, ...]:
 def _compiled_offers(storage: str) -> Iterator[Offer]:
     if storage == "fp32":
         return
-    for name in instruction_sets():
-        # Stored precision has few-row kernels only; the instruction sets without panels also repeat those.
-        few = storage in ("bf16", "fp16")
+    names = instruction_sets()
+    for name in names:
+        # Where there is AVX-512, torch's own takes more rows of floats.
+        few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
         yield Offer(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
 

@@ -19,7 +19,9 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
 FEW_ROWS = 8
-VERSION = 4
+FLOAT_PANELS = ("avxvnni", "avx2")
+"""The instruction sets with kernels for more rows of input than these where weights are floats."""
+VERSION = 5
 """Of the library's calls, as in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -27,6 +29,7 @@ _INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, c
 _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
+    "hetegen_input_kind": (_INT, [_INT, _INT, _LONG]),
     "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
     "hetegen_panel_bytes": (_LONG, [_LONG]),
     "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),
@@ -104,6 +107,7 @@ class NativeLibrary:
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
         self._isa = INSTRUCTION_SETS[instruction_set]
+        self._input_kind = cache(library.hetegen_input_kind)
         self._input_bytes = cache(library.hetegen_input_bytes)
         self._panel_bytes = cache(library.hetegen_panel_bytes)
         self._prepare = library.hetegen_prepare
@@ -113,12 +117,17 @@ class NativeLibrary:
         self._attention_bytes = library.hetegen_attention_bytes
         self._attention = library.hetegen_attention
 
-    def prepare(self, x: Tensor, quantized: bool) -> Tensor:  # noqa: FBT001  the library's own switch
-        """`x` laid out for `matmul` as bytes: quantised (for int8, int4) or widened to fp32 (for bf16, fp16)."""
+    def input_kind(self, storage: str, m: int) -> int:
+        """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
+        kind: int = self._input_kind(self._isa, FORMATS[storage], m)
+        return kind
+
+    def prepare(self, x: Tensor, kind: int) -> Tensor:
+        """`x` laid out for `matmul` as the kind that `input_kind` says."""
         m, columns = x.shape
-        buffer = torch.empty(self._input_bytes(m, columns, quantized), dtype=torch.uint8)
+        buffer = torch.empty(self._input_bytes(m, columns, kind), dtype=torch.uint8)
         self._prepare(
-            self._isa, x.data_ptr(), TYPES[x.dtype], m, columns, x.stride(0), buffer.data_ptr(), quantized,
+            self._isa, x.data_ptr(), TYPES[x.dtype], m, columns, x.stride(0), buffer.data_ptr(), kind,
             _threads_for(x.nbytes),
         )  # fmt: skip
         return buffer

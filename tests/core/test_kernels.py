@@ -167,7 +167,7 @@ def test_outputs_are_rounded_as_torch_does(storage: str, dtype: torch.dtype, m: 
     weight = weight_of(storage, 77, 200)
     for name in instruction_sets():
         library = open_library(name)
-        prepared = library.prepare(torch.randn(m, 200).to(dtype), quantized=True)
+        prepared = HostInput(torch.randn(m, 200).to(dtype)).prepared(library, storage)
         part = Parts([(weight.data, weight.scales, 0, 77)])
         wide = library.matmul(storage, part, prepared, m, 200, torch.float32)[0]
         assert torch.equal(library.matmul(storage, part, prepared, m, 200, dtype)[0], wide.to(dtype))

@@ -104,6 +104,7 @@ static void do_task(const void *context, int64_t index, int64_t thread) {
     const Work *w = context;
     (void)thread;
     if (w->isa == 3 && attention_suits_avx512(&w->a->n)) attention_task_avx512(w->a, index);
+    else if (w->isa >= 1 && w->isa <= 3 && attention_suits_avx2(&w->a->n)) attention_task_avx2(w->a, index);
     else if (w->isa >= 1 && w->isa <= 3) task_avx2(w->a, index);
     else task_plain(w->a, index);
 }

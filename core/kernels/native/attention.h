@@ -112,6 +112,7 @@ INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile
     }
     SIMD
     for (int64_t i = 0; i < count; i++) scores[i] = exponential(scores[i] - base);
+    SIMD_SUM(sum)
     for (int64_t i = 0; i < count; i++) sum += scores[i];
     t->sum[row] += sum;
 }
@@ -161,5 +162,7 @@ INLINE void start_task(const Attention *a, const Task *t, const Stretch *s, cons
 
 int attention_suits_avx512(const Shape *n);
 void attention_task_avx512(const Attention *a, int64_t index);
+int attention_suits_avx2(const Shape *n);
+void attention_task_avx2(const Attention *a, int64_t index);
 
 #endif

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 
 /* Bytes that are asked of the memory ahead of use. */
-enum { AHEAD = 8192, ROWS_IN_CACHE = 32 };
+enum { AHEAD = 8192 };
 
 ISA INLINE float add_lanes(__m256 v) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -50,14 +50,35 @@ ISA static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums
     }
 }
 
-ISA INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int M, const float *shift) {
+ISA static float words(const float *x, int64_t blocks, int16_t *q, int64_t stride) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 top = _mm256_setzero_ps(), rest = _mm256_setzero_ps();
+    for (int64_t i = 0; i < blocks * BLOCK; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i);
+        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v));
+        rest = _mm256_add_ps(rest, _mm256_sub_ps(v, v));
+    }
+    int broken = _mm256_movemask_ps(_mm256_cmp_ps(rest, rest, _CMP_UNORD_Q)) != 0;
+    float most = largest(top);
+    __m256 factor = _mm256_set1_ps(!broken && most > SMALLEST ? 32767.0f / most : 0.0f);
+    for (int64_t i = 0; i < blocks * BLOCK; i += 16) {
+        __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
+        __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), factor));
+        __m256i all = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+        if (broken) all = _mm256_set1_epi16(1);
+        _mm256_storeu_si256((__m256i *)(q + i / BLOCK * stride + i % BLOCK), all);
+    }
+    return broken ? NAN : most > SMALLEST ? most / 32767.0f : 0.0f;
+}
+
+ISA INLINE void int8_few(const Job *job, int64_t row, const int M, const float *shift) {
     const Input *in = job->input;
     const uint8_t *w = job->weights + row * job->row_bytes;
     __m256 sum[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / BLOCK; b++) {
         _mm_prefetch((const char *)w + b * BLOCK + AHEAD, _MM_HINT_T0);
-        int64_t at = b * in->m + m0;
+        int64_t at = b * in->m;
         UNROLL for (int h = 0; h < 2; h++) {
             __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + b * BLOCK + h * GROUP));
             if (SHIFTED) bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80));
@@ -70,35 +91,79 @@ ISA INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int M, c
     }
     UNROLL for (int m = 0; m < M; m++) {
         float total = add_lanes(sum[m]) - (SHIFTED ? shift[m] : 0.0f);
-        put(job, m0 + m, row, total * ((const float *)job->scales)[row]);
+        put(job, m, row, total * ((const float *)job->scales)[row]);
     }
 }
 
-ISA INLINE void int4_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+ISA INLINE __m128 four_scales(const uint16_t *s) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)s)), 16));
+}
+
+/* What the values of a row of int4 being shifted by 8 adds to its product with row m of the input. */
+ISA INLINE float int4_shift(const Input *in, const uint16_t *s, int64_t groups, int64_t m) {
+    const float *offsets = in->offsets + m * in->blocks * 2;
+    __m128 sum = _mm_setzero_ps();
+    for (int64_t g = 0; g < groups; g += 4) sum = _mm_fmadd_ps(four_scales(s + g), _mm_loadu_ps(offsets + g), sum);
+    return 8 * add_lanes(_mm256_zextps128_ps256(sum));
+}
+
+/* 32 columns of one row; their factor is the first lane of `by`. */
+ISA INLINE __m256 int4_group(__m256i values, const int8_t *x, __m128 by, __m256 sum) {
+    __m256 dot = _mm256_cvtepi32_ps(DOT(values, _mm256_loadu_si256((const __m256i *)x)));
+    return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
+}
+
+ISA INLINE void int4_one(const Job *job, int64_t row) {
+    const Input *in = job->input;
+    const uint8_t *w = job->weights + row * job->row_bytes;
+    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+    __m128 shift = _mm_setzero_ps();
+    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
+        const int8_t *x = in->q + b * 2 * BLOCK;
+        _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
+        __m256i first = _mm256_loadu_si256((const __m256i *)(w + b * 64));
+        __m256i second = _mm256_loadu_si256((const __m256i *)(w + b * 64 + 32));
+        __m128 scales = four_scales(s + b * 4), by = _mm_mul_ps(scales, _mm_loadu_ps(in->scales + b * 4));
+        shift = _mm_fmadd_ps(scales, _mm_loadu_ps(in->offsets + b * 4), shift);
+        even = int4_group(_mm256_and_si256(first, nibble), x, by, even);
+        odd = int4_group(_mm256_and_si256(second, nibble), x + 32, _mm_shuffle_ps(by, by, 0x55), odd);
+        even = int4_group(_mm256_and_si256(_mm256_srli_epi16(first, 4), nibble), x + 64, _mm_shuffle_ps(by, by, 0xaa), even);
+        odd = int4_group(_mm256_and_si256(_mm256_srli_epi16(second, 4), nibble), x + 96, _mm_shuffle_ps(by, by, 0xff), odd);
+    }
+    __m256 shifted = _mm256_mul_ps(_mm256_zextps128_ps256(shift), _mm256_set1_ps(8));
+    put(job, 0, row, add_lanes(_mm256_sub_ps(_mm256_add_ps(even, odd), shifted)));
+}
+
+ISA INLINE void int4_few(const Job *job, int64_t row, const int M, const float *unused) {
     const Input *in = job->input;
     const uint8_t *w = job->weights + row * job->row_bytes;
     const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256 sum[FEW_ROWS];
-    float shift[FEW_ROWS];
     (void)unused;
-    UNROLL for (int m = 0; m < M; m++) { sum[m] = _mm256_setzero_ps(); shift[m] = 0; }
+    if (M == 1) {
+        int4_one(job, row);
+        return;
+    }
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / 64; b++) {
         _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
         UNROLL for (int g = 0; g < 4; g++) { /* group g: bytes of half g % 2, lower or upper bits by g / 2 */
             __m256i both = _mm256_loadu_si256((const __m256i *)(w + b * 64 + g % 2 * 32));
             __m256i values = _mm256_and_si256(g / 2 ? _mm256_srli_epi16(both, 4) : both, nibble);
-            float scale = bf16_to_float(s[b * 4 + g]);
-            int64_t at = (b * 2 + g / 2) * in->m + m0;
+            __m256 scale = _mm256_set1_ps(bf16_to_float(s[b * 4 + g]));
+            int64_t at = (b * 2 + g / 2) * in->m;
             UNROLL for (int m = 0; m < M; m++) {
                 __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + g % 2 * GROUP));
-                __m256 by = _mm256_set1_ps(scale * in->scales[(at + m) * 2 + g % 2]);
+                __m256 by = _mm256_mul_ps(scale, _mm256_loadu_ps(in->lanes + (at + m) * 16 + g % 2 * 8));
                 sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT(values, x)), by, sum[m]);
-                shift[m] += scale * in->offsets[(m0 + m) * in->blocks * 2 + b * 4 + g];
             }
         }
     }
-    UNROLL for (int m = 0; m < M; m++) put(job, m0 + m, row, add_lanes(sum[m]) - 8 * shift[m]);
+    for (int m = 0; m < M; m++)
+        put(job, m, row, add_lanes(sum[m]) - int4_shift(in, s, job->row_bytes / 16, m));
 }
 
 ISA INLINE __m256 widen(const uint16_t *w, const enum Format format) {
@@ -111,9 +176,9 @@ ISA static void widen_block(const uint16_t *bits, int type, float *to) {
     for (int i = 0; i < BLOCK; i += 8) _mm256_storeu_ps(to + i, widen(bits + i, type == TYPE_F16 ? F16 : BF16));
 }
 
-ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, int64_t m0, const int M,
+ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, const int M,
                            const enum Format format, __m256 sum[FEW_ROWS]) {
-    const float *x = in->floats + (b * in->m + m0) * 16;
+    const float *x = in->floats + b * in->m * 16;
     __m256 low = widen(w, format), high = widen(w + 8, format);
     UNROLL for (int m = 0; m < M; m++) {
         sum[m] = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + m * 16), sum[m]);
@@ -121,7 +186,7 @@ ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, int64_
     }
 }
 
-ISA INLINE void float_few(const Job *job, int64_t row, int64_t m0, const int M, const enum Format format) {
+ISA INLINE void float_few(const Job *job, int64_t row, const int M, const enum Format format) {
     const Input *in = job->input;
     const uint16_t *w = (const uint16_t *)(job->weights + row * job->row_bytes);
     int64_t b = 0;
@@ -129,53 +194,52 @@ ISA INLINE void float_few(const Job *job, int64_t row, int64_t m0, const int M, 
     UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm256_setzero_ps();
     for (; (b + 2) * 16 <= in->columns; b += 2) {
         _mm_prefetch((const char *)(w + b * 16) + AHEAD, _MM_HINT_T0);
-        float_step(in, w + b * 16, b, m0, M, format, even);
-        float_step(in, w + b * 16 + 16, b + 1, m0, M, format, odd);
+        float_step(in, w + b * 16, b, M, format, even);
+        float_step(in, w + b * 16 + 16, b + 1, M, format, odd);
     }
     for (; b * 16 < in->columns; b++) {
         uint16_t last[16] = {0};
         int64_t left = in->columns - b * 16;
         memcpy(last, w + b * 16, (size_t)(left < 16 ? left : 16) * 2);
-        float_step(in, last, b, m0, M, format, even);
+        float_step(in, last, b, M, format, even);
     }
-    UNROLL for (int m = 0; m < M; m++) put(job, m0 + m, row, add_lanes(_mm256_add_ps(even[m], odd[m])));
+    UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(_mm256_add_ps(even[m], odd[m])));
 }
 
-ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+ISA INLINE void bf16_few(const Job *job, int64_t row, const int M, const float *unused) {
     (void)unused;
-    float_few(job, row, m0, M, BF16);
+    float_few(job, row, M, BF16);
 }
 
-ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M, const float *unused) {
+ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *unused) {
     (void)unused;
-    float_few(job, row, m0, M, F16);
+    float_few(job, row, M, F16);
 }
 
-/* All rows [begin, end): some rows of weights at a time, so that they stay in the cache for all rows of input. */
+#include "avx2_panels.h"
+
+/* All rows [begin, end). */
 #define FEW_CASE(kernel, M) \
-    case M: for (int64_t r = row; r < stop; r++) kernel(job, r, m0, M, shift); break;
-#define FEW(name, kernel)                                                                             \
-    ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {                \
-        (void)panel;                                                                                  \
-        for (int64_t row = begin; row < end; row += ROWS_IN_CACHE) {                                  \
-            int64_t stop = row + ROWS_IN_CACHE < end ? row + ROWS_IN_CACHE : end;                     \
-            for (int64_t m0 = 0; m0 < job->input->m; m0 += FEW_ROWS) {                                \
-                int64_t left = job->input->m - m0;                                                    \
-                float shift[FEW_ROWS];                                                                \
-                int8_shifts(job->input, m0, shift);                                                   \
-                switch (left < FEW_ROWS ? left : FEW_ROWS) {                                          \
-                    FEW_CASE(kernel, 1) FEW_CASE(kernel, 2) FEW_CASE(kernel, 3) FEW_CASE(kernel, 4)   \
-                    FEW_CASE(kernel, 5) FEW_CASE(kernel, 6) FEW_CASE(kernel, 7) FEW_CASE(kernel, 8)   \
-                }                                                                                     \
-            }                                                                                         \
-        }                                                                                             \
+    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, M, shift); break;
+#define ROWS(name, kernel, format)                                                            \
+    ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {      \
+        float shift[FEW_ROWS];                                                                \
+        if (job->input->m > FEW_ROWS) {                                                       \
+            panels(job, begin, end, scratch, format);                                         \
+            return;                                                                           \
+        }                                                                                     \
+        int8_shifts(job->input, 0, shift);                                                    \
+        switch (job->input->m) {                                                              \
+            FEW_CASE(kernel, 1) FEW_CASE(kernel, 2) FEW_CASE(kernel, 3) FEW_CASE(kernel, 4)   \
+            FEW_CASE(kernel, 5) FEW_CASE(kernel, 6) FEW_CASE(kernel, 7) FEW_CASE(kernel, 8)   \
+        }                                                                                     \
     }
-FEW(int8_rows, int8_few)
-FEW(int4_rows, int4_few)
-FEW(bf16_rows, bf16_few)
-FEW(f16_rows, f16_few)
+ROWS(int8_rows, int8_few, INT8)
+ROWS(int4_rows, int4_few, INT4)
+ROWS(bf16_rows, bf16_few, BF16)
+ROWS(f16_rows, f16_few, F16)
 
 const Kernels *KERNELS(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block};
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block, words};
     return &kernels;
 }

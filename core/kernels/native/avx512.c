@@ -413,7 +413,7 @@ static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel)
 }
 
 const Kernels *kernels_avx512(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block};
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

@@ -7,6 +7,9 @@
 #define SHIFTED 1
 #define DOT(u, x) _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, x)
 #define DOT_SIGNED(w, x) DOT(w, x)
+#define ADD_PAIRS(sum, w, x) _mm256_dpwssd_avx_epi32(sum, w, x)
+#define ADD_BYTES(sum, u, x) _mm256_dpbusd_avx_epi32(sum, u, x)
+#define WIDE(sum) (sum)
 #include "avx2_kernels.h"
 #else
 const Kernels *kernels_avxvnni(void) { return NULL; }

@@ -64,7 +64,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 4; }
+EXPORT int hetegen_version(void) { return 5; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
@@ -113,14 +113,21 @@ static void run(Share *share, int64_t m, int threads) {
 
 static int64_t even_blocks(int64_t columns) { return (columns + 2 * BLOCK - 1) / (2 * BLOCK) * 2; }
 
-static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int quantized, Input *in) {
+static int64_t strips(int64_t columns) { return (columns + WORD_STRIP - 1) / WORD_STRIP; }
+
+static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
     int64_t cells = even_blocks(columns) * m;
     memset(in, 0, sizeof *in);
     in->m = m;
     in->columns = columns;
     in->blocks = even_blocks(columns);
-    if (!quantized) {
+    if (kind == FLOATS) {
         in->floats = (const float *)buffer;
+        return;
+    }
+    if (kind == WORDS) {
+        in->words = (const int16_t *)buffer;
+        in->scales = (const float *)(buffer + cells * BLOCK * 2);
         return;
     }
     in->q = (const int8_t *)buffer;
@@ -131,10 +138,17 @@ static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int quantized, 
     in->offsets = (const float *)(buffer + cells * 16);
 }
 
+/* The kind of input that weights of `format` want for m rows of it. */
+EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
+    if (format != INT8 && format != INT4) return FLOATS;
+    return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
+}
+
 /* Bytes of the buffer that hetegen_prepare fills. */
-EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int quantized) {
+EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     int64_t cells = even_blocks(columns) * m;
-    if (!quantized) return cells * BLOCK * (int64_t)sizeof(float);
+    if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
+    if (kind == WORDS) return cells * BLOCK * 2 + strips(columns) * m * (int64_t)sizeof(float);
     return cells * (BLOCK * (m <= FEW_ROWS ? 2 : 1) + 24);
 }
 
@@ -161,8 +175,24 @@ static void quantize_block(QuantizeKernel quantize, const float *wide, const Inp
     for (int i = 0; i < 16; i++) ((float *)in->lanes)[at * 16 + i] = scales[i / 8];
 }
 
+static void prepare_words(const Kernels *kernels, const void *x, int type, int64_t stride, int64_t row,
+                          const Input *in) {
+    float wide[WORD_STRIP];
+    for (int64_t b = 0; b < in->blocks; b += WORD_STRIP / BLOCK) {
+        int64_t count = in->blocks - b < WORD_STRIP / BLOCK ? in->blocks - b : WORD_STRIP / BLOCK;
+        for (int64_t i = 0; i < count; i++)
+            load_block(kernels, x, type, row * stride, (b + i) * BLOCK, in->columns, wide + i * BLOCK);
+        int16_t *to = (int16_t *)in->words + (b * in->m + row) * BLOCK;
+        ((float *)in->scales)[b * BLOCK / WORD_STRIP * in->m + row] = kernels->words(wide, count, to, in->m * BLOCK);
+    }
+}
+
 static void prepare_row(const Kernels *kernels, const void *x, int type, int64_t stride, int64_t row, const Input *in) {
     float wide[BLOCK];
+    if (in->words) {
+        prepare_words(kernels, x, type, stride, row, in);
+        return;
+    }
     for (int64_t b = 0; b < in->blocks; b++) {
         load_block(kernels, x, type, row * stride, b * BLOCK, in->columns, wide);
         if (in->q) quantize_block(kernels->quantize, wide, in, b, row);
@@ -186,11 +216,11 @@ static void prepare_task(const void *context, int64_t row, int64_t thread) {
     prepare_row(p->kernels, p->x, p->type, p->stride, row, p->in);
 }
 
-/* x: [m][stride] of `type`; buffer: hetegen_input_bytes. */
+/* x: [m][stride] of `type`; buffer: hetegen_input_bytes; kind: hetegen_input_kind. */
 EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t columns, int64_t stride, void *buffer,
-                            int quantized, int threads) {
+                            int kind, int threads) {
     Input in;
-    lay_out((uint8_t *)buffer, m, columns, quantized, &in);
+    lay_out((uint8_t *)buffer, m, columns, kind, &in);
     Preparation preparation = {kernels_of(isa), x, type, stride, &in};
     crew_run(prepare_task, &preparation, m, m > FEW_ROWS ? threads : 1);
 }
@@ -199,21 +229,22 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 
 /* Bytes of one thread's panel for weights of `columns` columns. */
 EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
-    return even_blocks(columns) * PANEL * (BLOCK + 2 * (int64_t)sizeof(float));
+    int64_t whole = even_blocks(columns) * PANEL * (BLOCK + 2 * (int64_t)sizeof(float));
+    return whole > PANEL_SCRATCH ? whole : PANEL_SCRATCH;
 }
 
 enum { MOST_PARTS = 16, PART_FIELDS = 6 };
 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
- * the addresses and numbers weights, row bytes, scales, scales a row, begin, end. `input` is a buffer of hetegen_prepare,
- * quantised for int8 and int4; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+ * the addresses and numbers weights, row bytes, scales, scales a row, begin, end. `input` is a buffer of hetegen_prepare
+ * of the kind that hetegen_input_kind says; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
 EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
                            int64_t columns, void *out, int out_type, void *scratch, int threads) {
     Input in;
     Part parts[MOST_PARTS];
     uint8_t *to = out;
     Share share = {kernels_of(isa)->rows[format], parts, count, 0, hetegen_panel_bytes(columns)};
-    lay_out((uint8_t *)input, m, columns, format == INT8 || format == INT4, &in);
+    lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, format, m), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
         int64_t begin = fields[4], end = fields[5];
         Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], &in,

@@ -1,5 +1,6 @@
 /* Stored weights into int8 and int4, row by row; the same arithmetic as core/quantize.py, which explains it. */
 #include "attention.h"
+#include "crew.h"
 
 #if defined(_MSC_VER)
 #define EXPORT __declspec(dllexport)
@@ -7,7 +8,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { LEVELS = 5, PAIR = 128 };
+enum { LEVELS = 5, PAIR = 128, TASK_ROWS = 16 };
 static const float INT4_LEVELS[LEVELS] = {-8.0f, -7.5f, -7.0f, -8.5f, -6.5f};
 
 typedef struct {
@@ -140,10 +141,20 @@ ROWS(row_avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
 #define row_avx512 row_plain
 #endif
 
-static void encode_row(const Encoding *e, int isa, int format, int64_t row) {
-    if (isa == 3) row_avx512(e, format, row);
-    else if (isa == 1 || isa == 2) row_avx2(e, format, row);
-    else row_plain(e, format, row);
+typedef struct {
+    const Encoding *e;
+    int isa, format;
+    int64_t rows;
+} Conversion;
+
+static void encode_rows(const void *context, int64_t task, int64_t thread) {
+    const Conversion *c = context;
+    (void)thread;
+    for (int64_t row = task * TASK_ROWS; row < (task + 1) * TASK_ROWS && row < c->rows; row++) {
+        if (c->isa == 3) row_avx512(c->e, c->format, row);
+        else if (c->isa == 1 || c->isa == 2) row_avx2(c->e, c->format, row);
+        else row_plain(c->e, c->format, row);
+    }
 }
 
 /* weights: [rows][stride] of `type`; data and scales as kernels.h says. */
@@ -151,13 +162,6 @@ EXPORT void hetegen_encode(int isa, int format, const void *weights, int type, i
                            int64_t stride, void *data, int64_t row_bytes, void *scales, int64_t scale_stride,
                            int threads) {
     Encoding e = {weights, type, columns, stride, (uint8_t *)data, row_bytes, scales, scale_stride};
-#if defined(_OPENMP)
-    if (threads > 1) {
-#pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
-        for (int64_t row = 0; row < rows; row++) encode_row(&e, isa, format, row);
-        return;
-    }
-#endif
-    (void)threads;
-    for (int64_t row = 0; row < rows; row++) encode_row(&e, isa, format, row);
+    Conversion conversion = {&e, isa, format, rows};
+    crew_run(encode_rows, &conversion, (rows + TASK_ROWS - 1) / TASK_ROWS, threads);
 }

@@ -32,15 +32,21 @@
 #endif
 
 enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8 };
+/* Columns that share a scale where inputs are 16 bits: the sum of so many products with int8 stays within 32 bits. */
+enum { WORD_STRIP = 512 };
+/* AVX2's panels: rows of input whose sums are held at a time, and bytes of one thread's scratch memory. */
+enum { PANEL_SUMS = 512, PANEL_SCRATCH = 51200 };
 enum Format { INT8 = 0, INT4 = 1, BF16 = 2, F16 = 3, FORMATS = 4 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };
+/* What an input is turned into: floats, or numbers of 8 or 16 bits. */
+enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2 };
 
-/* The input of a matmul: m rows, quantised (int8, int4) or as floats (bf16, f16). Values that are used together lie
- * together. */
+/* The input of a matmul: m rows of one kind. Values that are used together lie together. */
 typedef struct {
     int64_t m, columns, blocks; /* blocks is even: the last one may be padding */
     const int8_t *q;            /* [blocks][m][64] */
-    const float *scales;        /* [blocks][m][2] */
+    const int16_t *words;       /* [blocks][m][64] */
+    const float *scales;        /* [blocks][m][2]; of words [strips][m] */
     const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
     const float *lanes;         /* [blocks][m][16]: eight times each scale; NULL where m > FEW_ROWS */
     const float *offsets;       /* [m][blocks * 2]: scale x sum */
@@ -63,6 +69,9 @@ typedef void (*RowsKernel)(const Job *job, int64_t begin, int64_t end, uint8_t *
 /* One block of 64 columns of one row of input; scales[2], sums[2]. */
 typedef void (*QuantizeKernel)(const float *x, int8_t *q, float *scales, int32_t *sums);
 
+/* `blocks` times 64 columns of one row of input, at most WORD_STRIP; q has `stride` values from one block to the next. */
+typedef float (*WordsKernel)(const float *x, int64_t blocks, int16_t *q, int64_t stride);
+
 /* 64 numbers of bf16 or f16 as floats. */
 typedef void (*WidenKernel)(const uint16_t *bits, int type, float *to);
 
@@ -70,6 +79,7 @@ typedef struct {
     RowsKernel rows[FORMATS]; /* NULL = not made for this instruction set */
     QuantizeKernel quantize;
     WidenKernel widen;
+    WordsKernel words; /* not NULL: int8 wants words where m > FEW_ROWS */
 } Kernels;
 
 const Kernels *kernels_avx512(void);

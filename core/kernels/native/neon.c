@@ -136,7 +136,7 @@ FEW(bf16_rows, bf16_few)
 FEW(f16_rows, f16_few)
 
 const Kernels *kernels_neon(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block};
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

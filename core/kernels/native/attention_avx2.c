@@ -1,0 +1,123 @@
+/* Attention for AVX2, where the dimensions are multiples of 8: keys and values are widened as they are loaded, and each
+ * load serves four query rows. */
+#include "attention.h"
+
+#if defined(HETEGEN_X86)
+#include <immintrin.h>
+
+#define AVX2 TARGET("avx2,fma,f16c")
+
+int attention_suits_avx2(const Shape *n) { return n->dim % 8 == 0 && n->value_dim % 8 == 0; }
+
+/* Eight numbers of fp32 or bf16, `at` elements from the start. */
+AVX2 INLINE __m256 load_eight(const void *from, int64_t at, const int type) {
+    if (type == TYPE_F32) return _mm256_loadu_ps((const float *)from + at);
+    __m128i bits = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+/* The sums of eight registers' lanes: lane i of the result belongs to v[i]. */
+AVX2 INLINE __m256 add_across(const __m256 v[8]) {
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+/* Dot products of four rows of queries with the two keys at `k`; past the ends the last row and key are repeated. */
+AVX2 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int64_t k, int64_t keys, int64_t first,
+                             const int type) {
+    int64_t last_row = task_rows(&a->n) - row - 1;
+    int64_t at = k + first * a->n.k_row, next = first + 1 < keys ? at + a->n.k_row : at;
+    const float *q[4];
+    __m256 dots[8];
+    UNROLL for (int i = 0; i < 4; i++) q[i] = t->q + (row + (i < last_row ? i : last_row)) * a->n.dim;
+    UNROLL for (int i = 0; i < 8; i++) dots[i] = _mm256_setzero_ps();
+    for (int64_t d = 0; d < a->n.dim; d += 8) {
+        __m256 key0 = load_eight(a->k, at + d, type), key1 = load_eight(a->k, next + d, type);
+        UNROLL for (int i = 0; i < 4; i++) {
+            __m256 query = _mm256_loadu_ps(q[i] + d);
+            dots[i * 2] = _mm256_fmadd_ps(query, key0, dots[i * 2]);
+            dots[i * 2 + 1] = _mm256_fmadd_ps(query, key1, dots[i * 2 + 1]);
+        }
+    }
+    float sums[8];
+    _mm256_storeu_ps(sums, add_across(dots));
+    for (int i = 0; i < 4 && i <= last_row; i++) memcpy(t->scores + (row + i) * TILE_KEYS + first, sums + i * 2, 8);
+}
+
+/* Adds R rows' weighted values of a tile, C registers of eight numbers from column `d` on. */
+AVX2 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64_t v, int64_t count, int64_t d, const int R,
+                           const int C, const int type) {
+    __m256 sum[8];
+    UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
+        sum[i * C + c] = _mm256_loadu_ps(t->values + (row + i) * a->n.value_dim + d + c * 8);
+    for (int64_t key = 0; key < count; key++) {
+        __m256 value[2];
+        UNROLL for (int c = 0; c < C; c++) value[c] = load_eight(a->v, v + key * a->n.v_row + d + c * 8, type);
+        UNROLL for (int i = 0; i < R; i++) {
+            __m256 weight = _mm256_broadcast_ss(t->scores + (row + i) * TILE_KEYS + key);
+            UNROLL for (int c = 0; c < C; c++) sum[i * C + c] = _mm256_fmadd_ps(weight, value[c], sum[i * C + c]);
+        }
+    }
+    UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
+        _mm256_storeu_ps(t->values + (row + i) * a->n.value_dim + d + c * 8, sum[i * C + c]);
+}
+
+AVX2 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_t count, const int type) {
+    int64_t rows = task_rows(&a->n), row = 0, d;
+    for (; row + 4 <= rows; row += 4) {
+        for (d = 0; d + 16 <= a->n.value_dim; d += 16) add_block(a, t, row, v, count, d, 4, 2, type);
+        if (d < a->n.value_dim) add_block(a, t, row, v, count, d, 4, 1, type);
+    }
+    for (; row < rows; row++) {
+        for (d = 0; d + 16 <= a->n.value_dim; d += 16) add_block(a, t, row, v, count, d, 1, 2, type);
+        if (d < a->n.value_dim) add_block(a, t, row, v, count, d, 1, 1, type);
+    }
+}
+
+/* Asks for rows of keys or values that will soon be used: the stretches are too short for the processor to foresee. */
+AVX2 INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t rows, int64_t dim, const int type) {
+    int64_t size = type == TYPE_F32 ? 4 : 2;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t byte = 0; byte < dim * size; byte += 64)
+            _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
+}
+
+AVX2 INLINE void run_task(const Attention *a, int64_t index, const int type) {
+    const Shape *n = &a->n;
+    Task t = task_at(a, index);
+    Stretch s = stretch_of(a, index);
+    int64_t rows = task_rows(n);
+    start_task(a, &t, &s, type);
+    for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
+        int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
+        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + key * n->k_row;
+        int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + key * n->v_row;
+        int64_t next = s.end - key - count < TILE_KEYS ? s.end - key - count : TILE_KEYS;
+        ask_for(a->v, v, n->v_row, count, n->value_dim, type);
+        ask_for(a->k, k + count * n->k_row, n->k_row, next, n->dim, type);
+        for (int64_t first = 0; first < count; first += 2)
+            for (int64_t row = 0; row < rows; row += 4) score_block(a, &t, row, k, count, first, type);
+        for (int64_t row = 0; row < rows; row++) {
+            float top = finish_scores(a, t.scores + row * TILE_KEYS, seen_by(a, s.b, row, key), count);
+            weigh_row(a, &t, row, top, count);
+        }
+        add_tile(a, &t, v, count, type);
+    }
+}
+
+AVX2 void attention_task_avx2(const Attention *a, int64_t index) {
+    if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
+    else run_task(a, index, TYPE_BF16);
+}
+
+#else
+int attention_suits_avx2(const Shape *n) {
+    (void)n;
+    return 0;
+}
+void attention_task_avx2(const Attention *a, int64_t index) {
+    (void)a;
+    (void)index;
+}
+#endif

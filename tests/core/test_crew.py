@@ -1,0 +1,63 @@
+"""The crew: threads that call the library at once, each with a number of helpers that changes all the time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.kernels.matmul import ChosenMatmul, host_matmul
+from core.kernels.native import AttentionCall, library_file, native
+from core.quantize import quantize
+
+pytestmark = pytest.mark.skipif(library_file() is None, reason="the package was built without a compiler")
+CALLERS = 6
+ROUNDS = 60
+MOST_HELPERS = 9
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def matmuls() -> list[ChosenMatmul]:
+    torch.manual_seed(3)
+    weights = [torch.randn(rows, 256) * 0.05 for rows in (33, 256, 700)]
+    return [host_matmul(quantize(w.bfloat16(), format)) for w in weights for format in ("int8", "int4", "bf16")]
+
+
+def attention(keys: int) -> Tensor:
+    library = native()
+    assert library is not None
+    generator = torch.Generator().manual_seed(keys)
+    query = torch.randn(1, 8, 1, 64, generator=generator)
+    cache = torch.randn(2, 1, 2, keys, 64, generator=generator)
+    return library.attention(AttentionCall(query, cache[0], cache[1], None, None, 0.125, 0.0))
+
+
+def test_callers_at_once_with_changing_numbers_of_threads_get_what_one_alone_gets() -> None:
+    torch.set_num_threads(1)
+    made = matmuls()
+    inputs = {m: torch.randn(m, 256) for m in (1, 4, 20)}
+    expected = {(i, m): matmul(x) for i, matmul in enumerate(made) for m, x in inputs.items()}
+    long = attention(3000)
+
+    def call(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(ROUNDS):
+            torch.set_num_threads(rng.randint(1, MOST_HELPERS))
+            i, m = rng.choice(list(expected))
+            torch.testing.assert_close(made[i](inputs[m]), expected[i, m])
+            if rng.random() < 0.3:
+                torch.testing.assert_close(attention(3000), long)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        for done in [pool.submit(call, seed) for seed in range(CALLERS)]:
+            done.result()
