@@ -14,6 +14,7 @@ import torch
 from core.conversion import HostWeights
 from core.errors import BadRequest, NotEnoughMemory
 from core.events import Loading, LoadOptions, Sampling
+from core.known_specs import specification
 from core.kv_cache import KVCache
 from core.learned import model_key, recall, remember
 from core.machine import Machine, assume_machine, open_machine
@@ -24,7 +25,6 @@ from core.planner import place
 from core.sampler import from_generation_config
 from core.source import Source, open_source
 from core.spec import Budget, Format, ModelSpec, Plan, Profile, Strategy
-from core.survey import survey
 from core.tokenizer import Tokenizer
 
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
@@ -123,7 +123,7 @@ def load_model(
     check(options)
     source = open_source(name)
     yield Loading("read", 0.02)
-    spec = survey(source.module, source.name)
+    spec = specification(source.module, source.name, cache_folder())
     yield Loading("measure", 0.05)
     if source.nbytes < SMALL_BYTES:
         machine = assume_machine(options.simulate_gpu, options.threads)
