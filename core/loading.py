@@ -187,7 +187,7 @@ def budget(options: LoadOptions) -> Budget:
 def check(options: LoadOptions) -> None:
     """Raise BadRequest for a wish that makes no sense on any machine."""
     if options.context is not None and not MIN_CONTEXT <= options.context <= MAX_CONTEXT:
-        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 or more.")
+        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 to 10,000,000.")
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise BadRequest(f"{options.threads} threads cannot be used.", "", "Choose 1 to 1024.")
     if options.format not in ("auto", "bf16", "int8", "int4"):
