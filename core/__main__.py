@@ -13,11 +13,13 @@ from core.errors import HeteGenError
 from core.gpu_runtime.start import settle
 from core.gpu_runtime.store import Runtime
 from core.hub import commands as hub
-from core.places import gpu_runtime
+from core.model_index import keep_model_index
+from core.places import cache_folder, gpu_runtime
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
+    keep_model_index(cache_folder())
     args = _parser().parse_args(argv)
     _use_utf8()
     settle(Runtime(gpu_runtime()))

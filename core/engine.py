@@ -20,6 +20,8 @@ from core.reply import Reply
 __all__ = ["Engine", "LoadOptions"]
 
 DEFAULTS = LoadOptions()
+NEWS_S = 0.03
+"""A small model's weights are read in no time, and whoever shows each single one is late to show that it is ready."""
 
 
 class Engine:
@@ -34,16 +36,19 @@ class Engine:
     ) -> Iterator[Event]:
         """Make a model ready; the one before is given up first. `source`: a folder, a Hub id, None = built in."""
         self.close()
-        began = time.perf_counter()
+        began = told = time.perf_counter()
+        phase = ""
         try:
             for step in load_model(source, options):
+                now = time.perf_counter()
                 if isinstance(step, LoadedModel):
                     self._loaded = step
-                    yield _describe(step, time.perf_counter() - began)
+                    yield _describe(step, now - began)
                 elif stop():
                     yield Finished("stopped", Stats())
                     return
-                else:
+                elif step.phase != phase or now - told > NEWS_S:
+                    phase, told = step.phase, now
                     yield step
         except HeteGenError as error:
             yield Failed(error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import CpuInfo, cpu_info, ram
 from core.disk_rate import measure_disk
 from core.errors import HeteGenError
+from core.kept_file import keep
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
 
 if TYPE_CHECKING:
@@ -244,14 +244,7 @@ def _read(folder: Path) -> dict[str, MachineProfile]:
 
 def _write(folder: Path, profiles: dict[str, MachineProfile]) -> None:
     kept = dict(list(profiles.items())[-KEPT_PROFILES:])
-    text = json.dumps({key: asdict(profile) for key, profile in kept.items()})
-    temporary = folder / f"{PROFILE_FILE}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / PROFILE_FILE)
-    except OSError:
-        # A full disk or a folder that may not be written: measured again next time.
-        temporary.unlink(missing_ok=True)
+    keep(folder / PROFILE_FILE, {key: asdict(profile) for key, profile in kept.items()})
 
 
 def _parsed(data: dict[str, Any]) -> MachineProfile:

@@ -14,16 +14,18 @@ from core.blueprint import build, config_from
 from core.checkpoint import DTYPES
 from core.environment import prepare_environment
 from core.hub.verdict import Verdict, Wishes, verdict
+from core.known_specs import specification
+from core.places import cache_folder
 from core.planner import place
 from core.safetensors_header import TensorInfo
 from core.spec import Budget, Hardware, ModelSpec
-from core.survey import STORED, survey
+from core.survey import STORED
 
 
 def describe(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name: str = "") -> ModelSpec:
     """The specification of a model from config.json's content. Raises UnsupportedModel, ModelUnreadable."""
     module = build(config_from(dict(config)), stored_dtype(config, tensors))
-    return survey(module, name)
+    return specification(module, name, cache_folder())
 
 
 def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> torch.dtype:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core.kept_file import keep
 from core.spec import Hardware, Plan, Profile
 
 LEARNED_FILE = "learned.json"
@@ -33,14 +33,7 @@ def remember(folder: Path, key: str, profile: Profile) -> None:
     known = _read(folder)
     known.pop(key, None)
     known[key] = asdict(profile)
-    kept = dict(list(known.items())[-KEPT_MODELS:])
-    temporary = folder / f"{LEARNED_FILE}.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(folder / LEARNED_FILE)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    keep(folder / LEARNED_FILE, dict(list(known.items())[-KEPT_MODELS:]))
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from core.conversion import HostWeights
 from core.errors import BadRequest, NotEnoughMemory
 from core.events import Loading, LoadOptions, Sampling
+from core.known_specs import specification
 from core.kv_cache import KVCache
 from core.learned import model_key, recall, remember
 from core.machine import Machine, assume_machine, open_machine
@@ -24,7 +25,6 @@ from core.planner import place
 from core.sampler import from_generation_config
 from core.source import Source, open_source
 from core.spec import Budget, Format, ModelSpec, Plan, Profile, Strategy
-from core.survey import survey
 from core.tokenizer import Tokenizer
 
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
@@ -126,7 +126,7 @@ def load_model(
     check(options)
     source = open_source(name)
     yield Loading("read", 0.02)
-    spec = survey(source.module, source.name)
+    spec = specification(source.module, source.name, cache_folder())
     yield Loading("measure", 0.05)
     if source.nbytes < SMALL_BYTES:
         machine = assume_machine(options.simulate_gpu, options.threads)
@@ -197,7 +197,7 @@ def budget(options: LoadOptions) -> Budget:
 def check(options: LoadOptions) -> None:
     """Raise BadRequest for a wish that makes no sense on any machine."""
     if options.context is not None and not MIN_CONTEXT <= options.context <= MAX_CONTEXT:
-        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 or more.")
+        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 to 10,000,000.")
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise BadRequest(f"{options.threads} threads cannot be used.", "", "Choose 1 to 1024.")
     if options.format not in ("auto", "bf16", "int8", "int4"):

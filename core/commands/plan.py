@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _spec(name: str) -> ModelSpec:
     """The specification of a model that is here, or else of one on the Hub. Raises HeteGenError."""
+    from core.known_specs import specification
+    from core.places import cache_folder
     from core.source import open_source
-    from core.survey import survey
 
     try:
         source = open_source(name)
@@ -56,7 +57,7 @@ def _spec(name: str) -> ModelSpec:
         if name.startswith(SHAPE_PREFIX) or PATH_LIKE.match(name) or not ID.fullmatch(name):
             raise
         return _remote_spec(name)
-    return survey(source.module, source.name)
+    return specification(source.module, source.name, cache_folder())
 
 
 def _remote_spec(name: str) -> ModelSpec:

@@ -18,6 +18,7 @@ import torch
 from batches import IGNORE, Batch, Packer
 from corpus import Corpus, read_questions
 from evaluate import MODEL, score
+from muon import Muon
 from tokenizer import END, PAD, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -62,16 +63,26 @@ def build(tokenizer: Tokenizer) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def begin(corpus: Corpus) -> tuple[LlamaForCausalLM, Tokenizer]:
+    """A new tokenizer, and a model that knows nothing."""
+    tokenizer = train_tokenizer(tokenizer_texts(corpus, Random(SEED)), VOCABULARY)
+    return build(tokenizer), tokenizer
+
+
+def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
+    """A trained guide, in 32 bits."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Mean cross entropy of the answers' tokens; the output head runs on their positions only."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(
-            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
-        wanted = batch.labels[:, 1:]
-        learned = wanted != IGNORE
-        logits = model.lm_head(hidden[:, :-1][learned])
-    return functional.cross_entropy(logits.float(), wanted[learned])
+    hidden = model.model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    wanted = batch.labels[:, 1:]
+    learned = wanted != IGNORE
+    return functional.cross_entropy(model.lm_head(hidden[:, :-1][learned]), wanted[learned])
 
 
 def gradients(model: LlamaForCausalLM, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
@@ -93,18 +104,18 @@ def rate(step: int, steps: int) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, which learns from about half as much text here; AdamW for embedding and norms."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.dim() == 2]
     chosen = {id(weight) for weight in matrices}
     rest = [weight for weight in model.parameters() if id(weight) not in chosen]
-    muon = torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)]
+    adam = torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, peak), adam]
 
 
-def train(model: LlamaForCausalLM, tokenizer: Tokenizer, packer: Packer, steps: int) -> None:
+def train(model: LlamaForCausalLM, tokenizer: Tokenizer, packer: Packer, steps: int, peak: float) -> None:
     """The loop: prints the loss every 50 steps and the development score every third of the way."""
-    optimizers = optimizers_of(model)
+    optimizers = optimizers_of(model, peak)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
     # One batch per thread: with matrices this small, threads inside an operation wait more than they work.
     pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
@@ -146,13 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--start", type=Path, help="a guide to go on from, as after answers were reworded")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     options = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     corpus = Corpus()
-    tokenizer = train_tokenizer(tokenizer_texts(corpus, Random(SEED)), VOCABULARY)
-    model = build(tokenizer)
-    train(model, tokenizer, Packer(corpus, tokenizer, Random(SEED + 1)), options.steps)
+    model, tokenizer = begin(corpus) if options.start is None else load(options.start)
+    train(model, tokenizer, Packer(corpus, tokenizer, Random(SEED + 1)), options.steps, options.learning_rate)
     save(model, tokenizer, options.out)
     for name in ("development.json", "evaluation.json"):
         share, misses = score(model.eval(), tokenizer, read_questions(name))

@@ -1,0 +1,60 @@
+"""Specifications found before are read from the disk, and are those that a survey finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core import known_specs
+from core.known_specs import specification
+from core.source import open_source
+from core.survey import survey
+
+
+@pytest.fixture(scope="module")
+def guide() -> Any:
+    return open_source(None).module
+
+
+def test_is_what_a_survey_finds(guide: Any, tmp_path: Path) -> None:
+    assert specification(guide, "Guide", tmp_path) == survey(guide, "Guide")
+    assert specification(guide, "Another name", tmp_path) == survey(guide, "Another name")
+
+
+def test_is_surveyed_once(guide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = specification(guide, "Guide", tmp_path)
+    monkeypatch.setattr(known_specs, "survey", lambda *_: pytest.fail("surveyed again"))
+    assert specification(guide, "Guide", tmp_path) == found
+
+
+def test_another_type_of_weights_is_another_model(tmp_path: Path) -> None:
+    module = open_source(None).module
+    specification(module, "Guide", tmp_path)
+    assert specification(module.to(torch.float32), "Guide", tmp_path).stored_dtype == "fp32"
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"linears": [{"no": 1}], "kv_layers": []}'])
+def test_a_damaged_file_is_made_again(guide: Any, tmp_path: Path, damaged: str) -> None:
+    found = specification(guide, "Guide", tmp_path)
+    (file,) = (tmp_path / known_specs.FOLDER).iterdir()
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(damaged, encoding="utf-8")
+    assert specification(guide, "Guide", tmp_path) == found
+    assert file.read_text(encoding="utf-8") == whole
+
+
+def test_only_so_many_are_kept(guide: Any, tmp_path: Path) -> None:
+    folder = tmp_path / known_specs.FOLDER
+    folder.mkdir()
+    for number in range(known_specs.KEPT_SPECS + 5):
+        (folder / f"old{number}.json").touch()
+    specification(guide, "Guide", tmp_path)
+    assert len(list(folder.iterdir())) == known_specs.KEPT_SPECS
+
+
+def test_needs_no_place_to_write(guide: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert specification(guide, "Guide", tmp_path / "file") == survey(guide, "Guide")
