@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import tomllib
 import zipfile
@@ -108,8 +107,10 @@ def archive() -> None:
     elif SYSTEM == "macos":
         run("ditto", "-c", "-k", "--keepParent", DIST / "HeteGen.app", DIST / f"{name}.zip")
     else:
-        with tarfile.open(DIST / f"{name}-x86_64.tar.xz", "w:xz", preset=3) as file:
-            file.add(BUNDLE, "hetegen")
+        # tar and not tarfile: xz compresses on all cores.
+        owner = ("--owner=0", "--group=0", "--numeric-owner", "--sort=name")
+        target = DIST / f"{name}-x86_64.tar.xz"
+        run("tar", "-C", DIST, *owner, "--use-compress-program=xz -T0 -3", "-cf", target, "hetegen")
 
 
 def _zip(folder: Path, target: Path) -> None:

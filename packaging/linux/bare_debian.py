@@ -70,8 +70,7 @@ def by_archive(system: System) -> str:
     if found is None:
         raise SystemExit("README names no libraries.")
     libraries = found.group(1).replace("\\", "").split()
-    # xz is not in a bare system; whoever unpacks on a desktop has it.
-    system.run("apt-get", "install", "-qq", "-y", "--no-install-recommends", "xz-utils", *libraries)
+    system.run("apt-get", "install", "-qq", "-y", "--no-install-recommends", *libraries)
     archive = system.take(next(DIST.glob("HeteGen-*-linux-*.tar.xz")), "/tmp")
     system.run("tar", "-C", "/home/person", "-xf", archive)
     return "/home/person/hetegen/hetegen"
