@@ -26,6 +26,12 @@ def bundle() -> Path:
 
 
 @pytest.fixture(scope="session")
+def contents(bundle: Path) -> Path:
+    """The folder that holds the libraries too: on macOS they lie beside the programs' folder."""
+    return bundle.parent if bundle.name == "MacOS" else bundle
+
+
+@pytest.fixture(scope="session")
 def command_line(bundle: Path) -> Path:
     return bundle / f"hetegen-cli{EXE}"
 

@@ -85,8 +85,8 @@ def test_the_kernels_are_in_the_bundle(command_line: Path):
     assert json.loads(done.stdout.splitlines()[-1])["compiled_kernels"]
 
 
-def test_every_library_has_its_licence(bundle: Path):
-    texts = next(bundle.parent.rglob("licences/texts"))
+def test_every_library_has_its_licence(contents: Path):
+    texts = next(contents.rglob("licences/texts"))
     lines = (texts / "index.tsv").read_text("utf-8").splitlines()[1:]
     assert len(lines) > 30
     for line in lines:
@@ -94,8 +94,8 @@ def test_every_library_has_its_licence(bundle: Path):
         assert all((texts / file).is_file() for file in files), line
 
 
-def test_development_tools_stay_behind(bundle: Path):
-    names = {path.name for path in next(bundle.rglob("torch")).parent.iterdir()}
+def test_development_tools_stay_behind(contents: Path):
+    names = {path.name for path in next(contents.rglob("torch")).parent.iterdir()}
     assert not names & {"pytest", "setuptools", "tkinter", "scipy", "matplotlib", "PIL"}
 
 
