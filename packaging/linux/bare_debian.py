@@ -26,7 +26,8 @@ DIST = HERE.parent.parent / "dist"
 QUESTION = "What is HeteGen?"
 DISPLAY = ":97"
 PATIENCE_S = 300
-DATABASE = "home/person/.local/share/HeteGen/conversations.db"
+HOME = "/home/person"
+DATABASE = ".local/share/HeteGen/conversations.db"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class System:
     """A Debian in a folder. Each command runs with processes, mounts and /proc of its own, so that nothing stays."""
 
     root: Path
+
+    @property
+    def home(self) -> Path:
+        """The person's home, as this computer sees it."""
+        return self.root / HOME.lstrip("/")
 
     def command(self, *parts: str) -> list[str]:
         """What runs `parts` in it as root."""
@@ -47,7 +53,7 @@ class System:
     def start(self, program: str) -> subprocess.Popen[bytes]:
         """Start a program as an ordinary person with a home."""
         person = ["setpriv", "--reuid=person", "--regid=person", "--init-groups"]
-        environ = {"PATH": "/usr/bin:/bin", "HOME": "/home/person", "DISPLAY": DISPLAY, "LC_ALL": "C.UTF-8"}
+        environ = {"PATH": "/usr/bin:/bin", "HOME": HOME, "DISPLAY": DISPLAY, "LC_ALL": "C.UTF-8"}
         return subprocess.Popen(self.command(*person, program), env=environ)
 
     def take(self, file: Path, folder: str) -> str:
@@ -72,8 +78,8 @@ def by_archive(system: System) -> str:
     libraries = found.group(1).replace("\\", "").split()
     system.run("apt-get", "install", "-qq", "-y", "--no-install-recommends", *libraries)
     archive = system.take(next(DIST.glob("HeteGen-*-linux-*.tar.xz")), "/tmp")
-    system.run("tar", "-C", "/home/person", "-xf", archive)
-    return "/home/person/hetegen/hetegen"
+    system.run("tar", "-C", HOME, "-xf", archive)
+    return f"{HOME}/hetegen/hetegen"
 
 
 def talk(system: System, program: str, picture: Path) -> None:
@@ -83,7 +89,7 @@ def talk(system: System, program: str, picture: Path) -> None:
         window = wait_for(find_window, "a window", running)
         subprocess.run(["xdotool", "windowfocus", "--sync", window], env=on_display(), check=True)
         press("type", "--delay", "40", QUESTION)
-        answer = wait_for(lambda: ask_and_read(system.root / DATABASE), "an answer", running)
+        answer = wait_for(lambda: ask_and_read(system.home / DATABASE), "an answer", running)
         print(f"{QUESTION} -> {answer}")
         time.sleep(1)
         subprocess.run(["import", "-window", "root", picture], env=on_display(), check=True)
@@ -159,7 +165,7 @@ def bare(folder: Path, suite: str) -> System:
     system = System(folder)
     subprocess.run(["debootstrap", "--variant=minbase", suite, folder], stdout=subprocess.DEVNULL, check=True)
     system.run("apt-get", "update", "-qq")
-    system.run("useradd", "--create-home", "person")
+    system.run("useradd", "--create-home", "--home-dir", HOME, "person")
     return system
 
 

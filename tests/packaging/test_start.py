@@ -71,9 +71,9 @@ def test_a_bundle_trusts_whom_this_system_trusts(monkeypatch: pytest.MonkeyPatch
 def test_certificates_that_a_person_names_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     (tmp_path / "system.crt").touch()
-    environ = {"SSL_CERT_FILE": "/home/someone/proxy.crt"}
+    environ = {"SSL_CERT_FILE": "/etc/proxy.crt"}
     start.find_certificates(environ, [str(tmp_path / "system.crt")])
-    assert environ == {"SSL_CERT_FILE": "/home/someone/proxy.crt"}
+    assert environ == {"SSL_CERT_FILE": "/etc/proxy.crt"}
 
 
 @pytest.mark.parametrize("home", ["nowhere", None])
