@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from core.environment import SETTINGS
@@ -28,6 +28,13 @@ PACKAGES = {
     "libstdc++": "libstdc++6", "libgcc_s": "libgcc-s1", "libgssapi_krb5": "libgssapi-krb5-2",
 }  # fmt: skip
 """Debian's package of each system library that the window needs."""
+CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Whom Debian, Fedora, openSUSE, and Alpine, Arch and macOS trust."""
 SAYERS = (
     ("zenity", "--error", "--no-markup", "--title=HeteGen", "--text={}"),
     ("kdialog", "--title", "HeteGen", "--error", "{}"),
@@ -45,6 +52,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     for name, value in SETTINGS.items():
         environ.setdefault(name, value)
     restore_library_path(environ)
+    find_certificates(environ)
     ensure_home(environ)
 
 
@@ -56,6 +64,14 @@ def restore_library_path(environ: MutableMapping[str, str]) -> None:
         environ.pop(name, None)
         if before := environ.pop(f"{name}_ORIG", ""):
             environ[name] = before
+
+
+def find_certificates(environ: MutableMapping[str, str], places: Sequence[str] = CERTIFICATES) -> None:
+    """A bundle's OpenSSL looks where the system that it was built on keeps them; Windows is asked another way."""
+    if not getattr(sys, "frozen", False) or "SSL_CERT_FILE" in environ or "SSL_CERT_DIR" in environ:
+        return
+    if found := next((place for place in places if Path(place).is_file()), None):
+        environ["SSL_CERT_FILE"] = found
 
 
 def ensure_home(environ: MutableMapping[str, str]) -> None:

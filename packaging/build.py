@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import sysconfig
 import tempfile
 import tomllib
 import zipfile
@@ -50,9 +50,7 @@ def bundle() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     if lacking := licences.collect(WORK / "licences"):
         raise SystemExit(f"No licence text for {', '.join(lacking)}: see licences.py.")
-    # Into folders of its own: a library beside the sources may be in use.
-    shutil.rmtree(WORK / "native", ignore_errors=True)
-    run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", WORK / "native", "--build-temp", WORK / "objects")
+    _kernels()
     if SYSTEM == "windows":
         import windows
 
@@ -63,11 +61,36 @@ def bundle() -> None:
         HETEGEN_BUILD=str(WORK),
         HETEGEN_VERSION=version(),
     )
-    if SYSTEM == "linux":
+    finish()
+
+
+def finish() -> None:
+    """What has to be done to the programs before they are tried and packed: the archive holds signed ones too."""
+    if SYSTEM == "windows":
+        import windows
+
+        windows.sign(program(), program("hetegen-cli"))
+    elif SYSTEM == "macos":
+        import macos
+
+        macos.sign(DIST / "HeteGen.app", *macos.HARDENED)
+    else:
         import linux
 
         linux.strip(BUNDLE)
         (BUNDLE / "hetegen-cli").symlink_to("hetegen")
+
+
+def _kernels() -> None:
+    """The compiled kernels in a folder of their own: those beside the sources may be in use, and may be too old."""
+    shutil.rmtree(WORK / "native", ignore_errors=True)
+    sources = [path.stat().st_mtime for path in (ROOT / "core/kernels/native").iterdir()]
+    for made in (ROOT / "core/kernels").glob(f"_native*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        if made.stat().st_mtime > max(sources):
+            (WORK / "native/core/kernels").mkdir(parents=True)
+            shutil.copy2(made, WORK / "native/core/kernels")
+            return
+    run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", WORK / "native", "--build-temp", WORK / "objects")
 
 
 def program(name: str = "hetegen") -> Path:
@@ -108,8 +131,10 @@ def archive() -> None:
     elif SYSTEM == "macos":
         run("ditto", "-c", "-k", "--keepParent", DIST / "HeteGen.app", DIST / f"{name}.zip")
     else:
-        with tarfile.open(DIST / f"{name}-x86_64.tar.xz", "w:xz", preset=3) as file:
-            file.add(BUNDLE, "hetegen")
+        # tar and not tarfile: xz compresses on all cores.
+        owner = ("--owner=0", "--group=0", "--numeric-owner", "--sort=name")
+        target = DIST / f"{name}-x86_64.tar.xz"
+        run("tar", "-C", DIST, *owner, "--use-compress-program=xz -T0 -3", "-cf", target, "hetegen")
 
 
 def _zip(folder: Path, target: Path) -> None:

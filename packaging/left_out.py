@@ -16,6 +16,20 @@ MODULES = (
     "torch.utils.tensorboard", "torch.onnx._internal.exporter", "torch.utils.benchmark", "readline", "curses", "nis",
     "transformers.cli", "transformers.pipelines", "transformers.testing_utils", "transformers.trainer",
     "transformers.trainer_seq2seq", "huggingface_hub.cli",
+    # Wishes of the libraries above for what they do not do here: command lines, uploads, drawings of graphs.
+    "networkx", "pydantic", "pydantic_core", "rich", "typer", "click", "hf_xet", "requests", "urllib3", "certifi",
+    "charset_normalizer", "py", "gguf", "llama_cpp", "functorch", "huggingface_hub.inference",
+    # Compilers, tests, training on many computers and exporters of torch; its own `import torch` reaches none of them.
+    "torch._inductor.autoheuristic", "torch._inductor.codegen", "torch._inductor.compile_worker",
+    "torch._inductor.fx_passes", "torch._inductor.kernel", "torch._inductor.template_heuristics", "torch._export.db",
+    "torch._vendor.quack", "torch.ao.ns", "torch.ao.pruning", "torch.ao.quantization.fx", "torch.backends._nnapi",
+    "torch.distributed._tools", "torch.distributed.flight_recorder", "torch.distributed.pipelining",
+    "torch.fx.experimental.migrate_gradual_types", "torch.quantization.fx", "torch.utils.hipify",
+    "torch.testing._internal.common_device_type", "torch.testing._internal.common_methods_invocations",
+    "torch.testing._internal.common_modules", "torch.testing._internal.common_nn",
+    "torch.testing._internal.common_quantization", "torch.testing._internal.common_utils",
+    "torch.testing._internal.generated", "torch.testing._internal.opinfo", "torch.testing._internal.optests",
+    "sympy.physics", "numpy.f2py",
     "PySide6.QtQml", "PySide6.QtQuick", "PySide6.QtSql", "PySide6.QtTest", "PySide6.QtDesigner", "PySide6.QtUiTools",
 )  # fmt: skip
 """Modules that no part of the program reaches; development tools that may lie in the same environment."""
@@ -34,8 +48,14 @@ FILES = (
     "PySide6/Qt/plugins/imageformats/libqpdf*", "PySide6/Qt/lib/libQt6Pdf*", "PySide6/Qt/lib/libQt6Egl?[Ss]*",
     "PySide6/Qt/lib/libQt6Qml*", "PySide6/Qt/lib/libQt6Quick*", "PySide6/Qt/lib/libQt6VirtualKeyboard*",
     "*/opengl32sw.dll", "*.pyi", "*/py.typed",
+    # Of development tools, and of libraries left out above: transformers' recipe brings whatever is installed.
+    "accelerate-*.dist-info/*", "click-*.dist-info/*", "hypothesis-*.dist-info/*", "pydantic-*.dist-info/*",
+    "pytest*.dist-info/*", "rich-*.dist-info/*", "ruff-*.dist-info/*", "typer-*.dist-info/*",
 )  # fmt: skip
 """Files of the wheels that nothing opens."""
+
+FOR_COMPILERS = ("h", "hpp", "cuh", "lib", "cpp", "pyi", "cmake")
+"""Endings of files that only they read."""
 
 KEPT = ("torch/bin/torch_shm_manager",)
 """Against the list above: torch looks whether it is there when it is imported."""
@@ -65,16 +85,30 @@ def model_modules() -> list[str]:
 
     Configurations and tokenizers all stay: they are small, and a model that cannot be opened is judged by its own.
     """
-    models = _transformers() / "models"
+    models = _folder("transformers") / "models"
     reached = _reached(models)
     files = (file for file in models.glob("*/*.py") if file not in reached)
     return sorted(f"transformers.models.{file.parent.name}.{file.stem}" for file in files)
 
 
-def _transformers() -> Path:
-    spec = importlib.util.find_spec("transformers")
+def modules_of(package: str) -> list[str]:
+    """Every module of an installed package that stays, by its files: nothing is imported."""
+    root = _folder(package)
+    files = (file for file in root.rglob("*.py") if (file.parent / "__init__.py").exists())
+    names = (
+        ".".join((package, *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__") for file in files
+    )
+    return sorted(name for name in names if not _is_part_of(name, MODULES))
+
+
+def _is_part_of(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise SystemExit("transformers is not installed in this environment.")
+        raise SystemExit(f"{package} is not installed in this environment.")
     return Path(spec.origin).parent
 
 

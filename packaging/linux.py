@@ -21,6 +21,7 @@ DEPENDS = (
     "libxkbcommon-x11-0", "libxcb1", "libxcb-cursor0", "libxcb-icccm4", "libxcb-image0", "libxcb-keysyms1",
     "libxcb-randr0", "libxcb-render0", "libxcb-render-util0", "libxcb-shape0", "libxcb-shm0", "libxcb-sync1",
     "libxcb-util1", "libxcb-xfixes0", "libxcb-xkb1", "fonts-dejavu-core | fonts-noto-core | fonts-liberation",
+    "ca-certificates",
 )  # fmt: skip
 RECOMMENDS = ("gnome-keyring | kwalletmanager", "xdg-utils", "libwayland-cursor0", "libwayland-egl1")
 SUMMARY = "chat with language models larger than the graphics card"

@@ -8,31 +8,30 @@ import tempfile
 from pathlib import Path
 
 ENTITLEMENTS = Path(__file__).resolve().parent / "macos" / "entitlements.plist"
+HARDENED = ("--deep", "--options", "runtime", "--entitlements", str(ENTITLEMENTS))
+"""How an application is signed that is to be notarised."""
 
 
 def disk_image(app: Path, target: Path, version: str) -> Path:
     """Write `target`/HeteGen-VERSION.dmg with the application and a link to the folder it belongs into."""
-    sign(app)
     image = target / f"HeteGen-{version}.dmg"
     with tempfile.TemporaryDirectory() as folder:
         _run("ditto", app, Path(folder) / app.name)
         (Path(folder) / "Applications").symlink_to("/Applications")
         _run("hdiutil", "create", "-volname", "HeteGen", "-srcfolder", folder, "-format", "ULFO", "-ov", image)
+    sign(image)
     notarise(image)
     return image
 
 
-def sign(app: Path) -> None:
-    """With the identity named by HETEGEN_IDENTITY ("Developer ID Application: …"), and the hardened runtime."""
+def sign(target: Path, *how: str) -> None:
+    """With the identity named by HETEGEN_IDENTITY ("Developer ID Application: …"), in these ways."""
     identity = os.environ.get("HETEGEN_IDENTITY", "")
     if not identity:
-        print("Not signed: HETEGEN_IDENTITY names no identity. People open the application with a right click.")
+        print(f"Not signed: {target.name}; HETEGEN_IDENTITY names no identity. People open it with a right click.")
         return
-    _run(
-        *("codesign", "--force", "--deep", "--timestamp", "--options", "runtime"),
-        *("--entitlements", ENTITLEMENTS, "--sign", identity, app),
-    )
-    _run("codesign", "--verify", "--deep", "--strict", app)
+    _run("codesign", "--force", "--timestamp", *how, "--sign", identity, target)
+    _run("codesign", "--verify", "--deep", "--strict", target)
 
 
 def notarise(image: Path) -> None:

@@ -37,8 +37,6 @@ def write_version(path: Path, version: str) -> None:
 
 def installer(bundle: Path, target: Path, version: str) -> Path | None:
     """Write `target`/HeteGen-VERSION-setup.exe, for one person, without asking for an administrator."""
-    for program in ("hetegen.exe", "hetegen-cli.exe"):
-        sign(bundle / program)
     tool = next((found for name in NSIS if (found := shutil.which(name))), None)
     if tool is None:
         print("Skipped the installer: NSIS is not installed.")
@@ -52,13 +50,11 @@ def installer(bundle: Path, target: Path, version: str) -> Path | None:
     return result
 
 
-def sign(path: Path) -> None:
+def sign(*files: Path) -> None:
     """With the certificate of this SHA-1 in the system's store, named by HETEGEN_CERTIFICATE."""
     certificate = os.environ.get("HETEGEN_CERTIFICATE", "")
     if not certificate:
-        print(f"Not signed: {path.name}; HETEGEN_CERTIFICATE names no certificate.")
+        print(f"Not signed: {', '.join(file.name for file in files)}; HETEGEN_CERTIFICATE names no certificate.")
         return
-    subprocess.run(
-        ["signtool", "sign", "/sha1", certificate, "/fd", "sha256", "/tr", TIMESTAMPS, "/td", "sha256", str(path)],
-        check=True,
-    )
+    tool = ("signtool", "sign", "/sha1", certificate, "/fd", "sha256", "/tr", TIMESTAMPS, "/td", "sha256")
+    subprocess.run([*tool, *map(str, files)], check=True)

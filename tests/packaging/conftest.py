@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from core.gpu_runtime.trial import ARGUMENT
 
 EXE = ".exe" if sys.platform == "win32" else ""
 
@@ -21,5 +26,30 @@ def bundle() -> Path:
 
 
 @pytest.fixture(scope="session")
+def contents(bundle: Path) -> Path:
+    """The folder that holds the libraries too: on macOS they lie beside the programs' folder."""
+    return bundle.parent if bundle.name == "MacOS" else bundle
+
+
+@pytest.fixture(scope="session")
 def command_line(bundle: Path) -> Path:
     return bundle / f"hetegen-cli{EXE}"
+
+
+@pytest.fixture
+def told_inside(command_line: Path, tmp_path: Path) -> Callable[..., str]:
+    """Runs lines of Python in the bundle, which has no interpreter to call; gives what they assign to `told`.
+
+    They stand where the bundle looks for a runtime for graphics cards, whose failing it reports.
+    """
+
+    def run(lines: str, *, around: Sequence[str] = (), limit_s: float = 120) -> str:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").write_text(f"{lines}\nraise ImportError(told)\n", "utf-8")
+        done = subprocess.run(
+            [*around, command_line, ARGUMENT, tmp_path], capture_output=True, encoding="utf-8", check=True,
+            timeout=limit_s,
+        )  # fmt: skip
+        return str(json.loads(done.stdout.splitlines()[-1])["why"]).removeprefix("ImportError: ")
+
+    return run

@@ -8,15 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from core.gpu_runtime.trial import ARGUMENT
-
 EXE = ".exe" if sys.platform == "win32" else ""
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the Secret Service is Linux's keyring")
 ROOT_ONLY = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can run as another person")
 
 
@@ -86,8 +85,8 @@ def test_the_kernels_are_in_the_bundle(command_line: Path):
     assert json.loads(done.stdout.splitlines()[-1])["compiled_kernels"]
 
 
-def test_every_library_has_its_licence(bundle: Path):
-    texts = next(bundle.parent.rglob("licences/texts"))
+def test_every_library_has_its_licence(contents: Path):
+    texts = next(contents.rglob("licences/texts"))
     lines = (texts / "index.tsv").read_text("utf-8").splitlines()[1:]
     assert len(lines) > 30
     for line in lines:
@@ -95,15 +94,49 @@ def test_every_library_has_its_licence(bundle: Path):
         assert all((texts / file).is_file() for file in files), line
 
 
-def test_development_tools_stay_behind(bundle: Path):
-    names = {path.name for path in next(bundle.rglob("torch")).parent.iterdir()}
+def test_development_tools_stay_behind(contents: Path):
+    names = {path.name for path in next(contents.rglob("torch")).parent.iterdir()}
     assert not names & {"pytest", "setuptools", "tkinter", "scipy", "matplotlib", "PIL"}
 
 
-def test_a_broken_runtime_for_graphics_cards_is_told_in_words(command_line: Path, tmp_path: Path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13 is missing')", "utf-8")
-    done = subprocess.run(
-        [command_line, ARGUMENT, tmp_path], capture_output=True, encoding="utf-8", check=True, timeout=120
-    )
-    assert "libcudart.so.13 is missing" in json.loads(done.stdout.splitlines()[-1])["why"]
+def test_a_broken_runtime_for_graphics_cards_is_told_in_words(told_inside: Callable[..., str]):
+    assert told_inside("told = 'libcudart.so.13 is missing'") == "libcudart.so.13 is missing"
+
+
+KEEP_A_TOKEN = """
+import os
+from core.errors import HeteGenError
+from core.hub.environment import hub_environment
+from core.hub.token import find_token, forget_token, keep_token, system_keyring
+
+environment, keyring = hub_environment({}), system_keyring()
+try:
+    keep_token(environment, "hf_of_this_test", keyring)
+    found = find_token(environment, keyring)
+    forget_token(environment, keyring)
+    told = f"{found.value} from {found.source}, then {find_token(environment, keyring).source}"
+except HeteGenError as problem:
+    told = str(problem)
+"""
+
+
+@LINUX
+@pytest.mark.skipif(shutil.which("dbus-run-session") is None, reason="needs dbus-run-session")
+@pytest.mark.skipif(shutil.which("gnome-keyring-daemon") is None, reason="needs gnome-keyring-daemon")
+def test_a_token_is_kept_in_the_desktops_keyring(
+    told_inside: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    unlocked = 'printf secret | gnome-keyring-daemon --unlock --components=secrets >/dev/null; exec "$0" "$@"'
+    told = told_inside(KEEP_A_TOKEN, around=["dbus-run-session", "--", "sh", "-c", unlocked])
+    assert told == "hf_of_this_test from keyring, then none"
+
+
+@LINUX
+def test_without_a_keyring_the_token_is_not_kept_and_that_is_said(
+    told_inside: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert "The token was not kept." in told_inside(KEEP_A_TOKEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,26 @@ def test_says_the_same_as_from_source(family: str, command_line: Path, tmp_path:
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["reasoning"] + answer["text"] == from_source(folder)
     assert answer["new_tokens"] > 0
+
+
+IMPORT_ALL = """
+import sys
+# This stands in torch's place: away, and the bundle's own takes it.
+del sys.modules["torch"], sys.path[0]
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+names, failed = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()), []
+for name in sorted(names):
+    try:
+        getattr(transformers, name)
+    except Exception as error:
+        failed.append(f"{name}: {error!r}")
+told = "; ".join(failed) or f"{len(names)} imported"
+"""
+
+
+def test_every_causal_model_can_be_imported(told_inside: Callable[..., str]):
+    told = told_inside(IMPORT_ALL, limit_s=280)
+    assert told.endswith(" imported"), told
+    assert int(told.split()[0]) > 150

@@ -58,12 +58,20 @@ def test_what_a_kept_module_imports_stays(modules: set[str]):
     assert "transformers.models.whisper.english_normalizer" not in modules
 
 
+def test_torch_stays_without_its_compilers_and_tests(left_out: ModuleType):
+    kept = set(left_out.modules_of("torch"))
+    assert {"torch", "torch.nn.functional", "torch._subclasses.fake_tensor", "torch.testing"} <= kept
+    assert not [name for name in kept if name.startswith(("torch._inductor.codegen", "torch.testing._internal.opinfo"))]
+
+
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
         ("torch/test/a.py", "/v/site-packages/torch/test/a.py", True),
         ("torch/bin/protoc", "/v/site-packages/torch/bin/protoc", True),
         ("torch/bin/torch_shm_manager", "/v/site-packages/torch/bin/torch_shm_manager", False),
+        ("accelerate-1.15.0.dist-info/METADATA", "/v/site-packages/accelerate-1.15.0.dist-info/METADATA", True),
+        ("torch-2.13.0.dist-info/METADATA", "/v/site-packages/torch-2.13.0.dist-info/METADATA", False),
         ("libxcb-cursor.so.0", "/usr/lib/x86_64-linux-gnu/libxcb-cursor.so.0", True),
         ("libstdc++.so.6", "/usr/lib/x86_64-linux-gnu/libstdc++.so.6", True),
         ("libssl.so.3", "/usr/lib/x86_64-linux-gnu/libssl.so.3", False),

@@ -59,6 +59,23 @@ def test_from_source_the_library_path_is_the_persons():
     assert environ == {"LD_LIBRARY_PATH": "/usr/local/cuda/lib64"}
 
 
+def test_a_bundle_trusts_whom_this_system_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    ours = tmp_path / "ca-bundle.crt"
+    ours.touch()
+    environ: dict[str, str] = {}
+    start.find_certificates(environ, [str(tmp_path / "elsewhere.crt"), str(ours)])
+    assert environ == {"SSL_CERT_FILE": str(ours)}
+
+
+def test_certificates_that_a_person_names_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    (tmp_path / "system.crt").touch()
+    environ = {"SSL_CERT_FILE": "/etc/proxy.crt"}
+    start.find_certificates(environ, [str(tmp_path / "system.crt")])
+    assert environ == {"SSL_CERT_FILE": "/etc/proxy.crt"}
+
+
 @pytest.mark.parametrize("home", ["nowhere", None])
 def test_without_a_home_one_is_made_and_said(
     home: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
