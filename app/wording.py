@@ -10,6 +10,7 @@ from core.sizes import GIB, format_bytes
 from core.spec import Confidence, Prediction
 
 UNKNOWN = "n/a"
+TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
 
 
 def rate(tokens_per_s: float | None) -> str:
@@ -64,8 +65,11 @@ def receipt(figures: dict[str, object]) -> str:
 
 
 def advice(name: str, nbytes: int, speed: Prediction) -> str:
-    """Qwen3-4B, 8.0 GB, about 9-14 tokens/s."""
-    return tr("{}, {}, about {} tokens/s").format(name, format_bytes(nbytes), f"{speed.low:.0f}–{speed.high:.0f}")
+    """Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9-14 tokens/s."""
+    minutes = max(1, round(nbytes / TYPICAL_DOWNLOAD_BYTES_S / 60))
+    return tr("{}, {} ({} min at 100 Mbit/s), about {} tokens/s").format(
+        name, format_bytes(nbytes), minutes, f"{speed.low:.0f}–{speed.high:.0f}"
+    )
 
 
 def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | None], ...]) -> str:

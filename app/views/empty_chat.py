@@ -137,7 +137,8 @@ class EmptyChat(QWidget):
         lines = 2 + longest // max(1, width - 40)
         for card in self._cards:
             card.setFixedHeight(lines * metrics.lineSpacing() + 28)
-        self._advice.setFixedHeight(2 * metrics.lineSpacing() + 28)
+        lines = 2 + metrics.horizontalAdvance(self._advice.prompt) // max(1, 2 * width - 80)
+        self._advice.setFixedHeight(lines * metrics.lineSpacing() + 28)
 
     def _on_clicked(self) -> None:
         card = self.sender()
