@@ -126,7 +126,6 @@ def run(args: argparse.Namespace) -> int:
 
     from app.collector import Collector
     from app.compose import Application, Wishes
-    from app.engine_import import start_linking
     from app.resources import assets
     from app.single_instance import SingleInstance
 
@@ -140,7 +139,6 @@ def run(args: argparse.Namespace) -> int:
     instance = SingleInstance(places().data)
     if not args.self_test and not instance.claim():
         return 0
-    start_linking()
     application = Application(Wishes(args.model, load_options(args), gpu))
     if args.self_test:
         from app.self_test import SelfTest

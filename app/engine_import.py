@@ -12,7 +12,6 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from threading import Thread
 
 from app.worker import EngineLike
 from core.model_index import keep_model_index
@@ -23,7 +22,6 @@ LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
 
 def make_engine() -> EngineLike:
     """Called in the engine's thread: torch is imported here and nowhere earlier."""
-    # Waits where it is still being done.
     link_torch()
     keep_model_index(cache_folder())
     collecting = gc.isenabled()
@@ -36,11 +34,6 @@ def make_engine() -> EngineLike:
     # Modules stay for good: nobody has to look through them again.
     gc.freeze()
     return Engine()
-
-
-def start_linking() -> None:
-    """Load torch's libraries while the window is built."""
-    Thread(target=link_torch, name="linking", daemon=True).start()
 
 
 def link_torch() -> None:
