@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from core.attention import register as register_attention
+from core.bare_torch import bare_torch
 from core.checkpoint import check_folder
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.experts import register as register_experts
@@ -60,13 +61,14 @@ def config_from(raw: dict[str, Any]) -> Any:
 def build(config: Any, dtype: torch.dtype) -> Any:
     """The causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _no_causal_lm(config)
     options = {"dtype": dtype, "experts_implementation": register_experts(), "trust_remote_code": False}
     for attention in (register_attention(), "sdpa", "eager"):
         try:
-            with torch.device("meta"):
+            with bare_torch(), torch.device("meta"), no_init_weights():
                 module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **options)
             break
         # Older architectures have their own classes for attention, and some only the plain way; and each has its own

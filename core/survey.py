@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
@@ -95,6 +94,9 @@ class _Trace:
         return record
 
     def _run(self, module: Any) -> None:
+        # Brings a computer algebra system along, which a start with known models can do without.
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
         # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
         with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.no_grad():
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
