@@ -20,6 +20,9 @@ EXPORTS = [
     "attention",
     "encode",
     "rms_norm",
+    "layer_bytes",
+    "layer_begin",
+    "layer_end",
 ]
 VECTORISED = "-fno-trapping-math"
 """Else a comparison of floats keeps a loop from doing several at once: nobody reads the exceptions' flags."""

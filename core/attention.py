@@ -100,12 +100,16 @@ def attend_few(
     softcap: float | None, sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """(B, S, H, D) with the compiled kernel."""
-    seen = None if mask is None else mask[..., : key.shape[2]]
-    if seen is not None:
-        seen = seen.expand(query.shape[0], 1, query.shape[2], key.shape[2])
-        seen = seen if seen.stride(3) == 1 else seen.contiguous()
     own = None if sinks is None else sinks.float().contiguous()
-    return library.attention(AttentionCall(query, key, value, seen, own, scale, softcap or 0.0))
+    return library.attention(AttentionCall(query, key, value, seen(mask, query, key), own, scale, softcap or 0.0))
+
+
+def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The part of the mask that these queries and keys need, as the compiled kernel reads it."""
+    if mask is None:
+        return None
+    part = mask[..., : key.shape[2]].expand(query.shape[0], 1, query.shape[2], key.shape[2])
+    return part if part.stride(3) == 1 else part.contiguous()
 
 
 # ---- many query rows

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from core.kernels.device import MOST_ROWS, device_kernels
 from core.kernels.inputs import HostInput
-from core.kernels.matmul import ChosenMatmul, Together
+from core.kernels.matmul import ChosenMatmul, Together, bucket
+from core.kernels.native import NativeLibrary
 from core.kernels.weights import QuantizedWeight
 from core.sizes import MIB
 from core.spec import QUANTUM
@@ -35,6 +36,10 @@ class HostWeight:
     def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
         """(M, K) -> (M, end - begin) on the host, in x's type."""
         return self._matmul(x, begin, end)
+
+    def library(self, rows: int) -> NativeLibrary | None:
+        """The library of ours that multiplies so many rows of input, if one does."""
+        return self._matmul.by_bucket[bucket(rows)].library
 
     @staticmethod
     def together(weights: Sequence[HostWeight]) -> Together:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.kernels.layer import NormParts
 from core.kernels.native import NativeLibrary, native
 
 TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
@@ -29,10 +30,8 @@ class NativeRMSNorm(nn.Module):
         super().__init__()
         self.original = original
         self.dtype = next(original.parameters()).dtype
+        self.parts = NormParts(gain, eps, rounded)
         self._compute = library.rms_norm
-        self._gain = gain
-        self._eps = eps
-        self._rounded = rounded
 
     @property
     def weight(self) -> Any:
@@ -43,7 +42,7 @@ class NativeRMSNorm(nn.Module):
         """(..., K) -> (..., K)."""
         if args or kwargs or x.device.type != "cpu" or x.dtype is not self.dtype or not x.is_contiguous():
             return self.original(x, *args, **kwargs)
-        return self._compute(x, self._gain, self._eps, self._rounded)
+        return self._compute(x, self.parts.gain, self.parts.eps, self.parts.rounded)
 
 
 def adopt(root: nn.Module) -> None:

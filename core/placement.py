@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core import attention, experts, norms
+from core import attention, experts, fused_layers, norms
 from core.accelerators.base import Accelerator
+from core.blueprint import decoder_layers
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kv_cache import KVCache
@@ -51,6 +52,8 @@ class HostPlacement:
         for name, matrices in weights.items():
             put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
         norms.adopt(module)
+        self._layers = decoder_layers(module)
+        fused_layers.adopt(self._layers)
 
     def begin_pass(self, tokens: int) -> None:
         """Nothing depends on how many tokens there are."""
@@ -66,7 +69,8 @@ class HostPlacement:
         return KVCache(config, plan.context)
 
     def close(self) -> None:
-        """Nothing is held outside of the module tree."""
+        """Leave the module tree as it was, but for its linears and norms."""
+        fused_layers.release(self._layers)
 
 
 class DevicePlacement:

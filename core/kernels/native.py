@@ -21,7 +21,7 @@ INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-VERSION = 5
+VERSION = 6
 """Of the library's calls, as in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -47,9 +47,17 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         None,
         [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
+    "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
+    "hetegen_layer_begin": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),
+    "hetegen_layer_end": (
+        None,
+        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 5, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
+    ),
 }
 MOST_PARTS = 16
 SHAPE_FIELDS = 19
+NO_ATTENTION = (_LONG * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
+"""The shape of one that needs no memory."""
 SPLIT_KEYS = 256
 """A stretch of keys shorter than this is not worth a task of its own."""
 ONE_THREAD_BYTES = 256 << 10
@@ -116,6 +124,9 @@ class NativeLibrary:
         self._encode = library.hetegen_encode
         self._attention_bytes = library.hetegen_attention_bytes
         self._attention = library.hetegen_attention
+        self._layer_bytes = library.hetegen_layer_bytes
+        self._layer_begin = library.hetegen_layer_begin
+        self._layer_end = library.hetegen_layer_end
 
     def input_kind(self, storage: str, m: int) -> int:
         """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
@@ -179,6 +190,28 @@ class NativeLibrary:
             call.mask.data_ptr() if call.mask is not None else None,
             call.sinks.data_ptr() if call.sinks is not None else None,
             call.scale, call.softcap, out.data_ptr(), TYPES[q.dtype], scratch.data_ptr(), threads,
+        )  # fmt: skip
+        return out
+
+    def layer_begin(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor) -> None:
+        """The first half of the layer described at the address `layer`, into `qkv`: see `core.kernels.layer`."""
+        m = x.shape[1]
+        scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], m, NO_ATTENTION), dtype=torch.uint8)
+        self._layer_begin(
+            self._isa, layer, x.data_ptr(), TYPES[x.dtype], m, cos.data_ptr(), sin.data_ptr(), qkv.data_ptr(),
+            scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:
+        """The second half: what `call` attends to, through the rest of the layer, in x's shape."""
+        attention_threads = _threads_for(call.key.nbytes + call.value.nbytes)
+        shape = (_LONG * SHAPE_FIELDS)(*call.shape(attention_threads))
+        out = torch.empty_like(x)
+        scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], x.shape[1], shape), dtype=torch.uint8)
+        self._layer_end(
+            self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, call.query.data_ptr(), call.key.data_ptr(),
+            call.value.data_ptr(), call.mask.data_ptr() if call.mask is not None else None, call.scale,
+            attention_threads, out.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 

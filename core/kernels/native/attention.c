@@ -3,13 +3,8 @@
  * The work is cut into one task for each KV head and stretch of keys; each keeps its own largest score, sum and weighted
  * values (online softmax), which are put together at the end. The loops are plain, compiled for each instruction set. */
 #include "attention.h"
+#include "calls.h"
 #include "crew.h"
-
-#if defined(_MSC_VER)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 INLINE float score_row(const Attention *a, const Task *t, int64_t row, const uint8_t *seen, int64_t count) {
     const float *q = t->q + row * a->n.dim;

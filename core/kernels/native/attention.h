@@ -79,6 +79,14 @@ INLINE float exponential(float x) {
     return x < -87.0f ? 0.0f : p * power;
 }
 
+/* Branches would keep the compiler from doing several at once; what is not a number stays so. */
+INLINE uint16_t round_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)(value == value ? nearest : (bits >> 16) | 0x40);
+}
+
 INLINE void widen_row(const void *from, int64_t at, int64_t count, const int type, float *to) {
     if (type == TYPE_F32) memcpy(to, (const float *)from + at, (size_t)count * sizeof(float));
     else {

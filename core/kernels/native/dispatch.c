@@ -1,12 +1,10 @@
 /* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
+#include "calls.h"
 #include "crew.h"
 #include "kernels.h"
 
 #if defined(_MSC_VER)
 #include <intrin.h>
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
 #endif
 
 enum Isa { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_NEON = 4 };
@@ -64,7 +62,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 5; }
+EXPORT int hetegen_version(void) { return 6; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

@@ -1,12 +1,7 @@
 /* Stored weights into int8 and int4, row by row; the same arithmetic as core/quantize.py, which explains it. */
 #include "attention.h"
+#include "calls.h"
 #include "crew.h"
-
-#if defined(_MSC_VER)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 enum { LEVELS = 5, PAIR = 128, TASK_ROWS = 16 };
 static const float INT4_LEVELS[LEVELS] = {-8.0f, -7.5f, -7.0f, -8.5f, -6.5f};

@@ -1,12 +1,7 @@
 /* Root-mean-square norms, row by row: one pass over a row that is in the cache, where torch makes seven. */
 #include "attention.h"
+#include "calls.h"
 #include "crew.h"
-
-#if defined(_MSC_VER)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 enum { STRIP = 256 };
 
@@ -19,14 +14,6 @@ typedef struct {
     int rounded; /* to the type of x before the gain */
     void *out;
 } Norm;
-
-/* Branches would keep the compiler from doing several at once; what is not a number stays so. */
-INLINE uint16_t round_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)(value == value ? nearest : (bits >> 16) | 0x40);
-}
 
 INLINE float squares(const Norm *n, int64_t row, const int type) {
     float total = 0, wide[STRIP];

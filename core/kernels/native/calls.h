@@ -1,0 +1,29 @@
+/* The library's calls that others of its parts make as well. */
+#ifndef HETEGEN_CALLS_H
+#define HETEGEN_CALLS_H
+
+#include <stdint.h>
+
+#if defined(_MSC_VER)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+/* dispatch.c */
+EXPORT int hetegen_input_kind(int isa, int format, int64_t m);
+EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind);
+EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t columns, int64_t stride, void *buffer,
+                            int kind, int threads);
+EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
+                           int64_t columns, void *out, int out_type, void *scratch, int threads);
+/* norm.c */
+EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
+                             float eps, int rounded, void *out, int threads);
+/* attention.c */
+EXPORT int64_t hetegen_attention_bytes(const int64_t *shape);
+EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
+                              const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
+                              void *scratch, int threads);
+
+#endif

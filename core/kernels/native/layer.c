@@ -1,0 +1,209 @@
+/* A decoder layer for few rows of input in two calls, where Python would make a dozen and torch some thirty small ones:
+ *
+ *   begin   norm -> q, k, v (+ biases, + norms of their heads) -> rotary positions
+ *           ...the caller appends k and v to its cache...
+ *   end     attention -> output linear -> + input -> norm -> activation(gate) * up -> down -> + that sum
+ *
+ * What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
+#include "attention.h"
+#include "calls.h"
+
+enum Activation { SILU = 0, GELU_TANH = 1 };
+
+typedef struct {
+    const float *gain; /* NULL = no norm */
+    double eps;
+    int64_t rounded;
+} NormOf;
+
+/* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul. */
+typedef struct {
+    int64_t format, hidden, heads, kv_heads, dim, inner, activation;
+    int64_t qkv[18], out[6], gate_up[12], down[6];
+    const void *biases[4]; /* of q, k, v, out; NULL = none */
+    NormOf input_norm, inner_norm, q_norm, k_norm;
+} Layer;
+
+typedef struct {
+    int isa, type, threads;
+    int64_t m;
+} Run;
+
+INLINE float widened(const void *x, int64_t i, const int type) {
+    return type == TYPE_F32 ? ((const float *)x)[i] : bf16_to_float(((const uint16_t *)x)[i]);
+}
+
+INLINE float rounded(float value, const int type) { return type == TYPE_F32 ? value : bf16_to_float(round_bf16(value)); }
+
+INLINE void store(void *x, int64_t i, float value, const int type) {
+    if (type == TYPE_F32) ((float *)x)[i] = value;
+    else ((uint16_t *)x)[i] = round_bf16(value);
+}
+
+INLINE float activated(float x, const int64_t activation) {
+    if (activation == SILU) return x / (1.0f + exponential(-x));
+    float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return 0.5f * x * (2.0f - 2.0f / (exponential(2.0f * inner) + 1.0f));
+}
+
+/* to[i] = a[i] + b[i] */
+INLINE void add_all(const void *a, const void *b, void *to, int64_t count, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) store(to, i, widened(a, i, type) + widened(b, i, type), type);
+}
+
+/* to[i] = activation(gate[i]) * up[i] */
+INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, const int64_t activation, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) {
+        float open = rounded(activated(widened(gate, i, type), activation), type);
+        store(to, i, open * widened(up, i, type), type);
+    }
+}
+
+/* x [count][dim] in place: both halves turned into each other by the angles of cos and sin [dim]. */
+INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, const int type) {
+    int64_t half = dim / 2;
+    for (int64_t head = 0; head < count; head++) {
+        int64_t at = head * dim;
+        SIMD
+        for (int64_t i = 0; i < half; i++) {
+            float low = widened(x, at + i, type), high = widened(x, at + half + i, type);
+            float low_cos = rounded(low * widened(cos, i, type), type);
+            float low_sin = rounded(high * widened(sin, i, type), type);
+            float high_cos = rounded(high * widened(cos, half + i, type), type);
+            float high_sin = rounded(low * widened(sin, half + i, type), type);
+            store(x, at + i, low_cos - low_sin, type);
+            store(x, at + half + i, high_cos + high_sin, type);
+        }
+    }
+}
+
+typedef struct {
+    void (*add)(const void *a, const void *b, void *to, int64_t count, int type);
+    void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
+    void (*turn)(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type);
+} Loops;
+
+/* The loops, compiled for an instruction set and each type by itself. */
+#define LOOPS(name, isa)                                                                                            \
+    isa static void name##_add(const void *a, const void *b, void *to, int64_t count, int type) {                   \
+        if (type == TYPE_F32) add_all(a, b, to, count, TYPE_F32);                                                   \
+        else add_all(a, b, to, count, TYPE_BF16);                                                                   \
+    }                                                                                                               \
+    isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,      \
+                                int type) {                                                                         \
+        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);                  \
+        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                              \
+        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                                \
+        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                                   \
+    }                                                                                                               \
+    isa static void name##_turn(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type) {  \
+        if (type == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_F32);                                        \
+        else turn_heads(x, count, dim, cos, sin, TYPE_BF16);                                                        \
+    }                                                                                                               \
+    static const Loops name = {name##_add, name##_gate, name##_turn};
+#if defined(HETEGEN_X86)
+LOOPS(avx2, TARGET("avx2,fma"))
+LOOPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
+static const Loops *loops_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
+#else
+LOOPS(plain, )
+static const Loops *loops_of(int isa) {
+    (void)isa;
+    return &plain;
+}
+#endif
+
+/* ---- the scratch memory ---- */
+
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static uint8_t *taken(uint8_t **at, int64_t bytes) {
+    uint8_t *from = *at;
+    *at += aligned(bytes);
+    return from;
+}
+
+static int64_t prepared_bytes(const Run *r, const Layer *l) {
+    int64_t widest = most(most(l->hidden, l->inner), l->heads * l->dim);
+    return hetegen_input_bytes(r->m, widest, hetegen_input_kind(r->isa, (int)l->format, r->m));
+}
+
+static int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * (r->type == TYPE_F32 ? 4 : 2); }
+
+/* Bytes of scratch memory that either call needs for `m` rows; `shape` is that of the attention. */
+EXPORT int64_t hetegen_layer_bytes(int isa, const Layer *l, int type, int64_t m, const int64_t *shape) {
+    Run r = {isa, type, 1, m};
+    int64_t states = aligned(size_of(&r, l->heads * l->dim)) + 3 * aligned(size_of(&r, l->hidden));
+    return aligned(prepared_bytes(&r, l)) + states + 3 * aligned(size_of(&r, l->inner)) + hetegen_attention_bytes(shape);
+}
+
+/* ---- the two calls ---- */
+
+static void norm(const Run *r, const NormOf *n, const void *x, int64_t rows, int64_t columns, void *to) {
+    hetegen_rms_norm(r->isa, x, r->type, rows, columns, n->gain, (float)n->eps, (int)n->rounded, to, 1);
+}
+
+static void product(const Run *r, const Layer *l, int64_t parts, const int64_t *fields, const void *x, int64_t columns,
+                    void *prepared, void *to) {
+    int kind = hetegen_input_kind(r->isa, (int)l->format, r->m);
+    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind, 1);
+    hetegen_matmul(r->isa, (int)l->format, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
+}
+
+static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
+    for (int64_t row = 0; bias && row < r->m; row++) {
+        uint8_t *at = (uint8_t *)x + size_of(r, columns) / r->m * row;
+        loops_of(r->isa)->add(at, bias, at, columns, r->type);
+    }
+}
+
+/* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
+static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
+                         const void *cos, const void *sin) {
+    int64_t a_row = size_of(r, l->dim) / r->m;
+    add_bias(r, bias, x, heads * l->dim);
+    if (n->gain) norm(r, n, x, r->m * heads, l->dim, x);
+    for (int64_t row = 0; row < r->m; row++)
+        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, (const uint8_t *)cos + row * a_row,
+                               (const uint8_t *)sin + row * a_row, r->type);
+}
+
+/* x [m][hidden]; cos, sin [m][dim]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim]. All of `type`. */
+EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
+                                const void *sin, void *qkv, void *scratch, int threads) {
+    Run r = {isa, type, threads, m};
+    uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l)), *normed = taken(&at, size_of(&r, l->hidden));
+    uint8_t *k = (uint8_t *)qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
+    norm(&r, &l->input_norm, x, m, l->hidden, normed);
+    product(&r, l, 3, l->qkv, normed, l->hidden, prepared, qkv);
+    finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin);
+    finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin);
+    add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
+}
+
+/* x [m][hidden], also the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
+EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
+                              const void *k, const void *v, const void *mask, float scale, int attention_threads,
+                              void *out, void *scratch, int threads) {
+    Run r = {isa, type, threads, ((const Shape *)shape)->queries};
+    uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
+    uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
+    uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *normed = taken(&at, size_of(&r, l->hidden));
+    /* gate and up lie one behind the other, as a product writes its parts */
+    uint8_t *gate = taken(&at, 2 * size_of(&r, l->inner)), *up = gate + size_of(&r, l->inner);
+    uint8_t *open = taken(&at, size_of(&r, l->inner));
+    const Loops *loops = loops_of(isa);
+    hetegen_attention(isa, shape, q, k, v, mask, NULL, scale, 0, seen, type, at, attention_threads);
+    product(&r, l, 1, l->out, seen, l->heads * l->dim, prepared, added);
+    add_bias(&r, l->biases[3], added, l->hidden);
+    loops->add(x, added, sum, r.m * l->hidden, type);
+    norm(&r, &l->inner_norm, sum, r.m, l->hidden, normed);
+    product(&r, l, 2, l->gate_up, normed, l->hidden, prepared, gate);
+    loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
+    product(&r, l, 1, l->down, open, l->inner, prepared, added);
+    loops->add(sum, added, out, r.m * l->hidden, type);
+}

@@ -1,0 +1,117 @@
+"""Layers in two calls: found in the families that have them, left alone in the others, and the same in results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core import fused_layers
+from core.blueprint import decoder_layers
+from core.events import LoadOptions
+from core.fused_layers import FusedForward, parts_of
+from core.kernels.layer import NativeLayer
+from core.kernels.native import AttentionCall, instruction_sets, open_library
+from core.kv_cache import KVCache
+from core.spec import Format
+from tests.core.families import make_model
+from tests.core.greedy import GreedyPath
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
+FUSED = ("llama", "mistral", "qwen2", "qwen3")
+FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
+PROMPT = [5, 17, 3, 99, 42, 7, 180, 11, 64, 23, 151, 8]
+
+
+def load(
+    family: str, folder: Path, format: Format = "int8", dtype: torch.dtype = torch.bfloat16, **changes: Any
+) -> GreedyPath:
+    make_model(family, folder, dtype=dtype, **changes)
+    return GreedyPath(folder, LoadOptions(format=format, context=256, threads=1))
+
+
+def layers_of(path: GreedyPath) -> list[nn.Module]:
+    return decoder_layers(path.module)
+
+
+def fused(path: GreedyPath) -> list[bool]:
+    return [isinstance(vars(layer).get("forward"), FusedForward) for layer in layers_of(path)]
+
+
+def logits(path: GreedyPath, parts: list[list[int]]) -> Tensor:
+    cache = KVCache(path.module.config, 256)
+    return torch.stack([path.model.forward(part, cache)[-1] for part in parts])
+
+
+def refuse(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("the layer's own forward was called")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("family", FUSED)
+def test_the_same_logits_as_with_the_layers_own_forward(
+    family: str, format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = load(family, tmp_path, format)
+    # Beyond Mistral's window of 24; several tokens at once as speculation has them.
+    parts = [PROMPT, *([token] for token in PROMPT * 2), PROMPT[:5], PROMPT[:8], [1], PROMPT[:2]]
+    found = logits(path, parts)
+    with monkeypatch.context() as patch:
+        for layer in layers_of(path):
+            patch.setattr(layer.forward, "_own", refuse)
+        with pytest.raises(AssertionError, match="own forward"):
+            logits(path, parts)
+        patch.setattr(fused_layers, "FEW_ROWS", 1)
+        logits(path, [[token] for token in PROMPT])
+    fused_layers.release(layers_of(path))
+    assert not any(fused(path))
+    expected = logits(path, parts)
+    assert (found - expected).abs().max() <= 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_every_instruction_set_computes_a_layer_of_odd_sizes(
+    isa: str, dtype: torch.dtype, rows: int, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 84, "intermediate_size": 101, "head_dim": 14, "num_attention_heads": 6}
+    path = load("qwen2", tmp_path, "int8", dtype, **sizes)
+    layer: Any = layers_of(path)[0]
+    fused_layers.release([layer])
+    native = NativeLayer(open_library(isa), parts_of(layer, "silu"), dtype)
+    x = torch.randn(1, rows, 84).to(dtype)
+    angles = torch.randn(1, rows, 7).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
+    query, key, value = native.begin(x, cos, sin)
+    found = native.end(x, AttentionCall(query, key, value, mask, None, 14**-0.5, 0.0))
+    with torch.inference_mode():
+        expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
+    # Both read inputs quantised to 8 bits, which may fall on either side of a step.
+    assert (found - expected).abs().max() <= 0.01 * (expected - x).abs().max()
+    x[0, rows - 1, 5] = torch.nan
+    query, key, value = native.begin(x, cos, sin)
+    broken = native.end(x, AttentionCall(query, key, value, mask, None, 14**-0.5, 0.0))
+    assert broken[0, rows - 1].isnan().all()
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "phi3", "olmo2", "granite", "falcon", "gpt_neox", "mixtral", "opt"])
+def test_other_layers_are_left_alone(family: str, tmp_path: Path) -> None:
+    assert not any(fused(load(family, tmp_path)))
+
+
+def test_what_a_layer_computes_decides_and_not_its_class(tmp_path: Path) -> None:
+    assert all(fused(load("granite", tmp_path / "plain", residual_multiplier=1.0)))
+    assert all(fused(load("llama", tmp_path / "gelu", hidden_act="gelu_pytorch_tanh")))
+    assert not any(fused(load("llama", tmp_path / "relu", hidden_act="relu")))
+    assert not any(fused(load("llama", tmp_path / "biased", mlp_bias=True)))
+    assert all(fused(load("llama", tmp_path / "attention", attention_bias=True)))
+
+
+def test_layers_that_have_no_positions_are_told_apart(tmp_path: Path) -> None:
+    some = load("smollm3", tmp_path)
+    assert fused(some) == [True, False, True]
