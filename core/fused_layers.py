@@ -21,8 +21,16 @@ from core.kernels.layer import ACTIVATIONS, LayerParts, NativeLayer
 from core.kernels.native import FEW_ROWS, AttentionCall, NativeLibrary
 from core.norms import NativeRMSNorm
 
-NORMS = ("input_layernorm", "post_attention_layernorm")
-LAYER = {"self_attn", "mlp", *NORMS}
+PARTS = {"self_attn", "mlp"}
+NORMS: dict[frozenset[str], tuple[str, ...]] = {
+    frozenset(name for name in roles if name): roles
+    for roles in (
+        ("input_layernorm", "", "post_attention_layernorm", ""),
+        ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+    )
+}
+"""Which norms a layer has, and so which stand before and after attention, before and after the gated part."""
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -48,17 +56,18 @@ class FusedForward:
         self._index = getattr(layer.self_attn, "layer_idx", None)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
 
-    def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
+        mask: Any = kwargs.get("attention_mask")
         positions: Any = kwargs.get("position_embeddings")
-        if args or not self._suits(hidden_states, attention_mask, positions):
-            return self._own(hidden_states, attention_mask, *args, **kwargs)
+        if args or not self._suits(hidden_states, mask, positions):
+            return self._own(hidden_states, *args, **kwargs)
         cos, sin = positions
         query, key, value = self._native.begin(hidden_states, cos, sin)
         if (cache := kwargs.get(self._cache_name)) is not None:
             key, value = cache.update(key, value, self._index)
-        mask = seen(attention_mask, query, key)
-        return self._native.end(hidden_states, AttentionCall(query, key, value, mask, None, self._scale, 0.0))
+        call = AttentionCall(query, key, value, seen(mask, query, key), None, self._scale, 0.0)
+        return self._native.end(hidden_states, call)
 
     def _suits(self, x: Tensor, mask: Tensor | None, positions: Any) -> bool:
         rows = x.shape[1]
@@ -70,7 +79,10 @@ class FusedForward:
         return (
             isinstance(positions, tuple)
             and len(positions) == 2
-            and all(one.shape == shape and one.dtype is x.dtype and one.is_contiguous() for one in positions)
+            and all(
+                one.shape == shape and one.dtype in (x.dtype, torch.float32) and one.is_contiguous()
+                for one in positions
+            )
         )
 
 
@@ -96,16 +108,23 @@ def release(layers: list[nn.Module]) -> None:
 def _library(layer: nn.Module) -> NativeLibrary | None:
     """What multiplies one row with all of the layer's linears, if it has the parts that we know and no others."""
     children = dict(layer.named_children())
-    if children.keys() != LAYER or "forward" in vars(layer):
+    if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
     attention, mlp = dict(children["self_attn"].named_children()), dict(children["mlp"].named_children())
     if attention.keys() not in (ATTENTION, {*ATTENTION, *HEAD_NORMS}) or mlp.keys() != MLP:
         return None
-    norms = [children[name] for name in NORMS] + [attention[name] for name in HEAD_NORMS if name in attention]
     linears = _linears(layer)
-    if not all(isinstance(norm, NativeRMSNorm) for norm in norms) or any(one.bias is not None for one in linears[4:]):
+    if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
         return None
-    return _common_library(linears, 1)
+    return None if any(one.bias is not None for one in linears[4:]) else _common_library(linears, 1)
+
+
+def _norms(layer: nn.Module) -> list[Any]:
+    """The layer's norms in the order of `LayerParts`."""
+    children = dict(layer.named_children())
+    roles = NORMS[frozenset(children.keys() - PARTS)]
+    heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
+    return [*(children.get(role) for role in roles), *heads]
 
 
 def _linears(layer: Any) -> list[Any]:
@@ -143,27 +162,30 @@ def _activation(layer: Any, library: NativeLibrary) -> str | None:
     if any(True for _ in attention.parameters(recurse=False)) or getattr(attention, "attn_logit_softcapping", None):
         return None
     numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
-    if not numbers or not parts_of(layer, "silu").fit(layer.input_layernorm.dtype):
+    if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
         return None
     return next((name for name in ACTIVATIONS if _agrees(layer, _fused(layer, library, name))), None)
 
 
 def parts_of(layer: Any, activation: str) -> LayerParts:
     """What our library needs of a layer that has the parts that we know."""
-    attention, linears = layer.self_attn, _linears(layer)
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [getattr(attention, name, None) for name in HEAD_NORMS]
+    linears = _linears(layer)
     return LayerParts(
-        attention.head_dim,
+        layer.self_attn.head_dim,
         activation,
         [one.host.weight for one in linears],
         [one.bias for one in linears[:4]],
-        [None if norm is None else norm.parts for norm in norms],
+        [None if norm is None else norm.parts for norm in _norms(layer)],
     )
 
 
+def _dtype(layer: nn.Module) -> torch.dtype:
+    dtype: torch.dtype = next(norm.dtype for norm in _norms(layer) if norm is not None)
+    return dtype
+
+
 def _fused(layer: Any, library: NativeLibrary, activation: str) -> FusedForward:
-    native = NativeLayer(library, parts_of(layer, activation), layer.input_layernorm.dtype)
+    native = NativeLayer(library, parts_of(layer, activation), _dtype(layer))
     return FusedForward(layer, native, FEW_ROWS if _common_library(_linears(layer), FEW_ROWS) is library else 1)
 
 
@@ -173,7 +195,7 @@ def _agrees(layer: Any, fused: FusedForward) -> bool:
     x, mask, positions = _inputs(layer)
     try:
         expected = layer.forward(x, attention_mask=mask, position_embeddings=positions)
-        found = fused(x, mask, position_embeddings=positions)
+        found = fused(x, attention_mask=mask, position_embeddings=positions)
     # It takes other arguments, or has more or fewer of something than was thought.
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
@@ -189,7 +211,7 @@ def _agrees(layer: Any, fused: FusedForward) -> bool:
 def _inputs(layer: Any) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rows small and large against what the layer adds to them, a causal mask, and angles."""
     generator = torch.Generator().manual_seed(0)
-    dtype, rows = layer.input_layernorm.dtype, len(TRIED_SIZES)
+    dtype, rows = _dtype(layer), len(TRIED_SIZES)
     columns = layer.self_attn.q_proj.host.columns
     x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(TRIED_SIZES)[None, :, None]
     angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator).repeat(1, 1, 2)

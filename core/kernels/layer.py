@@ -1,10 +1,10 @@
 """A decoder layer of the commonest make in two calls of our library, for few rows of input.
 
-    x -> norm -> q, k, v -> (norms of their heads) -> rotary positions -> attention -> linear -> + x = s
-    s -> norm -> activation(gate) * up -> linear -> + s
+    x -> norm -> q, k, v -> (norms of q and k) -> rotary positions -> attention -> linear -> norm -> + x = s
+    s -> norm -> activation(gate) * up -> linear -> norm -> + s
 
-Each token makes dozens of calls for a layer otherwise, and for models of some billion parameters the time between the
-products is a fifth of the whole. Between the two calls here the caller appends keys and values to its cache.
+Each norm may be missing. Between the two calls the caller appends keys and values to its cache. Otherwise a token makes
+dozens of calls for each layer, and with a billion parameters the time between the products is a fifth of the whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Norm(ctypes.Structure):
-    _fields_ = (("gain", _ADDRESS), ("eps", ctypes.c_double), ("rounded", _INT))
+    _fields_ = (("gain", _ADDRESS), ("eps", ctypes.c_double), ("rounded", _INT), ("columns", _INT))
 
 
 class _Layer(ctypes.Structure):
@@ -35,7 +35,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _INT) for name in ("format", "hidden", "heads", "kv_heads", "dim", "inner", "activation")),
         *(("qkv", _INT * 18), ("out", _INT * 6), ("gate_up", _INT * 12), ("down", _INT * 6), ("biases", _ADDRESS * 4)),
-        *((name, _Norm) for name in ("input_norm", "inner_norm", "q_norm", "k_norm")),
+        ("norms", _Norm * 6),
     )
 
 
@@ -53,7 +53,7 @@ class LayerParts:
     """What a layer consists of. `dim`: columns of a head.
 
     Weights of q, k, v, output, gate, up and down, all of one storage; biases (N,) of the first four, of the layer's
-    type; norms of the layer's input, before the gate, and of the heads of q and k.
+    type; norms before and after attention, before and after the gated part, and of q and k: of each head or of all.
     """
 
     dim: int
@@ -70,11 +70,16 @@ class LayerParts:
         expected = [(rows, hidden), (kv_rows, hidden), (kv_rows, hidden), *outwards, *inwards]
         whole_heads = dim % 2 == 0 and rows % dim == kv_rows % dim == 0 and rows % kv_rows == 0
         gains = [None if norm is None else norm.gain for norm in self.norms]
-        lengths = (rows, kv_rows, kv_rows, hidden, hidden, hidden, dim, dim)
-        vectors = zip([*self.biases, *gains], lengths, strict=True)
+        vectors = [
+            *zip(self.biases, (rows, kv_rows, kv_rows, hidden), strict=True),
+            *((gain, hidden) for gain in gains[:4]),
+        ]
         sized = all(vector is None or vector.shape == (length,) for vector, length in vectors)
         typed = dtype in LAYER_TYPES and all(bias is None or bias.dtype is dtype for bias in self.biases)
-        return shapes == expected and whole_heads and sized and typed
+        by_head = [
+            norm is None or len(norm.gain) in (dim, n) for norm, n in zip(self.norms[4:], (rows, kv_rows), strict=True)
+        ]
+        return shapes == expected and whole_heads and sized and typed and all(by_head)
 
 
 class NativeLayer:
@@ -91,7 +96,8 @@ class NativeLayer:
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (1, M, K), cos and sin (1, M, dim), all contiguous -> q (1, H, M, dim), k and v (1, KVH, M, dim)."""
+        """x (1, M, K), cos and sin (1, M, dim) of its type or fp32, all contiguous -> q (1, H, M, dim), k and v
+        (1, KVH, M, dim)."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
         self._library.layer_begin(self._address, x, cos, sin, qkv)
@@ -111,7 +117,7 @@ def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     return _Layer(
         FORMATS[q.storage], q.shape[1], heads, kv_heads, parts.dim, gate.shape[0], ACTIVATIONS[parts.activation],
         _products(q, k, v), _products(out), _products(gate, up), _products(down), _addresses(parts.biases),
-        *map(_norm, parts.norms),
+        (_Norm * 6)(*map(_norm, parts.norms)),
     )  # fmt: skip
 
 
@@ -124,4 +130,4 @@ def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p
 
 
 def _norm(norm: NormParts | None) -> _Norm:
-    return _Norm() if norm is None else _Norm(norm.gain.data_ptr(), norm.eps, norm.rounded)
+    return _Norm() if norm is None else _Norm(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain))

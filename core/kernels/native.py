@@ -48,7 +48,10 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
     "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
-    "hetegen_layer_begin": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),
+    "hetegen_layer_begin": (
+        None,
+        [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT],
+    ),
     "hetegen_layer_end": (
         None,
         [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 5, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
@@ -198,8 +201,8 @@ class NativeLibrary:
         m = x.shape[1]
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], m, NO_ATTENTION), dtype=torch.uint8)
         self._layer_begin(
-            self._isa, layer, x.data_ptr(), TYPES[x.dtype], m, cos.data_ptr(), sin.data_ptr(), qkv.data_ptr(),
-            scratch.data_ptr(), torch.get_num_threads(),
+            self._isa, layer, x.data_ptr(), TYPES[x.dtype], m, cos.data_ptr(), sin.data_ptr(), TYPES[cos.dtype],
+            qkv.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
     def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:

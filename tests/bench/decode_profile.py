@@ -25,7 +25,13 @@ from core.hetero_linear import HostLinear
 from core.loading import LoadedModel, load_model
 from core.norms import NativeRMSNorm
 
-KERNELS = {"_matmul": "matmuls", "_prepare": "quantising inputs", "_attention": "attention"}
+KERNELS = {
+    "_layer_begin": "layers, up to attention",
+    "_layer_end": "layers, from attention on",
+    "_matmul": "matmuls",
+    "_prepare": "quantising inputs",
+    "_attention": "attention",
+}
 """The library's calls, inside and outside of which time is told apart."""
 
 

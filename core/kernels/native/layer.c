@@ -1,10 +1,10 @@
 /* A decoder layer for few rows of input in two calls, where Python would make a dozen and torch some thirty small ones:
  *
- *   begin   norm -> q, k, v (+ biases, + norms of their heads) -> rotary positions
+ *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary positions
  *           ...the caller appends k and v to its cache...
- *   end     attention -> output linear -> + input -> norm -> activation(gate) * up -> down -> + that sum
+ *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + that sum
  *
- * What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
+ * Each norm may be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
 #include "attention.h"
 #include "calls.h"
 
@@ -13,7 +13,7 @@ enum Activation { SILU = 0, GELU_TANH = 1 };
 typedef struct {
     const float *gain; /* NULL = no norm */
     double eps;
-    int64_t rounded;
+    int64_t rounded, columns;
 } NormOf;
 
 /* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul. */
@@ -21,7 +21,7 @@ typedef struct {
     int64_t format, hidden, heads, kv_heads, dim, inner, activation;
     int64_t qkv[18], out[6], gate_up[12], down[6];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
-    NormOf input_norm, inner_norm, q_norm, k_norm;
+    NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
 } Layer;
 
 typedef struct {
@@ -61,18 +61,20 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
     }
 }
 
-/* x [count][dim] in place: both halves turned into each other by the angles of cos and sin [dim]. */
-INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, const int type) {
+/* x [count][dim] in place: both halves turned into each other by the angles of cos and sin [dim]. Angles of fp32 make
+ * torch compute in fp32. */
+INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, const int type,
+                       const int angles) {
     int64_t half = dim / 2;
     for (int64_t head = 0; head < count; head++) {
         int64_t at = head * dim;
         SIMD
         for (int64_t i = 0; i < half; i++) {
             float low = widened(x, at + i, type), high = widened(x, at + half + i, type);
-            float low_cos = rounded(low * widened(cos, i, type), type);
-            float low_sin = rounded(high * widened(sin, i, type), type);
-            float high_cos = rounded(high * widened(cos, half + i, type), type);
-            float high_sin = rounded(low * widened(sin, half + i, type), type);
+            float low_cos = rounded(low * widened(cos, i, angles), angles);
+            float low_sin = rounded(high * widened(sin, i, angles), angles);
+            float high_cos = rounded(high * widened(cos, half + i, angles), angles);
+            float high_sin = rounded(low * widened(sin, half + i, angles), angles);
             store(x, at + i, low_cos - low_sin, type);
             store(x, at + half + i, high_cos + high_sin, type);
         }
@@ -82,7 +84,7 @@ INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, con
 typedef struct {
     void (*add)(const void *a, const void *b, void *to, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
-    void (*turn)(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type);
+    void (*turn)(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type, int angles);
 } Loops;
 
 /* The loops, compiled for an instruction set and each type by itself. */
@@ -98,9 +100,11 @@ typedef struct {
         else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                                \
         else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                                   \
     }                                                                                                               \
-    isa static void name##_turn(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type) {  \
-        if (type == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_F32);                                        \
-        else turn_heads(x, count, dim, cos, sin, TYPE_BF16);                                                        \
+    isa static void name##_turn(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type,    \
+                                int angles) {                                                                       \
+        if (type == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_F32, TYPE_F32);                              \
+        else if (angles == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_BF16, TYPE_F32);                      \
+        else turn_heads(x, count, dim, cos, sin, TYPE_BF16, TYPE_BF16);                                             \
     }                                                                                                               \
     static const Loops name = {name##_add, name##_gate, name##_turn};
 #if defined(HETEGEN_X86)
@@ -143,8 +147,12 @@ EXPORT int64_t hetegen_layer_bytes(int isa, const Layer *l, int type, int64_t m,
 
 /* ---- the two calls ---- */
 
-static void norm(const Run *r, const NormOf *n, const void *x, int64_t rows, int64_t columns, void *to) {
-    hetegen_rms_norm(r->isa, x, r->type, rows, columns, n->gain, (float)n->eps, (int)n->rounded, to, 1);
+/* x of `columns` in all, normed into `to`; where there is no norm, x itself. */
+static const void *normed(const Run *r, const NormOf *n, const void *x, int64_t columns, void *to) {
+    if (!n->gain) return x;
+    hetegen_rms_norm(r->isa, x, r->type, r->m * columns / n->columns, n->columns, n->gain, (float)n->eps,
+                     (int)n->rounded, to, 1);
+    return to;
 }
 
 static void product(const Run *r, const Layer *l, int64_t parts, const int64_t *fields, const void *x, int64_t columns,
@@ -163,25 +171,26 @@ static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
 
 /* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
 static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
-                         const void *cos, const void *sin) {
-    int64_t a_row = size_of(r, l->dim) / r->m;
+                         const void *cos, const void *sin, int angles) {
+    int64_t a_row = size_of(r, l->dim) / r->m, an_angle = l->dim * (angles == TYPE_F32 ? 4 : 2);
     add_bias(r, bias, x, heads * l->dim);
-    if (n->gain) norm(r, n, x, r->m * heads, l->dim, x);
+    normed(r, n, x, heads * l->dim, x);
     for (int64_t row = 0; row < r->m; row++)
-        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, (const uint8_t *)cos + row * a_row,
-                               (const uint8_t *)sin + row * a_row, r->type);
+        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, (const uint8_t *)cos + row * an_angle,
+                               (const uint8_t *)sin + row * an_angle, r->type, angles);
 }
 
-/* x [m][hidden]; cos, sin [m][dim]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim]. All of `type`. */
+/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][dim] of `angles`,
+ * which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
-                                const void *sin, void *qkv, void *scratch, int threads) {
+                                const void *sin, int angles, void *qkv, void *scratch, int threads) {
     Run r = {isa, type, threads, m};
-    uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l)), *normed = taken(&at, size_of(&r, l->hidden));
+    uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l)), *spare = taken(&at, size_of(&r, l->hidden));
     uint8_t *k = (uint8_t *)qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
-    norm(&r, &l->input_norm, x, m, l->hidden, normed);
-    product(&r, l, 3, l->qkv, normed, l->hidden, prepared, qkv);
-    finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin);
-    finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin);
+    x = normed(&r, &l->before_attention, x, l->hidden, spare);
+    product(&r, l, 3, l->qkv, x, l->hidden, prepared, qkv);
+    finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin, angles);
+    finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin, angles);
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
 }
 
@@ -192,7 +201,7 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     Run r = {isa, type, threads, ((const Shape *)shape)->queries};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
-    uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *normed = taken(&at, size_of(&r, l->hidden));
+    uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *spare = taken(&at, size_of(&r, l->hidden));
     /* gate and up lie one behind the other, as a product writes its parts */
     uint8_t *gate = taken(&at, 2 * size_of(&r, l->inner)), *up = gate + size_of(&r, l->inner);
     uint8_t *open = taken(&at, size_of(&r, l->inner));
@@ -200,10 +209,9 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     hetegen_attention(isa, shape, q, k, v, mask, NULL, scale, 0, seen, type, at, attention_threads);
     product(&r, l, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(&r, l->biases[3], added, l->hidden);
-    loops->add(x, added, sum, r.m * l->hidden, type);
-    norm(&r, &l->inner_norm, sum, r.m, l->hidden, normed);
-    product(&r, l, 2, l->gate_up, normed, l->hidden, prepared, gate);
+    loops->add(x, normed(&r, &l->after_attention, added, l->hidden, spare), sum, r.m * l->hidden, type);
+    product(&r, l, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
     loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
     product(&r, l, 1, l->down, open, l->inner, prepared, added);
-    loops->add(sum, added, out, r.m * l->hidden, type);
+    loops->add(sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out, r.m * l->hidden, type);
 }
