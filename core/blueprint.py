@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from core.attention import register as register_attention
 from core.bare_torch import bare_torch
@@ -19,6 +20,7 @@ from core.checkpoint import check_folder
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.experts import register as register_experts
 
+ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
 
@@ -66,18 +68,42 @@ def build(config: Any, dtype: torch.dtype) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _no_causal_lm(config)
     options = {"dtype": dtype, "experts_implementation": register_experts(), "trust_remote_code": False}
-    for attention in (register_attention(), "sdpa", "eager"):
+    ways = [(attention, where) for attention in (register_attention(), "sdpa", "eager") for where in NO_MEMORY]
+    for attention, where in ways:
         try:
-            with bare_torch(), torch.device("meta"), no_init_weights():
+            with bare_torch(), where(), no_init_weights():
                 module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **options)
-            break
+            if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
+                break
         # Older architectures have their own classes for attention, and some only the plain way; and each has its own
         # way to fail at numbers that make no sense.
         except Exception as error:
-            if attention == "eager":
+            if (attention, where) == ways[-1]:
                 raise _no_model(error) from error
     _check_cache(module)
     return module.eval().requires_grad_(False)
+
+
+class OnlyComputed(TorchFunctionMode):
+    """Has memory given to what is computed (RoPE's frequencies), which is small, and none to what waits for weights.
+
+    On the meta device torch would first import an algebra system. Where a few architectures compute a weight, or need
+    numbers and weights in one place, all goes there.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in ALLOCATIONS and given.get("device") is None:
+            given = {**given, "device": "meta"}
+        return func(*args, **given)
+
+
+def all_on_meta() -> torch.device:
+    """Gives memory to nothing."""
+    return torch.device("meta")
+
+
+NO_MEMORY = (OnlyComputed, all_on_meta)
 
 
 def decoder_layers(module: Any) -> list[nn.Module]:
