@@ -50,8 +50,8 @@ class _StandIn(ModuleType):
         vars(self).update(known)
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks every module for its path when something is imported from it. Only packages have one.
-        if name == "__path__" and self.__name__ == MASKS:
+        # Who looks through all modules for one's file does not want this one; only a package is asked for its path.
+        if name.startswith("__") and (name, self.__name__) != ("__path__", COMPILER):
             raise AttributeError(name)
         return getattr(_real(self.__name__), name)
 

@@ -33,6 +33,7 @@ import torch
 with bare_torch():
     stand_in = sys.modules["torch._dynamo"]
     function = torch.compiler.disable(len)
+    assert not hasattr(stand_in, "__file__") and sys.modules["torch._dynamo"] is stand_in
     {ask}
 assert function is len
 import torch._dynamo
