@@ -13,6 +13,7 @@ Each engine's time is linear in its share, so a class is a handful of coefficien
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,9 @@ NEARLY_ALL = 0.9
 """Share of the experts from which on all of them are streamed, used or not."""
 TYPICAL_CONTEXT = 1024
 """Tokens assumed to lie in the KV cache when rates are predicted."""
+FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.3
+"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `core.fused_layers` computes it, and
+what of the time between its products that leaves."""
 CPU_ATTENTION_SHARE = 0.4
 """Part of the memory's rate at which attention on the CPU reads the KV cache."""
 
@@ -166,6 +170,7 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
     profile = machine.profile
     gpu = gpu_rate(machine.gpu, storage) if machine.gpu else cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
+    call_s = machine.hardware.cpu.call_s * between_share(spec, machine)
     into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
@@ -176,7 +181,7 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
             profile.cpu * cpu.seconds(nbytes * share, count, b)
             for share, count, b in zip(touched, operations, buckets, strict=True)
         ),
-        cpu_call=machine.hardware.cpu.call_s * sum(linear.active for linear in linears),
+        cpu_call=call_s * sum(linear.active for linear in linears),
         gpu=tuple(
             profile.gpu * gpu.seconds(nbytes * share, count, b)
             for share, count, b in zip(touched, operations, buckets, strict=True)
@@ -219,7 +224,17 @@ def fixed(spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied
             moved = 4.0 * m * spec.hidden / machine.gpu.link.d2h_pinned
             seconds += host_layers * (overhead * machine.gpu.link.sync_s + moved)
         attention.append(seconds)
-    return Fixed(tuple(attention), overhead * cpu.layer_s * spec.layers)
+    return Fixed(tuple(attention), overhead * cpu.layer_s * spec.layers * between_share(spec, machine))
+
+
+def between_share(spec: ModelSpec, machine: Machine) -> float:
+    """What is left of the time between products where a layer is computed in two calls: all of it on the CPU."""
+    layers: dict[int, list[int]] = {}
+    for linear in spec.linears:
+        if linear.layer >= 0:
+            layers.setdefault(linear.layer, []).append(linear.group)
+    fused = all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
+    return FUSED_SHARE if machine.gpu is None and fused else 1.0
 
 
 def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:

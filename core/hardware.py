@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from core.measure import CpuRates, GpuRates
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 3
+PROFILE_VERSION = 4
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9

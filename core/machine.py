@@ -39,11 +39,11 @@ class Machine:
 
     def keep_pace(self) -> None:
         """Take the processor for as fast as it is now, not as when it was measured: heat, the power plan and other
-        programs change that. Takes some 0.2 s."""
+        programs change that. Takes some 0.3 s."""
         cpu, before = self.hardware.cpu, torch.get_num_threads()
         torch.set_num_threads(cpu.threads)
         try:
-            self.hardware = at_pace(self.hardware, present_pace(self.kernels, cpu.rates[0]))
+            self.hardware = at_pace(self.hardware, present_pace(self.kernels, cpu.rates[0], cpu.call_s))
         finally:
             torch.set_num_threads(before)
 

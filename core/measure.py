@@ -41,6 +41,8 @@ SLOTS, PASSES = 4, 4
 SMALL, CALLS = 64, 100
 """Rows and columns of a weight whose time is all calls, and how many of them are timed."""
 TOGETHER_S = 0.4
+WAKING_S = 0.1
+"""Until the system has given each thread a core of its own: a process's first matmuls take twice as long."""
 ENOUGH_S = 4.0
 # One layer's norms, rotary embedding and Python took 250 us on a machine where 40 small operations take 55 us.
 SMALL_OPERATIONS, LAYER_PER_SMALL = 40, 4.5
@@ -75,20 +77,21 @@ def measure_cpu() -> CpuRates:
     """With as many threads as torch uses now."""
     table = KernelTable(torch.get_num_threads())
     rates: list[KernelRate] = []
+    call_s = _call_s()
     deadline = time.monotonic() + ENOUGH_S
     for storage in STORAGES:
-        if rates and time.monotonic() > deadline:
+        if storage in RARE and time.monotonic() > deadline:
             break  # a busy or slow machine: the planner guesses what is missing
         table = measure([(storage, ROWS // 4 if storage in RARE else ROWS, COLUMNS)], table)
-        rates.append(_cpu_rate(table, storage))
+        rates.append(_cpu_rate(table, storage, call_s))
     # Reading at best what the best kernel reads: neither sees more than the memory gives.
     read = max(_read_rate(), *(rate.bytes_s for rate in rates))
-    return CpuRates(table.threads, read, tuple(rates), _call_s(), _layer_s(), table)
+    return CpuRates(table.threads, read, tuple(rates), call_s, _layer_s(), table)
 
 
-def present_pace(table: KernelTable, rate: KernelRate) -> float:
-    """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.2 s."""
-    seconds = _CpuLoad(table, rate.storage, COLD_BYTES // 2).seconds_each(1, rounds=2)
+def present_pace(table: KernelTable, rate: KernelRate, call_s: float) -> float:
+    """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.3 s."""
+    seconds = _CpuLoad(table, rate.storage, COLD_BYTES // 2).seconds_each(1, rounds=2) - call_s
     return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
 
 
@@ -139,9 +142,10 @@ def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
     return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
 
 
-def _cpu_rate(table: KernelTable, storage: Storage) -> KernelRate:
+def _cpu_rate(table: KernelTable, storage: Storage, call_s: float) -> KernelRate:
+    """Without the calls, which are counted by themselves."""
     load = _CpuLoad(table, storage)
-    return _rate_of(storage, [load.seconds_each(m) for m in BUCKET_ROWS])
+    return _rate_of(storage, [load.seconds_each(m) - call_s for m in BUCKET_ROWS])
 
 
 def _read_rate() -> float:
@@ -313,9 +317,11 @@ class _CpuLoad:
 
     def seconds_each(self, tokens: int, rounds: int = 4) -> float:
         """Seconds of one weight with `tokens` rows of input."""
+        if tokens == 1:
+            self.rate(WAKING_S)
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
         # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
-        chosen = self._matmuls * rounds if tokens == 1 else self._matmuls[:8]
+        chosen = self._matmuls * rounds if tokens == 1 else self._matmuls[:4]
         return statistics.median([_taken(lambda one=one: one(HostInput(x))) for one in chosen])  # type: ignore[misc]
 
     def rate(self, seconds: float) -> float:

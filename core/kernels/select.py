@@ -29,6 +29,9 @@ WORTHWHILE = 0.95
 ROUNDS = 5
 HOPELESS = 3.0
 """A candidate whose first run takes this many times the best's is not run again."""
+FEWEST_RUNS, LONG_S = 2, 0.05
+"""What takes this long in so many runs is told apart by them."""
+WAKING_S = 0.2
 COLD_BYTES = 96 << 20
 COPIES = 32
 """Of the weights, at most: one for every run of a few candidates."""
@@ -117,11 +120,21 @@ def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = 
 
 def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[Timing]:
     weights = list(_weights(storage, rows, columns, memory))
+    _wake(offers(storage)[0], weights)
     for index, m in enumerate(BUCKET_ROWS):
         x = torch.randn(m, columns, dtype=torch.bfloat16)
         fitting = [offer for offer in offers(storage) if offer.most_rows >= m]
         for offer, seconds in zip(fitting, _times(fitting, weights, x), strict=True):
             yield Timing(storage, rows, columns, index, offer.name, seconds)
+
+
+def _wake(offer: Offer, weights: Sequence[QuantizedWeight]) -> None:
+    """Compute until the system has given each thread a core of its own: the first matmuls take twice as long."""
+    x, until = torch.ones(1, weights[0].shape[1], dtype=torch.bfloat16), time.perf_counter() + WAKING_S
+    for weight in cycle(weights):
+        if time.perf_counter() > until:
+            return
+        offer.compute(weight, HostInput(x), 0, weight.shape[0])
 
 
 def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
@@ -132,6 +145,8 @@ def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: t
     for _ in range(ROUNDS + 1):
         for offer, own in zip(candidates, times, strict=True):
             if own and min(own) > HOPELESS * min(min(other) for other in times if other):
+                continue
+            if len(own) > FEWEST_RUNS and sum(own) > LONG_S:
                 continue
             weight = next(cold)
             start = time.perf_counter()
