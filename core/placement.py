@@ -80,6 +80,8 @@ class DevicePlacement:
         self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
     ) -> None:
         """Puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory, DeviceLost."""
+        # They know nothing of rows elsewhere.
+        fused_layers.release(decoder_layers(module))
         self.accelerator = accelerator
         self.plan = plan
         self._weights = weights

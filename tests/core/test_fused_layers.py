@@ -10,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from core import fused_layers
+from core.accelerators.simulated import SimulatedAccelerator
+from core.accelerators.simulation import parse_simulation
 from core.blueprint import decoder_layers
 from core.events import LoadOptions
 from core.fused_layers import FusedForward, parts_of
 from core.kernels.layer import NativeLayer
 from core.kernels.native import AttentionCall, instruction_sets, open_library
 from core.kv_cache import KVCache
+from core.loading import LoadedModel, load_model
+from core.placement import DevicePlacement, HostPlacement
 from core.spec import Format
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath
+from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
@@ -115,3 +120,20 @@ def test_what_a_layer_computes_decides_and_not_its_class(tmp_path: Path) -> None
 def test_layers_that_have_no_positions_are_told_apart(tmp_path: Path) -> None:
     some = load("smollm3", tmp_path)
     assert fused(some) == [True, False, True]
+
+
+def test_a_card_that_takes_over_gets_layers_that_use_it(tmp_path: Path) -> None:
+    write_tokenizer(make_model("llama", tmp_path, dtype=torch.bfloat16))
+    *_, loaded = load_model(tmp_path, LoadOptions(format="int8", context=256))
+    assert isinstance(loaded, LoadedModel)
+    layers, device = (
+        decoder_layers(loaded.source.module),
+        SimulatedAccelerator(parse_simulation("vram=1GiB,link=1GB/s")),
+    )
+    assert all("forward" in vars(layer) for layer in layers)
+    placement = DevicePlacement(loaded.source.module, loaded.weights, loaded.plan, device, loaded.spec.kv_layers)
+    assert not any("forward" in vars(layer) for layer in layers)
+    placement.close()
+    device.close()
+    HostPlacement(loaded.source.module, loaded.weights)
+    assert all("forward" in vars(layer) for layer in layers)
