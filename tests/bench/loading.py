@@ -47,6 +47,10 @@ def load_once(options: argparse.Namespace) -> dict[str, Any]:
     from core.environment import prepare_environment
 
     prepare_environment()
+    from core.model_index import keep_model_index
+    from core.places import cache_folder
+
+    keep_model_index(cache_folder())  # as the window and the command line do
     from core.commands.bench import peak_rss
     from core.events import LoadOptions
     from core.loading import LoadedModel, load_model
