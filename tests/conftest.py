@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from core.environment import prepare_environment
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 prepare_environment()
+# How long something takes says nothing here: the machine may have other work, and the first text waits for a table.
+hypothesis.settings.register_profile("any pace", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any pace")
 
 
 @pytest.fixture(autouse=True)

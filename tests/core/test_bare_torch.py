@@ -34,7 +34,11 @@ with bare_torch():
     stand_in = sys.modules["torch._dynamo"]
     function = torch.compiler.disable(len)
     assert not hasattr(stand_in, "__file__") and sys.modules["torch._dynamo"] is stand_in
-    {ask}
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex as context
+    assert sys.modules["torch._dynamo"] is stand_in
+    with context():
+        assert torch.arange(3)[torch.tensor(1)] == 1
+    assert sys.modules["torch._dynamo"] is not stand_in
 assert function is len
 import torch._dynamo
 assert torch._dynamo is not stand_in and torch._dynamo.__file__
@@ -51,11 +55,5 @@ def test_a_chat_with_a_known_model_needs_no_compiler() -> None:
     run(CHAT)
 
 
-def test_the_real_compiler_comes_afterwards() -> None:
-    run(REAL.format(ask="pass"))
-
-
-def test_the_real_compiler_comes_when_it_is_needed() -> None:
-    run(REAL.format(ask="assert torch.compiler.list_backends()"))
-    run(REAL.format(ask="from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex as context"
-                        "\n    with context(): assert torch.arange(3)[torch.tensor(1)] == 1"))  # fmt: skip
+def test_the_real_compiler_comes_for_who_asks_for_it() -> None:
+    run(REAL)

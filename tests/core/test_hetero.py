@@ -124,7 +124,9 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Bench(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
     first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))

@@ -71,7 +71,9 @@ def test_zeros_stay_zeros(format: Format) -> None:
     assert not quantize(torch.zeros(3, 70), format).dequantize(torch.float32).any()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.integers(1, 70), st.integers(1, 300), st.sampled_from(["bf16", "int8", "int4"]), st.data())
 def test_slices_and_packed_bytes_equal_the_whole(rows: int, columns: int, format: Format, data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, rows - 1))
@@ -100,7 +102,9 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert quantize(torch.randn(48, 256), "int4").nbytes == 48 * 256 * 9 // 16
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.integers(1, 40), st.integers(1, 300), st.sampled_from(["int8", "int4"]), st.sampled_from([0, 1, 2]))
 def test_compiled_and_torch_encode_alike(rows: int, columns: int, format: Format, kind: int) -> None:
     weight = torch.randn(rows, columns + 3).to((torch.float32, torch.bfloat16, torch.float16)[kind])[:, :columns]
