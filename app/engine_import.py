@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
-from threading import Thread
 
 from app.worker import EngineLike
 from core.model_index import keep_model_index
 from core.places import cache_folder
 
 LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
-BESIDE = ("numpy", "huggingface_hub.hf_api", "huggingface_hub.file_download", "jinja2", "tokenizers")
-"""What the engine's libraries import and can be imported without torch, while another core links it."""
 
 
 def make_engine() -> EngineLike:
     """Called in the engine's thread: torch is imported here and nowhere earlier."""
+    link_torch()
     keep_model_index(cache_folder())
     collecting = gc.isenabled()
     gc.disable()
     try:
-        linking = Thread(target=link_torch)
-        linking.start()
-        for name in BESIDE:
-            importlib.import_module(name)
-        linking.join()
         from core.engine import Engine
     finally:
         if collecting:
@@ -45,7 +37,10 @@ def make_engine() -> EngineLike:
 
 
 def link_torch() -> None:
-    """Load torch's libraries without holding Python's lock, as its import would. What fails here is left to that."""
+    """Load torch's libraries without holding Python's lock, as its import would. What fails here is left to that.
+
+    Nothing else may be imported meanwhile: a compiled module would wait for the linker with Python's lock in its hand.
+    """
     found = importlib.util.find_spec("torch")
     if sys.platform == "win32" or found is None or found.origin is None:
         return
