@@ -40,7 +40,7 @@ NEARLY_ALL = 0.9
 """Share of the experts from which on all of them are streamed, used or not."""
 TYPICAL_CONTEXT = 1024
 """Tokens assumed to lie in the KV cache when rates are predicted."""
-FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.3
+FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
 """Linears of a layer that share an input (q, k, v; output; gate, up; down) where `core.fused_layers` computes it, and
 what of the time between its products that leaves."""
 CPU_ATTENTION_SHARE = 0.4
@@ -203,7 +203,8 @@ def _exchange(
     link, overhead = machine.gpu.link, machine.profile.overhead
     columns = linears[0].columns
     rows = sum(linear.rows for linear in linears)
-    into = tuple(overhead * link.sync_s + 2 * m * columns / link.d2h_pinned for m in tokens)
+    waits = overhead * (link.sync_s + link.back_s * sum(linear.active for linear in linears))
+    into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
 
 
@@ -224,7 +225,8 @@ def fixed(spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied
             moved = 4.0 * m * spec.hidden / machine.gpu.link.d2h_pinned
             seconds += host_layers * (overhead * machine.gpu.link.sync_s + moved)
         attention.append(seconds)
-    return Fixed(tuple(attention), overhead * cpu.layer_s * spec.layers * between_share(spec, machine))
+    layer_s = machine.gpu.layer_s if machine.gpu else cpu.layer_s * between_share(spec, machine)
+    return Fixed(tuple(attention), overhead * layer_s * spec.layers)
 
 
 def between_share(spec: ModelSpec, machine: Machine) -> float:

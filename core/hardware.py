@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from core.measure import CpuRates, GpuRates
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 4
+PROFILE_VERSION = 5
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -106,7 +106,7 @@ def _gpu_at_pace(gpu: Gpu, pace: float) -> Gpu:
         return gpu
     return replace(
         gpu, bytes_s=pace * gpu.bytes_s, flops=pace * gpu.flops, rates=_scaled(gpu.rates, pace),
-        launch_s=gpu.launch_s / pace,
+        launch_s=gpu.launch_s / pace, layer_s=gpu.layer_s / pace,
     )  # fmt: skip
 
 
@@ -199,6 +199,7 @@ def _gpu(card: Card, measured: GpuRates) -> Gpu:
     return Gpu(
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
+        measured.layer_s,
     )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
         measured.link, () if own else measured.rates, measured.cpu_under_copy, measured.link_under_cpu,
-        measured.launch_s, simulated=True, shares_cores=own is None, kind="simulated",
+        measured.launch_s, measured.layer_s, simulated=True, shares_cores=own is None, kind="simulated",
     )  # fmt: skip
 
 

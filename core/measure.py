@@ -5,6 +5,7 @@ Rates are those of the very operations that a model will use, on data that no ca
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import statistics
 import threading
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from core.accelerators.base import PINNED, Accelerator
 from core.errors import NotEnoughMemory
-from core.hetero_linear import HeteroLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import host_matmul
 from core.kernels.select import BUCKET_ROWS, KernelTable, measure
 from core.kernels.weights import QuantizedWeight
+from core.overheads import DeviceOverheads, Overheads
 from core.parameter_manager import ParameterManager, copied_rows, pieces_of
 from core.sizes import MIB
 from core.spec import KernelRate, LinearPlan, Link, Ring, Rows, Storage, row_bytes
@@ -36,16 +37,14 @@ RARE: tuple[Storage, ...] = ("fp16", "fp32")
 READ_BYTES, READ_PARTS = 256 * MIB, 16
 COPY_BYTES = 64 * MIB
 COLD_BYTES = 192 * MIB
+ROUNDS = 6
+"""How often each weight is multiplied with one row."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 SLOTS, PASSES = 4, 4
-SMALL, CALLS = 64, 100
-"""Rows and columns of a weight whose time is all calls, and how many of them are timed."""
 TOGETHER_S = 0.4
 WAKING_S = 0.1
 """Until the system has given each thread a core of its own: a process's first matmuls take twice as long."""
 ENOUGH_S = 4.0
-# One layer's norms, rotary embedding and Python took 250 us on a machine where 40 small operations take 55 us.
-SMALL_OPERATIONS, LAYER_PER_SMALL = 40, 4.5
 
 
 @dataclass(frozen=True)
@@ -71,27 +70,30 @@ class GpuRates:
     cpu_under_copy: float
     link_under_cpu: float
     launch_s: float
+    layer_s: float
 
 
 def measure_cpu() -> CpuRates:
     """With as many threads as torch uses now."""
     table = KernelTable(torch.get_num_threads())
-    rates: list[KernelRate] = []
-    call_s = _call_s()
+    overheads = _overheads(table)
+    call_s, layer_s = overheads.call_s(), overheads.layer_s()
     deadline = time.monotonic() + ENOUGH_S
+    measured: list[Storage] = []
     for storage in STORAGES:
         if storage in RARE and time.monotonic() > deadline:
             break  # a busy or slow machine: the planner guesses what is missing
         table = measure([(storage, ROWS // 4 if storage in RARE else ROWS, COLUMNS)], table)
-        rates.append(_cpu_rate(table, storage, call_s))
+        measured.append(storage)
+    rates = _cpu_rates(table, measured, call_s)
     # Reading at best what the best kernel reads: neither sees more than the memory gives.
     read = max(_read_rate(), *(rate.bytes_s for rate in rates))
-    return CpuRates(table.threads, read, tuple(rates), call_s, _layer_s(), table)
+    return CpuRates(table.threads, read, rates, call_s, layer_s, table)
 
 
 def present_pace(table: KernelTable, rate: KernelRate, call_s: float) -> float:
     """How fast the CPU reads weights now, by the rate that was measured in the same way before. Takes some 0.3 s."""
-    seconds = _CpuLoad(table, rate.storage, COLD_BYTES // 2).seconds_each(1, rounds=2) - call_s
+    seconds = _one_row_s([_CpuLoad(table, rate.storage, COLD_BYTES // 2)])[0] - call_s
     return ROWS * row_bytes(rate.storage, COLUMNS) / seconds / rate.bytes_s
 
 
@@ -105,14 +107,16 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     before = work.rate(TOGETHER_S / 2)
     copying, computing = _together(link, work)
     link.close()
+    overheads = _overheads(cpu.table).of_device(accelerator)
     return GpuRates(
         bytes_s=max(rate.bytes_s for rate in rates),
         flops=max(rate.flops[3] for rate in rates),
         rates=rates,
-        link=_link(accelerator, alone, piece_s),
+        link=_link(accelerator, alone, piece_s, overheads),
         cpu_under_copy=_part(computing, before),
         link_under_cpu=_part(copying, alone),
-        launch_s=_launch_s(accelerator),
+        launch_s=overheads.launch_s,
+        layer_s=overheads.layer_s,
     )
 
 
@@ -142,10 +146,25 @@ def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
     return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
 
 
-def _cpu_rate(table: KernelTable, storage: Storage, call_s: float) -> KernelRate:
+def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -> tuple[KernelRate, ...]:
     """Without the calls, which are counted by themselves."""
-    load = _CpuLoad(table, storage)
-    return _rate_of(storage, [load.seconds_each(m) - call_s for m in BUCKET_ROWS])
+    loads = {storage: _CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
+    one_row = _one_row_s(tuple(loads.values()))
+    return tuple(
+        _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_ROWS[1:])])
+        for (storage, load), seconds in zip(loads.items(), one_row, strict=True)
+    )
+
+
+def _one_row_s(loads: Sequence[_CpuLoad]) -> list[float]:
+    """Seconds of one weight of each, in turn: the memory's rate changes from one moment to the next, and the formats
+    are compared."""
+    loads[0].rate(WAKING_S)
+    taken: list[list[float]] = [[] for _ in loads]
+    for _ in range(ROUNDS):
+        for load, times in zip(loads, taken, strict=True):
+            times += map(_taken, load.products())
+    return [statistics.median(times) for times in taken]
 
 
 def _read_rate() -> float:
@@ -169,21 +188,9 @@ def _taken(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _call_s() -> float:
-    weight = host_matmul(QuantizedWeight("bf16", (SMALL, SMALL), torch.ones(SMALL, SMALL, dtype=torch.bfloat16)))
-    x = torch.ones(1, SMALL, dtype=torch.bfloat16)
-    return statistics.median([_taken(lambda: weight(HostInput(x))) for _ in range(CALLS)])
-
-
-def _layer_s() -> float:
-    x = torch.ones(1, 2048, dtype=torch.bfloat16)
-
-    def small() -> None:
-        y = x
-        for _ in range(SMALL_OPERATIONS):
-            y = y + x
-
-    return LAYER_PER_SMALL * _best(small, 50)
+def _overheads(table: KernelTable) -> Overheads:
+    products = itertools.cycle(_CpuLoad(table, "bf16", COLD_BYTES // 2).products())
+    return Overheads(lambda: next(products)())
 
 
 def _weight(storage: Storage) -> QuantizedWeight:
@@ -216,11 +223,9 @@ def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable)
     return _rate_of(storage, taken)
 
 
-def _on_device(host: HostWeight, accelerator: Accelerator, rows: int | None = None) -> DeviceRows:
-    """The first rows of a weight, all of them if not told."""
-    end = host.rows if rows is None else rows
-    buffer = accelerator.empty((end * host.row_bytes,), torch.uint8)
-    return copied_rows(accelerator, accelerator.stream(), host, 0, end, buffer)
+def _on_device(host: HostWeight, accelerator: Accelerator) -> DeviceRows:
+    buffer = accelerator.empty((host.rows * host.row_bytes,), torch.uint8)
+    return copied_rows(accelerator, accelerator.stream(), host, 0, host.rows, buffer)
 
 
 def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: Tensor) -> float:
@@ -233,37 +238,6 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
     return _best(all_once, 5) / len(weights)
 
 
-def _launch_s(accelerator: Accelerator) -> float:
-    """Seconds to have the device compute a small linear."""
-    linear = _small_linear(accelerator)
-    linear.division = Rows(SMALL, 0, 0)
-    linear.resident = _on_device(linear.host, accelerator)
-    return _forward_s(linear)
-
-
-def _sync_s(accelerator: Accelerator) -> float:
-    """Seconds that the CPU's rows of a small linear add, its kernel's call not counted."""
-    linear = _small_linear(accelerator)
-    linear.division = Rows(SMALL // 2, 0, SMALL // 2)
-    linear.resident = _on_device(linear.host, accelerator, SMALL // 2)
-    return max(1e-6, _forward_s(linear) - _launch_s(accelerator) - _call_s())
-
-
-def _small_linear(accelerator: Accelerator) -> HeteroLinear:
-    weight = QuantizedWeight("bf16", (SMALL, SMALL), torch.ones(SMALL, SMALL, dtype=torch.bfloat16))
-    return HeteroLinear(HostWeight(host_matmul(weight)), None, accelerator, SharedInputs(accelerator))
-
-
-def _forward_s(linear: HeteroLinear) -> float:
-    x = torch.ones(1, SMALL, dtype=torch.bfloat16, device=linear.accelerator.device)
-    taken = []
-    for _ in range(CALLS):
-        linear.inputs.forget()
-        taken.append(_taken(lambda: linear(x)))
-    linear.accelerator.synchronize()
-    return statistics.median(taken)
-
-
 def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
     """What cutting the same bytes into more pieces costs for each of them."""
     small = _LinkLoad(accelerator, SMALL_SLOT_BYTES)
@@ -272,7 +246,7 @@ def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
     return max(0.0, seconds) / more
 
 
-def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
+def _link(accelerator: Accelerator, staged: float, piece_s: float, overheads: DeviceOverheads) -> Link:
     pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), _locked(accelerator)
     there = accelerator.empty((COPY_BYTES,), torch.uint8)
     stream = accelerator.stream()
@@ -290,7 +264,8 @@ def _link(accelerator: Accelerator, staged: float, piece_s: float) -> Link:
         d2h_pinned=rate(pageable if locked is None else locked, there),
         d2h_pageable=rate(pageable, there),
         staged=staged,
-        sync_s=_sync_s(accelerator),
+        sync_s=overheads.sync_s,
+        back_s=overheads.back_s,
         piece_s=piece_s,
         lockable=locked is not None,
     )
@@ -315,23 +290,22 @@ class _CpuLoad:
         weights += [_weight(storage) for _ in range(nbytes // weights[0].nbytes)]
         self._matmuls = [host_matmul(weight, names) for weight in weights]
 
-    def seconds_each(self, tokens: int, rounds: int = 4) -> float:
-        """Seconds of one weight with `tokens` rows of input."""
-        if tokens == 1:
-            self.rate(WAKING_S)
+    def products(self, tokens: int = 1) -> list[Callable[[], object]]:
+        """One product of each weight with `tokens` rows of input."""
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
-        # Decoding takes little of each, so all are read; more rows of input take long enough with a few.
-        chosen = self._matmuls * rounds if tokens == 1 else self._matmuls[:4]
-        return statistics.median([_taken(lambda one=one: one(HostInput(x))) for one in chosen])  # type: ignore[misc]
+        return [lambda one=one: one(HostInput(x)) for one in self._matmuls]  # type: ignore[misc]
+
+    def seconds_each(self, tokens: int) -> float:
+        """Seconds of one weight with `tokens` rows of input: a few of them take long enough."""
+        return statistics.median(map(_taken, self.products(tokens)[:4]))
 
     def rate(self, seconds: float) -> float:
-        """Bytes per second over this time."""
-        x = HostInput(torch.ones(1, COLUMNS, dtype=torch.bfloat16))
-        start, done = time.perf_counter(), 0
+        """Bytes per second over this time, with one row of input."""
+        products, start, done = self.products(), time.perf_counter(), 0
         while (taken := time.perf_counter() - start) < seconds:
-            for matmul in self._matmuls:
-                matmul(x)
-                done += matmul.nbytes
+            for product in products:
+                product()
+            done += sum(matmul.nbytes for matmul in self._matmuls)
         return done / taken
 
 

@@ -168,8 +168,9 @@ class Cpu:
 @dataclass(frozen=True)
 class Link:
     """The way between RAM and one GPU, bytes per second, alone on the machine. `staged`: pageable weights through the
-    pinned ring to the GPU, which is what streaming really gets; `sync_s`: one small copy there and back, waited for;
-    `piece_s`: what each streamed piece costs besides its bytes; `lockable`: whether memory could be pinned at all."""
+    pinned ring to the GPU, which is what streaming really gets; `sync_s`: a small input brought to RAM and waited for;
+    `back_s`: the result of one linear's CPU rows brought to the GPU; `piece_s`: what each streamed piece costs besides
+    its bytes; `lockable`: whether memory could be pinned at all."""
 
     h2d_pinned: float
     h2d_pageable: float
@@ -177,6 +178,7 @@ class Link:
     d2h_pageable: float
     staged: float
     sync_s: float = 30e-6
+    back_s: float = 10e-6
     piece_s: float = 50e-6
     lockable: bool = True
 
@@ -187,7 +189,7 @@ class Gpu:
 
     `rates` by storage type where measured, else `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: what is
     left of each rate (0-1) while both run. `shares_cores`: it computes on the CPU's own cores (simulated without a
-    rate), so their times add up.
+    rate), so their times add up. `layer_s`: one layer besides its linears and attention, computed there.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Gpu:
     cpu_under_copy: float = 1.0
     link_under_cpu: float = 1.0
     launch_s: float = 10e-6
+    layer_s: float = 250e-6
     simulated: bool = False
     shares_cores: bool = False
     kind: str = "cuda"

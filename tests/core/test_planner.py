@@ -213,7 +213,7 @@ def test_alpha_is_the_papers_where_nothing_is_resident_and_nothing_interferes() 
     """alpha = V_gpu V_com / (V_cpu V_gpu + V_cpu V_com + V_com V_gpu), for V_gpu so large that it does not count."""
     card = replace(
         DESKTOP.gpus[0], cpu_under_copy=1.0, link_under_cpu=1.0, bytes_s=1e15, flops=1e18, launch_s=0.0,
-        link=Link(20e9, 20e9, 1e15, 1e15, 20e9, sync_s=0.0, piece_s=0.0),
+        layer_s=0.0, link=Link(20e9, 20e9, 1e15, 1e15, 20e9, sync_s=0.0, back_s=0.0, piece_s=0.0),
     )  # fmt: skip
     machine = replace(DESKTOP, gpus=(card,), cpu=replace(DESKTOP.cpu, call_s=0.0, layer_s=0.0))
     linears = tuple(LinearSpec(f"{n}", 16384, 4096, n, n) for n in range(32))
