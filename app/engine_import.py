@@ -1,19 +1,19 @@
 """Imports torch and the engine in their thread while the window goes on: whoever holds Python's lock stops it.
 
 Measured on two cores, the window's longest pause in a start fell from 330 ms to 40 ms: a third of a second went to the
-linking of torch's libraries, and 150-250 ms to each of three rounds of the garbage collector over what was imported.
+linking of torch's libraries, and 150-250 ms to each of three rounds of the garbage collector (`core.environment`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from app.worker import EngineLike
+from core.environment import importing
 from core.model_index import keep_model_index
 from core.places import cache_folder
 
@@ -24,15 +24,8 @@ def make_engine() -> EngineLike:
     """Called in the engine's thread: torch is imported here and nowhere earlier."""
     link_torch()
     keep_model_index(cache_folder())
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with importing():
         from core.engine import Engine
-    finally:
-        if collecting:
-            gc.enable()
-    # Modules stay for good: nobody has to look through them again.
-    gc.freeze()
     return Engine()
 
 

@@ -1,8 +1,11 @@
-"""Environment variables that libraries read when they are loaded: to be set before torch is first imported."""
+"""How torch and transformers are imported: with what environment variables, and without the garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SETTINGS = {
     # What transformers would otherwise do by itself: open pull requests on the Hub, load binaries from it, report home.
@@ -23,3 +26,17 @@ def prepare_environment() -> None:
     """Set what the person has not set."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of the engine: the collector would look through a thousand modules again and again, in all for
+    half a second, and holds Python's lock for 150-250 ms each time. They stay for good: it never has to."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+    gc.freeze()

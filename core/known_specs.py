@@ -1,4 +1,7 @@
-"""What surveys have found, kept on disk: the same configuration and libraries give the same specification."""
+"""What surveys have found, kept on disk: the same configuration and libraries give the same specification.
+
+A bundle brings that of its own guide along: a survey loads what the first start can do without for two seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 import transformers
 
 from core.kept_file import keep
+from core.places import made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec
 from core.survey import survey
 
@@ -24,16 +28,17 @@ KEPT_SPECS = 64
 
 def specification(module: Any, name: str, folder: Path) -> ModelSpec:
     """The specification of a model on the meta device, surveyed if it has not been before."""
-    file = folder / FOLDER / f"{_key(module)}.json"
-    spec = _read(file)
+    key = Path(FOLDER, f"{_key(module)}.json")
+    spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
         spec = survey(module, name)
-        _write(file, spec)
+        _write(folder / key, spec)
     return replace(spec, name=name)
 
 
 def _key(module: Any) -> str:
-    facts = [SURVEY_VERSION, torch.__version__, transformers.__version__, type(module).__name__, str(module.dtype)]
+    # The part after "+" names the card that torch was built for, which changes nothing here.
+    facts = [SURVEY_VERSION, torch.__version__.partition("+")[0], transformers.__version__, type(module).__name__, str(module.dtype)]
     config = module.config.to_json_string(use_diff=False)
     return hashlib.sha256(json.dumps([*facts, config]).encode()).hexdigest()[:24]
 

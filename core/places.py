@@ -13,10 +13,19 @@ SHAPE_PREFIX = "shape:"
 
 def builtin_model() -> Path:
     """The folder of the model that ships with the application."""
+    return _assets() / "builtin-model"
+
+
+def made_before() -> Path:
+    """What a bundle brings along of what `cache_folder` would have after a first start; nothing beside the sources."""
+    return _assets() / "made-before"
+
+
+def _assets() -> Path:
     # A PyInstaller bundle unpacks its data beside the program and names that folder here.
     bundle = getattr(sys, "_MEIPASS", None)
     root = Path(bundle) if bundle else Path(__file__).resolve().parent.parent
-    return root / "assets" / "builtin-model"
+    return root / "assets"
 
 
 def cache_folder() -> Path:

@@ -51,6 +51,7 @@ def bundle() -> None:
     if lacking := licences.collect(WORK / "licences"):
         raise SystemExit(f"No licence text for {', '.join(lacking)}: see licences.py.")
     _kernels()
+    _made_before()
     if SYSTEM == "windows":
         import windows
 
@@ -91,6 +92,13 @@ def _kernels() -> None:
             shutil.copy2(made, WORK / "native/core/kernels")
             return
     run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", WORK / "native", "--build-temp", WORK / "objects")
+
+
+def _made_before() -> None:
+    """What the guide's first start would have to find out, which takes longer than all others."""
+    folder = WORK / "made-before"
+    shutil.rmtree(folder, ignore_errors=True)
+    run(sys.executable, HERE / "made_before.py", folder)
 
 
 def program(name: str = "hetegen") -> Path:

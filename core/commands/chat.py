@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.commands.common import add_json, add_machine_options, load_options
+from core.environment import importing
 from core.events import (
     Event,
     Failed,
@@ -50,8 +51,8 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
-    from core.engine import Engine
-
+    with importing():
+        from core.engine import Engine
     engine = Engine()
     show(engine.load(args.model, load_options(args)), sys.stderr)
     system = (Message("system", args.system),) if args.system else ()

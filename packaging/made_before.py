@@ -1,0 +1,26 @@
+"""Surveys the built-in guide and keeps what is found in a folder, for a bundle to bring along: `made_before.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.environment import prepare_environment  # noqa: E402
+
+prepare_environment()
+
+from core.known_specs import specification  # noqa: E402
+from core.source import open_source  # noqa: E402
+
+
+def main(folder: Path) -> None:
+    guide = open_source(None)
+    specification(guide.module, guide.name, folder)
+    if not any(folder.rglob("*.json")):
+        raise SystemExit(f"Nothing could be written to {folder}.")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
