@@ -38,7 +38,8 @@ def specification(module: Any, name: str, folder: Path) -> ModelSpec:
 
 def _key(module: Any) -> str:
     # The part after "+" names the card that torch was built for, which changes nothing here.
-    facts = [SURVEY_VERSION, torch.__version__.partition("+")[0], transformers.__version__, type(module).__name__, str(module.dtype)]
+    libraries = [torch.__version__.partition("+")[0], transformers.__version__]
+    facts = [SURVEY_VERSION, *libraries, type(module).__name__, str(module.dtype)]
     config = module.config.to_json_string(use_diff=False)
     return hashlib.sha256(json.dumps([*facts, config]).encode()).hexdigest()[:24]
 

@@ -1,4 +1,4 @@
-"""Surveys the built-in guide and keeps what is found in a folder, for a bundle to bring along: `made_before.py FOLDER`."""
+"""Surveys the built-in guide and keeps what is found in a folder for a bundle: `made_before.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.environment import prepare_environment  # noqa: E402
+from core.environment import prepare_environment
 
 prepare_environment()
 

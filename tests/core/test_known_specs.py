@@ -30,7 +30,7 @@ def test_is_surveyed_once(guide: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert specification(guide, "Guide", tmp_path) == found
 
 
-def test_what_a_bundle_brings_along_is_not_surveyed(guide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_bundle_brings_is_not_surveyed(guide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = specification(guide, "Guide", tmp_path / "brought")
     monkeypatch.setattr(known_specs, "made_before", lambda: tmp_path / "brought")
     monkeypatch.setattr(known_specs, "survey", lambda *_: pytest.fail("surveyed again"))

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from core.known_specs import FOLDER
+
 EXE = ".exe" if sys.platform == "win32" else ""
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the Secret Service is Linux's keyring")
@@ -53,6 +55,13 @@ def test_answers_from_a_path_with_spaces_and_other_letters(odd_place: Path):
     report = self_test(odd_place / f"hetegen{EXE}")
     assert report["ok"]
     assert report["text"]
+
+
+def test_the_first_start_need_not_survey_the_guide(bundle: Path, tmp_path: Path):
+    environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
+    command = [bundle / f"hetegen-cli{EXE}", "chat", "--prompt", "Hello"]
+    subprocess.run(command, env=environ, capture_output=True, check=True, timeout=250)
+    assert not (tmp_path / "cache" / FOLDER).exists()
 
 
 @POSIX
