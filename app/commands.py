@@ -15,7 +15,6 @@ from app.language import tr
 from app.library import Library
 from app.notices import Notice
 from app.session import Session
-from app.views.conversation_dialog import ConversationDialog
 from app.window import MainWindow
 from core.places import builtin_model
 
@@ -109,6 +108,9 @@ class Commands(QObject):
                 pass
 
     def _open_conversation_dialog(self) -> None:
+        # Imported late: most starts never open it.
+        from app.views.conversation_dialog import ConversationDialog
+
         shown = self._chat.conversation
         dialog = ConversationDialog(self._window.theme, shown.system, shown.preset, self._window)
         dialog.applied.connect(self._library.describe)

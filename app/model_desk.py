@@ -7,27 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QWidget
 
-from app.downloads import Downloads
 from app.paths import Places
 from app.recommended import recommended
 from app.resources import assets
 from app.settings import Settings
-from app.shelf import Shelf
 from app.theme import Theme
-from app.views.model_dialog import ModelDialog
 from core.events import LoadOptions
-from core.hub.access import Access
 from core.hub.environment import HubEnvironment, hub_environment
-from core.hub.folders import Folders
-from core.hub.layout import Cache
-from core.hub.token import system_keyring
-from core.hub.verdict import Judge, Verdict, Wishes
-from core.safetensors_header import TensorInfo
+
+if TYPE_CHECKING:
+    from app.downloads import Downloads
+    from app.shelf import Shelf
+    from app.views.model_dialog import ModelDialog
+    from core.hub.verdict import Judge, Verdict, Wishes
+    from core.safetensors_header import TensorInfo
 
 MEGABYTE = 1e6
 
@@ -93,6 +91,15 @@ class ModelDesk(QObject):
         dialog.deleteLater()
 
     def _build(self) -> None:
+        # Imported late: most starts never open it, and the window would show a twentieth later.
+        from app.downloads import Downloads
+        from app.shelf import Shelf
+        from app.views.model_dialog import ModelDialog
+        from core.hub.access import Access
+        from core.hub.folders import Folders
+        from core.hub.layout import Cache
+        from core.hub.token import system_keyring
+
         settings = self._settings()
         self._made_for = environment(settings, os.environ)
         access = Access(self._made_for, system_keyring())

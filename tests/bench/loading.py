@@ -44,26 +44,31 @@ def write_checkpoint(shape_name: str, folder: Path) -> None:
 def load_once(options: argparse.Namespace) -> dict[str, Any]:
     """Load, then read a prompt and write a reply."""
     began = time.perf_counter()
-    from core.environment import prepare_environment
+    from core.environment import importing, prepare_environment
 
     prepare_environment()
+    from core.commands.bench import peak_rss
+    from core.events import LoadOptions, never
     from core.model_index import keep_model_index
     from core.places import cache_folder
 
     keep_model_index(cache_folder())  # as the window and the command line do
-    from core.commands.bench import peak_rss
-    from core.events import LoadOptions
-    from core.loading import LoadedModel, load_model
+    with importing():
+        from core.generate import Token, generate
+        from core.loading import LoadedModel, load_model
 
     imported = time.perf_counter()
-    steps = load_model(options.folder, LoadOptions(format=options.format, context=options.context))
-    loaded = next(step for step in steps if isinstance(step, LoadedModel))
+    loading = load_model(options.folder, LoadOptions(format=options.format, context=options.context))
+    loaded = next(step for step in loading if isinstance(step, LoadedModel))
     ready = time.perf_counter()
     rng = random.Random(0)
     ids = [rng.randrange(loaded.spec.vocab) for _ in range(PROMPT)]
-    loaded.model.forward(ids, loaded.cache)
-    for token in ids[:REPLY]:
-        loaded.model.forward([token], loaded.cache)
+    steps = generate(
+        loaded.model, loaded.cache, ids, lambda row, _: int(row.argmax()), never, loaded.plan.prefill_chunk
+    )
+    tokens = (step for step in steps if isinstance(step, Token))
+    for _ in range(REPLY):
+        next(tokens)
     memory = loaded.plan.memory[0]
     return {
         "load_s": round(ready - imported, 3), "with_imports_s": round(ready - began, 3),
