@@ -24,7 +24,7 @@ FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".jso
 
 def unsaved_box(parent: QWidget) -> QMessageBox:
     """The question before a window closes over what could not be saved."""
-    box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk is full, and the last words are not saved."))
+    box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk does not take the last words: they are not saved."))
     box.setParent(parent, box.windowFlags())
     box.setInformativeText(tr("Free some space and try again, or save all conversations in another place."))
     box.addButton(tr("Try again"), QMessageBox.ButtonRole.AcceptRole)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from app.conversation import Conversation, Turn
+from app.conversation import Conversation, Turn, without_halves
 from core.errors import HeteGenError
 
 FORMAT, VERSION = "hetegen-conversations", 1
@@ -104,7 +104,7 @@ def read_json(path: Path) -> list[Document]:
 def from_json(text: str, source: str = "the file") -> list[Document]:
     """Our own export, or any JSON with lists of messages that have a role and a content. Raises NotAnExport."""
     try:
-        saved = json.loads(text)
+        saved = _sound(json.loads(text))
         if isinstance(saved, dict) and saved.get("format") == FORMAT:
             if saved["version"] > VERSION:
                 raise _refusal(source, "It was written by a newer version of this program.")
@@ -112,6 +112,19 @@ def from_json(text: str, source: str = "the file") -> list[Document]:
         return [_document(table) for table in _foreign(saved)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refusal(source, "It does not hold conversations in a known form.") from error
+
+
+def _sound(value: Any) -> Any:
+    """The value with texts that files can hold: JSON may write half of a surrogate pair as an escape."""
+    match value:
+        case str():
+            return without_halves(value)
+        case list():
+            return [_sound(item) for item in value]
+        case dict():
+            return {without_halves(key): _sound(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def _foreign(saved: Any) -> list[dict[str, Any]]:

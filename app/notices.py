@@ -147,6 +147,8 @@ def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
     """What the store has to say about its file."""
     titles = {
         "full": ("The disk is full", "warning"),
+        "held": ("The disk refuses", "warning"),
+        "left_out": ("Not everything was saved", "warning"),
         "saved": ("Saved", "info"),
         "recovered": ("The conversations were damaged", "warning"),
         "interrupted": ("Welcome back", "info"),

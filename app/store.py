@@ -10,12 +10,12 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.conversation import Conversation, Turn
+from app.conversation import Conversation, Turn, without_halves
 from app.store_file import Report, StoreFile
 from core.errors import BadRequest
 
@@ -100,8 +100,8 @@ class Store:
         rows = self._file.read(_TURNS_OF, conversation)
         loaded = Conversation(conversation, title, system)
         siblings: dict[str | None, list[str]] = {}
-        for _, *row in rows:
-            turn = loaded.add(_turn(row))
+        for turn in _with_parents([_turn(row[1:]) for row in rows]):
+            loaded.add(turn)
             siblings.setdefault(turn.parent, []).append(turn.id)
         for parent, chosen in ((None, root), *((row[1], row[0]) for row in rows)):
             versions = siblings.get(parent, [])
@@ -136,7 +136,7 @@ class Store:
         """
         now = time.time() if created is None else created
         row = (turn.id, conversation, turn.parent, turn.role, _ending(turn), now, *_growing(turn))
-        title = title_from(turn.content) if turn.role == "user" else ""
+        title = title_from(without_halves(turn.content)) if turn.role == "user" else ""
         parent, name = turn.parent, turn.id
 
         def change(db: sqlite3.Connection) -> None:
@@ -175,7 +175,7 @@ class Store:
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """One hit per conversation whose title or turns hold every word of `text` (as beginnings of words)."""
         best: dict[str, Hit] = {}
-        for row in self._found(text.replace("\0", " ").strip(), limit):
+        for row in self._found(without_halves(text).replace("\0", " ").strip(), limit):
             best.setdefault(row[0], Hit(_entry(row[:6]), row[6], " ".join(row[7].split())))
         return list(best.values())[:limit]
 
@@ -211,7 +211,8 @@ class Store:
         self._file.close()
 
     def _change(self, sql: str, *values: object) -> None:
-        self._file.change(lambda db: _execute(db, sql, values))
+        sound = tuple(without_halves(value) if isinstance(value, str) else value for value in values)
+        self._file.change(lambda db: _execute(db, sql, sound))
 
 
 def title_from(question: str) -> str:
@@ -291,7 +292,13 @@ def _ending(turn: Turn) -> str:
 
 
 def _growing(turn: Turn) -> tuple[object, ...]:
-    return turn.reasoning_s, turn.left_out, json.dumps(turn.receipt), turn.reasoning, turn.content
+    return (
+        turn.reasoning_s,
+        turn.left_out,
+        json.dumps(turn.receipt),
+        without_halves(turn.reasoning),
+        without_halves(turn.content),
+    )
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
@@ -299,7 +306,19 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(name, title, bool(pinned), created, updated, json.loads(options))
 
 
-def _turn(row: list[Any]) -> Turn:
+def _with_parents(turns: list[Turn]) -> Iterator[Turn]:
+    """The turns, parents before children; one whose parent could not be saved follows the one before it."""
+    known: set[str] = set()
+    last: str | None = None
+    for turn in turns:
+        if turn.parent is not None and turn.parent not in known:
+            turn.parent = last
+        known.add(turn.id)
+        last = turn.id
+        yield turn
+
+
+def _turn(row: Sequence[Any]) -> Turn:
     name, parent, role, ending, reasoning_s, left_out, receipt, reasoning, content = row
     end = "" if ending == STREAMING else ending
     return Turn(role, content, reasoning, reasoning_s, end, json.loads(receipt), left_out, name, parent)

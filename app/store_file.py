@@ -1,8 +1,9 @@
 """The file under the conversations: one connection, changes in order, and what to do when the disk says no.
 
 Changes are queued and written together by this object's own thread, at most FLUSH_S late, so that whoever makes them
-never waits for the disk. When the disk is full they go on in memory and are replayed as soon as there is room; when
-the file turns out to be damaged, what can be read is moved to a new one. Listeners hear of both as a `Report`.
+never waits for the disk. When the disk refuses them, being full or out of order, they go on in memory and are replayed
+as soon as it takes them; when the file turns out to be damaged, what can be read is moved to a new one; a change that
+is wrong in itself is left out. Listeners hear of all that as a `Report`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.store_recovery import restore, salvage
-from app.store_schema import StoreDamaged, is_damage, is_full, open_database, transaction
+from app.store_schema import StoreDamaged, is_damage, is_full, may_pass, open_database, transaction
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ Change = Callable[[sqlite3.Connection], None]
 class Report:
     """Something about the file that a person should hear of, in the three sentences of an error."""
 
-    kind: Literal["full", "saved", "recovered", "interrupted"]
+    kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted"]
     what: str
     why: str = ""
     next_step: str = ""
@@ -43,6 +44,18 @@ FULL = Report(
     "The conversation is not being saved.",
     "The disk is full.",
     "Free some space and it is saved by itself; until then it is kept in memory.",
+)
+HELD = Report(
+    "held",
+    "The conversation is not being saved.",
+    "The disk does not take it at the moment.",
+    "It is tried again by itself; until then it is kept in memory.",
+)
+LEFT_OUT = Report(
+    "left_out",
+    "A part of the conversation could not be saved.",
+    "This is a defect of the program; the log has the details.",
+    "All else is saved.",
 )
 SAVED = Report("saved", "The conversation is saved again.")
 
@@ -65,6 +78,10 @@ class _Changes:
         self.ordered += other.ordered
         self.latest |= other.latest
 
+    def without(self, wrong: set[Change]) -> _Changes:
+        ordered = [change for change in self.ordered if change not in wrong]
+        return _Changes(ordered, {key: change for key, change in self.latest.items() if change not in wrong})
+
 
 class StoreFile:
     """Any thread may call any method. `tell` is called from the thread that found the news, often the own one."""
@@ -76,8 +93,9 @@ class StoreFile:
         self._files = threading.RLock()  # held while the connections are used
         self._queue = threading.Condition()  # held only to add or take changes
         self._queued = _Changes()
-        self._waiting = _Changes()  # for the disk to have room
+        self._waiting = _Changes()  # for the disk to take them
         self._memory: sqlite3.Connection | None = None
+        self._held = False  # changes cannot even be kept in memory's database, and stay in the queue
         self._closed = False
         self._disk = self._opened()
         self._thread = threading.Thread(target=self._keep_writing, name="store", daemon=True)
@@ -85,8 +103,8 @@ class StoreFile:
 
     @property
     def unsaved(self) -> bool:
-        """True while the disk is full and changes wait in memory."""
-        return bool(self._waiting)
+        """True while the disk takes nothing and changes wait in memory."""
+        return self._held or bool(self._waiting)
 
     def change(self, change: Change) -> None:
         """Queue a change."""
@@ -113,18 +131,31 @@ class StoreFile:
                 return self._current.execute(sql, values).fetchall()
 
     def settle(self) -> None:
-        """Write all that is queued; on return it is on the disk, or in memory if the disk is full."""
+        """Write all that is queued; on return it is on the disk, or in memory if that takes nothing.
+
+        Raises what cannot be mended; then all of it is queued as before.
+        """
         with self._files:
             with self._queue:
                 changes, self._queued = self._queued, _Changes()
-            if changes:
+            if not changes:
+                return
+            try:
                 self._write(changes)
+            except BaseException:
+                self._put_back(changes)
+                raise
 
     def retry(self) -> None:
-        """Write what waits for room, if there is some by now."""
+        """Write what is queued and what waits, as far as the disk takes it by now."""
         with self._files:
-            self.settle()
-            self._retry()
+            try:
+                self.settle()
+                self._replay()
+            except Exception:  # noqa: BLE001  Nothing is lost, it stays queued; the thread must live to try again.
+                self._hold()
+            else:
+                self._let_go()
 
     def close(self) -> None:
         """Write what is left and let go of the file; afterwards the object is of no use."""
@@ -132,8 +163,8 @@ class StoreFile:
             return
         with self._files:
             self.retry()
-            if self._waiting:
-                log.error("The disk is still full: what was said since then is lost with this window.")
+            if self.unsaved:
+                log.error("The disk still takes nothing: what was said since then is lost with this window.")
         with self._queue:
             self._closed = True
             self._queue.notify()
@@ -146,43 +177,87 @@ class StoreFile:
     def _current(self) -> sqlite3.Connection:
         return self._memory or self._disk
 
+    def _put_back(self, changes: _Changes) -> None:
+        with self._queue:
+            changes.take(self._queued)
+            self._queued = changes
+
+    def _hold(self) -> None:
+        """Nothing can be written at all, for a reason that nobody thought of."""
+        if not self._held:
+            log.exception("The conversations cannot be written; it is tried again.")
+            self._held = True
+            self._tell(HELD)
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held = False
+            self._tell(SAVED)
+
     def _write(self, changes: _Changes) -> None:
         if self._memory is None:
             try:
-                _apply(self._disk, changes)
-            except sqlite3.DatabaseError as error:
+                self._carry_out(self._disk, changes)
+            except sqlite3.Error as error:
                 self._mend(error)
             else:
                 return
-        _apply(self._current, changes)
+        done = self._carry_out(self._current, changes)
         if self._memory is not None:
-            self._waiting.take(changes)
+            self._waiting.take(done)
 
-    def _mend(self, error: sqlite3.DatabaseError) -> None:
+    def _carry_out(self, database: sqlite3.Connection, changes: _Changes) -> _Changes:
+        """Carry out all changes but those that no file would take, in one step; what was carried out.
+
+        Raises what is wrong with the file; then nothing was.
+        """
+        try:
+            _apply(database, changes)
+        except Exception as error:  # A change may be wrong in any way; the others must not suffer.
+            if _is_of_the_file(error):
+                raise
+        else:
+            return changes
+        wrong = _apply_what_is_sound(database, changes)
+        if wrong:
+            self._tell(LEFT_OUT)
+        return changes.without(wrong)
+
+    def _mend(self, error: sqlite3.Error) -> None:
         """Make the file usable again after a failed write, or raise."""
         if is_full(error):
-            self._move_to_memory()
+            self._move_to_memory(FULL)
         elif is_damage(error):
             self._renew()
+        elif may_pass(error):
+            log.warning("The disk refuses the conversations: %s", error)
+            self._move_to_memory(HELD)
         else:
             raise error
 
-    def _move_to_memory(self) -> None:
-        self._memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        self._disk.backup(self._memory)
-        self._memory.execute("PRAGMA foreign_keys = ON")
+    def _move_to_memory(self, why: Report) -> None:
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            self._disk.backup(memory)
+            memory.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error:
+            memory.close()
+            raise
+        self._memory = memory
         with self._queue:
             self._queue.notify()
-        self._tell(FULL)
+        self._tell(why)
 
-    def _retry(self) -> None:
-        """Bring what waits in memory to the disk, if there is room by now."""
+    def _replay(self) -> None:
+        """Bring what waits in memory to the disk, if it takes it by now."""
         if self._memory is None:
             return
         try:
-            _apply(self._disk, self._waiting)
-        except sqlite3.OperationalError as error:
-            if not is_full(error):
+            self._carry_out(self._disk, self._waiting)
+        except sqlite3.Error as error:
+            if is_damage(error):
+                self._renew()
+            elif not is_full(error) and not may_pass(error):
                 raise
             return
         self._memory.close()
@@ -192,13 +267,13 @@ class StoreFile:
 
     def _keep_writing(self) -> None:
         while self._wait():
-            self.settle()
-            with self._files:
-                self._retry()
+            self.retry()
 
     def _wait(self) -> bool:
         """Sleep until there is something to write, and then a little for more of it; False when closed."""
         with self._queue:
+            if self._held:
+                self._queue.wait_for(lambda: self._closed, RETRY_S)
             if not self._closed and not self._queued:
                 self._queue.wait(RETRY_S if self._memory else None)
             if self._queued:
@@ -240,6 +315,31 @@ def _apply(database: sqlite3.Connection, changes: _Changes) -> None:
     with transaction(database):
         for change in changes:
             change(database)
+
+
+def _apply_what_is_sound(database: sqlite3.Connection, changes: _Changes) -> set[Change]:
+    """Each change by itself, and yet all in one step; those that are wrong in themselves and were left out."""
+    wrong: set[Change] = set()
+    with transaction(database):
+        for change in changes:
+            database.execute("SAVEPOINT one")
+            try:
+                change(database)
+            except Exception as error:  # Whatever it is, only this change has it.
+                if _is_of_the_file(error):
+                    raise
+                log.exception("A change could not be saved and was left out.")
+                database.execute("ROLLBACK TO one")
+                wrong.add(change)
+            database.execute("RELEASE one")
+    return wrong
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    """Would any other change have failed as well?"""
+    if isinstance(error, sqlite3.Error):
+        return is_full(error) or is_damage(error) or may_pass(error)
+    return isinstance(error, MemoryError)
 
 
 def _free_name(path: Path) -> Path:

@@ -90,6 +90,14 @@ FULL_CODES = (
     sqlite3.SQLITE_IOERR_FSYNC,
 )
 DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+PASSING_CODES = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+)
 
 
 class StoreFull(DiskFull):
@@ -112,6 +120,11 @@ def is_full(error: sqlite3.Error) -> bool:
 def is_damage(error: sqlite3.Error) -> bool:
     """Does the error mean that the file's contents are wrong? (Extended codes keep the plain one in the low byte.)"""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in DAMAGE_CODES
+
+
+def may_pass(error: sqlite3.Error) -> bool:
+    """Did the disk refuse for a reason that may be gone in a moment, whatever was written?"""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in PASSING_CODES
 
 
 @contextmanager

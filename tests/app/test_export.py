@@ -77,6 +77,18 @@ def test_message_lists_of_other_programs_can_be_read(text: str) -> None:
     assert document.conversation.path()[1].end == "stop"
 
 
+def test_halves_of_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
+    text = (
+        to_json([sample()])
+        .replace("Rayleigh", "\\ud800 \\ud83d\\ude42")
+        .replace("tiny", "\\udc00")
+        .replace("top_k", "\\ud800")
+    )
+    documents = from_json(text)
+    assert [turn.content for turn in documents[0].conversation.turns()][1] == "\ufffd 🙂."
+    to_json(documents).encode("utf-8")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -19,7 +19,7 @@ from app.conversation import Conversation, Turn
 from app.store import Store
 from app.store_file import Report
 from app.store_recovery import salvage
-from app.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable
+from app.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable, open_database
 from tests.app.test_store import integrity, talk
 
 KILLS = int(os.environ.get("HETEGEN_KILLS", "20"))
@@ -343,3 +343,102 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnusable, match="cannot be opened"):
         Store(tmp_path / "file" / "chats.db")
+
+
+def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(tmp_path: Path) -> None:
+    told: list[Report] = []
+    store = Store(tmp_path / "chats.db", told.append)
+    with store._file._files:  # nothing is written before all of them are queued
+        before = talk(store, "before")
+        store._file.change(lambda db: db.execute("INSERT INTO nowhere VALUES(1)"))
+        store._file.change_latest("x", lambda db: db.execute("UPDATE messages SET content = ?", ("\ud800",)))
+        after = talk(store, "after")
+    wait_for(lambda: bool(told))
+    assert [report.kind for report in told] == ["left_out"]
+    late = talk(store, "and later")
+    wait_for(lambda: not store._file._queued)
+    assert store._file._thread.is_alive()
+    store.close()
+    again = Store(tmp_path / "chats.db")
+    assert [again.load(each.id).turns() for each in (before, after, late)] == [
+        each.turns() for each in (before, after, late)
+    ]
+    again.close()
+    assert integrity(tmp_path / "chats.db") == "ok"
+
+
+def test_what_waits_for_a_full_disk_is_saved_without_what_only_memory_takes(tmp_path: Path) -> None:
+    told: list[Report] = []
+    store = Store(tmp_path / "chats.db", told.append)
+    disk = store._file._disk
+    store.settle()
+    disk.execute("PRAGMA query_only = ON")
+    conversation = talk(store, "question")
+    store._file.change(only_in_memory)
+    store.settle()
+    disk.execute("PRAGMA query_only = OFF")
+    wait_for(lambda: [report.kind for report in told] == ["held", "left_out", "saved"])
+    assert [turn.content for turn in store.load(conversation.id).turns()] == ["question"]
+    store.close()
+
+
+def only_in_memory(database: sqlite3.Connection) -> None:
+    if database.execute("PRAGMA database_list").fetchone()[2]:
+        raise ValueError("a file")
+
+
+def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    told: list[Report] = []
+    store = Store(tmp_path / "chats.db", told.append)
+    disk = store._file._disk
+    first = talk(store, "while it works")
+    store.settle()
+    disk.execute("PRAGMA query_only = ON")
+    second = talk(store, "while it does not")
+    wait_for(lambda: store.unsaved)
+    assert [report.kind for report in told] == ["held"]
+    assert {entry.id for entry in store.entries()} == {first.id, second.id}
+    disk.execute("PRAGMA query_only = OFF")
+    wait_for(lambda: not store.unsaved and len(told) == 2)
+    assert told[1].kind == "saved"
+    store.close()
+    again = Store(tmp_path / "chats.db")
+    assert again.load(second.id).turns() == second.turns()
+    again.close()
+
+
+def test_a_failure_that_nobody_thought_of_keeps_the_changes_and_the_thread(tmp_path: Path) -> None:
+    told: list[Report] = []
+    store = Store(tmp_path / "chats.db", told.append)
+    store._file._disk.close()
+    conversation = talk(store, "question", "answer")
+    wait_for(lambda: store.unsaved)
+    assert [report.kind for report in told] == ["held"]
+    store._file._disk = open_database(tmp_path / "chats.db")
+    wait_for(lambda: not store.unsaved and len(told) == 2)
+    assert told[1].kind == "saved"
+    assert store.load(conversation.id).turns() == conversation.turns()
+    store.close()
+
+
+def test_a_turn_that_could_not_be_saved_hides_nothing_after_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "chats.db")
+    conversation = Conversation()
+    first = conversation.add(Turn("user", "first"))
+    lost = conversation.add(Turn("assistant", "lost", end="stop", left_out=1 << 80, parent=first.id))
+    last = conversation.add(Turn("user", "last", parent=lost.id))
+    for turn in (first, lost, last):
+        store.add(conversation.id, turn)
+    assert [turn.content for turn in store.load(conversation.id).path()] == ["first", "last"]
+    store.close()
+
+
+def test_half_a_surrogate_pair_is_stored_as_a_sign_for_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "chats.db")
+    conversation = talk(store, "half \ud800 a sign", "\ud83d\ude42")
+    store.put(Conversation(conversation.id, "\udfff", "\udfff"))
+    loaded = store.load(conversation.id)
+    assert [turn.content for turn in loaded.path()] == ["half \ufffd a sign", "🙂"]
+    assert (loaded.title, loaded.system) == ("\ufffd", "\ufffd")
+    assert store.search("half \ud800")
+    store.close()
