@@ -55,7 +55,9 @@ class Session(QObject):
         worker.done.connect(self._on_done)
 
     def load(self, source: str, options: LoadOptions) -> None:
-        """Makes another model ready."""
+        """Makes another model ready; a running reply is stopped and kept, a question that waits is answered by it."""
+        if self._asked is None:
+            self._leave_reply()
         self._load_ticket = self._worker.load(source, options)
         begun = State("loading", source, loading=Loading("start", 0), options=options)
         self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
@@ -159,8 +161,7 @@ class Session(QObject):
     def show(self, conversation: Conversation) -> None:
         """Shows another conversation; a running reply is stopped and kept."""
         self.stop()
-        self._finish("stopped", {})
-        self._chat_ticket = 0
+        self._leave_reply()
         self._chat.show(conversation)
         phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
         begun = bool(self._chat.rowCount())
@@ -289,6 +290,11 @@ class Session(QObject):
         if ticket == self._chat_ticket and self.state.busy:
             self._finish("stopped", {})
             self._set(replace(self.state, phase="ready", prefill=None))
+
+    def _leave_reply(self) -> None:
+        """What is still to come of the running reply goes nowhere."""
+        self._finish("stopped", {})
+        self._chat_ticket = 0
 
     def _finish(self, end: str, receipt: dict[str, object]) -> None:
         turn = self._chat.finish_reply(end, receipt)

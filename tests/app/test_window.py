@@ -153,6 +153,29 @@ def test_a_model_that_cannot_be_read_gives_a_notice_and_the_next_one_loads(qtbot
     assert app.chat.turn(1).content == "Hello."
 
 
+def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine([Piece("Half of it"), *answer("more")], answer("Whole."))
+    engine.pause_at = 2
+    app = start(engine)
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    engine.pause_at = 1
+    app.window.folder_chosen.emit("another")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.loading == engine.load_events[0])
+    assert app.session.state.phase == "loading"
+    assert app.window.notices.load.isVisible()
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half of it", "stopped")
+    app.session.cancel_load()
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    engine.pause_at = None
+    engine.gate.set()
+    app.window.folder_chosen.emit("another")
+    ready(qtbot, app)
+    ask(qtbot, app, "Again")
+    assert app.chat.turn(3).content == "Whole."
+
+
 def ready(qtbot: QtBot, app: Application) -> None:
     qtbot.waitUntil(lambda: app.session.state.phase == "ready")
 
