@@ -97,6 +97,15 @@ def no_model() -> Notice:
     return Notice(tr("No model is loaded"), tr("Load one to get an answer."), "info", *_open())
 
 
+def reply_awaited() -> Notice:
+    """A changed question was sent while a reply was written, or a question waited for the model."""
+    return Notice(
+        tr("A reply is still awaited"),
+        tr("Your text stays where it is: send it when the reply has ended, or stop the reply."),
+        "info",
+    )
+
+
 def cannot_chat(name: str) -> Notice:
     """The model has no chat template."""
     words = tr("{} has no chat template, so it cannot tell the turns apart.").format(name)

@@ -139,17 +139,22 @@ class Session(QObject):
         if question is not None and self._free():
             self._answer(question)
 
-    def edit(self, id: str, text: str) -> None:
-        """Puts a changed version beside a turn; the person's own is then answered."""
-        old = self._chat.conversation.turn(id)
+    def edit(self, id: str, text: str) -> bool:
+        """Puts a changed version beside a turn; the person's own is then answered. False if it was not taken."""
+        old, text = self._chat.conversation.turn(id), text.strip()
+        if not text or text == old.content.strip():
+            return False
+        if self.state.busy:
+            self.notice.emit(notices.reply_awaited())
+            return False
+        if old.role == "assistant":
+            self._chat.add(Turn("assistant", text, end="edited", parent=old.parent))
+            return True
         self.wake()
-        if not text.strip() or text.strip() == old.content or not self._free():
-            return
-        turn = self._chat.add(
-            Turn(old.role, text.strip(), end="edited" if old.role == "assistant" else "", parent=old.parent)
-        )
-        if turn.role == "user":
-            self._answer(turn)
+        if not self._free():
+            return False
+        self._answer(self._chat.add(Turn("user", text, parent=old.parent)))
+        return True
 
     def go_on(self, id: str) -> None:
         """Carries on with a reply that ended early."""

@@ -84,8 +84,11 @@ class MessageView(QWidget):
         self.row.set_lively(False)
 
     def _on_edited(self, text: str) -> None:
-        self.end_edit()
-        self.edited.emit(self.turn.id, text)
+        if text.strip() == self.turn.content.strip():
+            self.end_edit()
+        elif text.strip():
+            # Once it is taken, another version stands here and this view goes. Until then the text must not be lost.
+            self.edited.emit(self.turn.id, text)
 
     def _on_wished(self, action: str) -> None:
         if action == "copy":

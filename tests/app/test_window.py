@@ -13,6 +13,7 @@ from app.commands import suggested
 from app.compose import Application, Wishes
 from app.views.controls import IconButton
 from app.views.message import ReplyMessage
+from app.views.message_parts import Editor
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
 from tests.app.scripted import MODEL, ScriptedEngine, answer
@@ -217,6 +218,67 @@ def test_an_edited_question_is_asked_again_beside_the_old_one(qtbot: QtBot, star
     assert [turn.content for turn in app.chat.conversation.path()] == ["Second", "Two."]
     assert engine.requests[-1].messages[-1].content == "Second"
     assert app.chat.conversation.versions(app.chat.turn(0).id) == (2, 2)
+
+
+def change(app: Application, row: int, text: str) -> Editor:
+    """As a person does: the text of a turn is changed in its place, then Enter."""
+    view = app.window.transcript.view_of(app.chat.turn(row).id)
+    assert view is not None
+    view.begin_edit()
+    editor = view.editor
+    assert editor is not None
+    editor.edit.setPlainText(text)
+    QTest.keyClick(editor.edit, Qt.Key.Key_Return)
+    return editor
+
+
+def test_an_edit_during_a_reply_is_not_lost(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("One."), answer("Two."), answer("Three."))
+    app = start(engine)
+    ask(qtbot, app, "First")
+    engine.pause_at = 1
+    app.window.composer.submitted.emit("Second")
+    qtbot.waitUntil(lambda: app.session.state.prefill is not None)
+    editor = change(app, 0, "Changed")
+    assert app.window.notices.notices[-1].title == "A reply is still awaited"
+    assert app.chat.turn(0).content == "First"
+    assert editor.isVisible()
+    assert editor.edit.toPlainText() == "Changed"
+    engine.pause_at = None
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    QTest.keyClick(editor.edit, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert [turn.content for turn in app.chat.conversation.path()] == ["Changed", "Three."]
+    assert app.window.composer.edit.hasFocus()
+
+
+def test_without_a_model_a_reply_can_be_edited_and_a_question_is_not_lost(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("One."))
+    app = start(engine)
+    ask(qtbot, app, "First")
+    app.session.rest()
+    change(app, 1, "One, and more.")
+    assert app.session.state.phase == "resting"
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("One, and more.", "edited")
+    engine.load_events = [Failed(ModelUnreadable("It is gone."))]
+    app.window.folder_chosen.emit("gone")
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    editor = change(app, 0, "Changed")
+    assert app.window.notices.notices[-1].title == "No model is loaded"
+    assert editor.isVisible()
+    assert editor.edit.toPlainText() == "Changed"
+
+
+def test_an_edit_that_changes_nothing_ends_and_an_empty_one_stays(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer(" One. ")))
+    ask(qtbot, app, "First")
+    view = app.window.transcript.view_of(app.chat.turn(0).id)
+    assert view is not None
+    assert change(app, 0, "  ") is view.editor
+    change(app, 0, "First ")
+    assert view.editor is None
+    assert app.chat.conversation.versions(app.chat.turn(0).id) == (1, 1)
 
 
 def test_continue_goes_on_in_the_same_reply(qtbot: QtBot, start: Start) -> None:
