@@ -17,6 +17,7 @@ from app.conversation import Conversation, Turn
 from app.export import Document
 from app.store import Store
 from app.store_file import Report
+from app.whole_file import write_whole
 from core.errors import HeteGenError
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class Library(QObject):
         documents = [self._document(each) for each in ids]
         text = export.to_json(documents) if form == "json" else export.to_markdown(documents[0])
         try:
-            path.write_text(text, encoding="utf-8", newline="\n")
+            write_whole(path, text)
         except OSError as error:
             self.notice.emit(notices.not_written(path, error))
             return False

@@ -7,7 +7,6 @@ know are kept, so that an older and a newer version can share one file.
 from __future__ import annotations
 
 import json
-import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from app.whole_file import write_whole
 from core.events import Sampling
 
 Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
@@ -285,12 +285,4 @@ def write(path: Path, settings: Settings, unknown: Mapping[str, Any] | None = No
     values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
     text = json.dumps({**(unknown or {}), **values}, indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, text + "\n")

@@ -1,7 +1,9 @@
 """What people keep: conversations over restarts, settings that take effect, a tour by keyboard alone."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +127,36 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert app.window.notices.notices[-1].tone == "error"
     app.library.write("", "json", tmp_path / "no such folder" / "all.json")
     assert app.window.notices.notices[-1].title == "The file could not be written"
+
+
+def test_an_export_that_fails_leaves_the_one_before_as_it_was(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine(answer("word " * 20_000, size=5000)))
+    ask(qtbot, app, "Much")
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    path = folder / "all.json"
+    path.write_text("the one before", "utf-8")
+    with files_of_at_most(1000):
+        assert not app.library.write("", "json", path)
+    assert app.window.notices.notices[-1].title == "The file could not be written"
+    assert [each.name for each in folder.iterdir()] == ["all.json"]
+    assert path.read_text("utf-8") == "the one before"
+    assert app.library.write("", "json", path)
+    assert "word word" in path.read_text("utf-8")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: writing more fails as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no limits for files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
 
 
 def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -> None:
