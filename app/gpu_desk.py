@@ -30,7 +30,7 @@ from core.hub.partial import disk_error
 log = logging.getLogger(__name__)
 
 Phase = Literal["unknown", "none", "built_in", "offer", "asking", "found", "fetching", "paused", "trying", "ready"]
-Stage = Phase | Literal["used", "unused", "leaving"]
+Stage = Phase | Literal["used", "unused", "removing", "leaving"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class GpuState:
     """What the page shows. `error`: why the last step failed; `why`: why an installed runtime is not used.
 
     Stages: unknown (not asked yet), none (no card), built_in (torch is for CUDA by itself), offer, asking the indexes,
-    found what is needed, fetching, paused, trying, ready for a restart, used, unused, leaving with the next start.
+    found what is needed, fetching, paused, trying, ready for a restart, used, unused, removing, leaving with the next
+    start.
     """
 
     stage: Stage = "unknown"
@@ -76,6 +77,7 @@ class GpuDesk(QObject):
         self._lane = Lane("gpu-runtime")
         self._then: dict[int, Callable[[object], None]] = {}
         self._job = 0
+        self._before_removing: Stage = "unused"
         self._lane.told.connect(self._on_told)
         self._lane.done.connect(self._on_done)
         self._lane.failed.connect(self._on_failed)
@@ -175,16 +177,29 @@ class GpuDesk(QObject):
         return verdict
 
     def _remove(self) -> None:
+        if self._standing.used:
+            self._remove_later()
+            return
+        self._before_removing = self.state.stage
+        self._set(replace(self.state, stage="removing", error=None))
+        self._run(self._delete, self._on_removed)
+
+    def _remove_later(self) -> None:
         try:
-            if self._standing.used:
-                self._runtime.remove_later()
-                self._set(replace(self.state, stage="leaving", error=None))
-            else:
-                self._runtime.remove()
-                self._set(GpuState(self._offer_or_none(self.state.machine), self.state.machine))
+            self._runtime.remove_later()
         except OSError as error:
-            why = f"{error.strerror or error}."
-            self._set(replace(self.state, error=HeteGenError("The GPU runtime was not removed.", why)))
+            self._set(replace(self.state, error=_not_removed(error)))
+        else:
+            self._set(replace(self.state, stage="leaving", error=None))
+
+    def _delete(self, stop: Stop, tell: Tell) -> None:
+        try:
+            self._runtime.remove()
+        except OSError as error:
+            raise _not_removed(error) from error
+
+    def _on_removed(self, nothing: object) -> None:
+        self._set(GpuState(self._offer_or_none(self.state.machine), self.state.machine))
 
     def _run(self, work: Callable[[Stop, Tell], object], then: Callable[[object], None]) -> None:
         self._job = self._lane.run(work)
@@ -245,10 +260,19 @@ class GpuDesk(QObject):
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         self._then.pop(ticket, None)
-        before: dict[Stage, Stage] = {"asking": "offer", "fetching": "paused", "trying": "unused"}
+        before: dict[Stage, Stage] = {
+            "asking": "offer",
+            "fetching": "paused",
+            "trying": "unused",
+            "removing": self._before_removing,
+        }
         self._set(replace(self.state, stage=before.get(self.state.stage, self.state.stage), error=error))
 
     @Slot(str)
     def _on_disproved(self, why: str) -> None:
         self._set(replace(self.state, stage="unused", device="", why=why))
         self.notice.emit(notices.gpu_unused(why))
+
+
+def _not_removed(error: OSError) -> HeteGenError:
+    return HeteGenError("The GPU runtime was not removed.", f"{error.strerror or error}.")

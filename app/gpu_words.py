@@ -132,6 +132,10 @@ def _unused(state: GpuState, place: str) -> Page:
     )
 
 
+def _removing(state: GpuState, place: str) -> Page:
+    return Page(tr("Removing…"), tr("Its room on the disk becomes free."), "", (), -1)
+
+
 def _leaving(state: GpuState, place: str) -> Page:
     return Page(
         tr("It is removed at the next start"),
@@ -148,5 +152,5 @@ def _kept(state: GpuState, place: str) -> str:
 _PAGES = {
     "unknown": _unknown, "none": _none, "built_in": _built_in, "offer": _offer, "asking": _asking, "found": _found,
     "fetching": _fetching, "paused": _paused, "trying": _trying, "ready": _ready, "used": _used, "unused": _unused,
-    "leaving": _leaving,
+    "removing": _removing, "leaving": _leaving,
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +78,7 @@ def test_fetched_tried_and_removed_by_keyboard_alone(qtbot: QtBot, stage: Stage)
     with qtbot.waitSignal(stage.desk.restart_wished):
         QTest.keyClick(dialog.buttons["restart"], Qt.Key.Key_Space)
     QTest.keyClick(dialog.buttons["remove"], Qt.Key.Key_Space)
-    assert stage.desk.state.stage == "offer"
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
     assert not stage.runtime.root.exists()
 
 
@@ -135,6 +137,42 @@ def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, s
     stage.desk.greet()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
     assert stage.notices[0].sentence == "No NVIDIA card answers."
+
+
+@pytest.fixture
+def unused(qtbot: QtBot, stage: Stage) -> GpuDialog:
+    """The page of a runtime that is installed but not used."""
+    stage.desk._standing = Standing(VERSION, why="No NVIDIA card answers.")
+    dialog = stage.open()
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
+    return dialog
+
+
+def test_removing_does_not_hold_up_the_window(
+    qtbot: QtBot, stage: Stage, unused: GpuDialog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.runtime.root.mkdir()
+    threads: list[int] = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (threads.append(threading.get_ident()), rmtree(path)))
+    QTest.keyClick(unused.buttons["remove"], Qt.Key.Key_Space)
+    assert unused.headline.text() == "Removing…"
+    assert not unused.buttons
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
+    assert not stage.runtime.root.exists()
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_what_cannot_be_removed_is_said_and_can_be_tried_again(qtbot: QtBot, stage: Stage, unused: GpuDialog) -> None:
+    stage.runtime.root.write_text("no folder")
+    stage.desk.act("remove")
+    qtbot.waitUntil(lambda: stage.desk.state.error is not None)
+    assert stage.desk.state.stage == "unused"
+    assert "The GPU runtime was not removed." in unused.sentence.text()
+    stage.runtime.root.unlink()
+    QTest.keyClick(unused.buttons["remove"], Qt.Key.Key_Space)
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
 
 
 def test_one_in_use_that_fails_at_the_start_is_told_and_remembered(
