@@ -125,7 +125,8 @@ class ChatModel(QAbstractListModel):
         if turn is None:
             return None
         self._end_thinking(turn)
-        turn.end, turn.receipt = end, receipt
+        # A reply that was to be carried on, and was not, keeps the figures it had.
+        turn.end, turn.receipt = end, receipt or turn.receipt
         self.changed(turn)
         return turn
 

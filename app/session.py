@@ -50,6 +50,7 @@ class Session(QObject):
         self._sampling = sampling
         self._load_ticket = self._chat_ticket = self._plan_ticket = 0
         self._asked: Turn | None = None
+        """The question that waits for the model, or the reply that is to be carried on."""
         worker.told.connect(self._on_event)
         worker.crashed.connect(self._on_crash)
         worker.done.connect(self._on_done)
@@ -159,9 +160,12 @@ class Session(QObject):
     def go_on(self, id: str) -> None:
         """Carries on with a reply that ended early."""
         turn = self._chat.conversation.turn(id)
-        if turn.role == "assistant" and self.state.phase == "ready":
+        if turn.role != "assistant":
+            return
+        self.wake()
+        if self._free():
             self._chat.start_reply(turn)
-            self._send(Request(self._chat.conversation.messages(id), self._sampling(), continue_reply=True))
+            self._ask(turn)
 
     def show(self, conversation: Conversation) -> None:
         """Shows another conversation; a running reply is stopped and kept."""
@@ -183,13 +187,19 @@ class Session(QObject):
     def _answer(self, question: Turn) -> None:
         reply = self._chat.add(Turn("assistant", parent=question.id))
         self._chat.start_reply(reply)
-        if self.state.phase == "loading":
-            self._asked = question
-            self._set(replace(self.state, asked=True))
-            return
-        self._send(Request(self._chat.conversation.messages(question.id), self._sampling()))
+        self._ask(question)
 
-    def _send(self, request: Request) -> None:
+    def _ask(self, last: Turn) -> None:
+        """Has a question answered, or a reply carried on, at once or when the model is there."""
+        if self.state.phase == "loading":
+            self._asked = last
+            self._set(replace(self.state, asked=True))
+        else:
+            self._send(last)
+
+    def _send(self, last: Turn) -> None:
+        messages = self._chat.conversation.messages(last.id)
+        request = Request(messages, self._sampling(), continue_reply=last.role == "assistant")
         self._chat_ticket = self._worker.chat(request)
         self._set(replace(self.state, phase="reading", prefill=None, stats=None))
 
@@ -225,12 +235,12 @@ class Session(QObject):
                 pass
 
     def _after_load(self, model: Loaded) -> None:
-        question, self._asked = self._asked, None
+        asked, self._asked = self._asked, None
         self._set(replace(self.state, asked=False))
         if not model.can_chat:
             self.notice.emit(notices.cannot_chat(model.name))
-        if question is not None:
-            self._send(Request(self._chat.conversation.messages(question.id), self._sampling()))
+        if asked is not None:
+            self._send(asked)
 
     def _load_ended(self) -> None:
         self._asked = None

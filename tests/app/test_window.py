@@ -294,6 +294,27 @@ def test_continue_goes_on_in_the_same_reply(qtbot: QtBot, start: Start) -> None:
     qtbot.waitUntil(lambda: _text(shown(app, 1)) == "Half and whole.")
 
 
+def test_continue_wakes_a_model_that_rests(qtbot: QtBot, start: Start) -> None:
+    cut: list[Event] = [Piece("Half"), Finished("length", Stats(new_tokens=1))]
+    engine = ScriptedEngine(cut, answer(" and whole."))
+    app = start(engine)
+    ask(qtbot, app, "Hi")
+    app.session.rest()
+    engine.gate.clear()
+    app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
+    assert app.session.state.asked
+    app.session.stop()
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half", "stopped")
+    assert app.chat.turn(1).receipt["new_tokens"] == 1
+    app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert len(engine.sources) == 2
+    assert app.chat.turn(1).content == "Half and whole."
+    assert [request.continue_reply for request in engine.requests] == [False, True]
+    assert [message.content for message in engine.requests[1].messages] == ["Hi", "Half"]
+
+
 def test_reasoning_is_folded_and_opens(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("So.", reasoning="Let me think.")))
     ask(qtbot, app, "Hi")
