@@ -51,6 +51,8 @@ class Session(QObject):
         self._load_ticket = self._chat_ticket = self._plan_ticket = 0
         self._asked: Turn | None = None
         """The question that waits for the model, or the reply that is to be carried on."""
+        self._asked_with = Sampling()
+        """The sampling of the last request: the settings may change while its reply is written."""
         worker.told.connect(self._on_event)
         worker.crashed.connect(self._on_crash)
         worker.done.connect(self._on_done)
@@ -199,7 +201,8 @@ class Session(QObject):
 
     def _send(self, last: Turn) -> None:
         messages = self._chat.conversation.messages(last.id)
-        request = Request(messages, self._sampling(), continue_reply=last.role == "assistant")
+        self._asked_with = self._sampling()
+        request = Request(messages, self._asked_with, continue_reply=last.role == "assistant")
         self._chat_ticket = self._worker.chat(request)
         self._set(replace(self.state, phase="reading", prefill=None, stats=None))
 
@@ -329,5 +332,5 @@ class Session(QObject):
             "reused_tokens": stats.reused_tokens,
             "new_tokens": stats.new_tokens,
             "seed": stats.seed,
-            "sampling": {name: value for name, value in vars(self._sampling()).items() if value is not None},
+            "sampling": {name: value for name, value in vars(self._asked_with).items() if value is not None},
         }

@@ -254,6 +254,19 @@ def test_settings_take_effect_and_are_written(qtbot: QtBot, start: Start) -> Non
     app.theme.choose("light", 100)
 
 
+def test_a_receipt_has_the_sampling_that_the_reply_was_asked_with(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("Here."))
+    engine.pause_at = 2
+    app = start(engine)
+    app.library.describe("", "precise")
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    app.library.describe("", "creative")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).receipt["sampling"] == {"temperature": 0.2, "top_p": 0.9}
+
+
 def test_invalid_stored_settings_are_said(qtbot: QtBot, start: Start) -> None:
     places().settings.parent.mkdir(parents=True)
     places().settings.write_text('{"font_percent": 9000}', "utf-8")
