@@ -64,16 +64,30 @@ class Governor:
 
     def after_failure(self, error: HeteGenError) -> Replanned | None:
         """Step down so that the reply can go on; None where this error has nothing to do with a device."""
-        plan = self._loaded.plan
-        if plan.gpu < 0 or not isinstance(error, NotEnoughMemory | DeviceLost):
+        if self._loaded.plan.gpu < 0 or not isinstance(error, NotEnoughMemory | DeviceLost):
             return None
-        if isinstance(error, NotEnoughMemory) and error.device != "cpu":
-            smaller = int(plan.memory[-1].used * STEP_DOWN)
-            if smaller > SMALLEST_VRAM:
-                return self._change(self._plan(smaller), "The graphics memory was full; fewer weights lie there now.")
+        if isinstance(error, NotEnoughMemory):
+            if error.device == "cpu":
+                return None  # without the card there would be even less room
+            if (change := self._step_down()) is not None:
+                return change
         self._loaded.can_use_device = False
         self._loaded.to_host()
         return Replanned(f"{error.what} The reply goes on without it.", self._loaded.plan)
+
+    def _step_down(self) -> Replanned | None:
+        """Let fewer and fewer weights lie on the device until they fit; None where none do, or it is lost."""
+        vram = self._loaded.plan.memory[-1].used
+        while (vram := int(vram * STEP_DOWN)) > SMALLEST_VRAM:
+            try:
+                change = self._change(self._plan(vram), "The graphics memory was full; fewer weights lie there now.")
+            except NotEnoughMemory:
+                continue
+            except DeviceLost:
+                return None
+            if change is not None:
+                return change
+        return None
 
     def keep_to(self, vram: int | None, ram: int | None) -> Replanned:
         """Plan anew within a person's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
@@ -101,7 +115,10 @@ class Governor:
         plan = self._plan(self._loaded.vram_cap)
         if plan.gpu < 0:
             return None
-        self._loaded.to_device(plan)
+        try:
+            self._loaded.to_device(plan)
+        except (NotEnoughMemory, DeviceLost):
+            return None  # others were faster
         self.begin()
         return Replanned("The graphics card has room again.", self._loaded.plan)
 
@@ -135,7 +152,8 @@ class Governor:
         if plan.gpu != self._loaded.plan.gpu:
             self._loaded.to_host()
             return Replanned(reason, self._loaded.plan)
-        if plan.linears == self._loaded.plan.linears and plan.ring == self._loaded.plan.ring:
+        now = self._loaded.plan
+        if (plan.linears, plan.ring, plan.kv_devices) == (now.linears, now.ring, now.kv_devices):
             return None
         self._loaded.apply(plan)
         return Replanned(reason, self._loaded.plan)

@@ -60,6 +60,23 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.values[:, :, start : self.length] = value_states
         return self._hand_over(0, self.length)
 
+    def move(self, allocate: Allocate) -> None:
+        """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
+        if self.is_initialized and allocate != self.allocate:
+            self.keys, self.values = self._copied(self.keys, allocate), self._copied(self.values, allocate)
+            self.device = self.keys.device
+        self.allocate = allocate
+
+    @property
+    def held(self) -> int:
+        """How many tokens the buffers hold."""
+        return self.length
+
+    def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
+        there = allocate(states.shape, self.dtype)
+        there[:, :, : self.held] = states[:, :, : self.held]
+        return there
+
     def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
@@ -115,6 +132,10 @@ class SlidingLayer(PreallocatedLayer):
     def reset(self) -> None:
         self.length = self.offset = 0
 
+    @property
+    def held(self) -> int:
+        return self.length - self.offset
+
     def can_keep(self, length: int) -> bool:
         return length >= self.length or self.offset <= max(length - self.window + 1, 0)
 
@@ -156,6 +177,20 @@ class KVCache(Cache):  # type: ignore[misc]
     def nbytes(self) -> int:
         """Bytes held by all layers' buffers now."""
         return sum(tensor.nbytes for layer in self.layers for tensor in _tensors(layer))
+
+    @property
+    def away(self) -> frozenset[int]:
+        """The layers whose states are not to lie in RAM."""
+        ours = ((number, one) for number, one in enumerate(self.layers) if isinstance(one, PreallocatedLayer))
+        return frozenset(number for number, one in ours if one.allocate is not on_host)
+
+    def move(self, allocate: Mapping[int, Allocate], home: torch.device | None = None) -> None:
+        """Let the layers lie where `allocate` has them, in RAM where it has none; nothing has to be read again.
+        Recurrent states stay where they are. Raises NotEnoughMemory: then some have moved and are sound."""
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, PreallocatedLayer):
+                layer.move(allocate.get(number, on_host))
+                layer.home = home
 
     @property
     def can_rewind(self) -> bool:

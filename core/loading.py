@@ -6,13 +6,14 @@ The plan is decided by `planner`; here it is only carried out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from core.conversion import HostWeights
-from core.errors import BadRequest, NotEnoughMemory
+from core.errors import BadRequest, DeviceLost, NotEnoughMemory
 from core.events import Loading, LoadOptions, Sampling
 from core.known_specs import specification
 from core.kv_cache import KVCache
@@ -56,31 +57,29 @@ class LoadedModel:
 
     def apply(self, plan: Plan) -> None:
         """Change to another plan for the same device, format and context. Raises NotEnoughMemory, DeviceLost."""
-        assert isinstance(self.model.placement, DevicePlacement)
+        placement = self.model.placement
+        assert isinstance(placement, DevicePlacement)
         self.plan = plan
-        for _ in self.model.placement.apply(plan):
+        there = placement.kv_places(plan)
+        # First what leaves the device, last what comes to it.
+        self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()})
+        for _ in placement.apply(plan):
             pass
-        self.plan = told_of_locking(plan, self.model.placement)
+        placement.move_cache(self.cache, self.source.module.config, plan)
+        self.plan = told_of_locking(plan, placement)
 
     def move_to(self, plan: Plan) -> None:
-        """Change to any plan for the same format and context, also to or from a device. A KV cache that is to lie
-        elsewhere begins empty. Raises NotEnoughMemory, DeviceLost."""
+        """Change to any plan for the same format and context, also to or from a device. Raises NotEnoughMemory,
+        DeviceLost."""
         if self.plan.gpu not in (-1, plan.gpu):
             self.to_host()
         if plan.gpu < 0:
             self.plan = plan
-            return
-        moves_cache = plan.kv_devices != self.plan.kv_devices
-        if moves_cache:
-            # Gives the old one's room back before weights take it.
-            self.cache, self.reply_start = KVCache(self.source.module.config, plan.context), 0
-        if self.plan.gpu < 0:
+        elif self.plan.gpu < 0:
             self.to_device(plan)
         else:
             self.machine.accelerator(plan.gpu).limit(self.vram_cap)
             self.apply(plan)
-        if moves_cache:
-            self.cache = self.model.placement.make_cache(self.source.module.config, plan)
 
     def look_for_device(self) -> None:
         """A device that was lost may be back, as after sleep: let the next plan use it."""
@@ -89,22 +88,40 @@ class LoadedModel:
         self.can_use_device = True
 
     def to_device(self, plan: Plan) -> None:
-        """Use a device that was not used before; the KV cache stays where it is. Raises NotEnoughMemory, DeviceLost."""
+        """Use a device that was not used before. Raises NotEnoughMemory, DeviceLost: then all is in RAM as before."""
         device = self.machine.accelerator(plan.gpu)
         device.limit(self.vram_cap)
-        placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
-        self.model.placement = placement
-        self.apply(plan)
+        try:
+            self.model.placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+            self.apply(plan)
+        except (NotEnoughMemory, DeviceLost):
+            self.to_host()
+            raise
 
     def to_host(self) -> None:
-        """Go on without the device; what the KV cache held there has to be read again."""
+        """Go on without the device. What the KV cache held there is read again only if it cannot be had any more."""
         now = self.plan
         wishes = Budget(None, self.ram_cap, now.threads, now.context, now.format)
         self.plan = place(self.spec, self.machine.without_gpus(), wishes)
+        if not self._cache_comes_along():
+            self.cache = KVCache(self.source.module.config, self.plan.context)
+            self.reply_start = 0
         self.model.placement.close()
         self.model.placement = HostPlacement(self.source.module, self.weights)
-        self.cache = KVCache(self.source.module.config, self.plan.context)
-        self.reply_start = 0
+
+    def _cache_comes_along(self) -> bool:
+        placement = self.model.placement
+        if isinstance(placement, HostPlacement):
+            return not self.cache.away
+        if not self.cache.can_rewind:
+            return False  # recurrent states do not move
+        try:
+            with placement.failures():
+                placement.accelerator.synchronize()
+                self.cache.move({})
+        except (NotEnoughMemory, DeviceLost):
+            return False
+        return True
 
     def learn(self, profile: Profile) -> None:
         """Keep what a reply has taught of this model's speed here."""
@@ -121,52 +138,61 @@ class LoadedModel:
 def load_model(
     name: str | Path | None, options: LoadOptions, strategy: Strategy = "hetegen"
 ) -> Iterator[Loading | LoadedModel]:
-    """Loading events, then the model. Stop by not asking for the next event. Raises HeteGenError."""
+    """Loading events, then the model. Stop by not asking for the next event: all is given back. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
     source = open_source(name)
     yield Loading("read", 0.02)
     spec = specification(source.module, source.name, cache_folder())
     yield Loading("measure", 0.05)
+    with ExitStack() as unless_loaded:
+        machine = _machine(source, options)
+        unless_loaded.callback(machine.close)
+        plan = decide(spec, machine, options, strategy)
+        torch.set_num_threads(plan.threads)
+        yield from _read_weights(source, plan)
+        weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
+        for fraction in weights.make():
+            yield Loading("convert", 0.4 + 0.3 * fraction)
+        placement: HostPlacement | DevicePlacement
+        if plan.gpu < 0:
+            placement = HostPlacement(source.module, weights)
+        else:
+            device = machine.accelerator(plan.gpu)
+            device.limit(options.vram)
+            placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
+            unless_loaded.callback(placement.close)
+            for fraction in placement.apply(plan):
+                yield Loading("place", 0.7 + 0.2 * fraction)
+            plan = told_of_locking(plan, placement)
+        yield Loading("tokenizer", 0.9)
+        tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
+        yield Loading("ready", 1.0)
+        loaded = LoadedModel(
+            name=source.name,
+            source=source,
+            spec=spec,
+            plan=plan,
+            machine=machine,
+            weights=weights,
+            model=LanguageModel(source.module, placement),
+            cache=placement.make_cache(source.module.config, plan),
+            tokenizer=tokenizer,
+            sampling=from_generation_config(source.generation),
+            profile=plan.profile,
+            vram_cap=options.vram,
+            ram_cap=options.ram,
+        )
+        unless_loaded.pop_all()
+    yield loaded
+
+
+def _machine(source: Source, options: LoadOptions) -> Machine:
     if source.nbytes < SMALL_BYTES:
-        machine = assume_machine(options.simulate_gpu, options.threads)
-    else:
-        machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
-        machine.keep_pace()
-    plan = decide(spec, machine, options, strategy)
-    torch.set_num_threads(plan.threads)
-    yield from _read_weights(source, plan)
-    weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
-    for fraction in weights.make():
-        yield Loading("convert", 0.4 + 0.3 * fraction)
-    placement: HostPlacement | DevicePlacement
-    if plan.gpu < 0:
-        placement = HostPlacement(source.module, weights)
-    else:
-        device = machine.accelerator(plan.gpu)
-        device.limit(options.vram)
-        placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
-        for fraction in placement.apply(plan):
-            yield Loading("place", 0.7 + 0.2 * fraction)
-        plan = told_of_locking(plan, placement)
-    yield Loading("tokenizer", 0.9)
-    tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
-    yield Loading("ready", 1.0)
-    yield LoadedModel(
-        name=source.name,
-        source=source,
-        spec=spec,
-        plan=plan,
-        machine=machine,
-        weights=weights,
-        model=LanguageModel(source.module, placement),
-        cache=placement.make_cache(source.module.config, plan),
-        tokenizer=tokenizer,
-        sampling=from_generation_config(source.generation),
-        profile=plan.profile,
-        vram_cap=options.vram,
-        ram_cap=options.ram,
-    )
+        return assume_machine(options.simulate_gpu, options.threads)
+    machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+    machine.keep_pace()
+    return machine
 
 
 def told_of_locking(plan: Plan, placement: DevicePlacement) -> Plan:

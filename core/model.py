@@ -53,7 +53,7 @@ class LanguageModel:
                 logits: Tensor = output.logits[0, -keep:].float().cpu()
         except BaseException as error:
             self._undo(cache, known)
-            if isinstance(error, RuntimeError) and "not enough memory" in str(error):
+            if _is_no_memory(error):
                 raise _no_memory() from error
             raise
         finally:
@@ -106,7 +106,7 @@ def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
     try:
         return dict(transform.convert(target, model=module, config=module.config))
     except RuntimeError as error:
-        if "not enough memory" in str(error):
+        if _is_no_memory(error):
             raise _no_memory() from error
         raise ModelUnreadable(
             f"The parts of the weight {target} do not fit together.", "", "Download the model again."
@@ -204,6 +204,11 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor
     else:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    """Whether the system gave no RAM: torch says so in other words on each system, but names its allocator."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _no_memory() -> NotEnoughMemory:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +18,12 @@ from core.accelerators.base import Accelerator
 from core.blueprint import decoder_layers
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
-from core.kv_cache import KVCache
+from core.kv_cache import Allocate, KVCache
 from core.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
 """The weights of each linear by its name in the plan: one, or one per expert."""
-
-
-class Placement(Protocol):
-    """What the model needs of whoever has placed its weights."""
-
-    def begin_pass(self, tokens: int) -> None:
-        """A pass over `tokens` new tokens starts."""
-
-    def end_pass(self) -> None:
-        """It is over, well or not."""
-
-    def failures(self) -> AbstractContextManager[None]:
-        """Turns what a device raises inside the block into NotEnoughMemory and DeviceLost."""
-
-    def close(self) -> None:
-        """Give everything back."""
 
 
 class HostPlacement:
@@ -79,7 +63,8 @@ class DevicePlacement:
     def __init__(
         self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
     ) -> None:
-        """Puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory, DeviceLost."""
+        """Puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory, DeviceLost: then the linears are
+        in, but know nothing of the device."""
         # They know nothing of rows elsewhere.
         fused_layers.release(decoder_layers(module))
         self.accelerator = accelerator
@@ -95,7 +80,12 @@ class DevicePlacement:
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
         }
         self.device = accelerator.device
-        self._rest = DeviceRest(module, accelerator, self._uploads)
+        try:
+            self._upload_biases()
+            self._rest = DeviceRest(module, accelerator, self._uploads)
+        except BaseException:
+            self._leave_linears()
+            raise
 
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
@@ -140,29 +130,40 @@ class DevicePlacement:
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
-        layers = [layer.layer for layer in self._kv_layers]
-        on_device = {layer for layer, gpu in zip(layers, plan.kv_devices, strict=True) if gpu >= 0}
-        own_attention = config._attn_implementation != attention.NAME
-        return KVCache(
-            config,
-            plan.context,
-            dict.fromkeys(on_device, self.accelerator.empty),
-            self.device if own_attention else None,
-        )
+        return KVCache(config, plan.context, self.kv_places(plan), self._kv_home(config))
+
+    def move_cache(self, cache: KVCache, config: Any, plan: Plan) -> None:
+        """Have the KV cache lie where the plan has it. Raises NotEnoughMemory."""
+        cache.move(self.kv_places(plan), self._kv_home(config))
+
+    def kv_places(self, plan: Plan) -> dict[int, Allocate]:
+        """How the layers of the KV cache are allocated that the plan has on the device."""
+        layers = zip(self._kv_layers, plan.kv_devices, strict=True)
+        return {layer.layer: self.accelerator.empty for layer, gpu in layers if gpu >= 0}
+
+    def _kv_home(self, config: Any) -> torch.device | None:
+        return self.device if config._attn_implementation != attention.NAME else None
 
     def close(self) -> None:
         """Give the device's memory back and leave the module tree as it was, but for its linears."""
         self._drop_ring()
         self._rest.restore()
+        self._leave_linears()
+
+    def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
+        return HeteroLinear(weight, bias, self.accelerator, self._inputs)
+
+    def _upload_biases(self) -> None:
+        for linears in self._linears.values():
+            for linear in linears:
+                if linear.host_bias is not None:
+                    linear.bias = self._uploads.tensor(linear.host_bias)
+
+    def _leave_linears(self) -> None:
         for linears in self._linears.values():
             for linear in linears:
                 linear.resident = None
                 linear.bias = linear.host_bias
-
-    def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
-        linear = HeteroLinear(weight, bias, self.accelerator, self._inputs)
-        linear.bias = None if bias is None else self._uploads.tensor(bias)
-        return linear
 
     def _promote(self, plan: LinearPlan) -> None:
         for linear, weight in zip(self._linears[plan.name], self._weights[plan.name], strict=True):

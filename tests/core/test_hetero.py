@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,20 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.accelerators.base import cannot_pin
-from core.accelerators.cuda import failure_of
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation import parse_simulation
 from core.conversion import HostWeights
-from core.engine import Engine
-from core.errors import NotEnoughMemory
-from core.events import Event, Failed, Finished, LoadOptions, Message, Piece, Prefill, Replanned, Request, Sampling
 from core.generate import Token, generate
 from core.host_weight import HostWeight
 from core.kernels.matmul import host_matmul
 from core.kernels.select import KernelTable
 from core.kernels.weights import QuantizedWeight
-from core.loading import UNLOCKED, LoadedModel
 from core.model import LanguageModel, fill
 from core.parameter_manager import ParameterManager, pieces_of
 from core.placement import DevicePlacement
@@ -32,7 +24,6 @@ from core.source import open_source
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from core.survey import survey
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
-from tests.core.tiny_tokenizer import chat_model
 
 TOKENS = 32
 RATE = Prediction(1, 1, 1)
@@ -163,184 +154,6 @@ def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
     device.close()
 
 
-# ---- through the engine
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of about 35 MB in fp32, with words."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
-    return chat_model(tmp_path_factory.mktemp("chat"), **sizes)
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    one = Engine()
-    yield one
-    one.close()
-
-
-def loaded_of(engine: Engine) -> LoadedModel:
-    assert engine._loaded is not None
-    return engine._loaded
-
-
-def device_of(engine: Engine) -> SimulatedAccelerator:
-    device = loaded_of(engine).machine.accelerator(0)
-    assert isinstance(device, SimulatedAccelerator)
-    return device
-
-
-def ask(new_tokens: int = 24) -> Request:
-    return Request((Message("user", "Who is the fox?"),), Sampling(temperature=0, max_new_tokens=new_tokens))
-
-
-def text_of(events: list[Event]) -> str:
-    assert isinstance(events[-1], Finished), events[-1]
-    return "".join(event.text for event in events if isinstance(event, Piece))
-
-
-def load(engine: Engine, folder: Path, simulate_gpu: str | None = None) -> LoadedModel:
-    events = list(engine.load(folder, LoadOptions(context=512, simulate_gpu=simulate_gpu)))
-    assert not isinstance(events[-1], Failed), events[-1]
-    return loaded_of(engine)
-
-
-@pytest.fixture
-def expected(engine: Engine, folder: Path) -> str:
-    """What the CPU alone answers."""
-    load(engine, folder)
-    text = text_of(list(engine.chat(ask())))
-    assert len(text) > 10
-    return text
-
-
-@pytest.mark.parametrize("vram", [8, 16, 24, 64])
-def test_a_simulated_card_answers_the_same_within_its_memory(
-    engine: Engine, folder: Path, expected: str, vram: int
-) -> None:
-    loaded = load(engine, folder, f"vram={vram}MiB,link=2GB/s")
-    assert text_of(list(engine.chat(ask()))) == expected
-    if loaded.plan.gpu == 0:
-        memory = device_of(engine).memory()
-        assert 0 < memory.peak <= vram << 20
-        assert device_of(engine).pinned_bytes <= loaded.plan.ring.total
-
-
-def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -> None:
-    loaded = load(engine, folder, CARD)
-    assert loaded.plan.gpu == 0
-    events: list[Event] = []
-    for event in engine.chat(ask()):
-        events.append(event)
-        if isinstance(event, Piece) and len(events) > 6:
-            device_of(engine).lose()
-    assert text_of(events) == expected
-    assert any(isinstance(event, Replanned) for event in events)
-    assert loaded.plan.gpu == -1
-    # And the next question is answered too.
-    assert text_of(list(engine.chat(ask()))) == expected
-
-
-def test_a_card_that_is_full_in_mid_pass_is_used_less(
-    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Operations of the model itself (norms, attention) take memory of the card too, and fail in torch's own way."""
-    loaded = load(engine, folder, CARD)
-    device, used, failing = device_of(engine), loaded.plan.memory[-1].used, [True]
-
-    @contextmanager
-    def failures() -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise failure_of(device.name, error) or error from error
-
-    def full(*_: object) -> None:
-        if failing and loaded.cache.tokens:
-            failing.clear()
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(device, "failures", failures)
-    handle = loaded.model.module.model.layers[1].register_forward_pre_hook(full)
-    events = list(engine.chat(ask()))
-    handle.remove()
-    assert text_of(events) == expected
-    assert not failing
-    assert any(isinstance(event, Replanned) for event in events)
-    assert loaded.plan.gpu == 0
-    assert loaded.plan.memory[-1].used < used
-
-
-def test_card_shrinks_and_grows_in_mid_reply(
-    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("core.governor.LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("core.governor.RETURN_EVERY_S", 0.0)
-    load(engine, folder, CARD)
-    device = device_of(engine)
-    before, events, used = device.memory().used, [], []
-    for event in engine.chat(ask()):
-        events.append(event)
-        used.append(device.memory().used)
-        if sum(isinstance(one, Piece) for one in events) == 4:
-            device.resize(12 << 20)
-    assert text_of(events) == expected
-    assert before > 12 << 20 >= used[-1]
-    assert any(isinstance(event, Replanned) for event in events)
-    device.resize(CARD_BYTES)
-    for _ in range(2):
-        assert text_of(list(engine.chat(ask()))) == expected
-    assert device.memory().used > 12 << 20
-
-
-def test_a_person_limits_the_card_and_gives_it_back(engine: Engine, folder: Path, expected: str) -> None:
-    loaded = load(engine, folder, CARD)
-    model, before = loaded.model, device_of(engine).memory().used
-    assert text_of(list(engine.chat(ask()))) == expected
-    for vram, most in ((12 << 20, 12 << 20), (None, CARD_BYTES), (0, 0), (None, CARD_BYTES)):
-        (event,) = engine.replan(vram, None)
-        assert isinstance(event, Replanned), event
-        assert event.plan == loaded.plan
-        assert device_of(engine).memory().used <= most
-        assert text_of(list(engine.chat(ask()))) == expected
-    assert device_of(engine).memory().used >= before
-    assert loaded.model is model, "nothing was loaded again"
-
-
-def test_a_limit_that_cannot_be_kept_to_changes_nothing(engine: Engine, folder: Path, expected: str) -> None:
-    loaded = load(engine, folder, CARD)
-    plan = loaded.plan
-    (event,) = engine.replan(None, 1 << 20)
-    assert isinstance(event, Failed)
-    assert isinstance(event.error, NotEnoughMemory)
-    assert (loaded.plan, loaded.ram_cap) == (plan, None)
-    assert text_of(list(engine.chat(ask()))) == expected
-
-
-def test_a_card_that_was_lost_is_used_again_when_it_is_back(engine: Engine, folder: Path, expected: str) -> None:
-    loaded = load(engine, folder, CARD)
-    for in_reply in (True, False):
-        device = device_of(engine)
-        device.lose()
-        if in_reply:
-            assert text_of(list(engine.chat(ask()))) == expected
-            assert loaded.plan.gpu == -1
-        (event,) = engine.replan(None, None)
-        assert isinstance(event, Replanned)
-        assert loaded.plan.gpu == 0
-        assert device_of(engine) is not device
-        assert text_of(list(engine.chat(ask()))) == expected
-
-
-def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path) -> None:
-    load(engine, folder, CARD)
-    list(engine.chat(ask(4)))
-    held = len(loaded_of(engine).cache.tokens)
-    again = next(event for event in engine.chat(ask(4)) if isinstance(event, Prefill))
-    assert 0 < again.reused <= held
-
-
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])
 def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffers: int, starved: bool) -> None:
     """First with fewer buffers; where not even two can be pinned, with ordinary memory."""
@@ -361,16 +174,3 @@ def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffer
     assert torch.equal(torch.cat(seen), weight.weight.data)
     ring.close()
     device.close()
-
-
-def test_memory_that_may_not_be_pinned_is_done_without(
-    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
-        raise cannot_pin(nbytes)
-
-    monkeypatch.setattr(SimulatedAccelerator, "pinned", refuse)
-    loaded = load(engine, folder, "vram=12MiB,link=20GB/s,gpu=200GB/s")
-    assert loaded.plan.ring.buffers
-    assert UNLOCKED in loaded.plan.reasons
-    assert text_of(list(engine.chat(ask()))) == expected

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from transformers import LlamaConfig, MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core import kv_cache
+from core.errors import NotEnoughMemory
 from core.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
 from tests.core.families import FAMILIES
 
@@ -119,3 +122,40 @@ def test_an_unknown_recurrent_family_is_read_in_one_pass() -> None:
     assert cache.reuse([1, 2, 3, 4, 5]) == 0
     cache.tokens = [1, 2, 3]
     assert cache.reuse([1, 2, 3, 4]) == 3, "one token more is what its layers can do"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_what_was_read_comes_along_when_layers_lie_elsewhere(family: str) -> None:
+    """Also when a sliding layer's buffer has been turned over, and after tokens that were cut off again."""
+    allocated: list[int] = []
+
+    def elsewhere(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        allocated.append(1)
+        return torch.full(tuple(shape), torch.nan, dtype=dtype)
+
+    config = CONFIG_MAPPING[family](**FAMILIES[family])
+    stayed, moved = KVCache(config, 3000), KVCache(config, 3000)
+    at = 0
+    for step, (count, places_of) in enumerate(((40, {1: elsewhere}), (1500, {}), (7, {0: elsewhere, 1: elsewhere}))):
+        for layer in range(len(moved.layers)):
+            found = [cache.update(*states(at, count), layer) for cache in (stayed, moved)]
+            assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)), step
+        at += count
+        moved.move(places_of)
+        assert moved.away == places_of.keys()
+    assert len(allocated) == 2 * 3
+    for layer in range(len(moved.layers)):
+        found = [cache.update(*states(at, 3), layer) for cache in (stayed, moved)]
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_layer_that_finds_no_room_stays_where_it_was() -> None:
+    def full(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        raise NotEnoughMemory("Full.", "", "", device="card")
+
+    layer = PreallocatedLayer(10)
+    layer.update(*states(0, 4))
+    with pytest.raises(NotEnoughMemory):
+        layer.move(full)
+    assert places(layer.update(*states(4, 1))[0]) == [0, 1, 2, 3, 4]
+    assert layer.allocate is kv_cache.on_host
