@@ -1,7 +1,8 @@
 """This machine as the planner sees it: asked freshly what is free, measured once how fast it is.
 
-`hardware_for` keeps what was measured in one file of the folder given to it, by processor, memory, cards, driver, torch
-and threads: a change of any of these means measuring again. Torch is imported only inside of functions.
+`hardware_for` keeps what was measured in one file of the folder given to it, by processor, memory, cards, driver,
+torch, our kernels and threads: a change of any of these means measuring again. Torch is imported inside of functions
+only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from core.accelerators.simulation import Simulation, parse_simulation
@@ -32,6 +34,9 @@ SAME_PACE, LEAST_PACE, MOST_PACE = 0.05, 0.4, 2.0
 """A difference in pace that is noise, and the bounds of what a few moments can tell."""
 TOO_BUSY, MOST_TRIES = 0.2, 3
 """Rates measured while others used more of the processor are used, but measured again in the next runs."""
+
+_measuring = Lock()
+"""Held by whoever measures: two at a time would time each other, and the second finds what the first has kept."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,17 @@ def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | N
 
     `simulate_gpu` (as on the command line) puts a simulated card in the place of the real ones.
     """
+    return measured_machine(folder, simulate_gpu, threads)[0]
+
+
+def measured_machine(
+    folder: Path, simulate_gpu: str | None = None, threads: int | None = None
+) -> tuple[Hardware, KernelTable]:
+    """The same, and the timings of the CPU's kernels. Raises BadRequest."""
     simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
     info, cards = cpu_info(), _cards() if simulation is None else []
-    profile = _profile(folder, info, cards, simulation, threads)
+    with _measuring:
+        profile = _profile(folder, info, cards, simulation, threads)
     total, free = ram()
     rates = profile.cpu
     cpu = Cpu(
@@ -76,7 +89,8 @@ def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | N
     else:
         found = zip(cards, profile.gpus, strict=True)
         gpus = tuple(_gpu(card, one) for card, one in found if not isinstance(one, str))
-    return Hardware(cpu, gpus, profile.disk_bytes_s, profile.busy <= TOO_BUSY, unusable)
+    hardware = Hardware(cpu, gpus, profile.disk_bytes_s, profile.busy <= TOO_BUSY, unusable)
+    return hardware, rates.table
 
 
 def refreshed(hardware: Hardware) -> Hardware:
@@ -118,13 +132,6 @@ def _scaled(rates: tuple[KernelRate, ...], pace: float) -> tuple[KernelRate, ...
     return tuple(map(scaled, rates))
 
 
-def kernel_table(folder: Path, threads: int | None = None) -> KernelTable | None:
-    """The timings of CPU kernels made when this machine was measured, None before that."""
-    info = cpu_info()
-    profiles = _read(folder)
-    return next((p.cpu.table for p in profiles.values() if p.cpu.threads == (threads or info.physical_cores)), None)
-
-
 def forget(folder: Path) -> None:
     """Measure anew next time."""
     (folder / PROFILE_FILE).unlink(missing_ok=True)
@@ -135,9 +142,12 @@ def _profile(
 ) -> MachineProfile:
     import torch
 
+    from core.kernels import native
+
     wanted = threads or info.physical_cores
     total = ram()[0]
     facts = [PROFILE_VERSION, asdict(info), total, torch.__version__, driver_version(), wanted]
+    facts += [native.VERSION, native.instruction_sets()]
     facts += [[asdict(card) for card in cards], asdict(simulation) if simulation else None]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     known = _read(folder)

@@ -12,7 +12,7 @@ from core.accelerators.opening import open_accelerator
 from core.accelerators.simulation import Simulation, parse_simulation
 from core.cpu_info import cpu_info, ram
 from core.errors import DeviceLost
-from core.hardware import at_pace, hardware_for, kernel_table, refreshed
+from core.hardware import at_pace, measured_machine, refreshed
 from core.kernels.select import KernelTable
 from core.measure import present_pace
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
@@ -90,8 +90,7 @@ def _is_lost(accelerator: Accelerator) -> bool:
 
 def open_machine(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
     """Measure this machine, or remember it from `folder`. Raises BadRequest."""
-    hardware = hardware_for(folder, simulate_gpu, threads)
-    kernels = kernel_table(folder, threads) or KernelTable(hardware.cpu.threads)
+    hardware, kernels = measured_machine(folder, simulate_gpu, threads)
     return Machine(hardware, kernels, simulate_gpu, {})
 
 

@@ -1,7 +1,10 @@
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from core import hardware as module
 from core.cpu_info import cpu_info, on_battery, ram
 from core.diagnosis import findings, software
 from core.errors import BadRequest
-from core.hardware import PROFILE_FILE, at_pace, forget, hardware_for, kernel_table, refreshed
+from core.hardware import PROFILE_FILE, at_pace, forget, hardware_for, measured_machine, refreshed
+from core.kernels.select import KernelTable
 from core.machine import open_machine
 from core.planner import place
 from core.sizes import GIB
@@ -155,11 +159,41 @@ def test_the_present_pace_is_asked_of_the_kernels_that_were_measured(folder: Pat
 
 
 def test_the_kernels_timings_come_along(folder: Path, machine: Hardware) -> None:
-    table = kernel_table(folder, threads=1)
-    assert table is not None
-    assert table.threads == 1
+    hardware, table = measured_machine(folder, SIMULATED, threads=1)
+    assert (hardware.cpu, table.threads) == (replace(machine.cpu, ram_free=hardware.cpu.ram_free), 1)
     assert len(table.names("bf16", 1000, 1000)) == 4
-    assert kernel_table(folder, threads=99) is None
+
+
+def test_the_timings_are_those_of_this_machine_whatever_else_is_kept(folder: Path, machine: Hardware) -> None:
+    """As after an update of torch, or in a home that several computers share."""
+    _, table = measured_machine(folder, SIMULATED, threads=1)
+    file = folder / PROFILE_FILE
+    kept = json.loads(file.read_text("utf-8"))
+    profile = next(iter(kept.values()))
+    other = json.loads(json.dumps(profile))
+    other["cpu"]["table"] = KernelTable(1).to_json()
+    file.write_text(json.dumps({"of another machine": other, **kept}), encoding="utf-8")
+    assert measured_machine(folder, SIMULATED, threads=1)[1] == table != KernelTable(1)
+    file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def test_two_that_ask_at_once_do_not_measure_at_once(
+    folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, inside, most = module._profile, [0], [0]
+
+    def slow(*arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return profile(*arguments)
+
+    monkeypatch.setattr(module, "_profile", slow)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: measured_machine(folder, SIMULATED, threads=1), range(3)))
+    assert most == [1]
+    assert len({table.threads for _, table in found}) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": {}}', '{"key": {"cpu": {}}}'])
