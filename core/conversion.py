@@ -66,7 +66,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
                     for name, weight in zip(matrix_names(linear), self._converted(linear), strict=True):
                         writer.add(name, weight)
                     yield done / len(self._spec.linears)
-        except (DiskFull, PermissionError) as error:
+        except (DiskFull, OSError) as error:  # full, read-only, unplugged
             # Not kept, the weights are converted again at every load: slower, and nothing else.
             log.warning("Converted weights are not kept: %s", error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import BadRequest, ModelNotFound
@@ -20,21 +21,18 @@ def remove(cache: Cache, id: str) -> int:
     _check_idle(cache, id)
     payloads = [payload for payload in _shared(repo) if not _used_elsewhere(cache, repo, payload)]
     freed = own_bytes(repo) + sum(payload.stat().st_size for payload in payloads)
-    try:
+    with _told(id):
         shutil.rmtree(repo)
         for payload in payloads:
             payload.unlink()
             payload.with_name(payload.name + ".refs").unlink(missing_ok=True)
-    except OSError as error:
-        raise BadRequest(
-            f"{id} could not be removed.", f"{error.strerror or error}.", "Close programs that use it, then try again."
-        ) from error
     shutil.rmtree(cache.root / ".locks" / repo.name, ignore_errors=True)
     return freed
 
 
 def discard(cache: Cache, id: str) -> int:
-    """Delete what a download that will not be finished left; whole versions of the model stay. Returns bytes freed."""
+    """Delete what a download that will not be finished left; whole versions of the model stay. Returns bytes freed.
+    Raises BadRequest."""
     repo = cache.repo(id)
     if not any((repo / "snapshots").glob("*/*")):
         return remove(cache, id) if repo.is_dir() else 0
@@ -42,11 +40,12 @@ def discard(cache: Cache, id: str) -> int:
     shown = {path.resolve() for path in (repo / "snapshots").rglob("*")}
     lost = [blob for blob in (repo / "blobs").glob("*") if blob.resolve() not in shown and blob.lstat().st_nlink == 1]
     freed = sum(blob.lstat().st_size for blob in lost)
-    for path in lost:
-        path.unlink()
-    for path in (cache.own(id) / "listings").glob("*.json"):
-        if not cache.snapshot(id, path.stem).is_dir():
+    with _told(id):
+        for path in lost:
             path.unlink()
+        for path in (cache.own(id) / "listings").glob("*.json"):
+            if not cache.snapshot(id, path.stem).is_dir():
+                path.unlink()
     return freed
 
 
@@ -61,6 +60,17 @@ def drop_partials(cache: Cache, id: str) -> int:
         path.unlink()
         os.close(handle)
     return freed
+
+
+@contextmanager
+def _told(id: str) -> Iterator[None]:
+    """Windows removes no file that a program has open. Raises BadRequest."""
+    try:
+        yield
+    except OSError as error:
+        raise BadRequest(
+            f"{id} could not be removed.", f"{error.strerror or error}.", "Close programs that use it, then try again."
+        ) from error
 
 
 def _check_idle(cache: Cache, id: str) -> None:

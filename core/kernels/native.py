@@ -6,6 +6,7 @@ The calls here take addresses and know nothing of formats beyond their numbers; 
 from __future__ import annotations
 
 import ctypes
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -225,11 +226,12 @@ def _threads_for(nbytes: int) -> int:
 
 
 @cache
-def library_file() -> Path | None:
-    """The compiled library, if the package was built with one."""
+def library_files() -> tuple[Path, ...]:
+    """The compiled libraries that the package was built with; that for this Python first, if there is one."""
     folder = Path(__file__).parent
     found = sorted(file for pattern in PATTERNS for file in folder.glob(pattern))
-    return found[0] if found else None
+    own = sysconfig.get_config_var("EXT_SUFFIX") or ""
+    return tuple(sorted(found, key=lambda file: not file.name.endswith(own)))
 
 
 @cache
@@ -258,9 +260,10 @@ def open_library(instruction_set: str) -> NativeLibrary:
 
 @cache
 def _load() -> ctypes.CDLL | None:
-    file = library_file()
-    if file is None:
-        return None
+    return next((library for file in library_files() if (library := _opened(file)) is not None), None)
+
+
+def _opened(file: Path) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(file))
         for name, (result, arguments) in _CALLS.items():

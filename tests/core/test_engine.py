@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from core.conversion import FOLDER
 from core.engine import Engine
 from core.events import (
     LOADING_PHASES,
@@ -25,6 +27,7 @@ from core.events import (
     Request,
     Sampling,
 )
+from core.places import cache_folder
 from tests.core.tiny_tokenizer import chat_model
 
 ONE_THREAD = LoadOptions(threads=1)
@@ -177,3 +180,14 @@ def _stop_at(events: Iterator[Event], where: type[Event], clock: Clock) -> Finis
         if isinstance(event, Finished):
             return event
     raise AssertionError("no end")
+
+
+def test_converted_weights_that_cannot_be_kept_are_used_all_the_same(tmp_path: Path) -> None:
+    """As where the cache is on a drive that is read-only or gone."""
+    (cache_folder() / FOLDER).parent.mkdir(parents=True, exist_ok=True)
+    (cache_folder() / FOLDER).write_text("in the way of a folder", encoding="utf-8")
+    engine = Engine()
+    *_, loaded = engine.load(chat_model(tmp_path / "model"), replace(ONE_THREAD, format="int8"))
+    assert isinstance(loaded, Loaded), loaded
+    assert ask(engine, Message("user", "hi"), sampling=Sampling(max_new_tokens=4))[1].reason == "length"
+    engine.close()

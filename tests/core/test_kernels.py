@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import Offer, Together, bucket, host_matmul, offers
-from core.kernels.native import Parts, instruction_sets, library_file, open_library
+from core.kernels.native import Parts, instruction_sets, library_files, open_library
 from core.kernels.weights import Format, QuantizedWeight
 from core.quantize import quantize
 
@@ -187,7 +187,7 @@ def test_a_name_that_is_not_offered_falls_back() -> None:
     assert [bucket(rows) for rows in (1, 2, 8, 9, 64, 65)] == [0, 1, 1, 2, 2, 3]
 
 
-@pytest.mark.skipif(library_file() is None, reason="the package was built without a compiler")
+@pytest.mark.skipif(not library_files(), reason="the package was built without a compiler")
 def test_the_library_shares_torchs_threads() -> None:
     """A second OpenMP library would bring a second pool of spinning threads."""
     maps = Path("/proc/self/maps")
