@@ -123,10 +123,6 @@ class ModelSpec:
         """Bytes of the whole KV cache for `context` tokens."""
         return sum(layer.nbytes(context) for layer in self.kv_layers)
 
-    @cached_property
-    def kv_bytes_per_token(self) -> int:
-        return sum(layer.bytes_per_token for layer in self.kv_layers)
-
     def weight_bytes(self, format: Format) -> int:
         """Bytes of all linears in this format."""
         storage = self.storage(format)

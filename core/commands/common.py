@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from core.errors import BadRequest
 from core.events import LoadOptions
 from core.places import SHAPE_PREFIX
 from core.sizes import parse_size
@@ -14,7 +15,7 @@ def size(text: str) -> int:
     """argparse type for sizes as people write them."""
     try:
         return parse_size(text)
-    except Exception as error:
+    except BadRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import DownloadFailed
-from core.events import Stop
+from core.events import Stop, never
 from core.gpu_runtime.needed import Needed
 from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
@@ -17,7 +17,6 @@ from core.hub.haul import Haul, Manner
 from core.hub.listing import Listing
 from core.hub.partial import disk_error
 from core.hub.progress import Board, Pace, Track
-from core.hub.retry import never
 
 Step = Literal["fetching", "unpacking"]
 

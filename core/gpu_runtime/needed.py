@@ -9,11 +9,10 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from core.events import Stop
+from core.events import Stop, never
 from core.gpu_runtime.choice import CudaBuild
 from core.gpu_runtime.index import Indexes, Wheel
 from core.hub.listing import RemoteFile
-from core.hub.retry import never
 
 FOLLOWED = ("nvidia-", "cuda-toolkit")
 """Of all that torch requires: its other libraries are here already, and triton compiles kernels that we never use."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import HeteGenError, ModelNotFound, ModelUnreadable
-from core.events import Stop
+from core.events import Stop, never
 from core.hub.environment import hub_environment
 from core.hub.layout import PREFIX, Cache
 from core.hub.listing import COMMIT, DIGEST, Listing, RemoteFile, parse_reference
 from core.hub.needed import CONFIG, INDEX, needed_files, shard_names, shown_files
 from core.hub.partial import hash_file
-from core.hub.retry import never
 from core.safetensors_header import read_header
 
 PATH_LIKE = re.compile(r"[.~/\\]|[A-Za-z]:[/\\]")

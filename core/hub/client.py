@@ -19,10 +19,10 @@ from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from core.errors import NetworkError
-from core.events import Stop
+from core.events import Stop, never
 from core.hub.proxy import DEFAULT_PORTS, connect, credentials
 from core.hub.replies import broken_line, refusal, retry_after
-from core.hub.retry import Retries, Transient, never, retry
+from core.hub.retry import Retries, Transient, retry
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # 416: nothing of the file lies in the range asked for, as of an empty one.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import DownloadFailed
-from core.events import Stop
+from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.fetch import Changed
 from core.hub.haul import Haul, Manner
@@ -16,7 +16,7 @@ from core.hub.needed import INDEX, needed_files, shown_files
 from core.hub.partial import disk_error
 from core.hub.progress import Board, Pace, Report, Track, silent
 from core.hub.removal import drop_partials
-from core.hub.retry import Stopped, never
+from core.hub.retry import Stopped
 
 LISTINGS = 3
 

@@ -10,10 +10,9 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from core.errors import BadRequest, DownloadFailed, HeteGenError, NetworkError
-from core.events import Stop
+from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.environment import PUBLIC_HOSTS
-from core.hub.retry import never
 from core.safetensors_header import ITEM_BITS
 
 Sort = Literal["trendingScore", "downloads", "likes", "lastModified", "createdAt"]

@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from core.errors import HeteGenError
-from core.events import Stop
+from core.events import Stop, never
 
 T = TypeVar("T")
 NAP_S = 0.05
 # A server that asks for more patience than this is told to the person instead.
 LONGEST_ASKED_S = 600.0
-
-
-def never() -> bool:
-    """The `stop` that never asks."""
-    return False
 
 
 class Stopped(Exception):

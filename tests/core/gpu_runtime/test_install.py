@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import DiskFull, DownloadFailed, NetworkError
+from core.events import never
 from core.gpu_runtime.choice import BUILDS, NoRuntime
 from core.gpu_runtime.index import Indexes
 from core.gpu_runtime.install import Advance, install
@@ -18,7 +19,7 @@ from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
 from core.hub.client import Client
 from core.hub.haul import Manner
-from core.hub.retry import Stopped, never
+from core.hub.retry import Stopped
 from tests.core.gpu_runtime.conftest import QUICK, index_torch
 from tests.core.gpu_runtime.wheels import PADDING, VERSION, Index, wheel
 
