@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from PySide6.QtCore import QCoreApplication, Qt, QTimer, Signal, Slot
@@ -24,6 +25,7 @@ from app.views.inputs import ChoiceBox, TextBox, TickBox
 
 TYPING_MS = 400
 FIELD_WIDTH = 220
+WHOLE_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}([.,'’_\s])\d{3}(\2\d{3})*)")
 
 
 def words(text: str) -> str:
@@ -145,11 +147,9 @@ class SettingField(QWidget):
             return text if self._declared.kind == "text" else text.strip()
         if not text.strip():
             return None
-        plain = text.strip().replace(" ", "").replace("_", "")
+        number = _whole_number if self._declared.kind == "int" else _number
         try:
-            if self._declared.kind == "int":
-                return int(plain.replace(",", "").replace(".", ""))
-            return float(plain.replace(",", "."))
+            return number(text.strip())
         except ValueError:
             return text.strip()
 
@@ -221,6 +221,17 @@ class SettingField(QWidget):
         for label, colour in ((self._help, colours.muted), (self._error, colours.danger)):
             label.setFont(self._theme.font("small"))
             label.setStyleSheet(f"color: {colour};")
+
+
+def _whole_number(text: str) -> int:
+    """Separators stand between groups of three digits; "2.5" and "2,5" are no whole numbers. Raises ValueError."""
+    if not WHOLE_NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return int("".join(character for character in text if character.isdigit() or character in "+-"))
+
+
+def _number(text: str) -> float:
+    return float(text.replace(" ", "").replace("_", "").replace(",", "."))
 
 
 def _written(value: object) -> str:

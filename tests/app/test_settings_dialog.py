@@ -117,6 +117,12 @@ def test_an_emptied_field_is_left_to_the_program_again(dialog: SettingsDialog, q
     ("name", "text", "sentence"),
     [
         ("context", "10", "Context must be between 256 and 1,048,576 tokens."),
+        ("threads", "2.5", 'CPU threads cannot be "2.5".'),
+        ("threads", "2,5", 'CPU threads cannot be "2,5".'),
+        ("context", "81.92", 'Context cannot be "81.92".'),
+        ("context", "1,024.576", 'Context cannot be "1,024.576".'),
+        ("context", "1024.576", 'Context cannot be "1024.576".'),
+        ("context", "8 19", 'Context cannot be "8 19".'),
         ("temperature", "hot", 'Temperature cannot be "hot".'),
         ("temperature", "-1", "Temperature must be between 0 and 2."),
         ("hf_endpoint", "mirror", "Hub address must be a web address that begins with https:// or http://."),
@@ -131,6 +137,18 @@ def test_what_is_invalid_is_said_in_place_and_goes_nowhere(
     assert dialog.fields[name].error == sentence
     dialog.show_settings(dialog.settings)
     assert dialog.fields[name].error == ""
+
+
+@pytest.mark.parametrize("text", ["1048576", "1,048,576", "1.048.576", "1 048 576", "1_048_576", "1\u202f048\u202f576"])
+def test_whole_numbers_may_have_separators_between_groups_of_three(
+    dialog: SettingsDialog, qtbot: QtBot, text: str
+) -> None:
+    line = dialog.fields["context"].control
+    assert isinstance(line, QLineEdit)
+    QGuiApplication.clipboard().setText(text)
+    line.paste()
+    qtbot.keyClick(line, Qt.Key.Key_Return)
+    assert dialog.settings.context == 1_048_576
 
 
 def test_single_sampling_values_need_the_custom_preset(dialog: SettingsDialog) -> None:
