@@ -161,15 +161,6 @@ def open_database(path: Path) -> sqlite3.Connection:
     return database
 
 
-def open_memory() -> sqlite3.Connection:
-    """An empty database of the newest schema that lives in memory only."""
-    database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA foreign_keys = ON")
-    for script in MIGRATIONS:
-        database.executescript(script)
-    return database
-
-
 def _configure(database: sqlite3.Connection) -> None:
     # Exclusive: one writer for sure, no shared-memory file, and WAL works on network homes too.
     database.execute("PRAGMA locking_mode = EXCLUSIVE")

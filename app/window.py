@@ -127,10 +127,6 @@ class MainWindow(QMainWindow):
         """Size and place as they were; nonsense is ignored by Qt."""
         self.restoreGeometry(QByteArray.fromBase64(state.encode()))
 
-    def popup_under(self, menu: QMenu, anchor: QWidget) -> None:
-        """Opens a menu under a button."""
-        menu.popup(anchor.mapToGlobal(anchor.rect().bottomLeft()))
-
     def _chat_pane(self) -> QWidget:
         pane = Pane(self.theme, "window")
         column = QVBoxLayout(pane)

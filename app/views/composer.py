@@ -96,10 +96,6 @@ class Composer(QWidget):
             self._send.set_icon("stop" if busy else "send", tr("Stop") if busy else tr("Send"))
             self._on_text()
 
-    def set_hint(self, text: str) -> None:
-        """What stands in the empty field."""
-        self.edit.setPlaceholderText(text)
-
     def take_focus(self) -> None:
         """Puts the cursor into the field."""
         self.edit.setFocus()

@@ -172,11 +172,6 @@ class ReplyMessage(MessageView):
         self._waiting.setStyleSheet(f"color: {theme.colours.muted};")
         self._waiting.setAccessibleName(tr("Waiting for the first word"))
 
-    @property
-    def selecting(self) -> bool:
-        """Some of the text is selected."""
-        return bool(self._body.selected_text())
-
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)
         turn = self.turn

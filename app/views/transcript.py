@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-from PySide6.QtCore import QModelIndex, QPoint, Qt, QTimer, Signal
+from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QFrame, QWidget
 
@@ -290,11 +290,3 @@ class Transcript(QAbstractScrollArea):
             bar.setValue(target)
         else:
             super().keyPressEvent(event)
-
-    def reveal(self, widget: QWidget) -> None:
-        """Scrolls so far that a focused widget is in view."""
-        top = widget.mapTo(self.viewport(), QPoint(0, 0)).y()
-        bottom, view = top + min(widget.height(), TARGET * 2), self.viewport().height()
-        if top < 0 or bottom > view:
-            bar = self.verticalScrollBar()
-            bar.setValue(bar.value() + (top - GROUP if top < 0 else bottom - view + GROUP))
