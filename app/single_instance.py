@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
+import time
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
@@ -13,7 +14,10 @@ from PySide6.QtNetwork import QLocalServer, QLocalSocket
 from app import ID
 
 log = logging.getLogger(__name__)
-ANSWER_MS = 500
+CONNECT_MS, ANSWER_MS = 500, 2000
+ANSWER = b"!"
+ENDING_S = 30.0
+"""How long a program is waited for that has closed its window, but still saves and joins its threads."""
 
 
 class SingleInstance(QObject):
@@ -31,8 +35,11 @@ class SingleInstance(QObject):
         self._server.newConnection.connect(self._on_call)
 
     def claim(self) -> bool:
-        """True if this is the first; else the first one is told to show itself."""
-        if self._call():
+        """True if this is the first; else the first one is told to show itself. One that is ending is waited for."""
+        end = time.monotonic() + ENDING_S
+        while (answered := self._call()) is None and time.monotonic() < end:
+            time.sleep(0.1)
+        if answered:
             return False
         if not self._server.listen(self._name):
             # Nobody answers there: what is left of a program that crashed.
@@ -45,18 +52,23 @@ class SingleInstance(QObject):
         """Another may be the first from now on."""
         self._server.close()
 
-    def _call(self) -> bool:
+    def _call(self) -> bool | None:
+        """Whether a window answers; None where somebody is there who does not."""
         socket = QLocalSocket()
         socket.connectToServer(self._name)
-        found = socket.waitForConnected(ANSWER_MS)
-        if found:
-            socket.disconnectFromServer()
-        return found
+        if not socket.waitForConnected(CONNECT_MS):
+            return False
+        # What has arrived before the other end was closed counts, too.
+        answered = socket.waitForReadyRead(ANSWER_MS) or socket.bytesAvailable() > 0
+        socket.abort()
+        return answered or None
 
     @Slot()
     def _on_call(self) -> None:
         while self._server.hasPendingConnections():
             caller = self._server.nextPendingConnection()
             caller.disconnected.connect(caller.deleteLater)
+            caller.write(ANSWER)
+            caller.flush()
             caller.disconnectFromServer()
         self.woken.emit()

@@ -1,19 +1,60 @@
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from PySide6.QtNetwork import QLocalServer
 from pytestqt.qtbot import QtBot
 
 from app.single_instance import SingleInstance
 
+OTHER = """
+import sys
+from pathlib import Path
+from PySide6.QtCore import QCoreApplication
+from app import single_instance
+qt = QCoreApplication([])
+single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sys.argv[3])
+sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim() else 4)
+"""
+FIRST, SECOND = 3, 4
+
+
+def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0) -> subprocess.Popen[bytes]:
+    """Another start of the program; its exit code says which it takes itself for."""
+    return subprocess.Popen([sys.executable, "-c", OTHER, str(data), str(answer_ms), str(ending_s)])
+
 
 def test_the_second_wakes_the_first(qtbot: QtBot, tmp_path: Path) -> None:
-    first, second = SingleInstance(tmp_path), SingleInstance(tmp_path)
+    first = SingleInstance(tmp_path)
     assert first.claim()
-    with qtbot.waitSignal(first.woken):
-        assert not second.claim()
+    with qtbot.waitSignal(first.woken, timeout=20_000):
+        other = start(tmp_path)
+    assert other.wait(20) == SECOND
     first.release()
+    second = SingleInstance(tmp_path)
     assert second.claim()
     second.release()
+
+
+def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
+    """Its window is closed and its event loop has ended: nobody would see that it was woken."""
+    ending, woken = SingleInstance(tmp_path), list[bool]()
+    ending.woken.connect(lambda: woken.append(True))
+    assert ending.claim()
+    other = start(tmp_path, answer_ms=50)
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(3)  # no event is looked at meanwhile
+    ending.release()
+    assert other.wait(20) == FIRST
+    assert not woken
+
+
+def test_one_that_does_not_end_is_not_waited_for_for_ever(qapp: object, tmp_path: Path) -> None:
+    hung = SingleInstance(tmp_path)
+    assert hung.claim()
+    assert start(tmp_path, answer_ms=50, ending_s=0.3).wait(20) == FIRST
+    hung.release()
 
 
 def test_other_data_is_another_program(qapp: object, tmp_path: Path) -> None:
