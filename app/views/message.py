@@ -56,10 +56,10 @@ class MessageView(QWidget):
         """Lays everything out at this width; the height."""
         raise NotImplementedError
 
-    def begin_edit(self) -> None:
-        """Lets the person change the text in its place."""
+    def begin_edit(self, text: str = "") -> None:
+        """Lets the person change the text in its place, or go on with a text that was being written there."""
         if self.editor is None:
-            self.editor = Editor(self.theme, self.turn.content, self.save_word, self)
+            self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self)
             self.editor.done.connect(self._on_edited)
             self.editor.cancelled.connect(self.end_edit)
             self.editor.edit.textChanged.connect(self.grown)

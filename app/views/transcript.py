@@ -259,9 +259,13 @@ class Transcript(QAbstractScrollArea):
         self._anchor = (row, value - tops[row])
 
     def _on_theme(self) -> None:
+        written = {id: view.editor.edit.toPlainText() for id, view in self._views.items() if view.editor is not None}
         for id in list(self._views):
             self._remove_view(id)
         self._measured.clear()
+        for id, text in written.items():
+            self._make(self._ids.index(id))
+            self._views[id].begin_edit(text)
         self.arrange()
         self.viewport().update()
 

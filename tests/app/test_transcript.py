@@ -143,6 +143,23 @@ def test_the_column_is_centred_and_never_wider_than_it_may_be(transcript: Transc
         assert abs(view.x() + view.width() / 2 - width / 2) <= 1
 
 
+def test_what_is_being_written_outlives_another_theme(transcript: Transcript, chat: ChatModel) -> None:
+    chat.show(conversation(4))
+    id = chat.turn(3).id
+    former = transcript.view_of(id)
+    assert former is not None
+    former.begin_edit()
+    assert former.editor is not None
+    former.editor.edit.setPlainText("Half written")
+    transcript._theme.choose("dark", 120)
+    view = transcript.view_of(id)
+    assert view is not None
+    assert view is not former
+    assert view.editor is not None
+    assert view.editor.edit.toPlainText() == "Half written"
+    assert view.editor.isVisible()
+
+
 def test_the_keyboard_scrolls(transcript: Transcript, chat: ChatModel) -> None:
     chat.show(conversation(60))
     settle()
