@@ -94,11 +94,20 @@ class Lane(QObject):
         for job in self._waiting.values():
             job.stopped.set()
 
-    def close(self) -> None:
-        """Stop and join."""
+    def leave(self) -> None:
+        """Stop without waiting; `close` joins later."""
         self._closed = True
         self.stop_all()
         self._thread.quit()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has nothing more to do."""
+        return not self._thread.isRunning()
+
+    def close(self) -> None:
+        """Stop and join."""
+        self.leave()
         self._thread.wait()
         self._waiting.clear()
 

@@ -49,6 +49,8 @@ class ModelDesk(QObject):
         self._settings, self._options = settings, options
         self._built: tuple[Shelf, Downloads, ModelDialog] | None = None
         self._made_for: HubEnvironment | None = None
+        self._left: list[Shelf] = []
+        """Of settings that have been changed since; their threads are still waiting for a server."""
 
     @Slot()
     def open(self) -> None:
@@ -70,7 +72,7 @@ class ModelDesk(QObject):
             return
         self._built[1].limit(_bytes_s(settings))
         if environment(settings, os.environ) != self._made_for and not self._built[1].busy:
-            self.close()
+            self._leave()
 
     @Slot()
     def after_sleep(self) -> None:
@@ -81,16 +83,27 @@ class ModelDesk(QObject):
     @Slot()
     def close(self) -> None:
         """Pause downloads and join all threads."""
+        self._leave()
+        for shelf in self._left:
+            shelf.close()
+        self._left.clear()
+
+    def _leave(self) -> None:
+        """Give the dialog and what is behind it up; joining a thread that waits for a server would stop the window."""
         if self._built is None:
             return
         shelf, downloads, dialog = self._built
         self._built = None
-        downloads.close()
-        shelf.close()
         dialog.close()
         dialog.deleteLater()
+        downloads.close()
+        shelf.leave()
+        self._left.append(shelf)
 
     def _build(self) -> None:
+        for shelf in [one for one in self._left if one.ended]:
+            shelf.close()
+            self._left.remove(shelf)
         # Imported late: most starts never open it, and the window would show a twentieth later.
         from app.downloads import Downloads
         from app.shelf import Shelf

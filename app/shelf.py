@@ -82,11 +82,20 @@ class Shelf(QObject):
 
     def close(self) -> None:
         """Stop and join all threads."""
-        for lane in self._lanes.values():
-            lane.stop_all()
+        self.leave()
         for lane in self._lanes.values():
             lane.close()
         self._access.close()
+
+    def leave(self) -> None:
+        """Stop without waiting: a server that does not answer may keep a thread for a while."""
+        for lane in self._lanes.values():
+            lane.leave()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all threads have ended."""
+        return all(lane.ended for lane in self._lanes.values())
 
     def refresh(self) -> None:
         """List what is on this disk."""
