@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The program with its arguments read; its exit code."""
-    gpu = settle(Runtime(gpu_runtime()))
+    # A trial may take minutes without a window: where one is due, the window begins without the card and tries then.
+    gpu = settle(Runtime(gpu_runtime()), attempt=None)
     load_c10_first()
 
     from app.paths import places

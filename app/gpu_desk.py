@@ -223,10 +223,12 @@ class GpuDesk(QObject):
                 self._runtime.mark_offered()
                 self.notice.emit(notices.gpu_offered(machine.cards[0].name))
             return
-        stage: Stage = "used" if standing.used else "unused"
+        stage: Stage = "used" if standing.used else "trying" if standing.untried else "unused"
         size = self._runtime.installed_bytes()
         self._set(GpuState(stage, machine, None, None, None, standing.version, standing.device, standing.why, size))
-        if not standing.used:
+        if standing.untried:
+            self._run(self._try, self._on_tried_anew)
+        elif not standing.used:
             self.notice.emit(notices.gpu_unused(standing.why))
 
     def _on_needed(self, needed: object) -> None:
@@ -244,6 +246,12 @@ class GpuDesk(QObject):
         self._set(
             replace(self.state, stage=stage, version=verdict.version, device=verdict.device, why=verdict.why, size=size)
         )
+
+    def _on_tried_anew(self, verdict: object) -> None:
+        """After the driver has changed: nobody has asked for this trial, so its outcome is told."""
+        self._on_tried(verdict)
+        if isinstance(verdict, Verdict):
+            self.notice.emit(notices.gpu_ready() if verdict.works else notices.gpu_unused(verdict.why))
 
     @Slot(int, object)
     def _on_told(self, ticket: int, news: object) -> None:

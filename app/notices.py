@@ -202,6 +202,17 @@ def gpu_offered(card: str) -> Notice:
     )
 
 
+def gpu_ready() -> Notice:
+    """The runtime was tried with a new driver while the window was open."""
+    return Notice(
+        tr("The card can be used again"),
+        tr("The GPU runtime works with the new driver, from the next start of the program on."),
+        "info",
+        "gpu",
+        tr("Details…"),
+    )
+
+
 def gpu_unused(why: str) -> Notice:
     """A runtime for the card is installed, and the processor computes nevertheless."""
     return Notice(tr("The processor is used, not the card"), said(why), "warning", "gpu", tr("Details…"))

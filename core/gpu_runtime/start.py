@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +19,14 @@ Attempt = Callable[[Path, str], Verdict]
 
 @dataclass(frozen=True)
 class Standing:
-    """The installed runtime at this start: `version` "" = none; `why` is a sentence when it is not used."""
+    """The installed runtime at this start: `version` "" = none; `why` is a sentence when it is not used; `untried`:
+    nobody knows yet whether it works with the driver that is there now."""
 
     version: str = ""
     used: bool = False
     device: str = ""
     why: str = ""
+    untried: bool = False
 
 
 def own_torch() -> str:
@@ -58,26 +60,35 @@ def stand(runtime: Runtime, torch: str, machine: Nvidia | None, verdict: Verdict
     return Standing(found, verdict.works, verdict.device, verdict.why)
 
 
-def settle(runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, attempt: Attempt = attempt) -> Standing:
-    """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk."""
+def settle(
+    runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, attempt: Attempt | None = attempt
+) -> Standing:
+    """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk.
+
+    `attempt` may take minutes; without one, a runtime that has to be tried is not used by this start.
+    """
     try:
         if runtime.is_unwanted():
-            runtime.remove()
+            runtime.remove_unless_used()
+            return Standing()
         return _settle(runtime, find, attempt)
     except OSError as error:
         return Standing(runtime.installed(), why=f"The GPU runtime's folder cannot be used: {error.strerror or error}.")
 
 
-def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt) -> Standing:
+def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt | None) -> Standing:
     found = runtime.installed()
     if not found:
         return Standing()
     torch, machine, verdict = own_torch(), find(), runtime.verdict()
     if machine and machine.cards and _public(found) == torch and not (verdict and _is_of(verdict, found, machine)):
+        if attempt is None:
+            return replace(stand(runtime, torch, machine, verdict), untried=True)
         verdict = attempt(runtime.folder(found), machine.driver)
         runtime.judge(verdict)
     standing = stand(runtime, torch, machine, verdict)
     if standing.used:
+        runtime.hold()
         sys.path.insert(0, str(runtime.folder(found)))
     return standing
 

@@ -7,15 +7,19 @@ gpu-runtime/verdict.json      how the last trial ended
 gpu-runtime/starting          there while a start with the runtime has not got to its end
 gpu-runtime/offered           there when the person was told of the runtime
 gpu-runtime/unwanted          there when the person removed it while it was in use
+gpu-runtime.lock              locked by the first program that uses the runtime
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.hub.file_lock import try_lock
 from core.hub.layout import Cache, write_whole
 
 STAMP = "stamp.json"
@@ -97,6 +101,21 @@ class Runtime:
         if self.root.exists():
             shutil.rmtree(self.root)
 
+    def remove_unless_used(self) -> None:
+        """Delete everything, or leave that to a later start where another program has it in use. Raises OSError."""
+        handle = try_lock(self._in_use)
+        if handle is None:
+            return
+        try:
+            self.remove()
+        finally:
+            os.close(handle)
+
+    def hold(self) -> None:
+        """Keep other programs from deleting it as long as this one runs; the system ends that with the process."""
+        with suppress(OSError):  # a folder that may not be written is deleted by nobody
+            try_lock(self._in_use)
+
     def remove_later(self) -> None:
         """Have it deleted at the next start: libraries in use cannot be, or must not. Raises OSError."""
         (self.root / "unwanted").touch()
@@ -124,6 +143,11 @@ class Runtime:
     @property
     def _starting(self) -> Path:
         return self.root / "starting"
+
+    @property
+    def _in_use(self) -> Path:
+        # Beside the folder: Windows deletes no file that is open.
+        return self.root.with_name(f"{self.root.name}.lock")
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -139,6 +139,25 @@ def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, s
     assert stage.notices[0].sentence == "No NVIDIA card answers."
 
 
+@pytest.mark.parametrize(
+    ("verdict", "stage_after", "title"),
+    [
+        (Verdict(VERSION, "581", "Fake Card"), "ready", "The card can be used again"),
+        (Verdict(VERSION, "581", why="It crashed."), "unused", "The processor is used, not the card"),
+    ],
+)
+def test_one_that_must_be_tried_with_a_new_driver_is_tried_beside_the_window(
+    qtbot: QtBot, stage: Stage, verdict: Verdict, stage_after: str, title: str
+) -> None:
+    stage.runtime.root.mkdir()
+    stage.desk._standing = Standing(VERSION, untried=True)
+    stage.desk._attempt = lambda folder, driver: verdict
+    stage.desk.greet()
+    qtbot.waitUntil(lambda: stage.desk.state.stage == stage_after)
+    assert [notice.title for notice in stage.notices] == [title]
+    assert stage.runtime.verdict() == verdict
+
+
 @pytest.fixture
 def unused(qtbot: QtBot, stage: Stage) -> GpuDialog:
     """The page of a runtime that is installed but not used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -104,6 +105,37 @@ def test_removed_at_once_or_at_the_next_start(installed: Runtime):
     assert settle(installed, lambda: MACHINE, untried) == Standing()
     assert not installed.root.exists()
     installed.remove()
+
+
+USER = """
+import sys
+from pathlib import Path
+from core.gpu_runtime.store import Runtime
+Runtime(Path(sys.argv[1])).hold()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_that_another_program_uses_is_removed_by_a_later_start(installed: Runtime):
+    command = [sys.executable, "-c", USER, str(installed.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline().strip() == b"held"
+        installed.remove_later()
+        assert settle(installed, lambda: MACHINE, untried) == Standing()
+        assert installed.installed() == VERSION
+        user.kill()
+    assert settle(installed, lambda: MACHINE, untried) == Standing()
+    assert not installed.root.exists()
+
+
+def test_a_start_that_does_not_wait_for_a_trial_says_so(installed: Runtime):
+    standing = settle(installed, lambda: MACHINE, attempt=None)
+    assert (standing.version, standing.used, standing.untried) == (VERSION, False, True)
+    assert str(installed.folder(VERSION)) not in sys.path
+    assert settle(installed, lambda: MACHINE) == USED
+    assert settle(installed, lambda: MACHINE, attempt=None) == USED
 
 
 def test_half_unpacked_is_not_installed(runtime: Runtime):
