@@ -17,12 +17,11 @@ from pathlib import Path
 from types import TracebackType
 
 from app import ID, NAME, VERSION
-from app.paths import HOME_VARIABLE
 from core.commands.common import add_machine_options, load_options
 from core.environment import prepare_environment
 from core.gpu_runtime.start import settle
 from core.gpu_runtime.store import Runtime
-from core.places import gpu_runtime
+from core.places import HOME_VARIABLE, gpu_runtime
 
 log = logging.getLogger("app")
 LOG_BYTES, LOG_FILES = 1_000_000, 3

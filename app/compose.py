@@ -309,8 +309,10 @@ class Application(QObject):
         guide = state.source in ("", str(builtin_model()))
         window.empty.set_guide(guide)
         if guide and state.phase == "ready":
-            # Not at once: the first question is worth more than advice.
+            # Not at once, and not beside a reply: it measures the machine, and the first question is worth more.
             self._advice_later.start()
+        else:
+            self._advice_later.stop()
 
     def _rest_when_idle(self, state: State) -> None:
         minutes = self.preferences.settings.keep_loaded_minutes

@@ -13,8 +13,7 @@ from pathlib import Path
 from platformdirs import PlatformDirs
 
 from app import NAME
-
-HOME_VARIABLE = "HETEGEN_HOME"
+from core.places import own_home
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Places:
 
 def places(environ: Mapping[str, str] = os.environ) -> Places:
     """The operating system's own folders, or all four under HETEGEN_HOME where that is set."""
-    if home := environ.get(HOME_VARIABLE, "").strip():
-        root = Path(home).expanduser().absolute()
+    if root := own_home(environ):
         return Places(root / "data", root / "config", root / "cache", root / "logs")
     # roaming stays off: a chat history does not belong into a Windows profile that travels over the network.
     dirs = PlatformDirs(NAME, appauthor=False, roaming=False)

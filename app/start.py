@@ -1,7 +1,7 @@
 """What must be settled before Qt and torch are imported, and words for what keeps a bundle from starting.
 
 Knows the environment, streams and system libraries; nothing of the window. Imports nothing but the standard library
-and the table of settings.
+and what sets the variables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-from core.environment import SETTINGS
+from core.environment import prepare_environment
 
 PACKAGES = {
     "libEGL": "libegl1", "libGL": "libgl1", "libfontconfig": "libfontconfig1", "libfreetype": "libfreetype6",
@@ -49,8 +49,7 @@ class CannotStart(Exception):
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """The environment that the libraries are to find. Called once, before any of them is imported."""
-    for name, value in SETTINGS.items():
-        environ.setdefault(name, value)
+    prepare_environment(environ)
     restore_library_path(environ)
     find_certificates(environ)
     ensure_home(environ)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
 SETTINGS = {
@@ -22,10 +22,10 @@ SETTINGS = {
 }
 
 
-def prepare_environment() -> None:
+def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what the person has not set."""
     for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+        environ.setdefault(name, value)
 
 
 @contextmanager

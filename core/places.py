@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HOME_VARIABLE = "HETEGEN_HOME"
@@ -28,10 +29,16 @@ def _assets() -> Path:
     return root / "assets"
 
 
+def own_home(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The one folder for all that the program keeps, where HETEGEN_HOME names it."""
+    home = environ.get(HOME_VARIABLE, "").strip()
+    return Path(home).expanduser().absolute() if home else None
+
+
 def cache_folder() -> Path:
     """For profiles and packed weights: made anew when lost. Under HETEGEN_HOME where that is set."""
-    if home := os.environ.get(HOME_VARIABLE, "").strip():
-        return Path(home).expanduser().absolute() / "cache"
+    if home := own_home():
+        return home / "cache"
     # Imported late: a machine that only measures the engine need not have it.
     from platformdirs import user_cache_path
 
@@ -40,8 +47,8 @@ def cache_folder() -> Path:
 
 def gpu_runtime() -> Path:
     """For the CUDA build of torch that a person had fetched. Under HETEGEN_HOME where that is set."""
-    if home := os.environ.get(HOME_VARIABLE, "").strip():
-        return Path(home).expanduser().absolute() / "data" / "gpu-runtime"
+    if home := own_home():
+        return home / "data" / "gpu-runtime"
     from platformdirs import user_data_path
 
     return user_data_path("HeteGen", appauthor=False) / "gpu-runtime"
