@@ -17,8 +17,8 @@ from app.conversation import Conversation, Turn
 from app.export import Document
 from app.store import Store
 from app.store_file import Report
-from app.whole_file import write_whole
 from core.errors import HeteGenError
+from core.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 

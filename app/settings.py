@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from app.whole_file import write_whole
 from core.events import Sampling
+from core.whole_file import write_whole
 
 Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
 

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.hub.file_lock import try_lock
-from core.hub.layout import Cache, write_whole
+from core.hub.layout import Cache
+from core.whole_file import write_whole
 
 STAMP = "stamp.json"
 DOWNLOADS = "gpu-runtime"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from core.errors import ModelUnreadable
 from core.hub.cache import Installed, is_whole
-from core.hub.layout import write_whole
 from core.hub.needed import CONFIG
+from core.whole_file import write_whole
 
 
 @dataclass(frozen=True)

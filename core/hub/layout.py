@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.hub.listing import DIGEST, Listing, RemoteFile, is_safe_path
+from core.whole_file import write_whole
 
 PREFIX = "models--"
 PARTIAL = ".hetegen.incomplete"
@@ -167,13 +168,6 @@ class Cache:
         else:
             blob.replace(fresh)
         fresh.replace(place)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new text, never a part."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(text, "utf-8")
-    fresh.replace(path)
 
 
 def _symlink(blob: Path, place: Path) -> None:
