@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -19,7 +20,7 @@ from core.cpu_info import CpuInfo, cpu_info, ram
 from core.disk_rate import measure_disk
 from core.errors import HeteGenError
 from core.kept_file import keep
-from core.spec import Cpu, Gpu, Hardware, KernelRate, Link
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
 if TYPE_CHECKING:
     from core.kernels.select import KernelTable
@@ -100,32 +101,38 @@ def refreshed(hardware: Hardware) -> Hardware:
     return replace(hardware, cpu=cpu, gpus=gpus)
 
 
-def at_pace(hardware: Hardware, pace: float) -> Hardware:
-    """The same machine with cores that are `pace` times as fast as they were measured, within what can be believed."""
-    if abs(pace - 1) < SAME_PACE:
+def at_pace(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
+    """The same machine with cores that are so many times as fast as they were measured, by format, within what can be
+    believed. Formats that are not named, and calls, go at the pace of the first."""
+    if all(abs(pace - 1) < SAME_PACE for pace in paces.values()):
         return hardware
-    pace = min(max(pace, LEAST_PACE), MOST_PACE)
+    believed = {storage: min(max(pace, LEAST_PACE), MOST_PACE) for storage, pace in paces.items()}
+    pace = next(iter(believed.values()))
     cpu = replace(
         hardware.cpu,
         read_bytes_s=pace * hardware.cpu.read_bytes_s,
-        rates=_scaled(hardware.cpu.rates, pace),
+        rates=_scaled(hardware.cpu.rates, believed),
         call_s=hardware.cpu.call_s / pace,
         layer_s=hardware.cpu.layer_s / pace,
     )
-    return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, pace) for gpu in hardware.gpus))
+    return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, believed) for gpu in hardware.gpus))
 
 
-def _gpu_at_pace(gpu: Gpu, pace: float) -> Gpu:
+def _gpu_at_pace(gpu: Gpu, paces: Mapping[Storage, float]) -> Gpu:
     if not gpu.shares_cores:
         return gpu
+    pace = next(iter(paces.values()))
     return replace(
-        gpu, bytes_s=pace * gpu.bytes_s, flops=pace * gpu.flops, rates=_scaled(gpu.rates, pace),
+        gpu, bytes_s=pace * gpu.bytes_s, flops=pace * gpu.flops, rates=_scaled(gpu.rates, paces),
         launch_s=gpu.launch_s / pace, layer_s=gpu.layer_s / pace,
     )  # fmt: skip
 
 
-def _scaled(rates: tuple[KernelRate, ...], pace: float) -> tuple[KernelRate, ...]:
+def _scaled(rates: tuple[KernelRate, ...], paces: Mapping[Storage, float]) -> tuple[KernelRate, ...]:
+    first = next(iter(paces.values()))
+
     def scaled(rate: KernelRate) -> KernelRate:
+        pace = paces.get(rate.storage, first)
         one, few, some, many = (pace * flops for flops in rate.flops)
         return KernelRate(rate.storage, pace * rate.bytes_s, (one, few, some, many))
 

@@ -61,11 +61,12 @@ class LoadedModel:
         assert isinstance(placement, DevicePlacement)
         self.plan = plan
         there = placement.kv_places(plan)
-        # First what leaves the device, last what comes to it.
-        self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()})
-        for _ in placement.apply(plan):
-            pass
-        placement.move_cache(self.cache, self.source.module.config, plan)
+        with placement.failures():
+            # First what leaves the device, last what comes to it.
+            self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()})
+            for _ in placement.apply(plan):
+                pass
+            placement.move_cache(self.cache, self.source.module.config, plan)
         self.plan = told_of_locking(plan, placement)
 
     def move_to(self, plan: Plan) -> None:

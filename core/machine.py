@@ -14,7 +14,7 @@ from core.cpu_info import cpu_info, ram
 from core.errors import DeviceLost
 from core.hardware import at_pace, measured_machine, refreshed
 from core.kernels.select import KernelTable
-from core.measure import present_pace
+from core.measure import present_paces
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
 STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
@@ -39,11 +39,11 @@ class Machine:
 
     def keep_pace(self) -> None:
         """Take the processor for as fast as it is now, not as when it was measured: heat, the power plan and other
-        programs change that. Takes some 0.3 s."""
+        programs change that. Takes some 0.4 s."""
         cpu, before = self.hardware.cpu, torch.get_num_threads()
         torch.set_num_threads(cpu.threads)
         try:
-            self.hardware = at_pace(self.hardware, present_pace(self.kernels, cpu.rates[0], cpu.call_s))
+            self.hardware = at_pace(self.hardware, present_paces(self.kernels, cpu.rates, cpu.call_s))
         finally:
             torch.set_num_threads(before)
 

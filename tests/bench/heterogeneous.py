@@ -34,7 +34,7 @@ from core.generate import Token, generate
 from core.governor import Governor
 from core.loading import LoadedModel, load_model
 from core.machine import Machine, open_machine
-from core.measure import present_pace
+from core.measure import present_paces
 from core.model import LanguageModel
 from core.placement import DevicePlacement
 from core.places import cache_folder
@@ -190,7 +190,7 @@ def predictions(options: argparse.Namespace) -> Iterator[Row]:
                 plan = model.plan(machine, strategy)
                 run = model.run(machine, plan, options.new_tokens, options.prompt_tokens)
                 cpu = machine.hardware.cpu
-                pace = present_pace(machine.kernels, cpu.rates[0], cpu.call_s)
+                pace = present_paces(machine.kernels, cpu.rates, cpu.call_s)[model.spec.storage(format)]
             yield setting | compared(plan, run) | {"pace_after": round(pace, 2), "tries": tries}
         del model
         gc.collect()
