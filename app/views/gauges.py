@@ -171,9 +171,9 @@ class SpeedLine(QWidget):
 
     def _describe(self) -> None:
         last = next((value for _, value in reversed(self._points) if value is not None), None)
-        words = f"Speed of the last minute: {wording.rate(last)} tokens/s"
+        words = tr("Speed of the last minute: {} tokens/s").format(wording.rate(last))
         if self._predicted:
-            words += f", predicted {wording.rate(self._predicted.likely)}"
+            words = tr("{}, predicted {}").format(words, wording.rate(self._predicted.likely))
         self.setAccessibleName(words)
         self.setToolTip(words)
 

@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 from app import wording
-from app.language import said
+from app.language import said, tr
 from app.live import Outlook, Wish, idle_devices, with_sample
 from app.telemetry import Sample, Sampler
 from app.telemetry_nvml import GpuSample
@@ -106,8 +106,8 @@ class LiveView(Pane):
         self.speeds["tok_s"].show_value(_per_second(known.tok_s))
         self.speeds["ttft"].show_value(wording.seconds(known.ttft_s))
         self.speeds["prompt"].show_value(_per_second(known.prompt_tok_s))
-        used = f"{known.context_used:,} of {known.context_limit:,}" if known.context_limit else wording.UNKNOWN
-        self.speeds["context"].show_value(used)
+        limit = known.context_limit
+        self.speeds["context"].show_value(wording.of(known.context_used, limit) if limit else wording.UNKNOWN)
 
     @Slot(object)
     def show_sample(self, sample: Sample) -> None:
@@ -198,7 +198,7 @@ class LiveView(Pane):
 
 
 def _per_second(rate: float | None) -> str:
-    return wording.UNKNOWN if rate is None else f"{wording.rate(rate)} tokens/s"
+    return wording.UNKNOWN if rate is None else tr("{} tokens/s").format(wording.rate(rate))
 
 
 def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
