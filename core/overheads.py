@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from core.accelerators.base import Accelerator
 from core.hetero_linear import HeteroLinear, SharedInputs
@@ -52,7 +51,7 @@ class Overheads:
 
     def layer_s(self) -> float:
         """A layer on the CPU besides its linears."""
-        return PER_LAYER * self._median(_small_operations(torch.ones(1, WIDTH, dtype=torch.bfloat16)))
+        return PER_LAYER * self._small_s()
 
     def of_device(self, accelerator: Accelerator) -> DeviceOverheads:
         """Those of a linear and a layer that compute there. Raises NotEnoughMemory, DeviceLost."""
@@ -60,12 +59,23 @@ class Overheads:
         launch_s = self._forward_s(_linear(accelerator, SMALL))
         divided = _linear(accelerator, SMALL // 2)
         first_s, next_s = self._forward_s(divided), self._forward_s(divided, [divided])
-        x = torch.ones(1, WIDTH, dtype=torch.bfloat16, device=accelerator.device)
-        layer_s = PER_DEVICE_LAYER * self._median(_small_operations(x))
-        accelerator.synchronize()
         return DeviceOverheads(
-            launch_s, max(NOTHING_S, first_s - next_s), max(NOTHING_S, next_s - launch_s - call_s), layer_s
+            launch_s,
+            max(NOTHING_S, first_s - next_s),
+            max(NOTHING_S, next_s - launch_s - call_s),
+            PER_DEVICE_LAYER * self._small_s(),
         )
+
+    def _small_s(self) -> float:
+        """Some small operations on the CPU: Python and torch's own work for each take the time, wherever they run."""
+        x = torch.ones(1, WIDTH, dtype=torch.bfloat16)
+
+        def operations() -> None:
+            y = x
+            for _ in range(SMALL_OPERATIONS):
+                y = y + x
+
+        return self._median(operations)
 
     def _forward_s(self, linear: HeteroLinear, earlier: Sequence[HeteroLinear] = ()) -> float:
         """Of a linear that reads a new input, or one that `earlier` linears have read."""
@@ -93,15 +103,6 @@ def _median(work: Callable[[], object], before: Callable[[], object]) -> float:
         work()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
-
-
-def _small_operations(x: Tensor) -> Callable[[], None]:
-    def operations() -> None:
-        y = x
-        for _ in range(SMALL_OPERATIONS):
-            y = y + x
-
-    return operations
 
 
 def _small_weight() -> QuantizedWeight:
