@@ -22,7 +22,7 @@ from app.store_recovery import salvage
 from app.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable, open_database
 from tests.app.test_store import integrity, talk
 
-KILLS = int(os.environ.get("HETEGEN_KILLS", "20"))
+KILLS = int(os.environ.get("HETEGEN_KILLS", "10"))
 # A quarter of a second is promised, and what is printed shows it; other programs may hold a writer up, not most.
 AT_MOST_LOST_S = 1.0
 

@@ -27,7 +27,7 @@ from core.events import (
     Request,
     Sampling,
 )
-from core.places import cache_folder
+from core.places import HOME_VARIABLE, cache_folder
 from tests.core.tiny_tokenizer import chat_model
 
 ONE_THREAD = LoadOptions(threads=1)
@@ -182,9 +182,12 @@ def _stop_at(events: Iterator[Event], where: type[Event], clock: Clock) -> Finis
     raise AssertionError("no end")
 
 
-def test_converted_weights_that_cannot_be_kept_are_used_all_the_same(tmp_path: Path) -> None:
+def test_converted_weights_that_cannot_be_kept_are_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where the cache is on a drive that is read-only or gone."""
-    (cache_folder() / FOLDER).parent.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    cache_folder().mkdir(parents=True)
     (cache_folder() / FOLDER).write_text("in the way of a folder", encoding="utf-8")
     engine = Engine()
     *_, loaded = engine.load(chat_model(tmp_path / "model"), replace(ONE_THREAD, format="int8"))

@@ -29,7 +29,7 @@ from tests.core import machines
 from tests.core.machines import A10, DESKTOP, LAPTOP, MACHINES, TWO_CARDS
 
 # HETEGEN_PLANS=10000 for the long run.
-PLANS = int(os.environ.get("HETEGEN_PLANS", "2000"))
+PLANS = int(os.environ.get("HETEGEN_PLANS", "800"))
 model = cache(machines.model)
 QUICK = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 

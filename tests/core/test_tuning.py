@@ -84,7 +84,7 @@ def test_corrections_are_bounded() -> None:
     assert profile.cpu == 4.0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.lists(st.floats(0.9, 1.12), min_size=12, max_size=12))
 def test_noise_does_not_make_shares_go_to_and_fro(noise: list[float]) -> None:
     plan, profile, changes = plan_for(), Profile(), 0
