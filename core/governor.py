@@ -118,7 +118,9 @@ class Governor:
         try:
             self._loaded.to_device(plan)
         except (NotEnoughMemory, DeviceLost):
-            return None  # others were faster
+            # Others were faster. Trying again and again would load weights in vain in the middle of a reply.
+            self._loaded.can_use_device = False
+            return None
         self.begin()
         return Replanned("The graphics card has room again.", self._loaded.plan)
 

@@ -60,13 +60,13 @@ class LoadedModel:
         placement = self.model.placement
         assert isinstance(placement, DevicePlacement)
         self.plan = plan
-        there = placement.kv_places(plan)
+        there, home = placement.kv_places(plan), placement.kv_home(self.source.module.config)
         with placement.failures():
             # First what leaves the device, last what comes to it.
-            self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()})
+            self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()}, home)
             for _ in placement.apply(plan):
                 pass
-            placement.move_cache(self.cache, self.source.module.config, plan)
+            self.cache.move(there, home)
         self.plan = told_of_locking(plan, placement)
 
     def move_to(self, plan: Plan) -> None:

@@ -130,18 +130,15 @@ class DevicePlacement:
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
-        return KVCache(config, plan.context, self.kv_places(plan), self._kv_home(config))
-
-    def move_cache(self, cache: KVCache, config: Any, plan: Plan) -> None:
-        """Have the KV cache lie where the plan has it. Raises NotEnoughMemory."""
-        cache.move(self.kv_places(plan), self._kv_home(config))
+        return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config))
 
     def kv_places(self, plan: Plan) -> dict[int, Allocate]:
         """How the layers of the KV cache are allocated that the plan has on the device."""
         layers = zip(self._kv_layers, plan.kv_devices, strict=True)
         return {layer.layer: self.accelerator.empty for layer, gpu in layers if gpu >= 0}
 
-    def _kv_home(self, config: Any) -> torch.device | None:
+    def kv_home(self, config: Any) -> torch.device | None:
+        """Where a model wants all states handed over whose attention is its own."""
         return self.device if config._attn_implementation != attention.NAME else None
 
     def close(self) -> None:
