@@ -23,6 +23,7 @@ EXPORTS = [
     "layer_bytes",
     "layer_begin",
     "layer_end",
+    "copy",
 ]
 VECTORISED = "-fno-trapping-math"
 """Else a comparison of floats keeps a loop from doing several at once: nobody reads the exceptions' flags."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from core.measure import CpuRates, GpuRates
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 5
+PROFILE_VERSION = 6
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -151,7 +151,8 @@ def _profile(
 
     from core.kernels import native
 
-    wanted = threads or info.physical_cores
+    lent = simulation.cores if simulation else 0
+    wanted = threads or max(1, info.physical_cores - lent)
     total = ram()[0]
     facts = [PROFILE_VERSION, asdict(info), total, torch.__version__, driver_version(), wanted]
     facts += [native.VERSION, native.instruction_sets()]
@@ -221,12 +222,13 @@ def _gpu(card: Card, measured: GpuRates) -> Gpu:
 
 
 def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
-    """As fast as the cores that stand in for it, which it shares; or with a rate of its own, as a card would be."""
+    """As fast as the cores that stand in for it, shared or its own; or with a rate of its own, as a card would be."""
     own = simulation.gpu
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
         measured.link, () if own else measured.rates, measured.cpu_under_copy, measured.link_under_cpu,
-        measured.launch_s, measured.layer_s, simulated=True, shares_cores=own is None, kind="simulated",
+        measured.launch_s, measured.layer_s, simulated=True, shares_cores=own is None and not simulation.cores,
+        kind="simulated",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator, HostCopy
-from core.host_weight import DeviceRows, HostWeight
+from core.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
 from core.kernels.inputs import HostInput
 from core.parameter_manager import Piece, Streaming
 from core.spec import Rows
@@ -103,9 +103,17 @@ class SharedInputs:
     def __init__(self, accelerator: Accelerator) -> None:
         self.cpu_s = 0.0
         self._accelerator = accelerator
+        self._there: Tensor | None = None
+        self._on_device: DeviceInput | None = None
         self._seen: Tensor | None = None
         self._copy: HostCopy | None = None
         self._prepared: HostInput | None = None
+
+    def on_device(self, x: Tensor) -> DeviceInput:
+        """`x` (..., K) as the device's products take it."""
+        if self._on_device is None or self._there is not x:
+            self._there, self._on_device = x, device_input(x.reshape(-1, x.shape[-1]))
+        return self._on_device
 
     def start(self, x: Tensor) -> None:
         """Begin to bring `x` to the host, unless that was done for the linear before."""
@@ -122,7 +130,7 @@ class SharedInputs:
 
     def forget(self) -> None:
         """Let go of the tensors at the end of a pass."""
-        self._seen = self._copy = self._prepared = None
+        self._there = self._on_device = self._seen = self._copy = self._prepared = None
 
 
 class HeteroLinear(nn.Module):
@@ -150,57 +158,56 @@ class HeteroLinear(nn.Module):
         """(..., K) -> (..., N), on the device."""
         if x.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
             x = self.accelerator.to_device(x)
-        flat = x.reshape(-1, x.shape[-1])
         whole = self.resident is not None and self.resident.rows == self.host.rows
-        return (self._whole(flat) if whole else self._divided(x, flat)).view(*x.shape[:-1], self.host.rows)
+        return (self._whole(x) if whole else self._divided(x)).view(*x.shape[:-1], self.host.rows)
 
-    def _whole(self, flat: Tensor) -> Tensor:
+    def _whole(self, x: Tensor) -> Tensor:
         """All rows are resident: the device's own linear, with as little around it as can be."""
-        resident, result = self.resident, list[Tensor]()
+        resident, result, given = self.resident, list[Tensor](), self.inputs.on_device(x)
         assert resident is not None
         self.accelerator.launch(
-            lambda: result.append(resident.linear(flat, self.bias)), self.host.rows * self.host.row_bytes
+            lambda: result.append(resident.linear(given, self.bias)), self.host.rows * self.host.row_bytes
         )
         self.accelerator.settle()
         return result[0]
 
-    def _divided(self, x: Tensor, flat: Tensor) -> Tensor:
-        out = flat.new_empty(flat.shape[0], self.host.rows)
+    def _divided(self, x: Tensor) -> Tensor:
+        given, out = self.inputs.on_device(x), x.new_empty(x.shape[:-1].numel(), self.host.rows)
         if self.division.cpu:
             self.inputs.start(x)
         if self.resident is not None:
-            self._launch(self.resident, flat, out, 0)
+            self._launch(self.resident, given, out, 0)
         pieces = iter(self.pieces)
-        late = self._launch_ready(flat, out, pieces)
+        late = self._launch_ready(given, out, pieces)
         if self.division.cpu:
             self._compute_host(out)
         for piece in [late, *pieces] if late else ():
-            self._launch_piece(flat, out, piece)
+            self._launch_piece(given, out, piece)
         self.accelerator.settle()
         return out if self.bias is None else out + self.bias
 
-    def _launch(self, rows: DeviceRows, flat: Tensor, out: Tensor, begin: int) -> None:
+    def _launch(self, rows: DeviceRows, x: DeviceInput, out: Tensor, begin: int) -> None:
         def compute() -> None:
-            out[:, begin : begin + rows.rows] = rows.linear(flat)
+            out[:, begin : begin + rows.rows] = rows.linear(x)
 
         self.accelerator.launch(compute, rows.rows * self.host.row_bytes)
 
-    def _launch_ready(self, flat: Tensor, out: Tensor, pieces: Iterator[Piece]) -> Piece | None:
+    def _launch_ready(self, x: DeviceInput, out: Tensor, pieces: Iterator[Piece]) -> Piece | None:
         """Launch what the ring holds already; the first piece that would have to be waited for."""
         for piece in pieces:
             assert self.streams is not None
             if not self.streams.has_ready(piece):
                 return piece
-            self._launch_piece(flat, out, piece)
+            self._launch_piece(x, out, piece)
         return None
 
-    def _launch_piece(self, flat: Tensor, out: Tensor, piece: Piece) -> None:
+    def _launch_piece(self, x: DeviceInput, out: Tensor, piece: Piece) -> None:
         assert self.streams is not None
         if not self.streams.has_ready(piece):
             # The ring may be waiting for what is launched: a simulated device computes only when asked to.
             self.accelerator.settle()
         with self.streams.take(piece) as rows:
-            self._launch(rows, flat, out, piece.begin)
+            self._launch(rows, x, out, piece.begin)
 
     def _compute_host(self, out: Tensor) -> None:
         begin = self.division.resident + self.division.streamed

@@ -63,6 +63,15 @@ class HostWeight:
         return DeviceRows(rows, matmul)
 
 
+DeviceInput = Tensor | HostInput
+"""(M, K) on the device; as the host's kernels want it where the device's memory is the host's."""
+
+
+def device_input(x: Tensor) -> DeviceInput:
+    """What all rows on the device that read `x` (M, K) can share."""
+    return HostInput(x) if x.device.type == "cpu" else x
+
+
 class DeviceRows:
     """Rows of a weight that lie on the device, in the same bytes as on the host."""
 
@@ -74,16 +83,18 @@ class DeviceRows:
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
         self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
         """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""
-        if self.weight.format == "bf16" and self._matmul is None:
-            return F.linear(x, self.weight.dequantize(x.dtype), bias)
-        y = self._product(x)
+        if self._matmul is not None:
+            y = self._matmul(x)
+        else:
+            assert isinstance(x, Tensor)
+            if self.weight.format == "bf16":
+                return F.linear(x, self.weight.dequantize(x.dtype), bias)
+            y = self._product(x)
         return (y if bias is None else y + bias).to(x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
-        if self._matmul is not None:
-            return self._matmul(x)
         if self._kernels is not None and x.shape[0] <= MOST_ROWS:
             return self._kernels.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)

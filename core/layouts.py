@@ -15,12 +15,11 @@ from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, R
 # Prompt and reply that layouts are compared by.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
-TIERS = ((512, 16 * MIB), (256, 2 * MIB), (32, MIB // 2))
+TIERS = ((512, 8 * MIB), (256, 2 * MIB), (32, MIB // 2))
 """Prefill chunk in tokens and the most bytes of a staging buffer; the smaller ones are tried on small cards only."""
 BUFFERS, LEAST_BUFFER = 8, 2 * MIB
-BUFFER_S = 0.7e-3
-"""How long a buffer is to be on its way: long beside what each costs, and yet so small that it stays in the processor's
-cache between the copy into it and the copy out of it."""
+BUFFER_S = 2e-3
+"""How long a buffer is to be on its way at most: long beside what each costs."""
 SMALL_CARD = 4 * GIB
 # Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
 WORTH_PRICING = 1.5

@@ -10,7 +10,6 @@ pass's pieces in their order and starts over with the next token, so the link al
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,6 +23,7 @@ from torch import Tensor
 from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
 from core.errors import DeviceLost, NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
+from core.kernels.native import copy_past_caches
 from core.spec import LinearPlan, Ring
 
 FEWEST_PINNED = 2
@@ -50,6 +50,16 @@ class Slot:
     device: Tensor
     copied: Event
     freed: Event
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A piece that is in a slot or on its way there; `epoch` counts the schedules."""
+
+    epoch: int
+    piece: Piece
+    slot: Slot
+    rows: DeviceRows
 
 
 def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Piece]:
@@ -138,7 +148,7 @@ class ParameterManager:
         if len(hosts) < min(FEWEST_PINNED, ring.buffers):
             hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
         self._free = [self._slot(host) for host in hosts]
-        self._ready: deque[tuple[int, Piece, Slot]] = deque()
+        self._ready: deque[Fetched] = deque()
         self._schedule: Sequence[Piece] = ()
         self._next = 0  # of the schedule, to be fetched
         self._taken = 0  # of the schedule, or skipped, by the pass that runs
@@ -163,18 +173,18 @@ class ParameterManager:
     def has_ready(self, piece: Piece) -> bool:
         """Whether the piece can be taken without waiting for the ring."""
         with self._changed:
-            return any(epoch == self._epoch and found == piece for epoch, found, _ in self._ready)
+            return any(one.epoch == self._epoch and one.piece == piece for one in self._ready)
 
     @contextmanager
     def take(self, piece: Piece) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
-        slot = self._wait_for(piece)
-        self._accelerator.wait(slot.copied)
+        fetched = self._wait_for(piece)
+        self._accelerator.wait(fetched.slot.copied)
         try:
-            yield self._weights[piece.linear][piece.expert].on_device(slot.device, piece.begin, piece.end)
+            yield fetched.rows
         finally:
-            self._accelerator.record(slot.freed)
-            self._release(slot)
+            self._accelerator.record(fetched.slot.freed)
+            self._release(fetched.slot)
 
     def close(self) -> None:
         """End the thread and give the ring back."""
@@ -204,18 +214,18 @@ class ParameterManager:
                 break
         return found
 
-    def _wait_for(self, piece: Piece) -> Slot:
+    def _wait_for(self, piece: Piece) -> Fetched:
         with self._changed:
             while True:
                 if not self._changed.wait_for(lambda: self._ready or self._error, timeout=WAIT_S):
                     raise device_lost(self._accelerator.name)
                 if self._error is not None:
                     raise self._error
-                epoch, found, slot = self._ready.popleft()
-                self._taken += epoch == self._epoch
-                if epoch == self._epoch and found == piece:
-                    return slot
-                self._free.append(slot)
+                found = self._ready.popleft()
+                self._taken += found.epoch == self._epoch
+                if found.epoch == self._epoch and found.piece == piece:
+                    return found
+                self._free.append(found.slot)
                 self._changed.notify_all()
 
     def _release(self, slot: Slot) -> None:
@@ -228,12 +238,12 @@ class ParameterManager:
         while (job := self._next_job()) is not None:
             epoch, piece, slot = job
             try:
-                self._fetch(piece, slot)
+                fetched = Fetched(epoch, piece, slot, self._fetch(piece, slot))
             except Exception as error:  # noqa: BLE001  raised again in the thread that waits for the piece
                 self._fail(error)
                 return
             with self._changed:
-                self._ready.append((epoch, piece, slot))
+                self._ready.append(fetched)
                 self._changed.notify_all()
 
     def _next_job(self) -> tuple[int, Piece, Slot] | None:
@@ -245,13 +255,14 @@ class ParameterManager:
             self._next = (self._next + 1) % len(self._schedule)
             return self._epoch, piece, self._free.pop(0)
 
-    def _fetch(self, piece: Piece, slot: Slot) -> None:
+    def _fetch(self, piece: Piece, slot: Slot) -> DeviceRows:
         slot.copied.synchronize()
         weight = self._weights[piece.linear][piece.expert]
         nbytes = pack(weight.parts(piece.begin, piece.end), slot.host)
         self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
+        return weight.on_device(slot.device, piece.begin, piece.end)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -262,11 +273,10 @@ class ParameterManager:
 def pack(parts: Sequence[Tensor], buffer: Tensor) -> int:
     """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
 
-    memmove and not torch: ctypes lets go of the interpreter lock, and torch would start a second pool of threads here
-    that competes with the one that computes.
+    Not by torch, which would start a second pool of threads here that competes with the one that computes.
     """
     at = 0
     for part in parts:
-        ctypes.memmove(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
+        copy_past_caches(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
         at += part.nbytes
     return at

@@ -19,6 +19,9 @@ STREAMING: tuple[Strategy, ...] = ("stream", "serial")
 # CPU and GPU work at the same time. Which is better depends on the exchange's price: each is tried.
 WHOLE_PARTS = (1.0, 0.9, 0.7, 0.4, 0.0)
 BALANCE_STEPS = 4
+SEARCH_STEPS, GOLDEN = 7, (5**0.5 - 1) / 2
+BUSY_DEVICE = 0.5
+"""Of the CPU's time: a device that computes for so long may become what the others wait for."""
 MOST_FORCED = 3
 
 
@@ -34,7 +37,18 @@ def resident_choices(classes: Sequence[GroupClass], room: int, machine: Machine,
         whole, left = _whole_groups(classes, order, room, part)
         found[Residents(whole, _spread_evenly(classes, order, whole, left))] = None
         found[Residents(whole, _spread_by_gain(classes, order, whole, left))] = None
+    if not machine.shares_cores:
+        found[_working_together(classes, room)] = None
     return list(found)
+
+
+def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
+    """Of every group as much as fits, and no more than lets both engines end at the same time: a card that is no faster
+    than the CPU is worth having all the same."""
+    nothing = (0,) * len(classes)
+    parts = _spread_evenly(classes, range(len(classes)), nothing, room)
+    balanced = [item.cpu[DECODE] / (item.cpu[DECODE] + item.gpu[DECODE]) for item in classes]
+    return Residents(nothing, tuple(min(part, share) for part, share in zip(parts, balanced, strict=True)))
 
 
 def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
@@ -106,8 +120,9 @@ def _stream_choices(case: Case, timed: Callable[[Shares], Times]) -> list[Shares
 
 
 def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int], free: Sequence[int]) -> list[Shares]:
-    """`whole` classes streamed entirely, the same share of the `free` ones: all, and where the link takes as long as
-    everything else (both are nearly linear in the share, so a few steps of false position find it)."""
+    """`whole` classes streamed entirely, the same share of the `free` ones: all, where the link takes as long as
+    everything else (both are nearly linear in the share, so a few steps of false position find it), and the quickest
+    where the device may have more to do than the link or the CPU."""
 
     def shares(share: float) -> Shares:
         return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
@@ -116,14 +131,35 @@ def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int]
         times = timed(shares(share))
         return times.link - times.critical
 
+    none, all_of_it = timed(shares(0.0)), timed(shares(1.0))
+    choices = [shares(1.0)]
+    if free and (all_of_it.gpu > all_of_it.link or none.gpu > BUSY_DEVICE * none.cpu):
+        choices.append(shares(_lowest(lambda share: timed(shares(share)).total)))
     low, high = 0.0, 1.0
     at_low, at_high = excess(1e-6), excess(1.0)
     if not free or at_low >= 0 or at_high <= 0:
-        return [shares(1.0)]
+        return choices
     for _ in range(BALANCE_STEPS):
         middle = low + (high - low) * at_low / (at_low - at_high)
         if (found := excess(middle)) < 0:
             low, at_low = middle, found
         else:
             high, at_high = middle, found
-    return [shares(1.0), shares(low), shares(high)]
+    return [*choices, shares(low), shares(high)]
+
+
+def _lowest(total: Callable[[float], float]) -> float:
+    """Where between 0 and 1 a function is lowest that falls and then rises: by golden sections."""
+    low, high = 0.0, 1.0
+    left, right = high - GOLDEN, low + GOLDEN
+    at_left, at_right = total(left), total(right)
+    for _ in range(SEARCH_STEPS):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - GOLDEN * (high - low)
+            at_left = total(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + GOLDEN * (high - low)
+            at_right = total(right)
+    return (low + high) / 2

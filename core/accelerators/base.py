@@ -75,10 +75,10 @@ class HostCopy(Protocol):
 
 
 class Accelerator(Protocol):
-    """One device; `device` is where its tensors live for torch."""
+    """One device; `device` is where its tensors live for torch. `shares_cores`: it computes on the processor's own."""
 
     name: str
-    simulated: bool
+    shares_cores: bool
     device: torch.device
 
     def failures(self) -> AbstractContextManager[None]:

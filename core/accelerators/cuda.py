@@ -81,7 +81,7 @@ class CudaHostCopy:
 class CudaAccelerator:
     """One card. What is launched goes to torch's current stream, as the model's own operations do."""
 
-    simulated = False
+    shares_cores = False
 
     def __init__(self, index: int = 0) -> None:
         self.name = f"cuda:{index}"

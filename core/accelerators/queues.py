@@ -1,7 +1,7 @@
 """Streams and events of the simulated device: queues whose work is done late, by a clock.
 
 A queue is worked through by whoever waits for something in it, piece by piece; copies also by a thread of the link's.
-What was launched is only ever computed by the thread that launched it.
+What was launched is computed by the thread that launched it, or by that of a device with cores of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from core.accelerators.base import Event, Stream, device_lost
 from core.errors import DeviceLost
+from core.kernels.native import copy_past_caches
 from core.sizes import KIB
 from core.spec import COPY_PIECE
 
@@ -35,9 +37,12 @@ class Health:
 
     name: str
     lost: bool = False
+    failure: Exception | None = None
 
     def check(self) -> None:
-        """Raises DeviceLost."""
+        """Raises DeviceLost, or what a thread of the device failed with."""
+        if self.failure is not None:
+            raise self.failure
         if self.lost:
             raise device_lost(self.name)
 
@@ -93,6 +98,14 @@ class Queue:
         self._driving = threading.Lock()
         self._clock = 0.0
 
+    def enqueue(self, work: Work) -> None:
+        """Add work after what there is."""
+        self._work.append(work)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._work
+
     def mark(self) -> Mark:
         """A new mark after everything enqueued so far."""
         mark = Mark(self)
@@ -101,13 +114,13 @@ class Queue:
             mark.at = self._clock
             mark.done.set()
 
-        self._work.append(fire)
+        self.enqueue(fire)
         return mark
 
     def reach(self, mark: Mark) -> None:
         """Do this queue's work up to the mark, on the calling thread. Raises DeviceLost."""
         while not mark.done.is_set():
-            self.step()
+            self.step(mark)
         sleep_until(mark.at)
 
     def wait(self, event: Event) -> None:
@@ -121,15 +134,18 @@ class Queue:
             self._clock = max(self._clock, mark.at)
             return None
 
-        self._work.append(arrive)
+        self.enqueue(arrive)
 
     def synchronize(self) -> None:
         self.reach(self.mark())
 
-    def step(self) -> None:
-        """Do the next piece of work, or wait for what it waits for. Raises DeviceLost."""
+    def step(self, until: Mark | None = None) -> None:
+        """Do the next piece of work, or wait for what it waits for; nothing beyond `until`, which others may have
+        reached meanwhile: it could wait for what only this thread can do. Raises DeviceLost."""
         with self._driving:
             self.health.check()
+            if until is not None and until.done.is_set():
+                return
             blocker: Mark | None = None
             try:
                 blocker = self._work[0]() if self._work else None
@@ -140,6 +156,41 @@ class Queue:
         # Not while driving: the thread that can make it fire may need this queue's earlier marks.
         if blocker is not None:
             blocker.queue.reach(blocker)
+
+
+class Driver:
+    """A thread that works through a queue whenever it is woken."""
+
+    def __init__(self, queue: Queue, name: str, prepare: Callable[[], object] = lambda: None) -> None:
+        """`prepare` is called in the thread before all else."""
+        self._queue, self._prepare = queue, prepare
+        self._wake = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.release()
+
+    def stop(self) -> None:
+        """End the thread once its device is lost."""
+        self.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._prepare()
+        health = self._queue.health
+        # As in a forward pass: what was made there may be written to here.
+        with torch.inference_mode():
+            while not health.lost:
+                self._wake.acquire()
+                try:
+                    while not self._queue.is_empty:
+                        self._queue.step()
+                except DeviceLost:
+                    return
+                except Exception as error:  # noqa: BLE001  raised again by whoever waits for the device
+                    health.failure = error
+                    return
 
 
 class LaunchQueue(Queue):
@@ -159,7 +210,7 @@ class LaunchQueue(Queue):
             work()
             self._clock = max(self._clock, ready) + nbytes * self._seconds_per_byte
 
-        self._work.append(compute)
+        self.enqueue(compute)
 
     def reach(self, mark: Mark) -> None:
         if threading.get_ident() != self._owner:
@@ -170,15 +221,38 @@ class LaunchQueue(Queue):
         self._owner = threading.get_ident()
         super().synchronize()
 
+    def stop(self) -> None:
+        """End the thread that computes, if the device has one."""
+
+
+class DeviceQueue(LaunchQueue):
+    """What is computed, at once and beside whoever launched it: by a thread that uses cores of the device's own."""
+
+    def __init__(self, health: Health, rate: float | None, cores: int) -> None:
+        super().__init__(health, rate)
+        self._driver = Driver(self, "simulated device", lambda: torch.set_num_threads(cores))
+
+    def enqueue(self, work: Work) -> None:
+        super().enqueue(work)
+        self._driver.wake()
+
+    def reach(self, mark: Mark) -> None:
+        mark.await_passively()
+        sleep_until(mark.at)
+
+    def synchronize(self) -> None:
+        self.reach(self.mark())
+
+    def stop(self) -> None:
+        self._driver.stop()
+
 
 class CopyQueue(Queue):
     """Copies at the link's rate."""
 
     def __init__(self, health: Health) -> None:
         super().__init__(health)
-        self._wake = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._deliver, name="simulated link", daemon=True)
-        self._thread.start()
+        self._driver = Driver(self, "simulated link")
 
     def copy(self, dst: Tensor, src: Tensor, wire: Wire) -> None:
         """Enqueue a copy in pieces."""
@@ -186,19 +260,18 @@ class CopyQueue(Queue):
         pieces = [_Piece(dst, src, start, min(COPY_PIECE, dst.nbytes - start)) for start in starts]
         if self._work:
             # What lies there may still be used by whom this stream waits for.
-            self._work.append(lambda: _poison(pieces))
+            self.enqueue(lambda: _poison(pieces))
         else:
             _poison(pieces)
         now = time.perf_counter()
         for piece in pieces:
-            self._work.append(lambda piece=piece: self._carry(piece, wire, now))  # type: ignore[misc]
+            self.enqueue(lambda piece=piece: self._carry(piece, wire, now))  # type: ignore[misc]
         if dst.nbytes > SMALL_COPY:
-            self._wake.release()
+            self._driver.wake()
 
     def stop(self) -> None:
-        """End the thread."""
-        self._wake.release()
-        self._thread.join()
+        """End the thread of a device that is lost."""
+        self._driver.stop()
 
     def _carry(self, piece: _Piece, wire: Wire, enqueued: float) -> None:
         # The clock is that of the last event waited for: time before it cannot be used.
@@ -206,15 +279,6 @@ class CopyQueue(Queue):
         sleep_until(at)
         piece.fill()
         self._clock = at
-
-    def _deliver(self) -> None:
-        while not self.health.lost:
-            self._wake.acquire()
-            try:
-                while self._work:
-                    self.step()
-            except DeviceLost:
-                return
 
 
 class SimulatedEvent:
@@ -255,7 +319,7 @@ class _Piece:
 
     def fill(self) -> None:
         # Not copy_: it would bring a team of threads of its own to the cores that compute.
-        ctypes.memmove(self.dst.data_ptr() + self.start, self.src.data_ptr() + self.start, self.nbytes)
+        copy_past_caches(self.dst.data_ptr() + self.start, self.src.data_ptr() + self.start, self.nbytes)
 
 
 def _poison(pieces: list[_Piece]) -> None:

@@ -4,8 +4,9 @@ Memory is a capped, accounted pool. The link delivers at a given rate by waiting
 both ends of each piece of the destination hold NaN, so that computing with what has not arrived shows. As with real
 cards, only memory that is pinned is copied beside the caller: any other goes through one pinned buffer, piece after
 piece, and the caller waits. What is launched is kept until its results are asked for and then done on the asking
-thread: it has the cores, a second team of threads would fight for them. A rate for the device makes it take at least
-that long, counted from when it could have begun.
+thread: it has the cores, a second team of threads would fight for them. A device that was given cores of its own begins
+at once and computes beside the caller. A rate for the device makes it take at least that long, counted from when it
+could have begun.
 Never chosen by itself, always named simulated.
 """
 
@@ -23,17 +24,22 @@ from torch import Tensor
 
 from core.accelerators.base import Event, Memory, Stream, cannot_pin, out_of_memory
 from core.accelerators.host_bytes import host_bytes
-from core.accelerators.queues import CopyQueue, Health, LaunchQueue, SimulatedEvent, Wire, sleep_until
+from core.accelerators.queues import CopyQueue, DeviceQueue, Health, LaunchQueue, SimulatedEvent, Wire, sleep_until
 from core.accelerators.simulation import Simulation
 from core.spec import COPY_PIECE
 
 ALIGNMENT = 64
 
 
+def launch_queue(health: Health, simulation: Simulation) -> LaunchQueue:
+    """What computes for such a device."""
+    if simulation.cores:
+        return DeviceQueue(health, simulation.gpu, simulation.cores)
+    return LaunchQueue(health, simulation.gpu)
+
+
 class SimulatedAccelerator:
     """A device in RAM. Tests may `resize` it, let `others` take memory, `lose` it, or set `pin_limit`."""
-
-    simulated = True
 
     def __init__(self, simulation: Simulation, index: int = 0) -> None:
         self.name = f"simulated:{index}"
@@ -48,7 +54,8 @@ class SimulatedAccelerator:
         self._lock = threading.RLock()
         self._health = Health(self.name)
         self._up, self._down = Wire(simulation.link), Wire(simulation.link)
-        self._launched = LaunchQueue(self._health, simulation.gpu)
+        self.shares_cores = not simulation.cores
+        self._launched = launch_queue(self._health, simulation)
         self._streams: list[CopyQueue] = []
         self._pinned: dict[int, int] = {}  # address: bytes
         self._bounce, self._bouncing = host_bytes(COPY_PIECE, ALIGNMENT, lambda _: None), threading.Lock()
@@ -170,6 +177,7 @@ class SimulatedAccelerator:
 
     def close(self) -> None:
         self._health.lost = True
+        self._launched.stop()
         for stream in self._streams:
             stream.stop()
         self._streams.clear()

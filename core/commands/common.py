@@ -27,7 +27,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     group.add_argument("--context", type=int, metavar="N", help="context in tokens")
     group.add_argument("--format", choices=("auto", "bf16", "int8", "int4"), default="auto", help="weight format")
-    group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s]")
+    group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]")
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:

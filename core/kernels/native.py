@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,13 @@ INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-VERSION = 6
+VERSION = 7
 """Of the library's calls, as in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
 _INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
+    "hetegen_copy": (None, [_ADDRESS, _ADDRESS, _LONG]),
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
     "hetegen_input_kind": (_INT, [_INT, _INT, _LONG]),
@@ -223,6 +224,18 @@ class NativeLibrary:
 def _threads_for(nbytes: int) -> int:
     """Waiting for other threads costs more than they save on little work, and far more on a busy machine."""
     return torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
+
+
+def copy_past_caches(to: int, start: int, nbytes: int) -> None:
+    """Copy what this processor will not read again from address to address; other threads of Python run meanwhile."""
+    _copy()(to, start, nbytes)
+
+
+@cache
+def _copy() -> Callable[[int, int, int], object]:
+    library = _load()
+    copy: Callable[[int, int, int], object] = ctypes.memmove if library is None else library.hetegen_copy
+    return copy
 
 
 @cache

@@ -59,9 +59,16 @@ def shortest(attempt: Callable[[], float], at_least: float) -> float:
 def test_simulations_are_read() -> None:
     assert parse_simulation("vram=6GiB,link=12GB/s") == Simulation(6 * GIB, 12e9, None)
     assert parse_simulation("link=1GB/s, vram=512MiB, gpu=200GB/s") == Simulation(512 * MIB, 1e9, 200e9)
+    assert parse_simulation("vram=1GiB,link=1GB/s,cores=2") == Simulation(GIB, 1e9, None, 2)
 
 
-@pytest.mark.parametrize("text", ["", "vram=6GiB", "vram=6GiB,link=fast", "vram=6GiB,link=1GB/s,fans=2", "6GiB,1GB/s"])
+NOT_A_CARD = (
+    "", "vram=6GiB", "vram=6GiB,link=fast", "vram=6GiB,link=1GB/s,fans=2", "6GiB,1GB/s",
+    "vram=6GiB,link=1GB/s,cores=-1", "vram=6GiB,link=1GB/s,cores=many",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_A_CARD)
 def test_other_descriptions_are_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         parse_simulation(text)
@@ -344,9 +351,59 @@ def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAcc
     device.settle()
 
 
-def test_closing_ends_the_threads() -> None:
+@pytest.fixture
+def independent() -> Iterator[SimulatedAccelerator]:
+    """A device with a core of its own."""
+    accelerator = SimulatedAccelerator(Simulation(64 * MIB, 1e9, cores=1))
+    yield accelerator
+    accelerator.close()
+
+
+def test_a_device_with_cores_of_its_own_computes_beside_the_caller(independent: SimulatedAccelerator) -> None:
+    computed = threading.Event()
+    independent.launch(computed.set)
+    assert computed.wait(10), "nobody has asked for a result"
+
+
+def test_its_work_waits_for_copies_and_copies_for_its_work(independent: SimulatedAccelerator) -> None:
+    """One slot for everything: each copy into it must wait until what was there before has been used."""
+    slot, stream = touched(independent, MIB), independent.stream()
+    copied, freed, seen = independent.event(), independent.event(), list[float]()
+    for number in range(8):
+        stream.wait(freed)
+        independent.copy_async(slot, filled(independent, MIB, number), stream)
+        copied.record(stream)
+        independent.wait(copied)
+        independent.launch(lambda: seen.extend(slot.unique().tolist()))
+        freed.record()
+    independent.settle()
+    assert seen == [float(number) for number in range(8)]
+
+
+def test_what_its_thread_fails_with_is_raised_where_results_are_asked_for(independent: SimulatedAccelerator) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    independent.launch(fail)
+    with pytest.raises(ZeroDivisionError):
+        independent.settle()
+
+
+def test_an_independent_device_can_be_lost_in_mid_work(independent: SimulatedAccelerator) -> None:
+    never_copied, stream = independent.event(), independent.stream()
+    independent.copy_async(touched(independent, MIB), filled(independent, MIB, 1.0), stream)
+    never_copied.record(stream)
+    independent.lose()
+    with pytest.raises(DeviceLost):
+        independent.launch(lambda: None)
+    with pytest.raises(DeviceLost):
+        independent.settle()
+
+
+@pytest.mark.parametrize("cores", [0, 1])
+def test_closing_ends_the_threads(cores: int) -> None:
     before = set(threading.enumerate())
-    device = SimulatedAccelerator(Simulation(MIB, 1e9))
+    device = SimulatedAccelerator(Simulation(MIB, 1e9, cores=cores))
     device.stream()
     assert set(threading.enumerate()) > before
     device.close()

@@ -82,7 +82,7 @@ class Bench:
         self.folder = folder
         self.spec = survey(open_source(folder).module, family)
 
-    def run(self, first: Plan, second: Plan) -> tuple[list[int], SimulatedAccelerator]:
+    def run(self, first: Plan, second: Plan, card: str = LINK) -> tuple[list[int], SimulatedAccelerator]:
         """The tokens under one plan, changed for another half-way."""
         source = open_source(self.folder)
         for _ in fill(source.module, source.weights):
@@ -90,7 +90,7 @@ class Bench:
         weights = HostWeights(source, self.spec, "bf16", KernelTable(1), self.folder)
         for _ in weights.make():
             pass
-        device = SimulatedAccelerator(parse_simulation(LINK))
+        device = SimulatedAccelerator(parse_simulation(card))
         placement = DevicePlacement(source.module, weights, first, device, self.spec.kv_layers)
         list(placement.apply(first))
         model, cache = LanguageModel(source.module, placement), placement.make_cache(source.module.config, first)
@@ -121,7 +121,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @given(data=st.data())
 def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
     first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))
-    tokens, _ = bench.run(first, second)
+    tokens, _ = bench.run(first, second, data.draw(st.sampled_from((LINK, f"{LINK},cores=1"))))
     assert tokens == bench.expected
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.kernels.inputs import HostInput
 from core.kernels.matmul import Offer, Together, bucket, host_matmul, offers
-from core.kernels.native import Parts, instruction_sets, library_files, open_library
+from core.kernels.native import Parts, copy_past_caches, instruction_sets, library_files, open_library
 from core.kernels.weights import Format, QuantizedWeight
 from core.quantize import quantize
 
@@ -196,3 +196,13 @@ def test_the_library_shares_torchs_threads() -> None:
     assert instruction_sets()
     pools = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line or "libiomp" in line}
     assert len(pools) == 1
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 15, 16, 63, 64, 65, 200, 4096, 100_003])
+@pytest.mark.parametrize(("to", "start"), [(0, 0), (1, 0), (0, 3), (7, 9), (16, 48), (63, 1)])
+def test_a_copy_past_the_caches_is_a_copy_and_touches_nothing_else(nbytes: int, to: int, start: int) -> None:
+    source, target = torch.randint(0, 255, (101_000,), dtype=torch.uint8), torch.full((101_000,), 255).byte()
+    copy_past_caches(target.data_ptr() + to, source.data_ptr() + start, nbytes)
+    assert torch.equal(target[to : to + nbytes], source[start : start + nbytes])
+    assert bool((target[:to] == 255).all())
+    assert bool((target[to + nbytes :] == 255).all())

@@ -17,6 +17,8 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
                             int kind, int threads);
 EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
                            int64_t columns, void *out, int out_type, void *scratch, int threads);
+/* copy.c */
+EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
 /* norm.c */
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
                              float eps, int rounded, void *out, int threads);
