@@ -8,6 +8,7 @@ from core.accounts import gpu_workspace, host_workspace, kv_split, ram_margin, v
 from core.cost import TYPICAL_CONTEXT, Machine
 from core.layouts import Choice
 from core.spec import (
+    FEW,
     QUANTUM,
     BytesPerToken,
     Confidence,
@@ -53,6 +54,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         gpu=machine.gpu.index if machine.gpu else -1,
         linears=linears,
         kv_devices=best.layout.kv_devices,
+        host_layers=best.layout.residents.host_layers,
         ring=best.layout.ring,
         memory=_memory(spec, storage, linears, best, context),
         decode=decode,
@@ -76,6 +78,8 @@ def _linear_plans(spec: ModelSpec, storage: Storage, best: Choice) -> tuple[Line
         for position, members in enumerate(item.members):
             part = 1.0 if position < best.layout.residents.whole[number] else best.layout.residents.part[number]
             streamed = [shares[number] for shares in best.streamed]
+            if item.layers[position] in best.layout.residents.host_layers:
+                streamed[: FEW + 1] = [0.0] * (FEW + 1)
             for member in members:
                 if spec.linears[member].name == spec.head:
                     # It only ever sees the last position.

@@ -21,6 +21,7 @@ from core.spec import (
     BUCKET_TOKENS,
     COPY_PIECE,
     DECODE,
+    FEW,
     PREFILL,
     Gpu,
     Hardware,
@@ -49,9 +50,11 @@ CPU_ATTENTION_SHARE = 0.4
 
 @dataclass(frozen=True)
 class GroupClass:
-    """Groups of one make. Whole-group seconds by bucket; `exchange` = fixed, and per share of CPU rows."""
+    """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
+    CPU rows."""
 
     members: tuple[tuple[int, ...], ...]
+    layers: tuple[int, ...]
     count: int
     matrices: int
     nbytes: int
@@ -66,10 +69,16 @@ class GroupClass:
 
 @dataclass(frozen=True)
 class Residents:
-    """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others."""
+    """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others.
+    `host_layers` are computed by the CPU alone in passes of few tokens: nothing of them lies there."""
 
     whole: tuple[int, ...]
     part: tuple[float, ...]
+    host_layers: tuple[int, ...] = ()
+
+    def hosted(self, item: GroupClass, bucket: int) -> int:
+        """How many groups of a class the CPU computes as parts of such layers."""
+        return sum(layer in self.host_layers for layer in item.layers) if self.host_layers and bucket <= FEW else 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class Fixed:
     """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
 
     attention: tuple[float, ...]
-    overhead: float
+    overhead: tuple[float, ...]
 
 
 def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
@@ -170,10 +179,11 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
     profile = machine.profile
     gpu = gpu_rate(machine.gpu, storage) if machine.gpu else cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
-    call_s = machine.hardware.cpu.call_s * between_share(spec, machine)
+    call_s = machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
     into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
+        layers=tuple(spec.linears[group[0]].layer for group in members),
         count=len(members),
         matrices=sum(linear.experts for linear in linears),
         nbytes=nbytes,
@@ -208,35 +218,56 @@ def _exchange(
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
 
 
-def fixed(spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int) -> Fixed:
-    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` as in a Plan."""
+def fixed(
+    spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
+) -> Fixed:
+    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` and `host_layers` as in a Plan."""
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
-    host_layers = sum(device < 0 for device in kv_devices)
+    divided = sum(device < 0 for device in kv_devices)
     cpu = machine.hardware.cpu
-    overhead = machine.profile.overhead
     share = on_host / max(1, sum(sizes))
-    attention = []
-    for m in BUCKET_TOKENS:
+    attention, overhead = [], []
+    for bucket, m in enumerate(BUCKET_TOKENS):
+        hosted = len(host_layers) if bucket <= FEW else 0
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = max(on_host / (cpu.read_bytes_s * CPU_ATTENTION_SHARE), share * operations / (0.5 * _cpu_flops(machine)))
         seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
-        if machine.gpu:
-            moved = 4.0 * m * spec.hidden / machine.gpu.link.d2h_pinned
-            seconds += host_layers * (overhead * machine.gpu.link.sync_s + moved)
+        seconds += (divided - hosted) * _visit_s(spec, machine, m)
         attention.append(seconds)
-    layer_s = machine.gpu.layer_s if machine.gpu else cpu.layer_s * between_share(spec, machine)
-    return Fixed(tuple(attention), overhead * layer_s * spec.layers)
+        overhead.append(machine.profile.overhead * _layers_s(spec, machine, hosted, m))
+    return Fixed(tuple(attention), tuple(overhead))
 
 
-def between_share(spec: ModelSpec, machine: Machine) -> float:
+def _visit_s(spec: ModelSpec, machine: Machine, tokens: int) -> float:
+    """Seconds to bring as many states as a layer reads to the host, and as many back."""
+    if machine.gpu is None:
+        return 0.0
+    link = machine.gpu.link
+    return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
+
+
+def _layers_s(spec: ModelSpec, machine: Machine, hosted: int, tokens: int) -> float:
+    """Seconds of all layers besides linears and attention, `hosted` of them on the CPU alone."""
+    on_cpu = machine.hardware.cpu.layer_s
+    if machine.gpu is None:
+        return on_cpu * between_share(spec) * spec.layers
+    visit = _visit_s(spec, machine, tokens) if hosted else 0.0
+    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * (spec.layers - hosted) + visit
+
+
+def between_share(spec: ModelSpec) -> float:
     """What is left of the time between products where a layer is computed in two calls: all of it on the CPU."""
+    return FUSED_SHARE if in_two_calls(spec) else 1.0
+
+
+def in_two_calls(spec: ModelSpec) -> bool:
+    """Whether all layers look like those that `core.fused_layers` computes."""
     layers: dict[int, list[int]] = {}
     for linear in spec.linears:
         if linear.layer >= 0:
             layers.setdefault(linear.layer, []).append(linear.group)
-    fused = all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
-    return FUSED_SHARE if machine.gpu is None and fused else 1.0
+    return bool(layers) and all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
 
 
 def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:
@@ -263,7 +294,8 @@ class Case:
         """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
         work = self._groups(residents, streamed)
         link, attention = self._link(residents, streamed), self.fixed.attention[self.bucket]
-        rest, overhead = attention + self.fixed.overhead, self.fixed.overhead + work.exchanged
+        between = self.fixed.overhead[self.bucket]
+        rest, overhead = attention + between, between + work.exchanged
         if self.strategy == "serial":
             alone = work.alone + rest
             return Times(work.cpu, link, work.gpu, attention, overhead, 0.0, alone + link, alone)
@@ -277,10 +309,11 @@ class Case:
         """Seconds of the link, nothing else running."""
         nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
         for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
-            if (away := (1 - part) * share) and whole < item.count:
+            rest = item.count - whole - residents.hosted(item, self.bucket)
+            if (away := (1 - part) * share) and rest:
                 sent = away * item.nbytes
-                nbytes += (item.count - whole) * sent
-                pieces += (item.count - whole) * max(item.matrices, sent / buffer)
+                nbytes += rest * sent
+                pieces += rest * max(item.matrices, sent / buffer)
         return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
 
     def _link_share(self, work: Work) -> float:
@@ -294,20 +327,22 @@ class Case:
         slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
         cpu = gpu = exchanged = alone = slowed = dead = 0.0
         for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
-            rest, on_cpu = item.count - whole, (1 - part) * (1 - share)
+            hosted = residents.hosted(item, bucket)
+            rest, on_cpu = item.count - whole - hosted, (1 - part) * (1 - share)
             gpu_whole = item.gpu[bucket] + item.gpu_call
             gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
             cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
             cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
-            cpu += rest * cpu_s
+            hosted_s = hosted * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
+            cpu += rest * cpu_s + hosted_s
             gpu += rest * gpu_s + whole * gpu_whole
             exchanged += rest * cross
-            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole
+            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole + hosted_s
             if adds:
                 slowed += (rest * (cpu_s + gpu_s) + whole * gpu_whole) * slower + rest * cross
             else:
                 slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole * gpu_whole
-            slowed += rest * waiting if on_cpu > 0 else 0.0
+            slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
             # The first groups of a class are the whole ones: meanwhile the link fills the ring and then waits.
             dead += max(0.0, whole * gpu_whole - lead)
         return Work(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)

@@ -8,7 +8,7 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class FusedForward:
 
     def __init__(self, layer: Any, native: NativeLayer, most_rows: int) -> None:
         parameters = inspect.signature(layer.forward).parameters
-        self._own = layer.forward
+        self.own = layer.forward
         self._native = native
         self._most_rows = min(most_rows, MOST_SHARED_ROWS * native.kv_heads // native.heads)
         self._scale = float(layer.self_attn.scaling)
@@ -58,18 +58,19 @@ class FusedForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
-        mask: Any = kwargs.get("attention_mask")
-        positions: Any = kwargs.get("position_embeddings")
-        if args or not self._suits(hidden_states, mask, positions):
-            return self._own(hidden_states, *args, **kwargs)
-        cos, sin = positions
+        if args or not self.suits(hidden_states, kwargs):
+            return self.own(hidden_states, *args, **kwargs)
+        mask, (cos, sin) = kwargs.get("attention_mask"), kwargs["position_embeddings"]
         query, key, value = self._native.begin(hidden_states, cos, sin)
         if (cache := kwargs.get(self._cache_name)) is not None:
             key, value = cache.update(key, value, self._index)
         call = AttentionCall(query, key, value, seen(mask, query, key), None, self._scale, 0.0)
         return self._native.end(hidden_states, call)
 
-    def _suits(self, x: Tensor, mask: Tensor | None, positions: Any) -> bool:
+    def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether these arguments are such as our library takes, wherever they lie."""
+        mask: Any = kwargs.get("attention_mask")
+        positions: Any = kwargs.get("position_embeddings")
         rows = x.shape[1]
         if rows > self._most_rows or x.shape[0] != 1 or x.dtype is not self._native.dtype or not x.is_contiguous():
             return False
@@ -97,6 +98,13 @@ def adopt(layers: list[nn.Module]) -> None:
             verdicts[kind] = _activation(layer, library)
         if (activation := verdicts[kind]) is not None:
             layer.forward = _fused(layer, library, activation)
+
+
+def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
+    """The forwards that replace the layers' own, by number, which they then have again."""
+    found = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    release(layers)
+    return {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
 
 
 def release(layers: list[nn.Module]) -> None:

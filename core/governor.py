@@ -155,7 +155,11 @@ class Governor:
             self._loaded.to_host()
             return Replanned(reason, self._loaded.plan)
         now = self._loaded.plan
-        if (plan.linears, plan.ring, plan.kv_devices) == (now.linears, now.ring, now.kv_devices):
+        if _arrangement(plan) == _arrangement(now):
             return None
         self._loaded.apply(plan)
         return Replanned(reason, self._loaded.plan)
+
+
+def _arrangement(plan: Plan) -> tuple[object, ...]:
+    return plan.linears, plan.ring, plan.kv_devices, plan.host_layers

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from core.accounts import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
-from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, with_disk
-from core.shares import best_streams, nothing_resident, resident_choices
+from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, in_two_calls, with_disk
+from core.shares import STREAMING, best_streams, nothing_resident, resident_choices
 from core.sizes import GIB, MIB
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times
 
@@ -79,7 +81,7 @@ def choose(layouts: Sequence[Layout], spec: ModelSpec, occupied: int) -> Choice:
     near = [(layout, seconds) for layout, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
     best = min(near, key=lambda pair: _reply_s(*pair))[0]
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
-    costs = fixed(spec, best.machine, best.kv_devices, occupied)
+    costs = fixed(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
     decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
     return Choice(best, streamed, decode, prefill)
 
@@ -93,18 +95,49 @@ def gpu_layouts(
     limit = vram_limit(gpu, budget)
     classes = classify(spec, storage, machine)
     everything = sum(item.count * item.nbytes for item in classes)
-    for kv_part in KV_PARTS:
-        kv_devices = _kv_devices(spec, gpu.index, kv_part)
-        on_gpu, on_host = kv_split(spec, kv_devices, context)
-        costs = fixed(spec, machine, kv_devices, context // 2)
-        for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
-            room = limit - spec.resident_bytes - on_gpu - gpu_workspace(spec, storage, gpu, chunk)
+
+    def layout(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Layout:
+        on_host = kv_split(spec, kv_devices, context)[1]
+        host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, ring)
+        costs = fixed(spec, machine, kv_devices, context // 2, residents.host_layers)
+        return Layout(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
+
+    for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
+        free = limit - spec.resident_bytes - gpu_workspace(spec, storage, gpu, chunk)
+        for kv_part in KV_PARTS:
+            kv_devices = _kv_devices(spec, gpu.index, kv_part)
+            room = free - kv_split(spec, kv_devices, context)[0]
             used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
-            if room < used.total:
-                continue
-            for residents in resident_choices(classes, room - used.total, machine, strategy):
-                host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, used)
-                yield Layout(machine, classes, residents, kv_devices, chunk, used, host, costs, strategy)
+            if room >= used.total:
+                for residents in resident_choices(classes, room - used.total, machine, strategy):
+                    yield layout(residents, kv_devices, chunk, used)
+        ring = _ring(strategy, gpu.link, most)
+        if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
+            for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
+                yield layout(residents, kv_devices, chunk, ring)
+
+
+def _whole_layers(
+    spec: ModelSpec, classes: Sequence[GroupClass], index: int, room: int, context: int
+) -> Iterator[tuple[Residents, tuple[int, ...]]]:
+    """The first layers on the card with their KV cache, as many as fit, the others on the CPU; then the output head on
+    the card or not."""
+    weights = Counter[int]()
+    for item in classes:
+        weights.update(dict.fromkeys(item.layers, item.nbytes))
+    head = weights.pop(-1, 0)
+    for layer in spec.kv_layers:
+        weights[layer.layer] += layer.nbytes(context)
+    for kept in {head, 0} if head <= room else {0}:
+        sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
+        on_card = sum(size <= room for size in sizes) - 1
+        if on_card == spec.layers:
+            continue
+        there = {-1 if kept else spec.layers, *range(on_card)}
+        whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
+        hosted = tuple(range(on_card, spec.layers))
+        kv_devices = tuple(index if layer.layer < on_card else -1 for layer in spec.kv_layers)
+        yield Residents(whole, (0.0,) * len(classes), hosted), kv_devices
 
 
 def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:

@@ -155,10 +155,8 @@ def load_model(
         weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
         for fraction in weights.make():
             yield Loading("convert", 0.4 + 0.3 * fraction)
-        placement: HostPlacement | DevicePlacement
-        if plan.gpu < 0:
-            placement = HostPlacement(source.module, weights)
-        else:
+        placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
+        if plan.gpu >= 0:
             device = machine.accelerator(plan.gpu)
             device.limit(options.vram)
             placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)

@@ -18,6 +18,7 @@ from core.accelerators.base import Accelerator
 from core.blueprint import decoder_layers
 from core.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.host_weight import DeviceRows, HostWeight
+from core.hosted_layers import HostedLayers
 from core.kv_cache import Allocate, KVCache
 from core.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
@@ -63,15 +64,15 @@ class DevicePlacement:
     def __init__(
         self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
     ) -> None:
-        """Puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory, DeviceLost: then the linears are
-        in, but know nothing of the device."""
-        # They know nothing of rows elsewhere.
-        fused_layers.release(decoder_layers(module))
+        """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory,
+        DeviceLost: then the linears are in, but know nothing of the device."""
+        layers = decoder_layers(module)
         self.accelerator = accelerator
         self.plan = plan
         self._weights = weights
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
+        self._hosted = HostedLayers(layers, fused_layers.take(layers), accelerator, self._inputs)
         self._uploads = Uploads(accelerator)
         self._parameters: Streaming | None = None
         self._schedules: list[list[Piece]] = [[] for _ in BUCKET_TOKENS]
@@ -103,6 +104,7 @@ class DevicePlacement:
             self._promote(linear)
             yield done / len(plan.linears)
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
+        self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
 
     @property
     def streams_starved(self) -> bool:
@@ -124,6 +126,7 @@ class DevicePlacement:
 
     def end_pass(self) -> None:
         self._inputs.forget()
+        self._hosted.end_pass()
 
     def failures(self) -> AbstractContextManager[None]:
         return self.accelerator.failures()
@@ -144,6 +147,7 @@ class DevicePlacement:
     def close(self) -> None:
         """Give the device's memory back and leave the module tree as it was, but for its linears."""
         self._drop_ring()
+        self._hosted.use(())
         self._rest.restore()
         self._leave_linears()
 

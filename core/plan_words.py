@@ -83,6 +83,9 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"
         found.append(f"The conversation's memory of {plan.context} tokens is kept {where}, so that more weights fit.")
+    if plan.host_layers:
+        count = len(plan.host_layers)
+        found.append(f"While it writes, {count} of {spec.layers} layers are computed by the processor alone.")
     if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
         found.append(f"While it reads prompts, {share:.0%} of the other weights are streamed to the card.")
     return found

@@ -113,16 +113,15 @@ def _stream_choices(case: Case, timed: Callable[[Shares], Times]) -> list[Shares
     allowed = [index for index, item in enumerate(case.classes) if item.streamable[case.bucket]]
     # Small groups pay most for their exchange: it may be worth streaming them whole.
     allowed.sort(key=lambda index: case.classes[index].nbytes)
-    choices = [(0.0,) * count]
+    choices = [(0.0,) * count, *_in_step(count, timed, allowed)]
     for forced in range(min(len(allowed), MOST_FORCED) + 1):
         choices += _balanced(count, timed, allowed[:forced], allowed[forced:])
     return choices
 
 
 def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int], free: Sequence[int]) -> list[Shares]:
-    """`whole` classes streamed entirely, the same share of the `free` ones: all, where the link takes as long as
-    everything else (both are nearly linear in the share, so a few steps of false position find it), and the quickest
-    where the device may have more to do than the link or the CPU."""
+    """`whole` classes streamed entirely, the same share of the `free` ones: all, and where the link takes as long as
+    everything else (both are nearly linear in the share, so a few steps of false position find it)."""
 
     def shares(share: float) -> Shares:
         return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
@@ -131,21 +130,29 @@ def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int]
         times = timed(shares(share))
         return times.link - times.critical
 
-    none, all_of_it = timed(shares(0.0)), timed(shares(1.0))
-    choices = [shares(1.0)]
-    if free and (all_of_it.gpu > all_of_it.link or none.gpu > BUSY_DEVICE * none.cpu):
-        choices.append(shares(_lowest(lambda share: timed(shares(share)).total)))
     low, high = 0.0, 1.0
     at_low, at_high = excess(1e-6), excess(1.0)
     if not free or at_low >= 0 or at_high <= 0:
-        return choices
+        return [shares(1.0)]
     for _ in range(BALANCE_STEPS):
         middle = low + (high - low) * at_low / (at_low - at_high)
         if (found := excess(middle)) < 0:
             low, at_low = middle, found
         else:
             high, at_high = middle, found
-    return [*choices, shares(low), shares(high)]
+    return [shares(1.0), shares(low), shares(high)]
+
+
+def _in_step(count: int, timed: Callable[[Shares], Times], allowed: Sequence[int]) -> list[Shares]:
+    """The same share of all, the quickest there is, where the device may have as much to do as the link or the CPU."""
+
+    def shares(share: float) -> Shares:
+        return tuple(share if index in allowed else 0.0 for index in range(count))
+
+    nothing, everything = timed(shares(0.0)), timed(shares(1.0))
+    if everything.gpu <= everything.link and nothing.gpu <= BUSY_DEVICE * nothing.cpu:
+        return []
+    return [shares(_lowest(lambda share: timed(shares(share)).total))]
 
 
 def _lowest(total: Callable[[float], float]) -> float:

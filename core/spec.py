@@ -29,7 +29,8 @@ BUCKET_LIMITS = (1, 8, 64)
 BUCKET_NAMES = ("1", "2-8", "9-64", ">64")
 BUCKET_TOKENS = (1, 4, 32, 512)
 """Rows of input (M) are told apart in four buckets; these stand for each in planning."""
-DECODE, PREFILL = 0, 3
+DECODE, FEW, PREFILL = 0, 1, 3
+"""The buckets of one token, of the most that still count as few, and of long prompts."""
 
 
 def bucket(tokens: int) -> int:
@@ -351,7 +352,8 @@ class Plan:
     """Where everything lies and who computes it: decided by `planner.place`, carried out by the model.
 
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
-    (a GPU's index or -1); the input table stays in RAM. `mapped`: weights are used straight from the files; `from_disk`
+    (a GPU's index or -1); the input table stays in RAM. `host_layers`: the numbers of those that the CPU computes by
+    itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
     bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections that the times
     contain.
     """
@@ -368,6 +370,7 @@ class Plan:
     gpu: int
     linears: tuple[LinearPlan, ...]
     kv_devices: tuple[int, ...]
+    host_layers: tuple[int, ...]
     ring: Ring
     memory: tuple[DeviceMemory, ...]
     decode: Prediction

@@ -11,7 +11,7 @@ from core.sizes import parse_rate, parse_size
 @dataclass(frozen=True)
 class Simulation:
     """Bytes of VRAM, bytes per second of the link in each direction, and of the device's own memory (None = it computes
-    as fast as the cores do that stand in for it). `cores` of the processor are the device's own (0 = it borrows all)."""
+    as fast as the cores do that stand in for it). `cores`: how many of the processor's are its own (0 = it borrows)."""
 
     vram: int
     link: float

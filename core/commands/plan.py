@@ -87,6 +87,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {"name": linear.name, "rows": linear.rows, "decode": _rows(linear.decode), "prefill": _rows(linear.prefill)}
             for linear in plan.linears
         ],
+        "host_layers": list(plan.host_layers),
         "predicted": {
             "decode_tok_s": asdict(plan.decode),
             "prefill_tok_s": asdict(plan.prefill),

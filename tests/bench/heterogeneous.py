@@ -37,7 +37,7 @@ from core.loading import LoadedModel, load_model
 from core.machine import Machine, open_machine
 from core.measure import present_paces
 from core.model import LanguageModel
-from core.placement import DevicePlacement
+from core.placement import DevicePlacement, HostPlacement
 from core.places import cache_folder
 from core.planner import place
 from core.sizes import GIB, KIB, MIB
@@ -97,6 +97,7 @@ class Model:
         device = machine.accelerator(0)
         assert isinstance(device, SimulatedAccelerator)
         module = self._loaded.source.module
+        HostPlacement(module, self._loaded.weights)
         placement = DevicePlacement(module, self._loaded.weights, plan, device, self.spec.kv_layers)
         for _ in placement.apply(plan):
             pass

@@ -34,14 +34,14 @@ from core.events import (
 from core.loading import UNLOCKED, LoadedModel, load_model
 from tests.core.tiny_tokenizer import chat_model
 
-CARD_BYTES = 34 << 20
-CARD = "vram=34MiB,link=2GB/s,gpu=100GB/s"
+CARD_BYTES = 60 << 20
+CARD = "vram=60MiB,link=2GB/s,gpu=100GB/s"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of about 35 MB in fp32, with words."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    """A model of about 60 MB in fp32, with words."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 7}
     return chat_model(tmp_path_factory.mktemp("chat"), **sizes)
 
 
@@ -232,7 +232,7 @@ def test_a_card_that_fills_up_while_weights_move_is_used_less_or_left(
     for event in engine.chat(ask()):
         events.append(event)
         if sum(isinstance(one, Piece) for one in events) == 4 and device.memory().total == CARD_BYTES:
-            device.resize(28 << 20)
+            device.resize(44 << 20)
             full_from(monkeypatch, device, 0, times)
     assert text_of(events) == expected
     assert any(isinstance(event, Replanned) for event in events)

@@ -66,7 +66,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
     found = logits(path, parts)
     with monkeypatch.context() as patch:
         for layer in layers_of(path):
-            patch.setattr(layer.forward, "_own", refuse)
+            patch.setattr(layer.forward, "own", refuse)
         with pytest.raises(AssertionError, match="own forward"):
             logits(path, parts)
         patch.setattr(fused_layers, "FEW_ROWS", 1)

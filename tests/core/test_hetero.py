@@ -19,7 +19,7 @@ from core.kernels.select import KernelTable
 from core.kernels.weights import QuantizedWeight
 from core.model import LanguageModel, fill
 from core.parameter_manager import ParameterManager, pieces_of
-from core.placement import DevicePlacement
+from core.placement import DevicePlacement, HostPlacement
 from core.source import open_source
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from core.survey import survey
@@ -38,6 +38,7 @@ def plan_of(
     kv_on_device: bool,
     ring: Ring,
     strategy: Strategy = "hetegen",
+    host_layers: tuple[int, ...] = (),
 ) -> Plan:
     """A plan that no planner would make, to be carried out all the same."""
     linears = tuple(
@@ -47,7 +48,7 @@ def plan_of(
     return Plan(
         model=spec.name, strategy=strategy, format="bf16", storage="fp32", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
-        kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), ring=ring,
+        kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), host_layers=host_layers, ring=ring,
         memory=(), decode=RATE, prefill=RATE, confidence="guess", decode_times=Times(), prefill_times=Times(),
         bytes_per_token=BytesPerToken(), ideal_ms=1.0,
     )  # fmt: skip
@@ -67,8 +68,14 @@ def divisions(draw: st.DrawFn, rows: int) -> tuple[Rows, ...]:
 @st.composite
 def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
     shares = [draw(divisions(linear.rows)) for linear in spec.linears]
+    hosted = tuple(number for number in range(spec.layers) if draw(st.booleans()))
+    for number, linear in enumerate(spec.linears):
+        if linear.layer in hosted:
+            alone, divided = Rows(0, 0, linear.rows), draw(st.integers(0, linear.rows))
+            shares[number] = (alone, alone, *(Rows(0, divided, linear.rows - divided),) * 2)
     ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))))
-    return plan_of(spec, shares, draw(st.booleans()), ring, draw(st.sampled_from(("hetegen", "serial"))))
+    strategy = draw(st.sampled_from(("hetegen", "serial")))
+    return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted)
 
 
 class Bench:
@@ -91,6 +98,7 @@ class Bench:
         for _ in weights.make():
             pass
         device = SimulatedAccelerator(parse_simulation(card))
+        HostPlacement(source.module, weights)
         placement = DevicePlacement(source.module, weights, first, device, self.spec.kv_layers)
         list(placement.apply(first))
         model, cache = LanguageModel(source.module, placement), placement.make_cache(source.module.config, first)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.cost import NEARLY_ALL
-from core.planner import place
+from core.planner import explain, place
 from core.sizes import GIB, MIB
 from core.spec import (
     BUCKET_TOKENS,
@@ -29,6 +29,7 @@ from tests.core import machines
 from tests.core.machines import A10, DESKTOP, LAPTOP, MACHINES, TWO_CARDS
 
 # HETEGEN_PLANS=10000 for the long run.
+FEW_TOKENS = 8
 PLANS = int(os.environ.get("HETEGEN_PLANS", "800"))
 model = cache(machines.model)
 QUICK = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
@@ -39,12 +40,15 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     hidden = draw(st.integers(1, 4096))
     layers = draw(st.integers(1, 12))
     linears = []
-    shapes = draw(st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 2)), min_size=1, max_size=5))
+    rows = st.integers(1, 20_000)
+    any_layer = st.lists(st.tuples(rows, st.integers(0, 2)), min_size=1, max_size=5)
+    usual_layer = st.tuples(*(st.tuples(rows, st.just(group)) for group in (0, 0, 0, 1, 2, 2, 3)))
+    shapes = draw(st.one_of(any_layer, usual_layer))
     experts = draw(st.sampled_from([1, 1, 1, 8, 64]))
     for layer in range(layers):
         for number, (rows, group) in enumerate(shapes):
             many = experts if number == len(shapes) - 1 else 1
-            linears.append(LinearSpec(f"{layer}.{number}", rows, hidden, 3 * layer + group, layer, many, min(2, many)))
+            linears.append(LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many)))
     vocab = draw(st.integers(2, 150_000))
     tied = draw(st.booleans())
     linears.append(LinearSpec("head", vocab, hidden, 10_000))
@@ -108,6 +112,9 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
             assert plan.gpu >= 0 or rows.cpu == made.rows
             assert not rows.streamed or plan.ring.total
             assert not rows.streamed or made.touched(tokens) >= NEARLY_ALL
+            assert made.layer not in plan.host_layers or tokens > FEW_TOKENS or rows.cpu == made.rows
+    for layer, device in zip(spec.kv_layers, plan.kv_devices, strict=True):
+        assert layer.layer not in plan.host_layers or device == -1
     assert set(plan.kv_devices) <= {plan.gpu, -1}
     assert 0 < plan.context <= spec.context_limit
     assert 0 < plan.decode.low <= plan.decode.likely <= plan.decode.high
@@ -244,6 +251,24 @@ def test_a_card_no_faster_than_the_cpu_computes_half_of_the_rows() -> None:
     little = place(spec, slow_card(4 * GIB), Budget(format="int8"))
     on_card = sum(linear.prefill.resident + linear.prefill.streamed for linear in little.linears)
     assert 0.4 < on_card / rows < 0.6
+
+
+def test_layers_are_given_to_one_side_where_visits_are_dear() -> None:
+    """A token that goes to and fro for every linear pays for each time; whole layers on the CPU pay once for all."""
+
+    def plan(sync_s: float) -> Plan:
+        card = replace(DESKTOP.gpus[0], layer_s=sync_s, link=replace(DESKTOP.gpus[0].link, sync_s=sync_s))
+        machine = replace(DESKTOP, gpus=(card,))
+        return place(model("llama-3.1-8b"), machine, Budget(format="int8", vram=4 * GIB))
+
+    cheap, dear = plan(5e-6), plan(1e-3)
+    assert not cheap.host_layers
+    spec = model("llama-3.1-8b")
+    assert dear.host_layers == tuple(range(spec.layers - len(dear.host_layers), spec.layers))
+    on_card = spec.layers - len(dear.host_layers)
+    assert 0 < on_card < spec.layers
+    assert all(linear.prefill.streamed for linear in dear.linears if linear.name.startswith(f"model.layers.{on_card}."))
+    assert any("computed by the processor alone" in line for line in explain(dear, spec, DESKTOP))
 
 
 def test_decode_leans_on_the_cpu_and_prefill_on_the_card() -> None:
