@@ -150,7 +150,8 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
     if strategy == "cpu":
         return Ring()
     size = 1 << round(math.log2(max(1.0, BUFFER_S * link.staged)))
-    return Ring(1 if strategy == "serial" else BUFFERS, min(max(size, LEAST_BUFFER), most))
+    buffers, copiers = (1, 1) if strategy == "serial" else (BUFFERS, link.copiers)
+    return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
 
 
 def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:

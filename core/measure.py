@@ -41,6 +41,7 @@ ROUNDS = 6
 """How often each weight is multiplied with one row."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 SLOTS, PASSES = 8, 4
+COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
 TOGETHER_S = 0.4
 WAKING_S = 0.1
 """Until the system has given each thread a core of its own: a process's first matmuls take twice as long."""
@@ -110,8 +111,9 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     rates = (
         cpu.rates if accelerator.shares_cores else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
     )
-    link, work = _LinkLoad(accelerator, SLOT_BYTES), _CpuLoad(cpu.table, "bf16")
-    piece_s = _piece_s(accelerator, link)
+    copiers = _copiers(accelerator, cpu.threads)
+    link, work = _LinkLoad(accelerator, SLOT_BYTES, copiers), _CpuLoad(cpu.table, "bf16")
+    piece_s = _piece_s(accelerator, link, copiers)
     alone = COPY_BYTES / (link.seconds() - link.pieces * piece_s)
     before = work.rate(TOGETHER_S / 2)
     copying, computing = _together(link, work)
@@ -121,7 +123,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
         bytes_s=max(rate.bytes_s for rate in rates),
         flops=max(rate.flops[3] for rate in rates),
         rates=rates,
-        link=_link(accelerator, alone, piece_s, overheads),
+        link=_link(accelerator, alone, piece_s, copiers, overheads),
         cpu_under_copy=_part(computing, before),
         link_under_cpu=_part(copying, alone),
         launch_s=overheads.launch_s,
@@ -247,15 +249,25 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
     return (_best(all_once, 5) if first_s < LONG_S else first_s) / len(weights)
 
 
-def _piece_s(accelerator: Accelerator, link: _LinkLoad) -> float:
+def _piece_s(accelerator: Accelerator, link: _LinkLoad, copiers: int) -> float:
     """What cutting the same bytes into more pieces costs for each of them."""
-    small = _LinkLoad(accelerator, SMALL_SLOT_BYTES)
+    small = _LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
     more, seconds = small.pieces - link.pieces, small.seconds() - link.seconds()
     small.close()
     return max(0.0, seconds) / more
 
 
-def _link(accelerator: Accelerator, staged: float, piece_s: float, overheads: DeviceOverheads) -> Link:
+def _copiers(accelerator: Accelerator, threads: int) -> int:
+    """How many threads fill the ring fastest, or nearly so: each takes a core from those that compute."""
+    taken: dict[int, float] = {}
+    for count in (count for count in COPIERS if count == 1 or count <= threads // 4):
+        load = _LinkLoad(accelerator, SLOT_BYTES, count)
+        taken[count] = load.seconds()
+        load.close()
+    return next(count for count, seconds in taken.items() if seconds <= NEARLY_BEST * min(taken.values()))
+
+
+def _link(accelerator: Accelerator, staged: float, piece_s: float, copiers: int, overheads: DeviceOverheads) -> Link:
     pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), _locked(accelerator)
     there = accelerator.empty((COPY_BYTES,), torch.uint8)
     stream = accelerator.stream()
@@ -277,6 +289,7 @@ def _link(accelerator: Accelerator, staged: float, piece_s: float, overheads: De
         back_s=overheads.back_s,
         piece_s=piece_s,
         lockable=locked is not None,
+        copiers=copiers,
     )
 
 
@@ -333,12 +346,12 @@ def _together(link: _LinkLoad, work: _CpuLoad) -> tuple[float, float]:
 class _LinkLoad:
     """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
 
-    def __init__(self, accelerator: Accelerator, buffer_bytes: int) -> None:
+    def __init__(self, accelerator: Accelerator, buffer_bytes: int, copiers: int = 1) -> None:
         # All different: one alone would be copied from the processor's cache.
         count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
         self._weights = {str(number): [HostWeight(host_matmul(_weight("bf16")))] for number in range(count)}
         self._accelerator = accelerator
-        self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes), self._weights)
+        self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes, copiers), self._weights)
         away = Rows(0, ROWS, 0)
         plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
         self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]

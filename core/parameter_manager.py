@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
+from core.copying import Copiers
 from core.errors import DeviceLost, NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
-from core.kernels.native import copy_past_caches
 from core.spec import LinearPlan, Ring
 
 FEWEST_PINNED = 2
@@ -143,6 +143,7 @@ class ParameterManager:
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
+        self._copiers = Copiers(ring.copiers)
         hosts = self._pinned(ring)
         self.starved = len(hosts) < ring.buffers
         if len(hosts) < min(FEWEST_PINNED, ring.buffers):
@@ -192,6 +193,7 @@ class ParameterManager:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._copiers.close()
         with suppress(DeviceLost):
             # What was fetched ahead may still be on its way into buffers that others get now.
             self._accelerator.synchronize()
@@ -258,25 +260,24 @@ class ParameterManager:
     def _fetch(self, piece: Piece, slot: Slot) -> DeviceRows:
         slot.copied.synchronize()
         weight = self._weights[piece.linear][piece.expert]
-        nbytes = pack(weight.parts(piece.begin, piece.end), slot.host)
+        nbytes = self._pack(weight.parts(piece.begin, piece.end), slot.host)
         self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
         return weight.on_device(slot.device, piece.begin, piece.end)
 
+    def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
+        """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
+
+        Not by torch, which would start a second pool of threads here that competes with the one that computes.
+        """
+        at = 0
+        for part in parts:
+            self._copiers.copy(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
+            at += part.nbytes
+        return at
+
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = error
             self._changed.notify_all()
-
-
-def pack(parts: Sequence[Tensor], buffer: Tensor) -> int:
-    """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
-
-    Not by torch, which would start a second pool of threads here that competes with the one that computes.
-    """
-    at = 0
-    for part in parts:
-        copy_past_caches(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
-        at += part.nbytes
-    return at

@@ -167,7 +167,7 @@ class Link:
     """The way between RAM and one GPU, bytes per second, alone on the machine. `staged`: pageable weights through the
     pinned ring to the GPU, which is what streaming really gets; `sync_s`: a small input brought to RAM and waited for;
     `back_s`: the result of one linear's CPU rows brought to the GPU; `piece_s`: what each streamed piece costs besides
-    its bytes; `lockable`: whether memory could be pinned at all."""
+    its bytes; `lockable`: whether memory could be pinned at all; `copiers`: threads that fill the ring fastest."""
 
     h2d_pinned: float
     h2d_pageable: float
@@ -178,6 +178,7 @@ class Link:
     back_s: float = 10e-6
     piece_s: float = 50e-6
     lockable: bool = True
+    copiers: int = 1
 
 
 @dataclass(frozen=True)
@@ -281,10 +282,12 @@ class LinearPlan:
 
 @dataclass(frozen=True)
 class Ring:
-    """Staging buffers for streamed rows, as many pinned in RAM as in VRAM; a linear larger than one goes in pieces."""
+    """Staging buffers for streamed rows, as many pinned in RAM as in VRAM; a linear larger than one goes in pieces.
+    `copiers`: threads that fill them."""
 
     buffers: int = 0
     bytes: int = 0
+    copiers: int = 1
 
     @property
     def total(self) -> int:

@@ -73,7 +73,7 @@ def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
         if linear.layer in hosted:
             alone, divided = Rows(0, 0, linear.rows), draw(st.integers(0, linear.rows))
             shares[number] = (alone, alone, *(Rows(0, divided, linear.rows - divided),) * 2)
-    ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))))
+    ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))), draw(st.integers(1, 3)))
     strategy = draw(st.sampled_from(("hetegen", "serial")))
     return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted)
 
