@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.accelerators.cuda import CudaAccelerator
 from core.accelerators.simulated import SimulatedAccelerator
 from core.events import LoadOptions
 from core.fused_layers import FusedForward
 from core.kernels.native import instruction_sets
 from core.loading import LoadedModel, load_model
+from core.placement import DevicePlacement, HostPlacement
 from core.spec import LinearPlan, Plan, Ring, Rows
 from tests.core.families import make_model
 from tests.core.tiny_tokenizer import write_tokenizer
@@ -113,3 +115,24 @@ def test_layers_change_sides_in_mid_conversation(loaded: LoadedModel) -> None:
     assert (torch.stack(found) - expected).abs().max() <= 0.02 * expected.abs().max()
     loaded.to_host()
     assert loaded.model.forward([7], loaded.cache).isfinite().all()
+
+
+@pytest.mark.gpu
+def test_a_real_card_leaves_layers_to_the_cpu(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no card that torch can use")
+    options = LoadOptions(format="int8", context=256, threads=1)
+    made = make_model("llama", tmp_path, dtype=torch.bfloat16, num_hidden_layers=LAYERS)
+    *_, loaded = load_model(write_tokenizer(made), options)
+    assert isinstance(loaded, LoadedModel)
+    module, device, found = loaded.source.module, CudaAccelerator(0), list[Tensor]()
+    for numbers in ((), (1, 2), (0, 1, 2, 3)):
+        plan = with_host_layers(loaded, numbers)
+        HostPlacement(module, loaded.weights)
+        placement = DevicePlacement(module, loaded.weights, plan, device, loaded.spec.kv_layers)
+        list(placement.apply(plan))
+        loaded.model.placement, loaded.cache = placement, placement.make_cache(module.config, plan)
+        found.append(answers(loaded))
+        placement.close()
+    device.close()
+    assert all((one - found[0]).abs().max() <= 0.05 * found[0].abs().max() for one in found)
