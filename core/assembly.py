@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.accounts import gpu_workspace, host_workspace, kv_split, ram_margin, vram_margin
-from core.cost import TYPICAL_CONTEXT, Machine
+from core.cost import TYPICAL_CONTEXT
 from core.layouts import Choice
+from core.rates import Machine
 from core.spec import (
     FEW,
     QUANTUM,

@@ -13,39 +13,17 @@ Each engine's time is linear in its share, so a class is a handful of coefficien
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.spec import (
-    BUCKET_TOKENS,
-    COPY_PIECE,
-    DECODE,
-    FEW,
-    PREFILL,
-    Gpu,
-    Hardware,
-    KernelRate,
-    LinearSpec,
-    ModelSpec,
-    Profile,
-    Ring,
-    Storage,
-    Strategy,
-    Times,
-)
+from core.fixed_costs import FUSED_SHARE, Fixed, between_share
+from core.rates import Machine, cpu_rate, gpu_rate
+from core.spec import BUCKET_TOKENS, DECODE, FEW, LinearSpec, ModelSpec, Ring, Storage, Strategy, Times
 
-GUESSED_BYTES_SHARE = 0.5
-GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
 NEARLY_ALL = 0.9
 """Share of the experts from which on all of them are streamed, used or not."""
 TYPICAL_CONTEXT = 1024
 """Tokens assumed to lie in the KV cache when rates are predicted."""
-FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
-"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `core.fused_layers` computes it, and
-what of the time between its products that leaves."""
-CPU_ATTENTION_SHARE = 0.4
-"""Part of the memory's rate at which attention on the CPU reads the KV cache."""
 
 
 @dataclass(frozen=True)
@@ -79,74 +57,6 @@ class Residents:
     def hosted(self, item: GroupClass, bucket: int) -> int:
         """How many groups of a class the CPU computes as parts of such layers."""
         return sum(layer in self.host_layers for layer in item.layers) if self.host_layers and bucket <= FEW else 0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The rates of one placement: the CPU with or without a GPU, alone and while copies run."""
-
-    hardware: Hardware
-    gpu: Gpu | None
-    profile: Profile
-    threads: int
-
-    def link_s(self, strategy: Strategy) -> float:
-        """Seconds per streamed byte, nothing else running."""
-        if self.gpu is None:
-            return 0.0
-        return self.profile.link / (self.gpu.link.h2d_pageable if strategy == "serial" else self.gpu.link.staged)
-
-    @property
-    def piece_s(self) -> float:
-        """Seconds that each streamed piece costs besides its bytes."""
-        return self.profile.link * self.gpu.link.piece_s if self.gpu else 0.0
-
-    @property
-    def shares_cores(self) -> bool:
-        """Whether the device computes on the processor's own cores."""
-        return self.gpu is not None and self.gpu.shares_cores
-
-    @property
-    def queue_s(self) -> float:
-        """Seconds that a small copy to the card waits behind streamed pieces, on average."""
-        return COPY_PIECE / 2 / self.gpu.link.h2d_pinned if self.gpu else 0.0
-
-    @property
-    def cpu_under_copy(self) -> float:
-        return self.gpu.cpu_under_copy if self.gpu else 1.0
-
-    @property
-    def link_under_cpu(self) -> float:
-        return self.gpu.link_under_cpu if self.gpu else 1.0
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
-
-    attention: tuple[float, ...]
-    overhead: tuple[float, ...]
-
-
-def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
-    """The CPU's rate for this storage type with so many threads; guessed from the memory's rate if not measured."""
-    cpu = hardware.cpu
-    found = next((rate for rate in cpu.rates if rate.storage == storage), None)
-    rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
-    scale = min(1.0, threads / max(1, cpu.threads))
-    # Half of the cores already draw what memory gives; operations grow with each of them.
-    flops = rate.flops
-    return KernelRate(
-        storage,
-        rate.bytes_s * min(1.0, 2 * scale),
-        (flops[0] * scale, flops[1] * scale, flops[2] * scale, flops[3] * scale),
-    )
-
-
-def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:
-    """The GPU's rate for this storage type; from its memory rate and peak operations if not measured."""
-    found = next((rate for rate in gpu.rates if rate.storage == storage), None)
-    return found or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
 
 
 def classify(spec: ModelSpec, storage: Storage, machine: Machine) -> tuple[GroupClass, ...]:
@@ -216,67 +126,6 @@ def _exchange(
     waits = overhead * (link.sync_s + link.back_s * sum(linear.active for linear in linears))
     into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
-
-
-def fixed(
-    spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
-) -> Fixed:
-    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` and `host_layers` as in a Plan."""
-    sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
-    on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
-    divided = sum(device < 0 for device in kv_devices)
-    cpu = machine.hardware.cpu
-    share = on_host / max(1, sum(sizes))
-    attention, overhead = [], []
-    for bucket, m in enumerate(BUCKET_TOKENS):
-        hosted = len(host_layers) if bucket <= FEW else 0
-        operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
-        host = max(on_host / (cpu.read_bytes_s * CPU_ATTENTION_SHARE), share * operations / (0.5 * _cpu_flops(machine)))
-        seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
-        seconds += (divided - hosted) * _visit_s(spec, machine, m)
-        attention.append(seconds)
-        overhead.append(machine.profile.overhead * _layers_s(spec, machine, hosted, m))
-    return Fixed(tuple(attention), tuple(overhead))
-
-
-def _visit_s(spec: ModelSpec, machine: Machine, tokens: int) -> float:
-    """Seconds to bring as many states as a layer reads to the host, and as many back."""
-    if machine.gpu is None:
-        return 0.0
-    link = machine.gpu.link
-    return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
-
-
-def _layers_s(spec: ModelSpec, machine: Machine, hosted: int, tokens: int) -> float:
-    """Seconds of all layers besides linears and attention, `hosted` of them on the CPU alone."""
-    on_cpu = machine.hardware.cpu.layer_s
-    if machine.gpu is None:
-        return on_cpu * between_share(spec) * spec.layers
-    visit = _visit_s(spec, machine, tokens) if hosted else 0.0
-    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * (spec.layers - hosted) + visit
-
-
-def between_share(spec: ModelSpec) -> float:
-    """What is left of the time between products where a layer is computed in two calls: all of it on the CPU."""
-    return FUSED_SHARE if in_two_calls(spec) else 1.0
-
-
-def in_two_calls(spec: ModelSpec) -> bool:
-    """Whether all layers look like those that `core.fused_layers` computes."""
-    layers: dict[int, list[int]] = {}
-    for linear in spec.linears:
-        if linear.layer >= 0:
-            layers.setdefault(linear.layer, []).append(linear.group)
-    return bool(layers) and all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
-
-
-def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:
-    gpu = machine.gpu
-    return max(nbytes / gpu.bytes_s, operations / (0.5 * gpu.flops)) if gpu else 0.0
-
-
-def _cpu_flops(machine: Machine) -> float:
-    return max((rate.flops[PREFILL] for rate in machine.hardware.cpu.rates), default=GUESSED_FLOPS[PREFILL])
 
 
 @dataclass(frozen=True)

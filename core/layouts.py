@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from core.accounts import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
-from core.cost import Case, Fixed, GroupClass, Machine, Residents, classify, fixed, in_two_calls, with_disk
+from core.cost import Case, GroupClass, Residents, classify, with_disk
+from core.fixed_costs import Fixed, fixed, in_two_calls
+from core.rates import Machine
 from core.shares import STREAMING, best_streams, nothing_resident, resident_choices
 from core.sizes import GIB, MIB
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times

@@ -6,7 +6,6 @@ Rates are those of the very operations that a model will use, on data that no ca
 from __future__ import annotations
 
 import itertools
-import mmap
 import statistics
 import threading
 import time
@@ -20,27 +19,21 @@ from torch import Tensor
 from core.accelerators.base import PINNED, Accelerator
 from core.errors import NotEnoughMemory
 from core.host_weight import DeviceRows, HostWeight
-from core.kernels.inputs import HostInput
 from core.kernels.matmul import host_matmul
 from core.kernels.select import BUCKET_ROWS, KernelTable, measure
-from core.kernels.weights import QuantizedWeight
+from core.loads import COLD_BYTES, COLUMNS, COPY_BYTES, ROWS, CpuLoad, LinkLoad, seconds_of, weight_of
 from core.overheads import DeviceOverheads, Overheads
-from core.parameter_manager import ParameterManager, copied_rows, pieces_of
+from core.parameter_manager import copied_rows
 from core.sizes import MIB
-from core.spec import KernelRate, LinearPlan, Link, Ring, Rows, Storage, row_bytes
+from core.spec import KernelRate, Link, Storage, row_bytes
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
-ROWS, COLUMNS = 2048, 4096
-"""The weight that stands for others: as large as a layer's, small enough to be timed often."""
 RARE: tuple[Storage, ...] = ("fp16", "fp32")
 """Timed on a quarter of it: few models are stored so, and their kernels can be very slow."""
 READ_BYTES, READ_PARTS = 256 * MIB, 16
-COPY_BYTES = 64 * MIB
-COLD_BYTES = 192 * MIB
 ROUNDS = 6
 """How often each weight is multiplied with one row."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
-SLOTS, PASSES = 8, 4
 COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
 TOGETHER_S = 0.4
 WAKING_S = 0.1
@@ -98,7 +91,7 @@ def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float
     """How fast the CPU multiplies now, by the rates that were measured in the same way before, for each format that
     models are kept in: those that compute more feel a slow memory less. Takes some 0.4 s."""
     common = [rate for rate in rates if rate.storage not in RARE]
-    one_row = _one_row_s([_CpuLoad(table, rate.storage, COLD_BYTES // 2) for rate in common])
+    one_row = _one_row_s([CpuLoad(table, rate.storage, COLD_BYTES // 2) for rate in common])
     return {
         rate.storage: ROWS * row_bytes(rate.storage, COLUMNS) / (seconds - call_s) / rate.bytes_s
         for rate, seconds in zip(common, one_row, strict=True)
@@ -112,7 +105,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
         cpu.rates if accelerator.shares_cores else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
     )
     copiers = _copiers(accelerator, cpu.threads)
-    link, work = _LinkLoad(accelerator, SLOT_BYTES, copiers), _CpuLoad(cpu.table, "bf16")
+    link, work = LinkLoad(accelerator, SLOT_BYTES, copiers), CpuLoad(cpu.table, "bf16")
     piece_s = _piece_s(accelerator, link, copiers)
     alone = COPY_BYTES / (link.seconds() - link.pieces * piece_s)
     before = work.rate(TOGETHER_S / 2)
@@ -159,7 +152,7 @@ def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
 
 def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -> tuple[KernelRate, ...]:
     """Without the calls, which are counted by themselves."""
-    loads = {storage: _CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
+    loads = {storage: CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
     one_row = _one_row_s(tuple(loads.values()))
     return tuple(
         _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_ROWS[1:])])
@@ -167,14 +160,14 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
     )
 
 
-def _one_row_s(loads: Sequence[_CpuLoad]) -> list[float]:
+def _one_row_s(loads: Sequence[CpuLoad]) -> list[float]:
     """Seconds of one weight of each, in turn: the memory's rate changes from one moment to the next, and the formats
     are compared."""
     loads[0].rate(WAKING_S)
     taken: list[list[float]] = [[] for _ in loads]
     for _ in range(ROUNDS):
         for load, times in zip(loads, taken, strict=True):
-            times += map(_taken, load.products())
+            times += map(seconds_of, load.products())
     return [statistics.median(times) for times in taken]
 
 
@@ -185,46 +178,24 @@ def _read_rate() -> float:
 
 def _best(work: Callable[[], object], times: int) -> float:
     """The shortest of several runs: what else the machine does only ever adds."""
-    return min(_taken(work) for _ in range(times))
+    return min(seconds_of(work) for _ in range(times))
 
 
 def _quiet(works: Sequence[Callable[[], object]]) -> float:
     """The time that a tenth of these like pieces of work stay below: that of a quiet moment, if not of a lucky one."""
-    return statistics.quantiles([_taken(work) for work in works], n=10)[0]
-
-
-def _taken(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return statistics.quantiles([seconds_of(work) for work in works], n=10)[0]
 
 
 def _overheads(table: KernelTable) -> Overheads:
-    products = itertools.cycle(_CpuLoad(table, "bf16", COLD_BYTES // 2).products())
+    products = itertools.cycle(CpuLoad(table, "bf16", COLD_BYTES // 2).products())
     return Overheads(lambda: next(products)())
-
-
-def _weight(storage: Storage) -> QuantizedWeight:
-    if storage == "int8":
-        return QuantizedWeight("int8", (ROWS, COLUMNS), _filled(COLUMNS, torch.int8, 1), torch.ones(ROWS))
-    if storage == "int4":
-        data, scales = _filled(COLUMNS // 2, torch.uint8, 0x99), torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16)
-        return QuantizedWeight("int4", (ROWS, COLUMNS), data, scales)
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return QuantizedWeight("bf16", (ROWS, COLUMNS), _filled(COLUMNS, dtypes[storage], 1))
-
-
-def _filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
-    """(ROWS, columns) in memory of its own: the C library would keep what was given back for later."""
-    memory = mmap.mmap(-1, ROWS * columns * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(ROWS, columns).fill_(value)
 
 
 def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
     # Several, so that the card's cache does not hold the one that comes next.
     weights = [
         _on_device(HostWeight(host_matmul(one, table.names(storage, *one.shape))), accelerator)
-        for one in (_weight(storage) for _ in range(4))
+        for one in (weight_of(storage) for _ in range(4))
     ]
     dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
     taken = []
@@ -245,13 +216,13 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
             accelerator.launch(lambda weight=weight: weight.linear(x), weight.weight.nbytes)  # type: ignore[misc]
         accelerator.synchronize()
 
-    first_s = _taken(all_once)
+    first_s = seconds_of(all_once)
     return (_best(all_once, 5) if first_s < LONG_S else first_s) / len(weights)
 
 
-def _piece_s(accelerator: Accelerator, link: _LinkLoad, copiers: int) -> float:
+def _piece_s(accelerator: Accelerator, link: LinkLoad, copiers: int) -> float:
     """What cutting the same bytes into more pieces costs for each of them."""
-    small = _LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
+    small = LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
     more, seconds = small.pieces - link.pieces, small.seconds() - link.seconds()
     small.close()
     return max(0.0, seconds) / more
@@ -261,7 +232,7 @@ def _copiers(accelerator: Accelerator, threads: int) -> int:
     """How many threads fill the ring fastest, or nearly so: each takes a core from those that compute."""
     taken: dict[int, float] = {}
     for count in (count for count in COPIERS if count == 1 or count <= threads // 4):
-        load = _LinkLoad(accelerator, SLOT_BYTES, count)
+        load = LinkLoad(accelerator, SLOT_BYTES, count)
         taken[count] = load.seconds()
         load.close()
     return next(count for count, seconds in taken.items() if seconds <= NEARLY_BEST * min(taken.values()))
@@ -303,35 +274,7 @@ def _locked(accelerator: Accelerator) -> Tensor | None:
         return None
 
 
-class _CpuLoad:
-    """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
-
-    def __init__(self, table: KernelTable, storage: Storage, nbytes: int = COLD_BYTES) -> None:
-        weights = [_weight(storage)]
-        names = table.names(storage, *weights[0].shape)
-        weights += [_weight(storage) for _ in range(nbytes // weights[0].nbytes)]
-        self._matmuls = [host_matmul(weight, names) for weight in weights]
-
-    def products(self, tokens: int = 1) -> list[Callable[[], object]]:
-        """One product of each weight with `tokens` rows of input."""
-        x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
-        return [lambda one=one: one(HostInput(x)) for one in self._matmuls]  # type: ignore[misc]
-
-    def seconds_each(self, tokens: int) -> float:
-        """Seconds of one weight with `tokens` rows of input: a few of them take long enough."""
-        return statistics.median(map(_taken, self.products(tokens)[:4]))
-
-    def rate(self, seconds: float) -> float:
-        """Bytes per second over this time, with one row of input."""
-        products, start, done = self.products(), time.perf_counter(), 0
-        while (taken := time.perf_counter() - start) < seconds:
-            for product in products:
-                product()
-            done += sum(matmul.nbytes for matmul in self._matmuls)
-        return done / taken
-
-
-def _together(link: _LinkLoad, work: _CpuLoad) -> tuple[float, float]:
+def _together(link: LinkLoad, work: CpuLoad) -> tuple[float, float]:
     """Bytes per second of the link and of the CPU while both work."""
     stop = threading.Event()
     copied: list[float] = []
@@ -341,51 +284,6 @@ def _together(link: _LinkLoad, work: _CpuLoad) -> tuple[float, float]:
     stop.set()
     thread.join()
     return copied[0] if copied else 0.0, computed
-
-
-class _LinkLoad:
-    """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
-
-    def __init__(self, accelerator: Accelerator, buffer_bytes: int, copiers: int = 1) -> None:
-        # All different: one alone would be copied from the processor's cache.
-        count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
-        self._weights = {str(number): [HostWeight(host_matmul(_weight("bf16")))] for number in range(count)}
-        self._accelerator = accelerator
-        self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes, copiers), self._weights)
-        away = Rows(0, ROWS, 0)
-        plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
-        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]
-
-    def seconds(self) -> float:
-        """Seconds of COPY_BYTES."""
-        # What the ring holds already when timing begins, it holds when it ends.
-        self._pass()
-        return sum(_taken(self._pass) for _ in range(PASSES)) / PASSES
-
-    def rate(self, stop: threading.Event) -> float:
-        """Bytes per second until told to stop."""
-        start, done = time.perf_counter(), 0
-        while not stop.is_set():
-            self._pass()
-            done += COPY_BYTES
-        return done / (time.perf_counter() - start)
-
-    @property
-    def pieces(self) -> int:
-        """Into how many COPY_BYTES are cut."""
-        return len(self._pieces)
-
-    def close(self) -> None:
-        self._manager.close()
-
-    def _pass(self) -> None:
-        self._manager.begin_pass(self._pieces)
-        for piece in self._pieces:
-            if not self._manager.has_ready(piece):
-                self._accelerator.settle()
-            with self._manager.take(piece):
-                self._accelerator.launch(lambda: None)
-        self._accelerator.settle()
 
 
 def _part(together: float, alone: float) -> float:

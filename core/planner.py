@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.assembly import assemble
-from core.cost import TYPICAL_CONTEXT, Machine
+from core.cost import TYPICAL_CONTEXT
 from core.layouts import Layout, choose, comparable, cpu_layout, gpu_layouts
 from core.plan_words import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
+from core.rates import Machine
 from core.sizes import GIB, MIB, format_memory
 from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.tuning import fully_resident

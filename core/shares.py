@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from core.cost import Case, GroupClass, Machine, Residents
+from core.cost import Case, GroupClass, Residents
+from core.rates import Machine
 from core.spec import DECODE, Strategy, Times
 
 Shares = tuple[float, ...]

@@ -1,0 +1,70 @@
+"""The rates of one machine that the planner prices with: a CPU, with or without a GPU, alone and while copies run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.spec import COPY_PIECE, Gpu, Hardware, KernelRate, Profile, Storage, Strategy
+
+GUESSED_BYTES_SHARE = 0.5
+GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The rates of one placement: the CPU with or without a GPU, alone and while copies run."""
+
+    hardware: Hardware
+    gpu: Gpu | None
+    profile: Profile
+    threads: int
+
+    def link_s(self, strategy: Strategy) -> float:
+        """Seconds per streamed byte, nothing else running."""
+        if self.gpu is None:
+            return 0.0
+        return self.profile.link / (self.gpu.link.h2d_pageable if strategy == "serial" else self.gpu.link.staged)
+
+    @property
+    def piece_s(self) -> float:
+        """Seconds that each streamed piece costs besides its bytes."""
+        return self.profile.link * self.gpu.link.piece_s if self.gpu else 0.0
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the device computes on the processor's own cores."""
+        return self.gpu is not None and self.gpu.shares_cores
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that a small copy to the card waits behind streamed pieces, on average."""
+        return COPY_PIECE / 2 / self.gpu.link.h2d_pinned if self.gpu else 0.0
+
+    @property
+    def cpu_under_copy(self) -> float:
+        return self.gpu.cpu_under_copy if self.gpu else 1.0
+
+    @property
+    def link_under_cpu(self) -> float:
+        return self.gpu.link_under_cpu if self.gpu else 1.0
+
+
+def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
+    """The CPU's rate for this storage type with so many threads; guessed from the memory's rate if not measured."""
+    cpu = hardware.cpu
+    found = next((rate for rate in cpu.rates if rate.storage == storage), None)
+    rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
+    scale = min(1.0, threads / max(1, cpu.threads))
+    # Half of the cores already draw what memory gives; operations grow with each of them.
+    flops = rate.flops
+    return KernelRate(
+        storage,
+        rate.bytes_s * min(1.0, 2 * scale),
+        (flops[0] * scale, flops[1] * scale, flops[2] * scale, flops[3] * scale),
+    )
+
+
+def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:
+    """The GPU's rate for this storage type; from its memory rate and peak operations if not measured."""
+    found = next((rate for rate in gpu.rates if rate.storage == storage), None)
+    return found or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
