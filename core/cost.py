@@ -48,15 +48,17 @@ class GroupClass:
 @dataclass(frozen=True)
 class Residents:
     """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others.
-    `host_layers` are computed by the CPU alone in passes of few tokens: nothing of them lies there."""
+    `host_layers` are computed by the CPU alone in passes of few tokens, as are the last `host_groups` of each class,
+    which are their parts: nothing of them lies there."""
 
     whole: tuple[int, ...]
     part: tuple[float, ...]
     host_layers: tuple[int, ...] = ()
+    host_groups: tuple[int, ...] = ()
 
-    def hosted(self, item: GroupClass, bucket: int) -> int:
-        """How many groups of a class the CPU computes as parts of such layers."""
-        return sum(layer in self.host_layers for layer in item.layers) if self.host_layers and bucket <= FEW else 0
+    def hosted(self, bucket: int) -> tuple[int, ...]:
+        """How many groups of each class the CPU computes as parts of whole layers."""
+        return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
 
 
 def classify(spec: ModelSpec, storage: Storage, machine: Machine) -> tuple[GroupClass, ...]:
@@ -157,8 +159,11 @@ class Case:
     def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
         """Seconds of the link, nothing else running."""
         nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
-        for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
-            rest = item.count - whole - residents.hosted(item, self.bucket)
+        hosted = residents.hosted(self.bucket)
+        for item, whole, host, part, share in zip(
+            self.classes, residents.whole, hosted, residents.part, streamed, strict=True
+        ):
+            rest = item.count - whole - host
             if (away := (1 - part) * share) and rest:
                 sent = away * item.nbytes
                 nbytes += rest * sent
@@ -175,14 +180,15 @@ class Case:
         machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
         slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
         cpu = gpu = exchanged = alone = slowed = dead = 0.0
-        for item, whole, part, share in zip(self.classes, residents.whole, residents.part, streamed, strict=True):
-            hosted = residents.hosted(item, bucket)
-            rest, on_cpu = item.count - whole - hosted, (1 - part) * (1 - share)
+        for item, whole, host, part, share in zip(
+            self.classes, residents.whole, residents.hosted(bucket), residents.part, streamed, strict=True
+        ):
+            rest, on_cpu = item.count - whole - host, (1 - part) * (1 - share)
             gpu_whole = item.gpu[bucket] + item.gpu_call
             gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
             cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
             cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
-            hosted_s = hosted * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
+            hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
             cpu += rest * cpu_s + hosted_s
             gpu += rest * gpu_s + whole * gpu_whole
             exchanged += rest * cross

@@ -126,10 +126,11 @@ def _whole_layers(
     the card or not."""
     weights = Counter[int]()
     for item in classes:
-        weights.update(dict.fromkeys(item.layers, item.nbytes))
+        for layer in item.layers:
+            weights[layer] += item.nbytes
     head = weights.pop(-1, 0)
-    for layer in spec.kv_layers:
-        weights[layer.layer] += layer.nbytes(context)
+    for kv in spec.kv_layers:
+        weights[kv.layer] += kv.nbytes(context)
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
         on_card = sum(size <= room for size in sizes) - 1
@@ -137,9 +138,10 @@ def _whole_layers(
             continue
         there = {-1 if kept else spec.layers, *range(on_card)}
         whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
-        hosted = tuple(range(on_card, spec.layers))
-        kv_devices = tuple(index if layer.layer < on_card else -1 for layer in spec.kv_layers)
-        yield Residents(whole, (0.0,) * len(classes), hosted), kv_devices
+        hosted = range(on_card, spec.layers)
+        groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)
+        kv_devices = tuple(index if kv.layer < on_card else -1 for kv in spec.kv_layers)
+        yield Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
 
 
 def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:
