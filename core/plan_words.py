@@ -41,6 +41,8 @@ def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     if share >= 1:
         return "The whole model lies in the graphics card's memory."
     streamed = streamed_share(plan, spec)
+    if share < 0.005 and streamed < 0.005 < streamed_share(plan, spec, PREFILL):
+        return "The processor writes with weights from the computer's memory; the graphics card helps to read prompts."
     rest = "the processor computes the rest"
     if streamed >= 0.995:
         rest = "the rest is streamed to it for each token"

@@ -271,6 +271,14 @@ def test_layers_are_given_to_one_side_where_visits_are_dear() -> None:
     assert any("computed by the processor alone" in line for line in explain(dear, spec, DESKTOP))
 
 
+def test_a_card_that_only_reads_prompts_is_said_to() -> None:
+    card = replace(DESKTOP.gpus[0], layer_s=1e-2)
+    plan = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(card,)), Budget(format="int8", vram=700 * MIB))
+    assert len(plan.host_layers) == 32
+    assert not any(linear.resident for linear in plan.linears)
+    assert plan.reason.endswith("the graphics card helps to read prompts.")
+
+
 def test_decode_leans_on_the_cpu_and_prefill_on_the_card() -> None:
     plan = place(model("llama-3.1-8b"), DESKTOP, Budget(format="bf16"))
     decode = sum(linear.decode.streamed for linear in plan.linears)
