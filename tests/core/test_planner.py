@@ -272,7 +272,7 @@ def test_layers_are_given_to_one_side_where_visits_are_dear() -> None:
 
 
 def test_a_card_that_only_reads_prompts_is_said_to() -> None:
-    card = replace(DESKTOP.gpus[0], layer_s=1e-2)
+    card = replace(DESKTOP.gpus[0], layer_s=1e-2, link=Link(3e9, 2e9, 3e9, 2e9, 3e9))
     plan = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(card,)), Budget(format="int8", vram=700 * MIB))
     assert len(plan.host_layers) == 32
     assert not any(linear.resident for linear in plan.linears)
