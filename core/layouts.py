@@ -25,6 +25,8 @@ BUFFERS, LEAST_BUFFER = 8, 2 * MIB
 BUFFER_S = 2e-3
 """How long a buffer is to be on its way at most: long beside what each costs."""
 SMALL_CARD = 4 * GIB
+HEAD_LAYER = -1
+"""What `LinearSpec.layer` is outside of the layers."""
 # Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
 WORTH_PRICING = 1.5
 
@@ -128,7 +130,7 @@ def _whole_layers(
     for item in classes:
         for layer in item.layers:
             weights[layer] += item.nbytes
-    head = weights.pop(-1, 0)
+    head = weights.pop(HEAD_LAYER, 0)
     for kv in spec.kv_layers:
         weights[kv.layer] += kv.nbytes(context)
     for kept in {head, 0} if head <= room else {0}:
@@ -136,7 +138,7 @@ def _whole_layers(
         on_card = sum(size <= room for size in sizes) - 1
         if on_card == spec.layers:
             continue
-        there = {-1 if kept else spec.layers, *range(on_card)}
+        there = {*range(on_card), *((HEAD_LAYER,) if kept else ())}
         whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
         hosted = range(on_card, spec.layers)
         groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)

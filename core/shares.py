@@ -125,7 +125,7 @@ def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int]
     everything else (both are nearly linear in the share, so a few steps of false position find it)."""
 
     def shares(share: float) -> Shares:
-        return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
+        return _streamed(count, whole, free, share)
 
     def excess(share: float) -> float:
         times = timed(shares(share))
@@ -148,12 +148,17 @@ def _in_step(count: int, timed: Callable[[Shares], Times], allowed: Sequence[int
     """The same share of all, the quickest there is, where the device may have as much to do as the link or the CPU."""
 
     def shares(share: float) -> Shares:
-        return tuple(share if index in allowed else 0.0 for index in range(count))
+        return _streamed(count, (), allowed, share)
 
     nothing, everything = timed(shares(0.0)), timed(shares(1.0))
     if everything.gpu <= everything.link and nothing.gpu <= BUSY_DEVICE * nothing.cpu:
         return []
     return [shares(_lowest(lambda share: timed(shares(share)).total))]
+
+
+def _streamed(count: int, whole: Sequence[int], free: Sequence[int], share: float) -> Shares:
+    """All of the `whole` classes and a share of the `free` ones."""
+    return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
 
 
 def _lowest(total: Callable[[float], float]) -> float:
