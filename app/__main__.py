@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 
 from app import ID, NAME, VERSION
-from core.commands.common import add_machine_options, load_options
-from core.environment import prepare_environment
+from core.commands.arguments import add_machine_options, load_options
 from core.gpu_runtime.start import settle
 from core.gpu_runtime.store import Runtime
-from core.places import HOME_VARIABLE, gpu_runtime
+from core.paths import HOME_VARIABLE, gpu_runtime
+from core.startup.environment import prepare_environment
 
 log = logging.getLogger("app")
 LOG_BYTES, LOG_FILES = 1_000_000, 3
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     gpu = settle(Runtime(gpu_runtime()), attempt=None)
     load_c10_first()
 
-    from app.paths import places
+    from app.system.paths import places
 
     start_log(places().log)
     sys.excepthook = log_uncaught
@@ -124,10 +124,10 @@ def run(args: argparse.Namespace) -> int:
     from PySide6.QtGui import QIcon
     from PySide6.QtWidgets import QApplication
 
-    from app.collector import Collector
-    from app.compose import Application, Wishes
-    from app.resources import assets
-    from app.single_instance import SingleInstance
+    from app.application import Application, Wishes
+    from app.system.gc_timer import Collector
+    from app.system.single_instance import SingleInstance
+    from core.paths import assets
 
     qt = QApplication(sys.argv[:1])
     Collector(qt)

@@ -8,10 +8,10 @@ import time
 import psutil
 from PySide6.QtCore import QCoreApplication, QObject, QTimer, Slot
 
-from app.compose import Application
-from app.conversation import Turn
-from app.notices import Notice
-from app.state import State
+from app.application import Application
+from app.conversations.conversation import Turn
+from app.engine.app_state import State
+from app.notices.notices import Notice
 
 QUESTION = "What is HeteGen?"
 LIMIT_S = 180

@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from core.commands import bench, chat, doctor, plan
-from core.environment import prepare_environment
+from core.commands import bench, chat, doctor, models, plan
 from core.errors import HeteGenError
 from core.gpu_runtime.start import settle
 from core.gpu_runtime.store import Runtime
-from core.hub import commands as hub
-from core.model_index import keep_model_index
-from core.places import cache_folder, gpu_runtime
+from core.paths import cache_folder, gpu_runtime
+from core.startup.environment import prepare_environment
+from core.startup.transformers_index import keep_model_index
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (chat, plan, bench, doctor):
         command.add(subparsers)
-    hub.add_commands(subparsers)
+    models.add_commands(subparsers)
     return parser
 
 

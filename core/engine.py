@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.environment import prepare_environment
 from core.errors import BadRequest, HeteGenError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
-from core.governor import Governor
-from core.loading import LoadedModel, load_model
-from core.reply import Reply
+from core.runtime.loader import LoadedModel, load_model
+from core.runtime.replanner import Governor
+from core.runtime.reply import Reply
+from core.startup.environment import prepare_environment
 
 __all__ = ["Engine", "LoadOptions"]
 

@@ -17,7 +17,7 @@ def main() -> int:
 
     guard_streams()
 
-    from app import start
+    from app.system import start
 
     start.prepare()
     if sys.argv[1:2] == [TRY_GPU_RUNTIME]:
@@ -33,8 +33,8 @@ def main() -> int:
 
 
 def _window() -> int:
-    from app import start
     from app.__main__ import main as window
+    from app.system import start
 
     try:
         start.check_window("offscreen" if "--self-test" in sys.argv else os.environ.get("QT_QPA_PLATFORM", ""))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.environment import prepare_environment
+from core.startup.environment import prepare_environment
 
 prepare_environment()
 
-from core.known_specs import specification  # noqa: E402
-from core.source import open_source  # noqa: E402
+from core.model.model_source import open_source  # noqa: E402
+from core.model.spec_cache import specification  # noqa: E402
 
 
 def main(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from core.environment import prepare_environment
+from core.startup.environment import prepare_environment
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 prepare_environment()

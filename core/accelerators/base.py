@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DeviceLost, NotEnoughMemory
-from core.sizes import format_memory
+from core.units import format_memory
 
 PINNED = "pinned"
 """`device` of the NotEnoughMemory that pinning raises."""

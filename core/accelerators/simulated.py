@@ -24,8 +24,16 @@ from torch import Tensor
 
 from core.accelerators.base import Event, Memory, Stream, cannot_pin, out_of_memory
 from core.accelerators.host_bytes import host_bytes
-from core.accelerators.queues import CopyQueue, DeviceQueue, Health, LaunchQueue, SimulatedEvent, Wire, sleep_until
-from core.accelerators.simulation import Simulation
+from core.accelerators.simulated_queues import (
+    CopyQueue,
+    DeviceQueue,
+    Health,
+    LaunchQueue,
+    SimulatedEvent,
+    Wire,
+    sleep_until,
+)
+from core.accelerators.simulation_spec import Simulation
 from core.spec import COPY_PIECE
 
 ALIGNMENT = 64

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from core.commands.common import add_json, add_machine_options, add_model, load_options, model_name
+from core.commands.arguments import add_json, add_machine_options, add_model, load_options, model_name
 from core.commands.plan import as_json as plan_json
 from core.spec import Hardware, Plan
 
@@ -43,10 +43,10 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
-    from core.environment import prepare_environment
+    from core.startup.environment import prepare_environment
 
     prepare_environment()
-    from core.loading import LoadedModel, load_model
+    from core.runtime.loader import LoadedModel, load_model
 
     began = time.perf_counter()
     for step in load_model(model_name(args), load_options(args), args.strategy):

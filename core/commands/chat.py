@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from core.commands.common import add_json, add_machine_options, load_options
-from core.environment import importing
+from core.commands.arguments import add_json, add_machine_options, load_options
 from core.events import (
     Event,
     Failed,
@@ -24,6 +23,7 @@ from core.events import (
     Stats,
     Truncated,
 )
+from core.startup.environment import importing
 
 
 @dataclass

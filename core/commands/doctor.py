@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_json, add_machine_options
-from core.sizes import format_bytes, format_rate
+from core.commands.arguments import add_json, add_machine_options
 from core.spec import BUCKET_NAMES
+from core.units import format_bytes, format_rate
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
-    from core.kernels.select import KernelTable
+    from core.kernels.autotune import KernelTable
 
 
 def add(subparsers: Any) -> None:
@@ -23,9 +23,9 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The machine as a JSON object; printed line by line. Raises BadRequest."""
-    from core.diagnosis import describe_machine, software
-    from core.machine import open_machine
-    from core.places import cache_folder
+    from core.hardware.doctor import describe_machine, software
+    from core.hardware.machine import open_machine
+    from core.paths import cache_folder
 
     machine = open_machine(cache_folder(), args.simulate_gpu, args.threads)
     report = describe_machine(machine.now(), software()) | {
@@ -50,7 +50,7 @@ def gpu_runtime() -> dict[str, str | bool]:
     from core.gpu_runtime.cards import find_nvidia
     from core.gpu_runtime.start import own_torch, stand
     from core.gpu_runtime.store import Runtime
-    from core.places import gpu_runtime as folder
+    from core.paths import gpu_runtime as folder
 
     runtime = Runtime(folder())
     standing = stand(runtime, own_torch(), find_nvidia(), runtime.verdict())

@@ -7,12 +7,12 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from core.commands.common import add_json, add_machine_options, add_model, budget, model_name
+from core.commands.arguments import add_json, add_machine_options, add_model, budget, model_name
 from core.errors import ModelNotFound
-from core.hub.cache import PATH_LIKE
-from core.places import SHAPE_PREFIX
-from core.sizes import format_bytes
+from core.hub.installed import PATH_LIKE
+from core.paths import SHAPE_PREFIX
 from core.spec import ModelSpec, Plan, Rows
+from core.units import format_bytes
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -27,12 +27,12 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
-    from core.environment import prepare_environment
+    from core.startup.environment import prepare_environment
 
     prepare_environment()
-    from core.machine import open_machine
-    from core.places import cache_folder
-    from core.planner import explain, place
+    from core.hardware.machine import open_machine
+    from core.paths import cache_folder
+    from core.planning.planner import explain, place
 
     spec = _spec(model_name(args))
     hardware = open_machine(cache_folder(), args.simulate_gpu, args.threads).now()
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _spec(name: str) -> ModelSpec:
     """The specification of a model that is here, or else of one on the Hub. Raises HeteGenError."""
-    from core.known_specs import specification
-    from core.places import cache_folder
-    from core.source import open_source
+    from core.model.model_source import open_source
+    from core.model.spec_cache import specification
+    from core.paths import cache_folder
 
     try:
         source = open_source(name)
@@ -61,10 +61,10 @@ def _spec(name: str) -> ModelSpec:
 
 
 def _remote_spec(name: str) -> ModelSpec:
-    from core.hub.commands import make_client
+    from core.commands.models import make_client
     from core.hub.listing import parse_reference
     from core.hub.remote_spec import read_remote
-    from core.judging import describe
+    from core.runtime.fit import describe
 
     with make_client() as client:
         remote = read_remote(client, parse_reference(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.gpu_runtime.choice import Card, Nvidia
+from core.gpu_runtime.cuda_choice import Card, Nvidia
 
 
 def find_nvidia() -> Nvidia | None:

@@ -8,14 +8,14 @@ from typing import Literal
 
 from core.errors import DownloadFailed
 from core.events import Stop, never
-from core.gpu_runtime.needed import Needed
 from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
+from core.gpu_runtime.wheel_selection import Needed
 from core.hub.client import Client
-from core.hub.fetch import Changed
-from core.hub.haul import Haul, Manner
+from core.hub.downloader import Haul, Manner
+from core.hub.fetch_file import Changed
 from core.hub.listing import Listing
-from core.hub.partial import disk_error
+from core.hub.partial_file import disk_error
 from core.hub.progress import Board, Pace, Track
 
 Step = Literal["fetching", "unpacking"]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.gpu_runtime.cards import find_nvidia
-from core.gpu_runtime.choice import Nvidia
+from core.gpu_runtime.cuda_choice import Nvidia
 from core.gpu_runtime.store import Runtime, Verdict
 from core.gpu_runtime.trial import attempt
 

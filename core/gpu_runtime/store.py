@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.files import write_whole
+from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
-from core.hub.layout import Cache
-from core.whole_file import write_whole
 
 STAMP = "stamp.json"
 DOWNLOADS = "gpu-runtime"

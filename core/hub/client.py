@@ -20,8 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from core.errors import NetworkError
 from core.events import Stop, never
+from core.hub.http_errors import broken_line, refusal, retry_after
 from core.hub.proxy import DEFAULT_PORTS, connect, credentials
-from core.hub.replies import broken_line, refusal, retry_after
 from core.hub.retry import Retries, Transient, retry
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from core.errors import DownloadFailed
 from core.events import Stop, never
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
-from core.hub.fetch import Changed
-from core.hub.haul import Haul, Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Haul, Manner
+from core.hub.fetch_file import Changed
+from core.hub.file_selection import INDEX, needed_files, shown_files
 from core.hub.listing import Listing, Reference, RemoteFile, file_address, list_files, model_info
-from core.hub.needed import INDEX, needed_files, shown_files
-from core.hub.partial import disk_error
+from core.hub.partial_file import disk_error
 from core.hub.progress import Board, Pace, Report, Track, silent
 from core.hub.removal import drop_partials
 from core.hub.retry import Stopped

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ModelUnreadable
-from core.hub.cache import Installed, is_whole
-from core.hub.needed import CONFIG
-from core.whole_file import write_whole
+from core.files import write_whole
+from core.hub.file_selection import CONFIG
+from core.hub.installed import Installed, is_whole
 
 
 @dataclass(frozen=True)

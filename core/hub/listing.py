@@ -13,7 +13,7 @@ from core.errors import BadRequest, DownloadFailed, HeteGenError, NetworkError
 from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.environment import PUBLIC_HOSTS
-from core.safetensors_header import ITEM_BITS
+from core.weights.safetensors_header import ITEM_BITS
 
 Sort = Literal["trendingScore", "downloads", "likes", "lastModified", "createdAt"]
 EXPANDED = ["downloads", "likes", "gated", "private", "lastModified", "safetensors", "tags", "pipeline_tag", "sha"]

@@ -12,10 +12,10 @@ from typing import Any
 from core.errors import ModelUnreadable
 from core.events import Stop, never
 from core.hub.client import Client
+from core.hub.file_selection import CONFIG, INDEX, needed_files, shard_names
 from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
-from core.hub.needed import CONFIG, INDEX, needed_files, shard_names
 from core.hub.retry import Stopped
-from core.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
+from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
 
 # The header of a shard of a dense model is 10-100 kB: one request reads it whole.
 FIRST_BYTES = 256 << 10

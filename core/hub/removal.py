@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import BadRequest, ModelNotFound
+from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
-from core.hub.layout import Cache
 
 
 def remove(cache: Cache, id: str) -> int:

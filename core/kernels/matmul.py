@@ -16,9 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.inputs import HostInput
-from core.kernels.native import FEW_ROWS, FLOAT_PANELS, MOST_PARTS, NativeLibrary, Parts, instruction_sets, open_library
-from core.kernels.weights import QuantizedWeight
+from core.kernels.native_library import (
+    FEW_ROWS,
+    FLOAT_PANELS,
+    MOST_PARTS,
+    NativeLibrary,
+    Parts,
+    instruction_sets,
+    open_library,
+)
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantized_weight import QuantizedWeight
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
 BUCKET_LIMITS = (1, 8, 64)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from PySide6.QtWidgets import QApplication
 
-from app import language
-from app.downloads import Transfer
-from app.recommended import recommended
-from app.resources import assets
-from app.theme import Mode
+from app.catalog.downloads import Transfer
+from app.catalog.recommended import recommended
+from app.i18n import translator
+from app.settings.theme import Mode
 from core.errors import DownloadFailed
 from core.hub.progress import Progress
+from core.paths import assets
 from tests.app.dialog_stage import DialogStage, hub_repos
 from tests.core.hub.double import Double
 
@@ -27,7 +27,7 @@ class HubStage:
 
     def __init__(self, mode: Mode, words: str = "en") -> None:
         self._home = tempfile.TemporaryDirectory()
-        self._words = language.install(words)
+        self._words = translator.install(words)
         self.hub = Double(*hub_repos())
         self.hub.__enter__()
         self._staged = DialogStage(self.hub, Path(self._home.name), recommended(assets()), mode)

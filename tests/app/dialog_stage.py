@@ -9,19 +9,19 @@ from typing import Any
 
 from PySide6.QtWidgets import QApplication
 
-from app.downloads import Downloads
-from app.recommended import Recommended
-from app.shelf import Shelf
-from app.theme import Mode, Theme
-from app.views.model_dialog import ModelDialog
+from app.catalog.catalog import Shelf
+from app.catalog.downloads import Downloads
+from app.catalog.recommended import Recommended
+from app.settings.theme import Mode, Theme
+from app.views.models.model_dialog import ModelDialog
 from core.errors import UnsupportedModel
 from core.hub.access import Access
+from core.hub.cache_layout import Cache
 from core.hub.environment import hub_environment
+from core.hub.fit import Kind, Verdict, Wishes
 from core.hub.folders import Folders
-from core.hub.layout import Cache
-from core.hub.verdict import Kind, Verdict, Wishes
-from core.safetensors_header import TensorInfo
 from core.spec import DeviceMemory, Prediction
+from core.weights.safetensors_header import TensorInfo
 from tests.core.hub.double import Double, Repo, model_files
 
 GB = 10**9

@@ -11,19 +11,20 @@ from math import sin
 
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
 
-from app import settings, wording
-from app.compose import Application, Wishes
-from app.paths import places
-from app.settings import Settings
-from app.telemetry import Sample
-from app.telemetry_nvml import GpuSample
-from app.theme import Mode
-from app.views.settings_dialog import SettingsDialog
+from app.application import Application, Wishes
+from app.i18n import formatting
+from app.monitor.telemetry import Sample
+from app.monitor.telemetry_nvml import GpuSample
+from app.settings import settings
+from app.settings.settings import Settings
+from app.settings.theme import Mode
+from app.system.paths import places
+from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
 from core.events import Failed, Loaded, Loading, Piece, Stats
-from core.planner import place
-from core.sizes import GIB
+from core.planning.planner import place
 from core.spec import Budget, Prediction
+from core.units import GIB
 from tests.app.scripted import MODEL, ScriptedEngine, answer
 from tests.core.machines import DESKTOP, model
 
@@ -156,7 +157,7 @@ def first_start(stage: Stage) -> None:
     stage.show()
     stage.app.window.empty.set_guide(True)
     speed = Prediction(11.9, 14.6, 19.1)
-    stage.app.window.empty.advise("Qwen/Qwen3-8B", wording.advice("Qwen3-8B", 16_400_000_000, speed))
+    stage.app.window.empty.advise("Qwen/Qwen3-8B", formatting.advice("Qwen3-8B", 16_400_000_000, speed))
 
 
 def loading(stage: Stage) -> None:

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 from pytestqt.qtbot import QtBot
 
-from app.advice import Adviser, best
-from app.recommended import Recommended, recommended
-from app.resources import assets
+from app.catalog.recommended import Recommended, recommended
+from app.catalog.recommender import Adviser, best
 from core.events import never
-from core.hub.verdict import Kind, Verdict
+from core.hub.fit import Kind, Verdict
+from core.paths import assets
 from core.spec import Prediction
 
 SMALL = Recommended("a/small", "", 500_000_000, 1_000_000_000, "mit", gated=False, context=4096, config={"size": 1})

@@ -13,16 +13,16 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMessageBox
 from pytestqt.qtbot import QtBot
 
-from app.compose import Application, Wishes
-from app.paths import places
-from app.sleep import SleepWatch
-from app.store import Entry
-from app.views.conversation_dialog import ConversationDialog
-from app.views.settings_dialog import SettingsDialog
-from app.views.shortcuts_page import ShortcutsPage
-from app.worker import EngineLike
+from app.application import Application, Wishes
+from app.conversations.store import Entry
+from app.engine.worker import EngineLike
+from app.system.paths import places
+from app.system.sleep import SleepWatch
+from app.views.conversations.conversation_dialog import ConversationDialog
+from app.views.frame.shortcuts_page import ShortcutsPage
+from app.views.settings.settings_dialog import SettingsDialog
 from core.events import LoadOptions, Piece, Replanned
-from core.planner import place
+from core.planning.planner import place
 from core.spec import Budget
 from tests.app.scenes import SAMPLE, planned
 from tests.app.scripted import ScriptedEngine, answer
@@ -304,7 +304,11 @@ def test_in_a_narrow_window_panes_lie_over_the_chat(qtbot: QtBot, start: Start) 
     app.commands.act("sidebar")
     assert app.sidebar.isVisible()
     assert app.window.composer.width() == 800
-    QTest.mouseClick(app.window.panes._middle, Qt.MouseButton.LeftButton, pos=app.window.panes._middle.rect().center())
+    QTest.mouseClick(
+        app.window.panes._middle,
+        Qt.MouseButton.LeftButton,
+        pos=app.window.panes._middle.rect().center(),
+    )
     assert not app.sidebar.isVisible()
     app.window.resize(1200, 700)
     QApplication.processEvents()

@@ -9,10 +9,10 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QWidget
 from pytestqt.qtbot import QtBot
 
-from app.theme import Theme
-from app.views.body import Body
-from app.views.prose import ProseWriter
-from app.views.text import LONGEST_DOCUMENT, CodeView, ProseView, TextView
+from app.settings.theme import Theme
+from app.views.chat.body import Body
+from app.views.chat.prose import ProseWriter
+from app.views.chat.text import LONGEST_DOCUMENT, CodeView, ProseView, TextView
 from tests.app.hostile import HOSTILE
 
 WIDTH = 760

@@ -6,7 +6,7 @@ import weakref
 
 from pytestqt.qtbot import QtBot
 
-from app.collector import Collector
+from app.system.gc_timer import Collector
 
 
 class Node:

@@ -1,4 +1,4 @@
-from app.conversation import Conversation, Turn
+from app.conversations.conversation import Conversation, Turn
 
 
 def talk() -> tuple[Conversation, Turn, Turn]:

@@ -3,7 +3,7 @@ import sys
 
 CHECK = """
 import gc
-from app.engine_import import make_engine
+from app.engine.engine_import import make_engine
 engine = make_engine()
 assert gc.isenabled()
 assert gc.get_freeze_count() > 10_000

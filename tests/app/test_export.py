@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.conversation import Conversation, Turn
-from app.export import Document, NotAnExport, from_json, read_json, to_json, to_markdown
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.export import Document, NotAnExport, from_json, read_json, to_json, to_markdown
 
 
 def sample() -> Document:

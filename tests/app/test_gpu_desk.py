@@ -13,11 +13,11 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from app.gpu_desk import GpuDesk
-from app.notices import Notice
-from app.theme import Theme
-from app.views.gpu_dialog import GpuDialog
-from core.gpu_runtime.choice import Card, Nvidia
+from app.controllers.gpu import GpuDesk
+from app.notices.notices import Notice
+from app.settings.theme import Theme
+from app.views.settings.gpu_dialog import GpuDialog
+from core.gpu_runtime.cuda_choice import Card, Nvidia
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime, Verdict
 from core.hub.client import Client
@@ -49,7 +49,7 @@ class Stage:
 
 @pytest.fixture
 def stage(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr("app.gpu_desk.computes_on_cards", lambda: False)
+    monkeypatch.setattr("app.controllers.gpu.computes_on_cards", lambda: False)
     with Index(runtime_wheels()) as index:
         made = Stage(index, tmp_path / "gpu-runtime", MACHINE, Standing())
         yield made
@@ -200,7 +200,7 @@ def test_one_in_use_that_fails_at_the_start_is_told_and_remembered(
     stage.runtime.root.mkdir()
     stage.runtime.judge(Verdict(VERSION, MACHINE.driver, "Fake Card"))
     stage.desk._standing = Standing(VERSION, used=True, device="Fake Card")
-    monkeypatch.setattr("app.gpu_desk.kernel", lambda: ("", "CUDA error: out of memory"))
+    monkeypatch.setattr("app.controllers.gpu.kernel", lambda: ("", "CUDA error: out of memory"))
     engine = ScriptedEngine()
     assert stage.desk.guarded(lambda: engine)() is engine
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")

@@ -1,7 +1,7 @@
 import pytest
 
-from app.highlight import Highlighter
-from app.theme import LIGHT
+from app.settings.theme import LIGHT
+from app.text.highlight import Highlighter
 
 PYTHON = '''def f(x: int) -> str:
     """A text

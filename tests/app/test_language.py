@@ -9,22 +9,22 @@ import pytest
 from PySide6.QtCore import QCoreApplication
 from pytestqt.qtbot import QtBot
 
-from app.language import Catalogue, catalogue, install, languages
-from app.online import ACCESSES, HUB, NEVER
-from app.resources import assets
-from app.settings import declared
-from app.theme import Theme
-from app.views.empty_chat import PROMPTS
-from app.views.live_view import MACHINE, SPEEDS
-from app.views.message import ENDS, ReplyMessage, UserMessage
-from app.views.model_dialog_token import SOURCES
-from app.views.model_dialog_verdict import MEANINGS
-from app.views.notice_bar import PHASES as LOADING
-from app.views.shortcuts_page import ALWAYS
-from app.views.sidebar import Sidebar
-from app.views.status_line import PHASES
-from app.views.what_if import FITS, FORMATS
-from app.window import ACTIONS
+from app.about.network_access import ACCESSES, HUB, NEVER
+from app.i18n.translator import Catalogue, catalogue, install, languages
+from app.settings.settings import declared
+from app.settings.theme import Theme
+from app.views.chat.empty_chat import PROMPTS
+from app.views.chat.message import ENDS, ReplyMessage, UserMessage
+from app.views.conversations.sidebar import Sidebar
+from app.views.frame.notice_bar import PHASES as LOADING
+from app.views.frame.shortcuts_page import ALWAYS
+from app.views.frame.status_line import PHASES
+from app.views.frame.window import ACTIONS
+from app.views.models.fit import MEANINGS
+from app.views.models.token import SOURCES
+from app.views.monitor.live_view import MACHINE, SPEEDS
+from app.views.monitor.what_if import FITS, FORMATS
+from core.paths import assets
 
 APP = Path(__file__).parents[2] / "app"
 

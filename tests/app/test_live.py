@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from app.live import DeviceMap, Outlook, Split, idle_devices, outlook, with_sample
-from app.telemetry import Sample
-from app.telemetry_nvml import GpuSample
-from app.why_slow import Situation, explain
-from core.planner import place
-from core.sizes import GIB
+from app.monitor.bottleneck import Situation, explain
+from app.monitor.live_records import DeviceMap, Outlook, Split, idle_devices, outlook, with_sample
+from app.monitor.telemetry import Sample
+from app.monitor.telemetry_nvml import GpuSample
+from core.planning.planner import place
 from core.spec import (
     Budget,
     BytesPerToken,
@@ -24,6 +23,7 @@ from core.spec import (
     Prediction,
     Times,
 )
+from core.units import GIB
 
 SPEC = ModelSpec(
     "tiny-8b", "llama", 4, 4096, 32000, 8192,

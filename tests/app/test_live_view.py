@@ -8,17 +8,17 @@ from PySide6.QtGui import QFontMetrics, QImage
 from PySide6.QtWidgets import QLabel, QWidget
 from pytestqt.qtbot import QtBot
 
-from app.live import DeviceMap, Outlook, Split, Wish
-from app.telemetry import Sample
-from app.telemetry_nvml import GpuSample
-from app.theme import Theme
-from app.views.gauges import Part, ShareBar, SpeedLine
-from app.views.live_view import LiveView, Telemetry, machine_words
-from app.views.what_if import LEAST_CONTEXT
-from app.why_slow import Explanation
+from app.monitor.bottleneck import Explanation
+from app.monitor.live_records import DeviceMap, Outlook, Split, Wish
+from app.monitor.telemetry import Sample
+from app.monitor.telemetry_nvml import GpuSample
+from app.settings.theme import Theme
+from app.views.monitor.gauges import Part, ShareBar, SpeedLine
+from app.views.monitor.live_view import LiveView, Telemetry, machine_words
+from app.views.monitor.what_if import LEAST_CONTEXT
 from core.events import Stats
-from core.sizes import GIB
 from core.spec import BytesPerToken, Prediction, Times
+from core.units import GIB
 
 CARD = DeviceMap("Card", "gpu", 8 * GIB, int(4e9), int(5e8), int(2e8), int(1e8), GIB, 0)
 RAM = DeviceMap("Memory (RAM)", "cpu", 32 * GIB, int(9e9), other=8 * GIB)

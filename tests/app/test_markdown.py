@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.markdown import LONGEST_LINE, CodeEnd, CodeStart, CodeText, Part, Prose, Splitter
+from app.text.markdown_stream import LONGEST_LINE, CodeEnd, CodeStart, CodeText, Part, Prose, Splitter
 
 
 def split(text: str, sizes: list[int] | None = None) -> list[Part]:

@@ -1,6 +1,6 @@
 import pytest
 
-from app.maths import LONGEST, Run, runs
+from app.text.tex import LONGEST, Run, runs
 
 
 @pytest.mark.parametrize(

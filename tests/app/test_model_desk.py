@@ -11,10 +11,10 @@ import pytest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from app.model_desk import ModelDesk
-from app.paths import Places
-from app.settings import Settings
-from app.theme import Theme
+from app.controllers.models import ModelDesk
+from app.settings.settings import Settings
+from app.settings.theme import Theme
+from app.system.paths import Places
 from core.events import LoadOptions
 from tests.app.dialog_stage import judge
 
@@ -35,7 +35,7 @@ def address(server: socket.socket) -> str:
 def test_another_address_is_taken_while_the_old_one_does_not_answer(
     qtbot: QtBot, tmp_path: Path, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.model_desk.late_judge", lambda options: judge)
+    monkeypatch.setattr("app.controllers.models.late_judge", lambda options: judge)
     window = QWidget()
     qtbot.addWidget(window)
     kept = [Settings(hf_endpoint=address(silent), models_folder=str(tmp_path / "models"))]

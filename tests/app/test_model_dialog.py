@@ -14,18 +14,18 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPlainTextEdit, QStyleOptionViewItem, QTextBrowser
 from pytestqt.qtbot import QtBot
 
-from app.downloads import Transfer
-from app.recommended import recommended
-from app.resources import assets
-from app.theme import DARK, LIGHT, contrast
-from app.views import model_dialog_words as words
-from app.views.model_dialog_details import possible
-from app.views.model_dialog_list import FOUND, HERE, RECOMMENDED, UNFINISHED
-from app.views.model_dialog_rows import RowRole
+from app.catalog.downloads import Transfer
+from app.catalog.recommended import recommended
+from app.settings.theme import DARK, LIGHT, contrast
+from app.views.models import words
+from app.views.models.details import possible
+from app.views.models.model_list import FOUND, HERE, RECOMMENDED, UNFINISHED
+from app.views.models.rows import RowRole
 from core.errors import DiskFull
-from core.hub.cache import installed
+from core.hub.fit import Wishes
+from core.hub.installed import installed
 from core.hub.progress import Progress
-from core.hub.verdict import Wishes
+from core.paths import assets
 from tests.app.dialog_stage import DialogStage, hub_repos, judge, kind_of
 from tests.core.hub.double import Double, Fault
 

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from app import notices
+from app.notices import notices
 from core import errors
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.HeteGenError)]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.paths import places
+from app.system.paths import places
 
 
 def test_home_variable_holds_everything(tmp_path: Path) -> None:

@@ -13,23 +13,23 @@ import pytest
 from PySide6.QtCore import QCoreApplication
 from pytestqt.qtbot import QtBot
 
-from app import notices
-from app.language import catalogue, install, languages, said
-from app.live import outlook
-from app.resources import assets
-from app.sentences import Sentences
-from app.telemetry import Sample
-from app.why_slow import Situation, explain
+from app.i18n.sentence_patterns import Sentences
+from app.i18n.translator import catalogue, install, languages, said
+from app.monitor.bottleneck import Situation, explain
+from app.monitor.live_records import outlook
+from app.monitor.telemetry import Sample
+from app.notices import notices
 from core.accelerators.base import out_of_memory
-from core.planner import place
-from core.sizes import GIB
+from core.paths import assets
+from core.planning.planner import place
 from core.spec import Budget
+from core.units import GIB
 from tests.core.machines import DESKTOP, model
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {"Report", "Explanation", "Replanned", "Shrink", "Grow", "Problem"}
 """What carries sentences besides errors."""
-WHOLE = ("core/plan_words.py", "app/why_slow.py")
+WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py")
 """Modules that consist of sentences: every text in them counts."""
 COMMAND_LINE = ("core/commands", "core/hub/commands", "core/diagnosis", "core/shapes")
 """Said on the command line only, in English."""

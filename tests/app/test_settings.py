@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.settings import PRESETS, Settings, accepted_types, declared, objection, read, with_value, write
+from app.settings.settings import PRESETS, Settings, accepted_types, declared, objection, read, with_value, write
 from core.events import Sampling
 
 WRONG = {

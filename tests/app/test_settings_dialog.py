@@ -9,14 +9,14 @@ from PySide6.QtGui import QAccessible, QGuiApplication
 from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.diagnostics import diagnostics, tail, without_home
-from app.online import ACCESSES
-from app.settings import Problem, Settings, declared
-from app.telemetry import Sample
-from app.telemetry_nvml import GpuSample
-from app.theme import Theme
-from app.views.settings_dialog import SettingsDialog
-from app.views.settings_pages import LogPage
+from app.about.diagnostics import diagnostics, tail, without_home
+from app.about.network_access import ACCESSES
+from app.monitor.telemetry import Sample
+from app.monitor.telemetry_nvml import GpuSample
+from app.settings.settings import Problem, Settings, declared
+from app.settings.theme import Theme
+from app.views.settings.settings_dialog import SettingsDialog
+from app.views.settings.settings_pages import LogPage
 
 
 @pytest.fixture

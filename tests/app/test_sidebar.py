@@ -10,11 +10,11 @@ from PySide6.QtGui import QAccessible
 from PySide6.QtWidgets import QApplication, QLineEdit
 from pytestqt.qtbot import QtBot
 
-from app.conversation import Conversation, Turn
-from app.store import MARK_END, MARK_START, Entry, Hit, Store
-from app.theme import Theme
-from app.views.entry_list import DAY_S, groups, runs
-from app.views.sidebar import Sidebar
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.store import MARK_END, MARK_START, Entry, Hit, Store
+from app.settings.theme import Theme
+from app.views.conversations.entry_list import DAY_S, groups, runs
+from app.views.conversations.sidebar import Sidebar
 
 NOON = time.mktime((2026, 11, 20, 12, 0, 0, 0, 0, -1))
 

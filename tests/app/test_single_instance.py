@@ -6,13 +6,13 @@ import pytest
 from PySide6.QtNetwork import QLocalServer
 from pytestqt.qtbot import QtBot
 
-from app.single_instance import SingleInstance
+from app.system.single_instance import SingleInstance
 
 OTHER = """
 import sys
 from pathlib import Path
 from PySide6.QtCore import QCoreApplication
-from app import single_instance
+from app.system import single_instance
 qt = QCoreApplication([])
 single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sys.argv[3])
 sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim() else 4)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.conversation import Conversation, Turn
-from app.store import MARK_END, MARK_START, Store, title_from
-from app.store_file import FLUSH_S, StoreFile
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.store import MARK_END, MARK_START, Store, title_from
+from app.conversations.store_file import FLUSH_S, StoreFile
 from core.errors import BadRequest
 
 

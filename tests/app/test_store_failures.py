@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from app.conversation import Conversation, Turn
-from app.store import Store
-from app.store_file import Report
-from app.store_recovery import salvage
-from app.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable, open_database
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.store import Store
+from app.conversations.store_file import Report
+from app.conversations.store_recovery import salvage
+from app.conversations.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable, open_database
 from tests.app.test_store import integrity, talk
 
 KILLS = int(os.environ.get("HETEGEN_KILLS", "10"))
@@ -30,8 +30,8 @@ AT_MOST_LOST_S = 1.0
 WRITER = """
 import sys, time
 from pathlib import Path
-from app.conversation import Conversation, Turn
-from app.store import Store
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.store import Store
 store = Store(Path(sys.argv[1]))
 conversation = Conversation(id="chat")
 parent = None

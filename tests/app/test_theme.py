@@ -2,8 +2,8 @@ import pytest
 from PySide6.QtGui import QColor, QPalette
 from pytestqt.qtbot import QtBot
 
-from app import resources
-from app.theme import DARK, LIGHT, TEXT_ON, Colours, Theme, contrast
+from app.settings.theme import DARK, LIGHT, TEXT_ON, Colours, Theme, contrast
+from app.system import resources
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])

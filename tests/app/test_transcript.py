@@ -8,10 +8,10 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
-from app.chat_model import ChatModel
-from app.conversation import Conversation, Turn
-from app.theme import COLUMN_WIDTH, Theme
-from app.views.transcript import Transcript
+from app.conversations.chat_model import ChatModel
+from app.conversations.conversation import Conversation, Turn
+from app.settings.theme import COLUMN_WIDTH, Theme
+from app.views.chat.transcript import Transcript
 from core.events import Piece
 
 REPLY = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n"

@@ -15,14 +15,15 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
-from app import REPOSITORY, VERSION, updates
-from app.about import licences, read_texts, versions
-from app.compose import Application, Wishes
-from app.paths import places
-from app.resources import assets
-from app.theme import Theme
-from app.updates import RELEASES_PAGE, Answer, Updates, parts
-from app.views.about_dialog import AboutDialog, LicencesDialog
+from app import REPOSITORY, VERSION
+from app.about.about import licences, read_texts, versions
+from app.application import Application, Wishes
+from app.notices import updates
+from app.notices.updates import RELEASES_PAGE, Answer, Updates, parts
+from app.settings.theme import Theme
+from app.system.paths import places
+from app.views.settings.about_dialog import AboutDialog, LicencesDialog
+from core.paths import assets
 from tests.app.scripted import ScriptedEngine
 
 Serve = Callable[[int, str], list[BaseHTTPRequestHandler]]

@@ -9,11 +9,11 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.commands import suggested
-from app.compose import Application, Wishes
-from app.views.controls import IconButton
-from app.views.message import ReplyMessage
-from app.views.message_parts import Editor
+from app.application import Application, Wishes
+from app.controllers.actions import suggested
+from app.views.chat.message import ReplyMessage
+from app.views.chat.message_parts import Editor
+from app.views.controls.controls import IconButton
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
 from tests.app.scripted import MODEL, ScriptedEngine, answer
@@ -348,9 +348,23 @@ def test_figures_that_are_not_known_read_na(qtbot: QtBot, start: Start) -> None:
 
 def test_nothing_moves_when_the_figures_change(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("x")))
-    before = [widget.geometry() for widget in (app.window.top.speed, app.window.top.strip, app.window.composer._send)]
+    before = [
+        widget.geometry()
+        for widget in (
+            app.window.top.speed,
+            app.window.top.strip,
+            app.window.composer._send,
+        )
+    ]
     ask(qtbot, app, "Hi")
-    after = [widget.geometry() for widget in (app.window.top.speed, app.window.top.strip, app.window.composer._send)]
+    after = [
+        widget.geometry()
+        for widget in (
+            app.window.top.speed,
+            app.window.top.strip,
+            app.window.composer._send,
+        )
+    ]
     assert before == after
 
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 from pytestqt.qtbot import QtBot
 
-from app.worker import Worker
+from app.engine.worker import Worker
 from core.events import Event, Finished, Loaded, LoadOptions, Message, Piece, Request, Stop
 from tests.app.scripted import MODEL, ScriptedEngine, answer
 

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.environment import prepare_environment
 from core.events import LoadOptions, Sampling, never
-from core.generate import Token, generate
-from core.loading import LoadedModel, load_model
-from core.sampler import make_sampler, settle
+from core.generation.generate import Token, generate
+from core.generation.sampler import make_sampler, settle
+from core.runtime.loader import LoadedModel, load_model
+from core.startup.environment import prepare_environment
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "assets" / "builtin-model"

@@ -42,9 +42,9 @@ def at_depths(depths: Sequence[int], new_tokens: int, read: Callable[[list[int]]
 
 
 def ours(options: argparse.Namespace, depths: Sequence[int]) -> list[float]:
-    from core.environment import prepare_environment
     from core.events import LoadOptions
-    from core.loading import LoadedModel, load_model
+    from core.runtime.loader import LoadedModel, load_model
+    from core.startup.environment import prepare_environment
 
     prepare_environment()
     wishes = LoadOptions(format=options.format, threads=options.threads, context=depths[-1] + options.new_tokens + ROOM)

@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import nn
 
-from core.environment import prepare_environment
 from core.events import LoadOptions
-from core.hetero_linear import HostLinear
-from core.loading import LoadedModel, load_model
-from core.norms import NativeRMSNorm
+from core.layers.norms import NativeRMSNorm
+from core.offload.hetero_linear import HostLinear
+from core.runtime.loader import LoadedModel, load_model
+from core.startup.environment import prepare_environment
 
 KERNELS = {
     "_layer_begin": "layers, up to attention",
@@ -87,7 +87,7 @@ def read_prompt(loaded: LoadedModel, tokens: int) -> None:
 
 def watch(loaded: LoadedModel, clock: Clock) -> None:
     """Put a clock around the library's calls and around every norm and every module without children."""
-    from core.kernels.native import instruction_sets, open_library
+    from core.kernels.native_library import instruction_sets, open_library
 
     for name in instruction_sets():
         library = open_library(name)

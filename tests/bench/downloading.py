@@ -20,13 +20,13 @@ from typing import Any
 
 from PySide6.QtWidgets import QApplication
 
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.layout import Cache
+from core.hub.fit import Wishes
 from core.hub.listing import Reference
 from core.hub.remote_spec import read_remote
-from core.hub.verdict import Wishes
-from core.judging import Adviser
+from core.runtime.fit import Adviser
 from core.spec import Budget
 from tests.bench.ticks import Ticks
 from tests.core.hub.double import Double, Repo, model_files

@@ -29,19 +29,19 @@ import torch
 
 from core.accelerators.simulated import SimulatedAccelerator
 from core.commands.bench import peak_rss
-from core.environment import prepare_environment
 from core.events import LoadOptions, never
-from core.generate import Token, generate
-from core.governor import Governor
-from core.loading import LoadedModel, load_model
-from core.machine import Machine, open_machine
-from core.measure import present_paces
-from core.model import LanguageModel
-from core.placement import DevicePlacement, HostPlacement
-from core.places import cache_folder
-from core.planner import place
-from core.sizes import GIB, KIB, MIB
+from core.generation.generate import Token, generate
+from core.hardware.benchmark import present_paces
+from core.hardware.machine import Machine, open_machine
+from core.model.language_model import LanguageModel
+from core.model.placement import DevicePlacement, HostPlacement
+from core.paths import cache_folder
+from core.planning.planner import place
+from core.runtime.loader import LoadedModel, load_model
+from core.runtime.replanner import Governor
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy
+from core.startup.environment import prepare_environment
+from core.units import GIB, KIB, MIB
 
 STRATEGIES: tuple[Strategy, ...] = ("hetegen", "cpu", "stream", "serial")
 CONTEXT = 1024

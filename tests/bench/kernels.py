@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import torch
 
-from core.kernels.inputs import HostInput
 from core.kernels.matmul import Offer, offers
-from core.kernels.weights import Format, QuantizedWeight
-from core.quantize import quantize
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import Format, QuantizedWeight
 
 # name: (outputs, inputs, how many in a model)
 LINEARS = {

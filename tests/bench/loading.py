@@ -29,8 +29,8 @@ def write_checkpoint(shape_name: str, folder: Path) -> None:
     """A model folder as the Hub has them, with the tokenizer of the built-in guide."""
     from safetensors.torch import save_file
 
-    from core.shapes import shape
-    from core.source import open_source
+    from core.model.model_source import open_source
+    from core.weights.known_shapes import shape
 
     source = open_source(f"shape:{shape_name}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,18 +44,18 @@ def write_checkpoint(shape_name: str, folder: Path) -> None:
 def load_once(options: argparse.Namespace) -> dict[str, Any]:
     """Load, then read a prompt and write a reply."""
     began = time.perf_counter()
-    from core.environment import importing, prepare_environment
+    from core.startup.environment import importing, prepare_environment
 
     prepare_environment()
     from core.commands.bench import peak_rss
     from core.events import LoadOptions, never
-    from core.model_index import keep_model_index
-    from core.places import cache_folder
+    from core.paths import cache_folder
+    from core.startup.transformers_index import keep_model_index
 
     keep_model_index(cache_folder())  # as the window and the command line do
     with importing():
-        from core.generate import Token, generate
-        from core.loading import LoadedModel, load_model
+        from core.generation.generate import Token, generate
+        from core.runtime.loader import LoadedModel, load_model
 
     imported = time.perf_counter()
     loading = load_model(options.folder, LoadOptions(format=options.format, context=options.context))

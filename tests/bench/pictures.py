@@ -17,7 +17,7 @@ from typing import Any
 from PySide6.QtGui import QFont, QFontDatabase
 from PySide6.QtWidgets import QApplication
 
-from app.theme import Mode
+from app.settings.theme import Mode
 from tests.app.dialog_scenes import DIALOG_SCENES, HubStage
 from tests.app.scenes import IN_GERMAN, SCENES, Stage
 

@@ -20,9 +20,9 @@ from typing import Any
 from torch import Tensor
 
 from core.events import never
-from core.generate import Token, generate
-from core.loading import LoadedModel
-from core.speculation import PromptLookup
+from core.generation.generate import Token, generate
+from core.generation.prompt_lookup import PromptLookup
+from core.runtime.loader import LoadedModel
 from tests.bench.decode_profile import load
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,10 @@ import psutil
 from PySide6.QtCore import QEventLoop
 from PySide6.QtWidgets import QApplication, QWidget
 
-from app.compose import Application, Wishes
-from app.conversation import Conversation, Turn
-from app.theme import Theme
-from app.views.body import Body
+from app.application import Application, Wishes
+from app.conversations.conversation import Conversation, Turn
+from app.settings.theme import Theme
+from app.views.chat.body import Body
 from core.events import Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
 from tests.app.hostile import HOSTILE
 from tests.app.scripted import MODEL

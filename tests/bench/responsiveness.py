@@ -41,9 +41,9 @@ class RandomModel:
         self._loaded: Any = None
 
     def load(self, source: str, options: Any, stop: Any) -> Iterator[Any]:
-        from core.environment import prepare_environment
         from core.events import Loaded
-        from core.loading import LoadedModel, load_model
+        from core.runtime.loader import LoadedModel, load_model
+        from core.startup.environment import prepare_environment
 
         prepare_environment()
         for step in load_model(source, options):
@@ -55,7 +55,7 @@ class RandomModel:
 
     def chat(self, request: Any, stop: Any) -> Iterator[Any]:
         from core.events import Finished, Piece, Prefill, Stats
-        from core.model import ForwardStopped
+        from core.model.language_model import ForwardStopped
 
         model, cache = self._loaded.model, self._loaded.cache
         cache.reset()
@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Loads, measures ticks while loading and generating, then Stop in mid-prefill."""
     from PySide6.QtWidgets import QApplication
 
-    from app.compose import Application, Wishes
+    from app.application import Application, Wishes
     from core.events import LoadOptions
     from tests.bench.ticks import Ticks
 
@@ -135,7 +135,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     until(lambda: not app.session.state.busy)
     result["stop_decode_s"] = round(time.perf_counter() - began, 3)
     app.session.submit("long")
-    until(lambda: app.session.state.prefill is not None and app.session.state.prefill.done > 0, 120)
+    until(
+        lambda: app.session.state.prefill is not None and app.session.state.prefill.done > 0,
+        120,
+    )
     ticks.reset()
     began = time.perf_counter()
     app.session.stop()

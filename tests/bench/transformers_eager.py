@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from core.shapes import shape
+from core.weights.known_shapes import shape
 
 
 def build(name: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.places import HOME_VARIABLE
+from core.paths import HOME_VARIABLE
 
 
 class TorchNumbers:

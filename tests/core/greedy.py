@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from core.events import LoadOptions, Prefill, Sampling, never
-from core.generate import generate
-from core.loading import LoadedModel, load_model
-from core.sampler import make_sampler, settle
+from core.generation.generate import generate
+from core.generation.sampler import make_sampler, settle
+from core.runtime.loader import LoadedModel, load_model
 from tests.core.families import VOCABULARY
 from tests.core.tiny_tokenizer import write_tokenizer
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from core.shapes import shape
-from core.sizes import GIB
 from core.spec import Cpu, Gpu, Hardware, KernelRate, KvLayer, LinearSpec, Link, ModelSpec
+from core.units import GIB
+from core.weights.known_shapes import shape
 
 
 def cpu(read: float, ram: int, free: int, cores: int = 8, gflops: float = 600e9) -> Cpu:

@@ -9,9 +9,9 @@ import torch
 
 from core.accelerators.cuda import failure_of
 from core.accelerators.simulated import SimulatedAccelerator
-from core.accelerators.simulation import Simulation, parse_simulation
+from core.accelerators.simulation_spec import Simulation, parse_simulation
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
-from core.sizes import GIB, MIB
+from core.units import GIB, MIB
 
 ATTEMPTS = 3
 

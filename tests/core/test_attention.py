@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen3Config
 from transformers.configuration_utils import PretrainedConfig
 
-from core import attention
-from core.attention import attend, register
-from core.kernels.native import AttentionCall, instruction_sets, open_library
+from core.kernels.native_library import AttentionCall, instruction_sets, open_library
+from core.layers import attention
+from core.layers.attention import attend, register
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 

@@ -28,7 +28,7 @@ assert not {"sympy", "torch.distributed.tensor"} & sys.modules.keys()
 
 REAL = """
 import sys
-from core.bare_torch import bare_torch
+from core.startup.torch_stubs import bare_torch
 import torch
 with bare_torch():
     stand_in = sys.modules["torch._dynamo"]

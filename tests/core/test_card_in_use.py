@@ -31,7 +31,7 @@ from core.events import (
     Request,
     Sampling,
 )
-from core.loading import UNLOCKED, LoadedModel, load_model
+from core.runtime.loader import UNLOCKED, LoadedModel, load_model
 from tests.core.tiny_tokenizer import chat_model
 
 CARD_BYTES = 60 << 20
@@ -149,8 +149,8 @@ def test_a_card_that_is_full_in_mid_pass_is_used_less(
 def test_card_shrinks_and_grows_in_mid_reply(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.governor.LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("core.governor.RETURN_EVERY_S", 0.0)
+    monkeypatch.setattr("core.runtime.replanner.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("core.runtime.replanner.RETURN_EVERY_S", 0.0)
     load(engine, folder, CARD)
     device = device_of(engine)
     before, events, used = device.memory().used, [], []
@@ -225,8 +225,8 @@ def full_from(monkeypatch: pytest.MonkeyPatch, device: SimulatedAccelerator, aft
 def test_a_card_that_fills_up_while_weights_move_is_used_less_or_left(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    monkeypatch.setattr("core.governor.LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("core.governor.RETURN_EVERY_S", 1e9)
+    monkeypatch.setattr("core.runtime.replanner.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("core.runtime.replanner.RETURN_EVERY_S", 1e9)
     loaded, events = load(engine, folder, CARD), list[Event]()
     device = device_of(engine)
     for event in engine.chat(ask()):
@@ -253,7 +253,7 @@ def test_a_card_that_fills_up_on_the_way_back_to_it_is_left(
     assert isinstance(event, Failed | Replanned)
     assert loaded.plan.gpu == -1
     assert text_of(list(engine.chat(ask()))) == expected
-    monkeypatch.setattr("core.governor.RETURN_EVERY_S", 0.0)
+    monkeypatch.setattr("core.runtime.replanner.RETURN_EVERY_S", 0.0)
     assert text_of(list(engine.chat(ask()))) == expected
 
 

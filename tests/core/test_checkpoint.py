@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.checkpoint import INDEX, Checkpoint, weight_files
 from core.errors import ModelUnreadable, UnsupportedModel
+from core.weights.checkpoint import INDEX, Checkpoint, weight_files
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.context import fit, room_for_prompt
 from core.errors import PromptTooLong
 from core.events import Message, Truncated
+from core.generation.context_window import fit, room_for_prompt
 
 SYSTEM = Message("system", "s" * 10)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.copying import LEAST_STRIP, Copiers, strips
+from core.kernels.host_copy import LEAST_STRIP, Copiers, strips
 
 SIZES = st.one_of(st.integers(0, 5000), st.integers(0, 12 * LEAST_STRIP))
 

@@ -1,4 +1,4 @@
-"""The crew: threads that call the library at once, each with a number of helpers that changes all the time."""
+"""The thread pool: threads that call the library at once, each with a number of helpers that changes all the time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from core.kernels.matmul import ChosenMatmul, host_matmul
-from core.kernels.native import AttentionCall, library_files, native
-from core.quantize import quantize
+from core.kernels.native_library import AttentionCall, library_files, native
+from core.kernels.quantize import quantize
 
 pytestmark = pytest.mark.skipif(not library_files(), reason="the package was built without a compiler")
 CALLERS = 6

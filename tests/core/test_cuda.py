@@ -8,7 +8,7 @@ import torch
 
 from core.accelerators.cuda import CudaAccelerator
 from core.errors import NotEnoughMemory
-from core.sizes import GIB, MIB
+from core.units import GIB, MIB
 
 pytestmark = pytest.mark.gpu
 
@@ -97,7 +97,7 @@ def test_small_results_go_both_ways(device: CudaAccelerator) -> None:
 def test_this_card_is_measured() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no card that torch can use")
-    from core.measure import measure_cpu, measure_gpu
+    from core.hardware.benchmark import measure_cpu, measure_gpu
 
     device = CudaAccelerator(0)
     rates = measure_gpu(device, measure_cpu())

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.kernels import device
-from core.kernels.device import DeviceKernels, agrees, device_kernels, random_weight
-from core.kernels.weights import Format
+from core.kernels import cuda_dequant
+from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
+from core.kernels.quantized_weight import Format
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> DeviceKernels:
         pytest.skip("no gcc to compile the stand-in for a card")
     built = tmp_path_factory.mktemp("card") / "card.so"
     options = ["-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-x", "c"]
-    source = Path(device.__file__).with_name("device.cu")
+    source = Path(cuda_dequant.__file__).with_name("cuda_dequant.cu")
     subprocess.run([compiler, *options, "-include", HERE / "card_on_the_processor.h", source, "-o", built], check=True)
     return DeviceKernels(launcher(ctypes.CDLL(str(built))))
 
@@ -52,14 +52,14 @@ def launcher(library: ctypes.CDLL) -> Callable[[str, int, Sequence[Tensor | int]
             call = Call(entry, None, *addresses, *numbers)
         else:
             call = Call(None, entry, *addresses[:2], None, addresses[2], *numbers, 0)
-        library.launch(ctypes.byref(call), blocks, device.THREADS)
+        library.launch(ctypes.byref(call), blocks, cuda_dequant.THREADS)
 
     return launch
 
 
-@pytest.mark.parametrize("format", device.QUANTIZED)
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
 @settings(deadline=None, max_examples=40)
-@given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, device.MOST_ROWS))
+@given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, cuda_dequant.MOST_ROWS))
 def test_products_and_widened_rows_are_those_of_torch(
     kernels: DeviceKernels, format: Format, rows: int, columns: int, count: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_products_and_widened_rows_are_those_of_torch(
     torch.testing.assert_close(kernels.widen(weight), exact.to(torch.bfloat16), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("format", device.QUANTIZED)
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
 def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Format) -> None:
     weight = random_weight(format, 20, 4096, CPU)
     x = torch.randn(2, 4096).to(torch.bfloat16)
@@ -78,7 +78,7 @@ def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Format)
     torch.testing.assert_close(kernels.product(weight, x), expected, rtol=1e-4, atol=0.05)
 
 
-@pytest.mark.parametrize("format", device.QUANTIZED)
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
 def test_a_scale_that_is_no_number_shows(kernels: DeviceKernels, format: Format) -> None:
     weight = random_weight(format, 5, 256, CPU)
     assert weight.scales is not None
@@ -103,7 +103,7 @@ def test_without_a_card_there_are_none() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("format", device.QUANTIZED)
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (37, 300), (4096, 4096), (151_936, 1024)])
 def test_on_a_card(format: Format, rows: int, columns: int) -> None:
     if not torch.cuda.is_available():

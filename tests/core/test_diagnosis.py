@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from core.diagnosis import Software, describe_machine, findings, software
-from core.sizes import GIB
+from core.hardware.doctor import Software, describe_machine, findings, software
 from core.spec import Hardware
+from core.units import GIB
 from tests.core.machines import A10, DESKTOP, LAPTOP, simulated
 
 INSTALLED = Software("Linux", "3.11", "2.13+cu130", "13.0", "580.1", ("avx2",))
@@ -20,7 +20,7 @@ NO_CARD = replace(INSTALLED, driver="", cuda="", torch="2.13+cpu")
 def test_sound_machines_have_nothing_to_fix(
     hardware: Hardware, installed: Software, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.diagnosis.on_battery", lambda: False)
+    monkeypatch.setattr("core.hardware.doctor.on_battery", lambda: False)
     assert findings(hardware, installed) == []
 
 
@@ -50,7 +50,7 @@ def test_what_holds_a_machine_back_is_said_with_what_to_do(hardware: Hardware, i
 
 
 def test_a_battery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.diagnosis.on_battery", lambda: True)
+    monkeypatch.setattr("core.hardware.doctor.on_battery", lambda: True)
     assert any("charger" in finding.how for finding in findings(LAPTOP, NO_CARD))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.conversion import FOLDER
 from core.engine import Engine
 from core.events import (
     LOADING_PHASES,
@@ -27,7 +26,8 @@ from core.events import (
     Request,
     Sampling,
 )
-from core.places import HOME_VARIABLE, cache_folder
+from core.model.host_weights import FOLDER
+from core.paths import HOME_VARIABLE, cache_folder
 from tests.core.tiny_tokenizer import chat_model
 
 ONE_THREAD = LoadOptions(threads=1)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from core import generate, kv_cache
-from core.checkpoint import INDEX, Checkpoint
+from core.generation import generate
+from core.layers import kv_cache
+from core.weights.checkpoint import INDEX, Checkpoint
 from tests.core.families import FAMILIES, RARER_FAMILIES, make_model, reference_tokens
 from tests.core.greedy import GreedyPath, pieces, random_prompt
 

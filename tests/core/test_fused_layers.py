@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import fused_layers
 from core.accelerators.simulated import SimulatedAccelerator
-from core.accelerators.simulation import parse_simulation
-from core.blueprint import decoder_layers
+from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
-from core.fused_layers import FusedForward, parts_of
-from core.kernels.layer import NativeLayer
-from core.kernels.native import AttentionCall, instruction_sets, open_library
-from core.kv_cache import KVCache
-from core.loading import LoadedModel, load_model
-from core.placement import DevicePlacement, HostPlacement
+from core.kernels.native_layer import NativeLayer
+from core.kernels.native_library import AttentionCall, instruction_sets, open_library
+from core.layers import fused_layers
+from core.layers.fused_layers import FusedForward, parts_of
+from core.layers.kv_cache import KVCache
+from core.model.blueprint import decoder_layers
+from core.model.placement import DevicePlacement, HostPlacement
+from core.runtime.loader import LoadedModel, load_model
 from core.spec import Format
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath

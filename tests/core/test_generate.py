@@ -1,9 +1,9 @@
 import pytest
 
 from core.events import Prefill, Sampling, never
-from core.generate import Token, generate
-from core.model import ForwardStopped
-from core.sampler import make_sampler, settle
+from core.generation.generate import Token, generate
+from core.generation.sampler import make_sampler, settle
+from core.model.language_model import ForwardStopped
 from tests.core.families import make_model
 from tests.core.greedy import GREEDY, GreedyPath, random_prompt
 

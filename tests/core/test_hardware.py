@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from core import hardware as module
-from core.cpu_info import cpu_info, on_battery, ram
-from core.diagnosis import findings, software
 from core.errors import BadRequest
-from core.hardware import PROFILE_FILE, at_pace, forget, hardware_for, measured_machine, refreshed
-from core.kernels.select import KernelTable
-from core.machine import open_machine
-from core.planner import place
-from core.sizes import GIB
+from core.hardware import profile as module
+from core.hardware.cpu_info import cpu_info, on_battery, ram
+from core.hardware.doctor import findings, software
+from core.hardware.machine import open_machine
+from core.hardware.profile import PROFILE_FILE, at_pace, forget, hardware_for, measured_machine, refreshed
+from core.kernels.autotune import KernelTable
+from core.planning.planner import place
 from core.spec import Budget, Hardware
+from core.units import GIB
 from tests.core.machines import model
 
 SIMULATED = "vram=256MiB,link=2GB/s"

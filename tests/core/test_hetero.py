@@ -10,19 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.accelerators.simulated import SimulatedAccelerator
-from core.accelerators.simulation import parse_simulation
-from core.conversion import HostWeights
-from core.generate import Token, generate
-from core.host_weight import HostWeight
+from core.accelerators.simulation_spec import parse_simulation
+from core.generation.generate import Token, generate
+from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
-from core.kernels.select import KernelTable
-from core.kernels.weights import QuantizedWeight
-from core.model import LanguageModel, fill
-from core.parameter_manager import ParameterManager, pieces_of
-from core.placement import DevicePlacement, HostPlacement
-from core.source import open_source
+from core.kernels.quantized_weight import QuantizedWeight
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import open_source
+from core.model.placement import DevicePlacement, HostPlacement
+from core.model.trace import survey
+from core.offload.host_weight import HostWeight
+from core.offload.parameter_manager import ParameterManager, pieces_of
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
-from core.survey import survey
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 
 TOKENS = 32

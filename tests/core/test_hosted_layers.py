@@ -13,10 +13,10 @@ from torch import Tensor
 from core.accelerators.cuda import CudaAccelerator
 from core.accelerators.simulated import SimulatedAccelerator
 from core.events import LoadOptions
-from core.fused_layers import FusedForward
-from core.kernels.native import instruction_sets
-from core.loading import LoadedModel, load_model
-from core.placement import DevicePlacement, HostPlacement
+from core.kernels.native_library import instruction_sets
+from core.layers.fused_layers import FusedForward
+from core.model.placement import DevicePlacement, HostPlacement
+from core.runtime.loader import LoadedModel, load_model
 from core.spec import LinearPlan, Plan, Ring, Rows
 from tests.core.families import make_model
 from tests.core.tiny_tokenizer import write_tokenizer

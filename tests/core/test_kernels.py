@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.kernels.inputs import HostInput
 from core.kernels.matmul import Offer, Together, bucket, host_matmul, offers
-from core.kernels.native import Parts, copy_past_caches, instruction_sets, library_files, open_library
-from core.kernels.weights import Format, QuantizedWeight
-from core.quantize import quantize
+from core.kernels.native_library import Parts, copy_past_caches, instruction_sets, library_files, open_library
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import Format, QuantizedWeight
 
 STORAGES = ("fp32", "bf16", "fp16", "int8", "int4")
 CASES = [

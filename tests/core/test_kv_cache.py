@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import LlamaConfig, MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from core import kv_cache
 from core.errors import NotEnoughMemory
-from core.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
+from core.layers import kv_cache
+from core.layers.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
 from tests.core.families import FAMILIES
 
 

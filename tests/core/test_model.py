@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.blueprint import build, context_limit, decoder_layers, read_config
-from core.checkpoint import Checkpoint
 from core.errors import ModelUnreadable
-from core.model import ForwardStopped, fill
+from core.model.blueprint import build, context_limit, decoder_layers, read_config
+from core.model.language_model import ForwardStopped, fill
+from core.weights.checkpoint import Checkpoint
 from tests.core.families import FAMILIES, make_model
 from tests.core.greedy import GreedyPath, random_prompt
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from core.model_index import KeptTable, Table
+from core.startup.transformers_index import KeptTable, Table
 
 TABLE: Table = {frozenset(): {"a.config": {"A"}}, frozenset({"torch"}): {"a.modeling": {"B", "C"}}}
 IMPORT = """
 import sys
 from pathlib import Path
-from core.model_index import KeptTable, keep_model_index
+from core.startup.transformers_index import KeptTable, keep_model_index
 keep_model_index(Path(sys.argv[1]))
 import transformers.utils.import_utils as utils
 from transformers import LlamaConfig
@@ -23,7 +23,7 @@ made = utils.spread_import_structure(utils.create_import_structure_from_path(mod
 assert isinstance(kept, KeptTable)
 assert kept(models) == made
 assert kept(models, prefix="models") == {n: {f"models.{k}": v for k, v in each.items()} for n, each in made.items()}
-assert type(utils.__loader__).__module__ != "core.model_index"
+assert type(utils.__loader__).__module__ != "core.startup.transformers_index"
 """
 
 

@@ -18,14 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from core.accelerators.base import Event, Memory, Stream
-from core.conversion import HostWeights
-from core.kernels.select import KernelTable
-from core.model import LanguageModel, fill
-from core.placement import DevicePlacement
-from core.sizes import GIB
-from core.source import open_source
+from core.kernels.autotune import KernelTable
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import open_source
+from core.model.placement import DevicePlacement
+from core.model.trace import survey
 from core.spec import BUCKET_TOKENS, Ring, Rows
-from core.survey import survey
+from core.units import GIB
 from tests.core.families import FAMILIES, VOCABULARY, make_model
 from tests.core.test_hetero import plan_of
 
@@ -113,7 +113,7 @@ def with_known_values(monkeypatch: pytest.MonkeyPatch) -> None:
         some = torch.zeros(2, dtype=torch.long, device=condition.device)
         return where(condition, *values) if values else (some,) * condition.ndim
 
-    monkeypatch.setattr("core.attention.native", lambda: None)
+    monkeypatch.setattr("core.layers.attention.native", lambda: None)
     monkeypatch.setattr(torch, "unique", lambda chosen: SimpleNamespace(tolist=lambda: [0, 1]))
     monkeypatch.setattr(torch, "where", two_tokens)
 

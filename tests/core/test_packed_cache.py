@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.kernels.weights import Format, QuantizedWeight
-from core.packed_cache import PackedCache, cache_key
-from core.quantize import quantize
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import Format, QuantizedWeight
+from core.weights.packed_cache import PackedCache, cache_key
 
 
 def example(format: Format) -> QuantizedWeight:

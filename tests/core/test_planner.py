@@ -8,9 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.cost import NEARLY_ALL
-from core.planner import explain, place
-from core.sizes import GIB, MIB
+from core.planning.cost_model import NEARLY_ALL
+from core.planning.planner import explain, place
 from core.spec import (
     BUCKET_TOKENS,
     FORMATS,
@@ -25,6 +24,7 @@ from core.spec import (
     Plan,
     row_bytes,
 )
+from core.units import GIB, MIB
 from tests.core import machines
 from tests.core.machines import A10, DESKTOP, LAPTOP, MACHINES, TWO_CARDS
 

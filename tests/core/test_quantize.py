@@ -8,16 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import core.quantize
-from core.kernels.native import instruction_sets, open_library
-from core.kernels.weights import INT4_GROUP, Format, QuantizedWeight
-from core.quantize import encode_with_torch, quantize
+import core.kernels.quantize
+from core.kernels.native_library import instruction_sets, open_library
+from core.kernels.quantize import encode_with_torch, quantize
+from core.kernels.quantized_weight import INT4_GROUP, Format, QuantizedWeight
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
 def _encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(core.quantize, "native", lambda: None)
+        monkeypatch.setattr(core.kernels.quantize, "native", lambda: None)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.events import Piece
-from core.reasoning import ReplySplitter
+from core.generation.reasoning import ReplySplitter
 
 
 def split(

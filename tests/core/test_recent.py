@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.context import recent
 from core.events import Message
+from core.generation.context_window import recent
 
 TALK = [Message("user", "1"), Message("assistant", "2"), Message("user", "3"), Message("assistant", "4")]
 QUESTION = Message("user", "5")

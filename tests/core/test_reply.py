@@ -10,7 +10,7 @@ import pytest
 
 from core.engine import Engine
 from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling, Stats, Truncated
-from core.tokenizer import Tokenizer
+from core.generation.tokenizer import Tokenizer
 from tests.core.tiny_tokenizer import scripted_model
 
 ASK = (Message("user", "hi"),)

@@ -7,7 +7,7 @@ import torch
 
 from core.errors import BrokenOutput
 from core.events import Sampling
-from core.sampler import (
+from core.generation.sampler import (
     FALLBACK,
     NUCLEUS,
     PENALTY_TOKENS,

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import torch
 
-from core.kernels import select
-from core.kernels.inputs import HostInput
+from core.kernels import autotune
+from core.kernels.autotune import KernelTable, Timing, measure, usable
 from core.kernels.matmul import Offer, host_matmul, offers
-from core.kernels.select import KernelTable, Timing, measure, usable
-from core.kernels.weights import QuantizedWeight
-from core.quantize import quantize
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
 
 
 def table(*timings: tuple[str, int, int, int, str, float]) -> KernelTable:
@@ -65,6 +65,6 @@ def test_no_candidate_finds_in_the_cache_what_another_has_just_read() -> None:
         return x.x
 
     weights = [quantize(torch.full((1, 64), float(value)), "bf16") for value in range(5)]
-    select._times([Offer("one", record), Offer("other", record)], weights, torch.ones(1, 64))
+    autotune._times([Offer("one", record), Offer("other", record)], weights, torch.ones(1, 64))
     assert all(read.index(value) == value for value in range(5))
     assert all(before != after for before, after in pairwise(read))

@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import BadRequest
-from core.sizes import format_bytes, format_rate, parse_rate, parse_size
+from core.units import format_bytes, format_rate, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(

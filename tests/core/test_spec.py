@@ -1,13 +1,13 @@
 import pickle
 
 import pytest
+from core.quantized_weight.known_shapes import SHAPES, shape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.kernels import matmul, weights
-from core.planner import place
-from core.quantize import quantize
-from core.shapes import SHAPES, shape
+from core.kernels import matmul, quantized_weight
+from core.kernels.quantize import quantize
+from core.planning.planner import place
 from core.spec import (
     BUCKET_LIMITS,
     BUCKET_NAMES,
@@ -36,7 +36,7 @@ def test_each_bucket_has_its_example() -> None:
 
 def test_the_kernels_tell_the_same_buckets_and_groups_apart() -> None:
     assert matmul.BUCKET_LIMITS == BUCKET_LIMITS
-    assert weights.INT4_GROUP == INT4_GROUP
+    assert quantized_weight.INT4_GROUP == INT4_GROUP
 
 
 @given(st.integers(1, 9000))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.generate import Token, generate
-from core.kv_cache import KVCache
-from core.model import LanguageModel, fill
-from core.sampler import Draw, make_sampler
-from core.source import open_source
-from core.speculation import LEAST_GUESS, MOST_ROWS, REST, TIMED_PASSES, PromptLookup
+from core.generation.generate import Token, generate
+from core.generation.prompt_lookup import LEAST_GUESS, MOST_ROWS, REST, TIMED_PASSES, PromptLookup
+from core.generation.sampler import Draw, make_sampler
+from core.layers.kv_cache import KVCache
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import open_source
 from tests.core.families import VOCABULARY, make_model
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from core.errors import NoChatTemplate
 from core.events import Message
-from core.places import builtin_model
-from core.tokenizer import Tokenizer
+from core.generation.tokenizer import Tokenizer
+from core.paths import builtin_model
 from tests.core.tiny_tokenizer import END_OF_TURN, TEMPLATE, write_tokenizer
 
 HELLO = Message("user", "the dog and 😀")

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.learned import model_key, recall, remember
-from core.planner import place
-from core.sizes import GIB, MIB
+from core.planning.calibration import GROW_CHECKS, Grow, Keep, Shrink, Watch, decide, expected_s, learn, worth_changing
+from core.planning.planner import place
+from core.planning.profile_store import model_key, recall, remember
 from core.spec import Budget, Hardware, Plan, Profile, Times
-from core.tuning import GROW_CHECKS, Grow, Keep, Shrink, Watch, decide, expected_s, learn, worth_changing
+from core.units import GIB, MIB
 from tests.core.machines import A10, DESKTOP, LAPTOP, model
 
 SPEC = model("llama-3.1-8b")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.whole_file import write_whole
+from core.files import write_whole
 
 
 def test_replaces_what_was_there_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from core.events import Message
-from core.tokenizer import Tokenizer
+from core.generation.tokenizer import Tokenizer
 from tests.core.families import make_model
 
 VOCABULARY = 320

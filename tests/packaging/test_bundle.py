@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core.known_specs import FOLDER
+from core.model.spec_cache import FOLDER
 
 EXE = ".exe" if sys.platform == "win32" else ""
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app import start
+from app.system import start
 from core.gpu_runtime import trial
 
 

@@ -4,7 +4,7 @@
  * values (online softmax), which are put together at the end. The loops are plain, compiled for each instruction set. */
 #include "attention.h"
 #include "calls.h"
-#include "crew.h"
+#include "thread_pool.h"
 
 INLINE float score_row(const Attention *a, const Task *t, int64_t row, const uint8_t *seen, int64_t count) {
     const float *q = t->q + row * a->n.dim;
@@ -116,7 +116,7 @@ EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, cons
     Attention a = {*(const Shape *)shape, q, k, v, (const uint8_t *)mask, (const float *)sinks, scale, softcap, out, type,
                    (float *)scratch};
     Work work = {&a, isa};
-    crew_run(do_task, &work, a.n.batch * a.n.kv_heads * a.n.splits, threads);
+    pool_run(do_task, &work, a.n.batch * a.n.kv_heads * a.n.splits, threads);
     for (int64_t b = 0; b < a.n.batch; b++)
         for (int64_t kv_head = 0; kv_head < a.n.kv_heads; kv_head++)
             for (int64_t row = 0; row < task_rows(&a.n); row++) finish_row(&a, b, kv_head, row);

@@ -1,6 +1,6 @@
 /* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
 #include "calls.h"
-#include "crew.h"
+#include "thread_pool.h"
 #include "kernels.h"
 
 #if defined(_MSC_VER)
@@ -104,7 +104,7 @@ static void run(Share *share, int64_t m, int threads) {
     share->step = threads > 1 ? chunk_rows(rows, m, threads) : rows;
     if (rows <= 0) return;
     for (int64_t i = 0; i < share->count; i++) chunks += chunks_of(share, share->parts + i);
-    crew_run(run_chunk, share, chunks, threads);
+    pool_run(run_chunk, share, chunks, threads);
 }
 
 /* ---- input buffers ---- */
@@ -220,7 +220,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
     Input in;
     lay_out((uint8_t *)buffer, m, columns, kind, &in);
     Preparation preparation = {kernels_of(isa), x, type, stride, &in};
-    crew_run(prepare_task, &preparation, m, m > FEW_ROWS ? threads : 1);
+    pool_run(prepare_task, &preparation, m, m > FEW_ROWS ? threads : 1);
 }
 
 /* ---- matmul ---- */

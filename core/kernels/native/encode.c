@@ -1,7 +1,7 @@
-/* Stored weights into int8 and int4, row by row; the same arithmetic as core/quantize.py, which explains it. */
+/* Stored weights into int8 and int4, row by row; the same arithmetic as core/kernels/quantize.py, which explains it. */
 #include "attention.h"
 #include "calls.h"
-#include "crew.h"
+#include "thread_pool.h"
 
 enum { LEVELS = 5, PAIR = 128, TASK_ROWS = 16 };
 static const float INT4_LEVELS[LEVELS] = {-8.0f, -7.5f, -7.0f, -8.5f, -6.5f};
@@ -158,5 +158,5 @@ EXPORT void hetegen_encode(int isa, int format, const void *weights, int type, i
                            int threads) {
     Encoding e = {weights, type, columns, stride, (uint8_t *)data, row_bytes, scales, scale_stride};
     Conversion conversion = {&e, isa, format, rows};
-    crew_run(encode_rows, &conversion, (rows + TASK_ROWS - 1) / TASK_ROWS, threads);
+    pool_run(encode_rows, &conversion, (rows + TASK_ROWS - 1) / TASK_ROWS, threads);
 }

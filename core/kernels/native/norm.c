@@ -1,7 +1,7 @@
 /* Root-mean-square norms, row by row: one pass over a row that is in the cache, where torch makes seven. */
 #include "attention.h"
 #include "calls.h"
-#include "crew.h"
+#include "thread_pool.h"
 
 enum { STRIP = 256 };
 
@@ -76,5 +76,5 @@ static void do_row(const void *context, int64_t row, int64_t thread) {
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
                              float eps, int rounded, void *out, int threads) {
     Norm norm = {x, type, isa, columns, gain, eps, rounded, out};
-    crew_run(do_row, &norm, rows, threads);
+    pool_run(do_row, &norm, rows, threads);
 }

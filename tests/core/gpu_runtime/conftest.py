@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from core.gpu_runtime.choice import BUILDS, Card, Nvidia
-from core.gpu_runtime.index import Indexes
-from core.gpu_runtime.needed import Needed, find_needed
+from core.gpu_runtime.cuda_choice import BUILDS, Card, Nvidia
 from core.gpu_runtime.store import Runtime
+from core.gpu_runtime.wheel_index import Indexes
+from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
-from core.hub.haul import Manner
+from core.hub.downloader import Manner
 from core.hub.progress import Pace
 from core.hub.retry import Retries
 from tests.core.gpu_runtime.wheels import Index, runtime_wheels

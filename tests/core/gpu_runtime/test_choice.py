@@ -1,6 +1,6 @@
 import pytest
 
-from core.gpu_runtime.choice import Card, NoRuntime, Nvidia, choose
+from core.gpu_runtime.cuda_choice import Card, NoRuntime, Nvidia, choose
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import pytest
 
 from core.errors import DiskFull, DownloadFailed, NetworkError
 from core.events import never
-from core.gpu_runtime.choice import BUILDS, NoRuntime
-from core.gpu_runtime.index import Indexes
+from core.gpu_runtime.cuda_choice import BUILDS, NoRuntime
 from core.gpu_runtime.install import Advance, install
-from core.gpu_runtime.needed import Needed, find_needed
 from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
+from core.gpu_runtime.wheel_index import Indexes
+from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
-from core.hub.haul import Manner
+from core.hub.downloader import Manner
 from core.hub.retry import Stopped
 from tests.core.gpu_runtime.conftest import QUICK, index_torch
 from tests.core.gpu_runtime.wheels import PADDING, VERSION, Index, wheel

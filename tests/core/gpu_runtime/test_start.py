@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from core.gpu_runtime.choice import Card, Nvidia
+from core.gpu_runtime.cuda_choice import Card, Nvidia
 from core.gpu_runtime.install import install
-from core.gpu_runtime.needed import Needed
 from core.gpu_runtime.start import Standing, settle
 from core.gpu_runtime.store import Runtime, Verdict
 from core.gpu_runtime.trial import attempt
+from core.gpu_runtime.wheel_selection import Needed
 from core.hub.client import Client
-from core.hub.haul import Manner
+from core.hub.downloader import Manner
 from tests.core.gpu_runtime.conftest import MACHINE
 from tests.core.gpu_runtime.wheels import VERSION
 

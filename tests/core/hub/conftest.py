@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
 from core.hub.progress import Pace
 from core.hub.retry import Retries
 from tests.core.hub.double import Double, Repo, model_files

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from core.errors import BadRequest, ModelNotFound, ModelUnreadable
-from core.hub.cache import installed, resolve_model, revisions, verify
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
+from core.hub.downloader import Manner
 from core.hub.file_lock import try_lock
 from core.hub.folders import Folders
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.installed import installed, resolve_model, revisions, verify
 from core.hub.listing import Reference
 from core.hub.removal import discard, remove
 from tests.core.hub.conftest import ID, NEEDED

@@ -14,8 +14,8 @@ import pytest
 
 from core.errors import AccessDenied, HeteGenError, ModelNotFound, NetworkError
 from core.hub.client import Client
+from core.hub.http_errors import refusal, retry_after
 from core.hub.listing import Reference, file_address, model_info
-from core.hub.replies import refusal, retry_after
 from core.hub.retry import Retries, Stopped, Transient, nap, retry
 from tests.core.hub.conftest import ID, QUICK
 from tests.core.hub.double import Double, Fault, Repo, model_files

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from core.commands.models import add_commands, progress_line, terminal_report
 from core.errors import HeteGenError
-from core.hub.commands import add_commands, progress_line, terminal_report
 from core.hub.progress import Progress, duration
 from tests.core.hub.conftest import ID, NEEDED
 from tests.core.hub.double import Double, Repo, model_files
@@ -125,7 +125,7 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_needs_neither_torch_nor_qt(here: Path) -> None:
     code = (
-        "import sys, core.hub.commands, core.hub.remote_spec\n"
+        "import sys, core.commands.models, core.hub.remote_spec\n"
         "print(*(name for name in ('torch', 'PySide6', 'transformers', 'huggingface_hub', 'keyring', 'app')"
         " if name in sys.modules))"
     )

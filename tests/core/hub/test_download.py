@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from core.errors import AccessDenied, DiskFull, DownloadFailed, ModelNotFound, NetworkError, UnsupportedModel
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import Downloaded, download
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress
 from tests.core.hub.conftest import ID, NEEDED, QUICK
@@ -264,7 +264,7 @@ def test_disk_that_fills_up_pauses_and_resumes(
     limit = 300_000
     script = (
         "import resource, sys; from pathlib import Path; from core.hub.client import Client;"
-        "from core.hub.layout import Cache; from core.hub.listing import Reference;"
+        "from core.hub.cache_layout import Cache; from core.hub.listing import Reference;"
         "from core.hub.download import download; from core.errors import DiskFull\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         f"try: download(Client({hub.endpoint!r}), Cache(Path({str(cache.root)!r})), Reference({ID!r}))\n"

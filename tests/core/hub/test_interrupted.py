@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import HeteGenError
-from core.hub.cache import installed
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
+from core.hub.installed import installed
 from core.hub.listing import Reference
 from tests.core.hub.conftest import ID, NEEDED
 from tests.core.hub.double import Double, Fault, Repo, model_files
@@ -34,8 +34,8 @@ import sys
 from pathlib import Path
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
+from core.hub.cache_layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace
 

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import BadRequest, ModelNotFound, ModelUnreadable, NetworkError, UnsupportedModel
 from core.hub.client import Client
+from core.hub.file_selection import needed_files
 from core.hub.listing import (
     Listing,
     Reference,
@@ -22,7 +23,6 @@ from core.hub.listing import (
     search,
     without_head,
 )
-from core.hub.needed import needed_files
 from tests.core.hub.conftest import ID, NEEDED
 from tests.core.hub.double import Double, Fault, Repo, model_files, oid, sha256
 

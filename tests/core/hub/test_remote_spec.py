@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from core.errors import ModelUnreadable
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
 from core.hub.listing import Reference
 from core.hub.remote_spec import FIRST_BYTES, read_remote
 from core.hub.retry import Stopped
-from core.safetensors_header import read_header
+from core.weights.safetensors_header import read_header
 from tests.core.hub.conftest import ID, NEEDED
 from tests.core.hub.double import Double, Fault, Repo, model_files, safetensors
 

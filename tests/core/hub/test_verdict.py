@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from core.hub.cache import resolve_model
+from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.haul import Manner
-from core.hub.layout import Cache
+from core.hub.downloader import Manner
+from core.hub.fit import Kind, Wishes, verdict
+from core.hub.installed import resolve_model
 from core.hub.listing import Reference
 from core.hub.remote_spec import read_local, read_remote
-from core.hub.verdict import Kind, Wishes, verdict
-from core.judging import Adviser, describe
-from core.planner import place
-from core.safetensors_header import TensorInfo
-from core.sizes import GIB
+from core.planning.planner import place
+from core.runtime.fit import Adviser, describe
 from core.spec import Budget, Hardware, ModelSpec
+from core.units import GIB
+from core.weights.safetensors_header import TensorInfo
 from tests.core.hub.conftest import ID
 from tests.core.hub.double import Double, Repo, model_files
 from tests.core.machines import A10, DESKTOP, LAPTOP, model
@@ -58,7 +58,7 @@ def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         described.append(name)
         return describe(config, tensors, name)
 
-    monkeypatch.setattr("core.judging.describe", counted)
+    monkeypatch.setattr("core.runtime.fit.describe", counted)
     adviser = Adviser(lambda: DESKTOP, Budget())
     for context in range(512, 2048, 128):
         assert adviser(LLAMA, {}, Wishes("int8", context)).context == context

@@ -1,0 +1,76 @@
+"""A text about this program and computer that can be pasted into a bug report. No chat text, no names, no tokens."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from app import NAME, VERSION
+from app.monitor.telemetry import Sample
+from app.settings.settings import Settings
+from core.units import format_memory
+
+PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
+PRIVATE = ("system_prompt", "models_folder", "hf_endpoint")
+"""Settings whose value is the person's own; only whether they are set is told."""
+LOG_LINES = 80
+
+
+def diagnostics(settings: Settings, sample: Sample | None, log: Path, facts: Mapping[str, str] | None = None) -> str:
+    """`facts`: further lines, such as the loaded model and its plan."""
+    lines = [f"{NAME} {VERSION}", f"{platform.platform()}, Python {platform.python_version()}"]
+    lines += [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    lines.append(f"SQLite {sqlite3.sqlite_version}, {'bundle' if getattr(sys, 'frozen', False) else 'from source'}")
+    lines += _machine(sample) if sample else []
+    lines += [f"{name}: {value}" for name, value in (facts or {}).items()]
+    lines += ["", "Settings that are not as delivered:", *_changed(settings)]
+    lines += ["", "Last lines of the log:", *tail(log, LOG_LINES)]
+    return without_home("\n".join(lines))
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a text file; nothing where there is no file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, lines)]
+    except OSError:
+        return []
+
+
+def without_home(text: str) -> str:
+    """The text with the home folder, which holds the person's name, as ~."""
+    home = str(Path.home())
+    if len(home) < 3:
+        return text
+    return text.replace(home.replace("\\", "\\\\"), "~").replace(home, "~").replace(home.replace(os.sep, "/"), "~")
+
+
+def _machine(sample: Sample) -> list[str]:
+    lines = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} logical CPUs"]
+    if sample.ram_total and sample.ram_available:
+        lines.append(f"RAM {format_memory(sample.ram_total)}, available {format_memory(sample.ram_available)}")
+    for card in sample.gpus:
+        used = "n/a" if card.vram_used is None else format_memory(card.vram_used)
+        total = "n/a" if card.vram_total is None else format_memory(card.vram_total)
+        lines.append(f"{card.name}: {used} of {total} in use")
+    return lines
+
+
+def _changed(settings: Settings) -> list[str]:
+    delivered = asdict(Settings())
+    changed = {name: value for name, value in asdict(settings).items() if value != delivered[name]}
+    return [f"{name}: {'(set)' if name in PRIVATE else value}" for name, value in changed.items()] or ["none"]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

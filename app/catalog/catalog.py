@@ -1,0 +1,303 @@
+"""The models that can be chosen: on this disk, recommended, found on the Hub; asked for in threads, told by signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.catalog.recommended import Recommended
+from app.engine.task_thread import Lane, Tell
+from core.errors import HeteGenError
+from core.events import Stop
+from core.hub.access import Access
+from core.hub.cache_layout import Cache
+from core.hub.fit import Judge, Verdict, Wishes
+from core.hub.folders import Folders
+from core.hub.installed import Installed, Verification, installed, verify
+from core.hub.listing import (
+    ModelInfo,
+    Page,
+    Reference,
+    Sort,
+    model_info,
+    next_page,
+    read_card,
+    search,
+    without_head,
+)
+from core.hub.remote_spec import read_config, read_local, read_remote
+from core.hub.removal import discard, remove
+from core.hub.retry import Stopped
+from core.weights.safetensors_header import TensorInfo
+
+Answer = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is known of one model so far. `error`: why no more is known; `asking`: more is on its way."""
+
+    id: str
+    info: ModelInfo | None = None
+    card: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    download_bytes: int = 0
+    verdict: Verdict | None = None
+    error: HeteGenError | None = None
+    asking: bool = True
+
+
+class Shelf(QObject):
+    """Signals: `listed(tuple of Installed)`; `found(Page, is_more)`; `detailed(Details)`, growing; for rows
+    `judged(id, Verdict)`; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is used;
+    `token_known(source)`; `failed("search" or "disk", error)`."""
+
+    listed = Signal(object)
+    found = Signal(object, bool)
+    detailed = Signal(object)
+    judged = Signal(str, object)
+    verified = Signal(str, object)
+    removed = Signal(str, int)
+    trusted = Signal()
+    token_known = Signal(str)
+    failed = Signal(str, object)
+
+    def __init__(self, access: Access, cache: Cache, folders: Folders, judge: Judge | None = None) -> None:
+        super().__init__()
+        self.cache = cache
+        self._access, self._folders, self._judge = access, folders, judge
+        self._lanes = {name: Lane(name) for name in ("search", "details", "rows", "disk")}
+        self._answers: dict[tuple[str, int], Answer] = {}
+        for name, lane in self._lanes.items():
+            lane.setObjectName(name)
+            lane.told.connect(self._on_told)
+            lane.done.connect(self._on_done)
+            lane.failed.connect(self._on_failed)
+        self._details = Details("")
+
+    def close(self) -> None:
+        """Stop and join all threads."""
+        self.leave()
+        for lane in self._lanes.values():
+            lane.close()
+        self._access.close()
+
+    def leave(self) -> None:
+        """Stop without waiting: a server that does not answer may keep a thread for a while."""
+        for lane in self._lanes.values():
+            lane.leave()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all threads have ended."""
+        return all(lane.ended for lane in self._lanes.values())
+
+    def refresh(self) -> None:
+        """List what is on this disk."""
+        self._run("disk", lambda stop, tell: (*installed(self.cache), *self._folders.installed()), self.listed.emit)
+
+    def search(self, text: str, sort: Sort) -> None:
+        """Ask the Hub; an older search is given up."""
+
+        def work(stop: Stop, tell: Tell) -> Page:
+            return search(self._access.client(), text, sort, stop=stop)
+
+        self._lanes["search"].stop_all()
+        self._run("search", work, self._on_first_page)
+
+    def more(self, following: str) -> None:
+        """The next page of the last search."""
+        self._run("search", lambda stop, tell: next_page(self._access.client(), following, stop), self._on_next_page)
+
+    def look(self, reference: Reference, here: Installed | None, known: Recommended | None, wishes: Wishes) -> None:
+        """Find out about one model, from the disk where it is here, else from the Hub; the last one asked for wins."""
+        self._lanes["details"].stop_all()
+        self._details = Details(reference.id)
+        if here is not None and here.complete:
+            self._run("details", lambda stop, tell: self._look_here(here, wishes, tell), self._on_details)
+        else:
+            self._run("details", lambda stop, tell: self._ask(reference, known, wishes, stop, tell), self._on_details)
+
+    def judge(self, wishes: Wishes) -> None:
+        """The same model with other wishes."""
+        details = self._details
+        if details.config and not details.asking:
+            self._lanes["details"].stop_all()
+            self._run("details", lambda stop, tell: self._with_verdict(details, wishes), self._on_details)
+
+    def preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo]) -> None:
+        """Judge the rows of a list, in their order; an older list is given up."""
+        self._lanes["rows"].stop_all()
+        if self._judge is not None:
+            self._run("rows", lambda stop, tell: self._preview(recommended, found, stop, tell), _ignore)
+
+    def verify(self, model: Installed) -> None:
+        """Read all files of a model and compare their checksums."""
+
+        def work(stop: Stop, tell: Tell) -> tuple[str, Verification]:
+            return model.id, verify(self.cache, model.id, model.revision, stop=stop)
+
+        self._run("disk", work, self._on_verified)
+
+    def remove(self, model: Installed) -> None:
+        """Delete a model of the cache; a folder is only taken off the list."""
+
+        def work(stop: Stop, tell: Tell) -> tuple[str, int]:
+            if not model.revision:
+                self._folders.remove(model.path)
+                return model.id, 0
+            return model.id, remove(self.cache, model.id) if model.complete else discard(self.cache, model.id)
+
+        self._run("disk", work, self._on_removed)
+
+    def add_folder(self, folder: Path) -> None:
+        """Use a folder of safetensors in place."""
+        self._run("disk", lambda stop, tell: self._folders.add(folder), self._on_changed)
+
+    def use_token(self, value: str) -> None:
+        """Use and keep a token."""
+
+        def work(stop: Stop, tell: Tell) -> bool:
+            self._access.use_token(value)
+            return True
+
+        self._run("disk", work, self._on_token)
+
+    def ask_token(self) -> None:
+        """Find out where the token comes from; looking into a keyring can take a while."""
+        self._run("disk", lambda stop, tell: self._access.token_source(), self.token_known.emit)
+
+    def forget_token(self) -> None:
+        """Take the kept token out of the keyring."""
+
+        def work(stop: Stop, tell: Tell) -> bool:
+            self._access.forget_token()
+            return True
+
+        self._run("disk", work, _ignore)
+
+    def _run(self, lane: str, work: Callable[[Stop, Tell], object], answer: Answer) -> None:
+        ticket = self._lanes[lane].run(work)
+        self._answers[lane, ticket] = answer
+
+    def _ask(self, reference: Reference, known: Recommended | None, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
+        """Facts, card, headers, verdict, each told as soon as it is there."""
+        details = Details(reference.id)
+        try:
+            client = self._access.client()
+            details = replace(details, info=model_info(client, reference, stop))
+            tell(details)
+            details = replace(details, card=self._card(details, stop))
+            tell(details)
+            remote = read_remote(client, reference, stop)
+            size = remote.download_bytes
+            details = replace(details, config=remote.config, tensors=remote.tensors, download_bytes=size)
+        except HeteGenError as error:
+            details = replace(details, error=error)
+        if not details.config and known is not None:
+            details = replace(details, config=known.config, download_bytes=known.download_bytes)
+        return self._with_verdict(details, wishes)
+
+    def _card(self, details: Details, stop: Stop) -> str:
+        if stop():
+            raise Stopped
+        assert details.info is not None
+        try:
+            return read_card(self._access.client(), details.id, details.info.revision)
+        except HeteGenError:
+            # Many models have no card, and a gated one does not show it: the rest may still be told.
+            return ""
+
+    def _look_here(self, here: Installed, wishes: Wishes, tell: Tell) -> Details:
+        details = Details(here.id, card=_card_here(here.path), download_bytes=here.total)
+        tell(details)
+        try:
+            config, tensors = read_local(here.path)
+        except HeteGenError as error:
+            return replace(details, error=error, asking=False)
+        return self._with_verdict(replace(details, config=config, tensors=tensors), wishes)
+
+    def _with_verdict(self, details: Details, wishes: Wishes) -> Details:
+        if self._judge is None or not details.config:
+            return replace(details, asking=False)
+        try:
+            verdict = self._judge(details.config, details.tensors, wishes)
+        except HeteGenError as error:
+            return replace(details, verdict=None, error=details.error or error, asking=False)
+        return replace(details, verdict=verdict, asking=False)
+
+    def _preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo], stop: Stop, tell: Tell) -> None:
+        assert self._judge is not None
+        for id in [entry.id for entry in recommended] + [info.id for info in found]:
+            if stop():
+                return
+            known = next((entry.config for entry in recommended if entry.id == id), None)
+            try:
+                config = known or read_config(self._access.client(), id)
+                tell((id, self._judge(config, {}, Wishes())))
+            except HeteGenError:
+                # A row without a verdict says so; the details give the reason.
+                continue
+
+    @Slot(int, object)
+    def _on_told(self, ticket: int, news: Any) -> None:
+        if self.sender().objectName() == "rows":
+            self.judged.emit(*news)
+        else:
+            self._on_details(news)
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, result: object) -> None:
+        answer = self._answers.pop((self.sender().objectName(), ticket))
+        if result is not None:
+            answer(result)
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
+        lane = self.sender().objectName()
+        answer = self._answers.pop((lane, ticket))
+        self.failed.emit(lane, error)
+        if answer == self._on_token:
+            # It was not kept, but it is used.
+            self.trusted.emit()
+
+    def _on_first_page(self, page: Page) -> None:
+        self.found.emit(page, False)
+
+    def _on_next_page(self, page: Page) -> None:
+        self.found.emit(page, True)
+
+    def _on_details(self, details: Details) -> None:
+        if details.id == self._details.id:
+            self._details = details
+            self.detailed.emit(details)
+
+    def _on_verified(self, result: tuple[str, Verification]) -> None:
+        self.verified.emit(*result)
+        self.refresh()
+
+    def _on_removed(self, result: tuple[str, int]) -> None:
+        self.removed.emit(*result)
+        self.refresh()
+
+    def _on_token(self, _: object) -> None:
+        self.trusted.emit()
+
+    def _on_changed(self, _: object) -> None:
+        self.refresh()
+
+
+def _ignore(_: object) -> None:
+    return
+
+
+def _card_here(folder: Path) -> str:
+    try:
+        return without_head((folder / "README.md").read_text("utf-8", errors="replace"))
+    except OSError:
+        return ""

@@ -1,0 +1,158 @@
+"""Downloads as the window sees them: queued, running, paused, failed, done; one model at a time, in a thread.
+
+The state of each is a frozen record; what an earlier run of the program left unfinished is seen by `shelf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.engine.task_thread import Lane, Tell, Work
+from core.errors import DiskFull, HeteGenError, NetworkError
+from core.events import Stop
+from core.hub.access import Access
+from core.hub.cache_layout import Cache
+from core.hub.download import Downloaded, download
+from core.hub.downloader import Manner
+from core.hub.listing import Reference
+from core.hub.progress import Pace, Progress
+
+Phase = Literal["queued", "running", "paused", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One model's download. `progress` None = nothing known yet; `error` says why it failed, or paused by itself."""
+
+    id: str
+    phase: Phase
+    progress: Progress | None = None
+    error: HeteGenError | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.phase in ("queued", "running")
+
+
+class Downloads(QObject):
+    """`changed(Transfer)` with every step of a download; `given_up(id)` once nothing works on its files any more."""
+
+    changed = Signal(object)
+    given_up = Signal(str)
+
+    def __init__(self, access: Access, cache: Cache, bytes_s: float | None = None) -> None:
+        super().__init__()
+        self._access, self._cache = access, cache
+        self._pace = Pace(bytes_s)
+        self._lane = Lane("downloads")
+        self._transfers: dict[str, Transfer] = {}
+        self._tickets: dict[int, str] = {}
+        self._leaving: set[str] = set()
+        self._lane.told.connect(self._on_told)
+        self._lane.done.connect(self._on_done)
+        self._lane.failed.connect(self._on_failed)
+
+    def transfer(self, id: str) -> Transfer | None:
+        """The state of a model's download in this run of the program."""
+        return self._transfers.get(id)
+
+    def unfinished(self) -> list[str]:
+        """Models whose download runs, waits, is paused or failed in this run of the program, oldest first."""
+        return [id for id, transfer in self._transfers.items() if transfer.phase != "done"]
+
+    @property
+    def busy(self) -> bool:
+        """Something runs or waits."""
+        return any(transfer.is_active for transfer in self._transfers.values())
+
+    def limit(self, bytes_s: float | None) -> None:
+        """The rate that all downloads share; None = no limit. Works at once."""
+        self._pace.bytes_s = bytes_s
+
+    def start(self, id: str, revision: str = "main") -> None:
+        """Download a model, or go on with it; `revision` pins a repair to the commit that is here."""
+        known = self._transfers.get(id)
+        if known is not None and known.is_active:
+            return
+        self._tickets[self._lane.run(self._work(Reference(id, revision)))] = id
+        self._set(Transfer(id, "queued", known.progress if known else None))
+
+    def resume_interrupted(self) -> None:
+        """Go on with what the network, and not a person, has paused."""
+        for id, transfer in list(self._transfers.items()):
+            if transfer.phase == "paused" and isinstance(transfer.error, NetworkError):
+                self.start(id)
+
+    def pause(self, id: str) -> None:
+        """Stop soon, keeping every byte."""
+        known = self._transfers.get(id)
+        if known is None or not known.is_active:
+            return
+        for ticket, owner in self._tickets.items():
+            if owner == id:
+                self._lane.stop(ticket)
+        self._set(replace(known, phase="paused"))
+
+    def give_up(self, id: str) -> None:
+        """Stop for good: nothing is known of the download any more; `given_up` says when its files may be deleted."""
+        self.pause(id)
+        self._transfers.pop(id, None)
+        if id in self._tickets.values():
+            self._leaving.add(id)
+        else:
+            self.given_up.emit(id)
+
+    def close(self) -> None:
+        """Pause everything and join."""
+        self._lane.close()
+
+    def _work(self, reference: Reference) -> Work:
+        def work(stop: Stop, tell: Tell) -> Downloaded:
+            return download(self._access.client(), self._cache, reference, tell, stop, Manner(self._pace))
+
+        return work
+
+    def _set(self, transfer: Transfer) -> None:
+        self._transfers[transfer.id] = transfer
+        self.changed.emit(transfer)
+
+    @Slot(int, object)
+    def _on_told(self, ticket: int, progress: Progress) -> None:
+        id = self._tickets[ticket]
+        if id in self._transfers:
+            self._set(Transfer(id, "running", progress))
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, result: Downloaded | None) -> None:
+        id = self._tickets.pop(ticket)
+        known = self._transfers.get(id)
+        if self._has_left(id) or known is None:
+            return
+        whole = result is not None and result.complete
+        self._set(replace(known, phase="done" if whole else "paused"))
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
+        id = self._tickets.pop(ticket)
+        if not self._has_left(id):
+            # What room on the disk or the network's return will cure is a pause.
+            phase: Phase = "paused" if isinstance(error, DiskFull | NetworkError) else "failed"
+            self._set(Transfer(id, phase, self._progress(id), error))
+
+    def _has_left(self, id: str) -> bool:
+        """Whether an ended job has no word on its model's state any more."""
+        if id in self._tickets.values():
+            # Paused and started again: the newer job has the word.
+            return True
+        if id in self._leaving:
+            self._leaving.discard(id)
+            self.given_up.emit(id)
+            return True
+        return False
+
+    def _progress(self, id: str) -> Progress | None:
+        known = self._transfers.get(id)
+        return known.progress if known else None

@@ -1,0 +1,211 @@
+"""What menus, shortcuts, buttons and links do. Dialogs for files and links are opened here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PySide6.QtCore import QObject, QStandardPaths, Qt, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices, QGuiApplication
+from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
+
+from app import NAME
+from app.conversations.chat_model import ChatModel
+from app.conversations.library import Library
+from app.conversations.session import Session
+from app.i18n.translator import tr
+from app.notices.notices import Notice
+from app.views.frame.window import MainWindow
+from core.paths import builtin_model
+
+SAFE_SCHEMES = ("http", "https", "mailto")
+FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
+
+
+def unsaved_box(parent: QWidget) -> QMessageBox:
+    """The question before a window closes over what could not be saved."""
+    box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk does not take the last words: they are not saved."))
+    box.setParent(parent, box.windowFlags())
+    box.setInformativeText(tr("Free some space and try again, or save all conversations in another place."))
+    box.addButton(tr("Try again"), QMessageBox.ButtonRole.AcceptRole)
+    box.addButton(tr("Save elsewhere…"), QMessageBox.ButtonRole.ActionRole)
+    box.addButton(tr("Quit anyway"), QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton(QMessageBox.StandardButton.Cancel)
+    return box
+
+
+def suggested(title: str, ending: str) -> str:
+    """Where an export may go: among the person's documents, under a name that every system allows."""
+    folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
+    return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
+
+
+class Commands(QObject):
+    """Signals: `load_wished(source)`, `type_wished(larger, smaller or normal)`, and what is to be opened: settings,
+    models, the log, the card, the about box."""
+
+    load_wished = Signal(str)
+    type_wished = Signal(str)
+    settings_wished = Signal()
+    models_wished = Signal()
+    log_wished = Signal()
+    about_wished = Signal()
+    gpu_wished = Signal()
+
+    def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
+        super().__init__(window)
+        self._window, self._session, self._chat, self._library = window, session, chat, library
+
+    @Slot(str)
+    def act(self, action: str) -> None:
+        """Carries out an action of the window by its id."""
+        match action:
+            case "new_chat":
+                self._session.show(self._library.new())
+                self._window.composer.take_focus()
+            case "open_model":
+                self._window.ask_for_folder()
+            case "builtin":
+                self.load_wished.emit(str(builtin_model()))
+            case "models" | "token":
+                self.models_wished.emit()
+            case "settings":
+                self.settings_wished.emit()
+            case "log":
+                self.log_wished.emit()
+            case "gpu":
+                self.gpu_wished.emit()
+            case "sidebar" | "live":
+                self._window.fold(action)
+            case "larger" | "smaller" | "normal":
+                self.type_wished.emit(action)
+            case "conversation":
+                self._open_conversation_dialog()
+            case "search":
+                self._window.search()
+            case "shortcuts":
+                self._window.show_shortcuts()
+            case "about":
+                self.about_wished.emit()
+            case "quit":
+                self._window.close()
+            case _:
+                self._act_on_chat(action)
+
+    def _act_on_chat(self, action: str) -> None:
+        rows = self._chat.rowCount()
+        match action:
+            case "stop":
+                self._session.stop()
+            case "retry":
+                self._session.retry()
+            case "regenerate" if rows:
+                self._session.regenerate(self._chat.turn(rows - 1).id)
+            case "export" if rows:
+                self.export(self._chat.conversation.id, "markdown")
+            case _:
+                pass
+
+    def _open_conversation_dialog(self) -> None:
+        # Imported late: most starts never open it.
+        from app.views.conversations.conversation_dialog import ConversationDialog
+
+        shown = self._chat.conversation
+        dialog = ConversationDialog(self._window.theme, shown.system, shown.preset, self._window)
+        dialog.applied.connect(self._library.describe)
+        dialog.open()
+
+    @Slot(object)
+    def act_on_notice(self, notice: Notice) -> None:
+        """The button of a notice."""
+        if notice.action == "copy_details":
+            QGuiApplication.clipboard().setText(notice.details)
+        else:
+            self.act(notice.action)
+
+    @Slot(str)
+    def submit(self, text: str) -> None:
+        """Asks; what cannot be asked now goes back into the field."""
+        if not self._session.submit(text):
+            self._window.composer.set_text(text)
+
+    @Slot()
+    def recall(self) -> None:
+        """Up in an empty field: the last question, to be changed in its place."""
+        for row in range(self._chat.rowCount() - 1, -1, -1):
+            turn = self._chat.turn(row)
+            view = self._window.transcript.view_of(turn.id)
+            if turn.role == "user" and view is not None:
+                view.begin_edit()
+                return
+
+    @Slot(str, str)
+    def wish(self, action: str, id: str) -> None:
+        """A button under a turn."""
+        if action in ("previous", "next") and not self._session.state.busy:
+            self._chat.switch(id, -1 if action == "previous" else 1)
+        elif action == "regenerate":
+            self._session.regenerate(id)
+        elif action == "continue":
+            self._session.go_on(id)
+
+    @Slot(str, str)
+    def export(self, id: str, form: str) -> None:
+        """Writes a conversation (all, for the id "") where the person says."""
+        words, ending = FORMS[form]
+        title = self._library.title(id) if id else tr("Conversations")
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
+        if name:
+            self._library.write(id, form, Path(name))
+
+    def may_quit(self) -> bool:
+        """Whether the window may close: what a full disk has kept in memory would be lost, so the person is asked."""
+        while self._library.unsaved:
+            box = unsaved_box(self._window)
+            box.exec()
+            match box.buttonRole(box.clickedButton()):
+                case QMessageBox.ButtonRole.AcceptRole:
+                    continue
+                case QMessageBox.ButtonRole.ActionRole if not self._save_elsewhere():
+                    continue
+                case QMessageBox.ButtonRole.ActionRole | QMessageBox.ButtonRole.DestructiveRole:
+                    return True
+                case _:
+                    return False
+        return True
+
+    def _save_elsewhere(self) -> bool:
+        words, ending = FORMS["json"]
+        place = suggested(tr("Conversations"), ending)
+        name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), place, words)
+        return bool(name) and self._library.write("", "json", Path(name))
+
+    @Slot()
+    def import_file(self) -> None:
+        """Reads conversations from a file of the person's choice."""
+        name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", FORMS["json"][0])
+        if name:
+            self._library.read(Path(name))
+
+    @Slot(str)
+    def open_link(self, address: str) -> None:
+        """A link from a reply or a model's card leads out of the program."""
+        self._ask_to_open(address, tr("The model wrote this address. It opens in your browser."))
+
+    @Slot(str)
+    def open_page(self, address: str) -> None:
+        """A page of the project itself."""
+        self._ask_to_open(address, tr("It opens in your browser."))
+
+    def _ask_to_open(self, address: str, whose: str) -> None:
+        """Asks, with the whole address in view."""
+        url = QUrl(address)
+        if url.scheme() not in SAFE_SCHEMES:
+            return
+        box = QMessageBox(QMessageBox.Icon.NoIcon, tr("Open this link?"), address[:500], parent=self._window)
+        box.setTextFormat(Qt.TextFormat.PlainText)
+        box.setInformativeText(whose)
+        box.setStandardButtons(QMessageBox.StandardButton.Open | QMessageBox.StandardButton.Cancel)
+        if box.exec() == QMessageBox.StandardButton.Open:
+            QDesktopServices.openUrl(url)

@@ -1,0 +1,263 @@
+"""Everything behind the page on the graphics card: what is there, fetching the runtime for it, trying, removing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtWidgets import QWidget
+
+from app.engine.task_thread import Lane, Tell
+from app.engine.worker import EngineLike
+from app.gpu.state import GpuState, Stage
+from app.notices import notices
+from app.settings.theme import Theme
+from core.errors import HeteGenError
+from core.events import Stop
+from core.gpu_runtime.cards import find_nvidia
+from core.gpu_runtime.cuda_choice import Nvidia, choose
+from core.gpu_runtime.install import Advance, install
+from core.gpu_runtime.start import Attempt, Standing, computes_on_cards, own_torch
+from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.trial import attempt, kernel
+from core.gpu_runtime.wheel_index import PAGES, Indexes
+from core.gpu_runtime.wheel_selection import Needed, find_needed
+from core.hub.client import Client
+from core.hub.partial_file import disk_error
+
+log = logging.getLogger(__name__)
+
+
+class GpuDesk(QObject):
+    """Signals: `changed(GpuState)`; `notice(Notice)`; `restart_wished`."""
+
+    changed = Signal(object)
+    notice = Signal(object)
+    restart_wished = Signal()
+    _disproved = Signal(str)
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        standing: Standing,
+        client: Callable[[], Client],
+        pages: Sequence[str] = PAGES,
+        find: Callable[[], Nvidia | None] = find_nvidia,
+        attempt: Attempt = attempt,
+    ) -> None:
+        super().__init__()
+        self._runtime, self._standing, self._client, self._pages = runtime, standing, client, pages
+        self._find, self._attempt = find, attempt
+        self.state = GpuState()
+        self._lane = Lane("gpu-runtime")
+        self._then: dict[int, Callable[[object], None]] = {}
+        self._job = 0
+        self._before_removing: Stage = "unused"
+        self._lane.told.connect(self._on_told)
+        self._lane.done.connect(self._on_done)
+        self._lane.failed.connect(self._on_failed)
+        self._disproved.connect(self._on_disproved)
+
+    @Slot()
+    def greet(self) -> None:
+        """Look for cards; a notice when one is not used."""
+        if self.state.stage == "unknown":
+            self._run(lambda stop, tell: self._find(), self._on_found_cards)
+
+    def open(self, theme: Theme, parent: QWidget) -> QWidget:
+        """Shows the page."""
+        # Imported late: most starts never open it.
+        from app.views.settings.gpu_dialog import GpuDialog
+
+        dialog = GpuDialog(theme, self.state, str(self._runtime.root), parent)
+        self.changed.connect(dialog.show_state)
+        dialog.wished.connect(self.act)
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
+        self.greet()
+        return dialog
+
+    @Slot(str)
+    def act(self, wish: str) -> None:
+        """A button of the page: look, fetch, pause, try, remove, restart."""
+        match wish:
+            case "look":
+                self._set(replace(self.state, stage="asking", error=None))
+                self._run(self._look, self._on_needed)
+            case "fetch":
+                self._set(replace(self.state, stage="fetching", error=None))
+                self._run(self._fetch, self._on_tried)
+            case "try":
+                self._set(replace(self.state, stage="trying", error=None))
+                self._run(self._try, self._on_tried)
+            case "pause":
+                self._lane.stop(self._job)
+            case "remove":
+                self._remove()
+            case "restart":
+                self.restart_wished.emit()
+
+    def guarded(self, make: Callable[[], EngineLike]) -> Callable[[], EngineLike]:
+        """What makes the engine, in its thread: a runtime in use first has to compute there once."""
+
+        def make_on_card() -> EngineLike:
+            if self._standing.used:
+                self._prove()
+            return make()
+
+        return make_on_card
+
+    @Slot()
+    def close(self) -> None:
+        """Pause and join."""
+        self._lane.close()
+        # What never came back would keep this object in a circle, for the collector to find in any thread.
+        self._then.clear()
+
+    def _prove(self) -> None:
+        try:
+            before = self._runtime.verdict()
+            self._runtime.set_out()
+            device, why = kernel()
+            driver = before.driver if before else ""
+            self._runtime.judge(Verdict(self._standing.version, driver, device, why))
+        except OSError as error:
+            log.warning("The trial of the GPU runtime is not remembered: %s", error)
+            return
+        log.info("The GPU runtime %s computes on %s.", self._standing.version, device or f"nothing: {why}")
+        if why:
+            self._disproved.emit(why)
+
+    def _look(self, stop: Stop, tell: Tell) -> Needed:
+        machine = self.state.machine or Nvidia("", ())
+        build = choose(machine)
+        with self._client() as client:
+            return find_needed(Indexes(client, self._pages, build.tag), build, own_torch(), stop)
+
+    def _fetch(self, stop: Stop, tell: Tell) -> Verdict:
+        needed = self.state.needed
+        assert needed is not None
+        with self._client() as client:
+            install(client, self._runtime, needed, tell, stop)
+        tell("trying")
+        return self._try(stop, tell)
+
+    def _try(self, stop: Stop, tell: Tell) -> Verdict:
+        machine = self.state.machine or Nvidia("", ())
+        verdict = self._attempt(self._runtime.folder(self._runtime.installed()), machine.driver)
+        try:
+            self._runtime.judge(verdict)
+        except OSError as error:
+            raise disk_error(error, self._runtime.root) from error
+        return verdict
+
+    def _remove(self) -> None:
+        if self._standing.used:
+            self._remove_later()
+            return
+        self._before_removing = self.state.stage
+        self._set(replace(self.state, stage="removing", error=None))
+        self._run(self._delete, self._on_removed)
+
+    def _remove_later(self) -> None:
+        try:
+            self._runtime.remove_later()
+        except OSError as error:
+            self._set(replace(self.state, error=_not_removed(error)))
+        else:
+            self._set(replace(self.state, stage="leaving", error=None))
+
+    def _delete(self, stop: Stop, tell: Tell) -> None:
+        try:
+            self._runtime.remove()
+        except OSError as error:
+            raise _not_removed(error) from error
+
+    def _on_removed(self, nothing: object) -> None:
+        self._set(GpuState(self._offer_or_none(self.state.machine), self.state.machine))
+
+    def _run(self, work: Callable[[Stop, Tell], object], then: Callable[[object], None]) -> None:
+        self._job = self._lane.run(work)
+        self._then[self._job] = then
+
+    def _set(self, state: GpuState) -> None:
+        self.state = state
+        self.changed.emit(state)
+
+    def _offer_or_none(self, machine: Nvidia | None) -> Stage:
+        if computes_on_cards():
+            return "built_in"
+        return "offer" if machine and machine.cards else "none"
+
+    def _on_found_cards(self, machine: object) -> None:
+        assert machine is None or isinstance(machine, Nvidia)
+        standing = self._standing
+        if not standing.version:
+            self._set(GpuState(self._offer_or_none(machine), machine))
+            if self.state.stage == "offer" and machine and not self._runtime.was_offered():
+                self._runtime.mark_offered()
+                self.notice.emit(notices.gpu_offered(machine.cards[0].name))
+            return
+        stage: Stage = "used" if standing.used else "trying" if standing.untried else "unused"
+        size = self._runtime.installed_bytes()
+        self._set(GpuState(stage, machine, None, None, None, standing.version, standing.device, standing.why, size))
+        if standing.untried:
+            self._run(self._try, self._on_tried_anew)
+        elif not standing.used:
+            self.notice.emit(notices.gpu_unused(standing.why))
+
+    def _on_needed(self, needed: object) -> None:
+        if isinstance(needed, Needed):
+            self._set(replace(self.state, stage="found", needed=needed))
+        else:
+            self._set(replace(self.state, stage="offer"))
+
+    def _on_tried(self, verdict: object) -> None:
+        if not isinstance(verdict, Verdict):
+            self._set(replace(self.state, stage="paused"))
+            return
+        stage: Stage = "ready" if verdict.works else "unused"
+        size = self._runtime.installed_bytes()
+        self._set(
+            replace(self.state, stage=stage, version=verdict.version, device=verdict.device, why=verdict.why, size=size)
+        )
+
+    def _on_tried_anew(self, verdict: object) -> None:
+        """After the driver has changed: nobody has asked for this trial, so its outcome is told."""
+        self._on_tried(verdict)
+        if isinstance(verdict, Verdict):
+            self.notice.emit(notices.gpu_ready() if verdict.works else notices.gpu_unused(verdict.why))
+
+    @Slot(int, object)
+    def _on_told(self, ticket: int, news: object) -> None:
+        if isinstance(news, Advance):
+            self._set(replace(self.state, stage="fetching", advance=news))
+        else:
+            self._set(replace(self.state, stage="trying"))
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, result: object) -> None:
+        if then := self._then.pop(ticket, None):
+            then(result)
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
+        self._then.pop(ticket, None)
+        before: dict[Stage, Stage] = {
+            "asking": "offer",
+            "fetching": "paused",
+            "trying": "unused",
+            "removing": self._before_removing,
+        }
+        self._set(replace(self.state, stage=before.get(self.state.stage, self.state.stage), error=error))
+
+    @Slot(str)
+    def _on_disproved(self, why: str) -> None:
+        self._set(replace(self.state, stage="unused", device="", why=why))
+        self.notice.emit(notices.gpu_unused(why))
+
+
+def _not_removed(error: OSError) -> HeteGenError:
+    return HeteGenError("The GPU runtime was not removed.", f"{error.strerror or error}.")

@@ -1,0 +1,170 @@
+"""Everything behind the model dialog, built when it is first opened: Hub, cache, downloads, the planner's judge."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtWidgets import QWidget
+
+from app.catalog.recommended import recommended
+from app.settings.settings import Settings
+from app.settings.theme import Theme
+from app.system.paths import Places
+from core.events import LoadOptions
+from core.hub.environment import HubEnvironment, hub_environment
+from core.paths import assets
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Shelf
+    from app.catalog.downloads import Downloads
+    from app.views.models.model_dialog import ModelDialog
+    from core.hub.fit import Judge, Verdict, Wishes
+    from core.weights.safetensors_header import TensorInfo
+
+MEGABYTE = 1e6
+
+
+class ModelDesk(QObject):
+    """Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card."""
+
+    chosen = Signal(str)
+    link = Signal(str)
+
+    def __init__(
+        self,
+        theme: Theme,
+        places: Places,
+        settings: Callable[[], Settings],
+        options: Callable[[], LoadOptions],
+        window: QWidget,
+    ) -> None:
+        super().__init__()
+        self._theme, self._places, self._window = theme, places, window
+        self._settings, self._options = settings, options
+        self._built: tuple[Shelf, Downloads, ModelDialog] | None = None
+        self._made_for: HubEnvironment | None = None
+        self._left: list[Shelf] = []
+        """Of settings that have been changed since; their threads are still waiting for a server."""
+
+    @Slot()
+    def open(self) -> None:
+        """Show the dialog."""
+        self.open_at("")
+
+    @Slot(str)
+    def open_at(self, text: str) -> None:
+        """Show the dialog with this model, or these words, looked for."""
+        if self._built is None:
+            self._build()
+        if self._built is not None:
+            self._built[2].open_at(text)
+
+    @Slot(object)
+    def on_settings(self, settings: Settings) -> None:
+        """The rate limit holds at once; another folder or address from the next opening on."""
+        if self._built is None:
+            return
+        self._built[1].limit(_bytes_s(settings))
+        if environment(settings, os.environ) != self._made_for and not self._built[1].busy:
+            self._leave()
+
+    @Slot()
+    def after_sleep(self) -> None:
+        """The network was away for a while."""
+        if self._built is not None:
+            self._built[1].resume_interrupted()
+
+    @Slot()
+    def close(self) -> None:
+        """Pause downloads and join all threads."""
+        self._leave()
+        for shelf in self._left:
+            shelf.close()
+        self._left.clear()
+
+    def _leave(self) -> None:
+        """Give the dialog and what is behind it up; joining a thread that waits for a server would stop the window."""
+        if self._built is None:
+            return
+        shelf, downloads, dialog = self._built
+        self._built = None
+        dialog.close()
+        dialog.deleteLater()
+        downloads.close()
+        shelf.leave()
+        self._left.append(shelf)
+
+    def _build(self) -> None:
+        for shelf in [one for one in self._left if one.ended]:
+            shelf.close()
+            self._left.remove(shelf)
+        # Imported late: most starts never open it, and the window would show a twentieth later.
+        from app.catalog.catalog import Shelf
+        from app.catalog.downloads import Downloads
+        from app.views.models.model_dialog import ModelDialog
+        from core.hub.access import Access
+        from core.hub.cache_layout import Cache
+        from core.hub.folders import Folders
+        from core.hub.token import system_keyring
+
+        settings = self._settings()
+        self._made_for = environment(settings, os.environ)
+        access = Access(self._made_for, system_keyring())
+        cache = Cache(self._made_for.cache, self._made_for.symlinks)
+        shelf = Shelf(access, cache, Folders(self._places.data / "model-folders.json"), late_judge(self._options))
+        downloads = Downloads(access, cache, _bytes_s(settings))
+        dialog = ModelDialog(self._theme, shelf, downloads, recommended(assets()), self._window)
+        dialog.chosen.connect(self._on_chosen)
+        dialog.link.connect(self.link)
+        self._built = shelf, downloads, dialog
+
+    @Slot(str)
+    def _on_chosen(self, source: str) -> None:
+        if self._built is not None:
+            self._built[2].hide()
+        self.chosen.emit(source)
+
+
+def environment(settings: Settings, variables: Mapping[str, str]) -> HubEnvironment:
+    """The variables that every Hugging Face program respects, with what the settings say over them."""
+    found = hub_environment(variables)
+    if settings.hf_endpoint:
+        found = replace(found, endpoint=settings.hf_endpoint.rstrip("/"))
+    if settings.models_folder:
+        found = replace(found, cache=Path(settings.models_folder).expanduser())
+    return found
+
+
+def late_judge(options: Callable[[], LoadOptions]) -> Judge:
+    """A judge that reads torch from the disk, and measures the machine, when it is first asked."""
+    made: list[Judge] = []
+    lock = Lock()
+
+    def judge(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Verdict:
+        with lock:
+            if not made:
+                made.append(_adviser(options()))
+        return made[0](config, tensors, wishes)
+
+    return judge
+
+
+def _adviser(options: LoadOptions) -> Judge:
+    from core.hardware.machine import open_machine
+    from core.paths import cache_folder
+    from core.runtime.fit import Adviser
+    from core.spec import Budget
+
+    machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+    return Adviser(machine.now, Budget(options.vram, options.ram, options.threads))
+
+
+def _bytes_s(settings: Settings) -> float | None:
+    limit = settings.download_limit_mb_s
+    return limit * MEGABYTE if limit else None

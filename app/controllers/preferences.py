@@ -1,0 +1,108 @@
+"""The settings in force: read at the start, written with every change, shown in a dialog that is made when wished."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QObject, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices
+from PySide6.QtWidgets import QWidget
+
+from app.notices import notices
+from app.settings import settings
+from app.settings.settings import Settings
+from app.settings.theme import MODES, Mode, Theme
+from app.system.paths import Places
+from core.events import LoadOptions
+
+if TYPE_CHECKING:
+    from app.views.settings.settings_dialog import SettingsDialog
+
+GIB = 2**30
+LIMITS = ("vram_limit_gib", "ram_limit_gib")
+log = logging.getLogger(__name__)
+
+
+class Preferences(QObject):
+    """Signals: `changed(Settings)` after each change, `limited` if it was one of the limits of memory; `notice(Notice)`
+    when it could not be written."""
+
+    changed = Signal(object)
+    limited = Signal()
+    notice = Signal(object)
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self._places = places
+        reading = settings.read(places.settings)
+        self.settings, self.problems, self._unknown = reading.settings, reading.problems, reading.unknown
+
+    @property
+    def mode(self) -> Mode:
+        """The scheme as the theme knows it."""
+        return next((known for known in MODES if known == self.settings.theme), "system")
+
+    def options(self, asked: LoadOptions) -> LoadOptions:
+        """What a load may use: the command line's word counts, then the settings'."""
+        kept = self.settings
+        return replace(
+            asked,
+            context=asked.context or kept.context,
+            format=asked.format if asked.format != "auto" else kept.format,
+            vram=asked.vram if asked.vram is not None else _bytes(kept.vram_limit_gib),
+            ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
+            threads=asked.threads or kept.threads,
+        )
+
+    def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:
+        """Shows the dialog; it takes effect as it is changed."""
+        # Imported late: most starts never open it.
+        from app.views.settings.settings_dialog import SettingsDialog
+
+        places = self._places
+        folders = (
+            ("Conversations", places.data),
+            ("Settings", places.config),
+            ("Cache", places.cache),
+            ("Log", places.logs),
+        )
+        dialog = SettingsDialog(theme, self.settings, folders, places.log, diagnostics, parent)
+        dialog.show_problems(self.problems)
+        dialog.changed.connect(self._on_changed)
+        dialog.open_requested.connect(open_folder)
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
+        return dialog
+
+    @Slot(str)
+    def size_type(self, wish: str) -> None:
+        """One step larger or smaller, or back to normal."""
+        name, now = "font_percent", self.settings.font_percent
+        step = int(settings.declared()[name].step)
+        wished = {"larger": now + step, "smaller": now - step, "normal": Settings.font_percent}[wish]
+        if wished != now and settings.objection(name, wished) is None:
+            self._on_changed(settings.with_value(self.settings, name, wished), name)
+
+    @Slot(object, str)
+    def _on_changed(self, changed: Settings, name: str) -> None:
+        self.settings = changed
+        try:
+            settings.write(self._places.settings, changed, self._unknown)
+        except OSError as error:
+            log.warning("The settings were not written: %s", error)
+            self.notice.emit(notices.not_written(self._places.settings, error))
+        self.changed.emit(changed)
+        if name in LIMITS:
+            self.limited.emit()
+
+
+def open_folder(path: str) -> None:
+    """In the system's own file manager."""
+    QDesktopServices.openUrl(QUrl.fromLocalFile(path))
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * GIB)

@@ -1,0 +1,159 @@
+"""The conversation that is shown, as a Qt list model; pieces of a running reply are joined on a short timer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from PySide6.QtCore import QAbstractListModel, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer, Signal
+
+from app.conversations.conversation import Conversation, Turn
+from app.settings.theme import FLUSH_MS
+from core.events import Piece
+
+TurnRole = Qt.ItemDataRole.UserRole + 1
+VersionsRole = Qt.ItemDataRole.UserRole + 2
+Index = QModelIndex | QPersistentModelIndex
+
+
+class ChatModel(QAbstractListModel):
+    """Rows are the turns of the path shown. While a reply streams, each flush changes its one row once.
+
+    Signals: `opened` when another conversation is shown; `added(Turn)` and `saved(Turn)` for whoever keeps turns
+    (a new turn, a turn whose text or figures changed); `chose(Turn)` when another version is shown.
+    """
+
+    opened = Signal()
+    added = Signal(object)
+    saved = Signal(object)
+    chose = Signal(object)
+
+    def __init__(self, parent: QObject | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(parent)
+        self._clock = clock
+        self.conversation = Conversation()
+        self._path: list[Turn] = []
+        self._running: Turn | None = None
+        self._pending: list[Piece] = []
+        self._thinking_since: float | None = None
+        self._timer = QTimer(self)
+        self._timer.setInterval(FLUSH_MS)
+        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self._timer.timeout.connect(self.flush)
+
+    def rowCount(self, parent: Index | None = None) -> int:
+        return 0 if parent is not None and parent.isValid() else len(self._path)
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
+        if not index.isValid() or index.row() >= len(self._path):
+            return None
+        turn = self._path[index.row()]
+        if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.AccessibleTextRole):
+            return turn.content
+        if role == TurnRole:
+            return turn
+        return self.conversation.versions(turn.id) if role == VersionsRole else None
+
+    def turn(self, row: int) -> Turn:
+        """The turn in a row."""
+        return self._path[row]
+
+    def row(self, id: str) -> int:
+        """The row of a turn that is shown. Raises StopIteration if it is not."""
+        return next(row for row, turn in enumerate(self._path) if turn.id == id)
+
+    @property
+    def running(self) -> Turn | None:
+        """The reply that is being written."""
+        return self._running
+
+    def show(self, conversation: Conversation) -> None:
+        """Shows another conversation."""
+        self.flush()
+        self.beginResetModel()
+        self.conversation = conversation
+        self._path = conversation.path()
+        self.endResetModel()
+        self.opened.emit()
+
+    def add(self, turn: Turn) -> Turn:
+        """Puts a turn into the conversation; the path then runs through it."""
+        self.conversation.add(turn)
+        self._repath()
+        self.added.emit(turn)
+        return turn
+
+    def switch(self, id: str, step: int) -> None:
+        """Shows the version beside a turn."""
+        chosen = self.conversation.switch(id, step)
+        if chosen != id:
+            self._repath()
+            self.chose.emit(self.conversation.turn(chosen))
+
+    def start_reply(self, turn: Turn) -> None:
+        """From now on pieces belong to this turn, which is in the conversation already."""
+        self._running = turn
+        turn.end = ""
+        self._thinking_since = None
+        self._timer.start()
+
+    def push(self, piece: Piece) -> None:
+        """Takes a piece of the running reply; it is shown at the next flush."""
+        self._pending.append(piece)
+
+    def flush(self) -> None:
+        """Joins the waiting pieces into the running reply and says so once."""
+        turn = self._running
+        if turn is None or not self._pending:
+            return
+        pieces, self._pending = self._pending, []
+        for piece in pieces:
+            if piece.kind == "reasoning":
+                self._thinking_since = self._thinking_since or self._clock()
+                turn.reasoning += piece.text
+            else:
+                self._end_thinking(turn)
+                turn.content += piece.text
+        self.changed(turn)
+
+    def finish_reply(self, end: str, receipt: dict[str, object]) -> Turn | None:
+        """The running reply is over: flushes what is left, sets its end and figures, and gives the turn."""
+        self.flush()
+        turn, self._running = self._running, None
+        self._timer.stop()
+        self._pending = []
+        if turn is None:
+            return None
+        self._end_thinking(turn)
+        # A reply that was to be carried on, and was not, keeps the figures it had.
+        turn.end, turn.receipt = end, receipt or turn.receipt
+        self.changed(turn)
+        return turn
+
+    def changed(self, turn: Turn) -> None:
+        """Tells views and keeper that a turn is no longer as it was."""
+        for row in range(len(self._path) - 1, -1, -1):
+            if self._path[row] is turn:
+                self.dataChanged.emit(self.index(row), self.index(row))
+                break
+        self.saved.emit(turn)
+
+    def _end_thinking(self, turn: Turn) -> None:
+        if self._thinking_since is not None:
+            turn.reasoning_s = (turn.reasoning_s or 0.0) + self._clock() - self._thinking_since
+            self._thinking_since = None
+
+    def _repath(self) -> None:
+        """Moves the rows to the conversation's path, touching only those after the fork."""
+        path = self.conversation.path()
+        same = 0
+        while same < min(len(path), len(self._path)) and path[same] is self._path[same]:
+            same += 1
+        if same < len(self._path):
+            self.beginRemoveRows(QModelIndex(), same, len(self._path) - 1)
+            del self._path[same:]
+            self.endRemoveRows()
+        if same < len(path):
+            self.beginInsertRows(QModelIndex(), same, len(path) - 1)
+            self._path = path
+            self.endInsertRows()

@@ -1,0 +1,233 @@
+"""Keeps the conversation that is shown on the disk, and opens, lists, finds, exports and imports the others.
+
+Stands between the chat model, the store and the sidebar; shows nothing itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.conversations import export
+from app.conversations.chat_model import ChatModel
+from app.conversations.conversation import Conversation, Turn
+from app.conversations.export import Document
+from app.conversations.store import Store
+from app.conversations.store_file import Report
+from app.notices import notices
+from core.errors import HeteGenError
+from core.files import write_whole
+
+log = logging.getLogger(__name__)
+
+
+class Library(QObject):
+    """Signals: `listed(list[Entry])`; `found(list[Hit])`; `opening(Conversation, turn id)`; `notice(Notice)`."""
+
+    listed = Signal(object)
+    found = Signal(object)
+    opening = Signal(object, str)
+    notice = Signal(object)
+    _reported = Signal(object)
+
+    def __init__(self, path: Path, chat: ChatModel, system: Callable[[], str]) -> None:
+        super().__init__()
+        self._chat, self._system = chat, system
+        # A report may come from the store's own thread; the signal brings it here.
+        self._reported.connect(self._on_report)
+        self._early: list[notices.Notice] = []
+        self._listed = False
+        self._store: Store | None = None
+        try:
+            self._store = Store(path, self._reported.emit)
+        except HeteGenError as error:
+            log.warning("The conversations are not kept: %s", error)
+            self._early.append(notices.not_kept(error))
+        chat.added.connect(self._on_added)
+        chat.saved.connect(self._on_saved)
+        chat.chose.connect(self._on_chose)
+
+    @Slot()
+    def refresh(self) -> None:
+        """Lists everything anew, and says what had to be said before anybody listened."""
+        self._listed = True
+        for early in self._early:
+            self.notice.emit(early)
+        self._early.clear()
+        self.listed.emit(self._store.entries() if self._store else [])
+
+    def new(self) -> Conversation:
+        """An empty conversation with the person's system prompt; it is stored with its first turn."""
+        return Conversation(system=self._system())
+
+    def latest(self) -> str:
+        """The id of the conversation that was used last, "" if there is none."""
+        entries = self._store.entries() if self._store else []
+        return max(entries, key=lambda entry: entry.updated).id if entries else ""
+
+    @Slot(str, str)
+    def open(self, id: str, turn: str) -> None:
+        """Shows a conversation, if wished at a turn (which may stand in a version that is hidden)."""
+        if self._store is None or (id == self._chat.conversation.id and not turn):
+            return
+        try:
+            conversation = self._store.load(id)
+        except HeteGenError as error:
+            self.notice.emit(notices.for_error(error))
+            return
+        for each in conversation.turns():
+            if each.role == "assistant" and not each.end:
+                each.end = "stopped"
+        conversation.preset = str(self._store.entry(id).options.get("preset", ""))
+        if turn:
+            conversation.choose(turn)
+        self.opening.emit(conversation, turn)
+
+    @Slot(str, str)
+    def describe(self, system: str, preset: str) -> None:
+        """Another system prompt and sampling preset for the conversation that is shown."""
+        conversation = self._chat.conversation
+        conversation.system, conversation.preset = system, preset
+        if self._store is not None and conversation.turns():
+            known = self._store.entry(conversation.id)
+            conversation.title = known.title
+            self._store.put(conversation, {**known.options, "preset": preset})
+
+    @Slot(str, str)
+    def rename(self, id: str, title: str) -> None:
+        """Another title."""
+        if self._store:
+            self._store.rename(id, title)
+            self.refresh()
+
+    @Slot(str, bool)
+    def pin(self, id: str, pinned: bool) -> None:
+        """Pinned ones stand at the top of the list."""
+        if self._store:
+            self._store.pin(id, pinned)
+            self.refresh()
+
+    @Slot(str)
+    def delete(self, id: str) -> None:
+        """Takes a conversation out of the list; it can be brought back until `purge`."""
+        if self._store:
+            self._store.delete(id)
+            self.refresh()
+        if id == self._chat.conversation.id:
+            self.opening.emit(self.new(), "")
+
+    @Slot(str)
+    def undelete(self, id: str) -> None:
+        """Brings a deleted conversation back."""
+        if self._store:
+            self._store.undelete(id)
+            self.refresh()
+
+    @Slot(str)
+    def purge(self, id: str) -> None:
+        """What was deleted longer than a moment ago is overwritten on the disk."""
+        if self._store:
+            self._store.purge(5.0)
+
+    @Slot(str)
+    def search(self, text: str) -> None:
+        """Finds words in titles and turns."""
+        if self._store and text:
+            self.found.emit(self._store.search(text))
+
+    @property
+    def unsaved(self) -> bool:
+        """Something waits in memory for room on the disk, and would be lost with the window."""
+        if self._store is None:
+            return False
+        self._store.retry()
+        return self._store.unsaved
+
+    def title(self, id: str) -> str:
+        """A conversation's title, or ""."""
+        entries = self._store.entries() if self._store else []
+        return next((entry.title for entry in entries if entry.id == id), "")
+
+    def write(self, id: str, form: str, path: Path) -> bool:
+        """Exports one conversation, or all for the id ""; whether that was possible."""
+        if self._store is None:
+            return False
+        ids = [id] if id else [entry.id for entry in self._store.entries()]
+        documents = [self._document(each) for each in ids]
+        text = export.to_json(documents) if form == "json" else export.to_markdown(documents[0])
+        try:
+            write_whole(path, text)
+        except OSError as error:
+            self.notice.emit(notices.not_written(path, error))
+            return False
+        self.notice.emit(notices.exported(path))
+        return True
+
+    def read(self, path: Path) -> None:
+        """Imports every conversation of a file."""
+        if self._store is None:
+            return
+        try:
+            documents = export.read_json(path)
+        except HeteGenError as error:
+            self.notice.emit(notices.for_error(error))
+            return
+        for document in documents:
+            self._import(self._store, document)
+        self.notice.emit(notices.imported(len(documents)))
+        self.refresh()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._store is not None:
+            self._store.purge()
+            self._store.close()
+            self._store = None
+
+    def _document(self, id: str) -> Document:
+        assert self._store is not None
+        entry = self._store.entry(id)
+        return Document(self._store.load(id), entry.pinned, entry.options, self._store.created(id))
+
+    def _import(self, store: Store, document: Document) -> None:
+        conversation, times = document.conversation, document.created
+        began = min(times.values(), default=None)
+        store.put(conversation, document.options, began)
+        for turn in conversation.turns():
+            store.add(conversation.id, turn, times.get(turn.id, began))
+        if path := conversation.path():
+            store.choose(path[-1].id)
+        if document.pinned:
+            store.pin(conversation.id, pinned=True)
+
+    @Slot(object)
+    def _on_added(self, turn: Turn) -> None:
+        if self._store is None:
+            return
+        conversation = self._chat.conversation
+        if turn.parent is None and (conversation.system or conversation.preset):
+            self._store.put(conversation, {"preset": conversation.preset})
+        self._store.add(conversation.id, turn)
+        if turn.role == "user":
+            self.refresh()
+
+    @Slot(object)
+    def _on_saved(self, turn: Turn) -> None:
+        if self._store is not None:
+            self._store.keep(turn)
+
+    @Slot(object)
+    def _on_chose(self, turn: Turn) -> None:
+        if self._store is not None:
+            self._store.choose(turn.id)
+
+    @Slot(object)
+    def _on_report(self, report: Report) -> None:
+        notice = notices.for_report(report.kind, report.what, report.why, report.next_step)
+        if self._listed:
+            self.notice.emit(notice)
+        else:
+            self._early.append(notice)

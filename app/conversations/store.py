@@ -1,0 +1,323 @@
+"""The conversations on this computer's disk: trees of turns, written while they are being said.
+
+What is shown is `conversation`; this keeps it, finds it again and lists it. Every method may be called from any thread; the ones that change something return at once and are on the disk at most 250 ms later (see `store_file`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.conversations.conversation import Conversation, Turn, without_halves
+from app.conversations.store_file import Report, StoreFile
+from core.errors import BadRequest
+
+TITLE_CHARACTERS = 48
+STREAMING = "streaming"
+MARK_START, MARK_END = "\ue000", "\ue001"
+"""Stand around the found words in a Hit's snippet (private-use characters, by which no text means anything)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list. Times are seconds since 1970; `options` are its own settings (JSON values)."""
+
+    id: str
+    title: str
+    pinned: bool
+    created: float
+    updated: float
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A place where a search found something; `turn` is None when it was the title."""
+
+    entry: Entry
+    turn: str | None
+    snippet: str
+
+
+def ignore(report: Report) -> None:
+    """The listener of those who do not listen."""
+
+
+class Store:
+    """The one reader and writer of a conversation database. `tell` may be called from the store's own thread."""
+
+    def __init__(self, path: Path, tell: Callable[[Report], None] = ignore) -> None:
+        """Open or make the file. Raises StoreFull or StoreUnusable; a damaged file is set aside and recovered."""
+        self._file = StoreFile(path, tell)
+        if self._file.read("SELECT 1 FROM messages WHERE ending = ? LIMIT 1", STREAMING):
+            self._change("UPDATE messages SET ending = 'stopped' WHERE ending = ?", STREAMING)
+            tell(Report("interrupted", "A reply was interrupted when the program last ended; its text was kept."))
+
+    # Conversations
+
+    def entries(self) -> list[Entry]:
+        """All conversations that are not deleted: pinned ones first, then the latest."""
+        rows = self._file.read(f"SELECT {_ENTRY} FROM conversations c WHERE {_ALIVE} ORDER BY pinned DESC, {_LATEST}")
+        return [_entry(row) for row in rows]
+
+    def entry(self, conversation: str) -> Entry:
+        """One of them, also a deleted one. Raises BadRequest when there is none."""
+        rows = self._file.read(f"SELECT {_ENTRY} FROM conversations c WHERE id = ?", conversation)
+        if not rows:
+            raise BadRequest("There is no such conversation.")
+        return _entry(rows[0])
+
+    def put(
+        self, conversation: Conversation, options: Mapping[str, Any] | None = None, created: float | None = None
+    ) -> None:
+        """Store a conversation, new or known: title, system prompt, options (None: as before). Turns come by `add`.
+
+        `created`: when a new one began, if that was not now.
+        """
+        now = time.time() if created is None else created
+        text = json.dumps(dict(options)) if options is not None else None
+        values = (conversation.id, conversation.title, now, now, text or "{}", conversation.system, text)
+        self._change(
+            "INSERT INTO conversations(id, title, pinned, created, updated, options, system) VALUES(?,?,0,?,?,?,?) "
+            "ON CONFLICT(id) DO UPDATE SET title = excluded.title, system = excluded.system, "
+            "options = coalesce(?, options)",
+            *values,
+        )
+
+    def load(self, conversation: str) -> Conversation:
+        """The whole tree, showing the branch that was shown last. Raises BadRequest when there is none."""
+        found = self._file.read("SELECT title, system, chosen FROM conversations WHERE id = ?", conversation)
+        if not found:
+            raise BadRequest("There is no such conversation.")
+        title, system, root = found[0]
+        rows = self._file.read(_TURNS_OF, conversation)
+        loaded = Conversation(conversation, title, system)
+        siblings: dict[str | None, list[str]] = {}
+        for turn in _with_parents([_turn(row[1:]) for row in rows]):
+            loaded.add(turn)
+            siblings.setdefault(turn.parent, []).append(turn.id)
+        for parent, chosen in ((None, root), *((row[1], row[0]) for row in rows)):
+            versions = siblings.get(parent, [])
+            if chosen in versions:
+                loaded.switch(versions[-1], versions.index(chosen) + 1 - len(versions))
+        return loaded
+
+    def rename(self, conversation: str, title: str) -> None:
+        self._change("UPDATE conversations SET title = ? WHERE id = ?", title, conversation)
+
+    def pin(self, conversation: str, pinned: bool) -> None:
+        self._change("UPDATE conversations SET pinned = ? WHERE id = ?", int(pinned), conversation)
+
+    def delete(self, conversation: str) -> None:
+        """Take it out of the list; `undelete` brings it back until it is purged."""
+        self._change("UPDATE conversations SET deleted_at = ? WHERE id = ?", time.time(), conversation)
+
+    def undelete(self, conversation: str) -> None:
+        self._change("UPDATE conversations SET deleted_at = NULL WHERE id = ?", conversation)
+
+    def purge(self, older_than_s: float = 0.0) -> None:
+        """Remove for good, and overwrite on the disk, whatever was deleted at least this long ago."""
+        limit = time.time() - older_than_s
+        self._file.change(lambda db: _purge(db, limit))
+
+    # Turns
+
+    def add(self, conversation: str, turn: Turn, created: float | None = None) -> None:
+        """Store a new turn under its parent and let the shown branch run through it.
+
+        A conversation that is not stored yet is, and one without a title takes it from its first question.
+        """
+        now = time.time() if created is None else created
+        row = (turn.id, conversation, turn.parent, turn.role, _ending(turn), now, *_growing(turn))
+        title = title_from(without_halves(turn.content)) if turn.role == "user" else ""
+        parent, name = turn.parent, turn.id
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute(_NEW_CONVERSATION, (conversation, now, now))
+            db.execute(_NEW_TURN, row)
+            _choose(db, conversation, parent, name)
+            db.execute("UPDATE conversations SET updated = max(updated, ?) WHERE id = ?", (now, conversation))
+            db.execute("UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title, conversation))
+
+        self._file.change(change)
+
+    def keep(self, turn: Turn) -> None:
+        """Store a turn's text and figures as they are now. Cheap enough to be called for every piece of a reply."""
+        row = (_ending(turn), *_growing(turn), turn.id)
+        self._file.change_latest(turn.id, lambda db: _update(db, row))
+
+    def choose(self, turn: str) -> None:
+        """Let the shown branch run through this turn (also one that a search found in a hidden version)."""
+
+        def change(db: sqlite3.Connection) -> None:
+            place: str | None = turn
+            while place is not None:
+                found = db.execute("SELECT conversation, parent FROM messages WHERE id = ?", (place,)).fetchone()
+                conversation, parent = found or (None, None)
+                _choose(db, conversation, parent, place)
+                place = parent
+
+        self._file.change(change)
+
+    def created(self, conversation: str) -> dict[str, float]:
+        """When each turn was stored: seconds since 1970 by the turn's id."""
+        return dict(self._file.read("SELECT id, created FROM messages WHERE conversation = ?", conversation))
+
+    # Search
+
+    def search(self, text: str, limit: int = 50) -> list[Hit]:
+        """One hit per conversation whose title or turns hold every word of `text` (as beginnings of words)."""
+        best: dict[str, Hit] = {}
+        for row in self._found(without_halves(text).replace("\0", " ").strip(), limit):
+            best.setdefault(row[0], Hit(_entry(row[:6]), row[6], " ".join(row[7].split())))
+        return list(best.values())[:limit]
+
+    def _found(self, text: str, limit: int) -> list[Any]:
+        if not text:
+            return []
+        words = re.findall(r"\w+", text)
+        # Chinese, Japanese, Thai and others write without spaces: a word index finds nothing inside a sentence there.
+        if not words or any(ord(character) >= 0x0E00 for character in text):
+            pattern = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+            titles = self._file.read(_LIKE_TITLES, pattern, limit)
+            return titles + self._file.read(_LIKE_TURNS, text, pattern, limit * 4)
+        query = " ".join(f'"{word}"*' for word in words)
+        return self._file.read(_WORDS_TITLES, query, limit) + self._file.read(_WORDS_TURNS, query, limit * 4)
+
+    # The file
+
+    @property
+    def unsaved(self) -> bool:
+        """True while the disk is full and changes wait in memory."""
+        return self._file.unsaved
+
+    def retry(self) -> None:
+        """Try at once whether there is room by now for what waits in memory."""
+        self._file.retry()
+
+    def settle(self) -> None:
+        """Wait until everything so far is written (or kept in memory, if the disk is full)."""
+        self._file.settle()
+
+    def close(self) -> None:
+        """Write what is left and let go of the file; afterwards the object is of no use."""
+        self._file.close()
+
+    def _change(self, sql: str, *values: object) -> None:
+        sound = tuple(without_halves(value) if isinstance(value, str) else value for value in values)
+        self._file.change(lambda db: _execute(db, sql, sound))
+
+
+def title_from(question: str) -> str:
+    """A short title out of a first question: its first line with words, without Markdown signs."""
+    plain = re.sub(r"[`*#>~]+", "", question)
+    line = next((" ".join(line.split()) for line in plain.splitlines() if re.search(r"\w", line)), "")
+    if len(line) <= TITLE_CHARACTERS:
+        return line
+    cut = line[:TITLE_CHARACTERS]
+    whole_words = cut.rsplit(" ", 1)[0]
+    return (whole_words if len(whole_words) > TITLE_CHARACTERS // 2 else cut).rstrip(" ,.;:-") + "…"
+
+
+_ENTRY = "c.id, c.title, c.pinned, c.created, c.updated, c.options"
+_ALIVE = "c.deleted_at IS NULL"
+_LATEST = "c.updated DESC, c.number DESC"
+_TURN = "id, parent, role, ending, reasoning_s, left_out, receipt, reasoning, content"
+_TURNS_OF = f"SELECT chosen, {_TURN} FROM messages WHERE conversation = ? ORDER BY number"
+_NEW_CONVERSATION = (
+    "INSERT OR IGNORE INTO conversations(id, title, pinned, created, updated, options, system) "
+    "VALUES(?,'',0,?,?,'{}','')"
+)
+_NEW_TURN = (
+    "INSERT OR IGNORE INTO messages(id, conversation, parent, role, ending, created, reasoning_s, left_out, receipt, "
+    "reasoning, content) VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+)
+_WORDS_TITLES = (
+    f"SELECT {_ENTRY}, NULL, highlight(title_words, 0, '{MARK_START}', '{MARK_END}') FROM title_words "
+    f"JOIN conversations c ON c.number = title_words.rowid WHERE title_words MATCH ? AND {_ALIVE} "
+    f"ORDER BY {_LATEST} LIMIT ?"
+)
+_WORDS_TURNS = (
+    f"SELECT {_ENTRY}, m.id, snippet(message_words, 0, '{MARK_START}', '{MARK_END}', '…', 12) FROM message_words "
+    "JOIN messages m ON m.number = message_words.rowid JOIN conversations c ON c.id = m.conversation "
+    f"WHERE message_words MATCH ? AND {_ALIVE} ORDER BY rank LIMIT ?"
+)
+_LIKE_TITLES = (
+    f"SELECT {_ENTRY}, NULL, c.title FROM conversations c WHERE c.title LIKE ? ESCAPE '\\' AND {_ALIVE} "
+    f"ORDER BY {_LATEST} LIMIT ?"
+)
+_LIKE_TURNS = (
+    f"SELECT {_ENTRY}, m.id, substr(m.content, max(1, instr(m.content, ?) - 24), 80) FROM messages m "
+    f"JOIN conversations c ON c.id = m.conversation WHERE m.content LIKE ? ESCAPE '\\' AND {_ALIVE} "
+    f"ORDER BY {_LATEST} LIMIT ?"
+)
+
+
+def _execute(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:
+    db.execute(sql, values)
+
+
+def _purge(db: sqlite3.Connection, limit: float) -> None:
+    if not db.execute("DELETE FROM conversations WHERE deleted_at <= ?", (limit,)).rowcount:
+        return
+    # A word index only marks deleted words until its parts are merged.
+    for index in ("message_words", "title_words"):
+        db.execute(f"INSERT INTO {index}({index}) VALUES('optimize')")
+
+
+def _choose(db: sqlite3.Connection, conversation: str | None, parent: str | None, turn: str) -> None:
+    if parent is None:
+        db.execute("UPDATE conversations SET chosen = ? WHERE id = ?", (turn, conversation))
+    else:
+        db.execute("UPDATE messages SET chosen = ? WHERE id = ?", (turn, parent))
+
+
+def _update(db: sqlite3.Connection, row: tuple[object, ...]) -> None:
+    db.execute(
+        "UPDATE messages SET ending = ?, reasoning_s = ?, left_out = ?, receipt = ?, reasoning = ?, content = ? "
+        "WHERE id = ?",
+        row,
+    )
+
+
+def _ending(turn: Turn) -> str:
+    return turn.end or (STREAMING if turn.role == "assistant" else "")
+
+
+def _growing(turn: Turn) -> tuple[object, ...]:
+    return (
+        turn.reasoning_s,
+        turn.left_out,
+        json.dumps(turn.receipt),
+        without_halves(turn.reasoning),
+        without_halves(turn.content),
+    )
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    name, title, pinned, created, updated, options = row
+    return Entry(name, title, bool(pinned), created, updated, json.loads(options))
+
+
+def _with_parents(turns: list[Turn]) -> Iterator[Turn]:
+    """The turns, parents before children; one whose parent could not be saved follows the one before it."""
+    known: set[str] = set()
+    last: str | None = None
+    for turn in turns:
+        if turn.parent is not None and turn.parent not in known:
+            turn.parent = last
+        known.add(turn.id)
+        last = turn.id
+        yield turn
+
+
+def _turn(row: Sequence[Any]) -> Turn:
+    name, parent, role, ending, reasoning_s, left_out, receipt, reasoning, content = row
+    end = "" if ending == STREAMING else ending
+    return Turn(role, content, reasoning, reasoning_s, end, json.loads(receipt), left_out, name, parent)

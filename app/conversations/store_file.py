@@ -1,0 +1,348 @@
+"""The file under the conversations: one connection, changes in order, and what to do when the disk says no.
+
+Changes are queued and written together by this object's own thread, at most FLUSH_S late, so that whoever makes them
+never waits for the disk. When the disk refuses them, being full or out of order, they go on in memory and are replayed
+as soon as it takes them; when the file turns out to be damaged, what can be read is moved to a new one; a change that
+is wrong in itself is left out. Listeners hear of all that as a `Report`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from app.conversations.store_recovery import restore, salvage
+from app.conversations.store_schema import StoreDamaged, is_damage, is_full, may_pass, open_database, transaction
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 0.15
+RETRY_S = 2.0
+
+Change = Callable[[sqlite3.Connection], None]
+"""Carried out inside a transaction, perhaps again later on another connection: it must not look at anything else."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Something about the file that a person should hear of, in the three sentences of an error."""
+
+    kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted"]
+    what: str
+    why: str = ""
+    next_step: str = ""
+
+
+FULL = Report(
+    "full",
+    "The conversation is not being saved.",
+    "The disk is full.",
+    "Free some space and it is saved by itself; until then it is kept in memory.",
+)
+HELD = Report(
+    "held",
+    "The conversation is not being saved.",
+    "The disk does not take it at the moment.",
+    "It is tried again by itself; until then it is kept in memory.",
+)
+LEFT_OUT = Report(
+    "left_out",
+    "A part of the conversation could not be saved.",
+    "This is a defect of the program; the log has the details.",
+    "All else is saved.",
+)
+SAVED = Report("saved", "The conversation is saved again.")
+
+
+@dataclass
+class _Changes:
+    """Changes in order, and after them those of which only the latest for its key counts."""
+
+    ordered: list[Change] = field(default_factory=list)
+    latest: dict[str, Change] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.ordered or self.latest)
+
+    def __iter__(self) -> Iterator[Change]:
+        yield from self.ordered
+        yield from self.latest.values()
+
+    def take(self, other: _Changes) -> None:
+        self.ordered += other.ordered
+        self.latest |= other.latest
+
+    def without(self, wrong: set[Change]) -> _Changes:
+        ordered = [change for change in self.ordered if change not in wrong]
+        return _Changes(ordered, {key: change for key, change in self.latest.items() if change not in wrong})
+
+
+class StoreFile:
+    """Any thread may call any method. `tell` is called from the thread that found the news, often the own one."""
+
+    def __init__(self, path: Path, tell: Callable[[Report], None]) -> None:
+        """Open or make the file. Raises StoreFull or StoreUnusable; a damaged file is set aside and recovered."""
+        self._path = path
+        self._tell = tell
+        self._files = threading.RLock()  # held while the connections are used
+        self._queue = threading.Condition()  # held only to add or take changes
+        self._queued = _Changes()
+        self._waiting = _Changes()  # for the disk to take them
+        self._memory: sqlite3.Connection | None = None
+        self._held = False  # changes cannot even be kept in memory's database, and stay in the queue
+        self._closed = False
+        self._disk = self._opened()
+        self._thread = threading.Thread(target=self._keep_writing, name="store", daemon=True)
+        self._thread.start()
+
+    @property
+    def unsaved(self) -> bool:
+        """True while the disk takes nothing and changes wait in memory."""
+        return self._held or bool(self._waiting)
+
+    def change(self, change: Change) -> None:
+        """Queue a change."""
+        with self._queue:
+            self._queued.ordered.append(change)
+            self._queue.notify()
+
+    def change_latest(self, key: str, change: Change) -> None:
+        """Queue a change that makes a still queued one of the same key needless."""
+        with self._queue:
+            self._queued.latest[key] = change
+            self._queue.notify()
+
+    def read(self, sql: str, *values: object) -> list[Any]:
+        """Rows, with every queued change in them."""
+        with self._files:
+            self.settle()
+            try:
+                return self._current.execute(sql, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._renew()
+                return self._current.execute(sql, values).fetchall()
+
+    def settle(self) -> None:
+        """Write all that is queued; on return it is on the disk, or in memory if that takes nothing.
+
+        Raises what cannot be mended; then all of it is queued as before.
+        """
+        with self._files:
+            with self._queue:
+                changes, self._queued = self._queued, _Changes()
+            if not changes:
+                return
+            try:
+                self._write(changes)
+            except BaseException:
+                self._put_back(changes)
+                raise
+
+    def retry(self) -> None:
+        """Write what is queued and what waits, as far as the disk takes it by now."""
+        with self._files:
+            try:
+                self.settle()
+                self._replay()
+            except Exception:  # noqa: BLE001  Nothing is lost, it stays queued; the thread must live to try again.
+                self._hold()
+            else:
+                self._let_go()
+
+    def close(self) -> None:
+        """Write what is left and let go of the file; afterwards the object is of no use."""
+        if self._closed:
+            return
+        with self._files:
+            self.retry()
+            if self.unsaved:
+                log.error("The disk still takes nothing: what was said since then is lost with this window.")
+        with self._queue:
+            self._closed = True
+            self._queue.notify()
+        self._thread.join()
+        self._disk.close()
+        if self._memory:
+            self._memory.close()
+
+    @property
+    def _current(self) -> sqlite3.Connection:
+        return self._memory or self._disk
+
+    def _put_back(self, changes: _Changes) -> None:
+        with self._queue:
+            changes.take(self._queued)
+            self._queued = changes
+
+    def _hold(self) -> None:
+        """Nothing can be written at all, for a reason that nobody thought of."""
+        if not self._held:
+            log.exception("The conversations cannot be written; it is tried again.")
+            self._held = True
+            self._tell(HELD)
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held = False
+            self._tell(SAVED)
+
+    def _write(self, changes: _Changes) -> None:
+        if self._memory is None:
+            try:
+                self._carry_out(self._disk, changes)
+            except sqlite3.Error as error:
+                self._mend(error)
+            else:
+                return
+        done = self._carry_out(self._current, changes)
+        if self._memory is not None:
+            self._waiting.take(done)
+
+    def _carry_out(self, database: sqlite3.Connection, changes: _Changes) -> _Changes:
+        """Carry out all changes but those that no file would take, in one step; what was carried out.
+
+        Raises what is wrong with the file; then nothing was.
+        """
+        try:
+            _apply(database, changes)
+        except Exception as error:  # A change may be wrong in any way; the others must not suffer.
+            if _is_of_the_file(error):
+                raise
+        else:
+            return changes
+        wrong = _apply_what_is_sound(database, changes)
+        if wrong:
+            self._tell(LEFT_OUT)
+        return changes.without(wrong)
+
+    def _mend(self, error: sqlite3.Error) -> None:
+        """Make the file usable again after a failed write, or raise."""
+        if is_full(error):
+            self._move_to_memory(FULL)
+        elif is_damage(error):
+            self._renew()
+        elif may_pass(error):
+            log.warning("The disk refuses the conversations: %s", error)
+            self._move_to_memory(HELD)
+        else:
+            raise error
+
+    def _move_to_memory(self, why: Report) -> None:
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            self._disk.backup(memory)
+            memory.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error:
+            memory.close()
+            raise
+        self._memory = memory
+        with self._queue:
+            self._queue.notify()
+        self._tell(why)
+
+    def _replay(self) -> None:
+        """Bring what waits in memory to the disk, if it takes it by now."""
+        if self._memory is None:
+            return
+        try:
+            self._carry_out(self._disk, self._waiting)
+        except sqlite3.Error as error:
+            if is_damage(error):
+                self._renew()
+            elif not is_full(error) and not may_pass(error):
+                raise
+            return
+        self._memory.close()
+        self._memory = None
+        self._waiting = _Changes()
+        self._tell(SAVED)
+
+    def _keep_writing(self) -> None:
+        while self._wait():
+            self.retry()
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to write, and then a little for more of it; False when closed."""
+        with self._queue:
+            if self._held:
+                self._queue.wait_for(lambda: self._closed, RETRY_S)
+            if not self._closed and not self._queued:
+                self._queue.wait(RETRY_S if self._memory else None)
+            if self._queued:
+                self._queue.wait_for(lambda: self._closed, FLUSH_S)
+            return not self._closed
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return open_database(self._path)
+        except StoreDamaged as error:
+            return self._recovered(error.why)
+
+    def _renew(self) -> None:
+        """Damage showed itself in use: recover, and go on with the new file."""
+        self._disk.close()
+        self._disk = self._recovered("It was found while in use.")
+
+    def _recovered(self, why: str) -> sqlite3.Connection:
+        rows = salvage(self._path)
+        aside = _free_name(self._path)
+        self._path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        database = open_database(self._path)
+        with transaction(database):
+            restore(database, rows)
+        self._tell(
+            Report(
+                "recovered",
+                f"The conversations were damaged; {len(rows.messages):,} messages were recovered.",
+                why,
+                f"The damaged file was kept as {aside.name}.",
+            )
+        )
+        return database
+
+
+def _apply(database: sqlite3.Connection, changes: _Changes) -> None:
+    with transaction(database):
+        for change in changes:
+            change(database)
+
+
+def _apply_what_is_sound(database: sqlite3.Connection, changes: _Changes) -> set[Change]:
+    """Each change by itself, and yet all in one step; those that are wrong in themselves and were left out."""
+    wrong: set[Change] = set()
+    with transaction(database):
+        for change in changes:
+            database.execute("SAVEPOINT one")
+            try:
+                change(database)
+            except Exception as error:  # Whatever it is, only this change has it.
+                if _is_of_the_file(error):
+                    raise
+                log.exception("A change could not be saved and was left out.")
+                database.execute("ROLLBACK TO one")
+                wrong.add(change)
+            database.execute("RELEASE one")
+    return wrong
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    """Would any other change have failed as well?"""
+    if isinstance(error, sqlite3.Error):
+        return is_full(error) or is_damage(error) or may_pass(error)
+    return isinstance(error, MemoryError)
+
+
+def _free_name(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = [path.with_name(f"{path.stem}.damaged-{stamp}{more}{path.suffix}") for more in ("", *"abcdefgh")]
+    return next((name for name in names if not name.exists()), names[0])

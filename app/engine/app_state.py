@@ -1,0 +1,43 @@
+"""What the views need to know at any time, as one frozen record: the model, what is being done, the latest figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from app import NAME
+from core.events import Loaded, Loading, LoadOptions, Prefill, Stats
+from core.paths import builtin_model
+
+GUIDE = f"{NAME} guide"
+Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying"]
+"""resting: the model was given up to free its memory, and comes back with the next question."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the views need to know at any time. `model` is None until one is loaded."""
+
+    phase: Phase = "empty"
+    source: str = ""
+    model: Loaded | None = None
+    loading: Loading | None = None
+    prefill: Prefill | None = None
+    stats: Stats | None = None
+    begun: bool = False
+    """The conversation was there already: how much of the context it fills shows with the next reply."""
+    asked: bool = False
+    """A question waits for the model that is being loaded."""
+    options: LoadOptions = field(default_factory=LoadOptions)
+    """What was asked for: of the load, and since then of its memory."""
+
+    @property
+    def busy(self) -> bool:
+        """A reply is awaited or runs."""
+        return self.asked or self.phase in ("reading", "replying")
+
+
+def name_of(source: str) -> str:
+    """The short name of a model folder or Hub id."""
+    return GUIDE if source == str(builtin_model()) else Path(source).name or source

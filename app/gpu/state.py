@@ -1,0 +1,34 @@
+"""What is known of the graphics card and of the runtime for it: the state behind its page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.errors import HeteGenError
+from core.gpu_runtime.cuda_choice import Nvidia
+from core.gpu_runtime.install import Advance
+from core.gpu_runtime.wheel_selection import Needed
+
+Phase = Literal["unknown", "none", "built_in", "offer", "asking", "found", "fetching", "paused", "trying", "ready"]
+Stage = Phase | Literal["used", "unused", "removing", "leaving"]
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """What the page shows. `error`: why the last step failed; `why`: why an installed runtime is not used.
+
+    Stages: unknown (not asked yet), none (no card), built_in (torch is for CUDA by itself), offer, asking the indexes,
+    found what is needed, fetching, paused, trying, ready for a restart, used, unused, removing, leaving with the next
+    start.
+    """
+
+    stage: Stage = "unknown"
+    machine: Nvidia | None = None
+    needed: Needed | None = None
+    advance: Advance | None = None
+    error: HeteGenError | None = None
+    version: str = ""
+    device: str = ""
+    why: str = ""
+    size: int = 0

@@ -1,0 +1,99 @@
+"""Numbers as people read them. What is not known reads "n/a", never 0.
+
+Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rates with 10^9.
+"""
+
+from __future__ import annotations
+
+from app.i18n.translator import tr
+from core.spec import Confidence, Prediction
+from core.units import GIB, format_bytes
+
+UNKNOWN = "n/a"
+TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
+
+
+def rate(tokens_per_s: float | None) -> str:
+    """23.4, 112; without the unit."""
+    if tokens_per_s is None:
+        return UNKNOWN
+    return f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """0.34 s, 4.2 s, 1 min 20 s."""
+    if value is None:
+        return UNKNOWN
+    if value < 1:
+        return f"{value:.2f} s"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def of_memory(used: float, total: float) -> str:
+    """12.4 of 32.0 GB."""
+    return tr("{} of {} GB").format(f"{used / GIB:.1f}", f"{total / GIB:.1f}")
+
+
+def count(value: int | None) -> str:
+    """1,234."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """42 %, from 0-100."""
+    return UNKNOWN if value is None else f"{value:.0f} %"
+
+
+def tokens(value: int) -> str:
+    """1 token, 412 tokens."""
+    return tr("1 token") if value == 1 else tr("{} tokens").format(f"{value:,}")
+
+
+def receipt(figures: dict[str, object]) -> str:
+    """The line under a finished reply: "23.4 tokens/s, 0.6 s to first token, 412 tokens"."""
+    speed, first, new = figures.get("tok_s"), figures.get("ttft_s"), figures.get("new_tokens")
+    parts = []
+    if isinstance(speed, int | float):
+        parts.append(tr("{} tokens/s").format(rate(speed)))
+    if isinstance(first, int | float):
+        parts.append(tr("{} to first token").format(seconds(first)))
+    if isinstance(new, int):
+        parts.append(tokens(new))
+    return ", ".join(parts)
+
+
+def advice(name: str, nbytes: int, speed: Prediction) -> str:
+    """Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9-14 tokens/s."""
+    minutes = max(1, round(nbytes / TYPICAL_DOWNLOAD_BYTES_S / 60))
+    return tr("{}, {} ({} min at 100 Mbit/s), about {} tokens/s").format(
+        name, format_bytes(nbytes), minutes, f"{speed.low:.0f}–{speed.high:.0f}"
+    )
+
+
+def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | None], ...]) -> str:
+    """What was found here, in one sentence. `cards`: name and free memory of each graphics card."""
+    parts = [tr("{}-core CPU").format(cores) if cores else "CPU", f"{ram / GIB:.0f} GB RAM" if ram else ""]
+    parts += [
+        tr("{} with {} GB free").format(name, f"{free / GIB:.1f}") if free is not None else name for name, free in cards
+    ]
+    parts += [] if cards else [tr("no graphics card")]
+    *first, last = (part for part in parts if part)
+    return tr("This computer: {} and {}.").format(", ".join(first), last)
+
+
+def confidence(word: Confidence) -> str:
+    """How much is known of a predicted speed."""
+    match word:
+        case "measured":
+            return tr("measured on this computer")
+        case "derived":
+            return tr("worked out from what was measured here")
+        case "guess":
+            return tr("a rough guess")
+
+
+def of(used: int, limit: int) -> str:
+    """443 of 8,192."""
+    return tr("{} of {}").format(f"{used:,}", f"{limit:,}")

@@ -1,0 +1,87 @@
+"""The words of the window in other languages: one JSON file per language in `assets/translations`, English to other.
+
+Every text that is passed through Qt's `tr` or `translate` is looked up; what a file does not have stays English. What
+errors, plans and explanations say has files of its own beside them, in `sentences`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from PySide6.QtCore import QCoreApplication, QLocale, QTranslator
+
+from app.i18n.sentence_patterns import Sentences
+from core.errors import HeteGenError
+from core.paths import assets
+
+log = logging.getLogger(__name__)
+SENTENCE = "sentence"
+
+
+def tr(text: str) -> str:
+    """The text in the person's language, for those who are no QObject."""
+    return QCoreApplication.translate("", text)
+
+
+def said(sentence: str) -> str:
+    """A sentence that was put together elsewhere, in the person's language."""
+    return QCoreApplication.translate(SENTENCE, sentence)
+
+
+def said_error(error: HeteGenError) -> str:
+    """What happened, why, and the next step."""
+    return " ".join(said(part) for part in (error.what, error.why, error.next_step) if part)
+
+
+class Catalogue(QTranslator):
+    """A translator over a table of texts, whatever the context, and one of patterns for the context SENTENCE."""
+
+    def __init__(self, words: Mapping[str, str], sentences: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__()
+        self._words = words
+        self._sentences = Sentences(sentences)
+
+    def isEmpty(self) -> bool:
+        return not self._words
+
+    def translate(self, context: str, text: str, disambiguation: str | None = None, n: int = -1) -> str:
+        # None, and not "", is how Qt is told that there is no translation.
+        if context == SENTENCE:
+            return self._sentences.translate(text)  # type: ignore[return-value]
+        return self._words.get(text)  # type: ignore[return-value]
+
+
+def languages() -> tuple[str, ...]:
+    """The codes of the languages there are files for, and English."""
+    return ("en", *sorted(path.stem for path in (assets() / "translations").glob("*.json")))
+
+
+def catalogue(language: str) -> Catalogue:
+    """The words of a language; "system" is the system's own. Empty for English and for what is not there."""
+    code = QLocale.system().name()[:2] if language == "system" else language
+    path = assets() / "translations" / f"{code}.json"
+    if code == "en" or code not in languages():
+        return Catalogue({})
+    try:
+        sentences = path.parent / "sentences" / path.name
+        return Catalogue(json.loads(path.read_text("utf-8")), json.loads(sentences.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        log.warning("The words of %s cannot be read: %s", code, error)
+        return Catalogue({})
+
+
+def install(language: str) -> Catalogue:
+    """Let the application speak a language, before its widgets are made."""
+    app = QCoreApplication.instance()
+    assert app is not None
+    for former in app.findChildren(Catalogue):
+        QCoreApplication.removeTranslator(former)
+        former.deleteLater()
+    words = catalogue(language)
+    # Qt's to delete: if Python's collector did it in the middle of a translation, it would wait for that for ever.
+    words.setParent(app)
+    QCoreApplication.installTranslator(words)
+    return words

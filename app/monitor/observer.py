@@ -1,0 +1,120 @@
+"""Feeds the live view and the status line: the plan in force, samples of the machine, what bounds the speed.
+
+Answers the what-if sliders by planning anew, which costs milliseconds and loads nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.engine.app_state import State
+from app.monitor.bottleneck import Explanation, Situation, explain
+from app.monitor.live_records import Outlook, Wish, outlook
+from app.monitor.telemetry import Sample
+from core.events import Loaded, LoadOptions, Stats
+from core.planning import planner
+from core.spec import FORMATS, Budget, Format, Hardware, Plan
+
+
+class Observer(QObject):
+    """Signals: `outlooked(Outlook | None, context limit, vram share)`; `figured(Stats | None)`; `split(tuple)` for the
+    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `replan_wished(LoadOptions)` where moving
+    weights is enough for it, else `reload_wished(LoadOptions)`.
+    """
+
+    outlooked = Signal(object, int, float)
+    figured = Signal(object)
+    explained = Signal(object)
+    split = Signal(object)
+    answered = Signal(object)
+    replan_wished = Signal(object)
+    reload_wished = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._options = LoadOptions()
+        self._model: Loaded | None = None
+        self._outlook: Outlook | None = None
+        self._stats: Stats | None = None
+        self._replying = False
+
+    @Slot(object)
+    def on_state(self, state: State) -> None:
+        """Another model, other figures."""
+        if state.model is not self._model or state.options != self._options:
+            self._model, self._options = state.model, state.options
+            self._show_plan(state.model)
+        if state.stats is not self._stats:
+            self._stats = state.stats
+            self.figured.emit(state.stats)
+        if self._replying and state.phase != "replying":
+            self.explained.emit(None)
+        self._replying = state.phase == "replying"
+
+    @Slot(object)
+    def on_sample(self, sample: Sample) -> None:
+        """While a reply is written, each sample may tell why it is not faster."""
+        if self._replying and self._outlook is not None:
+            speed = self._stats.tok_s if self._stats else None
+            reason: Explanation = explain(Situation(sample, self._outlook, speed))
+            self.explained.emit(reason)
+
+    @Slot(object)
+    def on_wish(self, wish: Wish) -> None:
+        """What would be, if."""
+        model = self._model
+        if model is None or model.plan is None or model.spec is None or model.hardware is None:
+            return
+        hardware = emptied(model.hardware, model.plan)
+        options = self._options_for(wish, hardware)
+        budget = Budget(options.vram, options.ram, options.threads, wish.context, _format(wish.format))
+        plan = planner.place(model.spec, hardware, budget, profile=model.plan.profile)
+        self.answered.emit(outlook(plan, model.spec, hardware))
+
+    @Slot(object)
+    def on_apply(self, wish: Wish) -> None:
+        """The wish becomes the plan: at once where only the split changes."""
+        model = self._model
+        if model is None or model.hardware is None:
+            return
+        options = self._options_for(wish, model.hardware)
+        if (wish.context, wish.format) == (model.context, model.format):
+            self.replan_wished.emit(options)
+        else:
+            self.reload_wished.emit(options)
+
+    def _options_for(self, wish: Wish, hardware: Hardware) -> LoadOptions:
+        vram = self._options.vram
+        if hardware.gpus:
+            vram = None if wish.vram_share >= 1 else round(wish.vram_share * hardware.gpus[0].vram_total)
+        return replace(self._options, context=wish.context, format=wish.format, vram=vram)
+
+    def _show_plan(self, model: Loaded | None) -> None:
+        if model is None or model.plan is None or model.spec is None or model.hardware is None:
+            self._outlook = None
+            self.outlooked.emit(None, 0, 1.0)
+            self.split.emit(())
+            return
+        hardware = emptied(model.hardware, model.plan)
+        self._outlook = outlook(model.plan, model.spec, hardware)
+        share = 1.0
+        if hardware.gpus and self._options.vram:
+            share = min(1.0, self._options.vram / hardware.gpus[0].vram_total)
+        self.outlooked.emit(self._outlook, model.spec.context_limit, share)
+        decode = self._outlook.decode
+        self.split.emit((("resident", decode.resident), ("streamed", decode.streamed), ("cpu", decode.cpu)))
+
+
+def emptied(hardware: Hardware, plan: Plan) -> Hardware:
+    """The machine as it was before this model was loaded: what the model holds is free for another plan."""
+    before = {memory.device: memory.free_before for memory in plan.memory}
+    cpu = replace(hardware.cpu, ram_free=before.get("cpu", hardware.cpu.ram_free))
+    gpus = tuple(replace(gpu, vram_free=before.get(f"{gpu.kind}:{gpu.index}", gpu.vram_free)) for gpu in hardware.gpus)
+    return replace(hardware, cpu=cpu, gpus=gpus)
+
+
+def _format(name: str) -> Format | Literal["auto"]:
+    return next((known for known in FORMATS if known == name), "auto")

@@ -1,0 +1,218 @@
+"""The words for what went wrong: each kind of error becomes a title, a sentence, a next step and a button.
+
+The one home of such words. Knows the error types of `core.errors` and the ids of the window's actions, no widgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app import VERSION
+from app.i18n.translator import said, said_error, tr
+from app.notices.updates import Answer
+from core import errors
+
+ActionId = Literal[
+    "",
+    "open_model",
+    "builtin",
+    "retry",
+    "new_chat",
+    "settings",
+    "copy_details",
+    "log",
+    "token",
+    "export",
+    "about",
+    "gpu",
+]
+Tone = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a notice bar shows. `action` is the id of the window's action behind the button named `button`."""
+
+    title: str
+    sentence: str
+    tone: Tone = "error"
+    action: ActionId = ""
+    button: str = ""
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class _Words:
+    title: str
+    action: ActionId
+    button: str
+
+
+_OPEN: tuple[ActionId, str] = ("open_model", "Open another model…")
+_WORDS: dict[type[errors.HeteGenError], _Words] = {
+    errors.ModelNotFound: _Words("The model was not found", *_OPEN),
+    errors.ModelUnreadable: _Words("The model could not be read", *_OPEN),
+    errors.UnsupportedModel: _Words("This model cannot be run", *_OPEN),
+    errors.NoChatTemplate: _Words("This model does not know how to chat", *_OPEN),
+    errors.NotEnoughMemory: _Words("Not enough memory", *_OPEN),
+    errors.DeviceLost: _Words("The graphics card stopped answering", "retry", "Try again"),
+    errors.PromptTooLong: _Words("The message is too long", "new_chat", "New conversation"),
+    errors.BadRequest: _Words("That setting cannot be used", "settings", "Open settings"),
+    errors.BrokenOutput: _Words("The model's numbers went wrong", "retry", "Try again"),
+    errors.NetworkError: _Words("The network did not answer", "retry", "Try again"),
+    errors.AccessDenied: _Words("Access was refused", "token", "Enter a token"),
+    errors.DownloadFailed: _Words("The download did not finish", "retry", "Try again"),
+    errors.DiskFull: _Words("The disk is full", "retry", "Try again"),
+}
+_ANY = _Words("That did not work", "retry", "Try again")
+
+
+def for_error(error: errors.HeteGenError) -> Notice:
+    """The notice for an error that a person can act on."""
+    words = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), _ANY)
+    return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
+
+
+def for_defect(details: str) -> Notice:
+    """The notice for an error of ours: nothing the person did was wrong."""
+    return Notice(
+        tr("Something went wrong inside"),
+        tr("This is a defect of the program; the log has the details. The window goes on working."),
+        "error",
+        "copy_details",
+        tr("Copy details"),
+        details,
+    )
+
+
+def load_cancelled(name: str) -> Notice:
+    """Loading was stopped by the person."""
+    return Notice(tr("Loading was cancelled"), tr("{} is not loaded.").format(name), "info", *_open())
+
+
+def no_model() -> Notice:
+    """A question was asked while nothing is loaded."""
+    return Notice(tr("No model is loaded"), tr("Load one to get an answer."), "info", *_open())
+
+
+def reply_awaited() -> Notice:
+    """A changed question was sent while a reply was written, or a question waited for the model."""
+    return Notice(
+        tr("A reply is still awaited"),
+        tr("Your text stays where it is: send it when the reply has ended, or stop the reply."),
+        "info",
+    )
+
+
+def cannot_chat(name: str) -> Notice:
+    """The model has no chat template."""
+    words = tr("{} has no chat template, so it cannot tell the turns apart.").format(name)
+    return for_error(errors.NoChatTemplate(words))
+
+
+def left_out(turns: int) -> str:
+    """The line over a reply whose prompt was shortened."""
+    if turns == 1:
+        return tr("The oldest message was left out to fit the context.")
+    return tr("The {} oldest messages were left out to fit the context.").format(turns)
+
+
+def _open() -> tuple[ActionId, str]:
+    action, words = _OPEN
+    return action, tr(words)
+
+
+def not_kept(error: errors.HeteGenError) -> Notice:
+    """The database cannot be opened, so nothing of this session will be there tomorrow."""
+    return Notice(tr("Conversations are not kept"), said_error(error), "warning", "log", tr("Show the log"))
+
+
+def not_written(path: Path, error: OSError) -> Notice:
+    """An export failed."""
+    return Notice(
+        tr("The file could not be written"),
+        f"{path.name}: {error.strerror or error}.",
+        "error",
+        "export",
+        tr("Try again"),
+    )
+
+
+def exported(path: Path) -> Notice:
+    """An export worked."""
+    return Notice(tr("Exported"), tr("It lies in {}.").format(path), "info")
+
+
+def imported(count: int) -> Notice:
+    """An import worked."""
+    return Notice(
+        tr("Imported"), tr("One conversation.") if count == 1 else tr("{} conversations.").format(count), "info"
+    )
+
+
+def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
+    """What the store has to say about its file."""
+    titles = {
+        "full": ("The disk is full", "warning"),
+        "held": ("The disk refuses", "warning"),
+        "left_out": ("Not everything was saved", "warning"),
+        "saved": ("Saved", "info"),
+        "recovered": ("The conversations were damaged", "warning"),
+        "interrupted": ("Welcome back", "info"),
+    }
+    title, tone = titles.get(kind, ("Conversations", "info"))
+    return Notice(
+        tr(title),
+        " ".join(said(part) for part in (what, why, next_step) if part),
+        "warning" if tone == "warning" else "info",
+    )
+
+
+def for_update(answer: Answer) -> Notice:
+    """What was found out about newer versions."""
+    if answer.error is not None:
+        words = tr("It could not be found out whether there is a newer version. {}").format(said_error(answer.error))
+        return Notice(tr("Updates"), words, "warning")
+    if answer.kind == "newest":
+        return Notice(tr("Updates"), tr("This is the newest version."), "info")
+    words = tr("Version {} is there; this is {}.").format(answer.version, VERSION)
+    return Notice(tr("A newer version"), words, "info", "about", tr("Show it…"))
+
+
+def setting_ignored(sentence: str) -> Notice:
+    """A stored setting was not valid."""
+    return Notice(tr("A setting was not used"), said(sentence), "warning", "settings", tr("Open settings"))
+
+
+def replanned(reason: str) -> Notice:
+    """Weights were moved between the devices while a reply is written."""
+    return Notice(tr("The split has changed"), said(reason), "info")
+
+
+def gpu_offered(card: str) -> Notice:
+    """A card was found that this program's torch cannot use."""
+    return Notice(
+        tr("{} is not used yet").format(card),
+        tr("What it takes can be fetched; you are told the size before."),
+        "info",
+        "gpu",
+        tr("See how…"),
+    )
+
+
+def gpu_ready() -> Notice:
+    """The runtime was tried with a new driver while the window was open."""
+    return Notice(
+        tr("The card can be used again"),
+        tr("The GPU runtime works with the new driver, from the next start of the program on."),
+        "info",
+        "gpu",
+        tr("Details…"),
+    )
+
+
+def gpu_unused(why: str) -> Notice:
+    """A runtime for the card is installed, and the processor computes nevertheless."""
+    return Notice(tr("The processor is used, not the card"), said(why), "warning", "gpu", tr("Details…"))

@@ -1,0 +1,99 @@
+"""Whether a newer version was released: asks GitHub once, only when a person wished it. Says so also when it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app import REPOSITORY, VERSION
+from app.engine.task_thread import Lane, Tell
+from core.errors import AccessDenied, HeteGenError, ModelNotFound, NetworkError
+from core.events import Stop
+from core.hub.client import Client
+from core.hub.environment import hub_environment
+from core.hub.retry import Retries
+
+API = "https://api.github.com"
+RELEASES_PAGE = f"{REPOSITORY}/releases"
+NUMBER = re.compile(r"\d+(?:\.\d+)*")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`version` is the newest one and `page` tells of it; where it is `unknown`, `error` says why."""
+
+    kind: Literal["newest", "newer", "unknown"]
+    version: str = ""
+    page: str = RELEASES_PAGE
+    error: HeteGenError | None = None
+
+
+class Updates(QObject):
+    """`answered(Answer)` after each `check`."""
+
+    answered = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lane = Lane("updates")
+        self._lane.done.connect(self._on_done)
+        self._lane.failed.connect(self._on_failed)
+
+    @Slot()
+    def check(self) -> None:
+        """Ask."""
+        self._lane.run(_ask)
+
+    def close(self) -> None:
+        """Stop and join."""
+        self._lane.close()
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, answer: Answer | None) -> None:
+        if answer is not None:
+            self.answered.emit(answer)
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
+        self.answered.emit(Answer("unknown", error=error))
+
+
+def _ask(stop: Stop, tell: Tell) -> Answer:
+    return newest(API, stop)
+
+
+def newest(api: str, stop: Stop) -> Answer:
+    """The newest release against this program's version. Raises NetworkError."""
+    offline = hub_environment(os.environ).offline
+    with Client(api, offline=offline, retries=Retries(limit=1)) as client:
+        url = client.url(f"repos{urlsplit(REPOSITORY).path}/releases/latest")
+        try:
+            found, _ = client.get_json(url, "", stop)
+        except ModelNotFound:
+            raise NetworkError("No version has been released yet.") from None
+        except AccessDenied:
+            raise NetworkError(f"{client.host} does not tell it now.", "", "Try again in an hour.") from None
+        return _compare(found, client.host)
+
+
+def _compare(release: object, host: str) -> Answer:
+    said = release if isinstance(release, dict) else {}
+    number = NUMBER.search(str(said.get("tag_name", "")))
+    if number is None:
+        raise NetworkError(f"{host} was not understood.", "Its answer names no version.", "Try again later.")
+    page = str(said.get("html_url", ""))
+    kind: Literal["newest", "newer"] = "newer" if parts(number[0]) > parts(VERSION) else "newest"
+    return Answer(kind, number[0], page if page.startswith(f"{RELEASES_PAGE}/") else RELEASES_PAGE)
+
+
+def parts(version: str) -> tuple[int, ...]:
+    """A version's numbers, to be compared: "1.10" comes after "1.9" and is the same as "1.10.0"."""
+    numbers = [int(part) for part in version.split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

@@ -1,0 +1,288 @@
+"""Every setting, declared once: type, default, bounds and words. Dialog, file and validation are built from it.
+
+A stored value that is no longer valid falls back to its default and is reported; keys that this version does not
+know are kept, so that an older and a newer version can share one file.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from core.events import Sampling
+from core.files import write_whole
+
+Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the dialog and the validation need to know of one setting.
+
+    `choices`: (value, label) pairs. `low`, `high`, `step` are in `unit`. `unset`: the word for None, where None is
+    allowed. `lines`: height of a text field. `reload`: a loaded model has to be planned anew for it.
+    """
+
+    section: str
+    label: str
+    help: str = ""
+    kind: Kind = "text"
+    choices: tuple[tuple[str, str], ...] = ()
+    low: float | None = None
+    high: float | None = None
+    step: float = 1
+    unit: str = ""
+    unset: str = ""
+    lines: int = 1
+    reload: bool = False
+
+
+def setting(default: Any, section: str, label: str, help: str = "", **more: Any) -> Any:
+    """A dataclass field that carries its own declaration."""
+    return field(default=default, metadata={"declared": Declared(section, label, help, **more)})
+
+
+APPEARANCE, CHAT, SAMPLING, MODEL, NETWORK = "Appearance", "Chat", "Sampling", "Model", "Models and network"
+AUTOMATIC = "Automatic"
+MODELS_OWN = "The model's own"
+
+PRESETS: Mapping[str, Sampling] = {
+    "model": Sampling(),
+    "precise": Sampling(temperature=0.2, top_p=0.9),
+    "balanced": Sampling(temperature=0.7, top_p=0.95),
+    "creative": Sampling(temperature=1.1, top_p=0.98, min_p=0.02),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole state of the settings dialog. None means: decide by itself."""
+
+    theme: str = setting(
+        "system", APPEARANCE, "Theme", kind="choice",
+        choices=(("system", "As the system"), ("light", "Light"), ("dark", "Dark")),
+    )  # fmt: skip
+    font_percent: int = setting(100, APPEARANCE, "Font size", kind="int", low=80, high=160, step=10, unit="%")
+    language: str = setting(
+        "system", APPEARANCE, "Language", "Takes effect with the next start.", kind="choice",
+        choices=(("system", "As the system"), ("en", "English"), ("de", "Deutsch")),
+    )  # fmt: skip
+
+    enter_sends: bool = setting(
+        True, CHAT, "Send with Enter", "Shift+Enter starts a new line. When off, Ctrl+Enter sends.", kind="bool"
+    )
+    system_prompt: str = setting(
+        "", CHAT, "System prompt", "What every new conversation tells the model first.", lines=5
+    )
+
+    sampling_preset: str = setting(
+        "model", SAMPLING, "Preset", "Custom uses the values below; empty ones stay the model's own.", kind="choice",
+        choices=(
+            ("model", "As the model recommends"), ("precise", "Precise"), ("balanced", "Balanced"),
+            ("creative", "Creative"), ("custom", "Custom"),
+        ),
+    )  # fmt: skip
+    temperature: float | None = setting(
+        None, SAMPLING, "Temperature", "0 always takes the most likely token.",
+        kind="float", low=0, high=2, step=0.05, unset=MODELS_OWN,
+    )  # fmt: skip
+    top_p: float | None = setting(
+        None, SAMPLING, "Top P", "Keep the likeliest tokens that together reach this share.",
+        kind="float", low=0.01, high=1, step=0.01, unset=MODELS_OWN,
+    )  # fmt: skip
+    top_k: int | None = setting(
+        None, SAMPLING, "Top K", "Keep this many of the likeliest tokens; 0 keeps all.",
+        kind="int", low=0, high=1000, unset=MODELS_OWN,
+    )  # fmt: skip
+    min_p: float | None = setting(
+        None, SAMPLING, "Min P", "Drop tokens less likely than this share of the likeliest one.",
+        kind="float", low=0, high=1, step=0.01, unset=MODELS_OWN,
+    )  # fmt: skip
+    repetition_penalty: float | None = setting(
+        None, SAMPLING, "Repetition penalty", "1 is off; more makes repeating itself less likely.",
+        kind="float", low=0.5, high=2, step=0.05, unset=MODELS_OWN,
+    )  # fmt: skip
+
+    format: str = setting(
+        "auto", MODEL, "Weight format", "Automatic takes the most exact one that fits.", kind="choice", reload=True,
+        choices=(("auto", AUTOMATIC), ("bf16", "bf16, exact"), ("int8", "int8"), ("int4", "int4, smallest")),
+    )  # fmt: skip
+    context: int | None = setting(
+        None, MODEL, "Context", "How much of the conversation the model can see; more needs more memory.",
+        kind="int", low=256, high=1_048_576, step=1024, unit="tokens", unset=AUTOMATIC, reload=True,
+    )  # fmt: skip
+    vram_limit_gib: float | None = setting(
+        None, MODEL, "Graphics memory limit", "Leave room for other programs.",
+        kind="float", low=0, high=1024, step=0.5, unit="GiB", unset=AUTOMATIC,
+    )  # fmt: skip
+    ram_limit_gib: float | None = setting(
+        None, MODEL, "Memory limit", "The most that weights and KV cache may take of this computer's RAM.",
+        kind="float", low=0.5, high=4096, step=0.5, unit="GiB", unset=AUTOMATIC,
+    )  # fmt: skip
+    threads: int | None = setting(None, MODEL, "CPU threads", kind="int", low=1, high=512, unset=AUTOMATIC, reload=True)
+    keep_loaded_minutes: int | None = setting(
+        None, MODEL, "Keep the model loaded", "Memory is given back after this time without a question.",
+        kind="int", low=1, high=1440, step=5, unit="minutes", unset="Until the window closes",
+    )  # fmt: skip
+
+    models_folder: str = setting(
+        "", NETWORK, "Models folder", "Empty: the Hugging Face cache, shared with other programs.", kind="folder"
+    )
+    hf_endpoint: str = setting(
+        "", NETWORK, "Hub address", "Empty: huggingface.co. A mirror never receives your token.", kind="url"
+    )
+    download_limit_mb_s: float | None = setting(
+        None, NETWORK, "Download rate limit", kind="float", low=0.1, high=10_000, step=1, unit="MB/s", unset="No limit"
+    )
+    update_check: bool = setting(
+        False, NETWORK, "Look for updates", "Asks at each start whether a newer version exists.", kind="bool"
+    )
+
+    def sampling(self) -> Sampling:
+        """The chosen preset, or the custom values."""
+        if self.sampling_preset == "custom":
+            return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        return PRESETS[self.sampling_preset]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One stored value that was not used, and why, in a sentence; `key` is empty when the whole file is meant."""
+
+    key: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a settings file holds, made valid. `unknown`: entries of other versions, to be written back."""
+
+    settings: Settings
+    problems: tuple[Problem, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@cache
+def declared() -> Mapping[str, Declared]:
+    """Declarations by field name, in the order of the dialog."""
+    return {entry.name: entry.metadata["declared"] for entry in fields(Settings)}
+
+
+@cache
+def accepted_types() -> Mapping[str, tuple[type, ...]]:
+    """Field name -> the types its value may have; NoneType among them where None is allowed."""
+    hints = get_type_hints(Settings)
+    unions = (Union, types.UnionType)
+    return {name: get_args(hint) if get_origin(hint) in unions else (hint,) for name, hint in hints.items()}
+
+
+def objection(name: str, value: object) -> str | None:
+    """Why `value` cannot be the setting `name`, in one sentence; None when it can."""
+    entry, accepted = declared()[name], accepted_types()[name]
+    if not _has_type(value, accepted):
+        return f"{entry.label} cannot be {json.dumps(value, default=str)[:80]}."
+    if entry.choices and value not in {choice for choice, _ in entry.choices}:
+        return f"{entry.label} cannot be {str(value)[:80]!r}."
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _bounds_objection(entry, value)
+    if entry.kind == "url" and value:
+        return _url_objection(entry, str(value))
+    return None
+
+
+def _has_type(value: object, accepted: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):  # bool is an int to Python, not to a person
+        return bool in accepted
+    if isinstance(value, int) and float in accepted:
+        return True
+    return isinstance(value, accepted)
+
+
+def _bounds_objection(entry: Declared, value: float) -> str | None:
+    low, high = entry.low, entry.high
+    if (low is None or value >= low) and (high is None or value <= high):
+        return None
+    unit = f" {entry.unit}" if entry.unit else ""
+    return f"{entry.label} must be between {_plain(low)} and {_plain(high)}{unit}."
+
+
+def _plain(bound: float | None) -> str:
+    if bound is None:
+        return "any number"
+    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
+
+
+def _url_objection(entry: Declared, value: str) -> str | None:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return f"{entry.label} is not a web address."
+    if parts.scheme in ("http", "https") and parts.hostname and not parts.username:
+        return None
+    return f"{entry.label} must be a web address that begins with https:// or http://."
+
+
+def with_value(settings: Settings, name: str, value: object) -> Settings:
+    """A copy with one value changed. Raises ValueError with the sentence to show."""
+    if sentence := objection(name, value):
+        raise ValueError(sentence)
+    if isinstance(value, int) and not isinstance(value, bool) and float in accepted_types()[name]:
+        value = float(value)
+    changed: dict[str, Any] = {name: value}
+    return replace(settings, **changed)
+
+
+def read(path: Path) -> Reading:
+    """The settings stored at `path`; defaults for whatever is missing or invalid. Never raises for the contents."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return Reading(Settings())
+    except (ValueError, OSError) as error:
+        return _unreadable(path, error)
+    if not isinstance(stored, dict):
+        return _unreadable(path, ValueError("it is not a table of values"))
+    return _validated(stored)
+
+
+def _validated(stored: dict[str, Any]) -> Reading:
+    settings, problems = Settings(), []
+    for name in declared():
+        if name not in stored:
+            continue
+        try:
+            settings = with_value(settings, name, stored[name])
+        except ValueError as error:
+            problems.append(Problem(name, f"{error} The default is used."))
+    unknown = {key: value for key, value in stored.items() if key not in declared()}
+    return Reading(settings, tuple(problems), unknown)
+
+
+def _unreadable(path: Path, error: Exception) -> Reading:
+    aside = path.with_name(path.name + ".unreadable")
+    sentence = "The settings file could not be read, so the defaults are used."
+    if isinstance(error, ValueError) and _moved(path, aside):
+        sentence += f" It was kept as {aside.name}."
+    return Reading(Settings(), (Problem("", sentence),))
+
+
+def _moved(path: Path, aside: Path) -> bool:
+    try:
+        path.replace(aside)
+    except OSError:
+        return False
+    return True
+
+
+def write(path: Path, settings: Settings, unknown: Mapping[str, Any] | None = None) -> None:
+    """Store the settings in one step: a reader sees the old or the new file, never half of one. Raises OSError."""
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    text = json.dumps({**(unknown or {}), **values}, indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text + "\n")

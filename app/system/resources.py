@@ -1,0 +1,18 @@
+"""Finds what lies in `assets/`, the same way from source and from a bundle."""
+
+from __future__ import annotations
+
+from core.paths import assets
+
+ICONS = (
+    "arrow-down", "card", "check", "chevron-down", "chevron-left", "chevron-right", "chip", "close", "continue", "copy",
+    "download", "edit", "external", "folder", "info", "keyboard", "live", "log", "mark", "more", "pin", "plus",
+    "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "trash", "warning",
+)  # fmt: skip
+
+
+def icon_source(name: str) -> str:
+    """The SVG text of one of our icons; its strokes are `currentColor`."""
+    if name not in ICONS:
+        raise KeyError(name)
+    return (assets() / "icons" / f"{name}.svg").read_text(encoding="utf-8")

@@ -1,0 +1,249 @@
+"""One turn of the conversation: the person's in a tinted block, the model's as plain text, each with its actions."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QEvent, QRectF, Qt, Signal
+from PySide6.QtGui import QEnterEvent, QGuiApplication, QPainter, QPaintEvent
+from PySide6.QtWidgets import QLabel, QWidget
+
+from app.conversations.conversation import Turn
+from app.i18n import formatting
+from app.i18n.translator import said, tr
+from app.notices import notices
+from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
+from app.views.chat.body import Body
+from app.views.chat.message_parts import PAD, ActionRow, Editor, Reasoning
+from app.views.chat.text import PlainView
+
+WIDEST = 0.8
+"""The share of the column that the person's own messages may take."""
+ENDS = {
+    "length": "Stopped at the longest allowed reply.",
+    "context": "Stopped because the context is full.",
+    "stopped": "Stopped.",
+    "failed": "The reply could not be finished.",
+    "edited": "Edited.",
+}
+
+
+class MessageView(QWidget):
+    """What both kinds share.
+
+    Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`; `freed` when an edit has ended.
+    """
+
+    wished = Signal(str, str)
+    edited = Signal(str, str)
+    grown = Signal()
+    link = Signal(str)
+    freed = Signal()
+    offered: tuple[tuple[str, str, str], ...] = ()
+    save_word = "Save"
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme = theme
+        self.turn = turn
+        self.row = ActionRow(theme, self.offered, self)
+        self.row.wished.connect(self._on_wished)
+        self.editor: Editor | None = None
+        self.setAttribute(Qt.WidgetAttribute.WA_Hover)
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        """Brings the view up to the turn as it is now."""
+        self.row.set_versions(*versions)
+
+    def measure(self, width: int) -> int:
+        """Lays everything out at this width; the height."""
+        raise NotImplementedError
+
+    def begin_edit(self, text: str = "") -> None:
+        """Lets the person change the text in its place, or go on with a text that was being written there."""
+        if self.editor is None:
+            self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self)
+            self.editor.done.connect(self._on_edited)
+            self.editor.cancelled.connect(self.end_edit)
+            self.editor.edit.textChanged.connect(self.grown)
+            self.editor.show()
+            self.grown.emit()
+            self.editor.edit.setFocus()
+            self.editor.edit.moveCursor(self.editor.edit.textCursor().MoveOperation.End)
+
+    def end_edit(self) -> None:
+        """Leaves the text as it was."""
+        if self.editor is not None:
+            editor, self.editor = self.editor, None
+            editor.hide()
+            editor.deleteLater()
+            self.grown.emit()
+            self.freed.emit()
+
+    def enterEvent(self, event: QEnterEvent) -> None:
+        self.row.set_lively(True)
+
+    def leaveEvent(self, event: QEvent) -> None:
+        self.row.set_lively(False)
+
+    def _on_edited(self, text: str) -> None:
+        if text.strip() == self.turn.content.strip():
+            self.end_edit()
+        elif text.strip():
+            # Once it is taken, another version stands here and this view goes. Until then the text must not be lost.
+            self.edited.emit(self.turn.id, text)
+
+    def _on_wished(self, action: str) -> None:
+        if action == "copy":
+            QGuiApplication.clipboard().setText(self.turn.content)
+            self.row.copied()
+        elif action == "edit":
+            self.begin_edit()
+        else:
+            self.wished.emit(action, self.turn.id)
+
+
+class UserMessage(MessageView):
+    """The person's own words, as typed, in a tinted block on the right."""
+
+    offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
+    save_word = "Send"
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(theme, turn, parent)
+        self._text = PlainView(theme, parent=self)
+        self._text.link.connect(self.link)
+        self._text.setAccessibleName(tr("Your message"))
+        self._box = QRectF()
+        # The versions are always seen: nothing invisible may stand between them and the edge.
+        self.row.put_versions_last()
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        super().show_turn(versions)
+        self._text.set_text(self.turn.content)
+
+    def measure(self, width: int) -> int:
+        self._text.setVisible(self.editor is None)
+        self.row.setVisible(self.editor is None)
+        if self.editor is not None:
+            height = self.editor.measure(width)
+            self.editor.setGeometry(0, 0, width, height)
+            self._box = QRectF()
+            return height + INSIDE
+        inner = min(self._text.natural_width(), round(width * WIDEST) - 2 * PAD)
+        height = self._text.measure(inner)
+        left = width - inner - 2 * PAD
+        self._text.setGeometry(left + PAD, PAD - 2, inner, height)
+        self._box = QRectF(left, 0, inner + 2 * PAD, height + 2 * PAD - 4)
+        size = self.row.sizeHint().width()
+        self.row.setGeometry(width - size, round(self._box.height()) + INSIDE, size, TARGET)
+        return round(self._box.height()) + INSIDE + TARGET
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(self.theme.colour("tint"))
+        painter.drawRoundedRect(self._box, CARD_RADIUS, CARD_RADIUS)
+
+
+class ReplyMessage(MessageView):
+    """The model's words over the whole column; under them the receipt and the actions."""
+
+    offered = (
+        ("copy", "copy", "Copy"),
+        ("edit", "edit", "Edit this reply"),
+        ("regenerate", "regenerate", "Write another reply"),
+        ("continue", "continue", "Continue this reply"),
+    )
+
+    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+        super().__init__(theme, turn, parent)
+        self._note = QLabel(self)
+        self._note.setFont(theme.font("small"))
+        self._note.setStyleSheet(f"color: {theme.colours.muted};")
+        self._reasoning: Reasoning | None = None
+        self._body = Body(theme, self)
+        self._body.grown.connect(self.grown)
+        self._body.link.connect(self.link)
+        self._body.setAccessibleName(tr("Reply"))
+        self._line = ""
+        self._receipt = QLabel(self)
+        self._receipt.setFont(theme.font("small"))
+        self._receipt.setStyleSheet(f"color: {theme.colours.muted};")
+        self._waiting = QLabel("●", self)
+        self._waiting.setStyleSheet(f"color: {theme.colours.muted};")
+        self._waiting.setAccessibleName(tr("Waiting for the first word"))
+
+    def show_turn(self, versions: tuple[int, int]) -> None:
+        super().show_turn(versions)
+        turn = self.turn
+        if turn.reasoning:
+            self._show_reasoning(turn)
+        self._note.setText(notices.left_out(turn.left_out) if turn.left_out else "")
+        self._body.feed(turn.content, bool(turn.end))
+        self._line = _line_under(turn)
+        self._receipt.setToolTip(_details(turn))
+        carry_on = {"continue"} if turn.end in ("length", "stopped", "edited", "failed") and turn.content else set()
+        self.row.show_only({"copy", "edit", "regenerate", *carry_on})
+        if turn.end and turn.content:
+            self._body.setAccessibleDescription(turn.content[:2000])
+
+    def measure(self, width: int) -> int:
+        top = 0
+        self._note.setVisible(bool(self._note.text()))
+        if self._note.text():
+            self._note.setGeometry(0, 0, width, self._note.sizeHint().height())
+            top += self._note.height() + RELATED
+        if self._reasoning is not None:
+            height = self._reasoning.measure(width)
+            self._reasoning.setGeometry(0, top, width, height)
+            top += height + INSIDE
+        return self._measure_text(top, width)
+
+    def _measure_text(self, top: int, width: int) -> int:
+        editing, ended = self.editor is not None, bool(self.turn.end)
+        self._body.setVisible(not editing)
+        if self.editor is not None:
+            height = self.editor.measure(width)
+            self.editor.setGeometry(0, top, width, height)
+        else:
+            height = self._body.measure(width)
+            self._body.setGeometry(0, top, width, height)
+        empty = not self.turn.content and not self.turn.reasoning and not ended
+        self._waiting.setVisible(empty)
+        self._waiting.setGeometry(0, top, TARGET, TARGET)
+        top += max(height, TARGET if empty else 0) + INSIDE
+        self.row.setVisible(ended and not editing)
+        self._receipt.setVisible(ended and not editing)
+        size = self.row.sizeHint().width()
+        self.row.setGeometry(0, top, size, TARGET)
+        metrics = self._receipt.fontMetrics()
+        self._receipt.setText(metrics.elidedText(self._line, Qt.TextElideMode.ElideRight, width))
+        words = self._receipt.sizeHint().width()
+        if words > width - size - RELATED:
+            # Too little room beside the buttons: a line of its own.
+            top += TARGET
+        self._receipt.setGeometry(max(0, width - words), top, min(words, width), TARGET)
+        return top + TARGET
+
+    def _show_reasoning(self, turn: Turn) -> None:
+        if self._reasoning is None:
+            self._reasoning = Reasoning(self.theme, self)
+            self._reasoning.grown.connect(self.grown)
+            self._reasoning.show()
+        thinking = turn.reasoning_s is None and not turn.end
+        self._reasoning.show_reasoning(turn.reasoning, None if thinking else turn.reasoning_s or 0.0)
+
+
+def _line_under(turn: Turn) -> str:
+    end = tr(ENDS.get(turn.end, ""))
+    return " ".join(part for part in (end, formatting.receipt(turn.receipt)) if part)
+
+
+def _details(turn: Turn) -> str:
+    """Every figure of the receipt, for the tip."""
+    names = {"model": "Model", "format": "Format", "seed": "Seed", "prompt_tokens": "Prompt tokens", "plan": "Plan",
+             "reused_tokens": "Reused from the cache", "prompt_tok_s": "Prompt tokens/s"}  # fmt: skip
+    rows = [(tr(names[key]), turn.receipt[key]) for key in names if turn.receipt.get(key) not in (None, "")]
+    return "\n".join(
+        f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {said(str(value))}" for name, value in rows
+    )

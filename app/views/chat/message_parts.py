@@ -1,0 +1,206 @@
+"""The parts of a turn: its row of actions, the editor in its place, the folded reasoning."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QEvent, QRectF, Qt, QTimer, Signal
+from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+
+from app.i18n import formatting
+from app.i18n.translator import tr
+from app.settings.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Theme
+from app.views.chat.text import COPIED_MS, PlainView
+from app.views.controls.controls import IconButton
+
+PAD = 12
+
+
+class ActionRow(QWidget):
+    """Copy, edit, regenerate, versions: drawn on hover and focus, always in their place. `wished(action)`."""
+
+    wished = Signal(str)
+
+    def __init__(self, theme: Theme, actions: tuple[tuple[str, str, str], ...], parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        row = self._row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(0)
+        self._buttons: dict[str, IconButton] = {}
+        self._versions = QHBoxLayout()
+        row.addLayout(self._versions)
+        self._older = self._button("previous", "chevron-left", tr("Earlier version"), self._versions)
+        self._count = QLabel(self)
+        self._count.setFont(theme.font("small"))
+        self._versions.addWidget(self._count)
+        self._newer = self._button("next", "chevron-right", tr("Later version"), self._versions)
+        for action, icon, name in actions:
+            self._button(action, icon, name, row)
+        self.setFixedHeight(TARGET)
+        self.set_lively(False)
+
+    def put_versions_last(self) -> None:
+        """Arrows and count to the right of the actions."""
+        self._row.removeItem(self._versions)
+        self._row.addLayout(self._versions)
+
+    def set_versions(self, at: int, of: int) -> None:
+        """Version `at` of `of`; the arrows are there only when there is something to switch to."""
+        for widget in (self._older, self._count, self._newer):
+            widget.setVisible(of > 1)
+        self._count.setText(f"{at}/{of}")
+        self._older.setEnabled(at > 1)
+        self._newer.setEnabled(at < of)
+
+    def set_lively(self, lively: bool) -> None:
+        """Draws everything, or only what has the focus."""
+        for button in self._buttons.values():
+            button.set_faint(not lively)
+        # Versions stay readable: that there are others must not be a secret.
+        self._older.set_faint(False)
+        self._newer.set_faint(False)
+        self._count.setStyleSheet(f"color: {self._theme.colours.muted};")
+
+    def show_only(self, actions: set[str]) -> None:
+        """Leaves out the actions that make no sense now."""
+        for action, button in self._buttons.items():
+            if action not in ("previous", "next"):
+                button.setVisible(action in actions)
+
+    def copied(self) -> None:
+        """Answers the press on copy."""
+        self._buttons["copy"].set_icon("check", tr("Copied"))
+        QTimer.singleShot(COPIED_MS, self, self._forget_copied)
+
+    def _forget_copied(self) -> None:
+        self._buttons["copy"].set_icon("copy", tr("Copy"))
+
+    def _button(self, action: str, icon: str, name: str, row: QHBoxLayout) -> IconButton:
+        button = IconButton(self._theme, icon, tr(name), self)
+        button.setObjectName(action)
+        button.clicked.connect(self._on_clicked)
+        row.addWidget(button)
+        self._buttons[action] = button
+        return button
+
+    def _on_clicked(self) -> None:
+        self.wished.emit(self.sender().objectName())
+
+
+class Editor(QWidget):
+    """A turn being changed in its place. `done(text)`, `cancelled()`."""
+
+    done = Signal(str)
+    cancelled = Signal()
+
+    def __init__(self, theme: Theme, text: str, button: str, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self.edit = QPlainTextEdit(text, self)
+        self.edit.setFrameShape(QPlainTextEdit.Shape.NoFrame)
+        self.edit.setFont(theme.font("message"))
+        self.edit.setStyleSheet("background: transparent;")
+        self.edit.setAccessibleName(tr("Edit the message"))
+        self.edit.setTabChangesFocus(True)
+        self.edit.installEventFilter(self)
+        send, cancel = QPushButton(tr(button), self), QPushButton(tr("Cancel"), self)
+        send.setProperty("primary", "true")
+        send.clicked.connect(self._on_send)
+        cancel.clicked.connect(self.cancelled)
+        row = QHBoxLayout()
+        row.addStretch(1)
+        row.addWidget(cancel)
+        row.addWidget(send)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(PAD, PAD, PAD, PAD)
+        column.setSpacing(RELATED)
+        column.addWidget(self.edit, 1)
+        column.addLayout(row)
+
+    def measure(self, width: int) -> int:
+        """The height that shows the text, within reason."""
+        lines = max(2, min(14, self.edit.document().blockCount() + len(self.edit.toPlainText()) // max(20, width // 8)))
+        return lines * self.edit.fontMetrics().lineSpacing() + TARGET + 3 * PAD + RELATED
+
+    def eventFilter(self, watched: object, event: QEvent) -> bool:
+        if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            if event.key() == Qt.Key.Key_Escape:
+                self.cancelled.emit()
+                return True
+            if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.modifiers():
+                self._on_send()
+                return True
+        return False
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QPen(self._theme.colour("accent"), 1))
+        painter.setBrush(self._theme.colour("raised"))
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
+
+    def _on_send(self) -> None:
+        self.done.emit(self.edit.toPlainText())
+
+
+class Reasoning(QWidget):
+    """What the model thought before it answered: folded, with the time it took. `grown` when it is opened."""
+
+    grown = Signal()
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._open = False
+        self._fresh = ""
+        self._button = QPushButton(self)
+        self._button.setFlat(True)
+        self._button.setFont(theme.font("small"))
+        self._button.setStyleSheet(
+            f"QPushButton {{ border: 1px solid transparent; background: transparent; color: {theme.colours.muted};"
+            f" text-align: left; padding: 0 {INSIDE}px 0 2px; }}"
+            f"QPushButton:hover {{ color: {theme.colours.text}; }}"
+            f"QPushButton:focus {{ border-color: {theme.colours.accent}; }}"
+        )
+        self._button.clicked.connect(self._on_clicked)
+        self._text = PlainView(theme, "base", "muted", self)
+        self._text.setAccessibleName(tr("Reasoning"))
+        self._text.hide()
+
+    def show_reasoning(self, text: str, seconds: float | None) -> None:
+        """The thoughts so far; `seconds` is None while they go on."""
+        words = (
+            tr("Thinking…")
+            if seconds is None
+            else tr("Thought for {}").format(formatting.seconds(seconds))
+            if seconds >= 1
+            else tr("Thought for a moment")
+        )
+        self._button.setText(words)
+        self._button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
+        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self._fresh = text
+        # A folded text is not laid out: that would cost with every piece for nothing.
+        if self._open:
+            self._text.set_text(text)
+
+    def measure(self, width: int) -> int:
+        """The height at this width."""
+        self._button.setGeometry(-6, 0, min(width, self._button.sizeHint().width() + RELATED), TARGET)
+        if not self._open:
+            return TARGET
+        height = self._text.measure(width - GROUP)
+        self._text.setGeometry(GROUP, TARGET + INSIDE, width - GROUP, height)
+        return TARGET + INSIDE + height
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        if self._open:
+            box = self._text.geometry()
+            QPainter(self).fillRect(INSIDE, box.top(), 2, box.height(), self._theme.colour("border"))
+
+    def _on_clicked(self) -> None:
+        self._open = not self._open
+        self._text.setVisible(self._open)
+        self._text.set_text(self._fresh if self._open else "")
+        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self.grown.emit()

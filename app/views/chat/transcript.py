@@ -1,0 +1,296 @@
+"""The conversation as it scrolls by. Only the turns near the window's view exist as widgets.
+
+Heights of the others are estimated and corrected when they come near; what the person looks at never moves.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+
+from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal
+from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QResizeEvent
+from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QFrame, QWidget
+
+from app.conversations.chat_model import ChatModel
+from app.conversations.conversation import Turn
+from app.i18n.translator import tr
+from app.settings.theme import COLUMN_WIDTH, EDGE, GROUP, RELATED, TARGET, Theme
+from app.views.chat.message import MessageView, ReplyMessage, UserMessage
+from app.views.controls.controls import RoundButton
+
+GAP = 12
+"""Between two turns, besides the row of actions."""
+SLACK = 24
+"""So near to the end counts as at the end."""
+KEPT = 1.5
+"""Widgets are kept as far outside the view as this many heights of it."""
+
+
+class Transcript(QAbstractScrollArea):
+    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `freed` when what had the keyboard's
+    focus has gone."""
+
+    freed = Signal()
+    wished = Signal(str, str)
+    edited = Signal(str, str)
+    link = Signal(str)
+
+    def __init__(self, theme: Theme, chat: ChatModel, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme, self._chat = theme, chat
+        self._views: dict[str, MessageView] = {}
+        self._ids: list[str] = []
+        self._heights: list[int] = []
+        self._measured: set[str] = set()
+        self._width = 0
+        self._following = True
+        self._anchor = (0, 0)
+        self._arranging = False
+        self._jump = RoundButton(theme, "arrow-down", tr("Go to the end"), self)
+        self._jump.fill, self._jump.token = "raised", "text"
+        self._jump.clicked.connect(self.go_to_end)
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.timeout.connect(self.arrange)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setAccessibleName(tr("Conversation"))
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.verticalScrollBar().setSingleStep(TARGET)
+        self.verticalScrollBar().valueChanged.connect(self._on_scrolled)
+        chat.modelReset.connect(self._on_reset)
+        chat.rowsInserted.connect(self._on_inserted)
+        chat.added.connect(self._on_added)
+        chat.rowsRemoved.connect(self._on_removed)
+        chat.dataChanged.connect(self._on_changed)
+        theme.changed.connect(self._on_theme)
+        self._on_reset()
+
+    @property
+    def following(self) -> bool:
+        """The view stays at the end while the reply grows."""
+        return self._following
+
+    def view_of(self, id: str) -> MessageView | None:
+        """The widget of a turn, if it is near the view."""
+        return self._views.get(id)
+
+    def go_to_end(self) -> None:
+        """Shows the last turn and stays with it."""
+        self._following = True
+        self.arrange()
+
+    def show_turn(self, id: str) -> None:
+        """Scrolls a turn to the top of the view."""
+        self._following = False
+        self._anchor = (self._ids.index(id), -GROUP)
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Makes, measures and places the widgets that the view needs."""
+        if self._arranging or not self.viewport().width():
+            return
+        self._arranging = True
+        try:
+            self._arrange()
+        finally:
+            self._arranging = False
+
+    def _arrange(self) -> None:
+        # Of the whole width: with the viewport's, the text would jump when the scroll bar comes.
+        width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
+        if width != self._width:
+            self._width = width
+            self._measured.clear()
+        for _ in range(6):
+            tops = self._tops()
+            position = self._position(tops)
+            if not self._realise(tops, position):
+                break
+        self._drop_far(tops, position)
+        self._place(tops, position)
+
+    def _tops(self) -> list[int]:
+        """Where each turn begins, and at last where all end."""
+        return list(accumulate((height + GAP for height in self._heights), initial=EDGE))
+
+    def _position(self, tops: list[int]) -> int:
+        bar, view = self.verticalScrollBar(), self.viewport().height()
+        bar.setRange(0, max(0, tops[-1] + RELATED - view))
+        bar.setPageStep(view)
+        if not self._following and self._ids:
+            row, offset = self._anchor
+            bar.setValue(tops[min(row, len(self._ids) - 1)] + offset)
+        else:
+            bar.setValue(bar.maximum())
+        return bar.value()
+
+    def _near(self, tops: list[int], position: int, margin: float) -> range:
+        view = self.viewport().height()
+        first = max(0, bisect_right(tops, position - margin) - 1)
+        last = bisect_right(tops, position + view + margin)
+        return range(first, min(last, len(self._ids)))
+
+    def _realise(self, tops: list[int], position: int) -> bool:
+        """Measures what is near. True if a height was not what it was thought to be."""
+        surprised = False
+        for row in self._near(tops, position, self.viewport().height() / 4):
+            id = self._ids[row]
+            if id not in self._views:
+                self._make(row)
+            if id in self._measured:
+                continue
+            height = self._views[id].measure(self._width)
+            self._measured.add(id)
+            surprised |= height != self._heights[row]
+            self._heights[row] = height
+        return surprised
+
+    def _make(self, row: int) -> None:
+        turn = self._chat.turn(row)
+        kind = UserMessage if turn.role == "user" else ReplyMessage
+        view = kind(self._theme, turn, self.viewport())
+        view.show_turn(self._chat.conversation.versions(turn.id))
+        view.grown.connect(self._on_grown)
+        view.wished.connect(self.wished)
+        view.edited.connect(self.edited)
+        view.link.connect(self.link)
+        view.freed.connect(self.freed)
+        self._views[turn.id] = view
+        self._measured.discard(turn.id)
+
+    def _drop_far(self, tops: list[int], position: int) -> None:
+        near = self._near(tops, position, self.viewport().height() * KEPT)
+        keep = {self._ids[row] for row in near}
+        focus = QApplication.focusWidget()
+        for id in [id for id in self._views if id not in keep]:
+            view = self._views[id]
+            if view.editor is None and not (focus is not None and view.isAncestorOf(focus)):
+                self._remove_view(id)
+
+    def _remove_view(self, id: str) -> None:
+        view = self._views.pop(id)
+        self._measured.discard(id)
+        # The window's own, not the application's: a dialog may be in front.
+        focus = self.window().focusWidget()
+        if focus is not None and view.isAncestorOf(focus):
+            self.freed.emit()
+        view.hide()
+        view.deleteLater()
+
+    def _place(self, tops: list[int], position: int) -> None:
+        # As the composer is: centred in the whole width.
+        left = (self.width() - self._width) // 2
+        rows = {id: row for row, id in enumerate(self._ids)} if len(self._views) else {}
+        for id, view in self._views.items():
+            row = rows[id]
+            view.setGeometry(left, tops[row] - position, self._width, self._heights[row])
+            view.setVisible(True)
+        bar = self.verticalScrollBar()
+        self._jump.setVisible(bar.maximum() - bar.value() > SLACK and not self._following)
+        self._jump.move(self.viewport().width() // 2 - 16, self.viewport().height() - 44)
+        self._jump.raise_()
+
+    def _estimate(self, turn: Turn) -> int:
+        line = self.fontMetrics().height() * 1.4
+        per_line = max(20, (self._width or COLUMN_WIDTH) // 8)
+        lines = turn.content.count("\n") + len(turn.content) // per_line + 1
+        return round(lines * line) + TARGET + GAP
+
+    def _on_reset(self) -> None:
+        for id in list(self._views):
+            self._remove_view(id)
+        turns = [self._chat.turn(row) for row in range(self._chat.rowCount())]
+        self._ids = [turn.id for turn in turns]
+        self._heights = [self._estimate(turn) for turn in turns]
+        self._measured.clear()
+        self._following = True
+        self.arrange()
+
+    def _on_inserted(self, parent: QModelIndex, first: int, last: int) -> None:
+        turns = [self._chat.turn(row) for row in range(first, last + 1)]
+        self._ids[first:first] = [turn.id for turn in turns]
+        self._heights[first:first] = [self._estimate(turn) for turn in turns]
+        self._soon()
+
+    def _on_added(self, turn: Turn) -> None:
+        """A new turn is what the person waits for; another version of an old one is shown where it stands."""
+        self._following = True
+        self._soon()
+
+    def _on_removed(self, parent: QModelIndex, first: int, last: int) -> None:
+        for id in self._ids[first : last + 1]:
+            if id in self._views:
+                self._remove_view(id)
+        del self._ids[first : last + 1], self._heights[first : last + 1]
+        self._soon()
+
+    def _on_changed(self, first: QModelIndex, last: QModelIndex) -> None:
+        for row in range(first.row(), last.row() + 1):
+            turn = self._chat.turn(row)
+            if view := self._views.get(turn.id):
+                view.show_turn(self._chat.conversation.versions(turn.id))
+                self._measured.discard(turn.id)
+        self._soon()
+
+    def _on_grown(self) -> None:
+        view = self.sender()
+        if isinstance(view, MessageView):
+            self._measured.discard(view.turn.id)
+        self._soon()
+
+    def _soon(self) -> None:
+        if not self._later.isActive():
+            self._later.start(0)
+
+    def _on_scrolled(self, value: int) -> None:
+        if self._arranging:
+            return
+        bar = self.verticalScrollBar()
+        self._following = value >= bar.maximum() - SLACK
+        self._remember(value)
+        self.arrange()
+
+    def _remember(self, value: int) -> None:
+        """What stands at the top of the view is what must not move."""
+        tops = self._tops()
+        row = max(0, min(len(self._ids) - 1, bisect_right(tops, value) - 1))
+        self._anchor = (row, value - tops[row])
+
+    def _on_theme(self) -> None:
+        written = {id: view.editor.edit.toPlainText() for id, view in self._views.items() if view.editor is not None}
+        for id in list(self._views):
+            self._remove_view(id)
+        self._measured.clear()
+        for id, text in written.items():
+            self._make(self._ids.index(id))
+            self._views[id].begin_edit(text)
+        self.arrange()
+        self.viewport().update()
+
+    def scrollContentsBy(self, dx: int, dy: int) -> None:
+        """Placing is done by `arrange`."""
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self.arrange()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        QPainter(self.viewport()).fillRect(event.rect(), self._theme.colour("window"))
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        bar = self.verticalScrollBar()
+        page = bar.pageStep() - 2 * TARGET
+        moves = {
+            Qt.Key.Key_PageUp: bar.value() - page,
+            Qt.Key.Key_PageDown: bar.value() + page,
+            Qt.Key.Key_Home: 0,
+            Qt.Key.Key_End: bar.maximum(),
+            Qt.Key.Key_Up: bar.value() - bar.singleStep(),
+            Qt.Key.Key_Down: bar.value() + bar.singleStep(),
+        }
+        if (target := moves.get(Qt.Key(event.key()))) is not None:
+            bar.setValue(target)
+        else:
+            super().keyPressEvent(event)

@@ -1,0 +1,109 @@
+"""A choice, a tick, a search line and a text field in the theme's looks; the style's own signs do not follow it."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QRectF, QSize, Qt
+from PySide6.QtGui import QPainter, QPaintEvent, QPen, QWheelEvent
+from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QWidget
+
+from app.i18n.translator import tr
+from app.settings.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Theme
+from app.views.controls.controls import paint_focus
+
+ARROW = 14
+BOX = 18
+
+
+class ChoiceBox(QComboBox):
+    """One of several values. The wheel scrolls the page instead of changing it."""
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setStyleSheet("QComboBox::drop-down { border: 0; width: 24px; } QComboBox::down-arrow { image: none; }")
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        event.ignore()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        super().paintEvent(event)
+        painter = QPainter(self)
+        if not self.isEnabled():
+            painter.setOpacity(0.4)
+        arrow = self._theme.pixmap("chevron-down", "muted", ARROW, self.devicePixelRatioF())
+        painter.drawPixmap(self.width() - ARROW - RELATED, (self.height() - ARROW) // 2, arrow)
+
+
+class TickBox(QCheckBox):
+    """On or off."""
+
+    def __init__(self, theme: Theme, words: str, parent: QWidget | None = None) -> None:
+        super().__init__(words, parent)
+        self._theme = theme
+
+    def sizeHint(self) -> QSize:
+        metrics = self.fontMetrics()
+        width = BOX + RELATED + metrics.horizontalAdvance(self.text()) + 2 * INSIDE
+        return QSize(width, max(BOX, metrics.height()) + 2 * INSIDE)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        if not self.isEnabled():
+            painter.setOpacity(0.4)
+        box = QRectF(INSIDE + 0.5, (self.height() - BOX) / 2 + 0.5, BOX - 1, BOX - 1)
+        painter.setPen(QPen(self._theme.colour("accent" if self.isChecked() else "muted"), 1))
+        painter.setBrush(self._theme.colour("accent" if self.isChecked() else "raised"))
+        painter.drawRoundedRect(box, INSIDE, INSIDE)
+        if self.isChecked():
+            tick = self._theme.pixmap("check", "on_accent", BOX - 4, self.devicePixelRatioF())
+            painter.drawPixmap(int(box.left()) + 2, int(box.top()) + 2, tick)
+        painter.setPen(self._theme.colour("text"))
+        words = self.rect().adjusted(BOX + RELATED + INSIDE, 0, 0, 0)
+        painter.drawText(words, Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextShowMnemonic, self.text())
+        if self.hasFocus():
+            paint_focus(painter, self._theme, QRectF(self.rect()))
+
+    def hitButton(self, place: object) -> bool:
+        return True
+
+
+class SearchBox(QLineEdit):
+    """A line to search with: our signs for searching and for clearing."""
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._sign = self.addAction(theme.icon("search", "muted"), QLineEdit.ActionPosition.LeadingPosition)
+        self._clear = self.addAction(theme.icon("close", "muted"), QLineEdit.ActionPosition.TrailingPosition)
+        self._clear.setToolTip(tr("Clear"))
+        self._clear.triggered.connect(self.clear)
+        self._clear.setVisible(False)
+        self.textChanged.connect(self._on_text)
+        theme.changed.connect(self._on_theme)
+
+    def _on_text(self, text: str) -> None:
+        self._clear.setVisible(bool(text))
+
+    def _on_theme(self) -> None:
+        self._sign.setIcon(self._theme.icon("search", "muted"))
+        self._clear.setIcon(self._theme.icon("close", "muted"))
+
+
+class TextBox(QPlainTextEdit):
+    """Several lines of plain text."""
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        theme.changed.connect(self._on_theme)
+        self._on_theme()
+
+    def _on_theme(self) -> None:
+        c = self._theme.colours
+        self.setStyleSheet(
+            f"QPlainTextEdit {{ background: {c.raised}; color: {c.text}; border: {LINE}px solid {c.border};"
+            f" border-radius: {BUTTON_RADIUS}px; padding: {INSIDE}px; selection-background-color: {c.selection};"
+            f" selection-color: {c.text}; }} QPlainTextEdit:focus {{ border-color: {c.accent}; }}"
+        )

@@ -1,0 +1,246 @@
+"""The rows of the conversation list: headings by age, a line per conversation, the found passage when searching."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from PySide6.QtCore import (
+    QAbstractItemModel,
+    QAbstractListModel,
+    QEvent,
+    QModelIndex,
+    QObject,
+    QPersistentModelIndex,
+    QRect,
+    QSize,
+    Qt,
+    Signal,
+)
+from PySide6.QtGui import QFont, QFontMetrics, QPainter
+from PySide6.QtWidgets import QLineEdit, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QWidget
+
+from app.conversations.store import MARK_END, MARK_START, Entry, Hit
+from app.settings.theme import BUTTON_RADIUS, ICON, INSIDE, RELATED, Theme
+
+LineRole = Qt.ItemDataRole.UserRole + 1
+Index = QModelIndex | QPersistentModelIndex
+DAY_S = 86_400
+MARGIN = RELATED
+LEAD = 18
+"""At most this many characters stand before the first found word."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A conversation in the list; `turn` and `snippet` (with marks) tell where a search found something."""
+
+    entry: Entry
+    turn: str = ""
+    snippet: str = ""
+
+
+def groups(entries: Sequence[Entry], now: float) -> Iterator[tuple[str, list[Entry]]]:
+    """Entries under headings, pinned ones first, each heading once; empty ones are left out."""
+    midnight = time.mktime((*time.localtime(now)[:3], 0, 0, 0, 0, 0, -1))
+    limits = (("Today", midnight), ("Yesterday", midnight - DAY_S), ("Last 7 days", midnight - 7 * DAY_S))
+    found: dict[str, list[Entry]] = {name: [] for name in ("Pinned", *(name for name, _ in limits), "Earlier")}
+    for entry in entries:
+        age = next((name for name, limit in limits if entry.updated >= limit), "Earlier")
+        found["Pinned" if entry.pinned else age].append(entry)
+    yield from ((name, members) for name, members in found.items() if members)
+
+
+class EntryModel(QAbstractListModel):
+    """Rows are headings (text) and `Line`s. A title that is edited is only said, by `renamed(id, title)`."""
+
+    renamed = Signal(str, str)
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._rows: list[str | Line] = []
+        self._all: list[str | Line] = []
+        self._open = ""
+
+    def set_entries(self, entries: Sequence[Entry], now: float) -> None:
+        """Take the list over; `show_all` shows it."""
+        self._all = []
+        for heading, members in groups(entries, now):
+            self._all += [heading, *(Line(entry) for entry in members)]
+
+    def show_all(self) -> None:
+        self._show(self._all)
+
+    def show_hits(self, hits: Sequence[Hit]) -> None:
+        self._show([Line(hit.entry, hit.turn or "", hit.snippet if hit.turn else "") for hit in hits])
+
+    def set_open(self, conversation: str) -> None:
+        """Which conversation the window shows."""
+        self._open = conversation
+        if self._rows:
+            self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
+
+    def is_open(self, line: Line) -> bool:
+        return line.entry.id == self._open
+
+    def index_of_open(self) -> QModelIndex:
+        """Its row, or an invalid index."""
+        rows = (row for row, item in enumerate(self._rows) if isinstance(item, Line) and self.is_open(item))
+        return self.index(next(rows, -1))
+
+    def first_line(self) -> int | None:
+        """The first row that is no heading."""
+        return next((row for row, item in enumerate(self._rows) if isinstance(item, Line)), None)
+
+    def line(self, index: Index) -> Line | None:
+        """The conversation in a row; None for headings and rows that are gone."""
+        item = self._rows[index.row()] if index.isValid() and index.row() < len(self._rows) else None
+        return item if isinstance(item, Line) else None
+
+    def rowCount(self, parent: Index | None = None) -> int:
+        return 0 if parent is not None and parent.isValid() else len(self._rows)
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
+        line = self.line(index)
+        if line is None:
+            heading = role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.AccessibleTextRole) and index.isValid()
+            return self.tr(str(self._rows[index.row()])) if heading else None
+        title = line.entry.title or self.tr("Untitled")
+        if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole):
+            return title
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return f"{title}\n{time.strftime('%x %H:%M', time.localtime(line.entry.updated))}"
+        if role == Qt.ItemDataRole.AccessibleTextRole:
+            return f"{title}, {self.tr('pinned')}" if line.entry.pinned else title
+        return line if role == LineRole else None
+
+    def setData(self, index: Index, value: object, role: int = Qt.ItemDataRole.EditRole) -> bool:
+        line, title = self.line(index), " ".join(str(value).split())
+        if line is None or role != Qt.ItemDataRole.EditRole or not title or title == line.entry.title:
+            return False
+        self.renamed.emit(line.entry.id, title)
+        return True
+
+    def flags(self, index: Index) -> Qt.ItemFlag:
+        if self.line(index) is None:
+            return Qt.ItemFlag.NoItemFlags
+        return Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemIsEditable
+
+    def _show(self, rows: Sequence[str | Line]) -> None:
+        self.beginResetModel()
+        self._rows = list(rows)
+        self.endResetModel()
+
+
+class EntryDelegate(QStyledItemDelegate):
+    """Draws the rows from the theme, and edits a title in its place."""
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
+        text, small = QFontMetrics(self._theme.font()).height(), QFontMetrics(self._theme.font("small")).height()
+        line = index.data(LineRole)
+        if line is None:
+            return QSize(0, small + (RELATED if index.row() == 0 else RELATED * 2) + INSIDE)
+        return QSize(0, text + RELATED * 2 + (small + 2 if line.snippet else 0))
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
+        painter.save()
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        line = index.data(LineRole)
+        if isinstance(line, Line):
+            self._paint_line(painter, option, index, line)
+        else:
+            self._paint_heading(painter, option.rect, str(index.data()))
+        painter.restore()
+
+    def createEditor(self, parent: QWidget, option: QStyleOptionViewItem, index: Index) -> QWidget:
+        editor = QLineEdit(parent)
+        editor.setAccessibleName(self.tr("Title"))
+        editor.setMaxLength(200)
+        return editor
+
+    def updateEditorGeometry(self, editor: QWidget, option: QStyleOptionViewItem, index: Index) -> None:
+        editor.setGeometry(option.rect.adjusted(MARGIN, 1, -MARGIN, -1))
+
+    def editorEvent(self, event: QEvent, model: QAbstractItemModel, option: QStyleOptionViewItem, index: Index) -> bool:
+        return False
+
+    def _paint_heading(self, painter: QPainter, box: QRect, words: str) -> None:
+        font = self._theme.font("small")
+        font.setWeight(QFont.Weight.DemiBold)
+        painter.setFont(font)
+        painter.setPen(self._theme.colour("muted"))
+        place = box.adjusted(MARGIN * 2, 0, -MARGIN, -INSIDE)
+        painter.drawText(place, Qt.AlignmentFlag.AlignBottom | Qt.AlignmentFlag.AlignLeft, words)
+
+    def _paint_line(self, painter: QPainter, option: QStyleOptionViewItem, index: Index, line: Line) -> None:
+        model = index.model()
+        is_open = isinstance(model, EntryModel) and model.is_open(line)
+        hovered = bool(option.state & QStyle.StateFlag.State_MouseOver)
+        focused = bool(option.state & QStyle.StateFlag.State_HasFocus)
+        box = option.rect.adjusted(MARGIN, 1, -MARGIN, -1)
+        if is_open or hovered:
+            painter.setPen(Qt.PenStyle.NoPen)
+            painter.setBrush(self._theme.colour("tint" if is_open else "hover"))
+            painter.drawRoundedRect(box, BUTTON_RADIUS, BUTTON_RADIUS)
+        if focused:
+            painter.setPen(self._theme.colour("accent"))
+            painter.setBrush(Qt.BrushStyle.NoBrush)
+            painter.drawRoundedRect(box.adjusted(1, 1, -1, -1), BUTTON_RADIUS, BUTTON_RADIUS)
+        icon = "more" if hovered or focused else "pin" if line.entry.pinned else ""
+        inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon else -RELATED, 0)
+        self._paint_words(painter, inner, str(index.data()), line, is_open)
+        if icon:
+            side = 16
+            ratio = painter.device().devicePixelRatioF()
+            middle = box.center().y() - side // 2 + 1
+            painter.drawPixmap(box.right() - side - 5, middle, self._theme.pixmap(icon, "muted", side, ratio))
+
+    def _paint_words(self, painter: QPainter, box: QRect, title: str, line: Line, is_open: bool) -> None:
+        font = self._theme.font()
+        if is_open:
+            font.setWeight(QFont.Weight.DemiBold)
+        metrics = QFontMetrics(font)
+        painter.setFont(font)
+        painter.setPen(self._theme.colour("text"))
+        elided = metrics.elidedText(title, Qt.TextElideMode.ElideRight, box.width())
+        if not line.snippet:
+            painter.drawText(box, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, elided)
+            return
+        top = box.adjusted(0, RELATED - 2, 0, 0)
+        painter.drawText(top, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft, elided)
+        self._paint_snippet(painter, top.adjusted(0, metrics.height() + 1, 0, 0), line.snippet)
+
+    def _paint_snippet(self, painter: QPainter, box: QRect, snippet: str) -> None:
+        left = box.left()
+        for words, is_found in runs(snippet):
+            font = self._theme.font("small")
+            font.setWeight(QFont.Weight.DemiBold if is_found else QFont.Weight.Normal)
+            metrics = QFontMetrics(font)
+            painter.setFont(font)
+            painter.setPen(self._theme.colour("text" if is_found else "muted"))
+            room = box.right() - left
+            cut = metrics.elidedText(words, Qt.TextElideMode.ElideRight, room)
+            painter.drawText(QRect(left, box.top(), room, box.height()), Qt.AlignmentFlag.AlignTop, cut)
+            left += metrics.horizontalAdvance(words)
+            if left >= box.right():
+                return
+
+
+def runs(snippet: str) -> list[tuple[str, bool]]:
+    """The pieces of a snippet and whether each was searched for; a long way to the first found word is shortened."""
+    if (start := snippet.find(MARK_START)) > LEAD:
+        snippet = "…" + snippet[start - LEAD + 4 :]
+    pieces = re.split(f"([{MARK_START}{MARK_END}])", snippet)
+    found, result = False, []
+    for piece in pieces:
+        if piece in (MARK_START, MARK_END):
+            found = piece == MARK_START
+        elif piece:
+            result.append((piece, found))
+    return result

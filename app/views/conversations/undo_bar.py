@@ -1,0 +1,60 @@
+"""Says what was deleted, for some seconds, with a button that brings it back."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt, QTimer, Signal, Slot
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QWidget
+
+from app.settings.theme import RELATED, SIDEBAR_WIDTH, Theme
+from app.views.controls.controls import Pane
+
+UNDO_MS = 10_000
+
+
+class UndoBar(Pane):
+    """Signals: `undone(id)` when it is wanted back, `expired(id)` when the deletion stands."""
+
+    undone = Signal(str)
+    expired = Signal(str)
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(theme, "raised", ("top",), parent)
+        self._deleted = ""
+        self._words = QLabel(self)
+        self._words.setTextFormat(Qt.TextFormat.PlainText)
+        self._button = QPushButton(self.tr("Undo"), self)
+        self._button.clicked.connect(self._on_undo)
+        self._timer = QTimer(self, singleShot=True, interval=UNDO_MS)
+        self._timer.timeout.connect(self.settle)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(RELATED * 2, RELATED, RELATED, RELATED)
+        row.addWidget(self._words, 1)
+        row.addWidget(self._button)
+        self.hide()
+
+    def offer(self, conversation: str, title: str) -> None:
+        """Offer to bring this one back; what was offered before is settled."""
+        self.settle()
+        self._deleted = conversation
+        words = self.tr("Deleted “{}”").format(title or self.tr("Untitled"))
+        metrics = self.fontMetrics()
+        self._words.setText(metrics.elidedText(words, Qt.TextElideMode.ElideRight, SIDEBAR_WIDTH - 110))
+        self._button.setAccessibleName(self.tr("Undo: {}").format(words))
+        self.show()
+        self._timer.start()
+
+    @Slot()
+    def settle(self) -> None:
+        """The deletion stands."""
+        self._timer.stop()
+        self.hide()
+        settled, self._deleted = self._deleted, ""
+        if settled:
+            self.expired.emit(settled)
+
+    @Slot()
+    def _on_undo(self) -> None:
+        self._timer.stop()
+        self.hide()
+        wanted, self._deleted = self._deleted, ""
+        self.undone.emit(wanted)

@@ -1,0 +1,207 @@
+"""Notices over the composer: what happened, the next step, and a button that does it. And the progress of a load."""
+
+from __future__ import annotations
+
+import time
+
+from PySide6.QtCore import QRectF, Qt, Signal
+from PySide6.QtGui import QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+
+from app.engine.app_state import State, name_of
+from app.i18n import formatting
+from app.i18n.translator import tr
+from app.notices.notices import Notice
+from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
+from app.views.controls.controls import IconButton
+
+TONES = {"info": ("info", "accent"), "warning": ("warning", "warn"), "error": ("warning", "danger")}
+PHASES = {
+    "start": "Starting the engine",
+    "read": "Reading the model's description",
+    "measure": "Measuring this computer",
+    "convert": "Preparing the weights",
+    "place": "Placing the weights",
+    "weights": "Loading the weights",
+    "tokenizer": "Reading the tokenizer",
+    "ready": "Almost ready",
+}
+MOST = 3
+
+
+class Card(QWidget):
+    """A rounded surface with a line around it."""
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme = theme
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QPen(self.theme.colour("border"), 1))
+        painter.setBrush(self.theme.colour("side"))
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
+
+
+class NoticeCard(Card):
+    """One notice. `pressed(Notice)` when its button is; `closed`."""
+
+    pressed = Signal(object)
+    closed = Signal()
+
+    def __init__(self, theme: Theme, notice: Notice, parent: QWidget) -> None:
+        super().__init__(theme, parent)
+        self.notice = notice
+        icon, token = TONES[notice.tone]
+        sign = QLabel(self)
+        sign.setPixmap(theme.pixmap(icon, token))
+        sign.setFixedSize(ICON, ICON)
+        words = QLabel(self)
+        words.setTextFormat(Qt.TextFormat.PlainText)
+        words.setText(f"{notice.title}. {notice.sentence}".replace("?.", "?"))
+        words.setWordWrap(True)
+        words.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(12, RELATED, RELATED, RELATED)
+        row.setSpacing(RELATED)
+        row.addWidget(sign, 0, Qt.AlignmentFlag.AlignVCenter)
+        row.addWidget(words, 1)
+        if notice.action:
+            button = QPushButton(notice.button, self)
+            button.clicked.connect(self._on_pressed)
+            row.addWidget(button)
+        close = IconButton(theme, "close", tr("Close"), self)
+        close.clicked.connect(self.closed)
+        row.addWidget(close)
+        self.setAccessibleName(words.text())
+
+    def _on_pressed(self) -> None:
+        self.pressed.emit(self.notice)
+
+
+class LoadCard(Card):
+    """How far the load is, in words and as a bar, with a button that ends it. `cancelled`."""
+
+    cancelled = Signal()
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(theme, parent)
+        self._began = 0.0
+        self._words = QLabel(self)
+        self._words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self._left = QLabel(self)
+        self._bar = QProgressBar(self)
+        self._bar.setRange(0, 1000)
+        self._bar.setTextVisible(False)
+        self._bar.setAccessibleName(tr("Loading"))
+        cancel = QPushButton(tr("Cancel"), self)
+        cancel.clicked.connect(self.cancelled)
+        top = QHBoxLayout()
+        top.setSpacing(RELATED)
+        top.addWidget(self._words, 1)
+        top.addWidget(self._left)
+        left = QVBoxLayout()
+        left.setSpacing(6)
+        left.addLayout(top)
+        left.addWidget(self._bar)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(GROUP, RELATED, RELATED, RELATED)
+        row.setSpacing(GROUP)
+        row.addLayout(left, 1)
+        row.addWidget(cancel)
+        self.hide()
+
+    def show_state(self, state: State) -> None:
+        """Follows the load; hidden when there is none."""
+        loading = state.loading if state.phase == "loading" else None
+        if loading is None:
+            self.hide()
+            return
+        if self.isHidden():
+            self._began = time.monotonic()
+            self.show()
+        self._words.setText(f"{tr(PHASES.get(loading.phase, loading.phase))} · {name_of(state.source)}")
+        self._bar.setValue(round(loading.fraction * 1000))
+        self._left.setText(f"{formatting.percent(loading.fraction * 100)}{self._remaining(loading.fraction)}")
+        self._left.setStyleSheet(f"color: {self.theme.colours.muted};")
+
+    def _remaining(self, fraction: float) -> str:
+        spent = time.monotonic() - self._began
+        if spent < 1.5 or fraction < 0.05:
+            return ""
+        return tr(", about {} s left").format(max(1, round(spent / fraction - spent)))
+
+
+class NoticeBar(QWidget):
+    """A short stack of cards. `acted(Notice)` when a button is pressed; `load_cancelled`."""
+
+    acted = Signal(object)
+    load_cancelled = Signal()
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self.load = LoadCard(theme, self)
+        self.load.cancelled.connect(self.load_cancelled)
+        self._cards: list[NoticeCard] = []
+        self._column = QVBoxLayout(self)
+        self._column.setContentsMargins(EDGE, 0, EDGE, 0)
+        self._column.setSpacing(RELATED)
+        self._column.addWidget(self.load)
+        self._settle()
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What is shown, the newest last."""
+        return [card.notice for card in self._cards]
+
+    def add(self, notice: Notice) -> None:
+        """Shows a notice; the same one is not shown twice, and the oldest gives way."""
+        for card in [card for card in self._cards if card.notice == notice] + self._cards[
+            : max(0, len(self._cards) - MOST + 1)
+        ]:
+            self._remove(card)
+        card = NoticeCard(self._theme, notice, self)
+        card.pressed.connect(self._on_pressed)
+        card.closed.connect(self._on_closed)
+        self._cards.append(card)
+        self._column.addWidget(card)
+        self._settle()
+
+    def clear(self) -> None:
+        """Takes all notices away."""
+        for card in list(self._cards):
+            self._remove(card)
+
+    def show_state(self, state: State) -> None:
+        """A load that begins or ends."""
+        self.load.show_state(state)
+        self._settle()
+
+    def _on_pressed(self, notice: Notice) -> None:
+        self._on_closed()
+        self.acted.emit(notice)
+
+    def _on_closed(self) -> None:
+        card = self.sender()
+        if isinstance(card, NoticeCard):
+            self._remove(card)
+
+    def _remove(self, card: NoticeCard) -> None:
+        if card in self._cards:
+            self._cards.remove(card)
+            card.hide()
+            card.deleteLater()
+        self._settle()
+
+    def _settle(self) -> None:
+        shown = bool(self._cards) or not self.load.isHidden()
+        side = max(EDGE, (self.width() - COLUMN_WIDTH) // 2)
+        self._column.setContentsMargins(side, 0, side, RELATED if shown else 0)
+        self.setVisible(shown)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._settle()

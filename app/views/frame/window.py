@@ -1,0 +1,207 @@
+"""The main window: top bar, three panes, status line. Places things and opens menus; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PySide6.QtCore import QByteArray, Qt, Signal, Slot
+from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QShowEvent
+from PySide6.QtWidgets import QFileDialog, QMainWindow, QMenu, QStackedWidget, QVBoxLayout, QWidget
+
+from app import NAME
+from app.conversations.chat_model import ChatModel
+from app.i18n.translator import tr
+from app.settings.theme import WINDOW_MINIMUM, WINDOW_SIZE, Theme
+from app.views.chat.composer import Composer
+from app.views.chat.empty_chat import EmptyChat
+from app.views.chat.transcript import Transcript
+from app.views.controls.controls import Pane
+from app.views.frame.notice_bar import NoticeBar
+from app.views.frame.panes import Panes
+from app.views.frame.shortcuts_page import ShortcutsPage
+from app.views.frame.status_line import StatusLine
+from app.views.frame.top_bar import TopBar
+
+ACTIONS = (
+    ("new_chat", "New conversation", "plus", "Ctrl+N"),
+    ("search", "Search conversations", "search", "Ctrl+K"),
+    ("conversation", "This conversation…", "edit", "Ctrl+."),
+    ("export", "Export as Markdown…", "save", "Ctrl+S"),
+    ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
+    ("models", "Models…", "chip", "Ctrl+M"),
+    ("open_model", "Open a model folder…", "folder", "Ctrl+O"),
+    ("builtin", "Load the built-in guide", "mark", ""),
+    ("gpu", "Graphics card…", "card", "Ctrl+G"),
+    ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
+    ("live", "Show or hide the live view", "live", "Ctrl+L"),
+    ("larger", "Larger type", "", "Ctrl++, Ctrl+="),
+    ("smaller", "Smaller type", "", "Ctrl+-"),
+    ("normal", "Type of normal size", "", "Ctrl+0"),
+    ("settings", "Settings…", "settings", "Ctrl+,"),
+    ("shortcuts", "Keyboard shortcuts", "keyboard", "F1"),
+    ("about", "About HeteGen…", "info", ""),
+    ("quit", "Quit", "close", "Ctrl+Q"),
+)
+"""(id, words, icon, keys) of everything that can be done."""
+KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
+"""What the menu leaves out."""
+
+
+class MainWindow(QMainWindow):
+    """Signals: `acted(action id)`; `folder_chosen(path)`; `shown` once; `search_wished`; `closing`."""
+
+    acted = Signal(str)
+    folder_chosen = Signal(str)
+    shown = Signal()
+    search_wished = Signal()
+    closing = Signal()
+
+    def __init__(self, theme: Theme, chat: ChatModel) -> None:
+        super().__init__()
+        self.theme = theme
+        self._was_shown = False
+        self.may_close: Callable[[], bool] = lambda: True
+        """Asked before the window closes."""
+        self._state_at_close = ""
+        self.setWindowTitle(NAME)
+        self.setMinimumSize(*WINDOW_MINIMUM)
+        self.resize(*WINDOW_SIZE)
+        self.top = TopBar(theme)
+        self.transcript = Transcript(theme, chat)
+        self.empty = EmptyChat(theme)
+        self.notices = NoticeBar(theme)
+        self.composer = Composer(theme)
+        self.status = StatusLine(theme)
+        self.actions_by_id = {id: self._action(id, *rest) for id, *rest in ACTIONS}
+        self._stack = QStackedWidget()
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(self.transcript)
+        self.panes = Panes(theme, self._chat_pane())
+        self._lay_out()
+        self.top.menu_pressed.connect(self._open_menu)
+        self.top.sidebar_pressed.connect(self.actions_by_id["sidebar"].trigger)
+        self.top.live_pressed.connect(self.actions_by_id["live"].trigger)
+        chat.rowsInserted.connect(self._show_right_page)
+        chat.rowsRemoved.connect(self._show_right_page)
+        chat.modelReset.connect(self._show_right_page)
+        self._chat = chat
+        theme.changed.connect(self._on_theme)
+
+    def set_side(self, name: str, widget: QWidget) -> None:
+        """Puts a pane to the left ("sidebar") or to the right ("live") of the chat."""
+        self.panes.add(name, widget)
+
+    def fold(self, name: str) -> None:
+        """Folds a pane, or unfolds it."""
+        self.panes.set_folded(name, folded=self.panes.shown(name))
+
+    def search(self) -> None:
+        """Goes to the search field, unfolding its pane."""
+        self.panes.set_folded("sidebar", folded=False)
+        self.search_wished.emit()
+
+    def show_shortcuts(self) -> None:
+        """The keys, on one page."""
+        ShortcutsPage(self.theme, tuple((words, keys) for _, words, _, keys in ACTIONS if keys), self).open()
+
+    def ask_for_folder(self) -> None:
+        """Lets the person choose a model's folder."""
+        if path := QFileDialog.getExistingDirectory(self, tr("Open a model folder")):
+            self.folder_chosen.emit(path)
+
+    @Slot()
+    def wake(self) -> None:
+        """Comes to the front: the program was started again."""
+        self.setWindowState(self.windowState() & ~Qt.WindowState.WindowMinimized)
+        self.show()
+        self.raise_()
+        self.activateWindow()
+
+    def state(self) -> str:
+        """Size and place, to be kept."""
+        if self._state_at_close:
+            return self._state_at_close
+        return bytes(self.saveGeometry().toBase64().data()).decode()
+
+    def restore(self, state: str) -> None:
+        """Size and place as they were; nonsense is ignored by Qt."""
+        self.restoreGeometry(QByteArray.fromBase64(state.encode()))
+
+    def _chat_pane(self) -> QWidget:
+        pane = Pane(self.theme, "window")
+        column = QVBoxLayout(pane)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        column.addWidget(self._stack, 1)
+        column.addWidget(self.notices, 0)
+        column.addWidget(self.composer)
+        return pane
+
+    def _lay_out(self) -> None:
+        whole = QWidget()
+        column = QVBoxLayout(whole)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        column.addWidget(self.top)
+        column.addWidget(self.panes, 1)
+        column.addWidget(self.status)
+        self.setCentralWidget(whole)
+
+    def _action(self, id: str, words: str, icon: str, keys: str) -> QAction:
+        action = QAction(tr(words), self)
+        if icon:
+            action.setIcon(self.theme.icon(icon, "muted"))
+        if keys:
+            action.setShortcuts([QKeySequence(key) for key in keys.split(", ")])
+        action.setObjectName(id)
+        action.triggered.connect(self._on_action)
+        self.addAction(action)
+        return action
+
+    def _open_menu(self) -> None:
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        for id, *_ in ACTIONS:
+            if id in ("models", "sidebar", "settings", "quit"):
+                menu.addSeparator()
+            if id not in KEYS_ONLY:
+                menu.addAction(self.actions_by_id[id])
+        corner = self.top.menu.mapToGlobal(self.top.menu.rect().bottomRight())
+        corner.setX(corner.x() - menu.sizeHint().width())
+        menu.popup(corner)
+
+    def _on_action(self) -> None:
+        self.acted.emit(self.sender().objectName())
+
+    def _show_right_page(self) -> None:
+        self._stack.setCurrentWidget(self.transcript if self._chat.rowCount() else self.empty)
+
+    def _on_theme(self) -> None:
+        for id, _, icon, _ in ACTIONS:
+            if icon:
+                self.actions_by_id[id].setIcon(self.theme.icon(icon, "muted"))
+        self.update()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        if not self._was_shown:
+            self._was_shown = True
+            self.composer.take_focus()
+            self.shown.emit()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        # Not a shortcut: an editor in the transcript takes Esc for itself first.
+        if event.key() == Qt.Key.Key_Escape:
+            self.acted.emit("stop")
+        else:
+            super().keyPressEvent(event)
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        if not self.may_close():
+            event.ignore()
+            return
+        # Gone at once for the person; ending the reply and freeing the model may take a moment.
+        self._state_at_close = self.state()
+        self.hide()
+        self.closing.emit()
+        super().closeEvent(event)

@@ -1,0 +1,323 @@
+"""Models: those on this computer, recommended ones, the Hub; with a verdict before the download. Asks and shows.
+
+It talks to `Shelf` and `Downloads` only, which do all that is slow in threads of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PySide6.QtCore import QItemSelection, Qt, QUrl, Signal, Slot
+from PySide6.QtGui import QDesktopServices, QKeyEvent, QShowEvent
+from PySide6.QtWidgets import QFileDialog, QWidget
+
+from app.catalog.catalog import Details, Shelf
+from app.catalog.downloads import Downloads, Transfer
+from app.catalog.recommended import Recommended
+from app.i18n.translator import said_error
+from app.settings.theme import Theme
+from app.views.models import words
+from app.views.models.frame import ModelDialogFrame
+from app.views.models.model_list import Collection
+from app.views.models.removal import Removal
+from app.views.models.rows import Row
+from core.errors import BadRequest, HeteGenError
+from core.hub.fit import Verdict, Wishes
+from core.hub.installed import Installed, Verification
+from core.hub.listing import ModelInfo, Page, Reference, parse_reference
+from core.units import format_bytes
+
+
+class ModelDialog(ModelDialogFrame):
+    """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed."""
+
+    chosen = Signal(str)
+    link = Signal(str)
+
+    def __init__(
+        self,
+        theme: Theme,
+        shelf: Shelf,
+        downloads: Downloads,
+        recommended: tuple[Recommended, ...],
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(theme, parent)
+        self._shelf, self._downloads = shelf, downloads
+        self.collection = Collection(recommended)
+        self._following = ""
+        self._rebuilding = False
+        self.removal = Removal(shelf, downloads, self)
+        self._connect()
+        self._rebuild()
+
+    def open_at(self, text: str) -> None:
+        """Show the dialog with this in the search field; "" = as it was."""
+        if text:
+            self.search.setText(text)
+        self.show()
+        self.raise_()
+        self.search.setFocus()
+
+    def current(self) -> Row | None:
+        """The selected model."""
+        return self.rows.row(self.list.currentIndex())
+
+    def _connect(self) -> None:
+        self.search.textChanged.connect(self._on_typed)
+        self.search.returnPressed.connect(self._on_search)
+        self.sort.currentIndexChanged.connect(self._on_search)
+        self._delay.timeout.connect(self._on_search)
+        self._again.clicked.connect(self._on_search)
+        self._more.clicked.connect(self._on_more)
+        self._add.clicked.connect(self._on_add)
+        self.list.selectionModel().selectionChanged.connect(self._on_selected)
+        self.list.entered_on.connect(self._on_activated)
+        self.list.toggled.connect(self._toggle)
+        self.delegate.toggled.connect(self._toggle)
+        details, shelf = self.details, self._shelf
+        details.pressed.connect(self._on_pressed)
+        details.wished.connect(self._on_wish)
+        details.token_given.connect(self._on_token)
+        details.link.connect(self.link)
+        shelf.listed.connect(self._on_listed)
+        shelf.found.connect(self._on_found)
+        shelf.detailed.connect(self._on_detailed)
+        shelf.judged.connect(self._on_judged)
+        shelf.verified.connect(self._on_verified)
+        shelf.removed.connect(self._on_removed)
+        shelf.trusted.connect(self._on_trusted)
+        shelf.failed.connect(self._on_failed)
+        self._downloads.changed.connect(self._on_transfer)
+        token = self.token
+        token.asked.connect(shelf.ask_token)
+        token.token_given.connect(self._on_token)
+        token.forgotten.connect(shelf.forget_token)
+        shelf.token_known.connect(token.show_source)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self._shelf.refresh()
+        self._shelf.preview(list(self.collection.recommended.values()), [])
+        self.search.setFocus()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if self.search.hasFocus() and event.key() in (Qt.Key.Key_Down, Qt.Key.Key_PageDown):
+            self.list.setFocus()
+            if self.current() is None:
+                self.list.setCurrentIndex(self.rows.first())
+            return
+        super().keyPressEvent(event)
+
+    def _rebuild(self) -> None:
+        """The list from what is known, with the selection kept."""
+        chosen = self.details.shown
+        rows = self.collection.sections(self._downloads)
+        self._rebuilding = True
+        self.rows.set_rows([self.tr(row) if isinstance(row, str) else row for row in rows])
+        self._rebuilding = False
+        self._select(chosen)
+
+    def _select(self, id: str) -> None:
+        """Select this model if it is in the list. No other one instead: to look at a model is to ask the Hub."""
+        self.list.setCurrentIndex(self.rows.index_of(id))
+        self._on_selected()
+
+    def _look(self, row: Row) -> None:
+        self._shelf.look(Reference(row.id), row.here, row.known, self.details.wishes())
+
+    def _download(self, row: Row) -> None:
+        self._downloads.start(row.id)
+
+    @Slot(str)
+    def _toggle(self, id: str) -> None:
+        state, row = self._downloads.transfer(id), self.rows.row(self.rows.index_of(id))
+        if state is not None and state.is_active:
+            self._downloads.pause(id)
+        elif row is not None and row.is_loading:
+            self._download(row)
+
+    @Slot(str)
+    def _on_pressed(self, button: str) -> None:
+        row = self.current()
+        if row is None:
+            return
+        match button:
+            case "use":
+                self._on_activated()
+            case "download" | "resume" | "retry":
+                self._download(row)
+            case "pause":
+                self._downloads.pause(row.id)
+            case "repair" if row.here:
+                self._downloads.start(row.id, row.here.revision)
+            case "verify" if row.here:
+                self.details.show_note(self.tr("Checking the files…"))
+                self._shelf.verify(row.here)
+            case "folder" if row.here:
+                QDesktopServices.openUrl(QUrl.fromLocalFile(str(row.here.path)))
+            case "cancel" | "remove":
+                self.removal.ask(row)
+
+    @Slot()
+    def _on_typed(self) -> None:
+        if self.search.text().strip():
+            self._delay.start()
+            return
+        self._delay.stop()
+        self._show_found(None)
+
+    @Slot()
+    def _on_search(self) -> None:
+        self._delay.stop()
+        text = self.search.text().strip()
+        exact = _exact(text)
+        if exact is not None:
+            self._show_found([ModelInfo(exact.id)])
+            self._select(exact.id)
+        elif text:
+            # The list stays as it is until there is an answer.
+            self._say(self.tr("Searching…"))
+            self._shelf.search(text, self.sort.currentData())
+
+    def _show_found(self, models: list[ModelInfo] | None) -> None:
+        """These results, or with None the list that is there without a search."""
+        self._say("")
+        self._following = ""
+        self._more.hide()
+        self.collection.found = models
+        self._rebuild()
+
+    @Slot()
+    def _on_more(self) -> None:
+        self._more.hide()
+        self._say(self.tr("Searching…"))
+        self._shelf.more(self._following)
+
+    @Slot()
+    def _on_add(self) -> None:
+        if path := QFileDialog.getExistingDirectory(self, self.tr("Choose the folder of a model")):
+            self._shelf.add_folder(Path(path))
+
+    @Slot(QItemSelection, QItemSelection)
+    def _on_selected(self, *_: object) -> None:
+        if self._rebuilding:
+            return
+        row, before = self.current(), self.details.shown
+        self.details.show_row(row)
+        if row is not None and row.id != before:
+            self._look(row)
+
+    @Slot()
+    def _on_activated(self) -> None:
+        row = self.current()
+        if row is not None and row.is_whole and row.here is not None:
+            self.chosen.emit(str(row.here.path))
+            self.accept()
+        elif row is not None and not row.is_loading:
+            self._download(row)
+
+    @Slot(object)
+    def _on_wish(self, wishes: Wishes) -> None:
+        self._shelf.judge(wishes)
+
+    @Slot(str)
+    def _on_token(self, value: str) -> None:
+        self.details.show_note(self.tr("Trying with the token…"))
+        self._shelf.use_token(value)
+
+    @Slot()
+    def _on_trusted(self) -> None:
+        row = self.current()
+        if row is None:
+            return
+        self._look(row)
+        if row.transfer is not None and row.transfer.phase == "failed":
+            self._download(row)
+
+    @Slot(object)
+    def _on_listed(self, models: tuple[Installed, ...]) -> None:
+        self.collection.set_installed(models)
+        cache = self._shelf.cache.root
+        root = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+        self._place.setText(
+            self.tr("Models are kept in {}; {} are free.").format(cache, format_bytes(shutil.disk_usage(root).free))
+        )
+        self._rebuild()
+
+    @Slot(object, bool)
+    def _on_found(self, page: Page, is_more: bool) -> None:
+        if not self.search.text().strip():
+            return
+        before = self.collection.found if is_more else None
+        self.collection.set_found([*(before or ()), *page.models])
+        self._following = page.following
+        self._more.setVisible(bool(page.following))
+        self._say("" if self.collection.found else self.tr("Nothing was found. Try fewer words."))
+        self._rebuild()
+        self._shelf.preview([], page.models)
+
+    @Slot(object)
+    def _on_detailed(self, details: Details) -> None:
+        if details.info is not None:
+            self.collection.keep(details.info)
+        self.details.show_details(details)
+        if details.verdict is not None and self.details.wishes() == Wishes():
+            self._on_judged(details.id, details.verdict)
+
+    @Slot(str, object)
+    def _on_judged(self, id: str, verdict: Verdict) -> None:
+        self.collection.judge(id, verdict)
+        self._change(id)
+        # The best for this machine come first, unless somebody is reading the list already.
+        if self.collection.is_judged and not self.details.shown:
+            self._rebuild()
+
+    def _change(self, id: str) -> None:
+        """What is said of one model, in its row and beside it."""
+        row = self.collection.row(id, self._downloads)
+        self.rows.change(row)
+        if self.details.shown == id:
+            self.details.show_row(row)
+
+    @Slot(object)
+    def _on_transfer(self, transfer: Transfer) -> None:
+        before = self.rows.row(self.rows.index_of(transfer.id))
+        self._change(transfer.id)
+        if before is None or before.transfer is None or before.transfer.phase != transfer.phase:
+            # It may change its place in the list, and what is on the disk has changed with it.
+            self._rebuild()
+            self._shelf.refresh()
+
+    @Slot(str, object)
+    def _on_verified(self, id: str, found: Verification) -> None:
+        row = self.current()
+        if row is None or row.id != id:
+            return
+        if found.is_sound:
+            checked = format_bytes(found.checked_bytes)
+            self.details.show_note(self.tr("All files are sound: {} checked.").format(checked))
+        else:
+            self.details.show_note("", words.damage(found))
+
+    @Slot(str, int)
+    def _on_removed(self, id: str, freed: int) -> None:
+        self._say(self.tr("{} was removed; {} are free again.").format(id, format_bytes(freed)))
+
+    @Slot(str, object)
+    def _on_failed(self, topic: str, error: HeteGenError) -> None:
+        if topic == "search":
+            self._say(said_error(error), can_retry=True)
+        else:
+            self.details.show_note("", error)
+
+
+def _exact(text: str) -> Reference | None:
+    """A whole name (owner/name) or an address; None for words to search for."""
+    if "/" not in text:
+        return None
+    try:
+        return parse_reference(text)
+    except BadRequest:
+        return None

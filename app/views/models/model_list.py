@@ -1,0 +1,92 @@
+"""What stands in the model dialog's list: from all that is known of models to headings and rows. No widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.catalog.downloads import Downloads
+from app.catalog.recommended import Recommended
+from app.views.models.rows import Row
+from core.hub.fit import Verdict
+from core.hub.installed import Installed
+from core.hub.listing import ModelInfo
+
+HERE, UNFINISHED, RECOMMENDED, FOUND = "On this computer", "Downloads", "Recommended", "On the Hub"
+
+COMFORTABLE_TOK_S = 5.0
+"""About the pace of reading."""
+
+
+class Collection:
+    """Models by name: on this disk, recommended, found. `found` is None while the list is not a search's."""
+
+    def __init__(self, recommended: Sequence[Recommended]) -> None:
+        self.recommended = {entry.id: entry for entry in recommended}
+        self.found: list[ModelInfo] | None = None
+        self._installed: dict[str, Installed] = {}
+        self._infos: dict[str, ModelInfo] = {}
+        self._verdicts: dict[str, Verdict] = {}
+
+    def set_installed(self, models: Sequence[Installed]) -> None:
+        """What is on this disk; of several versions the first, which is the best, counts."""
+        self._installed = {model.id: model for model in reversed(models)}
+
+    def set_found(self, models: Sequence[ModelInfo]) -> None:
+        """The results of a search."""
+        self.found = list(models)
+        self._infos.update((info.id, info) for info in models)
+
+    def keep(self, info: ModelInfo) -> None:
+        """More facts about one model."""
+        self._infos[info.id] = info
+
+    def judge(self, id: str, verdict: Verdict) -> None:
+        self._verdicts[id] = verdict
+
+    def sections(self, downloads: Downloads) -> list[str | Row]:
+        """Headings and rows, in the order of the list."""
+        if self.found is not None:
+            parts = [(FOUND, [info.id for info in self.found])]
+        else:
+            begun = self._begun(downloads)
+            here = [id for id, model in self._installed.items() if model.complete and id not in begun]
+            rest = [id for id in self._ranked() if id not in self._installed and id not in begun]
+            parts = [(UNFINISHED, begun), (HERE, sorted(here, key=str.lower)), (RECOMMENDED, rest)]
+        rows: list[str | Row] = []
+        for heading, ids in parts:
+            rows += [heading, *(self.row(id, downloads) for id in ids)] if ids else []
+        return rows
+
+    def row(self, id: str, downloads: Downloads) -> Row:
+        """All that is known of one model."""
+        return Row(
+            id,
+            self._installed.get(id),
+            self.recommended.get(id),
+            self._infos.get(id),
+            self._verdicts.get(id),
+            downloads.transfer(id),
+        )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is a verdict on every recommended model."""
+        return self.recommended.keys() <= self._verdicts.keys()
+
+    def _ranked(self) -> list[str]:
+        """Recommended models: smallest first, and once all are judged the best that run well on this machine first."""
+        if not self.is_judged:
+            return list(self.recommended)
+        return sorted(self.recommended, key=lambda id: _rank(self._verdicts[id], self.recommended[id].parameters))
+
+    def _begun(self, downloads: Downloads) -> list[str]:
+        """Models on their way: in this run of the program, then those that an earlier one left."""
+        running = downloads.unfinished()
+        return [*running, *(id for id, model in self._installed.items() if not model.complete and id not in running)]
+
+
+def _rank(verdict: Verdict, parameters: int) -> tuple[int, int]:
+    """More parameters are better among those that run well; among the others fewer come nearer to it."""
+    if verdict.kind in ("fits", "cpu_help") and verdict.tok_s.low >= COMFORTABLE_TOK_S:
+        return 0, -parameters
+    return (2 if verdict.kind == "no" else 1), parameters

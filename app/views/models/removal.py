@@ -1,0 +1,45 @@
+"""Taking a model away: asked first, and only once nothing works on its files any more."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject, Qt, Slot
+from PySide6.QtWidgets import QMessageBox, QWidget
+
+from app.catalog.catalog import Shelf
+from app.catalog.downloads import Downloads
+from app.views.models import words
+from app.views.models.rows import Row
+from core.hub.installed import Installed
+
+
+class Removal(QObject):
+    """Deletes models of the cache, gives downloads up, takes folders off the list."""
+
+    def __init__(self, shelf: Shelf, downloads: Downloads, window: QWidget) -> None:
+        super().__init__(window)
+        self._shelf, self._downloads, self._window = shelf, downloads, window
+        self._removing: dict[str, Installed] = {}
+        downloads.given_up.connect(self._on_given_up)
+
+    def ask(self, row: Row) -> None:
+        """Remove a model if the person says so."""
+        question, told, does = words.removal(row.id, row.here)
+        box = QMessageBox(QMessageBox.Icon.NoIcon, self._window.windowTitle(), question, parent=self._window)
+        box.setTextFormat(Qt.TextFormat.PlainText)
+        box.setInformativeText(told)
+        accept = box.addButton(does, QMessageBox.ButtonRole.AcceptRole)
+        box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))
+        box.exec()
+        if box.clickedButton() is accept:
+            self.remove(row)
+
+    def remove(self, row: Row) -> None:
+        """Without asking any more."""
+        path = self._shelf.cache.repo(row.id)
+        self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
+        self._downloads.give_up(row.id)
+
+    @Slot(str)
+    def _on_given_up(self, id: str) -> None:
+        if model := self._removing.pop(id, None):
+            self._shelf.remove(model)

@@ -1,0 +1,176 @@
+"""The words of the model dialog: sizes, verdicts and downloads as people read them, in their language. No widgets."""
+
+from __future__ import annotations
+
+import re
+
+from PySide6.QtCore import QCoreApplication
+
+from app.catalog.downloads import Transfer
+from app.i18n import formatting
+from app.i18n.translator import said
+from core.errors import BadRequest
+from core.hub.fit import Kind, Verdict
+from core.hub.installed import Installed, Verification
+from core.hub.listing import ModelInfo
+from core.hub.progress import duration
+from core.units import format_bytes, format_memory, format_rate
+
+VERDICTS: dict[Kind, tuple[str, str, str]] = {
+    "fits": ("Fits", "check", "ok"),
+    "cpu_help": ("Runs with CPU help", "chip", "cpu"),
+    "slow": ("Slow", "warning", "warn"),
+    "no": ("Will not fit", "close", "danger"),
+}
+"""Word, icon and colour token of each verdict: meaning never hangs on colour alone."""
+FORMATS = {"bf16": "as stored", "int8": "8-bit", "int4": "4-bit"}
+HYPHEN = "\u2011"
+"""One that no line ends at."""
+BILLION = 950_000_000
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+BREAK = re.compile(r"<(?:br|/p|/div|/h\d|/li|/tr)\b[^>]*>", re.IGNORECASE)
+TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
+EMPTY_LINK = re.compile(r"\[\s*\]\([^)]*\)")
+BLANKS = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+FENCES = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
+
+
+def tr(text: str) -> str:
+    """The text in the person's language."""
+    return QCoreApplication.translate("models", text)
+
+
+def parameters(count: int) -> str:
+    """8.0 billion parameters, 362 million parameters."""
+    if not count:
+        return tr("{} parameters").format(formatting.UNKNOWN)
+    if count >= BILLION:
+        return tr("{} billion parameters").format(f"{count / 1e9:.1f}")
+    return tr("{} million parameters").format(f"{count / 1e6:.0f}")
+
+
+def size(count: int) -> str:
+    return format_bytes(count) if count else tr("size {}").format(formatting.UNKNOWN)
+
+
+def facts(count: int, nbytes: int, license: str, *, gated: bool) -> str:
+    """The second line of a row."""
+    short = f"{count / 1e9:.1f} B" if count >= BILLION else f"{count / 1e6:.0f} M"
+    licence = license or tr("licence {}").format(formatting.UNKNOWN)
+    parts = [short if count else formatting.UNKNOWN, size(nbytes), licence]
+    return " · ".join([*parts, tr("gated")] if gated else parts)
+
+
+def speed(verdict: Verdict) -> str:
+    """about 18-24 tokens/s; empty where it will not fit."""
+    if verdict.kind == "no":
+        return ""
+    low, high = verdict.tok_s.low, verdict.tok_s.high
+    # Below ten a whole number would hide most of what is known.
+    places = 0 if high >= 10 else 1
+    low_words, high_words = f"{low:.{places}f}", f"{high:.{places}f}"
+    words = high_words if low_words == high_words else f"{low_words}–{high_words}"
+    return tr("about {} tokens/s").format(words)
+
+
+def figures(verdict: Verdict) -> list[str]:
+    """What a verdict rests on, a line each."""
+    context = tr("Context: {} of {} tokens").format(f"{verdict.context:,}", f"{verdict.context_limit:,}")
+    lines = [sizes(verdict), *memory(verdict), context]
+    return (
+        [*lines, tr("The speed is {}.").format(formatting.confidence(verdict.confidence))] if speed(verdict) else lines
+    )
+
+
+def sizes(verdict: Verdict) -> str:
+    """Both sizes: as stored and as it will lie in memory."""
+    stored, used = format_bytes(verdict.stored_bytes), format_bytes(verdict.converted_bytes)
+    if verdict.converted_bytes >= verdict.stored_bytes:
+        return tr("{} of weights, used as stored ({}).").format(stored, verdict.format)
+    words = tr("{} of weights as stored, {} in memory after conversion to {}.")
+    return words.format(stored, used, tr(FORMATS[verdict.format]).replace("-", HYPHEN))
+
+
+def memory(verdict: Verdict) -> list[str]:
+    """What the model takes of each device."""
+    cards = sum(device.device != "cpu" for device in verdict.memory)
+    lines = []
+    for device in verdict.memory:
+        card = tr("Graphics memory ({})").format(device.device) if cards > 1 else tr("Graphics memory")
+        name = tr("Main memory") if device.device == "cpu" else card
+        used, free = format_memory(device.used), format_memory(device.free_before)
+        lines.append(tr("{}: {} needed, {} free").format(name, used, free))
+    return lines
+
+
+def transfer(state: Transfer) -> str:
+    """What a download is doing."""
+    progress = state.progress
+    if state.phase == "queued":
+        return tr("Waiting for its turn")
+    if state.phase == "failed":
+        return said(state.error.what) if state.error else tr("Stopped")
+    if state.phase == "paused" and state.error:
+        return tr("Paused: {}").format(said(state.error.what))
+    if progress is None or not progress.total:
+        return tr("Paused") if state.phase == "paused" else tr("Asking what there is")
+    amount = tr("{} of {}").format(format_bytes(progress.done), format_bytes(progress.total))
+    if state.phase == "paused":
+        return tr("Paused at {}").format(amount)
+    if progress.note:
+        return f"{amount} · {said(progress.note)}"
+    if progress.phase == "checking":
+        return f"{amount} · {tr('checking what is here')}"
+    parts = [amount]
+    if progress.rate:
+        parts.append(format_rate(progress.rate))
+    if progress.eta_s is not None:
+        parts.append(tr("{} left").format(duration(progress.eta_s)))
+    return " · ".join(parts)
+
+
+def unfinished(model: Installed) -> str:
+    """A download that an earlier run of the program left."""
+    amount = tr("{} of {}").format(format_bytes(model.bytes), format_bytes(model.total))
+    return tr("Paused at {}").format(amount)
+
+
+def info_line(info: ModelInfo) -> str:
+    """Downloads, likes, date."""
+    day = info.updated[:10] or formatting.UNKNOWN
+    words = tr("{} downloads a month · {} likes · updated {}")
+    return words.format(f"{info.downloads:,}", f"{info.likes:,}", day)
+
+
+def plain_card(card: str) -> str:
+    """A model card without HTML and images: what was only there to be looked at, or to be fetched, is left out."""
+    pieces = FENCES.split(card)
+    return "".join(piece if at % 2 else _plain(piece) for at, piece in enumerate(pieces)).strip()
+
+
+def _plain(text: str) -> str:
+    text = BREAK.sub("\n", HIDDEN.sub("", COMMENT.sub("", text)))
+    text = EMPTY_LINK.sub("", IMAGE.sub("", TAG.sub("", text)))
+    return BLANKS.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n")))
+
+
+def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
+    """The question before a model goes, what will become of its files, and the word on the button."""
+    whole = here is not None and here.complete
+    if here is not None and whole and not here.revision:
+        return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Take off")
+    question = tr("Delete {} from this computer?") if whole else tr("Give up the download of {}?")
+    told = tr("{} become free. It can be downloaded again.").format(format_bytes(here.bytes if here else 0))
+    return question.format(id), told, tr("Delete") if whole else tr("Give up")
+
+
+def damage(found: Verification) -> BadRequest:
+    """What is wrong with a model's files."""
+    names = ", ".join((*found.bad, *found.missing)[:3])
+    count = len(found.bad) + len(found.missing)
+    return BadRequest(
+        tr("{} files are damaged or missing: {}.").format(count, names),
+        next_step=tr("Press Repair to fetch only these again."),
+    )

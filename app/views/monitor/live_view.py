@@ -1,0 +1,241 @@
+"""The machine's story beside the chat: where the weights lie, how the rows are split, how fast it goes, and why.
+
+Thin: it shows the records it is given. Figures that are not known read "n/a".
+"""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+
+from app.i18n import formatting
+from app.i18n.translator import said, tr
+from app.monitor.bottleneck import Explanation
+from app.monitor.live_records import Outlook, Wish, idle_devices, with_sample
+from app.monitor.telemetry import Sample, Sampler
+from app.monitor.telemetry_nvml import GpuSample
+from app.settings.theme import GROUP, INSIDE, RELATED, Theme
+from app.views.controls.controls import Pane
+from app.views.monitor.gauges import Figure, SpeedLine
+from app.views.monitor.memory_view import LabelledBar, MemoryView, parts_of_split
+from app.views.monitor.what_if import WhatIf
+from core.events import Stats
+from core.units import format_rate
+
+SPEEDS = (
+    ("tok_s", "Writing", "Tokens per second, now"),
+    ("predicted", "Predicted", "Tokens per second that the plan expects"),
+    ("ttft", "First token", "Time from the question to the first token"),
+    ("prompt", "Reading the prompt", "Tokens per second while the prompt is read"),
+    ("context", "Context", "Tokens of the context in use"),
+)
+MACHINE = (
+    ("cpu", "CPU", "Use of all cores, by all programs"),
+    ("ram", "RAM", "Memory in use, by all programs"),
+    ("disk", "Disk", "Read from the disk, by all programs"),
+    ("gpu", "GPU", "Use of the graphics card"),
+    ("vram", "VRAM", "Graphics memory in use, by all programs"),
+    ("link", "Link", "To the graphics card / back from it"),
+    ("power", "Power", "What the graphics card draws, and its limit"),
+    ("heat", "Temperature", "Graphics card, else processor"),
+)
+
+
+class Telemetry(QObject):
+    """The sampler as a Qt object: `sampled(Sample)` arrives in the thread of its receivers."""
+
+    sampled = Signal(object)
+
+    def __init__(self, interval_s: float = 1.0, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._sampler = Sampler(self.sampled.emit, interval_s)
+
+    def start(self) -> None:
+        self._sampler.start()
+
+    def stop(self) -> None:
+        self._sampler.stop()
+
+
+class LiveView(Pane):
+    """Signals: `wished(Wish)`, to be answered by `what_if.show_answer(Outlook)`; `applied(Wish)`: re-plan like this."""
+
+    wished = Signal(object)
+    applied = Signal(object)
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(theme, "side", ("left",), parent)
+        self.setAccessibleName(self.tr("Live view"))
+        self._outlook: Outlook | None = None
+        self._sample: Sample | None = None
+        self.memory = MemoryView(theme, self)
+        self.decode = LabelledBar(theme, self.tr("Writing"), self)
+        self.prefill = LabelledBar(theme, self.tr("Reading the prompt"), self)
+        self.line = SpeedLine(theme, self)
+        self.speeds = {key: Figure(theme, self.tr(name), self.tr(tip), self) for key, name, tip in SPEEDS}
+        self.machine = {key: Figure(theme, self.tr(name), self.tr(tip), self) for key, name, tip in MACHINE}
+        self.reason, self.why = QLabel(self), QLabel(self)
+        self.what_if = WhatIf(theme, self)
+        self.what_if.wished.connect(self.wished)
+        self.what_if.applied.connect(self.applied)
+        self._headings: list[QLabel] = []
+        self._lay_out()
+        theme.changed.connect(self._on_theme)
+        self._on_theme()
+        self.show_outlook(None)
+        self.show_why(None)
+
+    def show_outlook(self, outlook: Outlook | None, context_limit: int = 0, vram_share: float = 1.0) -> None:
+        """The plan in force; None while no model is loaded. `context_limit`: the model's own, in tokens."""
+        self._outlook = outlook
+        predicted = outlook.decode_tok_s if outlook else None
+        self.line.set_predicted(predicted)
+        words = (
+            f"{formatting.rate(predicted.low)}–{formatting.rate(predicted.high)}" if predicted else formatting.UNKNOWN
+        )
+        self.speeds["predicted"].show_value(words)
+        self._show_split()
+        self._show_memory()
+        self.reason.setText(said(outlook.reason) if outlook else self.tr("No model is loaded."))
+        now = Wish(outlook.context, outlook.format, vram_share) if outlook else None
+        has_gpu = outlook is not None and any(device.kind == "gpu" for device in outlook.devices)
+        self.what_if.set_now(now, context_limit, has_gpu)
+
+    def show_stats(self, stats: Stats | None) -> None:
+        """The figures of the reply; None when there is none."""
+        self.line.add(stats.tok_s if stats else None)
+        known = stats or Stats()
+        self.speeds["tok_s"].show_value(_per_second(known.tok_s))
+        self.speeds["ttft"].show_value(formatting.seconds(known.ttft_s))
+        self.speeds["prompt"].show_value(_per_second(known.prompt_tok_s))
+        limit = known.context_limit
+        self.speeds["context"].show_value(formatting.of(known.context_used, limit) if limit else formatting.UNKNOWN)
+
+    @Slot(object)
+    def show_sample(self, sample: Sample) -> None:
+        """A reading of the machine."""
+        self._sample = sample
+        card = sample.gpus[0] if sample.gpus else None
+        for key, value in machine_words(sample, card).items():
+            self.machine[key].show_value(value)
+        self._show_memory()
+        self.line.update()
+
+    def show_why(self, why: Explanation | None) -> None:
+        """What bounds the speed, and what would help; None = nothing to be said."""
+        self.why.setVisible(why is not None)
+        self.why.setText(f"{said(why.sentence)} {said(why.help)}" if why else "")
+
+    def _show_memory(self) -> None:
+        sample = self._sample
+        if self._outlook is None:
+            self.memory.show_devices(idle_devices(sample) if sample else ())
+        elif sample is None:
+            self.memory.show_devices(self._outlook.devices)
+        else:
+            self.memory.show_devices([with_sample(device, sample) for device in self._outlook.devices])
+
+    def _show_split(self) -> None:
+        phases = (
+            (self.decode, self.tr("Writing"), self._outlook.decode if self._outlook else None),
+            (self.prefill, self.tr("Reading the prompt"), self._outlook.prefill if self._outlook else None),
+        )
+        for bar, name, split in phases:
+            bar.show_parts(name, parts_of_split(split) if split else (), 1.0, "" if split else formatting.UNKNOWN)
+
+    def _lay_out(self) -> None:
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(GROUP, 12, GROUP, GROUP)
+        column.setSpacing(RELATED)
+        for label in (self.reason, self.why):
+            label.setWordWrap(True)
+            label.setTextFormat(Qt.TextFormat.PlainText)
+            label.setIndent(0)
+        sections: tuple[tuple[str, tuple[QWidget, ...]], ...] = (
+            (self.tr("Memory"), (self.memory,)),
+            (self.tr("Who computes"), (self.decode, self.prefill, self.reason)),
+            (self.tr("Speed"), (self.line, self._table(self.speeds), self.why)),
+            (self.tr("Machine"), (self._table(self.machine),)),
+            (self.tr("What if"), (self.what_if,)),
+        )
+        for words, widgets in sections:
+            heading = QLabel(words)
+            self._headings.append(heading)
+            column.addWidget(heading)
+            for widget in widgets:
+                column.addWidget(widget)
+            column.addSpacing(RELATED)
+        column.addStretch(1)
+        area = QScrollArea(self)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setWidgetResizable(True)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setStyleSheet("QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; }")
+        area.setWidget(inside)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(1, 0, 0, 0)
+        whole.addWidget(area)
+
+    def _table(self, figures: dict[str, Figure]) -> QWidget:
+        table = QWidget()
+        column = QVBoxLayout(table)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        for figure in figures.values():
+            column.addWidget(figure)
+        return table
+
+    @Slot()
+    def _on_theme(self) -> None:
+        small = self._theme.font("small")
+        small.setWeight(small.Weight.DemiBold)
+        for heading in self._headings:
+            heading.setFont(small)
+            heading.setStyleSheet(f"color: {self._theme.colours.muted};")
+        for label, token in ((self.reason, "muted"), (self.why, "text")):
+            label.setFont(self._theme.font())
+            label.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; padding-top: {INSIDE}px;")
+        self.update()
+
+
+def _per_second(rate: float | None) -> str:
+    return formatting.UNKNOWN if rate is None else tr("{} tokens/s").format(formatting.rate(rate))
+
+
+def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
+    """The machine's figures as people read them, by the keys of MACHINE."""
+    known = card or GpuSample(0, "")
+    heat = known.temperature_c if known.temperature_c is not None else sample.cpu_temperature_c
+    return {
+        "cpu": formatting.percent(sample.cpu_percent),
+        "ram": _of(sample.ram_used, sample.ram_total),
+        "disk": _rate(sample.disk_read_bytes_s),
+        "gpu": formatting.percent(known.busy_percent),
+        "vram": _of(known.vram_used, known.vram_total),
+        "link": _link(known.link_in_bytes_s, known.link_out_bytes_s),
+        "power": _power(known.power_w, known.power_limit_w),
+        "heat": formatting.UNKNOWN if heat is None else f"{heat:.0f} °C",
+    }
+
+
+def _of(used: int | None, total: int | None) -> str:
+    if used is None or total is None:
+        return formatting.UNKNOWN
+    return formatting.of_memory(used, total)
+
+
+def _rate(bytes_s: float | None) -> str:
+    return formatting.UNKNOWN if bytes_s is None else format_rate(bytes_s)
+
+
+def _link(into: float | None, out: float | None) -> str:
+    if into is None or out is None:
+        return formatting.UNKNOWN
+    return f"{into / 1e9:.1f} / {out / 1e9:.1f} GB/s"
+
+
+def _power(watts: float | None, limit: float | None) -> str:
+    if watts is None:
+        return formatting.UNKNOWN
+    return f"{watts:.0f} W" if limit is None else f"{watts:.0f} of {limit:.0f} W"

@@ -1,0 +1,132 @@
+"""The pages of the settings that hold no settings: data folders, what goes online, the log and diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PySide6.QtCore import QCoreApplication, Qt, Signal, Slot
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+
+from app.about.diagnostics import tail
+from app.about.network_access import ACCESSES, HUB, NEVER
+from app.settings.theme import GROUP, INSIDE, RELATED, Theme
+from app.views.controls.inputs import TextBox
+
+LOG_LINES = 2000
+
+
+def paragraph(theme: Theme, text: str, token: str = "text") -> QLabel:
+    """Words that wrap, can be selected and follow the theme."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+
+    def colour() -> None:
+        label.setStyleSheet(f"color: {getattr(theme.colours, token)};")
+
+    theme.changed.connect(colour)
+    colour()
+    return label
+
+
+class FoldersPage(QWidget):
+    """Where everything lies, each with a button that opens it: `open_requested(path)`."""
+
+    open_requested = Signal(str)
+
+    def __init__(self, theme: Theme, folders: Sequence[tuple[str, Path]], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(GROUP)
+        for name, path in folders:
+            column.addLayout(self._row(theme, QCoreApplication.translate("Folders", name), path))
+        column.addStretch(1)
+
+    def _row(self, theme: Theme, name: str, path: Path) -> QHBoxLayout:
+        words = QVBoxLayout()
+        words.setSpacing(2)
+        words.addWidget(paragraph(theme, name))
+        place = paragraph(theme, str(path), "muted")
+        words.addWidget(place)
+        button = QPushButton(self.tr("Open"), self)
+        button.setAccessibleName(self.tr("Open: {}").format(name))
+        button.clicked.connect(lambda: self.open_requested.emit(str(path)))
+        row = QHBoxLayout()
+        row.addLayout(words, 1)
+        row.addWidget(button)
+        return row
+
+
+class OnlinePage(QWidget):
+    """What goes online: all of it."""
+
+    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(INSIDE)
+        column.addWidget(paragraph(theme, _said(NEVER)))
+        column.addWidget(paragraph(theme, _said(HUB), "muted"))
+        for access in ACCESSES:
+            column.addSpacing(RELATED)
+            heading = paragraph(theme, _said(access.what))
+            font = theme.font()
+            font.setWeight(font.Weight.DemiBold)
+            heading.setFont(font)
+            column.addWidget(heading)
+            column.addWidget(paragraph(theme, _said(access.when)))
+            column.addWidget(paragraph(theme, self.tr("Sent: {}").format(_said(access.sent)), "muted"))
+        column.addStretch(1)
+
+
+def _said(text: str) -> str:
+    return QCoreApplication.translate("Online", text)
+
+
+class LogPage(QWidget):
+    """The end of the log, and a text for bug reports. `open_requested(folder)`."""
+
+    open_requested = Signal(str)
+
+    def __init__(self, theme: Theme, log: Path, diagnostics: Callable[[], str], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._log, self._diagnostics = log, diagnostics
+        self.text = TextBox(theme, self)
+        self.text.setReadOnly(True)
+        self.text.setAccessibleName(self.tr("Log"))
+        self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
+        self.text.setFont(theme.font("code"))
+        self._copy = QPushButton(self.tr("Copy diagnostics"), self)
+        refresh, folder = QPushButton(self.tr("Refresh"), self), QPushButton(self.tr("Open folder"), self)
+        self._copy.clicked.connect(self._on_copy)
+        refresh.clicked.connect(self.refresh)
+        folder.clicked.connect(lambda: self.open_requested.emit(str(log.parent)))
+        row = QHBoxLayout()
+        for button in (self._copy, refresh, folder):
+            row.addWidget(button)
+        row.addStretch(1)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(RELATED)
+        column.addWidget(
+            paragraph(theme, self.tr("Diagnostics hold versions, this computer and the log, and no chat text."))
+        )
+        column.addWidget(self.text, 1)
+        column.addLayout(row)
+
+    @Slot()
+    def refresh(self) -> None:
+        """Read the log again."""
+        lines = tail(self._log, LOG_LINES)
+        self.text.setPlainText("\n".join(lines) if lines else self.tr("The log is empty."))
+        bar = self.text.verticalScrollBar()
+        bar.setValue(bar.maximum())
+
+    @Slot()
+    def _on_copy(self) -> None:
+        QGuiApplication.clipboard().setText(self._diagnostics())
+        self._copy.setText(self.tr("Copied"))

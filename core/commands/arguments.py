@@ -1,0 +1,61 @@
+"""Arguments that several commands share, and how a model is named on the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from core.errors import BadRequest
+from core.events import LoadOptions
+from core.paths import SHAPE_PREFIX
+from core.spec import Budget
+from core.units import parse_size
+
+
+def size(text: str) -> int:
+    """argparse type for sizes as people write them."""
+    try:
+        return parse_size(text)
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What may be used of this machine; the same for every command that plans or runs a model."""
+    group = parser.add_argument_group("what may be used")
+    group.add_argument("--vram", type=size, metavar="SIZE", help="at most this much memory of the graphics card")
+    group.add_argument("--ram", type=size, metavar="SIZE", help="at most this much main memory")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument("--context", type=int, metavar="N", help="context in tokens")
+    group.add_argument("--format", choices=("auto", "bf16", "int8", "int4"), default="auto", help="weight format")
+    group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]")
+
+
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    return LoadOptions(
+        context=args.context,
+        format=args.format,
+        vram=args.vram,
+        ram=args.ram,
+        threads=args.threads,
+        simulate_gpu=args.simulate_gpu,
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL or --shape NAME, one of them."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a Hub id")
+    which.add_argument("--shape", metavar="NAME", help="random weights of a known model's dimensions")
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model as `source.open_source` takes it."""
+    return f"{SHAPE_PREFIX}{args.shape}" if args.shape else str(args.model)
+
+
+def budget(args: argparse.Namespace) -> Budget:
+    return Budget(vram=args.vram, ram=args.ram, threads=args.threads, context=args.context, format=args.format)

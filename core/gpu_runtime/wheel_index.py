@@ -1,0 +1,132 @@
+"""Package indexes of wheels (PEP 503, with the checksums and metadata files of PEP 658): what they list, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from html.parser import HTMLParser
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+from packaging.requirements import Requirement
+from packaging.tags import Tag, sys_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
+
+from core.errors import AccessDenied, DownloadFailed, ModelNotFound
+from core.events import Stop
+from core.gpu_runtime.cuda_choice import NoRuntime
+from core.hub.client import Client
+from core.hub.retry import Retries, retry
+
+PAGE_BYTES = 32 << 20
+METADATA_BYTES = 4 << 20
+PAGES = ("https://download.pytorch.org/whl/{tag}",)
+"""Where wheels are looked for, in this order: PyTorch's own index for a CUDA version, which is complete."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel that an index lists with its SHA-256."""
+
+    name: str
+    version: Version
+    tags: frozenset[Tag]
+    file: str
+    url: str
+    sha256: str
+
+
+class _Page(HTMLParser):
+    """The links of a project's page that carry a checksum and were not withdrawn."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+        self.wheels: list[Wheel] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        link = dict(attrs)
+        href = link.get("href")
+        if tag == "a" and href and "data-yanked" not in link:
+            url, fragment = urldefrag(urljoin(self._address, href))
+            kind, _, digest = fragment.partition("=")
+            if kind == "sha256" and (wheel := _wheel(url, digest.lower())):
+                self.wheels.append(wheel)
+
+
+def _wheel(url: str, sha256: str) -> Wheel | None:
+    file = unquote(urlsplit(url).path.rpartition("/")[2])
+    try:
+        name, version, _, tags = parse_wheel_filename(file)
+    except InvalidWheelFilename:
+        return None
+    return Wheel(name, version, tags, file, url, sha256)
+
+
+def parse_page(html: str, address: str) -> list[Wheel]:
+    """The wheels on a project's page at `address`."""
+    page = _Page(address)
+    page.feed(html)
+    return page.wheels
+
+
+def best(wheels: Iterable[Wheel], wanted: Requirement, tags: Sequence[Tag]) -> Wheel | None:
+    """The newest wheel that fulfils a requirement here; of one version the one made for the nearest platform."""
+    ranks = {tag: rank for rank, tag in enumerate(tags)}
+    fitting = [
+        (wheel.version, -min(ranks[tag] for tag in wheel.tags & ranks.keys()), wheel)
+        for wheel in wheels
+        if wheel.tags & ranks.keys() and wanted.specifier.contains(wheel.version)
+    ]
+    return max(fitting, key=lambda found: found[:2], default=(None, None, None))[2]
+
+
+class Indexes:
+    """The indexes for one CUDA version, read through a client. Nothing is kept between questions."""
+
+    def __init__(self, client: Client, pages: Sequence[str], tag: str, retries: Retries | None = None) -> None:
+        self._client = client
+        self._pages = tuple(page.format(tag=tag) for page in pages)
+        self._retries = retries or client.retries
+        self._tags = tuple(sys_tags())
+
+    def find(self, wanted: Requirement, stop: Stop) -> Wheel:
+        """The best wheel of the first index that has one. Raises NoRuntime, NetworkError, Stopped."""
+        name = canonicalize_name(wanted.name)
+        for page in self._pages:
+            address = f"{page}/{name}/"
+            if wheel := best(parse_page(self._text(address, name, PAGE_BYTES, stop), address), wanted, self._tags):
+                return wheel
+        raise NoRuntime(f"{wanted} is not offered for this computer.", "Its index lists no wheel that fits.")
+
+    def requirements(self, wheel: Wheel, stop: Stop) -> list[Requirement]:
+        """What a wheel says that it needs. Raises DownloadFailed, NetworkError, Stopped."""
+        text = self._text(f"{wheel.url}.metadata", wheel.name, METADATA_BYTES, stop)
+        if not text:
+            raise DownloadFailed(f"What {wheel.file} needs was not told.", "Its index has no metadata for it.")
+        return [Requirement(line) for line in HeaderParser().parsestr(text).get_all("Requires-Dist", [])]
+
+    def size(self, wheel: Wheel, stop: Stop) -> int:
+        """The bytes of a wheel, asked of its server without fetching it. Raises DownloadFailed, NetworkError."""
+
+        def once() -> int:
+            with self._client.open(wheel.url, wheel.name, {"Range": "bytes=0-0"}) as reply:
+                total = reply.headers.get("Content-Range", "").rpartition("/")[2] or reply.headers["Content-Length"]
+                return int(total or 0)
+
+        if size := retry(once, self._retries, stop):
+            return size
+        raise DownloadFailed(f"The size of {wheel.file} was not told.", "", "Try again later.")
+
+    def _text(self, address: str, name: str, most: int, stop: Stop) -> str:
+        """A small file; "" where there is none, which some servers say as 403."""
+
+        def once() -> bytes:
+            with self._client.open(address, name) as reply:
+                return reply.read(most)
+
+        try:
+            return retry(once, self._retries, stop).decode("utf-8", "replace")
+        except (ModelNotFound, AccessDenied):
+            return ""

@@ -1,0 +1,75 @@
+"""What has to be fetched for a CUDA build of torch: its wheel and NVIDIA's libraries, with their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from core.events import Stop, never
+from core.gpu_runtime.cuda_choice import CudaBuild
+from core.gpu_runtime.wheel_index import Indexes, Wheel
+from core.hub.listing import RemoteFile
+
+FOLLOWED = ("nvidia-", "cuda-toolkit")
+"""Of all that torch requires: its other libraries are here already, and triton compiles kernels that we never use."""
+UNPACKED = 1.6
+"""Bytes on the disk for each byte of a wheel, as measured with torch 2.13 for CUDA 13.0."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The wheels of one runtime; `version` is torch's with the build's tag, as "2.13.0+cu130"."""
+
+    version: str
+    cuda: str
+    wheels: tuple[tuple[Wheel, RemoteFile], ...]
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(file.size for _, file in self.wheels)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Once it is set up; an estimate."""
+        return round(self.download_bytes * UNPACKED)
+
+    def address(self, file: RemoteFile) -> str:
+        """Where a file is fetched from."""
+        return next(wheel.url for wheel, known in self.wheels if known == file)
+
+
+def find_needed(indexes: Indexes, build: CudaBuild, torch: str, stop: Stop = never) -> Needed:
+    """Ask the indexes what `torch` (a public version, as "2.13.0") needs. Raises NoRuntime, NetworkError, Stopped."""
+    version = f"{torch}+{build.tag}"
+    found: dict[str, Wheel] = {}
+    waiting = [Requirement(f"torch=={version}")]
+    seen: set[str] = set()
+    while waiting:
+        wanted = waiting.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        name = canonicalize_name(wanted.name)
+        wheel = found.setdefault(name, indexes.find(wanted, stop)) if name not in found else found[name]
+        waiting += followed(indexes.requirements(wheel, stop), wanted.extras)
+    sizes = {name: indexes.size(wheel, stop) for name, wheel in found.items()}
+    files = ((wheel, RemoteFile(wheel.file, sizes[name], "", wheel.sha256)) for name, wheel in found.items())
+    return Needed(version, build.cuda, tuple(files))
+
+
+def followed(requirements: list[Requirement], extras: set[str]) -> Iterator[Requirement]:
+    """Those that hold on this system with these extras, and are not here already."""
+    for wanted in requirements:
+        if canonicalize_name(wanted.name).startswith(FOLLOWED) and _holds(wanted, extras):
+            yield wanted
+
+
+def _holds(wanted: Requirement, extras: set[str]) -> bool:
+    if wanted.marker is None:
+        return True
+    here = {name: str(value) for name, value in default_environment().items()}
+    return any(wanted.marker.evaluate({**here, "extra": extra}) for extra in extras or {""})

@@ -1,0 +1,291 @@
+"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work.
+
+Rates are those of the very operations that a model will use, on data that no cache holds. A few seconds in all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from core.accelerators.base import PINNED, Accelerator
+from core.errors import NotEnoughMemory
+from core.hardware.call_overhead import DeviceOverheads, Overheads
+from core.hardware.workloads import COLD_BYTES, COLUMNS, COPY_BYTES, ROWS, CpuLoad, LinkLoad, seconds_of, weight_of
+from core.kernels.autotune import BUCKET_ROWS, KernelTable, measure
+from core.kernels.matmul import host_matmul
+from core.offload.host_weight import DeviceRows, HostWeight
+from core.offload.parameter_manager import copied_rows
+from core.spec import KernelRate, Link, Storage, row_bytes
+from core.units import MIB
+
+STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
+RARE: tuple[Storage, ...] = ("fp16", "fp32")
+"""Timed on a quarter of it: few models are stored so, and their kernels can be very slow."""
+READ_BYTES, READ_PARTS = 256 * MIB, 16
+ROUNDS = 6
+"""How often each weight is multiplied with one row."""
+SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
+COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
+TOGETHER_S = 0.4
+WAKING_S = 0.1
+"""Until the system has given each thread a core of its own: a process's first matmuls take twice as long."""
+ENOUGH_S = 4.0
+LONG_S = 0.5
+"""What takes so long is not timed again: the first calls of a kernel, which are slower, are a small part of it."""
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """What `spec.Cpu` holds of measured rates, and which kernels won."""
+
+    threads: int
+    read_bytes_s: float
+    rates: tuple[KernelRate, ...]
+    call_s: float
+    layer_s: float
+    table: KernelTable
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """What `spec.Gpu` holds of measured rates."""
+
+    bytes_s: float
+    flops: float
+    rates: tuple[KernelRate, ...]
+    link: Link
+    cpu_under_copy: float
+    link_under_cpu: float
+    launch_s: float
+    layer_s: float
+
+
+def measure_cpu() -> CpuRates:
+    """With as many threads as torch uses now."""
+    table = KernelTable(torch.get_num_threads())
+    overheads = _overheads(table)
+    call_s, layer_s = overheads.call_s(), overheads.layer_s()
+    deadline = time.monotonic() + ENOUGH_S
+    measured: list[Storage] = []
+    for storage in STORAGES:
+        if storage in RARE and time.monotonic() > deadline:
+            break  # a busy or slow machine: the planner guesses what is missing
+        table = measure([(storage, ROWS // 4 if storage in RARE else ROWS, COLUMNS)], table)
+        measured.append(storage)
+    rates = _cpu_rates(table, measured, call_s)
+    # Reading at best what the best kernel reads: neither sees more than the memory gives.
+    read = max(_read_rate(), *(rate.bytes_s for rate in rates))
+    return CpuRates(table.threads, read, rates, call_s, layer_s, table)
+
+
+def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float) -> dict[Storage, float]:
+    """How fast the CPU multiplies now, by the rates that were measured in the same way before, for each format that
+    models are kept in: those that compute more feel a slow memory less. Takes some 0.4 s."""
+    common = [rate for rate in rates if rate.storage not in RARE]
+    one_row = _one_row_s([CpuLoad(table, rate.storage, COLD_BYTES // 2) for rate in common])
+    return {
+        rate.storage: ROWS * row_bytes(rate.storage, COLUMNS) / (seconds - call_s) / rate.bytes_s
+        for rate, seconds in zip(common, one_row, strict=True)
+    }
+
+
+def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
+    """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
+    # With the CPU's kernels on the CPU's cores.
+    rates = (
+        cpu.rates if accelerator.shares_cores else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
+    )
+    copiers = _copiers(accelerator, cpu.threads)
+    link, work = LinkLoad(accelerator, SLOT_BYTES, copiers), CpuLoad(cpu.table, "bf16")
+    piece_s = _piece_s(accelerator, link, copiers)
+    alone = COPY_BYTES / (link.seconds() - link.pieces * piece_s)
+    before = work.rate(TOGETHER_S / 2)
+    copying, computing = _together(link, work)
+    link.close()
+    overheads = _overheads(cpu.table).of_device(accelerator)
+    return GpuRates(
+        bytes_s=max(rate.bytes_s for rate in rates),
+        flops=max(rate.flops[3] for rate in rates),
+        rates=rates,
+        link=_link(accelerator, alone, piece_s, copiers, overheads),
+        cpu_under_copy=_part(computing, before),
+        link_under_cpu=_part(copying, alone),
+        launch_s=overheads.launch_s,
+        layer_s=overheads.layer_s,
+    )
+
+
+class Neighbours:
+    """How much of the processor other programs use from its making on: rates measured beside them are too low."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Part of all cores' time, 0-1."""
+        busy, own, elapsed = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return max(0.0, busy - own) / (elapsed * (psutil.cpu_count() or 1)) if elapsed else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        system, process = psutil.cpu_times(), psutil.Process().cpu_times()
+        waiting = system.idle + getattr(system, "iowait", 0.0)
+        return sum(system[:8]) - waiting, process.user + process.system, time.monotonic()
+
+
+def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
+    """The rate from times of the standing weight in each bucket."""
+    operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_ROWS]
+    flops = [count / taken for count, taken in zip(operations, seconds, strict=True)]
+    nbytes = ROWS * row_bytes(storage, COLUMNS)
+    return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
+
+
+def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -> tuple[KernelRate, ...]:
+    """Without the calls, which are counted by themselves."""
+    loads = {storage: CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
+    one_row = _one_row_s(tuple(loads.values()))
+    return tuple(
+        _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_ROWS[1:])])
+        for (storage, load), seconds in zip(loads.items(), one_row, strict=True)
+    )
+
+
+def _one_row_s(loads: Sequence[CpuLoad]) -> list[float]:
+    """Seconds of one weight of each, in turn: the memory's rate changes from one moment to the next, and the formats
+    are compared."""
+    loads[0].rate(WAKING_S)
+    taken: list[list[float]] = [[] for _ in loads]
+    for _ in range(ROUNDS):
+        for load, times in zip(loads, taken, strict=True):
+            times += map(seconds_of, load.products())
+    return [statistics.median(times) for times in taken]
+
+
+def _read_rate() -> float:
+    parts = torch.ones(READ_BYTES // 4).chunk(READ_PARTS)
+    return READ_BYTES / READ_PARTS / _quiet([part.sum for part in parts] * 3)
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """The shortest of several runs: what else the machine does only ever adds."""
+    return min(seconds_of(work) for _ in range(times))
+
+
+def _quiet(works: Sequence[Callable[[], object]]) -> float:
+    """The time that a tenth of these like pieces of work stay below: that of a quiet moment, if not of a lucky one."""
+    return statistics.quantiles([seconds_of(work) for work in works], n=10)[0]
+
+
+def _overheads(table: KernelTable) -> Overheads:
+    products = itertools.cycle(CpuLoad(table, "bf16", COLD_BYTES // 2).products())
+    return Overheads(lambda: next(products)())
+
+
+def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
+    # Several, so that the card's cache does not hold the one that comes next.
+    weights = [
+        _on_device(HostWeight(host_matmul(one, table.names(storage, *one.shape))), accelerator)
+        for one in (weight_of(storage) for _ in range(4))
+    ]
+    dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
+    taken = []
+    for m in BUCKET_ROWS:
+        x = torch.ones((m, COLUMNS), dtype=dtype, device=accelerator.device)
+        taken.append(_device_seconds(accelerator, weights, x))
+    return _rate_of(storage, taken)
+
+
+def _on_device(host: HostWeight, accelerator: Accelerator) -> DeviceRows:
+    buffer = accelerator.empty((host.rows * host.row_bytes,), torch.uint8)
+    return copied_rows(accelerator, accelerator.stream(), host, 0, host.rows, buffer)
+
+
+def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: Tensor) -> float:
+    def all_once() -> None:
+        for weight in weights:
+            accelerator.launch(lambda weight=weight: weight.linear(x), weight.weight.nbytes)  # type: ignore[misc]
+        accelerator.synchronize()
+
+    first_s = seconds_of(all_once)
+    return (_best(all_once, 5) if first_s < LONG_S else first_s) / len(weights)
+
+
+def _piece_s(accelerator: Accelerator, link: LinkLoad, copiers: int) -> float:
+    """What cutting the same bytes into more pieces costs for each of them."""
+    small = LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
+    more, seconds = small.pieces - link.pieces, small.seconds() - link.seconds()
+    small.close()
+    return max(0.0, seconds) / more
+
+
+def _copiers(accelerator: Accelerator, threads: int) -> int:
+    """How many threads fill the ring fastest, or nearly so: each takes a core from those that compute."""
+    taken: dict[int, float] = {}
+    for count in (count for count in COPIERS if count == 1 or count <= threads // 4):
+        load = LinkLoad(accelerator, SLOT_BYTES, count)
+        taken[count] = load.seconds()
+        load.close()
+    return next(count for count, seconds in taken.items() if seconds <= NEARLY_BEST * min(taken.values()))
+
+
+def _link(accelerator: Accelerator, staged: float, piece_s: float, copiers: int, overheads: DeviceOverheads) -> Link:
+    pageable, locked = torch.ones(COPY_BYTES, dtype=torch.uint8), _locked(accelerator)
+    there = accelerator.empty((COPY_BYTES,), torch.uint8)
+    stream = accelerator.stream()
+
+    def rate(dst: Tensor, src: Tensor) -> float:
+        def copy() -> None:
+            accelerator.copy_async(dst, src, stream)
+            stream.synchronize()
+
+        return COPY_BYTES / _best(copy, 3)
+
+    return Link(
+        h2d_pinned=rate(there, pageable if locked is None else locked),
+        h2d_pageable=rate(there, pageable),
+        d2h_pinned=rate(pageable if locked is None else locked, there),
+        d2h_pageable=rate(pageable, there),
+        staged=staged,
+        sync_s=overheads.sync_s,
+        back_s=overheads.back_s,
+        piece_s=piece_s,
+        lockable=locked is not None,
+        copiers=copiers,
+    )
+
+
+def _locked(accelerator: Accelerator) -> Tensor | None:
+    """Pinned memory to copy from, None where the system gives none."""
+    try:
+        return accelerator.pinned(COPY_BYTES).fill_(1)
+    except NotEnoughMemory as error:
+        if error.device != PINNED:
+            raise
+        return None
+
+
+def _together(link: LinkLoad, work: CpuLoad) -> tuple[float, float]:
+    """Bytes per second of the link and of the CPU while both work."""
+    stop = threading.Event()
+    copied: list[float] = []
+    thread = threading.Thread(target=lambda: copied.append(link.rate(stop)), daemon=True)
+    thread.start()
+    computed = work.rate(TOGETHER_S)
+    stop.set()
+    thread.join()
+    return copied[0] if copied else 0.0, computed
+
+
+def _part(together: float, alone: float) -> float:
+    """What is left of a rate, within what can be believed."""
+    return min(1.0, max(0.2, together / alone)) if alone else 1.0

@@ -1,0 +1,119 @@
+"""What calls cost besides the bytes they read, timed as in a pass: between products that empty the caches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from core.accelerators.base import Accelerator
+from core.kernels.matmul import host_matmul
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantized_weight import QuantizedWeight
+from core.offload.hetero_linear import HeteroLinear, SharedInputs
+from core.offload.host_weight import HostWeight
+from core.offload.parameter_manager import copied_rows
+from core.spec import Rows
+
+SMALL, CALLS = 64, 100
+"""Rows and columns of a weight whose time is all calls, and how many of them are timed."""
+SMALL_OPERATIONS, WIDTH = 40, 2048
+PER_LAYER, PER_DEVICE_LAYER = 4.5, 7.0
+"""How many times as long as that many small operations one layer takes besides its linears (norms, rotary embedding,
+Python): 16 layers of llama-3.2-1b on two cores of Zen 3, all on the CPU, and with rows on a (simulated) device."""
+NOTHING_S = 1e-6
+
+
+@dataclass(frozen=True)
+class DeviceOverheads:
+    """Seconds to launch a small linear; to bring an input to the host and wait for it; to bring the result of the
+    CPU's rows to the device; of a layer besides its linears."""
+
+    launch_s: float
+    sync_s: float
+    back_s: float
+    layer_s: float
+
+
+class Overheads:
+    """`product` is called before each call that is timed."""
+
+    def __init__(self, product: Callable[[], object]) -> None:
+        self._product = product
+
+    def call_s(self) -> float:
+        """One product of a small weight on the CPU."""
+        weight, x = host_matmul(_small_weight()), torch.ones(1, SMALL, dtype=torch.bfloat16)
+        return self._median(lambda: weight(HostInput(x)))
+
+    def layer_s(self) -> float:
+        """A layer on the CPU besides its linears."""
+        return PER_LAYER * self._small_s()
+
+    def of_device(self, accelerator: Accelerator) -> DeviceOverheads:
+        """Those of a linear and a layer that compute there. Raises NotEnoughMemory, DeviceLost."""
+        call_s = self.call_s()
+        launch_s = self._forward_s(_linear(accelerator, SMALL))
+        divided = _linear(accelerator, SMALL // 2)
+        first_s, next_s = self._forward_s(divided), self._forward_s(divided, [divided])
+        return DeviceOverheads(
+            launch_s,
+            max(NOTHING_S, first_s - next_s),
+            max(NOTHING_S, next_s - launch_s - call_s),
+            PER_DEVICE_LAYER * self._small_s(),
+        )
+
+    def _small_s(self) -> float:
+        """Some small operations on the CPU: Python and torch's own work for each take the time, wherever they run."""
+        x = torch.ones(1, WIDTH, dtype=torch.bfloat16)
+
+        def operations() -> None:
+            y = x
+            for _ in range(SMALL_OPERATIONS):
+                y = y + x
+
+        return self._median(operations)
+
+    def _forward_s(self, linear: HeteroLinear, earlier: Sequence[HeteroLinear] = ()) -> float:
+        """Of a linear that reads a new input, or one that `earlier` linears have read."""
+        x = torch.ones(1, SMALL, dtype=torch.bfloat16, device=linear.accelerator.device)
+
+        def before() -> None:
+            linear.inputs.forget()
+            for other in earlier:
+                other(x)
+            self._product()
+
+        taken = _median(lambda: linear(x), before)
+        linear.accelerator.synchronize()
+        return taken
+
+    def _median(self, work: Callable[[], object]) -> float:
+        return _median(work, self._product)
+
+
+def _median(work: Callable[[], object], before: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(CALLS):
+        before()
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _small_weight() -> QuantizedWeight:
+    return QuantizedWeight("bf16", (SMALL, SMALL), torch.ones(SMALL, SMALL, dtype=torch.bfloat16))
+
+
+def _linear(accelerator: Accelerator, resident: int) -> HeteroLinear:
+    """A small linear whose first rows lie on the device, the others on the CPU."""
+    host = HostWeight(host_matmul(_small_weight()))
+    linear = HeteroLinear(host, None, accelerator, SharedInputs(accelerator))
+    linear.division = Rows(resident, 0, SMALL - resident)
+    buffer = accelerator.empty((resident * host.row_bytes,), torch.uint8)
+    linear.resident = copied_rows(accelerator, accelerator.stream(), host, 0, resident, buffer)
+    return linear

@@ -1,0 +1,36 @@
+"""Times the disk that a folder lies on. No torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from core.units import MIB
+
+DISK_BYTES = 64 * MIB
+
+
+def measure_disk(folder: Path) -> float | None:
+    """Bytes per second of reading what no cache holds, None where the system offers no way around its cache."""
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    path = folder / "disk-rate.tmp"
+    try:
+        path.write_bytes(os.urandom(MIB) * (DISK_BYTES // MIB))
+        return _read_uncached(path)
+    except OSError:
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read_uncached(path: Path) -> float:
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        buffer = bytearray(4 * MIB)
+        start = time.perf_counter()
+        while file.readinto(buffer):
+            pass
+        return DISK_BYTES / (time.perf_counter() - start)

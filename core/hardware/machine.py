@@ -1,0 +1,114 @@
+"""This machine as the loader uses it: its measured record, its devices, and the kernels that are fastest here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from core.accelerators.base import Accelerator
+from core.accelerators.factory import open_accelerator
+from core.accelerators.simulation_spec import Simulation, parse_simulation
+from core.errors import DeviceLost
+from core.hardware.benchmark import present_paces
+from core.hardware.cpu_info import cpu_info, ram
+from core.hardware.profile import at_pace, measured_machine, refreshed
+from core.kernels.autotune import KernelTable
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
+
+STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
+# Of a laptop of some years ago: bytes per second of its memory, operations per second by rows of input.
+TYPICAL_BYTES_S = 20e9
+TYPICAL_FLOPS = (10e9, 20e9, 50e9, 100e9)
+
+
+@dataclass
+class Machine:
+    """`hardware` was measured once; `accelerators` by the index of their GPU, opened when a plan uses them."""
+
+    hardware: Hardware
+    kernels: KernelTable
+    simulate_gpu: str | None
+    accelerators: dict[int, Accelerator]
+
+    def now(self) -> Hardware:
+        """The record with the memory that is free at this moment, counting what we hold on a device as free."""
+        hardware = refreshed(self.hardware)
+        return replace(hardware, gpus=tuple(self._freed(gpu) for gpu in hardware.gpus))
+
+    def keep_pace(self) -> None:
+        """Take the processor for as fast as it is now, not as when it was measured: heat, the power plan and other
+        programs change that. Takes some 0.4 s."""
+        cpu, before = self.hardware.cpu, torch.get_num_threads()
+        torch.set_num_threads(cpu.threads)
+        try:
+            self.hardware = at_pace(self.hardware, present_paces(self.kernels, cpu.rates, cpu.call_s))
+        finally:
+            torch.set_num_threads(before)
+
+    def without_gpus(self) -> Hardware:
+        """The record as it is when no device can be used."""
+        return replace(refreshed(self.hardware), gpus=())
+
+    def accelerator(self, index: int) -> Accelerator:
+        """The device of a GPU of the record. Raises DeviceLost."""
+        if index not in self.accelerators:
+            simulation = parse_simulation(self.simulate_gpu) if self.simulate_gpu else None
+            opened = open_accelerator(index, simulation)
+            assert opened is not None
+            self.accelerators[index] = opened
+        return self.accelerators[index]
+
+    def forget_lost(self) -> bool:
+        """Let go of devices that stopped answering, so that they are opened anew; whether there was one."""
+        lost = [index for index, accelerator in self.accelerators.items() if _is_lost(accelerator)]
+        for index in lost:
+            self.accelerators.pop(index).close()
+        return bool(lost)
+
+    def close(self) -> None:
+        """Let go of all devices."""
+        for accelerator in self.accelerators.values():
+            accelerator.close()
+        self.accelerators.clear()
+
+    def _freed(self, gpu: Gpu) -> Gpu:
+        if gpu.index not in self.accelerators:
+            return gpu
+        memory = self.accelerators[gpu.index].memory()
+        return replace(gpu, vram_free=max(0, memory.free + memory.used))
+
+
+def _is_lost(accelerator: Accelerator) -> bool:
+    try:
+        accelerator.memory()
+    except DeviceLost:
+        return True
+    return False
+
+
+def open_machine(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
+    """Measure this machine, or remember it from `folder`. Raises BadRequest."""
+    hardware, kernels = measured_machine(folder, simulate_gpu, threads)
+    return Machine(hardware, kernels, simulate_gpu, {})
+
+
+def assume_machine(simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
+    """This machine with rates taken from a table: enough to place a model so small that it is fast anywhere."""
+    info, (total, free) = cpu_info(), ram()
+    count = threads or info.physical_cores
+    rates = tuple(KernelRate(storage, TYPICAL_BYTES_S, TYPICAL_FLOPS) for storage in STORAGES)
+    cpu = Cpu(info.name, info.physical_cores, info.logical_cores, info.isa, total, free, TYPICAL_BYTES_S, rates, count)
+    gpus = (_assumed_gpu(parse_simulation(simulate_gpu)),) if simulate_gpu else ()
+    return Machine(Hardware(cpu, gpus, measured=False), KernelTable(count), simulate_gpu, {})
+
+
+def _assumed_gpu(simulation: Simulation) -> Gpu:
+    speed = simulation.link
+    link = Link(speed, speed, speed, speed, speed)
+    rate = simulation.gpu or TYPICAL_BYTES_S
+    return Gpu(
+        "Simulated GPU", 0, simulation.vram, simulation.vram, rate, TYPICAL_FLOPS[-1], link,
+        simulated=True, shares_cores=simulation.gpu is None and not simulation.cores, kind="simulated",
+    )  # fmt: skip

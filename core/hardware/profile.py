@@ -1,0 +1,286 @@
+"""This machine as the planner sees it: asked freshly what is free, measured once how fast it is.
+
+`hardware_for` keeps what was measured in one file of the folder given to it, by processor, memory, cards, driver,
+torch, our kernels and threads: a change of any of these means measuring again. Torch is imported inside of functions
+only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from core.accelerators.simulation_spec import Simulation, parse_simulation
+from core.errors import HeteGenError
+from core.files import keep
+from core.hardware.cpu_info import CpuInfo, cpu_info, ram
+from core.hardware.disk_rate import measure_disk
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
+
+if TYPE_CHECKING:
+    from core.hardware.benchmark import CpuRates, GpuRates
+    from core.kernels.autotune import KernelTable
+
+PROFILE_FILE = "hardware.json"
+PROFILE_VERSION = 6
+"""Counted up when what is measured changes its meaning."""
+KEPT_PROFILES = 8
+UNKNOWN_DISK_RATE = 1e9
+SAME_PACE, LEAST_PACE, MOST_PACE = 0.05, 0.4, 2.0
+"""A difference in pace that is noise, and the bounds of what a few moments can tell."""
+TOO_BUSY, MOST_TRIES = 0.2, 3
+"""Rates measured while others used more of the processor are used, but measured again in the next runs."""
+
+_measuring = Lock()
+"""Held by whoever measures: two at a time would time each other, and the second finds what the first has kept."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card that torch can use, as the driver describes it."""
+
+    index: int
+    name: str
+    total: int
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """What was measured of this machine, as kept on disk. `gpus`: rates, or a sentence why a card cannot be used;
+    `busy`: part of the processor that others used meanwhile; `tries`: how often it was measured in the hope of better.
+    """
+
+    cpu: CpuRates
+    gpus: tuple[GpuRates | str, ...]
+    disk_bytes_s: float
+    busy: float = 0.0
+    tries: int = 1
+
+
+def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Hardware:
+    """The machine's record, measured if it has not been before (some seconds). Raises BadRequest.
+
+    `simulate_gpu` (as on the command line) puts a simulated card in the place of the real ones.
+    """
+    return measured_machine(folder, simulate_gpu, threads)[0]
+
+
+def measured_machine(
+    folder: Path, simulate_gpu: str | None = None, threads: int | None = None
+) -> tuple[Hardware, KernelTable]:
+    """The same, and the timings of the CPU's kernels. Raises BadRequest."""
+    simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
+    info, cards = cpu_info(), _cards() if simulation is None else []
+    with _measuring:
+        profile = _profile(folder, info, cards, simulation, threads)
+    total, free = ram()
+    rates = profile.cpu
+    cpu = Cpu(
+        info.name, info.physical_cores, info.logical_cores, info.isa, total, free, rates.read_bytes_s, rates.rates,
+        rates.threads, rates.call_s, rates.layer_s,
+    )  # fmt: skip
+    unusable = tuple(one for one in profile.gpus if isinstance(one, str))
+    if simulation is not None:
+        gpus = tuple(_simulated(simulation, one) for one in profile.gpus if not isinstance(one, str))
+    else:
+        found = zip(cards, profile.gpus, strict=True)
+        gpus = tuple(_gpu(card, one) for card, one in found if not isinstance(one, str))
+    hardware = Hardware(cpu, gpus, profile.disk_bytes_s, profile.busy <= TOO_BUSY, unusable)
+    return hardware, rates.table
+
+
+def refreshed(hardware: Hardware) -> Hardware:
+    """The same machine with what is free now."""
+    cpu = replace(hardware.cpu, ram_free=ram()[1])
+    gpus = tuple(gpu if gpu.simulated else replace(gpu, vram_free=_vram_free(gpu.index)) for gpu in hardware.gpus)
+    return replace(hardware, cpu=cpu, gpus=gpus)
+
+
+def at_pace(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
+    """The same machine with cores that are so many times as fast as they were measured, by format, within what can be
+    believed. Formats that are not named, and calls, go at the pace of the first."""
+    if all(abs(pace - 1) < SAME_PACE for pace in paces.values()):
+        return hardware
+    believed = {storage: min(max(pace, LEAST_PACE), MOST_PACE) for storage, pace in paces.items()}
+    pace = next(iter(believed.values()))
+    cpu = replace(
+        hardware.cpu,
+        read_bytes_s=pace * hardware.cpu.read_bytes_s,
+        rates=_scaled(hardware.cpu.rates, believed),
+        call_s=hardware.cpu.call_s / pace,
+        layer_s=hardware.cpu.layer_s / pace,
+    )
+    return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, believed) for gpu in hardware.gpus))
+
+
+def _gpu_at_pace(gpu: Gpu, paces: Mapping[Storage, float]) -> Gpu:
+    if not gpu.shares_cores:
+        return gpu
+    pace = next(iter(paces.values()))
+    return replace(
+        gpu, bytes_s=pace * gpu.bytes_s, flops=pace * gpu.flops, rates=_scaled(gpu.rates, paces),
+        launch_s=gpu.launch_s / pace, layer_s=gpu.layer_s / pace,
+    )  # fmt: skip
+
+
+def _scaled(rates: tuple[KernelRate, ...], paces: Mapping[Storage, float]) -> tuple[KernelRate, ...]:
+    first = next(iter(paces.values()))
+
+    def scaled(rate: KernelRate) -> KernelRate:
+        pace = paces.get(rate.storage, first)
+        one, few, some, many = (pace * flops for flops in rate.flops)
+        return KernelRate(rate.storage, pace * rate.bytes_s, (one, few, some, many))
+
+    return tuple(map(scaled, rates))
+
+
+def forget(folder: Path) -> None:
+    """Measure anew next time."""
+    (folder / PROFILE_FILE).unlink(missing_ok=True)
+
+
+def _profile(
+    folder: Path, info: CpuInfo, cards: list[Card], simulation: Simulation | None, threads: int | None
+) -> MachineProfile:
+    import torch
+
+    from core.kernels import native_library
+
+    lent = simulation.cores if simulation else 0
+    wanted = threads or max(1, info.physical_cores - lent)
+    total = ram()[0]
+    facts = [PROFILE_VERSION, asdict(info), total, torch.__version__, driver_version(), wanted]
+    facts += [native_library.VERSION, native_library.instruction_sets()]
+    facts += [[asdict(card) for card in cards], asdict(simulation) if simulation else None]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    known = _read(folder)
+    before = known.get(key)
+    if before is None or (_may_improve(before) and before.tries < MOST_TRIES):
+        measured = _measured(folder, cards, simulation, wanted)
+        best = measured if before is None or measured.busy < before.busy else before
+        known[key] = replace(best, tries=before.tries + 1 if before else 1)
+        _write(folder, known)
+    return known[key]
+
+
+def _may_improve(profile: MachineProfile) -> bool:
+    return profile.busy > TOO_BUSY or any(isinstance(one, str) for one in profile.gpus)
+
+
+def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
+    import torch
+
+    from core.hardware.benchmark import Neighbours, measure_cpu
+
+    folder.mkdir(parents=True, exist_ok=True)
+    before, neighbours = torch.get_num_threads(), Neighbours()
+    torch.set_num_threads(threads)
+    try:
+        cpu = measure_cpu()
+        indices = [0] if simulation else [card.index for card in cards]
+        gpus = tuple(_measured_gpu(index, simulation, cpu) for index in indices)
+        return MachineProfile(cpu, gpus, measure_disk(folder) or UNKNOWN_DISK_RATE, neighbours.share())
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> GpuRates | str:
+    """Its rates, or why it cannot be used: a card that is full, too old or broken keeps nobody from the processor."""
+    from core.accelerators.factory import open_accelerator
+    from core.hardware.benchmark import measure_gpu
+
+    try:
+        accelerator = open_accelerator(index, simulation)
+        assert accelerator is not None
+        rates = measure_gpu(accelerator, cpu)
+        accelerator.close()
+        return rates
+    except HeteGenError as error:
+        return " ".join(part for part in (error.what, error.why) if part)
+
+
+def _cards() -> list[Card]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = [(index, torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
+    return [Card(index, one.name, one.total_memory) for index, one in found]
+
+
+def _gpu(card: Card, measured: GpuRates) -> Gpu:
+    return Gpu(
+        card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
+        measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
+        measured.layer_s,
+    )  # fmt: skip
+
+
+def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
+    """As fast as the cores that stand in for it, shared or its own; or with a rate of its own, as a card would be."""
+    own = simulation.gpu
+    return Gpu(
+        "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
+        measured.link, () if own else measured.rates, measured.cpu_under_copy, measured.link_under_cpu,
+        measured.launch_s, measured.layer_s, simulated=True, shares_cores=own is None and not simulation.cores,
+        kind="simulated",
+    )  # fmt: skip
+
+
+def _vram_free(index: int) -> int:
+    """Bytes free on a card now; 0 if it does not answer, so that nothing is placed there."""
+    from core.accelerators.cuda import CudaAccelerator
+
+    try:
+        return max(0, CudaAccelerator(index).memory().free)
+    except HeteGenError:
+        return 0
+
+
+def driver_version() -> str:
+    """The graphics driver's version, '' without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
+
+
+def _read(folder: Path) -> dict[str, MachineProfile]:
+    """Kept profiles by key; none if the file is missing or of another make."""
+    try:
+        data = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+        return {key: _parsed(value) for key, value in data.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write(folder: Path, profiles: dict[str, MachineProfile]) -> None:
+    kept = dict(list(profiles.items())[-KEPT_PROFILES:])
+    keep(folder / PROFILE_FILE, {key: asdict(profile) for key, profile in kept.items()})
+
+
+def _parsed(data: dict[str, Any]) -> MachineProfile:
+    from core.hardware.benchmark import CpuRates, GpuRates
+    from core.kernels.autotune import KernelTable
+
+    cpu = data["cpu"]
+    table = KernelTable.from_json(cpu.pop("table"))
+    rates = _rates(cpu.pop("rates"))
+    gpus = tuple(
+        one if isinstance(one, str) else GpuRates(**{**one, "rates": _rates(one["rates"]), "link": Link(**one["link"])})
+        for one in data["gpus"]
+    )
+    rest = {name: data[name] for name in ("disk_bytes_s", "busy", "tries")}
+    return MachineProfile(CpuRates(**cpu, rates=rates, table=table), gpus, **rest)
+
+
+def _rates(data: list[dict[str, Any]]) -> tuple[KernelRate, ...]:
+    return tuple(KernelRate(one["storage"], one["bytes_s"], tuple(one["flops"])) for one in data)

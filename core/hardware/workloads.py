@@ -1,0 +1,124 @@
+"""The work that measuring times: products and copies such as a model makes, on data that no cache holds."""
+
+from __future__ import annotations
+
+import mmap
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Accelerator
+from core.kernels.autotune import KernelTable
+from core.kernels.matmul import host_matmul
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantized_weight import QuantizedWeight
+from core.offload.host_weight import HostWeight
+from core.offload.parameter_manager import ParameterManager, pieces_of
+from core.spec import LinearPlan, Ring, Rows, Storage, row_bytes
+from core.units import MIB
+
+ROWS, COLUMNS = 2048, 4096
+"""The weight that stands for others: as large as a layer's, small enough to be timed often."""
+COPY_BYTES = 64 * MIB
+COLD_BYTES = 192 * MIB
+SLOTS, PASSES = 8, 4
+
+
+def weight_of(storage: Storage) -> QuantizedWeight:
+    """(ROWS, COLUMNS), all the same: only how long it takes counts."""
+    if storage == "int8":
+        return QuantizedWeight("int8", (ROWS, COLUMNS), filled(COLUMNS, torch.int8, 1), torch.ones(ROWS))
+    if storage == "int4":
+        data, scales = filled(COLUMNS // 2, torch.uint8, 0x99), torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16)
+        return QuantizedWeight("int4", (ROWS, COLUMNS), data, scales)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    return QuantizedWeight("bf16", (ROWS, COLUMNS), filled(COLUMNS, dtypes[storage], 1))
+
+
+def filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
+    """(ROWS, columns) in memory of its own: the C library would keep what was given back for later."""
+    memory = mmap.mmap(-1, ROWS * columns * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(ROWS, columns).fill_(value)
+
+
+class CpuLoad:
+    """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
+
+    def __init__(self, table: KernelTable, storage: Storage, nbytes: int = COLD_BYTES) -> None:
+        weights = [weight_of(storage)]
+        names = table.names(storage, *weights[0].shape)
+        weights += [weight_of(storage) for _ in range(nbytes // weights[0].nbytes)]
+        self._matmuls = [host_matmul(weight, names) for weight in weights]
+
+    def products(self, tokens: int = 1) -> list[Callable[[], object]]:
+        """One product of each weight with `tokens` rows of input."""
+        x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
+        return [lambda one=one: one(HostInput(x)) for one in self._matmuls]  # type: ignore[misc]
+
+    def seconds_each(self, tokens: int) -> float:
+        """Seconds of one weight with `tokens` rows of input: a few of them take long enough."""
+        return statistics.median(map(seconds_of, self.products(tokens)[:4]))
+
+    def rate(self, seconds: float) -> float:
+        """Bytes per second over this time, with one row of input."""
+        products, start, done = self.products(), time.perf_counter(), 0
+        while (taken := time.perf_counter() - start) < seconds:
+            for product in products:
+                product()
+            done += sum(matmul.nbytes for matmul in self._matmuls)
+        return done / taken
+
+
+class LinkLoad:
+    """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
+
+    def __init__(self, accelerator: Accelerator, buffer_bytes: int, copiers: int = 1) -> None:
+        # All different: one alone would be copied from the processor's cache.
+        count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
+        self._weights = {str(number): [HostWeight(host_matmul(weight_of("bf16")))] for number in range(count)}
+        self._accelerator = accelerator
+        self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes, copiers), self._weights)
+        away = Rows(0, ROWS, 0)
+        plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
+        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]
+
+    def seconds(self) -> float:
+        """Seconds of COPY_BYTES."""
+        # What the ring holds already when timing begins, it holds when it ends.
+        self._pass()
+        return sum(seconds_of(self._pass) for _ in range(PASSES)) / PASSES
+
+    def rate(self, stop: threading.Event) -> float:
+        """Bytes per second until told to stop."""
+        start, done = time.perf_counter(), 0
+        while not stop.is_set():
+            self._pass()
+            done += COPY_BYTES
+        return done / (time.perf_counter() - start)
+
+    @property
+    def pieces(self) -> int:
+        """Into how many COPY_BYTES are cut."""
+        return len(self._pieces)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _pass(self) -> None:
+        self._manager.begin_pass(self._pieces)
+        for piece in self._pieces:
+            if not self._manager.has_ready(piece):
+                self._accelerator.settle()
+            with self._manager.take(piece):
+                self._accelerator.launch(lambda: None)
+        self._accelerator.settle()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,118 @@
+"""Files brought into the cache by a few threads at once: room made sure of, progress told, stopped soon when asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from core.errors import DiskFull
+from core.events import Stop
+from core.hub.cache_layout import Cache
+from core.hub.client import Client
+from core.hub.fetch_file import Address, Source, fetch
+from core.hub.progress import Board, Pace, Report
+from core.hub.retry import Retries, Stopped
+
+THREADS = 4
+REPORT_S = 0.1
+# Left free on the disk: other programs, and the system itself, fail when there is nothing.
+RESERVE_BYTES = 256 << 20
+NICENESS = 10
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to download. `pace` is shared by all downloads of a program."""
+
+    pace: Pace
+    retries: Retries = field(default_factory=Retries)
+    threads: int = THREADS
+    reserve_bytes: int = RESERVE_BYTES
+
+
+class Haul:
+    """Brings the files of boards into one cache. `address` says where a file lies on the server."""
+
+    def __init__(self, client: Client, cache: Cache, address: Address, stop: Stop, manner: Manner) -> None:
+        self._client, self._cache, self._address = client, cache, address
+        self._asked, self._manner = stop, manner
+        self._over = threading.Event()
+
+    def bring(self, board: Board, report: Report) -> None:
+        """Fetch what a board lacks. Raises Stopped, Changed, DiskFull, DownloadFailed, NetworkError, OSError."""
+        tracks = [track for track in board.tracks if track.state != "done"]
+        for track in tracks:
+            track.resumed = self._cache.bytes_here(board.id, board.revision, track.file)
+        self._check_room(board)
+        source = Source(
+            self._client, self._cache, board.id, board.revision, self._address,
+            self._manner.retries, self._manner.pace, self._stop,
+        )  # fmt: skip
+        with ThreadPoolExecutor(self._manner.threads, "download", initializer=_stand_back) as pool:
+            futures = [pool.submit(fetch, source, track) for track in tracks]
+            try:
+                self._watch(board, futures, report)
+            finally:
+                self._end(source, futures)
+        _raise_first(futures)
+
+    def _watch(self, board: Board, futures: list[Future[None]], report: Report) -> None:
+        running: set[Future[None]] = set(futures)
+        while running and not self._stop():
+            finished, running = wait(running, REPORT_S, FIRST_EXCEPTION)
+            if any(future.exception() for future in finished):
+                return
+            self._check_low()
+            report(board.progress())
+
+    def _end(self, source: Source, futures: list[Future[None]]) -> None:
+        """Let every thread come to its end, waking those that wait for the network."""
+        running = {future for future in futures if not future.done()}
+        if running:
+            self._over.set()
+        while running:
+            for reply in list(source.live):
+                reply.abort()
+            running = wait(running, REPORT_S).not_done
+
+    def _stop(self) -> bool:
+        return self._over.is_set() or self._asked()
+
+    def _check_room(self, board: Board) -> None:
+        missing = sum(track.file.size - max(track.done, track.resumed) for track in board.tracks)
+        short = missing + self._manner.reserve_bytes - self._free()
+        if missing and short > 0:
+            raise DiskFull(
+                f"{board.id} does not fit on the disk with {self._cache.root}.",
+                f"{missing / 1e9:.1f} GB are still to come, and {short / 1e9:.1f} GB are missing.",
+                "Make room, or choose another folder for models.",
+            )
+
+    def _check_low(self) -> None:
+        if self._free() < self._manner.reserve_bytes // 2:
+            raise DiskFull(
+                f"The disk with {self._cache.root} is nearly full.",
+                "What was downloaded is kept.",
+                "Make room, then resume the download.",
+            )
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._cache.root).free
+
+
+def _stand_back() -> None:
+    """Let the window, and a model that computes, go before the checksums of this thread."""
+    if sys.platform == "linux":
+        # Linux takes the number of one thread here, where other systems would slow the whole program down.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    """Raise what a thread failed with: an error before a mere stop, which is what the others then saw."""
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+        raise error

@@ -1,0 +1,89 @@
+"""Which files of a repository a chat needs: config, tokenizer and one set of safetensors weights, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
+from core.hub.cache_layout import Cache
+from core.hub.listing import Listing, RemoteFile
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SMALL = re.compile(
+    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|model\.safetensors\.index\.json|tekken\.json|merges\.txt|vocab\.txt|[\w.-]+\.model|[\w.-]+\.tiktoken"
+    r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
+    r"|README\.md|(?:LICENSE|NOTICE|USE_POLICY)[\w.-]*",
+    re.ASCII,
+)
+NOT_WEIGHTS = re.compile(r"consolidated|adapter|lora", re.IGNORECASE)
+
+
+def needed_files(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
+    """The files to have, small ones first; `index` is the content of the weights' index, None if there is none.
+
+    Raises UnsupportedModel when there is no config or there are no safetensors weights, ModelUnreadable when the index
+    names files that are not there.
+    """
+    if listing.file(CONFIG) is None:
+        raise UnsupportedModel(f"{listing.id} is no language model.", "It has no config.json.", "Choose another one.")
+    small = sorted((file for file in listing.files if SMALL.fullmatch(file.path)), key=lambda file: file.path)
+    return (*small, *_weights(listing, index))
+
+
+def shown_files(cache: Cache, listing: Listing) -> tuple[RemoteFile, ...] | None:
+    """The needed files of a listing if the snapshot shows all of them with their sizes, else None. Asks no Hub."""
+    index = listing.file(INDEX)
+    folder = cache.snapshot(listing.id, listing.revision)
+    try:
+        files = needed_files(listing, (folder / INDEX).read_bytes() if index else None)
+        whole = all((folder / file.path).stat().st_size == file.size for file in files)
+    except (OSError, HeteGenError):
+        return None
+    return files if whole else None
+
+
+def shard_names(index: bytes, id: str) -> frozenset[str]:
+    """The weight files that an index names. Raises ModelUnreadable."""
+    try:
+        return frozenset(str(name) for name in json.loads(index)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnreadable(f"{INDEX} of {id} cannot be read.", "It is damaged.", "Choose another model.") from error
+
+
+def _weights(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
+    top = sorted((file for file in listing.files if "/" not in file.path), key=lambda file: file.path)
+    if index is not None:
+        return _shards(listing, shard_names(index, listing.id))
+    if single := listing.file(SINGLE):
+        return (single,)
+    others = tuple(file for file in top if file.path.endswith(".safetensors") and not NOT_WEIGHTS.search(file.path))
+    if not others:
+        raise UnsupportedModel(
+            f"{listing.id} cannot be used here.", _why_no_weights(top), "Choose a version in safetensors."
+        )
+    return others
+
+
+def _shards(listing: Listing, names: frozenset[str]) -> tuple[RemoteFile, ...]:
+    # Only files of the listing are taken: its names are known to be safe, the index's are not.
+    found = tuple(file for file in listing.files if file.path in names)
+    if missing := names - {file.path for file in found}:
+        raise ModelUnreadable(
+            f"{listing.id} is not whole on the Hub.",
+            f"{len(missing)} of its weight files are missing there, first {min(missing)}.",
+            "Choose another model.",
+        )
+    return tuple(sorted(found, key=lambda file: file.path))
+
+
+def _why_no_weights(files: list[RemoteFile]) -> str:
+    names = [file.path for file in files]
+    if any(name.endswith(".gguf") for name in names):
+        return "It holds GGUF files, which are for other programs."
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "Its weights are pickled files, which can run hidden code when opened."
+    return "It holds no safetensors weights."

@@ -1,0 +1,71 @@
+"""Whether a model, here or not, would run on this machine, and how fast: the planner's answer as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.spec import Confidence, DeviceMemory, ModelSpec, Plan, Prediction
+from core.weights.safetensors_header import TensorInfo
+
+Kind = Literal["fits", "cpu_help", "slow", "no"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the person would like: a weight format, and a context in tokens (None = decide)."""
+
+    format: str = "auto"
+    context: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`stored_bytes` of the weights in the files, `converted_bytes` in memory in the chosen format; `memory` by device.
+
+    `tok_s` in decode; `confidence` measured, derived or guess; `context_limit` is the model's own.
+    """
+
+    kind: Kind
+    reason: str
+    format: str
+    context: int
+    context_limit: int
+    tok_s: Prediction
+    confidence: Confidence
+    memory: tuple[DeviceMemory, ...]
+    stored_bytes: int
+    converted_bytes: int
+    parameters: int
+
+
+Judge = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Wishes], Verdict]
+"""From config.json's content, tensors by name (empty where they are not known) and wishes. Raises HeteGenError."""
+
+
+def verdict(plan: Plan, spec: ModelSpec) -> Verdict:
+    """What a plan says to somebody who has to choose a model."""
+    around = spec.resident_bytes + (0 if spec.head_tied else spec.embedding_bytes)
+    return Verdict(
+        kind=_kind(plan),
+        reason=plan.reason,
+        format=plan.format,
+        context=plan.context,
+        context_limit=spec.context_limit,
+        tok_s=plan.decode,
+        confidence=plan.confidence,
+        memory=plan.memory,
+        stored_bytes=spec.weight_bytes("bf16") + around,
+        converted_bytes=spec.weight_bytes(plan.format) + around,
+        parameters=spec.parameters,
+    )
+
+
+def _kind(plan: Plan) -> Kind:
+    if plan.fits == "no":
+        return "no"
+    if plan.fits == "slow":
+        return "slow"
+    helped = plan.gpu >= 0 and any(linear.resident < linear.rows for linear in plan.linears)
+    return "cpu_help" if helped else "fits"

@@ -1,0 +1,193 @@
+"""Which candidate multiplies fastest here: timed by storage, shape and rows of input, and kept as plain records.
+
+The table is data: `hardware.profile` keeps it with the machine's profile, `doctor` prints it. Without one, or for a shape
+that was not timed, the nearest shape decides, and without any the candidates' own order.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from typing import Any
+
+import torch
+
+from core.kernels.matmul import BUCKETS, Offer, offers
+from core.kernels.native_library import instruction_sets
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantized_weight import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, QuantizedWeight, padded
+
+BUCKET_ROWS = (1, 4, 32, 256)
+"""The rows of input that stand for each bucket."""
+MOST_ROWS = 4096
+"""Rows of weights that are timed: more take longer in proportion."""
+WORTHWHILE = 0.95
+"""A candidate later in the list must be this much faster: less is noise."""
+ROUNDS = 5
+HOPELESS = 3.0
+"""A candidate whose first run takes this many times the best's is not run again."""
+FEWEST_RUNS, LONG_S = 2, 0.05
+"""What takes this long in so many runs is told apart by them."""
+WAKING_S = 0.2
+COLD_BYTES = 96 << 20
+COPIES = 32
+"""Of the weights, at most: one for every run of a few candidates."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one candidate took for `rows` x `columns` weights and the rows of input of bucket `bucket`."""
+
+    storage: str
+    rows: int
+    columns: int
+    bucket: int
+    candidate: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """All timings made on this machine with `threads` threads and `instructions`."""
+
+    threads: int
+    instructions: tuple[str, ...] = ()
+    timings: tuple[Timing, ...] = field(default=())
+
+    def names(self, storage: str, rows: int, columns: int) -> tuple[str, ...]:
+        """The candidate to use in each bucket for a weight of this shape; empty where nothing was timed."""
+        nearest = self._nearest(storage, _timed_rows(rows), columns)
+        return tuple(self._best(nearest, b) for b in range(len(BUCKETS))) if nearest else ()
+
+    def rate(self, storage: str, rows: int, columns: int, bucket: int) -> float | None:
+        """Weights (rows x columns) per second of the best candidate, None where nothing was timed."""
+        times = [t for t in self._nearest(storage, _timed_rows(rows), columns) if t.bucket == bucket]
+        best = min(times, key=lambda t: t.seconds, default=None)
+        return best.rows * best.columns / best.seconds if best else None
+
+    def has(self, storage: str, rows: int, columns: int) -> bool:
+        """True if exactly this shape (or one that is timed like it) was timed."""
+        wanted = (storage, _timed_rows(rows), columns)
+        return any((t.storage, t.rows, t.columns) == wanted for t in self.timings)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> KernelTable:
+        """Raises KeyError or TypeError where `data` is not what `to_json` made."""
+        timings = tuple(Timing(**timing) for timing in data["timings"])
+        return KernelTable(int(data["threads"]), tuple(data["instructions"]), timings)
+
+    def _nearest(self, storage: str, rows: int, columns: int) -> list[Timing]:
+        own = [t for t in self.timings if t.storage == storage]
+        if not own:
+            return []
+        best = min(own, key=lambda t: _distance(t, rows, columns))
+        return [t for t in own if (t.rows, t.columns) == (best.rows, best.columns)]
+
+    @staticmethod
+    def _best(timings: Sequence[Timing], bucket: int) -> str:
+        """The first candidate that no later one beats by more than noise."""
+        times = [t for t in timings if t.bucket == bucket]
+        best = times[0]
+        for timing in times[1:]:
+            if timing.seconds < best.seconds * WORTHWHILE:
+                best = timing
+        return best.candidate
+
+
+def usable(table: KernelTable | None) -> bool:
+    """True if the table was made under the conditions of now."""
+    return table is not None and (table.threads, table.instructions) == (torch.get_num_threads(), instruction_sets())
+
+
+def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = None) -> KernelTable:
+    """Time every candidate for the (storage, rows, columns) that `known` lacks, in seconds; the result holds both."""
+    before = known.timings if known is not None and usable(known) else ()
+    table = KernelTable(torch.get_num_threads(), instruction_sets(), before)
+    wanted = dict.fromkeys((storage, _timed_rows(rows), columns) for storage, rows, columns in shapes)
+    missing = [shape for shape in wanted if not table.has(*shape)]
+    if not missing:
+        return table
+    memory = torch.full((COLD_BYTES,), 60, dtype=torch.uint8)
+    made = [timing for shape in missing for timing in _time_shape(*shape, memory)]
+    return KernelTable(table.threads, table.instructions, (*before, *made))
+
+
+def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[Timing]:
+    weights = list(_weights(storage, rows, columns, memory))
+    _wake(offers(storage)[0], weights)
+    for index, m in enumerate(BUCKET_ROWS):
+        x = torch.randn(m, columns, dtype=torch.bfloat16)
+        fitting = [offer for offer in offers(storage) if offer.most_rows >= m]
+        for offer, seconds in zip(fitting, _times(fitting, weights, x), strict=True):
+            yield Timing(storage, rows, columns, index, offer.name, seconds)
+
+
+def _wake(offer: Offer, weights: Sequence[QuantizedWeight]) -> None:
+    """Compute until the system has given each thread a core of its own: the first matmuls take twice as long."""
+    x, until = torch.ones(1, weights[0].shape[1], dtype=torch.bfloat16), time.perf_counter() + WAKING_S
+    for weight in cycle(weights):
+        if time.perf_counter() > until:
+            return
+        offer.compute(weight, HostInput(x), 0, weight.shape[0])
+
+
+def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
+    """Median seconds of each candidate, run in turn, so that what else the machine does falls on all alike."""
+    times: list[list[float]] = [[] for _ in candidates]
+    # Of the same weights, whoever came first would read from memory and the others from the cache.
+    cold = cycle(weights)
+    for _ in range(ROUNDS + 1):
+        for offer, own in zip(candidates, times, strict=True):
+            if own and min(own) > HOPELESS * min(min(other) for other in times if other):
+                continue
+            if len(own) > FEWEST_RUNS and sum(own) > LONG_S:
+                continue
+            weight = next(cold)
+            start = time.perf_counter()
+            offer.compute(weight, HostInput(x), 0, weight.shape[0])
+            own.append(time.perf_counter() - start)
+    # The first run of each also pays for being the first.
+    return [statistics.median(own[1:] or own) for own in times]
+
+
+def _weights(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[QuantizedWeight]:
+    """Weights at different places, so that none is in the cache when its turn comes; their values do not matter."""
+    row_bytes = _row_bytes(storage, columns)
+    for number in range(max(1, min(COPIES, len(memory) // (rows * row_bytes)))):
+        start = number * rows * row_bytes
+        data = memory[start : start + rows * row_bytes]
+        if data.numel() < rows * row_bytes:
+            data = torch.full((rows * row_bytes,), 60, dtype=torch.uint8)
+        yield _weight(storage, rows, columns, data.view(rows, row_bytes))
+
+
+def _row_bytes(storage: str, columns: int) -> int:
+    if storage == "int8":
+        return padded(columns, INT8_COLUMNS)
+    if storage == "int4":
+        return padded(columns, INT4_COLUMNS) // 2
+    return columns * (4 if storage == "fp32" else 2)
+
+
+def _weight(storage: str, rows: int, columns: int, data: torch.Tensor) -> QuantizedWeight:
+    if storage == "int8":
+        return QuantizedWeight("int8", (rows, columns), data.view(torch.int8), torch.ones(rows))
+    if storage == "int4":
+        scales = torch.ones((rows, padded(columns, INT4_COLUMNS) // INT4_GROUP), dtype=torch.bfloat16)
+        return QuantizedWeight("int4", (rows, columns), data, scales)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return QuantizedWeight("bf16", (rows, columns), data.view(dtypes[storage]))
+
+
+def _timed_rows(rows: int) -> int:
+    return min(rows, MOST_ROWS)
+
+
+def _distance(timing: Timing, rows: int, columns: int) -> float:
+    return abs(timing.rows - rows) / max(rows, 1) + abs(timing.columns - columns) / max(columns, 1)

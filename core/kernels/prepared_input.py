@@ -1,0 +1,39 @@
+"""An input of linears on the CPU, prepared once for all that read it (q, k and v; gate and up)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.kernels.native_library import TYPES, NativeLibrary
+
+
+class HostInput:
+    """`x` (M, K) of fp32, bf16 or fp16, and what kernels made of it so far."""
+
+    __slots__ = ("_as", "_prepared", "columns", "dtype", "rows", "x")
+
+    def __init__(self, x: Tensor) -> None:
+        """`x` (..., K); leading dimensions are taken as one."""
+        assert x.dtype in TYPES
+        self.x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if self.x.stride(1) != 1:
+            self.x = self.x.contiguous()
+        self.rows: int = self.x.shape[0]
+        self.columns: int = self.x.shape[1]
+        self.dtype = x.dtype
+        self._as: dict[torch.dtype, Tensor] = {self.dtype: self.x}
+        self._prepared: dict[tuple[str, int], Tensor] = {}
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """`x` (M, K) as `dtype`."""
+        if dtype not in self._as:
+            self._as[dtype] = self.x.to(dtype)
+        return self._as[dtype]
+
+    def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
+        """`x` laid out for the library's kernels of `storage`."""
+        key = (library.instruction_set, library.input_kind(storage, self.rows))
+        if key not in self._prepared:
+            self._prepared[key] = library.prepare(self.x, key[1])
+        return self._prepared[key]

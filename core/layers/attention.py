@@ -1,0 +1,179 @@
+"""Attention as transformers' layers call it: fast for the few query rows of decoding, torch's own for long prompts.
+
+    attend -> few rows on the CPU           -> our compiled kernel, which reads each key and value once
+           -> soft caps or sinks            -> plain torch, some query rows at a time
+           -> all else                      -> scaled_dot_product_attention
+
+Knows nothing of models: `register` puts it under a name that a model's config can carry. Masks are those of sdpa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.kernels.native_library import AttentionCall, NativeLibrary, native
+from core.startup.torch_stubs import bare_torch
+
+with bare_torch():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.modeling_utils import AttentionInterface
+
+NAME = "hetegen"
+MOST_SHARED_ROWS = 64
+"""Query rows that share one KV head, up to which reading the keys and not multiplying them takes the time."""
+QUERY_CHUNK = 128
+"""Query rows for which plain torch holds all scores at once."""
+
+
+def register() -> str:
+    """Make the function known to transformers; the name for `attn_implementation`."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query (B, H, S, D), key and value (B, KVH, T, D) -> ((B, S, H, D), None).
+
+    The mask is as `sdpa_mask` makes it: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
+    bounds scores by tanh, `s_aux` (H,) holds the logit of a key without value ("sink") for each head.
+    """
+    if key.device != query.device:
+        # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
+        mask, sinks = (None if one is None else one.to(key.device) for one in (attention_mask, s_aux))
+        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
+        return there.to(query.device), None
+    if kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout:
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
+        )
+        return out
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs):
+        # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        return attend_prompt(query, key, value, None, scale, softcap, s_aux), None
+    library = native()
+    if library is not None and suits(query, key, value, attention_mask):
+        return attend_few(library, query, key, value, attention_mask, scale, softcap, s_aux), None
+    one_row = query.shape[2] == 1 and softcap is None and s_aux is None
+    mask = _all_seen(query, key) if attention_mask is None and not one_row else attention_mask
+    return attend_prompt(query, key, value, mask, scale, softcap, s_aux), None
+
+
+def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    asked = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if asked is None else asked)
+
+
+# ---- few query rows
+
+
+def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """True if the compiled kernel computes this, and faster than torch."""
+    shared = query.shape[1] // key.shape[1] * query.shape[2]
+    plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
+    same = query.dtype == key.dtype == value.dtype and query.stride(3) == key.stride(3) == value.stride(3) == 1
+    masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
+    return plain and same and masked and shared <= MOST_SHARED_ROWS
+
+
+def attend_few(
+    library: NativeLibrary, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float,
+    softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """(B, S, H, D) with the compiled kernel."""
+    own = None if sinks is None else sinks.float().contiguous()
+    return library.attention(AttentionCall(query, key, value, seen(mask, query, key), own, scale, softcap or 0.0))
+
+
+def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The part of the mask that these queries and keys need, as the compiled kernel reads it."""
+    if mask is None:
+        return None
+    part = mask[..., : key.shape[2]].expand(query.shape[0], 1, query.shape[2], key.shape[2])
+    return part if part.stride(3) == 1 else part.contiguous()
+
+
+# ---- many query rows
+
+
+def attend_prompt(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """(B, S, H, D) with torch; no mask = causal with as many keys as queries, or one query that sees all keys."""
+    if softcap is not None or sinks is not None:
+        return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type == "cuda" and mask is not None:
+        # With a mask CUDA has no fast kernel for shared heads.
+        shared = query.shape[1] // key.shape[1]
+        key, value, grouped = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), False
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        scale=scale,
+        is_causal=mask is None and query.shape[2] > 1,
+        enable_gqa=grouped,
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+def _attend_plainly(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Scores in fp32, for QUERY_CHUNK query rows at a time."""
+    batch, heads, rows, _ = query.shape
+    shared = heads // key.shape[1]
+    keys = key.float().repeat_interleave(shared, 1).transpose(2, 3)
+    values = value.float().repeat_interleave(shared, 1)
+    out = query.new_empty(batch, rows, heads, value.shape[-1])
+    for start in range(0, rows, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, rows)
+        scores = query[:, :, start:stop].float() @ keys * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = _masked(scores, mask, start, stop)
+        out[:, start:stop] = (_weights(scores, sinks) @ values).transpose(1, 2).to(out.dtype)
+    return out
+
+
+def _masked(scores: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
+    if mask is None:
+        last = torch.arange(start, stop, device=scores.device)[:, None]
+        return scores.masked_fill(torch.arange(scores.shape[-1], device=scores.device) > last, -torch.inf)
+    own = mask[:, :, start:stop, : scores.shape[-1]]
+    return scores.masked_fill(~own, -torch.inf) if own.dtype is torch.bool else scores + own
+
+
+def _weights(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, column), -1).softmax(-1)[..., :-1]
+
+
+def _all_seen(query: Tensor, key: Tensor) -> Tensor:
+    """A mask that hides nothing: for torch, none at all would mean causal here."""
+    return torch.ones((1, 1, query.shape[2], key.shape[2]), dtype=torch.bool, device=query.device)

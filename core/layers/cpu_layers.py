@@ -1,0 +1,102 @@
+"""Decoder layers that the CPU computes by itself while few tokens are read at once; a device has the others.
+
+Dividing each linear of a layer costs an exchange for each group of them, and leaves norms and attention to the device.
+A layer none of whose rows lie there is better computed in one piece: what it reads is brought to the host once for a
+run of such layers, and goes back after the last of them. Long prompts still find these layers divided like all others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from core.accelerators.base import Accelerator
+from core.layers.fused_layers import FusedForward
+from core.offload.hetero_linear import SharedInputs
+
+
+class HostedLayers:
+    """The layers that `core.layers.fused_layers` can compute; `use` says which of them it shall."""
+
+    def __init__(
+        self, layers: Sequence[nn.Module], fused: Mapping[int, FusedForward], accelerator: Accelerator,
+        inputs: SharedInputs,
+    ) -> None:  # fmt: skip
+        """`fused`: by number of the layer."""
+        self._layers = layers
+        self._fused = fused
+        self._luggage = Luggage(accelerator)
+        self._inputs = inputs
+
+    def use(self, numbers: Collection[int]) -> None:
+        """From the next pass on, the CPU computes these layers, as far as it can, and no others."""
+        used = set(numbers) & self._fused.keys()
+        for number, layer in enumerate(self._layers):
+            if number in used:
+                layer.forward = HostedForward(
+                    self._fused[number], self._luggage, self._inputs, stays=number + 1 in used
+                )
+            else:
+                vars(layer).pop("forward", None)
+
+    def end_pass(self) -> None:
+        """Let go of the tensors."""
+        self._luggage.forget()
+
+
+class Luggage:
+    """What travels to the host in a pass: each tensor once, for all layers that read it."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._brought: dict[int, tuple[Tensor, Tensor]] = {}
+        self._left: Tensor | None = None
+
+    def on_host(self, x: Tensor) -> Tensor:
+        """`x` on the host, wherever it is now."""
+        if x is self._left:
+            return x
+        if id(x) not in self._brought:
+            self._brought[id(x)] = x, self._accelerator.to_host(x).result()
+        return self._brought[id(x)][1]
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """`x` on the device, if it was left on the host."""
+        return self._accelerator.to_device(x) if x is self._left else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """`x` stays on the host for the next layer."""
+        self._left = x
+        return x
+
+    def forget(self) -> None:
+        """The pass is over."""
+        self._brought.clear()
+        self._left = None
+
+
+class HostedForward:
+    """The forward of such a layer. `stays`: the next layer is one, too."""
+
+    def __init__(self, fused: FusedForward, luggage: Luggage, inputs: SharedInputs, *, stays: bool) -> None:
+        self._fused = fused
+        self._luggage = luggage
+        self._inputs = inputs
+        self._stays = stays
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(1, M, K) -> (1, M, K)."""
+        if args or not self._fused.suits(hidden_states, kwargs):
+            return self._fused.own(self._luggage.on_device(hidden_states), *args, **kwargs)
+        bring, mask = self._luggage.on_host, kwargs.get("attention_mask")
+        kwargs["attention_mask"] = None if mask is None else bring(mask)
+        kwargs["position_embeddings"] = tuple(map(bring, kwargs["position_embeddings"]))
+        x = bring(hidden_states)
+        start = time.perf_counter()
+        y: Tensor = self._fused(x, **kwargs)
+        self._inputs.cpu_s += time.perf_counter() - start
+        y = self._luggage.leave(y)
+        return y if self._stays else self._luggage.on_device(y)

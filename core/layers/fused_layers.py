@@ -1,0 +1,227 @@
+"""Decoder layers of the commonest make computed by two calls of our library while few tokens are read at once.
+
+Every architecture has a class of its own for the same layer. Which layers are such ones is found by trying: a forward
+is replaced only where ours gives what the layer's own gives, with its own weights. Whatever a call does not fit (long
+prompts, other types, unusual masks) goes to the layer's own forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
+from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary
+from core.layers.attention import MOST_SHARED_ROWS, seen
+from core.layers.kv_cache import CACHE_NAMES
+from core.layers.norms import NativeRMSNorm
+from core.offload.hetero_linear import HostLinear
+
+PARTS = {"self_attn", "mlp"}
+NORMS: dict[frozenset[str], tuple[str, ...]] = {
+    frozenset(name for name in roles if name): roles
+    for roles in (
+        ("input_layernorm", "", "post_attention_layernorm", ""),
+        ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+    )
+}
+"""Which norms a layer has, and so which stand before and after attention, before and after the gated part."""
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = ("q_norm", "k_norm")
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+"""The names of the parts, as nearly all architectures have them; one with any other part is left alone."""
+PLAIN, PLACE = (bool, int, float, str, type(None)), "layer_idx"
+TRIED_SIZES = (0.02, 0.5, 10.0)
+"""Of the rows tried: beside small ones all shows that a layer adds."""
+SAME_ROUNDING = 0.97
+"""Of the outputs in bf16, to the last bit: the exponential function is not computed as torch does it."""
+NEAR = 0.02
+"""Of a row's largest change by the layer: what a step of a quantised input makes of such a difference is below."""
+
+
+class FusedForward:
+    """The forward of one layer: ours where it can be, else the layer's own."""
+
+    def __init__(self, layer: Any, native: NativeLayer, most_rows: int) -> None:
+        parameters = inspect.signature(layer.forward).parameters
+        self.own = layer.forward
+        self._native = native
+        self._most_rows = min(most_rows, MOST_SHARED_ROWS * native.kv_heads // native.heads)
+        self._scale = float(layer.self_attn.scaling)
+        self._index = getattr(layer.self_attn, "layer_idx", None)
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(1, M, K) -> (1, M, K)."""
+        if args or not self.suits(hidden_states, kwargs):
+            return self.own(hidden_states, *args, **kwargs)
+        mask, (cos, sin) = kwargs.get("attention_mask"), kwargs["position_embeddings"]
+        query, key, value = self._native.begin(hidden_states, cos, sin)
+        if (cache := kwargs.get(self._cache_name)) is not None:
+            key, value = cache.update(key, value, self._index)
+        call = AttentionCall(query, key, value, seen(mask, query, key), None, self._scale, 0.0)
+        return self._native.end(hidden_states, call)
+
+    def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether these arguments are such as our library takes, wherever they lie."""
+        mask: Any = kwargs.get("attention_mask")
+        positions: Any = kwargs.get("position_embeddings")
+        rows = x.shape[1]
+        if rows > self._most_rows or x.shape[0] != 1 or x.dtype is not self._native.dtype or not x.is_contiguous():
+            return False
+        if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
+            return False
+        shape = (1, rows, self._native.dim)
+        return (
+            isinstance(positions, tuple)
+            and len(positions) == 2
+            and all(
+                one.shape == shape and one.dtype in (x.dtype, torch.float32) and one.is_contiguous()
+                for one in positions
+            )
+        )
+
+
+def adopt(layers: list[nn.Module]) -> None:
+    """Replace the forward of all such layers of a filled tree whose linears are all on the CPU."""
+    verdicts: dict[str, str | None] = {}
+    for layer in layers:
+        if (library := _library(layer)) is None:
+            continue
+        kind = _kind(layer)
+        if kind not in verdicts:
+            verdicts[kind] = _activation(layer, library)
+        if (activation := verdicts[kind]) is not None:
+            layer.forward = _fused(layer, library, activation)
+
+
+def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
+    """The forwards that replace the layers' own, by number, which they then have again."""
+    found = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    release(layers)
+    return {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
+
+
+def release(layers: list[nn.Module]) -> None:
+    """Give the layers their own forward back."""
+    for layer in layers:
+        vars(layer).pop("forward", None)
+
+
+def _library(layer: nn.Module) -> NativeLibrary | None:
+    """What multiplies one row with all of the layer's linears, if it has the parts that we know and no others."""
+    children = dict(layer.named_children())
+    if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
+        return None
+    attention, mlp = dict(children["self_attn"].named_children()), dict(children["mlp"].named_children())
+    if attention.keys() not in (ATTENTION, {*ATTENTION, *HEAD_NORMS}) or mlp.keys() != MLP:
+        return None
+    linears = _linears(layer)
+    if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
+        return None
+    return None if any(one.bias is not None for one in linears[4:]) else _common_library(linears, 1)
+
+
+def _norms(layer: nn.Module) -> list[Any]:
+    """The layer's norms in the order of `LayerParts`."""
+    children = dict(layer.named_children())
+    roles = NORMS[frozenset(children.keys() - PARTS)]
+    heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
+    return [*(children.get(role) for role in roles), *heads]
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    ]
+
+
+def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
+    """The library that multiplies so many rows of input with all of them, if there is one."""
+    if not all(isinstance(one, HostLinear) for one in linears):
+        return None
+    libraries = {one.host.library(rows) for one in linears}
+    storages = {one.host.weight.storage for one in linears}
+    return libraries.pop() if len(libraries) == len(storages) == 1 else None
+
+
+def _kind(layer: Any) -> str:
+    """The same for layers that compute the same: their classes and plain values, but for the place in the model."""
+    modules = (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn)
+    return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in modules])
+
+
+def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, value in vars(module).items():
+        if name != PLACE and isinstance(value, PLAIN):
+            yield name, repr(value)
+
+
+def _activation(layer: Any, library: NativeLibrary) -> str | None:
+    """The activation with which ours computes what the layer does; None if it computes something else."""
+    attention = layer.self_attn
+    if any(True for _ in attention.parameters(recurse=False)) or getattr(attention, "attn_logit_softcapping", None):
+        return None
+    numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
+    if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
+        return None
+    return next((name for name in ACTIVATIONS if _agrees(layer, _fused(layer, library, name))), None)
+
+
+def parts_of(layer: Any, activation: str) -> LayerParts:
+    """What our library needs of a layer that has the parts that we know."""
+    linears = _linears(layer)
+    return LayerParts(
+        layer.self_attn.head_dim,
+        activation,
+        [one.host.weight for one in linears],
+        [one.bias for one in linears[:4]],
+        [None if norm is None else norm.parts for norm in _norms(layer)],
+    )
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    dtype: torch.dtype = next(norm.dtype for norm in _norms(layer) if norm is not None)
+    return dtype
+
+
+def _fused(layer: Any, library: NativeLibrary, activation: str) -> FusedForward:
+    native = NativeLayer(library, parts_of(layer, activation), _dtype(layer))
+    return FusedForward(layer, native, FEW_ROWS if _common_library(_linears(layer), FEW_ROWS) is library else 1)
+
+
+@torch.inference_mode()
+def _agrees(layer: Any, fused: FusedForward) -> bool:
+    """Whether both compute the same for rows of different sizes."""
+    x, mask, positions = _inputs(layer)
+    try:
+        expected = layer.forward(x, attention_mask=mask, position_embeddings=positions)
+        found = fused(x, attention_mask=mask, position_embeddings=positions)
+    # It takes other arguments, or has more or fewer of something than was thought.
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        return False
+    finally:
+        layer.self_attn.q_proj.inputs.forget()
+    if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
+        return False
+    change = (expected - x).float().abs().amax(-1, keepdim=True)
+    near = bool(((found.float() - expected.float()).abs() <= NEAR * change).all())
+    return near and (x.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
+
+
+def _inputs(layer: Any) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Rows small and large against what the layer adds to them, a causal mask, and angles."""
+    generator = torch.Generator().manual_seed(0)
+    dtype, rows = _dtype(layer), len(TRIED_SIZES)
+    columns = layer.self_attn.q_proj.host.columns
+    x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(TRIED_SIZES)[None, :, None]
+    angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator).repeat(1, 1, 2)
+    mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
+    return x.to(dtype), mask, (angles.cos().to(dtype), angles.sin().to(dtype))

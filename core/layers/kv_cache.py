@@ -1,0 +1,274 @@
+"""The KV cache: keys and values of every token read so far, preallocated, cut back when a conversation is edited.
+
+transformers decides which kind of layer a model needs (`DynamicCache(config=...)`); full and sliding attention are
+replaced by layers that write into one preallocated buffer instead of concatenating at every token. Recurrent states
+(linear attention, convolutions) stay transformers' own: they cannot be cut back, only started anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
+# A sliding layer keeps this many tokens more than its window, so that the last turns can be edited without re-reading.
+SLIDING_SLACK = 1024
+# Recurrent families that carry their state on when several tokens follow at once, as the tests have seen. The others
+# (Mamba, Jamba) would begin anew without saying so: their whole prompt is read in one pass.
+CONTINUING = frozenset({"bamba", "falcon_h1", "lfm2", "mamba2", "nemotron_h", "qwen3_5_text", "qwen3_next"})
+
+
+Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
+"""(shape, dtype) -> an uninitialised tensor on the device where a layer's states are to lie."""
+
+
+def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Allocate in RAM."""
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of one full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
+
+    keys: Any  # Tensor once it is initialised
+    values: Any
+
+    def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.allocate = allocate
+        self.home = home
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype = key_states.dtype
+        self.keys = self.allocate(_with_length(key_states, self.capacity), self.dtype)
+        self.values = self.allocate(_with_length(value_states, self.capacity), self.dtype)
+        self.device = self.keys.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (1, heads, n, dim) and return views of all `length + n` tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self._hand_over(0, self.length)
+
+    def move(self, allocate: Allocate) -> None:
+        """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
+        if self.is_initialized and allocate != self.allocate:
+            self.keys, self.values = self._copied(self.keys, allocate), self._copied(self.values, allocate)
+            self.device = self.keys.device
+        self.allocate = allocate
+
+    @property
+    def held(self) -> int:
+        """How many tokens the buffers hold."""
+        return self.length
+
+    def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
+        there = allocate(states.shape, self.dtype)
+        there[:, :, : self.held] = states[:, :, : self.held]
+        return there
+
+    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
+        return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def can_keep(self, length: int) -> bool:
+        return True
+
+    def keep(self, length: int) -> None:
+        self.length = min(length, self.length)
+
+
+class SlidingLayer(PreallocatedLayer):
+    """The last `window - 1` tokens and up to SLIDING_SLACK older ones; attention sees `window - 1` and the new ones.
+
+    The buffer holds tokens `offset .. length` of the sequence. When it is full, the newest `window - 1` move to its
+    front, which costs one copy every SLIDING_SLACK tokens.
+    """
+
+    is_sliding = True
+
+    def __init__(
+        self, window: int, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None
+    ) -> None:
+        super().__init__(min(capacity, window + SLIDING_SLACK), allocate, home)
+        self.window = window
+        self.offset = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (1, heads, n, dim); return views of the at most `window - 1 + n` tokens that attention may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._make_room(key_states.shape[-2])
+        first = max(self.length - self.window + 1, self.offset) - self.offset
+        start, end = self.length - self.offset, self.length - self.offset + key_states.shape[-2]
+        self.length += key_states.shape[-2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        return self._hand_over(first, end)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        first = max(self.length - self.window + 1, 0)
+        return self.length - first + query_length, first
+
+    def reset(self) -> None:
+        self.length = self.offset = 0
+
+    @property
+    def held(self) -> int:
+        return self.length - self.offset
+
+    def can_keep(self, length: int) -> bool:
+        return length >= self.length or self.offset <= max(length - self.window + 1, 0)
+
+    def _make_room(self, tokens: int) -> None:
+        if self.length - self.offset + tokens <= self.keys.shape[-2]:
+            return
+        kept = min(self.window - 1, self.length - self.offset)
+        start = self.length - self.offset - kept
+        old_keys, old_values = self.keys[:, :, start : start + kept], self.values[:, :, start : start + kept]
+        if kept + tokens > self.keys.shape[-2]:  # a prompt chunk larger than the slack
+            self.keys = self.allocate(_with_length(old_keys, kept + tokens), self.dtype)
+            self.values = self.allocate(_with_length(old_values, kept + tokens), self.dtype)
+        # clone: source and target overlap when more than half of the buffer is kept.
+        self.keys[:, :, :kept] = old_keys.clone()
+        self.values[:, :, :kept] = old_values.clone()
+        self.offset = self.length - kept
+
+
+class KVCache(Cache):  # type: ignore[misc]
+    """The cache of one conversation for one model; `tokens` are the ids whose states it holds."""
+
+    def __init__(
+        self,
+        config: Any,
+        capacity: int,
+        allocate: Mapping[int, Allocate] = MappingProxyType({}),
+        home: torch.device | None = None,
+    ) -> None:
+        """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM; `home`:
+        where a model wants all states handed over whose attention is its own (ours goes to where they lie)."""
+        layers = DynamicCache(config=config).layers
+        super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host), home) for i, one in enumerate(layers)])
+        self.capacity = capacity
+        self.tokens: list[int] = []
+        family = config.get_text_config(decoder=True).model_type
+        self.reads_in_parts = self.can_rewind or family in CONTINUING
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers' buffers now."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in _tensors(layer))
+
+    @property
+    def away(self) -> frozenset[int]:
+        """The layers whose states are not to lie in RAM."""
+        ours = ((number, one) for number, one in enumerate(self.layers) if isinstance(one, PreallocatedLayer))
+        return frozenset(number for number, one in ours if one.allocate is not on_host)
+
+    def move(self, allocate: Mapping[int, Allocate], home: torch.device | None = None) -> None:
+        """Let the layers lie where `allocate` has them, in RAM where it has none; nothing has to be read again.
+        Recurrent states stay where they are. Raises NotEnoughMemory: then some have moved and are sound."""
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, PreallocatedLayer):
+                layer.move(allocate.get(number, on_host))
+                layer.home = home
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether any tail can be cut off at all (recurrent states cannot be)."""
+        return all(isinstance(layer, PreallocatedLayer) or _is_stateless(layer) for layer in self.layers)
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Keep the longest usable prefix of `ids`, always leaving at least one token to compute; its length."""
+        kept = self.rewind(min(common_prefix(self.tokens, ids), len(ids) - 1))
+        if self.reads_in_parts or len(ids) - kept == 1:
+            return kept
+        self.reset()
+        return 0
+
+    def rewind(self, length: int) -> int:
+        """Cut back to `length` tokens, or to none where a layer cannot; the length kept."""
+        if length == len(self.tokens) and length > 0:
+            return length
+        if length > 0 and self.rewind_layers(length):
+            del self.tokens[length:]
+            return length
+        self.reset()
+        return 0
+
+    def trim(self, length: int) -> None:
+        """Cut back to at most `length` tokens where that loses nothing else."""
+        if len(self.tokens) > length > 0 and self.can_rewind:
+            self.rewind(length)
+
+    def rewind_layers(self, length: int) -> bool:
+        """Cut every layer back to `length` tokens, also after a pass broken off half-way; False where one cannot."""
+        if not all(_can_keep(layer, length) for layer in self.layers):
+            return False
+        for layer in self.layers:
+            if isinstance(layer, PreallocatedLayer):
+                layer.keep(length)
+        return True
+
+    # Recurrent states were made in inference mode and are zeroed in place, which is refused outside of it.
+    @torch.inference_mode()
+    def reset(self) -> None:
+        super().reset()
+        self.tokens.clear()
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading ids that are the same."""
+    for index, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return index
+    return min(len(left), len(right))
+
+
+def _ours(layer: Any, capacity: int, allocate: Allocate, home: torch.device | None) -> Any:
+    """Our layer in place of transformers' own where its kind is known exactly."""
+    if type(layer) is DynamicLayer:
+        return PreallocatedLayer(capacity, allocate, home)
+    if type(layer) is DynamicSlidingWindowLayer:
+        return SlidingLayer(layer.sliding_window, capacity, allocate, home)
+    return layer
+
+
+def _can_keep(layer: Any, length: int) -> bool:
+    return layer.can_keep(length) if isinstance(layer, PreallocatedLayer) else _is_stateless(layer)
+
+
+def _is_stateless(layer: Any) -> bool:
+    return type(layer).__name__ == "DummyLayer"
+
+
+def _tensors(layer: Any) -> list[Tensor]:
+    values = [getattr(layer, "keys", None), getattr(layer, "values", None)]
+    for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
+        values.extend(states.values())
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _with_length(states: Tensor, length: int) -> tuple[int, ...]:
+    return (*states.shape[:2], length, states.shape[3])

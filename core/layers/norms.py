@@ -1,0 +1,104 @@
+"""Root-mean-square norms in one call of our library, where torch makes seven small ones.
+
+Every architecture has a class of its own for the same few lines. Which modules are such norms is found by trying: one
+is replaced only where ours gives what its own forward gives, with its own weight. On a card the module's own runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.kernels.native_layer import NormParts
+from core.kernels.native_library import NativeLibrary, native
+
+TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
+"""Of the inputs tried: small ones show what is added to the mean, large ones that nothing is cut off."""
+SAME_ROUNDING = 0.99
+"""Of the outputs in bf16, to the last bit: where the rounding is done elsewhere, a quarter differs."""
+
+
+class NativeRMSNorm(nn.Module):
+    """Stands where `original` stood, and leaves to it what is not computed here."""
+
+    def __init__(self, original: nn.Module, library: NativeLibrary, gain: Tensor, eps: float, *, rounded: bool) -> None:
+        """`gain` (K,) of fp32; `rounded`: to the input's type before the multiplication with the gain."""
+        super().__init__()
+        self.original = original
+        self.dtype = next(original.parameters()).dtype
+        self.parts = NormParts(gain, eps, rounded)
+        self._compute = library.rms_norm
+
+    @property
+    def weight(self) -> Any:
+        """The original's, wherever it lies now."""
+        return next(self.original.parameters())
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(..., K) -> (..., K)."""
+        if args or kwargs or x.device.type != "cpu" or x.dtype is not self.dtype or not x.is_contiguous():
+            return self.original(x, *args, **kwargs)
+        return self._compute(x, self.parts.gain, self.parts.eps, self.parts.rounded)
+
+
+def adopt(root: nn.Module) -> None:
+    """Replace all such norms in a filled tree on the CPU."""
+    library = native()
+    if library is None:
+        return
+    owners = [owner for owner in root.modules() if not isinstance(owner, NativeRMSNorm)]
+    for owner in owners:
+        for name, child in owner.named_children():
+            if (found := recognise(child, library)) is not None:
+                owner._modules[name] = found
+
+
+@torch.inference_mode()
+def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None:
+    """Ours in place of `module`, if the two compute the same."""
+    if not _may_be_norm(module):
+        return None
+    weight = next(module.parameters())
+    x = _inputs(weight)
+    try:
+        expected = module(x)
+    except (RuntimeError, ValueError, IndexError):  # it takes something else than (M, K)
+        return None
+    same = (one for one in _candidates(module, weight, library) if _agree(one(x), expected))
+    return next(same, None)
+
+
+def _may_be_norm(module: nn.Module) -> bool:
+    """Whether it holds one vector and nothing else, and its forward asks for one tensor."""
+    held = [*module.parameters(), *module.buffers()]
+    if len(held) != 1 or held[0].dim() != 1 or any(True for _ in module.children()):
+        return False
+    asked = inspect.signature(module.forward).parameters.values()
+    needed = [one for one in asked if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return held[0].device.type == "cpu" and held[0].dtype in (torch.float32, torch.bfloat16) and len(needed) == 1
+
+
+def _candidates(module: nn.Module, weight: Tensor, library: NativeLibrary) -> Iterator[NativeRMSNorm]:
+    """Every number that it keeps may be what is added to the mean."""
+    for eps in {value for value in vars(module).values() if isinstance(value, float)}:
+        for offset in (0.0, 1.0):
+            for rounded in (True, False):
+                yield NativeRMSNorm(module, library, weight.float() + offset, eps, rounded=rounded)
+
+
+def _inputs(weight: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(TRIED_SIZES), weight.shape[0], generator=generator)
+    return (rows * torch.tensor(TRIED_SIZES)[:, None]).to(weight.dtype)
+
+
+def _agree(found: Tensor, expected: Any) -> bool:
+    if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
+        return False
+    eps = torch.finfo(found.dtype).eps
+    close = torch.allclose(found.float(), expected.float(), rtol=8 * eps, atol=0)
+    return close and (found.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)

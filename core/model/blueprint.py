@@ -1,0 +1,176 @@
+"""The module tree of a model, built by transformers on the meta device: shapes and names, no weights, no memory.
+
+Every architecture that transformers can generate text with works; there is no code per family here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from core.errors import ModelUnreadable, UnsupportedModel
+from core.layers.attention import register as register_attention
+from core.layers.kv_cache import CACHE_NAMES
+from core.layers.moe import register as register_experts
+from core.startup.torch_stubs import bare_torch
+from core.weights.checkpoint import check_folder
+
+ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
+
+
+def read_config(folder: Path) -> Any:
+    """transformers' configuration of a model folder. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+    check_folder(folder)
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=_special_floats)
+    except OSError as error:
+        raise ModelUnreadable(
+            "config.json cannot be read.", f"{error.strerror or error}.", "Check the file."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelUnreadable("config.json cannot be read.", "It is damaged.", "Download the model again.") from error
+    if not isinstance(raw, dict):
+        raise ModelUnreadable("config.json cannot be read.", "It holds no settings.", "Download the model again.")
+    return config_from(raw)
+
+
+def config_from(raw: dict[str, Any]) -> Any:
+    """transformers' configuration from the content of config.json. Raises UnsupportedModel."""
+    _check_supported(raw)
+    from transformers import CONFIG_MAPPING
+
+    model_type = raw["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModel(
+            f"The architecture {model_type!r} is not known.",
+            "It is newer than this version of HeteGen, or needs program code of its own, which is never run.",
+            "Update HeteGen, or choose another model.",
+        )
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(raw)
+    # Each architecture validates in its own way, with any of Python's errors.
+    except Exception as error:
+        raise _no_model(error) from error
+
+
+def build(config: Any, dtype: torch.dtype) -> Any:
+    """The causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _no_causal_lm(config)
+    options = {"dtype": dtype, "experts_implementation": register_experts(), "trust_remote_code": False}
+    ways = [(attention, where) for attention in (register_attention(), "sdpa", "eager") for where in NO_MEMORY]
+    for attention, where in ways:
+        try:
+            with bare_torch(), where(), no_init_weights():
+                module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **options)
+            if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
+                break
+        # Older architectures have their own classes for attention, and some only the plain way; and each has its own
+        # way to fail at numbers that make no sense.
+        except Exception as error:
+            if (attention, where) == ways[-1]:
+                raise _no_model(error) from error
+    _check_cache(module)
+    return module.eval().requires_grad_(False)
+
+
+class OnlyComputed(TorchFunctionMode):
+    """Has memory given to what is computed (RoPE's frequencies), which is small, and none to what waits for weights.
+
+    On the meta device torch would first import an algebra system. Where a few architectures compute a weight, or need
+    numbers and weights in one place, all goes there.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in ALLOCATIONS and given.get("device") is None:
+            given = {**given, "device": "meta"}
+        return func(*args, **given)
+
+
+def all_on_meta() -> torch.device:
+    """Gives memory to nothing."""
+    return torch.device("meta")
+
+
+NO_MEMORY = (OnlyComputed, all_on_meta)
+
+
+def decoder_layers(module: Any) -> list[nn.Module]:
+    """The repeated blocks in order: the module list as long as the configuration says there are layers."""
+    count = text_config(module.config).num_hidden_layers
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return list(child)
+    return []
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model (all of it for text-only models)."""
+    return config.get_text_config(decoder=True)
+
+
+def context_limit(config: Any) -> int:
+    """The longest sequence the model was made for, in tokens."""
+    text = text_config(config)
+    for name in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length"):
+        if isinstance(value := getattr(text, name, None), int) and value > 0:
+            return value
+    return 2048
+
+
+def cache_argument(module: Any) -> str:
+    """The name of the argument by which a model's forward takes its cache; empty where it takes none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), "")
+
+
+def _check_supported(raw: dict[str, Any]) -> None:
+    if not isinstance(raw.get("model_type"), str):
+        raise UnsupportedModel("config.json names no architecture.", "", "Choose the folder of a language model.")
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise UnsupportedModel(
+            f"The weights are already quantised ({method}).",
+            "HeteGen reads the original weights and chooses the format that suits this machine.",
+            "Choose the original version of the model, in bf16, fp16 or fp32.",
+        )
+
+
+def _special_floats(entry: dict[str, Any]) -> Any:
+    """transformers writes infinity, which JSON does not know, as {"__float__": "Infinity"}."""
+    return float(str(entry["__float__"])) if entry.keys() == {"__float__"} else entry
+
+
+def _check_cache(module: Any) -> None:
+    # A few old architectures keep their past in a form of their own, or write into their weights while they run.
+    keeps_own = hasattr(module.base_model, "_setup_cache") or not module._supports_default_dynamic_cache()
+    if not cache_argument(module) or keeps_own:
+        raise UnsupportedModel(
+            f"A model of the kind {module.config.model_type!r} cannot be run here.",
+            "It keeps what it has read in a form of its own.",
+            "Choose a model of another architecture.",
+        )
+
+
+def _no_model(error: Exception) -> ModelUnreadable:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")
+    return ModelUnreadable("config.json does not describe a model.", f"{reason}.", "Download the model again.")
+
+
+def _no_causal_lm(config: Any) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"A model of the kind {config.model_type!r} cannot chat.",
+        "It is not a causal language model.",
+        "Choose a model made for text generation.",
+    )

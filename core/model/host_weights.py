@@ -1,0 +1,78 @@
+"""All weights of a model in the planned format: as stored, found converted on disk, or converted and kept there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from core.errors import DiskFull
+from core.kernels.autotune import KernelTable
+from core.kernels.matmul import host_matmul
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
+from core.model.linear_weights import matrices, matrix_names, release
+from core.model.model_source import Source
+from core.offload.host_weight import HostWeight
+from core.spec import Format, LinearSpec, ModelSpec
+from core.weights.checkpoint import Checkpoint
+from core.weights.packed_cache import PackedCache, cache_key
+
+FOLDER = "packed"
+
+log = logging.getLogger(__name__)
+
+
+class HostWeights(Mapping[str, Sequence[HostWeight]]):
+    """The host weights of each linear by its name in the plan. Empty until `make` has run through."""
+
+    def __init__(self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path) -> None:
+        """`folder`: where converted weights are kept (bf16 needs none)."""
+        self._source = source
+        self._spec = spec
+        self._format: Format = format
+        self._kernels = kernels
+        self._cache = PackedCache(folder / FOLDER)
+        self._made: dict[str, list[HostWeight]] = {}
+
+    def __getitem__(self, name: str) -> list[HostWeight]:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def make(self) -> Iterator[float]:
+        """Take, find or convert one linear after the other; yields the fraction done."""
+        kept: Mapping[str, QuantizedWeight] | None = None
+        if self._format != "bf16" and isinstance(self._source.weights, Checkpoint):
+            key = cache_key(self._source.weights.files, self._format)
+            if self._cache.open(key) is None:
+                yield from self._convert_to_disk(key)
+            kept = self._cache.open(key)
+        for done, linear in enumerate(self._spec.linears, 1):
+            found = self._converted(linear) if kept is None else (kept[name] for name in matrix_names(linear))
+            self._made[linear.name] = [self._ready(weight) for weight in found]
+            release(self._source.module, linear)
+            yield done / len(self._spec.linears)
+
+    def _convert_to_disk(self, key: str) -> Iterator[float]:
+        """Converted weights are mapped from the file afterwards, so only one of them is in memory at a time."""
+        try:
+            with self._cache.write(key, self._source.name) as writer:
+                for done, linear in enumerate(self._spec.linears, 1):
+                    for name, weight in zip(matrix_names(linear), self._converted(linear), strict=True):
+                        writer.add(name, weight)
+                    yield done / len(self._spec.linears)
+        except (DiskFull, OSError) as error:  # full, read-only, unplugged
+            # Not kept, the weights are converted again at every load: slower, and nothing else.
+            log.warning("Converted weights are not kept: %s", error)
+
+    def _converted(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
+        for matrix in matrices(self._source.module, linear):
+            yield quantize(matrix, self._format)
+
+    def _ready(self, weight: QuantizedWeight) -> HostWeight:
+        return HostWeight(host_matmul(weight, self._kernels.names(weight.storage, *weight.shape)))

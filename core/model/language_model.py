@@ -1,0 +1,217 @@
+"""The model that computes: transformers' own module tree filled with a checkpoint's weights, and its forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import ModelUnreadable, NotEnoughMemory, UnsupportedModel
+from core.events import Stop, never
+from core.layers.kv_cache import KVCache
+from core.model.blueprint import cache_argument, decoder_layers
+from core.model.placement import DevicePlacement, HostPlacement
+
+
+class ForwardStopped(Exception):
+    """Raised out of a forward pass between two layers when `stop` says so."""
+
+
+class LanguageModel:
+    """ids -> logits, with the KV cache kept right whatever happens in between."""
+
+    def __init__(self, module: Any, placement: HostPlacement | DevicePlacement | None = None) -> None:
+        """`module`: a filled causal language model of transformers; `placement` has put our linears into it."""
+        self.module = module
+        self.placement = placement or HostPlacement(module, {})
+        self._stop: Stop = never
+        parameters = inspect.signature(module.forward).parameters
+        self._keeps_last = "logits_to_keep" in parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache_argument = cache_argument(module)
+        for layer in decoder_layers(module):
+            layer.register_forward_pre_hook(self._look_at_stop)
+
+    @torch.inference_mode()
+    def forward(self, ids: Sequence[int], cache: KVCache, stop: Stop = never, keep: int = 1) -> Tensor:
+        """Append `ids` (n,) to the cache; logits (keep, vocabulary) of the last `keep` of them, in fp32.
+
+        Raises ForwardStopped (the cache is as before, or empty where it cannot be), NotEnoughMemory.
+        """
+        self._stop = stop
+        known = len(cache.tokens)
+        self.placement.begin_pass(len(ids))
+        try:
+            with self.placement.failures():
+                output = self.module(**self._inputs(ids, cache, keep))
+                # A device's failures show at the latest here, where its results are waited for.
+                logits: Tensor = output.logits[0, -keep:].float().cpu()
+        except BaseException as error:
+            self._undo(cache, known)
+            if _is_no_memory(error):
+                raise _no_memory() from error
+            raise
+        finally:
+            self.placement.end_pass()
+        cache.tokens.extend(ids)
+        return logits
+
+    def _inputs(self, ids: Sequence[int], cache: KVCache, keep: int) -> dict[str, Any]:
+        inputs = {
+            "input_ids": torch.tensor([list(ids)], device=self.placement.device),
+            self._cache_argument: cache,
+            "use_cache": True,
+        }
+        if self._keeps_last:
+            inputs["logits_to_keep"] = keep
+        if self._takes_positions:  # some families (Bamba) would count from 0 at every pass
+            start = len(cache.tokens)
+            inputs["position_ids"] = torch.arange(start, start + len(ids), device=self.placement.device).unsqueeze(0)
+        return inputs
+
+    def _undo(self, cache: KVCache, length: int) -> None:
+        # Some layers hold the new tokens and some do not: each is cut back to what all of them hold.
+        if not cache.rewind_layers(length):
+            cache.reset()
+
+    def _look_at_stop(self, module: nn.Module, inputs: Any) -> None:
+        if self._stop():
+            raise ForwardStopped
+
+
+def fill(module: Any, checkpoint: Mapping[str, Tensor]) -> Iterator[float]:
+    """Put the checkpoint's tensors into the meta tree, without copying where type and layout agree.
+
+    Yields the fraction done after each target. Raises ModelUnreadable where tensors are missing or of wrong shape.
+    """
+    expected = dict(module.state_dict())
+    dtypes = _DtypePlan(module)
+    work = _transforms(module, checkpoint, expected)
+    for done, (target, transform) in enumerate(work.items(), 1):
+        for name, value in _converted(transform, target, module).items():
+            tensor = value[0] if isinstance(value, list) else value
+            _check_shape(name, tensor, expected)
+            _assign(module, name, tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor)
+        yield done / len(work)
+    _finish(module)
+
+
+def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
+    """transformers' conversion of one target: a renaming, or parts put together (experts, q/k/v)."""
+    try:
+        return dict(transform.convert(target, model=module, config=module.config))
+    except RuntimeError as error:
+        if _is_no_memory(error):
+            raise _no_memory() from error
+        raise ModelUnreadable(
+            f"The parts of the weight {target} do not fit together.", "", "Download the model again."
+        ) from error
+
+
+def _transforms(module: Any, checkpoint: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Any]:
+    """transformers' own renamings and conversions, one per target, fed with the checkpoint's tensors when called."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(module)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = module.base_model_prefix
+    work: dict[str, Any] = {}
+    for source in sorted(checkpoint, key=dot_natural_key):
+        target, pattern = rename_source_key(source, renamings, converters, prefix, expected)
+        if target not in expected and source in expected:
+            target, pattern = source, None
+        if target not in expected:
+            continue  # parts that generate no text (a vision tower, old buffers): transformers leaves them too
+        if pattern is None:
+            transform, pattern = WeightRenaming(source, target), source
+        else:
+            transform = deepcopy(by_pattern[pattern])
+        work.setdefault(target, transform).add_tensor(target, source, pattern, lambda source=source: checkpoint[source])
+    return work
+
+
+def _finish(module: Any) -> None:
+    """Tie shared weights, compute what no checkpoint holds, and see that nothing is left empty."""
+    missing = {name for name, value in module.state_dict().items() if value.is_meta}
+    module.tie_weights(missing_keys=missing, recompute_mapping=False)
+    empty = [name for name, value in module.named_parameters() if value.is_meta]
+    if empty:
+        raise ModelUnreadable(
+            f"{len(empty)} of the model's tensors are missing.", f"The first one is {empty[0]}.",
+            "Download the model again.",
+        )  # fmt: skip
+    _compute_buffers(module)
+
+
+def _compute_buffers(module: Any) -> None:
+    """Fill the buffers that no checkpoint holds (RoPE frequencies, masks) by transformers' own initialisation."""
+    for value in (*module.parameters(), *module.buffers()):
+        value._is_hf_initialized = True
+    computed = [name for name, value in module.named_buffers() if value.is_meta]
+    for name in computed:
+        _assign(module, name, _not_yet(module.get_buffer(name)))
+    # Only modules above such buffers are initialised: elsewhere it could write to the read-only mapping.
+    for path, child in module.named_modules():
+        child._is_hf_initialized = not any(name.startswith(f"{path}." if path else "") for name in computed)
+    module.initialize_weights()
+    if any(value.is_floating_point() and value.isnan().any() for value in map(module.get_buffer, computed)):
+        raise UnsupportedModel(
+            f"A model of the kind {module.config.model_type!r} cannot be run here.",
+            "Some of its values are in no file and are not computed either.",
+            "Choose a model of another architecture.",
+        )
+
+
+def _not_yet(buffer: Tensor) -> Tensor:
+    """Memory for a buffer, filled so that it shows when nothing is computed into it."""
+    empty = torch.empty_like(buffer, device="cpu")
+    return empty.fill_(torch.nan) if empty.is_floating_point() else empty.zero_()
+
+
+class _DtypePlan:
+    """The type each tensor is to have: the model's, except where transformers keeps parts in fp32."""
+
+    def __init__(self, module: Any) -> None:
+        self._dtype = module.dtype
+        plan: dict[str, torch.dtype] = module._get_dtype_plan(module.dtype)
+        self._exceptions = [(re.compile(rf"(^|\.){re.escape(part)}($|\.)"), dtype) for part, dtype in plan.items()]
+
+    def of(self, name: str) -> torch.dtype:
+        return next((dtype for pattern, dtype in self._exceptions if pattern.search(name)), self._dtype)
+
+
+def _check_shape(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
+    if name in expected and tensor.shape != expected[name].shape:
+        raise ModelUnreadable(
+            f"The weight {name} has the wrong shape.",
+            f"It is {tuple(tensor.shape)}, and config.json asks for {tuple(expected[name].shape)}.",
+            "Download the model again.",
+        )
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    """Whether the system gave no RAM: torch says so in other words on each system, but names its allocator."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def _no_memory() -> NotEnoughMemory:
+    return NotEnoughMemory(
+        "This computer's memory is full.", "", "Close other programs, or choose a shorter context or a smaller model."
+    )

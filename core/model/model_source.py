@@ -1,0 +1,103 @@
+"""Where a model comes from: a folder, the built-in one, a Hub id on this disk, or a shape with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.model.blueprint import build, config_from, read_config
+from core.paths import SHAPE_PREFIX, builtin_model
+from core.weights.checkpoint import Checkpoint
+from core.weights.known_shapes import shape
+from core.weights.random_weights import RandomWeights
+
+GUIDE_NAME = "HeteGen Guide"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be built and filled: its meta tree, and its tensors by their names in the files.
+
+    `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
+    """
+
+    name: str
+    folder: Path | None
+    module: Any
+    weights: Mapping[str, Tensor]
+    nbytes: int
+    generation: dict[str, Any]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a reply, by the model's own configuration."""
+        config = self.module.config.get_text_config(decoder=True)
+        return _ids(self.generation.get("eos_token_id")) | _ids(getattr(config, "eos_token_id", None))
+
+    @property
+    def remembered_turns(self) -> int:
+        """How many turns of a conversation the model can follow, 0 = as many as fit; the tiny guide says few."""
+        said = self.generation.get("remembered_turns")
+        return said if isinstance(said, int) and said > 0 else 0
+
+    def warm(self) -> Iterator[float]:
+        """Bring the files into memory; yields the fraction done."""
+        if isinstance(self.weights, Checkpoint):
+            yield from self.weights.warm()
+
+
+def open_source(name: str | Path | None) -> Source:
+    """Read configuration and headers, and build the meta tree; no weights yet. Raises HeteGenError."""
+    if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
+        return _open_shape(name.removeprefix(SHAPE_PREFIX))
+    folder = find_folder(name)
+    checkpoint = Checkpoint(folder)
+    config = read_config(folder)
+    module = build(config, checkpoint.dtype)
+    shown = GUIDE_NAME if name is None else folder_name(folder)
+    return Source(shown, folder, module, checkpoint, checkpoint.nbytes, _generation_config(folder))
+
+
+def find_folder(name: str | Path | None) -> Path:
+    """The folder of a model: given as such, built in, or complete in the Hugging Face cache. Raises ModelNotFound."""
+    if name is None:
+        return builtin_model()
+    folder = Path(name).expanduser()
+    if folder.is_absolute() or os.path.lexists(folder):  # Path.exists raises where a parent may not be entered
+        return folder
+    from core.hub.installed import resolve_model
+
+    return resolve_model(str(name))
+
+
+def folder_name(folder: Path) -> str:
+    """A name for people: the repository's for a snapshot in the Hugging Face cache, else the folder's."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _open_shape(name: str) -> Source:
+    module = build(config_from(shape(name)), torch.bfloat16)
+    weights = RandomWeights(module)
+    return Source(name, None, module, weights, weights.nbytes, {"do_sample": False})
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # optional, and only defaults
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ids(value: object) -> frozenset[int]:
+    values = value if isinstance(value, list) else [value]
+    return frozenset(item for item in values if isinstance(item, int))

@@ -1,0 +1,307 @@
+"""Carries a Plan out: puts our linears into the module tree, keeps resident rows on the device, and changes both live.
+
+The host copy of every weight stays where it is, so evicting rows is letting go of them and promoting is one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core.accelerators.base import Accelerator
+from core.layers import attention, fused_layers, moe, norms
+from core.layers.cpu_layers import HostedLayers
+from core.layers.kv_cache import Allocate, KVCache
+from core.model.blueprint import decoder_layers
+from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
+from core.offload.host_weight import DeviceRows, HostWeight
+from core.offload.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
+from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
+
+Weights = Mapping[str, Sequence[HostWeight]]
+"""The weights of each linear by its name in the plan: one, or one per expert."""
+
+
+class HostPlacement:
+    """Everything on the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: Any, weights: Weights) -> None:
+        self._inputs = HostInputs()
+        for name, matrices in weights.items():
+            put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
+        norms.adopt(module)
+        self._layers = decoder_layers(module)
+        fused_layers.adopt(self._layers)
+
+    def begin_pass(self, tokens: int) -> None:
+        """Nothing depends on how many tokens there are."""
+
+    def end_pass(self) -> None:
+        self._inputs.forget()
+
+    def failures(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def make_cache(self, config: Any, plan: Plan) -> KVCache:
+        """An empty KV cache for this plan."""
+        return KVCache(config, plan.context)
+
+    def close(self) -> None:
+        """Leave the module tree as it was, but for its linears and norms."""
+        fused_layers.release(self._layers)
+
+
+class DevicePlacement:
+    """Resident and streamed rows on one device, the rest on the CPU."""
+
+    def __init__(
+        self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
+    ) -> None:
+        """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory,
+        DeviceLost: then the linears are in, but know nothing of the device."""
+        layers = decoder_layers(module)
+        self.accelerator = accelerator
+        self.plan = plan
+        self._weights = weights
+        self._kv_layers = kv_layers
+        self._inputs = SharedInputs(accelerator)
+        self._hosted = HostedLayers(layers, fused_layers.take(layers), accelerator, self._inputs)
+        self._uploads = Uploads(accelerator)
+        self._parameters: Streaming | None = None
+        self._schedules: list[list[Piece]] = [[] for _ in BUCKET_TOKENS]
+        self._bucket = -1
+        self._linears: dict[str, list[HeteroLinear]] = {
+            name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
+        }
+        self.device = accelerator.device
+        try:
+            self._upload_biases()
+            self._rest = DeviceRest(module, accelerator, self._uploads)
+        except BaseException:
+            self._leave_linears()
+            raise
+
+    def apply(self, plan: Plan) -> Iterator[float]:
+        """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
+        self._drop_ring()
+        # Memory that is given back here goes to copies on other streams: nothing launched may still read it.
+        self.accelerator.synchronize()
+        self.plan = plan
+        self._bucket = -1
+        for linear in plan.linears:
+            for one in self._linears[linear.name]:
+                if one.resident is not None and one.resident.rows > linear.resident:
+                    one.resident = None
+        self._make_ring()
+        for done, linear in enumerate(plan.linears, 1):
+            self._promote(linear)
+            yield done / len(plan.linears)
+        self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
+        self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
+
+    @property
+    def streams_starved(self) -> bool:
+        """Whether the system let too little memory be locked for the ring, so that streaming is slower."""
+        return self._parameters is not None and self._parameters.starved
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds that the CPU has computed its rows since the start."""
+        return self._inputs.cpu_s
+
+    def begin_pass(self, tokens: int) -> None:
+        """A pass over `tokens` new tokens starts: divide the rows as the plan says for so many."""
+        if (now := bucket(tokens)) != self._bucket:
+            self._bucket = now
+            self._divide(now)
+        if self._parameters is not None:
+            self._parameters.begin_pass(self._schedules[now])
+
+    def end_pass(self) -> None:
+        self._inputs.forget()
+        self._hosted.end_pass()
+
+    def failures(self) -> AbstractContextManager[None]:
+        return self.accelerator.failures()
+
+    def make_cache(self, config: Any, plan: Plan) -> KVCache:
+        """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
+        return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config))
+
+    def kv_places(self, plan: Plan) -> dict[int, Allocate]:
+        """How the layers of the KV cache are allocated that the plan has on the device."""
+        layers = zip(self._kv_layers, plan.kv_devices, strict=True)
+        return {layer.layer: self.accelerator.empty for layer, gpu in layers if gpu >= 0}
+
+    def kv_home(self, config: Any) -> torch.device | None:
+        """Where a model wants all states handed over whose attention is its own."""
+        return self.device if config._attn_implementation != attention.NAME else None
+
+    def close(self) -> None:
+        """Give the device's memory back and leave the module tree as it was, but for its linears."""
+        self._drop_ring()
+        self._hosted.use(())
+        self._rest.restore()
+        self._leave_linears()
+
+    def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
+        return HeteroLinear(weight, bias, self.accelerator, self._inputs)
+
+    def _upload_biases(self) -> None:
+        for linears in self._linears.values():
+            for linear in linears:
+                if linear.host_bias is not None:
+                    linear.bias = self._uploads.tensor(linear.host_bias)
+
+    def _leave_linears(self) -> None:
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.resident = None
+                linear.bias = linear.host_bias
+
+    def _promote(self, plan: LinearPlan) -> None:
+        for linear, weight in zip(self._linears[plan.name], self._weights[plan.name], strict=True):
+            if (linear.resident.rows if linear.resident else 0) == plan.resident:
+                continue
+            linear.resident = None  # before the new rows, so that both need not fit at once
+            if plan.resident:
+                linear.resident = self._uploads.rows(weight, 0, plan.resident)
+
+    def _make_ring(self) -> None:
+        if self.plan.ring.buffers:
+            make = SerialCopies if self.plan.strategy == "serial" else ParameterManager
+            self._parameters = make(self.accelerator, self.plan.ring, self._weights)
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.streams = self._parameters
+
+    def _drop_ring(self) -> None:
+        if self._parameters is not None:
+            self._parameters.close()
+            self._parameters = None
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.streams = None
+                linear.pieces = []
+
+    def _schedule(self, tokens: int) -> list[Piece]:
+        """All streamed pieces of one pass in their order: of experts, all linears of one before those of the next."""
+        pieces: list[Piece] = []
+        for _, together in groupby(self.plan.linears, self._owner):
+            linears = tuple(together)
+            for expert in range(len(self._weights[linears[0].name])):
+                for linear in linears:
+                    weight = self._weights[linear.name][expert]
+                    pieces += pieces_of(linear, tokens, weight, self.plan.ring.bytes, expert)
+        return pieces
+
+    def _owner(self, linear: LinearPlan) -> str:
+        """What is computed as one: a linear, or all experts of a layer."""
+        return linear.name if len(self._weights[linear.name]) == 1 else linear.name.rpartition(".")[0]
+
+    def _divide(self, index: int) -> None:
+        by_linear: dict[tuple[str, int], list[Piece]] = {}
+        for piece in self._schedules[index]:
+            by_linear.setdefault((piece.linear, piece.expert), []).append(piece)
+        for name, linears in self._linears.items():
+            for expert, linear in enumerate(linears):
+                linear.division = self.plan.by_name[name].shares[index]
+                linear.pieces = by_linear.get((name, expert), [])
+
+
+class HostEmbedding(nn.Module):
+    """The input table stays in RAM; only the looked-up rows travel."""
+
+    def __init__(self, table: nn.Module, accelerator: Accelerator) -> None:
+        super().__init__()
+        self.table = table
+        self._accelerator = accelerator
+
+    @property
+    def weight(self) -> Any:
+        """The table (V, H), on the host."""
+        return self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(1, n) -> (1, n, H), on the device."""
+        return self._accelerator.to_device(self.table(ids.cpu()))
+
+
+class DeviceRest:
+    """What is no linear's weight (norms, buffers) on the device, and the originals to go back to."""
+
+    def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads) -> None:
+        self._module = module
+        self._table = module.get_input_embeddings()
+        self._originals: list[tuple[dict[str, Any], str, Any]] = []
+        kept_back = set(self._table.modules())
+        for child in module.modules():
+            if child in kept_back or isinstance(child, HeteroLinear):
+                continue
+            for holder in (child._parameters, child._buffers):
+                for name, tensor in holder.items():
+                    if tensor is not None:
+                        self._originals.append((holder, name, tensor))
+        moved: dict[int, Any] = {}
+        for _, _, tensor in self._originals:
+            if id(tensor) not in moved:
+                copy = uploads.tensor(tensor.data)
+                moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+        # Only when all are there: the device may be lost or full in between.
+        for holder, name, tensor in self._originals:
+            holder[name] = moved[id(tensor)]
+        module.set_input_embeddings(HostEmbedding(self._table, accelerator))
+
+    def restore(self) -> None:
+        """Put the host's tensors back; the device may be gone."""
+        for holder, name, tensor in self._originals:
+            holder[name] = tensor
+        self._module.set_input_embeddings(self._table)
+
+
+class Uploads:
+    """Copies to the device that are waited for: weights that come to stay."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._stream = accelerator.stream()
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """A copy on the device. Raises NotEnoughMemory, DeviceLost."""
+        copy = self._accelerator.empty(tensor.shape, tensor.dtype)
+        self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
+        self._stream.synchronize()
+        return copy
+
+    def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
+        """Rows of a weight, in the bytes that they have on the host. Raises NotEnoughMemory, DeviceLost."""
+        nbytes = sum(part.nbytes for part in weight.parts(begin, end))
+        buffer = self._accelerator.empty((nbytes,), torch.uint8)
+        return copied_rows(self._accelerator, self._stream, weight, begin, end, buffer)
+
+
+Linear = TypeVar("Linear", bound=nn.Module)
+
+
+def put_linears(
+    root: nn.Module, name: str, weights: Sequence[HostWeight], make: Callable[[HostWeight, Tensor | None], Linear]
+) -> list[Linear]:
+    """Make our linears for one entry of the plan and put them where the tree has had its own."""
+    path, _, leaf = name.rpartition(".")
+    owner: Any = root.get_submodule(path)
+    if not isinstance(owner._modules.get(leaf), nn.Module):
+        biases = getattr(owner, f"{leaf}_bias", None)
+        made = [make(weight, None if biases is None else biases[i]) for i, weight in enumerate(weights)]
+        moe.put(owner, leaf, made)
+        return made
+    bias = getattr(owner._modules[leaf], "bias", None)
+    linear = make(weights[0], None if bias is None else bias.data)
+    owner._modules[leaf] = linear
+    return [linear]

@@ -1,0 +1,61 @@
+"""What surveys have found, kept on disk: the same configuration and libraries give the same specification.
+
+A bundle brings that of its own guide along: a survey loads what the first start can do without for two seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from core.files import keep
+from core.model.trace import survey
+from core.paths import made_before
+from core.spec import KvLayer, LinearSpec, ModelSpec
+
+FOLDER = "specs"
+SURVEY_VERSION = 1
+"""Counted up when a survey comes to find something else."""
+KEPT_SPECS = 64
+
+
+def specification(module: Any, name: str, folder: Path) -> ModelSpec:
+    """The specification of a model on the meta device, surveyed if it has not been before."""
+    key = Path(FOLDER, f"{_key(module)}.json")
+    spec = _read(folder / key) or _read(made_before() / key)
+    if spec is None:
+        spec = survey(module, name)
+        _write(folder / key, spec)
+    return replace(spec, name=name)
+
+
+def _key(module: Any) -> str:
+    # The part after "+" names the card that torch was built for, which changes nothing here.
+    libraries = [torch.__version__.partition("+")[0], transformers.__version__]
+    facts = [SURVEY_VERSION, *libraries, type(module).__name__, str(module.dtype)]
+    config = module.config.to_json_string(use_diff=False)
+    return hashlib.sha256(json.dumps([*facts, config]).encode()).hexdigest()[:24]
+
+
+def _read(file: Path) -> ModelSpec | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["linears"] = tuple(LinearSpec(**row) for row in found["linears"])
+        found["kv_layers"] = tuple(KvLayer(**row) for row in found["kv_layers"])
+        return ModelSpec(**found)
+    except (OSError, ValueError, TypeError, KeyError):  # missing, or not what was written
+        return None
+
+
+def _write(file: Path, spec: ModelSpec) -> None:
+    keep(file, asdict(spec))
+    with suppress(OSError):  # another process may do the same
+        for old in sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_SPECS]:
+            old.unlink()

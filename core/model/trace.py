@@ -1,0 +1,172 @@
+"""What the planner must know of a model, found by tracing one forward pass of its meta tree with fake tensors.
+
+No names are listed here: linears that share an input are those that are given the same tensor, the KV cache's layers
+are those that the pass fills. Takes about 0.1 s, reads no weights and allocates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from transformers.cache_utils import DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+from core.layers.moe import fused_names
+from core.model.blueprint import cache_argument, context_limit, decoder_layers, text_config
+from core.spec import KvLayer, LinearSpec, ModelSpec
+
+# Enough tokens to pass through every branch; the figures per token are divided by it.
+TRACED_TOKENS = 4
+ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
+STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+}
+
+
+def survey(module: Any, name: str = "") -> ModelSpec:
+    """The specification of a causal language model on the meta device."""
+    trace = _Trace(module)
+    linears = tuple(_linears(module, trace))
+    embeddings = _embeddings(module)
+    head = _head_name(module, linears)
+    tied = bool(head) and any(module.get_submodule(head).weight is table for table in embeddings)
+    counted = sum(linear.parameters for linear in linears) + sum(t.numel() for t in embeddings)
+    everything = sum(p.numel() for p in module.parameters())  # tied weights once
+    if tied:
+        counted -= module.get_submodule(head).weight.numel()
+    return ModelSpec(
+        name=name,
+        architecture=type(module).__name__,
+        layers=text_config(module.config).num_hidden_layers,
+        hidden=text_config(module.config).hidden_size,
+        vocab=text_config(module.config).vocab_size,
+        context_limit=context_limit(module.config),
+        linears=linears,
+        kv_layers=tuple(_kv_layers(trace.cache, module.dtype)),
+        resident_bytes=max(everything - counted, 0) * module.dtype.itemsize,
+        embedding_bytes=sum(t.numel() for t in embeddings) * module.dtype.itemsize,
+        head=head,
+        head_tied=tied,
+        stored_dtype=STORED[module.dtype],
+        parameters=everything,
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight that may be split: a linear, or GPT-2's transposed Conv1D."""
+    # Subclasses named so compute the same (Falcon's only splits the addition); other subclasses are routers.
+    return type(module) is Conv1D or (isinstance(module, nn.Linear) and type(module).__name__.endswith("Linear"))
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module holds all experts of a layer in two parameters."""
+    return hasattr(module, "has_gate")
+
+
+class _Trace:
+    """One forward pass on fake tensors: linears and fused experts in order, with their inputs, and the filled cache."""
+
+    def __init__(self, module: Any) -> None:
+        self.inputs: dict[str, Tensor | None] = {}  # keeps the tensors, so that an identity is not used twice
+        self.cache = DynamicCache(config=module.config)
+        handles = [
+            child.register_forward_pre_hook(self._recorder(name))
+            for name, child in module.named_modules()
+            if is_linear(child) or is_fused(child)
+        ]
+        try:
+            self._run(module)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _recorder(self, name: str) -> Any:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.inputs.setdefault(name, next(iter(inputs), None))
+
+        return record
+
+    def _run(self, module: Any) -> None:
+        # Brings a computer algebra system along, which a start with known models can do without.
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
+        with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.no_grad():
+            named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+            values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
+            options = {
+                "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long),
+                cache_argument(module): self.cache,
+                "use_cache": True,
+            }
+            functional_call(module, values, (), options, tie_weights=False)
+
+
+def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
+    """Linears and fused experts in the order of the pass, then what it did not touch."""
+    layer_of = {id(child): i for i, layer in enumerate(decoder_layers(module)) for child in layer.modules()}
+    groups: dict[int | str, int] = {}
+    children = {name: child for name, child in module.named_modules() if is_linear(child) or is_fused(child)}
+    for name in dict.fromkeys((*trace.inputs, *children)):
+        child, given = children[name], trace.inputs.get(name)
+        layer = layer_of.get(id(child), -1)
+        if is_fused(child):
+            yield from _experts(module, name, child, layer, groups)
+            continue
+        group = groups.setdefault(name if given is None else id(given), len(groups))
+        rows, columns = weight_shape(child)
+        yield LinearSpec(name, rows, columns, group, layer, has_bias=getattr(child, "bias", None) is not None)
+
+
+def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | str, int]) -> Iterator[LinearSpec]:
+    """Fused experts: two parameters of three dimensions, (experts, rows, columns) or transposed."""
+    text = text_config(module.config)
+    active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(text, name, None), int)), 1)
+    for leaf in fused_names(child):
+        name = f"{path}.{leaf}"
+        group = groups.setdefault(name, len(groups))
+        experts, rows, columns = getattr(child, leaf).shape
+        if child.is_transposed:
+            rows, columns = columns, rows
+        bias = getattr(child, f"{leaf}_bias", None) is not None
+        yield LinearSpec(name, rows, columns, group, layer, experts, min(active, experts), bias)
+
+
+def weight_shape(child: Any) -> tuple[int, int]:
+    """(outputs, inputs) of a linear or Conv1D."""
+    first, second = child.weight.shape
+    return (second, first) if isinstance(child, Conv1D) else (first, second)
+
+
+def _embeddings(module: Any) -> list[Tensor]:
+    return [module.get_input_embeddings().weight]
+
+
+def _head_name(module: Any, linears: tuple[LinearSpec, ...]) -> str:
+    head = module.get_output_embeddings()
+    return next((linear.name for linear in linears if module.get_submodule(_owner(linear)) is head), "")
+
+
+def _owner(linear: LinearSpec) -> str:
+    return linear.name if linear.experts == 1 else linear.name.rpartition(".")[0]
+
+
+def _kv_layers(cache: Any, dtype: torch.dtype) -> Iterator[KvLayer]:
+    for index, layer in enumerate(cache.layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        per_token = sum(_tensor_bytes(t) for t in (keys, values) if t is not None) // TRACED_TOKENS
+        states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+        fixed = sum(_tensor_bytes(state) for state in states if state is not None)
+        if per_token or fixed:
+            yield KvLayer(index, per_token, cast(int, getattr(layer, "sliding_window", 0) or 0), fixed)
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    return int(tensor.numel()) * tensor.dtype.itemsize

@@ -1,0 +1,112 @@
+"""One linear's weight in host memory: multiplied there in any range of rows, or sent to the device in that range.
+
+The whole weight always stays here, so that any division of its rows can be changed between two passes at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.kernels.cuda_dequant import MOST_ROWS, device_kernels
+from core.kernels.matmul import ChosenMatmul, Together, bucket
+from core.kernels.native_library import NativeLibrary
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import QUANTUM
+from core.units import MIB
+
+WIDENED_BYTES = 32 * MIB
+"""What widening quantised rows on the device may take of its memory at a time, about twice: the plan counts on it."""
+
+
+class HostWeight:
+    """A weight of `rows` x `columns` (N x K). Ranges begin at multiples of `quantum`."""
+
+    def __init__(self, matmul: ChosenMatmul) -> None:
+        self._matmul = matmul
+        self.weight = matmul.weight
+        self.rows, self.columns = matmul.rows, matmul.columns
+        self.quantum = QUANTUM[self.weight.format]
+        self.row_bytes = self.weight.row_bytes
+
+    def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
+        """(M, K) -> (M, end - begin) on the host, in x's type."""
+        return self._matmul(x, begin, end)
+
+    def library(self, rows: int) -> NativeLibrary | None:
+        """The library of ours that multiplies so many rows of input, if one does."""
+        return self._matmul.by_bucket[bucket(rows)].library
+
+    @staticmethod
+    def together(weights: Sequence[HostWeight]) -> Together:
+        """What multiplies several whole weights with one input, in one run where the kernels allow it."""
+        return Together([weight._matmul for weight in weights])
+
+    def whole(self) -> Tensor:
+        """(N, K) as numbers: a view where it is stored so, else in bf16."""
+        weight = self.weight
+        return weight.dequantize(weight.data.dtype if weight.format == "bf16" else torch.bfloat16)
+
+    def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
+        """The rows' bytes as contiguous host tensors, to be laid one behind the other."""
+        return self.weight.parts(begin, end)
+
+    def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
+        """The same rows from a byte buffer on the device that holds `parts` one behind the other."""
+        rows = self.weight.unpack(buffer, begin, end)
+        # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
+        matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
+        return DeviceRows(rows, matmul)
+
+
+DeviceInput = Tensor | HostInput
+"""(M, K) on the device; as the host's kernels want it where the device's memory is the host's."""
+
+
+def device_input(x: Tensor) -> DeviceInput:
+    """What all rows on the device that read `x` (M, K) can share."""
+    return HostInput(x) if x.device.type == "cpu" else x
+
+
+class DeviceRows:
+    """Rows of a weight that lie on the device, in the same bytes as on the host."""
+
+    def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
+        """`matmul`: the host's kernels, where the device's memory is the host's."""
+        self.weight = weight
+        self.rows = weight.shape[0]
+        self._matmul = matmul
+        # Asked for here, so that they are compiled while the model loads and not in its first reply.
+        self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
+
+    def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
+        """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""
+        if self._matmul is not None:
+            y = self._matmul(x)
+        else:
+            assert isinstance(x, Tensor)
+            if self.weight.format == "bf16":
+                return F.linear(x, self.weight.dequantize(x.dtype), bias)
+            y = self._product(x)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self._kernels is not None and x.shape[0] <= MOST_ROWS:
+            return self._kernels.product(self.weight, x)
+        y = x.new_empty(x.shape[0], self.rows)
+        for begin in range(0, self.rows, chunk := self._chunk_rows()):
+            end = min(begin + chunk, self.rows)
+            y[:, begin:end] = F.linear(x, self._widen(begin, end, x.dtype))
+        return y
+
+    def _widen(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = self.weight.rows(begin, end)
+        return rows.dequantize(dtype) if self._kernels is None else self._kernels.widen(rows).to(dtype)
+
+    def _chunk_rows(self) -> int:
+        """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""
+        return max(16, WIDENED_BYTES // (4 * self.weight.shape[1]))

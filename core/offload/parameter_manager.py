@@ -1,0 +1,283 @@
+"""The asynchronous parameter manager: brings streamed rows to the compute device just before they are needed.
+
+Two of HeteGen's four overlapped stages live here: the copy from the weights' own (pageable, mapped) memory into a small
+ring of pinned buffers, done by one thread, and the copy from there to the device, queued on a stream of its own. The
+other two, computing on the CPU and on the device, go on meanwhile in `hetero_linear`. The thread walks through the
+pass's pieces in their order and starts over with the next token, so the link also works between linears and tokens.
+
+`SerialCopies` is what it is compared with: plain offloading, which copies when the device waits for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
+from core.errors import DeviceLost, NotEnoughMemory
+from core.kernels.host_copy import Copiers
+from core.offload.host_weight import DeviceRows, HostWeight
+from core.spec import LinearPlan, Ring
+
+FEWEST_PINNED = 2
+"""With fewer locked buffers nothing is fetched while another is used: then ordinary memory does as well."""
+WAIT_S = 60.0
+"""No link is so slow that one buffer takes this long: the device is gone."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `begin` to `end` of one linear (of one `expert` where it has several): what fits into one buffer."""
+
+    linear: str
+    begin: int
+    end: int
+    expert: int = 0
+
+
+@dataclass
+class Slot:
+    """One buffer on each side; `copied` and `freed` say when the host's and the device's may be written again."""
+
+    host: Tensor
+    device: Tensor
+    copied: Event
+    freed: Event
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A piece that is in a slot or on its way there; `epoch` counts the schedules."""
+
+    epoch: int
+    piece: Piece
+    slot: Slot
+    rows: DeviceRows
+
+
+def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Piece]:
+    """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
+    rows = plan.at(tokens)
+    begin, end = rows.resident, rows.resident + rows.streamed
+    fitting = buffer_bytes // weight.row_bytes
+    per_buffer = fitting // weight.quantum * weight.quantum or fitting
+    if end > begin and not per_buffer:
+        raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
+    return [Piece(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
+
+
+class Streaming(Protocol):
+    """Whoever brings pieces to the device. `starved`: the system let less memory be pinned for it than was planned."""
+
+    starved: bool
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """A pass starts that will take these pieces in this order, and may skip some."""
+
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for another."""
+
+    def take(self, piece: Piece) -> AbstractContextManager[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class SerialCopies:
+    """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
+
+    starved = False
+
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
+        """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
+        self._accelerator = accelerator
+        self._weights = weights
+        self._stream = accelerator.stream()
+        self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """Nothing is fetched ahead."""
+
+    def has_ready(self, piece: Piece) -> bool:
+        """It is copied when it is taken."""
+        return True
+
+    @contextmanager
+    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+        assert self._slot is not None
+        self._accelerator.synchronize()
+        weight = self._weights[piece.linear][piece.expert]
+        yield copied_rows(self._accelerator, self._stream, weight, piece.begin, piece.end, self._slot)
+
+    def close(self) -> None:
+        """Give the buffer back."""
+        self._slot = None
+
+
+def copied_rows(
+    accelerator: Accelerator, stream: Stream, weight: HostWeight, begin: int, end: int, buffer: Tensor
+) -> DeviceRows:
+    """Rows copied from where they lie into a buffer on the device, and waited for. Raises DeviceLost."""
+    at = 0
+    for part in weight.parts(begin, end):
+        accelerator.copy_async(buffer[at : at + part.nbytes], part, stream)
+        at += part.nbytes
+    stream.synchronize()
+    return weight.on_device(buffer, begin, end)
+
+
+class ParameterManager:
+    """Prefetches the pieces of a schedule, over and over, as far ahead as the ring has room."""
+
+    def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
+        """Allocates the ring. Raises NotEnoughMemory where the device has no room for it."""
+        self._accelerator = accelerator
+        self._weights = weights
+        self._stream = accelerator.stream()
+        self._copiers = Copiers(ring.copiers)
+        hosts = self._pinned(ring)
+        self.starved = len(hosts) < ring.buffers
+        if len(hosts) < min(FEWEST_PINNED, ring.buffers):
+            hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
+        self._free = [self._slot(host) for host in hosts]
+        self._ready: deque[Fetched] = deque()
+        self._schedule: Sequence[Piece] = ()
+        self._next = 0  # of the schedule, to be fetched
+        self._taken = 0  # of the schedule, or skipped, by the pass that runs
+        self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = Condition()
+        self._thread = Thread(target=self._run, name="parameters", daemon=True)
+        self._thread.start()
+
+    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+        """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
+        what was fetched ahead for the same schedule stays."""
+        with self._changed:
+            if schedule is self._schedule and self._taken in (0, len(schedule)):
+                self._taken = 0
+                return
+            self._schedule, self._next, self._taken = schedule, 0, 0
+            self._epoch += 1
+            self._changed.notify_all()
+
+    def has_ready(self, piece: Piece) -> bool:
+        """Whether the piece can be taken without waiting for the ring."""
+        with self._changed:
+            return any(one.epoch == self._epoch and one.piece == piece for one in self._ready)
+
+    @contextmanager
+    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+        """The piece on the device; work launched inside the block finds it there."""
+        fetched = self._wait_for(piece)
+        self._accelerator.wait(fetched.slot.copied)
+        try:
+            yield fetched.rows
+        finally:
+            self._accelerator.record(fetched.slot.freed)
+            self._release(fetched.slot)
+
+    def close(self) -> None:
+        """End the thread and give the ring back."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._copiers.close()
+        with suppress(DeviceLost):
+            # What was fetched ahead may still be on its way into buffers that others get now.
+            self._accelerator.synchronize()
+        self._free.clear()
+        self._ready.clear()
+
+    def _slot(self, host: Tensor) -> Slot:
+        device = self._accelerator.empty((host.nbytes,), torch.uint8)
+        return Slot(host, device, self._accelerator.event(), self._accelerator.event())
+
+    def _pinned(self, ring: Ring) -> list[Tensor]:
+        """Locked buffers, as many as the system gives."""
+        found: list[Tensor] = []
+        for _ in range(ring.buffers):
+            try:
+                found.append(self._accelerator.pinned(ring.bytes))
+            except NotEnoughMemory as error:
+                if error.device != PINNED:
+                    raise
+                break
+        return found
+
+    def _wait_for(self, piece: Piece) -> Fetched:
+        with self._changed:
+            while True:
+                if not self._changed.wait_for(lambda: self._ready or self._error, timeout=WAIT_S):
+                    raise device_lost(self._accelerator.name)
+                if self._error is not None:
+                    raise self._error
+                found = self._ready.popleft()
+                self._taken += found.epoch == self._epoch
+                if found.epoch == self._epoch and found.piece == piece:
+                    return found
+                self._free.append(found.slot)
+                self._changed.notify_all()
+
+    def _release(self, slot: Slot) -> None:
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        """The thread: fetch the next piece whenever a buffer is free."""
+        while (job := self._next_job()) is not None:
+            epoch, piece, slot = job
+            try:
+                fetched = Fetched(epoch, piece, slot, self._fetch(piece, slot))
+            except Exception as error:  # noqa: BLE001  raised again in the thread that waits for the piece
+                self._fail(error)
+                return
+            with self._changed:
+                self._ready.append(fetched)
+                self._changed.notify_all()
+
+    def _next_job(self) -> tuple[int, Piece, Slot] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (self._free and self._schedule))
+            if self._closed:
+                return None
+            piece = self._schedule[self._next]
+            self._next = (self._next + 1) % len(self._schedule)
+            return self._epoch, piece, self._free.pop(0)
+
+    def _fetch(self, piece: Piece, slot: Slot) -> DeviceRows:
+        slot.copied.synchronize()
+        weight = self._weights[piece.linear][piece.expert]
+        nbytes = self._pack(weight.parts(piece.begin, piece.end), slot.host)
+        self._stream.wait(slot.freed)
+        self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
+        slot.copied.record(self._stream)
+        return weight.on_device(slot.device, piece.begin, piece.end)
+
+    def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
+        """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
+
+        Not by torch, which would start a second pool of threads here that competes with the one that computes.
+        """
+        at = 0
+        for part in parts:
+            self._copiers.copy(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
+            at += part.nbytes
+        return at
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

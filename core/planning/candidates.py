@@ -1,0 +1,183 @@
+"""The ways to lay a model out over VRAM and RAM, and what each is worth: candidates for the planner to choose from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from core.planning.cost_model import Case, GroupClass, Residents, classify, with_disk
+from core.planning.fixed_cost import Fixed, fixed, in_two_calls
+from core.planning.machine_rates import Machine
+from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
+from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times
+from core.units import GIB, MIB
+
+# Prompt and reply that layouts are compared by.
+TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
+KV_PARTS = (1.0, 0.5, 0.0)
+TIERS = ((512, 8 * MIB), (256, 2 * MIB), (32, MIB // 2))
+"""Prefill chunk in tokens and the most bytes of a staging buffer; the smaller ones are tried on small cards only."""
+BUFFERS, LEAST_BUFFER = 8, 2 * MIB
+BUFFER_S = 2e-3
+"""How long a buffer is to be on its way at most: long beside what each costs."""
+SMALL_CARD = 4 * GIB
+HEAD_LAYER = -1
+"""What `LinearSpec.layer` is outside of the layers."""
+# Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
+WORTH_PRICING = 1.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where; `costs` are those with a half full KV cache."""
+
+    machine: Machine
+    classes: tuple[GroupClass, ...]
+    residents: Residents
+    kv_devices: tuple[int, ...]
+    chunk: int
+    ring: Ring
+    host: HostMemory
+    costs: Fixed
+    strategy: Strategy
+
+    def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
+        """The best shares to stream in this bucket, by class, and their times."""
+        shares, times = best_streams(self._case(bucket, self.costs), self.residents)
+        return shares, with_disk(times, self._disk_s)
+
+    def times(self, bucket: int, shares: Sequence[float], costs: Fixed) -> Times:
+        """Times of these shares at other costs."""
+        return with_disk(self._case(bucket, costs).times(self.residents, shares), self._disk_s)
+
+    @property
+    def prefill_bucket(self) -> int:
+        """The bucket of prefill chunks: one shorter than the bucket's example costs at most as much."""
+        return PREFILL if self.chunk > BUCKET_TOKENS[PREFILL - 1] else PREFILL - 1
+
+    @property
+    def _disk_s(self) -> float:
+        return self.host.from_disk / self.machine.hardware.disk_bytes_s
+
+    def _case(self, bucket: int, costs: Fixed) -> Case:
+        return Case(self.classes, bucket, self.machine, costs, self.strategy, self.ring)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout with its shares to stream, by bucket and then by class, and its times."""
+
+    layout: Layout
+    streamed: tuple[tuple[float, ...], ...]
+    decode: Times
+    prefill: Times
+
+
+def choose(layouts: Sequence[Layout], spec: ModelSpec, occupied: int) -> Choice:
+    """The layout with the fastest typical reply, of those that fit if any does; timed with `occupied` tokens."""
+    fitting = [layout for layout in layouts if layout.host.fits] or list(layouts)
+    decodes = [layout.best(DECODE)[1].total for layout in fitting]
+    limit = WORTH_PRICING * min(decodes)
+    near = [(layout, seconds) for layout, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
+    best = min(near, key=lambda pair: _reply_s(*pair))[0]
+    streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
+    costs = fixed(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
+    decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
+    return Choice(best, streamed, decode, prefill)
+
+
+def gpu_layouts(
+    spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, strategy: Strategy, context: int
+) -> Iterator[Layout]:
+    """Every way to use this card within its limit; none if not even the workspace fits."""
+    gpu = machine.gpu
+    assert gpu is not None
+    limit = vram_limit(gpu, budget)
+    classes = classify(spec, storage, machine)
+    everything = sum(item.count * item.nbytes for item in classes)
+
+    def layout(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Layout:
+        on_host = kv_split(spec, kv_devices, context)[1]
+        host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, ring)
+        costs = fixed(spec, machine, kv_devices, context // 2, residents.host_layers)
+        return Layout(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
+
+    for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
+        free = limit - spec.resident_bytes - gpu_workspace(spec, storage, gpu, chunk)
+        for kv_part in KV_PARTS:
+            kv_devices = _kv_devices(spec, gpu.index, kv_part)
+            room = free - kv_split(spec, kv_devices, context)[0]
+            used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
+            if room >= used.total:
+                for residents in resident_choices(classes, room - used.total, machine, strategy):
+                    yield layout(residents, kv_devices, chunk, used)
+        ring = _ring(strategy, gpu.link, most)
+        if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
+            for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
+                yield layout(residents, kv_devices, chunk, ring)
+
+
+def _whole_layers(
+    spec: ModelSpec, classes: Sequence[GroupClass], index: int, room: int, context: int
+) -> Iterator[tuple[Residents, tuple[int, ...]]]:
+    """The first layers on the card with their KV cache, as many as fit, the others on the CPU; then the output head on
+    the card or not."""
+    weights = Counter[int]()
+    for item in classes:
+        for layer in item.layers:
+            weights[layer] += item.nbytes
+    head = weights.pop(HEAD_LAYER, 0)
+    for kv in spec.kv_layers:
+        weights[kv.layer] += kv.nbytes(context)
+    for kept in {head, 0} if head <= room else {0}:
+        sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
+        on_card = sum(size <= room for size in sizes) - 1
+        if on_card == spec.layers:
+            continue
+        there = {*range(on_card), *((HEAD_LAYER,) if kept else ())}
+        whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
+        hosted = range(on_card, spec.layers)
+        groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)
+        kv_devices = tuple(index if kv.layer < on_card else -1 for kv in spec.kv_layers)
+        yield Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
+
+
+def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:
+    """Those that read prompts and keep the KV cache as `best` does, so that only the strategy differs; all if none."""
+    return [one for one in layouts if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(layouts)
+
+
+def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
+    """The ring of a strategy, with buffers for this link of at most so many bytes: copying when needed takes one."""
+    if strategy == "cpu":
+        return Ring()
+    size = 1 << round(math.log2(max(1.0, BUFFER_S * link.staged)))
+    buffers, copiers = (1, 1) if strategy == "serial" else (BUFFERS, link.copiers)
+    return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
+
+
+def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:
+    """Everything on the CPU."""
+    classes = classify(spec, storage, machine)
+    kv_devices = (-1,) * len(spec.kv_layers)
+    residents, chunk = nothing_resident(classes), TIERS[0][0]
+    on_host = spec.kv_bytes(context)
+    host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
+    costs = fixed(spec, machine, kv_devices, context // 2)
+    return Layout(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
+
+
+def _reply_s(layout: Layout, decode_s: float) -> float:
+    """Seconds of a typical prompt and reply."""
+    prefill_s = layout.best(layout.prefill_bucket)[1].total
+    return TYPICAL_REPLY * decode_s + TYPICAL_PROMPT / layout.chunk * prefill_s
+
+
+def _kv_devices(spec: ModelSpec, index: int, part: float) -> tuple[int, ...]:
+    count = len(spec.kv_layers)
+    on_gpu = round(part * count)
+    return (index,) * on_gpu + (-1,) * (count - on_gpu)

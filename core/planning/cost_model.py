@@ -1,0 +1,238 @@
+"""How long one pass takes under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
+
+Linears that read one input form a group, which is exchanged between CPU and GPU once; groups of the same make form a
+class. One pass, with the link fetching ahead across linears:
+
+    group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
+    pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
+
+Both sides of the last line slow each other down while both run, and the link can run ahead by no more than its ring.
+
+Each engine's time is linear in its share, so a class is a handful of coefficients and a pass costs microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.planning.fixed_cost import FUSED_SHARE, Fixed, between_share
+from core.planning.machine_rates import Machine, cpu_rate, gpu_rate
+from core.spec import BUCKET_TOKENS, DECODE, FEW, LinearSpec, ModelSpec, Ring, Storage, Strategy, Times
+
+NEARLY_ALL = 0.9
+"""Share of the experts from which on all of them are streamed, used or not."""
+TYPICAL_CONTEXT = 1024
+"""Tokens assumed to lie in the KV cache when rates are predicted."""
+
+
+@dataclass(frozen=True)
+class GroupClass:
+    """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
+    CPU rows."""
+
+    members: tuple[tuple[int, ...], ...]
+    layers: tuple[int, ...]
+    count: int
+    matrices: int
+    nbytes: int
+    cpu: tuple[float, ...]
+    cpu_call: float
+    gpu: tuple[float, ...]
+    gpu_call: float
+    exchange: tuple[float, ...]
+    exchange_out: tuple[float, ...]
+    streamable: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Residents:
+    """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others.
+    `host_layers` are computed by the CPU alone in passes of few tokens, as are the last `host_groups` of each class,
+    which are their parts: nothing of them lies there."""
+
+    whole: tuple[int, ...]
+    part: tuple[float, ...]
+    host_layers: tuple[int, ...] = ()
+    host_groups: tuple[int, ...] = ()
+
+    def hosted(self, bucket: int) -> tuple[int, ...]:
+        """How many groups of each class the CPU computes as parts of whole layers."""
+        return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
+
+
+def classify(spec: ModelSpec, storage: Storage, machine: Machine) -> tuple[GroupClass, ...]:
+    """The model's groups, gathered by make, with this machine's times."""
+    groups: dict[int, list[int]] = {}
+    for index, linear in enumerate(spec.linears):
+        groups.setdefault(linear.group, []).append(index)
+    classes: dict[tuple[tuple[int, int, int, int, bool], ...], list[tuple[int, ...]]] = {}
+    for members in groups.values():
+        signature = tuple(_make(spec, spec.linears[index]) for index in members)
+        classes.setdefault(signature, []).append(tuple(members))
+    return tuple(_class(spec, storage, machine, members) for members in classes.values())
+
+
+def _make(spec: ModelSpec, linear: LinearSpec) -> tuple[int, int, int, int, bool]:
+    return linear.rows, linear.columns, linear.experts, linear.active, linear.name == spec.head
+
+
+def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tuple[int, ...]]) -> GroupClass:
+    linears = [spec.linears[index] for index in members[0]]
+    # The head is asked for the last position only, whatever the length of the input.
+    tokens = tuple(1 if linears[0].name == spec.head else count for count in BUCKET_TOKENS)
+    nbytes = sum(linear.nbytes(storage) for linear in linears)
+    touched = tuple(sum(linear.nbytes(storage) * linear.touched(m) for linear in linears) / nbytes for m in tokens)
+    operations = tuple(
+        sum(2.0 * m * linear.active * linear.rows * linear.columns for linear in linears) for m in tokens
+    )
+    buckets = [DECODE if m == 1 else index for index, m in enumerate(tokens)]
+    cpu = cpu_rate(machine.hardware, storage, machine.threads)
+    profile = machine.profile
+    gpu = gpu_rate(machine.gpu, storage) if machine.gpu else cpu
+    launch = machine.gpu.launch_s if machine.gpu else 0.0
+    call_s = machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
+    into, back = _exchange(machine, linears, tokens)
+    return GroupClass(
+        members=tuple(members),
+        layers=tuple(spec.linears[group[0]].layer for group in members),
+        count=len(members),
+        matrices=sum(linear.experts for linear in linears),
+        nbytes=nbytes,
+        cpu=tuple(
+            profile.cpu * cpu.seconds(nbytes * share, count, b)
+            for share, count, b in zip(touched, operations, buckets, strict=True)
+        ),
+        cpu_call=call_s * sum(linear.active for linear in linears),
+        gpu=tuple(
+            profile.gpu * gpu.seconds(nbytes * share, count, b)
+            for share, count, b in zip(touched, operations, buckets, strict=True)
+        ),
+        gpu_call=launch * sum(linear.active for linear in linears),
+        exchange=into,
+        exchange_out=back,
+        # Prefetching needs to know what comes next: experts can be fetched in their order where nearly all are used.
+        streamable=tuple(share >= NEARLY_ALL for share in touched),
+    )
+
+
+def _exchange(
+    machine: Machine, linears: Sequence[LinearSpec], tokens: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds to bring the input to the CPU (with the wait), and to bring all outputs back, by bucket."""
+    if machine.gpu is None:
+        return (0.0,) * len(tokens), (0.0,) * len(tokens)
+    link, overhead = machine.gpu.link, machine.profile.overhead
+    columns = linears[0].columns
+    rows = sum(linear.rows for linear in linears)
+    waits = overhead * (link.sync_s + link.back_s * sum(linear.active for linear in linears))
+    into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
+    return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One phase of one placement, ready to be priced under any shares."""
+
+    classes: tuple[GroupClass, ...]
+    bucket: int
+    machine: Machine
+    fixed: Fixed
+    strategy: Strategy
+    ring: Ring
+
+    def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
+        """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
+        work = self._groups(residents, streamed)
+        link, attention = self._link(residents, streamed), self.fixed.attention[self.bucket]
+        between = self.fixed.overhead[self.bucket]
+        rest, overhead = attention + between, between + work.exchanged
+        if self.strategy == "serial":
+            alone = work.alone + rest
+            return Times(work.cpu, link, work.gpu, attention, overhead, 0.0, alone + link, alone)
+        critical, link_until, slower = overlapped(
+            work.alone + rest - work.dead, work.slowed + rest - work.dead, link, self._link_share(work)
+        )
+        total = work.dead + max(critical, link_until)
+        return Times(work.cpu * slower, link_until, work.gpu, attention, overhead, 0.0, total, work.dead + critical)
+
+    def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
+        """Seconds of the link, nothing else running."""
+        nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
+        hosted = residents.hosted(self.bucket)
+        for item, whole, host, part, share in zip(
+            self.classes, residents.whole, hosted, residents.part, streamed, strict=True
+        ):
+            rest = item.count - whole - host
+            if (away := (1 - part) * share) and rest:
+                sent = away * item.nbytes
+                nbytes += rest * sent
+                pieces += rest * max(item.matrices, sent / buffer)
+        return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
+
+    def _link_share(self, work: Work) -> float:
+        """What the link keeps of its rate while the processor works."""
+        meets = work.cpu > 0 or self.machine.shares_cores
+        return self.machine.link_under_cpu if meets else 1.0
+
+    def _groups(self, residents: Residents, streamed: Sequence[float]) -> Work:
+        """All groups, one after the other."""
+        machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
+        slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
+        cpu = gpu = exchanged = alone = slowed = dead = 0.0
+        for item, whole, host, part, share in zip(
+            self.classes, residents.whole, residents.hosted(bucket), residents.part, streamed, strict=True
+        ):
+            rest, on_cpu = item.count - whole - host, (1 - part) * (1 - share)
+            gpu_whole = item.gpu[bucket] + item.gpu_call
+            gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
+            cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
+            cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
+            hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
+            cpu += rest * cpu_s + hosted_s
+            gpu += rest * gpu_s + whole * gpu_whole
+            exchanged += rest * cross
+            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole + hosted_s
+            if adds:
+                slowed += (rest * (cpu_s + gpu_s) + whole * gpu_whole) * slower + rest * cross
+            else:
+                slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole * gpu_whole
+            slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
+            # The first groups of a class are the whole ones: meanwhile the link fills the ring and then waits.
+            dead += max(0.0, whole * gpu_whole - lead)
+        return Work(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
+
+    def _lead_s(self) -> float:
+        """Seconds of the link that the ring holds."""
+        return self.ring.total * self.machine.link_s(self.strategy)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of all groups: of the CPU, of the GPU and of exchanges between them; of all that follows one after the
+    other, alone and while the link runs; and of stretches that are longer than the link can run ahead."""
+
+    cpu: float
+    gpu: float
+    exchanged: float
+    alone: float
+    slowed: float
+    dead: float
+
+
+def overlapped(alone: float, slowed: float, link: float, link_share: float) -> tuple[float, float, float]:
+    """When the work and the link are done that start together, and how much longer the work took than by itself.
+
+    They slow each other down while both run: the work takes `slowed` instead of `alone` seconds, the link keeps
+    `link_share` of its rate. The one that is left over goes on at its own rate.
+    """
+    together = min(slowed, link / link_share)
+    done = together / slowed if slowed else 1.0
+    work_until = together + (1 - done) * alone
+    link_until = together + link - together * link_share
+    return work_until, link_until, work_until / alone if alone else 1.0
+
+
+def with_disk(times: Times, seconds: float) -> Times:
+    """The same pass when weights must be read from the disk again as well."""
+    return replace(times, disk=seconds, total=times.total + seconds)

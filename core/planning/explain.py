@@ -1,0 +1,131 @@
+"""A plan in plain words for people: what was decided and why, in sentences made of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan, row_bytes
+from core.units import format_memory
+
+HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
+FORMAT_WORDS = {"bf16": "the weights as stored", "int8": "8-bit weights", "int4": "4-bit weights"}
+
+
+def tok_s(rate: float) -> str:
+    """A rate for people: '31', '4.2', '0.05'."""
+    return f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}" if rate >= 0.095 else f"{rate:.2f}"
+
+
+def resident_share(plan: Plan, spec: ModelSpec) -> float:
+    """Part of all weight bytes that lies in VRAM, 0-1."""
+    return _share(plan, spec, [linear.resident for linear in plan.linears], [linear.rows for linear in plan.linears])
+
+
+def streamed_share(plan: Plan, spec: ModelSpec, bucket: int = DECODE) -> float:
+    """Part of the weight bytes outside VRAM that travels to the GPU in this phase, 0-1."""
+    shares = [linear.shares[bucket] for linear in plan.linears]
+    return _share(plan, spec, [rows.streamed for rows in shares], [rows.streamed + rows.cpu for rows in shares])
+
+
+def _share(plan: Plan, spec: ModelSpec, rows: Sequence[int], of: Sequence[int]) -> float:
+    sizes = [item.experts * row_bytes(plan.storage, item.columns) for item in spec.linears]
+    whole = sum(count * size for count, size in zip(of, sizes, strict=True))
+    return sum(count * size for count, size in zip(rows, sizes, strict=True)) / max(1, whole)
+
+
+def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
+    """One sentence: where the weights lie and who computes."""
+    if plan.gpu < 0:
+        return _without_gpu(hardware)
+    share = resident_share(plan, spec)
+    if share >= 1:
+        return "The whole model lies in the graphics card's memory."
+    streamed = streamed_share(plan, spec)
+    if share < 0.005 and streamed < 0.005 < streamed_share(plan, spec, PREFILL):
+        return "The processor writes with weights from the computer's memory; the graphics card helps to read prompts."
+    rest = "the processor computes the rest"
+    if streamed >= 0.995:
+        rest = "the rest is streamed to it for each token"
+    elif streamed >= 0.005:
+        rest = f"of the rest the processor computes {1 - streamed:.0%} while {streamed:.0%} is streamed to the card"
+    return f"{share:.0%} of the weights lie in the graphics card's memory; {rest}."
+
+
+def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
+    """Why `auto` came to this format, given the plans for all formats that it tried."""
+    words = FORMAT_WORDS[best.format]
+    others = [_rejected(plan) for plan in tried if plan.format != best.format]
+    if not others:
+        return f"Using {words}: they fit and are fast enough, so nothing is lost."
+    return f"Using {words}: {'; '.join(others)}."
+
+
+def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware) -> str:
+    """What stands in the way of a plan that does not fit well, told apart: the computer, or other programs now.
+
+    `idle` is the plan for the same computer with nothing else running.
+    """
+    problem = _problem(plan, spec, hardware)
+    rank = {"yes": 2, "slow": 1, "no": 0}
+    if (rank[idle.fits], idle.format != "int4") > (rank[plan.fits], plan.format != "int4"):
+        result = f"about {tok_s(idle.decode.likely)} tokens per second" if idle.fits != "no" else "it would run"
+        return f"{problem} Other programs are using memory now: with them closed, {result}."
+    if plan.fits == "no" or plan.from_disk:
+        return f"{problem} It is too big for this computer."
+    return problem
+
+
+def figures(plan: Plan, spec: ModelSpec) -> list[str]:
+    """Speed, memory and where the conversation is kept, one sentence each."""
+    found = [] if plan.fits == "no" else [_expected(plan)]
+    for memory in plan.memory:
+        place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
+        found.append(f"In {place}: {_memory_words(memory)}.")
+    on_card = sum(device >= 0 for device in plan.kv_devices)
+    if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
+        where = "partly in the computer's memory" if on_card else "in the computer's memory"
+        found.append(f"The conversation's memory of {plan.context} tokens is kept {where}, so that more weights fit.")
+    if plan.host_layers:
+        count = len(plan.host_layers)
+        found.append(f"While it writes, {count} of {spec.layers} layers are computed by the processor alone.")
+    if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
+        found.append(f"While it reads prompts, {share:.0%} of the other weights are streamed to the card.")
+    return found
+
+
+def _expected(plan: Plan) -> str:
+    low, high, prompts = tok_s(plan.decode.low), tok_s(plan.decode.high), tok_s(plan.prefill.likely)
+    return f"Expected: {low} to {high} tokens per second, prompts at {prompts} ({HOW[plan.confidence]})."
+
+
+def _memory_words(memory: DeviceMemory) -> str:
+    parts = {"weights": memory.weights, "conversation": memory.kv_cache, "workspace": memory.workspace + memory.staging}
+    words = ", ".join(f"{format_memory(size)} {name}" for name, size in parts.items() if size)
+    return f"{words}; {format_memory(memory.free_before)} were free"
+
+
+def _without_gpu(hardware: Hardware) -> str:
+    if not hardware.gpus:
+        return "Everything runs on the processor: there is no graphics card that can be used."
+    return "Everything runs on the processor: the graphics card has too little free memory to speed this model up."
+
+
+def _rejected(plan: Plan) -> str:
+    words = FORMAT_WORDS[plan.format]
+    if plan.fits == "no":
+        return f"{words} do not fit"
+    if plan.from_disk:
+        return f"{words} do not fit in memory"
+    return f"{words} would give about {tok_s(plan.decode.likely)} tokens per second"
+
+
+def _problem(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
+    size = format_memory(spec.weight_bytes(plan.format))
+    there = f"{format_memory(hardware.cpu.ram_free)} of memory are free"
+    if plan.fits == "no" and not plan.from_disk:
+        return f"The model needs {size} in this format, and {there}."
+    if plan.from_disk:
+        missing = format_memory(plan.from_disk)
+        speed = tok_s(plan.decode.likely)
+        return f"{missing} of its {size} must be read from the disk for every token: about {speed} tokens per second."
+    return f"It runs, slowly: about {tok_s(plan.decode.likely)} tokens per second."

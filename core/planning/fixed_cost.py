@@ -1,0 +1,85 @@
+"""What one pass costs besides its linears: attention, and the time between products, by where layers are computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.planning.machine_rates import GUESSED_FLOPS, Machine
+from core.spec import BUCKET_TOKENS, FEW, PREFILL, ModelSpec
+
+FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
+"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `layers.fused_layers` computes it, and what
+of the time between its products that leaves."""
+CPU_ATTENTION_SHARE = 0.4
+"""Part of the memory's rate at which attention on the CPU reads the KV cache."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
+
+    attention: tuple[float, ...]
+    overhead: tuple[float, ...]
+
+
+def fixed(
+    spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
+) -> Fixed:
+    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` and `host_layers` as in a Plan."""
+    sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
+    on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
+    divided = sum(device < 0 for device in kv_devices)
+    cpu = machine.hardware.cpu
+    share = on_host / max(1, sum(sizes))
+    attention, overhead = [], []
+    for bucket, m in enumerate(BUCKET_TOKENS):
+        hosted = len(host_layers) if bucket <= FEW else 0
+        operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
+        host = max(on_host / (cpu.read_bytes_s * CPU_ATTENTION_SHARE), share * operations / (0.5 * _cpu_flops(machine)))
+        seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
+        seconds += (divided - hosted) * _visit_s(spec, machine, m)
+        attention.append(seconds)
+        overhead.append(machine.profile.overhead * _layers_s(spec, machine, hosted, m))
+    return Fixed(tuple(attention), tuple(overhead))
+
+
+def _visit_s(spec: ModelSpec, machine: Machine, tokens: int) -> float:
+    """Seconds to bring as many states as a layer reads to the host, and as many back."""
+    if machine.gpu is None:
+        return 0.0
+    link = machine.gpu.link
+    return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
+
+
+def _layers_s(spec: ModelSpec, machine: Machine, hosted: int, tokens: int) -> float:
+    """Seconds of all layers besides linears and attention, `hosted` of them on the CPU alone."""
+    on_cpu = machine.hardware.cpu.layer_s
+    if machine.gpu is None:
+        return on_cpu * between_share(spec) * spec.layers
+    visit = _visit_s(spec, machine, tokens) if hosted else 0.0
+    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * (spec.layers - hosted) + visit
+
+
+def between_share(spec: ModelSpec) -> float:
+    """What is left of the time between products where a layer is computed in two calls: all of it on the CPU."""
+    return FUSED_SHARE if in_two_calls(spec) else 1.0
+
+
+def in_two_calls(spec: ModelSpec) -> bool:
+    """Whether all layers look like those that `core.layers.fused_layers` computes."""
+    layers: dict[int, list[int]] = {}
+    for linear in spec.linears:
+        if linear.layer >= 0:
+            layers.setdefault(linear.layer, []).append(linear.group)
+    return bool(layers) and all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
+
+
+def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:
+    gpu = machine.gpu
+    return max(nbytes / gpu.bytes_s, operations / (0.5 * gpu.flops)) if gpu else 0.0
+
+
+def _cpu_flops(machine: Machine) -> float:
+    return max((rate.flops[PREFILL] for rate in machine.hardware.cpu.rates), default=GUESSED_FLOPS[PREFILL])

@@ -1,0 +1,98 @@
+"""What a placement takes of VRAM and RAM besides its shares, and what it may take: margins, workspace, host copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.planning.cost_model import GroupClass, Residents
+from core.spec import Budget, Gpu, Hardware, ModelSpec, Ring, Storage
+from core.units import GIB, MIB
+
+# cuBLAS keeps a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
+LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
+DEQUANTISED = 64 * MIB
+CPU_WORKSPACE = 32 * MIB
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """What RAM holds. `weights` of ours in RAM (where they are files, the resident rows' pages are given up if others
+    need them); `from_disk` bytes are read again for each pass."""
+
+    fits: bool
+    weights: int
+    from_disk: int
+
+
+def vram_limit(gpu: Gpu, budget: Budget) -> int:
+    """Bytes of this card that a plan may use."""
+    free = max(0, gpu.vram_free - vram_margin(gpu))
+    return free if budget.vram is None else min(free, budget.vram)
+
+
+def vram_margin(gpu: Gpu) -> int:
+    """Bytes left to others: at least 1 GiB or a tenth of a real card, nothing of a simulated one."""
+    return 0 if gpu.simulated else max(GIB, gpu.vram_total // 10)
+
+
+def ram_limit(hardware: Hardware, budget: Budget) -> int:
+    """Bytes of RAM that a plan may use."""
+    free = max(0, hardware.cpu.ram_free - ram_margin(hardware))
+    return free if budget.ram is None else min(free, budget.ram)
+
+
+def ram_margin(hardware: Hardware) -> int:
+    """Bytes of RAM left to others."""
+    return max(GIB // 2, hardware.cpu.ram_total // 20)
+
+
+def kv_split(spec: ModelSpec, kv_devices: Sequence[int], context: int) -> tuple[int, int]:
+    """Bytes of the KV cache for `context` tokens on the GPU, and in RAM."""
+    sizes = [layer.nbytes(context) for layer in spec.kv_layers]
+    on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
+    return sum(sizes) - on_host, on_host
+
+
+def _activations(spec: ModelSpec, chunk: int) -> int:
+    """Bytes of activations of one pass over `chunk` tokens in fp32, and of the last position's logits."""
+    widest = max((item.active * item.rows for item in spec.linears if item.name != spec.head), default=0)
+    return chunk * (6 * spec.hidden + 2 * widest) * 4 + 8 * spec.vocab
+
+
+def gpu_workspace(spec: ModelSpec, storage: Storage, gpu: Gpu, chunk: int) -> int:
+    """Bytes of VRAM for computing: activations, one block of dequantised weights, the libraries' own."""
+    own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
+    scratch = DEQUANTISED if storage in ("int8", "int4") else 0
+    largest = max((2 * item.rows * item.columns for item in spec.linears), default=0)
+    return _activations(spec, chunk) + min(scratch, largest) + own
+
+
+def host_memory(
+    spec: ModelSpec,
+    storage: Storage,
+    hardware: Hardware,
+    budget: Budget,
+    classes: Sequence[GroupClass],
+    residents: Residents,
+    kv_bytes: int,
+    chunk: int,
+    ring: Ring,
+) -> HostMemory:
+    """How RAM is used: by everything if there is room, else by what is not resident, else by reading the disk."""
+    room = ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total
+    total = sum(item.count * item.nbytes for item in classes)
+    rest = sum(
+        round((item.count - whole) * (1 - part) * item.nbytes)
+        for item, whole, part in zip(classes, residents.whole, residents.part, strict=True)
+    )
+    if storage == spec.stored_dtype:
+        # Used in turn, pages that do not fit push out the next ones needed: twice the overflow is read again.
+        missing = min(rest, 2 * max(0, rest - room))
+        return HostMemory(room >= 0, max(0, min(total, room)), missing)
+    return HostMemory(rest <= room, total if total <= room else rest, 0)
+
+
+def host_workspace(spec: ModelSpec, chunk: int) -> int:
+    """Bytes of RAM for computing."""
+    return _activations(spec, chunk) + CPU_WORKSPACE

@@ -1,0 +1,177 @@
+"""From a chosen layout to the Plan that is carried out: fractions into rows, and all its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.planning.candidates import Choice
+from core.planning.cost_model import TYPICAL_CONTEXT
+from core.planning.machine_rates import Machine
+from core.planning.memory_budget import gpu_workspace, host_workspace, kv_split, ram_margin, vram_margin
+from core.spec import (
+    FEW,
+    QUANTUM,
+    BytesPerToken,
+    Confidence,
+    DeviceMemory,
+    Fits,
+    Format,
+    Gpu,
+    Hardware,
+    LinearPlan,
+    LinearSpec,
+    ModelSpec,
+    Plan,
+    Prediction,
+    Rows,
+    Storage,
+    Strategy,
+    row_bytes,
+)
+
+SLOW_TOK_S = 2.0
+HOPELESS_TOK_S = 1 / 30
+SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "derived": (0.75, 1.2), "guess": (0.5, 1.5)}
+
+
+def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Choice) -> Plan:
+    """The plan of the chosen layout; its `reason` is still empty."""
+    machine, storage = best.layout.machine, spec.storage(format)
+    hardware = machine.hardware
+    linears = _linear_plans(spec, storage, best)
+    confidence = _confidence(machine, storage)
+    decode = _prediction(1 / best.decode.total, confidence)
+    reading = _bytes_per_token(spec, storage, linears, best, context)
+    return Plan(
+        model=spec.name,
+        strategy=strategy,
+        format=format,
+        storage=storage,
+        fits=_verdict(best, decode.likely),
+        reason="",
+        context=context,
+        prefill_chunk=best.layout.chunk,
+        threads=machine.threads,
+        gpu=machine.gpu.index if machine.gpu else -1,
+        linears=linears,
+        kv_devices=best.layout.kv_devices,
+        host_layers=best.layout.residents.host_layers,
+        ring=best.layout.ring,
+        memory=_memory(spec, storage, linears, best, context),
+        decode=decode,
+        prefill=_prediction(best.layout.chunk / best.prefill.total, confidence),
+        confidence=confidence,
+        decode_times=best.decode,
+        prefill_times=best.prefill,
+        bytes_per_token=reading,
+        ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
+        mapped=storage == spec.stored_dtype,
+        from_disk=best.layout.host.from_disk,
+        profile=machine.profile,
+    )
+
+
+def _linear_plans(spec: ModelSpec, storage: Storage, best: Choice) -> tuple[LinearPlan, ...]:
+    plans: dict[int, LinearPlan] = {}
+    index = best.layout.machine.gpu.index if best.layout.machine.gpu else -1
+    quantum = QUANTUM.get(storage, 16)
+    for number, item in enumerate(best.layout.classes):
+        for position, members in enumerate(item.members):
+            part = 1.0 if position < best.layout.residents.whole[number] else best.layout.residents.part[number]
+            streamed = [shares[number] for shares in best.streamed]
+            if item.layers[position] in best.layout.residents.host_layers:
+                streamed[: FEW + 1] = [0.0] * (FEW + 1)
+            for member in members:
+                if spec.linears[member].name == spec.head:
+                    # It only ever sees the last position.
+                    streamed = streamed[:1] * len(streamed)
+                plans[member] = _rows_of(spec.linears[member], part, streamed, quantum, index)
+    return tuple(plans[number] for number in range(len(spec.linears)))
+
+
+def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], quantum: int, gpu: int) -> LinearPlan:
+    """Fractions into rows: residents rounded down (they must fit), streamed rows to the nearest quantum."""
+    rows = linear.rows
+    resident = rows if part >= 1 else int(part * rows) // quantum * quantum
+    rest = rows - resident
+    shares = []
+    for share in streamed:
+        away = rest if share >= 1 else min(rest, round(share * rest / quantum) * quantum)
+        shares.append(Rows(resident, away, rest - away))
+    return LinearPlan(linear.name, rows, (shares[0], shares[1], shares[2], shares[3]), gpu)
+
+
+def _resident_weight_bytes(spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan]) -> int:
+    return sum(
+        item.experts * plan.resident * row_bytes(storage, item.columns)
+        for item, plan in zip(spec.linears, linears, strict=True)
+    )
+
+
+def _memory(
+    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Choice, context: int
+) -> tuple[DeviceMemory, ...]:
+    hardware, gpu = best.layout.machine.hardware, best.layout.machine.gpu
+    on_gpu, on_host = kv_split(spec, best.layout.kv_devices, context)
+    cpu = DeviceMemory(
+        "cpu",
+        best.layout.host.weights,
+        on_host,
+        host_workspace(spec, best.layout.chunk),
+        best.layout.ring.total,
+        hardware.cpu.ram_free,
+        ram_margin(hardware),
+    )
+    if gpu is None:
+        return (cpu,)
+    weights = spec.resident_bytes + _resident_weight_bytes(spec, storage, linears)
+    workspace = gpu_workspace(spec, storage, gpu, best.layout.chunk)
+    return cpu, DeviceMemory(
+        device_name(gpu), weights, on_gpu, workspace, best.layout.ring.total, gpu.vram_free, vram_margin(gpu)
+    )
+
+
+def device_name(gpu: Gpu) -> str:
+    """The name that a card's memory is listed under: 'cuda:0'."""
+    return f"{gpu.kind}:{gpu.index}"
+
+
+def _bytes_per_token(
+    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Choice, context: int
+) -> BytesPerToken:
+    cpu = link = gpu = 0
+    for item, plan in zip(spec.linears, linears, strict=True):
+        size, rows = item.active * row_bytes(storage, item.columns), plan.decode
+        cpu += rows.cpu * size
+        link += rows.streamed * size
+        gpu += (rows.resident + rows.streamed) * size
+    on_gpu, on_host = kv_split(spec, best.layout.kv_devices, min(context, TYPICAL_CONTEXT))
+    if best.layout.machine.gpu is None:
+        return BytesPerToken(cpu + on_host + spec.resident_bytes)
+    return BytesPerToken(cpu + on_host, link, gpu + on_gpu + spec.resident_bytes)
+
+
+def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> float:
+    """Seconds per token if every engine moved its bytes at its ceiling, all at the same time."""
+    cpu = reading.cpu / hardware.cpu.read_bytes_s
+    if gpu is None:
+        return cpu
+    on_gpu = reading.gpu / gpu.bytes_s
+    return max(cpu + on_gpu if gpu.shares_cores else max(cpu, on_gpu), reading.link / gpu.link.h2d_pinned)
+
+
+def _confidence(machine: Machine, storage: Storage) -> Confidence:
+    if not machine.hardware.measured or all(rate.storage != storage for rate in machine.hardware.cpu.rates):
+        return "guess"
+    return "measured" if machine.profile.tokens else "derived"
+
+
+def _prediction(likely: float, confidence: Confidence) -> Prediction:
+    low, high = SPREADS[confidence]
+    return Prediction(likely * low, likely, likely * high)
+
+
+def _verdict(best: Choice, tok_s: float) -> Fits:
+    if not best.layout.host.fits or tok_s < HOPELESS_TOK_S:
+        return "no"
+    return "slow" if best.layout.host.from_disk or tok_s < SLOW_TOK_S else "yes"

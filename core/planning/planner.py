@@ -1,0 +1,133 @@
+"""Decides, as data, where a model's weights lie and who computes them. Pure and deterministic; nothing is loaded.
+
+First what must be there (KV cache, workspace, staging ring, a margin), then residents by gain per byte, then shares to
+stream in each phase. The ways to do each are few, every one is priced by `cost`, and the fastest reply wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from core.planning.calibration import fully_resident
+from core.planning.candidates import Layout, choose, comparable, cpu_layout, gpu_layouts
+from core.planning.cost_model import TYPICAL_CONTEXT
+from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
+from core.planning.machine_rates import Machine
+from core.planning.plan_builder import assemble
+from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
+from core.units import GIB, MIB, format_memory
+
+USABLE_TOK_S = 6.0
+"""`auto` takes the most exact format that is at least so fast: about the speed of reading."""
+DEFAULT_CONTEXT = 8192
+LEAST_CONTEXT = 2048
+# Advice is given where it makes a difference that can be felt.
+WORTH_SAYING, WORTH_CLOSING = 1.05, 200 * MIB
+
+
+def place(
+    spec: ModelSpec,
+    hardware: Hardware,
+    budget: Budget,
+    strategy: Strategy = "hetegen",
+    profile: Profile | None = None,
+) -> Plan:
+    """The plan for this model on this machine as it is now. Always returns one; `fits` says whether it can be run."""
+    known = profile or Profile()
+    plan = _place_now(spec, hardware, budget, strategy, known)
+    if plan.fits == "yes":
+        return replace(plan, reason=reason(plan, spec, hardware))
+    idle = _place_now(spec, idle_machine(hardware), budget, strategy, known)
+    return replace(plan, reason=too_big_or_busy(plan, idle, spec, hardware))
+
+
+def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
+    """What was decided, why, and what would change it, in sentences for people."""
+    lines = [plan.reason, *plan.reasons, *figures(plan, spec)]
+    asked = Budget(threads=plan.threads, context=plan.context, format=plan.format)
+    for what, machine, budget in _wishes(plan, spec, hardware, asked):
+        better = place(spec, machine, budget, plan.strategy, plan.profile)
+        if better.fits != "no" and better.decode.likely > plan.decode.likely * WORTH_SAYING:
+            lines.append(f"{what}: {tok_s(plan.decode.likely)} -> {tok_s(better.decode.likely)} tokens per second.")
+    return lines
+
+
+def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
+    """What a person could change: words, and the machine and budget as they would be."""
+    idle = idle_machine(hardware)
+    for now, then in zip(hardware.gpus, idle.gpus, strict=True):
+        if (others := then.vram_free - now.vram_free) > WORTH_CLOSING:
+            freed = replace(hardware, gpus=tuple(then if gpu is now else gpu for gpu in hardware.gpus))
+            yield f"Closing {format_memory(others)} of other programs' graphics memory", freed, asked
+    if (others := idle.cpu.ram_free - hardware.cpu.ram_free) > WORTH_CLOSING:
+        yield f"Closing {format_memory(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
+    if plan.context > LEAST_CONTEXT:
+        yield f"A context of {LEAST_CONTEXT} tokens", hardware, replace(asked, context=LEAST_CONTEXT)
+    for format in FORMATS[FORMATS.index(plan.format) + 1 :]:
+        yield f"Using {FORMAT_WORDS[format]}", hardware, replace(asked, format=format)
+    yield from _more_vram(plan, hardware, asked)
+
+
+def _more_vram(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
+    for gpu in hardware.gpus:
+        if gpu.index == plan.gpu and not gpu.simulated and not fully_resident(plan):
+            larger = replace(gpu, vram_total=2 * gpu.vram_total, vram_free=gpu.vram_free + gpu.vram_total)
+            cards = tuple(larger if one is gpu else one for one in hardware.gpus)
+            yield "A card with twice the memory", replace(hardware, gpus=cards), asked
+
+
+def idle_machine(hardware: Hardware) -> Hardware:
+    """The same machine with nothing else running on it: what the system itself takes stays taken."""
+    cpu = hardware.cpu
+    free = max(cpu.ram_free, cpu.ram_total - max(2 * GIB, cpu.ram_total // 8))
+    gpus = tuple(
+        replace(gpu, vram_free=max(gpu.vram_free, gpu.vram_total - (0 if gpu.simulated else GIB // 2)))
+        for gpu in hardware.gpus
+    )
+    return replace(hardware, cpu=replace(cpu, ram_free=min(free, cpu.ram_total)), gpus=gpus)
+
+
+def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: Strategy, profile: Profile) -> Plan:
+    if budget.format != "auto":
+        return _place_as(spec, hardware, budget, strategy, profile, budget.format)
+    plans: list[Plan] = []
+    for format in FORMATS:
+        plans.append(_place_as(spec, hardware, budget, strategy, profile, format))
+        if plans[-1].fits == "yes" and plans[-1].decode.likely >= USABLE_TOK_S:
+            break
+    rank = {"yes": 2, "slow": 1, "no": 0}
+    usable = [plan for plan in plans if plan.fits == "yes" and plan.decode.likely >= USABLE_TOK_S]
+    best = usable[0] if usable else max(plans, key=lambda plan: (rank[plan.fits], plan.decode.likely))
+    return replace(best, reasons=(format_reason(best, plans), *best.reasons))
+
+
+def _place_as(
+    spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: Strategy, profile: Profile, format: Format
+) -> Plan:
+    storage = spec.storage(format)
+    context = _context(spec, hardware, budget)
+    threads = budget.threads or max(1, hardware.cpu.threads)
+    machines = [Machine(hardware, gpu, profile, threads) for gpu in hardware.gpus]
+
+    def on_cards(strategy: Strategy) -> list[Layout]:
+        return [one for machine in machines for one in gpu_layouts(spec, storage, machine, budget, strategy, context)]
+
+    layouts, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
+    if layouts and strategy != "hetegen" and (best := on_cards("hetegen")):
+        layouts = comparable(layouts, choose(best, spec, occupied).layout)
+    # A simulated card was asked for by name; a real one must be worth it.
+    if not layouts or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
+        layouts.append(cpu_layout(spec, storage, Machine(hardware, None, profile, threads), budget, context))
+    return assemble(spec, strategy, format, context, choose(layouts, spec, occupied))
+
+
+def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
+    """Tokens of context: as asked for, or as many as take no more than a quarter of the memory there is."""
+    if budget.context:
+        return min(budget.context, spec.context_limit)
+    room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1])) // 4
+    context = min(DEFAULT_CONTEXT, spec.context_limit)
+    while context > LEAST_CONTEXT and spec.kv_bytes(context) > room:
+        context //= 2
+    return context

@@ -1,0 +1,44 @@
+"""What tuning has learned of each model on this machine, kept in one small file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core.files import keep
+from core.spec import Hardware, Plan, Profile
+
+LEARNED_FILE = "learned.json"
+KEPT_MODELS = 64
+
+
+def model_key(plan: Plan, hardware: Hardware) -> str:
+    """What a profile is true for: the model in this format, on this processor and card, with so many threads."""
+    card = next((gpu.name for gpu in hardware.gpus if gpu.index == plan.gpu), "")
+    return "|".join((plan.model, plan.format, plan.strategy, hardware.cpu.name, card, str(plan.threads)))
+
+
+def recall(folder: Path, key: str) -> Profile:
+    """The corrections learned before, none if there are none."""
+    try:
+        return Profile(**_read(folder)[key])
+    except (KeyError, TypeError):
+        return Profile()
+
+
+def remember(folder: Path, key: str, profile: Profile) -> None:
+    """Keep the corrections; where nothing can be written they are learned again next time."""
+    known = _read(folder)
+    known.pop(key, None)
+    known[key] = asdict(profile)
+    keep(folder / LEARNED_FILE, dict(list(known.items())[-KEPT_MODELS:]))
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = json.loads((folder / LEARNED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,69 @@
+"""What the planner says of a model whose weights are not here, from its config.json and the headers of its files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any
+
+import torch
+
+from core.hub.fit import Verdict, Wishes, verdict
+from core.model.blueprint import build, config_from
+from core.model.spec_cache import specification
+from core.model.trace import STORED
+from core.paths import cache_folder
+from core.planning.planner import place
+from core.spec import Budget, Hardware, ModelSpec
+from core.startup.environment import prepare_environment
+from core.weights.checkpoint import DTYPES
+from core.weights.safetensors_header import TensorInfo
+
+
+def describe(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name: str = "") -> ModelSpec:
+    """The specification of a model from config.json's content. Raises UnsupportedModel, ModelUnreadable."""
+    module = build(config_from(dict(config)), stored_dtype(config, tensors))
+    return specification(module, name, cache_folder())
+
+
+def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> torch.dtype:
+    """The type of most of the weights: of the files where they are known, else as config.json says, else bf16."""
+    sizes: Counter[torch.dtype] = Counter()
+    for info in tensors.values():
+        if info.dtype in DTYPES:
+            sizes[DTYPES[info.dtype]] += info.nbytes
+    found = next((dtype for dtype, _ in sizes.most_common() if dtype in STORED), None)
+    if found is not None:
+        return found
+    said = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")
+    return next((dtype for dtype in STORED if str(dtype) == f"torch.{said}"), torch.bfloat16)
+
+
+class Adviser:
+    """A Judge for this machine. May be called from any thread; a model's specification is worked out once."""
+
+    def __init__(self, hardware: Callable[[], Hardware], limits: Budget) -> None:
+        """`hardware`: this machine with what is free now; `limits`: the person's own (memory, threads)."""
+        prepare_environment()
+        self._hardware = hardware
+        self._limits = limits
+        self._known: dict[str, ModelSpec] = {}
+        self._lock = Lock()
+
+    def __call__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Verdict:
+        """Raises HeteGenError."""
+        spec = self._spec(config, tensors)
+        limits = self._limits
+        context = min(wishes.context, spec.context_limit) if wishes.context else None
+        budget = Budget(limits.vram, limits.ram, limits.threads, context, wishes.format)  # type: ignore[arg-type]
+        return verdict(place(spec, self._hardware(), budget), spec)
+
+    def _spec(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelSpec:
+        # Building a tree switches torch's default device, and transformers imports at first use: one at a time.
+        with self._lock:
+            key = json.dumps([dict(config), str(stored_dtype(config, tensors))], sort_keys=True, default=str)
+            if key not in self._known:
+                self._known[key] = describe(config, tensors)
+            return self._known[key]

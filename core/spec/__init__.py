@@ -1,0 +1,88 @@
+"""Records that the planner works on: formats, a model, a machine, and the plan itself. No torch.
+
+A linear is `rows` outputs by `columns` inputs.
+"""
+
+from core.spec.formats import (
+    BUCKET_LIMITS,
+    BUCKET_NAMES,
+    BUCKET_TOKENS,
+    COPY_PIECE,
+    DECODE,
+    FEW,
+    FORMATS,
+    INT4_GROUP,
+    ITEM_BYTES,
+    PREFILL,
+    QUANTUM,
+    Format,
+    Storage,
+    Strategy,
+    bucket,
+    row_bytes,
+)
+from core.spec.hardware import (
+    Cpu,
+    Gpu,
+    Hardware,
+    KernelRate,
+    Link,
+)
+from core.spec.model import (
+    KvLayer,
+    LinearSpec,
+    ModelSpec,
+)
+from core.spec.plan import (
+    Budget,
+    BytesPerToken,
+    Confidence,
+    DeviceMemory,
+    Fits,
+    LinearPlan,
+    Plan,
+    Prediction,
+    Profile,
+    Ring,
+    Rows,
+    Times,
+)
+
+__all__ = [
+    "BUCKET_LIMITS",
+    "BUCKET_NAMES",
+    "BUCKET_TOKENS",
+    "COPY_PIECE",
+    "DECODE",
+    "FEW",
+    "FORMATS",
+    "INT4_GROUP",
+    "ITEM_BYTES",
+    "PREFILL",
+    "QUANTUM",
+    "Budget",
+    "BytesPerToken",
+    "Confidence",
+    "Cpu",
+    "DeviceMemory",
+    "Fits",
+    "Format",
+    "Gpu",
+    "Hardware",
+    "KernelRate",
+    "KvLayer",
+    "LinearPlan",
+    "LinearSpec",
+    "Link",
+    "ModelSpec",
+    "Plan",
+    "Prediction",
+    "Profile",
+    "Ring",
+    "Rows",
+    "Storage",
+    "Strategy",
+    "Times",
+    "bucket",
+    "row_bytes",
+]

@@ -1,0 +1,90 @@
+"""A model as the planner sees it: its linears, its KV cache, what must stay resident. Sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.spec.formats import Format, Storage, row_bytes
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One linear of the model, or all experts of one fused linear.
+
+    `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
+    `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    group: int
+    layer: int = -1
+    experts: int = 1
+    active: int = 1
+    has_bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return self.experts * self.rows * self.columns
+
+    def nbytes(self, storage: Storage) -> int:
+        """Bytes of the whole weight."""
+        return self.experts * self.rows * row_bytes(storage, self.columns)
+
+    def touched(self, tokens: int) -> float:
+        """Share of the weight that `tokens` rows of input read: 1, or the experts that they are likely to use."""
+        if self.experts == self.active:
+            return 1.0
+        return float(1 - (1 - self.active / self.experts) ** tokens)
+
+
+@dataclass(frozen=True)
+class KvLayer:
+    """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always."""
+
+    layer: int
+    bytes_per_token: int
+    window: int = 0
+    state_bytes: int = 0
+
+    def nbytes(self, context: int) -> int:
+        return self.state_bytes + self.bytes_per_token * (min(context, self.window) if self.window else context)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the planner knows of a model.
+
+    `linears` in the order of the forward pass, the output head among them. `resident_bytes`: norms, biases and other
+    small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
+    the head's own weights. `head` is the name of the output head among `linears` ('' if there is none).
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    hidden: int
+    vocab: int
+    context_limit: int
+    linears: tuple[LinearSpec, ...]
+    kv_layers: tuple[KvLayer, ...]
+    resident_bytes: int
+    embedding_bytes: int
+    head: str
+    head_tied: bool
+    stored_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    parameters: int = 0
+
+    def storage(self, format: Format) -> Storage:
+        return self.stored_dtype if format == "bf16" else format
+
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of the whole KV cache for `context` tokens."""
+        return sum(layer.nbytes(context) for layer in self.kv_layers)
+
+    def weight_bytes(self, format: Format) -> int:
+        """Bytes of all linears in this format."""
+        storage = self.storage(format)
+        return sum(linear.nbytes(storage) for linear in self.linears)

@@ -1,0 +1,186 @@
+"""A plan, the budget that it keeps to, and what it predicts: records only.
+
+Sizes are bytes, times seconds, speeds tokens per second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from core.spec.formats import DECODE, PREFILL, Format, Storage, Strategy, bucket
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Factors on predicted times, by engine, learned from `tokens` tokens of one model on this machine."""
+
+    cpu: float = 1.0
+    link: float = 1.0
+    gpu: float = 1.0
+    overhead: float = 1.0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context."""
+
+    vram: int | None = None
+    ram: int | None = None
+    threads: int | None = None
+    context: int | None = None
+    format: Format | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How one linear's rows are divided in one phase: [0:resident) in VRAM, then `streamed`, the rest on the CPU."""
+
+    resident: int
+    streamed: int
+    cpu: int
+
+    @property
+    def total(self) -> int:
+        return self.resident + self.streamed + self.cpu
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear's rows by bucket of M. The resident rows are the same in all. `gpu` is an index, -1 = none."""
+
+    name: str
+    rows: int
+    shares: tuple[Rows, Rows, Rows, Rows]
+    gpu: int = -1
+
+    @property
+    def resident(self) -> int:
+        return self.shares[DECODE].resident
+
+    @property
+    def decode(self) -> Rows:
+        return self.shares[DECODE]
+
+    @property
+    def prefill(self) -> Rows:
+        return self.shares[PREFILL]
+
+    def at(self, tokens: int) -> Rows:
+        """The division for `tokens` rows of input."""
+        return self.shares[bucket(tokens)]
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Staging buffers for streamed rows, as many pinned in RAM as in VRAM; a linear larger than one goes in pieces.
+    `copiers`: threads that fill them."""
+
+    buffers: int = 0
+    bytes: int = 0
+    copiers: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.buffers * self.bytes
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What a plan takes of one device, and what was free before. `margin` is left untouched for others."""
+
+    device: str
+    weights: int
+    kv_cache: int
+    workspace: int
+    staging: int
+    free_before: int
+    margin: int
+
+    @property
+    def used(self) -> int:
+        return self.weights + self.kv_cache + self.workspace + self.staging
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Tokens per second."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where one pass spends its time, in seconds: each engine's own work, the rest, and all of it (with overlap).
+
+    `critical`: everything that happens one after the other while the link runs beside it.
+    """
+
+    cpu: float = 0.0
+    link: float = 0.0
+    gpu: float = 0.0
+    attention: float = 0.0
+    overhead: float = 0.0
+    disk: float = 0.0
+    total: float = 0.0
+    critical: float = 0.0
+
+
+@dataclass(frozen=True)
+class BytesPerToken:
+    """Bytes that each engine reads to decode one token."""
+
+    cpu: int = 0
+    link: int = 0
+    gpu: int = 0
+
+
+Confidence = Literal["measured", "derived", "guess"]
+Fits = Literal["yes", "slow", "no"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies and who computes it: decided by `planner.place`, carried out by the model.
+
+    `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
+    (a GPU's index or -1); the input table stays in RAM. `host_layers`: the numbers of those that the CPU computes by
+    itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
+    bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections that the times
+    contain.
+    """
+
+    model: str
+    strategy: Strategy
+    format: Format
+    storage: Storage
+    fits: Fits
+    reason: str
+    context: int
+    prefill_chunk: int
+    threads: int
+    gpu: int
+    linears: tuple[LinearPlan, ...]
+    kv_devices: tuple[int, ...]
+    host_layers: tuple[int, ...]
+    ring: Ring
+    memory: tuple[DeviceMemory, ...]
+    decode: Prediction
+    prefill: Prediction
+    confidence: Confidence
+    decode_times: Times
+    prefill_times: Times
+    bytes_per_token: BytesPerToken
+    ideal_ms: float
+    mapped: bool = False
+    from_disk: int = 0
+    reasons: tuple[str, ...] = ()
+    profile: Profile = field(default_factory=Profile)
+
+    @cached_property
+    def by_name(self) -> dict[str, LinearPlan]:
+        return {linear.name: linear for linear in self.linears}

@@ -1,0 +1,175 @@
+"""A model folder's safetensors files as one read-only mapping from names to tensors, mapped into memory, not read.
+
+Knows files and bytes; what the names mean in a module tree is `model`'s business. Pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
+from core.weights.safetensors_header import TensorInfo, read_header
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+INDEX = "model.safetensors.index.json"
+READ_BLOCK = 16 << 20
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """All tensors of a folder by their names in the files; `checkpoint[name]` is a view of the mapped file.
+
+    The views are read-only: writing to one is a fault in the caller. They stay valid as long as they live.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the headers of all shards. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+        self.folder = folder
+        self.files = weight_files(folder)
+        self._where: dict[str, tuple[Path, TensorInfo]] = {}
+        for file in self.files:
+            self._where.update({name: (file, info) for name, info in read_header(file).items()})
+        if unknown := {info.dtype for _, info in self._where.values()} - DTYPES.keys():
+            raise UnsupportedModel(
+                f"The weights are stored as {', '.join(sorted(unknown))}.",
+                "This number format is not read here.",
+                "Choose a version of the model in bf16, fp16 or fp32.",
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, info = self._where[name]
+        if info.elements == 0:
+            return torch.empty(info.shape, dtype=DTYPES[info.dtype])
+        with warnings.catch_warnings():
+            # torch warns that the buffer is read-only, which is what is wanted.
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.frombuffer(self._maps[file], dtype=DTYPES[info.dtype], count=info.elements, offset=info.start)
+        return flat.view(info.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: info for name, (_, info) in self._where.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for _, info in self._where.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that holds most of the bytes."""
+        sizes: dict[str, int] = {}
+        for _, info in self._where.values():
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+        floating = {name: size for name, size in sizes.items() if DTYPES[name].is_floating_point}
+        return DTYPES[max(floating, key=floating.__getitem__)] if floating else torch.float32
+
+    def warm(self) -> Iterator[float]:
+        """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""
+        done, total = 0, sum(file.stat().st_size for file in self.files)
+        block = bytearray(READ_BLOCK)
+        for path in self.files:
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(block):
+                    done += count
+                    yield done / total
+
+    @cached_property
+    def _maps(self) -> dict[Path, mmap.mmap]:
+        return {file: _map(file) for file in self.files}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, all shards present. Raises ModelNotFound, ModelUnreadable, ..."""
+    check_folder(folder)
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if single := [file for file in files if file.name == "model.safetensors"]:
+        return single
+    if files and not any(part in file.name for file in files for part in ("adapter", "lora")):
+        return files
+    raise _no_weights(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless `folder` is a readable directory with a config.json."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"There is no model at {folder}.", "", "Check the path, or download the model.") from error
+    except NotADirectoryError as error:
+        raise ModelUnreadable(
+            f"{folder.name} is a file.", "A model is a folder with config.json and *.safetensors files.",
+            "Choose the folder that holds it.",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise ModelUnreadable(
+            f"The folder {folder} may not be read.", f"The system says: {error.strerror}.", "Change its permissions."
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelUnreadable(
+            f"{folder.name} holds no model.", "There is no config.json in it.", "Choose the folder of a whole model."
+        )
+
+
+def _shards(folder: Path) -> list[Path]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnreadable(f"{INDEX} cannot be read.", "It is damaged.", "Download the model again.") from error
+    # A name from a file must not lead out of the folder.
+    if any(Path(name).name != name for name in names):
+        raise ModelUnreadable(f"{INDEX} cannot be read.", "It names files outside its folder.", "Do not use it.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelUnreadable(
+            f"{len(missing)} of {len(names)} weight files are missing.",
+            f"The first one is {missing[0]}.",
+            "Download the model again; what is there will be kept.",
+        )
+    return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> UnsupportedModel:
+    if any(any(folder.glob(pattern)) for pattern in PICKLED):
+        return UnsupportedModel(
+            "This model comes only as pickled weights.",
+            "Such files can run programs when they are opened, so they are never opened here.",
+            "Choose a version of the model with safetensors files.",
+        )
+    if any(folder.glob("*.gguf")):
+        return UnsupportedModel(
+            "This model is in GGUF format.",
+            "HeteGen reads ordinary safetensors models and converts them itself.",
+            "Choose the original safetensors version of the model.",
+        )
+    return UnsupportedModel(
+        "There are no weights in this folder.", "No *.safetensors file is there.", "Download the whole model."
+    )
+
+
+def _map(file: Path) -> mmap.mmap:
+    # ACCESS_READ and not a private mapping: Windows would reserve page-file space for the whole of the latter.
+    try:
+        with file.open("rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ModelUnreadable(f"{file.name} cannot be opened.", f"{error}.", "Download the model again.") from error
