@@ -1,0 +1,1 @@
+"""About this program, its diagnostics, and what it does online."""

@@ -1,6 +1,7 @@
 """The conversations on this computer's disk: trees of turns, written while they are being said.
 
-What is shown is `conversation`; this keeps it, finds it again and lists it. Every method may be called from any thread; the ones that change something return at once and are on the disk at most 250 ms later (see `store_file`).
+What is shown is `conversation`; this keeps it, finds it again and lists it. Every method may be called from any thread;
+the ones that change something return at once and are on the disk at most 250 ms later (see `store_file`).
 """
 
 from __future__ import annotations

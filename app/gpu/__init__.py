@@ -1,0 +1,1 @@
+"""The runtime for a graphics card: its state and its words."""

@@ -1,0 +1,1 @@
+"""Utilisation and speed, live: what is measured, and what it means."""

@@ -1,0 +1,1 @@
+"""Markdown, formulas and source code, made ready for display while they stream."""

@@ -1,7 +1,7 @@
 """Which candidate multiplies fastest here: timed by storage, shape and rows of input, and kept as plain records.
 
-The table is data: `hardware.profile` keeps it with the machine's profile, `doctor` prints it. Without one, or for a shape
-that was not timed, the nearest shape decides, and without any the candidates' own order.
+The table is data: `hardware.profile` keeps it with the machine's profile, `doctor` prints it. Without one, or for a
+shape that was not timed, the nearest shape decides, and without any the candidates' own order.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The paper: linears divided between CPU and GPU, and the manager that streams their rows."""

@@ -10,8 +10,8 @@ from core.planning.machine_rates import GUESSED_FLOPS, Machine
 from core.spec import BUCKET_TOKENS, FEW, PREFILL, ModelSpec
 
 FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
-"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `layers.fused_layers` computes it, and what
-of the time between its products that leaves."""
+"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `layers.fused_layers` computes it, and
+what of the time between its products that leaves."""
 CPU_ATTENTION_SHARE = 0.4
 """Part of the memory's rate at which attention on the CPU reads the KV cache."""
 

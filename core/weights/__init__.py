@@ -1,0 +1,1 @@
+"""Weights on disk: safetensors and packed caches read by memory mapping, and random ones of known shapes."""

@@ -24,8 +24,8 @@ from app.views.settings.settings_dialog import SettingsDialog
 from core.events import LoadOptions, Piece, Replanned
 from core.planning.planner import place
 from core.spec import Budget
-from tests.app.scenes import SAMPLE, planned
-from tests.app.scripted import ScriptedEngine, answer
+from tests.app.screenshots import SAMPLE, planned
+from tests.app.scripted_engine import ScriptedEngine, answer
 
 Start = Callable[..., Application]
 
@@ -358,7 +358,7 @@ def test_a_limit_in_the_settings_holds_at_once(qtbot: QtBot, start: Start) -> No
 
 
 def test_after_sleep_a_lost_card_is_looked_for_again(qtbot: QtBot, start: Start) -> None:
-    """That it is found again is shown in tests/core/test_hetero.py, by the real engine and a simulated card."""
+    """It is found again in tests/core/offload/test_hetero_linear.py, by the real engine and a simulated card."""
     model = planned()
     assert model.spec is not None
     assert model.hardware is not None

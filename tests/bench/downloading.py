@@ -29,7 +29,7 @@ from core.hub.remote_spec import read_remote
 from core.runtime.fit import Adviser
 from core.spec import Budget
 from tests.bench.ticks import Ticks
-from tests.core.hub.double import Double, Repo, model_files
+from tests.core.hub.fake_hub import Double, Repo, model_files
 from tests.core.machines import DESKTOP
 
 ID = "big/model"
@@ -86,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     qt = QApplication([])
-    command = [sys.executable, "-m", "tests.core.hub.double", str(args.mebibytes), str(args.files)]
+    command = [sys.executable, "-m", "tests.core.hub.fake_hub", str(args.mebibytes), str(args.files)]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server,

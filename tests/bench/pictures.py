@@ -18,8 +18,8 @@ from PySide6.QtGui import QFont, QFontDatabase
 from PySide6.QtWidgets import QApplication
 
 from app.settings.theme import Mode
-from tests.app.dialog_scenes import DIALOG_SCENES, HubStage
-from tests.app.scenes import IN_GERMAN, SCENES, Stage
+from tests.app.dialog_screenshots import DIALOG_SCENES, HubStage
+from tests.app.screenshots import IN_GERMAN, SCENES, Stage
 
 SCALES = ("1", "2")
 

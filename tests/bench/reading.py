@@ -23,8 +23,8 @@ from app.conversations.conversation import Conversation, Turn
 from app.settings.theme import Theme
 from app.views.chat.body import Body
 from core.events import Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
-from tests.app.hostile import HOSTILE
-from tests.app.scripted import MODEL
+from tests.app.bad_markdown import HOSTILE
+from tests.app.scripted_engine import MODEL
 from tests.bench.ticks import Ticks
 
 MESSAGE = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n" * 3

@@ -1,7 +1,6 @@
 import pickle
 
 import pytest
-from core.quantized_weight.known_shapes import SHAPES, shape
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from core.spec import (
     bucket,
     row_bytes,
 )
+from core.weights.known_shapes import SHAPES, shape
 from tests.core.machines import DESKTOP, model
 
 

@@ -1,0 +1,1 @@
+"""Widgets that the other views are made of."""

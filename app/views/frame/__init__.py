@@ -1,0 +1,1 @@
+"""The main window and its frame: top bar, panes, notices, status line."""

@@ -1,0 +1,1 @@
+"""The dialog to find, judge, download and remove models."""

@@ -1,0 +1,1 @@
+"""The live view: split, memory, speed, and what if."""

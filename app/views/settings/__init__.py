@@ -1,0 +1,1 @@
+"""Settings, the page on the graphics card, and About."""

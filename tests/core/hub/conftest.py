@@ -13,7 +13,7 @@ from core.hub.client import Client
 from core.hub.downloader import Manner
 from core.hub.progress import Pace
 from core.hub.retry import Retries
-from tests.core.hub.double import Double, Repo, model_files
+from tests.core.hub.fake_hub import Double, Repo, model_files
 
 ID = "org/model"
 QUICK = Retries(limit=4, first_s=0.005, longest_s=0.02)

@@ -21,7 +21,7 @@ from core.hub.installed import installed, resolve_model, revisions, verify
 from core.hub.listing import Reference
 from core.hub.removal import discard, remove
 from tests.core.hub.conftest import ID, NEEDED
-from tests.core.hub.double import Double, Fault, Repo, model_files
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files
 
 Check = Callable[[], None]
 SHARD = "model-00002-of-00003.safetensors"

@@ -18,7 +18,7 @@ from core.hub.http_errors import refusal, retry_after
 from core.hub.listing import Reference, file_address, model_info
 from core.hub.retry import Retries, Stopped, Transient, nap, retry
 from tests.core.hub.conftest import ID, QUICK
-from tests.core.hub.double import Double, Fault, Repo, model_files
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files
 
 Connect = Callable[..., Client]
 

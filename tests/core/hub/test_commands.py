@@ -17,7 +17,7 @@ from core.commands.models import add_commands, progress_line, terminal_report
 from core.errors import HeteGenError
 from core.hub.progress import Progress, duration
 from tests.core.hub.conftest import ID, NEEDED
-from tests.core.hub.double import Double, Repo, model_files
+from tests.core.hub.fake_hub import Double, Repo, model_files
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from core.hub.downloader import Manner
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress
 from tests.core.hub.conftest import ID, NEEDED, QUICK
-from tests.core.hub.double import Double, Fault, Repo, model_files, safetensors
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files, safetensors
 
 SHARD = "model-00002-of-00003.safetensors"
 Check = Callable[[], None]

@@ -24,7 +24,7 @@ from core.hub.downloader import Manner
 from core.hub.installed import installed
 from core.hub.listing import Reference
 from tests.core.hub.conftest import ID, NEEDED
-from tests.core.hub.double import Double, Fault, Repo, model_files
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files
 
 MANY = bool(os.environ.get("HETEGEN_MANY"))
 CUTS, KILLS = (50, 20) if MANY else (10, 4)

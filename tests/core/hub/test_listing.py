@@ -24,7 +24,7 @@ from core.hub.listing import (
     without_head,
 )
 from tests.core.hub.conftest import ID, NEEDED
-from tests.core.hub.double import Double, Fault, Repo, model_files, oid, sha256
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files, oid, sha256
 
 Connect = Callable[..., Client]
 

@@ -17,7 +17,7 @@ from core.hub.remote_spec import FIRST_BYTES, read_remote
 from core.hub.retry import Stopped
 from core.weights.safetensors_header import read_header
 from tests.core.hub.conftest import ID, NEEDED
-from tests.core.hub.double import Double, Fault, Repo, model_files, safetensors
+from tests.core.hub.fake_hub import Double, Fault, Repo, model_files, safetensors
 
 Connect = Callable[..., Client]
 

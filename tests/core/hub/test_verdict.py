@@ -23,7 +23,7 @@ from core.spec import Budget, Hardware, ModelSpec
 from core.units import GIB
 from core.weights.safetensors_header import TensorInfo
 from tests.core.hub.conftest import ID
-from tests.core.hub.double import Double, Repo, model_files
+from tests.core.hub.fake_hub import Double, Repo, model_files
 from tests.core.machines import A10, DESKTOP, LAPTOP, model
 
 LLAMA = {

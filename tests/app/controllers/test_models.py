@@ -1,0 +1,57 @@
+"""What is behind the model dialog is left, not waited for, when the settings name another place for models."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PySide6.QtWidgets import QWidget
+from pytestqt.qtbot import QtBot
+
+from app.controllers.models import ModelDesk
+from app.settings.settings import Settings
+from app.settings.theme import Theme
+from app.system.paths import Places
+from core.events import LoadOptions
+from tests.app.dialog_fixture import judge
+
+SOON = 20_000
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes calls and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def address(server: socket.socket) -> str:
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_another_address_is_taken_while_the_old_one_does_not_answer(
+    qtbot: QtBot, tmp_path: Path, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.controllers.models.late_judge", lambda options: judge)
+    window = QWidget()
+    qtbot.addWidget(window)
+    kept = [Settings(hf_endpoint=address(silent), models_folder=str(tmp_path / "models"))]
+    places = Places(tmp_path, tmp_path, tmp_path, tmp_path)
+    desk = ModelDesk(Theme("light"), places, lambda: kept[0], LoadOptions, window)
+    desk.open()
+    assert desk._built is not None
+    shelf = desk._built[0]
+    shelf.search("heron", "trendingScore")
+    kept[0] = replace(kept[0], hf_endpoint="http://127.0.0.1:9")
+    desk.on_settings(kept[0])
+    assert not shelf.ended, "it was waited for"
+    desk.open()
+    assert desk._built[0] is not shelf
+    silent.close()
+    qtbot.waitUntil(lambda: shelf.ended, timeout=SOON)
+    desk.close()
+    assert desk._built is None
+    assert not desk._left

@@ -1,0 +1,119 @@
+import threading
+from collections.abc import Iterator
+
+from pytestqt.qtbot import QtBot
+
+from app.engine.worker import Worker
+from core.events import Event, Finished, Loaded, LoadOptions, Message, Piece, Request, Stop
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+
+REQUEST = Request((Message("user", "hi"),))
+
+
+class Told:
+    """What the worker said, in order."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.events: list[tuple[int, Event]] = []
+        self.crashes: list[tuple[int, str]] = []
+        self.done: list[int] = []
+        worker.told.connect(lambda ticket, event: self.events.append((ticket, event)))
+        worker.crashed.connect(lambda ticket, text: self.crashes.append((ticket, text)))
+        worker.done.connect(self.done.append)
+
+    def of(self, ticket: int) -> list[Event]:
+        return [event for at, event in self.events if at == ticket]
+
+
+def test_commands_run_in_order_in_a_thread_of_their_own(qtbot: QtBot) -> None:
+    engine = ScriptedEngine(answer("One."))
+    worker = Worker(lambda: engine)
+    told = Told(worker)
+    load, chat = worker.load("model", LoadOptions()), worker.chat(REQUEST)
+    qtbot.waitUntil(lambda: told.done == [load, chat])
+    assert told.of(load)[-1] == MODEL
+    assert "".join(event.text for event in told.of(chat) if isinstance(event, Piece)) == "One."
+    assert engine.threads
+    assert threading.get_ident() not in engine.threads
+    assert not worker.busy
+    worker.close()
+    assert engine.closed
+
+
+def test_stop_ends_what_runs_and_what_waits(qtbot: QtBot) -> None:
+    engine = ScriptedEngine(answer("Never heard."))
+    engine.gate.clear()
+    worker = Worker(lambda: engine)
+    told = Told(worker)
+    tickets = [worker.chat(REQUEST), worker.chat(REQUEST)]
+    worker.stop()
+    qtbot.waitUntil(lambda: told.done == tickets)
+    assert all(isinstance(told.of(ticket)[-1], Finished) for ticket in tickets)
+    worker.close()
+
+
+def test_a_command_after_a_stop_is_not_stopped(qtbot: QtBot) -> None:
+    engine = ScriptedEngine(answer("Heard."))
+    engine.gate.clear()
+    worker = Worker(lambda: engine)
+    told = Told(worker)
+    first = worker.chat(REQUEST)
+    worker.stop()
+    second = worker.chat(REQUEST)
+    qtbot.waitUntil(lambda: first in told.done)
+    engine.gate.set()
+    qtbot.waitUntil(lambda: second in told.done)
+    assert "".join(event.text for event in told.of(second) if isinstance(event, Piece)) == "Heard."
+    worker.close()
+
+
+def test_loading_another_model_stops_the_reply(qtbot: QtBot) -> None:
+    engine = ScriptedEngine(answer("Endless."))
+    engine.gate.clear()
+    worker = Worker(lambda: engine)
+    told = Told(worker)
+    chat = worker.chat(REQUEST)
+    load = worker.load("other", LoadOptions())
+    qtbot.waitUntil(lambda: chat in told.done)
+    engine.gate.set()
+    qtbot.waitUntil(lambda: load in told.done)
+    assert isinstance(told.of(load)[-1], Loaded)
+    worker.close()
+
+
+class BrokenEngine(ScriptedEngine):
+    def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
+        yield Piece("then ")
+        raise ZeroDivisionError("of ours")
+
+
+def test_a_defect_is_told_and_the_thread_goes_on(qtbot: QtBot) -> None:
+    worker = Worker(BrokenEngine)
+    told = Told(worker)
+    chat, load = worker.chat(REQUEST), worker.load("model", LoadOptions())
+    qtbot.waitUntil(lambda: told.done == [chat, load])
+    assert [ticket for ticket, _ in told.crashes] == [chat]
+    assert "ZeroDivisionError: of ours" in told.crashes[0][1]
+    assert told.of(load)[-1] == MODEL
+    worker.close()
+
+
+def test_closing_in_mid_reply_joins_the_thread(qtbot: QtBot) -> None:
+    engine = ScriptedEngine(answer("x" * 1000, size=1))
+    engine.gate.clear()
+    worker = Worker(lambda: engine)
+    worker.chat(REQUEST)
+    worker.close()
+    worker.close()
+    assert engine.closed
+
+
+def test_an_engine_that_cannot_be_made_is_told(qtbot: QtBot) -> None:
+    def missing() -> ScriptedEngine:
+        raise ImportError("no torch here")
+
+    worker = Worker(missing)
+    told = Told(worker)
+    worker.load("model", LoadOptions())
+    qtbot.waitUntil(lambda: bool(told.crashes))
+    worker.close()

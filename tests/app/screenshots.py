@@ -1,0 +1,319 @@
+"""States of the window worth looking at, each played through the real worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import sin
+
+from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
+
+from app.application import Application, Wishes
+from app.i18n import formatting
+from app.monitor.telemetry import Sample
+from app.monitor.telemetry_nvml import GpuSample
+from app.settings import settings
+from app.settings.settings import Settings
+from app.settings.theme import Mode
+from app.system.paths import places
+from app.views.settings.settings_dialog import SettingsDialog
+from core.errors import NotEnoughMemory
+from core.events import Failed, Loaded, Loading, Piece, Stats
+from core.planning.planner import place
+from core.spec import Budget, Prediction
+from core.units import GIB
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+from tests.core.machines import DESKTOP, model
+
+REPLY = """Decoding one token reads **every weight once**, so it is bound by *bandwidth*, not by arithmetic. \
+For a model of 7 billion parameters in `int8` that is about 7 GB per token.
+
+## What follows
+
+1. Rows that stay in graphics memory are read at its full rate.
+2. The others are split:
+   - the CPU computes its rows in place,
+   - the rest travels over the link and is computed by the GPU.
+3. Both finish at the same time when $\\alpha = \\frac{V_{gpu} V_{com}}{V_{cpu} V_{gpu} + V_{com}}$.
+
+```python
+def share(v_cpu: float, v_com: float, v_gpu: float) -> float:
+    \"\"\"The share of rows that the GPU computes.\"\"\"
+    return v_gpu * v_com / (v_cpu * v_gpu + v_cpu * v_com + v_com * v_gpu)  # balanced
+
+
+print(f"{share(45, 12, 250):.2f}")
+```
+
+| Device | Rate | Rows |
+|:--|--:|--:|
+| Graphics memory | 250 GB/s | 6,144 |
+| Link | 12 GB/s | 2,048 |
+| CPU | 45 GB/s | 8,192 |
+
+> A split that is balanced leaves no device idle.
+
+More in [the paper](https://arxiv.org/abs/2403.01164) and at https://example.org/docs.
+"""
+THOUGHT = (
+    "The question is about bandwidth. I should name the formula and show it in code.\n\nA table of rates will help."
+)
+
+
+def planned() -> Loaded:
+    """An 8-billion-parameter model, planned for a card of 8 GB."""
+    spec = model("llama-3.1-8b")
+    card = replace(DESKTOP.gpus[0], name="RTX 4060")
+    machine = replace(DESKTOP, gpus=(card,))
+    plan = place(spec, machine, Budget(context=8192))
+    return replace(
+        MODEL,
+        name="Llama-3.1-8B-Instruct",
+        format=plan.format,
+        context=plan.context,
+        plan=plan,
+        spec=spec,
+        hardware=machine,
+    )
+
+
+SAMPLE = Sample(
+    0.0,
+    cpu_percent=62.0,
+    own_cpu_percent=55.0,
+    cpu_temperature_c=61.0,
+    ram_total=32 * GIB,
+    ram_available=19 * GIB,
+    own_ram=9 * GIB,
+    disk_read_bytes_s=0.0,
+    gpus=(
+        GpuSample(
+            0, "RTX 4060", busy_percent=71.0, vram_total=8 * GIB, vram_used=7 * GIB, vram_own=6 * GIB, power_w=92.0,
+            power_limit_w=115.0, temperature_c=64.0, link_in_bytes_s=9.8e9, link_out_bytes_s=0.2e9,
+        ),
+    ),
+)  # fmt: skip
+
+
+class Stage:
+    """The whole application with a scripted engine."""
+
+    def __init__(
+        self, mode: Mode = "light", engine: ScriptedEngine | None = None, percent: int = 100, language: str = "en"
+    ) -> None:
+        self._home = tempfile.TemporaryDirectory()
+        os.environ["HETEGEN_HOME"] = self._home.name
+        settings.write(places().settings, Settings(theme=mode, font_percent=percent, language=language))
+        self.engine = engine or ScriptedEngine(answer(REPLY, THOUGHT), load=[Loading("weights", 0.5), planned()])
+        self.app = Application(Wishes("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
+        self.app.window.resize(1180, 780)
+
+    @property
+    def subject(self) -> QWidget:
+        """What the picture is of: the dialog or the menu that is open, else the window."""
+        opened = [*self.app.window.findChildren(QDialog), *self.app.window.findChildren(QMenu)]
+        return next((widget for widget in opened if widget.isVisible()), self.app.window)
+
+    def show(self) -> None:
+        self.app.window.show()
+        self.until(lambda: self.app.session.state.phase == "ready")
+
+    def ask(self, text: str) -> None:
+        self.app.window.composer.submitted.emit(text)
+        self.until(lambda: not self.app.session.state.busy)
+
+    def until(self, met: Callable[[], bool], limit: float = 30.0) -> None:
+        end = time.monotonic() + limit
+        while not met():
+            QApplication.processEvents()
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.002)
+
+    def settle(self, seconds: float = 0.3) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            QApplication.processEvents()
+            time.sleep(0.005)
+        self.app.telemetry.stop()
+        self.app.telemetry.sampled.emit(SAMPLE)
+        QApplication.processEvents()
+
+    def close(self) -> None:
+        self.app.window.close()
+        self.app.close()
+        self.app.window.deleteLater()
+        QApplication.processEvents()
+        self._home.cleanup()
+
+
+def empty(stage: Stage) -> None:
+    stage.show()
+
+
+def first_start(stage: Stage) -> None:
+    stage.show()
+    stage.app.window.empty.set_guide(True)
+    speed = Prediction(11.9, 14.6, 19.1)
+    stage.app.window.empty.advise("Qwen/Qwen3-8B", formatting.advice("Qwen3-8B", 16_400_000_000, speed))
+
+
+def loading(stage: Stage) -> None:
+    stage.engine.load_events = [Loading("weights", 0.42), Loading("weights", 0.5), MODEL]
+    stage.engine.gate.clear()
+    stage.app.window.show()
+    stage.settle(0.1)
+    stage.app.session._on_load_event(Loading("weights", 0.42))
+
+
+def reply(stage: Stage) -> None:
+    stage.show()
+    stage.ask("Why does a split between CPU and GPU help, and how is the share found?")
+
+
+def top_of_reply(stage: Stage) -> None:
+    reply(stage)
+    stage.settle(0.1)
+    stage.app.window.transcript.show_turn(stage.app.chat.turn(0).id)
+    view = stage.app.window.transcript.view_of(stage.app.chat.turn(0).id)
+    assert view is not None
+    view.row.set_lively(True)
+
+
+def failure(stage: Stage) -> None:
+    reply(stage)
+    error = NotEnoughMemory(
+        "Qwen3-32B needs 34 GB of memory, and 21 GB are free.", "", "Close other programs or choose int4."
+    )
+    stage.engine.load_events = [Failed(error)]
+    stage.app.session.load("/models/Qwen3-32B", Wishes().options)
+    stage.until(lambda: stage.app.session.state.phase == "empty")
+
+
+def narrow(stage: Stage) -> None:
+    stage.app.window.resize(720, 480)
+    reply(stage)
+
+
+def large_type(stage: Stage) -> None:
+    stage.app.theme.choose(stage.app.theme._mode, 160)
+    reply(stage)
+
+
+def editing(stage: Stage) -> None:
+    stage.show()
+    stage.engine.replies = [answer("Short."), answer("Short, again.")]
+    stage.ask("First question, with\na second line.")
+    stage.app.session.regenerate(stage.app.chat.turn(1).id)
+    stage.until(lambda: not stage.app.session.state.busy)
+    stage.settle(0.1)
+    view = stage.app.window.transcript.view_of(stage.app.chat.turn(0).id)
+    assert view is not None
+    view.begin_edit()
+    stage.app.window.composer.set_text("A draft that is\nlonger than\none line")
+
+
+def streaming(stage: Stage) -> None:
+    stage.show()
+    stage.app.session.submit("How do I find duplicate files?")
+    stage.settle(0.1)
+    stage.until(lambda: not stage.app.session.state.busy)
+    for title in ("Plan a trip to the sea", "Rewrite a letter", "What is a KV cache?"):
+        stage.app.commands.act("new_chat")
+        stage.engine.replies = [answer("Short.")]
+        stage.ask(title)
+    speeds = (9.2, 10.4, 11.1, 10.8, 11.3, 11.0, 10.9, 11.2)
+    head = [Piece(REPLY[:700]), *(Stats(31, 0, 40, 0.62, 310.0, speed, speed, 443, 8192) for speed in speeds)]
+    stage.engine.replies = [[*head, Piece("Half a sentence of"), *answer("")]]
+    stage.engine.pause_at = len(head) + 1
+    stage.app.session.submit("And why does a split help?")
+    stage.until(lambda: stage.app.session.state.phase == "replying")
+    stage.settle(0.4)
+
+
+def menu(stage: Stage) -> None:
+    stage.show()
+    stage.app.window.top.menu_pressed.emit()
+
+
+def what_if(stage: Stage) -> None:
+    reply(stage)
+    stage.app.live.what_if._context.setValue(10)
+    stage.settle(0.3)
+    area = stage.app.live.findChild(QScrollArea)
+    assert area is not None
+    area.verticalScrollBar().setValue(area.verticalScrollBar().maximum())
+
+
+def shortcuts(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("shortcuts")
+
+
+def about(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("about")
+
+
+def card(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("gpu")
+
+
+def this_conversation(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("conversation")
+
+
+def settings_page(words: str) -> Callable[[Stage], None]:
+    def scene(stage: Stage) -> None:
+        stage.show()
+        stage.app.commands.act("settings")
+        dialog = stage.subject
+        assert isinstance(dialog, SettingsDialog)
+        dialog.show_page(words)
+
+    return scene
+
+
+SETTINGS_PAGES = (
+    "Appearance",
+    "Chat",
+    "Sampling",
+    "Model",
+    "Models and network",
+    "Data folders",
+    "What goes online",
+    "Log",
+)
+
+
+def front(stage: Stage) -> None:
+    """The picture of the README: some conversations, a reply that is being written, a minute of speeds."""
+    stage.app.window.resize(1280, 880)
+    stage.show()
+    for title in ("Plan a trip to the sea", "Rewrite a letter to the landlord", "What is a KV cache?"):
+        stage.engine.replies = [answer("Short.")]
+        stage.ask(title)
+        stage.app.commands.act("new_chat")
+    head = [Piece(REPLY[:870]), Stats(31, 0, 212, 0.62, 310.0, 13.8, 13.6, 443, 8192)]
+    stage.engine.replies = [[*head, Piece(""), *answer("")]]
+    stage.engine.pause_at = len(head)
+    stage.app.session.submit("Why does a split between CPU and GPU help, and how is the share found?")
+    stage.until(lambda: stage.app.session.state.stats is not None)
+    now, line = time.monotonic(), stage.app.live.line
+    line._points.clear()
+    line._points.extend((now - 46 + at / 2, 13.4 + sin(at / 3) * 0.5 + sin(at * 1.7) * 0.25) for at in range(92))
+    stage.settle(0.4)
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    scene.__name__: scene
+    for scene in (
+        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
+        what_if, shortcuts, about, card, this_conversation, front,
+    )
+} | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
+IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")

@@ -1,0 +1,224 @@
+"""Replies as they are rendered: what is shown, what is never loaded, and what it costs."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from PySide6.QtCore import QPoint, Qt, QUrl
+from PySide6.QtGui import QGuiApplication, QTextCursor, QTextDocument, QTextTable
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QWidget
+from pytestqt.qtbot import QtBot
+
+from app.settings.theme import Theme
+from app.views.chat.body import Body
+from app.views.chat.prose import ProseWriter
+from app.views.chat.text import LONGEST_DOCUMENT, CodeView, ProseView, TextView
+from tests.app.bad_markdown import HOSTILE
+
+WIDTH = 760
+
+
+@pytest.fixture
+def make_body(qtbot: QtBot) -> Iterator[Callable[[], Body]]:
+    ports: list[QWidget] = []
+
+    def make() -> Body:
+        port = QWidget()
+        qtbot.addWidget(port)
+        port.resize(WIDTH, 780)
+        body = Body(Theme("light"), port)
+        port.show()
+        ports.append(port)
+        return body
+
+    yield make
+    for port in ports:
+        port.hide()
+
+
+@pytest.fixture
+def body(make_body: Callable[[], Body]) -> Body:
+    return make_body()
+
+
+def lay_out(body: Body) -> None:
+    height = body.measure(WIDTH)
+    body.setGeometry(0, 780 - height, WIDTH, height)
+
+
+def show(body: Body, text: str) -> str:
+    """Feeds it all at once; the text that is then shown."""
+    body.feed(text, True)
+    while not body.settled:
+        QApplication.processEvents()
+        lay_out(body)
+    lay_out(body)
+    QApplication.processEvents()
+    return "\n".join(edit.toPlainText() for edit in body._edits())
+
+
+def stream(body: Body, text: str, size: int = 7) -> str:
+    for at in range(0, len(text), size):
+        body.feed(text[: at + size], False)
+        body._rest_until = 0.0
+    return show(body, text)
+
+
+def prose(body: Body) -> QTextDocument:
+    return next(segment for segment in body._segments if isinstance(segment, ProseView)).document()
+
+
+def format_of(document: QTextDocument, word: str):  # type: ignore[no-untyped-def]
+    return document.find(word).charFormat()
+
+
+EVERYTHING = """# One
+## Two
+Text with **bold**, *slanted*, ~~gone~~, `code` and [a link](https://example.org).
+
+- item
+  - inner
+    1. number
+- [x] done
+- [ ] open
+
+> quoted
+> > twice
+
+| a | b |
+|--:|:-:|
+| 1 | 2 |
+
+---
+
+```python
+print("hello")
+```
+
+Formula $x^2$ and \\(y_1\\).
+"""
+
+
+def test_every_construct_has_its_form(body: Body) -> None:
+    text = show(body, EVERYTHING)
+    document = prose(body)
+    assert format_of(document, "bold").fontWeight() > 500
+    assert format_of(document, "slanted").fontItalic()
+    assert format_of(document, "gone").fontStrikeOut()
+    assert format_of(document, "a link").anchorHref() == "https://example.org"
+    assert document.find("One").charFormat().fontPointSize() > document.find("Two").charFormat().fontPointSize()
+    for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
+        assert line in text
+    assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
+    assert [type(segment) for segment in body._segments] == [ProseView, CodeView, ProseView]
+
+
+@pytest.mark.parametrize("size", [1, 3, 11])
+def test_streaming_shows_the_same_as_all_at_once(body: Body, qtbot: QtBot, size: int) -> None:
+    streamed = stream(body, EVERYTHING, size)
+    port = QWidget()
+    qtbot.addWidget(port)
+    assert streamed == show(Body(Theme("light"), port), EVERYTHING)
+
+
+def test_html_is_text_and_images_are_links(body: Body) -> None:
+    text = show(
+        body,
+        "<b>x</b> <script>alert(1)</script>\n\n![cat](https://example.org/cat.png) and ![](http://evil.example/a.png)",
+    )
+    assert "<script>alert(1)</script>" in text
+    assert "[image: cat]" in text
+    assert "\ufffc" not in text
+
+
+@pytest.mark.parametrize(
+    "address", ["http://evil.example/a.png", "file:///etc/passwd", "\\\\host\\share\\a.png", "qrc:/x"]
+)
+def test_nothing_is_ever_loaded(body: Body, address: str, qtbot: QtBot) -> None:
+    view = TextView(Theme("light"))
+    qtbot.addWidget(view)
+    kind = QTextDocument.ResourceType.ImageResource.value
+    assert view.loadResource(kind, QUrl(address)) is None
+    assert view.document().resource(kind, QUrl(address)) is None
+
+
+def test_dangerous_links_are_not_links(body: Body) -> None:
+    show(body, "[x](javascript:alert(1)) [y](file:///etc/passwd) [z](data:text/html,1)")
+    for word in ("x", "y", "z"):
+        assert not format_of(prose(body), word).isAnchor()
+
+
+def test_a_pressed_link_is_told_and_not_opened(body: Body, qtbot: QtBot) -> None:
+    show(body, "[somewhere](https://example.org/a)")
+    view = body._segments[0]
+    assert isinstance(view, ProseView)
+    cursor = view.document().find("somewhere")
+    cursor.setPosition(cursor.selectionStart() + 3)
+    with qtbot.waitSignal(body.link) as told:
+        QTest.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.cursorRect(cursor).center())
+    assert told.args == ["https://example.org/a"]
+
+
+def test_code_is_copied_as_it_was_written(body: Body) -> None:
+    code = "x = 1\n\ty = '" + "long " * 2000 + "'\n"
+    show(body, f"```python\n{code}```\n")
+    view = body._segments[0]
+    assert isinstance(view, CodeView)
+    view._copy.click()
+    assert QGuiApplication.clipboard().text() == code.rstrip("\n")
+
+
+def test_a_selection_runs_over_prose_and_code(body: Body) -> None:
+    show(body, "Before the code.\n\n```\ninside\n```\n\nAfter the code.")
+    first, _, last = body._edits()
+    _drag(body, first, 7, last, 5)
+    assert body.selected_text() == "the code.\ninside\nAfter"
+    QTest.keyClick(last, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
+    assert QGuiApplication.clipboard().text() == "the code.\ninside\nAfter"
+
+
+def _drag(body: Body, first: object, start: int, last: object, end: int) -> None:
+    def point(edit, position: int) -> QPoint:  # type: ignore[no-untyped-def]
+        cursor = QTextCursor(edit.document())
+        cursor.setPosition(position)
+        return edit.cursorRect(cursor).center()
+
+    begin = point(first, start)
+    QTest.mousePress(first.viewport(), Qt.MouseButton.LeftButton, pos=begin)  # type: ignore[attr-defined]
+    target = first.viewport().mapFromGlobal(last.viewport().mapToGlobal(point(last, end)))  # type: ignore[attr-defined]
+    QTest.mouseMove(first.viewport(), target)  # type: ignore[attr-defined]
+    QTest.mouseRelease(first.viewport(), Qt.MouseButton.LeftButton, pos=target)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_replies_settle(make_body: Callable[[], Body], name: str) -> None:
+    body = make_body()
+    body.feed(HOSTILE[name], True)
+    while not body.settled:
+        QApplication.processEvents()
+        lay_out(body)
+    assert body.measure(WIDTH) > 0
+
+
+def test_a_token_costs_the_same_however_long_the_reply_is(
+    make_body: Callable[[], Body], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in characters that are rendered; in seconds by tests.bench.reading."""
+    text = ("A line with **bold** words and `code` in it.\n\n" + "- an item of a list\n" * 3 + "\n") * 400
+    rendered: list[int] = []
+    write = ProseWriter.write
+
+    def counted(writer: ProseWriter, cursor: QTextCursor, words: str, level: int) -> None:
+        rendered.append(len(words))
+        write(writer, cursor, words, level)
+
+    monkeypatch.setattr(ProseWriter, "write", counted)
+    body, costs = make_body(), []
+    for at in range(0, len(text), 40):
+        rendered.clear()
+        body.feed(text[: at + 40], False)
+        costs.append(sum(rendered))
+    assert max(costs) < 500
+    assert max(segment.document().characterCount() for segment in body._segments if isinstance(segment, ProseView)) < (
+        2 * LONGEST_DOCUMENT
+    )

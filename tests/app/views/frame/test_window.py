@@ -1,0 +1,416 @@
+"""The whole window with a scripted engine through the real worker: type, send, stream, stop, fail, go on."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QPushButton
+from pytestqt.qtbot import QtBot
+
+from app.application import Application, Wishes
+from app.controllers.actions import suggested
+from app.views.chat.message import ReplyMessage
+from app.views.chat.message_parts import Editor
+from app.views.controls.controls import IconButton
+from core.errors import ModelUnreadable, PromptTooLong
+from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+
+Start = Callable[..., Application]
+
+
+@pytest.fixture
+def start(qtbot: QtBot) -> Iterator[Start]:
+    started: list[Application] = []
+
+    def begin(engine: ScriptedEngine, phase: str = "ready") -> Application:
+        app = Application(Wishes("some/model"), lambda: engine)
+        started.append(app)
+        app.window.show()
+        qtbot.waitUntil(lambda: bool(app.session.state.source) and app.session.state.phase == phase)
+        return app
+
+    yield begin
+    for app in started:
+        app.close()
+        app.window.close()
+        app.window.deleteLater()
+
+
+def ask(qtbot: QtBot, app: Application, text: str) -> None:
+    edit = app.window.composer.edit
+    QTest.keyClicks(edit, text)
+    QTest.keyClick(edit, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+
+
+def shown(app: Application, row: int) -> ReplyMessage:
+    view = app.window.transcript.view_of(app.chat.turn(row).id)
+    assert isinstance(view, ReplyMessage)
+    return view
+
+
+def test_a_question_is_sent_with_enter_and_answered(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("The **answer** is 42."))
+    app = start(engine)
+    ask(qtbot, app, "What is it?")
+    assert [turn.content for turn in app.chat.conversation.path()] == ["What is it?", "The **answer** is 42."]
+    assert app.window.composer.edit.toPlainText() == ""
+    assert engine.requests[0].messages[-1].content == "What is it?"
+    qtbot.waitUntil(lambda: "The answer is 42." in _text(shown(app, 1)))
+    assert shown(app, 1)._receipt.text() == "23.4 tokens/s, 0.62 s to first token, 412 tokens"
+
+
+def _text(view: ReplyMessage) -> str:
+    return "\n".join(edit.toPlainText() for edit in view._body._edits())
+
+
+def test_shift_enter_breaks_the_line(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    edit = app.window.composer.edit
+    QTest.keyClicks(edit, "a")
+    QTest.keyClick(edit, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
+    QTest.keyClicks(edit, "b")
+    assert edit.toPlainText() == "a\nb"
+    assert app.chat.rowCount() == 0
+
+
+def test_an_empty_question_is_not_sent(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    QTest.keyClicks(app.window.composer.edit, "   ")
+    QTest.keyClick(app.window.composer.edit, Qt.Key.Key_Return)
+    assert not engine.requests
+    assert app.chat.rowCount() == 0
+
+
+def test_send_becomes_stop_in_its_place_and_stop_keeps_what_came(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("word " * 400, size=5))
+    app = start(engine)
+    button = app.window.composer._send
+    place = button.geometry()
+    engine.pause_at = 20
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    assert button.accessibleName() == "Stop"
+    assert button.geometry() == place
+    QTest.mouseClick(button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
+    turn = app.chat.turn(1)
+    assert turn.end == "stopped"
+    assert turn.content.startswith("word")
+    assert button.accessibleName() == "Send"
+
+
+def test_escape_stops(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("word " * 400, size=5))
+    app = start(engine)
+    engine.pause_at = 20
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    QTest.keyClick(app.window.composer.edit, Qt.Key.Key_Escape)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).end == "stopped"
+
+
+def test_a_question_during_the_load_is_answered_after_it(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("Here."))
+    engine.gate.clear()
+    app = start(engine, "loading")
+    app.window.composer.submitted.emit("Early")
+    assert app.session.state.busy
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).content == "Here."
+
+
+def test_a_load_can_be_cancelled_and_another_tried(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("Here."), load=[Loading("weights", n / 10) for n in range(10)] + [MODEL])
+    engine.gate.clear()
+    app = start(engine, "loading")
+    assert app.window.notices.load.isVisible()
+    app.window.notices.load.findChild(QPushButton).click()
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    assert app.window.notices.notices[-1].title == "Loading was cancelled"
+    engine.gate.set()
+    app.window.folder_chosen.emit("another")
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
+    assert engine.sources[-1] == "another"
+
+
+def test_a_model_that_cannot_be_read_gives_a_notice_and_the_next_one_loads(qtbot: QtBot, start: Start) -> None:
+    error = ModelUnreadable("model.safetensors ends too early.", "", "Download it again.")
+    engine = ScriptedEngine(load=[Loading("read", 0.1), Failed(error)])
+    app = start(engine, "empty")
+    notice = app.window.notices.notices[-1]
+    assert notice.sentence == "model.safetensors ends too early. Download it again."
+    assert notice.action == "open_model"
+    engine.load_events = [MODEL]
+    app.window.folder_chosen.emit("good")
+    ready(qtbot, app)
+    ask(qtbot, app, "Hi")
+    assert app.chat.turn(1).content == "Hello."
+
+
+def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine([Piece("Half of it"), *answer("more")], answer("Whole."))
+    engine.pause_at = 2
+    app = start(engine)
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    engine.pause_at = 1
+    app.window.folder_chosen.emit("another")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.loading == engine.load_events[0])
+    assert app.session.state.phase == "loading"
+    assert app.window.notices.load.isVisible()
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half of it", "stopped")
+    app.session.cancel_load()
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    engine.pause_at = None
+    engine.gate.set()
+    app.window.folder_chosen.emit("another")
+    ready(qtbot, app)
+    ask(qtbot, app, "Again")
+    assert app.chat.turn(3).content == "Whole."
+
+
+def ready(qtbot: QtBot, app: Application) -> None:
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
+
+
+def test_a_failed_reply_keeps_its_words_and_says_why(qtbot: QtBot, start: Start) -> None:
+    events: list[Event] = [Piece("Half a "), Failed(PromptTooLong("The message is longer than the context."))]
+    app = start(ScriptedEngine(events, answer("Whole.")))
+    ask(qtbot, app, "Hi")
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half a ", "failed")
+    assert app.window.notices.notices[-1].action == "new_chat"
+    ask(qtbot, app, "Again")
+    assert app.chat.turn(3).content == "Whole."
+
+
+def test_regenerate_keeps_the_old_reply_as_a_version(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("One."), answer("Two.")))
+    ask(qtbot, app, "Hi")
+    app.window.transcript.wished.emit("regenerate", app.chat.turn(1).id)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).content == "Two."
+    view = shown(app, 1)
+    previous = view.findChild(IconButton, "previous")
+    QTest.mouseClick(previous, Qt.MouseButton.LeftButton)
+    assert app.chat.turn(1).content == "One."
+    assert app.chat.conversation.versions(app.chat.turn(1).id) == (1, 2)
+
+
+def test_an_edited_question_is_asked_again_beside_the_old_one(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("One."), answer("Two."))
+    app = start(engine)
+    ask(qtbot, app, "First")
+    QTest.keyClick(app.window.composer.edit, Qt.Key.Key_Up)
+    view = app.window.transcript.view_of(app.chat.turn(0).id)
+    assert view is not None
+    assert view.editor is not None
+    view.editor.edit.setPlainText("Second")
+    QTest.keyClick(view.editor.edit, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert [turn.content for turn in app.chat.conversation.path()] == ["Second", "Two."]
+    assert engine.requests[-1].messages[-1].content == "Second"
+    assert app.chat.conversation.versions(app.chat.turn(0).id) == (2, 2)
+
+
+def change(app: Application, row: int, text: str) -> Editor:
+    """As a person does: the text of a turn is changed in its place, then Enter."""
+    view = app.window.transcript.view_of(app.chat.turn(row).id)
+    assert view is not None
+    view.begin_edit()
+    editor = view.editor
+    assert editor is not None
+    editor.edit.setPlainText(text)
+    QTest.keyClick(editor.edit, Qt.Key.Key_Return)
+    return editor
+
+
+def test_an_edit_during_a_reply_is_not_lost(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("One."), answer("Two."), answer("Three."))
+    app = start(engine)
+    ask(qtbot, app, "First")
+    engine.pause_at = 1
+    app.window.composer.submitted.emit("Second")
+    qtbot.waitUntil(lambda: app.session.state.prefill is not None)
+    editor = change(app, 0, "Changed")
+    assert app.window.notices.notices[-1].title == "A reply is still awaited"
+    assert app.chat.turn(0).content == "First"
+    assert editor.isVisible()
+    assert editor.edit.toPlainText() == "Changed"
+    engine.pause_at = None
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    QTest.keyClick(editor.edit, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert [turn.content for turn in app.chat.conversation.path()] == ["Changed", "Three."]
+    assert app.window.composer.edit.hasFocus()
+
+
+def test_without_a_model_a_reply_can_be_edited_and_a_question_is_not_lost(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("One."))
+    app = start(engine)
+    ask(qtbot, app, "First")
+    app.session.rest()
+    change(app, 1, "One, and more.")
+    assert app.session.state.phase == "resting"
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("One, and more.", "edited")
+    engine.load_events = [Failed(ModelUnreadable("It is gone."))]
+    app.window.folder_chosen.emit("gone")
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    editor = change(app, 0, "Changed")
+    assert app.window.notices.notices[-1].title == "No model is loaded"
+    assert editor.isVisible()
+    assert editor.edit.toPlainText() == "Changed"
+
+
+def test_an_edit_that_changes_nothing_ends_and_an_empty_one_stays(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer(" One. ")))
+    ask(qtbot, app, "First")
+    view = app.window.transcript.view_of(app.chat.turn(0).id)
+    assert view is not None
+    assert change(app, 0, "  ") is view.editor
+    change(app, 0, "First ")
+    assert view.editor is None
+    assert app.chat.conversation.versions(app.chat.turn(0).id) == (1, 1)
+
+
+def test_continue_goes_on_in_the_same_reply(qtbot: QtBot, start: Start) -> None:
+    cut: list[Event] = [Piece("Half"), Finished("length", Stats(new_tokens=1))]
+    engine = ScriptedEngine(cut, answer(" and whole."))
+    app = start(engine)
+    ask(qtbot, app, "Hi")
+    assert app.chat.turn(1).end == "length"
+    app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).content == "Half and whole."
+    assert engine.requests[-1].continue_reply
+    qtbot.waitUntil(lambda: _text(shown(app, 1)) == "Half and whole.")
+
+
+def test_continue_wakes_a_model_that_rests(qtbot: QtBot, start: Start) -> None:
+    cut: list[Event] = [Piece("Half"), Finished("length", Stats(new_tokens=1))]
+    engine = ScriptedEngine(cut, answer(" and whole."))
+    app = start(engine)
+    ask(qtbot, app, "Hi")
+    app.session.rest()
+    engine.gate.clear()
+    app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
+    assert app.session.state.asked
+    app.session.stop()
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half", "stopped")
+    assert app.chat.turn(1).receipt["new_tokens"] == 1
+    app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert len(engine.sources) == 2
+    assert app.chat.turn(1).content == "Half and whole."
+    assert [request.continue_reply for request in engine.requests] == [False, True]
+    assert [message.content for message in engine.requests[1].messages] == ["Hi", "Half"]
+
+
+def test_reasoning_is_folded_and_opens(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("So.", reasoning="Let me think.")))
+    ask(qtbot, app, "Hi")
+    view = shown(app, 1)
+    assert view._reasoning is not None
+    assert app.chat.turn(1).reasoning == "Let me think."
+    assert view._reasoning._text.isHidden()
+    view._reasoning._button.click()
+    assert view._reasoning._text.toPlainText() == "Let me think."
+
+
+def test_what_was_left_out_of_the_prompt_is_said(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine([Truncated(4, 900), *answer("Short.")]))
+    ask(qtbot, app, "Hi")
+    qtbot.waitUntil(lambda: shown(app, 1)._note.text() == "The 4 oldest messages were left out to fit the context.")
+
+
+def test_copy_puts_the_source_on_the_clipboard(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("**bold**")))
+    ask(qtbot, app, "Hi")
+    shown(app, 1).findChild(IconButton, "copy").click()
+    assert QGuiApplication.clipboard().text() == "**bold**"
+
+
+def test_figures_that_are_not_known_read_na(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine([Prefill(1, 2, 0), Piece("x"), Finished("stop", Stats())]))
+    ask(qtbot, app, "Hi")
+    assert app.window.top.speed._text == "n/a tokens/s"
+    assert app.window.status._first._text == "n/a"
+
+
+def test_nothing_moves_when_the_figures_change(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("x")))
+    before = [
+        widget.geometry()
+        for widget in (
+            app.window.top.speed,
+            app.window.top.strip,
+            app.window.composer._send,
+        )
+    ]
+    ask(qtbot, app, "Hi")
+    after = [
+        widget.geometry()
+        for widget in (
+            app.window.top.speed,
+            app.window.top.strip,
+            app.window.composer._send,
+        )
+    ]
+    assert before == after
+
+
+def test_closing_in_mid_reply_ends_the_thread(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("word " * 400, size=5))
+    app = start(engine)
+    engine.pause_at = 20
+    app.window.composer.submitted.emit("Go")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    app.window.close()
+    assert engine.closed
+
+
+def test_every_button_has_a_name_and_is_large_enough(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("x\n```py\ny\n```")))
+    ask(qtbot, app, "Hi")
+    for button in app.window.findChildren(IconButton):
+        assert button.accessibleName()
+        assert min(button.width(), button.height()) >= 28
+
+
+def test_the_focus_comes_back_when_what_had_it_has_gone(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    ask(qtbot, app, "Hi")
+    shown(app, 1).row._buttons["copy"].setFocus()
+    app.theme.choose("dark" if not app.theme.dark else "light", 100)
+    assert app.window.focusWidget() is app.window.composer.edit
+
+
+def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    assert app.window.status._context._text == "0 of 8,192"
+    ask(qtbot, app, "Hi")
+    app.session.show(app.chat.conversation)
+    assert app.window.status._context._text == "n/a"
+
+
+def test_an_export_is_named_after_the_conversation() -> None:
+    assert suggested('What is "a/b"?', ".md").endswith("What is a b.md")
+    assert suggested("..", ".json").endswith("Conversation.json")
+
+
+def test_type_grows_and_shrinks_by_keys_within_its_bounds(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("Yes.")))
+    for action, times, percent in (("larger", 1, 110), ("larger", 9, 160), ("smaller", 1, 150), ("normal", 1, 100)):
+        for _ in range(times):
+            app.window.actions_by_id[action].trigger()
+        assert app.theme.percent == app.preferences.settings.font_percent == percent
+    assert "Ctrl+=" in [keys.toString() for keys in app.window.actions_by_id["larger"].shortcuts()]

@@ -1,0 +1,113 @@
+"""The card's kernels, run on the processor through a stand-in for CUDA, and on a real card with `-m gpu`."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from core.kernels import cuda_dequant
+from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
+from core.kernels.quantized_weight import Format
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+ADDRESS = ctypes.c_void_p
+
+
+class Call(ctypes.Structure):
+    """`call` of card_on_the_processor.h."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("product", "widen", "data", "scales", "x", "y")),
+        *((name, ctypes.c_int) for name in ("rows", "width", "count")),
+    ]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> DeviceKernels:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no gcc to compile the stand-in for a card")
+    built = tmp_path_factory.mktemp("card") / "card.so"
+    options = ["-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-x", "c"]
+    source = Path(cuda_dequant.__file__).with_name("device.cu")
+    subprocess.run([compiler, *options, "-include", HERE / "card_on_the_processor.h", source, "-o", built], check=True)
+    return DeviceKernels(launcher(ctypes.CDLL(str(built))))
+
+
+def launcher(library: ctypes.CDLL) -> Callable[[str, int, Sequence[Tensor | int]], None]:
+    def launch(name: str, blocks: int, arguments: Sequence[Tensor | int]) -> None:
+        addresses = [one.data_ptr() for one in arguments if isinstance(one, Tensor)]
+        numbers = [one for one in arguments if isinstance(one, int)]
+        assert all(one.is_contiguous() for one in arguments if isinstance(one, Tensor))
+        entry = ctypes.cast(library[name], ADDRESS)
+        if name.endswith("_product"):
+            call = Call(entry, None, *addresses, *numbers)
+        else:
+            call = Call(None, entry, *addresses[:2], None, addresses[2], *numbers, 0)
+        library.launch(ctypes.byref(call), blocks, cuda_dequant.THREADS)
+
+    return launch
+
+
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, cuda_dequant.MOST_ROWS))
+def test_products_and_widened_rows_are_those_of_torch(
+    kernels: DeviceKernels, format: Format, rows: int, columns: int, count: int
+) -> None:
+    weight = random_weight(format, rows, columns, CPU)
+    x = torch.randn(count, columns, generator=torch.Generator().manual_seed(columns))
+    exact = weight.dequantize(torch.float32)
+    torch.testing.assert_close(kernels.product(weight, x), x @ exact.T, rtol=1e-4, atol=1e-4 * columns)
+    torch.testing.assert_close(kernels.widen(weight), exact.to(torch.bfloat16), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
+def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Format) -> None:
+    weight = random_weight(format, 20, 4096, CPU)
+    x = torch.randn(2, 4096).to(torch.bfloat16)
+    expected = x.float() @ weight.dequantize(torch.float32).T
+    torch.testing.assert_close(kernels.product(weight, x), expected, rtol=1e-4, atol=0.05)
+
+
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
+def test_a_scale_that_is_no_number_shows(kernels: DeviceKernels, format: Format) -> None:
+    weight = random_weight(format, 5, 256, CPU)
+    assert weight.scales is not None
+    weight.scales[3] = torch.nan
+    assert kernels.product(weight, torch.ones(1, 256)).isnan().nonzero().tolist() == [[0, 3]]
+    assert kernels.widen(weight).isnan().any(1).nonzero().tolist() == [[3]]
+
+
+def test_what_computes_something_else_is_found_out(kernels: DeviceKernels) -> None:
+    def nothing(name: str, blocks: int, arguments: Sequence[Tensor | int]) -> None:
+        for one in arguments[2:]:
+            if isinstance(one, Tensor):
+                one.zero_()
+
+    weight = random_weight("int8", 37, 300, CPU)
+    assert agrees(kernels, weight)
+    assert not agrees(DeviceKernels(nothing), weight)
+
+
+def test_without_a_card_there_are_none() -> None:
+    assert device_kernels(CPU) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (37, 300), (4096, 4096), (151_936, 1024)])
+def test_on_a_card(format: Format, rows: int, columns: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no card that torch can use")
+    found = device_kernels(torch.device("cuda", 0))
+    assert found is not None
+    assert agrees(found, random_weight(format, rows, columns, torch.device("cuda", 0)))
