@@ -14,11 +14,11 @@ from PySide6.QtWidgets import QApplication
 
 from app.about.diagnostics import diagnostics
 from app.catalog.recommended import recommended
-from app.catalog.recommender import Advice, Adviser
-from app.controllers.about import AboutDesk
-from app.controllers.actions import Commands
-from app.controllers.gpu import GpuDesk
-from app.controllers.models import ModelDesk, late_judge
+from app.catalog.recommender import Recommendation, Recommender
+from app.controllers.about import AboutController
+from app.controllers.actions import Actions
+from app.controllers.gpu import GpuController
+from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
@@ -84,7 +84,7 @@ class Application(QObject):
         self._words = translator.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
         self.chat = ChatModel()
-        self.gpu = GpuDesk(Runtime(gpu_runtime()), wishes.gpu, package_client)
+        self.gpu = GpuController(Runtime(gpu_runtime()), wishes.gpu, package_client)
         self.worker = Worker(self.gpu.guarded(engine))
         self.session = Session(self.worker, self.chat, self._sampling)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
@@ -92,12 +92,12 @@ class Application(QObject):
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
-        self.models = ModelDesk(self.theme, self._places, self._settings, self._options, self.window)
-        self.adviser = Adviser(late_judge(self._options), recommended(assets()))
-        self.commands = Commands(self.window, self.session, self.chat, self.library)
-        self.about = AboutDesk(self.theme, self.window)
+        self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
+        self.recommender = Recommender(late_fit_check(self._options), recommended(assets()))
+        self.commands = Actions(self.window, self.session, self.chat, self.library)
+        self.about = AboutController(self.theme, self.window)
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
-        self._advice_later.timeout.connect(self.adviser.ask)
+        self._advice_later.timeout.connect(self.recommender.ask)
         # Not with every digit that is typed.
         self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
         self._limits_later.timeout.connect(self._apply_limits)
@@ -132,7 +132,7 @@ class Application(QObject):
         self.about.link.connect(self.commands.open_page)
         self.about.notice.connect(self.window.notices.add)
         self.models.chosen.connect(self.load)
-        self.adviser.advised.connect(self._on_advised)
+        self.recommender.found.connect(self._on_recommended)
         self.window.empty.model_wished.connect(self.models.open_at)
         self.models.link.connect(self.commands.open_link)
         self.sleep_watch.woke.connect(self.session.after_sleep)
@@ -213,7 +213,7 @@ class Application(QObject):
         )
         window_state.write(self._window_file, kept)
         self.telemetry.stop()
-        self.adviser.close()
+        self.recommender.close()
         self.models.close()
         self.gpu.close()
         self.session.end()
@@ -330,8 +330,8 @@ class Application(QObject):
         self.window.empty.set_machine(formatting.machine(self._cores, sample.ram_total, cards))
 
     @Slot(object)
-    def _on_advised(self, advice: Advice) -> None:
-        model, speed = advice.model, advice.verdict.tok_s
+    def _on_recommended(self, advice: Recommendation) -> None:
+        model, speed = advice.model, advice.fit.tok_s
         words = formatting.advice(model.id.split("/")[-1], model.download_bytes, speed)
         self.window.empty.advise(model.id, words)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from core.errors import BadRequest, HeteGenError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
 from core.runtime.loader import LoadedModel, load_model
-from core.runtime.replanner import Governor
+from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
 from core.startup.environment import prepare_environment
 
@@ -68,7 +68,7 @@ class Engine:
         try:
             if self._loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
-            yield Governor(self._loaded, self._loaded.profile).keep_to(vram, ram)
+            yield Replanner(self._loaded, self._loaded.profile).keep_to(vram, ram)
         except HeteGenError as error:
             yield Failed(error)
 

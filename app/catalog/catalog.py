@@ -10,12 +10,12 @@ from typing import Any
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.catalog.recommended import Recommended
-from app.engine.task_thread import Lane, Tell
+from app.engine.task_thread import TaskThread, Tell
 from core.errors import HeteGenError
 from core.events import Stop
 from core.hub.access import Access
 from core.hub.cache_layout import Cache
-from core.hub.fit import Judge, Verdict, Wishes
+from core.hub.fit import Fit, FitCheck, Wishes
 from core.hub.folders import Folders
 from core.hub.installed import Installed, Verification, installed, verify
 from core.hub.listing import (
@@ -47,55 +47,55 @@ class Details:
     config: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     download_bytes: int = 0
-    verdict: Verdict | None = None
+    fit: Fit | None = None
     error: HeteGenError | None = None
     asking: bool = True
 
 
-class Shelf(QObject):
+class Catalog(QObject):
     """Signals: `listed(tuple of Installed)`; `found(Page, is_more)`; `detailed(Details)`, growing; for rows
-    `judged(id, Verdict)`; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is used;
+    `fit_found(id, Fit)`; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is used;
     `token_known(source)`; `failed("search" or "disk", error)`."""
 
     listed = Signal(object)
     found = Signal(object, bool)
     detailed = Signal(object)
-    judged = Signal(str, object)
+    fit_found = Signal(str, object)
     verified = Signal(str, object)
     removed = Signal(str, int)
     trusted = Signal()
     token_known = Signal(str)
     failed = Signal(str, object)
 
-    def __init__(self, access: Access, cache: Cache, folders: Folders, judge: Judge | None = None) -> None:
+    def __init__(self, access: Access, cache: Cache, folders: Folders, check_fit: FitCheck | None = None) -> None:
         super().__init__()
         self.cache = cache
-        self._access, self._folders, self._judge = access, folders, judge
-        self._lanes = {name: Lane(name) for name in ("search", "details", "rows", "disk")}
+        self._access, self._folders, self._check_fit = access, folders, check_fit
+        self._lanes = {name: TaskThread(name) for name in ("search", "details", "rows", "disk")}
         self._answers: dict[tuple[str, int], Answer] = {}
-        for name, lane in self._lanes.items():
-            lane.setObjectName(name)
-            lane.told.connect(self._on_told)
-            lane.done.connect(self._on_done)
-            lane.failed.connect(self._on_failed)
+        for name, tasks in self._lanes.items():
+            tasks.setObjectName(name)
+            tasks.told.connect(self._on_told)
+            tasks.done.connect(self._on_done)
+            tasks.failed.connect(self._on_failed)
         self._details = Details("")
 
     def close(self) -> None:
         """Stop and join all threads."""
         self.leave()
-        for lane in self._lanes.values():
-            lane.close()
+        for tasks in self._lanes.values():
+            tasks.close()
         self._access.close()
 
     def leave(self) -> None:
         """Stop without waiting: a server that does not answer may keep a thread for a while."""
-        for lane in self._lanes.values():
-            lane.leave()
+        for tasks in self._lanes.values():
+            tasks.leave()
 
     @property
     def ended(self) -> bool:
         """Whether all threads have ended."""
-        return all(lane.ended for lane in self._lanes.values())
+        return all(tasks.ended for tasks in self._lanes.values())
 
     def refresh(self) -> None:
         """List what is on this disk."""
@@ -123,7 +123,7 @@ class Shelf(QObject):
         else:
             self._run("details", lambda stop, tell: self._ask(reference, known, wishes, stop, tell), self._on_details)
 
-    def judge(self, wishes: Wishes) -> None:
+    def check_fit(self, wishes: Wishes) -> None:
         """The same model with other wishes."""
         details = self._details
         if details.config and not details.asking:
@@ -131,9 +131,9 @@ class Shelf(QObject):
             self._run("details", lambda stop, tell: self._with_verdict(details, wishes), self._on_details)
 
     def preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo]) -> None:
-        """Judge the rows of a list, in their order; an older list is given up."""
+        """FitCheck the rows of a list, in their order; an older list is given up."""
         self._lanes["rows"].stop_all()
-        if self._judge is not None:
+        if self._check_fit is not None:
             self._run("rows", lambda stop, tell: self._preview(recommended, found, stop, tell), _ignore)
 
     def verify(self, model: Installed) -> None:
@@ -181,9 +181,9 @@ class Shelf(QObject):
 
         self._run("disk", work, _ignore)
 
-    def _run(self, lane: str, work: Callable[[Stop, Tell], object], answer: Answer) -> None:
-        ticket = self._lanes[lane].run(work)
-        self._answers[lane, ticket] = answer
+    def _run(self, tasks: str, work: Callable[[Stop, Tell], object], answer: Answer) -> None:
+        ticket = self._lanes[tasks].run(work)
+        self._answers[tasks, ticket] = answer
 
     def _ask(self, reference: Reference, known: Recommended | None, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
         """Facts, card, headers, verdict, each told as soon as it is there."""
@@ -223,23 +223,23 @@ class Shelf(QObject):
         return self._with_verdict(replace(details, config=config, tensors=tensors), wishes)
 
     def _with_verdict(self, details: Details, wishes: Wishes) -> Details:
-        if self._judge is None or not details.config:
+        if self._check_fit is None or not details.config:
             return replace(details, asking=False)
         try:
-            verdict = self._judge(details.config, details.tensors, wishes)
+            fit = self._check_fit(details.config, details.tensors, wishes)
         except HeteGenError as error:
-            return replace(details, verdict=None, error=details.error or error, asking=False)
-        return replace(details, verdict=verdict, asking=False)
+            return replace(details, fit=None, error=details.error or error, asking=False)
+        return replace(details, fit=fit, asking=False)
 
     def _preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo], stop: Stop, tell: Tell) -> None:
-        assert self._judge is not None
+        assert self._check_fit is not None
         for id in [entry.id for entry in recommended] + [info.id for info in found]:
             if stop():
                 return
             known = next((entry.config for entry in recommended if entry.id == id), None)
             try:
                 config = known or read_config(self._access.client(), id)
-                tell((id, self._judge(config, {}, Wishes())))
+                tell((id, self._check_fit(config, {}, Wishes())))
             except HeteGenError:
                 # A row without a verdict says so; the details give the reason.
                 continue
@@ -247,7 +247,7 @@ class Shelf(QObject):
     @Slot(int, object)
     def _on_told(self, ticket: int, news: Any) -> None:
         if self.sender().objectName() == "rows":
-            self.judged.emit(*news)
+            self.fit_found.emit(*news)
         else:
             self._on_details(news)
 
@@ -259,9 +259,9 @@ class Shelf(QObject):
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
-        lane = self.sender().objectName()
-        answer = self._answers.pop((lane, ticket))
-        self.failed.emit(lane, error)
+        tasks = self.sender().objectName()
+        answer = self._answers.pop((tasks, ticket))
+        self.failed.emit(tasks, error)
         if answer == self._on_token:
             # It was not kept, but it is used.
             self.trusted.emit()

@@ -1,6 +1,6 @@
 """Downloads as the window sees them: queued, running, paused, failed, done; one model at a time, in a thread.
 
-The state of each is a frozen record; what an earlier run of the program left unfinished is seen by `shelf`.
+The state of each is a frozen record; what an earlier run of the program left unfinished is seen by `catalog`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Literal
 
 from PySide6.QtCore import QObject, Signal, Slot
 
-from app.engine.task_thread import Lane, Tell, Work
+from app.engine.task_thread import TaskThread, Tell, Work
 from core.errors import DiskFull, HeteGenError, NetworkError
 from core.events import Stop
 from core.hub.access import Access
 from core.hub.cache_layout import Cache
 from core.hub.download import Downloaded, download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress
 
@@ -47,13 +47,13 @@ class Downloads(QObject):
         super().__init__()
         self._access, self._cache = access, cache
         self._pace = Pace(bytes_s)
-        self._lane = Lane("downloads")
+        self._tasks = TaskThread("downloads")
         self._transfers: dict[str, Transfer] = {}
         self._tickets: dict[int, str] = {}
         self._leaving: set[str] = set()
-        self._lane.told.connect(self._on_told)
-        self._lane.done.connect(self._on_done)
-        self._lane.failed.connect(self._on_failed)
+        self._tasks.told.connect(self._on_told)
+        self._tasks.done.connect(self._on_done)
+        self._tasks.failed.connect(self._on_failed)
 
     def transfer(self, id: str) -> Transfer | None:
         """The state of a model's download in this run of the program."""
@@ -77,7 +77,7 @@ class Downloads(QObject):
         known = self._transfers.get(id)
         if known is not None and known.is_active:
             return
-        self._tickets[self._lane.run(self._work(Reference(id, revision)))] = id
+        self._tickets[self._tasks.run(self._work(Reference(id, revision)))] = id
         self._set(Transfer(id, "queued", known.progress if known else None))
 
     def resume_interrupted(self) -> None:
@@ -93,7 +93,7 @@ class Downloads(QObject):
             return
         for ticket, owner in self._tickets.items():
             if owner == id:
-                self._lane.stop(ticket)
+                self._tasks.stop(ticket)
         self._set(replace(known, phase="paused"))
 
     def give_up(self, id: str) -> None:
@@ -107,11 +107,11 @@ class Downloads(QObject):
 
     def close(self) -> None:
         """Pause everything and join."""
-        self._lane.close()
+        self._tasks.close()
 
     def _work(self, reference: Reference) -> Work:
         def work(stop: Stop, tell: Tell) -> Downloaded:
-            return download(self._access.client(), self._cache, reference, tell, stop, Manner(self._pace))
+            return download(self._access.client(), self._cache, reference, tell, stop, DownloadOptions(self._pace))
 
         return work
 

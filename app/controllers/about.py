@@ -10,7 +10,7 @@ from app.notices.updates import Answer, Updates
 from app.settings.theme import Theme
 
 
-class AboutDesk(QObject):
+class AboutController(QObject):
     """Signals: `link(address)` that is to be opened; `notice(Notice)` of a newer version while the box is closed."""
 
     link = Signal(str)

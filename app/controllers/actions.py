@@ -41,7 +41,7 @@ def suggested(title: str, ending: str) -> str:
     return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
 
 
-class Commands(QObject):
+class Actions(QObject):
     """Signals: `load_wished(source)`, `type_wished(larger, smaller or normal)`, and what is to be opened: settings,
     models, the log, the card, the about box."""
 

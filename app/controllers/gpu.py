@@ -9,7 +9,7 @@ from dataclasses import replace
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QWidget
 
-from app.engine.task_thread import Lane, Tell
+from app.engine.task_thread import TaskThread, Tell
 from app.engine.worker import EngineLike
 from app.gpu.state import GpuState, Stage
 from app.notices import notices
@@ -20,7 +20,7 @@ from core.gpu_runtime.cards import find_nvidia
 from core.gpu_runtime.cuda_choice import Nvidia, choose
 from core.gpu_runtime.install import Advance, install
 from core.gpu_runtime.start import Attempt, Standing, computes_on_cards, own_torch
-from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt, kernel
 from core.gpu_runtime.wheel_index import PAGES, Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
@@ -30,7 +30,7 @@ from core.hub.partial_file import disk_error
 log = logging.getLogger(__name__)
 
 
-class GpuDesk(QObject):
+class GpuController(QObject):
     """Signals: `changed(GpuState)`; `notice(Notice)`; `restart_wished`."""
 
     changed = Signal(object)
@@ -51,13 +51,13 @@ class GpuDesk(QObject):
         self._runtime, self._standing, self._client, self._pages = runtime, standing, client, pages
         self._find, self._attempt = find, attempt
         self.state = GpuState()
-        self._lane = Lane("gpu-runtime")
+        self._tasks = TaskThread("gpu-runtime")
         self._then: dict[int, Callable[[object], None]] = {}
         self._job = 0
         self._before_removing: Stage = "unused"
-        self._lane.told.connect(self._on_told)
-        self._lane.done.connect(self._on_done)
-        self._lane.failed.connect(self._on_failed)
+        self._tasks.told.connect(self._on_told)
+        self._tasks.done.connect(self._on_done)
+        self._tasks.failed.connect(self._on_failed)
         self._disproved.connect(self._on_disproved)
 
     @Slot()
@@ -93,7 +93,7 @@ class GpuDesk(QObject):
                 self._set(replace(self.state, stage="trying", error=None))
                 self._run(self._try, self._on_tried)
             case "pause":
-                self._lane.stop(self._job)
+                self._tasks.stop(self._job)
             case "remove":
                 self._remove()
             case "restart":
@@ -112,17 +112,17 @@ class GpuDesk(QObject):
     @Slot()
     def close(self) -> None:
         """Pause and join."""
-        self._lane.close()
+        self._tasks.close()
         # What never came back would keep this object in a circle, for the collector to find in any thread.
         self._then.clear()
 
     def _prove(self) -> None:
         try:
-            before = self._runtime.verdict()
+            before = self._runtime.result()
             self._runtime.set_out()
             device, why = kernel()
             driver = before.driver if before else ""
-            self._runtime.judge(Verdict(self._standing.version, driver, device, why))
+            self._runtime.keep_result(TrialResult(self._standing.version, driver, device, why))
         except OSError as error:
             log.warning("The trial of the GPU runtime is not remembered: %s", error)
             return
@@ -136,7 +136,7 @@ class GpuDesk(QObject):
         with self._client() as client:
             return find_needed(Indexes(client, self._pages, build.tag), build, own_torch(), stop)
 
-    def _fetch(self, stop: Stop, tell: Tell) -> Verdict:
+    def _fetch(self, stop: Stop, tell: Tell) -> TrialResult:
         needed = self.state.needed
         assert needed is not None
         with self._client() as client:
@@ -144,14 +144,14 @@ class GpuDesk(QObject):
         tell("trying")
         return self._try(stop, tell)
 
-    def _try(self, stop: Stop, tell: Tell) -> Verdict:
+    def _try(self, stop: Stop, tell: Tell) -> TrialResult:
         machine = self.state.machine or Nvidia("", ())
-        verdict = self._attempt(self._runtime.folder(self._runtime.installed()), machine.driver)
+        result = self._attempt(self._runtime.folder(self._runtime.installed()), machine.driver)
         try:
-            self._runtime.judge(verdict)
+            self._runtime.keep_result(result)
         except OSError as error:
             raise disk_error(error, self._runtime.root) from error
-        return verdict
+        return result
 
     def _remove(self) -> None:
         if self._standing.used:
@@ -179,7 +179,7 @@ class GpuDesk(QObject):
         self._set(GpuState(self._offer_or_none(self.state.machine), self.state.machine))
 
     def _run(self, work: Callable[[Stop, Tell], object], then: Callable[[object], None]) -> None:
-        self._job = self._lane.run(work)
+        self._job = self._tasks.run(work)
         self._then[self._job] = then
 
     def _set(self, state: GpuState) -> None:
@@ -214,21 +214,21 @@ class GpuDesk(QObject):
         else:
             self._set(replace(self.state, stage="offer"))
 
-    def _on_tried(self, verdict: object) -> None:
-        if not isinstance(verdict, Verdict):
+    def _on_tried(self, result: object) -> None:
+        if not isinstance(result, TrialResult):
             self._set(replace(self.state, stage="paused"))
             return
-        stage: Stage = "ready" if verdict.works else "unused"
+        stage: Stage = "ready" if result.works else "unused"
         size = self._runtime.installed_bytes()
         self._set(
-            replace(self.state, stage=stage, version=verdict.version, device=verdict.device, why=verdict.why, size=size)
+            replace(self.state, stage=stage, version=result.version, device=result.device, why=result.why, size=size)
         )
 
-    def _on_tried_anew(self, verdict: object) -> None:
+    def _on_tried_anew(self, result: object) -> None:
         """After the driver has changed: nobody has asked for this trial, so its outcome is told."""
-        self._on_tried(verdict)
-        if isinstance(verdict, Verdict):
-            self.notice.emit(notices.gpu_ready() if verdict.works else notices.gpu_unused(verdict.why))
+        self._on_tried(result)
+        if isinstance(result, TrialResult):
+            self.notice.emit(notices.gpu_ready() if result.works else notices.gpu_unused(result.why))
 
     @Slot(int, object)
     def _on_told(self, ticket: int, news: object) -> None:

@@ -21,16 +21,16 @@ from core.hub.environment import HubEnvironment, hub_environment
 from core.paths import assets
 
 if TYPE_CHECKING:
-    from app.catalog.catalog import Shelf
+    from app.catalog.catalog import Catalog
     from app.catalog.downloads import Downloads
     from app.views.models.model_dialog import ModelDialog
-    from core.hub.fit import Judge, Verdict, Wishes
+    from core.hub.fit import Fit, FitCheck, Wishes
     from core.weights.safetensors_header import TensorInfo
 
 MEGABYTE = 1e6
 
 
-class ModelDesk(QObject):
+class ModelController(QObject):
     """Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card."""
 
     chosen = Signal(str)
@@ -47,9 +47,9 @@ class ModelDesk(QObject):
         super().__init__()
         self._theme, self._places, self._window = theme, places, window
         self._settings, self._options = settings, options
-        self._built: tuple[Shelf, Downloads, ModelDialog] | None = None
+        self._built: tuple[Catalog, Downloads, ModelDialog] | None = None
         self._made_for: HubEnvironment | None = None
-        self._left: list[Shelf] = []
+        self._left: list[Catalog] = []
         """Of settings that have been changed since; their threads are still waiting for a server."""
 
     @Slot()
@@ -84,28 +84,28 @@ class ModelDesk(QObject):
     def close(self) -> None:
         """Pause downloads and join all threads."""
         self._leave()
-        for shelf in self._left:
-            shelf.close()
+        for catalog in self._left:
+            catalog.close()
         self._left.clear()
 
     def _leave(self) -> None:
         """Give the dialog and what is behind it up; joining a thread that waits for a server would stop the window."""
         if self._built is None:
             return
-        shelf, downloads, dialog = self._built
+        catalog, downloads, dialog = self._built
         self._built = None
         dialog.close()
         dialog.deleteLater()
         downloads.close()
-        shelf.leave()
-        self._left.append(shelf)
+        catalog.leave()
+        self._left.append(catalog)
 
     def _build(self) -> None:
-        for shelf in [one for one in self._left if one.ended]:
-            shelf.close()
-            self._left.remove(shelf)
+        for catalog in [one for one in self._left if one.ended]:
+            catalog.close()
+            self._left.remove(catalog)
         # Imported late: most starts never open it, and the window would show a twentieth later.
-        from app.catalog.catalog import Shelf
+        from app.catalog.catalog import Catalog
         from app.catalog.downloads import Downloads
         from app.views.models.model_dialog import ModelDialog
         from core.hub.access import Access
@@ -117,12 +117,14 @@ class ModelDesk(QObject):
         self._made_for = environment(settings, os.environ)
         access = Access(self._made_for, system_keyring())
         cache = Cache(self._made_for.cache, self._made_for.symlinks)
-        shelf = Shelf(access, cache, Folders(self._places.data / "model-folders.json"), late_judge(self._options))
+        catalog = Catalog(
+            access, cache, Folders(self._places.data / "model-folders.json"), late_fit_check(self._options)
+        )
         downloads = Downloads(access, cache, _bytes_s(settings))
-        dialog = ModelDialog(self._theme, shelf, downloads, recommended(assets()), self._window)
+        dialog = ModelDialog(self._theme, catalog, downloads, recommended(assets()), self._window)
         dialog.chosen.connect(self._on_chosen)
         dialog.link.connect(self.link)
-        self._built = shelf, downloads, dialog
+        self._built = catalog, downloads, dialog
 
     @Slot(str)
     def _on_chosen(self, source: str) -> None:
@@ -141,28 +143,28 @@ def environment(settings: Settings, variables: Mapping[str, str]) -> HubEnvironm
     return found
 
 
-def late_judge(options: Callable[[], LoadOptions]) -> Judge:
+def late_fit_check(options: Callable[[], LoadOptions]) -> FitCheck:
     """A judge that reads torch from the disk, and measures the machine, when it is first asked."""
-    made: list[Judge] = []
+    made: list[FitCheck] = []
     lock = Lock()
 
-    def judge(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Verdict:
+    def check_fit(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
         with lock:
             if not made:
                 made.append(_adviser(options()))
         return made[0](config, tensors, wishes)
 
-    return judge
+    return check_fit
 
 
-def _adviser(options: LoadOptions) -> Judge:
+def _adviser(options: LoadOptions) -> FitCheck:
     from core.hardware.machine import open_machine
     from core.paths import cache_folder
-    from core.runtime.fit import Adviser
+    from core.runtime.fit import FitChecker
     from core.spec import Budget
 
     machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
-    return Adviser(machine.now, Budget(options.vram, options.ram, options.threads))
+    return FitChecker(machine.now, Budget(options.vram, options.ram, options.threads))
 
 
 def _bytes_s(settings: Settings) -> float | None:

@@ -50,7 +50,7 @@ class _Hand(QObject):
             self.failed.emit(job.ticket, DEFECT)
 
 
-class Lane(QObject):
+class TaskThread(QObject):
     """Signals carry the ticket that `run` returned: `told(ticket, news)` on the way, then `done(ticket, result)` (None
     when stopped) or `failed(ticket, HeteGenError)`. The thread starts with the first job."""
 

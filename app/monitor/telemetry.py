@@ -55,7 +55,7 @@ class Sample:
         return max(0.0, self.cpu_percent - self.own_cpu_percent)
 
 
-class Machine:
+class MachineProbe:
     """Reads everything once per call; one thread at a time. Figures that need two readings begin with None."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class Sampler:
             self._thread = None
 
     def _run(self) -> None:
-        machine = Machine()
+        machine = MachineProbe()
         try:
             machine.read()
             # Rates and CPU percentages need a reading before; a short one makes the first figures come soon.

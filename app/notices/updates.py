@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app import REPOSITORY, VERSION
-from app.engine.task_thread import Lane, Tell
+from app.engine.task_thread import TaskThread, Tell
 from core.errors import AccessDenied, HeteGenError, ModelNotFound, NetworkError
 from core.events import Stop
 from core.hub.client import Client
@@ -40,18 +40,18 @@ class Updates(QObject):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lane = Lane("updates")
-        self._lane.done.connect(self._on_done)
-        self._lane.failed.connect(self._on_failed)
+        self._tasks = TaskThread("updates")
+        self._tasks.done.connect(self._on_done)
+        self._tasks.failed.connect(self._on_failed)
 
     @Slot()
     def check(self) -> None:
         """Ask."""
-        self._lane.run(_ask)
+        self._tasks.run(_ask)
 
     def close(self) -> None:
         """Stop and join."""
-        self._lane.close()
+        self._tasks.close()
 
     @Slot(int, object)
     def _on_done(self, ticket: int, answer: Answer | None) -> None:

@@ -44,7 +44,7 @@ class Memory:
     peak: int
 
 
-class Event(Protocol):
+class DeviceEvent(Protocol):
     """A point in a stream; one that was never recorded counts as reached."""
 
     def record(self, stream: Stream | None = None) -> None:
@@ -60,7 +60,7 @@ class Event(Protocol):
 class Stream(Protocol):
     """An ordered queue of copies."""
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         """Hold back what is enqueued from now on until `event`; the calling thread goes on."""
 
     def synchronize(self) -> None:
@@ -105,7 +105,7 @@ class Accelerator(Protocol):
     def stream(self) -> Stream:
         """A new stream for copies."""
 
-    def event(self) -> Event:
+    def event(self) -> DeviceEvent:
         """A new event, not recorded yet."""
 
     def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
@@ -115,10 +115,10 @@ class Accelerator(Protocol):
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
         """Compute on the device after all that was launched before. `nbytes`: weights read, for simulated time."""
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         """Hold back what is launched from now on until `event`; the calling thread goes on."""
 
-    def record(self, event: Event) -> None:
+    def record(self, event: DeviceEvent) -> None:
         """Mark the point after everything launched so far."""
 
     def settle(self) -> None:

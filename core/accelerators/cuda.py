@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Event, Memory, Stream, cannot_pin, device_lost, not_supported, out_of_memory
+from core.accelerators.base import DeviceEvent, Memory, Stream, cannot_pin, device_lost, not_supported, out_of_memory
 from core.accelerators.host_bytes import host_bytes
 from core.errors import HeteGenError
 from core.spec import COPY_PIECE
@@ -53,7 +53,7 @@ class CudaStream:
         with device.failures():
             self.raw = torch.cuda.Stream(device.device)  # type: ignore[no-untyped-call]
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         assert isinstance(event, CudaEvent)
         event.hold(self.raw)
 
@@ -165,11 +165,11 @@ class CudaAccelerator:
         with self.failures():
             work()
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         assert isinstance(event, CudaEvent)
         event.hold(self.current())
 
-    def record(self, event: Event) -> None:
+    def record(self, event: DeviceEvent) -> None:
         event.record(None)
 
     def settle(self) -> None:

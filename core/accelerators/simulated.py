@@ -22,7 +22,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Event, Memory, Stream, cannot_pin, out_of_memory
+from core.accelerators.base import DeviceEvent, Memory, Stream, cannot_pin, out_of_memory
 from core.accelerators.host_bytes import host_bytes
 from core.accelerators.simulated_queues import (
     CopyQueue,
@@ -160,10 +160,10 @@ class SimulatedAccelerator:
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
         self._launched.launch(work, nbytes)
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         self._launched.wait(event)
 
-    def record(self, event: Event) -> None:
+    def record(self, event: DeviceEvent) -> None:
         event.record(None)
 
     def settle(self) -> None:

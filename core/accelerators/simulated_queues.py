@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.accelerators.base import Event, Stream, device_lost
+from core.accelerators.base import DeviceEvent, Stream, device_lost
 from core.errors import DeviceLost
 from core.kernels.native_library import copy_past_caches
 from core.spec import COPY_PIECE
@@ -123,7 +123,7 @@ class Queue:
             self.step(mark)
         sleep_until(mark.at)
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: DeviceEvent) -> None:
         assert isinstance(event, SimulatedEvent)
         if (mark := event.latest) is None:
             return

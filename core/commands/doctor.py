@@ -53,7 +53,7 @@ def gpu_runtime() -> dict[str, str | bool]:
     from core.paths import gpu_runtime as folder
 
     runtime = Runtime(folder())
-    standing = stand(runtime, own_torch(), find_nvidia(), runtime.verdict())
+    standing = stand(runtime, own_torch(), find_nvidia(), runtime.result())
     return {"version": standing.version, "used": standing.used, "device": standing.device, "why": standing.why}
 
 

@@ -19,7 +19,7 @@ PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class Token:
+class DrawnToken:
     """One drawn id."""
 
     id: int
@@ -33,7 +33,7 @@ def generate(
     stop: Stop,
     chunk_tokens: int = 0,
     lookup: PromptLookup | None = None,
-) -> Iterator[Prefill | Token]:
+) -> Iterator[Prefill | DrawnToken]:
     """Read `prompt` (reusing what the cache holds of it), then draw tokens until the caller has enough.
 
     `chunk_tokens`: how many of the prompt are read in one pass (0 = PREFILL_CHUNK); `lookup` guesses ahead.
@@ -58,7 +58,7 @@ def _decode(
     sample: Sampler,
     stop: Stop,
     lookup: PromptLookup | None,
-) -> Iterator[Token]:
+) -> Iterator[DrawnToken]:
     guess: list[int] = []
     seconds = 0.0
     while True:
@@ -66,7 +66,7 @@ def _decode(
         for row, expected in zip(logits, [*guess, None], strict=True):
             token = sample(row, ids)
             ids.append(token)
-            yield Token(token)
+            yield DrawnToken(token)
             if token != expected:
                 break
             taken += 1

@@ -12,11 +12,11 @@ from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
 from core.gpu_runtime.wheel_selection import Needed
 from core.hub.client import Client
-from core.hub.downloader import Haul, Manner
+from core.hub.downloader import Downloader, DownloadOptions
 from core.hub.fetch_file import Changed
 from core.hub.listing import Listing
 from core.hub.partial_file import disk_error
-from core.hub.progress import Board, Pace, Track
+from core.hub.progress import DownloadState, FileTrack, Pace
 
 Step = Literal["fetching", "unpacking"]
 
@@ -43,14 +43,14 @@ def install(
     needed: Needed,
     report: Callable[[Advance], None] = ignore,
     stop: Stop = never,
-    manner: Manner | None = None,
+    manner: DownloadOptions | None = None,
 ) -> None:
     """Bring a runtime here, or the rest of it; every byte that came is kept when it is stopped or fails.
 
     Raises Stopped, NetworkError, DownloadFailed, DiskFull.
     """
     try:
-        _fetch(client, runtime, needed, report, stop, manner or Manner(Pace()))
+        _fetch(client, runtime, needed, report, stop, manner or DownloadOptions(Pace()))
         _unpack(runtime, needed, report, stop)
         runtime.drop_downloads()
     except Changed as error:
@@ -60,18 +60,23 @@ def install(
 
 
 def _fetch(
-    client: Client, runtime: Runtime, needed: Needed, report: Callable[[Advance], None], stop: Stop, manner: Manner
+    client: Client,
+    runtime: Runtime,
+    needed: Needed,
+    report: Callable[[Advance], None],
+    stop: Stop,
+    manner: DownloadOptions,
 ) -> None:
     cache, files = runtime.downloads, tuple(file for _, file in needed.wheels)
     cache.root.mkdir(parents=True, exist_ok=True)
     cache.prepare(Listing(DOWNLOADS, needed.version, files))
-    board = Board(DOWNLOADS, needed.version, [Track(file) for file in files])
+    board = DownloadState(DOWNLOADS, needed.version, [FileTrack(file) for file in files])
 
     def tell(_: object) -> None:
         now = board.progress()
         report(Advance("fetching", now.done, now.total, now.rate, now.eta_s, now.note))
 
-    Haul(client, cache, needed.address, stop, manner).bring(board, tell)
+    Downloader(client, cache, needed.address, stop, manner).bring(board, tell)
 
 
 def _unpack(runtime: Runtime, needed: Needed, report: Callable[[Advance], None], stop: Stop) -> None:

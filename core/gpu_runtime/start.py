@@ -11,10 +11,10 @@ from pathlib import Path
 
 from core.gpu_runtime.cards import find_nvidia
 from core.gpu_runtime.cuda_choice import Nvidia
-from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
 
-Attempt = Callable[[Path, str], Verdict]
+Attempt = Callable[[Path, str], TrialResult]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def computes_on_cards() -> bool:
     return any((libraries / name).exists() for name in ("libtorch_cuda.so", "torch_cuda.dll"))
 
 
-def stand(runtime: Runtime, torch: str, machine: Nvidia | None, verdict: Verdict | None) -> Standing:
+def stand(runtime: Runtime, torch: str, machine: Nvidia | None, result: TrialResult | None) -> Standing:
     """The decision, from what is known; without a verdict the runtime is not used."""
     found = runtime.installed()
     if not found:
@@ -55,9 +55,9 @@ def stand(runtime: Runtime, torch: str, machine: Nvidia | None, verdict: Verdict
         return Standing(found, why=f"The GPU runtime is for torch {_public(found)}, and this program has {torch}.")
     if machine is None or not machine.cards:
         return Standing(found, why="No NVIDIA card answers.")
-    if verdict is None or not _is_of(verdict, found, machine):
+    if result is None or not _is_of(result, found, machine):
         return Standing(found, why="The GPU runtime was not tried with this driver.")
-    return Standing(found, verdict.works, verdict.device, verdict.why)
+    return Standing(found, result.works, result.device, result.why)
 
 
 def settle(
@@ -80,13 +80,13 @@ def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attemp
     found = runtime.installed()
     if not found:
         return Standing()
-    torch, machine, verdict = own_torch(), find(), runtime.verdict()
-    if machine and machine.cards and _public(found) == torch and not (verdict and _is_of(verdict, found, machine)):
+    torch, machine, result = own_torch(), find(), runtime.result()
+    if machine and machine.cards and _public(found) == torch and not (result and _is_of(result, found, machine)):
         if attempt is None:
-            return replace(stand(runtime, torch, machine, verdict), untried=True)
-        verdict = attempt(runtime.folder(found), machine.driver)
-        runtime.judge(verdict)
-    standing = stand(runtime, torch, machine, verdict)
+            return replace(stand(runtime, torch, machine, result), untried=True)
+        result = attempt(runtime.folder(found), machine.driver)
+        runtime.keep_result(result)
+    standing = stand(runtime, torch, machine, result)
     if standing.used:
         runtime.hold()
         sys.path.insert(0, str(runtime.folder(found)))
@@ -97,6 +97,6 @@ def _public(found: str) -> str:
     return found.partition("+")[0]
 
 
-def _is_of(verdict: Verdict, found: str, machine: Nvidia) -> bool:
+def _is_of(result: TrialResult, found: str, machine: Nvidia) -> bool:
     """Whether a verdict is on this build with this driver."""
-    return (verdict.version, verdict.driver) == (found, machine.driver)
+    return (result.version, result.driver) == (found, machine.driver)

@@ -29,7 +29,7 @@ DOWNLOADS = "gpu-runtime"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialResult:
     """How a trial of one build with one driver ended: on a card with this name, or not, and why not."""
 
     version: str
@@ -75,18 +75,18 @@ class Runtime:
         write_whole(self.partial(version) / STAMP, json.dumps({"version": version, "bytes": size}))
         self.partial(version).replace(self.folder(version))
 
-    def verdict(self) -> Verdict | None:
+    def result(self) -> TrialResult | None:
         """How the last trial ended; None where there was none, or a start after it did not get to its end."""
         if self._starting.exists():
             return None
         try:
-            return Verdict(**{name: str(value) for name, value in _read(self.root / "verdict.json").items()})
+            return TrialResult(**{name: str(value) for name, value in _read(self.root / "verdict.json").items()})
         except TypeError:
             return None
 
-    def judge(self, verdict: Verdict) -> None:
+    def keep_result(self, result: TrialResult) -> None:
         """Remember how a trial ended. Raises OSError."""
-        write_whole(self.root / "verdict.json", json.dumps(asdict(verdict)))
+        write_whole(self.root / "verdict.json", json.dumps(asdict(result)))
         self.arrived()
 
     def set_out(self) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.gpu_runtime.store import Verdict
+from core.gpu_runtime.store import TrialResult
 
 ARGUMENT = "--try-gpu-runtime"
 """With which a bundle's own program, having no Python beside it, does what `main` does."""
@@ -16,14 +16,14 @@ LIMIT_S = 180
 SIDE = 256
 
 
-def attempt(folder: Path, driver: str) -> Verdict:
+def attempt(folder: Path, driver: str) -> TrialResult:
     """Import torch from `folder` in another process and run a kernel on the card there."""
     if getattr(sys, "frozen", False):
         command = [sys.executable, ARGUMENT, str(folder)]
     else:
         command = [sys.executable, "-m", "core.gpu_runtime.trial", str(folder)]
     device, why = _outcome(command)
-    return Verdict(folder.name, driver, device, why)
+    return TrialResult(folder.name, driver, device, why)
 
 
 def _outcome(command: list[str]) -> tuple[str, str]:

@@ -107,7 +107,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     copiers = _copiers(accelerator, cpu.threads)
     link, work = LinkLoad(accelerator, SLOT_BYTES, copiers), CpuLoad(cpu.table, "bf16")
     piece_s = _piece_s(accelerator, link, copiers)
-    alone = COPY_BYTES / (link.seconds() - link.pieces * piece_s)
+    alone = COPY_BYTES / (link.seconds() - link.chunks * piece_s)
     before = work.rate(TOGETHER_S / 2)
     copying, computing = _together(link, work)
     link.close()
@@ -223,7 +223,7 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
 def _piece_s(accelerator: Accelerator, link: LinkLoad, copiers: int) -> float:
     """What cutting the same bytes into more pieces costs for each of them."""
     small = LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
-    more, seconds = small.pieces - link.pieces, small.seconds() - link.seconds()
+    more, seconds = small.chunks - link.chunks, small.seconds() - link.seconds()
     small.close()
     return max(0.0, seconds) / more
 

@@ -17,7 +17,7 @@ from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
 from core.offload.host_weight import HostWeight
-from core.offload.parameter_manager import ParameterManager, pieces_of
+from core.offload.parameter_manager import ParameterManager, chunks_of
 from core.spec import LinearPlan, Ring, Rows, Storage, row_bytes
 from core.units import MIB
 
@@ -84,7 +84,9 @@ class LinkLoad:
         self._manager = ParameterManager(accelerator, Ring(SLOTS, buffer_bytes, copiers), self._weights)
         away = Rows(0, ROWS, 0)
         plans = [LinearPlan(name, ROWS, (away, away, away, away)) for name in self._weights]
-        self._pieces = [p for plan in plans for p in pieces_of(plan, 1, self._weights[plan.name][0], buffer_bytes)]
+        self._chunks = [
+            chunk for plan in plans for chunk in chunks_of(plan, 1, self._weights[plan.name][0], buffer_bytes)
+        ]
 
     def seconds(self) -> float:
         """Seconds of COPY_BYTES."""
@@ -101,19 +103,19 @@ class LinkLoad:
         return done / (time.perf_counter() - start)
 
     @property
-    def pieces(self) -> int:
+    def chunks(self) -> int:
         """Into how many COPY_BYTES are cut."""
-        return len(self._pieces)
+        return len(self._chunks)
 
     def close(self) -> None:
         self._manager.close()
 
     def _pass(self) -> None:
-        self._manager.begin_pass(self._pieces)
-        for piece in self._pieces:
-            if not self._manager.has_ready(piece):
+        self._manager.begin_pass(self._chunks)
+        for chunk in self._chunks:
+            if not self._manager.has_ready(chunk):
                 self._accelerator.settle()
-            with self._manager.take(piece):
+            with self._manager.take(chunk):
                 self._accelerator.launch(lambda: None)
         self._accelerator.settle()
 

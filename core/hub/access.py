@@ -6,7 +6,7 @@ import threading
 
 from core.hub.client import Client
 from core.hub.environment import HubEnvironment
-from core.hub.token import NO_TOKEN, Keyring, Source, Token, find_token, forget_token, keep_token
+from core.hub.token import NO_TOKEN, AuthToken, Keyring, Source, find_token, forget_token, keep_token
 
 
 class Access:
@@ -15,7 +15,7 @@ class Access:
     def __init__(self, environment: HubEnvironment, keyring: Keyring) -> None:
         self.environment = environment
         self._keyring = keyring
-        self._token: Token | None = None
+        self._token: AuthToken | None = None
         self._client: Client | None = None
         self._lock = threading.Lock()
 
@@ -29,7 +29,7 @@ class Access:
     def use_token(self, value: str) -> None:
         """Use this token from now on, and keep it in the keyring. Raises HeteGenError when it was not kept."""
         with self._lock:
-            self._token = Token(value.strip(), "keyring")
+            self._token = AuthToken(value.strip(), "keyring")
             self._drop()
         keep_token(self.environment, value, self._keyring)
 
@@ -49,7 +49,7 @@ class Access:
         with self._lock:
             self._drop()
 
-    def _find(self) -> Token:
+    def _find(self) -> AuthToken:
         if self.environment.offline:
             return NO_TOKEN
         if self._token is None:

@@ -35,7 +35,7 @@ USER_AGENT = "hetegen/0.1"
 Origin = tuple[str, str, int]
 
 
-class Reply:
+class HttpResponse:
     """An answer being read by one thread; `abort` may be called by any. `first` are the endpoint's own headers."""
 
     def __init__(self, url: str, connection: http.client.HTTPConnection, raw: http.client.HTTPResponse, line: Any):
@@ -147,7 +147,7 @@ class Client:
         return retry(once, self.retries)
 
     @contextmanager
-    def open(self, url: str, subject: str, headers: Mapping[str, str] | None = None) -> Iterator[Reply]:
+    def open(self, url: str, subject: str, headers: Mapping[str, str] | None = None) -> Iterator[HttpResponse]:
         """One GET, redirects followed, no retry; yields a 200, 206 or 416 answer. Raises Transient, HeteGenError."""
         if self._offline:
             raise NetworkError("The Hub was not asked.", "Offline mode is on.", "Unset HF_HUB_OFFLINE to go online.")
@@ -174,7 +174,7 @@ class Client:
         for connection in connections:
             connection.close()
 
-    def _refuse(self, reply: Reply, subject: str) -> None:
+    def _refuse(self, reply: HttpResponse, subject: str) -> None:
         error = refusal(reply.status, reply.headers, self.endpoint, subject, has_token=bool(self._token))
         # A file host says 403 when its signed address has expired: asking the endpoint again gives a fresh one.
         expired = reply.status in (401, 403) and _origin(urlsplit(reply.url)) != self._home
@@ -182,7 +182,7 @@ class Client:
             raise Transient(error, retry_after(reply.headers))
         raise error
 
-    def _follow(self, url: str, headers: Mapping[str, str]) -> Reply:
+    def _follow(self, url: str, headers: Mapping[str, str]) -> HttpResponse:
         first: Message | None = None
         for _ in range(MAX_REDIRECTS + 1):
             reply = self._get(url, headers)
@@ -195,7 +195,7 @@ class Client:
             url = _redirected(url, location)
         raise NetworkError(f"{self.host} redirects without end.", "", "Try again later.")
 
-    def _get(self, url: str, headers: Mapping[str, str]) -> Reply:
+    def _get(self, url: str, headers: Mapping[str, str]) -> HttpResponse:
         target = urlsplit(url)
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
         if self._token and _origin(target) == self._home:
@@ -205,7 +205,7 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise broken_line(error, url) from error
 
-    def _exchange(self, url: str, target: SplitResult, headers: dict[str, str]) -> Reply:
+    def _exchange(self, url: str, target: SplitResult, headers: dict[str, str]) -> HttpResponse:
         host = target.hostname or ""
         proxy = "" if proxy_bypass(host) else getproxies().get(target.scheme, "")
         address = target._replace(scheme="", netloc="", fragment="").geturl() or "/"
@@ -222,7 +222,7 @@ class Client:
                 reused.close()
         return _send(url, connect(target, proxy, self._timeout_s, self._context), address, headers)
 
-    def _keep(self, reply: Reply) -> None:
+    def _keep(self, reply: HttpResponse) -> None:
         reusable = reply.close()
         with self._lock:
             if reusable and not self._closed:
@@ -231,12 +231,12 @@ class Client:
         reply.connection.close()
 
 
-def _send(url: str, connection: http.client.HTTPConnection, address: str, headers: Mapping[str, str]) -> Reply:
+def _send(url: str, connection: http.client.HTTPConnection, address: str, headers: Mapping[str, str]) -> HttpResponse:
     try:
         connection.request("GET", address, headers=dict(headers))
         # http.client forgets the socket of an answer that ends with the connection; `abort` needs it.
         line = connection.sock
-        return Reply(url, connection, connection.getresponse(), line)
+        return HttpResponse(url, connection, connection.getresponse(), line)
     except BaseException:
         connection.close()
         raise
@@ -254,7 +254,7 @@ def _redirected(url: str, location: str) -> str:
     return target
 
 
-def _next_page(reply: Reply) -> str:
+def _next_page(reply: HttpResponse) -> str:
     for link in reply.headers.get("Link", "").split(","):
         address, _, relation = link.partition(";")
         if NEXT_PAGE in relation:

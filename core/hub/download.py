@@ -9,12 +9,12 @@ from core.errors import DownloadFailed
 from core.events import Stop, never
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
-from core.hub.downloader import Haul, Manner
+from core.hub.downloader import Downloader, DownloadOptions
 from core.hub.fetch_file import Changed
 from core.hub.file_selection import INDEX, needed_files, shown_files
 from core.hub.listing import Listing, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.partial_file import disk_error
-from core.hub.progress import Board, Pace, Report, Track, silent
+from core.hub.progress import DownloadState, FileTrack, Pace, Report, silent
 from core.hub.removal import drop_partials
 from core.hub.retry import Stopped
 
@@ -42,7 +42,7 @@ def download(
     reference: Reference,
     report: Report = silent,
     stop: Stop = never,
-    manner: Manner | None = None,
+    manner: DownloadOptions | None = None,
 ) -> Downloaded:
     """Bring a model here, or the rest of it. `report` is called from this thread; `stop` pauses, keeping every byte.
 
@@ -50,7 +50,7 @@ def download(
     """
     for _ in range(LISTINGS):
         try:
-            return _Run(client, cache, reference, report, stop, manner or Manner(Pace())).result()
+            return _Run(client, cache, reference, report, stop, manner or DownloadOptions(Pace())).result()
         except Changed:
             continue
     raise DownloadFailed(
@@ -62,12 +62,12 @@ class _Run:
     """One listing's worth of a download."""
 
     def __init__(
-        self, client: Client, cache: Cache, reference: Reference, report: Report, stop: Stop, manner: Manner
+        self, client: Client, cache: Cache, reference: Reference, report: Report, stop: Stop, manner: DownloadOptions
     ) -> None:
         self._client, self._cache, self._reference = client, cache, reference
         self._report, self._asked = report, stop
-        self._haul = Haul(client, cache, self._address, stop, manner)
-        self._board = Board(reference.id, "", ())
+        self._haul = Downloader(client, cache, self._address, stop, manner)
+        self._board = DownloadState(reference.id, "", ())
 
     def result(self) -> Downloaded:
         self._report(self._board.progress())
@@ -75,7 +75,7 @@ class _Run:
             listing = self._list()
             if self._is_shut(listing):
                 return self._outcome()
-            self._fetch(Board(listing.id, listing.revision, self._tracks(listing)), self._report)
+            self._fetch(DownloadState(listing.id, listing.revision, self._tracks(listing)), self._report)
             self._show(listing)
         except Stopped:
             pass
@@ -87,7 +87,7 @@ class _Run:
     def _list(self) -> Listing:
         info = model_info(self._client, self._reference, self._asked)
         listing = list_files(self._client, self._reference.id, info.revision, self._asked)
-        self._board = Board(listing.id, listing.revision, ())
+        self._board = DownloadState(listing.id, listing.revision, ())
         return listing
 
     def _is_shut(self, listing: Listing) -> bool:
@@ -98,22 +98,22 @@ class _Run:
             files = shown_files(self._cache, listing)
             if files is None:
                 raise
-            tracks = [Track(file, file.size, state="done") for file in files]
-            self._board = Board(listing.id, listing.revision, tracks)
+            tracks = [FileTrack(file, file.size, state="done") for file in files]
+            self._board = DownloadState(listing.id, listing.revision, tracks)
             return True
         return False
 
-    def _tracks(self, listing: Listing) -> list[Track]:
+    def _tracks(self, listing: Listing) -> list[FileTrack]:
         index = listing.file(INDEX)
         if index is None:
-            return [Track(file) for file in needed_files(listing, None)]
+            return [FileTrack(file) for file in needed_files(listing, None)]
         # The index says which weights count. It is fetched like any other file, so its bytes come once.
-        track = Track(index)
-        self._fetch(Board(listing.id, listing.revision, (track,)), silent)
+        track = FileTrack(index)
+        self._fetch(DownloadState(listing.id, listing.revision, (track,)), silent)
         files = needed_files(listing, self._cache.read(listing.id, listing.revision, index))
-        return [track if file == index else Track(file) for file in files]
+        return [track if file == index else FileTrack(file) for file in files]
 
-    def _fetch(self, board: Board, report: Report) -> None:
+    def _fetch(self, board: DownloadState, report: Report) -> None:
         self._board = board
         self._haul.bring(board, report)
 

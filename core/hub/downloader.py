@@ -14,7 +14,7 @@ from core.events import Stop
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.fetch_file import Address, Source, fetch
-from core.hub.progress import Board, Pace, Report
+from core.hub.progress import DownloadState, Pace, Report
 from core.hub.retry import Retries, Stopped
 
 THREADS = 4
@@ -25,7 +25,7 @@ NICENESS = 10
 
 
 @dataclass(frozen=True)
-class Manner:
+class DownloadOptions:
     """How to download. `pace` is shared by all downloads of a program."""
 
     pace: Pace
@@ -34,15 +34,15 @@ class Manner:
     reserve_bytes: int = RESERVE_BYTES
 
 
-class Haul:
+class Downloader:
     """Brings the files of boards into one cache. `address` says where a file lies on the server."""
 
-    def __init__(self, client: Client, cache: Cache, address: Address, stop: Stop, manner: Manner) -> None:
+    def __init__(self, client: Client, cache: Cache, address: Address, stop: Stop, manner: DownloadOptions) -> None:
         self._client, self._cache, self._address = client, cache, address
         self._asked, self._manner = stop, manner
         self._over = threading.Event()
 
-    def bring(self, board: Board, report: Report) -> None:
+    def bring(self, board: DownloadState, report: Report) -> None:
         """Fetch what a board lacks. Raises Stopped, Changed, DiskFull, DownloadFailed, NetworkError, OSError."""
         tracks = [track for track in board.tracks if track.state != "done"]
         for track in tracks:
@@ -60,7 +60,7 @@ class Haul:
                 self._end(source, futures)
         _raise_first(futures)
 
-    def _watch(self, board: Board, futures: list[Future[None]], report: Report) -> None:
+    def _watch(self, board: DownloadState, futures: list[Future[None]], report: Report) -> None:
         running: set[Future[None]] = set(futures)
         while running and not self._stop():
             finished, running = wait(running, REPORT_S, FIRST_EXCEPTION)
@@ -82,7 +82,7 @@ class Haul:
     def _stop(self) -> bool:
         return self._over.is_set() or self._asked()
 
-    def _check_room(self, board: Board) -> None:
+    def _check_room(self, board: DownloadState) -> None:
         missing = sum(track.file.size - max(track.done, track.resumed) for track in board.tracks)
         short = missing + self._manner.reserve_bytes - self._free()
         if missing and short > 0:

@@ -11,11 +11,11 @@ from pathlib import Path
 from core.errors import DownloadFailed, HeteGenError, NetworkError
 from core.events import Stop
 from core.hub.cache_layout import Cache
-from core.hub.client import Client, Reply
+from core.hub.client import Client, HttpResponse
 from core.hub.file_lock import held
 from core.hub.listing import DIGEST, RemoteFile
 from core.hub.partial_file import BLOCK_BYTES, Partial, disk_error, hash_file
-from core.hub.progress import Pace, Track
+from core.hub.progress import FileTrack, Pace
 from core.hub.retry import Retries, Stopped, Transient, nap
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -39,10 +39,10 @@ class Source:
     retries: Retries
     pace: Pace
     stop: Stop
-    live: set[Reply] = field(default_factory=set)
+    live: set[HttpResponse] = field(default_factory=set)
 
 
-def fetch(source: Source, track: Track) -> None:
+def fetch(source: Source, track: FileTrack) -> None:
     """Bring one file into the cache, whole and verified. Raises Stopped, Changed, DiskFull, DownloadFailed, ..."""
     if source.stop():
         raise Stopped
@@ -55,7 +55,7 @@ def fetch(source: Source, track: Track) -> None:
         track.state = "done"
 
 
-def _is_here(source: Source, track: Track) -> bool:
+def _is_here(source: Source, track: FileTrack) -> bool:
     file, cache = track.file, source.cache
     place = cache.content(source.id, source.commit, file)
     if place is None:
@@ -72,7 +72,7 @@ def _is_here(source: Source, track: Track) -> bool:
     return False
 
 
-def _bring(source: Source, track: Track) -> None:
+def _bring(source: Source, track: FileTrack) -> None:
     cache, file = source.cache, track.file
     with Partial(cache.partial(source.id, file.etag), file) as partial:
         track.state = "checking"
@@ -94,7 +94,7 @@ def _bring(source: Source, track: Track) -> None:
     cache.mark_verified(source.id, file.etag, blob)
 
 
-def _complete(source: Source, track: Track, partial: Partial) -> None:
+def _complete(source: Source, track: FileTrack, partial: Partial) -> None:
     """Receive until the file has its length; tries that bring nothing new count as failures, others start afresh."""
     failures, furthest = 0, partial.done
     while partial.done < track.file.size:
@@ -115,7 +115,7 @@ def _complete(source: Source, track: Track, partial: Partial) -> None:
         track.note = ""
 
 
-def _receive(source: Source, track: Track, partial: Partial) -> None:
+def _receive(source: Source, track: FileTrack, partial: Partial) -> None:
     file = track.file
     wanted = {"Range": f"bytes={partial.done}-"} if partial.done else {}
     with source.client.open(source.address(file), source.id, wanted) as reply:
@@ -131,7 +131,7 @@ def _receive(source: Source, track: Track, partial: Partial) -> None:
             source.live.discard(reply)
 
 
-def _read_into(source: Source, track: Track, partial: Partial, reply: Reply) -> None:
+def _read_into(source: Source, track: FileTrack, partial: Partial, reply: HttpResponse) -> None:
     size = track.file.size
     while partial.done < size:
         if source.stop():
@@ -147,7 +147,7 @@ def _read_into(source: Source, track: Track, partial: Partial, reply: Reply) -> 
         source.pace.take(len(block), source.stop)
 
 
-def _check_etag(reply: Reply, file: RemoteFile) -> None:
+def _check_etag(reply: HttpResponse, file: RemoteFile) -> None:
     said = reply.first.get("X-Linked-Etag") or reply.first.get("ETag") or ""
     etag = said.removeprefix("W/").strip('"')
     # A mirror may name files by another kind of digest, which says nothing about change.
@@ -155,7 +155,7 @@ def _check_etag(reply: Reply, file: RemoteFile) -> None:
         raise Changed(file.path)
 
 
-def _check_length(reply: Reply, file: RemoteFile, start: int) -> None:
+def _check_length(reply: HttpResponse, file: RemoteFile, start: int) -> None:
     length = reply.headers.get("Content-Length")
     said = re.fullmatch(CONTENT_RANGE, reply.headers.get("Content-Range", "")) if reply.status == 206 else None
     wrong_place = reply.status == 206 and (said is None or int(said[1]) != start)
@@ -177,11 +177,11 @@ def _cut(source: Source, file: RemoteFile) -> HeteGenError:
     )
 
 
-def _advance(track: Track, count: int) -> None:
+def _advance(track: FileTrack, count: int) -> None:
     track.done += count
 
 
-def _say_busy(track: Track) -> None:
+def _say_busy(track: FileTrack) -> None:
     track.note = "Another program is downloading the same file."
 
 

@@ -21,7 +21,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Fit:
     """`stored_bytes` of the weights in the files, `converted_bytes` in memory in the chosen format; `memory` by device.
 
     `tok_s` in decode; `confidence` measured, derived or guess; `context_limit` is the model's own.
@@ -40,14 +40,14 @@ class Verdict:
     parameters: int
 
 
-Judge = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Wishes], Verdict]
+FitCheck = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Wishes], Fit]
 """From config.json's content, tensors by name (empty where they are not known) and wishes. Raises HeteGenError."""
 
 
-def verdict(plan: Plan, spec: ModelSpec) -> Verdict:
+def fit(plan: Plan, spec: ModelSpec) -> Fit:
     """What a plan says to somebody who has to choose a model."""
     around = spec.resident_bytes + (0 if spec.head_tied else spec.embedding_bytes)
-    return Verdict(
+    return Fit(
         kind=_kind(plan),
         reason=plan.reason,
         format=plan.format,

@@ -53,7 +53,7 @@ def silent(_: Progress) -> None:
 
 
 @dataclass
-class Track:
+class FileTrack:
     """One file's counters. Written by the thread that fetches it, read by the one that reports."""
 
     file: RemoteFile
@@ -65,10 +65,10 @@ class Track:
     verified: bool = False
 
 
-class Board:
+class DownloadState:
     """All tracks of one run, and its rate over the last seconds."""
 
-    def __init__(self, id: str, revision: str, tracks: Sequence[Track]) -> None:
+    def __init__(self, id: str, revision: str, tracks: Sequence[FileTrack]) -> None:
         self.id = id
         self.revision = revision
         self.tracks = tuple(tracks)

@@ -33,7 +33,7 @@ Source = Literal["environment", "keyring", "file", "none"]
 
 
 @dataclass(frozen=True)
-class Token:
+class AuthToken:
     """A token and where it was found; its value is kept out of its text, so that no log shows it."""
 
     value: str
@@ -43,7 +43,7 @@ class Token:
         return f"Token({self.source})"
 
 
-NO_TOKEN = Token("", "none")
+NO_TOKEN = AuthToken("", "none")
 
 
 def system_keyring() -> Keyring:
@@ -53,15 +53,15 @@ def system_keyring() -> Keyring:
     return keyring
 
 
-def find_token(environment: HubEnvironment, keyring: Keyring) -> Token:
+def find_token(environment: HubEnvironment, keyring: Keyring) -> AuthToken:
     """The token for the endpoint's host, NO_TOKEN if there is none: HF_TOKEN, the keyring, Hugging Face's file."""
     may_go = environment.implicit_token and is_meant(environment)
     if may_go and environment.token:
-        return Token(environment.token, "environment")
+        return AuthToken(environment.token, "environment")
     if kept := _from_keyring(environment.host, keyring):
-        return Token(kept, "keyring")
+        return AuthToken(kept, "keyring")
     if may_go and (written := _from_file(environment)):
-        return Token(written, "file")
+        return AuthToken(written, "file")
     return NO_TOKEN
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from core.kernels.matmul import BUCKETS, Offer, offers
+from core.kernels.matmul import BUCKETS, Kernel, kernels_for
 from core.kernels.native_library import instruction_sets
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, QuantizedWeight, padded
@@ -120,15 +120,15 @@ def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = 
 
 def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[Timing]:
     weights = list(_weights(storage, rows, columns, memory))
-    _wake(offers(storage)[0], weights)
+    _wake(kernels_for(storage)[0], weights)
     for index, m in enumerate(BUCKET_ROWS):
         x = torch.randn(m, columns, dtype=torch.bfloat16)
-        fitting = [offer for offer in offers(storage) if offer.most_rows >= m]
+        fitting = [offer for offer in kernels_for(storage) if offer.most_rows >= m]
         for offer, seconds in zip(fitting, _times(fitting, weights, x), strict=True):
             yield Timing(storage, rows, columns, index, offer.name, seconds)
 
 
-def _wake(offer: Offer, weights: Sequence[QuantizedWeight]) -> None:
+def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
     """Compute until the system has given each thread a core of its own: the first matmuls take twice as long."""
     x, until = torch.ones(1, weights[0].shape[1], dtype=torch.bfloat16), time.perf_counter() + WAKING_S
     for weight in cycle(weights):
@@ -137,7 +137,7 @@ def _wake(offer: Offer, weights: Sequence[QuantizedWeight]) -> None:
         offer.compute(weight, HostInput(x), 0, weight.shape[0])
 
 
-def _times(candidates: Sequence[Offer], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
+def _times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
     """Median seconds of each candidate, run in turn, so that what else the machine does falls on all alike."""
     times: list[list[float]] = [[] for _ in candidates]
     # Of the same weights, whoever came first would read from memory and the others from the cache.

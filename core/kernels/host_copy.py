@@ -16,7 +16,7 @@ LEAST_STRIP = 512 * KIB
 """With less to do a thread is not worth waking."""
 
 
-class Copiers:
+class CopyPool:
     """`threads` that copy together, the caller among them."""
 
     def __init__(self, threads: int) -> None:

@@ -77,7 +77,7 @@ def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begi
 
 
 @dataclass(frozen=True)
-class Offer:
+class Kernel:
     """A candidate and the most rows of input for which it makes sense; `library` where it is our own."""
 
     name: str
@@ -86,12 +86,12 @@ class Offer:
     library: NativeLibrary | None = None
 
 
-def offers(storage: str) -> tuple[Offer, ...]:
+def kernels_for(storage: str) -> tuple[Kernel, ...]:
     """The candidates for a kind of storage on this machine, the likeliest to win first."""
     return (*_compiled_offers(storage), *_torch_offers(storage))
 
 
-def _compiled_offers(storage: str) -> Iterator[Offer]:
+def _compiled_offers(storage: str) -> Iterator[Kernel]:
     if storage == "fp32":
         return
     names = instruction_sets()
@@ -99,18 +99,18 @@ def _compiled_offers(storage: str) -> Iterator[Offer]:
         # Where there is AVX-512, torch's own takes more rows of floats.
         few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
-        yield Offer(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
+        yield Kernel(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
 
 
-def _torch_offers(storage: str) -> Iterator[Offer]:
+def _torch_offers(storage: str) -> Iterator[Kernel]:
     if storage in ("fp32", "bf16", "fp16"):
-        yield Offer("linear", linear)
+        yield Kernel("linear", linear)
     if storage == "int8":
-        yield Offer("int8pack", int8pack)
+        yield Kernel("int8pack", int8pack)
     if storage in ("int8", "int4"):
-        yield Offer("widened-bf16", partial(widened, torch.bfloat16))
+        yield Kernel("widened-bf16", partial(widened, torch.bfloat16))
     if storage != "fp32":
-        yield Offer("widened-fp32", partial(widened, torch.float32))
+        yield Kernel("widened-fp32", partial(widened, torch.float32))
 
 
 # ---- the chosen ones
@@ -130,7 +130,7 @@ class HostMatmul(Protocol):
 class ChosenMatmul:
     """A HostMatmul that calls one candidate for each bucket of rows of input."""
 
-    def __init__(self, weight: QuantizedWeight, by_bucket: Sequence[Offer]) -> None:
+    def __init__(self, weight: QuantizedWeight, by_bucket: Sequence[Kernel]) -> None:
         self.weight = weight
         self.rows, self.columns = weight.shape
         self.nbytes = weight.nbytes
@@ -144,7 +144,7 @@ class ChosenMatmul:
         return self.by_bucket[bucket(given.rows)].compute(self.weight, given, begin, stop)
 
 
-class Together:
+class BatchedMatmul:
     """Weights that are multiplied whole with one input (q, k, v), in one run of our library where it may be."""
 
     def __init__(self, matmuls: Sequence[ChosenMatmul]) -> None:
@@ -170,12 +170,12 @@ class Together:
 
 def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:
     """`weight` with the named candidate for each bucket; without a name, or with one not offered here, the first."""
-    found = offers(weight.storage)
+    found = kernels_for(weight.storage)
     wanted = dict(enumerate(names)) if not isinstance(names, Mapping) else dict(names)
     return ChosenMatmul(weight, [_offer(found, wanted.get(b), b) for b in range(len(BUCKETS))])
 
 
-def _offer(found: Sequence[Offer], name: str | None, bucket_index: int) -> Offer:
+def _offer(found: Sequence[Kernel], name: str | None, bucket_index: int) -> Kernel:
     least_rows = 1 if bucket_index == 0 else BUCKET_LIMITS[bucket_index - 1] + 1
     fitting = [offer for offer in found if offer.most_rows >= least_rows]
     return next((offer for offer in fitting if offer.name == name), fitting[0])

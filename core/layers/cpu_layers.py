@@ -18,7 +18,7 @@ from core.layers.fused_layers import FusedForward
 from core.offload.hetero_linear import SharedInputs
 
 
-class HostedLayers:
+class CpuLayers:
     """The layers that `core.layers.fused_layers` can compute; `use` says which of them it shall."""
 
     def __init__(
@@ -28,7 +28,7 @@ class HostedLayers:
         """`fused`: by number of the layer."""
         self._layers = layers
         self._fused = fused
-        self._luggage = Luggage(accelerator)
+        self._luggage = HostActivations(accelerator)
         self._inputs = inputs
 
     def use(self, numbers: Collection[int]) -> None:
@@ -36,9 +36,7 @@ class HostedLayers:
         used = set(numbers) & self._fused.keys()
         for number, layer in enumerate(self._layers):
             if number in used:
-                layer.forward = HostedForward(
-                    self._fused[number], self._luggage, self._inputs, stays=number + 1 in used
-                )
+                layer.forward = CpuForward(self._fused[number], self._luggage, self._inputs, stays=number + 1 in used)
             else:
                 vars(layer).pop("forward", None)
 
@@ -47,7 +45,7 @@ class HostedLayers:
         self._luggage.forget()
 
 
-class Luggage:
+class HostActivations:
     """What travels to the host in a pass: each tensor once, for all layers that read it."""
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -78,10 +76,10 @@ class Luggage:
         self._left = None
 
 
-class HostedForward:
+class CpuForward:
     """The forward of such a layer. `stays`: the next layer is one, too."""
 
-    def __init__(self, fused: FusedForward, luggage: Luggage, inputs: SharedInputs, *, stays: bool) -> None:
+    def __init__(self, fused: FusedForward, luggage: HostActivations, inputs: SharedInputs, *, stays: bool) -> None:
         self._fused = fused
         self._luggage = luggage
         self._inputs = inputs

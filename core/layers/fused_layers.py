@@ -89,14 +89,14 @@ class FusedForward:
 
 def adopt(layers: list[nn.Module]) -> None:
     """Replace the forward of all such layers of a filled tree whose linears are all on the CPU."""
-    verdicts: dict[str, str | None] = {}
+    fits: dict[str, str | None] = {}
     for layer in layers:
         if (library := _library(layer)) is None:
             continue
         kind = _kind(layer)
-        if kind not in verdicts:
-            verdicts[kind] = _activation(layer, library)
-        if (activation := verdicts[kind]) is not None:
+        if kind not in fits:
+            fits[kind] = _activation(layer, library)
+        if (activation := fits[kind]) is not None:
             layer.forward = _fused(layer, library, activation)
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
 from core.layers import attention, fused_layers, moe, norms
-from core.layers.cpu_layers import HostedLayers
+from core.layers.cpu_layers import CpuLayers
 from core.layers.kv_cache import Allocate, KVCache
 from core.model.blueprint import decoder_layers
 from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
-from core.offload.parameter_manager import ParameterManager, Piece, SerialCopies, Streaming, copied_rows, pieces_of
+from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, Streaming, chunks_of, copied_rows
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
@@ -72,10 +72,10 @@ class DevicePlacement:
         self._weights = weights
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
-        self._hosted = HostedLayers(layers, fused_layers.take(layers), accelerator, self._inputs)
+        self._hosted = CpuLayers(layers, fused_layers.take(layers), accelerator, self._inputs)
         self._uploads = Uploads(accelerator)
         self._parameters: Streaming | None = None
-        self._schedules: list[list[Piece]] = [[] for _ in BUCKET_TOKENS]
+        self._schedules: list[list[Chunk]] = [[] for _ in BUCKET_TOKENS]
         self._bucket = -1
         self._linears: dict[str, list[HeteroLinear]] = {
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
@@ -189,31 +189,31 @@ class DevicePlacement:
         for linears in self._linears.values():
             for linear in linears:
                 linear.streams = None
-                linear.pieces = []
+                linear.chunks = []
 
-    def _schedule(self, tokens: int) -> list[Piece]:
+    def _schedule(self, tokens: int) -> list[Chunk]:
         """All streamed pieces of one pass in their order: of experts, all linears of one before those of the next."""
-        pieces: list[Piece] = []
+        chunks: list[Chunk] = []
         for _, together in groupby(self.plan.linears, self._owner):
             linears = tuple(together)
             for expert in range(len(self._weights[linears[0].name])):
                 for linear in linears:
                     weight = self._weights[linear.name][expert]
-                    pieces += pieces_of(linear, tokens, weight, self.plan.ring.bytes, expert)
-        return pieces
+                    chunks += chunks_of(linear, tokens, weight, self.plan.ring.bytes, expert)
+        return chunks
 
     def _owner(self, linear: LinearPlan) -> str:
         """What is computed as one: a linear, or all experts of a layer."""
         return linear.name if len(self._weights[linear.name]) == 1 else linear.name.rpartition(".")[0]
 
     def _divide(self, index: int) -> None:
-        by_linear: dict[tuple[str, int], list[Piece]] = {}
-        for piece in self._schedules[index]:
-            by_linear.setdefault((piece.linear, piece.expert), []).append(piece)
+        by_linear: dict[tuple[str, int], list[Chunk]] = {}
+        for chunk in self._schedules[index]:
+            by_linear.setdefault((chunk.linear, chunk.expert), []).append(chunk)
         for name, linears in self._linears.items():
             for expert, linear in enumerate(linears):
                 linear.division = self.plan.by_name[name].shares[index]
-                linear.pieces = by_linear.get((name, expert), [])
+                linear.chunks = by_linear.get((name, expert), [])
 
 
 class HostEmbedding(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.accelerators.base import Accelerator, HostCopy
 from core.kernels.prepared_input import HostInput
 from core.offload.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
-from core.offload.parameter_manager import Piece, Streaming
+from core.offload.parameter_manager import Chunk, Streaming
 from core.spec import Rows
 
 
@@ -134,7 +134,7 @@ class SharedInputs:
 
 
 class HeteroLinear(nn.Module):
-    """Rows divided between the device and the CPU as `division` says; `pieces` are its streamed rows in order."""
+    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order."""
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, accelerator: Accelerator, inputs: SharedInputs) -> None:
         """`bias`: (N,) on the host; `self.bias` is where it is added: here first, on the device when it was moved."""
@@ -147,7 +147,7 @@ class HeteroLinear(nn.Module):
         self.streams: Streaming | None = None
         self.resident: DeviceRows | None = None
         self.division = Rows(0, 0, weight.rows)
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
 
     @property
     def weight(self) -> Tensor:
@@ -177,12 +177,12 @@ class HeteroLinear(nn.Module):
             self.inputs.start(x)
         if self.resident is not None:
             self._launch(self.resident, given, out, 0)
-        pieces = iter(self.pieces)
-        late = self._launch_ready(given, out, pieces)
+        chunks = iter(self.chunks)
+        late = self._launch_ready(given, out, chunks)
         if self.division.cpu:
             self._compute_host(out)
-        for piece in [late, *pieces] if late else ():
-            self._launch_piece(given, out, piece)
+        for chunk in [late, *chunks] if late else ():
+            self._launch_chunk(given, out, chunk)
         self.accelerator.settle()
         return out if self.bias is None else out + self.bias
 
@@ -192,22 +192,22 @@ class HeteroLinear(nn.Module):
 
         self.accelerator.launch(compute, rows.rows * self.host.row_bytes)
 
-    def _launch_ready(self, x: DeviceInput, out: Tensor, pieces: Iterator[Piece]) -> Piece | None:
+    def _launch_ready(self, x: DeviceInput, out: Tensor, chunks: Iterator[Chunk]) -> Chunk | None:
         """Launch what the ring holds already; the first piece that would have to be waited for."""
-        for piece in pieces:
+        for chunk in chunks:
             assert self.streams is not None
-            if not self.streams.has_ready(piece):
-                return piece
-            self._launch_piece(x, out, piece)
+            if not self.streams.has_ready(chunk):
+                return chunk
+            self._launch_chunk(x, out, chunk)
         return None
 
-    def _launch_piece(self, x: DeviceInput, out: Tensor, piece: Piece) -> None:
+    def _launch_chunk(self, x: DeviceInput, out: Tensor, chunk: Chunk) -> None:
         assert self.streams is not None
-        if not self.streams.has_ready(piece):
+        if not self.streams.has_ready(chunk):
             # The ring may be waiting for what is launched: a simulated device computes only when asked to.
             self.accelerator.settle()
-        with self.streams.take(piece) as rows:
-            self._launch(rows, x, out, piece.begin)
+        with self.streams.take(chunk) as rows:
+            self._launch(rows, x, out, chunk.begin)
 
     def _compute_host(self, out: Tensor) -> None:
         begin = self.division.resident + self.division.streamed

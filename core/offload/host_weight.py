@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.cuda_dequant import MOST_ROWS, device_kernels
-from core.kernels.matmul import ChosenMatmul, Together, bucket
+from core.kernels.matmul import BatchedMatmul, ChosenMatmul, bucket
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
@@ -42,9 +42,9 @@ class HostWeight:
         return self._matmul.by_bucket[bucket(rows)].library
 
     @staticmethod
-    def together(weights: Sequence[HostWeight]) -> Together:
+    def together(weights: Sequence[HostWeight]) -> BatchedMatmul:
         """What multiplies several whole weights with one input, in one run where the kernels allow it."""
-        return Together([weight._matmul for weight in weights])
+        return BatchedMatmul([weight._matmul for weight in weights])
 
     def whole(self) -> Tensor:
         """(N, K) as numbers: a view where it is stored so, else in bf16."""

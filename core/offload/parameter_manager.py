@@ -20,9 +20,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.accelerators.base import PINNED, Accelerator, Event, Stream, device_lost
+from core.accelerators.base import PINNED, Accelerator, DeviceEvent, Stream, device_lost
 from core.errors import DeviceLost, NotEnoughMemory
-from core.kernels.host_copy import Copiers
+from core.kernels.host_copy import CopyPool
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
 
@@ -33,7 +33,7 @@ WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Rows `begin` to `end` of one linear (of one `expert` where it has several): what fits into one buffer."""
 
     linear: str
@@ -48,8 +48,8 @@ class Slot:
 
     host: Tensor
     device: Tensor
-    copied: Event
-    freed: Event
+    copied: DeviceEvent
+    freed: DeviceEvent
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Fetched:
     """A piece that is in a slot or on its way there; `epoch` counts the schedules."""
 
     epoch: int
-    piece: Piece
+    chunk: Chunk
     slot: Slot
     rows: DeviceRows
 
 
-def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Piece]:
+def chunks_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Chunk]:
     """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
     rows = plan.at(tokens)
     begin, end = rows.resident, rows.resident + rows.streamed
@@ -70,7 +70,7 @@ def pieces_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
     per_buffer = fitting // weight.quantum * weight.quantum or fitting
     if end > begin and not per_buffer:
         raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
-    return [Piece(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
+    return [Chunk(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
 
 
 class Streaming(Protocol):
@@ -78,13 +78,13 @@ class Streaming(Protocol):
 
     starved: bool
 
-    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
         """A pass starts that will take these pieces in this order, and may skip some."""
 
-    def has_ready(self, piece: Piece) -> bool:
+    def has_ready(self, chunk: Chunk) -> bool:
         """Whether the piece can be taken without waiting for another."""
 
-    def take(self, piece: Piece) -> AbstractContextManager[DeviceRows]:
+    def take(self, chunk: Chunk) -> AbstractContextManager[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
 
     def close(self) -> None:
@@ -103,20 +103,20 @@ class SerialCopies:
         self._stream = accelerator.stream()
         self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
 
-    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
         """Nothing is fetched ahead."""
 
-    def has_ready(self, piece: Piece) -> bool:
+    def has_ready(self, chunk: Chunk) -> bool:
         """It is copied when it is taken."""
         return True
 
     @contextmanager
-    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+    def take(self, chunk: Chunk) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
         assert self._slot is not None
         self._accelerator.synchronize()
-        weight = self._weights[piece.linear][piece.expert]
-        yield copied_rows(self._accelerator, self._stream, weight, piece.begin, piece.end, self._slot)
+        weight = self._weights[chunk.linear][chunk.expert]
+        yield copied_rows(self._accelerator, self._stream, weight, chunk.begin, chunk.end, self._slot)
 
     def close(self) -> None:
         """Give the buffer back."""
@@ -143,14 +143,14 @@ class ParameterManager:
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
-        self._copiers = Copiers(ring.copiers)
+        self._copiers = CopyPool(ring.copiers)
         hosts = self._pinned(ring)
         self.starved = len(hosts) < ring.buffers
         if len(hosts) < min(FEWEST_PINNED, ring.buffers):
             hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
         self._free = [self._slot(host) for host in hosts]
         self._ready: deque[Fetched] = deque()
-        self._schedule: Sequence[Piece] = ()
+        self._schedule: Sequence[Chunk] = ()
         self._next = 0  # of the schedule, to be fetched
         self._taken = 0  # of the schedule, or skipped, by the pass that runs
         self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
@@ -160,7 +160,7 @@ class ParameterManager:
         self._thread = Thread(target=self._run, name="parameters", daemon=True)
         self._thread.start()
 
-    def begin_pass(self, schedule: Sequence[Piece]) -> None:
+    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
         """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
         what was fetched ahead for the same schedule stays."""
         with self._changed:
@@ -171,15 +171,15 @@ class ParameterManager:
             self._epoch += 1
             self._changed.notify_all()
 
-    def has_ready(self, piece: Piece) -> bool:
+    def has_ready(self, chunk: Chunk) -> bool:
         """Whether the piece can be taken without waiting for the ring."""
         with self._changed:
-            return any(one.epoch == self._epoch and one.piece == piece for one in self._ready)
+            return any(one.epoch == self._epoch and one.chunk == chunk for one in self._ready)
 
     @contextmanager
-    def take(self, piece: Piece) -> Iterator[DeviceRows]:
+    def take(self, chunk: Chunk) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
-        fetched = self._wait_for(piece)
+        fetched = self._wait_for(chunk)
         self._accelerator.wait(fetched.slot.copied)
         try:
             yield fetched.rows
@@ -216,7 +216,7 @@ class ParameterManager:
                 break
         return found
 
-    def _wait_for(self, piece: Piece) -> Fetched:
+    def _wait_for(self, chunk: Chunk) -> Fetched:
         with self._changed:
             while True:
                 if not self._changed.wait_for(lambda: self._ready or self._error, timeout=WAIT_S):
@@ -225,7 +225,7 @@ class ParameterManager:
                     raise self._error
                 found = self._ready.popleft()
                 self._taken += found.epoch == self._epoch
-                if found.epoch == self._epoch and found.piece == piece:
+                if found.epoch == self._epoch and found.chunk == chunk:
                     return found
                 self._free.append(found.slot)
                 self._changed.notify_all()
@@ -238,9 +238,9 @@ class ParameterManager:
     def _run(self) -> None:
         """The thread: fetch the next piece whenever a buffer is free."""
         while (job := self._next_job()) is not None:
-            epoch, piece, slot = job
+            epoch, chunk, slot = job
             try:
-                fetched = Fetched(epoch, piece, slot, self._fetch(piece, slot))
+                fetched = Fetched(epoch, chunk, slot, self._fetch(chunk, slot))
             except Exception as error:  # noqa: BLE001  raised again in the thread that waits for the piece
                 self._fail(error)
                 return
@@ -248,23 +248,23 @@ class ParameterManager:
                 self._ready.append(fetched)
                 self._changed.notify_all()
 
-    def _next_job(self) -> tuple[int, Piece, Slot] | None:
+    def _next_job(self) -> tuple[int, Chunk, Slot] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._free and self._schedule))
             if self._closed:
                 return None
-            piece = self._schedule[self._next]
+            chunk = self._schedule[self._next]
             self._next = (self._next + 1) % len(self._schedule)
-            return self._epoch, piece, self._free.pop(0)
+            return self._epoch, chunk, self._free.pop(0)
 
-    def _fetch(self, piece: Piece, slot: Slot) -> DeviceRows:
+    def _fetch(self, chunk: Chunk, slot: Slot) -> DeviceRows:
         slot.copied.synchronize()
-        weight = self._weights[piece.linear][piece.expert]
-        nbytes = self._pack(weight.parts(piece.begin, piece.end), slot.host)
+        weight = self._weights[chunk.linear][chunk.expert]
+        nbytes = self._pack(weight.parts(chunk.begin, chunk.end), slot.host)
         self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
-        return weight.on_device(slot.device, piece.begin, piece.end)
+        return weight.on_device(slot.device, chunk.begin, chunk.end)
 
     def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
         """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.

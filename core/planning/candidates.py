@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from core.planning.cost_model import Case, GroupClass, Residents, classify, with_disk
-from core.planning.fixed_cost import Fixed, fixed, in_two_calls
-from core.planning.machine_rates import Machine
+from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
+from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
+from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times
@@ -32,27 +32,27 @@ WORTH_PRICING = 1.5
 
 
 @dataclass(frozen=True)
-class Layout:
+class Candidate:
     """What lies where; `costs` are those with a half full KV cache."""
 
-    machine: Machine
+    machine: MachineRates
     classes: tuple[GroupClass, ...]
     residents: Residents
     kv_devices: tuple[int, ...]
     chunk: int
     ring: Ring
     host: HostMemory
-    costs: Fixed
+    costs: FixedCosts
     strategy: Strategy
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
         """The best shares to stream in this bucket, by class, and their times."""
-        shares, times = best_streams(self._case(bucket, self.costs), self.residents)
+        shares, times = best_streams(self._pass_cost(bucket, self.costs), self.residents)
         return shares, with_disk(times, self._disk_s)
 
-    def times(self, bucket: int, shares: Sequence[float], costs: Fixed) -> Times:
+    def times(self, bucket: int, shares: Sequence[float], costs: FixedCosts) -> Times:
         """Times of these shares at other costs."""
-        return with_disk(self._case(bucket, costs).times(self.residents, shares), self._disk_s)
+        return with_disk(self._pass_cost(bucket, costs).times(self.residents, shares), self._disk_s)
 
     @property
     def prefill_bucket(self) -> int:
@@ -63,36 +63,36 @@ class Layout:
     def _disk_s(self) -> float:
         return self.host.from_disk / self.machine.hardware.disk_bytes_s
 
-    def _case(self, bucket: int, costs: Fixed) -> Case:
-        return Case(self.classes, bucket, self.machine, costs, self.strategy, self.ring)
+    def _pass_cost(self, bucket: int, costs: FixedCosts) -> PassCost:
+        return PassCost(self.classes, bucket, self.machine, costs, self.strategy, self.ring)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """A layout with its shares to stream, by bucket and then by class, and its times."""
 
-    layout: Layout
+    candidate: Candidate
     streamed: tuple[tuple[float, ...], ...]
     decode: Times
     prefill: Times
 
 
-def choose(layouts: Sequence[Layout], spec: ModelSpec, occupied: int) -> Choice:
+def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
     """The layout with the fastest typical reply, of those that fit if any does; timed with `occupied` tokens."""
-    fitting = [layout for layout in layouts if layout.host.fits] or list(layouts)
-    decodes = [layout.best(DECODE)[1].total for layout in fitting]
+    fitting = [candidate for candidate in candidates if candidate.host.fits] or list(candidates)
+    decodes = [candidate.best(DECODE)[1].total for candidate in fitting]
     limit = WORTH_PRICING * min(decodes)
-    near = [(layout, seconds) for layout, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
+    near = [(candidate, seconds) for candidate, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
     best = min(near, key=lambda pair: _reply_s(*pair))[0]
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
-    costs = fixed(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
+    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
     decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
-    return Choice(best, streamed, decode, prefill)
+    return Chosen(best, streamed, decode, prefill)
 
 
-def gpu_layouts(
-    spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, strategy: Strategy, context: int
-) -> Iterator[Layout]:
+def gpu_candidates(
+    spec: ModelSpec, storage: Storage, machine: MachineRates, budget: Budget, strategy: Strategy, context: int
+) -> Iterator[Candidate]:
     """Every way to use this card within its limit; none if not even the workspace fits."""
     gpu = machine.gpu
     assert gpu is not None
@@ -100,11 +100,11 @@ def gpu_layouts(
     classes = classify(spec, storage, machine)
     everything = sum(item.count * item.nbytes for item in classes)
 
-    def layout(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Layout:
+    def candidate(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Candidate:
         on_host = kv_split(spec, kv_devices, context)[1]
         host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, ring)
-        costs = fixed(spec, machine, kv_devices, context // 2, residents.host_layers)
-        return Layout(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
+        costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
+        return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
 
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
         free = limit - spec.resident_bytes - gpu_workspace(spec, storage, gpu, chunk)
@@ -114,11 +114,11 @@ def gpu_layouts(
             used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
             if room >= used.total:
                 for residents in resident_choices(classes, room - used.total, machine, strategy):
-                    yield layout(residents, kv_devices, chunk, used)
+                    yield candidate(residents, kv_devices, chunk, used)
         ring = _ring(strategy, gpu.link, most)
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
             for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
-                yield layout(residents, kv_devices, chunk, ring)
+                yield candidate(residents, kv_devices, chunk, ring)
 
 
 def _whole_layers(
@@ -146,9 +146,11 @@ def _whole_layers(
         yield Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
 
 
-def comparable(layouts: Sequence[Layout], best: Layout) -> list[Layout]:
+def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:
     """Those that read prompts and keep the KV cache as `best` does, so that only the strategy differs; all if none."""
-    return [one for one in layouts if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(layouts)
+    return [one for one in candidates if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(
+        candidates
+    )
 
 
 def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
@@ -160,21 +162,21 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
     return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
 
 
-def cpu_layout(spec: ModelSpec, storage: Storage, machine: Machine, budget: Budget, context: int) -> Layout:
+def cpu_candidate(spec: ModelSpec, storage: Storage, machine: MachineRates, budget: Budget, context: int) -> Candidate:
     """Everything on the CPU."""
     classes = classify(spec, storage, machine)
     kv_devices = (-1,) * len(spec.kv_layers)
     residents, chunk = nothing_resident(classes), TIERS[0][0]
     on_host = spec.kv_bytes(context)
     host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
-    costs = fixed(spec, machine, kv_devices, context // 2)
-    return Layout(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
+    costs = fixed_costs(spec, machine, kv_devices, context // 2)
+    return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
 
 
-def _reply_s(layout: Layout, decode_s: float) -> float:
+def _reply_s(candidate: Candidate, decode_s: float) -> float:
     """Seconds of a typical prompt and reply."""
-    prefill_s = layout.best(layout.prefill_bucket)[1].total
-    return TYPICAL_REPLY * decode_s + TYPICAL_PROMPT / layout.chunk * prefill_s
+    prefill_s = candidate.best(candidate.prefill_bucket)[1].total
+    return TYPICAL_REPLY * decode_s + TYPICAL_PROMPT / candidate.chunk * prefill_s
 
 
 def _kv_devices(spec: ModelSpec, index: int, part: float) -> tuple[int, ...]:

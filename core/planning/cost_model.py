@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.planning.fixed_cost import FUSED_SHARE, Fixed, between_share
-from core.planning.machine_rates import Machine, cpu_rate, gpu_rate
+from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, between_share
+from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
 from core.spec import BUCKET_TOKENS, DECODE, FEW, LinearSpec, ModelSpec, Ring, Storage, Strategy, Times
 
 NEARLY_ALL = 0.9
@@ -61,7 +61,7 @@ class Residents:
         return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
 
 
-def classify(spec: ModelSpec, storage: Storage, machine: Machine) -> tuple[GroupClass, ...]:
+def classify(spec: ModelSpec, storage: Storage, machine: MachineRates) -> tuple[GroupClass, ...]:
     """The model's groups, gathered by make, with this machine's times."""
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
@@ -77,7 +77,7 @@ def _make(spec: ModelSpec, linear: LinearSpec) -> tuple[int, int, int, int, bool
     return linear.rows, linear.columns, linear.experts, linear.active, linear.name == spec.head
 
 
-def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tuple[int, ...]]) -> GroupClass:
+def _class(spec: ModelSpec, storage: Storage, machine: MachineRates, members: list[tuple[int, ...]]) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
     # The head is asked for the last position only, whatever the length of the input.
     tokens = tuple(1 if linears[0].name == spec.head else count for count in BUCKET_TOKENS)
@@ -117,7 +117,7 @@ def _class(spec: ModelSpec, storage: Storage, machine: Machine, members: list[tu
 
 
 def _exchange(
-    machine: Machine, linears: Sequence[LinearSpec], tokens: Sequence[int]
+    machine: MachineRates, linears: Sequence[LinearSpec], tokens: Sequence[int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Seconds to bring the input to the CPU (with the wait), and to bring all outputs back, by bucket."""
     if machine.gpu is None:
@@ -131,21 +131,21 @@ def _exchange(
 
 
 @dataclass(frozen=True)
-class Case:
+class PassCost:
     """One phase of one placement, ready to be priced under any shares."""
 
     classes: tuple[GroupClass, ...]
     bucket: int
-    machine: Machine
-    fixed: Fixed
+    machine: MachineRates
+    fixed_costs: FixedCosts
     strategy: Strategy
     ring: Ring
 
     def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
         """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
         work = self._groups(residents, streamed)
-        link, attention = self._link(residents, streamed), self.fixed.attention[self.bucket]
-        between = self.fixed.overhead[self.bucket]
+        link, attention = self._link(residents, streamed), self.fixed_costs.attention[self.bucket]
+        between = self.fixed_costs.overhead[self.bucket]
         rest, overhead = attention + between, between + work.exchanged
         if self.strategy == "serial":
             alone = work.alone + rest
@@ -170,12 +170,12 @@ class Case:
                 pieces += rest * max(item.matrices, sent / buffer)
         return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
 
-    def _link_share(self, work: Work) -> float:
+    def _link_share(self, work: GroupTimes) -> float:
         """What the link keeps of its rate while the processor works."""
         meets = work.cpu > 0 or self.machine.shares_cores
         return self.machine.link_under_cpu if meets else 1.0
 
-    def _groups(self, residents: Residents, streamed: Sequence[float]) -> Work:
+    def _groups(self, residents: Residents, streamed: Sequence[float]) -> GroupTimes:
         """All groups, one after the other."""
         machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
         slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
@@ -200,7 +200,7 @@ class Case:
             slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
             # The first groups of a class are the whole ones: meanwhile the link fills the ring and then waits.
             dead += max(0.0, whole * gpu_whole - lead)
-        return Work(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
+        return GroupTimes(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
 
     def _lead_s(self) -> float:
         """Seconds of the link that the ring holds."""
@@ -208,7 +208,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Work:
+class GroupTimes:
     """Seconds of all groups: of the CPU, of the GPU and of exchanges between them; of all that follows one after the
     other, alone and while the link runs; and of stretches that are longer than the link can run ahead."""
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.planning.machine_rates import GUESSED_FLOPS, Machine
+from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
 from core.spec import BUCKET_TOKENS, FEW, PREFILL, ModelSpec
 
 FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
@@ -17,16 +17,16 @@ CPU_ATTENTION_SHARE = 0.4
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedCosts:
     """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
 
     attention: tuple[float, ...]
     overhead: tuple[float, ...]
 
 
-def fixed(
-    spec: ModelSpec, machine: Machine, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
-) -> Fixed:
+def fixed_costs(
+    spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
+) -> FixedCosts:
     """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` and `host_layers` as in a Plan."""
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
@@ -42,10 +42,10 @@ def fixed(
         seconds += (divided - hosted) * _visit_s(spec, machine, m)
         attention.append(seconds)
         overhead.append(machine.profile.overhead * _layers_s(spec, machine, hosted, m))
-    return Fixed(tuple(attention), tuple(overhead))
+    return FixedCosts(tuple(attention), tuple(overhead))
 
 
-def _visit_s(spec: ModelSpec, machine: Machine, tokens: int) -> float:
+def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:
     """Seconds to bring as many states as a layer reads to the host, and as many back."""
     if machine.gpu is None:
         return 0.0
@@ -53,7 +53,7 @@ def _visit_s(spec: ModelSpec, machine: Machine, tokens: int) -> float:
     return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
 
 
-def _layers_s(spec: ModelSpec, machine: Machine, hosted: int, tokens: int) -> float:
+def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) -> float:
     """Seconds of all layers besides linears and attention, `hosted` of them on the CPU alone."""
     on_cpu = machine.hardware.cpu.layer_s
     if machine.gpu is None:
@@ -76,10 +76,10 @@ def in_two_calls(spec: ModelSpec) -> bool:
     return bool(layers) and all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
 
 
-def _gpu_attention(machine: Machine, nbytes: float, operations: float) -> float:
+def _gpu_attention(machine: MachineRates, nbytes: float, operations: float) -> float:
     gpu = machine.gpu
     return max(nbytes / gpu.bytes_s, operations / (0.5 * gpu.flops)) if gpu else 0.0
 
 
-def _cpu_flops(machine: Machine) -> float:
+def _cpu_flops(machine: MachineRates) -> float:
     return max((rate.flops[PREFILL] for rate in machine.hardware.cpu.rates), default=GUESSED_FLOPS[PREFILL])

@@ -11,7 +11,7 @@ GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineRates:
     """The rates of one placement: the CPU with or without a GPU, alone and while copies run."""
 
     hardware: Hardware

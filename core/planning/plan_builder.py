@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.planning.candidates import Choice
+from core.planning.candidates import Chosen
 from core.planning.cost_model import TYPICAL_CONTEXT
-from core.planning.machine_rates import Machine
+from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import gpu_workspace, host_workspace, kv_split, ram_margin, vram_margin
 from core.spec import (
     FEW,
@@ -34,9 +34,9 @@ HOPELESS_TOK_S = 1 / 30
 SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "derived": (0.75, 1.2), "guess": (0.5, 1.5)}
 
 
-def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Choice) -> Plan:
+def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Chosen) -> Plan:
     """The plan of the chosen layout; its `reason` is still empty."""
-    machine, storage = best.layout.machine, spec.storage(format)
+    machine, storage = best.candidate.machine, spec.storage(format)
     hardware = machine.hardware
     linears = _linear_plans(spec, storage, best)
     confidence = _confidence(machine, storage)
@@ -50,36 +50,36 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         fits=_verdict(best, decode.likely),
         reason="",
         context=context,
-        prefill_chunk=best.layout.chunk,
+        prefill_chunk=best.candidate.chunk,
         threads=machine.threads,
         gpu=machine.gpu.index if machine.gpu else -1,
         linears=linears,
-        kv_devices=best.layout.kv_devices,
-        host_layers=best.layout.residents.host_layers,
-        ring=best.layout.ring,
+        kv_devices=best.candidate.kv_devices,
+        host_layers=best.candidate.residents.host_layers,
+        ring=best.candidate.ring,
         memory=_memory(spec, storage, linears, best, context),
         decode=decode,
-        prefill=_prediction(best.layout.chunk / best.prefill.total, confidence),
+        prefill=_prediction(best.candidate.chunk / best.prefill.total, confidence),
         confidence=confidence,
         decode_times=best.decode,
         prefill_times=best.prefill,
         bytes_per_token=reading,
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
         mapped=storage == spec.stored_dtype,
-        from_disk=best.layout.host.from_disk,
+        from_disk=best.candidate.host.from_disk,
         profile=machine.profile,
     )
 
 
-def _linear_plans(spec: ModelSpec, storage: Storage, best: Choice) -> tuple[LinearPlan, ...]:
+def _linear_plans(spec: ModelSpec, storage: Storage, best: Chosen) -> tuple[LinearPlan, ...]:
     plans: dict[int, LinearPlan] = {}
-    index = best.layout.machine.gpu.index if best.layout.machine.gpu else -1
+    index = best.candidate.machine.gpu.index if best.candidate.machine.gpu else -1
     quantum = QUANTUM.get(storage, 16)
-    for number, item in enumerate(best.layout.classes):
+    for number, item in enumerate(best.candidate.classes):
         for position, members in enumerate(item.members):
-            part = 1.0 if position < best.layout.residents.whole[number] else best.layout.residents.part[number]
+            part = 1.0 if position < best.candidate.residents.whole[number] else best.candidate.residents.part[number]
             streamed = [shares[number] for shares in best.streamed]
-            if item.layers[position] in best.layout.residents.host_layers:
+            if item.layers[position] in best.candidate.residents.host_layers:
                 streamed[: FEW + 1] = [0.0] * (FEW + 1)
             for member in members:
                 if spec.linears[member].name == spec.head:
@@ -109,25 +109,25 @@ def _resident_weight_bytes(spec: ModelSpec, storage: Storage, linears: Sequence[
 
 
 def _memory(
-    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Choice, context: int
+    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> tuple[DeviceMemory, ...]:
-    hardware, gpu = best.layout.machine.hardware, best.layout.machine.gpu
-    on_gpu, on_host = kv_split(spec, best.layout.kv_devices, context)
+    hardware, gpu = best.candidate.machine.hardware, best.candidate.machine.gpu
+    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context)
     cpu = DeviceMemory(
         "cpu",
-        best.layout.host.weights,
+        best.candidate.host.weights,
         on_host,
-        host_workspace(spec, best.layout.chunk),
-        best.layout.ring.total,
+        host_workspace(spec, best.candidate.chunk),
+        best.candidate.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),
     )
     if gpu is None:
         return (cpu,)
     weights = spec.resident_bytes + _resident_weight_bytes(spec, storage, linears)
-    workspace = gpu_workspace(spec, storage, gpu, best.layout.chunk)
+    workspace = gpu_workspace(spec, storage, gpu, best.candidate.chunk)
     return cpu, DeviceMemory(
-        device_name(gpu), weights, on_gpu, workspace, best.layout.ring.total, gpu.vram_free, vram_margin(gpu)
+        device_name(gpu), weights, on_gpu, workspace, best.candidate.ring.total, gpu.vram_free, vram_margin(gpu)
     )
 
 
@@ -137,7 +137,7 @@ def device_name(gpu: Gpu) -> str:
 
 
 def _bytes_per_token(
-    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Choice, context: int
+    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> BytesPerToken:
     cpu = link = gpu = 0
     for item, plan in zip(spec.linears, linears, strict=True):
@@ -145,8 +145,8 @@ def _bytes_per_token(
         cpu += rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
-    on_gpu, on_host = kv_split(spec, best.layout.kv_devices, min(context, TYPICAL_CONTEXT))
-    if best.layout.machine.gpu is None:
+    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, min(context, TYPICAL_CONTEXT))
+    if best.candidate.machine.gpu is None:
         return BytesPerToken(cpu + on_host + spec.resident_bytes)
     return BytesPerToken(cpu + on_host, link, gpu + on_gpu + spec.resident_bytes)
 
@@ -160,7 +160,7 @@ def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> flo
     return max(cpu + on_gpu if gpu.shares_cores else max(cpu, on_gpu), reading.link / gpu.link.h2d_pinned)
 
 
-def _confidence(machine: Machine, storage: Storage) -> Confidence:
+def _confidence(machine: MachineRates, storage: Storage) -> Confidence:
     if not machine.hardware.measured or all(rate.storage != storage for rate in machine.hardware.cpu.rates):
         return "guess"
     return "measured" if machine.profile.tokens else "derived"
@@ -171,7 +171,7 @@ def _prediction(likely: float, confidence: Confidence) -> Prediction:
     return Prediction(likely * low, likely, likely * high)
 
 
-def _verdict(best: Choice, tok_s: float) -> Fits:
-    if not best.layout.host.fits or tok_s < HOPELESS_TOK_S:
+def _verdict(best: Chosen, tok_s: float) -> Fits:
+    if not best.candidate.host.fits or tok_s < HOPELESS_TOK_S:
         return "no"
-    return "slow" if best.layout.host.from_disk or tok_s < SLOW_TOK_S else "yes"
+    return "slow" if best.candidate.host.from_disk or tok_s < SLOW_TOK_S else "yes"

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.planning.calibration import fully_resident
-from core.planning.candidates import Layout, choose, comparable, cpu_layout, gpu_layouts
+from core.planning.candidates import Candidate, best_candidate, comparable, cpu_candidate, gpu_candidates
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
-from core.planning.machine_rates import Machine
+from core.planning.machine_rates import MachineRates
 from core.planning.plan_builder import assemble
 from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.units import GIB, MIB, format_memory
@@ -108,18 +108,20 @@ def _place_as(
     storage = spec.storage(format)
     context = _context(spec, hardware, budget)
     threads = budget.threads or max(1, hardware.cpu.threads)
-    machines = [Machine(hardware, gpu, profile, threads) for gpu in hardware.gpus]
+    machines = [MachineRates(hardware, gpu, profile, threads) for gpu in hardware.gpus]
 
-    def on_cards(strategy: Strategy) -> list[Layout]:
-        return [one for machine in machines for one in gpu_layouts(spec, storage, machine, budget, strategy, context)]
+    def on_cards(strategy: Strategy) -> list[Candidate]:
+        return [
+            one for machine in machines for one in gpu_candidates(spec, storage, machine, budget, strategy, context)
+        ]
 
-    layouts, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
-    if layouts and strategy != "hetegen" and (best := on_cards("hetegen")):
-        layouts = comparable(layouts, choose(best, spec, occupied).layout)
+    candidates, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
+    if candidates and strategy != "hetegen" and (best := on_cards("hetegen")):
+        candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
     # A simulated card was asked for by name; a real one must be worth it.
-    if not layouts or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
-        layouts.append(cpu_layout(spec, storage, Machine(hardware, None, profile, threads), budget, context))
-    return assemble(spec, strategy, format, context, choose(layouts, spec, occupied))
+    if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
+        candidates.append(cpu_candidate(spec, storage, MachineRates(hardware, None, profile, threads), budget, context))
+    return assemble(spec, strategy, format, context, best_candidate(candidates, spec, occupied))
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from core.planning.cost_model import Case, GroupClass, Residents
-from core.planning.machine_rates import Machine
+from core.planning.cost_model import GroupClass, PassCost, Residents
+from core.planning.machine_rates import MachineRates
 from core.spec import DECODE, Strategy, Times
 
 Shares = tuple[float, ...]
@@ -26,7 +26,9 @@ BUSY_DEVICE = 0.5
 MOST_FORCED = 3
 
 
-def resident_choices(classes: Sequence[GroupClass], room: int, machine: Machine, strategy: Strategy) -> list[Residents]:
+def resident_choices(
+    classes: Sequence[GroupClass], room: int, machine: MachineRates, strategy: Strategy
+) -> list[Residents]:
     """Ways to fill `room` bytes of VRAM, each within it."""
     if room >= sum(item.count * item.nbytes for item in classes):
         return [Residents(tuple(item.count for item in classes), (0.0,) * len(classes))]
@@ -56,7 +58,7 @@ def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
     return Residents((0,) * len(classes), (0.0,) * len(classes))
 
 
-def best_streams(case: Case, residents: Residents) -> tuple[Shares, Times]:
+def best_streams(case: PassCost, residents: Residents) -> tuple[Shares, Times]:
     """The shares to stream in this phase, by class, and the times they lead to."""
 
     @cache
@@ -66,7 +68,7 @@ def best_streams(case: Case, residents: Residents) -> tuple[Shares, Times]:
     return min(((shares, timed(shares)) for shares in _stream_choices(case, timed)), key=lambda choice: choice[1].total)
 
 
-def _gain(item: GroupClass, machine: Machine, strategy: Strategy) -> float:
+def _gain(item: GroupClass, machine: MachineRates, strategy: Strategy) -> float:
     """Seconds of a token saved per byte of VRAM: g = T_cpu / M_gpu, with exchanges and the GPU's own time."""
     if strategy in STREAMING and item.streamable[DECODE]:
         return machine.link_s(strategy)
@@ -105,7 +107,7 @@ def _spread_by_gain(
     return tuple(parts)
 
 
-def _stream_choices(case: Case, timed: Callable[[Shares], Times]) -> list[Shares]:
+def _stream_choices(case: PassCost, timed: Callable[[Shares], Times]) -> list[Shares]:
     count = len(case.classes)
     if case.machine.gpu is None or case.strategy == "cpu":
         return [(0.0,) * count]

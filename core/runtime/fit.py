@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.hub.fit import Verdict, Wishes, verdict
+from core.hub.fit import Fit, Wishes, fit
 from core.model.blueprint import build, config_from
 from core.model.spec_cache import specification
 from core.model.trace import STORED
@@ -41,8 +41,8 @@ def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     return next((dtype for dtype in STORED if str(dtype) == f"torch.{said}"), torch.bfloat16)
 
 
-class Adviser:
-    """A Judge for this machine. May be called from any thread; a model's specification is worked out once."""
+class FitChecker:
+    """A FitCheck for this machine. May be called from any thread; a model's specification is worked out once."""
 
     def __init__(self, hardware: Callable[[], Hardware], limits: Budget) -> None:
         """`hardware`: this machine with what is free now; `limits`: the person's own (memory, threads)."""
@@ -52,13 +52,13 @@ class Adviser:
         self._known: dict[str, ModelSpec] = {}
         self._lock = Lock()
 
-    def __call__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Verdict:
+    def __call__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
         """Raises HeteGenError."""
         spec = self._spec(config, tensors)
         limits = self._limits
         context = min(wishes.context, spec.context_limit) if wishes.context else None
         budget = Budget(limits.vram, limits.ram, limits.threads, context, wishes.format)  # type: ignore[arg-type]
-        return verdict(place(spec, self._hardware(), budget), spec)
+        return fit(place(spec, self._hardware(), budget), spec)
 
     def _spec(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelSpec:
         # Building a tree switches torch's default device, and transformers imports at first use: one at a time.

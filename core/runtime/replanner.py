@@ -28,7 +28,7 @@ SMALLEST_VRAM = 16 << 20
 Clock = Callable[[], float]
 
 
-class Governor:
+class Replanner:
     """Of one loaded model. Call `after_token` between tokens, `after_failure` when a pass failed."""
 
     def __init__(self, loaded: LoadedModel, profile: Profile | None = None, clock: Clock = time.perf_counter) -> None:

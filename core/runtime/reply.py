@@ -15,7 +15,7 @@ from core.generation.sampler import make_sampler, settle
 from core.layers.kv_cache import common_prefix
 from core.model.language_model import ForwardStopped
 from core.runtime.loader import LoadedModel
-from core.runtime.replanner import Governor
+from core.runtime.replanner import Replanner
 
 STATS_EVERY_S = 0.25
 
@@ -42,7 +42,7 @@ class Reply:
         self._clock = Clock(len(self._prompt), context, self._draw.seed)
         self._sample = make_sampler(self._draw)
         self._drawn: list[int] = []
-        self._governor = Governor(loaded, loaded.profile)
+        self._replanner = Replanner(loaded, loaded.profile)
         self._reason: FinishReason | None = None
 
     def events(self) -> Iterator[Event]:
@@ -55,12 +55,12 @@ class Reply:
             except ForwardStopped:
                 self._reason = "stopped"
             except HeteGenError as error:
-                if (change := self._governor.after_failure(error)) is None:
+                if (change := self._replanner.after_failure(error)) is None:
                     raise
                 yield change
         yield from self._splitter.push(self._text.finish())
         yield from self._splitter.finish()
-        self._loaded.learn(self._governor.profile)
+        self._loaded.learn(self._replanner.profile)
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
         yield Finished(self._reason, self._clock.stats())
@@ -69,7 +69,7 @@ class Reply:
         """Read what is not in the cache, then draw until there is a reason to end."""
         loaded, cache = self._loaded, self._loaded.cache
         ids = [*self._prompt, *self._drawn]
-        self._governor.begin()
+        self._replanner.begin()
         # Streamed rows are fetched ahead for one token at a time: passes of other sizes would empty the ring.
         lookup = PromptLookup() if loaded.plan.gpu < 0 else None
         chunk = loaded.plan.prefill_chunk
@@ -80,7 +80,7 @@ class Reply:
             yield from self._take(step.id)
             if self._reason:
                 return
-            if (change := self._governor.after_token()) is not None:
+            if (change := self._replanner.after_token()) is not None:
                 yield change
             if loaded.cache is not cache:
                 return

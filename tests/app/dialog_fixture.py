@@ -9,7 +9,7 @@ from typing import Any
 
 from PySide6.QtWidgets import QApplication
 
-from app.catalog.catalog import Shelf
+from app.catalog.catalog import Catalog
 from app.catalog.downloads import Downloads
 from app.catalog.recommended import Recommended
 from app.settings.theme import Mode, Theme
@@ -18,7 +18,7 @@ from core.errors import UnsupportedModel
 from core.hub.access import Access
 from core.hub.cache_layout import Cache
 from core.hub.environment import hub_environment
-from core.hub.fit import Kind, Verdict, Wishes
+from core.hub.fit import Fit, Kind, Wishes
 from core.hub.folders import Folders
 from core.spec import DeviceMemory, Prediction
 from core.weights.safetensors_header import TensorInfo
@@ -49,7 +49,7 @@ def kind_of(parameters: int) -> Kind:
     return next((kind for limit, kind in limits if parameters < limit), "no")
 
 
-def judge(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Verdict:
+def check_fit(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
     """A verdict by size, the way a middling computer would have it."""
     if config.get("model_type") == "strange":
         raise UnsupportedModel("The architecture 'strange' is not known.", "", "Choose another model.")
@@ -58,7 +58,7 @@ def judge(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: 
     kind = kind_of(parameters)
     format = wishes.format if wishes.format != "auto" else "bf16" if kind == "fits" else "int8"
     stored = 2 * parameters
-    return Verdict(
+    return Fit(
         kind, REASONS[kind], format, wishes.context or 8192, 131072, Prediction(*SPEEDS[kind]), "measured", MEMORY,
         stored, stored if format == "bf16" else stored // 2, parameters,
     )  # fmt: skip
@@ -89,7 +89,7 @@ class DialogStage:
         folder: Path,
         recommended: tuple[Recommended, ...] = (),
         mode: Mode = "light",
-        judge: Callable[..., Verdict] | None = judge,
+        check_fit: Callable[..., Fit] | None = check_fit,
     ) -> None:
         variables = {"HF_HOME": str(folder), "HF_ENDPOINT": hub.endpoint if hub else "http://127.0.0.1:9"}
         environment = hub_environment(variables)
@@ -98,13 +98,13 @@ class DialogStage:
         self.theme = Theme(mode)
         self.cache = Cache(folder / "hub")
         self.access = Access(environment, Ring())
-        self.shelf = Shelf(self.access, self.cache, Folders(folder / "folders.json"), judge)
+        self.catalog = Catalog(self.access, self.cache, Folders(folder / "folders.json"), check_fit)
         self.downloads = Downloads(self.access, self.cache)
-        self.dialog = ModelDialog(self.theme, self.shelf, self.downloads, recommended)
+        self.dialog = ModelDialog(self.theme, self.catalog, self.downloads, recommended)
 
     def close(self) -> None:
         self.downloads.close()
-        self.shelf.close()
+        self.catalog.close()
         self.dialog.close()
         self.dialog.deleteLater()
         QApplication.processEvents()

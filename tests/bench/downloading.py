@@ -26,7 +26,7 @@ from core.hub.download import download
 from core.hub.fit import Wishes
 from core.hub.listing import Reference
 from core.hub.remote_spec import read_remote
-from core.runtime.fit import Adviser
+from core.runtime.fit import FitChecker
 from core.spec import Budget
 from tests.bench.ticks import Ticks
 from tests.core.hub.fake_hub import Double, Repo, model_files
@@ -62,7 +62,7 @@ def fetched(endpoint: str, folder: Path) -> dict[str, Any]:
     return {"mb_s": round(weights / took / 1e6), "mb": round(weights / 1e6), "tick": ticks.summary()}
 
 
-def verdict() -> dict[str, Any]:
+def fit() -> dict[str, Any]:
     """Seconds and requests from nothing known to a verdict on a model of four shards."""
     files = model_files(shards=4, rows=512) | {"config.json": json.dumps(LLAMA).encode()}
     took = []
@@ -71,7 +71,7 @@ def verdict() -> dict[str, Any]:
             hub.seen.clear()
             client, began = Client(hub.endpoint), time.perf_counter()
             remote = read_remote(client, Reference(ID))
-            Adviser(lambda: DESKTOP, Budget())(remote.config, remote.tensors, Wishes())
+            FitChecker(lambda: DESKTOP, Budget())(remote.config, remote.tensors, Wishes())
             took.append(time.perf_counter() - began)
             client.close()
         shards = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")]
@@ -94,7 +94,7 @@ def main() -> None:
         assert server.stdout is not None
         result = fetched(server.stdout.readline().strip(), Path(folder))
         server.kill()
-    print(json.dumps({"download": result, "verdict": verdict()}))
+    print(json.dumps({"download": result, "verdict": fit()}))
     del qt
 
 

@@ -38,7 +38,7 @@ from core.model.placement import DevicePlacement, HostPlacement
 from core.paths import cache_folder
 from core.planning.planner import place
 from core.runtime.loader import LoadedModel, load_model
-from core.runtime.replanner import Governor
+from core.runtime.replanner import Replanner
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy
 from core.startup.environment import prepare_environment
 from core.units import GIB, KIB, MIB
@@ -270,7 +270,7 @@ def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, in
     loaded = next(one for one in load_model(f"shape:{options.shape}", wishes) if isinstance(one, LoadedModel))
     device = loaded.machine.accelerator(0)
     assert isinstance(device, SimulatedAccelerator)
-    governor = Governor(loaded)
+    replanner = Replanner(loaded)
     rng = random.Random(0)
     prompt = [rng.randrange(loaded.spec.vocab) for _ in range(options.prompt_tokens)]
     steps = generate(loaded.model, loaded.cache, prompt, lambda row, _: int(row.argmax()), never)
@@ -278,11 +278,11 @@ def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, in
     for number, token in zip(range(new_tokens), tokens, strict=False):
         if number in capacities:
             device.resize(capacities[number])
-        if (change := governor.after_token()) is not None:
+        if (change := replanner.after_token()) is not None:
             print(f"token {number}: {change.reason}", flush=True)
         yield token.id, time.perf_counter(), device.memory().used
     loaded.close()
-    del loaded, steps, tokens, governor
+    del loaded, steps, tokens, replanner
     gc.collect()
 
 

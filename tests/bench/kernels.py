@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from core.kernels.matmul import Offer, offers
+from core.kernels.matmul import Kernel, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import Format, QuantizedWeight
@@ -65,7 +65,7 @@ def make(storage: str, rows: int, columns: int) -> QuantizedWeight:
     return QuantizedWeight(format, (rows, columns), data, scales[0] if scales else None)
 
 
-def cold_seconds(offer: Offer, copies: list[QuantizedWeight], x: torch.Tensor, rounds: int) -> float:
+def cold_seconds(offer: Kernel, copies: list[QuantizedWeight], x: torch.Tensor, rounds: int) -> float:
     """Median time of one multiplication with weights that have left the caches."""
     times = []
     for turn in range(rounds):
@@ -98,7 +98,7 @@ def main() -> None:
             ]
             for m in map(int, options.rows.split(",")):
                 x = torch.randn(m, columns, dtype=torch.bfloat16)
-                for offer in offers(storage):
+                for offer in kernels_for(storage):
                     if m > offer.most_rows or not offer.name.startswith(options.only):
                         continue
                     memory_rate = read_rate(memory)

@@ -15,7 +15,7 @@ from app.views.controls.controls import Pane
 from app.views.controls.inputs import ChoiceBox
 from app.views.models import words
 from app.views.models.access import AccessForm
-from app.views.models.fit import VerdictGuide, VerdictView, wrapping_label
+from app.views.models.fit import FitGuide, FitView, wrapping_label
 from app.views.models.rows import Row
 from core.errors import AccessDenied, HeteGenError, UnsupportedModel
 from core.hub.fit import Wishes
@@ -53,8 +53,8 @@ class DetailsPane(Pane):
         self._error: HeteGenError | None = None
         self._title, self._facts, self._popular, self._problem = (wrapping_label(self) for _ in range(4))
         self._guide, self._verdict, self.access = (
-            VerdictGuide(theme, self),
-            VerdictView(theme, self),
+            FitGuide(theme, self),
+            FitView(theme, self),
             AccessForm(theme, self),
         )
         self._format, self._context = ChoiceBox(theme, self), ChoiceBox(theme, self)
@@ -178,16 +178,16 @@ class DetailsPane(Pane):
         info = details.info if details and details.info else row.info
         self._popular.setText(words.info_line(info) if info and info.downloads else "")
         self._popular.setVisible(bool(self._popular.text()))
-        verdict = details.verdict if details and details.verdict else row.verdict
-        self._verdict.show_verdict(verdict, asking=details is None or details.asking)
+        fit = details.fit if details and details.fit else row.fit
+        self._verdict.show_fit(fit, asking=details is None or details.asking)
         for box in (self._format, self._context):
-            box.setVisible(verdict is not None)
+            box.setVisible(fit is not None)
         self._show_problem(row)
 
     def _facts_words(self, row: Row) -> str:
         parts = [self.tr(row.known.summary)] if row.known else []
-        verdict = self._details.verdict if self._details else None
-        count = verdict.parameters if verdict else row.known.parameters if row.known else 0
+        fit = self._details.fit if self._details else None
+        count = fit.parameters if fit else row.known.parameters if row.known else 0
         count = count or (row.info.parameter_count if row.info else 0)
         license = row.known.license if row.known else row.info.license if row.info else ""
         if self._details and self._details.info:

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWi
 from app.i18n.translator import said, tr
 from app.settings.theme import EDGE, GROUP, ICON, INSIDE, RELATED, Theme
 from app.views.models import words
-from core.hub.fit import Kind, Verdict
+from core.hub.fit import Fit, Kind
 
 MEANINGS: dict[Kind, str] = {
     "fits": "The fastest device holds all of it.",
@@ -28,7 +28,7 @@ def wrapping_label(parent: QWidget) -> QLabel:
     return label
 
 
-class VerdictView(QWidget):
+class FitView(QWidget):
     """One model's verdict: its sign and word, the reason, and the figures it rests on."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
@@ -45,26 +45,26 @@ class VerdictView(QWidget):
         for at, label in enumerate((self._headline, self._reason, self._figures)):
             grid.addWidget(label, at, 1)
 
-    def show_verdict(self, verdict: Verdict | None, asking: bool) -> None:
+    def show_fit(self, fit: Fit | None, asking: bool) -> None:
         """`asking`: an answer is on its way."""
         self._figures.setFont(self._theme.font("small"))
         self._figures.setStyleSheet(f"color: {self._theme.colours.muted};")
         for widget in (self._icon, self._reason, self._figures):
-            widget.setVisible(verdict is not None)
-        if verdict is None:
+            widget.setVisible(fit is not None)
+        if fit is None:
             self._headline.setText(tr("Asking whether it fits…") if asking else tr("Whether it fits is not known."))
             self._headline.setStyleSheet(f"color: {self._theme.colours.muted};")
             return
-        word, icon, token = words.VERDICTS[verdict.kind]
-        speed = words.speed(verdict)
+        word, icon, token = words.VERDICTS[fit.kind]
+        speed = words.speed(fit)
         self._icon.setPixmap(self._theme.pixmap(icon, token, ICON, self.devicePixelRatioF()))
         self._headline.setText(f"{words.tr(word)}: {speed}" if speed else words.tr(word))
         self._headline.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; font-weight: 600;")
-        self._reason.setText(said(verdict.reason))
-        self._figures.setText("\n".join(words.figures(verdict)))
+        self._reason.setText(said(fit.reason))
+        self._figures.setText("\n".join(words.figures(fit)))
 
 
-class VerdictGuide(QWidget):
+class FitGuide(QWidget):
     """What stands beside the list while no model is chosen: what there is to be seen, and the four verdicts."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:

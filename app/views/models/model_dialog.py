@@ -1,6 +1,6 @@
 """Models: those on this computer, recommended ones, the Hub; with a verdict before the download. Asks and shows.
 
-It talks to `Shelf` and `Downloads` only, which do all that is slow in threads of their own.
+It talks to `Catalog` and `Downloads` only, which do all that is slow in threads of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from PySide6.QtCore import QItemSelection, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QKeyEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QWidget
 
-from app.catalog.catalog import Details, Shelf
+from app.catalog.catalog import Catalog, Details
 from app.catalog.downloads import Downloads, Transfer
 from app.catalog.recommended import Recommended
 from app.i18n.translator import said_error
@@ -23,7 +23,7 @@ from app.views.models.model_list import Collection
 from app.views.models.removal import Removal
 from app.views.models.rows import Row
 from core.errors import BadRequest, HeteGenError
-from core.hub.fit import Verdict, Wishes
+from core.hub.fit import Fit, Wishes
 from core.hub.installed import Installed, Verification
 from core.hub.listing import ModelInfo, Page, Reference, parse_reference
 from core.units import format_bytes
@@ -38,17 +38,17 @@ class ModelDialog(ModelDialogFrame):
     def __init__(
         self,
         theme: Theme,
-        shelf: Shelf,
+        catalog: Catalog,
         downloads: Downloads,
         recommended: tuple[Recommended, ...],
         parent: QWidget | None = None,
     ) -> None:
         super().__init__(theme, parent)
-        self._shelf, self._downloads = shelf, downloads
+        self._catalog, self._downloads = catalog, downloads
         self.collection = Collection(recommended)
         self._following = ""
         self._rebuilding = False
-        self.removal = Removal(shelf, downloads, self)
+        self.removal = Removal(catalog, downloads, self)
         self._connect()
         self._rebuild()
 
@@ -76,30 +76,30 @@ class ModelDialog(ModelDialogFrame):
         self.list.entered_on.connect(self._on_activated)
         self.list.toggled.connect(self._toggle)
         self.delegate.toggled.connect(self._toggle)
-        details, shelf = self.details, self._shelf
+        details, catalog = self.details, self._catalog
         details.pressed.connect(self._on_pressed)
         details.wished.connect(self._on_wish)
         details.token_given.connect(self._on_token)
         details.link.connect(self.link)
-        shelf.listed.connect(self._on_listed)
-        shelf.found.connect(self._on_found)
-        shelf.detailed.connect(self._on_detailed)
-        shelf.judged.connect(self._on_judged)
-        shelf.verified.connect(self._on_verified)
-        shelf.removed.connect(self._on_removed)
-        shelf.trusted.connect(self._on_trusted)
-        shelf.failed.connect(self._on_failed)
+        catalog.listed.connect(self._on_listed)
+        catalog.found.connect(self._on_found)
+        catalog.detailed.connect(self._on_detailed)
+        catalog.fit_found.connect(self._on_fit_found)
+        catalog.verified.connect(self._on_verified)
+        catalog.removed.connect(self._on_removed)
+        catalog.trusted.connect(self._on_trusted)
+        catalog.failed.connect(self._on_failed)
         self._downloads.changed.connect(self._on_transfer)
         token = self.token
-        token.asked.connect(shelf.ask_token)
+        token.asked.connect(catalog.ask_token)
         token.token_given.connect(self._on_token)
-        token.forgotten.connect(shelf.forget_token)
-        shelf.token_known.connect(token.show_source)
+        token.forgotten.connect(catalog.forget_token)
+        catalog.token_known.connect(token.show_source)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
-        self._shelf.refresh()
-        self._shelf.preview(list(self.collection.recommended.values()), [])
+        self._catalog.refresh()
+        self._catalog.preview(list(self.collection.recommended.values()), [])
         self.search.setFocus()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
@@ -125,7 +125,7 @@ class ModelDialog(ModelDialogFrame):
         self._on_selected()
 
     def _look(self, row: Row) -> None:
-        self._shelf.look(Reference(row.id), row.here, row.known, self.details.wishes())
+        self._catalog.look(Reference(row.id), row.here, row.known, self.details.wishes())
 
     def _download(self, row: Row) -> None:
         self._downloads.start(row.id)
@@ -154,7 +154,7 @@ class ModelDialog(ModelDialogFrame):
                 self._downloads.start(row.id, row.here.revision)
             case "verify" if row.here:
                 self.details.show_note(self.tr("Checking the files…"))
-                self._shelf.verify(row.here)
+                self._catalog.verify(row.here)
             case "folder" if row.here:
                 QDesktopServices.openUrl(QUrl.fromLocalFile(str(row.here.path)))
             case "cancel" | "remove":
@@ -179,7 +179,7 @@ class ModelDialog(ModelDialogFrame):
         elif text:
             # The list stays as it is until there is an answer.
             self._say(self.tr("Searching…"))
-            self._shelf.search(text, self.sort.currentData())
+            self._catalog.search(text, self.sort.currentData())
 
     def _show_found(self, models: list[ModelInfo] | None) -> None:
         """These results, or with None the list that is there without a search."""
@@ -193,12 +193,12 @@ class ModelDialog(ModelDialogFrame):
     def _on_more(self) -> None:
         self._more.hide()
         self._say(self.tr("Searching…"))
-        self._shelf.more(self._following)
+        self._catalog.more(self._following)
 
     @Slot()
     def _on_add(self) -> None:
         if path := QFileDialog.getExistingDirectory(self, self.tr("Choose the folder of a model")):
-            self._shelf.add_folder(Path(path))
+            self._catalog.add_folder(Path(path))
 
     @Slot(QItemSelection, QItemSelection)
     def _on_selected(self, *_: object) -> None:
@@ -220,12 +220,12 @@ class ModelDialog(ModelDialogFrame):
 
     @Slot(object)
     def _on_wish(self, wishes: Wishes) -> None:
-        self._shelf.judge(wishes)
+        self._catalog.check_fit(wishes)
 
     @Slot(str)
     def _on_token(self, value: str) -> None:
         self.details.show_note(self.tr("Trying with the token…"))
-        self._shelf.use_token(value)
+        self._catalog.use_token(value)
 
     @Slot()
     def _on_trusted(self) -> None:
@@ -239,7 +239,7 @@ class ModelDialog(ModelDialogFrame):
     @Slot(object)
     def _on_listed(self, models: tuple[Installed, ...]) -> None:
         self.collection.set_installed(models)
-        cache = self._shelf.cache.root
+        cache = self._catalog.cache.root
         root = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
         self._place.setText(
             self.tr("Models are kept in {}; {} are free.").format(cache, format_bytes(shutil.disk_usage(root).free))
@@ -256,19 +256,19 @@ class ModelDialog(ModelDialogFrame):
         self._more.setVisible(bool(page.following))
         self._say("" if self.collection.found else self.tr("Nothing was found. Try fewer words."))
         self._rebuild()
-        self._shelf.preview([], page.models)
+        self._catalog.preview([], page.models)
 
     @Slot(object)
     def _on_detailed(self, details: Details) -> None:
         if details.info is not None:
             self.collection.keep(details.info)
         self.details.show_details(details)
-        if details.verdict is not None and self.details.wishes() == Wishes():
-            self._on_judged(details.id, details.verdict)
+        if details.fit is not None and self.details.wishes() == Wishes():
+            self._on_fit_found(details.id, details.fit)
 
     @Slot(str, object)
-    def _on_judged(self, id: str, verdict: Verdict) -> None:
-        self.collection.judge(id, verdict)
+    def _on_fit_found(self, id: str, fit: Fit) -> None:
+        self.collection.check_fit(id, fit)
         self._change(id)
         # The best for this machine come first, unless somebody is reading the list already.
         if self.collection.is_judged and not self.details.shown:
@@ -288,7 +288,7 @@ class ModelDialog(ModelDialogFrame):
         if before is None or before.transfer is None or before.transfer.phase != transfer.phase:
             # It may change its place in the list, and what is on the disk has changed with it.
             self._rebuild()
-            self._shelf.refresh()
+            self._catalog.refresh()
 
     @Slot(str, object)
     def _on_verified(self, id: str, found: Verification) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.catalog.downloads import Downloads
 from app.catalog.recommended import Recommended
 from app.views.models.rows import Row
-from core.hub.fit import Verdict
+from core.hub.fit import Fit
 from core.hub.installed import Installed
 from core.hub.listing import ModelInfo
 
@@ -25,7 +25,7 @@ class Collection:
         self.found: list[ModelInfo] | None = None
         self._installed: dict[str, Installed] = {}
         self._infos: dict[str, ModelInfo] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._fits: dict[str, Fit] = {}
 
     def set_installed(self, models: Sequence[Installed]) -> None:
         """What is on this disk; of several versions the first, which is the best, counts."""
@@ -40,8 +40,8 @@ class Collection:
         """More facts about one model."""
         self._infos[info.id] = info
 
-    def judge(self, id: str, verdict: Verdict) -> None:
-        self._verdicts[id] = verdict
+    def check_fit(self, id: str, fit: Fit) -> None:
+        self._fits[id] = fit
 
     def sections(self, downloads: Downloads) -> list[str | Row]:
         """Headings and rows, in the order of the list."""
@@ -64,20 +64,20 @@ class Collection:
             self._installed.get(id),
             self.recommended.get(id),
             self._infos.get(id),
-            self._verdicts.get(id),
+            self._fits.get(id),
             downloads.transfer(id),
         )
 
     @property
     def is_judged(self) -> bool:
         """Whether there is a verdict on every recommended model."""
-        return self.recommended.keys() <= self._verdicts.keys()
+        return self.recommended.keys() <= self._fits.keys()
 
     def _ranked(self) -> list[str]:
         """Recommended models: smallest first, and once all are judged the best that run well on this machine first."""
         if not self.is_judged:
             return list(self.recommended)
-        return sorted(self.recommended, key=lambda id: _rank(self._verdicts[id], self.recommended[id].parameters))
+        return sorted(self.recommended, key=lambda id: _rank(self._fits[id], self.recommended[id].parameters))
 
     def _begun(self, downloads: Downloads) -> list[str]:
         """Models on their way: in this run of the program, then those that an earlier one left."""
@@ -85,8 +85,8 @@ class Collection:
         return [*running, *(id for id, model in self._installed.items() if not model.complete and id not in running)]
 
 
-def _rank(verdict: Verdict, parameters: int) -> tuple[int, int]:
+def _rank(fit: Fit, parameters: int) -> tuple[int, int]:
     """More parameters are better among those that run well; among the others fewer come nearer to it."""
-    if verdict.kind in ("fits", "cpu_help") and verdict.tok_s.low >= COMFORTABLE_TOK_S:
+    if fit.kind in ("fits", "cpu_help") and fit.tok_s.low >= COMFORTABLE_TOK_S:
         return 0, -parameters
-    return (2 if verdict.kind == "no" else 1), parameters
+    return (2 if fit.kind == "no" else 1), parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import QObject, Qt, Slot
 from PySide6.QtWidgets import QMessageBox, QWidget
 
-from app.catalog.catalog import Shelf
+from app.catalog.catalog import Catalog
 from app.catalog.downloads import Downloads
 from app.views.models import words
 from app.views.models.rows import Row
@@ -15,9 +15,9 @@ from core.hub.installed import Installed
 class Removal(QObject):
     """Deletes models of the cache, gives downloads up, takes folders off the list."""
 
-    def __init__(self, shelf: Shelf, downloads: Downloads, window: QWidget) -> None:
+    def __init__(self, catalog: Catalog, downloads: Downloads, window: QWidget) -> None:
         super().__init__(window)
-        self._shelf, self._downloads, self._window = shelf, downloads, window
+        self._catalog, self._downloads, self._window = catalog, downloads, window
         self._removing: dict[str, Installed] = {}
         downloads.given_up.connect(self._on_given_up)
 
@@ -35,11 +35,11 @@ class Removal(QObject):
 
     def remove(self, row: Row) -> None:
         """Without asking any more."""
-        path = self._shelf.cache.repo(row.id)
+        path = self._catalog.cache.repo(row.id)
         self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
         self._downloads.give_up(row.id)
 
     @Slot(str)
     def _on_given_up(self, id: str) -> None:
         if model := self._removing.pop(id, None):
-            self._shelf.remove(model)
+            self._catalog.remove(model)

@@ -25,7 +25,7 @@ from app.catalog.downloads import Transfer
 from app.catalog.recommended import Recommended
 from app.settings.theme import BUTTON_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.models import words
-from core.hub.fit import Verdict
+from core.hub.fit import Fit
 from core.hub.installed import Installed
 from core.hub.listing import ModelInfo
 
@@ -45,7 +45,7 @@ class Row:
     here: Installed | None = None
     known: Recommended | None = None
     info: ModelInfo | None = None
-    verdict: Verdict | None = None
+    fit: Fit | None = None
     transfer: Transfer | None = None
 
     @property
@@ -169,8 +169,8 @@ class ModelList(QListView):
 def spoken_row(row: Row) -> str:
     """A row for those who listen."""
     parts = [row.id, row.facts.replace(" · ", ", ")]
-    if row.verdict:
-        parts += [words.tr(words.VERDICTS[row.verdict.kind][0]), words.speed(row.verdict).replace("–", " to ")]
+    if row.fit:
+        parts += [words.tr(words.VERDICTS[row.fit.kind][0]), words.speed(row.fit).replace("–", " to ")]
     if row.is_whole:
         parts.append(words.tr("on this computer"))
     return ", ".join(part for part in (*parts, row.status) if part)
@@ -245,8 +245,8 @@ class RowsDelegate(QStyledItemDelegate):
     def _paint_name(self, painter: QPainter, box: QRect, row: Row) -> None:
         right = QRect(box)
         # A running download needs the room; the verdict stands beside it in the details.
-        if row.verdict is not None and not row.is_loading:
-            word, icon, token = words.VERDICTS[row.verdict.kind]
+        if row.fit is not None and not row.is_loading:
+            word, icon, token = words.VERDICTS[row.fit.kind]
             word = words.tr(word)
             small = self._theme.font("small")
             width = QFontMetrics(small).horizontalAdvance(word)
@@ -269,7 +269,7 @@ class RowsDelegate(QStyledItemDelegate):
 
     def _paint_facts(self, painter: QPainter, box: QRect, row: Row) -> None:
         small, left = self._theme.font("small"), QRect(box)
-        if row.verdict is not None and (speed := words.speed(row.verdict)):
+        if row.fit is not None and (speed := words.speed(row.fit)):
             self._text(painter, box, speed, small, "muted", ALIGN_RIGHT)
             left.setRight(box.right() - QFontMetrics(small).horizontalAdvance(speed) - RELATED)
         self._text(painter, left, row.facts, small, "muted", ALIGN_LEFT)

@@ -10,7 +10,7 @@ from app.catalog.downloads import Transfer
 from app.i18n import formatting
 from app.i18n.translator import said
 from core.errors import BadRequest
-from core.hub.fit import Kind, Verdict
+from core.hub.fit import Fit, Kind
 from core.hub.installed import Installed, Verification
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
@@ -63,11 +63,11 @@ def facts(count: int, nbytes: int, license: str, *, gated: bool) -> str:
     return " · ".join([*parts, tr("gated")] if gated else parts)
 
 
-def speed(verdict: Verdict) -> str:
+def speed(fit: Fit) -> str:
     """about 18-24 tokens/s; empty where it will not fit."""
-    if verdict.kind == "no":
+    if fit.kind == "no":
         return ""
-    low, high = verdict.tok_s.low, verdict.tok_s.high
+    low, high = fit.tok_s.low, fit.tok_s.high
     # Below ten a whole number would hide most of what is known.
     places = 0 if high >= 10 else 1
     low_words, high_words = f"{low:.{places}f}", f"{high:.{places}f}"
@@ -75,29 +75,27 @@ def speed(verdict: Verdict) -> str:
     return tr("about {} tokens/s").format(words)
 
 
-def figures(verdict: Verdict) -> list[str]:
+def figures(fit: Fit) -> list[str]:
     """What a verdict rests on, a line each."""
-    context = tr("Context: {} of {} tokens").format(f"{verdict.context:,}", f"{verdict.context_limit:,}")
-    lines = [sizes(verdict), *memory(verdict), context]
-    return (
-        [*lines, tr("The speed is {}.").format(formatting.confidence(verdict.confidence))] if speed(verdict) else lines
-    )
+    context = tr("Context: {} of {} tokens").format(f"{fit.context:,}", f"{fit.context_limit:,}")
+    lines = [sizes(fit), *memory(fit), context]
+    return [*lines, tr("The speed is {}.").format(formatting.confidence(fit.confidence))] if speed(fit) else lines
 
 
-def sizes(verdict: Verdict) -> str:
+def sizes(fit: Fit) -> str:
     """Both sizes: as stored and as it will lie in memory."""
-    stored, used = format_bytes(verdict.stored_bytes), format_bytes(verdict.converted_bytes)
-    if verdict.converted_bytes >= verdict.stored_bytes:
-        return tr("{} of weights, used as stored ({}).").format(stored, verdict.format)
+    stored, used = format_bytes(fit.stored_bytes), format_bytes(fit.converted_bytes)
+    if fit.converted_bytes >= fit.stored_bytes:
+        return tr("{} of weights, used as stored ({}).").format(stored, fit.format)
     words = tr("{} of weights as stored, {} in memory after conversion to {}.")
-    return words.format(stored, used, tr(FORMATS[verdict.format]).replace("-", HYPHEN))
+    return words.format(stored, used, tr(FORMATS[fit.format]).replace("-", HYPHEN))
 
 
-def memory(verdict: Verdict) -> list[str]:
+def memory(fit: Fit) -> list[str]:
     """What the model takes of each device."""
-    cards = sum(device.device != "cpu" for device in verdict.memory)
+    cards = sum(device.device != "cpu" for device in fit.memory)
     lines = []
-    for device in verdict.memory:
+    for device in fit.memory:
         card = tr("Graphics memory ({})").format(device.device) if cards > 1 else tr("Graphics memory")
         name = tr("Main memory") if device.device == "cpu" else card
         used, free = format_memory(device.used), format_memory(device.free_before)

@@ -3,9 +3,9 @@ from dataclasses import replace
 from pytestqt.qtbot import QtBot
 
 from app.catalog.recommended import Recommended, recommended
-from app.catalog.recommender import Adviser, best
+from app.catalog.recommender import Recommender, best
 from core.events import never
-from core.hub.fit import Kind, Verdict
+from core.hub.fit import Fit, Kind
 from core.paths import assets
 from core.spec import Prediction
 
@@ -15,37 +15,37 @@ HUGE = replace(SMALL, id="a/huge", parameters=70_000_000_000, config={"size": 70
 GATED = replace(HUGE, id="a/gated", gated=True)
 
 
-def judged(kinds: dict[int, tuple[Kind, float]]):  # type: ignore[no-untyped-def]
-    def judge(config, tensors, wishes) -> Verdict:  # type: ignore[no-untyped-def]
+def fit_found(kinds: dict[int, tuple[Kind, float]]):  # type: ignore[no-untyped-def]
+    def check_fit(config, tensors, wishes) -> Fit:  # type: ignore[no-untyped-def]
         kind, speed = kinds[config["size"]]
-        return Verdict(kind, "", "int8", 4096, 4096, Prediction(speed, speed, speed), "guess", (), 0, 0, 0)
+        return Fit(kind, "", "int8", 4096, 4096, Prediction(speed, speed, speed), "guess", (), 0, 0, 0)
 
-    return judge
+    return check_fit
 
 
 def test_the_largest_that_is_comfortable_wins() -> None:
-    advice = best((SMALL, LARGE, HUGE, GATED), judged({1: ("fits", 90), 8: ("cpu_help", 9), 70: ("no", 0)}), never)
+    advice = best((SMALL, LARGE, HUGE, GATED), fit_found({1: ("fits", 90), 8: ("cpu_help", 9), 70: ("no", 0)}), never)
     assert advice is not None
     assert advice.model is LARGE
 
 
 def test_where_none_is_comfortable_the_fastest_wins() -> None:
-    advice = best((SMALL, LARGE), judged({1: ("slow", 3), 8: ("slow", 1)}), never)
+    advice = best((SMALL, LARGE), fit_found({1: ("slow", 3), 8: ("slow", 1)}), never)
     assert advice is not None
     assert advice.model is SMALL
 
 
 def test_where_nothing_runs_nothing_is_said() -> None:
-    assert best((HUGE,), judged({70: ("no", 0)}), never) is None
+    assert best((HUGE,), fit_found({70: ("no", 0)}), never) is None
 
 
 def test_it_is_asked_once_and_answers_from_its_thread(qtbot: QtBot) -> None:
-    adviser = Adviser(judged({1: ("fits", 20)}), (SMALL,))
-    with qtbot.waitSignal(adviser.advised) as told:
-        adviser.ask()
-        adviser.ask()
+    recommender = Recommender(fit_found({1: ("fits", 20)}), (SMALL,))
+    with qtbot.waitSignal(recommender.found) as told:
+        recommender.ask()
+        recommender.ask()
     assert told.args[0].model is SMALL
-    adviser.close()
+    recommender.close()
 
 
 def test_every_recommended_model_can_be_judged_by_its_facts() -> None:

@@ -13,13 +13,13 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from app.controllers.gpu import GpuDesk
+from app.controllers.gpu import GpuController
 from app.notices.notices import Notice
 from app.settings.theme import Theme
 from app.views.settings.gpu_dialog import GpuDialog
 from core.gpu_runtime.cuda_choice import Card, Nvidia
 from core.gpu_runtime.start import Standing
-from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.store import Runtime, TrialResult
 from core.hub.client import Client
 from core.hub.retry import Retries
 from tests.app.scripted_engine import ScriptedEngine
@@ -34,7 +34,7 @@ class Stage:
 
     def __init__(self, index: Index, root: Path, machine: Nvidia | None, standing: Standing) -> None:
         self.index, self.runtime, self.notices = index, Runtime(root), list[Notice]()
-        self.desk = GpuDesk(
+        self.desk = GpuController(
             self.runtime, standing, lambda: Client(index.address, retries=QUICK), index.pages, lambda: machine
         )
         self.desk.notice.connect(self.notices.append)
@@ -142,20 +142,20 @@ def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, s
 @pytest.mark.parametrize(
     ("verdict", "stage_after", "title"),
     [
-        (Verdict(VERSION, "581", "Fake Card"), "ready", "The card can be used again"),
-        (Verdict(VERSION, "581", why="It crashed."), "unused", "The processor is used, not the card"),
+        (TrialResult(VERSION, "581", "Fake Card"), "ready", "The card can be used again"),
+        (TrialResult(VERSION, "581", why="It crashed."), "unused", "The processor is used, not the card"),
     ],
 )
 def test_one_that_must_be_tried_with_a_new_driver_is_tried_beside_the_window(
-    qtbot: QtBot, stage: Stage, verdict: Verdict, stage_after: str, title: str
+    qtbot: QtBot, stage: Stage, result: TrialResult, stage_after: str, title: str
 ) -> None:
     stage.runtime.root.mkdir()
     stage.desk._standing = Standing(VERSION, untried=True)
-    stage.desk._attempt = lambda folder, driver: verdict
+    stage.desk._attempt = lambda folder, driver: result
     stage.desk.greet()
     qtbot.waitUntil(lambda: stage.desk.state.stage == stage_after)
     assert [notice.title for notice in stage.notices] == [title]
-    assert stage.runtime.verdict() == verdict
+    assert stage.runtime.result() == result
 
 
 @pytest.fixture
@@ -198,13 +198,13 @@ def test_one_in_use_that_fails_at_the_start_is_told_and_remembered(
     qtbot: QtBot, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.runtime.root.mkdir()
-    stage.runtime.judge(Verdict(VERSION, MACHINE.driver, "Fake Card"))
+    stage.runtime.keep_result(TrialResult(VERSION, MACHINE.driver, "Fake Card"))
     stage.desk._standing = Standing(VERSION, used=True, device="Fake Card")
     monkeypatch.setattr("app.controllers.gpu.kernel", lambda: ("", "CUDA error: out of memory"))
     engine = ScriptedEngine()
     assert stage.desk.guarded(lambda: engine)() is engine
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
-    assert stage.runtime.verdict() == Verdict(VERSION, MACHINE.driver, "", "CUDA error: out of memory")
+    assert stage.runtime.result() == TrialResult(VERSION, MACHINE.driver, "", "CUDA error: out of memory")
     assert "out of memory" in stage.notices[0].sentence
     stage.desk.act("remove")
     assert stage.desk.state.stage == "leaving"

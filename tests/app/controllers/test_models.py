@@ -11,12 +11,12 @@ import pytest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from app.controllers.models import ModelDesk
+from app.controllers.models import ModelController
 from app.settings.settings import Settings
 from app.settings.theme import Theme
 from app.system.paths import Places
 from core.events import LoadOptions
-from tests.app.dialog_fixture import judge
+from tests.app.dialog_fixture import check_fit
 
 SOON = 20_000
 
@@ -35,23 +35,23 @@ def address(server: socket.socket) -> str:
 def test_another_address_is_taken_while_the_old_one_does_not_answer(
     qtbot: QtBot, tmp_path: Path, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.controllers.models.late_judge", lambda options: judge)
+    monkeypatch.setattr("app.controllers.models.late_judge", lambda options: check_fit)
     window = QWidget()
     qtbot.addWidget(window)
     kept = [Settings(hf_endpoint=address(silent), models_folder=str(tmp_path / "models"))]
     places = Places(tmp_path, tmp_path, tmp_path, tmp_path)
-    desk = ModelDesk(Theme("light"), places, lambda: kept[0], LoadOptions, window)
+    desk = ModelController(Theme("light"), places, lambda: kept[0], LoadOptions, window)
     desk.open()
     assert desk._built is not None
-    shelf = desk._built[0]
-    shelf.search("heron", "trendingScore")
+    catalog = desk._built[0]
+    catalog.search("heron", "trendingScore")
     kept[0] = replace(kept[0], hf_endpoint="http://127.0.0.1:9")
     desk.on_settings(kept[0])
-    assert not shelf.ended, "it was waited for"
+    assert not catalog.ended, "it was waited for"
     desk.open()
-    assert desk._built[0] is not shelf
+    assert desk._built[0] is not catalog
     silent.close()
-    qtbot.waitUntil(lambda: shelf.ended, timeout=SOON)
+    qtbot.waitUntil(lambda: catalog.ended, timeout=SOON)
     desk.close()
     assert desk._built is None
     assert not desk._left

@@ -9,18 +9,18 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from app.monitor.telemetry import Machine, Sample, Sampler
+from app.monitor.telemetry import MachineProbe, Sample, Sampler
 from app.monitor.telemetry_nvml import GpuSample, Nvml
 from tests.app.timing import best
 
 
 @pytest.fixture
-def machine() -> Machine:
-    return Machine()
+def machine() -> MachineProbe:
+    return MachineProbe()
 
 
 @pytest.mark.timed
-def test_memory_agrees_with_psutil(machine: Machine) -> None:
+def test_memory_agrees_with_psutil(machine: MachineProbe) -> None:
     def difference() -> float:
         sample, memory = machine.read(), psutil.virtual_memory()
         assert sample.ram_total == memory.total
@@ -33,7 +33,7 @@ def test_memory_agrees_with_psutil(machine: Machine) -> None:
 
 
 @pytest.mark.timed
-def test_own_memory_grows_by_what_is_taken(machine: Machine) -> None:
+def test_own_memory_grows_by_what_is_taken(machine: MachineProbe) -> None:
     def difference() -> float:
         before = machine.read().own_ram or 0
         held = bytearray(b"x" * 200_000_000)
@@ -43,13 +43,13 @@ def test_own_memory_grows_by_what_is_taken(machine: Machine) -> None:
 
 
 @pytest.mark.timed
-def test_cpu_percentages_agree_with_the_times_that_psutil_counts(machine: Machine) -> None:
+def test_cpu_percentages_agree_with_the_times_that_psutil_counts(machine: MachineProbe) -> None:
     # Percentage points; the processor's counters tick in hundredths of a second.
     assert best(lambda: cpu_disagreement(machine), 12) < 12
     assert machine.read().others_cpu_percent is not None
 
 
-def cpu_disagreement(machine: Machine) -> float:
+def cpu_disagreement(machine: MachineProbe) -> float:
     machine.read()
     own, whole, start = psutil.Process().cpu_times(), psutil.cpu_times(), time.monotonic()
     while time.monotonic() - start < 0.6:
@@ -63,7 +63,7 @@ def cpu_disagreement(machine: Machine) -> float:
     return max(abs((sample.own_cpu_percent or 0) - own_percent), abs((sample.cpu_percent or 0) - percent))
 
 
-def test_what_needs_two_readings_is_unknown_at_first(machine: Machine) -> None:
+def test_what_needs_two_readings_is_unknown_at_first(machine: MachineProbe) -> None:
     first = machine.read()
     assert (first.cpu_percent, first.own_cpu_percent, first.others_cpu_percent) == (None, None, None)
     assert first.disk_read_bytes_s is None

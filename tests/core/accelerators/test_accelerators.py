@@ -360,7 +360,7 @@ def independent() -> Iterator[SimulatedAccelerator]:
 
 
 def test_a_device_with_cores_of_its_own_computes_beside_the_caller(independent: SimulatedAccelerator) -> None:
-    computed = threading.Event()
+    computed = threading.DeviceEvent()
     independent.launch(computed.set)
     assert computed.wait(10), "nobody has asked for a result"
 

@@ -1,7 +1,7 @@
 import pytest
 
 from core.events import Prefill, Sampling, never
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, settle
 from core.model.language_model import ForwardStopped
 from tests.core.families import make_model
@@ -20,7 +20,7 @@ def _empty_cache(path: GreedyPath) -> None:
     path.cache.reset()
 
 
-def steps(path: GreedyPath, prompt: list[int], count: int, **options: int) -> list[Prefill | Token]:
+def steps(path: GreedyPath, prompt: list[int], count: int, **options: int) -> list[Prefill | DrawnToken]:
     made = generate(path.model, path.cache, prompt, make_sampler(settle(GREEDY, Sampling())), never, **options)
     return [next(made) for _ in range(count)]
 
@@ -28,7 +28,7 @@ def steps(path: GreedyPath, prompt: list[int], count: int, **options: int) -> li
 def test_the_prompt_is_read_in_chunks_with_progress(path: GreedyPath) -> None:
     events = steps(path, PROMPT, 5, chunk_tokens=20)
     assert events[:4] == [Prefill(done, 50, 0) for done in (0, 20, 40, 50)]
-    assert isinstance(events[4], Token)
+    assert isinstance(events[4], DrawnToken)
 
 
 def test_what_is_cached_is_not_read_again(path: GreedyPath) -> None:
@@ -40,8 +40,8 @@ def test_what_is_cached_is_not_read_again(path: GreedyPath) -> None:
 
 def test_only_tokens_that_were_read_are_in_the_cache(path: GreedyPath) -> None:
     *_, first, second = steps(path, PROMPT, 4)
-    assert isinstance(first, Token)
-    assert isinstance(second, Token)
+    assert isinstance(first, DrawnToken)
+    assert isinstance(second, DrawnToken)
     assert path.cache.tokens == [*PROMPT, first.id]
 
 
@@ -70,7 +70,7 @@ def test_stopping_while_drawing_leaves_a_cache_that_can_be_used(path: GreedyPath
         path.model, path.cache, PROMPT, make_sampler(settle(GREEDY, Sampling())), lambda: next(questions) > 3 + 4 * 3
     )
     drawn = [next(made) for _ in range(7)][2:]
-    assert drawn == [Token(token) for token in expected[:5]]
+    assert drawn == [DrawnToken(token) for token in expected[:5]]
     with pytest.raises(ForwardStopped):
         next(made)
     assert path.cache.tokens == [*PROMPT, *expected[:4]]

@@ -10,7 +10,7 @@ from core.gpu_runtime.store import Runtime
 from core.gpu_runtime.wheel_index import Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.progress import Pace
 from core.hub.retry import Retries
 from tests.core.gpu_runtime.wheels import Index, runtime_wheels
@@ -48,5 +48,5 @@ def runtime(tmp_path: Path) -> Runtime:
 
 
 @pytest.fixture
-def manner() -> Manner:
-    return Manner(Pace(), QUICK, reserve_bytes=0)
+def manner() -> DownloadOptions:
+    return DownloadOptions(Pace(), QUICK, reserve_bytes=0)

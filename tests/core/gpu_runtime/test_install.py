@@ -18,7 +18,7 @@ from core.gpu_runtime.unpack import unpack
 from core.gpu_runtime.wheel_index import Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.retry import Stopped
 from tests.core.gpu_runtime.conftest import QUICK, index_torch
 from tests.core.gpu_runtime.wheels import PADDING, VERSION, Index, wheel
@@ -46,7 +46,7 @@ def test_a_wheel_without_a_checksum_is_not_taken(client: Client, index: Index, m
         find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], index_torch())
 
 
-def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: Needed, manner: Manner):
+def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions):
     heard: list[Advance] = []
     install(client, runtime, needed, heard.append, never, manner)
     folder = runtime.folder(VERSION)
@@ -61,7 +61,7 @@ def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: 
 
 
 def test_a_cut_download_goes_on_where_it_was(
-    client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
 ):
     index.cut = {CUBLAS: 300_000}
     install(client, runtime, needed, manner=manner)
@@ -70,7 +70,7 @@ def test_a_cut_download_goes_on_where_it_was(
 
 
 def test_paused_and_taken_up_by_another_run(
-    client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
 ):
     with pytest.raises(Stopped):
         install(client, runtime, needed, stop=lambda: True, manner=manner)
@@ -82,21 +82,28 @@ def test_paused_and_taken_up_by_another_run(
     assert runtime.installed() == VERSION
 
 
-def test_damage_is_never_installed(client: Client, runtime: Runtime, needed: Needed, manner: Manner, index: Index):
+def test_damage_is_never_installed(
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
+):
     index.flipped = {CUBLAS}
     with pytest.raises(DownloadFailed, match="checksum was wrong"):
         install(client, runtime, needed, manner=manner)
     assert runtime.installed() == ""
 
 
-def test_no_network_is_said(runtime: Runtime, needed: Needed, manner: Manner, index: Index):
+def test_no_network_is_said(runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index):
     with Client("http://127.0.0.1:9", retries=QUICK) as nobody, pytest.raises(NetworkError, match="cannot be reached"):
         find_needed(Indexes(nobody, ("http://127.0.0.1:9/whl/{tag}",), "cu130"), BUILDS[0], index_torch())
 
 
 @pytest.mark.parametrize("free", [1000, (256 << 20) + 3_000_000])
 def test_a_full_disk_is_said_and_what_came_is_kept(
-    client: Client, runtime: Runtime, needed: Needed, manner: Manner, monkeypatch: pytest.MonkeyPatch, free: int
+    client: Client,
+    runtime: Runtime,
+    needed: Needed,
+    manner: DownloadOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
 ):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free if runtime.downloads.root.exists() else 0))

@@ -10,11 +10,11 @@ import pytest
 from core.gpu_runtime.cuda_choice import Card, Nvidia
 from core.gpu_runtime.install import install
 from core.gpu_runtime.start import Standing, settle
-from core.gpu_runtime.store import Runtime, Verdict
+from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
 from core.gpu_runtime.wheel_selection import Needed
 from core.hub.client import Client
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from tests.core.gpu_runtime.conftest import MACHINE
 from tests.core.gpu_runtime.wheels import VERSION
 
@@ -27,12 +27,12 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def installed(client: Client, runtime: Runtime, needed: Needed, manner: Manner) -> Runtime:
+def installed(client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions) -> Runtime:
     install(client, runtime, needed, manner=manner)
     return runtime
 
 
-def untried(*_: object) -> Verdict:
+def untried(*_: object) -> TrialResult:
     raise AssertionError("it was tried again")
 
 
@@ -47,15 +47,15 @@ def test_tried_once_then_used_at_every_start(installed: Runtime):
 
 
 def test_another_driver_means_another_trial(installed: Runtime):
-    installed.judge(Verdict(VERSION, "570.1", why="It crashed."))
+    installed.keep_result(TrialResult(VERSION, "570.1", why="It crashed."))
     assert settle(installed, lambda: MACHINE) == USED
 
 
 def test_a_start_that_never_ended_means_another_trial(installed: Runtime):
-    installed.judge(Verdict(VERSION, MACHINE.driver, "Fake Card"))
+    installed.keep_result(TrialResult(VERSION, MACHINE.driver, "Fake Card"))
     installed.set_out()
     standing = settle(
-        installed, lambda: MACHINE, lambda folder, driver: Verdict(folder.name, driver, why="It crashed.")
+        installed, lambda: MACHINE, lambda folder, driver: TrialResult(folder.name, driver, why="It crashed.")
     )
     assert (standing.used, standing.why) == (False, "It crashed.")
 

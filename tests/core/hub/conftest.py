@@ -10,7 +10,7 @@ import pytest
 
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.progress import Pace
 from core.hub.retry import Retries
 from tests.core.hub.fake_hub import Double, Repo, model_files
@@ -64,8 +64,8 @@ def client(hub: Double, connect: Callable[..., Client]) -> Client:
 
 
 @pytest.fixture
-def manner() -> Manner:
-    return Manner(Pace(), QUICK, reserve_bytes=0)
+def manner() -> DownloadOptions:
+    return DownloadOptions(Pace(), QUICK, reserve_bytes=0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from core.errors import BadRequest, ModelNotFound, ModelUnreadable
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.file_lock import try_lock
 from core.hub.folders import Folders
 from core.hub.installed import installed, resolve_model, revisions, verify
@@ -28,7 +28,7 @@ SHARD = "model-00002-of-00003.safetensors"
 
 
 @pytest.fixture
-def here(client: Client, cache: Cache, manner: Manner) -> Path:
+def here(client: Client, cache: Cache, manner: DownloadOptions) -> Path:
     """The model, downloaded."""
     return download(client, cache, Reference(ID), manner=manner).path
 
@@ -104,7 +104,7 @@ def test_unknown_id_says_how_to_get_it(cache: Cache) -> None:
         resolve_model("what is this", cache)
 
 
-def test_two_versions(hub: Double, client: Client, cache: Cache, manner: Manner, here: Path) -> None:
+def test_two_versions(hub: Double, client: Client, cache: Cache, manner: DownloadOptions, here: Path) -> None:
     repo = hub.repos[ID]
     hub.replace(replace(repo, files={**repo.files, "config.json": b'{"model_type": "llama"}'}))
     newer = download(client, cache, Reference(ID), manner=manner)
@@ -114,7 +114,13 @@ def test_two_versions(hub: Double, client: Client, cache: Cache, manner: Manner,
 
 
 def test_verify_and_repair_only_what_is_bad(
-    hub: Double, client: Client, cache: Cache, manner: Manner, here: Path, files: dict[str, bytes], whole: Check
+    hub: Double,
+    client: Client,
+    cache: Cache,
+    manner: DownloadOptions,
+    here: Path,
+    files: dict[str, bytes],
+    whole: Check,
 ) -> None:
     read: list[int] = []
     sound = verify(cache, ID, here.name, read.append)
@@ -149,7 +155,7 @@ def test_verify_models_of_others(by_others: Path, cache: Cache) -> None:
 
 
 def test_remove_says_what_is_freed(
-    hub: Double, client: Client, cache: Cache, manner: Manner, here: Path, files: dict[str, bytes]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, here: Path, files: dict[str, bytes]
 ) -> None:
     repo = hub.repos[ID]
     hub.replace(replace(repo, files={**repo.files, "config.json": b'{"model_type": "llama"}'}))
@@ -204,7 +210,7 @@ def test_running_download_is_not_removed(hub: Double, cache: Cache, here: Path) 
 
 
 def test_discard_keeps_what_is_whole(
-    hub: Double, client: Client, cache: Cache, manner: Manner, here: Path, files: dict[str, bytes]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, here: Path, files: dict[str, bytes]
 ) -> None:
     repo = hub.repos[ID]
     newer = model_files(rows=512, seed=5)
@@ -222,7 +228,9 @@ def test_discard_keeps_what_is_whole(
     assert verify(cache, ID, here.name).is_sound
 
 
-def test_discard_of_a_first_download_removes_all(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_discard_of_a_first_download_removes_all(
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions
+) -> None:
     hub.faults = [Fault(SHARD, "cut", times=99)]
     with pytest.raises(Exception, match="broke"):
         download(client, cache, Reference(ID), manner=manner)

@@ -17,7 +17,7 @@ from core.errors import AccessDenied, DiskFull, DownloadFailed, ModelNotFound, N
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import Downloaded, download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.listing import Reference
 from core.hub.progress import Pace, Progress
 from tests.core.hub.conftest import ID, NEEDED, QUICK
@@ -28,12 +28,12 @@ Check = Callable[[], None]
 Connect = Callable[..., Client]
 
 
-def get(client: Client, cache: Cache, manner: Manner, **more: object) -> Downloaded:
+def get(client: Client, cache: Cache, manner: DownloadOptions, **more: object) -> Downloaded:
     return download(client, cache, Reference(ID), manner=manner, **more)  # type: ignore[arg-type]
 
 
 def test_brings_the_needed_files_and_no_others(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     result = get(client, cache, manner)
     whole()
@@ -46,7 +46,7 @@ def test_brings_the_needed_files_and_no_others(
 
 
 def test_other_programs_find_it(
-    hub: Double, client: Client, cache: Cache, manner: Manner, monkeypatch: pytest.MonkeyPatch
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import scan_cache_dir, snapshot_download
 
@@ -67,7 +67,7 @@ def test_other_programs_find_it(
 
 
 def test_what_another_program_downloaded_is_not_fetched_again(
-    hub: Double, client: Client, cache: Cache, manner: Manner, whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, whole: Check
 ) -> None:
     from huggingface_hub import snapshot_download
 
@@ -79,7 +79,7 @@ def test_what_another_program_downloaded_is_not_fetched_again(
     whole()
 
 
-def test_second_run_fetches_nothing(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_second_run_fetches_nothing(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     get(client, cache, manner)
     hub.sent.clear()
     result = get(client, cache, manner)
@@ -87,7 +87,7 @@ def test_second_run_fetches_nothing(hub: Double, client: Client, cache: Cache, m
     assert (result.downloaded_bytes, result.verified, result.complete) == (0, True, True)
 
 
-def test_revision_is_pinned(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_revision_is_pinned(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     first = hub.repos[ID]
     hub.replace(replace(first, files={**first.files, "config.json": b'{"new": 1}'}))
     result = download(client, cache, Reference(ID, first.sha), manner=manner)
@@ -99,7 +99,7 @@ def test_revision_is_pinned(hub: Double, client: Client, cache: Cache, manner: M
     assert (cache.repo(ID) / "refs" / "main").read_text() == newer.revision
 
 
-def test_progress_counts_every_byte_once(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_progress_counts_every_byte_once(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     hub.rate = 2e6
     seen: list[Progress] = []
     threads = set()
@@ -119,7 +119,7 @@ def test_progress_counts_every_byte_once(hub: Double, client: Client, cache: Cac
 
 
 def test_flipped_byte_is_caught_and_only_that_file_fetched_again(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     hub.faults = [Fault(SHARD, "flip", at=70_000)]
     get(client, cache, manner)
@@ -128,7 +128,7 @@ def test_flipped_byte_is_caught_and_only_that_file_fetched_again(
     assert all(hub.bytes_sent(name) == len(files[name]) for name in NEEDED if name != SHARD)
 
 
-def test_damage_that_stays_is_said(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_damage_that_stays_is_said(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     hub.faults = [Fault(SHARD, "flip", at=5, times=9)]
     with pytest.raises(DownloadFailed, match="arrived damaged"):
         get(client, cache, manner)
@@ -153,7 +153,13 @@ def test_damage_that_stays_is_said(hub: Double, client: Client, cache: Cache, ma
     ids=lambda fault: f"{fault.kind}-{fault.code}-{fault.by or fault.at}",
 )
 def test_what_passes_is_waited_for(
-    connect: Connect, hub: Double, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check, fault: Fault
+    connect: Connect,
+    hub: Double,
+    cache: Cache,
+    manner: DownloadOptions,
+    files: dict[str, bytes],
+    whole: Check,
+    fault: Fault,
 ) -> None:
     hub.faults = [fault]
     get(connect(hub.endpoint, timeout_s=0.3), cache, manner)
@@ -164,7 +170,7 @@ def test_what_passes_is_waited_for(
 
 
 def test_a_server_that_asks_for_patience_gets_it(
-    hub: Double, client: Client, cache: Cache, manner: Manner, whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, whole: Check
 ) -> None:
     hub.faults = [Fault(SHARD, "status", code=429, headers={"Retry-After": "1"})]
     started = time.monotonic()
@@ -189,7 +195,7 @@ def test_a_server_that_asks_for_patience_gets_it(
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
 def test_what_does_not_pass_is_said(
-    connect: Connect, hub: Double, cache: Cache, manner: Manner, fault: Fault, words: str
+    connect: Connect, hub: Double, cache: Cache, manner: DownloadOptions, fault: Fault, words: str
 ) -> None:
     hub.faults = [fault]
     with pytest.raises((NetworkError, DownloadFailed)) as caught:
@@ -199,7 +205,7 @@ def test_what_does_not_pass_is_said(
 
 
 def test_range_refused_starts_from_the_beginning(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     hub.faults = [Fault(SHARD, "cut", at=300_000), Fault(SHARD, "no_range", where="files")]
     get(client, cache, manner)
@@ -207,7 +213,9 @@ def test_range_refused_starts_from_the_beginning(
     assert hub.sent[SHARD] == [(0, 300_000), (0, len(files[SHARD]))]
 
 
-def test_cuts_without_ranges_do_not_go_on_for_ever(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_cuts_without_ranges_do_not_go_on_for_ever(
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions
+) -> None:
     hub.faults = [Fault(SHARD, "cut", at=300_000, times=99), Fault(SHARD, "no_range", times=99)]
     with pytest.raises(NetworkError, match="was cut off"):
         get(client, cache, manner)
@@ -216,7 +224,13 @@ def test_cuts_without_ranges_do_not_go_on_for_ever(hub: Double, client: Client, 
 
 @pytest.mark.parametrize("change", ["new commit", "same commit"])
 def test_file_changed_in_mid_download_restarts_that_file(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check, change: str
+    hub: Double,
+    client: Client,
+    cache: Cache,
+    manner: DownloadOptions,
+    files: dict[str, bytes],
+    whole: Check,
+    change: str,
 ) -> None:
     repo = hub.repos[ID]
     files[SHARD] = safetensors({"model.layers.1.mlp.up_proj.weight": (512, 512)}, seed=77)
@@ -236,7 +250,7 @@ def test_file_changed_in_mid_download_restarts_that_file(
     assert (hub.sent[SHARD][0], hub.sent[SHARD][-1]) == ((0, 200_000), (0, len(files[SHARD])))
 
 
-def test_ever_changing_file_is_said(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_ever_changing_file_is_said(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     original = hub.find
 
     def other_each_time(id: str, revision: str) -> Repo | None:
@@ -252,13 +266,13 @@ def test_ever_changing_file_is_said(hub: Double, client: Client, cache: Cache, m
 
 def test_disk_too_small_is_said_before_anything_is_fetched(hub: Double, client: Client, cache: Cache) -> None:
     with pytest.raises(DiskFull, match="does not fit on the disk") as caught:
-        get(client, cache, Manner(Pace(), QUICK, reserve_bytes=1 << 60))
+        get(client, cache, DownloadOptions(Pace(), QUICK, reserve_bytes=1 << 60))
     assert "GB are missing" in caught.value.why
     assert hub.sent == {}
 
 
 def test_disk_that_fills_up_pauses_and_resumes(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     resource = pytest.importorskip("resource")
     limit = 300_000
@@ -285,7 +299,7 @@ def test_disk_that_fills_up_pauses_and_resumes(
 
 
 def test_disk_getting_low_during_a_download_pauses(
-    hub: Double, client: Client, cache: Cache, manner: Manner, monkeypatch: pytest.MonkeyPatch, whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, monkeypatch: pytest.MonkeyPatch, whole: Check
 ) -> None:
     import shutil
 
@@ -298,7 +312,7 @@ def test_disk_getting_low_during_a_download_pauses(
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     with pytest.raises(DiskFull, match="nearly full"):
-        get(client, cache, Manner(Pace(), QUICK, reserve_bytes=1 << 20))
+        get(client, cache, DownloadOptions(Pace(), QUICK, reserve_bytes=1 << 20))
     monkeypatch.undo()
     hub.rate = None
     result = get(client, cache, manner)
@@ -333,7 +347,7 @@ def read_only(cache: Cache) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only folders")
 def test_read_only_cache_is_said(
-    hub: Double, client: Client, cache: Cache, manner: Manner, read_only: Callable[[], None]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, read_only: Callable[[], None]
 ) -> None:
     cache.root.mkdir(parents=True)
     read_only()
@@ -344,7 +358,7 @@ def test_read_only_cache_is_said(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only folders")
 def test_whole_model_in_a_read_only_cache_is_fine(
-    hub: Double, client: Client, cache: Cache, manner: Manner, read_only: Callable[[], None]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, read_only: Callable[[], None]
 ) -> None:
     get(client, cache, manner)
     read_only()
@@ -352,7 +366,7 @@ def test_whole_model_in_a_read_only_cache_is_fine(
     assert (result.complete, result.downloaded_bytes) == (True, 0)
 
 
-def test_unwritable_cache_is_said(hub: Double, client: Client, tmp_path: Path, manner: Manner) -> None:
+def test_unwritable_cache_is_said(hub: Double, client: Client, tmp_path: Path, manner: DownloadOptions) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DownloadFailed, match="cannot be written to"):
         get(client, Cache(tmp_path / "file" / "hub"), manner)
@@ -360,7 +374,7 @@ def test_unwritable_cache_is_said(hub: Double, client: Client, tmp_path: Path, m
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a\\..\\x", "C:x", "./x", "a//x", "x\n"])
 def test_names_that_lead_out_of_the_folder_are_refused(
-    client: Client, hub: Double, cache: Cache, manner: Manner, name: str
+    client: Client, hub: Double, cache: Cache, manner: DownloadOptions, name: str
 ) -> None:
     hub.replace(replace(hub.repos[ID], files={**hub.repos[ID].files, name: b"x"}))
     with pytest.raises(DownloadFailed, match="was refused"):
@@ -369,14 +383,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(
     assert hub.sent == {}
 
 
-def test_index_cannot_name_files_outside(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_index_cannot_name_files_outside(hub: Double, client: Client, cache: Cache, manner: DownloadOptions) -> None:
     index = b'{"weight_map": {"x": "../../../../x.safetensors"}}'
     hub.replace(replace(hub.repos[ID], files={**hub.repos[ID].files, "model.safetensors.index.json": index}))
     with pytest.raises(Exception, match="not whole on the Hub"):
         get(client, cache, manner)
 
 
-def test_two_hundred_files(client: Client, hub: Double, cache: Cache, manner: Manner) -> None:
+def test_two_hundred_files(client: Client, hub: Double, cache: Cache, manner: DownloadOptions) -> None:
     files = model_files(shards=193, rows=1)
     hub.replace(Repo(ID, files))
     result = get(client, cache, manner)
@@ -384,7 +398,7 @@ def test_two_hundred_files(client: Client, hub: Double, cache: Cache, manner: Ma
     assert result.verified
 
 
-def test_huge_listing(connect: Connect, cache: Cache, files: dict[str, bytes], manner: Manner) -> None:
+def test_huge_listing(connect: Connect, cache: Cache, files: dict[str, bytes], manner: DownloadOptions) -> None:
     many = {f"checkpoints/{number}/optimizer.pt": b"" for number in range(20_000)}
     with Double(Repo(ID, {**many, **files}), tree_page=1000) as hub:
         result = get(connect(hub.endpoint), cache, manner)
@@ -392,13 +406,17 @@ def test_huge_listing(connect: Connect, cache: Cache, files: dict[str, bytes], m
     assert sorted(path.name for path in result.path.iterdir()) == NEEDED
 
 
-def test_weights_that_may_hold_code_are_refused(hub: Double, client: Client, cache: Cache, manner: Manner) -> None:
+def test_weights_that_may_hold_code_are_refused(
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions
+) -> None:
     hub.replace(Repo(ID, {"config.json": b"{}", "pytorch_model.bin": b"x"}))
     with pytest.raises(UnsupportedModel, match="hidden code"):
         get(client, cache, manner)
 
 
-def test_gated_model_needs_a_token(connect: Connect, cache: Cache, files: dict[str, bytes], manner: Manner) -> None:
+def test_gated_model_needs_a_token(
+    connect: Connect, cache: Cache, files: dict[str, bytes], manner: DownloadOptions
+) -> None:
     with Double(Repo(ID, files, gated=True, allowed=("hf_good",))) as hub:
         with pytest.raises(AccessDenied, match=f"Accept the licence at {hub.endpoint}/{ID}, then enter your token"):
             get(connect(hub.endpoint), cache, manner)
@@ -412,7 +430,7 @@ def test_gated_model_needs_a_token(connect: Connect, cache: Cache, files: dict[s
 
 
 def test_stop_pauses_and_keeps_every_byte(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     hub.rate = 1e6
     begun = time.monotonic()
@@ -429,7 +447,7 @@ def test_stop_pauses_and_keeps_every_byte(
 
 
 def test_stop_ends_a_silent_connection_at_once(
-    connect: Connect, hub: Double, client: Client, cache: Cache, manner: Manner
+    connect: Connect, hub: Double, client: Client, cache: Cache, manner: DownloadOptions
 ) -> None:
     hub.faults = [Fault(".safetensors", "stall", times=3, at=1000, seconds=30, where="files")]
     asked, begun = threading.Event(), time.monotonic()
@@ -444,11 +462,13 @@ def test_stop_ends_a_silent_connection_at_once(
 def test_rate_limit_is_shared(hub: Double, client: Client, cache: Cache, files: dict[str, bytes]) -> None:
     size = sum(len(files[name]) for name in NEEDED)
     started = time.monotonic()
-    get(client, cache, Manner(Pace(size / 1.0), QUICK, reserve_bytes=0))
+    get(client, cache, DownloadOptions(Pace(size / 1.0), QUICK, reserve_bytes=0))
     assert time.monotonic() - started > 0.7
 
 
-def test_without_symlinks(hub: Double, client: Client, tmp_path: Path, manner: Manner, files: dict[str, bytes]) -> None:
+def test_without_symlinks(
+    hub: Double, client: Client, tmp_path: Path, manner: DownloadOptions, files: dict[str, bytes]
+) -> None:
     cache = Cache(tmp_path / "hub", symlinks=False)
     result = get(client, cache, manner)
     assert all(not path.is_symlink() and path.read_bytes() == files[path.name] for path in result.path.iterdir())
@@ -458,7 +478,12 @@ def test_without_symlinks(hub: Double, client: Client, tmp_path: Path, manner: M
 
 
 def test_without_links_of_any_kind(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    hub: Double,
+    client: Client,
+    cache: Cache,
+    manner: DownloadOptions,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError("links are not supported here")

@@ -20,7 +20,7 @@ from core.errors import HeteGenError
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.installed import installed
 from core.hub.listing import Reference
 from tests.core.hub.conftest import ID, NEEDED
@@ -73,7 +73,7 @@ def bytes_here(cache: Cache) -> int:
 
 
 def test_cut_at_random_bytes(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     drawn = random.Random(7)
     shards = [name for name in NEEDED if name.endswith(".safetensors")]
@@ -89,7 +89,7 @@ def test_cut_at_random_bytes(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_killed_at_random_moments(cache: Cache, manner: Manner, connect: Callable[..., Client]) -> None:
+def test_killed_at_random_moments(cache: Cache, manner: DownloadOptions, connect: Callable[..., Client]) -> None:
     files = model_files(rows=4096)
     size = sum(len(files[name]) for name in NEEDED)
     drawn = random.Random(11)
@@ -157,7 +157,7 @@ def test_another_program_of_huggingface_at_once(cache: Cache, files: dict[str, b
 
 
 def test_unfinished_is_never_found_as_a_model(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes]
 ) -> None:
     hub.faults = [Fault("00003", "cut", at=400_000, where="files"), Fault("00003", "cut", times=99)]
     with pytest.raises(HeteGenError):
@@ -168,7 +168,7 @@ def test_unfinished_is_never_found_as_a_model(
 
 
 def test_longer_rest_than_the_file_is_thrown_away(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     import hashlib
 
@@ -181,7 +181,7 @@ def test_longer_rest_than_the_file_is_thrown_away(
 
 
 def test_damaged_rest_is_fetched_again(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes], whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
     """After a power cut an unfinished file may hold zeros; its checksum tells."""
     import hashlib
@@ -196,7 +196,7 @@ def test_damaged_rest_is_fetched_again(
 
 
 def test_rests_of_other_versions_are_cleared(
-    hub: Double, client: Client, cache: Cache, manner: Manner, whole: Check
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, whole: Check
 ) -> None:
     rest: Path = cache.partial(ID, "0" * 64)
     rest.parent.mkdir(parents=True)

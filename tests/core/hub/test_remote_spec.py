@@ -11,7 +11,7 @@ from core.errors import ModelUnreadable
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.listing import Reference
 from core.hub.remote_spec import FIRST_BYTES, read_remote
 from core.hub.retry import Stopped
@@ -23,7 +23,7 @@ Connect = Callable[..., Client]
 
 
 def test_same_as_after_the_download(
-    hub: Double, client: Client, cache: Cache, manner: Manner, files: dict[str, bytes]
+    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes]
 ) -> None:
     remote = read_remote(client, Reference(ID))
     assert remote.config["model_type"] == "llama"

@@ -10,7 +10,7 @@ from keyring.errors import NoKeyringError, PasswordDeleteError
 
 from core.errors import HeteGenError
 from core.hub.environment import HubEnvironment, hub_environment
-from core.hub.token import NO_TOKEN, Token, find_token, forget_token, keep_token
+from core.hub.token import NO_TOKEN, AuthToken, find_token, forget_token, keep_token
 
 
 class Ring:
@@ -52,12 +52,12 @@ def environment(tmp_path: Path) -> HubEnvironment:
 def test_order(environment: HubEnvironment) -> None:
     ring = Ring()
     keep_token(environment, " hf_ring ", ring)
-    assert find_token(environment, ring) == Token("hf_env", "environment")
+    assert find_token(environment, ring) == AuthToken("hf_env", "environment")
     environment = replace(environment, token="")
-    assert find_token(environment, ring) == Token("hf_ring", "keyring")
+    assert find_token(environment, ring) == AuthToken("hf_ring", "keyring")
     forget_token(environment, ring)
     forget_token(environment, ring)
-    assert find_token(environment, ring) == Token("hf_file", "file")
+    assert find_token(environment, ring) == AuthToken("hf_file", "file")
     assert find_token(replace(environment, implicit_token=False), ring) == NO_TOKEN
     environment.token_file.unlink()
     assert find_token(environment, NoRing()) == NO_TOKEN
@@ -87,7 +87,7 @@ def test_mirror_that_is_named_or_has_its_own(environment: HubEnvironment) -> Non
     assert find_token(replace(mirror, token_host="mirror.test:8443"), ring).value == "hf_env"
     assert find_token(replace(mirror, token_host="mirror.test"), ring) == NO_TOKEN
     keep_token(mirror, "own", ring)
-    assert find_token(mirror, ring) == Token("own", "keyring")
+    assert find_token(mirror, ring) == AuthToken("own", "keyring")
     assert find_token(replace(mirror, endpoint="https://other.test"), ring) == NO_TOKEN
 
 
@@ -98,7 +98,7 @@ def test_no_keyring_is_said(environment: HubEnvironment) -> None:
 
 
 def test_tokens_do_not_show_themselves() -> None:
-    assert "hf_secret" not in f"{Token('hf_secret', 'file')!r} {Token('hf_secret', 'file')}"
+    assert "hf_secret" not in f"{AuthToken('hf_secret', 'file')!r} {AuthToken('hf_secret', 'file')}"
 
 
 def test_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ import pytest
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.downloader import Manner
-from core.hub.fit import Kind, Wishes, verdict
+from core.hub.downloader import DownloadOptions
+from core.hub.fit import Kind, Wishes, fit
 from core.hub.installed import resolve_model
 from core.hub.listing import Reference
 from core.hub.remote_spec import read_local, read_remote
 from core.planning.planner import place
-from core.runtime.fit import Adviser, describe
+from core.runtime.fit import FitChecker, describe
 from core.spec import Budget, Hardware, ModelSpec
 from core.units import GIB
 from core.weights.safetensors_header import TensorInfo
@@ -36,17 +36,17 @@ LLAMA = {
 @pytest.mark.parametrize("machine", [LAPTOP, DESKTOP], ids=["laptop", "desktop"])
 @pytest.mark.parametrize("wishes", [Wishes(), Wishes("int8", 1024), Wishes("bf16", 99_999)], ids=str)
 def test_same_before_and_after_the_download(
-    cache: Cache, manner: Manner, connect: Callable[..., Client], machine: Hardware, wishes: Wishes
+    cache: Cache, manner: DownloadOptions, connect: Callable[..., Client], machine: Hardware, wishes: Wishes
 ) -> None:
     files = model_files(rows=512) | {"config.json": json.dumps(LLAMA).encode()}
-    adviser = Adviser(lambda: machine, Budget())
+    checker = FitChecker(lambda: machine, Budget())
     with Double(Repo(ID, files)) as hub:
         client = connect(hub.endpoint)
         remote = read_remote(client, Reference(ID))
-        before = adviser(remote.config, remote.tensors, wishes)
+        before = checker(remote.config, remote.tensors, wishes)
         download(client, cache, Reference(ID), manner=manner)
     config, tensors = read_local(resolve_model(ID, cache))
-    assert Adviser(lambda: machine, Budget())(config, tensors, wishes) == before
+    assert FitChecker(lambda: machine, Budget())(config, tensors, wishes) == before
     assert before.context <= before.context_limit == 4096
 
 
@@ -59,9 +59,9 @@ def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return describe(config, tensors, name)
 
     monkeypatch.setattr("core.runtime.fit.describe", counted)
-    adviser = Adviser(lambda: DESKTOP, Budget())
+    checker = FitChecker(lambda: DESKTOP, Budget())
     for context in range(512, 2048, 128):
-        assert adviser(LLAMA, {}, Wishes("int8", context)).context == context
+        assert checker(LLAMA, {}, Wishes("int8", context)).context == context
     assert len(described) == 1
 
 
@@ -77,7 +77,7 @@ def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_kinds(name: str, machine: Hardware, kind: Kind) -> None:
     spec = model(name)
-    found = verdict(place(spec, machine, Budget()), spec)
+    found = fit(place(spec, machine, Budget()), spec)
     assert found.kind == kind
     assert found.reason.endswith(".")
     assert found.stored_bytes >= found.converted_bytes > 0.2 * found.stored_bytes
@@ -87,12 +87,12 @@ def test_kinds(name: str, machine: Hardware, kind: Kind) -> None:
 
 def test_a_small_budget_is_too_small() -> None:
     spec = model("llama-3.1-8b")
-    assert verdict(place(spec, LAPTOP, Budget(ram=2 * GIB, format="bf16")), spec).kind in ("no", "slow")
+    assert fit(place(spec, LAPTOP, Budget(ram=2 * GIB, format="bf16")), spec).kind in ("no", "slow")
 
 
 def test_stored_size_is_that_of_the_files(tmp_path: Path, connect: Callable[..., Client]) -> None:
     """For a true shape: the weights' bytes, the embedding once where the head is tied to it."""
     spec = model("llama-3.2-1b")
-    found = verdict(place(spec, LAPTOP, Budget()), spec)
+    found = fit(place(spec, LAPTOP, Budget()), spec)
     assert found.stored_bytes == pytest.approx(2 * 1_235_814_400, rel=0.001)
     assert found.parameters == pytest.approx(1_235_814_400, rel=0.001)

@@ -9,7 +9,7 @@ import torch
 
 from core.kernels import autotune
 from core.kernels.autotune import KernelTable, Timing, measure, usable
-from core.kernels.matmul import Offer, host_matmul, offers
+from core.kernels.matmul import Kernel, host_matmul, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
@@ -24,8 +24,8 @@ def test_measuring_times_every_candidate_and_survives_json() -> None:
     assert usable(made)
     names = made.names("int8", 64, 128)
     assert len(names) == 4
-    assert set(names) <= {offer.name for offer in offers("int8")}
-    assert {t.candidate for t in made.timings if t.storage == "int8"} == {offer.name for offer in offers("int8")}
+    assert set(names) <= {offer.name for offer in kernels_for("int8")}
+    assert {t.candidate for t in made.timings if t.storage == "int8"} == {offer.name for offer in kernels_for("int8")}
     assert KernelTable.from_json(json.loads(json.dumps(made.to_json()))) == made
     assert measure([("int8", 64, 128)], made) == made
     weight = quantize(torch.randn(64, 128), "int8")
@@ -65,6 +65,6 @@ def test_no_candidate_finds_in_the_cache_what_another_has_just_read() -> None:
         return x.x
 
     weights = [quantize(torch.full((1, 64), float(value)), "bf16") for value in range(5)]
-    autotune._times([Offer("one", record), Offer("other", record)], weights, torch.ones(1, 64))
+    autotune._times([Kernel("one", record), Kernel("other", record)], weights, torch.ones(1, 64))
     assert all(read.index(value) == value for value in range(5))
     assert all(before != after for before, after in pairwise(read))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.kernels.host_copy import LEAST_STRIP, Copiers, strips
+from core.kernels.host_copy import LEAST_STRIP, CopyPool, strips
 
 SIZES = st.one_of(st.integers(0, 5000), st.integers(0, 12 * LEAST_STRIP))
 
@@ -28,7 +28,7 @@ def test_what_is_copied_is_the_same(threads: int, nbytes: int) -> None:
     before = set(threading.enumerate())
     source = torch.randint(0, 255, (nbytes + 64,), dtype=torch.uint8)
     target = torch.full((nbytes + 64,), 7, dtype=torch.uint8)
-    copiers = Copiers(threads)
+    copiers = CopyPool(threads)
     copiers.copy(target.data_ptr() + 16, source.data_ptr(), nbytes)
     copiers.close()
     assert torch.equal(target[16 : nbytes + 16], source[:nbytes])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.kernels.matmul import Offer, Together, bucket, host_matmul, offers
+from core.kernels.matmul import BatchedMatmul, Kernel, bucket, host_matmul, kernels_for
 from core.kernels.native_library import Parts, copy_past_caches, instruction_sets, library_files, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
@@ -19,7 +19,7 @@ from core.kernels.quantized_weight import Format, QuantizedWeight
 
 STORAGES = ("fp32", "bf16", "fp16", "int8", "int4")
 CASES = [
-    pytest.param(storage, offer, id=f"{storage}-{offer.name}") for storage in STORAGES for offer in offers(storage)
+    pytest.param(storage, offer, id=f"{storage}-{offer.name}") for storage in STORAGES for offer in kernels_for(storage)
 ]
 # Largest error against the dequantised weight, relative: rounding of inputs to 8 bits, or of both the input and the
 # output to 16 bits (half a step each, so one `eps`, and their product).
@@ -57,7 +57,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
 def test_every_candidate_computes_the_product(
-    storage: str, offer: Offer, rows: int, columns: int, m: int, dtype: torch.dtype
+    storage: str, offer: Kernel, rows: int, columns: int, m: int, dtype: torch.dtype
 ) -> None:
     weight = weight_of(storage, rows, columns)
     m = min(m, offer.most_rows)
@@ -80,7 +80,7 @@ def test_every_candidate_computes_the_product(
     count=st.integers(1, 90),
     columns=st.sampled_from([64, 130, 256]),
 )
-def test_slices_equal_the_whole(storage: str, offer: Offer, m: int, begin: int, count: int, columns: int) -> None:
+def test_slices_equal_the_whole(storage: str, offer: Kernel, m: int, begin: int, count: int, columns: int) -> None:
     weight = weight_of(storage, 180, columns)
     x = HostInput(torch.randn(min(m, offer.most_rows), columns))
     whole = offer.compute(weight, x, 0, 180)
@@ -91,7 +91,7 @@ def test_slices_equal_the_whole(storage: str, offer: Offer, m: int, begin: int, 
 @pytest.mark.parametrize(("storage", "offer"), CASES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("m", [1, 8, 13])
-def test_broken_inputs_stay_visible(storage: str, offer: Offer, bad: float, m: int) -> None:
+def test_broken_inputs_stay_visible(storage: str, offer: Kernel, bad: float, m: int) -> None:
     weight = weight_of(storage, 64, 256)
     x = torch.randn(min(m, offer.most_rows), 256)
     x[-1, 100] = bad
@@ -102,7 +102,7 @@ def test_broken_inputs_stay_visible(storage: str, offer: Offer, bad: float, m: i
 
 @pytest.mark.parametrize(("storage", "offer"), CASES)
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e10, 1e25])
-def test_extreme_inputs_keep_their_precision(storage: str, offer: Offer, scale: float) -> None:
+def test_extreme_inputs_keep_their_precision(storage: str, offer: Kernel, scale: float) -> None:
     if storage == "fp16" and offer.name == "linear":
         pytest.skip("torch computes in fp16 there, whose range is small")
     weight = weight_of(storage, 64, 256)
@@ -113,7 +113,7 @@ def test_extreme_inputs_keep_their_precision(storage: str, offer: Offer, scale: 
 
 @pytest.mark.parametrize(("storage", "offer"), [case for case in CASES if case.values[0] in ("int8", "int4")])
 @pytest.mark.parametrize("m", [1, 8, 64])
-def test_error_with_and_without_outlier_channels(storage: str, offer: Offer, m: int) -> None:
+def test_error_with_and_without_outlier_channels(storage: str, offer: Kernel, m: int) -> None:
     """DESIGN's rule: int8 at most 1.7 x Q8_0's error, int4 at most Q4_0's, plain and with six channels x50."""
     torch.manual_seed(5)
     weight = torch.randn(512, 2048) * 0.02
@@ -156,7 +156,7 @@ def test_an_input_is_prepared_once_for_all_its_readers() -> None:
 def test_multiplying_together_equals_one_by_one(rows: list[int], m: int, storages: tuple[str, ...]) -> None:
     matmuls = [host_matmul(weight_of(storages[i % len(storages)], count, 192)) for i, count in enumerate(rows)]
     x = HostInput(torch.randn(m, 192))
-    for found, matmul in zip(Together(matmuls)(x), matmuls, strict=True):
+    for found, matmul in zip(BatchedMatmul(matmuls)(x), matmuls, strict=True):
         torch.testing.assert_close(found, matmul(x), rtol=1e-5, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import survey
 from core.offload.host_weight import HostWeight
-from core.offload.parameter_manager import ParameterManager, pieces_of
+from core.offload.parameter_manager import ParameterManager, chunks_of
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 
@@ -172,11 +172,11 @@ def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffer
     ring = ParameterManager(device, Ring(4, 1 << 20), {"one": [weight]})
     assert ring.starved == starved
     assert len(ring._free) == buffers
-    pieces, seen = pieces_of(plan, 1, weight, 1 << 20), []
-    ring.begin_pass(pieces)
-    for piece in pieces:
+    chunks, seen = chunks_of(plan, 1, weight, 1 << 20), []
+    ring.begin_pass(chunks)
+    for chunk in chunks:
         device.settle()
-        with ring.take(piece) as rows:
+        with ring.take(chunk) as rows:
             device.launch(lambda rows=rows: seen.append(rows.weight.data.clone()))
     device.settle()
     assert torch.equal(torch.cat(seen), weight.weight.data)

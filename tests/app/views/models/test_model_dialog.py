@@ -26,7 +26,7 @@ from core.hub.fit import Wishes
 from core.hub.installed import installed
 from core.hub.progress import Progress
 from core.paths import assets
-from tests.app.dialog_fixture import DialogStage, hub_repos, judge, kind_of
+from tests.app.dialog_fixture import DialogStage, check_fit, hub_repos, kind_of
 from tests.core.hub.fake_hub import Double, Fault
 
 ID = "heron/heron-7b-instruct"
@@ -117,7 +117,7 @@ def test_first_run_recommends_models_with_verdicts(make: Callable[..., DialogSta
     assert ids(stage)[0] == recommended(assets())[0].id
     qtbot.waitUntil(lambda: stage.dialog.collection.is_judged, timeout=SOON)
     sizes = {entry.id: entry.parameters for entry in recommended(assets())}
-    kinds = [stage.dialog.rows.row(stage.dialog.rows.index_of(id)).verdict.kind for id in ids(stage)]
+    kinds = [stage.dialog.rows.row(stage.dialog.rows.index_of(id)).fit.kind for id in ids(stage)]
     well = [id for id, kind in zip(ids(stage), kinds, strict=True) if kind in ("fits", "cpu_help")]
     assert ids(stage)[: len(well)] == sorted(well, key=sizes.__getitem__, reverse=True)
     assert kinds[len(well) :] == ["slow"] * (len(kinds) - len(well)) != []
@@ -130,7 +130,7 @@ def test_first_run_recommends_models_with_verdicts(make: Callable[..., DialogSta
 
 def test_nobody_is_asked_before_a_model_is_chosen(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     last = stage.dialog.rows.index(stage.dialog.rows.rowCount() - 1)
-    qtbot.waitUntil(lambda: last.data(RowRole).verdict is not None, timeout=SOON)
+    qtbot.waitUntil(lambda: last.data(RowRole).fit is not None, timeout=SOON)
     assert hub.seen == []
 
 
@@ -153,7 +153,7 @@ def test_search_shows_verdicts_of_all_kinds(stage: DialogStage, qtbot: QtBot) ->
 
     def kinds() -> set[str]:
         rows = (stage.dialog.rows.row(stage.dialog.rows.index_of(id)) for id in ids(stage))
-        return {row.verdict.kind for row in rows if row and row.verdict}
+        return {row.fit.kind for row in rows if row and row.fit}
 
     qtbot.waitUntil(lambda: kinds() == {"fits", "cpu_help", "slow", "no"}, timeout=SOON)
     stage.dialog.search.setText("")
@@ -298,18 +298,18 @@ def test_gated_model_asks_for_a_token(stage: DialogStage, qtbot: QtBot) -> None:
 
 def test_the_kept_token_can_be_seen_and_forgotten(stage: DialogStage, qtbot: QtBot) -> None:
     token = stage.dialog.token
-    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+    with qtbot.waitSignal(stage.catalog.token_known, timeout=SOON) as known:
         token.click()
     assert known.args == ["none"]
     stage.dialog._on_token("hf_good")
-    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+    with qtbot.waitSignal(stage.catalog.token_known, timeout=SOON) as known:
         token.click()
     assert known.args == ["keyring"]
     assert [action.text() for action in token.menu_for("environment").actions()][-1] == "Enter another…"
     forget = token.menu_for("keyring").actions()[-1]
     assert forget.text() == "Forget it"
     forget.trigger()
-    with qtbot.waitSignal(stage.shelf.token_known, timeout=SOON) as known:
+    with qtbot.waitSignal(stage.catalog.token_known, timeout=SOON) as known:
         token.click()
     assert known.args == ["none"]
 
@@ -391,7 +391,7 @@ def test_delete_says_what_is_freed(stage: DialogStage, qtbot: QtBot) -> None:
     fetched(stage, qtbot)
     row = stage.dialog.current()
     assert row is not None
-    with qtbot.waitSignal(stage.shelf.removed, timeout=SOON) as removed:
+    with qtbot.waitSignal(stage.catalog.removed, timeout=SOON) as removed:
         stage.dialog.removal.remove(row)
     assert removed.args[0] == ID
     assert removed.args[1] > 1_500_000
@@ -417,7 +417,7 @@ def test_folder_is_used_in_place(stage: DialogStage, qtbot: QtBot, tmp_path: Pat
 
     mine = tmp_path / "mine"
     shutil.copytree(installed(stage.cache)[0].path, mine)
-    stage.shelf.add_folder(mine)
+    stage.catalog.add_folder(mine)
     stage.dialog.search.setText("")
     qtbot.waitUntil(lambda: "mine" in ids(stage), timeout=SOON)
     row = stage.dialog.rows.row(stage.dialog.rows.index_of("mine"))
@@ -426,7 +426,7 @@ def test_folder_is_used_in_place(stage: DialogStage, qtbot: QtBot, tmp_path: Pat
     stage.dialog.removal.remove(row)
     qtbot.waitUntil(lambda: "mine" not in ids(stage), timeout=SOON)
     assert mine.is_dir()
-    stage.shelf.add_folder(tmp_path)
+    stage.catalog.add_folder(tmp_path)
     qtbot.waitUntil(lambda: "holds no whole model" in text_of(stage), timeout=SOON)
 
 
@@ -481,7 +481,7 @@ def test_transfers_in_words() -> None:
 def test_numbers_that_are_not_known_say_so() -> None:
     assert words.facts(0, 0, "", gated=False) == "n/a · size n/a · licence n/a"
     assert words.facts(8_030_261_248, 16_060_522_496, "mit", gated=True) == "8.0 B · 16.1 GB · mit · gated"
-    slow = judge({"parameters": 14_000_000_000}, {}, Wishes())
+    slow = check_fit({"parameters": 14_000_000_000}, {}, Wishes())
     assert (slow.kind, words.speed(slow)) == ("slow", "about 0.8–1.4 tokens/s")
-    assert words.speed(judge({"parameters": 70_000_000_000}, {}, Wishes())) == ""
+    assert words.speed(check_fit({"parameters": 70_000_000_000}, {}, Wishes())) == ""
     assert kind_of(1) == "fits"
