@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.events import LoadOptions, Sampling, never
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, settle
 from core.runtime.loader import LoadedModel, load_model
 from core.startup.environment import prepare_environment
@@ -41,7 +41,7 @@ def answer(loaded: LoadedModel, prompt: list[int], end: int) -> list[int]:
     """The greedy answer's ids, without the one that ends it."""
     ids: list[int] = []
     for step in generate(loaded.model, loaded.cache, prompt, make_sampler(GREEDY), never):
-        if isinstance(step, Token):
+        if isinstance(step, DrawnToken):
             if step.id == end or len(ids) == NEW_TOKENS:
                 break
             ids.append(step.id)

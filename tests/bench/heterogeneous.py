@@ -30,7 +30,7 @@ import torch
 from core.accelerators.simulated import SimulatedAccelerator
 from core.commands.bench import peak_rss
 from core.events import LoadOptions, never
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.hardware.benchmark import present_paces
 from core.hardware.machine import Machine, open_machine
 from core.model.language_model import LanguageModel
@@ -274,7 +274,7 @@ def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, in
     rng = random.Random(0)
     prompt = [rng.randrange(loaded.spec.vocab) for _ in range(options.prompt_tokens)]
     steps = generate(loaded.model, loaded.cache, prompt, lambda row, _: int(row.argmax()), never)
-    tokens = (step for step in steps if isinstance(step, Token))
+    tokens = (step for step in steps if isinstance(step, DrawnToken))
     for number, token in zip(range(new_tokens), tokens, strict=False):
         if number in capacities:
             device.resize(capacities[number])

@@ -54,7 +54,7 @@ def load_once(options: argparse.Namespace) -> dict[str, Any]:
 
     keep_model_index(cache_folder())  # as the window and the command line do
     with importing():
-        from core.generation.generate import Token, generate
+        from core.generation.generate import DrawnToken, generate
         from core.runtime.loader import LoadedModel, load_model
 
     imported = time.perf_counter()
@@ -66,7 +66,7 @@ def load_once(options: argparse.Namespace) -> dict[str, Any]:
     steps = generate(
         loaded.model, loaded.cache, ids, lambda row, _: int(row.argmax()), never, loaded.plan.prefill_chunk
     )
-    tokens = (step for step in steps if isinstance(step, Token))
+    tokens = (step for step in steps if isinstance(step, DrawnToken))
     for _ in range(REPLY):
         next(tokens)
     memory = loaded.plan.memory[0]

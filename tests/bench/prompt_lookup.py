@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from core.events import never
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import PromptLookup
 from core.runtime.loader import LoadedModel
 from tests.bench.decode_profile import load
@@ -60,7 +60,7 @@ def rate(loaded: LoadedModel, prompt: list[int], reply: list[int], lookup: Promp
     sample: Any = Script(prompt, reply)
     said, began = 0, 0.0
     for step in generate(loaded.model, loaded.cache, prompt, sample, never, lookup=lookup):
-        if not isinstance(step, Token):
+        if not isinstance(step, DrawnToken):
             continue
         if said == 0:
             began = time.perf_counter()

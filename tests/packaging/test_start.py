@@ -98,7 +98,9 @@ def test_without_a_home_one_is_made_and_said(
 def test_no_screen_is_said_in_words():
     environ = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     environ.pop("QT_QPA_PLATFORM", None)
-    code = "from app import start\ntry: start.check_window()\nexcept start.CannotStart as problem: print(problem)"
+    code = (
+        "from app.system import start\ntry: start.check_window()\nexcept start.CannotStart as problem: print(problem)"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "There is no screen: neither DISPLAY nor WAYLAND_DISPLAY is set."
 

@@ -140,7 +140,7 @@ def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, s
 
 
 @pytest.mark.parametrize(
-    ("verdict", "stage_after", "title"),
+    ("result", "stage_after", "title"),
     [
         (TrialResult(VERSION, "581", "Fake Card"), "ready", "The card can be used again"),
         (TrialResult(VERSION, "581", why="It crashed."), "unused", "The processor is used, not the card"),

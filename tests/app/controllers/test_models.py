@@ -35,7 +35,7 @@ def address(server: socket.socket) -> str:
 def test_another_address_is_taken_while_the_old_one_does_not_answer(
     qtbot: QtBot, tmp_path: Path, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.controllers.models.late_judge", lambda options: check_fit)
+    monkeypatch.setattr("app.controllers.models.late_fit_check", lambda options: check_fit)
     window = QWidget()
     qtbot.addWidget(window)
     kept = [Settings(hf_endpoint=address(silent), models_folder=str(tmp_path / "models"))]

@@ -31,7 +31,7 @@ RECORDS = {"Report", "Explanation", "Replanned", "Shrink", "Grow", "Problem"}
 """What carries sentences besides errors."""
 WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py")
 """Modules that consist of sentences: every text in them counts."""
-COMMAND_LINE = ("core/commands", "core/hub/commands", "core/diagnosis", "core/shapes")
+COMMAND_LINE = ("core/commands", "core/hardware/doctor", "core/weights/known_shapes")
 """Said on the command line only, in English."""
 OTHERS = [code for code in languages() if code != "en"]
 Names = dict[str, list[ast.expr]]

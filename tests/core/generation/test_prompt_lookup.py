@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import LEAST_GUESS, MOST_ROWS, REST, TIMED_PASSES, PromptLookup
 from core.generation.sampler import Draw, make_sampler
 from core.layers.kv_cache import KVCache
@@ -36,7 +36,7 @@ class Run:
     def tokens(self, prompt: list[int], draw: Draw, lookup: PromptLookup | None, count: int = 96) -> list[int]:
         cache = KVCache(self.config, 512)
         steps = generate(self.model, cache, prompt, make_sampler(draw), bool, 0, lookup)
-        return [step.id for step in islice((s for s in steps if isinstance(s, Token)), count)]
+        return [step.id for step in islice((s for s in steps if isinstance(s, DrawnToken)), count)]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3_moe", "qwen3_next"])

@@ -34,12 +34,12 @@ import sys
 from pathlib import Path
 from core.hub.client import Client
 from core.hub.download import download
-from core.hub.downloader import Manner
+from core.hub.downloader import DownloadOptions
 from core.hub.cache_layout import Cache
 from core.hub.listing import Reference
 from core.hub.progress import Pace
 
-manner = Manner(Pace(), reserve_bytes=0)
+manner = DownloadOptions(Pace(), reserve_bytes=0)
 with Client(sys.argv[1]) as client:
     result = download(client, Cache(Path(sys.argv[2])), Reference(sys.argv[3]), manner=manner)
 print(result.downloaded_bytes, result.resumed_bytes, result.bytes, result.verified)

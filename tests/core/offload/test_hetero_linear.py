@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
-from core.generation.generate import Token, generate
+from core.generation.generate import DrawnToken, generate
 from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
 from core.kernels.quantized_weight import QuantizedWeight
@@ -105,7 +105,7 @@ class Bench:
         tokens: list[int] = []
         try:
             for step in generate(model, cache, self.prompt, lambda logits, _: int(logits.argmax()), bool, 16):
-                if isinstance(step, Token):
+                if isinstance(step, DrawnToken):
                     tokens.append(step.id)
                     if len(tokens) == TOKENS // 2:
                         list(placement.apply(second))

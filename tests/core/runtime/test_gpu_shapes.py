@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from core.accelerators.base import Event, Memory, Stream
+from core.accelerators.base import DeviceEvent, Memory, Stream
 from core.kernels.autotune import KernelTable
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
@@ -38,7 +38,7 @@ class At:
 
     def record(self, stream: Stream | None = None) -> None: ...
 
-    def wait(self, event: Event) -> None: ...
+    def wait(self, event: DeviceEvent) -> None: ...
 
     def synchronize(self) -> None: ...
 
@@ -76,7 +76,7 @@ class CardOfShapes:
     def stream(self) -> Stream:
         return At()
 
-    def event(self) -> Event:
+    def event(self) -> DeviceEvent:
         return At()
 
     def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
@@ -87,9 +87,9 @@ class CardOfShapes:
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
         work()
 
-    def wait(self, event: Event) -> None: ...
+    def wait(self, event: DeviceEvent) -> None: ...
 
-    def record(self, event: Event) -> None: ...
+    def record(self, event: DeviceEvent) -> None: ...
 
     def settle(self) -> None: ...
 
