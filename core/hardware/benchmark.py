@@ -20,11 +20,11 @@ from core.accelerators.base import PINNED, Accelerator
 from core.errors import NotEnoughMemory
 from core.hardware.call_overhead import DeviceOverheads, Overheads
 from core.hardware.workloads import COLD_BYTES, COLUMNS, COPY_BYTES, ROWS, CpuLoad, LinkLoad, seconds_of, weight_of
-from core.kernels.autotune import BUCKET_ROWS, KernelTable, measure
+from core.kernels.autotune import KernelTable, measure
 from core.kernels.matmul import host_matmul
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import copied_rows
-from core.spec import KernelRate, Link, Storage, row_bytes
+from core.spec import BUCKET_TIMED, KernelRate, Link, Storage, row_bytes
 from core.units import MIB
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
@@ -144,7 +144,7 @@ class Neighbours:
 
 def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
     """The rate from times of the standing weight in each bucket."""
-    operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_ROWS]
+    operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_TIMED]
     flops = [count / taken for count, taken in zip(operations, seconds, strict=True)]
     nbytes = ROWS * row_bytes(storage, COLUMNS)
     return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
@@ -155,7 +155,7 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
     loads = {storage: CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
     one_row = _one_row_s(tuple(loads.values()))
     return tuple(
-        _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_ROWS[1:])])
+        _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_TIMED[1:])])
         for (storage, load), seconds in zip(loads.items(), one_row, strict=True)
     )
 
@@ -199,7 +199,7 @@ def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable)
     ]
     dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
     taken = []
-    for m in BUCKET_ROWS:
+    for m in BUCKET_TIMED:
         x = torch.ones((m, COLUMNS), dtype=dtype, device=accelerator.device)
         taken.append(_device_seconds(accelerator, weights, x))
     return _rate_of(storage, taken)

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from core.kernels.matmul import BUCKETS, Kernel, kernels_for
+from core.kernels.matmul import Kernel, kernels_for
 from core.kernels.native_library import instruction_sets
 from core.kernels.prepared_input import HostInput
-from core.kernels.quantized_weight import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, QuantizedWeight, padded
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import BUCKET_NAMES, BUCKET_TIMED, INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, padded
 
-BUCKET_ROWS = (1, 4, 32, 256)
-"""The rows of input that stand for each bucket."""
 MOST_ROWS = 4096
 """Rows of weights that are timed: more take longer in proportion."""
 WORTHWHILE = 0.95
@@ -60,7 +59,7 @@ class KernelTable:
     def names(self, storage: str, rows: int, columns: int) -> tuple[str, ...]:
         """The candidate to use in each bucket for a weight of this shape; empty where nothing was timed."""
         nearest = self._nearest(storage, _timed_rows(rows), columns)
-        return tuple(self._best(nearest, b) for b in range(len(BUCKETS))) if nearest else ()
+        return tuple(self._best(nearest, b) for b in range(len(BUCKET_NAMES))) if nearest else ()
 
     def rate(self, storage: str, rows: int, columns: int, bucket: int) -> float | None:
         """Weights (rows x columns) per second of the best candidate, None where nothing was timed."""
@@ -121,7 +120,7 @@ def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = 
 def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[Timing]:
     weights = list(_weights(storage, rows, columns, memory))
     _wake(kernels_for(storage)[0], weights)
-    for index, m in enumerate(BUCKET_ROWS):
+    for index, m in enumerate(BUCKET_TIMED):
         x = torch.randn(m, columns, dtype=torch.bfloat16)
         fitting = [offer for offer in kernels_for(storage) if offer.most_rows >= m]
         for offer, seconds in zip(fitting, _times(fitting, weights, x), strict=True):

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.kernels.quantized_weight import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, Format, QuantizedWeight, padded
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, Format, padded
 
 MOST_ROWS = 8
 """Rows of input that one product takes, as in device.cu; with more of them, widening first costs less."""

@@ -1,12 +1,11 @@
 """The candidates that multiply an input with rows of a weight on the CPU, and the object that calls the chosen one.
 
 A candidate is a function (weight, input, begin, end) -> (M, end - begin) in the input's dtype. All but the native ones
-are torch's; none copies the whole weight. Which is fastest differs by processor, shape and rows of input: see `select`.
+are torch's; none copies the whole weight. Which is fastest differs by CPU, shape and rows of input: see `autotune`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,18 +26,11 @@ from core.kernels.native_library import (
 )
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import BUCKET_LIMITS, BUCKET_NAMES, bucket
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
-BUCKET_LIMITS = (1, 8, 64)
-BUCKETS = ("1", "2-8", "9-64", ">64")
-"""Rows of input are told apart in these four buckets."""
 CHUNK_BYTES = 2 << 20
 """Weights are widened in chunks of rows of this size, which stay in the processor's cache until they are used."""
-
-
-def bucket(rows: int) -> int:
-    """Index of the bucket that `rows` rows of input fall in."""
-    return bisect_left(BUCKET_LIMITS, rows)
 
 
 # ---- candidates
@@ -150,7 +142,7 @@ class BatchedMatmul:
     def __init__(self, matmuls: Sequence[ChosenMatmul]) -> None:
         self._matmuls = tuple(matmuls)
         self._storage = matmuls[0].storage
-        self._libraries = [self._library(index) for index in range(len(BUCKETS))]
+        self._libraries = [self._library(index) for index in range(len(BUCKET_NAMES))]
         self._parts = Parts([(m.weight.data, m.weight.scales, 0, m.rows) for m in matmuls])
 
     def __call__(self, x: HostInput) -> list[Tensor]:
@@ -172,7 +164,7 @@ def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str
     """`weight` with the named candidate for each bucket; without a name, or with one not offered here, the first."""
     found = kernels_for(weight.storage)
     wanted = dict(enumerate(names)) if not isinstance(names, Mapping) else dict(names)
-    return ChosenMatmul(weight, [_offer(found, wanted.get(b), b) for b in range(len(BUCKETS))])
+    return ChosenMatmul(weight, [_offer(found, wanted.get(b), b) for b in range(len(BUCKET_NAMES))])
 
 
 def _offer(found: Sequence[Kernel], name: str | None, bucket_index: int) -> Kernel:

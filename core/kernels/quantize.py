@@ -11,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.native_library import TYPES, native
-from core.kernels.quantized_weight import (
-    INT4_COLUMNS,
-    INT4_GROUP,
-    INT4_ZERO,
-    INT8_COLUMNS,
-    Format,
-    QuantizedWeight,
-    padded,
-)
+from core.kernels.quantized_weight import INT4_ZERO, QuantizedWeight
+from core.spec import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, Format, padded
 
 CHUNK_ELEMENTS = 1 << 20
 # A scale is tried that maps a group's largest value to each of these; the one with the least squared error stays.

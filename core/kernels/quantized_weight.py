@@ -13,21 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Format = Literal["bf16", "int8", "int4"]
-INT8_COLUMNS = 64
-INT4_COLUMNS = 128
-INT4_GROUP = 32
+from core.spec import INT4_COLUMNS, INT4_GROUP, Format
+
 INT4_ZERO = 8
-
-
-def padded(columns: int, multiple: int) -> int:
-    """`columns` rounded up to a multiple."""
-    return -(-columns // multiple) * multiple
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.cuda_dequant import MOST_ROWS, device_kernels
-from core.kernels.matmul import BatchedMatmul, ChosenMatmul, bucket
+from core.kernels.matmul import BatchedMatmul, ChosenMatmul
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import QUANTUM
+from core.spec import QUANTUM, bucket
 from core.units import MIB
 
 WIDENED_BYTES = 32 * MIB

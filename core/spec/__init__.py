@@ -6,12 +6,15 @@ A linear is `rows` outputs by `columns` inputs.
 from core.spec.formats import (
     BUCKET_LIMITS,
     BUCKET_NAMES,
+    BUCKET_TIMED,
     BUCKET_TOKENS,
     COPY_PIECE,
     DECODE,
     FEW,
     FORMATS,
+    INT4_COLUMNS,
     INT4_GROUP,
+    INT8_COLUMNS,
     ITEM_BYTES,
     PREFILL,
     QUANTUM,
@@ -19,6 +22,7 @@ from core.spec.formats import (
     Storage,
     Strategy,
     bucket,
+    padded,
     row_bytes,
 )
 from core.spec.hardware import (
@@ -51,12 +55,15 @@ from core.spec.plan import (
 __all__ = [
     "BUCKET_LIMITS",
     "BUCKET_NAMES",
+    "BUCKET_TIMED",
     "BUCKET_TOKENS",
     "COPY_PIECE",
     "DECODE",
     "FEW",
     "FORMATS",
+    "INT4_COLUMNS",
     "INT4_GROUP",
+    "INT8_COLUMNS",
     "ITEM_BYTES",
     "PREFILL",
     "QUANTUM",
@@ -84,5 +91,6 @@ __all__ = [
     "Strategy",
     "Times",
     "bucket",
+    "padded",
     "row_bytes",
 ]

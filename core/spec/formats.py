@@ -13,6 +13,8 @@ Storage = Literal["bf16", "fp16", "fp32", "int8", "int4"]
 Strategy = Literal["hetegen", "stream", "cpu", "serial"]
 
 ITEM_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+INT8_COLUMNS, INT4_COLUMNS = 64, 128
+"""Columns of a row are padded with zeros to a multiple of these."""
 INT4_GROUP = 32
 QUANTUM: dict[str, int] = {"bf16": 16, "int8": 16, "int4": 16}
 """Rows are divided between devices in multiples of these: the kernels' blocks of rows."""
@@ -24,6 +26,8 @@ BUCKET_LIMITS = (1, 8, 64)
 BUCKET_NAMES = ("1", "2-8", "9-64", ">64")
 BUCKET_TOKENS = (1, 4, 32, 512)
 """Rows of input (M) are told apart in four buckets; these stand for each in planning."""
+BUCKET_TIMED = (1, 4, 32, 256)
+"""Kernels are timed with these rows of input; fewer in the last bucket, which takes most of the time of measuring."""
 DECODE, FEW, PREFILL = 0, 1, 3
 """The buckets of one token, of the most that still count as few, and of long prompts."""
 
@@ -33,11 +37,16 @@ def bucket(tokens: int) -> int:
     return bisect_left(BUCKET_LIMITS, tokens)
 
 
+def padded(columns: int, multiple: int) -> int:
+    """`columns` rounded up to a multiple."""
+    return -(-columns // multiple) * multiple
+
+
 def row_bytes(storage: Storage, columns: int) -> int:
     """Bytes of one row of weights: int8 has one fp32 scale per row, int4 one of 16 bits per group; both are padded."""
     if storage == "int8":
-        return -(-columns // 64) * 64 + 4
+        return padded(columns, INT8_COLUMNS) + 4
     if storage == "int4":
-        padded = -(-columns // 128) * 128
-        return padded // 2 + padded // INT4_GROUP * 2
+        wide = padded(columns, INT4_COLUMNS)
+        return wide // 2 + wide // INT4_GROUP * 2
     return columns * ITEM_BYTES[storage]

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from core.errors import DiskFull
-from core.kernels.quantized_weight import Format, QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import Format
 
 VERSION = 1
 """Changes when the bytes of a format or the way of quantising do: older files are then no longer found."""

@@ -18,7 +18,8 @@ import torch
 from core.kernels.matmul import Kernel, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
-from core.kernels.quantized_weight import Format, QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import Format
 
 # name: (outputs, inputs, how many in a model)
 LINEARS = {

@@ -4,15 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.kernels import matmul, quantized_weight
 from core.kernels.quantize import quantize
 from core.planning.planner import place
 from core.spec import (
     BUCKET_LIMITS,
     BUCKET_NAMES,
+    BUCKET_TIMED,
     BUCKET_TOKENS,
     FORMATS,
-    INT4_GROUP,
     Budget,
     KvLayer,
     LinearSpec,
@@ -34,9 +33,8 @@ def test_each_bucket_has_its_example() -> None:
     assert len(BUCKET_NAMES) == len(BUCKET_LIMITS) + 1
 
 
-def test_the_kernels_tell_the_same_buckets_and_groups_apart() -> None:
-    assert matmul.BUCKET_LIMITS == BUCKET_LIMITS
-    assert quantized_weight.INT4_GROUP == INT4_GROUP
+def test_kernels_are_timed_in_each_bucket() -> None:
+    assert [bucket(rows) for rows in BUCKET_TIMED] == [0, 1, 2, 3]
 
 
 @given(st.integers(1, 9000))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.kernels import cuda_dequant
 from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
-from core.kernels.quantized_weight import Format
+from core.spec import Format
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from core.kernels.matmul import BatchedMatmul, Kernel, bucket, host_matmul, kern
 from core.kernels.native_library import Parts, copy_past_caches, instruction_sets, library_files, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
-from core.kernels.quantized_weight import Format, QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import Format
 
 STORAGES = ("fp32", "bf16", "fp16", "int8", "int4")
 CASES = [

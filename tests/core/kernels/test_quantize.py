@@ -11,7 +11,8 @@ from torch import Tensor
 import core.kernels.quantize
 from core.kernels.native_library import instruction_sets, open_library
 from core.kernels.quantize import encode_with_torch, quantize
-from core.kernels.quantized_weight import INT4_GROUP, Format, QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import INT4_GROUP, Format
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)

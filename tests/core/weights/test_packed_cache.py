@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from core.kernels.quantize import quantize
-from core.kernels.quantized_weight import Format, QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight
+from core.spec import Format
 from core.weights.packed_cache import PackedCache, cache_key
 
 
