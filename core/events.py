@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.errors import HeteGenError
-from core.spec import Hardware, ModelSpec, Plan
+from core.spec import Budget, Hardware, ModelSpec, Plan
 
 Role = Literal["system", "user", "assistant"]
 Stop = Callable[[], bool]
@@ -58,18 +58,9 @@ class Request:
 
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """What a person may decide about a load; None and `auto` are decided by the planner.
+class LoadOptions(Budget):
+    """The budget of a load, which the planner takes as it is, and the GPU to simulate ("vram=6GiB,link=12GB/s")."""
 
-    `context` in tokens, `format` as in the contracts, `vram` and `ram` bytes that may be used at most,
-    `simulate_gpu` as in the contracts ("vram=6GiB,link=12GB/s").
-    """
-
-    context: int | None = None
-    format: str = "auto"
-    vram: int | None = None
-    ram: int | None = None
-    threads: int | None = None
     simulate_gpu: str | None = None
 
 

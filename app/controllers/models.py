@@ -161,10 +161,9 @@ def _adviser(options: LoadOptions) -> FitCheck:
     from core.hardware.machine import open_machine
     from core.paths import cache_folder
     from core.runtime.fit import FitChecker
-    from core.spec import Budget
 
     machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
-    return FitChecker(machine.now, Budget(options.vram, options.ram, options.threads))
+    return FitChecker(machine.now, options)
 
 
 def _bytes_s(settings: Settings) -> float | None:

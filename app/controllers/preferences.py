@@ -17,6 +17,7 @@ from app.settings.settings import Settings
 from app.settings.theme import MODES, Mode, Theme
 from app.system.paths import Places
 from core.events import LoadOptions
+from core.spec import format_named
 
 if TYPE_CHECKING:
     from app.views.settings.settings_dialog import SettingsDialog
@@ -51,7 +52,7 @@ class Preferences(QObject):
         return replace(
             asked,
             context=asked.context or kept.context,
-            format=asked.format if asked.format != "auto" else kept.format,
+            format=asked.format if asked.format != "auto" else format_named(kept.format),
             vram=asked.vram if asked.vram is not None else _bytes(kept.vram_limit_gib),
             ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
             threads=asked.threads or kept.threads,

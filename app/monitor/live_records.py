@@ -12,6 +12,8 @@ from core.spec import (
     BytesPerToken,
     Confidence,
     Fits,
+    Format,
+    FormatWish,
     Gpu,
     Hardware,
     ModelSpec,
@@ -71,7 +73,7 @@ class Outlook:
     confidence: Confidence
     fits: Fits
     reason: str
-    format: str
+    format: Format
     context: int
     times: Times
     """Where one token's time goes, as predicted."""
@@ -85,7 +87,7 @@ class Wish:
     """What the what-if sliders ask for. `vram_share`: part of the card's memory that may be used, 0-1."""
 
     context: int
-    format: str
+    format: FormatWish
     vram_share: float
 
 

@@ -6,7 +6,6 @@ Answers the what-if sliders by planning anew, which costs milliseconds and loads
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from PySide6.QtCore import QObject, Signal, Slot
 
@@ -16,7 +15,7 @@ from app.monitor.live_records import Outlook, Wish, outlook
 from app.monitor.telemetry import Sample
 from core.events import Loaded, LoadOptions, Stats
 from core.planning import planner
-from core.spec import FORMATS, Budget, Format, Hardware, Plan
+from core.spec import Hardware, Plan
 
 
 class Observer(QObject):
@@ -70,8 +69,7 @@ class Observer(QObject):
             return
         hardware = emptied(model.hardware, model.plan)
         options = self._options_for(wish, hardware)
-        budget = Budget(options.vram, options.ram, options.threads, wish.context, _format(wish.format))
-        plan = planner.place(model.spec, hardware, budget, profile=model.plan.profile)
+        plan = planner.place(model.spec, hardware, options, profile=model.plan.profile)
         self.answered.emit(outlook(plan, model.spec, hardware))
 
     @Slot(object)
@@ -114,7 +112,3 @@ def emptied(hardware: Hardware, plan: Plan) -> Hardware:
     cpu = replace(hardware.cpu, ram_free=before.get("cpu", hardware.cpu.ram_free))
     gpus = tuple(replace(gpu, vram_free=before.get(f"{gpu.kind}:{gpu.index}", gpu.vram_free)) for gpu in hardware.gpus)
     return replace(hardware, cpu=cpu, gpus=gpus)
-
-
-def _format(name: str) -> Format | Literal["auto"]:
-    return next((known for known in FORMATS if known == name), "auto")

@@ -7,7 +7,6 @@ import argparse
 from core.errors import BadRequest
 from core.events import LoadOptions
 from core.paths import SHAPE_PREFIX
-from core.spec import Budget
 from core.units import parse_size
 
 
@@ -55,7 +54,3 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def model_name(args: argparse.Namespace) -> str:
     """The model as `source.open_source` takes it."""
     return f"{SHAPE_PREFIX}{args.shape}" if args.shape else str(args.model)
-
-
-def budget(args: argparse.Namespace) -> Budget:
-    return Budget(vram=args.vram, ram=args.ram, threads=args.threads, context=args.context, format=args.format)

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from core.commands.arguments import add_json, add_machine_options, add_model, budget, model_name
+from core.commands.arguments import add_json, add_machine_options, add_model, load_options, model_name
 from core.errors import ModelNotFound
 from core.hub.installed import PATH_LIKE
 from core.paths import SHAPE_PREFIX
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     spec = _spec(model_name(args))
     hardware = open_machine(cache_folder(), args.simulate_gpu, args.threads).now()
-    plan = place(spec, hardware, budget(args))
+    plan = place(spec, hardware, load_options(args))
     for line in explain(plan, spec, hardware):
         print(line)
     for device in plan.memory:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.spec import Confidence, DeviceMemory, ModelSpec, Plan, Prediction
+from core.spec import Confidence, DeviceMemory, FormatWish, ModelSpec, Plan, Prediction
 from core.weights.safetensors_header import TensorInfo
 
 Kind = Literal["fits", "cpu_help", "slow", "no"]
@@ -16,7 +16,7 @@ Kind = Literal["fits", "cpu_help", "slow", "no"]
 class Wishes:
     """What the person would like: a weight format, and a context in tokens (None = decide)."""
 
-    format: str = "auto"
+    format: FormatWish = "auto"
     context: int | None = None
 
 

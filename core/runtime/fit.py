@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -45,7 +46,7 @@ class FitChecker:
     """A FitCheck for this machine. May be called from any thread; a model's specification is worked out once."""
 
     def __init__(self, hardware: Callable[[], Hardware], limits: Budget) -> None:
-        """`hardware`: this machine with what is free now; `limits`: the person's own (memory, threads)."""
+        """`hardware`: this machine with what is free now; `limits`: the user's own, of memory and threads."""
         prepare_environment()
         self._hardware = hardware
         self._limits = limits
@@ -55,9 +56,8 @@ class FitChecker:
     def __call__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
         """Raises HeteGenError."""
         spec = self._spec(config, tensors)
-        limits = self._limits
         context = min(wishes.context, spec.context_limit) if wishes.context else None
-        budget = Budget(limits.vram, limits.ram, limits.threads, context, wishes.format)  # type: ignore[arg-type]
+        budget = replace(self._limits, context=context, format=wishes.format)
         return fit(place(spec, self._hardware(), budget), spec)
 
     def _spec(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelSpec:

@@ -26,7 +26,7 @@ from core.model.spec_cache import specification
 from core.paths import cache_folder
 from core.planning.planner import place
 from core.planning.profile_store import model_key, recall, remember
-from core.spec import Budget, Format, ModelSpec, Plan, Profile, Strategy
+from core.spec import Budget, ModelSpec, Plan, Profile, Strategy
 
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
 # Smaller models run at once anywhere: nobody should wait for measurements first.
@@ -205,18 +205,12 @@ def decide(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: St
         limit = f"{spec.context_limit:,}"
         raise BadRequest(f"This model reads at most {limit} tokens.", "", f"Choose a context of {limit} or less.")
     hardware = machine.now()
-    plan = place(spec, hardware, budget(options), strategy)
+    plan = place(spec, hardware, options, strategy)
     if (learned := recall(cache_folder(), model_key(plan, hardware))) != Profile():
-        plan = place(spec, hardware, budget(options), strategy, learned)
+        plan = place(spec, hardware, options, strategy, learned)
     if plan.fits == "no":
         raise NotEnoughMemory(plan.reason, "", "Close other programs, or choose a smaller model or a shorter context.")
     return plan
-
-
-def budget(options: LoadOptions) -> Budget:
-    """The same wishes as the planner takes them."""
-    format: Format | str = options.format
-    return Budget(options.vram, options.ram, options.threads, options.context, format)  # type: ignore[arg-type]
 
 
 def check(options: LoadOptions) -> None:

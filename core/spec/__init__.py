@@ -19,9 +19,11 @@ from core.spec.formats import (
     PREFILL,
     QUANTUM,
     Format,
+    FormatWish,
     Storage,
     Strategy,
     bucket,
+    format_named,
     padded,
     row_bytes,
 )
@@ -74,6 +76,7 @@ __all__ = [
     "DeviceMemory",
     "Fits",
     "Format",
+    "FormatWish",
     "Gpu",
     "Hardware",
     "KernelRate",
@@ -91,6 +94,7 @@ __all__ = [
     "Strategy",
     "Times",
     "bucket",
+    "format_named",
     "padded",
     "row_bytes",
 ]

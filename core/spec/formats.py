@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Format = Literal["bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 """From the most exact to the smallest; `bf16` means the weights as stored, whatever their type."""
+FormatWish: TypeAlias = Format | Literal["auto"]
+"""`auto`: the planner takes the most exact format that fits and stays usable."""
 Storage = Literal["bf16", "fp16", "fp32", "int8", "int4"]
 """How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
 Strategy = Literal["hetegen", "stream", "cpu", "serial"]
@@ -30,6 +32,11 @@ BUCKET_TIMED = (1, 4, 32, 256)
 """Kernels are timed with these rows of input; fewer in the last bucket, which takes most of the time of measuring."""
 DECODE, FEW, PREFILL = 0, 1, 3
 """The buckets of one token, of the most that still count as few, and of long prompts."""
+
+
+def format_named(name: str) -> FormatWish:
+    """The format of this name; `auto` for any other."""
+    return next((known for known in FORMATS if known == name), "auto")
 
 
 def bucket(tokens: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from core.spec.formats import DECODE, PREFILL, Format, Storage, Strategy, bucket
+from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Storage, Strategy, bucket
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Budget:
     ram: int | None = None
     threads: int | None = None
     context: int | None = None
-    format: Format | Literal["auto"] = "auto"
+    format: FormatWish = "auto"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from app.views.models.fit import FitGuide, FitView, wrapping_label
 from app.views.models.rows import Row
 from core.errors import AccessDenied, HeteGenError, UnsupportedModel
 from core.hub.fit import Wishes
+from core.spec import format_named
 
 FORMATS = (("auto", "Format: automatic"), ("bf16", "As stored"), ("int8", "8-bit"), ("int4", "4-bit"))
 CONTEXTS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -97,7 +98,7 @@ class DetailsPane(Pane):
 
     def wishes(self) -> Wishes:
         """What the boxes say."""
-        return Wishes(str(self._format.currentData()), self._context.currentData())
+        return Wishes(format_named(self._format.currentData()), self._context.currentData())
 
     def _fill_boxes(self) -> None:
         for value, text in FORMATS:

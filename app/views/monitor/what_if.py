@@ -10,6 +10,7 @@ from app.monitor.live_records import Outlook, Wish
 from app.settings.theme import INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox
 from app.views.monitor.memory_view import MemoryView
+from core.spec import format_named
 
 ASK_MS = 60
 FORMATS = (("auto", "Automatic"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"))
@@ -99,7 +100,7 @@ class WhatIf(QWidget):
 
     def wish(self) -> Wish:
         """What the sliders say now."""
-        return Wish(self._tokens(), str(self._format.currentData()), self._vram.value() / self._vram.maximum())
+        return Wish(self._tokens(), format_named(self._format.currentData()), self._vram.value() / self._vram.maximum())
 
     def _tokens(self) -> int:
         # Steps of a half-doubling; the last one is the model's own limit, whatever it is.
