@@ -24,8 +24,8 @@ from core.weights.checkpoint import check_folder
 ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
-def read_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's config.json. Raises ModelNotFound, ModelUnreadable."""
     check_folder(folder)
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=_special_floats)
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> Any:
         raise ModelUnreadable("config.json cannot be read.", "It is damaged.", "Download the model again.") from error
     if not isinstance(raw, dict):
         raise ModelUnreadable("config.json cannot be read.", "It holds no settings.", "Download the model again.")
-    return config_from(raw)
+    return raw
 
 
 def config_from(raw: dict[str, Any]) -> Any:
@@ -137,14 +137,6 @@ def cache_argument(module: Any) -> str:
 def _check_supported(raw: dict[str, Any]) -> None:
     if not isinstance(raw.get("model_type"), str):
         raise UnsupportedModel("config.json names no architecture.", "", "Choose the folder of a language model.")
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModel(
-            f"The weights are already quantised ({method}).",
-            "HeteGen reads the original weights and chooses the format that suits this machine.",
-            "Choose the original version of the model, in bf16, fp16 or fp32.",
-        )
 
 
 def _special_floats(entry: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from core.paths import SHAPE_PREFIX, builtin_model
 from core.weights.checkpoint import Checkpoint
 from core.weights.known_shapes import shape
 from core.weights.random_weights import RandomWeights
+from core.weights.stored_formats import check_readable, read_sidecars, stored_format
 
 GUIDE_NAME = "HeteGen Guide"
 
@@ -59,8 +60,9 @@ def open_source(name: str | Path | None) -> Source:
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
     folder = find_folder(name)
     checkpoint = Checkpoint(folder)
-    config = read_config(folder)
-    module = build(config, checkpoint.dtype)
+    raw = read_config(folder)
+    check_readable(stored_format(raw, checkpoint.infos, read_sidecars(folder)))
+    module = build(config_from(raw), checkpoint.dtype)
     shown = GUIDE_NAME if name is None else folder_name(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, _generation_config(folder))
 

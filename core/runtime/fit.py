@@ -21,10 +21,12 @@ from core.spec import Budget, Hardware, ModelSpec
 from core.startup.environment import prepare_environment
 from core.weights.checkpoint import DTYPES
 from core.weights.safetensors_header import TensorInfo
+from core.weights.stored_formats import check_readable, stored_format
 
 
 def describe(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name: str = "") -> ModelSpec:
     """The specification of a model from config.json's content. Raises UnsupportedModel, ModelUnreadable."""
+    check_readable(stored_format(config, tensors))
     module = build(config_from(dict(config)), stored_dtype(config, tensors))
     return specification(module, name, cache_folder())
 

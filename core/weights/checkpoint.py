@@ -17,11 +17,13 @@ from torch import Tensor
 
 from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
 from core.weights.safetensors_header import TensorInfo, read_header
+from core.weights.stored_formats import FLOATING
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 INDEX = "model.safetensors.index.json"
 READ_BLOCK = 16 << 20
@@ -41,12 +43,6 @@ class Checkpoint(Mapping[str, Tensor]):
         self._where: dict[str, tuple[Path, TensorInfo]] = {}
         for file in self.files:
             self._where.update({name: (file, info) for name, info in read_header(file).items()})
-        if unknown := {info.dtype for _, info in self._where.values()} - DTYPES.keys():
-            raise UnsupportedModel(
-                f"The weights are stored as {', '.join(sorted(unknown))}.",
-                "This number format is not read here.",
-                "Choose a version of the model in bf16, fp16 or fp32.",
-            )
 
     def __getitem__(self, name: str) -> Tensor:
         file, info = self._where[name]
@@ -74,12 +70,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that holds most of the bytes."""
+        """The floating-point type that holds most of the bytes; numbers of 64 bits are computed with 32."""
         sizes: dict[str, int] = {}
         for _, info in self._where.values():
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-        floating = {name: size for name, size in sizes.items() if DTYPES[name].is_floating_point}
-        return DTYPES[max(floating, key=floating.__getitem__)] if floating else torch.float32
+        plain = {name: size for name, size in sizes.items() if name in FLOATING}
+        found = DTYPES[max(plain, key=plain.__getitem__)] if plain else torch.float32
+        return torch.float32 if found is torch.float64 else found
 
     def warm(self) -> Iterator[float]:
         """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""

@@ -33,6 +33,7 @@ from core.errors import (
 from core.events import Failed, Finished, Loaded, LoadOptions, Message, Piece, Request, Sampling
 from tests.core.tiny_tokenizer import chat_model, write_tokenizer
 
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
 WEIGHTS = "model.safetensors"
 NOBODY = 65534
 ONE_THREAD = LoadOptions(threads=1)
@@ -157,7 +158,11 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "a state of its own": (write("config.json", '{"model_type": "rwkv"}'), UnsupportedModel, "cannot be run here"),
     "wrong kind of value": (config(hidden_size="large"), ModelUnreadable, "does not describe a model"),
     "nonsense value": (config(vocab_size=-1), ModelUnreadable, "does not describe a model"),
-    "quantised": (config(quantization_config={"quant_method": "gptq"}), UnsupportedModel, "already quantised (gptq)"),
+    "quantised": (config(quantization_config={"quant_method": "hqq"}), UnsupportedModel, "already quantised (hqq)"),
+    "quantised unsaid": (
+        change_tensors(lambda tensors: tensors.update({QUERIES: tensors[QUERIES].to(torch.float8_e4m3fn)})),
+        UnsupportedModel, f"already quantised (fp8). It shows in {QUERIES}",
+    ),
     "oddly quantised": (config(quantization_config="4bit"), UnsupportedModel, "already quantised (4bit)"),
     "no weights": (delete(WEIGHTS), UnsupportedModel, "no weights in this folder"),
     "pickled weights": (
@@ -171,7 +176,7 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "weights cut off": (cut(WEIGHTS, 0.7), ModelUnreadable, "It is cut off:"),
     "header corrupt": (corrupt_header, ModelUnreadable, "Its header is damaged"),
     "weights a web page": (write(WEIGHTS, "<!doctype html><html>"), ModelUnreadable, "not begin with a safetensors"),
-    "number format": (unknown_number_format, UnsupportedModel, "The weights are stored as F4"),
+    "number format": (unknown_number_format, UnsupportedModel, "already quantised (fp4)"),
     "tensor missing": (
         change_tensors(lambda tensors: tensors.pop("model.norm.weight")), ModelUnreadable, "model.norm.weight",
     ),

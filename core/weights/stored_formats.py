@@ -1,0 +1,161 @@
+"""How a checkpoint's weights are stored: as plain numbers, or quantised already, and by which method.
+
+config.json announces most methods, a file beside it some, and others show only in the names and types of the tensors.
+A pure function of what is said and of the headers: the same for a folder and for a repository that is not here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import UnsupportedModel
+from core.weights.safetensors_header import TensorInfo
+
+CONFIG = "config.json"
+SIDECARS: dict[str, str] = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "quantization_config.json": "auto-round",
+}
+"""Files in which quantising programs keep their settings, and the method where the file names none."""
+PACKED = "gptq or awq"
+ANNOUNCED = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "mlx"}
+"""Keys of config.json, and the method where the entry names none; the first that is there counts."""
+MARKED = frozenset(
+    ("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt", "mxfp4", "mxfp8", "nvfp4")
+)
+"""Methods that show in the tensors: where nothing shows, the weights are plain whatever is announced."""
+MARKS: tuple[tuple[str, str], ...] = (
+    (r"\.(absmax|nested_absmax|quant_map|quant_state\.[\w.]+|SCB)$", "bitsandbytes"),
+    (r"\.g_idx$", "gptq"),
+    (r"\.(qweight|qzeros)$", PACKED),
+    (r"\.weight_packed$", "compressed-tensors"),
+    (r"\.weight_scale_2$", "nvfp4"),
+    (r"_blocks$", "mxfp4"),
+    (r"\.(codes|codebooks)$", "aqlm"),
+    (r"\.(trellis|suh|svh|q_weight|q_invperm)$", "exllama"),
+    (r"\.(Qidxs|qscales)$", "quip"),
+    (r"\.W_q$", "hqq"),
+    (r"\.weight[.:_](_data|_scale|qdata)$", "quanto or torchao"),
+)
+"""Names of tensors that only quantised weights have, the most telling first."""
+FLOATING = frozenset(("F64", "F32", "F16", "BF16"))
+INTEGERS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
+BUFFERS = frozenset(("BOOL", "I16", "I32", "I64"))
+"""Integers that stand in plain matrices too: masks, positions, tables of indices."""
+MASKS = re.compile(r"(^|[._])(bias|masked_bias|mask)$")
+"""Causal masks that older checkpoints keep, in bytes."""
+NAMES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "F4": "fp4"}
+"""What a type of number is called where it stands for weights."""
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """`method` is empty for plain weights. `settings` are what config.json or a file beside it says of the method;
+    `shown_by` is the file or the tensor that told."""
+
+    method: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shown_by: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.method
+
+
+def stored_format(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    sidecars: Mapping[str, Mapping[str, Any]] | None = None,
+) -> StoredFormat:
+    """How weights are stored, from config.json's content, headers (none where not known) and `SIDECARS` by name."""
+    said = _announced(config) or _beside(sidecars or {})
+    shown = _marked(tensors) or _odd(tensors)
+    if said is None:
+        return shown or StoredFormat()
+    if shown is None and tensors and said.method in MARKED:
+        return StoredFormat()
+    return replace(said, method=said.method or (shown.method if shown else "by an unnamed method"))
+
+
+def read_sidecars(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The content of those `SIDECARS` that lie in a folder; one that cannot be read says nothing."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in SIDECARS:
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict):
+            found[name] = content
+    return found
+
+
+def check_readable(stored: StoredFormat) -> None:
+    """Raise UnsupportedModel for weights that are not read here."""
+    if stored.is_plain:
+        return
+    raise UnsupportedModel(
+        f"The weights are already quantised ({stored.method}).",
+        f"It shows in {stored.shown_by}; only original weights are read here.",
+        "Choose the original version of the model, in bf16, fp16 or fp32.",
+    )
+
+
+def _announced(config: Mapping[str, Any]) -> StoredFormat | None:
+    """What config.json says of the whole model, or of the language model in it."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, method in ANNOUNCED.items():
+            if said := part.get(key):
+                return _described(said, CONFIG, method)
+    return None
+
+
+def _beside(sidecars: Mapping[str, Mapping[str, Any]]) -> StoredFormat | None:
+    found = (_described(sidecars[name], name, method) for name, method in SIDECARS.items() if name in sidecars)
+    return next(found, None)
+
+
+def _described(said: Any, source: str, method: str) -> StoredFormat:
+    if not isinstance(said, dict):
+        return StoredFormat(str(said), {}, source)
+    named = said.get("quant_method")
+    return StoredFormat(named if isinstance(named, str) else method, said, source)
+
+
+def _marked(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
+    """The first tensor whose name only a quantised checkpoint has."""
+    names = "\n".join(sorted(tensors))
+    for pattern, method in MARKS:
+        if match := re.search(f"^.*{pattern}", names, re.MULTILINE):
+            return StoredFormat(_packed_by(match[0], tensors) if method == PACKED else method, {}, match[0])
+    return None
+
+
+def _packed_by(name: str, tensors: Mapping[str, TensorInfo]) -> str:
+    """GPTQ packs eight inputs into one number, AWQ eight outputs."""
+    owner, _, _ = name.rpartition(".")
+    packed, scales = tensors.get(f"{owner}.qweight"), tensors.get(f"{owner}.scales")
+    if packed is None or scales is None:
+        return PACKED
+    return "gptq" if packed.shape[-1:] == scales.shape[-1:] else "awq"
+
+
+def _odd(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
+    """The first tensor of a type of number that plain weights never have."""
+    for name in sorted(tensors):
+        if _is_odd(tensors[name]):
+            return StoredFormat(NAMES.get(tensors[name].dtype, tensors[name].dtype), {}, name)
+    return None
+
+
+def _is_odd(info: TensorInfo) -> bool:
+    if info.dtype not in INTEGERS:
+        return info.dtype not in FLOATING
+    return info.dtype not in BUFFERS and len(info.shape) > 1 and not MASKS.search(info.name)
