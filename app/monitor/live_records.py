@@ -20,7 +20,6 @@ from core.spec import (
     Plan,
     Prediction,
     Times,
-    row_bytes,
 )
 
 
@@ -112,7 +111,7 @@ def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> O
 
 def split(plan: Plan, spec: ModelSpec, bucket: int) -> Split:
     """The division of all linears in one phase, weighted by their bytes."""
-    sizes = [item.experts * row_bytes(plan.storage, item.columns) for item in spec.linears]
+    sizes = [item.experts * spec.row_bytes(item, plan.format) for item in spec.linears]
     rows = [linear.shares[bucket] for linear in plan.linears]
     resident = sum(size * part.resident for size, part in zip(sizes, rows, strict=True))
     streamed = sum(size * part.streamed for size, part in zip(sizes, rows, strict=True))

@@ -15,10 +15,10 @@ from core.accelerators.base import Accelerator
 from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
-from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight, empty
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import ParameterManager, chunks_of
-from core.spec import LinearPlan, Ring, Rows, Storage, row_bytes
+from core.spec import LAYOUTS, LinearPlan, Ring, Rows, Storage, row_bytes
 from core.units import MIB
 
 ROWS, COLUMNS = 2048, 4096
@@ -30,11 +30,11 @@ SLOTS, PASSES = 8, 4
 
 def weight_of(storage: Storage) -> QuantizedWeight:
     """(ROWS, COLUMNS), all the same: only how long it takes counts."""
-    if storage == "int8":
-        return QuantizedWeight("int8", (ROWS, COLUMNS), filled(COLUMNS, torch.int8, 1), torch.ones(ROWS))
-    if storage == "int4":
-        data, scales = filled(COLUMNS // 2, torch.uint8, 0x99), torch.ones((ROWS, COLUMNS // 32), dtype=torch.bfloat16)
-        return QuantizedWeight("int4", (ROWS, COLUMNS), data, scales)
+    if storage in LAYOUTS:
+        like = empty(storage, ROWS, COLUMNS)
+        assert like.scales is not None
+        data = filled(like.data.shape[1], like.data.dtype, 1 if like.data.dtype is torch.int8 else 0x99)
+        return QuantizedWeight(storage, like.shape, data, like.scales.fill_(1))
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     return QuantizedWeight("bf16", (ROWS, COLUMNS), filled(COLUMNS, dtypes[storage], 1))
 

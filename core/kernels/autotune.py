@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from core.kernels.matmul import Kernel, kernels_for
 from core.kernels.native_library import instruction_sets
 from core.kernels.prepared_input import HostInput
-from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import BUCKET_NAMES, BUCKET_TIMED, INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, padded
+from core.kernels.quantized_weight import QuantizedWeight, empty
+from core.spec import BUCKET_NAMES, BUCKET_TIMED, LAYOUTS, Storage
 
 MOST_ROWS = 4096
 """Rows of weights that are timed: more take longer in proportion."""
@@ -167,19 +167,17 @@ def _weights(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Ite
 
 
 def _row_bytes(storage: str, columns: int) -> int:
-    if storage == "int8":
-        return padded(columns, INT8_COLUMNS)
-    if storage == "int4":
-        return padded(columns, INT4_COLUMNS) // 2
+    layout = LAYOUTS.get(cast(Storage, storage))
+    if layout is not None:
+        return layout.columns(columns) * layout.bits // 8
     return columns * (4 if storage == "fp32" else 2)
 
 
 def _weight(storage: str, rows: int, columns: int, data: torch.Tensor) -> QuantizedWeight:
-    if storage == "int8":
-        return QuantizedWeight("int8", (rows, columns), data.view(torch.int8), torch.ones(rows))
-    if storage == "int4":
-        scales = torch.ones((rows, padded(columns, INT4_COLUMNS) // INT4_GROUP), dtype=torch.bfloat16)
-        return QuantizedWeight("int4", (rows, columns), data, scales)
+    if storage in LAYOUTS:
+        like = empty(storage, rows, columns)
+        assert like.scales is not None
+        return QuantizedWeight(like.format, like.shape, data.view(like.data.dtype), like.scales.fill_(1))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return QuantizedWeight("bf16", (rows, columns), data.view(dtypes[storage]))
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, Format, padded
+from core.spec import INT4_GROUP, LAYOUTS, Storage
 
 MOST_ROWS = 8
 """Rows of input that one product takes, as in device.cu; with more of them, widening first costs less."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
-QUANTIZED: tuple[Format, ...] = ("int8", "int4")
+QUANTIZED: tuple[Storage, ...] = ("int8", "int4")
 KERNELS = ("int8_product", "int4_product", "int8_widen", "int4_widen")
 AGREES = 0.01
 """Of the largest output: what rounding weights to bf16 makes of a sound result is well below."""
@@ -84,14 +84,14 @@ def agrees(kernels: DeviceKernels, weight: QuantizedWeight) -> bool:
     return all(bool((one - expected).abs().max() <= AGREES * expected.abs().max()) for one in found)
 
 
-def random_weight(format: Format, rows: int, columns: int, device: torch.device) -> QuantizedWeight:
+def random_weight(format: Storage, rows: int, columns: int, device: torch.device) -> QuantizedWeight:
     """A weight of random bytes and scales, as `weights` lays it out."""
     generator = torch.Generator().manual_seed(1)
     if format == "int8":
-        data = torch.randint(-127, 128, (rows, padded(columns, INT8_COLUMNS)), generator=generator, dtype=torch.int8)
+        data = torch.randint(-127, 128, (rows, LAYOUTS[format].columns(columns)), generator=generator, dtype=torch.int8)
         scales = torch.rand(rows, generator=generator)
     else:
-        wide = padded(columns, INT4_COLUMNS)
+        wide = LAYOUTS[format].columns(columns)
         data = torch.randint(0, 256, (rows, wide // 2), generator=generator, dtype=torch.uint8)
         scales = torch.rand(rows, wide // INT4_GROUP, generator=generator).to(torch.bfloat16)
     return QuantizedWeight(format, (rows, columns), data.to(device), scales.to(device))

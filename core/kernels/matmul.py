@@ -18,6 +18,7 @@ from torch import Tensor
 from core.kernels.native_library import (
     FEW_ROWS,
     FLOAT_PANELS,
+    FORMATS,
     MOST_PARTS,
     NativeLibrary,
     Parts,
@@ -26,7 +27,7 @@ from core.kernels.native_library import (
 )
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import BUCKET_LIMITS, BUCKET_NAMES, bucket
+from core.spec import BUCKET_LIMITS, BUCKET_NAMES, LAYOUTS, bucket
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
 CHUNK_BYTES = 2 << 20
@@ -84,7 +85,7 @@ def kernels_for(storage: str) -> tuple[Kernel, ...]:
 
 
 def _compiled_offers(storage: str) -> Iterator[Kernel]:
-    if storage == "fp32":
+    if storage not in FORMATS:
         return
     names = instruction_sets()
     for name in names:
@@ -99,7 +100,7 @@ def _torch_offers(storage: str) -> Iterator[Kernel]:
         yield Kernel("linear", linear)
     if storage == "int8":
         yield Kernel("int8pack", int8pack)
-    if storage in ("int8", "int4"):
+    if storage in LAYOUTS:
         yield Kernel("widened-bf16", partial(widened, torch.bfloat16))
     if storage != "fp32":
         yield Kernel("widened-fp32", partial(widened, torch.float32))

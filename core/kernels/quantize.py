@@ -11,20 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.native_library import TYPES, native
-from core.kernels.quantized_weight import INT4_ZERO, QuantizedWeight
-from core.spec import INT4_COLUMNS, INT4_GROUP, INT8_COLUMNS, Format, padded
+from core.kernels.quantized_weight import QuantizedWeight, empty
+from core.spec import INT4_GROUP, ITEM_BYTES, Storage
 
 CHUNK_ELEMENTS = 1 << 20
 # A scale is tried that maps a group's largest value to each of these; the one with the least squared error stays.
+INT4_ZERO, INT4_COLUMNS = 8, 128
 INT4_LEVELS = (-8.0, -7.5, -7.0, -8.5, -6.5)
 
 
-def quantize(weight: Tensor, format: Format) -> QuantizedWeight:
-    """`weight` (N, K) of any floating type in `format`; bf16 keeps it as it is."""
+def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
+    """`weight` (N, K) of any floating type in `format`; a storage of floats keeps it as it is."""
     rows, columns = weight.shape
-    if format == "bf16":
+    if format in ITEM_BYTES:
         return QuantizedWeight("bf16", (rows, columns), weight)
-    result = _empty(rows, columns, format)
+    result = empty(format, rows, columns)
     library = native()
     if library is None or weight.dtype not in TYPES or weight.stride(1) != 1 or weight.device.type != "cpu":
         encode_with_torch(weight, result)
@@ -42,15 +43,6 @@ def encode_with_torch(weight: Tensor, result: QuantizedWeight) -> None:
     for start in range(0, rows, chunk):
         part = result.rows(start, min(start + chunk, rows))
         encode(weight[start : start + chunk].float(), part)
-
-
-def _empty(rows: int, columns: int, format: Format) -> QuantizedWeight:
-    if format == "int8":
-        data = torch.empty((rows, padded(columns, INT8_COLUMNS)), dtype=torch.int8)
-        return QuantizedWeight(format, (rows, columns), data, torch.empty(rows))
-    wide = padded(columns, INT4_COLUMNS)
-    scales = torch.empty((rows, wide // INT4_GROUP), dtype=torch.bfloat16)
-    return QuantizedWeight(format, (rows, columns), torch.empty((rows, wide // 2), dtype=torch.uint8), scales)
 
 
 def _encode_int8(weight: Tensor, out: QuantizedWeight) -> None:
@@ -107,6 +99,3 @@ def _inverse(scales: Tensor) -> Tensor:
     """1 / scale, and 0 where the scale is 0 or so small that its inverse is infinite."""
     inverse = scales.reciprocal()
     return torch.where(inverse.isinf(), 0.0, inverse)
-
-
-__all__ = ["Format", "QuantizedWeight", "quantize"]

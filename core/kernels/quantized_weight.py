@@ -1,32 +1,44 @@
 """How the weights of one linear lie in memory: row by row, so that any range of rows is a weight by itself.
 
 - bf16: as stored (bf16, fp16 or fp32 keep their type).
-- int8: signed bytes (N, columns padded with zeros to 64) and one fp32 scale per row.
-- int4: two weights a byte, each value + 8 (N, columns padded to 128, halved); byte i of every 64 holds column i in its
-  low half and column 64 + i in its high half; one bf16 scale for each 32 columns.
+- of 8 bits: signed bytes (N, columns padded with zeros).
+- of 4 bits: two weights a byte (N, padded columns / 2); byte i of every 64 holds column i in its low half and column
+  64 + i in its high half.
+- the scales of a row: one for each group, then the groups' minimums; where they are `fine`, bytes, followed by the
+  factors of fp16 of the scales and of the minimums.
 
-The same bytes are read by the CPU's kernels, kept on disk, and sent to a device, where plain torch operations widen
-them.
+Which storage has which groups and scales stands in `core.spec.storages`. The same bytes are read by the CPU's kernels,
+kept on disk, and sent to a device, where plain torch operations widen them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from core.spec import INT4_COLUMNS, INT4_GROUP, Format
+from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
-INT4_ZERO = 8
+HALVES = 128
+"""Columns whose values of 4 bits lie in one run of bytes."""
+SCALE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fine": torch.int8}
+FLOATS: dict[torch.dtype, FloatStorage] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+Scales = Tensor | tuple[Tensor, Tensor]
+"""(N, groups) numbers; or where they are fine (N, groups) integers and (N, columns / 256) factors."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """The weight of one linear, `shape` = (rows N, columns K); `data` and `scales` as the module says."""
+    """The weight of one linear, `shape` = (rows N, columns K); `data` and `scales` as the module says. `format` is the
+    storage, and bf16 for numbers of any type."""
 
-    format: Format
+    format: Storage
     shape: tuple[int, int]
     data: Tensor
     scales: Tensor | None = None
@@ -46,10 +58,9 @@ class QuantizedWeight:
         return self.row_bytes * self.shape[0]
 
     @property
-    def storage(self) -> str:
-        """bf16, fp16, fp32, int8 or int4: how a weight really lies in memory."""
-        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-        return names[self.data.dtype] if self.format == "bf16" else self.format
+    def storage(self) -> Storage:
+        """How the weight really lies in memory: bf16 told apart from fp16 and fp32."""
+        return FLOATS[self.data.dtype] if self.format == "bf16" else self.format
 
     def rows(self, begin: int, end: int) -> QuantizedWeight:
         """Rows [begin, end) as views: nothing is copied, and each part is one contiguous range of bytes."""
@@ -73,18 +84,101 @@ class QuantizedWeight:
         """The weight as (N, K) of `dtype`, on its own device; a view where it is stored so."""
         if self.scales is None:
             return self.data.to(dtype)
-        if self.format == "int8":
-            return (self.data[:, : self.shape[1]] * self.scales[:, None]).to(dtype)
-        return self._dequantize_int4(dtype)
-
-    def _dequantize_int4(self, dtype: torch.dtype) -> Tensor:
-        assert self.scales is not None
-        rows, columns = self.shape
-        pairs = self.data.view(rows, -1, 1, INT4_COLUMNS // 2)
-        values = torch.cat((pairs & 15, pairs >> 4), dim=2).view(rows, -1, INT4_GROUP).to(torch.int8) - INT4_ZERO
-        wide = values * self.scales.float()[:, :, None]
+        layout, (rows, columns) = LAYOUTS[self.format], self.shape
+        values = _values(self.data, layout)
+        if layout.group == 0:
+            return (values[:, :columns] * self.scales[:, None]).to(dtype)
+        scales, minimums = group_scales(self.scales, layout, layout.columns(columns))
+        wide = values.view(rows, -1, layout.group) * scales[:, :, None]
+        if minimums is not None:
+            wide += minimums[:, :, None]
         return wide.view(rows, -1)[:, :columns].to(dtype)
 
 
-def _of(format: Format, shape: tuple[int, int], parts: Sequence[Tensor]) -> QuantizedWeight:
+def pack(
+    storage: Storage, codes: Tensor, scales: Scales, minimums: Scales | None = None, columns: int | None = None
+) -> QuantizedWeight:
+    """A weight out of its unpacked parts: w = scale * q (+ minimum), or scale * the code book's q.
+
+    `codes` (N, K), whole groups: of 8 bits -128..127; of 4 bits -8..7, or 0..15 with minimums or a code book.
+    `columns`: how many of the K are the weight's own.
+    """
+    layout = LAYOUTS[storage]
+    rows, given = codes.shape
+    width = layout.columns(given)
+    values = F.pad(codes.to(torch.int8), (0, width - given))
+    if layout.bits == 4:
+        pairs = (values + layout.zero).to(torch.uint8).view(rows, -1, 2, HALVES // 2)
+        data = (pairs[:, :, 0] | pairs[:, :, 1] << 4).view(rows, -1)
+    else:
+        data = values
+    if layout.group == 0:
+        assert isinstance(scales, Tensor)
+        return QuantizedWeight(storage, (rows, columns or given), data, scales.float().reshape(rows))
+    kept = scale_rows(layout, width, scales, minimums)
+    return QuantizedWeight(storage, (rows, columns or given), data, kept)
+
+
+def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
+    """Memory for a quantised weight."""
+    layout = LAYOUTS[storage]
+    kind = torch.int8 if layout.bits == 8 else torch.uint8
+    data = torch.empty((rows, layout.columns(columns) * layout.bits // 8), dtype=kind)
+    scale = SCALE_TYPES[layout.scale]
+    count = layout.scale_bytes(columns) // scale.itemsize
+    scales = torch.empty((rows, count) if layout.group else (rows,), dtype=scale)
+    return QuantizedWeight(storage, (rows, columns), data, scales)
+
+
+def scale_rows(layout: Layout, columns: int, scales: Scales, minimums: Scales | None) -> Tensor:
+    """Scales and minimums (N, ...) of rows of `columns` columns, laid one behind the other."""
+    assert (minimums is not None) == layout.minimum
+    both = [scales] if minimums is None else [scales, minimums]
+    if layout.scale != "fine":
+        return torch.cat([_padded(one, layout.groups(columns), SCALE_TYPES[layout.scale]) for one in both], dim=1)
+    pairs = [one for one in both if not isinstance(one, Tensor)]
+    fine = [_padded(one, layout.groups(columns), torch.int8) for one, _ in pairs]
+    coarse = [_padded(one, layout.coarse(columns), torch.float16).view(torch.int8) for _, one in pairs]
+    return torch.cat([*fine, *coarse], dim=1)
+
+
+def group_scales(kept: Tensor, layout: Layout, columns: int) -> tuple[Tensor, Tensor | None]:
+    """The scales (N, groups) of padded rows of `columns` columns in fp32, and the minimums, if there are any."""
+    groups, parts = layout.groups(columns), 2 if layout.minimum else 1
+    if layout.scale != "fine":
+        wide = kept.float()
+    else:
+        fine, coarse = kept[:, : parts * groups], kept[:, parts * groups :].contiguous().view(torch.float16)
+        shared = coarse.float().view(len(kept), parts, -1).repeat_interleave(groups_of_coarse(layout), dim=2)
+        wide = (fine.float().view(len(kept), parts, groups) * shared[:, :, :groups]).view(len(kept), -1)
+    return wide[:, :groups], wide[:, groups:] if layout.minimum else None
+
+
+def groups_of_coarse(layout: Layout) -> int:
+    """Groups whose fine scales share one factor."""
+    return COARSE_COLUMNS // layout.group
+
+
+def _values(data: Tensor, layout: Layout) -> Tensor:
+    """(N, padded columns) of int8 as they are multiplied with the scales."""
+    if layout.bits == 8:
+        return data
+    pairs = data.view(len(data), -1, 1, HALVES // 2)
+    codes = torch.cat((pairs & 15, pairs >> 4), dim=2).view(len(data), -1)
+    if layout.codes:
+        return _book(layout.codes, data.device)[codes.long()]
+    return codes.to(torch.int8) - layout.zero
+
+
+@cache
+def _book(codes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(codes, dtype=torch.int8, device=device)
+
+
+def _padded(one: Scales, count: int, dtype: torch.dtype) -> Tensor:
+    assert isinstance(one, Tensor)
+    return F.pad(one.to(dtype), (0, count - one.shape[1]))
+
+
+def _of(format: Storage, shape: tuple[int, int], parts: Sequence[Tensor]) -> QuantizedWeight:
     return QuantizedWeight(format, shape, parts[0], parts[1] if len(parts) > 1 else None)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
@@ -15,7 +17,6 @@ from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
 from core.offload.host_weight import HostWeight
 from core.spec import Format, LinearSpec, ModelSpec
-from core.weights.checkpoint import Checkpoint
 from core.weights.packed_cache import PackedCache, cache_key
 
 FOLDER = "packed"
@@ -27,7 +28,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
     """The host weights of each linear by its name in the plan. Empty until `make` has run through."""
 
     def __init__(self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path) -> None:
-        """`folder`: where converted weights are kept (bf16 needs none)."""
+        """`folder`: where converted weights are kept (weights as they lie in the files need none)."""
         self._source = source
         self._spec = spec
         self._format: Format = format
@@ -47,8 +48,8 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
     def make(self) -> Iterator[float]:
         """Take, find or convert one linear after the other; yields the fraction done."""
         kept: Mapping[str, QuantizedWeight] | None = None
-        if self._format != "bf16" and isinstance(self._source.weights, Checkpoint):
-            key = cache_key(self._source.weights.files, self._format)
+        if not self._spec.mapped(self._format) and self._source.files:
+            key = cache_key(self._source.files, self._recipe())
             if self._cache.open(key) is None:
                 yield from self._convert_to_disk(key)
             kept = self._cache.open(key)
@@ -70,9 +71,19 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             # Not kept, the weights are converted again at every load: slower, and nothing else.
             log.warning("Converted weights are not kept: %s", error)
 
+    def _recipe(self) -> str:
+        """Names the conversion: which linears are kept how, where they are not all alike."""
+        storages = [self._spec.storage(linear, self._format) for linear in self._spec.linears]
+        return storages[0] if len(set(storages)) == 1 else ",".join(storages)
+
     def _converted(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
-        for matrix in matrices(self._source.module, linear):
-            yield quantize(matrix, self._format)
+        storage = self._spec.storage(linear, self._format)
+        if linear.stored is None:
+            yield from (quantize(matrix, storage) for matrix in matrices(self._source.module, linear))
+            return
+        for name in matrix_names(linear):
+            weight = self._source.packed[name]
+            yield weight if weight.storage == storage else quantize(weight.dequantize(torch.float32), storage)
 
     def _ready(self, weight: QuantizedWeight) -> HostWeight:
         return HostWeight(host_matmul(weight, self._kernels.names(weight.storage, *weight.shape)))

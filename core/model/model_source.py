@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.kernels.quantized_weight import QuantizedWeight
 from core.model.blueprint import build, config_from, read_config
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.weights.checkpoint import Checkpoint
@@ -27,6 +28,8 @@ class Source:
     """A model that can be built and filled: its meta tree, and its tensors by their names in the files.
 
     `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
+    `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
+    for, and kept by nobody. `files`: what conversions are kept for, () = none are.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Source:
     weights: Mapping[str, Tensor]
     nbytes: int
     generation: dict[str, Any]
+    packed: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    files: Sequence[Path] = ()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -64,7 +69,8 @@ def open_source(name: str | Path | None) -> Source:
     check_readable(stored_format(raw, checkpoint.infos, read_sidecars(folder)))
     module = build(config_from(raw), checkpoint.dtype)
     shown = GUIDE_NAME if name is None else folder_name(folder)
-    return Source(shown, folder, module, checkpoint, checkpoint.nbytes, _generation_config(folder))
+    generation = _generation_config(folder)
+    return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
 
 
 def find_folder(name: str | Path | None) -> Path:

@@ -13,7 +13,7 @@ from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
-from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Link, ModelSpec, Ring, Storage, Strategy, Times
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
 
 # Prompt and reply that layouts are compared by.
@@ -91,23 +91,23 @@ def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: i
 
 
 def gpu_candidates(
-    spec: ModelSpec, storage: Storage, machine: MachineRates, budget: Budget, strategy: Strategy, context: int
+    spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, strategy: Strategy, context: int
 ) -> Iterator[Candidate]:
     """Every way to use this card within its limit; none if not even the workspace fits."""
     gpu = machine.gpu
     assert gpu is not None
     limit = vram_limit(gpu, budget)
-    classes = classify(spec, storage, machine)
+    classes = classify(spec, format, machine)
     everything = sum(item.count * item.nbytes for item in classes)
 
     def candidate(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Candidate:
         on_host = kv_split(spec, kv_devices, context)[1]
-        host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, ring)
+        host = host_memory(spec, format, machine.hardware, budget, classes, residents, on_host, chunk, ring)
         costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
 
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
-        free = limit - spec.resident_bytes - gpu_workspace(spec, storage, gpu, chunk)
+        free = limit - spec.resident_bytes - gpu_workspace(spec, format, gpu, chunk)
         for kv_part in KV_PARTS:
             kv_devices = _kv_devices(spec, gpu.index, kv_part)
             room = free - kv_split(spec, kv_devices, context)[0]
@@ -162,13 +162,13 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
     return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
 
 
-def cpu_candidate(spec: ModelSpec, storage: Storage, machine: MachineRates, budget: Budget, context: int) -> Candidate:
+def cpu_candidate(spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int) -> Candidate:
     """Everything on the CPU."""
-    classes = classify(spec, storage, machine)
+    classes = classify(spec, format, machine)
     kv_devices = (-1,) * len(spec.kv_layers)
     residents, chunk = nothing_resident(classes), TIERS[0][0]
     on_host = spec.kv_bytes(context)
-    host = host_memory(spec, storage, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
+    host = host_memory(spec, format, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
     costs = fixed_costs(spec, machine, kv_devices, context // 2)
     return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
 

@@ -13,17 +13,33 @@ Each engine's time is linear in its share, so a class is a handful of coefficien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, between_share
 from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
-from core.spec import BUCKET_TOKENS, DECODE, FEW, LinearSpec, ModelSpec, Ring, Storage, Strategy, Times
+from core.spec import (
+    BUCKET_TOKENS,
+    DECODE,
+    FEW,
+    Format,
+    KernelRate,
+    LinearSpec,
+    ModelSpec,
+    Ring,
+    Storage,
+    Strategy,
+    Times,
+)
 
 NEARLY_ALL = 0.9
 """Share of the experts from which on all of them are streamed, used or not."""
 TYPICAL_CONTEXT = 1024
 """Tokens assumed to lie in the KV cache when rates are predicted."""
+
+
+Make = tuple[int, int, int, int, str, bool]
+"""What makes linears alike: rows, columns, experts, how many of them are active, storage, whether it is the head."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +77,31 @@ class Residents:
         return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
 
 
-def classify(spec: ModelSpec, storage: Storage, machine: MachineRates) -> tuple[GroupClass, ...]:
+def classify(spec: ModelSpec, format: Format, machine: MachineRates) -> tuple[GroupClass, ...]:
     """The model's groups, gathered by make, with this machine's times."""
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
         groups.setdefault(linear.group, []).append(index)
-    classes: dict[tuple[tuple[int, int, int, int, bool], ...], list[tuple[int, ...]]] = {}
+    classes: dict[tuple[Make, ...], list[tuple[int, ...]]] = {}
     for members in groups.values():
-        signature = tuple(_make(spec, spec.linears[index]) for index in members)
+        signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
         classes.setdefault(signature, []).append(tuple(members))
-    return tuple(_class(spec, storage, machine, members) for members in classes.values())
+    return tuple(_class(spec, format, machine, members) for members in classes.values())
 
 
-def _make(spec: ModelSpec, linear: LinearSpec) -> tuple[int, int, int, int, bool]:
-    return linear.rows, linear.columns, linear.experts, linear.active, linear.name == spec.head
+def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
+    at_head, storage = linear.name == spec.head, spec.storage(linear, format)
+    return linear.rows, linear.columns, linear.experts, linear.active, storage, at_head
 
 
-def _class(spec: ModelSpec, storage: Storage, machine: MachineRates, members: list[tuple[int, ...]]) -> GroupClass:
+def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]]) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
     # The head is asked for the last position only, whatever the length of the input.
     tokens = tuple(1 if linears[0].name == spec.head else count for count in BUCKET_TOKENS)
-    nbytes = sum(linear.nbytes(storage) for linear in linears)
-    touched = tuple(sum(linear.nbytes(storage) * linear.touched(m) for linear in linears) / nbytes for m in tokens)
-    operations = tuple(
-        sum(2.0 * m * linear.active * linear.rows * linear.columns for linear in linears) for m in tokens
-    )
-    buckets = [DECODE if m == 1 else index for index, m in enumerate(tokens)]
-    cpu = cpu_rate(machine.hardware, storage, machine.threads)
+    work = [_work(spec, format, linear, tokens) for linear in linears]
     profile = machine.profile
-    gpu = gpu_rate(machine.gpu, storage) if machine.gpu else cpu
+    on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]
+    on_gpu = [gpu_rate(machine.gpu, one.storage) for one in work] if machine.gpu else on_cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
     call_s = machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
     into, back = _exchange(machine, linears, tokens)
@@ -98,22 +110,49 @@ def _class(spec: ModelSpec, storage: Storage, machine: MachineRates, members: li
         layers=tuple(spec.linears[group[0]].layer for group in members),
         count=len(members),
         matrices=sum(linear.experts for linear in linears),
-        nbytes=nbytes,
-        cpu=tuple(
-            profile.cpu * cpu.seconds(nbytes * share, count, b)
-            for share, count, b in zip(touched, operations, buckets, strict=True)
-        ),
+        nbytes=sum(one.nbytes for one in work),
+        cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
         cpu_call=call_s * sum(linear.active for linear in linears),
-        gpu=tuple(
-            profile.gpu * gpu.seconds(nbytes * share, count, b)
-            for share, count, b in zip(touched, operations, buckets, strict=True)
-        ),
+        gpu=tuple(profile.gpu * seconds for seconds in _seconds(work, on_gpu)),
         gpu_call=launch * sum(linear.active for linear in linears),
         exchange=into,
         exchange_out=back,
         # Prefetching needs to know what comes next: experts can be fetched in their order where nearly all are used.
-        streamable=tuple(share >= NEARLY_ALL for share in touched),
+        streamable=tuple(
+            sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
+            for b in range(len(tokens))
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One linear in every bucket: the share of its bytes that is read, operations, and the bucket that prices it."""
+
+    storage: Storage
+    nbytes: int
+    touched: tuple[float, ...]
+    operations: tuple[float, ...]
+    buckets: tuple[int, ...]
+
+
+def _work(spec: ModelSpec, format: Format, linear: LinearSpec, tokens: Sequence[int]) -> _Work:
+    return _Work(
+        spec.storage(linear, format),
+        spec.linear_bytes(linear, format),
+        tuple(linear.touched(m) for m in tokens),
+        tuple(2.0 * m * linear.active * linear.rows * linear.columns for m in tokens),
+        tuple(DECODE if m == 1 else index for index, m in enumerate(tokens)),
+    )
+
+
+def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[float]:
+    """Seconds of all linears in each bucket."""
+    for number in range(len(BUCKET_TOKENS)):
+        yield sum(
+            rate.seconds(one.nbytes * one.touched[number], one.operations[number], one.buckets[number])
+            for one, rate in zip(work, rates, strict=True)
+        )
 
 
 def _exchange(

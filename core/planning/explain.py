@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan, row_bytes
+from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan
 from core.units import format_memory
 
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
@@ -28,7 +28,7 @@ def streamed_share(plan: Plan, spec: ModelSpec, bucket: int = DECODE) -> float:
 
 
 def _share(plan: Plan, spec: ModelSpec, rows: Sequence[int], of: Sequence[int]) -> float:
-    sizes = [item.experts * row_bytes(plan.storage, item.columns) for item in spec.linears]
+    sizes = [item.experts * spec.row_bytes(item, plan.format) for item in spec.linears]
     whole = sum(count * size for count, size in zip(of, sizes, strict=True))
     return sum(count * size for count, size in zip(rows, sizes, strict=True)) / max(1, whole)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.spec import COPY_PIECE, Gpu, Hardware, KernelRate, Profile, Storage, Strategy
+from core.spec import COPY_PIECE, Gpu, Hardware, KernelRate, Profile, Storage, Strategy, kin
 
 GUESSED_BYTES_SHARE = 0.5
 GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
@@ -52,7 +53,7 @@ class MachineRates:
 def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
     """The CPU's rate for this storage type with so many threads; guessed from the memory's rate if not measured."""
     cpu = hardware.cpu
-    found = next((rate for rate in cpu.rates if rate.storage == storage), None)
+    found = _nearest(cpu.rates, storage)
     rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
     scale = min(1.0, threads / max(1, cpu.threads))
     # Half of the cores already draw what memory gives; operations grow with each of them.
@@ -66,5 +67,10 @@ def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
 
 def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:
     """The GPU's rate for this storage type; from its memory rate and peak operations if not measured."""
-    found = next((rate for rate in gpu.rates if rate.storage == storage), None)
-    return found or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
+    return _nearest(gpu.rates, storage) or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
+
+
+def _nearest(rates: Sequence[KernelRate], storage: Storage) -> KernelRate | None:
+    """The rate of this storage, or of that which is timed and most like it."""
+    by_storage = {rate.storage: rate for rate in rates}
+    return by_storage.get(storage) or by_storage.get(kin(storage))

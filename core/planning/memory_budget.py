@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.planning.cost_model import GroupClass, Residents
-from core.spec import Budget, Gpu, Hardware, ModelSpec, Ring, Storage
+from core.spec import Budget, Format, Gpu, Hardware, ModelSpec, Ring
 from core.units import GIB, MIB
 
 # cuBLAS keeps a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
@@ -60,17 +60,17 @@ def _activations(spec: ModelSpec, chunk: int) -> int:
     return chunk * (6 * spec.hidden + 2 * widest) * 4 + 8 * spec.vocab
 
 
-def gpu_workspace(spec: ModelSpec, storage: Storage, gpu: Gpu, chunk: int) -> int:
+def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
     """Bytes of VRAM for computing: activations, one block of dequantised weights, the libraries' own."""
     own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
-    scratch = DEQUANTISED if storage in ("int8", "int4") else 0
+    scratch = 0 if spec.mapped(format) else DEQUANTISED
     largest = max((2 * item.rows * item.columns for item in spec.linears), default=0)
     return _activations(spec, chunk) + min(scratch, largest) + own
 
 
 def host_memory(
     spec: ModelSpec,
-    storage: Storage,
+    format: Format,
     hardware: Hardware,
     budget: Budget,
     classes: Sequence[GroupClass],
@@ -86,7 +86,7 @@ def host_memory(
         round((item.count - whole) * (1 - part) * item.nbytes)
         for item, whole, part in zip(classes, residents.whole, residents.part, strict=True)
     )
-    if storage == spec.stored_dtype:
+    if spec.mapped(format):
         # Used in turn, pages that do not fit push out the next ones needed: twice the overflow is read again.
         missing = min(rest, 2 * max(0, rest - room))
         return HostMemory(room >= 0, max(0, min(total, room)), missing)

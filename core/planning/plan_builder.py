@@ -24,9 +24,8 @@ from core.spec import (
     Plan,
     Prediction,
     Rows,
-    Storage,
     Strategy,
-    row_bytes,
+    kin,
 )
 
 SLOW_TOK_S = 2.0
@@ -36,17 +35,16 @@ SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "deriv
 
 def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Chosen) -> Plan:
     """The plan of the chosen layout; its `reason` is still empty."""
-    machine, storage = best.candidate.machine, spec.storage(format)
+    machine = best.candidate.machine
     hardware = machine.hardware
-    linears = _linear_plans(spec, storage, best)
-    confidence = _confidence(machine, storage)
+    linears = _linear_plans(spec, best)
+    confidence = _confidence(spec, machine, format)
     decode = _prediction(1 / best.decode.total, confidence)
-    reading = _bytes_per_token(spec, storage, linears, best, context)
+    reading = _bytes_per_token(spec, format, linears, best, context)
     return Plan(
         model=spec.name,
         strategy=strategy,
         format=format,
-        storage=storage,
         fits=_verdict(best, decode.likely),
         reason="",
         context=context,
@@ -57,7 +55,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         kv_devices=best.candidate.kv_devices,
         host_layers=best.candidate.residents.host_layers,
         ring=best.candidate.ring,
-        memory=_memory(spec, storage, linears, best, context),
+        memory=_memory(spec, format, linears, best, context),
         decode=decode,
         prefill=_prediction(best.candidate.chunk / best.prefill.total, confidence),
         confidence=confidence,
@@ -65,16 +63,15 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         prefill_times=best.prefill,
         bytes_per_token=reading,
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
-        mapped=storage == spec.stored_dtype,
+        mapped=spec.mapped(format),
         from_disk=best.candidate.host.from_disk,
         profile=machine.profile,
     )
 
 
-def _linear_plans(spec: ModelSpec, storage: Storage, best: Chosen) -> tuple[LinearPlan, ...]:
+def _linear_plans(spec: ModelSpec, best: Chosen) -> tuple[LinearPlan, ...]:
     plans: dict[int, LinearPlan] = {}
     index = best.candidate.machine.gpu.index if best.candidate.machine.gpu else -1
-    quantum = QUANTUM.get(storage, 16)
     for number, item in enumerate(best.candidate.classes):
         for position, members in enumerate(item.members):
             part = 1.0 if position < best.candidate.residents.whole[number] else best.candidate.residents.part[number]
@@ -85,31 +82,31 @@ def _linear_plans(spec: ModelSpec, storage: Storage, best: Chosen) -> tuple[Line
                 if spec.linears[member].name == spec.head:
                     # It only ever sees the last position.
                     streamed = streamed[:1] * len(streamed)
-                plans[member] = _rows_of(spec.linears[member], part, streamed, quantum, index)
+                plans[member] = _rows_of(spec.linears[member], part, streamed, index)
     return tuple(plans[number] for number in range(len(spec.linears)))
 
 
-def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], quantum: int, gpu: int) -> LinearPlan:
+def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], gpu: int) -> LinearPlan:
     """Fractions into rows: residents rounded down (they must fit), streamed rows to the nearest quantum."""
     rows = linear.rows
-    resident = rows if part >= 1 else int(part * rows) // quantum * quantum
+    resident = rows if part >= 1 else int(part * rows) // QUANTUM * QUANTUM
     rest = rows - resident
     shares = []
     for share in streamed:
-        away = rest if share >= 1 else min(rest, round(share * rest / quantum) * quantum)
+        away = rest if share >= 1 else min(rest, round(share * rest / QUANTUM) * QUANTUM)
         shares.append(Rows(resident, away, rest - away))
     return LinearPlan(linear.name, rows, (shares[0], shares[1], shares[2], shares[3]), gpu)
 
 
-def _resident_weight_bytes(spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan]) -> int:
+def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[LinearPlan]) -> int:
     return sum(
-        item.experts * plan.resident * row_bytes(storage, item.columns)
+        item.experts * plan.resident * spec.row_bytes(item, format)
         for item, plan in zip(spec.linears, linears, strict=True)
     )
 
 
 def _memory(
-    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Chosen, context: int
+    spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> tuple[DeviceMemory, ...]:
     hardware, gpu = best.candidate.machine.hardware, best.candidate.machine.gpu
     on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context)
@@ -124,8 +121,8 @@ def _memory(
     )
     if gpu is None:
         return (cpu,)
-    weights = spec.resident_bytes + _resident_weight_bytes(spec, storage, linears)
-    workspace = gpu_workspace(spec, storage, gpu, best.candidate.chunk)
+    weights = spec.resident_bytes + _resident_weight_bytes(spec, format, linears)
+    workspace = gpu_workspace(spec, format, gpu, best.candidate.chunk)
     return cpu, DeviceMemory(
         device_name(gpu), weights, on_gpu, workspace, best.candidate.ring.total, gpu.vram_free, vram_margin(gpu)
     )
@@ -137,11 +134,11 @@ def device_name(gpu: Gpu) -> str:
 
 
 def _bytes_per_token(
-    spec: ModelSpec, storage: Storage, linears: Sequence[LinearPlan], best: Chosen, context: int
+    spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> BytesPerToken:
     cpu = link = gpu = 0
     for item, plan in zip(spec.linears, linears, strict=True):
-        size, rows = item.active * row_bytes(storage, item.columns), plan.decode
+        size, rows = item.active * spec.row_bytes(item, format), plan.decode
         cpu += rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
@@ -160,8 +157,10 @@ def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> flo
     return max(cpu + on_gpu if gpu.shares_cores else max(cpu, on_gpu), reading.link / gpu.link.h2d_pinned)
 
 
-def _confidence(machine: MachineRates, storage: Storage) -> Confidence:
-    if not machine.hardware.measured or all(rate.storage != storage for rate in machine.hardware.cpu.rates):
+def _confidence(spec: ModelSpec, machine: MachineRates, format: Format) -> Confidence:
+    timed = {rate.storage for rate in machine.hardware.cpu.rates}
+    used = {kin(spec.storage(linear, format)) for linear in spec.linears}
+    if not machine.hardware.measured or not used <= timed:
         return "guess"
     return "measured" if machine.profile.tokens else "derived"
 

@@ -105,22 +105,19 @@ def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: St
 def _place_as(
     spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: Strategy, profile: Profile, format: Format
 ) -> Plan:
-    storage = spec.storage(format)
     context = _context(spec, hardware, budget)
     threads = budget.threads or max(1, hardware.cpu.threads)
     machines = [MachineRates(hardware, gpu, profile, threads) for gpu in hardware.gpus]
 
     def on_cards(strategy: Strategy) -> list[Candidate]:
-        return [
-            one for machine in machines for one in gpu_candidates(spec, storage, machine, budget, strategy, context)
-        ]
+        return [one for machine in machines for one in gpu_candidates(spec, format, machine, budget, strategy, context)]
 
     candidates, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
     if candidates and strategy != "hetegen" and (best := on_cards("hetegen")):
         candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
     # A simulated card was asked for by name; a real one must be worth it.
     if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
-        candidates.append(cpu_candidate(spec, storage, MachineRates(hardware, None, profile, threads), budget, context))
+        candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     return assemble(spec, strategy, format, context, best_candidate(candidates, spec, occupied))
 
 

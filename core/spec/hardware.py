@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.spec.formats import Storage
+from core.spec.storages import Storage
 
 
 @dataclass(frozen=True)

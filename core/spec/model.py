@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from core.spec.formats import Format, Storage, row_bytes
+from core.spec.formats import Format
+from core.spec.storages import FloatStorage, Storage, bits_of, row_bytes
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class LinearSpec:
     """One linear of the model, or all experts of one fused linear.
 
     `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
-    `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them.
+    `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
+    how the model's files have it, where they are quantised already.
     """
 
     name: str
@@ -24,6 +25,7 @@ class LinearSpec:
     experts: int = 1
     active: int = 1
     has_bias: bool = False
+    stored: Storage | None = None
 
     @property
     def parameters(self) -> int:
@@ -74,11 +76,25 @@ class ModelSpec:
     embedding_bytes: int
     head: str
     head_tied: bool
-    stored_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    stored_dtype: FloatStorage = "bf16"
     parameters: int = 0
 
-    def storage(self, format: Format) -> Storage:
-        return self.stored_dtype if format == "bf16" else format
+    def storage(self, linear: LinearSpec, format: Format) -> Storage:
+        """How this linear lies in memory: as stored, or in a format of fewer bits; never in more than it was stored."""
+        stored = linear.stored or self.stored_dtype
+        return stored if format == "bf16" or bits_of(stored) <= bits_of(format) else format
+
+    def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
+        """Bytes of one linear, all experts together, in this format."""
+        return linear.nbytes(self.storage(linear, format))
+
+    def row_bytes(self, linear: LinearSpec, format: Format) -> int:
+        """Bytes of one row of it."""
+        return row_bytes(self.storage(linear, format), linear.columns)
+
+    def mapped(self, format: Format) -> bool:
+        """Whether weights in this format are used where they lie in the model's files."""
+        return format == "bf16" and all(linear.stored is None for linear in self.linears)
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of the whole KV cache for `context` tokens."""
@@ -86,5 +102,4 @@ class ModelSpec:
 
     def weight_bytes(self, format: Format) -> int:
         """Bytes of all linears in this format."""
-        storage = self.storage(format)
-        return sum(linear.nbytes(storage) for linear in self.linears)
+        return sum(self.linear_bytes(linear, format) for linear in self.linears)

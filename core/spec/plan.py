@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Storage, Strategy, bucket
+from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Strategy, bucket
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,6 @@ class Plan:
     model: str
     strategy: Strategy
     format: Format
-    storage: Storage
     fits: Fits
     reason: str
     context: int

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from core.errors import DiskFull
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import Format
 
 VERSION = 1
 """Changes when the bytes of a format or the way of quantising do: older files are then no longer found."""
@@ -231,6 +230,3 @@ def _disk_full_told() -> Iterator[None]:
             "The disk is full.",
             "Free some space, or remove converted models that are no longer used.",
         ) from error
-
-
-__all__ = ["Format", "PackedCache", "PackedEntry", "PackedWeights", "PackedWriter", "cache_key"]

@@ -39,7 +39,7 @@ from core.paths import cache_folder
 from core.planning.planner import place
 from core.runtime.loader import LoadedModel, load_model
 from core.runtime.replanner import Replanner
-from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy, kin
 from core.startup.environment import prepare_environment
 from core.units import GIB, KIB, MIB
 
@@ -128,7 +128,7 @@ class Model:
     def rate(self, machine: Machine) -> float:
         """Bytes per second that the CPU's kernel for this format was measured with."""
         rates = {rate.storage: rate.bytes_s for rate in machine.hardware.cpu.rates}
-        return rates[self.spec.storage(self.format)]
+        return rates[kin(self.spec.storage(self.spec.linears[0], self.format))]
 
 
 def machine_with(vram_gib: float, link: float, cores: int = 0) -> Machine:
@@ -205,7 +205,9 @@ def predictions(options: argparse.Namespace) -> Iterator[Row]:
                 plan = model.plan(machine, strategy)
                 run = model.run(machine, plan, options.new_tokens, options.prompt_tokens)
                 cpu = machine.hardware.cpu
-                pace = present_paces(machine.kernels, cpu.rates, cpu.call_s)[model.spec.storage(format)]
+                pace = present_paces(machine.kernels, cpu.rates, cpu.call_s)[
+                    kin(model.spec.storage(model.spec.linears[0], format))
+                ]
             yield setting | compared(plan, run) | {"pace_after": round(pace, 2), "tries": tries}
         del model
         gc.collect()

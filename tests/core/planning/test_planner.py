@@ -22,7 +22,6 @@ from core.spec import (
     Link,
     ModelSpec,
     Plan,
-    row_bytes,
 )
 from core.units import GIB, MIB
 from tests.core import machines
@@ -101,7 +100,7 @@ STRATEGIES = st.sampled_from(["hetegen", "stream", "cpu", "serial"])
 def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> None:
     """What must hold for every plan."""
     assert [linear.name for linear in plan.linears] == [linear.name for linear in spec.linears]
-    quantum = QUANTUM[plan.format]
+    quantum = QUANTUM
     for linear, made in zip(plan.linears, spec.linears, strict=True):
         for tokens, rows in zip(BUCKET_TOKENS, linear.shares, strict=True):
             assert min(rows.resident, rows.streamed, rows.cpu) >= 0
@@ -121,7 +120,7 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
     assert plan.prefill.likely > 0
     assert plan.reason.endswith(".")
     held = sum(
-        made.experts * linear.resident * row_bytes(plan.storage, made.columns)
+        made.experts * linear.resident * spec.row_bytes(made, plan.format)
         for linear, made in zip(plan.linears, spec.linears, strict=True)
     )
     for memory in plan.memory:

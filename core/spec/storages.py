@@ -1,0 +1,111 @@
+"""How quantised weights may lie in memory, as one table: bits, groups, scales, minimums, code books.
+
+A weight is `scale * q`, `scale * q + minimum` or `scale * codes[q]`. Beside each row of the table stands what of GGUF
+and other files lies in it without a second rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FloatStorage = Literal["bf16", "fp16", "fp32"]
+Storage = Literal[
+    "bf16", "fp16", "fp32", "int8", "int4",
+    "int8g32", "int8g32m", "int8k32m", "int8k16",
+    "int4g32", "int4g32m", "int4k32m", "int4k16", "int4k16m",
+    "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w",
+]  # fmt: skip
+"""How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
+ScaleKind = Literal["bf16", "fp16", "fp32", "fine"]
+
+ITEM_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fine": 1}
+COARSE_COLUMNS = 256
+"""Columns that share one fp16 factor where scales are `fine`."""
+INT4_GROUP = 32
+
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""Floats of four bits, doubled."""
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""GGUF's IQ4: levels as dense as weights are."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to keep weights: q of so many `bits`, and a scale for each `group` of columns of a row (0 = the row).
+
+    `scale`: the type of a group's scale; `fine` is an integer of 8 bits times a factor of fp16 for each COARSE_COLUMNS.
+    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. A q of 4 bits is kept
+    as q + `zero`. Rows are padded to a multiple of `width` columns.
+    """
+
+    bits: int
+    group: int
+    scale: ScaleKind
+    minimum: bool = False
+    codes: tuple[int, ...] = ()
+    width: int = 128
+
+    @property
+    def zero(self) -> int:
+        return 0 if self.bits == 8 or self.minimum or self.codes else 8
+
+    def columns(self, columns: int) -> int:
+        """Columns of a padded row."""
+        return -(-columns // self.width) * self.width
+
+    def groups(self, columns: int) -> int:
+        """Groups of a row."""
+        return self.columns(columns) // self.group if self.group else 1
+
+    def coarse(self, columns: int) -> int:
+        """Factors of a row that its fine scales share."""
+        return -(-self.columns(columns) // COARSE_COLUMNS) if self.scale == "fine" else 0
+
+    def scale_bytes(self, columns: int) -> int:
+        """Bytes of a row's scales and minimums."""
+        one = self.groups(columns) * SCALE_BYTES[self.scale] + 2 * self.coarse(columns)
+        return one * (2 if self.minimum else 1)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row, scales and all."""
+        return self.columns(columns) * self.bits // 8 + self.scale_bytes(columns)
+
+
+LAYOUTS: dict[Storage, Layout] = {
+    "int8": Layout(8, 0, "fp32", width=64),
+    "int4": Layout(4, INT4_GROUP, "bf16"),
+    "int8g32": Layout(8, 32, "fp16"),  # Q8_0, Q5_0
+    "int8g32m": Layout(8, 32, "fp16", minimum=True),  # Q5_1
+    "int8k32m": Layout(8, 32, "fine", minimum=True),  # Q5_K
+    "int8k16": Layout(8, 16, "fine"),  # Q6_K
+    "int4g32": Layout(4, 32, "fp16"),  # Q4_0
+    "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1
+    "int4k32m": Layout(4, 32, "fine", minimum=True),  # Q4_K
+    "int4k16": Layout(4, 16, "fine"),  # Q3_K
+    "int4k16m": Layout(4, 16, "fine", minimum=True),  # Q2_K
+    "iq4nl": Layout(4, 32, "fp16", codes=IQ4),
+    "iq4xs": Layout(4, 32, "fine", codes=IQ4),
+    "mxfp4": Layout(4, 32, "bf16", codes=E2M1),
+    "nvfp4": Layout(4, 16, "fp16", codes=E2M1),
+    "nvfp4w": Layout(4, 16, "fp32", codes=E2M1),  # NVFP4 with a further scale for the whole tensor
+}
+"""The quantised storages; `bf16`, `fp16` and `fp32` are numbers as they are."""
+
+
+def row_bytes(storage: Storage, columns: int) -> int:
+    """Bytes of one row of weights, scales and padding included."""
+    layout = LAYOUTS.get(storage)
+    return columns * ITEM_BYTES[storage] if layout is None else layout.row_bytes(columns)
+
+
+def bits_of(storage: Storage) -> int:
+    """Bits of one weight, scales apart."""
+    layout = LAYOUTS.get(storage)
+    return 8 * ITEM_BYTES[storage] if layout is None else layout.bits
+
+
+def kin(storage: Storage) -> Storage:
+    """The storage that is timed on every machine and most like this one."""
+    return storage if storage in ITEM_BYTES else "int8" if bits_of(storage) == 8 else "int4"

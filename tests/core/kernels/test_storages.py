@@ -1,0 +1,71 @@
+"""Storages: every row of the table holds its numbers exactly, by the formula that its kind is defined by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.kernels.quantized_weight import QuantizedWeight, empty, pack
+from core.spec import COARSE_COLUMNS, LAYOUTS, Storage, row_bytes
+
+GROUPED = [storage for storage, layout in LAYOUTS.items() if layout.group]
+
+
+def parts(storage: Storage, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, and scale and minimum of every weight, as fp32."""
+    layout = LAYOUTS[storage]
+    least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, 16 - layout.zero)
+    codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
+    return codes, torch.rand(rows, columns), torch.randn(rows, columns)
+
+
+def made(storage: Storage, rows: int, columns: int) -> tuple[QuantizedWeight, Tensor]:
+    """A random weight, and what it must be as numbers."""
+    layout = LAYOUTS[storage]
+    codes, *_ = parts(storage, rows, columns)
+    count, shared = -(-columns // layout.group), -(-columns // COARSE_COLUMNS)
+
+    def scales() -> tuple[Tensor | tuple[Tensor, Tensor], Tensor]:
+        if layout.scale == "fine":
+            fine = torch.randint(-32, 64, (rows, count), dtype=torch.int8)
+            factor = torch.rand(rows, shared).half()
+            wide = factor.float().repeat_interleave(COARSE_COLUMNS // layout.group, 1)[:, :count] * fine.float()
+            return (fine, factor), wide
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[layout.scale]
+        plain = torch.randn(rows, count).to(kind)
+        return plain, plain.float()
+
+    (scale, wide), (minimum, low) = scales(), scales()
+    values = torch.tensor(layout.codes)[codes.long()] if layout.codes else codes
+    expected = values.float() * wide.repeat_interleave(layout.group, 1)[:, :columns]
+    if layout.minimum:
+        expected += low.repeat_interleave(layout.group, 1)[:, :columns]
+    return pack(storage, codes, scale, minimum if layout.minimum else None), expected
+
+
+@pytest.mark.parametrize("storage", GROUPED)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (17, 128), (40, 576), (3, 1536)])
+def test_weights_are_what_their_parts_mean_bit_for_bit(storage: Storage, rows: int, columns: int) -> None:
+    torch.manual_seed(0)
+    weight, expected = made(storage, rows, columns)
+    assert torch.equal(weight.dequantize(torch.float32), expected)
+    assert torch.equal(weight.rows(rows // 2, rows).dequantize(torch.float32), expected[rows // 2 :])
+    assert weight.row_bytes == row_bytes(storage, columns)
+    like = empty(storage, rows, columns)
+    assert [(one.shape, one.dtype) for one in like.tensors] == [(one.shape, one.dtype) for one in weight.tensors]
+
+
+@pytest.mark.parametrize("storage", LAYOUTS)
+def test_packed_rows_come_out_of_a_buffer_as_they_went_in(storage: Storage) -> None:
+    weight = empty(storage, 48, 320)
+    for one in weight.tensors:
+        one.view(torch.uint8).random_(0, 60)
+    buffer = torch.cat([part.reshape(-1).view(torch.uint8) for part in weight.parts(16, 48)])
+    found = weight.unpack(buffer, 16, 48)
+    assert torch.equal(found.dequantize(torch.float32), weight.dequantize(torch.float32)[16:])
+
+
+def test_one_row_of_int8_has_one_scale() -> None:
+    weight = pack("int8", torch.tensor([[-127, 5], [3, 4]]), torch.tensor([0.5, 2.0]))
+    assert weight.dequantize(torch.float32).tolist() == [[-63.5, 2.5], [6.0, 8.0]]
