@@ -12,7 +12,8 @@ from pathlib import Path
 
 from core.errors import BadRequest, HeteGenError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
 from core.startup.environment import prepare_environment

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from core.startup.environment import prepare_environment
 
     prepare_environment()
-    from core.runtime.loader import LoadedModel, load_model
+    from core.runtime.loaded_model import LoadedModel
+    from core.runtime.loader import load_model
 
     began = time.perf_counter()
     for step in load_model(model_name(args), load_options(args), args.strategy):

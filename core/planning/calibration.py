@@ -102,7 +102,7 @@ class Watch:
     roomy: int = 0
 
 
-def decide(plan: Plan, free: int, watch: Watch, cap: int | None = None) -> tuple[Keep | Shrink | Grow, Watch]:
+def watch_memory(plan: Plan, free: int, watch: Watch, cap: int | None = None) -> tuple[Keep | Shrink | Grow, Watch]:
     """Look at the compute device's `free` bytes, with ours already taken, `cap` being what we may use at most.
 
     Shrinks at once when less than half of the margin is left or the cap has fallen; grows only after several looks in a
@@ -145,9 +145,9 @@ __all__ = [
     "Profile",
     "Shrink",
     "Watch",
-    "decide",
     "expected_s",
     "fully_resident",
     "learn",
+    "watch_memory",
     "worth_changing",
 ]

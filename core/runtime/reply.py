@@ -14,7 +14,7 @@ from core.generation.reply_stats import Clock
 from core.generation.sampler import make_sampler, settle
 from core.layers.kv_cache import common_prefix
 from core.model.language_model import ForwardStopped
-from core.runtime.loader import LoadedModel
+from core.runtime.loaded_model import LoadedModel
 from core.runtime.replanner import Replanner
 
 STATS_EVERY_S = 0.25
@@ -67,22 +67,23 @@ class Reply:
 
     def _run(self) -> Iterator[Event]:
         """Read what is not in the cache, then draw until there is a reason to end."""
-        loaded, cache = self._loaded, self._loaded.cache
+        loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
         # Streamed rows are fetched ahead for one token at a time: passes of other sizes would empty the ring.
         lookup = PromptLookup() if loaded.plan.gpu < 0 else None
         chunk = loaded.plan.prefill_chunk
-        for step in generate(loaded.model, cache, ids, self._sample, self._stop, chunk, lookup):
+        for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, lookup):
             if isinstance(step, Prefill):
                 yield from self._prefilled(step)
                 continue
             yield from self._take(step.id)
             if self._reason:
                 return
-            if (change := self._replanner.after_token()) is not None:
-                yield change
-            if loaded.cache is not cache:
+            change = self._replanner.after_token()
+            if change.event:
+                yield change.event
+            if change.reread:
                 return
 
     def _prefilled(self, step: Prefill) -> Iterator[Event]:

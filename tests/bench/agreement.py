@@ -24,7 +24,8 @@ from torch import Tensor
 from core.events import LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, settle
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.startup.environment import prepare_environment
 
 ROOT = Path(__file__).parents[2]

@@ -43,7 +43,8 @@ def at_depths(depths: Sequence[int], new_tokens: int, read: Callable[[list[int]]
 
 def ours(options: argparse.Namespace, depths: Sequence[int]) -> list[float]:
     from core.events import LoadOptions
-    from core.runtime.loader import LoadedModel, load_model
+    from core.runtime.loaded_model import LoadedModel
+    from core.runtime.loader import load_model
     from core.startup.environment import prepare_environment
 
     prepare_environment()

@@ -22,7 +22,8 @@ from torch import nn
 from core.events import LoadOptions
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.startup.environment import prepare_environment
 
 KERNELS = {

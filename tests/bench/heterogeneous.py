@@ -37,7 +37,8 @@ from core.model.language_model import LanguageModel
 from core.model.placement import DevicePlacement, HostPlacement
 from core.paths import cache_folder
 from core.planning.planner import place
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.runtime.replanner import Replanner
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy, kin
 from core.startup.environment import prepare_environment
@@ -280,7 +281,7 @@ def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, in
     for number, token in zip(range(new_tokens), tokens, strict=False):
         if number in capacities:
             device.resize(capacities[number])
-        if (change := replanner.after_token()) is not None:
+        if (change := replanner.after_token().event) is not None:
             print(f"token {number}: {change.reason}", flush=True)
         yield token.id, time.perf_counter(), device.memory().used
     loaded.close()

@@ -55,7 +55,8 @@ def load_once(options: argparse.Namespace) -> dict[str, Any]:
     keep_model_index(cache_folder())  # as the window and the command line do
     with importing():
         from core.generation.generate import DrawnToken, generate
-        from core.runtime.loader import LoadedModel, load_model
+        from core.runtime.loaded_model import LoadedModel
+        from core.runtime.loader import load_model
 
     imported = time.perf_counter()
     loading = load_model(options.folder, LoadOptions(format=options.format, context=options.context))

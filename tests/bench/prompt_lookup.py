@@ -22,7 +22,7 @@ from torch import Tensor
 from core.events import never
 from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import PromptLookup
-from core.runtime.loader import LoadedModel
+from core.runtime.loaded_model import LoadedModel
 from tests.bench.decode_profile import load
 
 ROOT = Path(__file__).parents[2]

@@ -42,7 +42,8 @@ class RandomModel:
 
     def load(self, source: str, options: Any, stop: Any) -> Iterator[Any]:
         from core.events import Loaded
-        from core.runtime.loader import LoadedModel, load_model
+        from core.runtime.loaded_model import LoadedModel
+        from core.runtime.loader import load_model
         from core.startup.environment import prepare_environment
 
         prepare_environment()

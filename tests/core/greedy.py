@@ -10,7 +10,8 @@ import torch
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
 from core.generation.sampler import make_sampler, settle
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from tests.core.families import VOCABULARY
 from tests.core.tiny_tokenizer import write_tokenizer
 

@@ -16,7 +16,8 @@ from core.events import LoadOptions
 from core.kernels.native_library import instruction_sets
 from core.layers.fused_layers import FusedForward
 from core.model.placement import DevicePlacement, HostPlacement
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.spec import LinearPlan, Plan, Ring, Rows
 from tests.core.families import make_model
 from tests.core.tiny_tokenizer import write_tokenizer

@@ -19,7 +19,8 @@ from core.layers.fused_layers import FusedForward, parts_of
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
-from core.runtime.loader import LoadedModel, load_model
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
 from core.spec import Format
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.planning.calibration import GROW_CHECKS, Grow, Keep, Shrink, Watch, decide, expected_s, learn, worth_changing
+from core.planning.calibration import (
+    GROW_CHECKS,
+    Grow,
+    Keep,
+    Shrink,
+    Watch,
+    expected_s,
+    learn,
+    watch_memory,
+    worth_changing,
+)
 from core.planning.planner import place
 from core.planning.profile_store import model_key, recall, remember
 from core.spec import Budget, Hardware, Plan, Profile, Times
@@ -122,14 +132,14 @@ def test_nothing_is_done_while_nothing_changes() -> None:
     plan = plan_for()
     watch = Watch()
     for _ in range(20):
-        decision, watch = decide(plan, free_after(plan), watch)
+        decision, watch = watch_memory(plan, free_after(plan), watch)
         assert decision == Keep()
 
 
 def test_pressure_shrinks_at_once_to_what_leaves_the_margin() -> None:
     plan = plan_for()
     free = plan.memory[-1].margin // 4
-    decision, _ = decide(plan, free, Watch())
+    decision, _ = watch_memory(plan, free, Watch())
     assert isinstance(decision, Shrink)
     assert decision.vram == plan.memory[-1].used + free - plan.memory[-1].margin
     smaller = plan_for(budget=replace(BUDGET, vram=decision.vram))
@@ -139,15 +149,17 @@ def test_pressure_shrinks_at_once_to_what_leaves_the_margin() -> None:
 
 def test_a_little_pressure_is_what_the_margin_is_for() -> None:
     plan = plan_for()
-    decision, _ = decide(plan, int(plan.memory[-1].margin * 0.7), Watch())
+    decision, _ = watch_memory(plan, int(plan.memory[-1].margin * 0.7), Watch())
     assert decision == Keep()
 
 
 def test_a_lower_cap_shrinks_and_a_shrunken_pool_too() -> None:
     plan = plan_for()
-    decision, _ = decide(plan, free_after(plan), Watch(), cap=2 * GIB)
+    decision, _ = watch_memory(plan, free_after(plan), Watch(), cap=2 * GIB)
     assert decision == Shrink(2 * GIB, decision.reason)
-    decision, _ = decide(replace(plan, memory=(*plan.memory[:1], replace(plan.memory[-1], margin=0))), -GIB, Watch())
+    decision, _ = watch_memory(
+        replace(plan, memory=(*plan.memory[:1], replace(plan.memory[-1], margin=0))), -GIB, Watch()
+    )
     assert isinstance(decision, Shrink)
     assert decision.vram == plan.memory[-1].used - GIB
 
@@ -156,17 +168,17 @@ def test_room_is_taken_only_after_it_has_lasted() -> None:
     small = plan_for(budget=replace(BUDGET, vram=3 * GIB))
     watch, seen = Watch(), []
     for _ in range(GROW_CHECKS):
-        decision, watch = decide(small, 4 * GIB, watch)
+        decision, watch = watch_memory(small, 4 * GIB, watch)
         seen.append(type(decision))
     assert seen == [Keep] * (GROW_CHECKS - 1) + [Grow]
-    _, watch = decide(small, 4 * GIB, Watch(GROW_CHECKS - 2))
-    _, watch = decide(small, small.memory[-1].margin, watch)
+    _, watch = watch_memory(small, 4 * GIB, Watch(GROW_CHECKS - 2))
+    _, watch = watch_memory(small, small.memory[-1].margin, watch)
     assert watch == Watch()
 
 
 def test_a_plan_that_has_everything_does_not_grow() -> None:
     plan = place(SPEC, A10, Budget(format="int4"))
-    decision, _ = decide(plan, 12 * GIB, Watch(GROW_CHECKS))
+    decision, _ = watch_memory(plan, 12 * GIB, Watch(GROW_CHECKS))
     assert decision == Keep()
 
 
@@ -175,7 +187,7 @@ def test_growing_and_shrinking_do_not_alternate() -> None:
     plan, watch, changes = plan_for(), Watch(), 0
     for others in [0] * 10 + [2 * GIB] * 20 + [0] * 20:
         free = DESKTOP.gpus[0].vram_free - others - plan.memory[-1].used
-        decision, watch = decide(plan, free, watch)
+        decision, watch = watch_memory(plan, free, watch)
         if not isinstance(decision, Keep):
             plan = plan_for(budget=replace(BUDGET, vram=decision.vram))
             changes += 1

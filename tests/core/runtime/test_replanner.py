@@ -31,7 +31,9 @@ from core.events import (
     Request,
     Sampling,
 )
-from core.runtime.loader import UNLOCKED, LoadedModel, load_model
+from core.layers.kv_cache import KVCache
+from core.runtime.loaded_model import UNLOCKED, LoadedModel
+from core.runtime.loader import load_model
 from tests.core.tiny_tokenizer import chat_model
 
 CARD_BYTES = 60 << 20
@@ -168,6 +170,23 @@ def test_card_shrinks_and_grows_in_mid_reply(
     assert device.memory().used > 12 << 20
 
 
+def test_a_cache_that_is_lost_with_the_card_is_read_again_in_mid_reply(
+    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with recurrent states, which cannot be copied back."""
+    monkeypatch.setattr("core.runtime.replanner.LOOK_EVERY_S", 0.0)
+    loaded, events = load(engine, folder, CARD), list[Event]()
+    monkeypatch.setattr(KVCache, "can_rewind", property(lambda _: False))
+    for event in engine.chat(ask()):
+        events.append(event)
+        if sum(isinstance(one, Piece) for one in events) == 4 and loaded.plan.gpu == 0:
+            device_of(engine).resize(1 << 20)
+    assert text_of(events) == expected
+    assert loaded.plan.gpu == -1
+    moved = next(index for index, event in enumerate(events) if isinstance(event, Replanned))
+    assert any(isinstance(event, Prefill) and not event.reused for event in events[moved:])
+
+
 def test_a_person_limits_the_card_and_gives_it_back(engine: Engine, folder: Path, expected: str) -> None:
     loaded = load(engine, folder, CARD)
     model, before = loaded.model, device_of(engine).memory().used
@@ -188,7 +207,7 @@ def test_a_limit_that_cannot_be_kept_to_changes_nothing(engine: Engine, folder: 
     (event,) = engine.replan(None, 1 << 20)
     assert isinstance(event, Failed)
     assert isinstance(event.error, NotEnoughMemory)
-    assert (loaded.plan, loaded.ram_cap) == (plan, None)
+    assert (loaded.plan, loaded.budget.ram) == (plan, None)
     assert text_of(list(engine.chat(ask()))) == expected
 
 

@@ -1,0 +1,138 @@
+"""A model that is ready, and the one place that changes how it lies: to another plan, to a GPU, back to the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from core.errors import DeviceLost, NotEnoughMemory
+from core.events import Sampling
+from core.generation.tokenizer import Tokenizer
+from core.hardware.machine import Machine
+from core.layers.kv_cache import KVCache
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel
+from core.model.model_source import Source
+from core.model.placement import DevicePlacement, HostPlacement
+from core.paths import cache_folder
+from core.planning.planner import place
+from core.planning.profile_store import model_key, remember
+from core.spec import Budget, ModelSpec, Plan, Profile
+
+UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
+
+
+@dataclass
+class LoadedModel:
+    """All that a conversation needs. Others read its fields; only its methods change where weights and cache lie.
+
+    `budget`: the user's limits of memory, with the format, context and threads that were decided at the load.
+    `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply.
+    `can_use_device`: False once the GPU was lost or full for good.
+    """
+
+    name: str
+    source: Source
+    spec: ModelSpec
+    plan: Plan
+    budget: Budget
+    machine: Machine
+    weights: HostWeights
+    model: LanguageModel
+    cache: KVCache
+    tokenizer: Tokenizer | None
+    sampling: Sampling
+    profile: Profile = field(default_factory=Profile)
+    can_use_device: bool = True
+    reply_start: int = 0
+
+    def limit(self, vram: int | None, ram: int | None) -> None:
+        """Set the user's limits, in bytes, for the plans that follow."""
+        self.budget = replace(self.budget, vram=vram, ram=ram)
+
+    def move_to(self, plan: Plan) -> None:
+        """Change to any plan for the same format and context, also to or from a GPU. Raises NotEnoughMemory and
+        DeviceLost: a GPU that was in use is then partly filled, one that was not is left again."""
+        if self.plan.gpu not in (-1, plan.gpu):
+            self.to_host()
+        if plan.gpu < 0:
+            self.plan = plan
+        elif self.plan.gpu < 0:
+            self._to_device(plan)
+        else:
+            self.machine.accelerator(plan.gpu).limit(self.budget.vram)
+            self._rearrange(plan)
+
+    def to_host(self) -> None:
+        """Go on without the GPU. If the KV cache cannot be copied back, it is a new and empty one."""
+        self.plan = place(self.spec, self.machine.without_gpus(), replace(self.budget, vram=None))
+        if not self._cache_comes_along():
+            self.cache = KVCache(self.source.module.config, self.plan.context)
+            self.reply_start = 0
+        self.model.placement.close()
+        self.model.placement = HostPlacement(self.source.module, self.weights)
+
+    def avoid_device(self) -> None:
+        """Go on without the GPU until `look_for_device`."""
+        self.can_use_device = False
+        if self.plan.gpu >= 0:
+            self.to_host()
+
+    def look_for_device(self) -> None:
+        """Let the next plan use a GPU again: one that was lost may be back, as after sleep."""
+        if self.machine.forget_lost() and self.plan.gpu >= 0:
+            self.to_host()
+        self.can_use_device = True
+
+    def learn(self, profile: Profile) -> None:
+        """Keep what a reply has taught of this model's speed here."""
+        if profile != self.profile:
+            self.profile = profile
+            remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)
+
+    def close(self) -> None:
+        """Give the devices' memory back."""
+        self.model.placement.close()
+        self.machine.close()
+
+    def _to_device(self, plan: Plan) -> None:
+        device = self.machine.accelerator(plan.gpu)
+        device.limit(self.budget.vram)
+        try:
+            self.model.placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+            self._rearrange(plan)
+        except (NotEnoughMemory, DeviceLost):
+            self.to_host()
+            raise
+
+    def _rearrange(self, plan: Plan) -> None:
+        """Change to another plan for the GPU in use. Raises NotEnoughMemory, DeviceLost."""
+        placement = self.model.placement
+        assert isinstance(placement, DevicePlacement)
+        self.plan = plan
+        there, home = placement.kv_places(plan), placement.kv_home(self.source.module.config)
+        with placement.failures():
+            # First what leaves the device, last what comes to it.
+            self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()}, home)
+            for _ in placement.apply(plan):
+                pass
+            self.cache.move(there, home)
+        self.plan = with_pinning_note(plan, placement)
+
+    def _cache_comes_along(self) -> bool:
+        placement = self.model.placement
+        if isinstance(placement, HostPlacement):
+            return not self.cache.away
+        if not self.cache.can_rewind:
+            return False  # recurrent states do not move
+        try:
+            with placement.failures():
+                placement.accelerator.synchronize()
+                self.cache.move({})
+        except (NotEnoughMemory, DeviceLost):
+            return False
+        return True
+
+
+def with_pinning_note(plan: Plan, placement: DevicePlacement) -> Plan:
+    """The plan, with a reason more where the system lets too little memory be locked for it."""
+    return replace(plan, reasons=(*plan.reasons, UNLOCKED)) if placement.streams_starved else plan
