@@ -18,7 +18,6 @@ from torch import Tensor
 from core.kernels.native_library import (
     FEW_ROWS,
     FLOAT_PANELS,
-    FORMATS,
     MOST_PARTS,
     NativeLibrary,
     Parts,
@@ -85,7 +84,7 @@ def kernels_for(storage: str) -> tuple[Kernel, ...]:
 
 
 def _compiled_offers(storage: str) -> Iterator[Kernel]:
-    if storage not in FORMATS:
+    if storage == "fp32":
         return
     names = instruction_sets()
     for name in names:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_library import FORMATS, AttentionCall, NativeLibrary, Parts
+from core.kernels.native_library import AttentionCall, NativeLibrary, Parts, format_number
 from core.kernels.quantized_weight import QuantizedWeight
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
@@ -115,7 +115,7 @@ class NativeLayer:
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, gate, up, down = parts.weights
     return _Layer(
-        FORMATS[q.storage], q.shape[1], heads, kv_heads, parts.dim, gate.shape[0], ACTIVATIONS[parts.activation],
+        format_number(q.storage), q.shape[1], heads, kv_heads, parts.dim, gate.shape[0], ACTIVATIONS[parts.activation],
         _products(q, k, v), _products(out), _products(gate, up), _products(down), _addresses(parts.biases),
         (_Norm * 6)(*map(_norm, parts.norms)),
     )  # fmt: skip

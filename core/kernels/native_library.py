@@ -11,18 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from core.spec import E2M1, IQ4, LAYOUTS, Storage
+
 FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
+GROUPED = 4
+SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
+BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
 FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-VERSION = 7
+VERSION = 8
 """Of the library's calls, as in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -135,7 +141,7 @@ class NativeLibrary:
 
     def input_kind(self, storage: str, m: int) -> int:
         """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
-        kind: int = self._input_kind(self._isa, FORMATS[storage], m)
+        kind: int = self._input_kind(self._isa, format_number(storage), m)
         return kind
 
     def prepare(self, x: Tensor, kind: int) -> Tensor:
@@ -156,7 +162,7 @@ class NativeLibrary:
         out = torch.empty(m * parts.all_rows, dtype=dtype)
         scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m > FEW_ROWS else None
         self._matmul(
-            self._isa, FORMATS[storage], len(parts.rows), parts.fields, prepared.data_ptr(), m, columns,
+            self._isa, format_number(storage), len(parts.rows), parts.fields, prepared.data_ptr(), m, columns,
             out.data_ptr(), TYPES[dtype], None if scratch is None else scratch.data_ptr(), threads,
         )  # fmt: skip
         if len(parts.rows) == 1:
@@ -179,7 +185,7 @@ class NativeLibrary:
         """Convert `weight` (N, K), last dimension contiguous, into int8 or int4 `data` and `scales` in place."""
         rows, columns = weight.shape
         self._encode(
-            self._isa, FORMATS[storage], weight.data_ptr(), TYPES[weight.dtype], rows, columns, weight.stride(0),
+            self._isa, format_number(storage), weight.data_ptr(), TYPES[weight.dtype], rows, columns, weight.stride(0),
             data.data_ptr(), data.stride(0), scales.data_ptr(), scales.stride(0), torch.get_num_threads(),
         )  # fmt: skip
 
@@ -219,6 +225,17 @@ class NativeLibrary:
             attention_threads, out.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+@cache
+def format_number(storage: str) -> int:
+    """The library's number of a storage: a kernel, and how grouped weights lie, as kernels.h says."""
+    if storage in FORMATS:
+        return FORMATS[storage]
+    layout = LAYOUTS[cast(Storage, storage)]
+    values = 2 if layout.codes else 1 if layout.bits == 4 else 0
+    described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
+    return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << 3
 
 
 def _threads_for(nbytes: int) -> int:

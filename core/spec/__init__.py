@@ -48,7 +48,9 @@ from core.spec.plan import (
 )
 from core.spec.storages import (
     COARSE_COLUMNS,
+    E2M1,
     INT4_GROUP,
+    IQ4,
     ITEM_BYTES,
     LAYOUTS,
     FloatStorage,
@@ -67,9 +69,11 @@ __all__ = [
     "COARSE_COLUMNS",
     "COPY_PIECE",
     "DECODE",
+    "E2M1",
     "FEW",
     "FORMATS",
     "INT4_GROUP",
+    "IQ4",
     "ITEM_BYTES",
     "LAYOUTS",
     "PREFILL",

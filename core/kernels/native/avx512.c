@@ -402,6 +402,8 @@ AVX512 static void int4_rows(const Job *job, int64_t begin, int64_t end, uint8_t
     }
 }
 
+#include "avx512_grouped.h"
+
 static void bf16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     (void)panel;
     bf16_rows_few(job, begin, end);
@@ -413,7 +415,7 @@ static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel)
 }
 
 const Kernels *kernels_avx512(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block, NULL};
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

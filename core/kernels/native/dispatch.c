@@ -62,7 +62,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 7; }
+EXPORT int hetegen_version(void) { return 8; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
@@ -138,7 +138,7 @@ static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input
 
 /* The kind of input that weights of `format` want for m rows of it. */
 EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
-    if (format != INT8 && format != INT4) return FLOATS;
+    if (format == BF16 || format == F16) return FLOATS;
     return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
 }
 
@@ -227,7 +227,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 
 /* Bytes of one thread's panel for weights of `columns` columns. */
 EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
-    int64_t whole = even_blocks(columns) * PANEL * (BLOCK + 2 * (int64_t)sizeof(float));
+    int64_t whole = even_blocks(columns) * PANEL * (BLOCK + 4 * (int64_t)sizeof(float));
     return whole > PANEL_SCRATCH ? whole : PANEL_SCRATCH;
 }
 
@@ -241,12 +241,12 @@ EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fi
     Input in;
     Part parts[MOST_PARTS];
     uint8_t *to = out;
-    Share share = {kernels_of(isa)->rows[format], parts, count, 0, hetegen_panel_bytes(columns)};
+    Share share = {kernels_of(isa)->rows[kernel_of(format)], parts, count, 0, hetegen_panel_bytes(columns)};
     lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, format, m), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
         int64_t begin = fields[4], end = fields[5];
         Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], &in,
-                   to, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch};
+                   to, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch, format};
         Part part = {job, begin, end};
         parts[i] = part;
         to += m * (end - begin) * (out_type == TYPE_F32 ? 4 : 2);

@@ -114,6 +114,8 @@ ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t m0, const int M) {
 
 ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M) { float_few(job, row, m0, M, F16); }
 
+#include "neon_grouped.h"
+
 #define FEW_CASE(kernel, M) \
     case M: for (int64_t r = row; r < stop; r++) kernel(job, r, m0, M); break;
 #define FEW(name, kernel)                                                                             \
@@ -134,9 +136,10 @@ FEW(int8_rows, int8_few)
 FEW(int4_rows, int4_few)
 FEW(bf16_rows, bf16_few)
 FEW(f16_rows, f16_few)
+FEW(grouped_rows, grouped_few)
 
 const Kernels *kernels_neon(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows}, quantize, widen_block, NULL};
+    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

@@ -6,24 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.kernels.matmul import Kernel, kernels_for
+from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
 from core.spec import COARSE_COLUMNS, LAYOUTS, Storage, row_bytes
 
-GROUPED = [storage for storage, layout in LAYOUTS.items() if layout.group]
-
-
-def parts(storage: Storage, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, and scale and minimum of every weight, as fp32."""
-    layout = LAYOUTS[storage]
-    least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, 16 - layout.zero)
-    codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
-    return codes, torch.rand(rows, columns), torch.randn(rows, columns)
+GROUPED: list[Storage] = [storage for storage, layout in LAYOUTS.items() if layout.group]
+KERNELS = [
+    pytest.param(storage, kernel, id=f"{storage}-{kernel.name}")
+    for storage in GROUPED
+    for kernel in kernels_for(storage)
+    if kernel.library is not None
+]
 
 
 def made(storage: Storage, rows: int, columns: int) -> tuple[QuantizedWeight, Tensor]:
     """A random weight, and what it must be as numbers."""
     layout = LAYOUTS[storage]
-    codes, *_ = parts(storage, rows, columns)
+    least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, 16 - layout.zero)
+    codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
     count, shared = -(-columns // layout.group), -(-columns // COARSE_COLUMNS)
 
     def scales() -> tuple[Tensor | tuple[Tensor, Tensor], Tensor]:
@@ -54,6 +55,34 @@ def test_weights_are_what_their_parts_mean_bit_for_bit(storage: Storage, rows: i
     assert weight.row_bytes == row_bytes(storage, columns)
     like = empty(storage, rows, columns)
     assert [(one.shape, one.dtype) for one in like.tensors] == [(one.shape, one.dtype) for one in weight.tensors]
+
+
+@pytest.mark.parametrize(("storage", "kernel"), KERNELS)
+@pytest.mark.parametrize(("rows", "columns"), [(5, 32), (70, 576), (33, 1536)])
+def test_products_are_those_of_the_weights(storage: Storage, kernel: Kernel, rows: int, columns: int) -> None:
+    torch.manual_seed(1)
+    weight, expected = made(storage, rows, columns)
+    for m in (1, 2, 3, 4, 5, 6, 7, 8, 9, 21):
+        x = torch.randn(m, columns)
+        x[:, columns // 3] *= 50
+        found = kernel.compute(weight, HostInput(x), 0, rows)
+        # One input in a group is far larger than the rest: what its scale costs them is bounded by the group's length.
+        allowed = 0.5 / 127 * x.abs().amax() * expected.abs().amax() * columns**0.5
+        assert float((found - x @ expected.T).abs().max()) <= allowed
+        part = kernel.compute(weight, HostInput(x), rows // 2, rows)
+        torch.testing.assert_close(part, found[:, rows // 2 :], rtol=1e-5, atol=float(allowed) * 1e-3)
+
+
+@pytest.mark.parametrize(("storage", "kernel"), KERNELS)
+def test_products_of_inputs_that_need_no_rounding_are_exact(storage: Storage, kernel: Kernel) -> None:
+    torch.manual_seed(2)
+    weight, expected = made(storage, 40, 576)
+    x = torch.randint(-127, 128, (11, 576)).float()
+    x[:, ::32] = 127
+    for m in (1, 4, 11):
+        found = kernel.compute(weight, HostInput(x[:m]), 0, 40)
+        size = x[:m].norm(dim=1, keepdim=True) * expected.norm(dim=1)
+        assert float(((found - x[:m] @ expected.T).abs() / size).max()) < 2e-5
 
 
 @pytest.mark.parametrize("storage", LAYOUTS)
