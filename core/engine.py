@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import BadRequest, HeteGenError
-from core.events import Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
+from core.events import Counted, Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.runtime.replanner import Replanner
-from core.runtime.reply import Reply
+from core.runtime.reply import Reply, prompt_ids
 from core.startup.environment import prepare_environment
 
 __all__ = ["Engine", "LoadOptions"]
@@ -60,6 +60,15 @@ class Engine:
             if self._loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
             yield from Reply(self._loaded, request, stop).events()
+        except HeteGenError as error:
+            yield Failed(error)
+
+    def count(self, request: Request) -> Iterator[Event]:
+        """Count the tokens of a request's prompt; nothing is answered. Gives Counted or Failed."""
+        try:
+            if self._loaded is None:
+                raise BadRequest("No model is loaded.", "", "Load a model first.")
+            yield Counted(len(prompt_ids(self._loaded, request)))
         except HeteGenError as error:
             yield Failed(error)
 

@@ -5,14 +5,14 @@ Plain fields only (picklable, no torch, no Qt). Commands go down as `Request`, e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from core.errors import HeteGenError
 from core.spec import Budget, Hardware, ModelSpec, Plan
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Stop = Callable[[], bool]
 """Asked between tokens, prefill chunks and loading steps; True ends the work at the next of these points."""
 
@@ -23,12 +23,35 @@ def never() -> bool:
 
 
 @dataclass(frozen=True)
+class Tool:
+    """A function that the model may ask for. `parameters`: the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asked for. `arguments`: a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `reasoning` is what a reasoning model thought before `content`."""
+    """One turn of a conversation. `reasoning` is what a reasoning model thought before `content`.
+
+    `tool_calls` belong to an assistant's turn; a turn of role `tool` answers the one that `tool_call_id` names.
+    """
 
     role: Role
     content: str
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,9 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,12 +75,22 @@ class Request:
     """One question to the engine: the whole conversation so far, ending with the turn to answer.
 
     `continue_reply`: the last message is the assistant's own unfinished reply, to be carried on.
+    `prompt`: a text to continue as it stands, instead of messages. `whole`: a conversation that does not fit is an
+    error; nothing of it is left out. `must_call`: names of tools of which the reply is to call one.
+    `json_schema`: the answer is JSON that this schema (JSON text) allows. `logprobs`: a Drawn event for every token,
+    with this many alternatives.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     continue_reply: bool = False
+    prompt: str | None = None
+    whole: bool = False
+    tools: tuple[Tool, ...] = ()
+    must_call: tuple[str, ...] = ()
+    json_schema: str | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +161,32 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class ToolCallPiece:
+    """A part of a tool call: `id` and `name` in its first piece only, then `arguments` (JSON text) as they come."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One drawn token as text, its natural-log probability, and the likeliest tokens instead of it."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many tokens a request's prompt has."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Stats:
     """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet."""
 
@@ -154,10 +216,11 @@ FinishReason = Literal["stop", "length", "context", "stopped"]
 
 @dataclass(frozen=True)
 class Finished:
-    """The reply is complete; always the last event of a chat that did not fail."""
+    """The reply is complete; always the last event of a chat that did not fail. `stop_text`: the stop string met."""
 
     reason: FinishReason
     stats: Stats
+    stop_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,4 +230,17 @@ class Failed:
     error: HeteGenError
 
 
-Event = Loading | Loaded | Prefill | Truncated | Piece | Stats | Replanned | Finished | Failed
+Event = (
+    Loading
+    | Loaded
+    | Prefill
+    | Truncated
+    | Piece
+    | ToolCallPiece
+    | Drawn
+    | Counted
+    | Stats
+    | Replanned
+    | Finished
+    | Failed
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,9 +20,10 @@ PREFILL_CHUNK = 512
 
 @dataclass(frozen=True)
 class DrawnToken:
-    """One drawn id."""
+    """One drawn id, and the scores (vocabulary,) it was drawn from."""
 
     id: int
+    scores: Tensor | None = field(default=None, compare=False)
 
 
 def generate(
@@ -66,7 +67,7 @@ def _decode(
         for row, expected in zip(logits, [*guess, None], strict=True):
             token = sample(row, ids)
             ids.append(token)
-            yield DrawnToken(token)
+            yield DrawnToken(token, row)
             if token != expected:
                 break
             taken += 1

@@ -34,6 +34,12 @@ class ReplySplitter:
         # may well talk about "<think>".
         self._at_start = not continuing
         self.stopped = False
+        self.stop_text = ""
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether what was given so far ends inside the reasoning."""
+        return self._closing is not None
 
     def push(self, text: str) -> Iterator[Piece]:
         """Pieces that are certain now; the rest is held until it cannot be part of a marker any more."""
@@ -74,6 +80,7 @@ class ReplySplitter:
     def _pass(self, marker: str) -> None:
         if marker in self._stops:
             self.stopped = True
+            self.stop_text = marker
         elif marker == self._closing:
             self._closing = None
             self._at_start = True

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,15 @@ Sampler = Callable[[Tensor, Sequence[int]], int]
 """(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
 
 # Used where neither the person nor the model's generation_config says anything.
-FALLBACK = Sampling(temperature=0.7, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)
+FALLBACK = Sampling(
+    temperature=0.7,
+    top_k=0,
+    top_p=0.95,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)
 # The penalty looks back this far, so that its cost and effect stay bounded in long chats.
 PENALTY_TOKENS = 1024
 # A nucleus is nearly always found among this many likeliest ids.
@@ -34,7 +42,20 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "repetition_penalty": (0.1, 10.0),
     "seed": (0, 2**63 - 1),
     "max_new_tokens": (1, 1_000_000),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
 }
+BIAS_LIMIT = 100.0
+
+
+class Mask(Protocol):
+    """Which tokens may come next, asked before every draw and told of every drawn token."""
+
+    def allow(self, scores: Tensor) -> Tensor:
+        """`scores` (vocabulary,) with those of forbidden tokens at minus infinity."""
+        ...
+
+    def accept(self, token: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,9 @@ class Draw:
     repetition_penalty: float
     seed: int
     max_new_tokens: int | None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 def check(sampling: Sampling) -> None:
@@ -57,6 +81,9 @@ def check(sampling: Sampling) -> None:
         if value is not None and not _within(value, low, high):
             shown = name.replace("_", " ")
             raise BadRequest(f"The {shown} {value} is out of range.", "", f"Choose a value from {low:g} to {high:g}.")
+    for token, bias in sampling.logit_bias:
+        if token < 0 or not _within(bias, -BIAS_LIMIT, BIAS_LIMIT):
+            raise BadRequest(f"The bias {bias:g} of the token {token} is out of range.", "", "Choose -100 to 100.")
 
 
 def _within(value: float, low: float, high: float) -> bool:
@@ -65,7 +92,7 @@ def _within(value: float, low: float, high: float) -> bool:
 
 def from_generation_config(config: dict[str, Any]) -> Sampling:
     """The model's own defaults from generation_config.json; what it leaves out or sets absurdly stays None."""
-    known = {field.name for field in fields(Sampling)} - {"seed", "max_new_tokens"}
+    known = {field.name for field in fields(Sampling)} - {"seed", "max_new_tokens", "logit_bias"}
     numbers = {name: config[name] for name in known if isinstance(config.get(name), int | float)}
     values = {name: value for name, value in numbers.items() if _within(value, *BOUNDS[name])}
     if config.get("do_sample") is False:
@@ -88,19 +115,30 @@ def settle(wish: Sampling, model_defaults: Sampling) -> Draw:
         repetition_penalty=first("repetition_penalty"),
         seed=random.SystemRandom().getrandbits(31) if wish.seed is None else wish.seed,
         max_new_tokens=wish.max_new_tokens,
+        presence_penalty=first("presence_penalty"),
+        frequency_penalty=first("frequency_penalty"),
+        logit_bias=wish.logit_bias,
     )
 
 
-def make_sampler(draw: Draw) -> Sampler:
+def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> Sampler:
     """The function that turns logits into the next id, with a random stream of its own."""
     rng = torch.Generator().manual_seed(draw.seed)
 
-    def sample(logits: Tensor, ids: Sequence[int]) -> int:
-        scores = penalized(_checked(logits), ids, draw.repetition_penalty)
+    def pick(scores: Tensor) -> int:
         if draw.temperature < GREEDY_BELOW:
             return int(scores.argmax())
         probabilities, candidates = distribution(scores, draw)
         return int(candidates[torch.multinomial(probabilities, 1, generator=rng)])
+
+    def sample(logits: Tensor, ids: Sequence[int]) -> int:
+        scores = penalized(_checked(logits), ids, draw.repetition_penalty)
+        scores = biased(scores, ids[prompt_length:], draw)
+        if mask is None:
+            return pick(scores)
+        token = pick(mask.allow(scores))
+        mask.accept(token)
+        return token
 
     return sample
 
@@ -137,6 +175,28 @@ def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     result = logits.clone()
     result[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
     return result
+
+
+def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
+    """Presence and frequency penalties on the reply's own tokens, and the request's bias of single tokens."""
+    penalties = bool(drawn) and (draw.presence_penalty or draw.frequency_penalty)
+    if not penalties and not draw.logit_bias:
+        return scores
+    result = scores.clone()
+    if penalties:
+        seen, counts = torch.tensor(drawn).unique(return_counts=True)
+        result[seen] -= draw.presence_penalty + draw.frequency_penalty * counts
+    for token, bias in draw.logit_bias:
+        if token < result.numel():
+            result[token] += bias
+    return result
+
+
+def log_probabilities(scores: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """The natural-log probability of `token`, and the `count` likeliest ids with theirs, by the model's own scores."""
+    logs = torch.log_softmax(scores.float(), dim=-1)
+    values, ids = torch.topk(logs, min(count, logs.numel()))
+    return float(logs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def _checked(logits: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ The only module that knows both text and ids. Control tokens inside people's tex
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import HeteGenError, ModelUnreadable, NoChatTemplate
-from core.events import Message
+from core.events import Message, Tool
 from core.generation.reasoning import MARKERS
+from core.generation.tool_formats import as_functions, in_words, knows_tools
 
 # A stream decodes again from this many ids back: enough for any character and for words joined to their space.
 CONTEXT_IDS = 6
@@ -44,6 +45,27 @@ class Tokenizer:
     def can_chat(self) -> bool:
         return bool(getattr(self._backend, "chat_template", None))
 
+    @property
+    def template(self) -> str:
+        """The chat template's source; "" where there is none or several."""
+        found = getattr(self._backend, "chat_template", None)
+        return found if isinstance(found, str) else ""
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Tokens added to the vocabulary, control tokens among them, and their ids."""
+        return dict(self._backend.get_added_vocab())
+
+    @property
+    def serialized(self) -> str:
+        """The tokenizer as the JSON of the `tokenizers` library; "" where it is none of that library's."""
+        inner = getattr(self._backend, "backend_tokenizer", None)
+        return "" if inner is None else str(inner.to_str())
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A text to be continued as it stands: no template, but the token that begins texts."""
+        return [int(i) for i in self._backend.encode(text, add_special_tokens=True)]
+
     def encode(self, text: str) -> list[int]:
         """Plain text, no template and no special tokens."""
         return list(self._backend.encode(text, add_special_tokens=False))
@@ -52,7 +74,9 @@ class Tokenizer:
         """All of `ids` at once, without special tokens other than the reasoning markers."""
         return str(self._backend.decode([i for i in ids if i not in self._hidden_ids], skip_special_tokens=False))
 
-    def render(self, messages: Sequence[Message], *, continue_reply: bool = False) -> list[int]:
+    def render(
+        self, messages: Sequence[Message], *, continue_reply: bool = False, tools: Sequence[Tool] = ()
+    ) -> list[int]:
         """The prompt's ids, ending where the model is to write. Raises NoChatTemplate."""
         if not self.can_chat:
             raise NoChatTemplate(
@@ -60,14 +84,18 @@ class Tokenizer:
                 "It is a base model that continues text and does not answer questions.",
                 "Choose the instruct or chat version of this model.",
             )
+        if not knows_tools(self.template):
+            messages, tools = in_words(messages, tools), ()
         turns = [_turn(message) for message in messages]
-        options = {"continue_final_message": True} if continue_reply else {"add_generation_prompt": True}
+        options: dict[str, Any] = {"continue_final_message" if continue_reply else "add_generation_prompt": True}
+        if tools:
+            options["tools"] = as_functions(tools)
         try:
             ids = self._backend.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True, **options)
         # Templates are programs of the model's author: they raise jinja2's errors and any of Python's.
         except Exception as error:
             if turns[0]["role"] == "system" and len(turns) > 1:
-                return self.render(_system_into_first(messages), continue_reply=continue_reply)
+                return self.render(_system_into_first(messages), continue_reply=continue_reply, tools=tools)
             raise _template_failed(error) from error
         return [int(i) for i in ids]
 
@@ -95,12 +123,14 @@ class Tokenizer:
         """The text with every special token written out, so that the end of a turn is not taken for part of it."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
-    def stream(self) -> TextStream:
-        return TextStream(self)
+    def stream(self, shown: Iterable[str] = ()) -> TextStream:
+        """A stream of the reply's text; `shown`: control tokens that are not to be hidden from it."""
+        ids = {self.added_tokens.get(text) for text in shown}
+        return TextStream(self, self._hidden_ids - ids)
 
-    def is_hidden(self, token: int) -> bool:
-        """Special tokens that are no part of any reasoning marker are not shown."""
-        return token in self._hidden_ids
+    def spell(self, ids: Sequence[int], hidden: frozenset[int]) -> str:
+        """All of `ids` at once, without the `hidden` ones."""
+        return str(self._backend.decode([i for i in ids if i not in hidden], skip_special_tokens=False))
 
 
 class TextStream:
@@ -110,14 +140,15 @@ class TextStream:
     >>> text = "".join(stream.push(i) for i in ids) + stream.finish()   # == tokenizer.decode(ids)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._ids: list[int] = []
         self._given = 0  # ids whose text has been given out
 
     def push(self, token: int) -> str:
         """The text that became certain with this id; empty inside a character that spans several ids."""
-        if self._tokenizer.is_hidden(token):
+        if token in self._hidden:
             return ""
         self._ids.append(token)
         text = self._pending()
@@ -130,8 +161,8 @@ class TextStream:
 
     def _pending(self) -> str:
         start = max(self._given - CONTEXT_IDS, 0)
-        before = self._tokenizer.decode(self._ids[start : self._given])
-        return self._tokenizer.decode(self._ids[start:])[len(before) :]
+        before = self._tokenizer.spell(self._ids[start : self._given], self._hidden)
+        return self._tokenizer.spell(self._ids[start:], self._hidden)[len(before) :]
 
     def _give(self, text: str) -> str:
         if self._given > 4 * CONTEXT_IDS:
@@ -140,9 +171,34 @@ class TextStream:
         return text
 
 
-def _turn(message: Message) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.content}
-    return turn | {"reasoning_content": message.reasoning} if message.reasoning else turn
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    return turn | {"tool_call_id": message.tool_call_id} if message.tool_call_id else turn
+
+
+class _Arguments(dict[str, Any]):
+    """Arguments of a tool call for any template: most write a mapping as JSON themselves, some append a text."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __radd__(self, text: str) -> str:
+        return f"{text}{self}"
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return _Arguments(value) if isinstance(value, dict) else arguments
 
 
 def _system_into_first(messages: Sequence[Message]) -> list[Message]:

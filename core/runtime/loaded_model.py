@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from core.errors import DeviceLost, NotEnoughMemory
 from core.events import Sampling
+from core.generation.grammar import Grammars
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
@@ -44,6 +46,12 @@ class LoadedModel:
     profile: Profile = field(default_factory=Profile)
     can_use_device: bool = True
     reply_start: int = 0
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Makes token masks for this model's tokenizer."""
+        assert self.tokenizer is not None
+        return Grammars(self.tokenizer)
 
     def limit(self, vram: int | None, ram: int | None) -> None:
         """Set the user's limits, in bytes, for the plans that follow."""

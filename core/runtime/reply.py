@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from core.errors import BadRequest, HeteGenError
-from core.events import Event, Finished, FinishReason, Message, Prefill, Request, Stop, Truncated
+from core.errors import BadRequest, HeteGenError, PromptTooLong
+from core.events import Drawn, Event, Finished, FinishReason, Message, Prefill, Request, Stop, Truncated
 from core.generation import context_window as overflow
-from core.generation.generate import generate
+from core.generation.generate import DrawnToken, generate
+from core.generation.grammar import GrammarMask
 from core.generation.prompt_lookup import PromptLookup
-from core.generation.reasoning import ReplySplitter
+from core.generation.reasoning import MARKERS, ReplySplitter
 from core.generation.reply_stats import Clock
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import log_probabilities, make_sampler, settle
+from core.generation.tool_formats import HARMONY, format_of
+from core.generation.tool_parser import ToolParser
 from core.layers.kv_cache import common_prefix
 from core.model.language_model import ForwardStopped
 from core.runtime.loaded_model import LoadedModel
@@ -27,20 +30,27 @@ class Reply:
         if loaded.tokenizer is None:
             raise BadRequest("A shape has random weights and no words.", "", "Load a real model to chat.")
         self._loaded = loaded
+        self._request = request
         self._tokenizer = loaded.tokenizer
         self._stop = stop
         self._draw = settle(request.sampling, loaded.sampling)
         self._prompt, self._truncated = self._read(request)
         context = loaded.cache.capacity
         self._limit = min(self._draw.max_new_tokens or context, context - len(self._prompt))
-        self._text = self._tokenizer.stream()
+        self._format = format_of(self._tokenizer.template)
+        self._text = self._tokenizer.stream(self._format.shown if request.tools else ())
         self._splitter = ReplySplitter(
             request.stop,
             in_reasoning=self._tokenizer.opens_reasoning(self._prompt),
             continuing=request.continue_reply,
         )
+        self._calls = None
+        if request.tools:
+            self._calls = ToolParser(self._format, request.tools, lambda: self._splitter.in_reasoning)
         self._clock = Clock(len(self._prompt), context, self._draw.seed)
-        self._sample = make_sampler(self._draw)
+        self._answer_marker = self._marker_before_answer()
+        self._mask = self._grammar()
+        self._sample = make_sampler(self._draw, self._mask, len(self._prompt))
         self._drawn: list[int] = []
         self._replanner = Replanner(loaded, loaded.profile)
         self._reason: FinishReason | None = None
@@ -58,12 +68,15 @@ class Reply:
                 if (change := self._replanner.after_failure(error)) is None:
                     raise
                 yield change
-        yield from self._splitter.push(self._text.finish())
+        yield from self._said(self._text.finish())
+        if self._calls is not None:
+            for part in self._calls.finish():
+                yield from self._splitter.push(part) if isinstance(part, str) else (part,)
         yield from self._splitter.finish()
         self._loaded.learn(self._replanner.profile)
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
-        yield Finished(self._reason, self._clock.stats())
+        yield Finished(self._reason, self._clock.stats(), self._splitter.stop_text)
 
     def _run(self) -> Iterator[Event]:
         """Read what is not in the cache, then draw until there is a reason to end."""
@@ -77,7 +90,7 @@ class Reply:
             if isinstance(step, Prefill):
                 yield from self._prefilled(step)
                 continue
-            yield from self._take(step.id)
+            yield from self._take(step)
             if self._reason:
                 return
             change = self._replanner.after_token()
@@ -91,44 +104,124 @@ class Reply:
             self._clock.prefilled(step.done, step.reused)
         yield step
 
-    def _take(self, token: int) -> Iterator[Event]:
+    def _take(self, step: DrawnToken) -> Iterator[Event]:
+        token = step.id
         if token in self._tokenizer.stop_ids:
             self._reason = "stop"
             return
         self._drawn.append(token)
         self._clock.token()
-        yield from self._splitter.push(self._text.push(token))
+        if self._request.logprobs is not None and step.scores is not None:
+            yield self._with_probability(step, self._request.logprobs)
+        yield from self._said(self._text.push(token))
         if self._clock.due(STATS_EVERY_S):
             yield self._clock.stats()
-        if self._splitter.stopped:
+        if self._splitter.stopped or (self._mask is not None and self._mask.ended):
             self._reason = "stop"
         elif self._stop():
             self._reason = "stopped"
         elif self._clock.new_tokens >= self._limit:
             self._reason = "length" if self._limit == self._draw.max_new_tokens else "context"
 
+    def _said(self, text: str) -> Iterator[Event]:
+        """What a run of the reply's text means: answer, reasoning, tool calls."""
+        if self._mask is not None and self._answer_marker:
+            self._answer_marker.seen(text, self._mask)
+        if self._calls is None:
+            yield from self._splitter.push(text)
+            return
+        for part in self._calls.push(text):
+            yield from self._splitter.push(part) if isinstance(part, str) else (part,)
+
+    def _with_probability(self, step: DrawnToken, count: int) -> Drawn:
+        assert step.scores is not None
+        spell = self._tokenizer.decode
+        own, top = log_probabilities(step.scores, step.id, count)
+        return Drawn(spell([step.id]), own, tuple((spell([token]), value) for token, value in top))
+
+    def _marker_before_answer(self) -> _Marker | None:
+        """What must be written before a grammar can hold: the end of the reasoning, where one is certain to come."""
+        if self._format is HARMONY:
+            return None if self._request.must_call else _Marker("<|channel|>final<|message|>")
+        tail = self._tokenizer.decode(self._prompt[-16:]).rstrip()
+        return next((_Marker(closing) for opening, closing in MARKERS if tail.endswith(opening)), None)
+
+    def _grammar(self) -> GrammarMask | None:
+        """The mask that the request asks for. Raises BadRequest."""
+        request, waits = self._request, self._answer_marker is not None
+        if request.must_call:
+            tools = [tool for tool in request.tools if tool.name in request.must_call]
+            return self._loaded.grammars.for_calls(self._format, tools, waits=waits)
+        if request.json_schema is not None:
+            return self._loaded.grammars.for_schema(request.json_schema, waits=waits)
+        return None
+
     def _read(self, request: Request) -> tuple[list[int], Truncated | None]:
         """The prompt's ids, with the cached ids of the last reply where they stand for the same text."""
+        cache, start = self._loaded.cache, self._loaded.reply_start
+        if request.prompt is not None or request.whole:
+            ids, truncated = _fitting(prompt_ids(self._loaded, request), cache.capacity), None
+        else:
+            ids, truncated = self._recent(request)
+        if 0 < start <= common_prefix(cache.tokens, ids):
+            ids = self._tokenizer.splice(ids, cache.tokens[start:], start)
+        self._loaded.reply_start = len(ids)
+        return ids, truncated
+
+    def _recent(self, request: Request) -> tuple[list[int], Truncated | None]:
+        """As much of the conversation as fits, the oldest turns left out first."""
         messages = overflow.recent(_checked(request), self._loaded.source.remembered_turns)
-        tokenizer, cache = self._tokenizer, self._loaded.cache
+        tokenizer = self._tokenizer
 
         def render(turns: Sequence[Message]) -> list[int]:
             unfinished = request.continue_reply and turns[-1] is messages[-1]
-            return tokenizer.render(turns, continue_reply=unfinished)
+            return tokenizer.render(turns, continue_reply=unfinished, tools=request.tools)
 
-        ids, truncated = overflow.fit(messages, render, cache.capacity, self._draw.max_new_tokens)
-        start = self._loaded.reply_start
-        if 0 < start <= common_prefix(cache.tokens, ids):
-            ids = tokenizer.splice(ids, cache.tokens[start:], start)
-        self._loaded.reply_start = len(ids)
-        return ids, truncated
+        return overflow.fit(messages, render, self._loaded.cache.capacity, self._draw.max_new_tokens)
+
+
+class _Marker:
+    """Waits for a text in the reply and then lets a grammar begin."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._seen = ""
+
+    def seen(self, text: str, mask: GrammarMask) -> None:
+        self._seen = (self._seen + text)[-len(self._text) - len(text) :]
+        if self._text in self._seen:
+            mask.begin()
+
+
+def prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
+    """The ids of a request's whole prompt. Raises BadRequest, NoChatTemplate."""
+    if loaded.tokenizer is None:
+        raise BadRequest("A shape has random weights and no words.", "", "Load a real model to chat.")
+    if request.prompt is None:
+        messages = _checked(request)
+        return loaded.tokenizer.render(messages, continue_reply=request.continue_reply, tools=request.tools)
+    ids = loaded.tokenizer.encode_prompt(request.prompt)
+    if not ids:
+        raise BadRequest("The message is empty.", "", "Write something first.")
+    return ids
+
+
+def _fitting(ids: list[int], context: int) -> list[int]:
+    """Raises PromptTooLong."""
+    if len(ids) < context:
+        return ids
+    raise PromptTooLong(
+        f"The prompt is longer than the context: {len(ids):,} of {context:,} tokens.",
+        "",
+        "Shorten it, or load the model with a longer context.",
+    )
 
 
 def _checked(request: Request) -> tuple[Message, ...]:
     """The messages of a request that can be answered. Raises BadRequest."""
     last = request.messages[-1] if request.messages else None
-    if last is None or not (last.content.strip() or last.reasoning):
+    if last is None or not (last.content.strip() or last.reasoning or last.role == "tool"):
         raise BadRequest("The message is empty.", "", "Write something first.")
-    if last.role == "system" or (last.role == "assistant") != request.continue_reply:
+    if (last.role == "system" and not request.whole) or (last.role == "assistant") != request.continue_reply:
         raise BadRequest("There is nothing to answer.", "The last message is not a question.", "Write a message first.")
     return request.messages
