@@ -17,7 +17,7 @@ from core.generation.tokenizer import Tokenizer
 from core.generation.tool_formats import GLM, QWEN_XML, ToolFormat, properties_of
 
 # One way to lay JSON out: a small model would otherwise write white space without end.
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class GrammarMask:
@@ -66,7 +66,7 @@ class Grammars:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)
         except ValueError as error:
             raise _unusable(str(error)) from error
-        return self._mask(grammar, waits)
+        return self._mask(grammar, waits=waits)
 
     def for_calls(self, format: ToolFormat, tools: Sequence[Tool], *, waits: bool = False) -> GrammarMask:
         """A mask for a call of one of these tools as `format` writes it. Raises BadRequest."""
@@ -76,9 +76,9 @@ class Grammars:
         rules = [f"call_{number}: {call}" for number, call in enumerate(calls)]
         start = " | ".join(f"call_{number}" for number in range(len(calls)))
         text = "\n".join((f"start: {start}", *rules, r"TEXT: /([^<]|<[^\/])*/"))
-        return self._mask(LLMatcher.grammar_from_lark(text), waits)
+        return self._mask(LLMatcher.grammar_from_lark(text), waits=waits)
 
-    def _mask(self, grammar: str, waits: bool) -> GrammarMask:
+    def _mask(self, grammar: str, *, waits: bool) -> GrammarMask:
         from llguidance import LLMatcher
 
         vocabulary = self._words()

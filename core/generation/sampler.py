@@ -184,7 +184,7 @@ def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
         return scores
     result = scores.clone()
     if penalties:
-        seen, counts = torch.tensor(drawn).unique(return_counts=True)
+        seen, counts = torch.unique(torch.tensor(drawn), return_counts=True)
         result[seen] -= draw.presence_penalty + draw.frequency_penalty * counts
     for token, bias in draw.logit_bias:
         if token < result.numel():

