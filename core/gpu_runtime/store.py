@@ -12,8 +12,8 @@ gpu-runtime.lock              locked by the first program that uses the runtime
 
 from __future__ import annotations
 
+import atexit
 import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -104,18 +104,20 @@ class Runtime:
 
     def remove_unless_used(self) -> None:
         """Delete everything, or leave that to a later start where another program has it in use. Raises OSError."""
-        handle = try_lock(self._in_use)
-        if handle is None:
+        lock = try_lock(self._in_use)
+        if lock is None:
             return
         try:
             self.remove()
         finally:
-            os.close(handle)
+            lock.release()
 
     def hold(self) -> None:
         """Keep other programs from deleting it as long as this one runs; the system ends that with the process."""
         with suppress(OSError):  # a folder that may not be written is deleted by nobody
-            try_lock(self._in_use)
+            lock = try_lock(self._in_use)
+            if lock is not None:
+                atexit.register(lock.release)  # a lock that nobody refers to is released
 
     def remove_later(self) -> None:
         """Have it deleted at the next start: libraries in use cannot be, or must not. Raises OSError."""

@@ -1,31 +1,21 @@
-"""A lock on a file, so that two programs do not write the same model file; the system frees it when one is killed.
+"""Locks on files, so that two programs do not write the same model file; the system frees one whose holder is killed.
 
-The lock files are those of huggingface_hub, in the same places and locked in the same way: the two respect each other.
+The lock files are those of huggingface_hub, in the same places and locked by the same library: the two respect each
+other.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.events import Stop
 from core.hub.retry import nap
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 WAIT_S = 0.2
 
@@ -33,29 +23,28 @@ WAIT_S = 0.2
 @contextmanager
 def held(path: Path, stop: Stop, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock at `path`, waiting while another program has it. Raises Stopped, OSError (folder not writable)."""
-    while (handle := try_lock(path)) is None:
+    while (lock := try_lock(path)) is None:
         on_wait()
         nap(WAIT_S, stop)
     try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
-def try_lock(path: Path) -> int | None:
-    """Take the lock; an open file descriptor that holds it until closed, None when another has it."""
+def try_lock(path: Path) -> BaseFileLock | None:
+    """Take the lock, which holds until `release` or the end of the process; None when another has it. Raises OSError.
+
+    Where a file system knows no locks, the library takes a marker file instead.
+    """
+    # Imported late: it takes 30 ms, and a start of the window locks nothing.
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    # Members of a group may share a cache; whoever releases the lock may be another thread than its taker.
+    lock = FileLock(path, timeout=0, mode=0o664, thread_local=False)
     try:
-        _lock(handle)
-        # Another program may have removed the file between opening and locking: its lock would guard nothing.
-        if os.fstat(handle).st_nlink:
-            return handle
-    except BlockingIOError:
-        pass
-    except PermissionError:
-        # How Windows says that another program holds it.
-        if sys.platform != "win32":
-            raise
-    os.close(handle)
-    return None
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock

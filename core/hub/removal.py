@@ -53,12 +53,12 @@ def drop_partials(cache: Cache, id: str) -> int:
     """Remove unfinished files that no program is working on; returns the bytes freed."""
     freed = 0
     for etag, path in cache.partials(id).items():
-        handle = try_lock(cache.lock(id, etag))
-        if handle is None:
+        lock = try_lock(cache.lock(id, etag))
+        if lock is None:
             continue
         freed += path.stat().st_size
         path.unlink()
-        os.close(handle)
+        lock.release()
     return freed
 
 
@@ -75,10 +75,10 @@ def _told(id: str) -> Iterator[None]:
 
 def _check_idle(cache: Cache, id: str) -> None:
     for etag in cache.partials(id):
-        handle = try_lock(cache.lock(id, etag))
-        if handle is None:
+        lock = try_lock(cache.lock(id, etag))
+        if lock is None:
             raise BadRequest(f"{id} is being downloaded.", "", "Pause the download, then remove it.")
-        os.close(handle)
+        lock.release()
 
 
 def own_bytes(repo: Path) -> int:

@@ -201,11 +201,11 @@ def test_content_shared_with_another_model_is_not_counted(cache: Cache, here: Pa
 def test_running_download_is_not_removed(hub: Double, cache: Cache, here: Path) -> None:
     rest = cache.partial(ID, "0" * 64)
     rest.write_bytes(b"on its way")
-    handle = try_lock(cache.lock(ID, "0" * 64))
-    assert handle is not None
+    lock = try_lock(cache.lock(ID, "0" * 64))
+    assert lock is not None
     with pytest.raises(BadRequest, match="is being downloaded"):
         remove(cache, ID)
-    os.close(handle)
+    lock.release()
     remove(cache, ID)
 
 
