@@ -14,8 +14,10 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.engine.app_state import GUIDE, Phase, State, name_of
+from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
+from core.errors import HeteGenError
 from core.events import (
     Event,
     Failed,
@@ -54,7 +56,7 @@ class Session(QObject):
         self._asked_with = Sampling()
         """The sampling of the last request: the settings may change while its reply is written."""
         worker.told.connect(self._on_event)
-        worker.crashed.connect(self._on_crash)
+        worker.failed.connect(self._on_failed)
         worker.done.connect(self._on_done)
 
     def load(self, source: str, options: LoadOptions) -> None:
@@ -104,7 +106,7 @@ class Session(QObject):
         """Ends the running reply, or gives up the one that waits for a model."""
         if self._asked is None:
             if self.state.phase != "loading":
-                self._worker.stop()
+                self._worker.stop_all()
             return
         self._asked = None
         self._finish("stopped", {})
@@ -112,14 +114,14 @@ class Session(QObject):
 
     def end(self) -> None:
         """The program ends: what was said so far is kept."""
-        self._worker.stop()
+        self._worker.stop_all()
         self._asked = None
         self._finish("stopped", {})
 
     def cancel_load(self) -> None:
         """Ends the running load."""
         if self.state.phase == "loading":
-            self._worker.stop()
+            self._worker.stop_all()
 
     def submit(self, text: str) -> bool:
         """Asks a new question at the end of the conversation. False if nothing was asked."""
@@ -291,8 +293,8 @@ class Session(QObject):
             case _:
                 pass
 
-    @Slot(int, str)
-    def _on_crash(self, ticket: int, details: str) -> None:
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket not in (self._load_ticket, self._chat_ticket, self._plan_ticket):
             return
         if ticket == self._load_ticket:
@@ -300,7 +302,7 @@ class Session(QObject):
         elif ticket == self._chat_ticket:
             self._finish("failed", {})
             self._set(replace(self.state, phase="ready", prefill=None))
-        self.notice.emit(notices.for_defect(details))
+        self.notice.emit(notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_error(error))
 
     @Slot(int)
     def _on_done(self, ticket: int) -> None:

@@ -1,4 +1,4 @@
-"""A thread for one kind of slow work: jobs are done one after the other, what they say comes back as signals."""
+"""A thread for one kind of slow work: jobs run one after the other, and their news and results come back as signals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from threading import Event as Flag
 
-from PySide6.QtCore import QObject, QThread, Signal, Slot
+from PySide6.QtCore import QObject, Qt, QThread, Signal, Slot
 
 from core.errors import HeteGenError
 from core.events import Stop
@@ -19,7 +19,14 @@ log = logging.getLogger(__name__)
 Tell = Callable[[object], None]
 Work = Callable[[Stop, Tell], object]
 """Given a `stop` to ask and a `tell` for news on the way; returns its result, or raises HeteGenError or Stopped."""
-DEFECT = HeteGenError("Something went wrong inside.", "This is a defect of the program; the log has the details.")
+
+
+class Defect(HeteGenError):
+    """A job failed in a way that nobody foresaw; `details` is the traceback."""
+
+    def __init__(self, details: str) -> None:
+        super().__init__("Something went wrong inside.", "This is a defect of the program; the log has the details.")
+        self.details = details
 
 
 class _Job:
@@ -29,16 +36,23 @@ class _Job:
         self.stopped = Flag()
 
 
-class _Hand(QObject):
+class _Runner(QObject):
+    """Lives in the thread and runs one job after the other."""
+
     told = Signal(int, object)
     done = Signal(int, object)
     failed = Signal(int, object)
 
+    def __init__(self, runs_stopped: bool, at_end: Callable[[], None]) -> None:
+        super().__init__()
+        self._runs_stopped = runs_stopped
+        self._at_end = at_end
+
     @Slot(object)
-    def carry_out(self, job: _Job) -> None:
+    def run(self, job: _Job) -> None:
         try:
             result = None
-            if not job.stopped.is_set():
+            if self._runs_stopped or not job.stopped.is_set():
                 result = job.work(job.stopped.is_set, lambda news: self.told.emit(job.ticket, news))
             self.done.emit(job.ticket, result)
         except Stopped:
@@ -46,35 +60,49 @@ class _Hand(QObject):
         except HeteGenError as error:
             self.failed.emit(job.ticket, error)
         except Exception:  # noqa: BLE001  A defect must reach the window and the log, or the thread would die unseen.
-            log.error("A job failed unexpectedly:\n%s", traceback.format_exc())
-            self.failed.emit(job.ticket, DEFECT)
+            defect = Defect(traceback.format_exc())
+            log.error("A job of the thread %s failed unexpectedly:\n%s", self.thread().objectName(), defect.details)
+            self.failed.emit(job.ticket, defect)
+
+    @Slot()
+    def end(self) -> None:
+        self._at_end()
 
 
 class TaskThread(QObject):
     """Signals carry the ticket that `run` returned: `told(ticket, news)` on the way, then `done(ticket, result)` (None
-    when stopped) or `failed(ticket, HeteGenError)`. The thread starts with the first job."""
+    when stopped) or `failed(ticket, HeteGenError)`, a Defect for a bug. The thread starts with the first job."""
 
     told = Signal(int, object)
     done = Signal(int, object)
     failed = Signal(int, object)
     _order = Signal(object)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, runs_stopped: bool = False, at_end: Callable[[], None] = lambda: None) -> None:
+        """`runs_stopped`: jobs that were stopped are run and heard all the same, as they say themselves how they ended.
+        `at_end` is called in the thread after its last job."""
         super().__init__()
+        self._hears_stopped = runs_stopped
         self._tickets = count(1)
         self._closed = False
         self._waiting: dict[int, _Job] = {}
         self._thread = QThread()
         self._thread.setObjectName(name)
-        self._hand = _Hand()
-        self._hand.moveToThread(self._thread)
-        self._order.connect(self._hand.carry_out)
-        self._hand.told.connect(self._on_told)
-        self._hand.done.connect(self._on_done)
-        self._hand.failed.connect(self._on_failed)
+        self._runner = _Runner(runs_stopped, at_end)
+        self._runner.moveToThread(self._thread)
+        self._order.connect(self._runner.run)
+        self._thread.finished.connect(self._runner.end, Qt.ConnectionType.DirectConnection)
+        self._runner.told.connect(self._on_told)
+        self._runner.done.connect(self._on_done)
+        self._runner.failed.connect(self._on_failed)
+
+    @property
+    def busy(self) -> bool:
+        """True while a job is running or waiting."""
+        return bool(self._waiting)
 
     def run(self, work: Work) -> int:
-        """Do this after what is already waiting; a lane that is closed does nothing any more."""
+        """Do this after what is already waiting; a thread that was closed runs nothing any more."""
         job = _Job(next(self._tickets), work)
         if self._closed:
             return job.ticket
@@ -114,7 +142,8 @@ class TaskThread(QObject):
     @Slot(int, object)
     def _on_told(self, ticket: int, news: object) -> None:
         # News of a job that was asked to stop would only surprise.
-        if ticket in self._waiting and not self._waiting[ticket].stopped.is_set():
+        job = self._waiting.get(ticket)
+        if job is not None and (self._hears_stopped or not job.stopped.is_set()):
             self.told.emit(ticket, news)
 
     @Slot(int, object)

@@ -1,23 +1,16 @@
-"""The one thread that runs the engine: commands are queued down, events come up as signals.
+"""The thread that runs the engine: commands are queued down, events come up as signals.
 
-The only module that knows both Qt and the engine. The engine (and with it torch) is made inside the thread by the
-first command, so the window is on the screen before torch is read from the disk.
+The engine (and with it torch) is made inside the thread by the first command, so the window is on the screen before
+torch is read from the disk.
 """
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections.abc import Callable, Iterator
-from itertools import count
-from threading import Event as Flag
 from typing import Protocol
 
-from PySide6.QtCore import QObject, Qt, QThread, Signal, Slot
-
+from app.engine.task_thread import TaskThread, Tell
 from core.events import Event, LoadOptions, Request, Stop
-
-log = logging.getLogger(__name__)
 
 
 class EngineLike(Protocol):
@@ -29,84 +22,17 @@ class EngineLike(Protocol):
     def close(self) -> None: ...
 
 
-class Command:
-    """One piece of work for the engine, and the flag that ends it early, whether it has begun or not."""
-
-    def __init__(self, ticket: int, run: Callable[[EngineLike, Stop], Iterator[Event]]) -> None:
-        self.ticket = ticket
-        self.run = run
-        self.stopped = Flag()
-
-
-class _Hand(QObject):
-    """Lives in the thread and carries out one command after the other."""
-
-    told = Signal(int, object)
-    crashed = Signal(int, str)
-    done = Signal(int)
+class Worker(TaskThread):
+    """The engine as the window sees it. Every command returns a ticket; `told` carries its core.events.Event."""
 
     def __init__(self, make_engine: Callable[[], EngineLike]) -> None:
-        super().__init__()
+        super().__init__("engine", runs_stopped=True, at_end=self._give_back)
         self._make_engine = make_engine
-        self._engine: EngineLike | None = None
-
-    @Slot(object)
-    def carry_out(self, command: Command) -> None:
-        try:
-            if self._engine is None:
-                self._engine = self._make_engine()
-            for event in command.run(self._engine, command.stopped.is_set):
-                self.told.emit(command.ticket, event)
-        except Exception:  # noqa: BLE001  A defect must reach the window and the log, or the thread would die unseen.
-            text = traceback.format_exc()
-            log.error("The engine failed unexpectedly:\n%s", text)
-            self.crashed.emit(command.ticket, text)
-        finally:
-            self.done.emit(command.ticket)
-
-    @Slot()
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-
-class Worker(QObject):
-    """The engine as the window sees it. Every command returns a ticket that its events carry.
-
-    Signals: `told(ticket, core.events.Event)`; `crashed(ticket, traceback)` for a defect; `done(ticket)` after the
-    last event of a command, also of one that was stopped before it began.
-    """
-
-    told = Signal(int, object)
-    crashed = Signal(int, str)
-    done = Signal(int)
-    _order = Signal(object)
-    _close = Signal()
-
-    def __init__(self, make_engine: Callable[[], EngineLike]) -> None:
-        super().__init__()
-        self._tickets = count(1)
-        self._waiting: dict[int, Command] = {}
-        self._thread = QThread()
-        self._thread.setObjectName("engine")
-        self._hand = _Hand(make_engine)
-        self._hand.moveToThread(self._thread)
-        self._order.connect(self._hand.carry_out)
-        self._close.connect(self._hand.close, Qt.ConnectionType.BlockingQueuedConnection)
-        self._hand.told.connect(self.told)
-        self._hand.crashed.connect(self.crashed)
-        self._hand.done.connect(self._on_done)
-        self._thread.start(QThread.Priority.LowPriority)
-
-    @property
-    def busy(self) -> bool:
-        """True while a command is running or waiting."""
-        return bool(self._waiting)
+        self._engine: EngineLike | None = None  # made, used and closed in the thread alone
 
     def load(self, source: str, options: LoadOptions) -> int:
         """Makes another model ready; whatever runs is stopped first."""
-        self.stop()
+        self.stop_all()
         return self._send(lambda engine, stop: engine.load(source, options, stop))
 
     def chat(self, request: Request) -> int:
@@ -121,30 +47,19 @@ class Worker(QObject):
         """Gives the model up after what is queued."""
         return self._send(_unload)
 
-    def stop(self) -> None:
-        """Asks everything that runs or waits to end; returns at once."""
-        for command in self._waiting.values():
-            command.stopped.set()
+    def _send(self, command: Callable[[EngineLike, Stop], Iterator[Event]]) -> int:
+        def work(stop: Stop, tell: Tell) -> None:
+            if self._engine is None:
+                self._engine = self._make_engine()
+            for event in command(self._engine, stop):
+                tell(event)
 
-    def close(self) -> None:
-        """Stops, frees the model and joins the thread. Returns when the thread has ended."""
-        if not self._thread.isRunning():
-            return
-        self.stop()
-        self._close.emit()
-        self._thread.quit()
-        self._thread.wait()
+        return self.run(work)
 
-    def _send(self, run: Callable[[EngineLike, Stop], Iterator[Event]]) -> int:
-        command = Command(next(self._tickets), run)
-        self._waiting[command.ticket] = command
-        self._order.emit(command)
-        return command.ticket
-
-    @Slot(int)
-    def _on_done(self, ticket: int) -> None:
-        self._waiting.pop(ticket, None)
-        self.done.emit(ticket)
+    def _give_back(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
 
 def _unload(engine: EngineLike, stop: Stop) -> Iterator[Event]:

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 from pytestqt.qtbot import QtBot
 
+from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from core.events import Event, Finished, Loaded, LoadOptions, Message, Piece, Request, Stop
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
@@ -18,8 +19,12 @@ class Told:
         self.crashes: list[tuple[int, str]] = []
         self.done: list[int] = []
         worker.told.connect(lambda ticket, event: self.events.append((ticket, event)))
-        worker.crashed.connect(lambda ticket, text: self.crashes.append((ticket, text)))
-        worker.done.connect(self.done.append)
+        worker.failed.connect(self._on_failed)
+        worker.done.connect(lambda ticket, _: self.done.append(ticket))
+
+    def _on_failed(self, ticket: int, error: Defect) -> None:
+        self.crashes.append((ticket, error.details))
+        self.done.append(ticket)
 
     def of(self, ticket: int) -> list[Event]:
         return [event for at, event in self.events if at == ticket]
@@ -46,7 +51,7 @@ def test_stop_ends_what_runs_and_what_waits(qtbot: QtBot) -> None:
     worker = Worker(lambda: engine)
     told = Told(worker)
     tickets = [worker.chat(REQUEST), worker.chat(REQUEST)]
-    worker.stop()
+    worker.stop_all()
     qtbot.waitUntil(lambda: told.done == tickets)
     assert all(isinstance(told.of(ticket)[-1], Finished) for ticket in tickets)
     worker.close()
@@ -58,7 +63,7 @@ def test_a_command_after_a_stop_is_not_stopped(qtbot: QtBot) -> None:
     worker = Worker(lambda: engine)
     told = Told(worker)
     first = worker.chat(REQUEST)
-    worker.stop()
+    worker.stop_all()
     second = worker.chat(REQUEST)
     qtbot.waitUntil(lambda: first in told.done)
     engine.gate.set()
