@@ -1,0 +1,102 @@
+"""What every interface's request becomes: the engine's own `Request`, and what the converters share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from core.events import Message, Request, Tool, ToolCall
+from core.server.errors import ApiError
+from core.server.schemas import Content, Json, ResponseFormat, SamplingFields, TextFormat
+
+ANY_OBJECT = '{"type": "object"}'
+MAX_STOPS = 64
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
+
+def text_of(content: Content) -> str:
+    """A message's text. Raises ApiError for images, sound and files: they are neither read nor fetched."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.type not in TEXT_PARTS:
+            raise ApiError(400, f"This model reads text only; {part.type[:40]!r} cannot be sent.", param="messages")
+    return "\n".join(part.text for part in content if part.text)
+
+
+def message(role: str, text: str, calls: Sequence[ToolCall] = (), call_id: str = "", reasoning: str = "") -> Message:
+    """A turn of the engine's kind."""
+    match role:
+        case "developer" | "system":
+            return Message("system", text)
+        case "tool" | "function":
+            return Message("tool", text, tool_call_id=call_id)
+        case "assistant":
+            return Message("assistant", text, reasoning, tuple(calls))
+        case _:
+            return Message("user", text)
+
+
+def arguments_of(value: str | Json | None) -> str:
+    """Arguments of a call as JSON text, however a client sends them."""
+    return value if isinstance(value, str) else json.dumps(value or {}, ensure_ascii=False)
+
+
+def stops(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Stop strings. Raises ApiError."""
+    found = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(found) > MAX_STOPS:
+        raise ApiError(400, f"At most {MAX_STOPS} stop strings can be given.", param="stop")
+    return tuple(text for text in found if text)
+
+
+def only_one(wish: SamplingFields) -> None:
+    """Raise ApiError for more than one reply."""
+    if wish.n not in (None, 1):
+        raise ApiError(400, "Only one reply can be made at a time: n must be 1.", param="n")
+
+
+def schema_of(wanted: ResponseFormat | TextFormat | None) -> str | None:
+    """The JSON schema that an answer is to keep to; None for any text. Raises ApiError."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    inner = wanted.json_schema if isinstance(wanted, ResponseFormat) else wanted
+    if inner is None or inner.schema_ is None:
+        raise ApiError(400, "A format of the type json_schema needs a schema.", param="response_format")
+    return json.dumps(inner.schema_)
+
+
+def forced(choice: str | Json | None, tools: Sequence[Tool]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    """The tools to offer and the names of those of which one must be called. Raises ApiError."""
+    names = tuple(tool.name for tool in tools)
+    if choice == "none":
+        return (), ()
+    if choice in (None, "auto"):
+        return tuple(tools), ()
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return forced(choice.get("mode", "auto"), tools)
+    if choice in ("required", "any"):
+        wanted = names
+    elif isinstance(choice, dict):
+        wanted = _named(choice)
+    else:
+        raise ApiError(400, "tool_choice must be none, auto, required or name a function.", param="tool_choice")
+    missing = [name for name in wanted if name not in names]
+    if missing or not wanted:
+        raise ApiError(400, "tool_choice names no tool of this request.", param="tool_choice")
+    return tuple(tools), wanted
+
+
+def _named(choice: Json) -> tuple[str, ...]:
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    return (name,) if isinstance(name, str) else ()
+
+
+def with_turns(messages: Sequence[Message], **rest: Any) -> Request:
+    """A request for the next turn: a conversation that ends with the assistant's own turn is to be carried on."""
+    unfinished = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
+    return Request(tuple(messages), whole=True, continue_reply=unfinished, **rest)

@@ -1,0 +1,72 @@
+"""What the server needs of the engine's side: the loaded model, the models on the disk, and jobs that are answered."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from threading import Event as Flag
+from typing import Protocol
+
+from core.errors import HeteGenError
+from core.events import Event, Failed, Loaded, Request, Stop
+
+log = logging.getLogger(__name__)
+
+DEFECT = HeteGenError("Something went wrong inside.", "This is a defect of the program; the log has the details.")
+
+
+class EngineLike(Protocol):
+    """The part of `core.engine.Engine` that answers."""
+
+    def chat(self, request: Request, stop: Stop) -> Iterator[Event]: ...
+    def count(self, request: Request) -> Iterator[Event]: ...
+
+
+Work = Callable[[EngineLike, Stop], Iterator[Event]]
+
+
+class Job:
+    """One piece of work of one client. `tell` hears every event, then None; in the engine's thread."""
+
+    def __init__(self, client: str, work: Work, tell: Callable[[Event | None], None]) -> None:
+        self.client = client
+        self._work = work
+        self._tell = tell
+        self._stopped = Flag()
+
+    def stop(self) -> None:
+        """End it at the next token, layer or step, or before it begins. From any thread."""
+        self._stopped.set()
+
+    def run(self, engine: EngineLike) -> None:
+        """Carry it out; in the engine's thread."""
+        try:
+            if not self._stopped.is_set():
+                for event in self._work(engine, self._stopped.is_set):
+                    self._tell(event)
+        except Exception:  # noqa: BLE001  A defect must reach the client and the log, or the thread would die unseen.
+            log.error("The engine failed unexpectedly:\n%s", traceback.format_exc())
+            self._tell(Failed(DEFECT))
+        finally:
+            self._tell(None)
+
+    def drop(self) -> None:
+        """End it without ever having begun."""
+        self._tell(None)
+
+
+class Backend(Protocol):
+    """The engine as the server sees it; called from the server's thread."""
+
+    def model(self) -> Loaded | None:
+        """The model that answers now; None where none is loaded or one could be loaded again at once."""
+        ...
+
+    def installed(self) -> list[str]:
+        """Names of complete models on this disk."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Let a job wait for its turn."""
+        ...

@@ -1,0 +1,52 @@
+"""The engine in a thread of its own, for a server without a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Thread
+
+from core.events import Loaded
+from core.hub.installed import default_cache, installed
+from core.server.backend import EngineLike, Job
+from core.server.fair_queue import FairQueue
+
+
+class EngineThread:
+    """A Backend for one engine that has loaded a model already."""
+
+    def __init__(self, engine: EngineLike, model: Loaded, on_disk: Callable[[], list[str]] | None = None) -> None:
+        self._engine = engine
+        self._model = model
+        self._on_disk = on_disk or models_on_disk
+        self._queue: FairQueue[Job] = FairQueue()
+        self._running: Job | None = None
+        self._thread = Thread(target=self._run, name="engine")
+        self._thread.start()
+
+    def model(self) -> Loaded | None:
+        return self._model
+
+    def installed(self) -> list[str]:
+        return self._on_disk()
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job)
+
+    def close(self) -> None:
+        """End what runs and waits, and join the thread."""
+        for job in self._queue.close():
+            job.drop()
+        if (running := self._running) is not None:
+            running.stop()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.take()) is not None:
+            self._running = job
+            job.run(self._engine)
+            self._running = None
+
+
+def models_on_disk() -> list[str]:
+    """Ids of the complete models in the Hugging Face cache."""
+    return [model.id for model in installed(default_cache()) if model.complete]

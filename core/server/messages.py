@@ -1,0 +1,199 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's interface, as Claude Code speaks it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from core.events import Finished, FinishReason, Message, Piece, Prefill, Request, Sampling, Stats, Tool, ToolCall
+from core.events import ToolCallPiece as CallPiece
+from core.server.asked import arguments_of, forced, schema_of, stops, text_of, with_turns
+from core.server.errors import ApiError
+from core.server.exchange import Answer, Exchange
+from core.server.schemas import AnthropicMessage, AnthropicTool, Block, CountTokens, MessageCreate
+from core.server.sse import data
+
+IGNORED = ("redacted_thinking",)
+
+
+def to_request(wish: MessageCreate) -> Request:
+    """The engine's request. Raises ApiError."""
+    tools, must_call = _choice(wish)
+    return with_turns(
+        _turns(wish),
+        sampling=Sampling(wish.temperature, wish.top_k, wish.top_p, max_new_tokens=wish.max_tokens),
+        stop=stops(wish.stop_sequences),
+        tools=tools,
+        must_call=must_call,
+        json_schema=schema_of((wish.output_config and wish.output_config.format) or wish.output_format),
+    )
+
+
+def to_count(wish: CountTokens) -> Request:
+    """The request whose prompt is counted. Raises ApiError."""
+    return with_turns(_turns(wish), tools=_choice(wish)[0])
+
+
+def _choice(wish: CountTokens) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    tools = _tools(wish.tools or ())
+    choice = wish.tool_choice
+    if choice is None:
+        return forced(None, tools)
+    return forced({"name": choice.name} if choice.type == "tool" else choice.type, tools)
+
+
+def _tools(tools: Sequence[AnthropicTool]) -> list[Tool]:
+    """Tools of the client's own; those that Anthropic's servers would carry out have no schema."""
+    return [Tool(tool.name, tool.description or "", tool.input_schema) for tool in tools if tool.input_schema]
+
+
+def _turns(wish: CountTokens) -> list[Message]:
+    system = text_of(wish.system)
+    turns = [Message("system", system)] if system else []
+    for said in wish.messages:
+        turns += _message(said)
+    return turns
+
+
+def _message(said: AnthropicMessage) -> list[Message]:
+    """Results of tools become turns of their own, before what is said beside them."""
+    if isinstance(said.content, str):
+        return [Message(said.role, said.content)]
+    results = [
+        Message("tool", text_of(block.content), tool_call_id=block.tool_use_id or "")
+        for block in said.content
+        if block.type == "tool_result"
+    ]
+    text = "\n".join(_text(block) for block in said.content if _text(block))
+    calls = [
+        ToolCall(block.id or "", block.name or "", arguments_of(block.input))
+        for block in said.content
+        if block.type == "tool_use"
+    ]
+    reasoning = "".join(block.thinking or "" for block in said.content if block.type == "thinking")
+    if not text and not calls and results:
+        return results
+    return [*results, Message(said.role, text, reasoning, tuple(calls))]
+
+
+def _text(block: Block) -> str:
+    if block.type == "text":
+        return block.text or ""
+    if block.type not in ("tool_result", "tool_use", "thinking", *IGNORED):
+        raise ApiError(400, f"This model reads text only; {block.type[:40]!r} cannot be sent.", param="messages")
+    return ""
+
+
+def stop_reason(reason: FinishReason, called: bool, stop_text: str) -> str:  # noqa: FBT001
+    if reason in ("length", "context"):
+        return "max_tokens"
+    if called:
+        return "tool_use"
+    return "stop_sequence" if stop_text else "end_turn"
+
+
+def usage(stats: Stats) -> dict[str, Any]:
+    return {
+        "input_tokens": stats.prompt_tokens - stats.reused_tokens,
+        "cache_read_input_tokens": stats.reused_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": stats.new_tokens,
+    }
+
+
+def whole(answer: Answer, model: str) -> dict[str, Any]:
+    """The JSON object of a reply that was not streamed."""
+    content: list[dict[str, Any]] = []
+    if answer.reasoning:
+        content.append({"type": "thinking", "thinking": answer.reasoning, "signature": ""})
+    if answer.text or not answer.calls:
+        content.append({"type": "text", "text": answer.text})
+    content += [
+        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call.arguments)}
+        for call in answer.calls
+    ]
+    return _head(model) | {
+        "content": content,
+        "stop_reason": stop_reason(answer.reason, bool(answer.calls), answer.stop_text),
+        "stop_sequence": answer.stop_text or None,
+        "usage": usage(answer.stats),
+    }
+
+
+async def chunks(exchange: Exchange, model: str) -> AsyncIterator[bytes]:
+    """The same as a stream of Anthropic's events: blocks one after the other, each with its number."""
+    writer = _Blocks()
+    started = False
+    async for event in exchange:
+        if not started and isinstance(event, Prefill):
+            started = True
+            yield _start(model, Stats(prompt_tokens=event.total, reused_tokens=event.reused))
+        match event:
+            case Piece(text, "answer"):
+                yield writer.into("text", {"type": "text", "text": ""}, {"type": "text_delta", "text": text})
+            case Piece(text):
+                block = {"type": "thinking", "thinking": "", "signature": ""}
+                yield writer.into("thinking", block, {"type": "thinking_delta", "thinking": text})
+            case CallPiece(index, id, name, arguments):
+                call = {"type": "tool_use", "id": _id(id), "name": name, "input": dict[str, Any]()}
+                delta = {"type": "input_json_delta", "partial_json": arguments}
+                yield writer.into(f"call {index}", call, delta)
+            case Finished(reason, stats, stop_text):
+                yield writer.close()
+                why = {
+                    "stop_reason": stop_reason(reason, writer.called, stop_text), "stop_sequence": stop_text or None,
+                }  # fmt: skip
+                yield _event({"type": "message_delta", "delta": why, "usage": usage(stats)})
+                yield _event({"type": "message_stop"})
+
+
+class _Blocks:
+    """Opens and closes the content blocks of one stream."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._open = ""
+        self.called = False
+
+    def into(self, key: str, block: dict[str, Any], delta: dict[str, Any]) -> bytes:
+        """A delta of the block `key`, which is opened if it is not the one that is open."""
+        opening = b""
+        if key != self._open:
+            opening = self.close()
+            self._index, self._open = self._index + 1, key
+            self.called = self.called or key.startswith("call")
+            opening += _event({"type": "content_block_start", "index": self._index, "content_block": block})
+        return opening + _event({"type": "content_block_delta", "index": self._index, "delta": delta})
+
+    def close(self) -> bytes:
+        if not self._open:
+            return b""
+        self._open = ""
+        return _event({"type": "content_block_stop", "index": self._index})
+
+
+def _start(model: str, stats: Stats) -> bytes:
+    empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage(stats)}
+    return _event({"type": "message_start", "message": _head(model) | empty})
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return data(content, content["type"])
+
+
+def _head(model: str) -> dict[str, Any]:
+    return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
+
+
+def _id(id: str) -> str:
+    return id.replace("call_", "toolu_", 1)
+
+
+def _input(arguments: str) -> Any:
+    """A call's arguments; those of one that was cut short are no JSON, and are empty."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return {}

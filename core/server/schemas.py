@@ -1,0 +1,214 @@
+"""What clients may send, as pydantic models. Unknown fields and nulls are ignored: clients send more every month."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]
+
+
+class Lenient(BaseModel):
+    """Ignores what it does not know."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Part(Lenient):
+    """A part of a message's content, of OpenAI's two interfaces."""
+
+    type: str
+    text: str | None = None
+
+
+Content = str | list[Part] | None
+
+
+class FunctionCall(Lenient):
+    name: str
+    arguments: str | Json | None = None
+
+
+class AskedCall(Lenient):
+    """A call that an assistant's earlier turn made."""
+
+    id: str | None = None
+    function: FunctionCall
+
+
+class ChatMessage(Lenient):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[AskedCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Lenient):
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[\w.:-]+$")
+    description: str | None = None
+    parameters: Json | None = None
+
+
+class ChatTool(Lenient):
+    type: str = "function"
+    function: Function | None = None
+
+
+class JsonSchema(Lenient):
+    schema_: Json | None = Field(default=None, alias="schema")
+
+
+class ResponseFormat(Lenient):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(Lenient):
+    include_usage: bool | None = None
+
+
+class SamplingFields(Lenient):
+    """What both of OpenAI's older interfaces say about drawing tokens."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[int, float] | None = None
+
+
+class ChatCompletion(SamplingFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    tools: list[ChatTool] | None = None
+    tool_choice: str | Json | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class Completion(SamplingFields):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class ResponseItem(Lenient):
+    """One item of a response's input: a message, a call that was made, or what came of it."""
+
+    type: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Content = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+
+class ResponseTool(Lenient):
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: Json | None = None
+
+
+class TextFormat(Lenient):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema_: Json | None = Field(default=None, alias="schema")
+
+
+class TextOptions(Lenient):
+    format: TextFormat | None = None
+
+
+class ResponseCreate(Lenient):
+    """POST /v1/responses."""
+
+    model: str | None = None
+    input: str | list[ResponseItem]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: str | Json | None = None
+    text: TextOptions | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+
+
+class Block(Lenient):
+    """A content block of Anthropic's interface."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Json | None = None
+    tool_use_id: str | None = None
+    content: str | list[Part] | None = None
+
+
+class AnthropicMessage(Lenient):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class AnthropicTool(Lenient):
+    type: str | None = None
+    name: str
+    description: str | None = None
+    input_schema: Json | None = None
+
+
+class AnthropicChoice(Lenient):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+
+
+class OutputConfig(Lenient):
+    format: TextFormat | None = None
+
+
+class CountTokens(Lenient):
+    """POST /v1/messages/count_tokens."""
+
+    model: str | None = None
+    messages: list[AnthropicMessage] = Field(min_length=1)
+    system: str | list[Part] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicChoice | None = None
+
+
+class MessageCreate(CountTokens):
+    """POST /v1/messages."""
+
+    max_tokens: int = Field(ge=1)
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    output_config: OutputConfig | None = None
+    output_format: TextFormat | None = None

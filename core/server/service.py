@@ -1,0 +1,147 @@
+"""What every endpoint does: start the work, stream or collect it, log it, end it when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from core.events import Counted, Loaded, Request, Stats
+from core.server.activity import Activity, Live
+from core.server.backend import Backend, Work
+from core.server.body import ClientDisconnect
+from core.server.errors import ApiError, error_body
+from core.server.exchange import Answer, Exchange, collect
+from core.server.options import ServerOptions
+from core.server.sse import EventStream, data, left
+
+# A request that is refused is refused with a status of its own if that shows so soon; later it shows in the stream.
+REFUSED_WITHIN_S = 2.0
+Chunks = Callable[[Exchange], AsyncIterator[bytes]]
+
+
+class Service:
+    """The engine, the options and the books of one server."""
+
+    def __init__(self, backend: Backend, options: ServerOptions, activity: Activity) -> None:
+        self.backend = backend
+        self.options = options
+        self.activity = activity
+        self.started = int(time.time())
+
+    def model(self, wanted: str | None, *, chat: bool = True) -> Loaded:
+        """The model that answers. A name that is not known here means it; one of another model on this disk does not.
+        Raises ApiError."""
+        loaded = self.backend.model()
+        if loaded is None:
+            raise ApiError(503, "No model is loaded.", code="model_not_loaded")
+        if wanted and wanted != model_id(loaded) and wanted in self.backend.installed():
+            raise ApiError(
+                404,
+                f"{wanted} is not loaded; {model_id(loaded)} is. Load it first, or leave the model's name out.",
+                code="model_not_found",
+                param="model",
+            )
+        if chat and not loaded.can_chat:
+            raise ApiError(400, "This model has no chat template; use /v1/completions.", param="model")
+        return loaded
+
+    def ask(self, http: HttpRequest, request: Request) -> Exchange:
+        """Let the engine answer. Raises ApiError."""
+        return self._start(http, lambda engine, stop: engine.chat(request, stop))
+
+    async def count(self, http: HttpRequest, request: Request) -> int:
+        """How many tokens a request's prompt has. Raises ApiError."""
+        exchange = self._start(http, lambda engine, stop: engine.count(request))
+        try:
+            async for event in exchange:
+                if isinstance(event, Counted):
+                    return event.tokens
+        finally:
+            exchange.stop()
+        raise ApiError(503, "The server was stopped.")
+
+    async def whole(self, http: HttpRequest, exchange: Exchange, shape: Callable[[Answer], Any]) -> Response:
+        """The answer as one JSON object. Raises ApiError, ClientDisconnect."""
+        answering = asyncio.ensure_future(collect(exchange))
+        leaving = asyncio.ensure_future(left(http.receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            exchange.stop()
+            leaving.cancel()
+            if not answering.done():
+                answering.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        if answering.cancelled():
+            raise ClientDisconnect
+        return JSONResponse(shape(answering.result()))
+
+    async def stream(self, http: HttpRequest, exchange: Exchange, chunks: Chunks) -> Response:
+        """The answer as server-sent events. Raises ApiError where the engine refuses the request at once."""
+        try:
+            await exchange.begun(REFUSED_WITHIN_S)
+        except ApiError:
+            exchange.stop()
+            raise
+
+        async def finish() -> None:
+            exchange.stop()
+
+        return EventStream(_with_errors(chunks(exchange), http.url.path), self.options.limits, finish)
+
+    def _start(self, http: HttpRequest, work: Work) -> Exchange:
+        limits = self.options.limits
+        if self.activity.running >= limits.waiting:
+            raise ApiError(429, f"{limits.waiting} requests wait already; try again later.", code="too_many_requests")
+        return Exchange(self.backend, self.activity, self._live(http), work, limits.reply_s)
+
+    def _live(self, http: HttpRequest) -> Live:
+        live = self.activity.live(client_of(http), http.url.path)
+        http.state.live = live
+        return live
+
+
+def client_of(http: HttpRequest) -> str:
+    """Who asks, as the page shows it: address, and the program by its own words."""
+    address = http.client.host if http.client else "?"
+    program = http.headers.get("user-agent", "").partition(" ")[0]
+    shown = "".join(character for character in program[:60] if character.isprintable())
+    return f"{address} {shown}".strip()
+
+
+def model_id(loaded: Loaded) -> str:
+    """A loaded model's id for clients: a Hub id as it is, other names without spaces."""
+    return "-".join(loaded.name.split())
+
+
+def timings(stats: Stats) -> dict[str, Any]:
+    """Figures of one reply as llama-server gives them: counts, milliseconds, tokens per second."""
+    read = stats.prompt_tokens - stats.reused_tokens
+    return {
+        "prompt_n": read,
+        "cache_n": stats.reused_tokens,
+        "prompt_ms": _ms(read, stats.prompt_tok_s),
+        "prompt_per_second": stats.prompt_tok_s,
+        "predicted_n": stats.new_tokens,
+        "predicted_ms": _ms(stats.new_tokens, stats.mean_tok_s),
+        "predicted_per_second": stats.mean_tok_s,
+        "time_to_first_token_ms": None if stats.ttft_s is None else round(1000 * stats.ttft_s, 3),
+    }
+
+
+def _ms(count: int, rate: float | None) -> float | None:
+    return round(1000 * count / rate, 3) if rate else None
+
+
+async def _with_errors(chunks: AsyncIterator[bytes], path: str) -> AsyncIterator[bytes]:
+    """An error in mid-stream is an event of its own: the status has been sent already."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except ApiError as error:
+        yield data(error_body(error, path), "error" if path.startswith("/v1/messages") else "")
