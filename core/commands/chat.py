@@ -5,35 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from core.api import Answer, Model, load_with
 from core.commands.arguments import add_json, add_machine_options, load_options
 from core.events import (
     Event,
-    Failed,
     Finished,
-    FinishReason,
     Loading,
     Message,
     Piece,
     Replanned,
     Request,
     Sampling,
-    Stats,
     Truncated,
 )
-from core.startup.environment import importing
-
-
-@dataclass
-class Answer:
-    """What came of one question."""
-
-    text: str
-    reasoning: str
-    reason: FinishReason
-    stats: Stats
 
 
 def add(subparsers: Any) -> None:
@@ -51,39 +37,32 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
-    with importing():
-        from core.engine import Engine
-    engine = Engine()
-    show(engine.load(args.model, load_options(args)), sys.stderr)
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
-    if args.prompt is None:
-        return _conversation(engine, system, sampling)
-    question = Message("user", args.prompt)
-    return as_json(show(engine.chat(Request((*system, question), sampling)), sys.stdout))
+    with load_with(args.model, load_options(args), _show_progress) as model:
+        _progress("")
+        if args.prompt is None:
+            return _conversation(model, system, sampling)
+        question = Message("user", args.prompt)
+        return as_json(show(model.events(Request((*system, question), sampling))))
 
 
-def show(events: Iterable[Event], out: Any) -> Answer:
-    """Print what a person wants to see of the events; the collected answer. Raises the error of a Failed."""
-    answer = Answer("", "", "stop", Stats())
+def show(events: Iterable[Event]) -> Answer:
+    """Print what a user wants to see of a reply; the collected answer."""
+    answer = Answer()
     for event in events:
+        answer.add(event)
         match event:
-            case Loading(phase, fraction):
-                _progress(f"{phase} {fraction:.0%}")
-            case Piece(text, kind):
-                print(text, end="", flush=True, file=out)
-                answer.text += text if kind == "answer" else ""
-                answer.reasoning += text if kind == "reasoning" else ""
+            case Piece(text):
+                print(text, end="", flush=True)
             case Truncated(messages, _):
                 print(f"({messages} older messages no longer fit into the context)", file=sys.stderr)
             case Replanned(reason):
                 print(f"({reason})", file=sys.stderr)
-            case Finished(reason, stats):
-                answer.reason, answer.stats = reason, stats
-                print(file=out)
-            case Failed(error):
-                raise error
-    _progress("")
+            case Finished():
+                print()
+            case _:
+                pass
     return answer
 
 
@@ -93,7 +72,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return {
         "text": answer.text,
         "reasoning": answer.reasoning,
-        "finish_reason": answer.reason,
+        "finish_reason": answer.finish_reason,
         "prompt_tokens": stats.prompt_tokens,
         "reused_tokens": stats.reused_tokens,
         "new_tokens": stats.new_tokens,
@@ -103,12 +82,12 @@ def as_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _conversation(engine: Any, system: tuple[Message, ...], sampling: Sampling) -> dict[str, Any]:
-    messages, last = list(system), Answer("", "", "stop", Stats())
+def _conversation(model: Model, system: tuple[Message, ...], sampling: Sampling) -> dict[str, Any]:
+    messages, last = list(system), Answer()
     print("Ask away; an empty line or Ctrl+D ends.", file=sys.stderr)
     while question := _ask():
         messages.append(Message("user", question))
-        last = show(engine.chat(Request(tuple(messages), sampling)), sys.stdout)
+        last = show(model.events(Request(tuple(messages), sampling)))
         messages.append(Message("assistant", last.text, last.reasoning))
     return as_json(last)
 
@@ -120,6 +99,10 @@ def _ask() -> str:
         return input().strip()
     except EOFError:
         return ""
+
+
+def _show_progress(step: Loading) -> None:
+    _progress(f"{step.phase} {step.fraction:.0%}")
 
 
 def _progress(text: str) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import asdict
 from typing import Any
 
+from core.api import plan_with
 from core.commands.arguments import add_json, add_machine_options, add_model, load_options, model_name
-from core.errors import ModelNotFound
-from core.hub.installed import PATH_LIKE
-from core.paths import SHAPE_PREFIX
-from core.spec import ModelSpec, Plan, Rows
+from core.commands.models import make_client
+from core.spec import Plan, Rows
 from core.units import format_bytes
-
-ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def add(subparsers: Any) -> None:
@@ -27,48 +23,14 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
-    from core.startup.environment import prepare_environment
-
-    prepare_environment()
-    from core.hardware.machine import open_machine
-    from core.paths import cache_folder
-    from core.planning.planner import explain, place
-
-    spec = _spec(model_name(args))
-    hardware = open_machine(cache_folder(), args.simulate_gpu, args.threads).now()
-    plan = place(spec, hardware, load_options(args))
-    for line in explain(plan, spec, hardware):
+    planned = plan_with(model_name(args), load_options(args), make_client)
+    plan = planned.plan
+    for line in planned.explain():
         print(line)
     for device in plan.memory:
         print(f"{device.device:12} {format_bytes(device.used)} of {format_bytes(device.free_before)} free")
     print(f"{'speed':12} about {plan.decode.low:.1f} to {plan.decode.high:.1f} tokens/s ({plan.confidence})")
     return as_json(plan)
-
-
-def _spec(name: str) -> ModelSpec:
-    """The specification of a model that is here, or else of one on the Hub. Raises HeteGenError."""
-    from core.model.model_source import open_source
-    from core.model.spec_cache import specification
-    from core.paths import cache_folder
-
-    try:
-        source = open_source(name)
-    except ModelNotFound:
-        if name.startswith(SHAPE_PREFIX) or PATH_LIKE.match(name) or not ID.fullmatch(name):
-            raise
-        return _remote_spec(name)
-    return specification(source.module, source.name, cache_folder())
-
-
-def _remote_spec(name: str) -> ModelSpec:
-    from core.commands.models import make_client
-    from core.hub.listing import parse_reference
-    from core.hub.remote_spec import read_remote
-    from core.runtime.fit import describe
-
-    with make_client() as client:
-        remote = read_remote(client, parse_reference(name))
-    return describe(remote.config, remote.tensors, remote.info.id)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

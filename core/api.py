@@ -1,0 +1,301 @@
+"""The engine for programmers: load a model, ask it, plan without loading. Errors are raised; importing this is cheap.
+
+    with load("Qwen/Qwen3-4B", vram="6GiB") as model:
+        for text in model.stream("Why is the sky blue?", temperature=0.7):
+            print(text, end="", flush=True)
+
+`core.engine` is the same engine as events, for a window or a server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from core.errors import BadRequest, HeteGenError, ModelNotFound
+from core.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Loaded,
+    Loading,
+    LoadOptions,
+    Message,
+    Piece,
+    Replanned,
+    Request,
+    Sampling,
+    Stats,
+    Stop,
+    never,
+)
+from core.paths import SHAPE_PREFIX, cache_folder, gpu_runtime
+from core.spec import FormatWish, Hardware, ModelSpec, Plan
+from core.startup.environment import importing, prepare_environment
+from core.units import parse_size
+
+if TYPE_CHECKING:  # what imports torch takes seconds
+    from core.engine import Engine
+    from core.hub.client import Client
+
+Progress = Callable[[Loading], None]
+Messages = str | Iterable[Message | Mapping[str, str]]
+"""A question, or a conversation: records or dicts with `role` and `content`, the turn to answer last."""
+Size = int | str
+"""Bytes, or text as "6GiB"."""
+
+REMOTE_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass
+class Answer:
+    """A whole reply. `reasoning` is what a reasoning model thought before `text`."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: FinishReason = "stop"
+    stats: Stats = field(default_factory=Stats)
+
+    def add(self, event: Event) -> None:
+        """Take in the next event of the reply."""
+        match event:
+            case Piece(text, "answer"):
+                self.text += text
+            case Piece(text):
+                self.reasoning += text
+            case Finished(reason, stats):
+                self.finish_reason, self.stats = reason, stats
+            case _:
+                pass
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made for."""
+
+    plan: Plan
+    spec: ModelSpec
+    hardware: Hardware
+
+    def explain(self) -> list[str]:
+        """The plan in sentences: what lies where, and why."""
+        from core.planning.planner import explain
+
+        return list(explain(self.plan, self.spec, self.hardware))
+
+
+class Model:
+    """A loaded model: one reply at a time. `close` or the end of a `with` gives its memory back."""
+
+    def __init__(self, engine: Engine, loaded: Loaded) -> None:
+        self._engine = engine
+        self._loaded = loaded
+        self._plan = loaded.plan
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        return self._loaded.name
+
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation may have."""
+        return self._loaded.context
+
+    @property
+    def plan(self) -> Plan:
+        """Where the weights lie now; it changes when the machine's memory does."""
+        assert self._plan is not None
+        return self._plan
+
+    def explain(self) -> list[str]:
+        """The plan in sentences."""
+        loaded = self._loaded
+        assert loaded.spec is not None
+        assert loaded.hardware is not None
+        return Planned(self.plan, loaded.spec, loaded.hardware).explain()
+
+    def stream(self, messages: Messages, stop: tuple[str, ...] = (), **sampling: Any) -> Generator[str, None, Answer]:
+        """Yield the answer in runs of whole characters, without its reasoning; the generator's value is the Answer.
+
+        `sampling`: the fields of `core.events.Sampling` (temperature, top_k, top_p, min_p, repetition_penalty, seed,
+        max_new_tokens); what is not given is the model's own. Raises HeteGenError.
+        """
+        answer = Answer()
+        for event in self.events(Request(conversation(messages), Sampling(**sampling), stop)):
+            answer.add(event)
+            if isinstance(event, Piece) and event.kind == "answer":
+                yield event.text
+        return answer
+
+    def generate(self, messages: Messages, stop: tuple[str, ...] = (), **sampling: Any) -> Answer:
+        """The whole answer; arguments as for `stream`. Raises HeteGenError."""
+        answer = Answer()
+        for event in self.events(Request(conversation(messages), Sampling(**sampling), stop)):
+            answer.add(event)
+        return answer
+
+    def events(self, request: Request, stop: Stop = never) -> Iterator[Event]:
+        """All that happens during a reply. Raises HeteGenError, where the engine itself gives Failed."""
+        for event in _raising(self._engine.chat(request, stop)):
+            if isinstance(event, Replanned) and event.plan is not None:
+                self._plan = event.plan
+            yield event
+
+    def limit(self, vram: Size | None = None, ram: Size | None = None) -> Plan:
+        """Keep to other limits of memory; weights move, nothing is loaded again. Raises NotEnoughMemory, DeviceLost."""
+        for event in _raising(self._engine.replan(_bytes(vram), _bytes(ram))):
+            if isinstance(event, Replanned) and event.plan is not None:
+                self._plan = event.plan
+        return self.plan
+
+    def close(self) -> None:
+        """Give the model's memory back; a closed model raises BadRequest."""
+        self._engine.close()
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    vram: Size | None = None,
+    ram: Size | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    format: FormatWish = "auto",
+    simulate_gpu: str | None = None,
+    on_progress: Progress | None = None,
+) -> Model:
+    """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError.
+
+    `vram` and `ram` limit the memory used, `context` is in tokens; what is not given is decided for this machine.
+    """
+    _use_gpu_runtime()
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu)
+    return load_with(source, options, on_progress)
+
+
+def load_with(source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None) -> Model:
+    """Load a model as `load` does, with the options as one record. Raises HeteGenError."""
+    prepare_environment()
+    with importing():
+        from core.engine import Engine
+    engine = Engine()
+    for event in _raising(engine.load(source, options)):
+        if isinstance(event, Loaded):
+            return Model(engine, event)
+        if isinstance(event, Loading) and on_progress is not None:
+            on_progress(event)
+    raise AssertionError("a load ends with Loaded or an error")
+
+
+def plan(
+    source: str | Path,
+    *,
+    vram: Size | None = None,
+    ram: Size | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    format: FormatWish = "auto",
+    simulate_gpu: str | None = None,
+) -> Plan:
+    """Plan a model for this machine without loading it; one that is not on this disk is looked up on the Hub.
+
+    Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
+    """
+    _use_gpu_runtime()
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu)
+    return plan_with(str(source), options).plan
+
+
+def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> Planned:
+    """Plan as `plan` does, with the options as one record; `client` makes the Hub's client. Raises HeteGenError."""
+    prepare_environment()
+    from core.hardware.machine import open_machine
+    from core.planning.planner import place
+
+    spec = _specification(source, client or _client)
+    hardware = open_machine(cache_folder(), options.simulate_gpu, options.threads).now()
+    return Planned(place(spec, hardware, options), spec, hardware)
+
+
+def conversation(messages: Messages) -> tuple[Message, ...]:
+    """The records of a conversation given in any way that `Messages` allows. Raises BadRequest."""
+    if isinstance(messages, str):
+        return (Message("user", messages),)
+    return tuple(one if isinstance(one, Message) else _message(one) for one in messages)
+
+
+def _message(turn: Mapping[str, str]) -> Message:
+    try:
+        return Message(**turn)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise BadRequest("A message needs a role and content.", "", "Give `role` and `content`.") from error
+
+
+def _raising(events: Iterator[Event]) -> Iterator[Event]:
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        yield event
+
+
+def _use_gpu_runtime() -> None:
+    """Have the CUDA build of torch imported that was downloaded, if there is one that works."""
+    if "torch" in sys.modules:
+        return
+    from core.gpu_runtime.start import settle
+    from core.gpu_runtime.store import Runtime
+
+    settle(Runtime(gpu_runtime()), attempt=None)
+
+
+def _specification(name: str, client: Callable[[], Client]) -> ModelSpec:
+    from core.hub.installed import PATH_LIKE
+    from core.model.model_source import open_source
+    from core.model.spec_cache import specification
+
+    try:
+        source = open_source(name)
+    except ModelNotFound:
+        if name.startswith(SHAPE_PREFIX) or PATH_LIKE.match(name) or not REMOTE_ID.fullmatch(name):
+            raise
+        return _remote_specification(name, client)
+    return specification(source.module, source.name, cache_folder())
+
+
+def _remote_specification(name: str, make_client: Callable[[], Client]) -> ModelSpec:
+    from core.hub.listing import parse_reference
+    from core.hub.remote_spec import read_remote
+    from core.runtime.fit import describe
+
+    with make_client() as client:
+        remote = read_remote(client, parse_reference(name))
+    return describe(remote.config, remote.tensors, remote.info.id)
+
+
+def _client() -> Client:
+    from core.hub.access import Access
+    from core.hub.environment import hub_environment
+    from core.hub.token import system_keyring
+
+    return Access(hub_environment(os.environ), system_keyring()).client()
+
+
+def _bytes(size: Size | None) -> int | None:
+    """Raises BadRequest for text that is no size."""
+    return parse_size(size) if isinstance(size, str) else size
+
+
+__all__ = ["Answer", "HeteGenError", "Message", "Model", "Plan", "conversation", "load", "plan"]
