@@ -188,13 +188,20 @@ def load(
 
 def load_with(source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None) -> Model:
     """Load a model as `load` does, with the options as one record. Raises HeteGenError."""
+    return Model(*load_engine(source, options, on_progress))
+
+
+def load_engine(
+    source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None
+) -> tuple[Engine, Loaded]:
+    """Load a model into an engine of its own, for who wants events. Raises HeteGenError."""
     prepare_environment()
     with importing():
         from core.engine import Engine
     engine = Engine()
     for event in _raising(engine.load(source, options)):
         if isinstance(event, Loaded):
-            return Model(engine, event)
+            return engine, event
         if isinstance(event, Loading) and on_progress is not None:
             on_progress(event)
     raise AssertionError("a load ends with Loaded or an error")

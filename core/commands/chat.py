@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises HeteGenError."""
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
-    with load_with(args.model, load_options(args), _show_progress) as model:
-        _progress("")
+    with load_with(args.model, load_options(args), show_progress) as model:
         if args.prompt is None:
             return _conversation(model, system, sampling)
         question = Message("user", args.prompt)
@@ -101,10 +100,8 @@ def _ask() -> str:
         return ""
 
 
-def _show_progress(step: Loading) -> None:
-    _progress(f"{step.phase} {step.fraction:.0%}")
-
-
-def _progress(text: str) -> None:
+def show_progress(step: Loading) -> None:
+    """Keep one line of a terminal up to date while a model is loaded."""
     if sys.stderr and sys.stderr.isatty():
+        text = "" if step.fraction >= 1 else f"{step.phase} {step.fraction:.0%}"
         print(f"\r\033[K{text}", end="", flush=True, file=sys.stderr)

@@ -6,12 +6,11 @@ import argparse
 import sys
 from typing import Any
 
+from core.api import load_engine
 from core.commands.arguments import add_json, add_machine_options, load_options
-from core.commands.chat import show
+from core.commands.chat import show_progress
 from core.errors import BadRequest
-from core.events import Event, Loaded
 from core.server.options import DEFAULT_PORT, LOOPBACK, ServerOptions
-from core.startup.environment import importing
 
 
 def add(subparsers: Any) -> None:
@@ -34,15 +33,10 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Serve until Ctrl+C. Raises HeteGenError."""
     options = _options(args)
-    with importing():
-        from core.engine import Engine
+    engine, model = load_engine(args.model, load_options(args), show_progress)
     from core.server.engine_thread import EngineThread
     from core.server.server import Server
 
-    engine = Engine()
-    events: list[Event] = []
-    show(_kept(engine.load(args.model, load_options(args)), events), sys.stderr)
-    model = next(event for event in events if isinstance(event, Loaded))
     backend = EngineThread(engine, model)
     try:
         server = Server(backend, options)
@@ -57,12 +51,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         backend.close()
         engine.close()
     return {"address": server.address, "model": model.name}
-
-
-def _kept(events: Any, into: list[Event]) -> Any:
-    for event in events:
-        into.append(event)
-        yield event
 
 
 def _options(args: argparse.Namespace) -> ServerOptions:
