@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from core.events import Prefill, Stop
-from core.generation.prompt_lookup import PromptLookup
 from core.generation.sampler import Sampler
+from core.generation.speculation import Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
+from core.planning.speculation import MOST_ROWS
 
 # Large enough to use the machine well; `stop` is looked at between layers, so a chunk may take seconds.
 PREFILL_CHUNK = 512
@@ -33,11 +34,11 @@ def generate(
     sample: Sampler,
     stop: Stop,
     chunk_tokens: int = 0,
-    lookup: PromptLookup | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[Prefill | DrawnToken]:
     """Read `prompt` (reusing what the cache holds of it), then draw tokens until the caller has enough.
 
-    `chunk_tokens`: how many of the prompt are read in one pass (0 = PREFILL_CHUNK); `lookup` guesses ahead.
+    `chunk_tokens`: how many of the prompt are read in one pass (0 = PREFILL_CHUNK); `speculation` drafts ahead.
     The caller ends the generation by not asking for more; the cache may then hold a few tokens more than were given.
     Raises ForwardStopped when `stop` says so.
     """
@@ -48,7 +49,18 @@ def generate(
         chunk = prompt[start : start + step]
         logits = model.forward(chunk, cache, stop)
         yield Prefill(start + len(chunk), len(prompt), known)
-    yield from _decode(model, cache, list(prompt), logits, sample, stop, lookup if cache.can_rewind else None)
+    yield from _decode(model, cache, list(prompt), logits, sample, stop, speculation if cache.can_rewind else None)
+
+
+def drawn(logits: Tensor, drafted: Sequence[int], ids: list[int], sample: Sampler) -> Iterator[DrawnToken]:
+    """Draw from `logits` (1 + drafted, vocabulary) of the last certain token and the drafted ones that follow it: one
+    token more than was drafted rightly. Each is appended to `ids`."""
+    for row, expected in zip(logits, [*drafted, None], strict=True):
+        token = sample(row, ids)
+        ids.append(token)
+        yield DrawnToken(token, row)
+        if token != expected:
+            return
 
 
 def _decode(
@@ -58,24 +70,20 @@ def _decode(
     logits: Tensor,
     sample: Sampler,
     stop: Stop,
-    lookup: PromptLookup | None,
+    speculation: Speculation | None,
 ) -> Iterator[DrawnToken]:
-    guess: list[int] = []
-    seconds = 0.0
+    yield from drawn(logits, (), ids, sample)
+    if speculation is None:
+        while True:
+            logits = model.forward(ids[-1:], cache, stop)
+            yield from drawn(logits, (), ids, sample)
+    speculation.prepare(ids)
     while True:
-        taken = 0
-        for row, expected in zip(logits, [*guess, None], strict=True):
-            token = sample(row, ids)
-            ids.append(token)
-            yield DrawnToken(token, row)
-            if token != expected:
-                break
-            taken += 1
-        if lookup is not None:
-            if seconds:
-                lookup.passed(len(guess), taken, seconds)
-            cache.rewind(len(ids) - 1)
-            guess = lookup.guess(ids, cache.capacity - len(ids))
-        began = time.perf_counter()
-        logits = model.forward([ids[-1], *guess], cache, stop, 1 + len(guess))
+        drafted = speculation.draft(ids, cache.capacity - len(ids))
+        rows = MOST_ROWS if speculation.expects_drafts else 1
+        began, known = time.perf_counter(), len(ids)
+        logits = model.forward([ids[-1], *drafted], cache, stop, 1 + len(drafted), rows)
         seconds = time.perf_counter() - began
+        yield from drawn(logits, drafted, ids, sample)
+        speculation.passed(len(drafted), len(ids) - known - 1, seconds)
+        cache.rewind(len(ids) - 1)

@@ -132,7 +132,7 @@ def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -
         return int(candidates[torch.multinomial(probabilities, 1, generator=rng)])
 
     def sample(logits: Tensor, ids: Sequence[int]) -> int:
-        scores = penalized(_checked(logits), ids, draw.repetition_penalty)
+        scores = penalized(checked_logits(logits), ids, draw.repetition_penalty)
         scores = biased(scores, ids[prompt_length:], draw)
         if mask is None:
             return pick(scores)
@@ -199,7 +199,8 @@ def log_probabilities(scores: Tensor, token: int, count: int) -> tuple[float, li
     return float(logs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
-def _checked(logits: Tensor) -> Tensor:
+def checked_logits(logits: Tensor) -> Tensor:
+    """The logits (vocabulary,) in fp32. Raises BrokenOutput where none of them is a number."""
     scores = logits.float()
     # +inf and NaN both make the maximum non-finite; single -inf entries are legal (masked tokens).
     if not math.isfinite(float(scores.max())):

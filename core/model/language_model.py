@@ -38,14 +38,18 @@ class LanguageModel:
             layer.register_forward_pre_hook(self._look_at_stop)
 
     @torch.inference_mode()
-    def forward(self, ids: Sequence[int], cache: KVCache, stop: Stop = never, keep: int = 1) -> Tensor:
+    def forward(
+        self, ids: Sequence[int], cache: KVCache, stop: Stop = never, keep: int = 1, divide_for: int = 1
+    ) -> Tensor:
         """Append `ids` (n,) to the cache; logits (keep, vocabulary) of the last `keep` of them, in fp32.
 
+        Rows are divided as for `divide_for` ids where these are fewer: what is fetched ahead then stays useful though
+        the number of ids changes from pass to pass.
         Raises ForwardStopped (the cache is as before, or empty where it cannot be), NotEnoughMemory.
         """
         self._stop = stop
         known = len(cache.tokens)
-        self.placement.begin_pass(len(ids))
+        self.placement.begin_pass(max(len(ids), divide_for))
         try:
             with self.placement.failures():
                 output = self.module(**self._inputs(ids, cache, keep))

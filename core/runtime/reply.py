@@ -13,6 +13,7 @@ from core.generation.prompt_lookup import PromptLookup
 from core.generation.reasoning import MARKERS, ReplySplitter
 from core.generation.reply_stats import Clock
 from core.generation.sampler import log_probabilities, make_sampler, settle
+from core.generation.speculation import Speculation
 from core.generation.tool_formats import HARMONY, format_of
 from core.generation.tool_parser import ToolParser
 from core.layers.kv_cache import common_prefix
@@ -83,10 +84,9 @@ class Reply:
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
-        # Streamed rows are fetched ahead for one token at a time: passes of other sizes would empty the ring.
-        lookup = PromptLookup() if loaded.plan.gpu < 0 else None
+        speculation = Speculation([PromptLookup()])
         chunk = loaded.plan.prefill_chunk
-        for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, lookup):
+        for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, speculation):
             if isinstance(step, Prefill):
                 yield from self._prefilled(step)
                 continue

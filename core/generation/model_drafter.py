@@ -1,0 +1,75 @@
+"""Drafts by a second, faster model: the same one in fewer bits, or another of the same vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from core.generation.sampler import checked_logits
+from core.layers.kv_cache import KVCache
+from core.model.language_model import LanguageModel
+from core.planning.speculation import MOST_ROWS, best_size
+
+# How often a drafted token is right, until it was seen; and the weight of what was seen before at each check.
+LIKELY_ACCEPTANCE = 0.8
+MEMORY = 0.9
+# A draft ends where its model is less sure than this of its next token: what follows would hardly be taken.
+LEAST_CONFIDENCE = 0.3
+PREFILL_CHUNK = 512
+FIRST_SIZE = 3
+
+
+class ModelDrafter:
+    """A Drafter that decodes greedily with `model`, which keeps a KV cache of its own."""
+
+    def __init__(self, name: str, model: LanguageModel, cache: KVCache) -> None:
+        self.name = name
+        self._model = model
+        self._cache = cache
+        self._acceptance = LIKELY_ACCEPTANCE
+        self._size = FIRST_SIZE
+
+    def prepare(self, ids: Sequence[int]) -> None:
+        """Read `ids` but for the last."""
+        known = self._cache.reuse(ids)
+        for start in range(known, len(ids) - 1, PREFILL_CHUNK):
+            self._model.forward(ids[start : min(start + PREFILL_CHUNK, len(ids) - 1)], self._cache)
+
+    def draft(self, ids: Sequence[int], room: int) -> list[int]:
+        """The likeliest continuation of `ids`, as long as the model is sure of it."""
+        known = self._cache.reuse(ids)
+        return self._continue(ids[known:], room)
+
+    def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
+        """Learn how often drafts are right, and draft as many as that makes best."""
+        for number in range(min(taken + 1, drafted)):
+            self._acceptance = MEMORY * self._acceptance + (1 - MEMORY) * (number < taken)
+        self._size = best_size(self._acceptance, draft / max(drafted, 1), check, range(1, MOST_ROWS))
+
+    def _continue(self, feed: Sequence[int], room: int) -> list[int]:
+        drafted = list[int]()
+        for _ in range(min(self._size, room)):
+            logits = self._model.forward(feed, self._cache, divide_for=MOST_ROWS)
+            confidence, token = torch.softmax(checked_logits(logits[-1]), dim=-1).max(-1)
+            feed = [int(token)]
+            drafted += feed
+            if float(confidence) < LEAST_CONFIDENCE:
+                break
+        return drafted
+
+
+class SelfDrafter(ModelDrafter):
+    """Drafts with the same model in fewer bits, on the target's own KV cache: what it appends is cut off again, so its
+    drafts begin from the target's exact states and nothing is read twice."""
+
+    def prepare(self, ids: Sequence[int]) -> None:
+        """The target has read them."""
+
+    def draft(self, ids: Sequence[int], room: int) -> list[int]:
+        """The likeliest continuation of `ids`; the target's cache holds all of them but the last."""
+        known = len(self._cache.tokens)
+        try:
+            return self._continue(ids[known:], room)
+        finally:
+            self._cache.rewind(known)

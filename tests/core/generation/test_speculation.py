@@ -1,0 +1,172 @@
+"""Speculation: the same tokens as without, whoever drafts, and quiet where it does not pay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from core.generation.generate import DrawnToken, drawn, generate
+from core.generation.model_drafter import ModelDrafter, SelfDrafter
+from core.generation.prompt_lookup import PromptLookup
+from core.generation.sampler import Draw, distribution, make_sampler
+from core.generation.speculation import HOLD_PASSES, REST, TIMED_PASSES, Drafter, Speculation
+from core.layers.kv_cache import KVCache
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import open_source
+from core.planning.speculation import MOST_ROWS, best_size, expected_gain, expected_tokens
+from tests.core.families import VOCABULARY, make_model
+
+DRAWS = int(os.environ.get("HETEGEN_DRAWS", "4000"))
+GREEDY = Draw(0.0, 0, 1.0, 0.0, 1.0, seed=5, max_new_tokens=None)
+
+
+class Oracle:
+    """Drafts the given reply, with every `wrong`-th token false."""
+
+    name = "oracle"
+
+    def __init__(self, text: Sequence[int], wrong: int = 0, size: int = MOST_ROWS - 1) -> None:
+        self._text, self._wrong, self._size = list(text), wrong, size
+
+    def prepare(self, ids: Sequence[int]) -> None:
+        pass
+
+    def draft(self, ids: Sequence[int], room: int) -> list[int]:
+        there = range(len(ids), min(len(ids) + min(self._size, room), len(self._text)))
+        return [self._text[at] ^ (self._wrong > 0 and at % self._wrong == 0) for at in there]
+
+    def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
+        pass
+
+
+def filled(folder: Path) -> SimpleNamespace:
+    source = open_source(folder)
+    for _ in fill(source.module, source.weights):
+        pass
+    return SimpleNamespace(model=LanguageModel(source.module), config=source.module.config)
+
+
+def tokens(
+    made: SimpleNamespace, prompt: list[int], draw: Draw, drafters: Sequence[Drafter], count: int = 96
+) -> list[int]:
+    return said(made, prompt, draw, Speculation(drafters) if drafters else None, KVCache(made.config, 512), count)
+
+
+def said(
+    made: SimpleNamespace, prompt: list[int], draw: Draw, speculation: Speculation | None, cache: KVCache, count: int
+) -> list[int]:
+    steps = generate(made.model, cache, prompt, make_sampler(draw), bool, 0, speculation)
+    return [step.id for step in islice((s for s in steps if isinstance(s, DrawnToken)), count)]
+
+
+def prompt_of(length: int) -> list[int]:
+    torch.manual_seed(3)
+    return torch.randint(3, VOCABULARY, (length,)).tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3_moe", "qwen3_next"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_drafting_changes_no_token(family: str, temperature: float, tmp_path: Path) -> None:
+    made, prompt = filled(make_model(family, tmp_path)), prompt_of(12) * 4
+    draw = Draw(temperature, 3, 1.0, 0.0, 1.0, seed=5, max_new_tokens=None)
+    plain = tokens(made, prompt, draw, [])
+    for drafters in (
+        [PromptLookup()],
+        [Oracle([*prompt, *plain], wrong=5)],
+        [Oracle([*prompt, *plain]), PromptLookup()],
+    ):
+        assert tokens(made, prompt, draw, drafters) == plain
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("makes", [ModelDrafter, SelfDrafter])
+def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], tmp_path: Path) -> None:
+    """Another model of the same layers drafts badly, the same one perfectly: both leave the reply as it is."""
+    made, prompt = filled(make_model(family, tmp_path / "target")), prompt_of(40)
+    torch.manual_seed(77)
+    other = filled(make_model(family, tmp_path / "other"))
+    plain = tokens(made, prompt, GREEDY, [])
+    for drafting in (other, made):
+        cache = KVCache(made.config, 512)
+        own = cache if makes is SelfDrafter else KVCache(drafting.config, 512)
+        speculation = Speculation([makes("draft", drafting.model, own)])
+        assert said(made, prompt, GREEDY, speculation, cache, 96) == plain
+        assert speculation.drafted > 0
+    assert speculation.taken > 0.9 * speculation.drafted
+    assert speculation.drafter == "draft"
+
+
+def test_a_second_turn_goes_on_from_both_caches(tmp_path: Path) -> None:
+    made = filled(make_model("llama", tmp_path))
+    cache, own, prompt = KVCache(made.config, 512), KVCache(made.config, 512), prompt_of(40)
+    drafter = ModelDrafter("draft", made.model, own)
+    first = said(made, prompt, GREEDY, Speculation([drafter]), cache, 30)
+    longer = [*prompt, *first, *prompt_of(10)]
+    assert said(made, longer, GREEDY, Speculation([drafter]), cache, 30) == tokens(made, longer, GREEDY, [], 30)
+
+
+@pytest.mark.parametrize("drafted", [[2, 7], [9, 9], [2, 9]])
+def test_what_is_drawn_is_distributed_as_without_a_draft(drafted: list[int]) -> None:
+    """Chi-square of the second token, over the draws whose first one was the drafted one."""
+    logits = torch.tensor([[0.0, 0.5, 2.0, 1.0], [1.0, 0.2, 0.0, 0.7], [0.0, 0.0, 0.0, 0.0]])
+    logits = torch.cat([logits, torch.full((3, 6), -3.0)], dim=1)
+    sample = make_sampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed=11, max_new_tokens=None))
+    runs = [list(drawn(logits, drafted, [], sample)) for _ in range(DRAWS)]
+    for place in range(2):
+        there = [run[place] for run in runs if len(run) > place]
+        probabilities, ids = distribution(logits[place], Draw(0.8, 0, 0.97, 0.0, 1.0, 11, None))
+        counts = torch.tensor([there.count(int(one)) for one in ids], dtype=torch.float)
+        assert counts.sum() == len(there)
+        expected = probabilities * len(there)
+        # Passed by chance once in ten thousand times, for as many degrees of freedom as there are (at most 9).
+        assert len(there) < 100 or float(((counts - expected) ** 2 / expected).sum()) < 35
+
+
+def passed(speculation: Speculation, ids: list[int], taken: int, seconds: float) -> int:
+    drafted = len(speculation.draft(ids, 100))
+    speculation.passed(drafted, min(taken, drafted), seconds if drafted else 0.01)
+    return drafted
+
+
+def test_wrong_drafts_make_a_drafter_rest_longer_each_time() -> None:
+    speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
+    drafts = [passed(speculation, ids, 0, 0.012) for _ in range(40 * REST)]
+    # Less than one pass in fifty is spent on drafts that never come true.
+    assert 0 < sum(1 for size in drafts if size) < len(drafts) // 50
+
+
+def test_the_drafter_that_gains_more_is_asked_first() -> None:
+    text = list(range(100, 400))
+    wrong, right = Oracle(text, wrong=1), Oracle(text)
+    right.name = "right"
+    speculation, ids = Speculation([wrong, right]), text[:10]
+    for _ in range(TIMED_PASSES + 20):
+        passed(speculation, ids, 7 if speculation.drafter == "right" else 0, 0.012)
+    assert speculation.drafter == "right"
+
+
+def test_rows_are_divided_for_drafts_only_while_there_are_some() -> None:
+    speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
+    assert not speculation.expects_drafts
+    for _ in range(TIMED_PASSES + 1):
+        passed(speculation, ids, 2, 0.012)
+    assert speculation.expects_drafts
+    for _ in range(HOLD_PASSES):
+        passed(speculation, [1, 2, 3], 0, 0.01)
+    assert not speculation.expects_drafts
+
+
+def test_the_best_size_grows_with_acceptance_and_falls_with_cost() -> None:
+    assert expected_tokens(1.0, 7) == 8
+    assert expected_tokens(0.0, 7) == 1
+    sizes = [best_size(acceptance, 0.25, 1.1) for acceptance in (0.2, 0.6, 0.9, 0.99)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (1, MOST_ROWS - 1)
+    assert best_size(0.9, 0.6, 1.1) < best_size(0.9, 0.05, 1.1)
+    assert expected_gain(0.9, 7, 0.05, 1.0) > 4
