@@ -8,7 +8,7 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,13 @@ NEAR = 0.02
 class FusedForward:
     """The forward of one layer: ours where it can be, else the layer's own."""
 
-    def __init__(self, layer: Any, native: NativeLayer, most_rows: int) -> None:
+    def __init__(self, layer: Any, one: NativeLayer, few: NativeLayer | None) -> None:
+        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both."""
         parameters = inspect.signature(layer.forward).parameters
         self.own = layer.forward
-        self._native = native
-        self._most_rows = min(most_rows, MOST_SHARED_ROWS * native.kv_heads // native.heads)
+        self._one = one
+        self._few = few or one
+        self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
         self._scale = float(layer.self_attn.scaling)
         self._index = getattr(layer.self_attn, "layer_idx", None)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
@@ -61,22 +63,23 @@ class FusedForward:
         if args or not self.suits(hidden_states, kwargs):
             return self.own(hidden_states, *args, **kwargs)
         mask, (cos, sin) = kwargs.get("attention_mask"), kwargs["position_embeddings"]
-        query, key, value = self._native.begin(hidden_states, cos, sin)
+        native = self._one if hidden_states.shape[1] == 1 else self._few
+        query, key, value = native.begin(hidden_states, cos, sin)
         if (cache := kwargs.get(self._cache_name)) is not None:
             key, value = cache.update(key, value, self._index)
         call = AttentionCall(query, key, value, seen(mask, query, key), None, self._scale, 0.0)
-        return self._native.end(hidden_states, call)
+        return native.end(hidden_states, call)
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether these arguments are such as our library takes, wherever they lie."""
         mask: Any = kwargs.get("attention_mask")
         positions: Any = kwargs.get("position_embeddings")
         rows = x.shape[1]
-        if rows > self._most_rows or x.shape[0] != 1 or x.dtype is not self._native.dtype or not x.is_contiguous():
+        if rows > self.most_rows or x.shape[0] != 1 or x.dtype is not self._one.dtype or not x.is_contiguous():
             return False
         if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
             return False
-        shape = (1, rows, self._native.dim)
+        shape = (1, rows, self._one.dim)
         return (
             isinstance(positions, tuple)
             and len(positions) == 2
@@ -193,22 +196,31 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 
 def _fused(layer: Any, library: NativeLibrary, activation: str) -> FusedForward:
-    native = NativeLayer(library, parts_of(layer, activation), _dtype(layer))
-    return FusedForward(layer, native, FEW_ROWS if _common_library(_linears(layer), FEW_ROWS) is library else 1)
+    parts, dtype = parts_of(layer, activation), _dtype(layer)
+    one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
+    few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
+    return FusedForward(layer, one, few)
 
 
 @torch.inference_mode()
 def _agrees(layer: Any, fused: FusedForward) -> bool:
-    """Whether both compute the same for rows of different sizes."""
-    x, mask, positions = _inputs(layer)
+    """Whether both compute the same for rows of different sizes, one by one and, where `fused` takes them, together."""
+    together = [TRIED_SIZES[: fused.most_rows]] if fused.most_rows > 1 else []
     try:
-        expected = layer.forward(x, attention_mask=mask, position_embeddings=positions)
-        found = fused(x, attention_mask=mask, position_embeddings=positions)
+        return all(_agree(layer, fused, sizes) for sizes in (*((size,) for size in TRIED_SIZES), *together))
     # It takes other arguments, or has more or fewer of something than was thought.
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
     finally:
         layer.self_attn.q_proj.inputs.forget()
+
+
+def _agree(layer: Any, fused: FusedForward, sizes: Sequence[float]) -> bool:
+    x, mask, positions = _inputs(layer, sizes)
+    arguments = {"attention_mask": mask, "position_embeddings": positions}
+    if not fused.suits(x, arguments):
+        return False
+    expected, found = layer.forward(x, **arguments), fused(x, **arguments)
     if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
         return False
     change = (expected - x).float().abs().amax(-1, keepdim=True)
@@ -216,12 +228,12 @@ def _agrees(layer: Any, fused: FusedForward) -> bool:
     return near and (x.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
 
 
-def _inputs(layer: Any) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _inputs(layer: Any, sizes: Sequence[float]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rows small and large against what the layer adds to them, a causal mask, and angles."""
     generator = torch.Generator().manual_seed(0)
-    dtype, rows = _dtype(layer), len(TRIED_SIZES)
+    dtype, rows = _dtype(layer), len(sizes)
     columns = layer.self_attn.q_proj.host.columns
-    x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(TRIED_SIZES)[None, :, None]
+    x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(sizes)[None, :, None]
     angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator).repeat(1, 1, 2)
     mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
     return x.to(dtype), mask, (angles.cos().to(dtype), angles.sin().to(dtype))
