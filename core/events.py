@@ -93,11 +93,18 @@ class Request:
     logprobs: int | None = None
 
 
+AUTO, LOOKUP, SELF, NO_DRAFT = "auto", "lookup", "self", "off"
+"""Who drafts (`LoadOptions.draft`): the model's int4 copy where that is expected to pay, prompt lookup alone, the copy
+in any case, nobody; or a model's name. Prompt lookup drafts beside a model."""
+
+
 @dataclass(frozen=True)
 class LoadOptions(Budget):
-    """The budget of a load, which the planner takes as it is, and the GPU to simulate ("vram=6GiB,link=12GB/s")."""
+    """The budget of a load, which the planner takes as it is; the GPU to simulate ("vram=6GiB,link=12GB/s"); and who
+    drafts ahead: "auto", "lookup", "self", "off", or the folder or Hub id of a small model of the same vocabulary."""
 
     simulate_gpu: str | None = None
+    draft: str = LOOKUP
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,10 @@ class Counted:
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet."""
+    """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet.
+
+    `drafter` drafted last, "" = nobody did; `acceptance`: the share (0-1) of drafted tokens that were right.
+    """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
@@ -200,6 +210,9 @@ class Stats:
     context_used: int = 0
     context_limit: int = 0
     seed: int | None = None
+    drafter: str = ""
+    tokens_per_pass: float | None = None
+    acceptance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from core.errors import BadRequest
-from core.events import LoadOptions
+from core.events import LOOKUP, LoadOptions
 from core.paths import SHAPE_PREFIX
 from core.units import parse_size
 
@@ -26,6 +26,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     group.add_argument("--context", type=int, metavar="N", help="context in tokens")
     group.add_argument("--format", choices=("auto", "bf16", "int8", "int4"), default="auto", help="weight format")
+    group.add_argument(
+        "--draft", default=LOOKUP, metavar="WHO",
+        help="who drafts ahead: auto, lookup, self (an int4 copy), off, or a small model of the same vocabulary",
+    )  # fmt: skip
     group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]")
 
 
@@ -37,6 +41,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         ram=args.ram,
         threads=args.threads,
         simulate_gpu=args.simulate_gpu,
+        draft=args.draft,
     )
 
 

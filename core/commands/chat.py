@@ -77,6 +77,9 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "new_tokens": stats.new_tokens,
         "ttft_s": stats.ttft_s,
         "decode_tok_s": stats.mean_tok_s,
+        "drafter": stats.drafter,
+        "tokens_per_pass": stats.tokens_per_pass,
+        "acceptance": stats.acceptance,
         "seed": stats.seed,
     }
 

@@ -15,7 +15,7 @@ from core.planning.speculation import MOST_ROWS, best_size
 LIKELY_ACCEPTANCE = 0.8
 MEMORY = 0.9
 # A draft ends where its model is less sure than this of its next token: what follows would hardly be taken.
-LEAST_CONFIDENCE = 0.3
+LEAST_CONFIDENCE = 0.5
 PREFILL_CHUNK = 512
 FIRST_SIZE = 3
 
@@ -23,10 +23,12 @@ FIRST_SIZE = 3
 class ModelDrafter:
     """A Drafter that decodes greedily with `model`, which keeps a KV cache of its own."""
 
-    def __init__(self, name: str, model: LanguageModel, cache: KVCache) -> None:
+    def __init__(self, name: str, model: LanguageModel, cache: KVCache, vocabulary: int) -> None:
+        """`vocabulary`: how many ids this model and the target both know; the tables of one may be padded further."""
         self.name = name
         self._model = model
         self._cache = cache
+        self._vocabulary = vocabulary
         self._acceptance = LIKELY_ACCEPTANCE
         self._size = FIRST_SIZE
 
@@ -49,9 +51,11 @@ class ModelDrafter:
 
     def _continue(self, feed: Sequence[int], room: int) -> list[int]:
         drafted = list[int]()
+        if max(feed) >= self._vocabulary:
+            return drafted
         for _ in range(min(self._size, room)):
             logits = self._model.forward(feed, self._cache, divide_for=MOST_ROWS)
-            confidence, token = torch.softmax(checked_logits(logits[-1]), dim=-1).max(-1)
+            confidence, token = torch.softmax(checked_logits(logits[-1][: self._vocabulary]), dim=-1).max(-1)
             feed = [int(token)]
             drafted += feed
             if float(confidence) < LEAST_CONFIDENCE:

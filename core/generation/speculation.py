@@ -70,6 +70,16 @@ class Speculation:
         self.drafter = ""
 
     @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens that a pass gave on average; None before the first."""
+        return self.tokens / self.passes if self.passes else None
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of drafted tokens that were right; None where none was drafted."""
+        return self.taken / self.drafted if self.drafted else None
+
+    @property
     def expects_drafts(self) -> bool:
         """Whether the next passes are likely to have several rows: then the ring fetches for such, not for one."""
         return self._since_draft < HOLD_PASSES

@@ -29,6 +29,11 @@ class Tokenizer:
         self.stop_ids = frozenset(eos_ids) | _own_stop_ids(backend)
         self._hidden_ids = _hidden_ids(backend)
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether both give the same ids to the same text."""
+        mine, others = self._backend.get_vocab(), other._backend.get_vocab()
+        return bool(mine == others)
+
     @classmethod
     def load(cls, folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
         """Read the tokenizer files of a model folder. Raises ModelUnreadable."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,14 @@ TYPICAL_FLOPS = (10e9, 20e9, 50e9, 100e9)
 
 @dataclass
 class Machine:
-    """`hardware` was measured once; `accelerators` by the index of their GPU, opened when a plan uses them."""
+    """`hardware` was measured once; `accelerators` by the index of their GPU, opened when a plan uses them; `reserved`:
+    bytes of a GPU that are ours and stay taken, whatever is planned."""
 
     hardware: Hardware
     kernels: KernelTable
     simulate_gpu: str | None
     accelerators: dict[int, Accelerator]
+    reserved: dict[int, int] = field(default_factory=dict)
 
     def now(self) -> Hardware:
         """The record with the memory that is free at this moment, counting what we hold on a device as free."""
@@ -77,7 +79,8 @@ class Machine:
         if gpu.index not in self.accelerators:
             return gpu
         memory = self.accelerators[gpu.index].memory()
-        return replace(gpu, vram_free=max(0, memory.free + memory.used))
+        ours = memory.used - self.reserved.get(gpu.index, 0)
+        return replace(gpu, vram_free=max(0, memory.free + ours))
 
 
 def _is_lost(accelerator: Accelerator) -> bool:

@@ -13,7 +13,7 @@ from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
-from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
+from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
 
 # Prompt and reply that layouts are compared by.
@@ -74,6 +74,7 @@ class Chosen:
     candidate: Candidate
     streamed: tuple[tuple[float, ...], ...]
     decode: Times
+    few: Times
     prefill: Times
 
 
@@ -86,8 +87,10 @@ def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: i
     best = min(near, key=lambda pair: _reply_s(*pair))[0]
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
     costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
-    decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
-    return Chosen(best, streamed, decode, prefill)
+    decode, few, prefill = (
+        best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, FEW, best.prefill_bucket)
+    )
+    return Chosen(best, streamed, decode, few, prefill)
 
 
 def gpu_candidates(

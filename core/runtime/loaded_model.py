@@ -8,6 +8,8 @@ from functools import cached_property
 from core.errors import DeviceLost, NotEnoughMemory
 from core.events import Sampling
 from core.generation.grammar import Grammars
+from core.generation.prompt_lookup import PromptLookup
+from core.generation.speculation import Speculation
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
@@ -18,6 +20,7 @@ from core.model.placement import DevicePlacement, HostPlacement
 from core.paths import cache_folder
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
+from core.runtime.drafting import DraftModel
 from core.spec import Budget, ModelSpec, Plan, Profile
 
 UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
@@ -29,6 +32,7 @@ class LoadedModel:
 
     `budget`: the user's limits of memory, with the format, context and threads that were decided at the load.
     `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply.
+    `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
     `can_use_device`: False once the GPU was lost or full for good.
     """
 
@@ -46,6 +50,23 @@ class LoadedModel:
     profile: Profile = field(default_factory=Profile)
     can_use_device: bool = True
     reply_start: int = 0
+    drafts: bool = True
+    draft: DraftModel | None = None
+
+    def speculation(self) -> Speculation | None:
+        """What drafts ahead in one reply; None where nothing is to."""
+        if not self.drafts:
+            return None
+        models = [] if self.draft is None else [self.draft.drafter(self.cache)]
+        return Speculation([PromptLookup(), *models])
+
+    def drop_draft(self) -> None:
+        """Go on without the second model; its memory is free for the plans that follow."""
+        if self.draft is not None:
+            if self.draft.plan.gpu >= 0:
+                self.machine.reserved.pop(self.draft.plan.gpu, None)
+            self.draft.close()
+            self.draft = None
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -72,6 +93,7 @@ class LoadedModel:
 
     def to_host(self) -> None:
         """Go on without the GPU. If the KV cache cannot be copied back, it is a new and empty one."""
+        self.drop_draft()
         self.plan = place(self.spec, self.machine.without_gpus(), replace(self.budget, vram=None))
         if not self._cache_comes_along():
             self.cache = KVCache(self.source.module.config, self.plan.context)
@@ -99,6 +121,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give the devices' memory back."""
+        self.drop_draft()
         self.model.placement.close()
         self.machine.close()
 

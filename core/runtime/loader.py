@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from core.errors import BadRequest, NotEnoughMemory
-from core.events import Loading, LoadOptions
+from core.events import NO_DRAFT, Loading, LoadOptions
 from core.generation.sampler import from_generation_config
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine, assume_machine, open_machine
@@ -22,8 +22,10 @@ from core.model.model_source import Source, open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.spec_cache import specification
 from core.paths import cache_folder
+from core.planning.drafting import Drafting
 from core.planning.planner import place
 from core.planning.profile_store import model_key, recall
+from core.runtime.drafting import check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.spec import Budget, ModelSpec, Plan, Profile, Strategy
 
@@ -38,7 +40,7 @@ def load_model(
     """Loading events, then the model. Stop by not asking for the next event: all is given back. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
-    source = open_source(name)
+    source, drafting = open_source(name), open_draft(name, options)
     yield Loading("read", 0.02)
     spec = specification(source.module, source.name, cache_folder())
     yield Loading("measure", 0.05)
@@ -46,6 +48,9 @@ def load_model(
         machine = _machine(source, options)
         cleanup.callback(machine.close)
         plan = plan_load(spec, machine, options, strategy)
+        beside = plan_draft(drafting, spec, plan, machine, options) if drafting else None
+        if beside is not None:
+            plan = beside.target
         torch.set_num_threads(plan.threads)
         yield from _read_weights(source, plan)
         weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
@@ -62,13 +67,14 @@ def load_model(
             plan = with_pinning_note(plan, placement)
         yield Loading("tokenizer", 0.9)
         tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
-        yield Loading("ready", 1.0)
+        if drafting is not None:
+            check_vocabulary(drafting, tokenizer)
         loaded = LoadedModel(
             name=source.name,
             source=source,
             spec=spec,
             plan=plan,
-            budget=Budget(options.vram, options.ram, plan.threads, plan.context, plan.format),
+            budget=Budget(_left(options.vram, plan, beside), options.ram, plan.threads, plan.context, plan.format),
             machine=machine,
             weights=weights,
             model=LanguageModel(source.module, placement),
@@ -76,9 +82,23 @@ def load_model(
             tokenizer=tokenizer,
             sampling=from_generation_config(source.generation),
             profile=plan.profile,
+            drafts=options.draft != NO_DRAFT,
         )
         cleanup.pop_all()
+        cleanup.callback(loaded.close)
+        for step in load_draft(drafting, beside, machine, spec.vocab) if drafting and beside else ():
+            if isinstance(step, float):
+                yield Loading("convert", 0.9 + 0.09 * step)
+            else:
+                loaded.draft = step
+        yield Loading("ready", 1.0)
+        cleanup.pop_all()
     yield loaded
+
+
+def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
+    """What of the user's limit of VRAM is left beside a model that drafts."""
+    return vram if vram is None or beside is None or plan.gpu < 0 else max(0, vram - beside.nbytes)
 
 
 def _machine(source: Source, options: LoadOptions) -> Machine:

@@ -93,6 +93,7 @@ class Replanner:
         """Plan anew within a user's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
         loaded = self._loaded
         loaded.look_for_device()
+        loaded.drop_draft()
         plan = self._plan(replace(loaded.budget, vram=vram, ram=ram))
         if plan.fits == "no":
             raise NotEnoughMemory(plan.reason, "", "Allow it more memory, or load a smaller model.")
@@ -107,6 +108,7 @@ class Replanner:
 
     def _step_down(self) -> Replanned | None:
         """Let fewer and fewer weights lie on the device until they fit; None where none do, or it is lost."""
+        self._loaded.drop_draft()
         vram = self._loaded.plan.memory[-1].used
         while (vram := int(vram * STEP_DOWN)) > SMALLEST_VRAM:
             plan = self._plan(replace(self._loaded.budget, vram=vram))
@@ -142,6 +144,8 @@ class Replanner:
         decision, self._watch = watch_memory(loaded.plan, accelerator.memory().free, self._watch, loaded.budget.vram)
         if isinstance(decision, Keep):
             return UNCHANGED
+        if isinstance(decision, Shrink):
+            loaded.drop_draft()
         plan = self._plan(replace(loaded.budget, vram=decision.vram))
         if not isinstance(decision, Shrink) and not worth_changing(loaded.plan, plan):
             return UNCHANGED

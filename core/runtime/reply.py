@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from core.errors import BadRequest, HeteGenError, PromptTooLong
-from core.events import Drawn, Event, Finished, FinishReason, Message, Prefill, Request, Stop, Truncated
+from core.events import Drawn, Event, Finished, FinishReason, Message, Prefill, Request, Stats, Stop, Truncated
 from core.generation import context_window as overflow
 from core.generation.generate import DrawnToken, generate
 from core.generation.grammar import GrammarMask
-from core.generation.prompt_lookup import PromptLookup
 from core.generation.reasoning import MARKERS, ReplySplitter
 from core.generation.reply_stats import Clock
 from core.generation.sampler import log_probabilities, make_sampler, settle
@@ -55,6 +55,7 @@ class Reply:
         self._drawn: list[int] = []
         self._replanner = Replanner(loaded, loaded.profile)
         self._reason: FinishReason | None = None
+        self._speculation: Speculation | None = None
 
     def events(self) -> Iterator[Event]:
         """Truncated?, Prefill..., Piece and Stats..., Finished."""
@@ -77,16 +78,16 @@ class Reply:
         self._loaded.learn(self._replanner.profile)
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
-        yield Finished(self._reason, self._clock.stats(), self._splitter.stop_text)
+        yield Finished(self._reason, self._stats(), self._splitter.stop_text)
 
     def _run(self) -> Iterator[Event]:
         """Read what is not in the cache, then draw until there is a reason to end."""
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
-        speculation = Speculation([PromptLookup()])
+        self._speculation = loaded.speculation()
         chunk = loaded.plan.prefill_chunk
-        for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, speculation):
+        for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, self._speculation):
             if isinstance(step, Prefill):
                 yield from self._prefilled(step)
                 continue
@@ -98,6 +99,12 @@ class Reply:
                 yield change.event
             if change.reread:
                 return
+
+    def _stats(self) -> Stats:
+        stats, ahead = self._clock.stats(), self._speculation
+        if ahead is None:
+            return stats
+        return replace(stats, drafter=ahead.drafter, tokens_per_pass=ahead.tokens_per_pass, acceptance=ahead.acceptance)
 
     def _prefilled(self, step: Prefill) -> Iterator[Event]:
         if not self._drawn:
@@ -115,7 +122,7 @@ class Reply:
             yield self._with_probability(step, self._request.logprobs)
         yield from self._said(self._text.push(token))
         if self._clock.due(STATS_EVERY_S):
-            yield self._clock.stats()
+            yield self._stats()
         if self._splitter.stopped or (self._mask is not None and self._mask.ended):
             self._reason = "stop"
         elif self._stop():

@@ -150,8 +150,8 @@ class Plan:
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
     (a GPU's index or -1); the input table stays in RAM. `host_layers`: the numbers of those that the CPU computes by
     itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
-    bytes of them do not fit in RAM and are read again for every token. `profile`: the corrections that the times
-    contain.
+    bytes of them do not fit in RAM and are read again for every token. `few_times`: of a pass over a few tokens.
+    `profile`: the corrections that the times contain.
     """
 
     model: str
@@ -172,6 +172,7 @@ class Plan:
     prefill: Prediction
     confidence: Confidence
     decode_times: Times
+    few_times: Times
     prefill_times: Times
     bytes_per_token: BytesPerToken
     ideal_ms: float

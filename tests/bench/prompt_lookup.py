@@ -22,6 +22,7 @@ from torch import Tensor
 from core.events import never
 from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import PromptLookup
+from core.generation.speculation import Speculation
 from core.runtime.loaded_model import LoadedModel
 from tests.bench.decode_profile import load
 
@@ -55,11 +56,11 @@ def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
     }
 
 
-def rate(loaded: LoadedModel, prompt: list[int], reply: list[int], lookup: PromptLookup | None) -> float:
+def rate(loaded: LoadedModel, prompt: list[int], reply: list[int], speculation: Speculation | None) -> float:
     """Tokens/s of saying the reply."""
     sample: Any = Script(prompt, reply)
     said, began = 0, 0.0
-    for step in generate(loaded.model, loaded.cache, prompt, sample, never, lookup=lookup):
+    for step in generate(loaded.model, loaded.cache, prompt, sample, never, speculation=speculation):
         if not isinstance(step, DrawnToken):
             continue
         if said == 0:
@@ -85,7 +86,7 @@ def main() -> None:
         plain, guessed = [], []
         for _ in range(options.rounds):
             plain.append(rate(loaded, prompt, reply, None))
-            guessed.append(rate(loaded, prompt, reply, PromptLookup()))
+            guessed.append(rate(loaded, prompt, reply, Speculation([PromptLookup()])))
         ratio = statistics.median(one / other for one, other in zip(guessed, plain, strict=True))
         results[name] = {
             "tok_s": round(statistics.median(plain), 2),

@@ -95,7 +95,7 @@ def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter
     for drafting in (other, made):
         cache = KVCache(made.config, 512)
         own = cache if makes is SelfDrafter else KVCache(drafting.config, 512)
-        speculation = Speculation([makes("draft", drafting.model, own)])
+        speculation = Speculation([makes("draft", drafting.model, own, VOCABULARY)])
         assert said(made, prompt, GREEDY, speculation, cache, 96) == plain
         assert speculation.drafted > 0
     assert speculation.taken > 0.9 * speculation.drafted
@@ -105,7 +105,7 @@ def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter
 def test_a_second_turn_goes_on_from_both_caches(tmp_path: Path) -> None:
     made = filled(make_model("llama", tmp_path))
     cache, own, prompt = KVCache(made.config, 512), KVCache(made.config, 512), prompt_of(40)
-    drafter = ModelDrafter("draft", made.model, own)
+    drafter = ModelDrafter("draft", made.model, own, VOCABULARY)
     first = said(made, prompt, GREEDY, Speculation([drafter]), cache, 30)
     longer = [*prompt, *first, *prompt_of(10)]
     assert said(made, longer, GREEDY, Speculation([drafter]), cache, 30) == tokens(made, longer, GREEDY, [], 30)

@@ -1,0 +1,85 @@
+"""Whether a second model that drafts would pay, and where it is to lie: pure, from plans of both models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from core.planning.calibration import fully_resident
+from core.planning.memory_budget import vram_limit
+from core.planning.planner import place
+from core.planning.speculation import best_size, expected_gain
+from core.spec import Budget, Format, Hardware, ModelSpec, Plan
+
+DRAFT_FORMAT: Format = "int4"
+LIKELY_ACCEPTANCE = 0.8
+"""Of tokens that an int4 copy drafts: SmolLM2-135M 0.6-0.95, larger models more (tests/bench/RESULTS.md)."""
+DECODE_SHARE = 0.5
+"""Chosen by itself only where the copy decodes at least twice as fast as the model."""
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """A model's plan beside a drafting one's. `nbytes` of `draft` stay taken of the device that it lies on; `gain`: how
+    many times as fast as the model alone, at an acceptance of LIKELY_ACCEPTANCE."""
+
+    target: Plan
+    draft: Plan
+    nbytes: int
+    gain: float
+
+
+def plan_drafting(
+    spec: ModelSpec, draft: ModelSpec, alone: Plan, hardware: Hardware, budget: Budget, *, shares_cache: bool
+) -> Drafting | None:
+    """The best place for `draft` beside `spec`, whose plan is `alone` without it; None where there is no room.
+
+    Where a GPU computes, the draft lies there with all its weights; else on the CPU.
+    """
+    wishes = replace(budget, format=alone.format, context=alone.context, threads=alone.threads)
+    small = without_kv(draft) if shares_cache else draft
+    taken = _on_gpu(small, hardware, wishes) if alone.gpu >= 0 else _on_cpu(small, hardware, wishes)
+    if taken is None:
+        return None
+    planned, nbytes = taken
+    less, left = _without(hardware, wishes, alone.gpu, nbytes)
+    target = place(spec, less, left, alone.strategy, alone.profile)
+    if target.fits == "no" or target.gpu != alone.gpu:
+        return None
+    slower = target.decode_times.total / alone.decode_times.total
+    return Drafting(target, planned, nbytes, _gain(target, planned) / slower)
+
+
+def without_kv(spec: ModelSpec) -> ModelSpec:
+    """The same model, using another's KV cache."""
+    return replace(spec, kv_layers=tuple(replace(layer, bytes_per_token=0, state_bytes=0) for layer in spec.kv_layers))
+
+
+def _gain(target: Plan, draft: Plan) -> float:
+    one = target.decode_times.total
+    drafted, check = draft.decode_times.total / one, target.few_times.total / one
+    return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, drafted, check), drafted, check)
+
+
+def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
+    plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT))
+    if plan.gpu < 0 or not fully_resident(plan):
+        return None
+    gpu = next(one for one in hardware.gpus if one.index == plan.gpu)
+    nbytes = plan.memory[-1].used
+    return (plan, nbytes) if nbytes < vram_limit(gpu, wishes) else None
+
+
+def _on_cpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
+    plan = place(draft, replace(hardware, gpus=()), replace(wishes, format=DRAFT_FORMAT, vram=None))
+    return None if plan.fits == "no" or plan.from_disk else (plan, plan.memory[0].used)
+
+
+def _without(hardware: Hardware, budget: Budget, index: int, nbytes: int) -> tuple[Hardware, Budget]:
+    """The machine and the limits that are left when a draft has taken `nbytes` of a GPU, or of RAM (`index` -1)."""
+    if index < 0:
+        cpu = replace(hardware.cpu, ram_free=hardware.cpu.ram_free - nbytes)
+        ram = None if budget.ram is None else max(0, budget.ram - nbytes)
+        return replace(hardware, cpu=cpu), replace(budget, ram=ram)
+    gpus = tuple(replace(gpu, vram_free=gpu.vram_free - nbytes) if gpu.index == index else gpu for gpu in hardware.gpus)
+    vram = None if budget.vram is None else max(0, budget.vram - nbytes)
+    return replace(hardware, gpus=gpus), replace(budget, vram=vram)

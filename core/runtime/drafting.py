@@ -1,0 +1,123 @@
+"""A second model that drafts for a loaded one: the same one in int4, or another of the same vocabulary.
+
+`core.planning.drafting` says whether it pays and where it is to lie; here it is loaded and put there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.errors import BadRequest
+from core.events import AUTO, LOOKUP, NO_DRAFT, SELF, LoadOptions
+from core.generation.model_drafter import ModelDrafter, SelfDrafter
+from core.generation.speculation import Drafter
+from core.generation.tokenizer import Tokenizer
+from core.hardware.machine import Machine
+from core.layers.kv_cache import KVCache
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import Source, open_source
+from core.model.placement import DevicePlacement, HostPlacement
+from core.model.spec_cache import specification
+from core.paths import cache_folder
+from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, without_kv
+from core.spec import ModelSpec, Plan
+
+WORTH_A_COPY = 1.2
+"""How much faster a reply is expected to be before a copy is made without being asked for."""
+OWN_COPY = "its own int4 copy"
+
+
+@dataclass
+class DraftModel:
+    """A model that drafts. `cache` is its own; None where it works on the target's. `gain` is what was expected;
+    `vocabulary`: how many ids both models know."""
+
+    name: str
+    plan: Plan
+    gain: float
+    nbytes: int
+    model: LanguageModel
+    cache: KVCache | None
+    vocabulary: int
+
+    def drafter(self, target: KVCache) -> Drafter:
+        """A drafter for one reply of the model whose cache is `target`."""
+        if self.cache is None:
+            return SelfDrafter(self.name, self.model, target, self.vocabulary)
+        return ModelDrafter(self.name, self.model, self.cache, self.vocabulary)
+
+    def close(self) -> None:
+        """Give a GPU's memory back."""
+        self.model.placement.close()
+
+
+@dataclass(frozen=True)
+class DraftSource:
+    """The model that is to draft, before anything of it is loaded. `is_copy`: the same as the target."""
+
+    source: Source
+    spec: ModelSpec
+    is_copy: bool
+
+
+def open_draft(name: object, options: LoadOptions) -> DraftSource | None:
+    """What `options.draft` asks for; None where no second model is needed. Raises HeteGenError."""
+    if options.draft in (LOOKUP, NO_DRAFT):
+        return None
+    is_copy = options.draft in (SELF, AUTO)
+    source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
+    return DraftSource(source, specification(source.module, source.name, cache_folder()), is_copy)
+
+
+def plan_draft(
+    wanted: DraftSource, spec: ModelSpec, alone: Plan, machine: Machine, options: LoadOptions
+) -> Drafting | None:
+    """The plans of both; None where a copy does not pay. Raises BadRequest where what was asked for cannot be."""
+    if options.draft == AUTO and alone.format == DRAFT_FORMAT:
+        return None
+    found = plan_drafting(spec, wanted.spec, alone, machine.now(), options, shares_cache=wanted.is_copy)
+    if options.draft == AUTO:
+        return found if found and found.gain >= WORTH_A_COPY else None
+    if found is None:
+        raise BadRequest(
+            "There is no room for a second model that drafts.", "", "Choose a smaller one, or a smaller format."
+        )
+    return found
+
+
+def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
+    """Raise BadRequest unless both models give the same ids to the same text."""
+    if wanted.is_copy:
+        return
+    other = None if wanted.source.folder is None else Tokenizer.load(wanted.source.folder, wanted.source.stop_ids)
+    same = other is target is None or (other is not None and target is not None and other.same_ids(target))
+    if not same:
+        raise BadRequest(
+            f"{wanted.source.name} cannot draft for this model.",
+            "The two models split text into other tokens.",
+            "Choose a smaller model of the same family.",
+        )
+
+
+def load_draft(wanted: DraftSource, found: Drafting, machine: Machine, ids: int) -> Iterator[float | DraftModel]:
+    """The fractions done, then the model that drafts; `ids`: the target's vocabulary. Raises HeteGenError."""
+    source = wanted.source
+    for fraction in fill(source.module, source.weights):
+        yield 0.2 * fraction
+    weights = HostWeights(source, wanted.spec, DRAFT_FORMAT, machine.kernels, cache_folder())
+    for fraction in weights.make():
+        yield 0.2 + 0.6 * fraction
+    placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
+    if found.draft.gpu >= 0:
+        layers = without_kv(wanted.spec).kv_layers if wanted.is_copy else wanted.spec.kv_layers
+        device = machine.accelerator(found.draft.gpu)
+        placement = DevicePlacement(source.module, weights, found.draft, device, layers)
+        for fraction in placement.apply(found.draft):
+            yield 0.8 + 0.2 * fraction
+        machine.reserved[found.draft.gpu] = found.nbytes
+    cache = None if wanted.is_copy else placement.make_cache(source.module.config, found.draft)
+    name = OWN_COPY if wanted.is_copy else source.name
+    model, known = LanguageModel(source.module, placement), min(ids, wanted.spec.vocab)
+    yield DraftModel(name, found.draft, found.gain, found.nbytes, model, cache, known)
