@@ -117,7 +117,7 @@ def test_what_is_drawn_is_distributed_as_without_a_draft(drafted: list[int]) -> 
     logits = torch.tensor([[0.0, 0.5, 2.0, 1.0], [1.0, 0.2, 0.0, 0.7], [0.0, 0.0, 0.0, 0.0]])
     logits = torch.cat([logits, torch.full((3, 6), -3.0)], dim=1)
     sample = make_sampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed=11, max_new_tokens=None))
-    runs = [list(drawn(logits, drafted, [], sample)) for _ in range(DRAWS)]
+    runs = [[one.id for one in drawn(logits, drafted, [], sample)] for _ in range(DRAWS)]
     for place in range(2):
         there = [run[place] for run in runs if len(run) > place]
         probabilities, ids = distribution(logits[place], Draw(0.8, 0, 0.97, 0.0, 1.0, 11, None))
