@@ -92,7 +92,8 @@ def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
     same = query.dtype == key.dtype == value.dtype and query.stride(3) == key.stride(3) == value.stride(3) == 1
     masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
-    return plain and same and masked and shared <= MOST_SHARED_ROWS
+    real = type(query) is Tensor  # a survey's tensors have no memory
+    return real and plain and same and masked and shared <= MOST_SHARED_ROWS
 
 
 def attend_few(

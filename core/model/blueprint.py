@@ -18,13 +18,19 @@ from core.errors import ModelUnreadable, UnsupportedModel
 from core.layers.attention import register as register_attention
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.moe import register as register_experts
+from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
 from core.startup.torch_stubs import bare_torch
 from core.weights.checkpoint import check_folder
 
 ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Any:
+    """transformers' configuration of a model folder. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+    return config_from(raw_config(folder))
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
     """The content of a model folder's config.json. Raises ModelNotFound, ModelUnreadable."""
     check_folder(folder)
     try:
@@ -61,17 +67,19 @@ def config_from(raw: dict[str, Any]) -> Any:
 
 def build(config: Any, dtype: torch.dtype) -> Any:
     """The causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    config = spoken_part(config)
+    family = auto_class(config)
+    if family is None:
         raise _no_causal_lm(config)
     options = {"dtype": dtype, "experts_implementation": register_experts(), "trust_remote_code": False}
     ways = [(attention, where) for attention in (register_attention(), "sdpa", "eager") for where in NO_MEMORY]
     for attention, where in ways:
         try:
-            with bare_torch(), where(), no_init_weights():
-                module = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **options)
+            with bare_torch(), without_towers(), where(), no_init_weights():
+                module = family.from_config(config, attn_implementation=attention, **options)
+            module = language_half(module)
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
         # Older architectures have their own classes for attention, and some only the plain way; and each has its own
@@ -80,6 +88,7 @@ def build(config: Any, dtype: torch.dtype) -> Any:
             if (attention, where) == ways[-1]:
                 raise _no_model(error) from error
     _check_cache(module)
+    module.tie_weights()
     return module.eval().requires_grad_(False)
 
 
@@ -114,11 +123,6 @@ def decoder_layers(module: Any) -> list[nn.Module]:
     return []
 
 
-def text_config(config: Any) -> Any:
-    """The part of a configuration that describes the language model (all of it for text-only models)."""
-    return config.get_text_config(decoder=True)
-
-
 def context_limit(config: Any) -> int:
     """The longest sequence the model was made for, in tokens."""
     text = text_config(config)
@@ -139,6 +143,19 @@ def _check_supported(raw: dict[str, Any]) -> None:
         raise UnsupportedModel("config.json names no architecture.", "", "Choose the folder of a language model.")
 
 
+def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
+    """What to say where a model's forward pass fails."""
+    return UnsupportedModel(
+        f"A model of the kind {module.config.model_type!r} cannot be run here.",
+        f"Its own program says: {_reason(error)}.",
+        "Choose another model.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+
+
 def _special_floats(entry: dict[str, Any]) -> Any:
     """transformers writes infinity, which JSON does not know, as {"__float__": "Infinity"}."""
     return float(str(entry["__float__"])) if entry.keys() == {"__float__"} else entry
@@ -156,8 +173,7 @@ def _check_cache(module: Any) -> None:
 
 
 def _no_model(error: Exception) -> ModelUnreadable:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")
-    return ModelUnreadable("config.json does not describe a model.", f"{reason}.", "Download the model again.")
+    return ModelUnreadable("config.json does not describe a model.", f"{_reason(error)}.", "Download the model again.")
 
 
 def _no_causal_lm(config: Any) -> UnsupportedModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from core.events import Stop, never
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import cache_argument, decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
+from core.model.trace import STORED
+from core.model.weight_names import WeightNames, check_unasked
 
 
 class ForwardStopped(Exception):
@@ -91,15 +92,17 @@ class LanguageModel:
 def fill(module: Any, checkpoint: Mapping[str, Tensor]) -> Iterator[float]:
     """Put the checkpoint's tensors into the meta tree, without copying where type and layout agree.
 
-    Yields the fraction done after each target. Raises ModelUnreadable where tensors are missing or of wrong shape.
+    Yields the fraction done after each target. Raises ModelUnreadable where tensors are missing, of wrong shape, or
+    too many.
     """
-    expected = dict(module.state_dict())
+    names = WeightNames(module)
     dtypes = _DtypePlan(module)
-    work = _transforms(module, checkpoint, expected)
+    work, unasked = names.transforms(checkpoint)
+    check_unasked(module, checkpoint, unasked)
     for done, (target, transform) in enumerate(work.items(), 1):
         for name, value in _converted(transform, target, module).items():
             tensor = value[0] if isinstance(value, list) else value
-            _check_shape(name, tensor, expected)
+            _check_fits(name, tensor, names.expected)
             _assign(module, name, tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor)
         yield done / len(work)
     _finish(module)
@@ -115,31 +118,6 @@ def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
         raise ModelUnreadable(
             f"The parts of the weight {target} do not fit together.", "", "Download the model again."
         ) from error
-
-
-def _transforms(module: Any, checkpoint: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Any]:
-    """transformers' own renamings and conversions, one per target, fed with the checkpoint's tensors when called."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(module)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix = module.base_model_prefix
-    work: dict[str, Any] = {}
-    for source in sorted(checkpoint, key=dot_natural_key):
-        target, pattern = rename_source_key(source, renamings, converters, prefix, expected)
-        if target not in expected and source in expected:
-            target, pattern = source, None
-        if target not in expected:
-            continue  # parts that generate no text (a vision tower, old buffers): transformers leaves them too
-        if pattern is None:
-            transform, pattern = WeightRenaming(source, target), source
-        else:
-            transform = deepcopy(by_pattern[pattern])
-        work.setdefault(target, transform).add_tensor(target, source, pattern, lambda source=source: checkpoint[source])
-    return work
 
 
 def _finish(module: Any) -> None:
@@ -192,12 +170,21 @@ class _DtypePlan:
         return next((dtype for pattern, dtype in self._exceptions if pattern.search(name)), self._dtype)
 
 
-def _check_shape(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
-    if name in expected and tensor.shape != expected[name].shape:
+def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
+    wanted = expected.get(name)
+    if wanted is None:
+        return
+    if tensor.shape != wanted.shape:
         raise ModelUnreadable(
             f"The weight {name} has the wrong shape.",
-            f"It is {tuple(tensor.shape)}, and config.json asks for {tuple(expected[name].shape)}.",
+            f"It is {tuple(tensor.shape)}, and config.json asks for {tuple(wanted.shape)}.",
             "Download the model again.",
+        )
+    if wanted.is_floating_point() and (tensor.dtype not in STORED and tensor.dtype != torch.float64):
+        raise ModelUnreadable(
+            f"The weight {name} is no floating-point number.",
+            f"It is stored as {str(tensor.dtype).removeprefix('torch.')}.",
+            "Choose the original version of the model.",
         )
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight
-from core.model.blueprint import build, config_from, read_config
+from core.model.blueprint import build, config_from, raw_config
+from core.model.ties import settle_ties
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.weights.checkpoint import Checkpoint
 from core.weights.known_shapes import shape
@@ -65,9 +66,10 @@ def open_source(name: str | Path | None) -> Source:
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
     folder = find_folder(name)
     checkpoint = Checkpoint(folder)
-    raw = read_config(folder)
+    raw = raw_config(folder)
     check_readable(stored_format(raw, checkpoint.infos, read_sidecars(folder)))
     module = build(config_from(raw), checkpoint.dtype)
+    settle_ties(module, checkpoint, checkpoint)
     shown = GUIDE_NAME if name is None else folder_name(folder)
     generation = _generation_config(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)

@@ -21,7 +21,7 @@ from core.paths import made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
 FOLDER = "specs"
-SURVEY_VERSION = 1
+SURVEY_VERSION = 2
 """Counted up when a survey comes to find something else."""
 KEPT_SPECS = 64
 

@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from core.layers.moe import fused_names
-from core.model.blueprint import cache_argument, context_limit, decoder_layers, text_config
+from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
+from core.model.language_half import text_config
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
 # Enough tokens to pass through every branch; the figures per token are divided by it.
@@ -106,7 +107,11 @@ class _Trace:
                 cache_argument(module): self.cache,
                 "use_cache": True,
             }
-            functional_call(module, values, (), options, tie_weights=False)
+            try:
+                functional_call(module, values, (), options, tie_weights=False)
+            # Each architecture fails in its own way at numbers that make no sense, or without a picture.
+            except Exception as error:
+                raise cannot_run(module, error) from error
 
 
 def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:

@@ -14,6 +14,7 @@ import torch
 from core.hub.fit import Fit, Wishes, fit
 from core.model.blueprint import build, config_from
 from core.model.spec_cache import specification
+from core.model.ties import settle_ties
 from core.model.trace import STORED
 from core.paths import cache_folder
 from core.planning.planner import place
@@ -28,6 +29,7 @@ def describe(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name:
     """The specification of a model from config.json's content. Raises UnsupportedModel, ModelUnreadable."""
     check_readable(stored_format(config, tensors))
     module = build(config_from(dict(config)), stored_dtype(config, tensors))
+    settle_ties(module, tensors)
     return specification(module, name, cache_folder())
 
 

@@ -1,0 +1,127 @@
+"""Which tensor of a checkpoint goes where in the module tree, by transformers' own renamings and conversions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import ModelUnreadable
+from core.model.blueprint import decoder_layers
+from core.model.language_half import text_config
+
+OLD_BUFFERS = re.compile(
+    r"rotary_emb\.|inv_freq|(^|[._])masked_bias$|(attn|attention)\.bias$|position_ids$|[._](q|k|v|kv|qk)_scale$|\.version$"
+)
+"""What checkpoints keep beside their weights: positions, causal masks, scales of a cache in 8 bits."""
+MORE_TOKENS = re.compile(r"(^|[._])(mtp|nextn|eagle|medusa)|eh_proj|enorm|hnorm|shared_head")
+"""Weights that guess several tokens ahead (MTP)."""
+MORE_LAYERS = (
+    "num_nextn_predict_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_layers",
+    "mtp_num_layers",
+    "num_mtp_modules",
+)
+"""Settings that announce such weights as layers after the last one."""
+
+
+class WeightNames:
+    """The names in a checkpoint and in a module tree."""
+
+    def __init__(self, module: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        mapping = get_model_conversion_mapping(module)
+        self.expected: dict[str, Tensor] = dict(module.state_dict())
+        self._prefix = module.base_model_prefix
+        self._own = getattr(module, "weights_prefix", "")
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._by_pattern = {pattern: entry for entry in self._converters for pattern in entry.source_patterns}
+
+    def target(self, source: str) -> tuple[str, str | None]:
+        """The name in the tree, and the pattern of the conversion that makes it of several tensors, None where none."""
+        from transformers.core_model_loading import rename_source_key
+
+        name = source.removeprefix(self._own)
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.expected)
+        return (name, None) if target not in self.expected and name in self.expected else (target, pattern)
+
+    def transforms(self, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
+        """What makes each target of the tree, fed with tensors when called; by source, targets that are not in it."""
+        from transformers.core_model_loading import WeightRenaming, dot_natural_key
+
+        work: dict[str, Any] = {}
+        unasked: dict[str, str] = {}
+        for source in sorted(checkpoint, key=dot_natural_key):
+            target, pattern = self.target(source)
+            if target not in self.expected:
+                unasked[source] = target
+                continue
+            transform = WeightRenaming(source, target) if pattern is None else deepcopy(self._by_pattern[pattern])
+            work.setdefault(target, transform).add_tensor(
+                target, source, pattern or source, _reader(checkpoint, source)
+            )
+        return work, unasked
+
+
+def _reader(checkpoint: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
+    return lambda: checkpoint[name]
+
+
+def check_unasked(module: Any, checkpoint: Mapping[str, Tensor], unasked: Mapping[str, str]) -> None:
+    """Raise ModelUnreadable for tensors that would change what the language model says, were there a place for them.
+
+    A vision tower, weights for several tokens ahead and old buffers are left alone.
+    """
+    ignored = _ignored(module)
+    within = _inside(module)
+    wrong = [
+        source
+        for source, target in unasked.items()
+        if within(target) and not ignored.search(target) and not ignored.search(source)
+        and not _changes_nothing(source, checkpoint)
+    ]  # fmt: skip
+    if wrong:
+        raise ModelUnreadable(
+            f"{len(wrong)} tensors of the weights have no place in the model that config.json describes.",
+            f"The first one is {wrong[0]}.",
+            "Choose the original version of the model.",
+        )
+
+
+def _ignored(module: Any) -> re.Pattern[str]:
+    """Names that are known to be of no use here, also to transformers."""
+    own: set[str] = set()
+    for child in module.modules():
+        own |= set(getattr(child, "_keys_to_ignore_on_load_unexpected", None) or ())
+    return re.compile("|".join(f"({pattern})" for pattern in (OLD_BUFFERS.pattern, MORE_TOKENS.pattern, *sorted(own))))
+
+
+def _inside(module: Any) -> Callable[[str], bool]:
+    """Whether a name belongs to the language model: to one of its layers, or beside a weight that it has."""
+    layers = decoder_layers(module)
+    stem = next((name for name, child in module.named_modules() if layers and child is layers[0]), "0").rpartition(".")[
+        0
+    ]
+    numbered = re.compile(re.escape(stem) + r"\.(\d+)\.") if stem else None
+    owners = {name.rpartition(".")[0] for name, _ in module.named_parameters(remove_duplicate=False)} - {""}
+    more = any(getattr(text_config(module.config), name, None) for name in MORE_LAYERS)
+
+    def within(target: str) -> bool:
+        found = numbered.match(target) if numbered else None
+        if found is not None:
+            return int(found[1]) < len(layers) or not more
+        return target.rpartition(".")[0] in owners
+
+    return within
+
+
+def _changes_nothing(source: str, checkpoint: Mapping[str, Tensor]) -> bool:
+    """Whether it is a bias of zeros, as some converters write them."""
+    return source.endswith(".bias") and not checkpoint[source].any()
