@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FILE_LINES = 480
-FUNCTION_LINES = 60
+FILE_LINES, FUNCTION_LINES, PARAMETERS, NESTING = 400, 50, 8, 4
+FOREIGN = {"core/layers/attention.py:attend"}
+"""Functions whose parameters others have chosen: transformers calls this one."""
+NESTS = ast.For | ast.AsyncFor | ast.While | ast.If | ast.With | ast.AsyncWith | ast.Try | ast.Match
 # Paths of somebody's machine, and registries that only some machines reach. Split, so that this file passes.
 TRACES = re.compile(
     "|".join(
@@ -57,15 +59,56 @@ def test_files_are_small(repository: Path) -> None:
     assert not {str(file.relative_to(repository)): n for file, n in lengths.items() if n > FILE_LINES}
 
 
-def test_functions_are_small(repository: Path) -> None:
-    large = {}
-    for file in sources(repository):
+def functions(root: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Each function of the sources with its place: "core/engine.py:chat"."""
+    for file in sources(root):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines > FUNCTION_LINES:
-                    large[f"{file.relative_to(repository)}:{node.name}"] = lines
+                yield f"{file.relative_to(root).as_posix()}:{node.name}", node
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The number of parameters besides `self`, `*args` and `**kwargs`."""
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def nesting(node: ast.AST, level: int = 0) -> int:
+    """How deep loops, branches and handlers lie in each other; an `elif` is as deep as its `if`."""
+    deepest = level
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deepest = max(deepest, nesting(child, level + (isinstance(child, NESTS) and not is_elif)))
+    return deepest
+
+
+def test_functions_are_small(repository: Path) -> None:
+    large = {
+        name: lines
+        for name, node in functions(repository)
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION_LINES
+    }
     assert not large
+
+
+def test_functions_take_few_parameters(repository: Path) -> None:
+    many = {name: count for name, node in functions(repository) if (count := parameters(node)) > PARAMETERS}
+    assert many.keys() <= FOREIGN, many
+
+
+def test_functions_are_flat(repository: Path) -> None:
+    assert not {name: depth for name, node in functions(repository) if (depth := nesting(node)) > NESTING}
+
+
+def test_the_folder_packaging_is_no_package(repository: Path) -> None:
+    """It would hide the library of this name: a folder without `__init__.py` gives way to it."""
+    import packaging
+
+    assert not (repository / "packaging" / "__init__.py").exists()
+    assert packaging.__file__ is not None
+    assert Path(packaging.__file__).parent != repository / "packaging"
 
 
 def test_every_module_says_what_it_knows(repository: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from core.errors import DiskFull, DownloadFailed
@@ -27,15 +28,19 @@ def unpack(wheels: Sequence[Path], folder: Path, stop: Stop, report: Callable[[i
     total = sum(entry.file_size for wheel in wheels for entry in _entries(wheel))
     _check_room(folder, total)
     done = 0
-    for wheel in wheels:
-        with _opened(wheel) as archive:
-            for entry in _wanted(wheel, archive.infolist()):
-                for count in _extract(archive, entry, folder):
-                    if stop():
-                        raise Stopped
-                    done += count
-                    report(done, total)
+    for count in chain.from_iterable(_unpacked(wheel, folder) for wheel in wheels):
+        if stop():
+            raise Stopped
+        done += count
+        report(done, total)
     return total
+
+
+def _unpacked(wheel: Path, folder: Path) -> Iterator[int]:
+    """Unpack one wheel; the bytes of each step."""
+    with _opened(wheel) as archive:
+        for entry in _wanted(wheel, archive.infolist()):
+            yield from _extract(archive, entry, folder)
 
 
 def _entries(wheel: Path) -> list[zipfile.ZipInfo]:

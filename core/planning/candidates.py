@@ -11,7 +11,7 @@ from itertools import accumulate
 from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
-from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, vram_limit
+from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, room_for_weights, vram_limit
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
 from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
@@ -105,7 +105,8 @@ def gpu_candidates(
 
     def candidate(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Candidate:
         on_host = kv_split(spec, kv_devices, context)[1]
-        host = host_memory(spec, format, machine.hardware, budget, classes, residents, on_host, chunk, ring)
+        room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, ring)
+        host = host_memory(spec, format, classes, residents, room)
         costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
 
@@ -171,7 +172,8 @@ def cpu_candidate(spec: ModelSpec, format: Format, machine: MachineRates, budget
     kv_devices = (-1,) * len(spec.kv_layers)
     residents, chunk = nothing_resident(classes), TIERS[0][0]
     on_host = spec.kv_bytes(context)
-    host = host_memory(spec, format, machine.hardware, budget, classes, residents, on_host, chunk, Ring())
+    room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, Ring())
+    host = host_memory(spec, format, classes, residents, room)
     costs = fixed_costs(spec, machine, kv_devices, context // 2)
     return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
 

@@ -68,19 +68,19 @@ def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
     return _activations(spec, chunk) + min(scratch, largest) + own
 
 
+def room_for_weights(spec: ModelSpec, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring) -> int:
+    """Bytes of RAM left for weights; negative where not even the rest fits."""
+    return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total
+
+
 def host_memory(
     spec: ModelSpec,
     format: Format,
-    hardware: Hardware,
-    budget: Budget,
     classes: Sequence[GroupClass],
     residents: Residents,
-    kv_bytes: int,
-    chunk: int,
-    ring: Ring,
+    room: int,
 ) -> HostMemory:
-    """How RAM is used: by everything if there is room, else by what is not resident, else by reading the disk."""
-    room = ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total
+    """Use `room` bytes of RAM for all weights, else for those that are not resident, else read them from the disk."""
     total = sum(item.count * item.nbytes for item in classes)
     rest = sum(
         round((item.count - whole) * (1 - part) * item.nbytes)

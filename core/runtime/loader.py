@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from core.paths import cache_folder
 from core.planning.drafting import Drafting
 from core.planning.planner import place
 from core.planning.profile_store import model_key, recall
-from core.runtime.drafting import check_vocabulary, load_draft, open_draft, plan_draft
+from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.spec import Budget, ModelSpec, Plan, Profile, Strategy
 
@@ -48,27 +48,20 @@ def load_model(
         machine = _machine(source, options)
         cleanup.callback(machine.close)
         plan = plan_load(spec, machine, options, strategy)
-        beside = plan_draft(drafting, spec, plan, machine, options) if drafting else None
-        if beside is not None:
+        if beside := plan_draft(drafting, spec, plan, machine, options) if drafting else None:
             plan = beside.target
         torch.set_num_threads(plan.threads)
         yield from _read_weights(source, plan)
         weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
-        for fraction in weights.make():
-            yield Loading("convert", 0.4 + 0.3 * fraction)
+        yield from (Loading("convert", 0.4 + 0.3 * fraction) for fraction in weights.make())
         placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
         if plan.gpu >= 0:
-            device = machine.accelerator(plan.gpu)
-            device.limit(options.vram)
+            (device := machine.accelerator(plan.gpu)).limit(options.vram)
             placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
             cleanup.callback(placement.close)
-            for fraction in placement.apply(plan):
-                yield Loading("place", 0.7 + 0.2 * fraction)
-            plan = with_pinning_note(plan, placement)
+            plan = yield from _place(plan, placement)
         yield Loading("tokenizer", 0.9)
-        tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
-        if drafting is not None:
-            check_vocabulary(drafting, tokenizer)
+        tokenizer = _tokenizer(source, drafting)
         loaded = LoadedModel(
             name=source.name,
             source=source,
@@ -86,14 +79,33 @@ def load_model(
         )
         cleanup.pop_all()
         cleanup.callback(loaded.close)
-        for step in load_draft(drafting, beside, machine, spec.vocab) if drafting and beside else ():
-            if isinstance(step, float):
-                yield Loading("convert", 0.9 + 0.09 * step)
-            else:
-                loaded.draft = step
+        if drafting and beside:
+            yield from _load_draft(loaded, drafting, beside)
         yield Loading("ready", 1.0)
         cleanup.pop_all()
     yield loaded
+
+
+def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None:
+    tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
+    if drafting is not None:
+        check_vocabulary(drafting, tokenizer)
+    return tokenizer
+
+
+def _place(plan: Plan, placement: DevicePlacement) -> Generator[Loading, None, Plan]:
+    """Bring weights to the GPU; the plan as it turned out."""
+    for fraction in placement.apply(plan):
+        yield Loading("place", 0.7 + 0.2 * fraction)
+    return with_pinning_note(plan, placement)
+
+
+def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> Iterator[Loading]:
+    for step in load_draft(source, beside, loaded.machine, loaded.spec.vocab):
+        if isinstance(step, float):
+            yield Loading("convert", 0.9 + 0.09 * step)
+        else:
+            loaded.draft = step
 
 
 def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
