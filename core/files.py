@@ -27,3 +27,8 @@ def keep(file: Path, value: object) -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(value))
+
+
+def without_halves(text: str) -> str:
+    """The text as files can hold it: halves of surrogate pairs, which mean nothing alone, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

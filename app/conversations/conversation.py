@@ -27,11 +27,6 @@ class Turn:
     parent: str | None = None
 
 
-def without_halves(text: str) -> str:
-    """The text as files can hold it: halves of surrogate pairs, which mean nothing alone, become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 class Conversation:
     """The turns of one chat. The first turns have the parent None; ids are unique."""
 

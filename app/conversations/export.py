@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from app.conversations.conversation import Conversation, Turn, without_halves
+from app.conversations.conversation import Conversation, Turn
 from core.errors import HeteGenError
+from core.files import without_halves
 
 FORMAT, VERSION = "hetegen-conversations", 1
 ROLES = ("system", "user", "assistant")

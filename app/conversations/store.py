@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.conversations.conversation import Conversation, Turn, without_halves
+from app.conversations.conversation import Conversation, Turn
 from app.conversations.store_file import Report, StoreFile
 from core.errors import BadRequest
+from core.files import without_halves
 
 TITLE_CHARACTERS = 48
 STREAMING = "streaming"

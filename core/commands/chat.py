@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from typing import Any
 
 from core.api import Answer, Model, load_with
@@ -86,6 +87,8 @@ def as_json(answer: Answer) -> dict[str, Any]:
 
 def _conversation(model: Model, system: tuple[Message, ...], sampling: Sampling) -> dict[str, Any]:
     messages, last = list(system), Answer()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # piped questions may be in any encoding
     print("Ask away; an empty line or Ctrl+D ends.", file=sys.stderr)
     while question := _ask():
         messages.append(Message("user", question))

@@ -1,4 +1,4 @@
-"""Tells a model's reasoning from its answer while both stream, and finds stop strings, never showing half a marker."""
+"""Tells a model's reasoning from its answer while both stream, and finds stop strings, never showing half a mark."""
 
 from __future__ import annotations
 
@@ -6,100 +6,131 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from core.events import Piece
+from core.generation.thought_tags import Marks
 
 Kind = Literal["answer", "reasoning"]
 
-# Opening and closing marker of each family's reasoning: Qwen, DeepSeek and most others; Mistral; gpt-oss; Gemma 4.
-MARKERS: tuple[tuple[str, str], ...] = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-    ("<|channel>thought", "<channel|>"),
-)
-# Written between two channels by gpt-oss; no part of what people read.
-NOISE = ("<|end|>", "<|start|>assistant", "<|channel|>commentary<|message|>", "<|channel|>final<|message|>")
+ANY = Marks()
 
 
 class ReplySplitter:
     """Feeds on text, gives Pieces of answer and reasoning; `stopped` once a stop string was met."""
 
-    def __init__(
-        self, stop_strings: Sequence[str] = (), *, in_reasoning: bool = False, continuing: bool = False
-    ) -> None:
-        """`in_reasoning`: the prompt opened the reasoning; `continuing`: the text carries an unfinished reply on."""
+    def __init__(self, stop_strings: Sequence[str] = (), marks: Marks = ANY, closing: str = "") -> None:
+        """`closing`: what ends the thought that the prompt opened."""
         self._stops = tuple(text for text in stop_strings if text)
-        self._closing = MARKERS[0][1] if in_reasoning else None
+        self._marks = marks
+        self._thoughts, self._answers = dict(marks.thoughts), dict(marks.answers)
+        self._closing = closing
+        self._answer_closing = ""
+        self._thought = False  # whether a thought has ended, after which an answer may be wrapped
         self._held = ""
-        # White space at the start and after a marker is layout, and only there can reasoning begin: an answer
+        self._shown = 0  # characters of `_held` that have been given out before
+        # White space at the start and after a mark is layout, and only there can reasoning begin: an answer
         # may well talk about "<think>".
-        self._at_start = not continuing
+        self._at_start = True
         self.stopped = False
         self.stop_text = ""
 
     @property
     def in_reasoning(self) -> bool:
         """Whether what was given so far ends inside the reasoning."""
-        return self._closing is not None
+        return bool(self._closing)
 
     def push(self, text: str) -> Iterator[Piece]:
-        """Pieces that are certain now; the rest is held until it cannot be part of a marker any more."""
+        """Pieces that are certain now; the rest is held until it cannot be part of a mark any more."""
         self._held += text
-        while not self.stopped and (found := self._first_marker()):
-            start, marker = found
-            yield from self._piece(self._held[:start])
-            self._held = self._held[start + len(marker) :]
-            self._pass(marker)
+        while not self.stopped and (found := self._first_mark()):
+            start, mark = found
+            before = self._held[:start]
+            yield from self._take(len(before.rstrip() if mark == self._answer_closing else before))
+            self._drop(self._held.index(mark) + len(mark))
+            self._pass(mark)
         if self.stopped:
             self._held = ""
             return
-        safe = len(self._held) - self._partial_marker()
-        yield from self._piece(self._held[:safe])
-        self._held = self._held[safe:]
+        yield from self._take(len(self._held) - self._uncertain())
 
     def finish(self) -> Iterator[Piece]:
         """What was held back at the end of the reply."""
-        held, self._held = self._held, ""
-        yield from self._piece(held)
+        yield from self._take(len(self._held))
 
-    def _openings(self) -> tuple[str, ...]:
-        return tuple(opening for opening, _ in MARKERS) if self._at_start and not self._closing else ()
+    def replay(self, text: str) -> None:
+        """Come to where a reply of this text was left whose pieces are out, what was held back at its end included."""
+        stops, self._stops = self._stops, ()
+        for _ in self.push(text):
+            pass
+        self._stops = stops
+        self._shown = len(self._held)
 
-    def _markers(self) -> tuple[str, ...]:
-        closing = (self._closing,) if self._closing else ()
-        return (*closing, *self._openings(), *NOISE, *self._stops)
-
-    def _first_marker(self) -> tuple[int, str] | None:
-        leading = len(self._held) - len(self._held.lstrip())
-        found = [(at, -len(m), m) for m in self._markers() if (at := self._held.find(m)) >= 0]
-        found = [(at, size, m) for at, size, m in found if at <= leading or m not in self._openings()]
-        if not found:
-            return None
-        start, _, marker = min(found)
-        return start, marker
-
-    def _pass(self, marker: str) -> None:
-        if marker in self._stops:
-            self.stopped = True
-            self.stop_text = marker
-        elif marker == self._closing:
-            self._closing = None
-            self._at_start = True
-        elif marker not in NOISE:
-            self._closing = dict(MARKERS)[marker]
-            self._at_start = True
-
-    def _partial_marker(self) -> int:
-        """Length of the longest tail that a marker could begin with."""
-        longest = max(map(len, self._markers())) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(marker.startswith(self._held[-length:]) for marker in self._markers()):
-                return length
-        return 0
-
-    def _piece(self, text: str) -> Iterator[Piece]:
+    def _take(self, size: int) -> Iterator[Piece]:
+        text, shown = self._held[:size], min(self._shown, size)
+        self._drop(size)
         if self._at_start:
-            text = text.lstrip()
+            stripped = text.lstrip()
+            shown = max(0, shown - (len(text) - len(stripped)))
+            text = stripped
         if not text:
             return
         self._at_start = False
-        yield Piece(text, "reasoning" if self._closing else "answer")
+        if text[shown:]:
+            yield Piece(text[shown:], "reasoning" if self._closing else "answer")
+
+    def _drop(self, size: int) -> None:
+        self._held = self._held[size:]
+        self._shown = max(0, self._shown - size)
+
+    def _openings(self) -> tuple[str, ...]:
+        if self._closing or self._answer_closing or not self._at_start:
+            return ()
+        answers = self._answers if self._thought else dict(self._marks.own_answers)
+        return (*self._thoughts, *answers)
+
+    def _all_marks(self) -> tuple[str, ...]:
+        closing = tuple(text for text in (self._closing, self._answer_closing) if text)
+        return (*closing, *self._openings(), *self._marks.between, *self._stops)
+
+    def _first_mark(self) -> tuple[int, str] | None:
+        leading = len(self._held) - len(self._held.lstrip())
+        openings = self._openings()
+        found = [(at, -len(m), m) for m in self._all_marks() if (at := self._held.find(m)) >= 0]
+        found = [(at, size, m) for at, size, m in found if at <= leading or m not in openings]
+        if not found:
+            return None
+        start, _, mark = min(found)
+        return start, mark
+
+    def _pass(self, mark: str) -> None:
+        if mark in self._stops:
+            self.stopped = True
+            self.stop_text = mark
+        elif mark == self._closing:
+            self._closing = ""
+            self._at_start = self._thought = True
+        elif mark == self._answer_closing:
+            self._answer_closing = ""
+            self._at_start = True
+        elif mark in self._openings():
+            self._open(mark)
+            self._at_start = True
+
+    def _open(self, mark: str) -> None:
+        if mark in self._thoughts:
+            self._closing = self._thoughts[mark]
+        else:
+            self._answer_closing = self._answers[mark]
+
+    def _uncertain(self) -> int:
+        """Length of the longest tail that a mark could begin with, or that the end of a wrapped answer would drop."""
+        marks = self._all_marks()
+        longest = max(map(len, marks), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(mark.startswith(self._held[-length:]) for mark in marks):
+                return self._with_space(length)
+        return self._with_space(0)
+
+    def _with_space(self, length: int) -> int:
+        if not self._answer_closing:
+            return length
+        certain = self._held[: len(self._held) - length]
+        return length + len(certain) - len(certain.rstrip())

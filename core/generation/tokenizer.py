@@ -7,27 +7,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.errors import HeteGenError, ModelUnreadable, NoChatTemplate
+from core.errors import ModelUnreadable, NoChatTemplate
 from core.events import Message, Tool
-from core.generation.reasoning import MARKERS
+from core.files import without_halves
+from core.generation.arrangement import is_plain, joined
+from core.generation.chat_template import BREAK, ChatTemplate
+from core.generation.template_files import find_template
+from core.generation.text_stream import TextStream, byte_tokens
+from core.generation.thought_tags import TAG, Marks, marks_of
 from core.generation.tool_formats import as_functions, in_words, knows_tools
+from core.layers.kv_cache import common_prefix
 
-# A stream decodes again from this many ids back: enough for any character and for words joined to their space.
-CONTEXT_IDS = 6
 # A re-rendered reply may differ in its ids from what the model drew by about this many, while its text is the same.
 SPLICE_REACH = 64
+# Ids at the end of a prompt that may belong to a mark.
+MARK_IDS = 24
+# End-of-turn tokens by the names the families gave them; many tokenizers still say only <|endoftext|> is the end.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
 
 
 class Tokenizer:
     """A model's tokenizer and chat template."""
 
-    def __init__(self, backend: Any, eos_ids: Iterable[int] = ()) -> None:
+    def __init__(self, backend: Any, eos_ids: Iterable[int] = (), folder: Path | None = None) -> None:
+        """`folder`: where a chat template may lie that the tokenizer's own files do not name."""
         self._backend = backend
-        self.stop_ids = frozenset(eos_ids) | _own_stop_ids(backend)
-        self._hidden_ids = _hidden_ids(backend)
+        source = find_template(folder, getattr(backend, "chat_template", None))
+        self._template = ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
+        self.stop_ids = frozenset(eos_ids) | self._own_stop_ids()
+        self._hidden_ids = self._find_hidden_ids()
+        self._byte_ids = byte_tokens(backend.get_vocab(), self._spelled)
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether both give the same ids to the same text."""
@@ -44,17 +57,16 @@ class Tokenizer:
         # tokenizers' Rust errors are plain Exceptions: nothing narrower can be named.
         except Exception as error:
             raise _no_tokenizer(folder, error) from error
-        return cls(backend, eos_ids)
+        return cls(backend, eos_ids, folder)
 
     @property
     def can_chat(self) -> bool:
-        return bool(getattr(self._backend, "chat_template", None))
+        return bool(self._template.source)
 
     @property
     def template(self) -> str:
-        """The chat template's source; "" where there is none or several."""
-        found = getattr(self._backend, "chat_template", None)
-        return found if isinstance(found, str) else ""
+        """The chat template's source; "" where there is none."""
+        return self._template.source
 
     @property
     def added_tokens(self) -> Mapping[str, int]:
@@ -67,17 +79,28 @@ class Tokenizer:
         inner = getattr(self._backend, "backend_tokenizer", None)
         return "" if inner is None else str(inner.to_str())
 
+    @cached_property
+    def marks(self) -> Marks:
+        """The marks of thoughts and answers that this model's replies may contain."""
+        thought = self._template.around.thought if self.can_chat else None
+        stripped = (thought[0].strip(), _first_mark(thought[1])) if thought else None
+        added = self._backend.get_added_vocab()
+        return marks_of(self._template.source, added, stripped if stripped and all(stripped) else None)
+
     def encode_prompt(self, text: str) -> list[int]:
         """A text to be continued as it stands: no template, but the token that begins texts."""
-        return [int(i) for i in self._backend.encode(text, add_special_tokens=True)]
+        return [int(i) for i in self._backend.encode(without_halves(text), add_special_tokens=True)]
 
     def encode(self, text: str) -> list[int]:
         """Plain text, no template and no special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False))
+        return list(self._backend.encode(without_halves(text), add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """All of `ids` at once, without special tokens other than the reasoning markers."""
-        return str(self._backend.decode([i for i in ids if i not in self._hidden_ids], skip_special_tokens=False))
+        """All of `ids` at once, without special tokens other than the marks of thoughts."""
+        if self._byte_ids:
+            stream = self.stream()
+            return "".join([*map(stream.push, ids), stream.finish()])
+        return self._spelled([i for i in ids if i not in self._hidden_ids])
 
     def render(
         self, messages: Sequence[Message], *, continue_reply: bool = False, tools: Sequence[Tool] = ()
@@ -91,23 +114,23 @@ class Tokenizer:
             )
         if not knows_tools(self.template):
             messages, tools = in_words(messages, tools), ()
-        turns = [_turn(message) for message in messages]
-        options: dict[str, Any] = {"continue_final_message" if continue_reply else "add_generation_prompt": True}
-        if tools:
-            options["tools"] = as_functions(tools)
-        try:
-            ids = self._backend.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True, **options)
-        # Templates are programs of the model's author: they raise jinja2's errors and any of Python's.
-        except Exception as error:
-            if turns[0]["role"] == "system" and len(turns) > 1:
-                return self.render(_system_into_first(messages), continue_reply=continue_reply, tools=tools)
-            raise _template_failed(error) from error
-        return [int(i) for i in ids]
+        options = {"tools": as_functions(tools)} if tools else {}
+        asked, reply = _before_reply(messages) if continue_reply else (messages, None)
+        text = self._template.render(asked, **options)
+        if reply is not None:
+            text += self._template.reply_text(reply, self.marks, self.marks.opened_by(text))
+        return self._encode_rendered(text)
 
-    def opens_reasoning(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt itself ends inside an open reasoning marker, as DeepSeek-R1's template does."""
-        tail = self.decode(prompt[-16:]).rstrip()
-        return any(tail.endswith(opening) for opening, _ in MARKERS)
+    def render_unfinished(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[int], list[int]]:
+        """The ids of a prompt, and those of the unfinished reply that follows it. Raises NoChatTemplate."""
+        ids = self.render(messages, continue_reply=True, tools=tools)
+        asked, _ = _before_reply(messages)
+        begin = common_prefix(self.render(asked, tools=tools), ids)
+        return ids[:begin], ids[begin:]
+
+    def opens_thought(self, prompt: Sequence[int]) -> str:
+        """What closes the thought that the prompt itself has opened, as DeepSeek-R1's template does; "" = none."""
+        return self.marks.opened_by(self.decode(prompt[-MARK_IDS:]))
 
     def splice(self, prompt: list[int], drawn: Sequence[int], start: int) -> list[int]:
         """`prompt` with the ids the model drew for its last reply (`drawn`, from `start`) where the text is the same.
@@ -124,117 +147,70 @@ class Tokenizer:
                     return [*prompt[:start], *drawn, *prompt[end:]]
         return prompt
 
+    def stream(self, shown: Iterable[str] = ()) -> TextStream:
+        """A stream of a reply's text; `shown`: control tokens that are not hidden from it."""
+        ids = {self.added_tokens.get(text) for text in shown}
+        return TextStream(self._spelled, self._byte_ids, self._hidden_ids - ids)
+
     def _spelled(self, ids: Sequence[int]) -> str:
         """The text with every special token written out, so that the end of a turn is not taken for part of it."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return str(self._backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def stream(self, shown: Iterable[str] = ()) -> TextStream:
-        """A stream of the reply's text; `shown`: control tokens that are not to be hidden from it."""
-        ids = {self.added_tokens.get(text) for text in shown}
-        return TextStream(self, self._hidden_ids - ids)
+    def _encode_rendered(self, text: str) -> list[int]:
+        """The ids of a rendered conversation; nothing is one token across a BREAK."""
+        first, *others = text.split(BREAK)
+        newline = self.encode("\n")
+        ids = self.encode(first)
+        for part in others:
+            # After a line break, so that no tokenizer takes this for the beginning of a text, with a space before it.
+            after = self.encode(f"\n{part}")
+            ids += after[len(newline) :] if after[: len(newline)] == newline else self.encode(part)
+        return ids
 
-    def spell(self, ids: Sequence[int], hidden: frozenset[int]) -> str:
-        """All of `ids` at once, without the `hidden` ones."""
-        return str(self._backend.decode([i for i in ids if i not in hidden], skip_special_tokens=False))
+    def _own_stop_ids(self) -> frozenset[int]:
+        added = self._backend.get_added_vocab()
+        names = [name for name in TURN_ENDS if not (name == "<|end|>" and "<|channel|>" in added)]
+        ids = {self._backend.eos_token_id, *(added.get(name) for name in names), self._turn_end(added)}
+        return frozenset(i for i in ids if isinstance(i, int))
 
+    def _turn_end(self, added: dict[str, int]) -> int | None:
+        """The token that the template writes after an answer, unless it stands inside answers too."""
+        if not self.can_chat:
+            return None
+        after = self._template.around.end.lstrip()
+        for _, closing in self.marks.answers:
+            after = after.removeprefix(closing).lstrip()
+        name = max((name for name in added if name.strip() and after.startswith(name)), key=len, default="")
+        inside = any(name in mark for mark in self.marks.texts)
+        return None if not name or inside else added[name]
 
-class TextStream:
-    """Turns ids into text as they come, only ever giving whole characters.
-
-    >>> stream = tokenizer.stream()
-    >>> text = "".join(stream.push(i) for i in ids) + stream.finish()   # == tokenizer.decode(ids)
-    """
-
-    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._hidden = hidden
-        self._ids: list[int] = []
-        self._given = 0  # ids whose text has been given out
-
-    def push(self, token: int) -> str:
-        """The text that became certain with this id; empty inside a character that spans several ids."""
-        if token in self._hidden:
-            return ""
-        self._ids.append(token)
-        text = self._pending()
-        # A replacement character at the end may be the first bytes of one still to come.
-        return "" if text.endswith("\ufffd") else self._give(text)
-
-    def finish(self) -> str:
-        """What was held back, broken characters included."""
-        return self._give(self._pending())
-
-    def _pending(self) -> str:
-        start = max(self._given - CONTEXT_IDS, 0)
-        before = self._tokenizer.spell(self._ids[start : self._given], self._hidden)
-        return self._tokenizer.spell(self._ids[start:], self._hidden)[len(before) :]
-
-    def _give(self, text: str) -> str:
-        if self._given > 4 * CONTEXT_IDS:
-            del self._ids[: self._given - CONTEXT_IDS]
-        self._given = len(self._ids)
-        return text
+    def _find_hidden_ids(self) -> frozenset[int]:
+        shown = [*(text for pair in self.marks.thoughts for text in pair), *self.marks.between]
+        return frozenset(
+            index
+            for index, token in self._backend.added_tokens_decoder.items()
+            if token.special and not any(token.content in text for text in shown)
+        )
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
-            for call in message.tool_calls
-        ]
-    return turn | {"tool_call_id": message.tool_call_id} if message.tool_call_id else turn
+def _control_tokens(backend: Any, template: str) -> list[str]:
+    tokens = backend.added_tokens_decoder.values()
+    return [token.content for token in tokens if token.content.strip() and (token.special or token.content in template)]
 
 
-class _Arguments(dict[str, Any]):
-    """Arguments of a tool call for any template: most write a mapping as JSON themselves, some append a text."""
-
-    def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False)
-
-    def __radd__(self, text: str) -> str:
-        return f"{text}{self}"
+def _first_mark(text: str) -> str:
+    """The closing mark in what a template writes between a thought and its answer."""
+    found = TAG.match(text.strip())
+    return found[0] if found else text.strip()
 
 
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    return _Arguments(value) if isinstance(value, dict) else arguments
-
-
-def _system_into_first(messages: Sequence[Message]) -> list[Message]:
-    """For templates that know no system role (early Gemma): its text opens the first question."""
-    system, first, *rest = messages
-    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
-
-
-def _own_stop_ids(backend: Any) -> frozenset[int]:
-    ids = {backend.eos_token_id}
-    # End-of-turn tokens by the names the families gave them; many tokenizers still say only <|endoftext|> is the end.
-    for name in ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>"):
-        found = backend.get_added_vocab().get(name)
-        if found is not None and not (name == "<|end|>" and "<|channel|>" in backend.get_added_vocab()):
-            ids.add(found)
-    return frozenset(i for i in ids if isinstance(i, int))
-
-
-def _hidden_ids(backend: Any) -> frozenset[int]:
-    shown = "".join(part for marker in MARKERS for part in marker)
-    return frozenset(
-        index for index, token in backend.added_tokens_decoder.items() if token.special and token.content not in shown
-    )
-
-
-def _template_failed(error: Exception) -> HeteGenError:
-    return NoChatTemplate(
-        "This model's chat template refuses the conversation.",
-        f"It says: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}.",
-        "Start a new conversation, or choose another model.",
-    )
+def _before_reply(messages: Sequence[Message]) -> tuple[list[Message], Message]:
+    """The messages up to the question, and the reply to be carried on; answers in a row are one."""
+    asked = list(messages)
+    answers = [asked.pop()]
+    while len(asked) > 1 and asked[-1].role == "assistant" and is_plain(asked[-1]):
+        answers.insert(0, asked.pop())
+    return asked, joined(answers)[0]
 
 
 def _no_tokenizer(folder: Path, error: Exception) -> ModelUnreadable:

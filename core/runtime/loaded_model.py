@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from core.errors import DeviceLost, NotEnoughMemory
-from core.events import Sampling
+from core.events import Message, Sampling
 from core.generation.grammar import Grammars
 from core.generation.prompt_lookup import PromptLookup
 from core.generation.speculation import Speculation
@@ -26,13 +27,30 @@ from core.spec import Budget, ModelSpec, Plan, Profile
 UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
 
 
+@dataclass(frozen=True)
+class SaidReply:
+    """The last reply by its ids, to be carried on by them: `prompt` and then `drawn`, and what was asked and shown."""
+
+    asked: tuple[Message, ...]
+    prompt: list[int]
+    drawn: list[int]
+    content: str
+    reasoning: str
+
+    def is_last_of(self, messages: Sequence[Message]) -> bool:
+        """Whether these messages end with this reply, unchanged."""
+        last = messages[-1]
+        said = (last.content.strip(), last.reasoning.strip()) == (self.content.strip(), self.reasoning.strip())
+        return said and self.asked == tuple(messages[:-1])
+
+
 @dataclass
 class LoadedModel:
     """All that a conversation needs. Others read its fields; only its methods change where weights and cache lie.
 
     `budget`: the user's limits of memory, with the format, context and threads that were decided at the load.
-    `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply.
-    `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
+    `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply; `said`: that reply,
+    if it can be carried on. `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
     `can_use_device`: False once the GPU was lost or full for good.
     """
 
@@ -50,6 +68,7 @@ class LoadedModel:
     profile: Profile = field(default_factory=Profile)
     can_use_device: bool = True
     reply_start: int = 0
+    said: SaidReply | None = None
     drafts: bool = True
     draft: DraftModel | None = None
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from core.errors import BadRequest, HeteGenError, PromptTooLong
-from core.events import Drawn, Event, Finished, FinishReason, Message, Prefill, Request, Stats, Stop, Truncated
+from core.events import Drawn, Event, Finished, FinishReason, Message, Piece, Prefill, Request, Stats, Stop, Truncated
 from core.generation import context_window as overflow
 from core.generation.generate import DrawnToken, generate
 from core.generation.grammar import GrammarMask
-from core.generation.reasoning import MARKERS, ReplySplitter
+from core.generation.reasoning import ReplySplitter
 from core.generation.reply_stats import Clock
 from core.generation.sampler import log_probabilities, make_sampler, settle
 from core.generation.speculation import Speculation
@@ -18,7 +18,7 @@ from core.generation.tool_formats import HARMONY, format_of
 from core.generation.tool_parser import ToolParser
 from core.layers.kv_cache import common_prefix
 from core.model.language_model import ForwardStopped
-from core.runtime.loaded_model import LoadedModel
+from core.runtime.loaded_model import LoadedModel, SaidReply
 from core.runtime.replanner import Replanner
 
 STATS_EVERY_S = 0.25
@@ -39,12 +39,7 @@ class Reply:
         context = loaded.cache.capacity
         self._limit = min(self._draw.max_new_tokens or context, context - len(self._prompt))
         self._format = format_of(self._tokenizer.template)
-        self._text = self._tokenizer.stream(self._format.shown if request.tools else ())
-        self._splitter = ReplySplitter(
-            request.stop,
-            in_reasoning=self._tokenizer.opens_reasoning(self._prompt),
-            continuing=request.continue_reply,
-        )
+        self._follow()
         self._calls = None
         if request.tools:
             self._calls = ToolParser(self._format, request.tools, lambda: self._splitter.in_reasoning)
@@ -70,11 +65,13 @@ class Reply:
                 if (change := self._replanner.after_failure(error)) is None:
                     raise
                 yield change
-        yield from self._said(self._text.finish())
+        if self._reason == "stop":  # Else it may be carried on: the rest of a character is still to come.
+            yield from self._said(self._text.finish())
         if self._calls is not None:
             for part in self._calls.finish():
-                yield from self._splitter.push(part) if isinstance(part, str) else (part,)
-        yield from self._splitter.finish()
+                yield from self._show(self._splitter.push(part)) if isinstance(part, str) else (part,)
+        yield from self._show(self._splitter.finish())
+        self._keep()
         self._loaded.learn(self._replanner.profile)
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
@@ -135,10 +132,10 @@ class Reply:
         if self._mask is not None and self._answer_marker:
             self._answer_marker.seen(text, self._mask)
         if self._calls is None:
-            yield from self._splitter.push(text)
+            yield from self._show(self._splitter.push(text))
             return
         for part in self._calls.push(text):
-            yield from self._splitter.push(part) if isinstance(part, str) else (part,)
+            yield from self._show(self._splitter.push(part)) if isinstance(part, str) else (part,)
 
     def _with_probability(self, step: DrawnToken, count: int) -> Drawn:
         assert step.scores is not None
@@ -150,8 +147,8 @@ class Reply:
         """What must be written before a grammar can hold: the end of the reasoning, where one is certain to come."""
         if self._format is HARMONY:
             return None if self._request.must_call else _Marker("<|channel|>final<|message|>")
-        tail = self._tokenizer.decode(self._prompt[-16:]).rstrip()
-        return next((_Marker(closing) for opening, closing in MARKERS if tail.endswith(opening)), None)
+        closing = self._tokenizer.opens_thought(self._prompt)
+        return _Marker(closing) if closing else None
 
     def _grammar(self) -> GrammarMask | None:
         """The mask that the request asks for. Raises BadRequest."""
@@ -166,8 +163,11 @@ class Reply:
     def _read(self, request: Request) -> tuple[list[int], Truncated | None]:
         """The prompt's ids, with the cached ids of the last reply where they stand for the same text."""
         cache, start = self._loaded.cache, self._loaded.reply_start
+        self._carried: list[int] = []
         if request.prompt is not None or request.whole:
             ids, truncated = _fitting(prompt_ids(self._loaded, request), cache.capacity), None
+            if request.continue_reply:
+                _, self._carried = self._tokenizer.render_unfinished(request.messages, request.tools)
         else:
             ids, truncated = self._recent(request)
         if 0 < start <= common_prefix(cache.tokens, ids):
@@ -176,15 +176,49 @@ class Reply:
         return ids, truncated
 
     def _recent(self, request: Request) -> tuple[list[int], Truncated | None]:
-        """As much of the conversation as fits, the oldest turns left out first."""
+        """As much of the conversation as fits, the oldest turns left out first; an unfinished reply by its ids."""
+        capacity, limit = self._loaded.cache.capacity, self._draw.max_new_tokens
         messages = overflow.recent(_checked(request), self._loaded.source.remembered_turns)
-        tokenizer = self._tokenizer
+        tokenizer, said = self._tokenizer, self._loaded.said
+        by_ids = said if said and request.continue_reply and said.is_last_of(request.messages) else None
+        if by_ids and len(by_ids.prompt) + len(by_ids.drawn) <= overflow.room_for_prompt(capacity, limit):
+            self._carried = by_ids.drawn
+            return [*by_ids.prompt, *by_ids.drawn], None
 
         def render(turns: Sequence[Message]) -> list[int]:
-            unfinished = request.continue_reply and turns[-1] is messages[-1]
-            return tokenizer.render(turns, continue_reply=unfinished, tools=request.tools)
+            if not request.continue_reply or turns[-1] is not messages[-1]:
+                return tokenizer.render(turns, tools=request.tools)
+            prompt, reply = tokenizer.render_unfinished(turns, request.tools)
+            self._carried = by_ids.drawn if by_ids else reply
+            return [*prompt, *self._carried]
 
-        return overflow.fit(messages, render, self._loaded.cache.capacity, self._draw.max_new_tokens)
+        return overflow.fit(messages, render, capacity, limit)
+
+    def _follow(self) -> None:
+        """Ready what reads the reply's text: at its beginning, or where an unfinished one was left."""
+        tokenizer, request = self._tokenizer, self._request
+        last = request.messages[-1] if request.continue_reply else Message("assistant", "")
+        self._shown = {"answer": last.content, "reasoning": last.reasoning}
+        self._text = tokenizer.stream(self._format.shown if request.tools else ())
+        closing = tokenizer.opens_thought(self._prompt[: len(self._prompt) - len(self._carried)])
+        self._splitter = ReplySplitter(request.stop, tokenizer.marks, closing)
+        for token in self._carried:
+            self._splitter.replay(self._text.push(token))
+
+    def _show(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            self._shown[piece.kind] += piece.text
+            yield piece
+
+    def _keep(self) -> None:
+        """Remember the reply's ids, for the case that it is carried on."""
+        request, start = self._request, len(self._prompt) - len(self._carried)
+        self._loaded.said = None
+        if request.messages and not request.tools and not self._splitter.stopped:
+            asked = request.messages[: -1 if request.continue_reply else None]
+            drawn = [*self._carried, *self._drawn]
+            answer, reasoning = self._shown["answer"], self._shown["reasoning"]
+            self._loaded.said = SaidReply(asked, self._prompt[:start], drawn, answer, reasoning)
 
 
 class _Marker:
@@ -227,7 +261,7 @@ def _fitting(ids: list[int], context: int) -> list[int]:
 def _checked(request: Request) -> tuple[Message, ...]:
     """The messages of a request that can be answered. Raises BadRequest."""
     last = request.messages[-1] if request.messages else None
-    if last is None or not (last.content.strip() or last.reasoning or last.role == "tool"):
+    if last is None or not (last.content.strip() or request.continue_reply or last.role == "tool"):
         raise BadRequest("The message is empty.", "", "Write something first.")
     if (last.role == "system" and not request.whole) or (last.role == "assistant") != request.continue_reply:
         raise BadRequest("There is nothing to answer.", "The last message is not a question.", "Write a message first.")

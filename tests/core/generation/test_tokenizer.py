@@ -104,8 +104,8 @@ def test_stop_ids_of_the_configuration_are_added(folder: Path) -> None:
 
 def test_a_prompt_that_opens_the_reasoning_is_known(folder: Path, tmp_path: Path) -> None:
     opening = with_template(folder, tmp_path, TEMPLATE + "{% if add_generation_prompt %}<think>\n{% endif %}")
-    assert opening.opens_reasoning(opening.render([HELLO]))
-    assert not opening.opens_reasoning(opening.render([HELLO, Message("assistant", "a")], continue_reply=True))
+    assert opening.opens_thought(opening.render([HELLO])) == "</think>"
+    assert not opening.opens_thought(opening.render([HELLO, Message("assistant", "a")], continue_reply=True))
 
 
 def test_a_template_without_system_role_gets_it_in_the_first_question(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from core.engine import Engine
 from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling, Stats, Truncated
 from core.generation.tokenizer import Tokenizer
-from tests.core.tiny_tokenizer import scripted_model
+from tests.core.generation.family_templates import DEEPSEEK_R1, GEMMA, QWEN35
+from tests.core.tiny_tokenizer import TEMPLATE, scripted_model, write_tokenizer
 
 ASK = (Message("user", "hi"),)
 GREEDY = Sampling(temperature=0.0)
@@ -170,3 +171,99 @@ def test_the_reply_is_reused_whatever_its_ids_were(tmp_path: Path) -> None:
     first = finish(say(engine)).stats
     events = say(engine, messages=(*ASK, Message("assistant", "the dog and the fox"), Message("user", "go on")))
     assert finish(events).stats.reused_tokens == first.prompt_tokens + first.new_tokens
+
+
+def carried_on(engine: Engine, first: Sequence[Event]) -> list[Event]:
+    """The reply of these events, continued as the window asks for it."""
+    reply = Message("assistant", text(first), text(first, "reasoning"))
+    return say(engine, messages=(*ASK, reply), continue_reply=True)
+
+
+LONG = "<think>\nOne 😀 and <b>one</b>.\n</think>\n\nTwo: <think> and </think> are tags, 日本."
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8, 13, 16, 36, 39, 44, 48, 60, 76])
+def test_a_reply_is_carried_on_wherever_it_was_left(tmp_path: Path, cut: int) -> None:
+    """In a thought, in a mark, in a character, in an answer that speaks of marks: by its ids."""
+    engine = loaded(tmp_path, [LONG])
+    first = say(engine, sampling=replace(GREEDY, max_new_tokens=cut))
+    second = carried_on(engine, first)
+    whole = say(engine)
+    assert finish(second).stats.prompt_tokens == finish(first).stats.context_used
+    together = {kind: text(first, kind) + text(second, kind) for kind in ("answer", "reasoning")}
+    assert together["answer"] == text(whole)
+    # What had looked like the text of the thought, and became its closing mark, is out already.
+    assert together["reasoning"].startswith(text(whole, "reasoning"))
+    assert "</think>".startswith(together["reasoning"].removeprefix(text(whole, "reasoning")))
+
+
+@pytest.mark.parametrize("template", [DEEPSEEK_R1, QWEN35, TEMPLATE])
+@pytest.mark.parametrize(
+    ("content", "thought"), [("", "One and"), ("Two", "One and one."), ("In <think> and </think> tags", ""), ("", "")]
+)
+def test_a_reply_of_another_day_is_carried_on_with_its_thought(
+    tmp_path: Path, template: str, content: str, thought: str
+) -> None:
+    """After a restart there are no ids: the prompt is the question's, then the reply as the model wrote it."""
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, template))
+    asked = tokenizer.render(ASK)
+    ids = tokenizer.render((*ASK, Message("assistant", content, thought)), continue_reply=True)
+    assert ids[: len(asked)] == asked
+    written = tokenizer.decode(ids[len(asked) :])
+    assert written.endswith(content or thought)
+    assert thought in written
+    assert bool(content and thought) == ("</think>" in written.removesuffix(content)) or template != TEMPLATE
+
+
+def test_a_reply_of_another_day_goes_on_inside_its_thought(tmp_path: Path) -> None:
+    messages = (*ASK, Message("assistant", "", "One and"))
+    tokenizer = Tokenizer.load(scripted_model(tmp_path, ASK, []))
+    places = len(tokenizer.render(messages, continue_reply=True)) - len(tokenizer.render(ASK))
+    engine = loaded(tmp_path, [*[300] * places, " one.</think>Two."])
+    events = say(engine, messages=messages, continue_reply=True)
+    assert (text(events, "reasoning"), text(events)) == (" one.", "Two.")
+
+
+def test_a_reply_that_was_edited_is_carried_on_as_it_reads(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, ["one two three"])
+    say(engine, sampling=replace(GREEDY, max_new_tokens=3))
+    events = say(engine, messages=(*ASK, Message("assistant", "uno")), continue_reply=True)
+    tokenizer = Tokenizer.load(tmp_path)
+    rendered = tokenizer.render((*ASK, Message("assistant", "uno")), continue_reply=True)
+    assert finish(events).stats.prompt_tokens == len(rendered)
+
+
+def test_a_reply_that_never_began_is_begun(tmp_path: Path) -> None:
+    events = say(
+        loaded(tmp_path, ["<think>a</think>b"]), messages=(*ASK, Message("assistant", "")), continue_reply=True
+    )
+    assert (text(events, "reasoning"), text(events)) == ("a", "b")
+
+
+def test_a_stop_string_is_not_carried_over(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, ["one END two"])
+    first = say(engine, stop=("END",))
+    asked = Tokenizer.load(tmp_path).render((*ASK, Message("assistant", "one ")), continue_reply=True)
+    assert finish(carried_on(engine, first)).stats.prompt_tokens == len(asked)
+
+
+def test_half_a_surrogate_pair_in_a_question_is_answered(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, ["x" * 40])
+    assert finish(say(engine, messages=(Message("user", chr(0xD83D)),), sampling=replace(GREEDY, max_new_tokens=3)))
+
+
+def test_a_full_context_ends_no_chat_whose_template_insists_on_turns(tmp_path: Path) -> None:
+    scripted_model(tmp_path, ASK, ["a" * 900])
+    write_tokenizer(tmp_path, GEMMA)
+    engine = Engine()
+    *_, _loaded = engine.load(tmp_path, LoadOptions(context=256, threads=1))
+    messages: tuple[Message, ...] = (Message("system", "Be brief."),)
+    truncated = 0
+    for turn in range(8):
+        messages = (*messages, Message("user", f"question {turn} " + "x" * 30))
+        events = say(engine, messages=messages, sampling=replace(GREEDY, max_new_tokens=20))
+        truncated += isinstance(events[0], Truncated)
+        assert finish(events).reason in ("length", "stop")
+        if turn % 3:  # Every third reply was stopped before its first token.
+            messages = (*messages, Message("assistant", text(events)))
+    assert truncated

@@ -1,0 +1,253 @@
+"""One model's chat template: what it takes, what it writes around answers and thoughts, and conversations as its text.
+
+Templates are programs of the models' authors and insist on different things, so what one takes is found by trying it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from core.errors import HeteGenError, NoChatTemplate
+from core.events import Message
+from core.files import without_halves
+from core.generation.arrangement import arrangements, is_blank, is_plain
+from core.generation.thought_tags import TAG, Marks, Pair
+
+BREAK = "\U000f0000"
+"""Stands inside whatever looks like a mark of the template in people's text, so that neither it nor the tokenizer takes
+the text for one; the tokenizer takes it out again."""
+
+# Stand for a question, an answer and so on in trials.
+_PROBES = [f"\ue0f0{number}\ue0f1" for number in range(4)]
+_ASKED, _ANSWERED, _THOUGHT, _NEXT = _PROBES
+_AS_DATA = re.compile(r"""['"]text['"]:\s*['"]\s*\ue0f0""")
+_TALK = (Message("user", _ASKED), Message("assistant", _ANSWERED), Message("user", _NEXT))
+
+
+class TemplateRefusal(Exception):
+    """A template would not take a conversation; its words."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a template writes around a reply's parts: from the prompt's end to its thought, from that to its answer,
+    from the prompt's end to an answer without a thought, and after an answer. None = that is not known."""
+
+    thought: Pair | None
+    answer: str | None
+    end: str
+
+
+class ChatTemplate:
+    """A template and the variables it is given."""
+
+    def __init__(self, source: str, variables: Mapping[str, Any], control_tokens: Sequence[str] = ()) -> None:
+        """`variables`: the special tokens by name; `control_tokens`: texts that mean more than they say."""
+        self.source = source.removeprefix("\ufeff")
+        self._variables = dict(variables)
+        marks = {*control_tokens, *TAG.findall(self.source)}
+        texts = "|".join(re.escape(text) for text in sorted(marks, key=len, reverse=True) if len(text) > 1)
+        self._marks = re.compile(f"(?=({texts}))." if texts else "(?!)", re.DOTALL)
+
+    def guard(self, text: str) -> str:
+        """People's text, in which nothing is a mark of the template any more."""
+        return self._marks.sub(rf"\g<0>{BREAK}", _sound(text))
+
+    def _guarded(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self.guard(value)
+            case list() | tuple():
+                return [self._guarded(item) for item in value]
+            case dict():
+                return {key: self._guarded(item) for key, item in value.items()}
+            case _:
+                return value
+
+    def render(self, messages: Sequence[Message], **options: Any) -> str:
+        """The conversation as text that ends where the model is to write. Raises NoChatTemplate.
+
+        `options` are the template's own. It is given the least changed arrangement that it takes as a whole.
+        """
+        sound = [
+            replace(message, content=_sound(message.content), reasoning=_sound(message.reasoning))
+            for message in messages
+        ]
+        refusals: list[TemplateRefusal] = []
+        fallback: str | None = None
+        for arranged in arrangements(sound):
+            try:
+                text = self._apply(arranged, add_generation_prompt=True, **options)
+            except TemplateRefusal as error:
+                refusals.append(error)
+                continue
+            if _holds(text.replace(BREAK, ""), arranged):
+                return text
+            trial = self._trial(arranged, options)
+            if _holds(*trial):
+                return text
+            if fallback is None and trial[1][-1].content in trial[0]:
+                fallback = text
+        if fallback is None:
+            raise _refused(refusals[0] if refusals else None) from (refusals[0] if refusals else None)
+        return fallback
+
+    def reply_text(self, reply: Message, marks: Marks, closing: str) -> str:
+        """An unfinished reply as the model wrote it after its prompt; `closing`: of the thought that the prompt opened.
+
+        The template is not asked: many leave thoughts out, or close them.
+        """
+        if is_blank(reply) and not reply.reasoning:
+            return ""
+        opened, closed = self.thought_text(marks)
+        if not reply.reasoning:
+            return (closed if closing else self.around.answer or "") + self.guard(reply.content)
+        thought = ("" if closing else opened) + self.guard(reply.reasoning)
+        if not reply.content.strip():
+            return thought
+        return thought.rstrip("\n") + closed + self.guard(reply.content)
+
+    def thought_text(self, marks: Marks) -> Pair:
+        """What stands before and after a thought in a reply."""
+        if self.around.thought is not None:
+            return self.around.thought
+        opening, closing = next((pair for pair in marks.thoughts if pair[0] in self.source), marks.thoughts[0])
+        return f"{opening}\n", f"\n{closing}\n\n"
+
+    @cached_property
+    def around(self) -> Around:
+        """What it writes around an answer and a thought."""
+        opening = self._try((_TALK[0],), add_generation_prompt=True) or ""
+        plain = self._try(_TALK[:2]) or self._try(_TALK) or ""
+        before, _, _ = plain.partition(_ANSWERED)
+        answer = before[len(opening) :] if opening and before.startswith(opening) else None
+        return Around(self._around_thought(opening), answer, self._after_answer())
+
+    def _around_thought(self, opening: str) -> Pair | None:
+        thinking = replace(_TALK[1], reasoning=_THOUGHT)
+        for turns in ((_TALK[0], thinking), (_TALK[0], thinking, _TALK[2])):
+            text = self._try(turns) or ""
+            before, found, after = text.partition(_THOUGHT)
+            if found and _ANSWERED in after:
+                common = _common(opening, before)
+                if not before[common:].strip():  # the prompt itself opens it
+                    tags = list(TAG.finditer(before.rstrip()))
+                    common = tags[-1].start() if tags else common
+                return before[common:], after.partition(_ANSWERED)[0]
+        return None
+
+    def _after_answer(self) -> str:
+        text = self._try(_TALK) or self._try(_TALK[:2]) or ""
+        return text.partition(_ANSWERED)[2].partition(_NEXT)[0]
+
+    def _trial(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[str, list[Message]]:
+        """A conversation of this order, whatever its texts are: as rendered, and as it was given."""
+        trial = [
+            replace(message, content=f"\ue0f0{number}\ue0f1") if message.content.strip() else message
+            for number, message in enumerate(messages)
+        ]
+        return self._try(trial, add_generation_prompt=True, **options) or "", trial
+
+    def _try(self, messages: Sequence[Message], **options: Any) -> str | None:
+        try:
+            return self._apply(messages, **options)
+        except TemplateRefusal:
+            return None
+
+    def _apply(self, messages: Sequence[Message], **options: Any) -> str:
+        turns = [as_turn(message, in_parts=message.role in self._in_parts) for message in messages]
+        return self._run(self._guarded(turns), **self._guarded(options))
+
+    def _run(self, turns: list[dict[str, Any]], **options: Any) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, _ = render_jinja_template([turns], chat_template=self.source, **{**self._variables, **options})
+        # Templates are programs of the model's author: they raise jinja2's errors and any of Python's.
+        except Exception as error:
+            words = str(error).strip()
+            raise TemplateRefusal(words.splitlines()[0] if words else type(error).__name__) from error
+        return str(texts[0])
+
+    @cached_property
+    def _in_parts(self) -> frozenset[str]:
+        """The roles whose content this template reads as a list of parts, as those of vision models do."""
+        found: set[str] = set()
+        for asked in ([_TALK[0]], list(_TALK), [Message("system", _THOUGHT), _TALK[0]]):
+            role = asked[-2 if len(asked) > 1 else 0].role
+            if not self._reads(asked, found) and self._reads(asked, found | {role}):
+                found.add(role)
+        return frozenset(found)
+
+    def _reads(self, messages: Sequence[Message], in_parts: set[str]) -> bool:
+        try:
+            text = self._run([as_turn(message, in_parts=message.role in in_parts) for message in messages])
+        except TemplateRefusal:
+            return False
+        return all(message.content in text for message in messages) and not _AS_DATA.search(text)
+
+
+def as_turn(message: Message, *, in_parts: bool = False) -> dict[str, Any]:
+    """A message as templates take it."""
+    content: Any = [{"type": "text", "text": message.content}] if in_parts else message.content
+    turn: dict[str, Any] = {"role": message.role, "content": content}
+    if message.reasoning:
+        turn |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    return turn | {"tool_call_id": message.tool_call_id} if message.tool_call_id else turn
+
+
+class _Arguments(dict[str, Any]):
+    """Arguments of a tool call for any template: most write a mapping as JSON themselves, some append a text."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __radd__(self, text: str) -> str:
+        return f"{text}{self}"
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return _Arguments(value) if isinstance(value, dict) else arguments
+
+
+def _sound(text: str) -> str:
+    return without_halves(text).replace(BREAK, "")
+
+
+def _holds(text: str, messages: Sequence[Message]) -> bool:
+    """Whether the text of every plain message stands in the rendered one."""
+    return all(m.content.strip() in text for m in messages if is_plain(m) or m.role == "system")
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _refused(error: TemplateRefusal | None) -> HeteGenError:
+    if error is None:
+        return NoChatTemplate(
+            "This model's chat template leaves the question out.",
+            "What it would write for the model does not contain it.",
+            "Choose another model.",
+        )
+    return NoChatTemplate(
+        "This model's chat template refuses the conversation.",
+        f"It says: {error}.",
+        "Start a new conversation, or choose another model.",
+    )

@@ -1,0 +1,62 @@
+"""Where a model's folder keeps its chat template: several files, of several ages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# Of several templates that have names, these are for ordinary chats; those for tools and documents come last.
+FOR_CHATS = ("default", "chat", "chat_template", "instruct", "thinking")
+FOR_OTHERS = ("tool_use", "tool", "tools", "rag")
+JSON_FILES = ("chat_template.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def find_template(folder: Path | None, known: Any) -> str:
+    """The chat template: `known` (what the tokenizer says), or what lies in the folder. "" = there is none."""
+    for candidate in (known, *(_in_folder(folder) if folder is not None else ())):
+        if text := chosen(candidate).removeprefix("\ufeff"):
+            return text
+    return ""
+
+
+def chosen(value: Any) -> str:
+    """The template for chats: the value itself, or one of several that have names."""
+    if isinstance(value, list):
+        value = {each.get("name"): each.get("template") for each in value if isinstance(each, Mapping)}
+    if not isinstance(value, Mapping):
+        return value if isinstance(value, str) else ""
+    named = {str(name): text for name, text in value.items() if isinstance(text, str) and text.strip()}
+    return named[min(named, key=_rank)] if named else ""
+
+
+def _rank(name: str) -> tuple[int, str]:
+    if name in FOR_CHATS:
+        return FOR_CHATS.index(name), name
+    return len(FOR_CHATS) + (name in FOR_OTHERS), name
+
+
+def _in_folder(folder: Path) -> Iterator[Any]:
+    yield _text(folder / "chat_template.jinja")
+    for name in JSON_FILES:
+        content = _json(folder / name)
+        yield content.get("chat_template") if isinstance(content, Mapping) else content
+    yield {path.stem: _text(path) for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    yield {path.stem: _text(path) for path in sorted(folder.glob("*.jinja"))}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-16" if data.startswith(BYTE_ORDER_MARKS) else "utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return ""
