@@ -50,7 +50,8 @@ class LoadedModel:
 
     `budget`: the user's limits of memory, with the format, context and threads that were decided at the load.
     `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply; `said`: that reply,
-    if it can be carried on. `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
+    if it can be carried on.
+    `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
     `can_use_device`: False once the GPU was lost or full for good.
     """
 
