@@ -128,15 +128,35 @@ def test_nothing_hides_every_error_or_runs_strangers_code(repository: Path) -> N
         assert "torch.load(" not in text, file
 
 
+def named_paths(document: Path) -> list[str]:
+    """The paths of this repository that a document names, in code marks or as links."""
+    text = document.read_text(encoding="utf-8")
+    marked = re.findall(r"`((?:core|app|assets|packaging|tests|docs)/[\w./-]+|[\w-]+\.(?:py|toml))`", text)
+    return marked + re.findall(r"\]\(((?!https?:)[\w./-]+)\)", text)
+
+
 def test_the_readme_is_true(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"<!-- (start|test)-command -->\n```sh\n(.*?)\n```", readme, re.DOTALL)
     assert [name for name, _ in commands] == ["start", "test"]
     assert all(len(command.splitlines()) == 1 for _, command in commands), "one line each"
-    named = re.findall(r"`((?:core|app|assets|packaging|tests|docs)/[\w./-]+)`", readme)
-    named += re.findall(r"\]\(((?!https?:)[\w./-]+)\)", readme)
-    assert len(named) > 20
+    named = named_paths(repository / "README.md")
+    assert "ARCHITECTURE.md" in named
     assert not [name for name in named if not (repository / name).exists()]
+
+
+def test_the_architecture_is_true(repository: Path) -> None:
+    """Every path that it names is there, and every room is named."""
+    named = named_paths(repository / "ARCHITECTURE.md")
+    assert len(named) > 50
+    assert not [name for name in named if not (repository / name).exists()]
+    rooms = {f"{path.parent.relative_to(repository).as_posix()}/" for path in repository.glob("core/*/__init__.py")}
+    rooms |= {f"{path.parent.relative_to(repository).as_posix()}/" for path in repository.glob("app/*/__init__.py")}
+    assert rooms <= set(named)
+
+
+def test_contributing_names_what_is_there(repository: Path) -> None:
+    assert not [name for name in named_paths(repository / "CONTRIBUTING.md") if not (repository / name).exists()]
 
 
 def test_the_built_in_model_is_small(repository: Path) -> None:
