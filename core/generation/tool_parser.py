@@ -113,8 +113,8 @@ class ToolParser:
             yield self._named(next(group for group in found.groups() if group))
             self._go(self._in_arguments)
             return
-        ends = [at + len(one) for one in self._format.closings if (at := self._held.find(one)) > 0]
-        if ends and self._format.closings:
+        ends = [at + len(one) for one in self._format.closings if one[0] == "<" and (at := self._held.find(one)) > 0]
+        if ends:
             yield from self._give_up_header(max(ends))
 
     def _give_up_header(self, end: int) -> Iterator[str | ToolCallPiece]:

@@ -15,12 +15,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from core.server import chat, completions, messages, responses
-from core.server.activity import Activity
-from core.server.backend import Backend
 from core.server.body import read, read_body
 from core.server.errors import ApiError, error_response
 from core.server.metrics import metrics_text
-from core.server.options import ServerOptions
 from core.server.schemas import ChatCompletion, Completion, CountTokens, MessageCreate, ResponseCreate
 from core.server.security import Access, Guard
 from core.server.service import Service, client_of, model_id
@@ -29,9 +26,9 @@ CLIENT_LEFT = 499
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(backend: Backend, options: ServerOptions, activity: Activity) -> ASGIApp:
+def make_app(service: Service) -> ASGIApp:
     """The server as an ASGI application."""
-    routes = Routes(Service(backend, options, activity))
+    routes = Routes(service)
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", "/health", routes.health),
         ("GET", "/metrics", routes.metrics),
@@ -51,7 +48,7 @@ def make_app(backend: Backend, options: ServerOptions, activity: Activity) -> AS
         + [Route("/{path:path}", preflight, methods=["OPTIONS"])],
         exception_handlers={HTTPException: _refused},
     )
-    return Guard(starlette, Access(options))
+    return Guard(starlette, Access(service.options))
 
 
 class Routes:

@@ -9,7 +9,7 @@ from threading import Event as Flag
 from typing import Protocol
 
 from core.errors import HeteGenError
-from core.events import Event, Failed, Loaded, Request, Stop
+from core.events import Event, Failed, Loaded, Request, Stop, never
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class Job:
         """End it at the next token, layer or step, or before it begins. From any thread."""
         self._stopped.set()
 
-    def run(self, engine: EngineLike) -> None:
-        """Carry it out; in the engine's thread."""
+    def run(self, engine: EngineLike, stop: Stop = never) -> None:
+        """Carry it out; in the engine's thread. `stop` is another way to end it."""
         try:
             if not self._stopped.is_set():
-                for event in self._work(engine, self._stopped.is_set):
+                for event in self._work(engine, lambda: self._stopped.is_set() or stop()):
                     self._tell(event)
         except Exception:  # noqa: BLE001  A defect must reach the client and the log, or the thread would die unseen.
             log.error("The engine failed unexpectedly:\n%s", traceback.format_exc())

@@ -21,6 +21,7 @@ class Exchange:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._activity, self._live = activity, live
         self._first: Event | None = None
+        self.ended = False
         self._job = Job(live.client, work, self._tell)
         self._timer = self._loop.call_later(limit_s, self._job.stop)
         activity.begin(live)
@@ -28,9 +29,15 @@ class Exchange:
 
     def stop(self) -> None:
         """End the work, if it goes on; nobody wants it any more."""
+        self.ended = True
         self._timer.cancel()
         self._job.stop()
         self._activity.end(self._live)
+
+    def abandon(self) -> None:
+        """End the work and whoever waits for it: the server closes."""
+        self._job.stop()
+        self._events.put_nowait(None)
 
     async def begun(self, seconds: float) -> None:
         """Wait until the engine says something, at most `seconds`. Raises ApiError where it refused the request."""
@@ -52,6 +59,8 @@ class Exchange:
             if isinstance(event, Failed):
                 raise from_engine(event.error)
             self._activity.heard(self._live, event)
+            if isinstance(event, Finished) and event.reason == "stopped":
+                raise ApiError(503, "The reply was stopped where the server runs.", code="stopped")
             yield event
             event = None
 

@@ -11,7 +11,10 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what clients may use; sizes in bytes, times in seconds."""
+    """Bounds on what clients may use; sizes in bytes, times in seconds.
+
+    `refusal_s`: a stream that is refused so soon is refused with a status of its own; later it shows in the stream.
+    """
 
     body: int = 16 << 20
     headers: int = 64 << 10
@@ -20,6 +23,7 @@ class Limits:
     send_s: float = 60.0
     reply_s: float = 3600.0
     ping_s: float = 10.0
+    refusal_s: float = 2.0
     waiting: int = 256
     connections: int = 1024
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from contextlib import suppress
 from threading import Thread
 
 import uvicorn
@@ -16,6 +17,7 @@ from core.server.app import make_app
 from core.server.backend import Backend
 from core.server.http_protocol import with_header_limit
 from core.server.options import DEFAULT_PORT, ServerOptions
+from core.server.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ class Server:
         self.activity = activity or Activity()
         self._socket = _bind(options)
         self.port = int(self._socket.getsockname()[1])
-        self._uvicorn = uvicorn.Server(self._config(make_app(backend, options, self.activity)))
+        self._service = Service(backend, options, self.activity)
+        self._uvicorn = uvicorn.Server(self._config(make_app(self._service)))
+        self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run, name="server")
         self._thread.start()
 
@@ -54,6 +58,8 @@ class Server:
 
     def close(self) -> None:
         self._uvicorn.should_exit = True
+        with suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._service.close)
         self._thread.join()
 
     def _config(self, app: object) -> uvicorn.Config:
@@ -76,7 +82,8 @@ class Server:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._uvicorn.serve([self._socket]))
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._uvicorn.serve([self._socket]))
         finally:
             self._socket.close()
 

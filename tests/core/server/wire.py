@@ -1,0 +1,61 @@
+"""A plain HTTP client for the server's tests: what goes over the wire, and nothing added."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from core.server.server import Server
+
+QUESTION = [{"role": "user", "content": "What is HeteGen?"}]
+# The guide's greedy answer goes on for a while, so that there is something to break off.
+LONG = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": {"4": -100}}
+
+
+def ask(
+    server: Server, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str = ""
+) -> tuple[int, Any]:
+    """Status and JSON (or text) of one request. `body`: bytes as they are, anything else as JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method or ("GET" if body is None else "POST"), path, content, headers or {})
+        response = connection.getresponse()
+        text = response.read().decode("utf-8")
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(text)
+    except ValueError:
+        return response.status, text
+
+
+def events(server: Server, path: str, body: dict[str, Any]) -> list[Any]:
+    """The data of every server-sent event; strings that are no JSON as they are."""
+    status, text = ask(server, path, body | {"stream": True})
+    assert status == 200, text
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) if line.startswith("{") else line for line in lines]
+
+
+def open_request(server: Server, path: str, body: dict[str, Any]) -> socket.socket:
+    """A connection on which a request was sent and no answer read."""
+    content = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether `condition` came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
