@@ -11,9 +11,8 @@ from app.catalog.recommended import Recommended
 from app.engine.task_thread import TaskThread, Tell
 from core.events import Stop
 from core.hub.fit import Fit, FitCheck, Wishes
+from core.spec import COMFORTABLE_TOK_S
 
-COMFORTABLE_TOK_S = 8.0
-"""About as fast as people read."""
 MOST_DOWNLOAD_BYTES = 20e9
 """Who has just started is not sent to fetch more than this."""
 

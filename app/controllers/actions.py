@@ -19,6 +19,7 @@ from app.views.frame.window import MainWindow
 from core.paths import builtin_model
 
 SAFE_SCHEMES = ("http", "https", "mailto")
+IMPORTED = "JSON (*.json *.jsonl *.ndjson *.zip)"
 FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
 
 
@@ -184,7 +185,7 @@ class Actions(QObject):
     @Slot()
     def import_file(self) -> None:
         """Reads conversations from a file of the person's choice."""
-        name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", FORMS["json"][0])
+        name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", IMPORTED)
         if name:
             self._library.read(Path(name))
 

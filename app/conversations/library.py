@@ -14,7 +14,8 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations import export
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
-from app.conversations.export import Document
+from app.conversations.document import Document
+from app.conversations.imports.reader import read_json
 from app.conversations.store import Store
 from app.conversations.store_file import Report
 from app.notices import notices
@@ -171,13 +172,13 @@ class Library(QObject):
         if self._store is None:
             return
         try:
-            documents = export.read_json(path)
+            documents = read_json(path)
         except HeteGenError as error:
             self.notice.emit(notices.for_error(error))
             return
         for document in documents:
             self._import(self._store, document)
-        self.notice.emit(notices.imported(len(documents)))
+        self.notice.emit(notices.imported(len(documents), documents.unreadable))
         self.refresh()
 
     def close(self) -> None:

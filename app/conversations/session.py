@@ -33,6 +33,7 @@ from core.events import (
     Stats,
     Truncated,
 )
+from core.files import without_halves
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Session(QObject):
 
     def submit(self, text: str) -> bool:
         """Asks a new question at the end of the conversation. False if nothing was asked."""
+        text = without_halves(text)
         if not text.strip() or self.state.busy:
             return False
         if self.state.phase == "empty":
@@ -146,7 +148,7 @@ class Session(QObject):
 
     def edit(self, id: str, text: str) -> bool:
         """Puts a changed version beside a turn; the person's own is then answered. False if it was not taken."""
-        old, text = self._chat.conversation.turn(id), text.strip()
+        old, text = self._chat.conversation.turn(id), without_halves(text.strip())
         if not text or text == old.content.strip():
             return False
         if self.state.busy:

@@ -5,6 +5,7 @@ The one home of such words. Knows the error types of `core.errors` and the ids o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +51,8 @@ class _Words:
     button: str
 
 
+NAMED = 5
+"""How many of the conversations that could not be imported are named."""
 _OPEN: tuple[ActionId, str] = ("open_model", "Open another model…")
 _WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.ModelNotFound: _Words("The model was not found", *_OPEN),
@@ -145,11 +148,13 @@ def exported(path: Path) -> Notice:
     return Notice(tr("Exported"), tr("It lies in {}.").format(path), "info")
 
 
-def imported(count: int) -> Notice:
-    """An import worked."""
-    return Notice(
-        tr("Imported"), tr("One conversation.") if count == 1 else tr("{} conversations.").format(count), "info"
-    )
+def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
+    """An import worked, for all conversations but the `unreadable` ones."""
+    words = tr("One conversation.") if count == 1 else tr("{} conversations.").format(count)
+    if not unreadable:
+        return Notice(tr("Imported"), words, "info")
+    named = ", ".join(f"“{name}”" for name in unreadable[:NAMED]) + ("…" if len(unreadable) > NAMED else "")
+    return Notice(tr("Imported"), f"{words} {tr('Not readable: {}.').format(named)}", "warning")
 
 
 def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from core.events import Sampling
 from core.files import write_whole
+from core.spec import MIN_CONTEXT
 
 Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
 
@@ -115,7 +116,7 @@ class Settings:
     )  # fmt: skip
     context: int | None = setting(
         None, MODEL, "Context", "How much of the conversation the model can see; more needs more memory.",
-        kind="int", low=256, high=1_048_576, step=1024, unit="tokens", unset=AUTOMATIC, reload=True,
+        kind="int", low=MIN_CONTEXT, high=1_048_576, step=1024, unit="tokens", unset=AUTOMATIC, reload=True,
     )  # fmt: skip
     vram_limit_gib: float | None = setting(
         None, MODEL, "Graphics memory limit", "Leave room for other programs.",

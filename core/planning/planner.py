@@ -15,13 +15,12 @@ from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
 from core.planning.machine_rates import MachineRates
 from core.planning.plan_builder import assemble
-from core.spec import FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
+from core.spec import COMFORTABLE_TOK_S, FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.units import GIB, MIB, format_memory
 
-USABLE_TOK_S = 6.0
-"""`auto` takes the most exact format that is at least so fast: about the speed of reading."""
 DEFAULT_CONTEXT = 8192
-LEAST_CONTEXT = 2048
+# Nobody is given less without having asked for it.
+SHORT_CONTEXT = 2048
 # Advice is given where it makes a difference that can be felt.
 WORTH_SAYING, WORTH_CLOSING = 1.05, 200 * MIB
 
@@ -62,8 +61,8 @@ def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> I
             yield f"Closing {format_memory(others)} of other programs' graphics memory", freed, asked
     if (others := idle.cpu.ram_free - hardware.cpu.ram_free) > WORTH_CLOSING:
         yield f"Closing {format_memory(others)} of other programs", replace(hardware, cpu=idle.cpu), asked
-    if plan.context > LEAST_CONTEXT:
-        yield f"A context of {LEAST_CONTEXT} tokens", hardware, replace(asked, context=LEAST_CONTEXT)
+    if plan.context > SHORT_CONTEXT:
+        yield f"A context of {SHORT_CONTEXT} tokens", hardware, replace(asked, context=SHORT_CONTEXT)
     for format in FORMATS[FORMATS.index(plan.format) + 1 :]:
         yield f"Using {FORMAT_WORDS[format]}", hardware, replace(asked, format=format)
     yield from _more_vram(plan, hardware, asked)
@@ -94,10 +93,10 @@ def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: St
     plans: list[Plan] = []
     for format in FORMATS:
         plans.append(_place_as(spec, hardware, budget, strategy, profile, format))
-        if plans[-1].fits == "yes" and plans[-1].decode.likely >= USABLE_TOK_S:
+        if plans[-1].fits == "yes" and plans[-1].decode.likely >= COMFORTABLE_TOK_S:
             break
     rank = {"yes": 2, "slow": 1, "no": 0}
-    usable = [plan for plan in plans if plan.fits == "yes" and plan.decode.likely >= USABLE_TOK_S]
+    usable = [plan for plan in plans if plan.fits == "yes" and plan.decode.likely >= COMFORTABLE_TOK_S]
     best = usable[0] if usable else max(plans, key=lambda plan: (rank[plan.fits], plan.decode.likely))
     return replace(best, reasons=(format_reason(best, plans), *best.reasons))
 
@@ -127,6 +126,6 @@ def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
         return min(budget.context, spec.context_limit)
     room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1])) // 4
     context = min(DEFAULT_CONTEXT, spec.context_limit)
-    while context > LEAST_CONTEXT and spec.kv_bytes(context) > room:
+    while context > SHORT_CONTEXT and spec.kv_bytes(context) > room:
         context //= 2
     return context

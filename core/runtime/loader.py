@@ -27,9 +27,8 @@ from core.planning.planner import place
 from core.planning.profile_store import model_key, recall
 from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
-from core.spec import Budget, ModelSpec, Plan, Profile, Strategy
+from core.spec import MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
 
-MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
 # Smaller models run at once anywhere: nobody should wait for measurements first.
 SMALL_BYTES = 64 << 20
 

@@ -33,6 +33,9 @@ from core.spec.model import (
     ModelSpec,
 )
 from core.spec.plan import (
+    COMFORTABLE_TOK_S,
+    MAX_CONTEXT,
+    MIN_CONTEXT,
     Budget,
     BytesPerToken,
     Confidence,
@@ -67,6 +70,7 @@ __all__ = [
     "BUCKET_TIMED",
     "BUCKET_TOKENS",
     "COARSE_COLUMNS",
+    "COMFORTABLE_TOK_S",
     "COPY_PIECE",
     "DECODE",
     "E2M1",
@@ -76,6 +80,8 @@ __all__ = [
     "IQ4",
     "ITEM_BYTES",
     "LAYOUTS",
+    "MAX_CONTEXT",
+    "MIN_CONTEXT",
     "PREFILL",
     "QUANTUM",
     "Budget",

@@ -11,6 +11,11 @@ from typing import Literal
 
 from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Strategy, bucket
 
+COMFORTABLE_TOK_S = 6.0
+"""As fast as people read: below this a model is slow."""
+MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
+"""Contexts that may be asked for, in tokens."""
+
 
 @dataclass(frozen=True)
 class Profile:

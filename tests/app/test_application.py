@@ -129,6 +129,30 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert app.window.notices.notices[-1].title == "The file could not be written"
 
 
+def test_what_of_an_import_could_not_be_read_is_named(start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine())
+    good = {
+        "title": "Good",
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}],
+    }
+    (tmp_path / "some.json").write_text(json.dumps([good, {"title": "Bad", "messages": [{"role": "user"}]}]), "utf-8")
+    app.library.read(tmp_path / "some.json")
+    assert app.window.notices.notices[-1].sentence == "One conversation. Not readable: “Bad”."
+    assert entries(app) == ["Good"]
+
+
+def test_half_a_surrogate_pair_that_was_pasted_is_replaced(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    app.session.submit(f"smile {chr(0xD83D)}")
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(0).content == "smile \ufffd"
+    assert engine.requests[-1].messages[-1].content == "smile \ufffd"
+    app.session.edit(app.chat.turn(0).id, chr(0xDE00))
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(0).content == "\ufffd"
+
+
 def test_an_export_that_fails_leaves_the_one_before_as_it_was(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
     app = start(ScriptedEngine(answer("word " * 20_000, size=5000)))
     ask(qtbot, app, "Much")

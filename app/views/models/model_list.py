@@ -10,11 +10,9 @@ from app.views.models.rows import Row
 from core.hub.fit import Fit
 from core.hub.installed import Installed
 from core.hub.listing import ModelInfo
+from core.spec import COMFORTABLE_TOK_S
 
 HERE, UNFINISHED, RECOMMENDED, FOUND = "On this computer", "Downloads", "Recommended", "On the Hub"
-
-COMFORTABLE_TOK_S = 5.0
-"""About the pace of reading."""
 
 
 class Collection:

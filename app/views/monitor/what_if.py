@@ -10,11 +10,10 @@ from app.monitor.live_records import Outlook, Wish
 from app.settings.theme import INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox
 from app.views.monitor.memory_view import MemoryView
-from core.spec import format_named
+from core.spec import MIN_CONTEXT, format_named
 
 ASK_MS = 60
 FORMATS = (("auto", "Automatic"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"))
-LEAST_CONTEXT = 512
 STEPS_PER_DOUBLING = 2
 FITS = {"yes": "Fits", "slow": "Fits, slow", "no": "Does not fit"}
 
@@ -28,7 +27,7 @@ class WhatIf(QWidget):
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._theme = theme
-        self._limit = LEAST_CONTEXT
+        self._limit = MIN_CONTEXT
         self._now: Wish | None = None
         self._context_now = 0
         self._context = self._slider(self.tr("Context"))
@@ -61,9 +60,9 @@ class WhatIf(QWidget):
         """What is in force; None while no model is loaded."""
         self._now = now
         self.setEnabled(now is not None)
-        self._limit = max(LEAST_CONTEXT, context_limit)
+        self._limit = max(MIN_CONTEXT, context_limit)
         self._vram.setEnabled(has_gpu)
-        self._set_sliders(now or Wish(LEAST_CONTEXT, "auto", 1.0))
+        self._set_sliders(now or Wish(MIN_CONTEXT, "auto", 1.0))
         self._verdict.setText("" if now else self.tr("Load a model to try what would be."))
         self._memory.setVisible(False)
         self._manner.setVisible(False)
@@ -109,7 +108,7 @@ class WhatIf(QWidget):
         if self._context.value() == self._context.maximum():
             return self._limit
         whole, half = divmod(self._context.value(), STEPS_PER_DOUBLING)
-        return LEAST_CONTEXT * (1 << whole) * (3 if half else 2) // 2
+        return MIN_CONTEXT * (1 << whole) * (3 if half else 2) // 2
 
     def _set_sliders(self, wish: Wish) -> None:
         for widget in (self._context, self._vram, self._format):
@@ -129,7 +128,7 @@ class WhatIf(QWidget):
     @staticmethod
     def _step(step: int) -> int:
         whole, half = divmod(step, STEPS_PER_DOUBLING)
-        return LEAST_CONTEXT * (1 << whole) * (3 if half else 2) // 2
+        return MIN_CONTEXT * (1 << whole) * (3 if half else 2) // 2
 
     def _show_words(self) -> None:
         self._context_words.setText(formatting.tokens(self._tokens()) if self._now else formatting.UNKNOWN)

@@ -17,6 +17,17 @@ def test_every_error_has_words_and_a_next_step(kind: type[errors.HeteGenError]) 
     assert notice.button
 
 
+def test_every_kind_of_error_has_words_of_its_own() -> None:
+    assert set(notices._WORDS) == set(KINDS) - {errors.HeteGenError}
+
+
+def test_what_could_not_be_imported_is_named() -> None:
+    notice = notices.imported(2, ["Sky", "#7"])
+    assert (notice.tone, notice.sentence) == ("warning", "2 conversations. Not readable: “Sky”, “#7”.")
+    assert notices.imported(1, [str(n) for n in range(99)]).sentence.endswith("“4”….")
+    assert notices.imported(1).tone == "info"
+
+
 def test_kinds_have_titles_of_their_own() -> None:
     named = [kind for kind in KINDS if kind is not errors.HeteGenError]
     assert len({notices.for_error(kind("x")).title for kind in named}) == len(named)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,16 @@ def _as_nobody(folder: Path) -> Iterator[None]:
         os.seteuid(0)
         for parent in open_up:
             parent.chmod(0o700)
+
+
+def test_a_question_that_is_no_utf8_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python hands on an argument's bytes that are no text as halves of surrogate pairs."""
+    prompt = b"What is a caf\xe9?".decode("utf-8", "surrogateescape")
+    assert main(["chat", "--prompt", prompt, "--system", prompt, "--max-new-tokens", "2", "--threads", "1"]) == 0
+    assert "error" not in capsys.readouterr().err
+
+
+def test_a_piped_question_that_is_no_utf8_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = TextIOWrapper(BytesIO(b"What is a caf\xe9?\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert main(["chat", "--max-new-tokens", "2", "--threads", "1"]) == 0

@@ -15,9 +15,8 @@ from app.monitor.telemetry_nvml import GpuSample
 from app.settings.theme import Theme
 from app.views.monitor.gauges import Part, ShareBar, SpeedLine
 from app.views.monitor.live_view import LiveView, Telemetry, machine_words
-from app.views.monitor.what_if import LEAST_CONTEXT
 from core.events import Stats
-from core.spec import BytesPerToken, Prediction, Times
+from core.spec import MIN_CONTEXT, BytesPerToken, Prediction, Times
 from core.units import GIB
 
 CARD = DeviceMap("Card", "gpu", 8 * GIB, int(4e9), int(5e8), int(2e8), int(1e8), GIB, 0)
@@ -206,7 +205,7 @@ def test_the_context_slider_reaches_exactly_the_models_limit(view: LiveView, lim
     view.show_outlook(replace(LOOK, context=2048), limit)
     slider = view.what_if._context
     slider.setValue(slider.maximum())
-    assert view.what_if.wish().context == max(LEAST_CONTEXT, limit)
+    assert view.what_if.wish().context == max(MIN_CONTEXT, limit)
     values = []
     for step in range(slider.maximum() + 1):
         slider.setValue(step)

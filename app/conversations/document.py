@@ -1,0 +1,19 @@
+"""A conversation as files hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.conversations.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Document:
+    """A conversation with what belongs to it outside the tree. `created`: seconds since 1970 by the turn's id."""
+
+    conversation: Conversation
+    pinned: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    created: Mapping[str, float] = field(default_factory=dict)
