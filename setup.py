@@ -1,12 +1,20 @@
-"""Builds the optional library of CPU kernels; without a compiler the package installs and runs on torch's kernels."""
+"""Builds the optional library of CPU kernels, and puts the assets into the package.
+
+Without a compiler the package installs and runs on torch's kernels.
+"""
 
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
+ASSETS = Path("assets")
+INSTALLED_ASSETS = Path("core", "_assets")
+"""Where `core.paths` looks first; a checkout and an editable install use the folder of the sources."""
 NATIVE = Path("core/kernels/native")
 EXPORTS = [
     "version",
@@ -41,6 +49,13 @@ class BuildNative(build_ext):
         return ext.export_symbols
 
 
+class BuildWithAssets(build_py):
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ASSETS, Path(self.build_lib, INSTALLED_ASSETS), dirs_exist_ok=True)
+
+
 def native() -> Extension:
     compile_options, link_options = OPTIONS.get(platform.system(), DEFAULT_OPTIONS)
     return Extension(
@@ -55,4 +70,4 @@ def native() -> Extension:
     )
 
 
-setup(ext_modules=[native()], cmdclass={"build_ext": BuildNative})
+setup(ext_modules=[native()], cmdclass={"build_ext": BuildNative, "build_py": BuildWithAssets})
