@@ -11,12 +11,13 @@ from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.downloader import Downloader, DownloadOptions
 from core.hub.fetch_file import Changed
-from core.hub.file_selection import INDEX, needed_files, shown_files
+from core.hub.file_selection import needed_files, shown_files
 from core.hub.listing import Listing, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.partial_file import disk_error
 from core.hub.progress import DownloadState, FileTrack, Pace, Report, silent
 from core.hub.removal import drop_partials
 from core.hub.retry import Stopped
+from core.weights.weight_files import INDEX
 
 LISTINGS = 3
 

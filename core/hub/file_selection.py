@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
 from core.hub.cache_layout import Cache
 from core.hub.listing import Listing, RemoteFile
+from core.weights.weight_files import INDEX, SINGLE, is_weights, shard_names
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SMALL = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|model\.safetensors\.index\.json|tekken\.json|merges\.txt|vocab\.txt|[\w.-]+\.model|[\w.-]+\.tiktoken"
@@ -19,7 +17,6 @@ SMALL = re.compile(
     r"|README\.md|(?:LICENSE|NOTICE|USE_POLICY)[\w.-]*",
     re.ASCII,
 )
-NOT_WEIGHTS = re.compile(r"consolidated|adapter|lora", re.IGNORECASE)
 
 
 def needed_files(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
@@ -46,21 +43,13 @@ def shown_files(cache: Cache, listing: Listing) -> tuple[RemoteFile, ...] | None
     return files if whole else None
 
 
-def shard_names(index: bytes, id: str) -> frozenset[str]:
-    """The weight files that an index names. Raises ModelUnreadable."""
-    try:
-        return frozenset(str(name) for name in json.loads(index)["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnreadable(f"{INDEX} of {id} cannot be read.", "It is damaged.", "Choose another model.") from error
-
-
 def _weights(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
     top = sorted((file for file in listing.files if "/" not in file.path), key=lambda file: file.path)
-    if index is not None:
-        return _shards(listing, shard_names(index, listing.id))
     if single := listing.file(SINGLE):
         return (single,)
-    others = tuple(file for file in top if file.path.endswith(".safetensors") and not NOT_WEIGHTS.search(file.path))
+    if index is not None:
+        return _shards(listing, shard_names(index, listing.id))
+    others = tuple(file for file in top if is_weights(file.path))
     if not others:
         raise UnsupportedModel(
             f"{listing.id} cannot be used here.", _why_no_weights(top), "Choose a version in safetensors."

@@ -58,4 +58,4 @@ def describe(folder: Path) -> Installed | None:
     if not weights or not (folder / CONFIG).is_file():
         return None
     size = sum(path.stat().st_size for path in weights)
-    return Installed(folder.name, "", folder, size, size, is_whole(folder, weights))
+    return Installed(folder.name, "", folder, size, size, is_whole(folder))

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import HeteGenError, ModelNotFound, ModelUnreadable
+from core.errors import HeteGenError, ModelNotFound
 from core.events import Stop, never
 from core.hub.cache_layout import PREFIX, Cache
 from core.hub.environment import hub_environment
-from core.hub.file_selection import CONFIG, INDEX, needed_files, shard_names, shown_files
+from core.hub.file_selection import CONFIG, needed_files, shown_files
 from core.hub.listing import COMMIT, DIGEST, Listing, RemoteFile, parse_reference
 from core.hub.partial_file import hash_file
 from core.weights.safetensors_header import read_header
+from core.weights.weight_files import INDEX, SINGLE, shard_names, weight_files
 
 PATH_LIKE = re.compile(r"[.~/\\]|[A-Za-z]:[/\\]")
 
@@ -160,23 +161,31 @@ def _counted(cache: Cache, listing: Listing, *, complete: bool) -> Installed | N
 def _unlisted(cache: Cache, id: str, commit: str) -> Installed | None:
     """A snapshot by another program, of which no list of files is known: its own index and headers must do."""
     folder = cache.snapshot(id, commit)
-    weights = [path for path in folder.glob("*.safetensors") if path.is_file()]
+    weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     if not weights or not (folder / CONFIG).is_file():
         return None
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Installed(id, commit, folder, size, size, is_whole(folder, weights), cache.last_used(id))
+    total = size + _missing_shards(folder) * (sum(path.stat().st_size for path in weights) // len(weights))
+    return Installed(id, commit, folder, size, total, is_whole(folder), cache.last_used(id))
 
 
-def is_whole(folder: Path, weights: list[Path]) -> bool:
-    """Whether all weights that a folder's index names, or that lie in it, are there to their last byte."""
-    index = folder / INDEX
+def _missing_shards(folder: Path) -> int:
+    """How many of the files that an index names are not here; their sizes are in no file, but alike."""
     try:
-        names = shard_names(index.read_bytes(), folder.name) if index.is_file() else {path.name for path in weights}
-        for name in names:
-            read_header(folder / name)
-    except (ModelUnreadable, OSError):
+        names = shard_names((folder / INDEX).read_bytes(), folder.name)
+    except (HeteGenError, OSError):
+        return 0
+    return 0 if (folder / SINGLE).is_file() else sum(not (folder / name).is_file() for name in names)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all weights of a folder are there to their last byte, and no file of it is a link to nothing."""
+    try:
+        for file in weight_files(folder):
+            read_header(file)
+    except (HeteGenError, OSError):
         return False
-    return True
+    return all(path.exists() for path in folder.rglob("*"))
 
 
 def _checkable(cache: Cache, id: str, commit: str) -> tuple[list[RemoteFile], list[str]]:

@@ -12,10 +12,11 @@ from typing import Any
 from core.errors import ModelUnreadable
 from core.events import Stop, never
 from core.hub.client import Client
-from core.hub.file_selection import CONFIG, INDEX, needed_files, shard_names
+from core.hub.file_selection import CONFIG, needed_files
 from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.retry import Stopped
 from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
+from core.weights.weight_files import INDEX, weight_files
 
 # The header of a shard of a dense model is 10-100 kB: one request reads it whole.
 FIRST_BYTES = 256 << 10
@@ -71,14 +72,11 @@ def read_config(client: Client, id: str) -> Mapping[str, Any]:
 
 def read_local(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo]]:
     """The same of a model on this disk: config.json's content and tensors by name. Raises ModelUnreadable."""
-    index = folder / INDEX
     try:
         content = (folder / CONFIG).read_bytes()
-        named = shard_names(index.read_bytes(), folder.name) if index.is_file() else None
     except OSError as error:
         raise ModelUnreadable(f"{folder.name} cannot be read.", f"{error.strerror}.", "Download it again.") from error
-    names = sorted(named or {path.name for path in folder.glob("*.safetensors")})
-    tensors = {name: info for shard in names for name, info in read_header(folder / shard).items()}
+    tensors = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
     return _parsed(content, folder.name), tensors
 
 

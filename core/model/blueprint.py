@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from core.errors import ModelUnreadable, UnsupportedModel
+from core.layers.attention import NAME as ATTENTION
 from core.layers.attention import register as register_attention
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.moe import register as register_experts
 from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
 from core.startup.torch_stubs import bare_torch
-from core.weights.checkpoint import check_folder
+from core.weights.weight_files import check_folder
 
+ROPE_SETTINGS = ("rope_scaling", "rope_parameters")
+ROPE_KEYS = frozenset(("type", "rope_type"))
+ROPE_NAMES = {"su": "longrope", "mrope": "default"}
+"""Older names; of text, positions in three parts (mrope) are the plain ones."""
 ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
@@ -59,7 +65,7 @@ def config_from(raw: dict[str, Any]) -> Any:
             "Update HeteGen, or choose another model.",
         )
     try:
-        return CONFIG_MAPPING[model_type].from_dict(raw)
+        return CONFIG_MAPPING[model_type].from_dict(_renamed_rope(raw))
     # Each architecture validates in its own way, with any of Python's errors.
     except Exception as error:
         raise _no_model(error) from error
@@ -80,6 +86,8 @@ def build(config: Any, dtype: torch.dtype) -> Any:
             with bare_torch(), without_towers(), where(), no_init_weights():
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
+            if attention == ATTENTION and not _asks_for_attention(module):
+                continue
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
         # Older architectures have their own classes for attention, and some only the plain way; and each has its own
@@ -90,6 +98,15 @@ def build(config: Any, dtype: torch.dtype) -> Any:
     _check_cache(module)
     module.tie_weights()
     return module.eval().requires_grad_(False)
+
+
+def _asks_for_attention(module: Any) -> bool:
+    """Whether the layers leave attention, and the mask for it, to the function that the configuration names.
+
+    The others compute their own, and without a mask would see what is still to come.
+    """
+    layers = decoder_layers(module)
+    return not layers or hasattr(sys.modules[type(layers[0]).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 class OnlyComputed(TorchFunctionMode):
@@ -141,6 +158,20 @@ def cache_argument(module: Any) -> str:
 def _check_supported(raw: dict[str, Any]) -> None:
     if not isinstance(raw.get("model_type"), str):
         raise UnsupportedModel("config.json names no architecture.", "", "Choose the folder of a language model.")
+
+
+def _renamed_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with today's names for ways to stretch positions, also in the parts of a composite model."""
+    found = dict(raw)
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            kinds = {name: ROPE_NAMES.get(value[name], value[name]) for name in ROPE_KEYS & _texts(value)}
+            found[key] = _renamed_rope(value) | (kinds if key in ROPE_SETTINGS else {})
+    return found
+
+
+def _texts(entry: dict[str, Any]) -> set[str]:
+    return {name for name, value in entry.items() if isinstance(value, str)}
 
 
 def cannot_run(module: Any, error: Exception) -> UnsupportedModel:

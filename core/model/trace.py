@@ -7,6 +7,7 @@ are those that the pass fills. Takes about 0.1 s, reads no weights and allocates
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -99,7 +100,8 @@ class _Trace:
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
-        with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.no_grad():
+        fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        with _left_as_it_is(module), fake, torch.no_grad():
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
             values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
             options = {
@@ -112,6 +114,20 @@ class _Trace:
             # Each architecture fails in its own way at numbers that make no sense, or without a picture.
             except Exception as error:
                 raise cannot_run(module, error) from error
+
+
+@contextmanager
+def _left_as_it_is(module: nn.Module) -> Iterator[None]:
+    """Put back what a pass keeps for the next one (frequencies of RoPE): here it would be tensors without numbers."""
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
+    try:
+        yield
+    finally:
+        for child, attributes, buffers in before:
+            vars(child).clear()
+            vars(child).update(attributes)
+            child._buffers.clear()
+            child._buffers.update(buffers)
 
 
 def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:

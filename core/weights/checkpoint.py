@@ -5,7 +5,6 @@ Knows files and bytes; what the names mean in a module tree is `model`'s busines
 
 from __future__ import annotations
 
-import json
 import mmap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
+from core.errors import ModelUnreadable
 from core.weights.safetensors_header import TensorInfo, read_header
 from core.weights.stored_formats import FLOATING
+from core.weights.weight_files import weight_files
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -25,9 +25,7 @@ DTYPES = {
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
-INDEX = "model.safetensors.index.json"
 READ_BLOCK = 16 << 20
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -91,76 +89,6 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _maps(self) -> dict[Path, mmap.mmap]:
         return {file: _map(file) for file in self.files}
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, all shards present. Raises ModelNotFound, ModelUnreadable, ..."""
-    check_folder(folder)
-    if (folder / INDEX).is_file():
-        return _shards(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if single := [file for file in files if file.name == "model.safetensors"]:
-        return single
-    if files and not any(part in file.name for file in files for part in ("adapter", "lora")):
-        return files
-    raise _no_weights(folder)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise unless `folder` is a readable directory with a config.json."""
-    try:
-        next(folder.iterdir(), None)
-    except FileNotFoundError as error:
-        raise ModelNotFound(f"There is no model at {folder}.", "", "Check the path, or download the model.") from error
-    except NotADirectoryError as error:
-        raise ModelUnreadable(
-            f"{folder.name} is a file.", "A model is a folder with config.json and *.safetensors files.",
-            "Choose the folder that holds it.",
-        ) from error  # fmt: skip
-    except OSError as error:
-        raise ModelUnreadable(
-            f"The folder {folder} may not be read.", f"The system says: {error.strerror}.", "Change its permissions."
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise ModelUnreadable(
-            f"{folder.name} holds no model.", "There is no config.json in it.", "Choose the folder of a whole model."
-        )
-
-
-def _shards(folder: Path) -> list[Path]:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnreadable(f"{INDEX} cannot be read.", "It is damaged.", "Download the model again.") from error
-    # A name from a file must not lead out of the folder.
-    if any(Path(name).name != name for name in names):
-        raise ModelUnreadable(f"{INDEX} cannot be read.", "It names files outside its folder.", "Do not use it.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelUnreadable(
-            f"{len(missing)} of {len(names)} weight files are missing.",
-            f"The first one is {missing[0]}.",
-            "Download the model again; what is there will be kept.",
-        )
-    return [folder / name for name in names]
-
-
-def _no_weights(folder: Path) -> UnsupportedModel:
-    if any(any(folder.glob(pattern)) for pattern in PICKLED):
-        return UnsupportedModel(
-            "This model comes only as pickled weights.",
-            "Such files can run programs when they are opened, so they are never opened here.",
-            "Choose a version of the model with safetensors files.",
-        )
-    if any(folder.glob("*.gguf")):
-        return UnsupportedModel(
-            "This model is in GGUF format.",
-            "HeteGen reads ordinary safetensors models and converts them itself.",
-            "Choose the original safetensors version of the model.",
-        )
-    return UnsupportedModel(
-        "There are no weights in this folder.", "No *.safetensors file is there.", "Download the whole model."
-    )
 
 
 def _map(file: Path) -> mmap.mmap:

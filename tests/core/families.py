@@ -57,6 +57,13 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 16,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
+    # Attention of their own, with positions in it.
+    "mpt": {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 1024},
+    "bloom": {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 3, "n_head": 4},
+    "xglm": {
+        "vocab_size": VOCABULARY, "d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 96,
+        "max_position_embeddings": 1024,
+    },
     "smollm3": _COMMON | _GQA | {"no_rope_layers": [1, 0, 1]},
     "llama4_text": _COMMON | _GQA | {
         "num_local_experts": 4, "intermediate_size_mlp": 96, "head_dim": 16, "interleave_moe_layer_step": 1,

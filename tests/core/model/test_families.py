@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from core.generation import generate
 from core.layers import kv_cache
-from core.weights.checkpoint import INDEX, Checkpoint
+from core.weights.checkpoint import Checkpoint
+from core.weights.weight_files import INDEX
 from tests.core.families import FAMILIES, RARER_FAMILIES, make_model, reference_tokens
 from tests.core.greedy import GreedyPath, pieces, random_prompt
 

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import ModelUnreadable, UnsupportedModel
-from core.weights.checkpoint import INDEX, Checkpoint, weight_files
+from core.weights.checkpoint import Checkpoint
+from core.weights.weight_files import INDEX, weight_files
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -88,4 +89,45 @@ def test_a_shard_cut_off_is_noticed_before_anything_is_read(folder: Path) -> Non
     file = folder / "model-00000-of-00004.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ModelUnreadable, match=r"model-00000-of-00004.safetensors cannot be read. It is cut off"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my-lora-merged.safetensors", "exploration-7b.safetensors", "merged_adapter.safetensors", "weights.safetensors"],
+)
+def test_a_name_does_not_make_an_adapter(name: str, folder: Path) -> None:
+    save_file(TENSORS, folder / name)
+    assert set(Checkpoint(folder)) == set(TENSORS)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "renamed.safetensors"])
+def test_what_holds_only_changes_is_an_adapter(name: str, folder: Path) -> None:
+    save_file({"layers.0.q_proj.lora_A.weight": torch.ones(2, 2)}, folder / name)
+    with pytest.raises(UnsupportedModel):
+        Checkpoint(folder)
+
+
+def test_an_index_left_over_beside_a_whole_file_is_of_no_account(folder: Path) -> None:
+    write_shards(folder)
+    for shard in folder.glob("model-*.safetensors"):
+        shard.unlink()
+    save_file(TENSORS, folder / "model.safetensors")
+    assert set(Checkpoint(folder)) == set(TENSORS)
+
+
+def test_shards_in_a_folder_below(folder: Path) -> None:
+    (folder / "shards").mkdir()
+    save_file(TENSORS, folder / "shards" / "one.safetensors")
+    index = {"weight_map": dict.fromkeys(TENSORS, "shards/one.safetensors")}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    assert set(Checkpoint(folder)) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/x.safetensors", "a/../../x", "C:\\x.safetensors", "\\\\host\\x", ""]
+)
+def test_an_index_leads_nowhere_else(name: str, folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+    with pytest.raises(ModelUnreadable, match="outside its folder"):
         Checkpoint(folder)

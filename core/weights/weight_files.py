@@ -1,0 +1,117 @@
+"""Which files of a model folder hold its weights, and why a folder has none that are read here. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
+from core.weights.safetensors_header import read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+NOT_WEIGHTS = re.compile(
+    r"consolidated|adapter[._-](model|config|weights)|adapter\.|lora\.|pytorch_lora_weights|optimizer|rng_state",
+    re.IGNORECASE,
+)
+"""Beginnings of names: the same weights for other programs, adapters, and what training leaves."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, all shards present. Raises ModelNotFound, ModelUnreadable, ..."""
+    check_folder(folder)
+    if (folder / SINGLE).is_file():  # an index beside it is left over from shards that were put together
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    files = sorted(file for file in folder.glob("*.safetensors") if is_weights(file.name) and file.is_file())
+    if files and not (len(files) == 1 and _is_adapter(files[0])):
+        return files
+    raise _no_weights(folder)
+
+
+def _is_adapter(file: Path) -> bool:
+    """Whether a file of any name holds only changes to another model."""
+    names = read_header(file)
+    return bool(names) and all("lora_" in name for name in names)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless `folder` is a readable directory with a config.json."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"There is no model at {folder}.", "", "Check the path, or download the model.") from error
+    except NotADirectoryError as error:
+        raise ModelUnreadable(
+            f"{folder.name} is a file.", "A model is a folder with config.json and *.safetensors files.",
+            "Choose the folder that holds it.",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise ModelUnreadable(
+            f"The folder {folder} may not be read.", f"The system says: {error.strerror}.", "Change its permissions."
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelUnreadable(
+            f"{folder.name} holds no model.", "There is no config.json in it.", "Choose the folder of a whole model."
+        )
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file of this name may hold a model's weights: not an adapter's, and not a copy for other programs."""
+    return path.endswith(".safetensors") and not NOT_WEIGHTS.match(PurePosixPath(path).name)
+
+
+def shard_names(index: bytes, model: str) -> frozenset[str]:
+    """The weight files that an index names, all below its own folder. Raises ModelUnreadable."""
+    try:
+        names = frozenset(str(name) for name in json.loads(index)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _bad_index(model, "It is damaged.", "Download the model again.") from error
+    if not all(map(_is_below, names)):
+        raise _bad_index(model, "It names files outside its folder.", "Do not use it.")
+    return names
+
+
+def _is_below(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and not {"..", "~"} & set(parts) and not set(name) & set("\\:\0")
+
+
+def _bad_index(model: str, why: str, next_step: str) -> ModelUnreadable:
+    return ModelUnreadable(f"{INDEX} of {model} cannot be read.", why, next_step)
+
+
+def _shards(folder: Path) -> list[Path]:
+    try:
+        content = (folder / INDEX).read_bytes()
+    except OSError as error:
+        raise _bad_index(folder.name, f"{error.strerror or error}.", "Download the model again.") from error
+    names = sorted(shard_names(content, folder.name))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelUnreadable(
+            f"{len(missing)} of {len(names)} weight files are missing.",
+            f"The first one is {missing[0]}.",
+            "Download the model again; what is there will be kept.",
+        )
+    return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> UnsupportedModel:
+    if any(any(folder.glob(pattern)) for pattern in PICKLED):
+        return UnsupportedModel(
+            "This model comes only as pickled weights.",
+            "Such files can run programs when they are opened, so they are never opened here.",
+            "Choose a version of the model with safetensors files.",
+        )
+    if any(folder.glob("*.gguf")):
+        return UnsupportedModel(
+            "This model is in GGUF format.",
+            "HeteGen reads ordinary safetensors models and converts them itself.",
+            "Choose the original safetensors version of the model.",
+        )
+    return UnsupportedModel(
+        "There are no weights in this folder.", "No *.safetensors file is there.", "Download the whole model."
+    )
