@@ -20,6 +20,7 @@ from app.controllers.actions import Actions
 from app.controllers.gpu import GpuController
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
+from app.controllers.server import ServerController
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.library import Library
@@ -96,6 +97,7 @@ class Application(QObject):
         self.recommender = Recommender(late_fit_check(self._options), recommended(assets()))
         self.commands = Actions(self.window, self.session, self.chat, self.library)
         self.about = AboutController(self.theme, self.window)
+        self.server = ServerController(self.theme, self.worker, self.window)
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.recommender.ask)
         # Not with every digit that is typed.
@@ -121,6 +123,8 @@ class Application(QObject):
         self.commands.settings_wished.connect(self._open_settings)
         self.commands.log_wished.connect(self._open_log)
         self.commands.gpu_wished.connect(self._open_gpu)
+        self.commands.server_wished.connect(self.server.open)
+        self.server.started.connect(self.session.wake)
         self.gpu.notice.connect(self.window.notices.add)
         self.gpu.restart_wished.connect(self._restart)
         self.preferences.changed.connect(self._on_settings)
@@ -218,6 +222,7 @@ class Application(QObject):
         self.gpu.close()
         self.session.end()
         self.about.close()
+        self.server.close()
         self.worker.close()
         self.library.close()
 
@@ -301,6 +306,7 @@ class Application(QObject):
     def _on_state(self, state: State) -> None:
         if self._closed:
             return
+        self.server.set_model(state.model)
         self._rest_when_idle(state)
         window = self.window
         window.top.show_state(state)
@@ -317,7 +323,7 @@ class Application(QObject):
 
     def _rest_when_idle(self, state: State) -> None:
         minutes = self.preferences.settings.keep_loaded_minutes
-        if state.phase == "ready" and minutes is not None:
+        if state.phase == "ready" and minutes is not None and not self.server.runs:
             self._idle.start(minutes * 60_000)
         else:
             self._idle.stop()

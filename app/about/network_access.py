@@ -39,6 +39,11 @@ ACCESSES = (
         "you, this computer or your conversations.",
     ),
     Access(
+        "The local server",
+        "Only while you run it: it waits for programs of this computer, and for others only if you allow them.",
+        "What a program asks for is answered to it. Nothing is sent to anybody else.",
+    ),
+    Access(
         "Looking for updates",
         "When you press the button in About; at each start, only if you switch it on. It is off by default.",
         "A request to api.github.com for the number of the newest version: this program's name and your internet "

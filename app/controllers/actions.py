@@ -53,6 +53,7 @@ class Actions(QObject):
     log_wished = Signal()
     about_wished = Signal()
     gpu_wished = Signal()
+    server_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
         super().__init__(window)
@@ -77,6 +78,8 @@ class Actions(QObject):
                 self.log_wished.emit()
             case "gpu":
                 self.gpu_wished.emit()
+            case "server":
+                self.server_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
             case "larger" | "smaller" | "normal":

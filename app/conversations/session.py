@@ -106,8 +106,9 @@ class Session(QObject):
     def stop(self) -> None:
         """Ends the running reply, or gives up the one that waits for a model."""
         if self._asked is None:
+            # Clients of the local server keep their replies.
             if self.state.phase != "loading":
-                self._worker.stop_all()
+                self._worker.stop(self._chat_ticket)
             return
         self._asked = None
         self._finish("stopped", {})

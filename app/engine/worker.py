@@ -18,6 +18,7 @@ class EngineLike(Protocol):
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]: ...
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]: ...
+    def count(self, request: Request) -> Iterator[Event]: ...
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]: ...
     def close(self) -> None: ...
 
@@ -42,6 +43,10 @@ class Worker(TaskThread):
     def replan(self, vram: int | None, ram: int | None) -> int:
         """Keeps the loaded model to other limits of memory (bytes), after what is already queued."""
         return self._send(lambda engine, stop: engine.replan(vram, ram))
+
+    def serve(self, work: Callable[[EngineLike, Stop], Iterator[Event]]) -> int:
+        """Gives a client of the local server its turn, after what is already queued."""
+        return self._send(work)
 
     def unload(self) -> int:
         """Gives the model up after what is queued."""

@@ -12,6 +12,7 @@ from math import sin
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
 
 from app.application import Application, Wishes
+from app.engine.server_state import ServerState
 from app.i18n import formatting
 from app.monitor.telemetry import Sample
 from app.monitor.telemetry_nvml import GpuSample
@@ -23,6 +24,7 @@ from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
 from core.events import Failed, Loaded, Loading, Piece, Stats
 from core.planning.planner import place
+from core.server.activity import Entry, Live, Snapshot
 from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
@@ -60,6 +62,28 @@ More in [the paper](https://arxiv.org/abs/2403.01164) and at https://example.org
 """
 THOUGHT = (
     "The question is about bandwidth. I should name the formula and show it in code.\n\nA table of rates will help."
+)
+
+
+NOON = 1_795_000_000.0
+SERVER = ServerState(
+    "on",
+    "http://192.168.1.20:9931/v1",
+    wide=True,
+    key="hg-4dF0x2",
+    activity=Snapshot(
+        (
+            Live(1, "127.0.0.1 claude-cli/2.1", "/v1/messages", NOON, "replying", 210, 23.4),
+            Live(2, "192.168.1.31 OpenAI/Python", "/v1/chat/completions", NOON, "waiting"),
+        ),
+        (("192.168.1.31 OpenAI/Python", NOON), ("127.0.0.1 claude-cli/2.1", NOON)),
+        tuple(
+            Entry(NOON + at, "127.0.0.1 claude-cli/2.1", path, status, 0.2 * at, 30 * at)
+            for at, (path, status) in enumerate(
+                [("/v1/models", 200), ("/v1/messages/count_tokens", 200), ("/v1/messages", 200), ("/v1/messages", 499)]
+            )
+        ),
+    ),
 )
 
 
@@ -262,6 +286,12 @@ def card(stage: Stage) -> None:
     stage.app.commands.act("gpu")
 
 
+def server(stage: Stage) -> None:
+    stage.show()
+    stage.app.commands.act("server")
+    stage.app.server._set(SERVER)
+
+
 def this_conversation(stage: Stage) -> None:
     stage.show()
     stage.app.commands.act("conversation")
@@ -313,7 +343,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
-        what_if, shortcuts, about, card, this_conversation, front,
+        what_if, shortcuts, about, card, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")

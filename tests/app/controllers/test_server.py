@@ -1,0 +1,112 @@
+"""The local server beside the chat: started from its page, answered by the window's own engine, in turns."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PySide6.QtWidgets import QPushButton
+from pytestqt.qtbot import QtBot
+
+from app.application import Application, Wishes
+from app.views.server.server_dialog import ServerDialog
+from tests.app.scripted_engine import ScriptedEngine, answer
+
+BODY = {"messages": [{"role": "user", "content": "Who are you?"}]}
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(answer("A scripted one."))
+
+
+@pytest.fixture
+def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
+    running = Application(Wishes("some/model"), lambda: engine)  # type: ignore[arg-type,return-value]
+    running.window.show()
+    qtbot.waitUntil(lambda: running.session.state.phase == "ready")
+    yield running
+    running.close()
+    running.window.close()
+    running.window.deleteLater()
+
+
+class Caller(threading.Thread):
+    """Asks the server in a thread of its own, as another program would."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._host = address.removeprefix("http://").removesuffix("/v1")
+        self.answer: Any = None
+        self.start()
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection(self._host, timeout=30)
+        connection.request("POST", "/v1/chat/completions", json.dumps(BODY), {"User-Agent": "Editor/1.0"})
+        response = connection.getresponse()
+        self.answer = response.status, json.loads(response.read())
+        connection.close()
+
+
+def opened(app: Application) -> ServerDialog:
+    app.commands.act("server")
+    dialog = app.window.findChild(ServerDialog)
+    assert isinstance(dialog, ServerDialog)
+    return dialog
+
+
+def press(dialog: ServerDialog) -> None:
+    button = dialog.findChild(QPushButton, "switch")
+    assert button is not None
+    button.click()
+
+
+def test_a_program_is_answered_by_the_windows_engine(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    dialog = opened(app)
+    press(dialog)
+    qtbot.waitUntil(lambda: app.server.runs)
+    assert dialog.address.text().startswith("http://127.0.0.1:")
+    caller = Caller(dialog.address.text())
+    qtbot.waitUntil(lambda: not caller.is_alive())
+    status, body = caller.answer
+    assert (status, body["choices"][0]["message"]["content"]) == (200, "A scripted one.")
+    qtbot.waitUntil(lambda: "/v1/chat/completions" in dialog.log.toPlainText())
+    assert "Editor/1.0" in dialog.clients.text()
+    assert app.chat.rowCount() == 0, "what others ask is no part of the conversation"
+    press(dialog)
+    qtbot.waitUntil(lambda: app.server.state.phase == "off")
+    assert dialog.address.text() == ""
+
+
+def test_chat_and_programs_take_turns_and_stop_ends_only_the_chat(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
+) -> None:
+    app.server.start(wide=False)
+    qtbot.waitUntil(lambda: app.server.runs)
+    engine.pause_at = 2
+    first, second = (Caller(app.server.state.address) for _ in range(2))
+    qtbot.waitUntil(lambda: len(engine.requests) == 1 and len(app.server.state.activity.live) == 2)
+    app.window.composer.submitted.emit("Mine?")
+    app.session.stop()
+    engine.pause_at = None
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not first.is_alive() and not second.is_alive() and not app.session.state.busy)
+    assert [caller.answer[0] for caller in (first, second)] == [200, 200]
+    assert [request.messages[-1].content for request in engine.requests] == ["Who are you?", "Mine?", "Who are you?"]
+
+
+def test_closing_the_window_ends_the_server_and_its_replies(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
+) -> None:
+    app.server.start(wide=False)
+    qtbot.waitUntil(lambda: app.server.runs)
+    engine.pause_at = 2
+    caller = Caller(app.server.state.address)
+    qtbot.waitUntil(lambda: len(engine.requests) == 1)
+    app.close()
+    caller.join(30)
+    assert caller.answer[0] == 503
