@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from core.errors import BadRequest
+from core.sentence import sentence
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # A bare letter means the binary unit, as in memory sizes everywhere; 'GB' is decimal, as on disks and links.
@@ -22,7 +23,9 @@ def parse_size(text: str) -> int:
     """Bytes of a written size ('6GiB', '8G', '512MB', '1000000'). Raises BadRequest."""
     found = WRITTEN.fullmatch(text)
     if not found or found[2].lower() not in UNITS:
-        raise BadRequest(f"{text!r} is not a size.", "", "Write a number and a unit, such as 6GiB or 512MB.")
+        raise BadRequest(
+            sentence("{} is not a size.", f"{text!r}"), "", "Write a number and a unit, such as 6GiB or 512MB."
+        )
     return int(float(found[1]) * UNITS[found[2].lower()])
 
 
@@ -30,7 +33,9 @@ def parse_rate(text: str) -> float:
     """Bytes per second of a written rate ('12GB/s', '900MB/s'). Raises BadRequest."""
     size = parse_size(text.strip().removesuffix("/s"))
     if size <= 0:
-        raise BadRequest(f"{text!r} is not a rate.", "It must be more than nothing.", "Write for example 12GB/s.")
+        raise BadRequest(
+            sentence("{} is not a rate.", f"{text!r}"), "It must be more than nothing.", "Write for example 12GB/s."
+        )
     return float(size)
 
 

@@ -34,6 +34,7 @@ from core.events import (
     Truncated,
 )
 from core.files import without_halves
+from core.sentence import pack
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,7 @@ class Session(QObject):
         return {
             "model": model.name if model else "",
             "format": model.format if model else "",
-            "plan": model.plan_reason if model else "",
+            "plan": pack(model.plan_reason) if model else "",
             "tok_s": stats.mean_tok_s,
             "ttft_s": stats.ttft_s,
             "prompt_tok_s": stats.prompt_tok_s,

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from app.conversations.store_recovery import restore, salvage
 from app.conversations.store_schema import StoreDamaged, is_damage, is_full, may_pass, open_database, transaction
+from core.sentence import sentence
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +290,7 @@ class StoreFile:
     def _renew(self) -> None:
         """Damage showed itself in use: recover, and go on with the new file."""
         self._disk.close()
-        self._disk = self._recovered("It was found while in use.")
+        self._disk = self._recovered(sentence("It was found while in use."))
 
     def _recovered(self, why: str) -> sqlite3.Connection:
         rows = salvage(self._path)
@@ -303,9 +304,9 @@ class StoreFile:
         self._tell(
             Report(
                 "recovered",
-                f"The conversations were damaged; {len(rows.messages):,} messages were recovered.",
+                sentence("The conversations were damaged; {} messages were recovered.", f"{len(rows.messages):,}"),
                 why,
-                f"The damaged file was kept as {aside.name}.",
+                sentence("The damaged file was kept as {}.", aside.name),
             )
         )
         return database

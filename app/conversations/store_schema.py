@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from core.errors import DiskFull, HeteGenError
+from core.sentence import sentence
 
 # chosen stands before the long columns: SQLite reads a row from its beginning, through its overflow pages.
 TABLES = """
@@ -146,7 +147,9 @@ def open_database(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise StoreUnusable(
-            "The conversations cannot be opened.", f"{error}.", f"Check that {path.parent} can be written to."
+            "The conversations cannot be opened.",
+            f"{error}.",
+            sentence("Check that {} can be written to.", path.parent),
         ) from error
     try:
         _configure(database)
@@ -182,7 +185,7 @@ def _migrate(database: sqlite3.Connection, path: Path) -> None:
     if version > len(MIGRATIONS):
         raise StoreUnusable(
             "The conversations were written by a newer version of this program.",
-            f"Their format is {version}, and this version knows {len(MIGRATIONS)}.",
+            sentence("Their format is {}, and this version knows {}.", version, len(MIGRATIONS)),
             "Install the newest version.",
         )
     if 0 < version < len(MIGRATIONS):
@@ -217,5 +220,5 @@ def _typed(error: sqlite3.Error, path: Path) -> HeteGenError:
             "The conversations are in use.", "Another window of this program is open.", "Use or close that window."
         )
     return StoreUnusable(
-        "The conversations cannot be opened.", f"{error}.", f"Check that {path.parent} can be written to."
+        "The conversations cannot be opened.", f"{error}.", sentence("Check that {} can be written to.", path.parent)
     )

@@ -1,1 +1,1 @@
-"""Languages: translated texts, patterns of the engine's sentences, numbers and units."""
+"""Languages: translated texts, the engine's sentences, numbers and units."""

@@ -13,9 +13,9 @@ from types import MappingProxyType
 
 from PySide6.QtCore import QCoreApplication, QLocale, QTranslator
 
-from app.i18n.sentence_patterns import Sentences
 from core.errors import HeteGenError
 from core.paths import assets
+from core.sentence import Sentence
 
 log = logging.getLogger(__name__)
 SENTENCE = "sentence"
@@ -27,8 +27,11 @@ def tr(text: str) -> str:
 
 
 def said(sentence: str) -> str:
-    """A sentence that was put together elsewhere, in the person's language."""
-    return QCoreApplication.translate(SENTENCE, sentence)
+    """A sentence of the engine in the user's language: its template is looked up, its arguments are filled in."""
+    if not isinstance(sentence, Sentence):
+        return QCoreApplication.translate(SENTENCE, sentence)
+    template = QCoreApplication.translate(SENTENCE, sentence.template)
+    return template.format(*(said(arg) if isinstance(arg, str) else arg for arg in sentence.args))
 
 
 def said_error(error: HeteGenError) -> str:
@@ -37,21 +40,20 @@ def said_error(error: HeteGenError) -> str:
 
 
 class Catalogue(QTranslator):
-    """A translator over a table of texts, whatever the context, and one of patterns for the context SENTENCE."""
+    """A translator over a table of texts, whatever the context, and one of templates for the context SENTENCE."""
 
     def __init__(self, words: Mapping[str, str], sentences: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__()
         self._words = words
-        self._sentences = Sentences(sentences)
+        self._sentences = sentences
 
     def isEmpty(self) -> bool:
         return not self._words
 
     def translate(self, context: str, text: str, disambiguation: str | None = None, n: int = -1) -> str:
         # None, and not "", is how Qt is told that there is no translation.
-        if context == SENTENCE:
-            return self._sentences.translate(text)  # type: ignore[return-value]
-        return self._words.get(text)  # type: ignore[return-value]
+        table = self._sentences if context == SENTENCE else self._words
+        return table.get(text)  # type: ignore[return-value]
 
 
 def languages() -> tuple[str, ...]:

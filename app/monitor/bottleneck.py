@@ -9,6 +9,7 @@ from typing import Literal
 from app.monitor.live_records import Outlook
 from app.monitor.telemetry import Sample
 from app.monitor.telemetry_nvml import GpuSample
+from core.sentence import sentence
 from core.units import format_bytes, format_memory, format_rate
 
 Bound = Literal["disk", "heat", "power", "battery", "programs", "ram", "link", "gpu", "steps"]
@@ -67,7 +68,7 @@ def _disk(situation: Situation) -> Explanation | None:
     if rate > PAGING_BYTES_S and available < LITTLE_RAM * total:
         return Explanation(
             "disk",
-            f"Bound by the disk: memory is full, and weights are read again at {format_rate(rate)}.",
+            sentence("Bound by the disk: memory is full, and weights are read again at {}.", format_rate(rate)),
             "Close other programs, or choose a smaller format.",
         )
     return None
@@ -77,9 +78,11 @@ def _heat(situation: Situation) -> Explanation | None:
     card = next((card for card in situation.sample.gpus if card.slowed_by_heat), None)
     if card is None or situation.outlook.bytes_per_token.gpu == 0:
         return None
-    degrees = "" if card.temperature_c is None else f" ({card.temperature_c:.0f} °C)"
+    degrees = "" if card.temperature_c is None else sentence(" ({} °C)", f"{card.temperature_c:.0f}")
     return Explanation(
-        "heat", f"Bound by heat: the graphics card slows itself down{degrees}.", "Give it more air, or let it rest."
+        "heat",
+        sentence("Bound by heat: the graphics card slows itself down{}.", degrees),
+        "Give it more air, or let it rest.",
     )
 
 
@@ -98,7 +101,9 @@ def _programs(situation: Situation) -> Explanation | None:
     if situation.outlook.bytes_per_token.cpu == 0:
         return None
     return Explanation(
-        "programs", f"Other programs use {others:.0f} % of the processor.", "Close them, and the reply becomes faster."
+        "programs",
+        sentence("Other programs use {} % of the processor.", f"{others:.0f}"),
+        "Close them, and the reply becomes faster.",
     )
 
 
@@ -106,10 +111,10 @@ def _power(situation: Situation) -> Explanation | None:
     card = next((card for card in situation.sample.gpus if card.slowed_by_power), None)
     if card is None or not situation.behind:
         return None
-    limit = "" if card.power_limit_w is None else f" of {card.power_limit_w:.0f} W"
+    limit = "" if card.power_limit_w is None else sentence(" of {} W", f"{card.power_limit_w:.0f}")
     return Explanation(
         "power",
-        f"Bound by power: the graphics card runs at its limit{limit}.",
+        sentence("Bound by power: the graphics card runs at its limit{}.", limit),
         "Raise the limit in the driver's settings if the card allows it.",
     )
 
@@ -123,7 +128,7 @@ def _vram(situation: Situation) -> Explanation | None:
         if held is not None and card.vram_total and held > MUCH_VRAM * card.vram_total and card.others:
             return Explanation(
                 "programs",
-                f"Other programs hold {format_memory(held)} of the graphics memory{_biggest(card)}.",
+                sentence("Other programs hold {} of the graphics memory{}.", format_memory(held), _biggest(card)),
                 "Close them, and more of the model moves there by itself.",
             )
     return None
@@ -131,7 +136,7 @@ def _vram(situation: Situation) -> Explanation | None:
 
 def _biggest(card: GpuSample) -> str:
     name, size = card.others[0]
-    return f", {name} most of it" if len(card.others) > 1 and size > 0 else f" ({name})"
+    return sentence(", {} most of it", name) if len(card.others) > 1 and size > 0 else f" ({name})"
 
 
 CAUSES: tuple[Callable[[Situation], Explanation | None], ...] = (_disk, _heat, _battery, _programs, _power, _vram)
@@ -146,19 +151,19 @@ def _engine(situation: Situation) -> Explanation:
     if longest == times.link and times.link > 0:
         return Explanation(
             "link",
-            f"Bound by the link to the graphics card: {format_bytes(read.link)} travel for every token.",
+            sentence("Bound by the link to the graphics card: {} travel for every token.", format_bytes(read.link)),
             "A smaller format, or more free graphics memory, would help most.",
         )
     if longest == times.cpu and times.cpu > 0:
         return Explanation(
             "ram",
-            f"Bound by memory bandwidth: the processor reads {format_bytes(read.cpu)} for every token.",
+            sentence("Bound by memory bandwidth: the processor reads {} for every token.", format_bytes(read.cpu)),
             _smaller(outlook),
         )
     if longest == times.gpu and times.gpu > 0:
         return Explanation(
             "gpu",
-            f"Bound by the graphics card's own memory: it reads {format_bytes(read.gpu)} for every token.",
+            sentence("Bound by the graphics card's own memory: it reads {} for every token.", format_bytes(read.gpu)),
             "This is as fast as the card can be with this model; a smaller format reads less.",
         )
     return Explanation(

@@ -17,6 +17,7 @@ from core.events import Stop
 from core.hub.client import Client
 from core.hub.environment import hub_environment
 from core.hub.retry import Retries
+from core.sentence import sentence
 
 API = "https://api.github.com"
 RELEASES_PAGE = f"{REPOSITORY}/releases"
@@ -77,7 +78,7 @@ def newest(api: str, stop: Stop) -> Answer:
         except ModelNotFound:
             raise NetworkError("No version has been released yet.") from None
         except AccessDenied:
-            raise NetworkError(f"{client.host} does not tell it now.", "", "Try again in an hour.") from None
+            raise NetworkError(sentence("{} does not tell it now.", client.host), "", "Try again in an hour.") from None
         return _compare(found, client.host)
 
 
@@ -85,7 +86,7 @@ def _compare(release: object, host: str) -> Answer:
     said = release if isinstance(release, dict) else {}
     number = NUMBER.search(str(said.get("tag_name", "")))
     if number is None:
-        raise NetworkError(f"{host} was not understood.", "Its answer names no version.", "Try again later.")
+        raise NetworkError(sentence("{} was not understood.", host), "Its answer names no version.", "Try again later.")
     page = str(said.get("html_url", ""))
     kind: Literal["newest", "newer"] = "newer" if parts(number[0]) > parts(VERSION) else "newest"
     return Answer(kind, number[0], page if page.startswith(f"{RELEASES_PAGE}/") else RELEASES_PAGE)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from core.events import Sampling
 from core.files import write_whole
+from core.sentence import sentence
 from core.spec import MIN_CONTEXT
 
 Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
@@ -187,9 +188,9 @@ def objection(name: str, value: object) -> str | None:
     """Why `value` cannot be the setting `name`, in one sentence; None when it can."""
     entry, accepted = declared()[name], accepted_types()[name]
     if not _has_type(value, accepted):
-        return f"{entry.label} cannot be {json.dumps(value, default=str)[:80]}."
+        return sentence("{} cannot be {}.", entry.label, json.dumps(value, default=str)[:80])
     if entry.choices and value not in {choice for choice, _ in entry.choices}:
-        return f"{entry.label} cannot be {str(value)[:80]!r}."
+        return sentence("{} cannot be {}.", entry.label, repr(str(value)[:80]))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _bounds_objection(entry, value)
     if entry.kind == "url" and value:
@@ -210,12 +211,12 @@ def _bounds_objection(entry: Declared, value: float) -> str | None:
     if (low is None or value >= low) and (high is None or value <= high):
         return None
     unit = f" {entry.unit}" if entry.unit else ""
-    return f"{entry.label} must be between {_plain(low)} and {_plain(high)}{unit}."
+    return sentence("{} must be between {} and {}.", entry.label, _plain(low), _plain(high) + unit)
 
 
 def _plain(bound: float | None) -> str:
     if bound is None:
-        return "any number"
+        return sentence("any number")
     return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
@@ -223,16 +224,16 @@ def _url_objection(entry: Declared, value: str) -> str | None:
     try:
         parts = urlsplit(value)
     except ValueError:
-        return f"{entry.label} is not a web address."
+        return sentence("{} is not a web address.", entry.label)
     if parts.scheme in ("http", "https") and parts.hostname and not parts.username:
         return None
-    return f"{entry.label} must be a web address that begins with https:// or http://."
+    return sentence("{} must be a web address that begins with https:// or http://.", entry.label)
 
 
 def with_value(settings: Settings, name: str, value: object) -> Settings:
     """A copy with one value changed. Raises ValueError with the sentence to show."""
-    if sentence := objection(name, value):
-        raise ValueError(sentence)
+    if words := objection(name, value):
+        raise ValueError(words)
     if isinstance(value, int) and not isinstance(value, bool) and float in accepted_types()[name]:
         value = float(value)
     changed: dict[str, Any] = {name: value}
@@ -260,17 +261,17 @@ def _validated(stored: dict[str, Any]) -> Reading:
         try:
             settings = with_value(settings, name, stored[name])
         except ValueError as error:
-            problems.append(Problem(name, f"{error} The default is used."))
+            problems.append(Problem(name, sentence("{} The default is used.", error.args[0])))
     unknown = {key: value for key, value in stored.items() if key not in declared()}
     return Reading(settings, tuple(problems), unknown)
 
 
 def _unreadable(path: Path, error: Exception) -> Reading:
     aside = path.with_name(path.name + ".unreadable")
-    sentence = "The settings file could not be read, so the defaults are used."
+    words = sentence("The settings file could not be read, so the defaults are used.")
     if isinstance(error, ValueError) and _moved(path, aside):
-        sentence += f" It was kept as {aside.name}."
-    return Reading(Settings(), (Problem("", sentence),))
+        words = sentence("{} It was kept as {}.", words, aside.name)
+    return Reading(Settings(), (Problem("", words),))
 
 
 def _moved(path: Path, aside: Path) -> bool:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DeviceLost, NotEnoughMemory
+from core.sentence import sentence
 from core.units import format_memory
 
 PINNED = "pinned"
@@ -142,7 +143,7 @@ def out_of_memory(name: str, wanted: int | None = None, free: int | None = None)
     why = (
         ""
         if wanted is None or free is None
-        else f"{format_memory(wanted)} were needed, {format_memory(free)} are free."
+        else sentence("{} were needed, {} are free.", format_memory(wanted), format_memory(free))
     )
     return NotEnoughMemory(
         "The graphics card has too little free memory.",
@@ -155,7 +156,7 @@ def out_of_memory(name: str, wanted: int | None = None, free: int | None = None)
 def cannot_pin(nbytes: int) -> NotEnoughMemory:
     """The failure to page-lock memory."""
     return NotEnoughMemory(
-        f"The system does not let {format_memory(nbytes)} of memory be locked for fast copies.",
+        sentence("The system does not let {} of memory be locked for fast copies.", format_memory(nbytes)),
         "",
         "Close other programs, or go on with slower copies.",
         device=PINNED,
@@ -165,7 +166,7 @@ def cannot_pin(nbytes: int) -> NotEnoughMemory:
 def not_supported(name: str) -> DeviceLost:
     """The failure of everything on a card that the installed torch was not built for."""
     return DeviceLost(
-        f"The installed torch has no code for the graphics card {name}.",
+        sentence("The installed torch has no code for the graphics card {}.", name),
         "The card is older or newer than those it was built for.",
         "Install another build of torch to use it; everything runs on the processor meanwhile.",
     )
@@ -174,7 +175,7 @@ def not_supported(name: str) -> DeviceLost:
 def device_lost(name: str) -> DeviceLost:
     """The failure of everything after a device stopped answering."""
     return DeviceLost(
-        f"The graphics device {name} stopped answering.",
+        sentence("The graphics device {} stopped answering.", name),
         "Its driver was reset, or the computer has been asleep.",
         "Load the model again to use it.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import BadRequest
+from core.sentence import sentence
 from core.units import parse_rate, parse_size
 
 
@@ -41,5 +42,7 @@ def _cores(number: str, text: str) -> int:
 
 def _not_understood(text: str) -> BadRequest:
     return BadRequest(
-        f"{text!r} does not describe a graphics card.", "", "Write for example vram=6GiB,link=12GB/s,gpu=200GB/s."
+        sentence("{} does not describe a graphics card.", f"{text!r}"),
+        "",
+        "Write for example vram=6GiB,link=12GB/s,gpu=200GB/s.",
     )

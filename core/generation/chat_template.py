@@ -17,6 +17,7 @@ from core.events import Message
 from core.files import without_halves
 from core.generation.arrangement import arrangements, is_blank, is_plain
 from core.generation.thought_tags import TAG, Marks, Pair
+from core.sentence import sentence
 
 BREAK = "\U000f0000"
 """Stands inside whatever looks like a mark of the template in people's text, so that neither it nor the tokenizer takes
@@ -248,6 +249,6 @@ def _refused(error: TemplateRefusal | None) -> HeteGenError:
         )
     return NoChatTemplate(
         "This model's chat template refuses the conversation.",
-        f"It says: {error}.",
+        sentence("It says: {}.", error),
         "Start a new conversation, or choose another model.",
     )

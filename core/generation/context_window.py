@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from core.errors import PromptTooLong
 from core.events import Message, Truncated
+from core.sentence import sentence
 
 # Room for the reply that the prompt may not use: this much of the context, at most RESERVE_TOKENS.
 RESERVE_SHARE = 0.25
@@ -61,12 +62,12 @@ def fit(
 def _too_long(turns: Sequence[Message], size: int, context: int) -> PromptTooLong:
     if turns[-1].role == "user":
         return PromptTooLong(
-            f"The message is longer than the context: {size:,} of {context:,} tokens.",
+            sentence("The message is longer than the context: {} of {} tokens.", f"{size:,}", f"{context:,}"),
             "",
             "Shorten it, or load the model with a longer context.",
         )
     return PromptTooLong(
-        f"The reply fills the context: {size:,} of {context:,} tokens.",
+        sentence("The reply fills the context: {} of {} tokens.", f"{size:,}", f"{context:,}"),
         "",
         "Ask for the rest in a new message, or load the model with a longer context.",
     )

@@ -15,6 +15,7 @@ from core.errors import BadRequest
 from core.events import Tool
 from core.generation.tokenizer import Tokenizer
 from core.generation.tool_formats import GLM, QWEN_XML, ToolFormat, properties_of
+from core.sentence import sentence
 
 # One way to lay JSON out: a small model would otherwise write white space without end.
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -104,7 +105,7 @@ class Grammars:
 
 
 def _unusable(reason: str) -> BadRequest:
-    line = reason.strip().splitlines()[0] if reason.strip() else "It is not valid."
+    line = reason.strip().splitlines()[0] if reason.strip() else sentence("It is not valid.")
     return BadRequest("The JSON schema cannot be enforced.", line, "Simplify the schema.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.errors import BadRequest, BrokenOutput
 from core.events import Sampling
+from core.sentence import sentence
 
 Sampler = Callable[[Tensor, Sequence[int]], int]
 """(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
@@ -80,10 +81,16 @@ def check(sampling: Sampling) -> None:
         value = getattr(sampling, name)
         if value is not None and not _within(value, low, high):
             shown = name.replace("_", " ")
-            raise BadRequest(f"The {shown} {value} is out of range.", "", f"Choose a value from {low:g} to {high:g}.")
+            raise BadRequest(
+                sentence("The {} {} is out of range.", shown, value),
+                "",
+                sentence("Choose a value from {} to {}.", f"{low:g}", f"{high:g}"),
+            )
     for token, bias in sampling.logit_bias:
         if token < 0 or not _within(bias, -BIAS_LIMIT, BIAS_LIMIT):
-            raise BadRequest(f"The bias {bias:g} of the token {token} is out of range.", "", "Choose -100 to 100.")
+            raise BadRequest(
+                sentence("The bias {} of the token {} is out of range.", f"{bias:g}", token), "", "Choose -100 to 100."
+            )
 
 
 def _within(value: float, low: float, high: float) -> bool:

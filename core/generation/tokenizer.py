@@ -21,6 +21,7 @@ from core.generation.text_stream import TextStream, byte_tokens
 from core.generation.thought_tags import TAG, Marks, marks_of
 from core.generation.tool_formats import as_functions, in_words, knows_tools
 from core.layers.kv_cache import common_prefix
+from core.sentence import sentence
 
 # A re-rendered reply may differ in its ids from what the model drew by about this many, while its text is the same.
 SPLICE_REACH = 64
@@ -218,7 +219,7 @@ def _no_tokenizer(folder: Path, error: Exception) -> ModelUnreadable:
     if not any((folder / name).exists() for name in names):
         return ModelUnreadable(
             "The model has no tokenizer.",
-            f"{folder.name} holds none of the files it could be in.",
+            sentence("{} holds none of the files it could be in.", folder.name),
             "Download it again.",
         )
     if isinstance(error, ImportError | json.JSONDecodeError):

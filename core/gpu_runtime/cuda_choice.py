@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import HeteGenError
+from core.sentence import sentence
 
 
 class NoRuntime(HeteGenError):
@@ -66,13 +67,14 @@ def choose(machine: Nvidia) -> CudaBuild:
     if not suited:
         major, minor = machine.cards[0].capability
         raise NoRuntime(
-            f"The {machine.cards[0].name} is not supported by PyTorch.", f"Its compute capability is {major}.{minor}."
+            sentence("The {} is not supported by PyTorch.", machine.cards[0].name),
+            sentence("Its compute capability is {}.{}.", major, minor),
         )
     for build in suited:
         if machine.branch >= build.branch:
             return build
     raise NoRuntime(
-        f"The driver {machine.driver} of the {machine.cards[0].name} is too old.",
-        f"Version {min(build.branch for build in suited)} or newer is needed.",
+        sentence("The driver {} of the {} is too old.", machine.driver, machine.cards[0].name),
+        sentence("Version {} or newer is needed.", min(build.branch for build in suited)),
         "Install a newer driver from NVIDIA, then start again.",
     )

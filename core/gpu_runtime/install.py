@@ -17,6 +17,7 @@ from core.hub.fetch_file import Changed
 from core.hub.listing import Listing
 from core.hub.partial_file import disk_error
 from core.hub.progress import DownloadState, FileTrack, Pace
+from core.sentence import sentence
 
 Step = Literal["fetching", "unpacking"]
 
@@ -54,7 +55,7 @@ def install(
         _unpack(runtime, needed, report, stop)
         runtime.drop_downloads()
     except Changed as error:
-        raise DownloadFailed(f"{error} has changed on its server.", "", "Try again.") from error
+        raise DownloadFailed(sentence("{} has changed on its server.", error), "", "Try again.") from error
     except OSError as error:
         raise disk_error(error, runtime.root) from error
 

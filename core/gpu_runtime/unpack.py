@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from core.errors import DiskFull, DownloadFailed
 from core.events import Stop
 from core.hub.retry import Stopped
+from core.sentence import sentence
 
 BLOCK_BYTES = 4 << 20
 RESERVE_BYTES = 256 << 20
@@ -60,7 +61,9 @@ def _wanted(wheel: Path, entries: Iterable[zipfile.ZipInfo]) -> Iterator[zipfile
         path = PurePosixPath(entry.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in entry.filename:
             raise DownloadFailed(
-                "The GPU runtime was not unpacked.", f"{wheel.name} would write to {entry.filename!r}.", "Remove it."
+                "The GPU runtime was not unpacked.",
+                sentence("{} would write to {}.", wheel.name, f"{entry.filename!r}"),
+                "Remove it.",
             )
         if not entry.is_dir() and not SKIPPED & set(path.parts):
             yield entry
@@ -81,7 +84,11 @@ def _check_room(folder: Path, total: int) -> None:
     short = total + RESERVE_BYTES - shutil.disk_usage(folder).free
     if short > 0:
         raise DiskFull(
-            f"The GPU runtime does not fit on the disk with {folder.parent}.",
-            f"Unpacked it takes {total / 1e9:.1f} GB, and {short / 1e9:.1f} GB are missing.",
+            sentence("The GPU runtime does not fit on the disk with {}.", folder.parent),
+            sentence(
+                "Unpacked it takes {} GB, and {} GB are missing.",
+                f"{total / 1e9:.1f}",
+                f"{short / 1e9:.1f}",
+            ),
             "Make room, then go on: what was downloaded is kept.",
         )

@@ -18,6 +18,7 @@ from core.events import Stop
 from core.gpu_runtime.cuda_choice import NoRuntime
 from core.hub.client import Client
 from core.hub.retry import Retries, retry
+from core.sentence import sentence
 
 PAGE_BYTES = 32 << 20
 METADATA_BYTES = 4 << 20
@@ -98,13 +99,15 @@ class Indexes:
             address = f"{page}/{name}/"
             if wheel := best(parse_page(self._text(address, name, PAGE_BYTES, stop), address), wanted, self._tags):
                 return wheel
-        raise NoRuntime(f"{wanted} is not offered for this computer.", "Its index lists no wheel that fits.")
+        raise NoRuntime(sentence("{} is not offered for this computer.", wanted), "Its index lists no wheel that fits.")
 
     def requirements(self, wheel: Wheel, stop: Stop) -> list[Requirement]:
         """What a wheel says that it needs. Raises DownloadFailed, NetworkError, Stopped."""
         text = self._text(f"{wheel.url}.metadata", wheel.name, METADATA_BYTES, stop)
         if not text:
-            raise DownloadFailed(f"What {wheel.file} needs was not told.", "Its index has no metadata for it.")
+            raise DownloadFailed(
+                sentence("What {} needs was not told.", wheel.file), "Its index has no metadata for it."
+            )
         return [Requirement(line) for line in HeaderParser().parsestr(text).get_all("Requires-Dist", [])]
 
     def size(self, wheel: Wheel, stop: Stop) -> int:
@@ -117,7 +120,7 @@ class Indexes:
 
         if size := retry(once, self._retries, stop):
             return size
-        raise DownloadFailed(f"The size of {wheel.file} was not told.", "", "Try again later.")
+        raise DownloadFailed(sentence("The size of {} was not told.", wheel.file), "", "Try again later.")
 
     def _text(self, address: str, name: str, most: int, stop: Stop) -> str:
         """A small file; "" where there is none, which some servers say as 403."""

@@ -23,6 +23,7 @@ from core.events import Stop, never
 from core.hub.http_errors import broken_line, refusal, retry_after
 from core.hub.proxy import DEFAULT_PORTS, connect, credentials
 from core.hub.retry import Retries, Transient, retry
+from core.sentence import sentence
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # 416: nothing of the file lies in the range asked for, as of an empty one.
@@ -122,12 +123,12 @@ class Client:
 
         body, following = retry(once, self.retries, stop)
         if following and _origin(urlsplit(following)) != self._home:
-            raise NetworkError(f"{self.host} was not understood.", "Its next page is on another host.", "")
+            raise NetworkError(sentence("{} was not understood.", self.host), "Its next page is on another host.", "")
         try:
             return json.loads(body), following
         except ValueError as error:
             raise NetworkError(
-                f"{self.host} was not understood.",
+                sentence("{} was not understood.", self.host),
                 "The answer is not what the Hub sends; a sign-in page of the network may be in between.",
                 "Open a web page in a browser, then try again.",
             ) from error
@@ -193,7 +194,7 @@ class Client:
             reply.read(BLOCK_BYTES)
             self._keep(reply)
             url = _redirected(url, location)
-        raise NetworkError(f"{self.host} redirects without end.", "", "Try again later.")
+        raise NetworkError(sentence("{} redirects without end.", self.host), "", "Try again later.")
 
     def _get(self, url: str, headers: Mapping[str, str]) -> HttpResponse:
         target = urlsplit(url)
@@ -250,7 +251,9 @@ def _redirected(url: str, location: str) -> str:
     target = urljoin(url, location)
     scheme = urlsplit(target).scheme
     if scheme != "https" and not (scheme == "http" and urlsplit(url).scheme == "http"):
-        raise NetworkError(f"{urlsplit(url).netloc} redirects to an address that is not safe.", "", "Try again later.")
+        raise NetworkError(
+            sentence("{} redirects to an address that is not safe.", urlsplit(url).netloc), "", "Try again later."
+        )
     return target
 
 

@@ -17,6 +17,7 @@ from core.hub.partial_file import disk_error
 from core.hub.progress import DownloadState, FileTrack, Pace, Report, silent
 from core.hub.removal import drop_partials
 from core.hub.retry import Stopped
+from core.sentence import sentence
 from core.weights.weight_files import INDEX
 
 LISTINGS = 3
@@ -55,7 +56,9 @@ def download(
         except Changed:
             continue
     raise DownloadFailed(
-        f"{reference.id} keeps changing on the server.", "Its files are being replaced.", "Try again in a while."
+        sentence("{} keeps changing on the server.", reference.id),
+        "Its files are being replaced.",
+        "Try again in a while.",
     )
 
 

@@ -16,6 +16,7 @@ from core.hub.client import Client
 from core.hub.fetch_file import Address, Source, fetch
 from core.hub.progress import DownloadState, Pace, Report
 from core.hub.retry import Retries, Stopped
+from core.sentence import sentence
 
 THREADS = 4
 REPORT_S = 0.1
@@ -87,15 +88,19 @@ class Downloader:
         short = missing + self._manner.reserve_bytes - self._free()
         if missing and short > 0:
             raise DiskFull(
-                f"{board.id} does not fit on the disk with {self._cache.root}.",
-                f"{missing / 1e9:.1f} GB are still to come, and {short / 1e9:.1f} GB are missing.",
+                sentence("{} does not fit on the disk with {}.", board.id, self._cache.root),
+                sentence(
+                    "{} GB are still to come, and {} GB are missing.",
+                    f"{missing / 1e9:.1f}",
+                    f"{short / 1e9:.1f}",
+                ),
                 "Make room, or choose another folder for models.",
             )
 
     def _check_low(self) -> None:
         if self._free() < self._manner.reserve_bytes // 2:
             raise DiskFull(
-                f"The disk with {self._cache.root} is nearly full.",
+                sentence("The disk with {} is nearly full.", self._cache.root),
                 "What was downloaded is kept.",
                 "Make room, then resume the download.",
             )

@@ -17,6 +17,7 @@ from core.hub.listing import DIGEST, RemoteFile
 from core.hub.partial_file import BLOCK_BYTES, Partial, disk_error, hash_file
 from core.hub.progress import FileTrack, Pace
 from core.hub.retry import Retries, Stopped, Transient, nap
+from core.sentence import sentence
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 CHECKSUM_TRIES = 2
@@ -85,7 +86,7 @@ def _bring(source: Source, track: FileTrack) -> None:
             partial.restart()
             if tried == CHECKSUM_TRIES:
                 raise DownloadFailed(
-                    f"{file.path} of {source.id} arrived damaged.",
+                    sentence("{} of {} arrived damaged.", file.path, source.id),
                     "Its checksum was wrong twice.",
                     "Try again later, or on another network.",
                 )
@@ -110,7 +111,7 @@ def _complete(source: Source, track: FileTrack, partial: Partial) -> None:
             if source.retries.gives_up(failures, failure.after_s):
                 raise failure.error from failure
             error, wait = failure.error, source.retries.wait_s(failures, failure.after_s)
-        track.state, track.note = "retrying", f"{error.what} Trying again in {wait:.0f} s."
+        track.state, track.note = "retrying", sentence("{} Trying again in {} s.", error.what, f"{wait:.0f}")
         nap(wait, source.stop)
         track.note = ""
 
@@ -164,8 +165,8 @@ def _check_length(reply: HttpResponse, file: RemoteFile, start: int) -> None:
     if wrong_place or wrong_total or (length is not None and length.strip() != str(file.size - start)):
         raise Transient(
             DownloadFailed(
-                f"{file.path} has the wrong length on the server.",
-                f"{file.size - start:,} bytes were expected, {length or 'others'} are offered.",
+                sentence("{} has the wrong length on the server.", file.path),
+                sentence("{} bytes were expected, {} are offered.", f"{file.size - start:,}", length or "others"),
                 "Try again later; a sign-in page of the network may be in between.",
             )
         )
@@ -173,7 +174,9 @@ def _check_length(reply: HttpResponse, file: RemoteFile, start: int) -> None:
 
 def _cut(source: Source, file: RemoteFile) -> HeteGenError:
     return NetworkError(
-        f"The connection to {source.client.host} broke.", f"{file.path} was cut off.", "Check the connection."
+        sentence("The connection to {} broke.", source.client.host),
+        sentence("{} was cut off.", file.path),
+        "Check the connection.",
     )
 
 
@@ -182,7 +185,7 @@ def _advance(track: FileTrack, count: int) -> None:
 
 
 def _say_busy(track: FileTrack) -> None:
-    track.note = "Another program is downloading the same file."
+    track.note = sentence("Another program is downloading the same file.")
 
 
 @contextmanager

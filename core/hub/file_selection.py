@@ -7,6 +7,7 @@ import re
 from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
 from core.hub.cache_layout import Cache
 from core.hub.listing import Listing, RemoteFile
+from core.sentence import sentence
 from core.weights.weight_files import INDEX, SINGLE, is_weights, shard_names
 
 CONFIG = "config.json"
@@ -26,7 +27,9 @@ def needed_files(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...
     names files that are not there.
     """
     if listing.file(CONFIG) is None:
-        raise UnsupportedModel(f"{listing.id} is no language model.", "It has no config.json.", "Choose another one.")
+        raise UnsupportedModel(
+            sentence("{} is no language model.", listing.id), "It has no config.json.", "Choose another one."
+        )
     small = sorted((file for file in listing.files if SMALL.fullmatch(file.path)), key=lambda file: file.path)
     return (*small, *_weights(listing, index))
 
@@ -52,7 +55,7 @@ def _weights(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
     others = tuple(file for file in top if is_weights(file.path))
     if not others:
         raise UnsupportedModel(
-            f"{listing.id} cannot be used here.", _why_no_weights(top), "Choose a version in safetensors."
+            sentence("{} cannot be used here.", listing.id), _why_no_weights(top), "Choose a version in safetensors."
         )
     return others
 
@@ -62,8 +65,8 @@ def _shards(listing: Listing, names: frozenset[str]) -> tuple[RemoteFile, ...]:
     found = tuple(file for file in listing.files if file.path in names)
     if missing := names - {file.path for file in found}:
         raise ModelUnreadable(
-            f"{listing.id} is not whole on the Hub.",
-            f"{len(missing)} of its weight files are missing there, first {min(missing)}.",
+            sentence("{} is not whole on the Hub.", listing.id),
+            sentence("{} of its weight files are missing there, first {}.", len(missing), min(missing)),
             "Choose another model.",
         )
     return tuple(sorted(found, key=lambda file: file.path))

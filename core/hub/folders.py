@@ -10,6 +10,7 @@ from core.errors import ModelUnreadable
 from core.files import write_whole
 from core.hub.file_selection import CONFIG
 from core.hub.installed import Installed, is_whole
+from core.sentence import sentence
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Folders:
         model = describe(folder)
         if model is None or not model.complete:
             why = (
-                "There is no config.json with safetensors files in it."
+                sentence("There is no config.json with safetensors files in it.")
                 if model is None
-                else "Some weights are missing."
+                else sentence("Some weights are missing.")
             )
-            raise ModelUnreadable(f"{folder.name} holds no whole model.", why, "Choose another folder.")
+            raise ModelUnreadable(sentence("{} holds no whole model.", folder.name), why, "Choose another folder.")
         if folder not in self._paths():
             self._write([*self._paths(), folder])
         return model

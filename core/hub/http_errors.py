@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from core.errors import AccessDenied, HeteGenError, ModelNotFound, NetworkError
 from core.hub.retry import Transient
+from core.sentence import sentence
 
 RESET_SECONDS = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 TOKEN_PAGE = "settings/tokens"
-CHECK_CONNECTION = "Check the connection, then try again."
+CHECK_CONNECTION = sentence("Check the connection, then try again.")
 
 
 def refusal(status: int, headers: Message, endpoint: str, subject: str, *, has_token: bool) -> HeteGenError:
@@ -27,25 +28,31 @@ def refusal(status: int, headers: Message, endpoint: str, subject: str, *, has_t
     if status == 401:
         return _unauthorized(code, endpoint, subject, has_token=has_token)
     if status == 403:
-        why = headers.get("X-Error-Message", "") or f"{host} refuses it."
-        return AccessDenied(f"{subject or host} may not be read.", why, "Check what your token may do.")
+        why = headers.get("X-Error-Message", "") or sentence("{} refuses it.", host)
+        return AccessDenied(sentence("{} may not be read.", subject or host), why, "Check what your token may do.")
     if status == 404:
         return _missing(code, host, subject)
     if status == 429:
-        return NetworkError(f"{host} asks to slow down.", "Too many requests were made.", "Wait a few minutes.")
+        return NetworkError(
+            sentence("{} asks to slow down.", host), "Too many requests were made.", "Wait a few minutes."
+        )
     if status >= 500:
-        return NetworkError(f"{host} does not work at the moment.", f"It answered {status}.", "Try again later.")
-    return NetworkError(f"{host} refused the request.", f"It answered {status}.", "Try again later.")
+        return NetworkError(
+            sentence("{} does not work at the moment.", host), sentence("It answered {}.", status), "Try again later."
+        )
+    return NetworkError(
+        sentence("{} refused the request.", host), sentence("It answered {}.", status), "Try again later."
+    )
 
 
 def _gated(endpoint: str, subject: str, *, has_token: bool) -> AccessDenied:
-    then = "then try again" if has_token else "then enter your token"
+    then = sentence("then try again") if has_token else sentence("then enter your token")
     return AccessDenied(
-        f"Access to {subject or 'this model'} has to be granted first.",
+        sentence("Access to {} has to be granted first.", subject or "this model"),
         "Its owner asks people to accept a licence."
         if not has_token
         else "Your account has not been given access, or the token may not read gated models.",
-        f"Accept the licence at {endpoint}/{subject}, {then}.",
+        sentence("Accept the licence at {}/{}, {}.", endpoint, subject, then),
     )
 
 
@@ -54,25 +61,31 @@ def _unauthorized(code: str, endpoint: str, subject: str, *, has_token: bool) ->
         return AccessDenied(
             "The token was not accepted.",
             "It may be mistyped, expired or revoked.",
-            f"Make a new one at {endpoint}/{TOKEN_PAGE} and enter it.",
+            sentence("Make a new one at {}/{} and enter it.", endpoint, TOKEN_PAGE),
         )
     if code == "RepoNotFound":
         return ModelNotFound(
-            f"There is no model {subject} that everyone may read.",
+            sentence("There is no model {} that everyone may read.", subject),
             "It does not exist or is private.",
             "Check the spelling, or enter a token that may read it.",
         )
     return AccessDenied(
-        f"{subject or 'This'} may only be read with a token.", "", f"Make one at {endpoint}/{TOKEN_PAGE} and enter it."
+        sentence("{} may only be read with a token.", subject or "This"),
+        "",
+        sentence("Make one at {}/{} and enter it.", endpoint, TOKEN_PAGE),
     )
 
 
 def _missing(code: str, host: str, subject: str) -> ModelNotFound:
     if code == "RevisionNotFound":
-        return ModelNotFound(f"{subject} has no such revision.", "", "Leave the revision out to take the newest.")
+        return ModelNotFound(
+            sentence("{} has no such revision.", subject), "", "Leave the revision out to take the newest."
+        )
     if code == "EntryNotFound":
-        return ModelNotFound(f"A file of {subject} is not on {host}.", "", "Choose another model.")
-    return ModelNotFound(f"There is no model {subject} on {host}.", "", "Check the spelling, or search for it.")
+        return ModelNotFound(sentence("A file of {} is not on {}.", subject, host), "", "Choose another model.")
+    return ModelNotFound(
+        sentence("There is no model {} on {}.", subject, host), "", "Check the spelling, or search for it."
+    )
 
 
 def retry_after(headers: Message) -> float | None:
@@ -94,21 +107,27 @@ def broken_line(error: Exception, url: str) -> Transient | NetworkError:
     host = urlsplit(url).netloc
     if isinstance(error, ssl.SSLCertVerificationError):
         return NetworkError(
-            f"The connection to {host} is not safe.",
-            f"Its certificate was not accepted: {error.verify_message}.",
+            sentence("The connection to {} is not safe.", host),
+            sentence("Its certificate was not accepted: {}.", error.verify_message),
             "Check this computer's date, or ask who runs the network.",
         )
     if isinstance(error, ssl.SSLError):
-        return Transient(NetworkError(f"No safe connection to {host}.", f"{error.reason or error}.", CHECK_CONNECTION))
+        return Transient(
+            NetworkError(sentence("No safe connection to {}.", host), f"{error.reason or error}.", CHECK_CONNECTION)
+        )
     if isinstance(error, socket.gaierror):
-        return Transient(NetworkError(f"{host} was not found.", "The network may be off.", CHECK_CONNECTION))
+        return Transient(NetworkError(sentence("{} was not found.", host), "The network may be off.", CHECK_CONNECTION))
     if isinstance(error, TimeoutError):
-        return Transient(NetworkError(f"{host} does not answer.", "It was silent for too long.", CHECK_CONNECTION))
+        return Transient(
+            NetworkError(sentence("{} does not answer.", host), "It was silent for too long.", CHECK_CONNECTION)
+        )
     if isinstance(error, ConnectionRefusedError):
-        return Transient(NetworkError(f"{host} cannot be reached.", "It refuses connections.", CHECK_CONNECTION))
+        return Transient(
+            NetworkError(sentence("{} cannot be reached.", host), "It refuses connections.", CHECK_CONNECTION)
+        )
     if isinstance(error, ConnectionError):
-        return Transient(NetworkError(f"The connection to {host} broke.", "", CHECK_CONNECTION))
-    return Transient(NetworkError(f"{host} cannot be reached.", _sentence(error), CHECK_CONNECTION))
+        return Transient(NetworkError(sentence("The connection to {} broke.", host), "", CHECK_CONNECTION))
+    return Transient(NetworkError(sentence("{} cannot be reached.", host), _sentence(error), CHECK_CONNECTION))
 
 
 def _sentence(error: Exception) -> str:

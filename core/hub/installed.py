@@ -18,6 +18,7 @@ from core.hub.environment import hub_environment
 from core.hub.file_selection import CONFIG, needed_files, shown_files
 from core.hub.listing import COMMIT, DIGEST, Listing, RemoteFile, parse_reference
 from core.hub.partial_file import hash_file
+from core.sentence import sentence
 from core.weights.safetensors_header import read_header
 from core.weights.weight_files import INDEX, SINGLE, shard_names, weight_files
 
@@ -64,15 +65,15 @@ def resolve_model(text: str, cache: Cache | None = None) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if PATH_LIKE.match(text):
-        raise ModelNotFound(f"There is no model at {text}.", "", "Check the path.")
+        raise ModelNotFound(sentence("There is no model at {}.", text), "", "Check the path.")
     reference = parse_reference(text)
     cache = cache or default_cache()
     here = _candidates(cache, reference.id, reference.revision)
     whole = next((model for model in here if model.complete), None)
     if whole is None:
         raise ModelNotFound(
-            f"{reference.id} is {'only partly' if here else 'not'} on this computer.", "",
-            f"Run `download {reference.id}` to {'complete it' if here else 'get it'}.",
+            sentence("{} is {} on this computer.", reference.id, 'only partly' if here else 'not'), "",
+            sentence("Run `download {}` to {}.", reference.id, 'complete it' if here else 'get it'),
         )  # fmt: skip
     cache.mark_used(whole.id)
     return whole.path

@@ -13,6 +13,7 @@ from core.errors import BadRequest, DownloadFailed, HeteGenError, NetworkError
 from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.environment import PUBLIC_HOSTS
+from core.sentence import sentence
 from core.weights.safetensors_header import ITEM_BITS
 
 Sort = Literal["trendingScore", "downloads", "likes", "lastModified", "createdAt"]
@@ -114,7 +115,7 @@ def _from_address(text: str, parts: list[str]) -> Reference:
 
 def _checked(text: str, name: str, revision: str) -> Reference:
     if not ID.fullmatch(name) or ".." in name or "--" in name or not REVISION.fullmatch(revision) or ".." in revision:
-        raise BadRequest(f"{text or 'Nothing'} is not the name of a model.", "", "Write it as owner/name.")
+        raise BadRequest(sentence("{} is not the name of a model.", text or "Nothing"), "", "Write it as owner/name.")
     return Reference(name, revision)
 
 
@@ -157,7 +158,7 @@ def list_files(client: Client, id: str, commit: str, stop: Stop = never) -> List
         files += [_file(client, id, entry) for entry in found if entry.get("type") == "file"]
         if not address:
             return Listing(id, commit, tuple(files))
-    raise DownloadFailed(f"The file list of {id} does not end.", "", "Choose another model.")
+    raise DownloadFailed(sentence("The file list of {} does not end.", id), "", "Choose another model.")
 
 
 def read_card(client: Client, id: str, commit: str) -> str:
@@ -191,8 +192,8 @@ def _file(client: Client, id: str, entry: Mapping[str, Any]) -> RemoteFile:
         raise _not_understood(client) from error
     if not is_safe_path(file.path):
         raise DownloadFailed(
-            f"{id} was refused.",
-            f"One of its files would be written outside of the model's folder: {file.path!r}.",
+            sentence("{} was refused.", id),
+            sentence("One of its files would be written outside of the model's folder: {}.", f"{file.path!r}"),
             "Choose another model, and report this one to the Hub.",
         )
     if not DIGEST.fullmatch(file.etag) or file.size < 0:
@@ -220,5 +221,5 @@ def _info(entry: Mapping[str, Any]) -> ModelInfo:
 
 def _not_understood(client: Client) -> HeteGenError:
     return NetworkError(
-        f"{client.host} was not understood.", "The answer is not what the Hub sends.", "Try again later."
+        sentence("{} was not understood.", client.host), "The answer is not what the Hub sends.", "Try again later."
     )

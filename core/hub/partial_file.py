@@ -16,6 +16,7 @@ from core.errors import DiskFull, DownloadFailed, HeteGenError
 from core.events import Stop
 from core.hub.listing import RemoteFile
 from core.hub.retry import Stopped
+from core.sentence import sentence
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -54,13 +55,15 @@ def disk_error(error: OSError, root: Path) -> HeteGenError:
     """What an error of the disk means while a model is written under `root`."""
     if error.errno in FULL:
         return DiskFull(
-            f"The disk with {root} is full.", "What was downloaded is kept.", "Make room, then resume the download."
+            sentence("The disk with {} is full.", root),
+            "What was downloaded is kept.",
+            "Make room, then resume the download.",
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        why = "The folder may only be read."
+        why = sentence("The folder may only be read.")
     else:
         why = f"{error.strerror or error}."
-    return DownloadFailed(f"Models cannot be written to {root}.", why, "Choose another folder for models.")
+    return DownloadFailed(sentence("Models cannot be written to {}.", root), why, "Choose another folder for models.")
 
 
 class Partial:

@@ -8,6 +8,7 @@ import ssl
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from core.errors import NetworkError
+from core.sentence import sentence
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -22,8 +23,8 @@ def connect(
     via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if via.scheme not in DEFAULT_PORTS or not via.hostname:
         raise NetworkError(
-            f"The proxy {via.hostname or proxy} cannot be used.",
-            f"Its kind ({via.scheme}) is not spoken here.",
+            sentence("The proxy {} cannot be used.", via.hostname or proxy),
+            sentence("Its kind ({}) is not spoken here.", via.scheme),
             "Set HTTPS_PROXY to an http:// address.",
         )
     # A plain http request through a proxy names the whole address; an https one goes through a tunnel.

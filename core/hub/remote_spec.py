@@ -15,6 +15,7 @@ from core.hub.client import Client
 from core.hub.file_selection import CONFIG, needed_files
 from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.retry import Stopped
+from core.sentence import sentence
 from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
 from core.weights.weight_files import INDEX, weight_files
 
@@ -75,7 +76,9 @@ def read_local(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo
     try:
         content = (folder / CONFIG).read_bytes()
     except OSError as error:
-        raise ModelUnreadable(f"{folder.name} cannot be read.", f"{error.strerror}.", "Download it again.") from error
+        raise ModelUnreadable(
+            sentence("{} cannot be read.", folder.name), f"{error.strerror}.", "Download it again."
+        ) from error
     tensors = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
     return _parsed(content, folder.name), tensors
 
@@ -90,7 +93,9 @@ def _parsed(content: bytes, id: str) -> dict[str, Any]:
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise ModelUnreadable(f"{CONFIG} of {id} cannot be read.", "It is damaged.", "Choose another model.")
+        raise ModelUnreadable(
+            sentence("{} of {} cannot be read.", CONFIG, id), "It is damaged.", "Choose another model."
+        )
     return config
 
 
@@ -103,5 +108,7 @@ def _tensors(client: Client, listing: Listing, file: RemoteFile) -> dict[str, Te
         header += client.get_bytes(address, listing.id, start=len(begin), size=missing)
     tensors = parse_header(header, file.path)
     if max((tensor.end for tensor in tensors.values()), default=0) > file.size:
-        raise ModelUnreadable(f"{file.path} of {listing.id} is cut off on the Hub.", "", "Choose another model.")
+        raise ModelUnreadable(
+            sentence("{} of {} is cut off on the Hub.", file.path, listing.id), "", "Choose another model."
+        )
     return tensors

@@ -11,13 +11,14 @@ from pathlib import Path
 from core.errors import BadRequest, ModelNotFound
 from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
+from core.sentence import sentence
 
 
 def remove(cache: Cache, id: str) -> int:
     """Delete a model, all its commits and its unfinished files; returns the bytes freed. Raises ModelNotFound, ..."""
     repo = cache.repo(id)
     if not repo.is_dir():
-        raise ModelNotFound(f"{id} is not on this computer.", "", "Run `models` to see what is.")
+        raise ModelNotFound(sentence("{} is not on this computer.", id), "", "Run `models` to see what is.")
     _check_idle(cache, id)
     payloads = [payload for payload in _shared(repo) if not _used_elsewhere(cache, repo, payload)]
     freed = own_bytes(repo) + sum(payload.stat().st_size for payload in payloads)
@@ -69,7 +70,9 @@ def _told(id: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadRequest(
-            f"{id} could not be removed.", f"{error.strerror or error}.", "Close programs that use it, then try again."
+            sentence("{} could not be removed.", id),
+            f"{error.strerror or error}.",
+            "Close programs that use it, then try again.",
         ) from error
 
 
@@ -77,7 +80,7 @@ def _check_idle(cache: Cache, id: str) -> None:
     for etag in cache.partials(id):
         lock = try_lock(cache.lock(id, etag))
         if lock is None:
-            raise BadRequest(f"{id} is being downloaded.", "", "Pause the download, then remove it.")
+            raise BadRequest(sentence("{} is being downloaded.", id), "", "Pause the download, then remove it.")
         lock.release()
 
 

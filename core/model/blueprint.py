@@ -21,6 +21,7 @@ from core.layers.attention import register as register_attention
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.moe import register as register_experts
 from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
+from core.sentence import sentence
 from core.startup.torch_stubs import bare_torch
 from core.weights.weight_files import check_folder
 
@@ -60,7 +61,7 @@ def config_from(raw: dict[str, Any]) -> Any:
     model_type = raw["model_type"]
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModel(
-            f"The architecture {model_type!r} is not known.",
+            sentence("The architecture {} is not known.", f"{model_type!r}"),
             "It is newer than this version of HeteGen, or needs program code of its own, which is never run.",
             "Update HeteGen, or choose another model.",
         )
@@ -177,8 +178,8 @@ def _texts(entry: dict[str, Any]) -> set[str]:
 def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
     """What to say where a model's forward pass fails."""
     return UnsupportedModel(
-        f"A model of the kind {module.config.model_type!r} cannot be run here.",
-        f"Its own program says: {_reason(error)}.",
+        sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
+        sentence("Its own program says: {}.", _reason(error)),
         "Choose another model.",
     )
 
@@ -197,7 +198,7 @@ def _check_cache(module: Any) -> None:
     keeps_own = hasattr(module.base_model, "_setup_cache") or not module._supports_default_dynamic_cache()
     if not cache_argument(module) or keeps_own:
         raise UnsupportedModel(
-            f"A model of the kind {module.config.model_type!r} cannot be run here.",
+            sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
             "It keeps what it has read in a form of its own.",
             "Choose a model of another architecture.",
         )
@@ -209,7 +210,7 @@ def _no_model(error: Exception) -> ModelUnreadable:
 
 def _no_causal_lm(config: Any) -> UnsupportedModel:
     return UnsupportedModel(
-        f"A model of the kind {config.model_type!r} cannot chat.",
+        sentence("A model of the kind {} cannot chat.", f"{config.model_type!r}"),
         "It is not a causal language model.",
         "Choose a model made for text generation.",
     )

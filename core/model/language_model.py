@@ -17,6 +17,7 @@ from core.model.blueprint import cache_argument, decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
+from core.sentence import sentence
 
 
 class ForwardStopped(Exception):
@@ -116,7 +117,7 @@ def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
         if _is_no_memory(error):
             raise _no_memory() from error
         raise ModelUnreadable(
-            f"The parts of the weight {target} do not fit together.", "", "Download the model again."
+            sentence("The parts of the weight {} do not fit together.", target), "", "Download the model again."
         ) from error
 
 
@@ -127,7 +128,7 @@ def _finish(module: Any) -> None:
     empty = [name for name, value in module.named_parameters() if value.is_meta]
     if empty:
         raise ModelUnreadable(
-            f"{len(empty)} of the model's tensors are missing.", f"The first one is {empty[0]}.",
+            sentence("{} of the model's tensors are missing.", len(empty)), sentence("The first one is {}.", empty[0]),
             "Download the model again.",
         )  # fmt: skip
     _compute_buffers(module)
@@ -146,7 +147,7 @@ def _compute_buffers(module: Any) -> None:
     module.initialize_weights()
     if any(value.is_floating_point() and value.isnan().any() for value in map(module.get_buffer, computed)):
         raise UnsupportedModel(
-            f"A model of the kind {module.config.model_type!r} cannot be run here.",
+            sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
             "Some of its values are in no file and are not computed either.",
             "Choose a model of another architecture.",
         )
@@ -176,14 +177,14 @@ def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> No
         return
     if tensor.shape != wanted.shape:
         raise ModelUnreadable(
-            f"The weight {name} has the wrong shape.",
-            f"It is {tuple(tensor.shape)}, and config.json asks for {tuple(wanted.shape)}.",
+            sentence("The weight {} has the wrong shape.", name),
+            sentence("It is {}, and config.json asks for {}.", tuple(tensor.shape), tuple(wanted.shape)),
             "Download the model again.",
         )
     if wanted.is_floating_point() and (tensor.dtype not in STORED and tensor.dtype != torch.float64):
         raise ModelUnreadable(
-            f"The weight {name} is no floating-point number.",
-            f"It is stored as {str(tensor.dtype).removeprefix('torch.')}.",
+            sentence("The weight {} is no floating-point number.", name),
+            sentence("It is stored as {}.", str(tensor.dtype).removeprefix("torch.")),
             "Choose the original version of the model.",
         )
 

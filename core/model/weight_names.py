@@ -12,6 +12,7 @@ from torch import Tensor
 from core.errors import ModelUnreadable
 from core.model.blueprint import decoder_layers
 from core.model.language_half import text_config
+from core.sentence import sentence
 
 OLD_BUFFERS = re.compile(
     r"rotary_emb\.|inv_freq|(^|[._])masked_bias$|(attn|attention)\.bias$|position_ids$|[._](q|k|v|kv|qk)_scale$|\.version$"
@@ -89,8 +90,8 @@ def check_unasked(module: Any, checkpoint: Mapping[str, Tensor], unasked: Mappin
     ]  # fmt: skip
     if wrong:
         raise ModelUnreadable(
-            f"{len(wrong)} tensors of the weights have no place in the model that config.json describes.",
-            f"The first one is {wrong[0]}.",
+            sentence("{} tensors of the weights have no place in the model that config.json describes.", len(wrong)),
+            sentence("The first one is {}.", wrong[0]),
             "Choose the original version of the model.",
         )
 

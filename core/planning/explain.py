@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.sentence import joined, sentence
 from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan
 from core.units import format_memory
 
@@ -47,8 +48,12 @@ def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     if streamed >= 0.995:
         rest = "the rest is streamed to it for each token"
     elif streamed >= 0.005:
-        rest = f"of the rest the processor computes {1 - streamed:.0%} while {streamed:.0%} is streamed to the card"
-    return f"{share:.0%} of the weights lie in the graphics card's memory; {rest}."
+        rest = sentence(
+            "of the rest the processor computes {} while {} is streamed to the card",
+            f"{1 - streamed:.0%}",
+            f"{streamed:.0%}",
+        )
+    return sentence("{} of the weights lie in the graphics card's memory; {}.", f"{share:.0%}", rest)
 
 
 def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
@@ -56,8 +61,8 @@ def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
     words = FORMAT_WORDS[best.format]
     others = [_rejected(plan) for plan in tried if plan.format != best.format]
     if not others:
-        return f"Using {words}: they fit and are fast enough, so nothing is lost."
-    return f"Using {words}: {'; '.join(others)}."
+        return sentence("Using {}: they fit and are fast enough, so nothing is lost.", words)
+    return sentence("Using {}: {}.", words, joined("; ", others))
 
 
 def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware) -> str:
@@ -68,10 +73,12 @@ def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware)
     problem = _problem(plan, spec, hardware)
     rank = {"yes": 2, "slow": 1, "no": 0}
     if (rank[idle.fits], idle.format != "int4") > (rank[plan.fits], plan.format != "int4"):
-        result = f"about {tok_s(idle.decode.likely)} tokens per second" if idle.fits != "no" else "it would run"
-        return f"{problem} Other programs are using memory now: with them closed, {result}."
+        result = (
+            sentence("about {} tokens per second", tok_s(idle.decode.likely)) if idle.fits != "no" else "it would run"
+        )
+        return sentence("{} Other programs are using memory now: with them closed, {}.", problem, result)
     if plan.fits == "no" or plan.from_disk:
-        return f"{problem} It is too big for this computer."
+        return sentence("{} It is too big for this computer.", problem)
     return problem
 
 
@@ -80,28 +87,38 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     found = [] if plan.fits == "no" else [_expected(plan)]
     for memory in plan.memory:
         place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
-        found.append(f"In {place}: {_memory_words(memory)}.")
+        found.append(sentence("In {}: {}.", place, _memory_words(memory)))
     on_card = sum(device >= 0 for device in plan.kv_devices)
     if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"
-        found.append(f"The conversation's memory of {plan.context} tokens is kept {where}, so that more weights fit.")
+        found.append(
+            sentence(
+                "The conversation's memory of {} tokens is kept {}, so that more weights fit.", plan.context, where
+            )
+        )
     if plan.host_layers:
         count = len(plan.host_layers)
-        found.append(f"While it writes, {count} of {spec.layers} layers are computed by the processor alone.")
+        found.append(
+            sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
+        )
     if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
-        found.append(f"While it reads prompts, {share:.0%} of the other weights are streamed to the card.")
+        found.append(
+            sentence("While it reads prompts, {} of the other weights are streamed to the card.", f"{share:.0%}")
+        )
     return found
 
 
 def _expected(plan: Plan) -> str:
     low, high, prompts = tok_s(plan.decode.low), tok_s(plan.decode.high), tok_s(plan.prefill.likely)
-    return f"Expected: {low} to {high} tokens per second, prompts at {prompts} ({HOW[plan.confidence]})."
+    return sentence(
+        "Expected: {} to {} tokens per second, prompts at {} ({}).", low, high, prompts, HOW[plan.confidence]
+    )
 
 
 def _memory_words(memory: DeviceMemory) -> str:
     parts = {"weights": memory.weights, "conversation": memory.kv_cache, "workspace": memory.workspace + memory.staging}
     words = ", ".join(f"{format_memory(size)} {name}" for name, size in parts.items() if size)
-    return f"{words}; {format_memory(memory.free_before)} were free"
+    return sentence("{}; {} were free", words, format_memory(memory.free_before))
 
 
 def _without_gpu(hardware: Hardware) -> str:
@@ -113,19 +130,21 @@ def _without_gpu(hardware: Hardware) -> str:
 def _rejected(plan: Plan) -> str:
     words = FORMAT_WORDS[plan.format]
     if plan.fits == "no":
-        return f"{words} do not fit"
+        return sentence("{} do not fit", words)
     if plan.from_disk:
-        return f"{words} do not fit in memory"
-    return f"{words} would give about {tok_s(plan.decode.likely)} tokens per second"
+        return sentence("{} do not fit in memory", words)
+    return sentence("{} would give about {} tokens per second", words, tok_s(plan.decode.likely))
 
 
 def _problem(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     size = format_memory(spec.weight_bytes(plan.format))
-    there = f"{format_memory(hardware.cpu.ram_free)} of memory are free"
+    there = sentence("{} of memory are free", format_memory(hardware.cpu.ram_free))
     if plan.fits == "no" and not plan.from_disk:
-        return f"The model needs {size} in this format, and {there}."
+        return sentence("The model needs {} in this format, and {}.", size, there)
     if plan.from_disk:
         missing = format_memory(plan.from_disk)
         speed = tok_s(plan.decode.likely)
-        return f"{missing} of its {size} must be read from the disk for every token: about {speed} tokens per second."
-    return f"It runs, slowly: about {tok_s(plan.decode.likely)} tokens per second."
+        return sentence(
+            "{} of its {} must be read from the disk for every token: about {} tokens per second.", missing, size, speed
+        )
+    return sentence("It runs, slowly: about {} tokens per second.", tok_s(plan.decode.likely))

@@ -22,6 +22,7 @@ from core.model.placement import DevicePlacement, HostPlacement
 from core.model.spec_cache import specification
 from core.paths import cache_folder
 from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, without_kv
+from core.sentence import sentence
 from core.spec import ModelSpec, Plan
 
 WORTH_A_COPY = 1.2
@@ -95,7 +96,7 @@ def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
     same = other is target is None or (other is not None and target is not None and other.same_ids(target))
     if not same:
         raise BadRequest(
-            f"{wanted.source.name} cannot draft for this model.",
+            sentence("{} cannot draft for this model.", wanted.source.name),
             "The two models split text into other tokens.",
             "Choose a smaller model of the same family.",
         )

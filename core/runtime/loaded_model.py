@@ -22,9 +22,10 @@ from core.paths import cache_folder
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
 from core.runtime.drafting import DraftModel
+from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
 
-UNLOCKED = "The system lets too little memory be locked for fast copies, so streaming to the card is slower."
+UNLOCKED = sentence("The system lets too little memory be locked for fast copies, so streaming to the card is slower.")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from core.planning.planner import place
 from core.planning.profile_store import model_key, recall
 from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
+from core.sentence import sentence
 from core.spec import MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
 
 # Smaller models run at once anywhere: nobody should wait for measurements first.
@@ -124,7 +125,11 @@ def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy:
     """The plan for a model on this machine as it is now. Raises BadRequest, NotEnoughMemory."""
     if options.context and options.context > spec.context_limit:
         limit = f"{spec.context_limit:,}"
-        raise BadRequest(f"This model reads at most {limit} tokens.", "", f"Choose a context of {limit} or less.")
+        raise BadRequest(
+            sentence("This model reads at most {} tokens.", limit),
+            "",
+            sentence("Choose a context of {} or less.", limit),
+        )
     hardware = machine.now()
     plan = place(spec, hardware, options, strategy)
     if (learned := recall(cache_folder(), model_key(plan, hardware))) != Profile():
@@ -137,11 +142,15 @@ def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy:
 def check(options: LoadOptions) -> None:
     """Raise BadRequest for a wish that makes no sense on any machine."""
     if options.context is not None and not MIN_CONTEXT <= options.context <= MAX_CONTEXT:
-        raise BadRequest(f"A context of {options.context:,} tokens is out of range.", "", "Choose 256 to 10,000,000.")
+        raise BadRequest(
+            sentence("A context of {} tokens is out of range.", f"{options.context:,}"), "", "Choose 256 to 10,000,000."
+        )
     if options.threads is not None and not 1 <= options.threads <= 1024:
-        raise BadRequest(f"{options.threads} threads cannot be used.", "", "Choose 1 to 1024.")
+        raise BadRequest(sentence("{} threads cannot be used.", options.threads), "", "Choose 1 to 1024.")
     if options.format not in ("auto", "bf16", "int8", "int4"):
-        raise BadRequest(f"The format {options.format!r} is not known.", "", "Choose auto, bf16, int8 or int4.")
+        raise BadRequest(
+            sentence("The format {} is not known.", repr(options.format)), "", "Choose auto, bf16, int8 or int4."
+        )
 
 
 def _read_weights(source: Source, plan: Plan) -> Iterator[Loading]:

@@ -16,6 +16,7 @@ from core.model.placement import DevicePlacement
 from core.planning.calibration import Keep, Shrink, Watch, learn, watch_memory, worth_changing
 from core.planning.planner import place
 from core.runtime.loaded_model import LoadedModel
+from core.sentence import sentence
 from core.spec import Budget, Plan, Profile, Times
 
 LOOK_EVERY_S = 0.5
@@ -87,7 +88,7 @@ class Replanner:
             if (change := self._step_down()) is not None:
                 return change
         self._loaded.avoid_device()
-        return Replanned(f"{error.what} The reply goes on without it.", self._loaded.plan)
+        return Replanned(sentence("{} The reply goes on without it.", error.what), self._loaded.plan)
 
     def keep_to(self, vram: int | None, ram: int | None) -> Replanned:
         """Plan anew within a user's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
@@ -113,7 +114,7 @@ class Replanner:
         while (vram := int(vram * STEP_DOWN)) > SMALLEST_VRAM:
             plan = self._plan(replace(self._loaded.budget, vram=vram))
             try:
-                change = self._change(plan, "The graphics memory was full; fewer weights lie there now.")
+                change = self._change(plan, sentence("The graphics memory was full; fewer weights lie there now."))
             except NotEnoughMemory:
                 continue
             except DeviceLost:
@@ -137,7 +138,7 @@ class Replanner:
             self._loaded.avoid_device()
             return Change(reread=self._cache_lost)
         self.begin()
-        return self._changed("The graphics card has room again.")
+        return self._changed(sentence("The graphics card has room again."))
 
     def _look_at_memory(self, accelerator: Accelerator) -> Change:
         loaded = self._loaded
@@ -159,7 +160,7 @@ class Replanner:
         plan = self._plan(self._loaded.budget)
         if not worth_changing(self._loaded.plan, plan):
             return UNCHANGED
-        return self._change(plan, "The measured speed corrected the division of the weights.")
+        return self._change(plan, sentence("The measured speed corrected the division of the weights."))
 
     def _plan(self, budget: Budget) -> Plan:
         loaded = self._loaded

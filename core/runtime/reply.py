@@ -20,6 +20,7 @@ from core.layers.kv_cache import common_prefix
 from core.model.language_model import ForwardStopped
 from core.runtime.loaded_model import LoadedModel, SaidReply
 from core.runtime.replanner import Replanner
+from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
 
@@ -252,7 +253,7 @@ def _fitting(ids: list[int], context: int) -> list[int]:
     if len(ids) < context:
         return ids
     raise PromptTooLong(
-        f"The prompt is longer than the context: {len(ids):,} of {context:,} tokens.",
+        sentence("The prompt is longer than the context: {} of {} tokens.", f"{len(ids):,}", f"{context:,}"),
         "",
         "Shorten it, or load the model with a longer context.",
     )

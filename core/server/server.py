@@ -12,6 +12,7 @@ from threading import Thread
 import uvicorn
 
 from core.errors import BadRequest
+from core.sentence import sentence
 from core.server.activity import Activity
 from core.server.app import make_app
 from core.server.backend import Backend
@@ -98,7 +99,9 @@ def _bind(options: ServerOptions) -> socket.socket:
         except OSError as error:
             problem = error
     reason = problem.strerror if problem and problem.strerror else str(problem)
-    raise BadRequest(f"The address {options.host}:{ports[0]} cannot be used.", f"{reason}.", "Choose another port.")
+    raise BadRequest(
+        sentence("The address {}:{} cannot be used.", options.host, ports[0]), f"{reason}.", "Choose another port."
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelUnreadable
+from core.sentence import sentence
 from core.weights.safetensors_header import TensorInfo, read_header
 from core.weights.stored_formats import FLOATING
 from core.weights.weight_files import weight_files
@@ -97,4 +98,6 @@ def _map(file: Path) -> mmap.mmap:
         with file.open("rb") as handle:
             return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ModelUnreadable(f"{file.name} cannot be opened.", f"{error}.", "Download the model again.") from error
+        raise ModelUnreadable(
+            sentence("{} cannot be opened.", file.name), f"{error}.", "Download the model again."
+        ) from error

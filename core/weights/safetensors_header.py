@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from core.errors import ModelUnreadable
+from core.sentence import sentence
 
 LENGTH_BYTES = 8
 # The format's own limit (safetensors MAX_HEADER_SIZE); more means that the file is something else.
@@ -73,7 +74,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     tensors = parse_header(header, path.name)
     expected = max((tensor.end for tensor in tensors.values()), default=LENGTH_BYTES + length)
     if size < expected:
-        raise _unreadable(path.name, f"It is cut off: {size:,} of {expected:,} bytes are there.")
+        raise _unreadable(path.name, sentence("It is cut off: {} of {} bytes are there.", f"{size:,}", f"{expected:,}"))
     return tensors
 
 
@@ -88,4 +89,4 @@ def _tensor(name: str, entry: dict[str, object], data_start: int) -> TensorInfo:
 
 
 def _unreadable(source: str, why: str) -> ModelUnreadable:
-    return ModelUnreadable(f"The model file {source} cannot be read.", why, "Download the model again.")
+    return ModelUnreadable(sentence("The model file {} cannot be read.", source), why, "Download the model again.")

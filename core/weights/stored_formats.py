@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UnsupportedModel
+from core.sentence import sentence
 from core.weights.safetensors_header import TensorInfo
 
 CONFIG = "config.json"
@@ -102,8 +103,8 @@ def check_readable(stored: StoredFormat) -> None:
     if stored.is_plain:
         return
     raise UnsupportedModel(
-        f"The weights are already quantised ({stored.method}).",
-        f"It shows in {stored.shown_by}; only original weights are read here.",
+        sentence("The weights are already quantised ({}).", stored.method),
+        sentence("It shows in {}; only original weights are read here.", stored.shown_by),
         "Choose the original version of the model, in bf16, fp16 or fp32.",
     )
 

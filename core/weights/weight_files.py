@@ -7,6 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
+from core.sentence import sentence
 from core.weights.safetensors_header import read_header
 
 SINGLE = "model.safetensors"
@@ -43,19 +44,25 @@ def check_folder(folder: Path) -> None:
     try:
         next(folder.iterdir(), None)
     except FileNotFoundError as error:
-        raise ModelNotFound(f"There is no model at {folder}.", "", "Check the path, or download the model.") from error
+        raise ModelNotFound(
+            sentence("There is no model at {}.", folder), "", "Check the path, or download the model."
+        ) from error
     except NotADirectoryError as error:
         raise ModelUnreadable(
-            f"{folder.name} is a file.", "A model is a folder with config.json and *.safetensors files.",
+            sentence("{} is a file.", folder.name), "A model is a folder with config.json and *.safetensors files.",
             "Choose the folder that holds it.",
         ) from error  # fmt: skip
     except OSError as error:
         raise ModelUnreadable(
-            f"The folder {folder} may not be read.", f"The system says: {error.strerror}.", "Change its permissions."
+            sentence("The folder {} may not be read.", folder),
+            sentence("The system says: {}.", error.strerror),
+            "Change its permissions.",
         ) from error
     if not (folder / "config.json").is_file():
         raise ModelUnreadable(
-            f"{folder.name} holds no model.", "There is no config.json in it.", "Choose the folder of a whole model."
+            sentence("{} holds no model.", folder.name),
+            "There is no config.json in it.",
+            "Choose the folder of a whole model.",
         )
 
 
@@ -81,7 +88,7 @@ def _is_below(name: str) -> bool:
 
 
 def _bad_index(model: str, why: str, next_step: str) -> ModelUnreadable:
-    return ModelUnreadable(f"{INDEX} of {model} cannot be read.", why, next_step)
+    return ModelUnreadable(sentence("{} of {} cannot be read.", INDEX, model), why, next_step)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -92,8 +99,8 @@ def _shards(folder: Path) -> list[Path]:
     names = sorted(shard_names(content, folder.name))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelUnreadable(
-            f"{len(missing)} of {len(names)} weight files are missing.",
-            f"The first one is {missing[0]}.",
+            sentence("{} of {} weight files are missing.", len(missing), len(names)),
+            sentence("The first one is {}.", missing[0]),
             "Download the model again; what is there will be kept.",
         )
     return [folder / name for name in names]

@@ -15,6 +15,7 @@ from app.conversations.imports import programs
 from app.conversations.imports.said import NothingSaid
 from core.errors import HeteGenError
 from core.files import without_halves
+from core.sentence import sentence
 
 FORMAT, VERSION = "hetegen-conversations", 1
 ROLES = ("system", "user", "assistant")
@@ -182,4 +183,6 @@ def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
 
 def refusal(source: str, why: str) -> NotAnExport:
     """The error for a file of which nothing can be read."""
-    return NotAnExport(f"{source} cannot be imported.", why, "Choose a file that was exported by a chat program.")
+    return NotAnExport(
+        sentence("{} cannot be imported.", source), why, "Choose a file that was exported by a chat program."
+    )

@@ -14,6 +14,7 @@ from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.body import Body
 from app.views.chat.message_parts import PAD, ActionRow, Editor, Reasoning
 from app.views.chat.text import PlainView
+from core.sentence import unpack
 
 WIDEST = 0.8
 """The share of the column that the person's own messages may take."""
@@ -244,6 +245,8 @@ def _details(turn: Turn) -> str:
     names = {"model": "Model", "format": "Format", "seed": "Seed", "prompt_tokens": "Prompt tokens", "plan": "Plan",
              "reused_tokens": "Reused from the cache", "prompt_tok_s": "Prompt tokens/s"}  # fmt: skip
     rows = [(tr(names[key]), turn.receipt[key]) for key in names if turn.receipt.get(key) not in (None, "")]
-    return "\n".join(
-        f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {said(str(value))}" for name, value in rows
-    )
+    return "\n".join(f"{name}: {_figure(value)}" for name, value in rows)
+
+
+def _figure(value: object) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else said(unpack(value))

@@ -1,0 +1,190 @@
+"""Sentences of errors, plans and explanations in other languages: all are found in the sources, and translated."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QCoreApplication
+from pytestqt.qtbot import QtBot
+
+from app.i18n.translator import catalogue, install, languages, said
+from app.monitor.bottleneck import Situation, explain
+from app.monitor.live_records import outlook
+from app.monitor.telemetry import Sample
+from app.notices import notices
+from core.accelerators.base import out_of_memory
+from core.paths import assets
+from core.planning.planner import place
+from core.sentence import joined, pack, sentence, unpack
+from core.spec import Budget
+from core.units import GIB
+from tests.core.machines import DESKTOP, model
+
+ROOT = Path(__file__).parents[3]
+RECORDS = {"Report", "Explanation", "Replanned", "Shrink", "Grow", "Problem"}
+"""What carries sentences besides errors."""
+WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py")
+"""Modules that consist of sentences: every text in them counts."""
+COMMAND_LINE = ("core/commands", "core/hardware/doctor", "core/weights/known_shapes")
+"""Said on the command line only, in English."""
+OTHERS = [code for code in languages() if code != "en"]
+
+
+def trees() -> dict[str, ast.Module]:
+    sources = (*sorted(ROOT.glob("core/**/*.py")), *sorted(ROOT.glob("app/**/*.py")))
+    found = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sources}
+    return {name: tree for name, tree in found.items() if not name.startswith(COMMAND_LINE)}
+
+
+def carriers(modules: dict[str, ast.Module]) -> set[str]:
+    """The names of the errors and records that carry sentences, and of functions that make them."""
+    found = {*RECORDS, "HeteGenError"}
+    for _ in range(3):  # kinds of kinds, then what makes them
+        for node in (node for tree in modules.values() for node in ast.walk(tree)):
+            match node:
+                case ast.ClassDef(name=name, bases=bases) if found & {ast.unparse(base) for base in bases}:
+                    found.add(name)
+                case ast.FunctionDef(name=name, returns=ast.Name(kind)) if kind in found:
+                    found.add(name)
+    return found
+
+
+def arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
+
+
+def calls(names: set[str]) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of functions and classes with these names, with their places."""
+    for module, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                yield f"{module}:{node.lineno}", node
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """The sentences that stand in an expression as they are; not those inside of an f-string."""
+    match node:
+        case ast.Constant(str(text)) if is_sentence(text):
+            yield text
+        case ast.JoinedStr() | ast.Expr(ast.Constant()):
+            return
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from texts(child)
+
+
+def is_sentence(text: str) -> bool:
+    return " " in text.strip() and bool(re.search(r"[a-z]{3}", text))
+
+
+def all_sentences() -> set[str]:
+    names = {*carriers(trees()), "sentence"}
+    found = {text for _, call in calls(names) for argument in arguments(call) for text in texts(argument)}
+    return found | {text for module, tree in trees().items() if module in WHOLE for text in texts(tree)}
+
+
+def table(language: str) -> dict[str, str]:
+    file = assets() / "translations" / "sentences" / f"{language}.json"
+    found: dict[str, str] = json.loads(file.read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_sentence_is_translated(language: str) -> None:
+    found = all_sentences()
+    assert len(found) > 200, "the sources are read"
+    assert found - table(language).keys() == set()
+
+
+def test_what_has_gaps_is_made_by_sentence() -> None:
+    """An f-string would have lost what it was made from, and so its translation."""
+    lost = [
+        place
+        for place, call in calls(carriers(trees()))
+        for argument in arguments(call)
+        if isinstance(argument, ast.JoinedStr)
+        and is_sentence("".join(part.value for part in argument.values if isinstance(part, ast.Constant)))  # type: ignore[misc]
+    ]
+    assert not lost, 'use core.sentence.sentence("... {} ...", value) instead of an f-string'
+
+
+def test_templates_are_literals() -> None:
+    assert not [place for place, call in calls({"sentence"}) if not isinstance(call.args[0], ast.Constant)]
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_translations_have_the_same_gaps(language: str) -> None:
+    for text, translated in table(language).items():
+        assert translated.strip(), text
+        assert text.count("{}") == translated.count("{}"), text
+
+
+@pytest.fixture
+def german(qtbot: QtBot) -> Iterator[None]:
+    words = install("de")
+    yield
+    QCoreApplication.removeTranslator(words)
+
+
+def test_a_sentence_is_its_text() -> None:
+    found = sentence("{} of {} weight files are missing.", 1, "3")
+    assert found == "1 of 3 weight files are missing."
+    assert sentence("Use {{}} for {}.", "gaps") == "Use {} for gaps."
+
+
+def test_what_fills_a_gap_is_translated_too(german: None) -> None:
+    inner = sentence(
+        "{} of its {} must be read from the disk for every token: about {} tokens per second.", "1", "2", 3
+    )
+    found = said(sentence("{} It is too big for this computer.", inner))
+    assert not re.search(r"\b(the|of|is|must|for)\b", found)
+    assert said(joined("; ", ["4-bit weights", "8-bit weights"])) == f"{said('4-bit weights')}; {said('8-bit weights')}"
+
+
+def test_a_sentence_outlives_copies_pickles_and_json(german: None) -> None:
+    found = sentence(
+        "{} It is too big for this computer.", sentence("The model needs {} in this format, and {}.", 1, "x")
+    )
+    for other in (
+        copy.deepcopy(found),
+        pickle.loads(pickle.dumps(found)),
+        unpack(json.loads(json.dumps(pack(found)))),
+    ):
+        assert other == found
+        assert said(other) == said(found) != found
+
+
+def test_what_was_kept_as_plain_text_stays() -> None:
+    assert unpack(pack("Kept by an older version.")) == "Kept by an older version."
+    assert unpack(7) == "7"
+    assert unpack(["{} and {}", "one"]) == "{} and {}"
+
+
+def test_errors_and_plans_are_german_in_a_german_window(german: None) -> None:
+    notice = notices.for_error(out_of_memory("cuda:0", 2 * 10**9, 10**9))
+    assert notice.sentence.startswith("Die Grafikkarte hat zu wenig freien Speicher.")
+    assert not re.search(r"\b(the|were|are|other)\b", notice.sentence)
+    spec = model("llama-3.1-8b")
+    busy = replace(DESKTOP, gpus=(), cpu=replace(DESKTOP.cpu, ram_free=6 * GIB))
+    for hardware in (DESKTOP, replace(DESKTOP, gpus=()), busy):
+        for format in ("auto", "bf16", "int4"):
+            plan = place(spec, hardware, Budget(context=8192, format=format))  # type: ignore[arg-type]
+            for reason in (plan.reason, *plan.reasons):
+                assert not re.search(r"\b(the|of|is|and|are|would)\b", said(reason)), reason
+            why = explain(Situation(Sample(0.0), outlook(plan, spec, hardware), 1.0))
+            assert said(why.sentence) != why.sentence
+            assert said(why.help) != why.help
+
+
+def test_without_a_translation_the_sentence_stays(qtbot: QtBot) -> None:
+    install("en")
+    assert said("The disk is full.") == "The disk is full."
+    assert catalogue("de").translate("sentence", "Unheard of.") is None
