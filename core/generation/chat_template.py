@@ -51,13 +51,25 @@ class ChatTemplate:
         """`variables`: the special tokens by name; `control_tokens`: texts that mean more than they say."""
         self.source = source.removeprefix("\ufeff")
         self._variables = dict(variables)
-        marks = {*control_tokens, *TAG.findall(self.source)}
-        texts = "|".join(re.escape(text) for text in sorted(marks, key=len, reverse=True) if len(text) > 1)
-        self._marks = re.compile(f"(?=({texts}))." if texts else "(?!)", re.DOTALL)
+        marks: dict[str, list[str]] = {}
+        for text in {*control_tokens, *TAG.findall(self.source)}:
+            if len(text) > 1:
+                marks.setdefault(text[:2], []).append(text)
+        self._marks = {begin: tuple(texts) for begin, texts in marks.items()}
+        # Some models have thousands of control tokens: they are only looked for where one can begin.
+        begins = "|".join(re.escape(text) for text in self._marks)
+        self._begins = re.compile(f"(?={begins})." if begins else "(?!)", re.DOTALL)
 
     def guard(self, text: str) -> str:
         """People's text, in which nothing is a mark of the template any more."""
-        return self._marks.sub(rf"\g<0>{BREAK}", _sound(text))
+        text = _sound(text)
+
+        def broken(found: re.Match[str]) -> str:
+            place = found.start()
+            is_mark = text.startswith(self._marks[text[place : place + 2]], place)
+            return f"{found[0]}{BREAK}" if is_mark else found[0]
+
+        return self._begins.sub(broken, text)
 
     def _guarded(self, value: Any) -> Any:
         match value:

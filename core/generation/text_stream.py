@@ -109,8 +109,12 @@ class TextStream:
         return text
 
 
-def byte_tokens(vocabulary: Mapping[str, int], decode: Decode) -> dict[int, int]:
-    """The byte of each byte token of a vocabulary, {} where a token such as `<0x41>` is not decoded to its byte."""
-    found = {vocabulary[name]: value for value in range(256) if (name := f"<0x{value:02X}>") in vocabulary}
-    letter = vocabulary.get("<0x41>")
-    return found if letter is not None and decode([letter]) == "A" else {}
+def byte_tokens(ids: Sequence[int | None], decode: Decode) -> dict[int, int]:
+    """The byte of each byte token, {} where such a token is not decoded to its byte.
+
+    `ids`: those of `<0x00>` to `<0xFF>`, None for the ones that are not in the vocabulary.
+    """
+    letter = ids[ord("A")]
+    if letter is None or decode([letter]) != "A":
+        return {}
+    return {token: value for value, token in enumerate(ids) if token is not None}

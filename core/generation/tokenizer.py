@@ -41,7 +41,7 @@ class Tokenizer:
         self._template = ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
         self.stop_ids = frozenset(eos_ids) | self._own_stop_ids()
         self._hidden_ids = self._find_hidden_ids()
-        self._byte_ids = byte_tokens(backend.get_vocab(), self._spelled)
+        self._byte_ids = byte_tokens([_id_of(backend, f"<0x{value:02X}>") for value in range(256)], self._spelled)
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether both give the same ids to the same text."""
@@ -192,6 +192,11 @@ class Tokenizer:
             for index, token in self._backend.added_tokens_decoder.items()
             if token.special and not any(token.content in text for text in shown)
         )
+
+
+def _id_of(backend: Any, token: str) -> int | None:
+    found = backend.convert_tokens_to_ids(token)
+    return found if isinstance(found, int) and backend.convert_ids_to_tokens(found) == token else None
 
 
 def _control_tokens(backend: Any, template: str) -> list[str]:

@@ -242,3 +242,13 @@ def test_half_a_surrogate_pair_is_replaced(folder: Path, halves: list[int]) -> N
          model(whole, whole), user(whole)]
     )  # fmt: skip
     assert "\ufffd" in tokenizer.decode(ids)
+
+
+def test_marks_are_broken_wherever_they_stand_and_nothing_else_is() -> None:
+    tokens = [*(f"<unused{number}>" for number in range(6000)), "<eos>", "[INST]", "<|a|>", "<|a", "ab"]
+    template = ChatTemplate("{{ '<think>' }}{{ messages[0].content }}", {}, tokens)
+    text = "<unused12> <unused> <<eos>[INST][INS] <|a|> <think> <b> cab vector<int>"
+    assert template.guard(text).replace(BREAK, "|!") == (
+        "<|!unused12> <unused> <<|!eos>[|!INST][INS] <|!|a|> <|!think> <b> ca|!b vector<int>"
+    )
+    assert template.guard(f"<{BREAK}eos>") == f"<{BREAK}eos>"
