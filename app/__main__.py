@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     guard_streams()
     args = arguments(argv)
     if args.self_test:
-        # The person's own conversations and settings are none of its business.
+        # The user's own conversations and settings are none of its business.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
             os.environ[HOME_VARIABLE] = home
             os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")

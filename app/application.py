@@ -364,6 +364,6 @@ class Application(QObject):
 
 
 def _free(card: GpuSample) -> int | None:
-    """What of a card's memory is there for us: what we hold ourselves counts as free."""
+    """The memory of a card that is there for us: what we hold ourselves counts as free."""
     held = card.vram_used if card.vram_others is None else card.vram_others
     return None if card.vram_total is None or held is None else card.vram_total - held

@@ -1,4 +1,4 @@
-"""The engine without a window: `python -m core COMMAND`. Exit 0 done, 1 a failure a person can act on, 2 usage."""
+"""The engine without a window: `python -m core COMMAND`. Exit 0 done, 1 a failure a user can act on, 2 usage."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from core.startup.environment import prepare_environment
 __all__ = ["Engine", "LoadOptions"]
 
 DEFAULTS = LoadOptions()
-NEWS_S = 0.03
-"""A small model's weights are read in no time, and whoever shows each single one is late to show that it is ready."""
+PROGRESS_INTERVAL_S = 0.03
+"""Throttle progress events: showing each one would delay the model that is ready."""
 
 
 class Engine:
@@ -48,7 +48,7 @@ class Engine:
                 elif stop():
                     yield Finished("stopped", Stats())
                     return
-                elif step.phase != phase or now - told > NEWS_S:
+                elif step.phase != phase or now - told > PROGRESS_INTERVAL_S:
                     phase, told = step.phase, now
                     yield step
         except HeteGenError as error:

@@ -1,6 +1,6 @@
-"""The failures a person can act on: each says what happened, why, and the next step.
+"""The failures a user can act on: each says what happened, why, and the next step.
 
-Anything else is a defect and is left to travel. Words that name buttons or menus belong to `app.notices.notices`.
+Any other exception is a bug and propagates. Words that name buttons or menus belong to `app.notices.notices`.
 """
 
 from __future__ import annotations

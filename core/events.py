@@ -224,7 +224,7 @@ class Replanned:
 
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
-"""stop: the model ended; length: max_new_tokens; context: no room left; stopped: asked to by the person."""
+"""stop: the model ended; length: max_new_tokens; context: no room left; stopped: asked to by the user."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The work ended with an error that a person can act on; always the last event."""
+    """The work ended with an error that a user can act on; always the last event."""
 
     error: HeteGenError
 

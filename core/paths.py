@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def gpu_runtime() -> Path:
-    """For the CUDA build of torch that a person had fetched. Under HETEGEN_HOME where that is set."""
+    """For the CUDA build of torch that a user had fetched. Under HETEGEN_HOME where that is set."""
     if home := own_home():
         return home / "data" / "gpu-runtime"
     from platformdirs import user_data_path

@@ -36,7 +36,7 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 
 def qt_folder() -> Path:
-    """Where the libraries of Qt lie, which a person may replace."""
+    """Where the libraries of Qt lie, which a user may replace."""
     return Path(PySide6.__file__).resolve().parent
 
 

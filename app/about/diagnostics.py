@@ -19,7 +19,7 @@ from core.units import format_memory
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
 PRIVATE = ("system_prompt", "models_folder", "hf_endpoint")
-"""Settings whose value is the person's own; only whether they are set is told."""
+"""Settings whose value is the user's own; only whether they are set is told."""
 LOG_LINES = 80
 
 
@@ -45,7 +45,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def without_home(text: str) -> str:
-    """The text with the home folder, which holds the person's name, as ~."""
+    """The text with the home folder, which holds the user's name, as ~."""
     home = str(Path.home())
     if len(home) < 3:
         return text

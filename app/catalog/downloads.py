@@ -81,7 +81,7 @@ class Downloads(QObject):
         self._set(Transfer(id, "queued", known.progress if known else None))
 
     def resume_interrupted(self) -> None:
-        """Go on with what the network, and not a person, has paused."""
+        """Go on with what the network, and not a user, has paused."""
         for id, transfer in list(self._transfers.items()):
             if transfer.phase == "paused" and isinstance(transfer.error, NetworkError):
                 self.start(id)

@@ -1,4 +1,4 @@
-"""The about box and what it knows of newer versions; asked on request, and at the start where the person wants that."""
+"""The about box and what it knows of newer versions; asked on request, and at the start where the user wants that."""
 
 from __future__ import annotations
 

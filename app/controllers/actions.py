@@ -36,7 +36,7 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
 
 
 def suggested(title: str, ending: str) -> str:
-    """Where an export may go: among the person's documents, under a name that every system allows."""
+    """Where an export may go: among the user's documents, under a name that every system allows."""
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
     name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
     return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
@@ -156,7 +156,7 @@ class Actions(QObject):
 
     @Slot(str, str)
     def export(self, id: str, form: str) -> None:
-        """Writes a conversation (all, for the id "") where the person says."""
+        """Writes a conversation (all, for the id "") where the user says."""
         words, ending = FORMS[form]
         title = self._library.title(id) if id else tr("Conversations")
         name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
@@ -164,7 +164,7 @@ class Actions(QObject):
             self._library.write(id, form, Path(name))
 
     def may_quit(self) -> bool:
-        """Whether the window may close: what a full disk has kept in memory would be lost, so the person is asked."""
+        """Whether the window may close: what a full disk has kept in memory would be lost, so the user is asked."""
         while self._library.unsaved:
             box = unsaved_box(self._window)
             box.exec()
@@ -187,7 +187,7 @@ class Actions(QObject):
 
     @Slot()
     def import_file(self) -> None:
-        """Reads conversations from a file of the person's choice."""
+        """Reads conversations from a file of the user's choice."""
         name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", IMPORTED)
         if name:
             self._library.read(Path(name))

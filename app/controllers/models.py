@@ -50,7 +50,7 @@ class ModelController(QObject):
         self._built: tuple[Catalog, Downloads, ModelDialog] | None = None
         self._made_for: HubEnvironment | None = None
         self._left: list[Catalog] = []
-        """Of settings that have been changed since; their threads are still waiting for a server."""
+        """Catalogs for settings that have been changed since; their threads are still waiting for a server."""
 
     @Slot()
     def open(self) -> None:

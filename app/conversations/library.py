@@ -61,7 +61,7 @@ class Library(QObject):
         self.listed.emit(self._store.entries() if self._store else [])
 
     def new(self) -> Conversation:
-        """An empty conversation with the person's system prompt; it is stored with its first turn."""
+        """An empty conversation with the user's system prompt; it is stored with its first turn."""
         return Conversation(system=self._system())
 
     def latest(self) -> str:

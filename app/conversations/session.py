@@ -141,7 +141,7 @@ class Session(QObject):
         return True
 
     def regenerate(self, id: str) -> None:
-        """Writes another version of a reply (of the reply to this turn, if it is the person's)."""
+        """Writes another version of a reply (of the reply to this turn, if it is the user's)."""
         turn = self._chat.conversation.turn(id)
         question = turn if turn.role == "user" else self._parent(turn)
         self.wake()
@@ -149,7 +149,7 @@ class Session(QObject):
             self._answer(question)
 
     def edit(self, id: str, text: str) -> bool:
-        """Puts a changed version beside a turn; the person's own is then answered. False if it was not taken."""
+        """Puts a changed version beside a turn; the user's own is then answered. False if it was not taken."""
         old, text = self._chat.conversation.turn(id), without_halves(text.strip())
         if not text or text == old.content.strip():
             return False

@@ -32,7 +32,7 @@ Change = Callable[[sqlite3.Connection], None]
 
 @dataclass(frozen=True)
 class Report:
-    """Something about the file that a person should hear of, in the three sentences of an error."""
+    """Something about the file that a user should hear of, in the three sentences of an error."""
 
     kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted"]
     what: str

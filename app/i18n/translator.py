@@ -22,7 +22,7 @@ SENTENCE = "sentence"
 
 
 def tr(text: str) -> str:
-    """The text in the person's language, for those who are no QObject."""
+    """The text in the user's language, for those who are no QObject."""
     return QCoreApplication.translate("", text)
 
 

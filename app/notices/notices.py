@@ -73,13 +73,13 @@ _ANY = _Words("That did not work", "retry", "Try again")
 
 
 def for_error(error: errors.HeteGenError) -> Notice:
-    """The notice for an error that a person can act on."""
+    """The notice for an error that a user can act on."""
     words = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), _ANY)
     return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
 
 
 def for_defect(details: str) -> Notice:
-    """The notice for an error of ours: nothing the person did was wrong."""
+    """The notice for an error of ours: nothing the user did was wrong."""
     return Notice(
         tr("Something went wrong inside"),
         tr("This is a defect of the program; the log has the details. The window goes on working."),
@@ -91,7 +91,7 @@ def for_defect(details: str) -> Notice:
 
 
 def load_cancelled(name: str) -> Notice:
-    """Loading was stopped by the person."""
+    """Loading was stopped by the user."""
     return Notice(tr("Loading was cancelled"), tr("{} is not loaded.").format(name), "info", *_open())
 
 

@@ -1,4 +1,4 @@
-"""Whether a newer version was released: asks GitHub once, only when a person wished it. Says so also when it fails."""
+"""Whether a newer version was released: asks GitHub once, only when a user wished it. Says so also when it fails."""
 
 from __future__ import annotations
 

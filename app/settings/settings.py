@@ -199,7 +199,7 @@ def objection(name: str, value: object) -> str | None:
 
 
 def _has_type(value: object, accepted: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):  # bool is an int to Python, not to a person
+    if isinstance(value, bool):  # bool is an int to Python, not to a user
         return bool in accepted
     if isinstance(value, int) and float in accepted:
         return True

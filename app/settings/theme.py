@@ -47,7 +47,7 @@ class Colours:
     ok: str
     warn: str
     tint: str
-    """Behind the person's own messages."""
+    """Behind the user's own messages."""
     hover: str
     code: str
     """Behind code."""
@@ -159,14 +159,14 @@ class Theme(QObject):
         return round(width * max(100, self._percent) / 100)
 
     def choose(self, mode: Mode, percent: int) -> None:
-        """Follows the person's settings: the scheme and the size of type (80-160 %)."""
+        """Follows the user's settings: the scheme and the size of type (80-160 %)."""
         if (mode, percent) != (self._mode, self._percent):
             self._mode, self._percent = mode, max(80, min(160, percent))
             self._apply()
             self.changed.emit()
 
     def font(self, role: FontRole = "base") -> QFont:
-        """The font of a role, at the person's size."""
+        """The font of a role, at the user's size."""
         family = QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont) if role == "code" else self._system_font
         font = QFont(family)
         font.setPointSizeF(_POINTS[role] * self._percent / 100)

@@ -35,7 +35,7 @@ CERTIFICATES = (
     "/etc/ssl/cert.pem",
 )
 """Whom Debian, Fedora, openSUSE, and Alpine, Arch and macOS trust."""
-SAYERS = (
+MESSAGE_BOXES = (
     ("zenity", "--error", "--no-markup", "--title=HeteGen", "--text={}"),
     ("kdialog", "--title", "HeteGen", "--error", "{}"),
     ("xmessage", "-center", "{}"),
@@ -136,11 +136,11 @@ def missing(message: str) -> str:
 
 
 def say(sentence: str) -> None:
-    """Tell a person without Qt: on stderr, and in a box if the desktop has a program for that."""
+    """Tell a user without Qt: on stderr, and in a box if the desktop has a program for that."""
     print(f"error: {sentence}", file=sys.stderr)
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or sys.stderr.isatty():
         return
-    for command in SAYERS:
+    for command in MESSAGE_BOXES:
         try:
             subprocess.run([part.format(sentence) for part in command], check=False, timeout=600)
         except OSError:

@@ -84,7 +84,7 @@ class SimulatedAccelerator:
         self._capacity = capacity
 
     def others(self, nbytes: int) -> None:
-        """Let other programs hold so many bytes of it."""
+        """Let other programs hold this many bytes of it."""
         self._others = nbytes
 
     def lose(self) -> None:

@@ -29,7 +29,7 @@ def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether nothing but texts belongs to a turn of the person or the model."""
+    """Whether nothing but texts belongs to a turn of the user or the model."""
     plain = Message(message.role, message.content, message.reasoning)
     return message == plain and message.role in ("user", "assistant")
 

@@ -1,4 +1,4 @@
-"""What of a long conversation goes into the prompt: the system prompt and the last question always do.
+"""Truncates long conversations to the context window; the system prompt and the last question always stay.
 
 The oldest turns are left out first, in steps of a quarter of the context, so that the KV cache's prefix stays the same
 for many turns after each step instead of changing at every one.

@@ -18,7 +18,7 @@ from core.sentence import sentence
 Sampler = Callable[[Tensor, Sequence[int]], int]
 """(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
 
-# Used where neither the person nor the model's generation_config says anything.
+# Used where neither the user nor the model's generation_config says anything.
 FALLBACK = Sampling(
     temperature=0.7,
     top_k=0,
@@ -108,7 +108,7 @@ def from_generation_config(config: dict[str, Any]) -> Sampling:
 
 
 def settle(wish: Sampling, model_defaults: Sampling) -> Draw:
-    """The person's wish first, then the model's defaults, then FALLBACK. Raises BadRequest."""
+    """The user's wish first, then the model's defaults, then FALLBACK. Raises BadRequest."""
     check(wish)
 
     def first(name: str) -> Any:

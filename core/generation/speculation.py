@@ -19,7 +19,7 @@ REST, LONGEST_REST = 24, 768
 # What a drafter is taken to gain before it was tried, and when it is tried again.
 AT_FIRST, AFTER_REST = 1.5, 1.1
 MEMORY = 0.7
-# After so many passes without a draft, rows are divided for one token again.
+# After this many passes without a draft, rows are divided for one token again.
 HOLD_PASSES = 8
 
 

@@ -5,8 +5,8 @@ gpu-runtime/VERSION.partial/  one being unpacked
 gpu-runtime/downloads/        wheels on their way, as a cache of the Hub's kind
 gpu-runtime/verdict.json      how the last trial ended
 gpu-runtime/starting          there while a start with the runtime has not got to its end
-gpu-runtime/offered           there when the person was told of the runtime
-gpu-runtime/unwanted          there when the person removed it while it was in use
+gpu-runtime/offered           there when the user was told of the runtime
+gpu-runtime/unwanted          there when the user removed it while it was in use
 gpu-runtime.lock              locked by the first program that uses the runtime
 """
 
@@ -127,7 +127,7 @@ class Runtime:
         return (self.root / "unwanted").exists()
 
     def was_offered(self) -> bool:
-        """Whether the person was told once that a card could be used."""
+        """Whether the user was told once that a card could be used."""
         return (self.root / "offered").exists()
 
     def mark_offered(self) -> None:

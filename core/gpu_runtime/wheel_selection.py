@@ -15,7 +15,7 @@ from core.gpu_runtime.wheel_index import Indexes, Wheel
 from core.hub.listing import RemoteFile
 
 FOLLOWED = ("nvidia-", "cuda-toolkit")
-"""Of all that torch requires: its other libraries are here already, and triton compiles kernels that we never use."""
+"""Requirements of torch that are fetched: others are here already, and triton compiles kernels that we never use."""
 UNPACKED = 1.6
 """Bytes on the disk for each byte of a wheel, as measured with torch 2.13 for CUDA 13.0."""
 

@@ -1,6 +1,6 @@
 """Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work.
 
-Rates are those of the very operations that a model will use, on data that no cache holds. A few seconds in all.
+Times the same kernels that inference runs, on cache-cold data. A few seconds in all.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
 
 
 class Neighbours:
-    """How much of the processor other programs use from its making on: rates measured beside them are too low."""
+    """CPU share used by other processes since construction; rates measured beside them are too low."""
 
     def __init__(self) -> None:
         self._before = self._now()

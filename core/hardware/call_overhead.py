@@ -78,7 +78,7 @@ class Overheads:
         return self._median(operations)
 
     def _forward_s(self, linear: HeteroLinear, earlier: Sequence[HeteroLinear] = ()) -> float:
-        """Of a linear that reads a new input, or one that `earlier` linears have read."""
+        """Seconds of a linear that reads a new input, or one that `earlier` linears have read."""
         x = torch.ones(1, SMALL, dtype=torch.bfloat16, device=linear.accelerator.device)
 
         def before() -> None:

@@ -19,7 +19,7 @@ SLOW_LINK, USELESS_LINK = 6e9, 2e9
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that holds this machine back, and what a person can do about it (each one sentence)."""
+    """Something that holds this machine back, and what a user can do about it (each one sentence)."""
 
     what: str
     how: str

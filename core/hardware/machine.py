@@ -13,7 +13,7 @@ from core.accelerators.simulation_spec import Simulation, parse_simulation
 from core.errors import DeviceLost
 from core.hardware.benchmark import present_paces
 from core.hardware.cpu_info import cpu_info, ram
-from core.hardware.profile import at_pace, measured_machine, refreshed
+from core.hardware.profile import measured_machine, refreshed, rescaled
 from core.kernels.autotune import KernelTable
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
@@ -45,7 +45,7 @@ class Machine:
         cpu, before = self.hardware.cpu, torch.get_num_threads()
         torch.set_num_threads(cpu.threads)
         try:
-            self.hardware = at_pace(self.hardware, present_paces(self.kernels, cpu.rates, cpu.call_s))
+            self.hardware = rescaled(self.hardware, present_paces(self.kernels, cpu.rates, cpu.call_s))
         finally:
             torch.set_num_threads(before)
 

@@ -101,9 +101,9 @@ def refreshed(hardware: Hardware) -> Hardware:
     return replace(hardware, cpu=cpu, gpus=gpus)
 
 
-def at_pace(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
-    """The same machine with cores that are so many times as fast as they were measured, by format, within what can be
-    believed. Formats that are not named, and calls, go at the pace of the first."""
+def rescaled(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
+    """CPU rates scaled to the current clock speed: `paces` are factors by format, clamped to what can be believed.
+    Formats that are not named, and calls, take the first factor."""
     if all(abs(pace - 1) < SAME_PACE for pace in paces.values()):
         return hardware
     believed = {storage: min(max(pace, LEAST_PACE), MOST_PACE) for storage, pace in paces.items()}

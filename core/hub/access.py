@@ -1,4 +1,4 @@
-"""The Hub as one program uses it: one client, with the token that the person gave last; made when first needed."""
+"""The Hub as one program uses it: one client, with the token that the user gave last; made when first needed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ LISTING_VERSION = 1
 
 @dataclass(frozen=True)
 class Cache:
-    """Places in a cache folder. `symlinks`: False where the person forbids them (HF_HUB_DISABLE_SYMLINKS)."""
+    """Places in a cache folder. `symlinks`: False where the user forbids them (HF_HUB_DISABLE_SYMLINKS)."""
 
     root: Path
     symlinks: bool = True

@@ -53,7 +53,7 @@ class Downloader:
             self._client, self._cache, board.id, board.revision, self._address,
             self._manner.retries, self._manner.pace, self._stop,
         )  # fmt: skip
-        with ThreadPoolExecutor(self._manner.threads, "download", initializer=_stand_back) as pool:
+        with ThreadPoolExecutor(self._manner.threads, "download", initializer=_lower_priority) as pool:
             futures = [pool.submit(fetch, source, track) for track in tracks]
             try:
                 self._watch(board, futures, report)
@@ -109,8 +109,8 @@ class Downloader:
         return shutil.disk_usage(self._cache.root).free
 
 
-def _stand_back() -> None:
-    """Let the window, and a model that computes, go before the checksums of this thread."""
+def _lower_priority() -> None:
+    """Keep the window and inference ahead of download threads."""
     if sys.platform == "linux":
         # Linux takes the number of one thread here, where other systems would slow the whole program down.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

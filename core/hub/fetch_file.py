@@ -30,7 +30,7 @@ class Changed(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of one download come from and go to, and how patient to be. `live`: answers being read now."""
+    """Where the files of one download come from and go to, and the retry policy. `live`: answers being read now."""
 
     client: Client
     cache: Cache

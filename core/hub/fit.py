@@ -14,7 +14,7 @@ Kind = Literal["fits", "cpu_help", "slow", "no"]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the person would like: a weight format, and a context in tokens (None = decide)."""
+    """What the user would like: a weight format, and a context in tokens (None = decide)."""
 
     format: FormatWish = "auto"
     context: int | None = None

@@ -13,12 +13,12 @@ from core.events import Stop, never
 
 T = TypeVar("T")
 NAP_S = 0.05
-# A server that asks for more patience than this is told to the person instead.
+# A server that asks for more patience than this is told to the user instead.
 LONGEST_ASKED_S = 600.0
 
 
 class Stopped(Exception):
-    """The person asked to stop; carries nothing and is caught where the work began."""
+    """The user asked to stop; carries nothing and is caught where the work began."""
 
 
 class Transient(Exception):

@@ -29,11 +29,11 @@ ROUNDS = 5
 HOPELESS = 3.0
 """A candidate whose first run takes this many times the best's is not run again."""
 FEWEST_RUNS, LONG_S = 2, 0.05
-"""What takes this long in so many runs is told apart by them."""
+"""Stop timing a candidate after FEWEST_RUNS runs that total LONG_S seconds."""
 WAKING_S = 0.2
 COLD_BYTES = 96 << 20
 COPIES = 32
-"""Of the weights, at most: one for every run of a few candidates."""
+"""Copies of the weights, at most: one for every run of a few candidates."""
 
 
 @dataclass(frozen=True)

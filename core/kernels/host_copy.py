@@ -1,4 +1,4 @@
-"""Copies between places in RAM that this processor will not read again, by as many threads as the memory needs.
+"""Multithreaded copies in RAM past the caches, as into pinned buffers, which this CPU will not read again.
 
 One thread moves some 10 GB/s; the link of a recent card takes two or three times as much.
 """
@@ -13,7 +13,7 @@ from core.units import KIB
 
 PAGE = 4096
 LEAST_STRIP = 512 * KIB
-"""With less to do a thread is not worth waking."""
+"""Minimum bytes per thread."""
 
 
 class CopyPool:
@@ -37,7 +37,7 @@ class CopyPool:
 
 
 def strips(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
-    """`nbytes` in at most so many ranges of nearly the same length, at least one."""
+    """`nbytes` in at most this many ranges of nearly the same length, at least one."""
     count = max(1, min(most, nbytes // LEAST_STRIP))
     length = -(-nbytes // count // PAGE) * PAGE if count > 1 else nbytes
     for number in range(count):

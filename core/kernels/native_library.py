@@ -1,4 +1,4 @@
-"""The compiled library of kernels: found beside this file, loaded through ctypes, absent without harm.
+"""Optional ctypes bindings to the compiled kernels; without the library, torch computes.
 
 The calls here take addresses and know nothing of formats beyond their numbers; `matmul` and `inputs` own the tensors.
 """
@@ -29,7 +29,7 @@ FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
 VERSION = 8
-"""Of the library's calls, as in dispatch.c."""
+"""ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
 _INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
@@ -72,7 +72,7 @@ NO_ATTENTION = (_LONG * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
 SPLIT_KEYS = 256
 """A stretch of keys shorter than this is not worth a task of its own."""
 ONE_THREAD_BYTES = 256 << 10
-"""Work on less than so many bytes is not divided."""
+"""Below this many bytes, work runs on one thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Parts:
     """Rows of at most MOST_PARTS weights of one storage and width, for `matmul`: their addresses are looked up once."""
 
     def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None, int, int]]) -> None:
-        """Of each weight: its bytes, its scales, and the range of rows."""
+        """Take each weight's bytes, its scales, and the range of rows [begin, end)."""
         self._held = parts
         self.rows = tuple(end - begin for _, _, begin, end in parts)
         self.all_rows = sum(self.rows)
@@ -244,7 +244,7 @@ def _threads_for(nbytes: int) -> int:
 
 
 def copy_past_caches(to: int, start: int, nbytes: int) -> None:
-    """Copy what this processor will not read again from address to address; other threads of Python run meanwhile."""
+    """Copy between addresses past the caches; Python's lock is released meanwhile."""
     _copy()(to, start, nbytes)
 
 

@@ -37,11 +37,11 @@ MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 """The names of the parts, as nearly all architectures have them; one with any other part is left alone."""
 PLAIN, PLACE = (bool, int, float, str, type(None)), "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
-"""Of the rows tried: beside small ones all shows that a layer adds."""
+"""Sizes of the rows tried: small ones show everything that a layer adds."""
 SAME_ROUNDING = 0.97
-"""Of the outputs in bf16, to the last bit: the exponential function is not computed as torch does it."""
+"""Fraction of bf16 outputs that must match bit for bit: the exponential function is not computed as torch does it."""
 NEAR = 0.02
-"""Of a row's largest change by the layer: what a step of a quantised input makes of such a difference is below."""
+"""Largest error, as a fraction of a row's largest change by the layer; one step of a quantised input makes less."""
 
 
 class FusedForward:
@@ -147,7 +147,7 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """The library that multiplies so many rows of input with all of them, if there is one."""
+    """The library that multiplies this many rows of input with all of them, if there is one."""
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
     libraries = {one.host.library(rows) for one in linears}

@@ -17,9 +17,9 @@ from core.kernels.native_layer import NormParts
 from core.kernels.native_library import NativeLibrary, native
 
 TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
-"""Of the inputs tried: small ones show what is added to the mean, large ones that nothing is cut off."""
+"""Sizes of the inputs tried: small ones show what is added to the mean, large ones that nothing is cut off."""
 SAME_ROUNDING = 0.99
-"""Of the outputs in bf16, to the last bit: where the rounding is done elsewhere, a quarter differs."""
+"""Fraction of bf16 outputs that must match bit for bit: where rounding is done elsewhere, a quarter differs."""
 
 
 class NativeRMSNorm(nn.Module):

@@ -44,7 +44,7 @@ def auto_class(config: Any) -> Any:
 
 
 def language_half(module: Any) -> Any:
-    """What of a model is run to chat: all of a text-only one, else what is left without eyes and ears.
+    """The part of a model that is run to chat: all of a text-only one, else what is left without eyes and ears.
 
     Where the language model in it has a head of its own it is taken by itself, and `weights_prefix` says what its
     weights' names begin with in the checkpoint.

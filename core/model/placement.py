@@ -41,7 +41,7 @@ class HostPlacement:
         fused_layers.adopt(self._layers)
 
     def begin_pass(self, tokens: int) -> None:
-        """Nothing depends on how many tokens there are."""
+        """No-op: all rows are on the CPU."""
 
     def end_pass(self) -> None:
         self._inputs.forget()
@@ -117,7 +117,7 @@ class DevicePlacement:
         return self._inputs.cpu_s
 
     def begin_pass(self, tokens: int) -> None:
-        """A pass over `tokens` new tokens starts: divide the rows as the plan says for so many."""
+        """A pass over `tokens` new tokens starts: divide the rows as the plan says for this many."""
         if (now := bucket(tokens)) != self._bucket:
             self._bucket = now
             self._divide(now)
@@ -235,7 +235,7 @@ class HostEmbedding(nn.Module):
 
 
 class DeviceRest:
-    """What is no linear's weight (norms, buffers) on the device, and the originals to go back to."""
+    """Moves all non-linear parameters and buffers to the device; `restore` undoes it."""
 
     def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads) -> None:
         self._module = module
@@ -293,7 +293,7 @@ Linear = TypeVar("Linear", bound=nn.Module)
 def put_linears(
     root: nn.Module, name: str, weights: Sequence[HostWeight], make: Callable[[HostWeight, Tensor | None], Linear]
 ) -> list[Linear]:
-    """Make our linears for one entry of the plan and put them where the tree has had its own."""
+    """Make our linears for one entry of the plan and replace the module's original ones."""
     path, _, leaf = name.rpartition(".")
     owner: Any = root.get_submodule(path)
     if not isinstance(owner._modules.get(leaf), nn.Module):

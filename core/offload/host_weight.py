@@ -38,7 +38,7 @@ class HostWeight:
         return self._matmul(x, begin, end)
 
     def library(self, rows: int) -> NativeLibrary | None:
-        """The library of ours that multiplies so many rows of input, if one does."""
+        """Our library, if it multiplies this many rows of input."""
         return self._matmul.by_bucket[bucket(rows)].library
 
     @staticmethod

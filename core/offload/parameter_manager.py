@@ -74,7 +74,7 @@ def chunks_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
 
 
 class Streaming(Protocol):
-    """Whoever brings pieces to the device. `starved`: the system let less memory be pinned for it than was planned."""
+    """Streams weight chunks to the device. `starved`: the system let less memory be pinned for it than was planned."""
 
     starved: bool
 

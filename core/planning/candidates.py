@@ -158,7 +158,7 @@ def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candida
 
 
 def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
-    """The ring of a strategy, with buffers for this link of at most so many bytes: copying when needed takes one."""
+    """The ring of a strategy, with buffers for this link of at most this many bytes: copying when needed takes one."""
     if strategy == "cpu":
         return Ring()
     size = 1 << round(math.log2(max(1.0, BUFFER_S * link.staged)))

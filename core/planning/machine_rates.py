@@ -51,7 +51,7 @@ class MachineRates:
 
 
 def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
-    """The CPU's rate for this storage type with so many threads; guessed from the memory's rate if not measured."""
+    """The CPU's rate for this storage type with this many threads; guessed from the memory's rate if not measured."""
     cpu = hardware.cpu
     found = _nearest(cpu.rates, storage)
     rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)

@@ -53,7 +53,7 @@ def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
 
 
 def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
-    """What a person could change: words, and the machine and budget as they would be."""
+    """What a user could change: words, and the machine and budget as they would be."""
     idle = idle_machine(hardware)
     for now, then in zip(hardware.gpus, idle.gpus, strict=True):
         if (others := then.vram_free - now.vram_free) > WORTH_CLOSING:

@@ -15,7 +15,7 @@ KEPT_MODELS = 64
 
 
 def model_key(plan: Plan, hardware: Hardware) -> str:
-    """What a profile is true for: the model in this format, on this processor and card, with so many threads."""
+    """What a profile is true for: the model in this format, on this processor and card, with this many threads."""
     card = next((gpu.name for gpu in hardware.gpus if gpu.index == plan.gpu), "")
     return "|".join((plan.model, plan.format, plan.strategy, hardware.cpu.name, card, str(plan.threads)))
 

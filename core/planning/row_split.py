@@ -22,7 +22,7 @@ WHOLE_PARTS = (1.0, 0.9, 0.7, 0.4, 0.0)
 BALANCE_STEPS = 4
 SEARCH_STEPS, GOLDEN = 7, (5**0.5 - 1) / 2
 BUSY_DEVICE = 0.5
-"""Of the CPU's time: a device that computes for so long may become what the others wait for."""
+"""Fraction of the CPU's time: a device that computes for so long may become what the others wait for."""
 MOST_FORCED = 3
 
 
@@ -46,7 +46,7 @@ def resident_choices(
 
 
 def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
-    """Of every group as much as fits, and no more than lets both engines end at the same time: a card that is no faster
+    """Keep as much of every group as fits, and no more than lets both engines end at the same time: a card that is no faster
     than the CPU is worth having all the same."""
     nothing = (0,) * len(classes)
     parts = _spread_evenly(classes, range(len(classes)), nothing, room)

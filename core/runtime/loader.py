@@ -109,7 +109,7 @@ def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> I
 
 
 def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
-    """What of the user's limit of VRAM is left beside a model that drafts."""
+    """The part of the user's limit of VRAM that is left beside a model that drafts."""
     return vram if vram is None or beside is None or plan.gpu < 0 else max(0, vram - beside.nbytes)
 
 

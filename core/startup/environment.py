@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set what the person has not set."""
+    """Set what the user has not set."""
     for name, value in SETTINGS.items():
         environ.setdefault(name, value)
 

@@ -171,7 +171,7 @@ def _called(each: Table) -> tuple[Any, Any]:
 
 
 def _attached(said: Table) -> str:
-    """The text of files that a person added to a question, as Claude exports it."""
+    """The text of files that a user added to a question, as Claude exports it."""
     files = said.get("attachments") or []
     texts = [
         f"\n\n{file.get('file_name') or 'File'}:\n{file['extracted_content']}"

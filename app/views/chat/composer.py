@@ -1,4 +1,4 @@
-"""Where the person writes: one rounded field that grows, with send (or stop) and how full the context is."""
+"""Where the user writes: one rounded field that grows, with send (or stop) and how full the context is."""
 
 from __future__ import annotations
 

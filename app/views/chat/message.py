@@ -1,4 +1,4 @@
-"""One turn of the conversation: the person's in a tinted block, the model's as plain text, each with its actions."""
+"""One turn of the conversation: the user's in a tinted block, the model's as plain text, each with its actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.views.chat.text import PlainView
 from core.sentence import unpack
 
 WIDEST = 0.8
-"""The share of the column that the person's own messages may take."""
+"""The share of the column that the user's own messages may take."""
 ENDS = {
     "length": "Stopped at the longest allowed reply.",
     "context": "Stopped because the context is full.",
@@ -59,7 +59,7 @@ class MessageView(QWidget):
         raise NotImplementedError
 
     def begin_edit(self, text: str = "") -> None:
-        """Lets the person change the text in its place, or go on with a text that was being written there."""
+        """Lets the user change the text in its place, or go on with a text that was being written there."""
         if self.editor is None:
             self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self)
             self.editor.done.connect(self._on_edited)
@@ -103,7 +103,7 @@ class MessageView(QWidget):
 
 
 class UserMessage(MessageView):
-    """The person's own words, as typed, in a tinted block on the right."""
+    """The user's own words, as typed, in a tinted block on the right."""
 
     offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
     save_word = "Send"

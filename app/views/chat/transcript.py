@@ -1,6 +1,6 @@
 """The conversation as it scrolls by. Only the turns near the window's view exist as widgets.
 
-Heights of the others are estimated and corrected when they come near; what the person looks at never moves.
+Heights of the others are estimated and corrected when they come near; what the user looks at never moves.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Transcript(QAbstractScrollArea):
         self._soon()
 
     def _on_added(self, turn: Turn) -> None:
-        """A new turn is what the person waits for; another version of an old one is shown where it stands."""
+        """A new turn is what the user waits for; another version of an old one is shown where it stands."""
         self._following = True
         self._soon()
 

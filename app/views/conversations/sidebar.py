@@ -31,7 +31,7 @@ ExportForm = Literal["markdown", "json"]
 
 
 class Sidebar(Pane):
-    """Thin: it shows the entries or hits it is given, and says what the person wants done.
+    """Thin: it shows the entries or hits it is given, and says what the user wants done.
 
     Signals: `new_requested`; `opened(id, turn)` (turn is "" unless a search hit was opened); `renamed(id, title)`;
     `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_settled(id)`;

@@ -106,7 +106,7 @@ class MainWindow(QMainWindow):
         ShortcutsPage(self.theme, tuple((words, keys) for _, words, _, keys in ACTIONS if keys), self).open()
 
     def ask_for_folder(self) -> None:
-        """Lets the person choose a model's folder."""
+        """Lets the user choose a model's folder."""
         if path := QFileDialog.getExistingDirectory(self, tr("Open a model folder")):
             self.folder_chosen.emit(path)
 
@@ -201,7 +201,7 @@ class MainWindow(QMainWindow):
         if not self.may_close():
             event.ignore()
             return
-        # Gone at once for the person; ending the reply and freeing the model may take a moment.
+        # Gone at once for the user; ending the reply and freeing the model may take a moment.
         self._state_at_close = self.state()
         self.hide()
         self.closing.emit()

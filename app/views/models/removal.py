@@ -22,7 +22,7 @@ class Removal(QObject):
         downloads.given_up.connect(self._on_given_up)
 
     def ask(self, row: Row) -> None:
-        """Remove a model if the person says so."""
+        """Remove a model if the user says so."""
         question, told, does = words.removal(row.id, row.here)
         box = QMessageBox(QMessageBox.Icon.NoIcon, self._window.windowTitle(), question, parent=self._window)
         box.setTextFormat(Qt.TextFormat.PlainText)

@@ -38,7 +38,7 @@ FENCES = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
 def tr(text: str) -> str:
-    """The text in the person's language."""
+    """The text in the user's language."""
     return QCoreApplication.translate("models", text)
 
 

@@ -14,7 +14,7 @@ from core.hardware import profile as module
 from core.hardware.cpu_info import cpu_info, on_battery, ram
 from core.hardware.doctor import findings, software
 from core.hardware.machine import open_machine
-from core.hardware.profile import PROFILE_FILE, at_pace, forget, hardware_for, measured_machine, refreshed
+from core.hardware.profile import PROFILE_FILE, forget, hardware_for, measured_machine, refreshed, rescaled
 from core.kernels.autotune import KernelTable
 from core.planning.planner import place
 from core.spec import Budget, Hardware
@@ -136,23 +136,23 @@ def test_what_is_free_is_always_asked_anew(machine: Hardware) -> None:
 
 
 def test_slower_cores_slow_what_they_compute_and_nothing_else(machine: Hardware) -> None:
-    slow = at_pace(machine, {"bf16": 0.5})
+    slow = rescaled(machine, {"bf16": 0.5})
     assert slow.cpu.rates[0].bytes_s == pytest.approx(machine.cpu.rates[0].bytes_s / 2)
     assert slow.cpu.rates[0].flops[3] == pytest.approx(machine.cpu.rates[0].flops[3] / 2)
     assert slow.cpu.call_s == pytest.approx(2 * machine.cpu.call_s)
     simulated, real = machine.gpus[0], replace(machine.gpus[0], shares_cores=False)
     assert slow.gpus[0].bytes_s == pytest.approx(simulated.bytes_s / 2)
     assert slow.gpus[0].link == simulated.link
-    assert at_pace(replace(machine, gpus=(real,)), {"bf16": 0.5}).gpus == (real,)
-    assert at_pace(machine, {"bf16": 1.02}) == machine, "that is noise"
-    assert at_pace(machine, {"bf16": 1e-3}).cpu.rates[0].bytes_s > 0.2 * machine.cpu.rates[0].bytes_s, (
+    assert rescaled(replace(machine, gpus=(real,)), {"bf16": 0.5}).gpus == (real,)
+    assert rescaled(machine, {"bf16": 1.02}) == machine, "that is noise"
+    assert rescaled(machine, {"bf16": 1e-3}).cpu.rates[0].bytes_s > 0.2 * machine.cpu.rates[0].bytes_s, (
         "that cannot be believed"
     )
 
 
 def test_each_format_goes_at_its_own_pace(machine: Hardware) -> None:
     before = {rate.storage: rate.bytes_s for rate in machine.cpu.rates}
-    slow = at_pace(machine, {"bf16": 0.5, "int4": 0.9})
+    slow = rescaled(machine, {"bf16": 0.5, "int4": 0.9})
     after = {rate.storage: rate.bytes_s for rate in slow.cpu.rates}
     assert {name: round(after[name] / before[name], 3) for name in ("bf16", "int8", "int4")} == {
         "bf16": 0.5, "int8": 0.5, "int4": 0.9,
@@ -162,7 +162,7 @@ def test_each_format_goes_at_its_own_pace(machine: Hardware) -> None:
 def test_the_present_pace_is_asked_of_the_kernels_that_were_measured(folder: Path) -> None:
     opened = open_machine(folder, SIMULATED, threads=1)
     threads, before = torch.get_num_threads(), opened.hardware
-    opened.hardware = at_pace(before, {"bf16": 0.5})
+    opened.hardware = rescaled(before, {"bf16": 0.5})
     opened.keep_pace()
     assert opened.hardware.cpu.rates[0].bytes_s > 0
     assert opened.hardware.gpus[0].link == before.gpus[0].link
