@@ -26,7 +26,7 @@ THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
 QUANTIZED: tuple[Storage, ...] = ("int8", "int4")
 KERNELS = ("int8_product", "int4_product", "int8_widen", "int4_widen")
 AGREES = 0.01
-"""Largest error, as a fraction of the largest output: what rounding weights to bf16 makes of a sound result is well below."""
+"""Largest error, as a fraction of the largest output; rounding weights to bf16 makes far less of a sound result."""
 
 Launch = Callable[[str, int, Sequence[Tensor | int]], None]
 """(kernel, blocks, arguments): enqueues it on the current stream of its card."""

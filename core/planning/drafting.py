@@ -12,7 +12,7 @@ from core.spec import Budget, Format, Hardware, ModelSpec, Plan
 
 DRAFT_FORMAT: Format = "int4"
 LIKELY_ACCEPTANCE = 0.8
-"""Fraction of tokens accepted that an int4 copy drafts: SmolLM2-135M 0.6-0.95, larger models more (tests/bench/RESULTS.md)."""
+"""Accepted fraction of the tokens an int4 copy drafts: SmolLM2-135M 0.6-0.95, larger models more (RESULTS.md)."""
 DECODE_SHARE = 0.5
 """Chosen by itself only where the copy decodes at least twice as fast as the model."""
 

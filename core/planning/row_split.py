@@ -46,8 +46,8 @@ def resident_choices(
 
 
 def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
-    """Keep as much of every group as fits, and no more than lets both engines end at the same time: a card that is no faster
-    than the CPU is worth having all the same."""
+    """Keep as much of every group as fits, and no more than lets both engines end at the same time: a card that is
+    no faster than the CPU is worth having all the same."""
     nothing = (0,) * len(classes)
     parts = _spread_evenly(classes, range(len(classes)), nothing, room)
     balanced = [item.cpu[DECODE] / (item.cpu[DECODE] + item.gpu[DECODE]) for item in classes]
