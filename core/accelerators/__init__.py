@@ -1,4 +1,5 @@
-"""Devices that compute beside the CPU: the seam (`base`), CUDA and ROCm (`cuda`), and a simulated one to test with.
+"""Devices that compute beside the CPU: the seam (`base`), real cards (`card`), and a simulated one to plan and
+measure with.
 
 Importing this imports nothing; `opening` makes the one that a plan names.
 """

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from core.accelerators.base import Accelerator
-from core.accelerators.cuda import CudaAccelerator
+from core.accelerators.base import Accelerator, device_lost
+from core.accelerators.card import Card, cards
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import Simulation
 
 
 def open_accelerator(index: int, simulation: Simulation | None = None) -> Accelerator | None:
-    """The accelerator of a plan's `gpu` index: None for -1, the simulated one if that is what was planned for."""
+    """The accelerator of a plan's `gpu` index: None for -1, the simulated one if that is what was planned for.
+    Raises DeviceLost."""
     if index < 0:
         return None
-    return CudaAccelerator(index) if simulation is None else SimulatedAccelerator(simulation, index)
+    if simulation is not None:
+        return SimulatedAccelerator(simulation, index)
+    found = cards()
+    if index >= len(found):
+        raise device_lost(f"number {index}")
+    return Card(found[index])

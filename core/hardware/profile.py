@@ -47,6 +47,8 @@ class Card:
     index: int
     name: str
     total: int
+    kind: str = "cuda"
+    unified: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,19 +207,20 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
 
 
 def _cards() -> list[Card]:
-    import torch
+    from core.accelerators.capabilities import capabilities_of, has_unified_memory, name_of
+    from core.accelerators.card import cards
 
-    if not torch.cuda.is_available():
-        return []
-    found = [(index, torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
-    return [Card(index, one.name, one.total_memory) for index, one in found]
+    return [
+        Card(one.index, name_of(one), capabilities_of(one).memory(one).total, one.type, has_unified_memory(one))
+        for one in cards()
+    ]
 
 
 def _gpu(card: Card, measured: GpuRates) -> Gpu:
     return Gpu(
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
-        measured.layer_s,
+        measured.layer_s, kind=card.kind,
     )  # fmt: skip
 
 
@@ -234,10 +237,12 @@ def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
 
 def _vram_free(index: int) -> int:
     """Bytes free on a card now; 0 if it does not answer, so that nothing is placed there."""
-    from core.accelerators.cuda import CudaAccelerator
+    from core.accelerators.factory import open_accelerator
 
     try:
-        return max(0, CudaAccelerator(index).memory().free)
+        accelerator = open_accelerator(index)
+        assert accelerator is not None
+        return max(0, accelerator.memory().free)
     except HeteGenError:
         return 0
 

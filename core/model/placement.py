@@ -20,7 +20,15 @@ from core.layers.kv_cache import Allocate, KVCache
 from core.model.blueprint import decoder_layers
 from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
-from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, Streaming, chunks_of, copied_rows
+from core.offload.parameter_manager import (
+    Chunk,
+    ParameterManager,
+    SerialCopies,
+    Streaming,
+    chunks_of,
+    copied_rows,
+    follow,
+)
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
@@ -276,6 +284,7 @@ class Uploads:
     def tensor(self, tensor: Tensor) -> Tensor:
         """A copy on the device. Raises NotEnoughMemory, DeviceLost."""
         copy = self._accelerator.empty(tensor.shape, tensor.dtype)
+        follow(self._accelerator, self._stream)
         self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
         self._stream.synchronize()
         return copy

@@ -123,10 +123,18 @@ class SerialCopies:
         self._slot = None
 
 
+def follow(accelerator: Accelerator, stream: Stream) -> None:
+    """Let copies wait for all that was launched: new memory may still be in use by who had it before."""
+    launched = accelerator.event()
+    accelerator.record(launched)
+    stream.wait(launched)
+
+
 def copied_rows(
     accelerator: Accelerator, stream: Stream, weight: HostWeight, begin: int, end: int, buffer: Tensor
 ) -> DeviceRows:
     """Rows copied from where they lie into a buffer on the device, and waited for. Raises DeviceLost."""
+    follow(accelerator, stream)
     at = 0
     for part in weight.parts(begin, end):
         accelerator.copy_async(buffer[at : at + part.nbytes], part, stream)
@@ -202,7 +210,9 @@ class ParameterManager:
 
     def _slot(self, host: Tensor) -> Slot:
         device = self._accelerator.empty((host.nbytes,), torch.uint8)
-        return Slot(host, device, self._accelerator.event(), self._accelerator.event())
+        copied, freed = self._accelerator.event(), self._accelerator.event()
+        self._accelerator.record(freed)
+        return Slot(host, device, copied, freed)
 
     def _pinned(self, ring: Ring) -> list[Tensor]:
         """Locked buffers, as many as the system gives."""

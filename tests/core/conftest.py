@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.paths import HOME_VARIABLE
+from tests.core.second_device import SecondCard, SecondDevice, cannot_build, second_device
 
 
 class TorchNumbers:
@@ -48,3 +51,23 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _measured_once(_own_folders: None, _shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(_shared_home))
+
+
+@pytest.fixture
+def second() -> Iterator[SecondDevice]:
+    """The second device, plugged in; what was not in order there fails the test, whatever was computed."""
+    if why := cannot_build():
+        pytest.skip(why)
+    device = second_device()
+    device.plug(True)
+    yield device
+    gc.collect()
+    violation = device.violation()
+    device.plug(False)
+    assert not violation
+
+
+@pytest.fixture
+def card(second: SecondDevice) -> SecondCard:
+    """The engine's class for cards, on the second device."""
+    return SecondCard(second)

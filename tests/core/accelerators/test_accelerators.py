@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from core.accelerators.cuda import failure_of
+from core.accelerators.card import failure_of
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import Simulation, parse_simulation
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
@@ -360,7 +360,7 @@ def independent() -> Iterator[SimulatedAccelerator]:
 
 
 def test_a_device_with_cores_of_its_own_computes_beside_the_caller(independent: SimulatedAccelerator) -> None:
-    computed = threading.DeviceEvent()
+    computed = threading.Event()
     independent.launch(computed.set)
     assert computed.wait(10), "nobody has asked for a result"
 

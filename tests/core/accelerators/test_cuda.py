@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.accelerators.cuda import CudaAccelerator
+from core.accelerators.card import Card
 from core.errors import NotEnoughMemory
 from core.units import GIB, MIB
 
@@ -14,16 +14,16 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
-def device() -> Iterator[CudaAccelerator]:
+def device() -> Iterator[Card]:
     if not torch.cuda.is_available():
         pytest.skip("no card that torch can use")
-    accelerator = CudaAccelerator(0)
+    accelerator = Card(torch.device("cuda", 0))
     yield accelerator
     accelerator.limit(None)
     accelerator.close()
 
 
-def test_memory_is_counted_and_given_back(device: CudaAccelerator) -> None:
+def test_memory_is_counted_and_given_back(device: Card) -> None:
     before = device.memory()
     tensor = device.empty((64 * MIB,), torch.uint8)
     assert device.memory().used == before.used + 64 * MIB
@@ -32,7 +32,7 @@ def test_memory_is_counted_and_given_back(device: CudaAccelerator) -> None:
     assert device.memory().used == before.used
 
 
-def test_the_cap_holds(device: CudaAccelerator) -> None:
+def test_the_cap_holds(device: Card) -> None:
     device.release_cached()
     device.limit(device.memory().used + 256 * MIB)
     with pytest.raises(NotEnoughMemory) as raised:
@@ -42,12 +42,12 @@ def test_the_cap_holds(device: CudaAccelerator) -> None:
     assert device.empty((GIB,), torch.uint8).nbytes == GIB
 
 
-def test_more_than_the_card_has_is_refused(device: CudaAccelerator) -> None:
+def test_more_than_the_card_has_is_refused(device: Card) -> None:
     with pytest.raises(NotEnoughMemory, match="were needed"):
         device.empty((device.memory().total * 2,), torch.uint8)
 
 
-def test_exactly_what_is_asked_for_is_locked(device: CudaAccelerator) -> None:
+def test_exactly_what_is_asked_for_is_locked(device: Card) -> None:
     buffer = device.pinned(33 * MIB + 1)
     assert buffer.nbytes == 33 * MIB + 1
     assert buffer.is_pinned()
@@ -60,7 +60,7 @@ def test_exactly_what_is_asked_for_is_locked(device: CudaAccelerator) -> None:
     assert address
 
 
-def test_copies_arrive_on_a_stream_of_their_own(device: CudaAccelerator) -> None:
+def test_copies_arrive_on_a_stream_of_their_own(device: Card) -> None:
     source = device.pinned(48 * MIB).view(torch.float32).fill_(3.0)
     target, back = device.empty((12 * MIB,), torch.float32), device.pinned(48 * MIB).view(torch.float32)
     stream, arrived = device.stream(), device.event()
@@ -79,7 +79,7 @@ def test_copies_arrive_on_a_stream_of_their_own(device: CudaAccelerator) -> None
     assert torch.equal(back, source)
 
 
-def test_quantised_copies_keep_every_byte(device: CudaAccelerator) -> None:
+def test_quantised_copies_keep_every_byte(device: Card) -> None:
     source = torch.randint(0, 255, (5 * MIB + 3,), dtype=torch.uint8)
     target, stream = device.empty(source.shape, torch.uint8), device.stream()
     device.copy_async(target, source, stream)
@@ -87,7 +87,7 @@ def test_quantised_copies_keep_every_byte(device: CudaAccelerator) -> None:
     assert torch.equal(target.cpu(), source)
 
 
-def test_small_results_go_both_ways(device: CudaAccelerator) -> None:
+def test_small_results_go_both_ways(device: Card) -> None:
     x = torch.randn(3, 4096, dtype=torch.bfloat16)
     on_device = device.to_device(x)
     copy = device.to_host(on_device * 2)
@@ -99,7 +99,7 @@ def test_this_card_is_measured() -> None:
         pytest.skip("no card that torch can use")
     from core.hardware.benchmark import measure_cpu, measure_gpu
 
-    device = CudaAccelerator(0)
+    device = Card(torch.device("cuda", 0))
     rates = measure_gpu(device, measure_cpu())
     device.close()
     assert rates.link.h2d_pinned > 1e9

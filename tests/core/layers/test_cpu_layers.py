@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.accelerators.cuda import CudaAccelerator
+from core.accelerators.card import Card
 from core.accelerators.simulated import SimulatedAccelerator
 from core.events import LoadOptions
 from core.kernels.native_library import instruction_sets
@@ -126,7 +126,7 @@ def test_a_real_card_leaves_layers_to_the_cpu(tmp_path: Path) -> None:
     made = make_model("llama", tmp_path, dtype=torch.bfloat16, num_hidden_layers=LAYERS)
     *_, loaded = load_model(write_tokenizer(made), options)
     assert isinstance(loaded, LoadedModel)
-    module, device, found = loaded.source.module, CudaAccelerator(0), list[Tensor]()
+    module, device, found = loaded.source.module, Card(torch.device("cuda", 0)), list[Tensor]()
     for numbers in ((), (1, 2), (0, 1, 2, 3)):
         plan = with_host_layers(loaded, numbers)
         HostPlacement(module, loaded.weights)

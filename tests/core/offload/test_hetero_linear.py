@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.accelerators.base import Accelerator
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.generation.generate import DrawnToken, generate
@@ -24,9 +25,11 @@ from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import ParameterManager, chunks_of
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
+from tests.core.second_device import cannot_build
 
 TOKENS = 32
 RATE = Prediction(1, 1, 1)
+SECOND = "second"
 LINK = "vram=64MiB,link=2GB/s"
 CARD_BYTES = 34 << 20
 CARD = "vram=34MiB,link=2GB/s,gpu=100GB/s"
@@ -90,7 +93,7 @@ class Bench:
         self.folder = folder
         self.spec = survey(open_source(folder).module, family)
 
-    def run(self, first: Plan, second: Plan, card: str = LINK) -> tuple[list[int], SimulatedAccelerator]:
+    def run(self, first: Plan, second: Plan, device: Accelerator) -> list[int]:
         """The tokens under one plan, changed for another half-way."""
         source = open_source(self.folder)
         for _ in fill(source.module, source.weights):
@@ -98,7 +101,6 @@ class Bench:
         weights = HostWeights(source, self.spec, "bf16", KernelTable(1), self.folder)
         for _ in weights.make():
             pass
-        device = SimulatedAccelerator(parse_simulation(card))
         HostPlacement(source.module, weights)
         placement = DevicePlacement(source.module, weights, first, device, self.spec.kv_layers)
         list(placement.apply(first))
@@ -111,7 +113,7 @@ class Bench:
                     if len(tokens) == TOKENS // 2:
                         list(placement.apply(second))
                     if len(tokens) == TOKENS:
-                        return tokens, device
+                        return tokens
         finally:
             placement.close()
             device.close()
@@ -128,10 +130,11 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject) -> None:
+def test_same_tokens_under_any_plan(bench: Bench, data: st.DataObject, request: pytest.FixtureRequest) -> None:
     first, second = data.draw(plans(bench.spec)), data.draw(plans(bench.spec))
-    tokens, _ = bench.run(first, second, data.draw(st.sampled_from((LINK, f"{LINK},cores=1"))))
-    assert tokens == bench.expected
+    kind = data.draw(st.sampled_from((SECOND, LINK) if not cannot_build() else (LINK, f"{LINK},cores=1")))
+    card = request.getfixturevalue("card") if kind == SECOND else SimulatedAccelerator(parse_simulation(kind))
+    assert bench.run(first, second, card) == bench.expected
 
 
 @pytest.mark.parametrize("buffers", [1, 3])
@@ -139,7 +142,7 @@ def test_streamed_experts_that_no_token_asks_for_are_skipped(tmp_path: Path, buf
     bench = Bench("qwen3_moe", tmp_path)
     streamed = [(Rows(0, linear.rows, 0),) * len(BUCKET_TOKENS) for linear in bench.spec.linears]
     plan = plan_of(bench.spec, streamed, True, Ring(buffers, 8192))
-    assert bench.run(plan, plan)[0] == bench.expected
+    assert bench.run(plan, plan, SimulatedAccelerator(parse_simulation(LINK))) == bench.expected
 
 
 def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 
-from core.accelerators.base import cannot_pin
-from core.accelerators.cuda import failure_of
+from core.accelerators.base import Accelerator, cannot_pin
+from core.accelerators.card import Card
 from core.accelerators.simulated import SimulatedAccelerator
 from core.engine import Engine
 from core.errors import NotEnoughMemory
@@ -34,6 +34,7 @@ from core.events import (
 from core.layers.kv_cache import KVCache
 from core.runtime.loaded_model import UNLOCKED, LoadedModel
 from core.runtime.loader import load_model
+from tests.core.second_device import SecondCard, cannot_build, put_in
 from tests.core.tiny_tokenizer import chat_model
 
 CARD_BYTES = 60 << 20
@@ -48,7 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """With the second device where it would simulate a card, if that can be built."""
+    if not cannot_build():
+        put_in(request.getfixturevalue("second"), monkeypatch)
     one = Engine()
     yield one
     one.close()
@@ -59,9 +63,9 @@ def loaded_of(engine: Engine) -> LoadedModel:
     return engine._loaded
 
 
-def device_of(engine: Engine) -> SimulatedAccelerator:
+def device_of(engine: Engine) -> SecondCard | SimulatedAccelerator:
     device = loaded_of(engine).machine.accelerator(0)
-    assert isinstance(device, SimulatedAccelerator)
+    assert isinstance(device, SecondCard | SimulatedAccelerator)
     return device
 
 
@@ -123,21 +127,15 @@ def test_a_card_that_is_full_in_mid_pass_is_used_less(
 ) -> None:
     """Operations of the model itself (norms, attention) take memory of the card too, and fail in torch's own way."""
     loaded = load(engine, folder, CARD)
-    device, used, failing = device_of(engine), loaded.plan.memory[-1].used, [True]
-
-    @contextmanager
-    def failures() -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise failure_of(device.name, error) or error from error
+    used, failing = loaded.plan.memory[-1].used, [True]
 
     def full(*_: object) -> None:
         if failing and loaded.cache.tokens:
             failing.clear()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(device, "failures", failures)
+    if isinstance(device := device_of(engine), SimulatedAccelerator):
+        monkeypatch.setattr(device, "failures", partial(Card.failures, device))
     handle = loaded.model.module.model.layers[1].register_forward_pre_hook(full)
     events = list(engine.chat(ask()))
     handle.remove()
@@ -234,8 +232,14 @@ def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path
     assert 0 < again.reused <= held
 
 
-def full_from(monkeypatch: pytest.MonkeyPatch, device: SimulatedAccelerator, after: int, times: int = 1000) -> None:
+def full_from(
+    monkeypatch: pytest.MonkeyPatch, device: SecondCard | SimulatedAccelerator, after: int, times: int = 1000
+) -> None:
     """So many allocations succeed, then so many find no room."""
+    if isinstance(device, SecondCard):
+        device.told.set(full_after=after)
+        device.told.set(full_times=1e9 if times == 1000 else times)
+        return
     limit, calls = device._limit, count(1)
     monkeypatch.setattr(device, "_limit", lambda: 0 if after < next(calls) <= after + times else limit())
 
@@ -312,10 +316,11 @@ def test_a_load_that_is_stopped_gives_everything_back(engine: Engine, folder: Pa
 def test_memory_that_may_not_be_pinned_is_done_without(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
+    def refuse(self: Accelerator, nbytes: int) -> torch.Tensor:
         raise cannot_pin(nbytes)
 
     monkeypatch.setattr(SimulatedAccelerator, "pinned", refuse)
+    monkeypatch.setattr(SecondCard, "pinned", refuse)
     loaded = load(engine, folder, "vram=12MiB,link=20GB/s,gpu=200GB/s")
     assert loaded.plan.ring.buffers
     assert UNLOCKED in loaded.plan.reasons

@@ -1,0 +1,209 @@
+"""A graphics card of any maker through the calls that torch has for all: CUDA, ROCm (as cuda), Intel XPU, Apple MPS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import DeviceEvent, Memory, Stream, device_lost, not_supported, out_of_memory
+from core.accelerators.capabilities import capabilities_of
+from core.errors import HeteGenError
+from core.spec import COPY_PIECE
+
+# Libraries of the makers take memory of their own when first used; torch tells of their failures by a RuntimeError.
+FULL = (
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "OUT_OF_DEVICE_MEMORY",
+    "OUT_OF_RESOURCES",
+)  # fmt: skip
+LOST = ("DEVICE_LOST",)
+NO_CODE = ("no kernel image", "INVALID_BINARY", "INVALID_KERNEL_NAME")
+
+
+def cards() -> list[torch.device]:
+    """The cards that torch can use, in its order."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return [] if found is None else [torch.device(found.type, i) for i in range(torch.accelerator.device_count())]
+
+
+class CardEvent:
+    """A point in a stream. Waiting for it sleeps, unless it is `hasty`: a thread that spins takes a core from those
+    that compute."""
+
+    def __init__(self, card: Card, *, hasty: bool = False) -> None:
+        self._card = card
+        self._event: torch.Event | None = None
+        self._hasty = hasty
+
+    def record(self, stream: Stream | None = None) -> None:
+        assert stream is None or isinstance(stream, CardStream)
+        with self._card.failures():
+            if self._event is None:
+                self._event = torch.Event(self._card.device, blocking=not self._hasty)
+            self._event.record(self._card.current() if stream is None else stream.raw)
+
+    def query(self) -> bool:
+        with self._card.failures():
+            return self._event is None or self._event.query()
+
+    def synchronize(self) -> None:
+        with self._card.failures():
+            if self._event is not None:
+                self._event.synchronize()
+
+    def hold(self, stream: torch.Stream) -> None:
+        """Let this stream wait for the event."""
+        with self._card.failures():
+            if self._event is not None:
+                stream.wait_event(self._event)
+
+
+class CardStream:
+    """A queue of copies; the one of what is launched where a device has no other."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        with card.failures():
+            self.raw = torch.Stream(card.device) if card.can.streams else card.current()
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Inside, torch's operations go to this stream."""
+        return self.raw if self._card.can.streams else nullcontext()
+
+    def wait(self, event: DeviceEvent) -> None:
+        assert isinstance(event, CardEvent)
+        event.hold(self.raw)
+
+    def synchronize(self) -> None:
+        with self._card.failures():
+            self.raw.synchronize()
+
+
+class CardHostCopy:
+    """A small result on its way to the host."""
+
+    def __init__(self, card: Card, tensor: Tensor) -> None:
+        # Waited for at every divided linear, for some microseconds: to wake up would take longer than to spin.
+        self._arrived = CardEvent(card, hasty=True)
+        with card.failures():
+            if card.can.streams:
+                self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                self._host.copy_(tensor, non_blocking=True)
+                self._arrived.record()
+            else:
+                self._host = tensor.cpu()
+
+    def result(self) -> Tensor:
+        self._arrived.synchronize()
+        return self._host
+
+
+class Card:
+    """One card. What is launched goes to torch's current stream, as the model's own operations do."""
+
+    shares_cores = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.name = f"{device.type}:{device.index}"
+        self.can = capabilities_of(device)
+        with self.failures():
+            torch.zeros(1, device=device)  # the first touch, which makes the driver's own things
+            torch.accelerator.synchronize(device)
+
+    @contextmanager
+    def failures(self, wanted: int | None = None) -> Iterator[None]:
+        """Turns torch's errors into NotEnoughMemory and DeviceLost."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self.name, wanted, max(0, self.memory().free)) from error
+        except RuntimeError as error:
+            if (failure := failure_of(self.name, error)) is None:
+                raise
+            raise failure from error
+
+    def current(self) -> torch.Stream:
+        """The stream of what is launched."""
+        return torch.accelerator.current_stream(self.device)
+
+    def memory(self) -> Memory:
+        with self.failures():
+            return self.can.memory(self.device)
+
+    def limit(self, cap: int | None) -> None:
+        fraction = 1.0 if cap is None else min(1.0, cap / self.memory().total)
+        with self.failures():
+            self.can.limit(self.device, fraction)
+
+    def reset_peak(self) -> None:
+        torch.accelerator.reset_peak_memory_stats(self.device)
+
+    def release_cached(self) -> None:
+        with self.failures():
+            torch.accelerator.empty_cache()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        with self.failures(prod(shape) * dtype.itemsize):
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def pinned(self, nbytes: int) -> Tensor:
+        return self.can.pinned(nbytes, self.device)
+
+    def stream(self) -> CardStream:
+        return CardStream(self)
+
+    def event(self) -> CardEvent:
+        return CardEvent(self)
+
+    def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
+        assert isinstance(stream, CardStream)
+        into, out = dst.view(-1).view(torch.uint8), src.view(-1).view(torch.uint8)
+        with self.failures(), stream.entered():
+            for start in range(0, dst.nbytes, COPY_PIECE):
+                end = start + COPY_PIECE
+                into[start:end].copy_(out[start:end], non_blocking=self.can.streams)
+
+    def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
+        with self.failures():
+            work()
+
+    def wait(self, event: DeviceEvent) -> None:
+        assert isinstance(event, CardEvent)
+        event.hold(self.current())
+
+    def record(self, event: DeviceEvent) -> None:
+        event.record(None)
+
+    def settle(self) -> None:
+        """Nothing to do: torch calls follow on the same stream."""
+
+    def to_host(self, tensor: Tensor) -> CardHostCopy:
+        return CardHostCopy(self, tensor)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        with self.failures(tensor.nbytes):
+            if not self.can.streams:
+                return tensor.to(self.device)
+            staged = tensor if tensor.is_pinned() else tensor.pin_memory()
+            return staged.to(self.device, non_blocking=True)
+
+    def synchronize(self) -> None:
+        with self.failures():
+            torch.accelerator.synchronize(self.device)
+
+    def close(self) -> None:
+        self.release_cached()
+
+
+def failure_of(name: str, error: RuntimeError) -> HeteGenError | None:
+    """What an error of torch means for the device; None where it is not the device's."""
+    text = str(error)
+    if any(words in text for words in FULL):
+        return out_of_memory(name)
+    if any(words in text for words in NO_CODE):
+        return not_supported(name)
+    return device_lost(name) if isinstance(error, torch.AcceleratorError) or any(w in text for w in LOST) else None

@@ -1,0 +1,149 @@
+"""A device for torch that is none of the processor (device.cpp), built when a test first asks for it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from core.accelerators.card import Card
+from core.accelerators.simulation_spec import Simulation
+
+NAME = "second"
+SOURCE = Path(__file__).with_name("device.cpp")
+LIBRARIES = ("torch", "torch_cpu", "c10")
+
+
+class SecondDevice:
+    """What tests tell the device and ask it."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.second_device_get.restype = ctypes.c_double
+        library.second_device_first.restype = ctypes.c_char_p
+
+    def plug(self, present: bool) -> None:
+        """Put in a device as new, or take it out."""
+        self._library.second_device_plug(int(present))
+
+    def set(self, **values: float) -> None:
+        """`capacity`, `others`, `pin_limit` (bytes), `limit` (part of the capacity), `link` (bytes per second), `lag`
+        (seconds for each kernel), `lost` (1 or 0), `fail_after` (so many launches), `full_after` (so many allocations) and then `full_times`."""
+        for name, value in values.items():
+            self._library.second_device_set(name.encode(), ctypes.c_double(value))
+
+    def get(self, name: str) -> int:
+        """`plugged`, `violations`, `launches`, `copies_up`, `copies_down`, `pinned`, `used`, `peak`."""
+        return int(self._library.second_device_get(name.encode()))
+
+    def violation(self) -> str:
+        """The first order that was not kept, '' for none."""
+        return str(self._library.second_device_first().decode())
+
+
+class SecondCard(Card):
+    """The engine's own class on that device, with what tests do to simulated cards, too."""
+
+    def __init__(self, device: SecondDevice) -> None:
+        self.told = device
+        super().__init__(torch.device(NAME, 0))
+
+    def lose(self) -> None:
+        self.told.set(lost=1)
+
+    def come_back(self) -> None:
+        self.told.set(lost=0)
+
+    def resize(self, capacity: int) -> None:
+        self.told.set(capacity=capacity)
+
+    def others(self, nbytes: int) -> None:
+        self.told.set(others=nbytes)
+
+    @property
+    def pinned_bytes(self) -> int:
+        return self.told.get("pinned")
+
+
+def put_in(device: SecondDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine open this device, of the same memory, wherever it would simulate a card."""
+
+    def opened(index: int, simulation: Simulation | None = None) -> SecondCard:
+        assert simulation is not None
+        device.set(lost=0, capacity=simulation.vram)
+        return SecondCard(device)
+
+    monkeypatch.setattr("core.hardware.machine.open_accelerator", opened)
+
+
+def cannot_build() -> str:
+    """Why there is no such device here, '' where there is."""
+    if not sys.platform.startswith("linux"):
+        return "the second device maps memory as Linux does"
+    return "" if shutil.which(compiler()) else "no C++ compiler"
+
+
+@cache
+def second_device() -> SecondDevice:
+    """Build, load and register it once in this process; it is not plugged in yet."""
+    path = built()
+    torch.ops.load_library(path)
+    device = SecondDevice(ctypes.CDLL(str(path)))
+    device._library.second_device_register()
+    torch._register_device_module(NAME, _module(device))
+    return device
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def built() -> Path:
+    """The library, kept from run to run beside other temporary files."""
+    folder = Path(torch.__file__).parent
+    command = [
+        compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{folder / 'include'}",
+        f"-I{folder / 'include/torch/csrc/api/include'}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        str(SOURCE), f"-L{folder / 'lib'}", *(f"-l{name}" for name in LIBRARIES),
+    ]  # fmt: skip
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((command, torch.__version__)).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"hetegen-second-device-{os.getuid()}" / f"{key}.so"
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-o", str(unfinished)], check=True)
+        unfinished.replace(path)
+    return path
+
+
+def _module(device: SecondDevice) -> ModuleType:
+    """What torch and the engine ask of `torch.second`, as `torch.cuda` answers it."""
+    module = ModuleType(f"torch.{NAME}")
+
+    def set_fraction(fraction: float, device_of: object = None) -> None:
+        device.set(limit=fraction)
+
+    parts = {
+        "is_available": lambda: bool(device.get("plugged")),
+        "device_count": lambda: device.get("plugged"),
+        "current_device": lambda: 0,
+        "get_device_name": lambda index=0: "Second device",
+        "_is_in_bad_fork": lambda: False,
+        "manual_seed_all": lambda seed: None,
+        "get_amp_supported_dtype": lambda: [torch.bfloat16],
+        "set_per_process_memory_fraction": set_fraction,
+    }
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module

@@ -1,0 +1,192 @@
+"""The second device notices what a graphics card would let pass today and not tomorrow."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import DeviceLost, NotEnoughMemory
+from core.units import MIB
+from tests.core.second_device import SecondCard, SecondDevice, second_device
+
+ROOT = Path(__file__).resolve().parents[3]
+START = """
+import torch, ctypes
+from tests.core.second_device import SecondCard, second_device
+device = second_device()
+device.plug(True)
+card = SecondCard(device)
+"""
+# Each reads or writes what it may not, and would print "went on" if it got away with it.
+FAULTS = {
+    "the processor reads the device's memory": "ctypes.string_at(card.empty((9,), torch.uint8).data_ptr(), 1)",
+    "pinned memory is written while it is copied": """
+source, target = card.pinned(4096), card.empty((4096,), torch.uint8)
+card.copy_async(target, source, card.stream())
+source.fill_(1)
+""",
+    "a result is read before it was waited for": """
+copy = card.to_host(torch.ones(9, device=card.device))
+copy._host.sum()
+""",
+}
+
+
+@pytest.mark.usefixtures("second")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_touch_that_is_not_allowed_ends_the_process(fault: str) -> None:
+    code = START + FAULTS[fault] + "\nprint('went on')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGSEGV, done.stderr
+    assert not done.stdout
+
+
+def violated(device: SecondDevice) -> bool:
+    """Whether something was not in order; forgotten afterwards."""
+    found = bool(device.get("violations"))
+    device.plug(True)
+    return found
+
+
+def test_reading_what_another_stream_brings_needs_a_wait(second: SecondDevice, card: SecondCard) -> None:
+    source, target = card.pinned(MIB).fill_(3), card.empty((MIB,), torch.uint8)
+    stream, arrived = card.stream(), card.event()
+    card.copy_async(target, source, stream)
+    arrived.record(stream)
+    with pytest.raises(RuntimeError, match="did not wait"):
+        target.sum()
+    assert violated(second)
+    card.wait(arrived)
+    assert target.float().mean().item() == 3
+
+
+def test_overwriting_what_is_still_read_needs_a_wait(second: SecondDevice, card: SecondCard) -> None:
+    source, target = card.pinned(MIB), card.to_device(torch.ones(MIB, dtype=torch.uint8))
+    stream, used = card.stream(), card.event()
+    total = target.float().sum()
+    with pytest.raises(RuntimeError, match="did not wait"):
+        card.copy_async(target, source, stream)
+    assert violated(second)
+    card.record(used)
+    stream.wait(used)
+    card.copy_async(target, source, stream)
+    stream.synchronize()
+    assert total.item() == MIB
+
+
+def test_memory_given_back_under_a_copy_is_noticed(second: SecondDevice, card: SecondCard) -> None:
+    source, stream = card.pinned(MIB), card.stream()
+    target = card.empty((MIB,), torch.uint8)
+    card.copy_async(target, source, stream)
+    del target
+    assert "given back" in second.violation()
+    assert violated(second)
+    stream.synchronize()
+
+
+def test_memory_that_was_launched_on_is_not_given_to_copies_at_once(second: SecondDevice, card: SecondCard) -> None:
+    """A card's allocator gives it to whoever asks on the same stream; a copy elsewhere must wait for what is there."""
+    second.set(capacity=2 * MIB, lag=0.001)
+    busy = card.empty((MIB,), torch.uint8)
+    busy.fill_(1)
+    del busy
+    again, source, stream = card.empty((MIB,), torch.uint8), card.pinned(MIB), card.stream()
+    with pytest.raises(RuntimeError, match="did not wait"):
+        card.copy_async(again, source, stream)
+    assert violated(second)
+
+
+def test_tensors_of_two_devices_do_not_mix(second: SecondDevice, card: SecondCard) -> None:
+    there = card.to_device(torch.ones(4))
+    assert torch.equal((there * torch.tensor(2.0)).cpu(), torch.full((4,), 2.0))
+    with pytest.raises(RuntimeError, match="device"):
+        there + torch.ones(4)
+    with pytest.raises(RuntimeError, match="devices"):
+        torch.cat((there, torch.ones(4)))
+    assert violated(second)
+
+
+def test_what_was_never_written_is_not_a_number(card: SecondCard) -> None:
+    assert card.empty((64,), torch.float32).isnan().all()
+
+
+def test_memory_is_counted_capped_and_shared_with_others(second: SecondDevice, card: SecondCard) -> None:
+    second.set(capacity=64 * MIB)
+    held = card.empty((32 * MIB,), torch.uint8)
+    assert card.memory().used == held.nbytes
+    assert card.memory().free == 32 * MIB
+    card.others(20 * MIB)
+    with pytest.raises(NotEnoughMemory) as raised:
+        card.empty((16 * MIB,), torch.uint8)
+    assert raised.value.device == card.name
+    card.others(0)
+    card.limit(40 * MIB)
+    with pytest.raises(NotEnoughMemory):
+        card.empty((16 * MIB,), torch.uint8)
+    card.limit(None)
+    del held
+    assert card.memory().used == 0
+    assert card.empty((60 * MIB,), torch.uint8).nbytes == card.memory().peak
+
+
+def test_pinning_can_fail(second: SecondDevice, card: SecondCard) -> None:
+    second.set(pin_limit=card.pinned_bytes + 3 * MIB)
+    first = card.pinned(2 * MIB)
+    assert first.is_pinned()
+    with pytest.raises(NotEnoughMemory) as raised:
+        card.pinned(2 * MIB)
+    assert raised.value.device == "pinned"
+
+
+def test_only_pinned_copies_run_beside_the_host(second: SecondDevice, card: SecondCard) -> None:
+    second.set(link=50e6)
+    target, stream, arrived = card.empty((4 * MIB,), torch.uint8), card.stream(), card.event()
+    card.copy_async(target, card.pinned(4 * MIB), stream)
+    arrived.record(stream)
+    assert not arrived.query()
+    arrived.synchronize()
+    card.copy_async(torch.empty(4 * MIB, dtype=torch.uint8), target, stream)
+    arrived.record(stream)
+    assert arrived.query()
+
+
+def test_after_the_device_is_lost_everything_says_so_until_it_is_back(second: SecondDevice, card: SecondCard) -> None:
+    source, target = card.pinned(MIB), card.empty((MIB,), torch.uint8)
+    stream, event = card.stream(), card.event()
+    card.copy_async(target, source, stream)
+    event.record(stream)
+    card.lose()
+    calls = [
+        event.synchronize, event.query, event.record, stream.synchronize, card.memory, card.synchronize, card.stream,
+        partial(card.empty, (1,), torch.uint8), partial(card.copy_async, target, source, stream),
+        partial(card.launch, partial(torch.add, target, 1)), partial(card.to_host, target),
+        partial(card.to_device, torch.ones(1)),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(DeviceLost):
+            call()
+    card.come_back()
+    card.synchronize()
+    assert card.to_host(card.to_device(torch.ones(3))).result().tolist() == [1, 1, 1]
+
+
+def test_a_launch_can_fail_and_is_told_of_where_it_is_waited_for(second: SecondDevice, card: SecondCard) -> None:
+    second.set(fail_after=1)
+    there = card.to_device(torch.ones(3))
+    with pytest.raises(DeviceLost):
+        card.launch(lambda: there + 1)
+    with pytest.raises(DeviceLost):
+        card.synchronize()
+
+
+def test_it_is_there_only_while_it_is_plugged_in(second: SecondDevice) -> None:
+    assert torch.accelerator.is_available()
+    second.plug(False)
+    assert not torch.accelerator.is_available()
+    assert second_device() is second

@@ -1,0 +1,108 @@
+"""The engine on a device that is none of the CPU, through the class that serves every real card."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.kernels.matmul import host_matmul
+from core.kernels.prepared_input import HostInput
+from core.kernels.quantize import quantize
+from core.offload.hetero_linear import HeteroLinear, SharedInputs
+from core.offload.host_weight import HostWeight
+from core.offload.parameter_manager import ParameterManager, chunks_of, copied_rows
+from core.spec import BUCKET_TOKENS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
+from tests.core.families import FAMILIES, RARER_FAMILIES
+from tests.core.offload.test_hetero_linear import Bench, plan_of
+from tests.core.second_device import SecondCard, SecondDevice
+
+STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "int8g32", "int4g32m", "int4k32m", "mxfp4")
+
+
+def thirds(spec: ModelSpec, turn: int, *, kv_on_device: bool) -> Plan:
+    """Each linear in three parts, or left to one side, so that every way through a layer occurs."""
+    shares = []
+    for number, linear in enumerate(spec.linears):
+        some, rows = linear.rows // 3, linear.rows
+        choices = (Rows(some, some, rows - 2 * some), Rows(rows, 0, 0), Rows(0, rows, 0), Rows(0, rows - some, some))
+        shares.append((choices[(number + turn) % len(choices)],) * len(BUCKET_TOKENS))
+    return plan_of(spec, shares, kv_on_device, Ring(2, 8192))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *RARER_FAMILIES])
+def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: str) -> None:
+    bench = Bench(family, tmp_path)
+    first, second = thirds(bench.spec, 0, kv_on_device=True), thirds(bench.spec, 1, kv_on_device=False)
+    assert bench.run(first, second, card) == bench.expected
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Storage) -> None:
+    """A resident, a streamed and a CPU part, one after the other round a ring of two buffers, again and again."""
+    rows, columns = 300, 512
+    wide = torch.randn(rows, columns)
+    host = HostWeight(host_matmul(quantize(wide.bfloat16(), storage)))
+    plan = LinearPlan("one", rows, (Rows(96, 144, rows - 240),) * 4, 0)
+    linear = HeteroLinear(host, None, card, SharedInputs(card))
+    linear.division = plan.at(1)
+    buffer = card.empty((96 * host.row_bytes,), torch.uint8)
+    linear.resident = copied_rows(card, card.stream(), host, 0, 96, buffer)
+    ring = ParameterManager(card, Ring(2, 40 * host.row_bytes), {"one": [host]})
+    linear.streams, linear.chunks = ring, chunks_of(plan, 1, host, 40 * host.row_bytes)
+    assert len(linear.chunks) > 3
+    for _ in range(4):
+        ring.begin_pass(linear.chunks)
+        x = torch.randn(2, columns)
+        expected = host.matmul(HostInput(x), 0, rows)
+        found = linear(card.to_device(x)).cpu()
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        linear.inputs.forget()
+    ring.close()
+    card.synchronize()
+
+
+def test_a_slow_link_and_slow_kernels_change_nothing(second: SecondDevice, card: SecondCard, tmp_path: Path) -> None:
+    bench = Bench("llama", tmp_path)
+    second.set(link=20e6, lag=20e-6)
+    first, changed = thirds(bench.spec, 2, kv_on_device=True), thirds(bench.spec, 3, kv_on_device=True)
+    assert bench.run(first, changed, card) == bench.expected
+
+
+def test_the_ring_keeps_its_order_under_many_threads(second: SecondDevice, card: SecondCard) -> None:
+    """Passes begun anew, pieces skipped, and others copying and computing meanwhile."""
+    second.set(link=2e9)
+    host = HostWeight(host_matmul(quantize(torch.randn(512, 256).bfloat16(), "bf16")))
+    plan, stop = LinearPlan("one", 512, (Rows(0, 512, 0),) * 4, 0), threading.Event()
+    ring = ParameterManager(card, Ring(3, 32 * host.row_bytes, 2), {"one": [host]})
+    failures: list[BaseException] = []
+
+    def disturb() -> None:
+        stream, source = card.stream(), card.pinned(1 << 16)
+        target = card.empty((1 << 16,), torch.uint8)
+        card.synchronize()
+        try:
+            while not stop.is_set():
+                card.copy_async(target, source, stream)
+                stream.synchronize()
+        except RuntimeError as error:
+            failures.append(error)
+
+    others = [threading.Thread(target=disturb) for _ in range(2)]
+    for other in others:
+        other.start()
+    chunks = chunks_of(plan, 1, host, 32 * host.row_bytes)
+    for number in range(40):
+        taken = chunks if number % 3 else chunks[::2]
+        ring.begin_pass(list(chunks) if number % 5 == 0 else chunks)
+        for chunk in taken:
+            with ring.take(chunk) as rows:
+                seen = rows.weight.data.clone()
+            assert torch.equal(seen.cpu(), host.weight.data[chunk.begin : chunk.end])
+    stop.set()
+    for other in others:
+        other.join()
+    ring.close()
+    assert not failures
