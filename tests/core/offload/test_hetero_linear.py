@@ -49,7 +49,7 @@ def plan_of(
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
     return Plan(
-        model=spec.name, strategy=strategy, format="bf16", storage="fp32", fits="yes", reason="", context=512,
+        model=spec.name, strategy=strategy, format="bf16", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
         kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), host_layers=host_layers, ring=ring,
         memory=(), decode=RATE, prefill=RATE, confidence="guess",

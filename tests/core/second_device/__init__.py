@@ -38,7 +38,8 @@ class SecondDevice:
 
     def set(self, **values: float) -> None:
         """`capacity`, `others`, `pin_limit` (bytes), `limit` (part of the capacity), `link` (bytes per second), `lag`
-        (seconds for each kernel), `lost` (1 or 0), `fail_after` (so many launches), `full_after` (so many allocations) and then `full_times`."""
+        (seconds for each kernel), `lost` (1 or 0), `fail_after` (so many launches), `full_after` (so many
+        allocations) and then `full_times`."""
         for name, value in values.items():
             self._library.second_device_set(name.encode(), ctypes.c_double(value))
 

@@ -14,12 +14,15 @@
 #include <ATen/ops/_local_scalar_dense_native.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/convolution.h>
 #include <ATen/ops/copy.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -662,7 +665,7 @@ void copy_results(const Stack& computed, const std::vector<Tensor>& into) {
 // Which argument a result is, -1 for a new tensor.
 int argument_of(const c10::FunctionSchema& schema, size_t result) {
   const auto* alias = schema.returns()[result].alias_info();
-  for (size_t i = 0; alias && i < schema.arguments().size(); i++)
+  for (size_t i = 0; alias && alias->isWrite() && i < schema.arguments().size(); i++)
     if (schema.arguments()[i].alias_info() && *schema.arguments()[i].alias_info() == *alias)
       return int(i);
   TORCH_CHECK(!alias, "the second device does not know the view ", schema.name());
@@ -773,6 +776,28 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
   return copy_from(from, to, false);
 }
 
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
+                   at::IntArrayRef output_padding, int64_t groups) {
+  auto each = [](const std::optional<Tensor>& tensor, Tensor (*change)(const Tensor&)) {
+    return tensor && tensor->defined() ? std::optional(change(*tensor)) : std::nullopt;
+  };
+  Tensor result = like(at::convolution(as_meta(input), as_meta(weight), each(bias, as_meta), stride, padding, dilation,
+                                       transposed, output_padding, groups));
+  Uses uses;
+  uses.add(input, false);
+  uses.add(weight, false);
+  if (bias)
+    uses.add(*bias, false);
+  uses.add(result, true);
+  launch(uses, [x = inside(input), w = inside(weight), b = each(bias, inside), into = inside(result),
+                stride = stride.vec(), padding = padding.vec(), dilation = dilation.vec(), transposed,
+                output_padding = output_padding.vec(), groups] {
+    into.copy_(at::convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups));
+  });
+  return result;
+}
+
 at::Scalar number(const Tensor& tensor) {
   Uses uses;
   uses.add(tensor, false);
@@ -795,12 +820,15 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("as_strided", at::native::as_strided_tensorimpl);
   library.impl("view", at::native::view);
   library.impl("_reshape_alias", at::native::_reshape_alias);
+  library.impl("view_as_real", at::native::view_as_real);
+  library.impl("view_as_complex", at::native::view_as_complex);
   library.impl("unfold", at::native::unfold);
   library.impl("resize_", at::native::resize_);
   library.impl("set_.source_Storage_storage_offset", set_storage);
   library.impl("set_.source_Tensor", at::native::set_tensor_);
   library.impl("_copy_from", copy_from);
   library.impl("_copy_from_and_resize", copy_from_and_resize);
+  library.impl("convolution_overrideable", convolution);
   library.impl("_local_scalar_dense", number);
 }
 

@@ -14,12 +14,19 @@ from core.kernels.quantize import quantize
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import ParameterManager, chunks_of, copied_rows
-from core.spec import BUCKET_TOKENS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
+from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
 from tests.core.families import FAMILIES, RARER_FAMILIES
+from tests.core.kernels.test_storages import made
 from tests.core.offload.test_hetero_linear import Bench, plan_of
 from tests.core.second_device import SecondCard, SecondDevice
 
-STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "int8g32", "int4g32m", "int4k32m", "mxfp4")
+STORAGES: list[Storage] = ["bf16", "int8", *(storage for storage, layout in LAYOUTS.items() if layout.group)]
+
+
+def weight_of(storage: Storage, rows: int, columns: int) -> HostWeight:
+    if LAYOUTS.get(storage) is not None and LAYOUTS[storage].group:
+        return HostWeight(host_matmul(made(storage, rows, columns)[0]))
+    return HostWeight(host_matmul(quantize(torch.randn(rows, columns).bfloat16(), storage)))
 
 
 def thirds(spec: ModelSpec, turn: int, *, kv_on_device: bool) -> Plan:
@@ -29,7 +36,7 @@ def thirds(spec: ModelSpec, turn: int, *, kv_on_device: bool) -> Plan:
         some, rows = linear.rows // 3, linear.rows
         choices = (Rows(some, some, rows - 2 * some), Rows(rows, 0, 0), Rows(0, rows, 0), Rows(0, rows - some, some))
         shares.append((choices[(number + turn) % len(choices)],) * len(BUCKET_TOKENS))
-    return plan_of(spec, shares, kv_on_device, Ring(2, 8192))
+    return plan_of(spec, shares, kv_on_device, Ring(2, 32768))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *RARER_FAMILIES])
@@ -43,8 +50,7 @@ def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: s
 def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Storage) -> None:
     """A resident, a streamed and a CPU part, one after the other round a ring of two buffers, again and again."""
     rows, columns = 300, 512
-    wide = torch.randn(rows, columns)
-    host = HostWeight(host_matmul(quantize(wide.bfloat16(), storage)))
+    host = weight_of(storage, rows, columns)
     plan = LinearPlan("one", rows, (Rows(96, 144, rows - 240),) * 4, 0)
     linear = HeteroLinear(host, None, card, SharedInputs(card))
     linear.division = plan.at(1)
@@ -74,7 +80,7 @@ def test_a_slow_link_and_slow_kernels_change_nothing(second: SecondDevice, card:
 def test_the_ring_keeps_its_order_under_many_threads(second: SecondDevice, card: SecondCard) -> None:
     """Passes begun anew, pieces skipped, and others copying and computing meanwhile."""
     second.set(link=2e9)
-    host = HostWeight(host_matmul(quantize(torch.randn(512, 256).bfloat16(), "bf16")))
+    host = weight_of("bf16", 512, 256)
     plan, stop = LinearPlan("one", 512, (Rows(0, 512, 0),) * 4, 0), threading.Event()
     ring = ParameterManager(card, Ring(3, 32 * host.row_bytes, 2), {"one": [host]})
     failures: list[BaseException] = []
