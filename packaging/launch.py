@@ -7,6 +7,8 @@ from pathlib import Path
 
 TRY_GPU_RUNTIME = "--try-gpu-runtime"
 """`core.gpu_runtime.trial.ARGUMENT`, known here before anything is imported."""
+TRY_CARD = "--try-card"
+"""`core.accelerators.trial.ARGUMENT`, likewise."""
 
 
 def main() -> int:
@@ -24,6 +26,10 @@ def main() -> int:
         from core.gpu_runtime.trial import main as try_runtime
 
         return try_runtime(sys.argv[2])
+    if sys.argv[1:2] == [TRY_CARD]:
+        from core.accelerators.trial import main as try_card
+
+        try_card(int(sys.argv[2]))
     # On Linux the second program is a link to the first: only its name tells them apart.
     if Path(sys.argv[0]).stem == "hetegen-cli":
         from core.__main__ import main as command_line

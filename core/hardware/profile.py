@@ -194,8 +194,11 @@ def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, th
 def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> GpuRates | str:
     """Its rates, or why it cannot be used: a card that is full, too old or broken keeps nobody from the processor."""
     from core.accelerators.factory import open_accelerator
+    from core.accelerators.trial import tried
     from core.hardware.benchmark import measure_gpu
 
+    if simulation is None and (why := tried(index).why):
+        return why
     try:
         accelerator = open_accelerator(index, simulation)
         assert accelerator is not None
@@ -248,9 +251,11 @@ def _vram_free(index: int) -> int:
 
 
 def driver_version() -> str:
-    """The graphics driver's version, '' without one."""
-    import pynvml
-
+    """The graphics driver's version, '' without one or where nothing is installed to ask it."""
+    try:
+        import pynvml
+    except ImportError:
+        return ""
     try:
         pynvml.nvmlInit()
         return str(pynvml.nvmlSystemGetDriverVersion())

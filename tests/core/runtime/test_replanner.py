@@ -38,6 +38,7 @@ from tests.core.second_device import SecondCard, cannot_build, put_in
 from tests.core.tiny_tokenizer import chat_model
 
 CARD_BYTES = 60 << 20
+SMALL_COPIES = 64 << 10
 CARD = "vram=60MiB,link=2GB/s,gpu=100GB/s"
 
 
@@ -96,15 +97,14 @@ def expected(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("vram", [8, 16, 24, 64])
-def test_a_simulated_card_answers_the_same_within_its_memory(
-    engine: Engine, folder: Path, expected: str, vram: int
-) -> None:
+def test_a_card_answers_the_same_within_its_memory(engine: Engine, folder: Path, expected: str, vram: int) -> None:
     loaded = load(engine, folder, f"vram={vram}MiB,link=2GB/s")
     assert text_of(list(engine.chat(ask()))) == expected
     if loaded.plan.gpu == 0:
         memory = device_of(engine).memory()
         assert 0 < memory.peak <= vram << 20
-        assert device_of(engine).pinned_bytes <= loaded.plan.ring.total
+        # Small inputs and results on their way are locked, too.
+        assert device_of(engine).pinned_bytes <= loaded.plan.ring.total + SMALL_COPIES
 
 
 def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.accelerators.trial import tried, try_card
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
 from tests.core.second_device import SecondCard, SecondDevice, second_device
@@ -190,3 +191,18 @@ def test_it_is_there_only_while_it_is_plugged_in(second: SecondDevice) -> None:
     second.plug(False)
     assert not torch.accelerator.is_available()
     assert second_device() is second
+
+
+def test_a_card_is_tried_before_it_is_used(second: SecondDevice, card: SecondCard) -> None:
+    trial = try_card(card.device)
+    assert (trial.why, trial.name, trial.kind) == ("", "Second device", "second")
+    assert trial.int8_product
+    assert not trial.own_kernels
+    assert not trial.unified
+    assert min(trial.up_bytes_s, trial.down_bytes_s) > 0
+
+
+def test_what_the_trial_of_a_card_ends_with_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tried(99).why == "The installed torch finds no card."
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert "exit code 1" in tried(0).why

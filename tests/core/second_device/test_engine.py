@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
+from core.model.placement import HostEmbedding, Uploads
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
-from core.offload.parameter_manager import ParameterManager, chunks_of, copied_rows
+from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, chunks_of, copied_rows
 from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
 from tests.core.families import FAMILIES, RARER_FAMILIES
 from tests.core.kernels.test_storages import made
@@ -112,3 +114,64 @@ def test_the_ring_keeps_its_order_under_many_threads(second: SecondDevice, card:
         other.join()
     ring.close()
     assert not failures
+
+
+def busy(card: SecondCard, second: SecondDevice, nbytes: int) -> None:
+    """Memory that a slow kernel still uses is given back: whoever gets it next must wait for that."""
+    second.set(lag=0.002)
+    card.empty((nbytes,), torch.uint8).fill_(1)
+
+
+def test_new_memory_is_not_copied_to_before_it_is_free(second: SecondDevice, card: SecondCard) -> None:
+    host, uploads = weight_of("bf16", 256, 256), Uploads(card)
+    busy(card, second, host.rows * host.row_bytes)
+    assert torch.equal(uploads.rows(host, 0, 256).weight.data.cpu(), host.weight.data)
+    busy(card, second, host.weight.data.nbytes)
+    assert torch.equal(uploads.tensor(host.weight.data).cpu(), host.weight.data)
+    busy(card, second, 64 * host.row_bytes)
+    ring = ParameterManager(card, Ring(1, 64 * host.row_bytes), {"one": [host]})
+    ring.begin_pass([chunk := Chunk("one", 0, 64)])
+    with ring.take(chunk) as rows:
+        seen = rows.weight.data.clone()
+    assert torch.equal(seen.cpu(), host.weight.data[:64])
+    ring.close()
+
+
+def test_serial_copies_wait_until_the_buffer_is_free(second: SecondDevice, card: SecondCard) -> None:
+    second.set(lag=0.002)
+    host = weight_of("bf16", 256, 256)
+    serial = SerialCopies(card, Ring(1, 64 * host.row_bytes), {"one": [host]})
+    for begin in (0, 64, 128):
+        with serial.take(Chunk("one", begin, begin + 64)) as rows:
+            seen = rows.weight.data.clone()
+        assert begin or torch.equal(seen.cpu(), host.weight.data[:64])
+    serial.close()
+
+
+def test_a_ring_that_is_closed_leaves_nothing_under_way(second: SecondDevice, card: SecondCard) -> None:
+    second.set(link=20e6)
+    host = weight_of("bf16", 256, 256)
+    ring = ParameterManager(card, Ring(2, 64 * host.row_bytes), {"one": [host]})
+    ring.begin_pass([Chunk("one", begin, begin + 64) for begin in range(0, 256, 64)])
+    ring.has_ready(Chunk("one", 0, 64))
+    ring.close()
+    del ring
+    gc.collect()
+    assert not second.violation()
+
+
+def test_a_change_of_plan_waits_for_rows_that_are_still_read(
+    second: SecondDevice, card: SecondCard, tmp_path: Path
+) -> None:
+    """Old rows are given back while the last pass may still be under way; `new_memory` goes to copies."""
+    bench = Bench("llama", tmp_path)
+    second.set(lag=50e-6)
+    all_there = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in bench.spec.linears]
+    whole = plan_of(bench.spec, all_there, True, Ring())
+    assert bench.run(whole, thirds(bench.spec, 1, kv_on_device=True), card) == bench.expected
+
+
+def test_ids_on_the_device_find_the_table_in_ram(card: SecondCard) -> None:
+    table = torch.nn.Embedding(9, 4)
+    ids = torch.tensor([[3, 1]])
+    assert torch.equal(HostEmbedding(table, card)(card.to_device(ids)).cpu(), table(ids))

@@ -1,0 +1,270 @@
+"""Removes one wait or one move between devices after the other, and sees whether the tests on the second device notice.
+
+    python -m tests.bench.missing_waits [--only TEXT]
+
+Prints a table: what was removed, and the first test that failed. Each mutant is a copy of `core` in a temporary folder.
+Some minutes in all, so this is no part of the normal tests; ends 1 if a mutant survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ["tests/core/second_device/test_device.py", "tests/core/second_device/test_engine.py"]
+LIMIT_S = 240
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` in one file of `core` becomes `new`; `tests` picks those that should notice (as for pytest -k)."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
+PLACEMENT, CACHE = "model/placement.py", "layers/kv_cache.py"
+STREAMING = "storage_is_streamed or ring_keeps or slow_link"
+WAITS = (
+    Mutant(
+        "streams wait for events",
+        CARD,
+        "                stream.wait_event(self._event)",
+        "                pass",
+        "test_device",
+    ),
+    Mutant(
+        "what is launched waits for an event", CARD, "        event.hold(self.current())", "        pass", STREAMING
+    ),
+    Mutant("a copy stream waits for an event", CARD, "        event.hold(self.raw)", "        pass", STREAMING),
+    Mutant(
+        "the host waits for an event",
+        CARD,
+        "                self._event.synchronize()",
+        "                pass",
+        "test_device",
+    ),
+    Mutant("the host waits for a stream", CARD, "            self.raw.synchronize()", "            pass", STREAMING),
+    Mutant(
+        "events are recorded in the stream of the copies",
+        CARD,
+        "self._card.current() if stream is None else stream.raw",
+        "self._card.current()",
+        STREAMING,
+    ),
+    Mutant(
+        "copies go to their stream and no other",
+        CARD,
+        "with self.failures(), stream.entered():",
+        "with self.failures():",
+        STREAMING + " or test_device",
+    ),
+    Mutant("a result is waited for", CARD, "        self._arrived.synchronize()\n", "", "test_device or every_family"),
+    Mutant("a result's arrival is recorded", CARD, "                self._arrived.record()\n", "", "every_family"),
+    Mutant(
+        "the device is waited for as a whole",
+        CARD,
+        "            torch.accelerator.synchronize(self.device)",
+        "            pass",
+        "test_device or test_engine",
+    ),
+    Mutant(
+        "the first touch is waited for", CARD, "            torch.accelerator.synchronize(device)\n", "", "test_device"
+    ),
+    Mutant(
+        "a slot's host side is copied before it is filled", RING, "        slot.copied.synchronize()\n", "", STREAMING
+    ),
+    Mutant("a slot is free before it is overwritten", RING, "        self._stream.wait(slot.freed)\n", "", STREAMING),
+    Mutant("a slot's copy is recorded", RING, "        slot.copied.record(self._stream)\n", "", STREAMING),
+    Mutant(
+        "what is launched waits for a slot's copy",
+        RING,
+        "        self._accelerator.wait(fetched.slot.copied)\n",
+        "",
+        STREAMING,
+    ),
+    Mutant(
+        "the use of a slot is recorded",
+        RING,
+        "            self._accelerator.record(fetched.slot.freed)",
+        "            pass",
+        STREAMING,
+    ),
+    Mutant(
+        "a new slot waits for who had its memory", RING, "        self._accelerator.record(freed)\n", "", "new_memory"
+    ),
+    Mutant("copies to new memory wait for who had it", RING, "    follow(accelerator, stream)\n", "", "new_memory"),
+    Mutant(
+        "the same of tensors that are no rows",
+        PLACEMENT,
+        "        follow(self._accelerator, self._stream)\n",
+        "",
+        "new_memory",
+    ),
+    Mutant(
+        "rows that come to stay are waited for",
+        RING,
+        "    stream.synchronize()\n    return weight",
+        "    return weight",
+        STREAMING,
+    ),
+    Mutant(
+        "tensors that come to stay are waited for",
+        PLACEMENT,
+        "        self._stream.synchronize()\n",
+        "",
+        "every_family",
+    ),
+    Mutant(
+        "serial copies wait for what is computed",
+        RING,
+        "        assert self._slot is not None\n        self._accelerator.synchronize()\n",
+        "        assert self._slot is not None\n",
+        "serial",
+    ),
+    Mutant(
+        "a ring that closes waits for its copies",
+        RING,
+        "            self._accelerator.synchronize()\n        self._free",
+        "            pass\n        self._free",
+        "closed",
+    ),
+    Mutant(
+        "a change of plan waits for what is launched",
+        PLACEMENT,
+        "        self.accelerator.synchronize()\n        self.plan",
+        "        self.plan",
+        "new_memory",
+    ),
+)
+MOVES = (
+    Mutant(
+        "the CPU's part of the result goes to the device",
+        LINEAR,
+        "        on_device = self.accelerator.to_device(y)",
+        "        on_device = y",
+        STREAMING,
+    ),
+    Mutant(
+        "the input comes to the host",
+        LINEAR,
+        "            self._copy = self._accelerator.to_host(x)",
+        "            self._copy = type('Same', (), {'result': lambda _: x})()",
+        STREAMING,
+    ),
+    Mutant(
+        "looked-up rows of the input table go to the device",
+        PLACEMENT,
+        "        return self._accelerator.to_device(self.table(ids.cpu()))",
+        "        return self.table(ids.cpu())",
+        "every_family",
+    ),
+    Mutant(
+        "ids come to the input table", PLACEMENT, "self.table(ids.cpu())", "self.table(ids)", "every_family or ids_on"
+    ),
+    Mutant(
+        "biases go to the device",
+        PLACEMENT,
+        "                    linear.bias = self._uploads.tensor(linear.host_bias)",
+        "                    pass",
+        "every_family",
+    ),
+    Mutant(
+        "norms and buffers go to the device",
+        PLACEMENT,
+        "            holder[name] = moved[id(tensor)]",
+        "            pass",
+        "every_family",
+    ),
+    Mutant(
+        "a whole weight goes to the device",
+        LINEAR,
+        "        return self.accelerator.to_device(self.host.whole())",
+        "        return self.host.whole()",
+        "every_family",
+    ),
+    Mutant(
+        "states in RAM go to the device",
+        LINEAR,
+        "            x = self.accelerator.to_device(x)",
+        "            pass",
+        "every_family",
+    ),
+    Mutant(
+        "states are handed over where attention is its own",
+        CACHE,
+        "(keys.to(self.home), values.to(self.home))",
+        "(keys, values)",
+        "every_family",
+    ),
+    Mutant(
+        "a query travels to states that lie elsewhere",
+        "layers/attention.py",
+        "    if key.device != query.device:",
+        "    if False:",
+        "every_family",
+    ),
+    Mutant(
+        "chosen experts come to the host",
+        "layers/moe.py",
+        "    chosen = top_k_index.cpu()",
+        "    chosen = top_k_index",
+        "every_family",
+    ),
+    Mutant(
+        "tokens of an expert go to the device",
+        "layers/moe.py",
+        "(part.to(hidden_states.device) for part",
+        "(part for part",
+        "every_family",
+    ),
+)
+
+
+def outcome(mutant: Mutant) -> str:
+    """The first test that failed, '' if none did."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("core", "tests"):
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "assets"):
+            Path(folder, name).symlink_to(ROOT / name)
+        path = Path(folder, "core", mutant.file)
+        source = path.read_text(encoding="utf-8")
+        if mutant.old not in source:
+            raise SystemExit(f"{mutant.file} has changed: {mutant.old!r} is not there")
+        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", mutant.tests, *TESTS]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return "hung"
+    if not done.returncode:
+        return ""
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split("::", 1)[1].split(" - ")[0] if failed else f"the process ended ({done.returncode})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutants whose description contains this")
+    options = parser.parse_args()
+    survived = 0
+    for mutant in (one for one in (*WAITS, *MOVES) if options.only in one.what):
+        found = outcome(mutant)
+        survived += not found
+        print(f"| {mutant.what} | {mutant.file} | {found or 'SURVIVED'} |", flush=True)
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
