@@ -146,11 +146,13 @@ def benched(case: Case, model: tuple[str, ...], device: tuple[str, ...], seconds
 def small_model(folder: Path) -> Path:
     """A random fp32 model that is large enough to be divided, written once."""
     from tests.core.families import make_model
+    from tests.core.tiny_tokenizer import write_tokenizer
 
     path = folder / "model"
-    if not (path / "config.json").exists():
+    if not (path / "tokenizer.json").exists():
         sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16}
         make_model("llama", path, spread=0.05, num_key_value_heads=8, **sizes)
+        write_tokenizer(path)
     return path
 
 

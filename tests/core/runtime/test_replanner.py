@@ -1,4 +1,4 @@
-"""Replies with a simulated card that shrinks, fills up, is lost or comes back: the same words, and nothing broken."""
+"""Replies with a card (the second device) that shrinks, fills up, is lost or comes back: the same words, nothing broken."""
 
 from __future__ import annotations
 
