@@ -9,16 +9,21 @@ Some minutes in all, so this is no part of the normal tests; ends 1 if a mutant 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis  # noqa: F401  imported before forking, as transformers is
+import pytest
+import transformers.models.auto.modeling_auto  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ["tests/core/second_device/test_device.py", "tests/core/second_device/test_engine.py"]
-LIMIT_S = 240
+LIMIT_S, OUTPUT = 240, "said.txt"
 
 
 @dataclass(frozen=True)
@@ -243,15 +248,36 @@ def outcome(mutant: Mutant) -> str:
         if mutant.old not in source:
             raise SystemExit(f"{mutant.file} has changed: {mutant.old!r} is not there")
         path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", mutant.tests, *TESTS]
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            return "hung"
-    if not done.returncode:
-        return ""
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split("::", 1)[1].split(" - ")[0] if failed else f"the process ended ({done.returncode})"
+        return _outcome(Path(folder), mutant.tests)
+
+
+def _outcome(folder: Path, tests: str) -> str:
+    # Forked, with torch and transformers imported already: they take longer than most of the tests.
+    child = multiprocessing.get_context("fork").Process(target=_test, args=(folder, tests))
+    child.start()
+    child.join(LIMIT_S)
+    if child.is_alive():
+        child.kill()
+        return "hung"
+    said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+    failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
+    if failed:
+        return failed[0].split("::", 1)[1].split(" - ")[0]
+    return f"the process ended ({child.exitcode})" if child.exitcode else ""
+
+
+def _test(folder: Path, tests: str) -> None:
+    """In the child: run the tests of this folder with its `core`."""
+    os.chdir(folder)
+    said = os.open(OUTPUT, os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("core", "tests")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", tests, *TESTS])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def main() -> int:

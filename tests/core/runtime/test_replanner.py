@@ -1,4 +1,4 @@
-"""Replies with a card (the second device) that shrinks, fills up, is lost or comes back: the same words, nothing broken."""
+"""Replies with a card (the second device) that shrinks, fills up, is lost or comes back: same words, nothing broken."""
 
 from __future__ import annotations
 
