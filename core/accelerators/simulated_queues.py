@@ -114,7 +114,10 @@ class Queue:
             mark.at = self._clock
             mark.done.set()
 
-        self.enqueue(fire)
+        if self.is_empty:  # nothing is on its way: nobody would come to fire it
+            fire()
+        else:
+            self.enqueue(fire)
         return mark
 
     def reach(self, mark: Mark) -> None:
@@ -137,6 +140,7 @@ class Queue:
         self.enqueue(arrive)
 
     def synchronize(self) -> None:
+        self.health.check()
         self.reach(self.mark())
 
     def step(self, until: Mark | None = None) -> None:
@@ -241,6 +245,7 @@ class DeviceQueue(LaunchQueue):
         sleep_until(mark.at)
 
     def synchronize(self) -> None:
+        self.health.check()
         self.reach(self.mark())
 
     def stop(self) -> None:
