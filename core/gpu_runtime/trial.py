@@ -52,14 +52,15 @@ def kernel() -> tuple[str, str]:
     try:
         import torch
 
-        if not torch.cuda.is_available():
+        card = torch.accelerator.current_accelerator(check_available=True)
+        if card is None:
             return "", f"torch {torch.__version__} finds no card that it can use."
         side = torch.arange(SIDE, dtype=torch.float32)
         # Whole numbers of this size are exact in fp32, whatever the order of the sums.
         left, right = (side[:, None] + side) % 7, (side[:, None] * 3 + side) % 5
-        if not torch.equal((left.cuda() @ right.cuda()).cpu(), left @ right):
+        if not torch.equal((left.to(card) @ right.to(card)).cpu(), left @ right):
             return "", "The card multiplied wrongly."
-        return torch.cuda.get_device_name(), ""
+        return torch.get_device_module(card).get_device_name(), ""
     except Exception as error:  # noqa: BLE001  Any failure whatever means the same: not this runtime.
         return "", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

@@ -82,7 +82,11 @@ def test_a_runtime_for_another_torch_is_not_used(installed: Runtime, monkeypatch
     [
         ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13"),
         ("import os; os._exit(139)", "crashed when it was tried (exit code 139)"),
-        ("import types; __version__ = '0'; cuda = types.SimpleNamespace(is_available=lambda: False)", "finds no card"),
+        (
+            "import types; __version__ = '0'; "
+            "accelerator = types.SimpleNamespace(current_accelerator=lambda check_available: None)",
+            "finds no card",
+        ),
     ],
 )
 def test_a_broken_runtime_falls_back_with_a_sentence(installed: Runtime, code: str, words: str):
