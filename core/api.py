@@ -37,6 +37,7 @@ from core.events import (
     never,
 )
 from core.paths import SHAPE_PREFIX, cache_folder, gpu_runtime
+from core.remote.endpoint import PREFIX as REMOTE_PREFIX
 from core.spec import FormatWish, Hardware, ModelSpec, Plan
 from core.startup.environment import importing, prepare_environment
 from core.units import parse_size
@@ -44,6 +45,7 @@ from core.units import parse_size
 if TYPE_CHECKING:  # what imports torch takes seconds
     from core.engine import Engine
     from core.hub.client import Client
+    from core.remote.engine import RemoteEngine
 
 Progress = Callable[[Loading], None]
 Messages = str | Iterable[Message | Mapping[str, str]]
@@ -94,7 +96,7 @@ class Planned:
 class Model:
     """A loaded model: one reply at a time. `close` or the end of a `with` gives its memory back."""
 
-    def __init__(self, engine: Engine, loaded: Loaded) -> None:
+    def __init__(self, engine: Engine | RemoteEngine, loaded: Loaded) -> None:
         self._engine = engine
         self._loaded = loaded
         self._plan = loaded.plan
@@ -193,18 +195,27 @@ def load_with(source: str | Path | None, options: LoadOptions, on_progress: Prog
 
 def load_engine(
     source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None
-) -> tuple[Engine, Loaded]:
+) -> tuple[Engine | RemoteEngine, Loaded]:
     """Load a model into an engine of its own, for who wants events. Raises HeteGenError."""
-    prepare_environment()
-    with importing():
-        from core.engine import Engine
-    engine = Engine()
+    engine = _engine_for(source)
     for event in _raising(engine.load(source, options)):
         if isinstance(event, Loaded):
             return engine, event
         if isinstance(event, Loading) and on_progress is not None:
             on_progress(event)
     raise AssertionError("a load ends with Loaded or an error")
+
+
+def _engine_for(source: str | Path | None) -> Engine | RemoteEngine:
+    if str(source).startswith(REMOTE_PREFIX):
+        from core.remote.engine import RemoteEngine
+        from core.remote.keys import key_of
+
+        return RemoteEngine(lambda url: key_of(None, url))
+    prepare_environment()
+    with importing():
+        from core.engine import Engine
+    return Engine()
 
 
 def plan(

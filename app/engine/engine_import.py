@@ -12,8 +12,12 @@ import os
 import sys
 from pathlib import Path
 
+from app.engine.routed_engine import RoutedEngine
 from app.engine.worker import EngineLike
+from core.hub.token import system_keyring
 from core.paths import cache_folder
+from core.remote.engine import RemoteEngine
+from core.remote.keys import key_of
 from core.startup.environment import importing
 from core.startup.transformers_index import keep_model_index
 
@@ -21,6 +25,11 @@ LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
 
 
 def make_engine() -> EngineLike:
+    """Called in the engine's thread. A remote model needs neither torch nor the local engine."""
+    return RoutedEngine(make_local_engine, lambda: RemoteEngine(lambda url: key_of(system_keyring(), url)))
+
+
+def make_local_engine() -> EngineLike:
     """Called in the engine's thread: torch is imported here and nowhere earlier."""
     link_torch()
     keep_model_index(cache_folder())

@@ -1,0 +1,164 @@
+"""HTTP to one server: JSON asked for, and events streamed that a stop ends at once, whatever the server does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from core.errors import AccessDenied, BadRequest, HeteGenError, ModelNotFound, NetworkError
+from core.events import Stop, never
+from core.hub.proxy import connect
+
+LOOK_EVERY_S = 0.05
+MOST_BODY, MOST_LINE = 16 << 20, 4 << 20
+CONNECT_S, SILENCE_S = 5.0, 900.0
+"""A server that reads a long prompt may be silent for minutes: an answer is given up only then."""
+DONE = "[DONE]"
+
+
+class Stopped(Exception):
+    """A request was ended by its `stop`."""
+
+
+class Connection:
+    """Requests to the server at `url`, one at a time. `key` is sent to it and to nobody else, and never shown."""
+
+    def __init__(self, url: str, key: str = "", *, context: ssl.SSLContext | None = None) -> None:
+        self.url = url
+        self.host = urlsplit(url).netloc
+        self._key = key
+        self._context = context
+
+    def get(self, path: str, stop: Stop = never) -> Any:
+        """The JSON at `path`. Raises NetworkError, AccessDenied, ModelNotFound, Stopped."""
+        with self._answer("GET", path, None, stop, CONNECT_S) as answer:
+            return self._json(answer.read(MOST_BODY))
+
+    def events(self, path: str, body: dict[str, Any], stop: Stop) -> Iterator[dict[str, Any]]:
+        """The server-sent events that answer `body`, as JSON. A server that does not stream gives one.
+
+        Raises Stopped as soon as `stop` says so, NetworkError, AccessDenied, ModelNotFound, BadRequest.
+        """
+        with self._answer("POST", path, body, stop, SILENCE_S) as answer:
+            if "event-stream" not in answer.headers.get("Content-Type", ""):
+                yield self._json(answer.read(MOST_BODY))
+                return
+            for data in _event_data(answer):
+                if data == DONE:
+                    return
+                yield self._json(data)
+        # The line ended without an end of the reply: to the user that is a lost connection, unless a stop did it.
+        raise Stopped if stop() else self.lost()
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, body: dict[str, Any] | None, stop: Stop, timeout_s: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        target = urlsplit(f"{self.url}{path}")
+        proxy = "" if proxy_bypass(target.hostname or "") else getproxies().get(target.scheme, "")
+        connection = connect(target, proxy, CONNECT_S, self._context)
+        ended = threading.Event()
+        try:
+            connection.connect()
+            line = connection.sock
+            line.settimeout(timeout_s)
+            threading.Thread(target=_abort_on, args=(stop, ended, line), name="remote-stop", daemon=True).start()
+            address = target._replace(scheme="", netloc="").geturl()
+            connection.request(method, address, None if body is None else json.dumps(body), self._headers())
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise self._refusal(answer.status, answer.read(MOST_BODY))
+            yield answer
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Stopped if stop() else self.lost(error) from error
+        finally:
+            ended.set()
+            connection.close()
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
+        return {**headers, "Authorization": f"Bearer {self._key}"} if self._key else headers
+
+    def _json(self, text: bytes | str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise NetworkError(
+                f"{self.host} was not understood.",
+                "Its answer is not what a model server sends.",
+                "Check the address: it often ends in /v1.",
+            ) from error
+
+    def lost(self, error: Exception | None = None) -> HeteGenError:
+        """The sentence for a line that could not be opened or broke."""
+        if isinstance(error, ssl.SSLError):
+            return NetworkError(
+                f"{self.host} could not be trusted.", "Its certificate is not valid.", "Check the address."
+            )
+        if isinstance(error, socket.gaierror):
+            return NetworkError(f"No computer named {urlsplit(self.url).hostname} was found.", "", "Check the name.")
+        if isinstance(error, ConnectionRefusedError):
+            return NetworkError(f"Nothing answers at {self.host}.", "", "Start the server there, or check the port.")
+        return NetworkError(f"The connection to {self.host} was lost.", "", "Try again when it is there.")
+
+    def _refusal(self, status: int, body: bytes) -> HeteGenError:
+        said = _message(body)
+        if status in (401, 403):
+            return AccessDenied(f"{self.host} refuses the key.", said, "Enter the key that it was started with.")
+        if status == 404:
+            return ModelNotFound(
+                f"{self.host} does not know this.",
+                said,
+                "Check the model's name and the address; it often ends in /v1.",
+            )
+        if status < 500:
+            return BadRequest(f"{self.host} refuses the request.", said, "Change the message or the settings.")
+        return NetworkError(f"{self.host} failed.", said, "Look at its log, and try again.")
+
+
+def _abort_on(stop: Stop, ended: threading.Event, line: socket.socket) -> None:
+    """Ends a read that waits in another thread as soon as `stop` says so."""
+    while not ended.wait(LOOK_EVERY_S):
+        if stop():
+            try:
+                # The plain socket's: an SSLSocket's own shutdown drops its state under the reading thread.
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
+            except OSError:
+                return
+            return
+
+
+def _event_data(answer: http.client.HTTPResponse) -> Iterator[str]:
+    """The data of each event; comments (signs of life) and other fields are passed over."""
+    parts: list[str] = []
+    while line := answer.readline(MOST_LINE):
+        text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+        if text.startswith("data:"):
+            parts.append(text[5:].removeprefix(" "))
+        elif not text and parts:
+            yield "\n".join(parts)
+            parts = []
+    if parts:
+        yield "\n".join(parts)
+
+
+def _message(body: bytes) -> str:
+    """What the server says of an error, one sentence at most; "" if nothing can be read."""
+    try:
+        error = json.loads(body)
+    except ValueError:
+        return ""
+    for name in ("error", "detail", "message"):
+        if isinstance(error, dict) and name in error:
+            error = error[name]
+    if isinstance(error, dict):
+        error = error.get("message", "")
+    return " ".join(str(error).split())[:300] if isinstance(error, str) else ""
