@@ -16,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 from core.errors import AccessDenied, BadRequest, HeteGenError, ModelNotFound, NetworkError
 from core.events import Stop, never
 from core.hub.proxy import connect
+from core.sentence import sentence
 
 LOOK_EVERY_S = 0.05
 MOST_BODY, MOST_LINE = 16 << 20, 4 << 20
@@ -92,7 +93,7 @@ class Connection:
             return json.loads(text)
         except ValueError as error:
             raise NetworkError(
-                f"{self.host} was not understood.",
+                sentence("{} was not understood.", self.host),
                 "Its answer is not what a model server sends.",
                 "Check the address: it often ends in /v1.",
             ) from error
@@ -101,27 +102,35 @@ class Connection:
         """The sentence for a line that could not be opened or broke."""
         if isinstance(error, ssl.SSLError):
             return NetworkError(
-                f"{self.host} could not be trusted.", "Its certificate is not valid.", "Check the address."
+                sentence("{} could not be trusted.", self.host), "Its certificate is not valid.", "Check the address."
             )
         if isinstance(error, socket.gaierror):
-            return NetworkError(f"No computer named {urlsplit(self.url).hostname} was found.", "", "Check the name.")
+            return NetworkError(
+                sentence("No computer named {} was found.", urlsplit(self.url).hostname), "", "Check the name."
+            )
         if isinstance(error, ConnectionRefusedError):
-            return NetworkError(f"Nothing answers at {self.host}.", "", "Start the server there, or check the port.")
-        return NetworkError(f"The connection to {self.host} was lost.", "", "Try again when it is there.")
+            return NetworkError(
+                sentence("Nothing answers at {}.", self.host), "", "Start the server there, or check the port."
+            )
+        return NetworkError(sentence("The connection to {} was lost.", self.host), "", "Try again when it is there.")
 
     def _refusal(self, status: int, body: bytes) -> HeteGenError:
         said = _message(body)
         if status in (401, 403):
-            return AccessDenied(f"{self.host} refuses the key.", said, "Enter the key that it was started with.")
+            return AccessDenied(
+                sentence("{} refuses the key.", self.host), said, "Enter the key that it was started with."
+            )
         if status == 404:
             return ModelNotFound(
-                f"{self.host} does not know this.",
+                sentence("{} does not know this.", self.host),
                 said,
                 "Check the model's name and the address; it often ends in /v1.",
             )
         if status < 500:
-            return BadRequest(f"{self.host} refuses the request.", said, "Change the message or the settings.")
-        return NetworkError(f"{self.host} failed.", said, "Look at its log, and try again.")
+            return BadRequest(
+                sentence("{} refuses the request.", self.host), said, "Change the message or the settings."
+            )
+        return NetworkError(sentence("{} failed.", self.host), said, "Look at its log, and try again.")
 
 
 def _abort_on(stop: Stop, ended: threading.Event, line: socket.socket) -> None:

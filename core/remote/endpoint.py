@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
 from core.errors import BadRequest
+from core.sentence import sentence
 
 PREFIX = "remote:"
 """Before a remote model's address, where a model's name is asked for."""
@@ -59,7 +60,7 @@ def base_url(text: str) -> str:
         sound = False
     if not sound or any(letter.isspace() for letter in typed):
         raise BadRequest(
-            f"{typed or 'The address'} is not the address of a server.",
+            sentence("{} is not the address of a server.", typed or "The address"),
             "",
             "Enter one such as http://192.168.1.20:8000/v1.",
         )

@@ -29,6 +29,7 @@ from core.events import (
 )
 from core.remote.connection import Connection, Stopped
 from core.remote.endpoint import Endpoint, parse_source
+from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
 REASONING = ("reasoning_content", "reasoning")
@@ -207,8 +208,10 @@ def _find(connection: Connection, wanted: str, stop: Stop) -> Loaded:
     if found is None and (there or not wanted):
         names = ", ".join(one["id"] for one in there[:5])
         raise ModelNotFound(
-            f"{connection.host} has no model named {wanted}." if wanted else f"{connection.host} names no model.",
-            f"It has {names}." if names else "",
+            sentence("{} has no model named {}.", connection.host, wanted)
+            if wanted
+            else sentence("{} names no model.", connection.host),
+            sentence("It has {}.", names) if names else "",
             "Choose one of its models.",
         )
     return Loaded(
