@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.native_library import LAYOUT_BITS, format_number
+from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_rows
 from core.spec import INT4_GROUP, LAYOUTS, Storage
 
 MOST_ROWS = 8
 """Rows of input that one product takes, as in device.cu; with more of them, widening first costs less."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
-QUANTIZED: tuple[Storage, ...] = ("int8", "int4")
-KERNELS = ("int8_product", "int4_product", "int8_widen", "int4_widen")
+OWN: tuple[Storage, ...] = ("int8", "int4")
+"""The storages that have kernels to themselves; all others share one that is told how they lie."""
+KERNELS = ("int8_product", "int4_product", "grouped_product", "int8_widen", "int4_widen", "grouped_widen")
 AGREES = 0.01
 """Largest error, as a fraction of the largest output; rounding weights to bf16 makes far less of a sound result."""
 
@@ -54,7 +56,11 @@ class DeviceKernels:
         return wide[:, : weight.shape[1]]
 
     def _run(self, name: str, weight: QuantizedWeight, blocks: int, *arguments: Tensor | int) -> None:
-        self._launch(f"{weight.format}_{name}", blocks, [*weight.tensors, *arguments])
+        if weight.format in OWN:
+            self._launch(f"{weight.format}_{name}", blocks, [*weight.tensors, *arguments])
+        else:
+            layout = format_number(weight.format) >> LAYOUT_BITS
+            self._launch(f"grouped_{name}", blocks, [*weight.tensors, *arguments, layout])
 
 
 @cache
@@ -64,7 +70,7 @@ def device_kernels(device: torch.device) -> DeviceKernels | None:
         return None
     try:
         kernels = DeviceKernels(_launcher(device))
-        wrong = [name for name in QUANTIZED if not agrees(kernels, random_weight(name, 37, 300, device))]
+        wrong = [name for name in LAYOUTS if not agrees(kernels, random_weight(name, 37, 300, device))]
     # Private parts of torch and libraries of the driver: whatever they lack, there is the slower way.
     except (RuntimeError, OSError, AttributeError, ImportError, KeyError) as error:
         logging.getLogger(__name__).warning("no kernels for %s: %s", device, error)
@@ -87,7 +93,21 @@ def agrees(kernels: DeviceKernels, weight: QuantizedWeight) -> bool:
 def random_weight(format: Storage, rows: int, columns: int, device: torch.device) -> QuantizedWeight:
     """A weight of random bytes and scales, as `weights` lays it out."""
     generator = torch.Generator().manual_seed(1)
-    if format == "int8":
+    layout = LAYOUTS[format]
+    if format not in OWN:
+        like = empty(format, rows, columns)
+        assert like.scales is not None
+        data = torch.randint(0, 256, like.data.shape, generator=generator, dtype=torch.uint8).view(like.data.dtype)
+        groups, coarse = (rows, layout.groups(columns)), (rows, layout.coarse(columns))
+
+        def numbers() -> Scales:
+            if layout.scale != "fine":
+                return torch.rand(groups, generator=generator)
+            fine = torch.randint(-32, 64, groups, generator=generator, dtype=torch.int8)
+            return fine, torch.rand(coarse, generator=generator) / 32
+
+        scales = scale_rows(layout, layout.columns(columns), numbers(), numbers() if layout.minimum else None)
+    elif format == "int8":
         data = torch.randint(-127, 128, (rows, LAYOUTS[format].columns(columns)), generator=generator, dtype=torch.int8)
         scales = torch.rand(rows, generator=generator)
     else:
@@ -107,7 +127,7 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 def _width(weight: QuantizedWeight) -> int:
     """Columns of a padded row."""
-    return weight.data.shape[1] * (2 if weight.format == "int4" else 1)
+    return weight.data.shape[1] * (2 if LAYOUTS[weight.format].bits == 4 else 1)
 
 
 def _launcher(device: torch.device) -> Launch:

@@ -1,7 +1,7 @@
 /* Products with quantised weights on a graphics card; device.py compiles this there, by NVRTC or HIPRTC.
 
    It is the part of C that CUDA, HIP and the tests' own stand-in for a card share: no headers, no templates, no
-   operations on whole warps. How weights lie in memory is told in weights.py. x is fp32 and as wide as a padded row, so
+   operations on whole warps. How weights lie in memory is told in quantized_weight.py. x is fp32 and as wide as a padded row, so
    no chunk of 16 bytes needs an end of its own.
 
    A value q of few bits becomes a float without a conversion, which cards do slowly: its bits are put below the leading
@@ -172,6 +172,135 @@ INLINE void int4_rows(const uint4 *data, const bf16 *scales, const float *x, flo
       }
   }
   add_up(part, shared, y, rows, count);
+}
+
+/* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1) or
+   codes (2); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book. ---- */
+
+#define IS_HALVES(layout) (((layout) & 3) != 0)
+#define IS_CODES(layout) (((layout) & 3) == 2)
+#define SCALE_OF(layout) ((layout) >> 2 & 3)
+#define GROUP_OF(layout) ((layout) >> 4 & 1 ? 16 : 32)
+#define HAS_MINIMUM(layout) ((layout) >> 5 & 1)
+#define BOOK_OF(layout) ((layout) >> 6 & 1)
+#define COARSE 256
+
+static __device__ const float BOOKS[2][16] = {
+    {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
+    {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113},
+};
+
+INLINE float from_f16(unsigned short bits)
+{
+  unsigned sign = (bits & 0x8000u) << 16, rest = bits & 0x7FFFu;
+  if (rest >= 0x7C00u)
+    return __uint_as_float(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
+  return __uint_as_float(sign | 0x3F800000u) * (__uint_as_float(rest << 13) * 5.192296858534828e33f); /* 2^112 */
+}
+
+/* Bytes of a row's scales and minimums. */
+INLINE int scale_bytes(int width, int layout)
+{
+  int groups = width / GROUP_OF(layout), kind = SCALE_OF(layout);
+  int one = kind == 3 ? groups + 2 * ((width + COARSE - 1) / COARSE) : groups * (kind == 2 ? 4 : 2);
+  return one * (1 + HAS_MINIMUM(layout));
+}
+
+/* The scale (0) or minimum (1) of the group that a column is in; `row` is where the row's scales begin. */
+INLINE float group_number(const unsigned char *row, int width, int layout, int column, int minimum)
+{
+  int groups = width / GROUP_OF(layout), at = column / GROUP_OF(layout) + minimum * groups;
+  if (SCALE_OF(layout) == 0)
+    return from_bf16(((const bf16 *)row)[at]);
+  if (SCALE_OF(layout) == 1)
+    return from_f16(((const unsigned short *)row)[at]);
+  if (SCALE_OF(layout) == 2)
+    return ((const float *)row)[at];
+  int factors = (width + COARSE - 1) / COARSE;
+  const unsigned short *coarse = (const unsigned short *)(row + groups * (1 + HAS_MINIMUM(layout)));
+  return (float)((const signed char *)row)[at] * from_f16(coarse[column / COARSE + minimum * factors]);
+}
+
+/* Sixteen weights of a chunk, but for scale and minimum: its bytes, or its low (0) or high (1) halves. */
+INLINE void grouped_values(uint4 chunk, int high, int layout, float *values)
+{
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) {
+    unsigned word = word_of(chunk, i / 4);
+    if (!IS_HALVES(layout))
+      values[i] = 256.0f * (byte_of(word ^ 0x80808080u, i % 4) - 1.5f);
+    else if (IS_CODES(layout))
+      values[i] = BOOKS[BOOK_OF(layout)][word >> 4 * (i % 4 * 2 + high) & 0xFu];
+    else
+      values[i] = 16.0f * (half_byte_of(word, i % 4 * 2 + high) - (HAS_MINIMUM(layout) ? 1.0f : 1.5f));
+  }
+}
+
+/* The first column of one half of a chunk. */
+INLINE int chunk_column(int at, int high, int layout)
+{
+  return IS_HALVES(layout) ? at / 4 * 128 + at % 4 * CHUNK + 64 * high : at * CHUNK;
+}
+
+/* y (count, rows) = x (count, width) times grouped rows. */
+INLINE void grouped_rows(const uint4 *data, const unsigned char *scales, const float *x, float *y, int rows, int width,
+                         int count, int layout, float *shared)
+{
+  float part[EACH][MOST] = {{0}};
+  int halves = IS_HALVES(layout) ? 2 : 1, chunks = width / (halves * CHUNK), first = FIRST_ROW;
+  int stride = scale_bytes(width, layout);
+  for (int at = LANE; at < chunks; at += LANES)
+    for (int row = 0; row < EACH; row++) {
+      if (first + row >= rows)
+        break;
+      uint4 chunk = data[(long long)(first + row) * chunks + at];
+      const unsigned char *own = scales + (long long)(first + row) * stride;
+      for (int high = 0; high < halves; high++) {
+        int column = chunk_column(at, high, layout);
+        float values[CHUNK], scale = group_number(own, width, layout, column, 0);
+        float minimum = HAS_MINIMUM(layout) ? group_number(own, width, layout, column, 1) : 0.0f;
+        grouped_values(chunk, high, layout, values);
+#pragma unroll
+        for (int m = 0; m < MOST; m++)
+          if (m < count) {
+            float from[CHUNK], sum = load_x(x + (long long)m * width + column, from), dot = 0;
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++)
+              dot += values[i] * from[i];
+            part[row][m] += scale * dot + minimum * sum;
+          }
+      }
+    }
+  add_up(part, shared, y, rows, count);
+}
+
+KERNEL void grouped_product(const uint4 *data, const unsigned char *scales, const float *x, float *y, int rows,
+                            int width, int count, int layout)
+{
+  __shared__ float shared[EACH * MOST * THREADS];
+  if (count == 1)
+    grouped_rows(data, scales, x, y, rows, width, 1, layout, shared);
+  else
+    grouped_rows(data, scales, x, y, rows, width, count, layout, shared);
+}
+
+/* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
+KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *wide, int rows, int width, int layout)
+{
+  int halves = IS_HALVES(layout) ? 2 : 1;
+  long long at = (long long)blockIdx.x * THREADS + threadIdx.x, chunks = width / (halves * CHUNK);
+  if (at >= rows * chunks)
+    return;
+  const unsigned char *own = scales + at / chunks * scale_bytes(width, layout);
+  for (int high = 0; high < halves; high++) {
+    int column = chunk_column((int)(at % chunks), high, layout);
+    float values[CHUNK], scale = group_number(own, width, layout, column, 0);
+    float minimum = HAS_MINIMUM(layout) ? group_number(own, width, layout, column, 1) : 0.0f;
+    grouped_values(data[at], high, layout, values);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++)
+      wide[at / chunks * width + column + i] = to_bf16(scale * values[i] + minimum);
+  }
 }
 
 /* One row of x is the common case; told so, the compiler keeps everything in registers. */

@@ -19,7 +19,8 @@ from torch import Tensor
 from core.spec import E2M1, IQ4, LAYOUTS, Storage
 
 FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
-GROUPED = 4
+GROUPED, LAYOUT_BITS = 4, 3
+"""The kernel for all layouts, and the bit of a format's number from which on it says which."""
 SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
 BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -235,7 +236,7 @@ def format_number(storage: str) -> int:
     layout = LAYOUTS[cast(Storage, storage)]
     values = 2 if layout.codes else 1 if layout.bits == 4 else 0
     described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
-    return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << 3
+    return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << LAYOUT_BITS
 
 
 def _threads_for(nbytes: int) -> int:

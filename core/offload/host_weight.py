@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.cuda_dequant import MOST_ROWS, QUANTIZED, device_kernels
+from core.kernels.cuda_dequant import MOST_ROWS, device_kernels
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
@@ -81,7 +81,7 @@ class DeviceRows:
         self.rows = weight.shape[0]
         self._matmul = matmul
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
-        self._kernels = device_kernels(weight.data.device) if weight.format in QUANTIZED else None
+        self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
 
     def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
         """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""

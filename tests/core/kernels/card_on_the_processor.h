@@ -31,8 +31,8 @@ static inline unsigned __float_as_uint(float value)
   return bits;
 }
 
-typedef void product(const void *, const void *, const void *, void *, int, int, int);
-typedef void widen(const void *, const void *, void *, int, int);
+typedef void product(const void *, const void *, const void *, void *, int, int, int, int);
+typedef void widen(const void *, const void *, void *, int, int, int);
 
 /* One launch: of `product`, or of `widen` where that is null. */
 typedef struct {
@@ -40,7 +40,7 @@ typedef struct {
   widen *widen;
   const void *data, *scales, *x;
   void *y;
-  int rows, width, count;
+  int rows, width, count, layout;
 } call;
 
 typedef struct {
@@ -54,9 +54,9 @@ static void *run_thread(void *given)
   const call *it = self->call;
   threadIdx.x = self->thread, blockIdx.x = self->block;
   if (it->product)
-    it->product(it->data, it->scales, it->x, it->y, it->rows, it->width, it->count);
+    it->product(it->data, it->scales, it->x, it->y, it->rows, it->width, it->count, it->layout);
   else
-    it->widen(it->data, it->scales, it->y, it->rows, it->width);
+    it->widen(it->data, it->scales, it->y, it->rows, it->width, it->layout);
   return 0;
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.kernels import cuda_dequant
 from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
-from core.spec import Format
+from core.spec import LAYOUTS, Storage
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         *((name, ADDRESS) for name in ("product", "widen", "data", "scales", "x", "y")),
-        *((name, ctypes.c_int) for name in ("rows", "width", "count")),
+        *((name, ctypes.c_int) for name in ("rows", "width", "count", "layout")),
     ]
 
 
@@ -51,17 +51,18 @@ def launcher(library: ctypes.CDLL) -> Callable[[str, int, Sequence[Tensor | int]
         if name.endswith("_product"):
             call = Call(entry, None, *addresses, *numbers)
         else:
-            call = Call(None, entry, *addresses[:2], None, addresses[2], *numbers, 0)
+            rows, width, *layout = numbers
+            call = Call(None, entry, *addresses[:2], None, addresses[2], rows, width, 0, *layout)
         library.launch(ctypes.byref(call), blocks, cuda_dequant.THREADS)
 
     return launch
 
 
-@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
-@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("format", LAYOUTS)
+@settings(deadline=None, max_examples=15)
 @given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, cuda_dequant.MOST_ROWS))
 def test_products_and_widened_rows_are_those_of_torch(
-    kernels: DeviceKernels, format: Format, rows: int, columns: int, count: int
+    kernels: DeviceKernels, format: Storage, rows: int, columns: int, count: int
 ) -> None:
     weight = random_weight(format, rows, columns, CPU)
     x = torch.randn(count, columns, generator=torch.Generator().manual_seed(columns))
@@ -70,16 +71,16 @@ def test_products_and_widened_rows_are_those_of_torch(
     torch.testing.assert_close(kernels.widen(weight), exact.to(torch.bfloat16), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
-def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Format) -> None:
+@pytest.mark.parametrize("format", LAYOUTS)
+def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Storage) -> None:
     weight = random_weight(format, 20, 4096, CPU)
     x = torch.randn(2, 4096).to(torch.bfloat16)
     expected = x.float() @ weight.dequantize(torch.float32).T
     torch.testing.assert_close(kernels.product(weight, x), expected, rtol=1e-4, atol=0.05)
 
 
-@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
-def test_a_scale_that_is_no_number_shows(kernels: DeviceKernels, format: Format) -> None:
+@pytest.mark.parametrize("format", cuda_dequant.OWN)
+def test_a_scale_that_is_no_number_shows(kernels: DeviceKernels, format: Storage) -> None:
     weight = random_weight(format, 5, 256, CPU)
     assert weight.scales is not None
     weight.scales[3] = torch.nan
@@ -103,9 +104,9 @@ def test_without_a_card_there_are_none() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("format", cuda_dequant.QUANTIZED)
+@pytest.mark.parametrize("format", LAYOUTS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (37, 300), (4096, 4096), (151_936, 1024)])
-def test_on_a_card(format: Format, rows: int, columns: int) -> None:
+def test_on_a_card(format: Storage, rows: int, columns: int) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no card that torch can use")
     found = device_kernels(torch.device("cuda", 0))
