@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sin
 
-from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
 
 from app.application import Application, Wishes
 from app.engine.server_state import ServerState
@@ -27,6 +27,7 @@ from core.planning.planner import place
 from core.server.activity import Entry, Live, Snapshot
 from core.spec import Budget, Prediction
 from core.units import GIB
+from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
 from tests.core.machines import DESKTOP, model
 
@@ -264,7 +265,7 @@ def menu(stage: Stage) -> None:
 
 def what_if(stage: Stage) -> None:
     reply(stage)
-    stage.app.live.what_if._context.setValue(10)
+    find(stage.app.live.what_if, QSlider, "Context").setValue(10)
     stage.settle(0.3)
     area = stage.app.live.findChild(QScrollArea)
     assert area is not None

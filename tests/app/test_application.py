@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMessageBox
+from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QLabel, QMessageBox, QPushButton, QSlider
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
@@ -24,6 +24,7 @@ from app.views.settings.settings_dialog import SettingsDialog
 from core.events import LoadOptions, Piece, Replanned
 from core.planning.planner import place
 from core.spec import Budget
+from tests.app.find import find
 from tests.app.screenshots import SAMPLE, planned
 from tests.app.scripted_engine import ScriptedEngine, answer
 
@@ -363,10 +364,12 @@ def test_another_share_of_the_card_is_applied_without_loading(qtbot: QtBot, star
     engine.replanned = Replanned("Less than before.", plan)
     app = start(engine)
     before = app.live.decode.words
-    app.live.what_if._vram.setValue(app.live.what_if._vram.maximum() // 4)
-    qtbot.waitUntil(app.live.what_if._apply.isEnabled)
-    assert "nothing is loaded again" in app.live.what_if._manner.text()
-    app.live.what_if._apply.click()
+    find(app.live.what_if, QSlider, "Share of the graphics memory").setValue(
+        find(app.live.what_if, QSlider, "Share of the graphics memory").maximum() // 4
+    )
+    qtbot.waitUntil(find(app.live.what_if, QPushButton, "Apply").isEnabled)
+    assert "nothing is loaded again" in find(app.live.what_if, QLabel, "manner").text()
+    find(app.live.what_if, QPushButton, "Apply").click()
     qtbot.waitUntil(lambda: app.live.decode.words != before)
     assert engine.limits == [(less, None)]
     assert len(engine.sources) == 1

@@ -41,7 +41,9 @@ class WhatIf(QWidget):
             self._format.addItem(self.tr(words), value)
         self._context_words, self._vram_words = QLabel(self), QLabel(self)
         self._verdict, self._manner = QLabel(self), QLabel(self)
-        for label in (self._verdict, self._manner):
+        self._vram_words.setObjectName("vram")
+        for label, name in ((self._verdict, "verdict"), (self._manner, "manner")):
+            label.setObjectName(name)
             label.setWordWrap(True)
         self._memory = MemoryView(theme, self)
         self._apply = QPushButton(self.tr("Apply"), self)

@@ -15,6 +15,7 @@ from app.conversations.store import MARK_END, MARK_START, Entry, Hit, Store
 from app.settings.theme import Theme
 from app.views.conversations.entry_list import DAY_S, groups, runs
 from app.views.conversations.sidebar import Sidebar
+from tests.app.find import find
 
 NOON = time.mktime((2026, 11, 20, 12, 0, 0, 0, 0, -1))
 
@@ -152,17 +153,17 @@ def test_the_menu_renames_pins_exports_and_deletes(sidebar: Sidebar, qtbot: QtBo
 def test_searching_is_delayed_then_shows_hits_and_escape_ends_it(sidebar: Sidebar, qtbot: QtBot) -> None:
     sidebar.focus_search()
     with qtbot.waitSignal(sidebar.searched) as signal:
-        qtbot.keyClicks(sidebar._search, "needle")
+        qtbot.keyClicks(find(sidebar, QLineEdit, "Search conversations"), "needle")
     assert signal.args == ["needle"]
     sidebar.show_hits([Hit(entry("gamma"), "turn7", f"a {MARK_START}needle{MARK_END}")])
     assert shown(sidebar) == ["Gamma"]
     sidebar.show_entries([entry("new")])
     assert shown(sidebar) == ["Gamma"], "a changed list must not end the search"
     with qtbot.waitSignal(sidebar.opened) as opened:
-        qtbot.keyClick(sidebar._search, Qt.Key.Key_Return)
+        qtbot.keyClick(find(sidebar, QLineEdit, "Search conversations"), Qt.Key.Key_Return)
     assert opened.args == ["gamma", "turn7"]
     with qtbot.waitSignal(sidebar.searched) as ended:
-        qtbot.keyClick(sidebar._search, Qt.Key.Key_Escape)
+        qtbot.keyClick(find(sidebar, QLineEdit, "Search conversations"), Qt.Key.Key_Escape)
     assert ended.args == [""]
     assert shown(sidebar) == ["Today", "New"]
 
@@ -178,7 +179,7 @@ def test_nothing_found_and_no_conversations_are_said(sidebar: Sidebar) -> None:
 def test_names_for_those_who_cannot_see(sidebar: Sidebar) -> None:
     index = sidebar.list.model().index(1, 0)
     assert index.data(Qt.ItemDataRole.AccessibleTextRole) == "Alpha, pinned"
-    for widget in (sidebar, sidebar.list, sidebar._search, sidebar._more):
+    for widget in (sidebar, sidebar.list, find(sidebar, QLineEdit, "Search conversations"), sidebar._more):
         assert QAccessible.queryAccessibleInterface(widget).text(QAccessible.Text.Name)
 
 
@@ -204,6 +205,6 @@ def test_with_a_real_store(sidebar: Sidebar, qtbot: QtBot, tmp_path: Path) -> No
     sidebar.searched.connect(lambda text: sidebar.show_hits(store.search(text)))
     sidebar.show_entries(store.entries())
     with qtbot.waitSignal(sidebar.searched):
-        qtbot.keyClicks(sidebar._search, "need")
+        qtbot.keyClicks(find(sidebar, QLineEdit, "Search conversations"), "need")
     assert shown(sidebar) == ["Where is the needle?"]
     store.close()

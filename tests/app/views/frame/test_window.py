@@ -6,7 +6,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QPushButton
+from PySide6.QtWidgets import QAbstractButton, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
@@ -16,6 +16,7 @@ from app.views.chat.message_parts import Editor
 from app.views.controls.controls import IconButton
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
+from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
 
 Start = Callable[..., Application]
@@ -89,7 +90,7 @@ def test_an_empty_question_is_not_sent(qtbot: QtBot, start: Start) -> None:
 def test_send_becomes_stop_in_its_place_and_stop_keeps_what_came(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(answer("word " * 400, size=5))
     app = start(engine)
-    button = app.window.composer._send
+    button = find(app.window.composer, QAbstractButton, "Send")
     place = button.geometry()
     engine.pause_at = 20
     app.window.composer.submitted.emit("Go")
@@ -353,7 +354,7 @@ def test_nothing_moves_when_the_figures_change(qtbot: QtBot, start: Start) -> No
         for widget in (
             app.window.top.speed,
             app.window.top.strip,
-            app.window.composer._send,
+            find(app.window.composer, QAbstractButton, "Send"),
         )
     ]
     ask(qtbot, app, "Hi")
@@ -362,7 +363,7 @@ def test_nothing_moves_when_the_figures_change(qtbot: QtBot, start: Start) -> No
         for widget in (
             app.window.top.speed,
             app.window.top.strip,
-            app.window.composer._send,
+            find(app.window.composer, QAbstractButton, "Send"),
         )
     ]
     assert before == after

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QFontMetrics, QImage
-from PySide6.QtWidgets import QLabel, QWidget
+from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
 from pytestqt.qtbot import QtBot
 
 from app.monitor.bottleneck import Explanation
@@ -18,6 +18,7 @@ from app.views.monitor.live_view import LiveView, Telemetry, machine_words
 from core.events import Stats
 from core.spec import MIN_CONTEXT, BytesPerToken, Prediction, Times
 from core.units import GIB
+from tests.app.find import find
 
 CARD = DeviceMap("Card", "gpu", 8 * GIB, int(4e9), int(5e8), int(2e8), int(1e8), GIB, 0)
 RAM = DeviceMap("Memory (RAM)", "cpu", 32 * GIB, int(9e9), other=8 * GIB)
@@ -179,31 +180,34 @@ def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: Q
     sliders.wished.connect(wishes.append)
     with qtbot.waitSignal(view.wished) as signal:
         for _ in range(4):
-            qtbot.keyClick(sliders._context, Qt.Key.Key_Right)
-        sliders._format.setCurrentIndex(3)
+            qtbot.keyClick(find(sliders, QSlider, "Context"), Qt.Key.Key_Right)
+        find(sliders, QComboBox, "Weight format").setCurrentIndex(3)
     assert wishes == [Wish(32768, "int4", 1.0)] == signal.args
-    assert not sliders._apply.isEnabled()
+    assert not find(sliders, QPushButton, "Apply").isEnabled()
     sliders.show_answer(replace(LOOK, context=32768, format="int4"))
-    assert sliders._verdict.text() == "Fits: about 9.0–13.0 tokens/s with int4, worked out from what was measured here."
+    assert (
+        find(sliders, QLabel, "verdict").text()
+        == "Fits: about 9.0–13.0 tokens/s with int4, worked out from what was measured here."
+    )
     with qtbot.waitSignal(view.applied) as applied:
-        sliders._apply.click()
+        find(sliders, QPushButton, "Apply").click()
     assert applied.args == [Wish(32768, "int4", 1.0)]
 
 
 def test_what_does_not_fit_cannot_be_applied(view: LiveView) -> None:
     view.show_outlook(LOOK, 131_072)
-    view.what_if._context.setValue(view.what_if._context.maximum())
+    find(view.what_if, QSlider, "Context").setValue(find(view.what_if, QSlider, "Context").maximum())
     view.what_if.show_answer(replace(LOOK, fits="no"))
-    assert "Does not fit" in view.what_if._verdict.text()
-    assert not view.what_if._apply.isEnabled()
+    assert "Does not fit" in find(view.what_if, QLabel, "verdict").text()
+    assert not find(view.what_if, QPushButton, "Apply").isEnabled()
     view.what_if.show_answer(None)
-    assert view.what_if._verdict.text() == "n/a"
+    assert find(view.what_if, QLabel, "verdict").text() == "n/a"
 
 
 @pytest.mark.parametrize("limit", [300, 512, 2048, 40_960, 131_072, 1_048_576])
 def test_the_context_slider_reaches_exactly_the_models_limit(view: LiveView, limit: int) -> None:
     view.show_outlook(replace(LOOK, context=2048), limit)
-    slider = view.what_if._context
+    slider = find(view.what_if, QSlider, "Context")
     slider.setValue(slider.maximum())
     assert view.what_if.wish().context == max(MIN_CONTEXT, limit)
     values = []
@@ -215,8 +219,8 @@ def test_the_context_slider_reaches_exactly_the_models_limit(view: LiveView, lim
 
 def test_without_a_card_its_share_cannot_be_chosen(view: LiveView) -> None:
     view.show_outlook(replace(LOOK, devices=(RAM,)), 8192)
-    assert not view.what_if._vram.isEnabled()
-    assert view.what_if._vram_words.text() == "n/a"
+    assert not find(view.what_if, QSlider, "Share of the graphics memory").isEnabled()
+    assert find(view.what_if, QLabel, "vram").text() == "n/a"
 
 
 def test_telemetry_arrives_in_the_views_thread(view: LiveView, qtbot: QtBot) -> None:

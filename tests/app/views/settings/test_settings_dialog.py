@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QAccessible, QGuiApplication
-from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QPushButton
+from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QPushButton, QStackedWidget
 from pytestqt.qtbot import QtBot
 
 from app.about.diagnostics import diagnostics, tail, without_home
@@ -17,6 +17,7 @@ from app.settings.settings import Problem, Settings, declared
 from app.settings.theme import Theme
 from app.views.settings.settings_dialog import SettingsDialog
 from app.views.settings.settings_pages import LogPage
+from tests.app.find import find
 
 
 @pytest.fixture
@@ -168,8 +169,8 @@ def test_a_stored_value_between_the_steps_is_shown(dialog: SettingsDialog) -> No
 
 def test_problems_of_the_stored_file_are_shown(dialog: SettingsDialog) -> None:
     dialog.show_problems([Problem("theme", "Theme cannot be pink.")])
-    assert dialog._problems.isVisible()
-    assert "pink" in dialog._problems.text()
+    assert find(dialog, QLabel, "problems").isVisible()
+    assert "pink" in find(dialog, QLabel, "problems").text()
 
 
 def test_folders_can_be_opened_and_the_log_read(dialog: SettingsDialog, qtbot: QtBot, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(dialog: Setti
         assert button.text() or button.accessibleName()
     dialog.pages.setFocus()
     qtbot.keyClick(dialog.pages, Qt.Key.Key_Down)
-    assert dialog._stack.currentIndex() == 1
+    assert find(dialog, QStackedWidget, "pages").currentIndex() == 1
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
@@ -215,7 +216,9 @@ def test_every_page_paints_in_every_size_without_scrolling_sideways(qtbot: QtBot
     for row in range(dialog.pages.count()):
         dialog.pages.setCurrentRow(row)
         assert not dialog.grab().isNull()
-        assert dialog._stack.currentWidget().horizontalScrollBar().maximum() == 0, dialog.pages.item(row).text()  # type: ignore[union-attr]
+        assert find(dialog, QStackedWidget, "pages").currentWidget().horizontalScrollBar().maximum() == 0, (
+            dialog.pages.item(row).text()
+        )  # type: ignore[union-attr]
 
 
 def test_diagnostics_tell_the_machine_and_no_secrets(tmp_path: Path) -> None:
