@@ -17,7 +17,7 @@ MODULES = (
     "transformers.cli", "transformers.pipelines", "transformers.testing_utils", "transformers.trainer",
     "transformers.trainer_seq2seq", "huggingface_hub.cli",
     # Wishes of the libraries above for what they do not do here: command lines, uploads, drawings of graphs.
-    "networkx", "pydantic", "pydantic_core", "rich", "typer", "click", "hf_xet", "requests", "urllib3", "certifi",
+    "networkx", "rich", "typer", "hf_xet", "requests", "urllib3", "certifi",
     "charset_normalizer", "py", "gguf", "llama_cpp", "functorch", "huggingface_hub.inference",
     # Compilers, tests, training on many computers and exporters of torch; its own `import torch` reaches none of them.
     "torch._inductor.autoheuristic", "torch._inductor.codegen", "torch._inductor.compile_worker",
@@ -49,7 +49,7 @@ FILES = (
     "PySide6/Qt/lib/libQt6Qml*", "PySide6/Qt/lib/libQt6Quick*", "PySide6/Qt/lib/libQt6VirtualKeyboard*",
     "*/opengl32sw.dll", "*.pyi", "*/py.typed",
     # Of development tools, and of libraries left out above: transformers' recipe brings whatever is installed.
-    "accelerate-*.dist-info/*", "click-*.dist-info/*", "hypothesis-*.dist-info/*", "pydantic-*.dist-info/*",
+    "accelerate-*.dist-info/*", "hypothesis-*.dist-info/*", 
     "pytest*.dist-info/*", "rich-*.dist-info/*", "ruff-*.dist-info/*", "typer-*.dist-info/*",
 )  # fmt: skip
 """Files of the wheels that nothing opens."""

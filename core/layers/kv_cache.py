@@ -74,6 +74,18 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         """How many tokens the buffers hold."""
         return self.length
 
+    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
+        """Hold these states (1, heads, n, dim) instead of all others; `first`: the place of the first in the text."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        held = keys.shape[-2]
+        if held > self.keys.shape[-2]:  # a sliding layer after a large chunk of a prompt
+            self.keys = self.allocate(_with_length(self.keys, held), self.dtype)
+            self.values = self.allocate(_with_length(self.values, held), self.dtype)
+        self.keys[:, :, :held] = keys
+        self.values[:, :, :held] = values
+        self.length = first + held
+
     def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
         there = allocate(states.shape, self.dtype)
         there[:, :, : self.held] = states[:, :, : self.held]
@@ -137,6 +149,10 @@ class SlidingLayer(PreallocatedLayer):
     @property
     def held(self) -> int:
         return self.length - self.offset
+
+    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
+        super().fill(keys, values, first)
+        self.offset = first
 
     def can_keep(self, length: int) -> bool:
         return length >= self.length or self.offset <= max(length - self.window + 1, 0)

@@ -13,6 +13,7 @@ from core.units import GIB, MIB
 LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
 DEQUANTISED = 64 * MIB
 CPU_WORKSPACE = 32 * MIB
+PARKED_CONTEXTS, PARKED_SHARE = 3, 0.25
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class HostMemory:
     fits: bool
     weights: int
     from_disk: int
+    left: int = 0
 
 
 def vram_limit(gpu: Gpu, budget: Budget) -> int:
@@ -89,8 +91,14 @@ def host_memory(
     if spec.mapped(format):
         # Used in turn, pages that do not fit push out the next ones needed: twice the overflow is read again.
         missing = min(rest, 2 * max(0, rest - room))
-        return HostMemory(room >= 0, max(0, min(total, room)), missing)
-    return HostMemory(rest <= room, total if total <= room else rest, 0)
+        return HostMemory(room >= 0, max(0, min(total, room)), missing, max(0, room - total))
+    held = total if total <= room else rest
+    return HostMemory(rest <= room, held, 0, max(0, room - held))
+
+
+def parked_prefixes(spec: ModelSpec, context: int, left: int) -> int:
+    """Bytes of RAM for what the KV cache held of other conversations: a share of the rest."""
+    return min(PARKED_CONTEXTS * spec.kv_bytes(context), int(left * PARKED_SHARE))
 
 
 def host_workspace(spec: ModelSpec, chunk: int) -> int:

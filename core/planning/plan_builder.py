@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from core.planning.candidates import Chosen
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.machine_rates import MachineRates
-from core.planning.memory_budget import gpu_workspace, host_workspace, kv_split, ram_margin, vram_margin
+from core.planning.memory_budget import (
+    gpu_workspace,
+    host_workspace,
+    kv_split,
+    parked_prefixes,
+    ram_margin,
+    vram_margin,
+)
 from core.spec import (
     FEW,
     QUANTUM,
@@ -119,6 +126,7 @@ def _memory(
         best.candidate.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),
+        parked_prefixes(spec, context, best.candidate.host.left),
     )
     if gpu is None:
         return (cpu,)

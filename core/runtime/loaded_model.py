@@ -14,6 +14,7 @@ from core.generation.speculation import Speculation
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
+from core.layers.kv_parking import ParkedPrefixes
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel
 from core.model.model_source import Source
@@ -94,6 +95,19 @@ class LoadedModel:
         """Makes token masks for this model's tokenizer."""
         assert self.tokenizer is not None
         return Grammars(self.tokenizer)
+
+    @cached_property
+    def parked(self) -> ParkedPrefixes:
+        """What the KV cache held of other conversations."""
+        return ParkedPrefixes(self.plan.memory[0].parked)
+
+    def turn_to(self, ids: Sequence[int]) -> None:
+        """Let the KV cache hold as much of these ids as it ever did. Raises NotEnoughMemory, DeviceLost."""
+        placement = self.model.placement
+        with placement.failures():
+            if isinstance(placement, DevicePlacement):
+                placement.accelerator.synchronize()
+            self.reply_start = self.parked.switch(self.cache, ids, self.reply_start)
 
     def limit(self, vram: int | None, ram: int | None) -> None:
         """Set the user's limits, in bytes, for the plans that follow."""

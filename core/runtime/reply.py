@@ -163,14 +163,15 @@ class Reply:
 
     def _read(self, request: Request) -> tuple[list[int], Truncated | None]:
         """The prompt's ids, with the cached ids of the last reply where they stand for the same text."""
-        cache, start = self._loaded.cache, self._loaded.reply_start
         self._carried: list[int] = []
         if request.prompt is not None or request.whole:
-            ids, truncated = _fitting(prompt_ids(self._loaded, request), cache.capacity), None
+            ids, truncated = _fitting(prompt_ids(self._loaded, request), self._loaded.cache.capacity), None
             if request.continue_reply:
                 _, self._carried = self._tokenizer.render_unfinished(request.messages, request.tools)
         else:
             ids, truncated = self._recent(request)
+        self._loaded.turn_to(ids)
+        cache, start = self._loaded.cache, self._loaded.reply_start
         if 0 < start <= common_prefix(cache.tokens, ids):
             ids = self._tokenizer.splice(ids, cache.tokens[start:], start)
         self._loaded.reply_start = len(ids)

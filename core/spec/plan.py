@@ -94,7 +94,8 @@ class Ring:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a plan takes of one device, and what was free before. `margin` is left untouched for others."""
+    """What a plan takes of one device, and what was free before. `margin` is left untouched for others; `parked` is for
+    what the KV cache held of other conversations."""
 
     device: str
     weights: int
@@ -103,10 +104,11 @@ class DeviceMemory:
     staging: int
     free_before: int
     margin: int
+    parked: int = 0
 
     @property
     def used(self) -> int:
-        return self.weights + self.kv_cache + self.workspace + self.staging
+        return self.weights + self.kv_cache + self.workspace + self.staging + self.parked
 
 
 @dataclass(frozen=True)
