@@ -49,7 +49,7 @@ FILES = (
     "PySide6/Qt/lib/libQt6Qml*", "PySide6/Qt/lib/libQt6Quick*", "PySide6/Qt/lib/libQt6VirtualKeyboard*",
     "*/opengl32sw.dll", "*.pyi", "*/py.typed",
     # Of development tools, and of libraries left out above: transformers' recipe brings whatever is installed.
-    "accelerate-*.dist-info/*", "hypothesis-*.dist-info/*", 
+    "accelerate-*.dist-info/*", "hypothesis-*.dist-info/*",
     "pytest*.dist-info/*", "rich-*.dist-info/*", "ruff-*.dist-info/*", "typer-*.dist-info/*",
 )  # fmt: skip
 """Files of the wheels that nothing opens."""
