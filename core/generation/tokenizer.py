@@ -5,13 +5,12 @@ The only module that knows both text and ids. Control tokens inside people's tex
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.errors import ModelUnreadable, NoChatTemplate
+from core.errors import NoChatTemplate
 from core.events import Message, Tool
 from core.files import without_halves
 from core.generation.arrangement import is_plain, joined
@@ -19,9 +18,9 @@ from core.generation.chat_template import BREAK, ChatTemplate
 from core.generation.template_files import find_template
 from core.generation.text_stream import TextStream, byte_tokens
 from core.generation.thought_tags import TAG, Marks, marks_of
+from core.generation.tokenizer_files import read_tokenizer
 from core.generation.tool_formats import as_functions, in_words, knows_tools
 from core.layers.kv_cache import common_prefix
-from core.sentence import sentence
 
 # A re-rendered reply may differ in its ids from what the model drew by about this many, while its text is the same.
 SPLICE_REACH = 64
@@ -51,14 +50,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
         """Read the tokenizer files of a model folder. Raises ModelUnreadable."""
-        from transformers import AutoTokenizer
-
-        try:
-            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        # tokenizers' Rust errors are plain Exceptions: nothing narrower can be named.
-        except Exception as error:
-            raise _no_tokenizer(folder, error) from error
-        return cls(backend, eos_ids, folder)
+        return cls(read_tokenizer(folder), eos_ids, folder)
 
     @property
     def can_chat(self) -> bool:
@@ -217,18 +209,3 @@ def _before_reply(messages: Sequence[Message]) -> tuple[list[Message], Message]:
     while len(asked) > 1 and asked[-1].role == "assistant" and is_plain(asked[-1]):
         answers.insert(0, asked.pop())
     return asked, joined(answers)[0]
-
-
-def _no_tokenizer(folder: Path, error: Exception) -> ModelUnreadable:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-    if not any((folder / name).exists() for name in names):
-        return ModelUnreadable(
-            "The model has no tokenizer.",
-            sentence("{} holds none of the files it could be in.", folder.name),
-            "Download it again.",
-        )
-    if isinstance(error, ImportError | json.JSONDecodeError):
-        reason = str(error).splitlines()[0]
-    else:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unreadable'}"
-    return ModelUnreadable("The model's tokenizer cannot be read.", f"{reason}.", "Download the model again.")

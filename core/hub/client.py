@@ -20,9 +20,11 @@ from urllib.request import getproxies, proxy_bypass
 
 from core.errors import NetworkError
 from core.events import Stop, never
+from core.hub.environment import check_endpoint
 from core.hub.http_errors import broken_line, refusal, retry_after
-from core.hub.proxy import DEFAULT_PORTS, connect, credentials
+from core.hub.proxy import DEFAULT_PORTS, chosen_proxy, connect, credentials
 from core.hub.retry import Retries, Transient, retry
+from core.hub.token import check_token
 from core.sentence import sentence
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -93,6 +95,8 @@ class Client:
         retries: Retries | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
+        check_endpoint(endpoint)
+        check_token(token)
         self.endpoint = endpoint.rstrip("/")
         self.retries = retries or Retries(limit=3)
         self._token = token
@@ -208,7 +212,7 @@ class Client:
 
     def _exchange(self, url: str, target: SplitResult, headers: dict[str, str]) -> HttpResponse:
         host = target.hostname or ""
-        proxy = "" if proxy_bypass(host) else getproxies().get(target.scheme, "")
+        proxy = "" if proxy_bypass(host) else chosen_proxy(target.scheme, getproxies())
         address = target._replace(scheme="", netloc="", fragment="").geturl() or "/"
         if proxy and target.scheme == "http":
             address, headers = url, {**headers, **credentials(proxy)}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from core.errors import BadRequest
+from core.sentence import sentence
 
 PUBLIC_ENDPOINT = "https://huggingface.co"
 PUBLIC_HOSTS = ("huggingface.co", "hf.co")
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -28,7 +33,7 @@ class HubEnvironment:
     @property
     def host(self) -> str:
         """The endpoint's host, with its port where one is given."""
-        return urlsplit(self.endpoint).netloc
+        return parts_of(self.endpoint).netloc
 
 
 def hub_environment(variables: Mapping[str, str]) -> HubEnvironment:
@@ -36,7 +41,7 @@ def hub_environment(variables: Mapping[str, str]) -> HubEnvironment:
     home = _folder(variables, "HF_HOME") or _default_home(variables)
     cache = _folder(variables, "HF_HUB_CACHE") or _folder(variables, "HUGGINGFACE_HUB_CACHE") or home / "hub"
     return HubEnvironment(
-        endpoint=(variables.get("HF_ENDPOINT", "").strip() or PUBLIC_ENDPOINT).rstrip("/"),
+        endpoint=_endpoint(variables.get("HF_ENDPOINT", "").strip() or PUBLIC_ENDPOINT),
         cache=cache,
         token_file=_folder(variables, "HF_TOKEN_PATH") or home / "token",
         token=(variables.get("HF_TOKEN") or variables.get("HUGGING_FACE_HUB_TOKEN") or "").strip(),
@@ -54,7 +59,38 @@ def _default_home(variables: Mapping[str, str]) -> Path:
 
 def _folder(variables: Mapping[str, str], name: str) -> Path | None:
     text = variables.get(name, "")
-    return Path(text).expanduser() if text else None
+    return Path(_filled_in(text, variables)).expanduser() if text else None
+
+
+def _filled_in(text: str, variables: Mapping[str, str]) -> str:
+    """Names of variables in a path replaced by their values; unknown ones stay, as in a shell's quotes."""
+    return VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), text)
+
+
+def parts_of(address: str) -> SplitResult:
+    """An address in its parts; empty ones where it is none (a bracket that is not closed, a port that is no number)."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        return SplitResult("", "", "", "", "")
+    return parts
+
+
+def check_endpoint(address: str) -> None:
+    """Raise BadRequest for an HF_ENDPOINT that is no address of the web."""
+    parts = parts_of(address)
+    is_clean = all(sign.isprintable() and not sign.isspace() for sign in address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_clean:
+        raise BadRequest(
+            sentence("HF_ENDPOINT is {}, which is no web address.", repr(address)), "",
+            sentence("Set it to one such as {}, or unset it.", PUBLIC_ENDPOINT),
+        )  # fmt: skip
+
+
+def _endpoint(text: str) -> str:
+    """The Hub's address, https where no scheme is given."""
+    return (text if "://" in text else f"https://{text}").rstrip("/")
 
 
 def _is_true(variables: Mapping[str, str], name: str) -> bool:

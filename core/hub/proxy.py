@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import ssl
+from collections.abc import Mapping
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from core.errors import NetworkError
@@ -20,18 +21,33 @@ def connect(
     host, port = target.hostname or "", target.port or DEFAULT_PORTS[target.scheme]
     if not proxy:
         return _to(target.scheme, host, port, timeout_s, context)
-    via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if via.scheme not in DEFAULT_PORTS or not via.hostname:
-        raise NetworkError(
-            sentence("The proxy {} cannot be used.", via.hostname or proxy),
-            sentence("Its kind ({}) is not spoken here.", via.scheme),
-            "Set HTTPS_PROXY to an http:// address.",
-        )
+    via, via_port = _proxy(proxy)
     # A plain http request through a proxy names the whole address; an https one goes through a tunnel.
-    connection = _to(target.scheme, via.hostname, via.port or DEFAULT_PORTS[via.scheme], timeout_s, context)
+    connection = _to(target.scheme, via.hostname or "", via_port, timeout_s, context)
     if target.scheme == "https":
         connection.set_tunnel(host, port, headers=credentials(proxy))
     return connection
+
+
+def chosen_proxy(scheme: str, found: Mapping[str, str]) -> str:
+    """The proxy for addresses of a scheme among those that the system names, one for all of them included."""
+    return found.get(scheme) or found.get("all", "")
+
+
+def _proxy(text: str) -> tuple[SplitResult, int]:
+    """A proxy's address and port. Raises NetworkError."""
+    try:
+        via = urlsplit(text if "://" in text else f"http://{text}")
+        port = via.port
+    except ValueError as error:
+        raise _no_proxy(text, "Its address cannot be read.") from error
+    if via.scheme not in DEFAULT_PORTS or not via.hostname:
+        raise _no_proxy(via.hostname or text, sentence("Its kind ({}) is not spoken here.", via.scheme))
+    return via, port or DEFAULT_PORTS[via.scheme]
+
+
+def _no_proxy(name: str, why: str) -> NetworkError:
+    return NetworkError(sentence("The proxy {} cannot be used.", name), why, "Set HTTPS_PROXY to an http:// address.")
 
 
 def credentials(proxy: str) -> dict[str, str]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
 
-from core.errors import HeteGenError
-from core.hub.environment import PUBLIC_HOSTS, HubEnvironment
+from core.errors import AccessDenied, HeteGenError
+from core.hub.environment import PUBLIC_HOSTS, HubEnvironment, parts_of
 
 SERVICE = "HeteGen Hugging Face token"
 NOT_KEPT = HeteGenError(
@@ -65,9 +64,19 @@ def find_token(environment: HubEnvironment, keyring: Keyring) -> AuthToken:
     return NO_TOKEN
 
 
+def check_token(value: str) -> None:
+    """Raise AccessDenied for a token that no request can carry."""
+    if not (value.isascii() and all(sign.isprintable() and sign != " " for sign in value)):
+        raise AccessDenied(
+            "The access token cannot be used.",
+            "It has a line break or another sign that no token has.",
+            "Copy it anew from your account's settings at Hugging Face.",
+        )
+
+
 def is_meant(environment: HubEnvironment) -> bool:
     """Whether Hugging Face's token may go to the endpoint: theirs, this computer, or the host that is named."""
-    name = urlsplit(environment.endpoint).hostname or ""
+    name = parts_of(environment.endpoint).hostname or ""
     theirs = any(name == own or name.endswith("." + own) for own in PUBLIC_HOSTS)
     is_theirs = theirs and environment.endpoint.startswith("https:")
     is_local = name in ("localhost", "::1") or name.startswith("127.")

@@ -32,6 +32,7 @@ class LanguageModel:
         self.module = module
         self.placement = placement or HostPlacement(module, {})
         self._stop: Stop = never
+        self._vocabulary = module.get_input_embeddings().weight.shape[0]
         parameters = inspect.signature(module.forward).parameters
         self._keeps_last = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
@@ -49,6 +50,8 @@ class LanguageModel:
         the number of ids changes from pass to pass.
         Raises ForwardStopped (the cache is as before, or empty where it cannot be), NotEnoughMemory.
         """
+        if ids and max(ids) >= self._vocabulary:
+            raise _unknown_id(max(ids), self._vocabulary)
         self._stop = stop
         known = len(cache.tokens)
         self.placement.begin_pass(max(len(ids), divide_for))
@@ -196,6 +199,14 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor
     else:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _unknown_id(id: int, rows: int) -> ModelUnreadable:
+    return ModelUnreadable(
+        "The tokenizer and the weights do not belong together.",
+        sentence("The tokenizer gives the id {}, and the weights know {} ids.", f"{id:,}", f"{rows:,}"),
+        "Download the model again.",
+    )
 
 
 def _is_no_memory(error: BaseException) -> bool:

@@ -1,0 +1,78 @@
+"""Reading the tokenizer of a model folder, and saying what is wrong where that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from core.errors import ModelUnreadable
+from core.sentence import sentence
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+PATTERNS = ("*.tiktoken", "*.model")
+CONFIG = "tokenizer_config.json"
+POINTER = b"version https://git-lfs.github.com/spec/"
+TRIAL = "Hello"
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a model folder. Raises ModelUnreadable."""
+    found = _files(folder)
+    if not found and not (folder / CONFIG).exists():
+        raise ModelUnreadable(
+            "The model has no tokenizer.",
+            sentence("{} holds none of the files it could be in.", folder.name),
+            "Download it again.",
+        )
+    if pointer := next((file.name for file in found if _is_pointer(file)), None):
+        raise ModelUnreadable(
+            sentence("{} is only a pointer to the file.", pointer),
+            "It was copied without Git LFS.",
+            "Download the model again.",
+        )
+    try:
+        backend = _read(folder)
+        backend.decode(backend.encode(TRIAL, add_special_tokens=False))
+    # tokenizers' Rust errors are plain Exceptions, and each kind of tokenizer fails in its own way.
+    except Exception as error:
+        raise _unreadable(found, error) from error
+    return backend
+
+
+def _read(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:
+        # Asks for program code of its own, which is never run, though the plain file says all that is needed.
+        if not (folder / FILES[0]).is_file():
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    patterned = (file for pattern in PATTERNS for file in sorted(folder.glob(pattern)))
+    return [file for file in (*(folder / name for name in FILES), *patterned) if file.is_file()]
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
+def _unreadable(found: list[Path], error: Exception) -> ModelUnreadable:
+    what, reason = "The model's tokenizer cannot be read.", (str(error).strip().splitlines() or ["unreadable"])[0]
+    if "untagged enum" in reason or "unknown variant" in reason:
+        return ModelUnreadable(what, "It is damaged, or newer than this version of HeteGen.", "Update HeteGen.")
+    if found and not any(file.name in ("tokenizer.json", "vocab.json", "vocab.txt") for file in found):
+        return ModelUnreadable(
+            what,
+            sentence("It comes only as {}: {}.", found[0].name, reason.rstrip(".")),
+            "Choose a version with a tokenizer.json.",
+        )
+    kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
+    return ModelUnreadable(what, f"{kind}{reason.rstrip('.')}.", "Download the model again.")
