@@ -31,6 +31,11 @@ EXPORTS = [
     "layer_bytes",
     "layer_begin",
     "layer_end",
+    "layer_attend",
+    "experts_bytes",
+    "experts",
+    "route_bytes",
+    "route",
     "copy",
 ]
 VECTORISED = "-fno-trapping-math"

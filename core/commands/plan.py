@@ -45,6 +45,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "threads": plan.threads,
         "strategy": plan.strategy,
         "memory": {memory.device: _memory(memory) for memory in plan.memory},
+        "active_bytes": plan.active_bytes,
+        "load_peak_bytes": plan.load_peak,
         "linears": [
             {"name": linear.name, "rows": linear.rows, "decode": _rows(linear.decode), "prefill": _rows(linear.prefill)}
             for linear in plan.linears

@@ -3,7 +3,8 @@
     x -> norm -> q, k, v -> (norms of q and k) -> rotary positions -> attention -> linear -> norm -> + x = s
     s -> norm -> activation(gate) * up -> linear -> norm -> + s
 
-Each norm may be missing. Between the two calls the caller appends keys and values to its cache. Otherwise a token makes
+Each norm may be missing. Where something else follows than the second line (experts), the second call ends before it,
+with s and its norm. Between the two calls the caller appends keys and values to its cache. Otherwise a token makes
 dozens of calls for each layer, and with a billion parameters the time between the products is a fifth of the whole.
 """
 
@@ -52,8 +53,9 @@ class NormParts:
 class LayerParts:
     """What a layer consists of. `dim`: columns of a head.
 
-    Weights of q, k, v, output, gate, up and down, all of one storage; biases (N,) of the first four, of the layer's
-    type; norms before and after attention, before and after the gated part, and of q and k: of each head or of all.
+    Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: all of one
+    storage; biases (N,) of the first four, of the layer's type; norms before and after attention, before and after the
+    gated part, and of q and k: of each head or of all.
     """
 
     dim: int
@@ -65,9 +67,11 @@ class LayerParts:
     def fit(self, dtype: torch.dtype) -> bool:
         """Whether they are of the sizes and types that the library takes for granted."""
         shapes = [weight.shape for weight in self.weights]
-        (rows, hidden), (kv_rows, _), inner, dim = shapes[0], shapes[1], shapes[4][0], self.dim
-        outwards, inwards = [(hidden, rows)], [(inner, hidden), (inner, hidden), (hidden, inner)]
-        expected = [(rows, hidden), (kv_rows, hidden), (kv_rows, hidden), *outwards, *inwards]
+        (rows, hidden), (kv_rows, _), dim = shapes[0], shapes[1], self.dim
+        expected = [(rows, hidden), (kv_rows, hidden), (kv_rows, hidden), (hidden, rows)]
+        if len(shapes) > len(expected):
+            inner = shapes[4][0]
+            expected += [(inner, hidden), (inner, hidden), (hidden, inner)]
         whole_heads = dim % 2 == 0 and rows % dim == kv_rows % dim == 0 and rows % kv_rows == 0
         gains = [None if norm is None else norm.gain for norm in self.norms]
         vectors = [
@@ -108,17 +112,24 @@ class NativeLayer:
         """x (1, M, K) as given to `begin`, and the attention that its rows ask for -> (1, M, K)."""
         return self._library.layer_end(self._address, x, call)
 
+    def attend(self, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """As `end` as far as attention goes: x with what it adds, and the norm of that, (1, M, K) each."""
+        return self._library.layer_attend(self._address, x, call)
+
     def _by_head(self, states: Tensor, m: int, heads: int) -> Tensor:
         return states.view(1, m, heads, self.dim).transpose(1, 2)
 
 
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
-    q, k, v, out, gate, up, down = parts.weights
-    return _Layer(
-        format_number(q.storage), q.shape[1], heads, kv_heads, parts.dim, gate.shape[0], ACTIVATIONS[parts.activation],
-        _products(q, k, v), _products(out), _products(gate, up), _products(down), _addresses(parts.biases),
-        (_Norm * 6)(*map(_norm, parts.norms)),
-    )  # fmt: skip
+    q, k, v, out, *gated = parts.weights
+    fields = _Layer(format=format_number(q.storage), hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim)
+    fields.qkv, fields.out = _products(q, k, v), _products(out)
+    fields.biases, fields.norms = _addresses(parts.biases), (_Norm * 6)(*map(_norm, parts.norms))
+    if gated:
+        gate, up, down = gated
+        fields.inner, fields.activation = gate.shape[0], ACTIVATIONS[parts.activation]
+        fields.gate_up, fields.down = _products(gate, up), _products(down)
+    return fields
 
 
 def _products(*weights: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:

@@ -29,7 +29,7 @@ INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-VERSION = 8
+VERSION = 9
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -63,8 +63,16 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     ),
     "hetegen_layer_end": (
         None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 5, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
+        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
     ),
+    "hetegen_layer_attend": (
+        None,
+        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
+    ),
+    "hetegen_experts_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _LONG, _INT]),
+    "hetegen_route_bytes": (_LONG, [_INT, _ADDRESS, _LONG]),
+    "hetegen_route": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),
+    "hetegen_experts": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _LONG, *(_ADDRESS,) * 4, _INT]),
 }
 MOST_PARTS = 16
 SHAPE_FIELDS = 19
@@ -90,6 +98,12 @@ class AttentionCall:
     sinks: Tensor | None
     scale: float
     softcap: float
+
+    @property
+    def addresses(self) -> tuple[int | None, ...]:
+        """Of query, key, value, mask and sinks, in the library's order."""
+        tensors = (self.query, self.key, self.value, self.mask, self.sinks)
+        return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
     def shape(self, threads: int) -> tuple[int, ...]:
         """Sizes and strides in the library's order."""
@@ -139,6 +153,11 @@ class NativeLibrary:
         self._layer_bytes = library.hetegen_layer_bytes
         self._layer_begin = library.hetegen_layer_begin
         self._layer_end = library.hetegen_layer_end
+        self._layer_attend = library.hetegen_layer_attend
+        self._experts_bytes = library.hetegen_experts_bytes
+        self._experts = library.hetegen_experts
+        self._route_bytes = library.hetegen_route_bytes
+        self._route = library.hetegen_route
 
     def input_kind(self, storage: str, m: int) -> int:
         """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
@@ -198,10 +217,8 @@ class NativeLibrary:
         out = torch.empty((q.shape[0], q.shape[2], q.shape[1], call.value.shape[3]), dtype=q.dtype)
         scratch = torch.empty(self._attention_bytes(shape), dtype=torch.uint8)
         self._attention(
-            self._isa, shape, q.data_ptr(), call.key.data_ptr(), call.value.data_ptr(),
-            call.mask.data_ptr() if call.mask is not None else None,
-            call.sinks.data_ptr() if call.sinks is not None else None,
-            call.scale, call.softcap, out.data_ptr(), TYPES[q.dtype], scratch.data_ptr(), threads,
+            self._isa, shape, *call.addresses, call.scale, call.softcap, out.data_ptr(), TYPES[q.dtype],
+            scratch.data_ptr(), threads,
         )  # fmt: skip
         return out
 
@@ -216,16 +233,46 @@ class NativeLibrary:
 
     def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:
         """The second half: what `call` attends to, through the rest of the layer, in x's shape."""
+        out = torch.empty_like(x)
+        self._after_attention(self._layer_end, layer, x, call, out.data_ptr())
+        return out
+
+    def layer_attend(self, layer: int, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """As `layer_end` as far as attention goes: x with what it adds, and the norm of that."""
+        both = torch.empty((2, *x.shape), dtype=x.dtype)
+        total, normed = both.unbind()
+        self._after_attention(self._layer_attend, layer, x, call, total.data_ptr(), normed.data_ptr())
+        return total, normed
+
+    def _after_attention(
+        self, compute: Callable[..., object], layer: int, x: Tensor, call: AttentionCall, *out: int
+    ) -> None:
         attention_threads = _threads_for(call.key.nbytes + call.value.nbytes)
         shape = (_LONG * SHAPE_FIELDS)(*call.shape(attention_threads))
-        out = torch.empty_like(x)
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], x.shape[1], shape), dtype=torch.uint8)
-        self._layer_end(
-            self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, call.query.data_ptr(), call.key.data_ptr(),
-            call.value.data_ptr(), call.mask.data_ptr() if call.mask is not None else None, call.scale,
-            attention_threads, out.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
+        compute(
+            self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, *call.addresses, call.scale, attention_threads,
+            *out, scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def experts(self, experts: int, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """(M, K): what the experts described at that address make of `x`: see `core.kernels.native_experts`."""
+        (m, choices), threads, out = chosen.shape, torch.get_num_threads(), torch.empty_like(x)
+        nbytes = self._experts_bytes(self._isa, experts, TYPES[x.dtype], m, choices, threads)
+        scratch = torch.empty(nbytes, dtype=torch.uint8)
+        self._experts(
+            self._isa, experts, x.data_ptr(), TYPES[x.dtype], m, choices, chosen.data_ptr(), shares.data_ptr(),
+            out.data_ptr(), scratch.data_ptr(), threads,
         )  # fmt: skip
         return out
+
+    def route(self, router: int, x: Tensor, scores: Tensor, chosen: Tensor, shares: Tensor) -> None:
+        """The experts for `x` by the router described at that address: see `core.kernels.native_router`."""
+        scratch = torch.empty(self._route_bytes(self._isa, router, x.shape[0]), dtype=torch.uint8)
+        self._route(
+            self._isa, router, x.data_ptr(), TYPES[x.dtype], x.shape[0], scores.data_ptr(), chosen.data_ptr(),
+            shares.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
 
 
 @cache

@@ -1,5 +1,7 @@
 """Decoder layers of the commonest make computed by two calls of our library while few tokens are read at once.
 
+Of layers with experts the two calls are what comes before those, which are a call of their own.
+
 Every architecture has a class of its own for the same layer. Which layers are such ones is found by trying: a forward
 is replaced only where ours gives what the layer's own gives, with its own weights. Whatever a call does not fit (long
 prompts, other types, unusual masks) goes to the layer's own forward.
@@ -8,7 +10,9 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +20,12 @@ from torch import Tensor, nn
 
 from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary
+from core.layers import moe
 from core.layers.attention import MOST_SHARED_ROWS, seen
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
+from core.offload.host_weight import common_library
 
 PARTS = {"self_attn", "mlp"}
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
@@ -44,15 +50,30 @@ NEAR = 0.02
 """Largest error, as a fraction of a row's largest change by the layer; one step of a quantised input makes less."""
 
 
+@dataclass(frozen=True)
+class Make:
+    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two."""
+
+    activation: str
+    half_angles: bool
+
+
 class FusedForward:
     """The forward of one layer: ours where it can be, else the layer's own."""
 
-    def __init__(self, layer: Any, one: NativeLayer, few: NativeLayer | None) -> None:
-        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both."""
+    def __init__(
+        self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
+        rest: Callable[[Tensor], Tensor] | None,
+    ) -> None:  # fmt: skip
+        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both. `rest`:
+        what the layer adds after attention, if it is not part of them."""
         parameters = inspect.signature(layer.forward).parameters
         self.own = layer.forward
+        self.rest = rest
         self._one = one
         self._few = few or one
+        self._half_angles = make.half_angles
+        self._sinks = _sinks(layer.self_attn)
         self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
         self._scale = float(layer.self_attn.scaling)
         self._index = getattr(layer.self_attn, "layer_idx", None)
@@ -63,12 +84,17 @@ class FusedForward:
         if args or not self.suits(hidden_states, kwargs):
             return self.own(hidden_states, *args, **kwargs)
         mask, (cos, sin) = kwargs.get("attention_mask"), kwargs["position_embeddings"]
+        if self._half_angles:
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
         native = self._one if hidden_states.shape[1] == 1 else self._few
         query, key, value = native.begin(hidden_states, cos, sin)
         if (cache := kwargs.get(self._cache_name)) is not None:
             key, value = cache.update(key, value, self._index)
-        call = AttentionCall(query, key, value, seen(mask, query, key), None, self._scale, 0.0)
-        return native.end(hidden_states, call)
+        call = AttentionCall(query, key, value, seen(mask, query, key), self._sinks, self._scale, 0.0)
+        if self.rest is None:
+            return native.end(hidden_states, call)
+        total, normed = native.attend(hidden_states, call)
+        return total.add_(self.rest(normed))
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether these arguments are such as our library takes, wherever they lie."""
@@ -79,7 +105,7 @@ class FusedForward:
             return False
         if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
             return False
-        shape = (1, rows, self._one.dim)
+        shape = (1, rows, self._one.dim // 2 if self._half_angles else self._one.dim)
         return (
             isinstance(positions, tuple)
             and len(positions) == 2
@@ -92,22 +118,24 @@ class FusedForward:
 
 def adopt(layers: list[nn.Module]) -> None:
     """Replace the forward of all such layers of a filled tree whose linears are all on the CPU."""
-    fits: dict[str, str | None] = {}
+    fits: dict[str, Make | None] = {}
     for layer in layers:
         if (library := _library(layer)) is None:
             continue
         kind = _kind(layer)
         if kind not in fits:
-            fits[kind] = _activation(layer, library)
-        if (activation := fits[kind]) is not None:
-            layer.forward = _fused(layer, library, activation)
+            fits[kind] = _make(layer, library)
+        if (make := fits[kind]) is not None:
+            layer.forward = _fused(layer, library, make)
 
 
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
-    """The forwards that replace the layers' own, by number, which they then have again."""
+    """The forwards that replace the layers' own, by number, which they then have again. Those of layers with experts,
+    whose router moves to the device, are let go."""
     found = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
     release(layers)
-    return {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
+    whole = {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
+    return {number: forward for number, forward in whole.items() if forward.rest is None}
 
 
 def release(layers: list[nn.Module]) -> None:
@@ -121,13 +149,21 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
     children = dict(layer.named_children())
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
-    attention, mlp = dict(children["self_attn"].named_children()), dict(children["mlp"].named_children())
-    if attention.keys() not in (ATTENTION, {*ATTENTION, *HEAD_NORMS}) or mlp.keys() != MLP:
+    attention = dict(children["self_attn"].named_children())
+    if attention.keys() not in (ATTENTION, {*ATTENTION, *HEAD_NORMS}) or not (_is_gated(layer) or _has_experts(layer)):
         return None
     linears = _linears(layer)
     if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
         return None
     return None if any(one.bias is not None for one in linears[4:]) else _common_library(linears, 1)
+
+
+def _is_gated(layer: Any) -> bool:
+    return dict(layer.mlp.named_children()).keys() == MLP
+
+
+def _has_experts(layer: Any) -> bool:
+    return any(moe.TOGETHER in vars(module) for module in layer.mlp.modules())
 
 
 def _norms(layer: nn.Module) -> list[Any]:
@@ -139,25 +175,23 @@ def _norms(layer: nn.Module) -> list[Any]:
 
 
 def _linears(layer: Any) -> list[Any]:
+    """Of attention, and of the gated part where that is all that follows."""
     attention, mlp = layer.self_attn, layer.mlp
-    return [
-        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
-    ]
+    gated = (mlp.gate_proj, mlp.up_proj, mlp.down_proj) if _is_gated(layer) else ()
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *gated]
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """The library that multiplies this many rows of input with all of them, if there is one."""
+    """What multiplies so many rows of input with all of them, if they are on the CPU and of one storage."""
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
-    libraries = {one.host.library(rows) for one in linears}
-    storages = {one.host.weight.storage for one in linears}
-    return libraries.pop() if len(libraries) == len(storages) == 1 else None
+    alike = len({one.host.weight.storage for one in linears}) == 1
+    return common_library([one.host for one in linears], rows) if alike else None
 
 
 def _kind(layer: Any) -> str:
     """The same for layers that compute the same: their classes and plain values, but for the place in the model."""
-    modules = (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn)
+    modules = (layer, layer.self_attn, *layer.mlp.modules())
     return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in modules])
 
 
@@ -167,15 +201,23 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, repr(value)
 
 
-def _activation(layer: Any, library: NativeLibrary) -> str | None:
-    """The activation with which ours computes what the layer does; None if it computes something else."""
+def _make(layer: Any, library: NativeLibrary) -> Make | None:
+    """How ours computes what the layer does; None if it computes something else."""
     attention = layer.self_attn
-    if any(True for _ in attention.parameters(recurse=False)) or getattr(attention, "attn_logit_softcapping", None):
+    own = {name for name, _ in attention.named_parameters(recurse=False)}
+    if own - {"sinks"} or getattr(attention, "attn_logit_softcapping", None):
         return None
     numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
     if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
         return None
-    return next((name for name in ACTIVATIONS if _agrees(layer, _fused(layer, library, name))), None)
+    names = ACTIVATIONS if _is_gated(layer) else ("",)
+    makes = (Make(name, half_angles) for half_angles in (False, True) for name in names)
+    return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
+
+
+def _sinks(attention: Any) -> Tensor | None:
+    sinks = getattr(attention, "sinks", None)
+    return None if sinks is None else sinks.detach().float().contiguous()
 
 
 def parts_of(layer: Any, activation: str) -> LayerParts:
@@ -195,19 +237,53 @@ def _dtype(layer: nn.Module) -> torch.dtype:
     return dtype
 
 
-def _fused(layer: Any, library: NativeLibrary, activation: str) -> FusedForward:
-    parts, dtype = parts_of(layer, activation), _dtype(layer)
+def _fused(layer: Any, library: NativeLibrary, make: Make) -> FusedForward:
+    parts, dtype = parts_of(layer, make.activation), _dtype(layer)
     one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
     few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
-    return FusedForward(layer, one, few)
+    return FusedForward(layer, one, few, make, None if _is_gated(layer) else _after_attention(layer))
+
+
+def _after_attention(layer: Any) -> Callable[[Tensor], Tensor]:
+    """What the layer's experts, and the norm behind them, make of the normed states."""
+    norm = _norms(layer)[3]
+
+    def rest(x: Tensor) -> Tensor:
+        found = layer.mlp(x)
+        added: Tensor = found[0] if isinstance(found, tuple) else found  # some also give what their router says
+        return added if norm is None else norm(added)
+
+    return rest
+
+
+@contextmanager
+def _only_attention(layer: Any) -> Iterator[None]:
+    """Inside, what follows attention gives back what it reads, where ours leaves it to the layer anyway: experts are
+    chosen by little, and others than before would hide that the rest is the same."""
+    if _is_gated(layer):
+        yield
+        return
+    mlp, own = layer.mlp, layer.mlp.forward
+    replaced = "forward" in vars(mlp)
+    x, _, _ = _inputs(layer, TRIED_SIZES, half_angles=False)
+    pair = isinstance(own(x), tuple)
+    mlp.forward = lambda states: (states, None) if pair else states
+    try:
+        yield
+    finally:
+        del mlp.forward
+        if replaced:
+            mlp.forward = own
 
 
 @torch.inference_mode()
-def _agrees(layer: Any, fused: FusedForward) -> bool:
+def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
     """Whether both compute the same for rows of different sizes, one by one and, where `fused` takes them, together."""
     together = [TRIED_SIZES[: fused.most_rows]] if fused.most_rows > 1 else []
+    tried = (*((size,) for size in TRIED_SIZES), *together)
     try:
-        return all(_agree(layer, fused, sizes) for sizes in (*((size,) for size in TRIED_SIZES), *together))
+        with _only_attention(layer):
+            return all(_agree(layer, fused, _inputs(layer, sizes, half_angles=make.half_angles)) for sizes in tried)
     # It takes other arguments, or has more or fewer of something than was thought.
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
@@ -215,8 +291,8 @@ def _agrees(layer: Any, fused: FusedForward) -> bool:
         layer.self_attn.q_proj.inputs.forget()
 
 
-def _agree(layer: Any, fused: FusedForward, sizes: Sequence[float]) -> bool:
-    x, mask, positions = _inputs(layer, sizes)
+def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> bool:
+    x, mask, positions = given
     arguments = {"attention_mask": mask, "position_embeddings": positions}
     if not fused.suits(x, arguments):
         return False
@@ -228,12 +304,13 @@ def _agree(layer: Any, fused: FusedForward, sizes: Sequence[float]) -> bool:
     return near and (x.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
 
 
-def _inputs(layer: Any, sizes: Sequence[float]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _inputs(layer: Any, sizes: Sequence[float], *, half_angles: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rows small and large against what the layer adds to them, a causal mask, and angles."""
     generator = torch.Generator().manual_seed(0)
     dtype, rows = _dtype(layer), len(sizes)
     columns = layer.self_attn.q_proj.host.columns
     x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(sizes)[None, :, None]
-    angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator).repeat(1, 1, 2)
+    angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator)
+    angles = angles if half_angles else angles.repeat(1, 1, 2)
     mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
     return x.to(dtype), mask, (angles.cos().to(dtype), angles.sin().to(dtype))

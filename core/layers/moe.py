@@ -1,13 +1,14 @@
 """Fused experts (mixture of experts) as lists of linears, so that each expert's rows are placed like any others.
 
 transformers calls `experts_forward` for every architecture whose experts it fused; only the experts that some token
-needs are computed, where their rows lie.
+needs are computed, where their rows lie: all of a module in one call where `core.layers.fused_experts` found that it
+may be, else one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,19 @@ from torch import Tensor, nn
 NAME = "hetegen"
 LINEARS = "hetegen_linears"
 """Where a module keeps its experts' linears, by the fused parameter's name: outside of its children, which are many."""
+TOGETHER = "hetegen_together"
+"""Where it keeps what computes all of them in one call."""
+PLAIN_VALUES = (bool, int, float, str, type(None))
+
+
+class Together(Protocol):
+    """All experts of a module in one call."""
+
+    def suits(self, x: Tensor, chosen: Tensor) -> bool:
+        """Whether it takes these arguments."""
+
+    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """x (M, K); chosen and shares (M, k) -> (M, K)."""
 
 
 def register() -> str:
@@ -27,9 +41,12 @@ def register() -> str:
 
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """(n, H), (n, k) chosen experts, (n, k) their weights -> (n, H)."""
-    linears: dict[str, list[nn.Module]] = module.__dict__.get(LINEARS, {})
+    linears = linears_of(module)
     if not linears:  # the meta tree, of which only shapes are wanted
         return torch.zeros_like(hidden_states)
+    together: Together | None = module.__dict__.get(TOGETHER)
+    if together is not None and together.suits(hidden_states, top_k_index):
+        return together(hidden_states, top_k_index, top_k_weights)
     # Summed in 32 bits, as transformers' fast ways do: rounding each expert's part first costs bf16 its last digits.
     out = torch.zeros_like(hidden_states, dtype=torch.float32)
     up, down = (linears[name] for name in fused_names(module))
@@ -49,7 +66,19 @@ def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top
 def put(module: Any, name: str, linears: Sequence[nn.Module]) -> None:
     """Replace one fused parameter of an experts module by its linears, one per expert."""
     module._parameters[name] = None
+    module.__dict__.pop(TOGETHER, None)
     module.__dict__.setdefault(LINEARS, {})[name] = list(linears)
+
+
+def use(module: Any, together: Together) -> None:
+    """Compute the experts of a module so, until others are put in."""
+    module.__dict__[TOGETHER] = together
+
+
+def linears_of(module: nn.Module) -> dict[str, list[nn.Module]]:
+    """The linears put into a module, by the fused parameter's name; empty where there are none."""
+    found: dict[str, list[nn.Module]] = module.__dict__.get(LINEARS, {})
+    return found
 
 
 def fused_names(module: Any) -> tuple[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
@@ -15,6 +17,7 @@ from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
+from core.model.postponed import Postponed, parameter_name
 from core.offload.host_weight import HostWeight
 from core.spec import Format, LinearSpec, ModelSpec
 from core.weights.packed_cache import PackedCache, cache_key
@@ -27,13 +30,18 @@ log = logging.getLogger(__name__)
 class HostWeights(Mapping[str, Sequence[HostWeight]]):
     """The host weights of each linear by its name in the plan. Empty until `make` has run through."""
 
-    def __init__(self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path) -> None:
-        """`folder`: where converted weights are kept (weights as they lie in the files need none)."""
+    def __init__(
+        self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path,
+        postponed: Postponed | None = None,
+    ) -> None:  # fmt: skip
+        """`folder`: where converted weights are kept (weights as they lie in the files need none).
+        `postponed`: what the source's tree lacks."""
         self._source = source
         self._spec = spec
         self._format: Format = format
         self._kernels = kernels
         self._cache = PackedCache(folder / FOLDER)
+        self._postponed = postponed or Postponed()
         self._made: dict[str, list[HostWeight]] = {}
 
     def __getitem__(self, name: str) -> list[HostWeight]:
@@ -54,7 +62,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
                 yield from self._convert_to_disk(key)
             kept = self._cache.open(key)
         for done, linear in enumerate(self._spec.linears, 1):
-            found = self._converted(linear) if kept is None else (kept[name] for name in matrix_names(linear))
+            found = self._gathered(linear) if kept is None else (kept[name] for name in matrix_names(linear))
             self._made[linear.name] = [self._ready(weight) for weight in found]
             release(self._source.module, linear)
             yield done / len(self._spec.linears)
@@ -76,14 +84,33 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         storages = [self._spec.storage(linear, self._format) for linear in self._spec.linears]
         return storages[0] if len(set(storages)) == 1 else ",".join(storages)
 
+    def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
+        """As `_converted`, experts in one piece of memory: between what is let go of they would leave holes."""
+        if linear.experts == 1 or self._spec.mapped(self._format):
+            yield from self._converted(linear)
+            return
+        pieces: list[Tensor] = []
+        for index, weight in enumerate(self._converted(linear)):
+            pieces = pieces or [part.new_empty((linear.experts, *part.shape)) for part in weight.tensors]
+            for piece, part in zip(pieces, weight.tensors, strict=True):
+                piece[index] = part
+            data, *rest = (piece[index] for piece in pieces)
+            yield replace(weight, data=data, scales=rest[0] if rest else None)
+
     def _converted(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         storage = self._spec.storage(linear, self._format)
         if linear.stored is None:
-            yield from (quantize(matrix, storage) for matrix in matrices(self._source.module, linear))
+            yield from (quantize(matrix, storage) for matrix in self._matrices(linear))
+            self._source.let_go()
             return
         for name in matrix_names(linear):
             weight = self._source.packed[name]
             yield weight if weight.storage == storage else quantize(weight.dequantize(torch.float32), storage)
+
+    def _matrices(self, linear: LinearSpec) -> Iterator[Tensor]:
+        module = self._source.module
+        later = parameter_name(module, linear) in self._postponed
+        return self._postponed.matrices(module, linear) if later else matrices(module, linear)
 
     def _ready(self, weight: QuantizedWeight) -> HostWeight:
         return HostWeight(host_matmul(weight, self._kernels.names(weight.storage, *weight.shape)))

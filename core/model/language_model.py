@@ -15,6 +15,7 @@ from core.events import Stop, never
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import cache_argument, decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
+from core.model.postponed import Postponed
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
@@ -93,23 +94,27 @@ class LanguageModel:
             raise ForwardStopped
 
 
-def fill(module: Any, checkpoint: Mapping[str, Tensor]) -> Iterator[float]:
+def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | None = None) -> Iterator[float]:
     """Put the checkpoint's tensors into the meta tree, without copying where type and layout agree.
 
-    Yields the fraction done after each target. Raises ModelUnreadable where tensors are missing, of wrong shape, or
-    too many.
+    Leaves out what `postponed` takes. Yields the fraction done after each target. Raises ModelUnreadable where tensors
+    are missing, of wrong shape, or too many.
     """
     names = WeightNames(module)
-    dtypes = _DtypePlan(module)
+    dtypes, later = _DtypePlan(module), postponed or Postponed()
+
+    def finish(name: str, tensor: Tensor, parts: int = 1) -> Tensor:
+        _check_fits(name, tensor, names.expected, parts)
+        return tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor
+
     work, unasked = names.transforms(checkpoint)
     check_unasked(module, checkpoint, unasked)
+    later.take(work, checkpoint, finish)
     for done, (target, transform) in enumerate(work.items(), 1):
         for name, value in _converted(transform, target, module).items():
-            tensor = value[0] if isinstance(value, list) else value
-            _check_fits(name, tensor, names.expected)
-            _assign(module, name, tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor)
+            _assign(module, name, finish(name, value[0] if isinstance(value, list) else value))
         yield done / len(work)
-    _finish(module)
+    _finish(module, later)
 
 
 def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
@@ -124,11 +129,11 @@ def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
         ) from error
 
 
-def _finish(module: Any) -> None:
+def _finish(module: Any, later: Postponed) -> None:
     """Tie shared weights, compute what no checkpoint holds, and see that nothing is left empty."""
-    missing = {name for name, value in module.state_dict().items() if value.is_meta}
+    missing = {name for name, value in module.state_dict().items() if value.is_meta and name not in later}
     module.tie_weights(missing_keys=missing, recompute_mapping=False)
-    empty = [name for name, value in module.named_parameters() if value.is_meta]
+    empty = [name for name, value in module.named_parameters() if value.is_meta and name not in later]
     if empty:
         raise ModelUnreadable(
             sentence("{} of the model's tensors are missing.", len(empty)), sentence("The first one is {}.", empty[0]),
@@ -174,14 +179,16 @@ class _DtypePlan:
         return next((dtype for pattern, dtype in self._exceptions if pattern.search(name)), self._dtype)
 
 
-def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
+def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor], parts: int) -> None:
+    """`parts`: so many such tensors are the whole one, along its first dimension."""
     wanted = expected.get(name)
     if wanted is None:
         return
-    if tensor.shape != wanted.shape:
+    shape = (parts * tensor.shape[0], *tensor.shape[1:]) if parts > 1 else tuple(tensor.shape)
+    if shape != tuple(wanted.shape):
         raise ModelUnreadable(
             sentence("The weight {} has the wrong shape.", name),
-            sentence("It is {}, and config.json asks for {}.", tuple(tensor.shape), tuple(wanted.shape)),
+            sentence("It is {}, and config.json asks for {}.", shape, tuple(wanted.shape)),
             "Download the model again.",
         )
     if wanted.is_floating_point() and (tensor.dtype not in STORED and tensor.dtype != torch.float64):

@@ -59,6 +59,11 @@ class Source:
         if isinstance(self.weights, Checkpoint):
             yield from self.weights.warm()
 
+    def let_go(self) -> None:
+        """Give the system the files' pages back that were read through the mapping: they are read again if needed."""
+        if isinstance(self.weights, Checkpoint):
+            self.weights.let_go()
+
 
 def open_source(name: str | Path | None) -> Source:
     """Read configuration and headers, and build the meta tree; no weights yet. Raises HeteGenError."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers import attention, fused_layers, moe, norms
+from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms
 from core.layers.cpu_layers import CpuLayers
 from core.layers.kv_cache import Allocate, KVCache
 from core.model.blueprint import decoder_layers
@@ -41,10 +41,13 @@ class HostPlacement:
     device = torch.device("cpu")
 
     def __init__(self, module: Any, weights: Weights) -> None:
+        self._module = module
         self._inputs = HostInputs()
         for name, matrices in weights.items():
             put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
         norms.adopt(module)
+        fused_experts.adopt(module)
+        fused_routers.adopt(module)
         self._layers = decoder_layers(module)
         fused_layers.adopt(self._layers)
 
@@ -64,6 +67,7 @@ class HostPlacement:
     def close(self) -> None:
         """Leave the module tree as it was, but for its linears and norms."""
         fused_layers.release(self._layers)
+        fused_routers.release(self._module)
 
 
 class DevicePlacement:
@@ -75,6 +79,7 @@ class DevicePlacement:
         """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory,
         DeviceLost: then the linears are in, but know nothing of the device."""
         layers = decoder_layers(module)
+        fused_routers.release(module)
         self.accelerator = accelerator
         self.plan = plan
         self._weights = weights

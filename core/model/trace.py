@@ -24,7 +24,7 @@ from core.spec import KvLayer, LinearSpec, ModelSpec
 
 # Enough tokens to pass through every branch; the figures per token are divided by it.
 TRACED_TOKENS = 4
-ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
+ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
 STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",

@@ -63,6 +63,18 @@ class HostWeight:
         return DeviceRows(rows, matmul)
 
 
+def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | None:
+    """The library that multiplies so many rows of input with all of them, None where one is not multiplied by ours.
+
+    Where different instruction sets were found to be fastest, which differ by little, it is the one for most bytes.
+    """
+    nbytes: dict[NativeLibrary | None, int] = {}
+    for weight in weights:
+        library = weight.library(rows)
+        nbytes[library] = nbytes.get(library, 0) + weight.weight.nbytes
+    return None if None in nbytes else max(nbytes, key=nbytes.__getitem__)
+
+
 DeviceInput = Tensor | HostInput
 """(M, K) on the device; as the host's kernels want it where the device's memory is the host's."""
 

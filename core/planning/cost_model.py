@@ -112,7 +112,8 @@ def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list
         matrices=sum(linear.experts for linear in linears),
         nbytes=sum(one.nbytes for one in work),
         cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
-        cpu_call=call_s * sum(linear.active for linear in linears),
+        # Where no rows lie elsewhere, the experts of a token are one call.
+        cpu_call=call_s * sum(1 if machine.gpu is None else linear.active for linear in linears),
         gpu=tuple(profile.gpu * seconds for seconds in _seconds(work, on_gpu)),
         gpu_call=launch * sum(linear.active for linear in linears),
         exchange=into,

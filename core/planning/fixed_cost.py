@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
 from core.spec import BUCKET_TOKENS, FEW, PREFILL, ModelSpec
 
-FUSED_GROUPS, FUSED_SHARE = (3, 1, 2, 1), 0.2
-"""Linears of a layer that share an input (q, k, v; output; gate, up; down) where `layers.fused_layers` computes it, and
-what of the time between its products that leaves."""
+DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
+"""Linears of a layer that share an input (q, k, v; output; gate, up, or those of experts; down) where
+`layers.fused_layers` computes it, and what of the time between its products that leaves."""
 CPU_ATTENTION_SHARE = 0.4
 """Part of the memory's rate at which attention on the CPU reads the KV cache."""
 
@@ -63,17 +63,21 @@ def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) 
 
 
 def between_share(spec: ModelSpec) -> float:
-    """What is left of the time between products where a layer is computed in two calls: all of it on the CPU."""
-    return FUSED_SHARE if in_two_calls(spec) else 1.0
+    """What is left of the time between products where a layer is computed in few calls: all of it on the CPU."""
+    return FUSED_SHARE if _all_layers(spec, (DENSE_GROUPS, EXPERT_GROUPS)) else 1.0
 
 
 def in_two_calls(spec: ModelSpec) -> bool:
-    """Whether all layers look like those that `core.layers.fused_layers` computes."""
+    """Whether all layers look like those that the CPU can compute for a device that has the others."""
+    return _all_layers(spec, (DENSE_GROUPS,))
+
+
+def _all_layers(spec: ModelSpec, makes: Sequence[tuple[int, ...]]) -> bool:
     layers: dict[int, list[int]] = {}
     for linear in spec.linears:
         if linear.layer >= 0:
             layers.setdefault(linear.layer, []).append(linear.group)
-    return bool(layers) and all(tuple(Counter(groups).values()) == FUSED_GROUPS for groups in layers.values())
+    return bool(layers) and all(tuple(Counter(groups).values()) in makes for groups in layers.values())
 
 
 def _gpu_attention(machine: MachineRates, nbytes: float, operations: float) -> float:

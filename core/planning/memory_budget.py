@@ -104,3 +104,17 @@ def parked_prefixes(spec: ModelSpec, context: int, left: int) -> int:
 def host_workspace(spec: ModelSpec, chunk: int) -> int:
     """Bytes of RAM for computing."""
     return _activations(spec, chunk) + CPU_WORKSPACE
+
+
+def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int:
+    """Bytes of RAM of its own that the process takes at most while loading.
+
+    Weights that are converted are made from the files one matrix at a time: beside what is kept stand one matrix as
+    stored, its parts before they were put together, and the result. As stored they are used where the files lie, or,
+    experts that are put together, made by layer.
+    """
+    mapped = spec.mapped(format)
+    sizes = [spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in spec.linears]
+    largest = max(sizes, default=0)
+    kept = spec.weight_bytes(format) + spec.embedding_bytes + spec.resident_bytes
+    return kept + kv_bytes + host_workspace(spec, chunk) + 3 * largest

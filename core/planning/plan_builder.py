@@ -11,6 +11,7 @@ from core.planning.memory_budget import (
     gpu_workspace,
     host_workspace,
     kv_split,
+    load_peak,
     parked_prefixes,
     ram_margin,
     vram_margin,
@@ -73,6 +74,8 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
         mapped=spec.mapped(format),
         from_disk=best.candidate.host.from_disk,
+        active_bytes=spec.active_bytes(format),
+        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk),
         profile=machine.profile,
     )
 

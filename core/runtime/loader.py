@@ -20,6 +20,7 @@ from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
 from core.model.placement import DevicePlacement, HostPlacement
+from core.model.postponed import Postponed, untied
 from core.model.spec_cache import specification
 from core.paths import cache_folder
 from core.planning.drafting import Drafting
@@ -51,8 +52,8 @@ def load_model(
         if beside := plan_draft(drafting, spec, plan, machine, options) if drafting else None:
             plan = beside.target
         torch.set_num_threads(plan.threads)
-        yield from _read_weights(source, plan)
-        weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder())
+        postponed = yield from _read_weights(source, spec, plan)
+        weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed)
         yield from (Loading("convert", 0.4 + 0.3 * fraction) for fraction in weights.make())
         placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
         if plan.gpu >= 0:
@@ -153,10 +154,13 @@ def check(options: LoadOptions) -> None:
         )
 
 
-def _read_weights(source: Source, plan: Plan) -> Iterator[Loading]:
+def _read_weights(source: Source, spec: ModelSpec, plan: Plan) -> Generator[Loading, None, Postponed]:
+    """Fill the tree, but for the weights given back: what is converted is made from the files when its turn comes."""
+    postponed = Postponed(() if spec.mapped(plan.format) else untied(source.module, spec.linears))
     # Weights that are used as they are stored are read from the files at every token: have them in memory before.
     if plan.format == "bf16" and not plan.from_disk:
         for fraction in source.warm():
             yield Loading("weights", 0.1 + 0.2 * fraction)
-    for fraction in fill(source.module, source.weights):
+    for fraction in fill(source.module, source.weights, postponed):
         yield Loading("weights", 0.3 + 0.1 * fraction)
+    return postponed

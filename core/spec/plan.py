@@ -157,8 +157,9 @@ class Plan:
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
     (a GPU's index or -1); the input table stays in RAM. `host_layers`: the numbers of those that the CPU computes by
     itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
-    bytes of them do not fit in RAM and are read again for every token. `few_times`: of a pass over a few tokens.
-    `profile`: the corrections that the times contain.
+    bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the weights that one token
+    uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading. `few_times`: of a pass over
+    a few tokens. `profile`: the corrections that the times contain.
     """
 
     model: str
@@ -185,6 +186,8 @@ class Plan:
     ideal_ms: float
     mapped: bool = False
     from_disk: int = 0
+    active_bytes: int = 0
+    load_peak: int = 0
     reasons: tuple[str, ...] = ()
     profile: Profile = field(default_factory=Profile)
 

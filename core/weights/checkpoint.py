@@ -87,6 +87,12 @@ class Checkpoint(Mapping[str, Tensor]):
                     done += count
                     yield done / total
 
+    def let_go(self) -> None:
+        """No longer count the pages read so far to this process, where the system can be told so."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     @cached_property
     def _maps(self) -> dict[Path, mmap.mmap]:
         return {file: _map(file) for file in self.files}

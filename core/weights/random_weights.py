@@ -32,11 +32,21 @@ class RandomWeights(Mapping[str, Tensor]):
         wanted = self._tensors[name]
         if wanted.dim() < 2:
             return torch.zeros(wanted.shape, dtype=wanted.dtype) + (not name.endswith("bias"))
-        flat = torch.empty(wanted.numel(), dtype=wanted.dtype)
-        for start in range(0, flat.numel(), BLOCK):
-            part = flat[start : start + BLOCK]
-            part.copy_(self._blocks[wanted.dtype][: part.numel()])
-        return flat.view(wanted.shape)
+        return self._drawn(wanted.shape, wanted.dtype, 0)
+
+    def part(self, name: str, index: int) -> Tensor:
+        """`checkpoint[name][index]`, made by itself."""
+        wanted = self._tensors[name][index]
+        return self._drawn(wanted.shape, wanted.dtype, index * wanted.numel())
+
+    def _drawn(self, shape: torch.Size, dtype: torch.dtype, begin: int) -> Tensor:
+        """The numbers from place `begin` on of the block, laid down again and again."""
+        flat, at = torch.empty(shape.numel(), dtype=dtype), 0
+        while at < flat.numel():
+            piece = self._blocks[dtype][(begin + at) % BLOCK :][: flat.numel() - at]
+            flat[at : at + piece.numel()] = piece
+            at += piece.numel()
+        return flat.view(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -1,7 +1,7 @@
 /* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
+#include "dispatch.h"
 #include "calls.h"
 #include "thread_pool.h"
-#include "kernels.h"
 
 #if defined(_MSC_VER)
 #include <intrin.h>
@@ -9,7 +9,7 @@
 
 enum Isa { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_NEON = 4 };
 
-static const Kernels *kernels_of(int isa) {
+const Kernels *kernels_of(int isa) {
     switch (isa) {
         case ISA_AVX2: return kernels_avx2();
         case ISA_AVXVNNI: return kernels_avxvnni();
@@ -62,7 +62,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 8; }
+EXPORT int hetegen_version(void) { return 9; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
@@ -76,18 +76,6 @@ static int64_t chunk_rows(int64_t rows, int64_t m, int threads) {
     return chunk < PANEL ? PANEL : chunk > 1024 ? 1024 : chunk;
 }
 
-/* Weights that are multiplied with one input, one after the other; the whole run of rows is shared among threads. */
-typedef struct {
-    Job job;
-    int64_t begin, end;
-} Part;
-
-typedef struct {
-    RowsKernel kernel;
-    Part *parts;
-    int64_t count, step, panel_bytes;
-} Share;
-
 static int64_t chunks_of(const Share *s, const Part *part) { return (part->end - part->begin + s->step - 1) / s->step; }
 
 static void run_chunk(const void *share, int64_t chunk, int64_t thread) {
@@ -98,7 +86,7 @@ static void run_chunk(const void *share, int64_t chunk, int64_t thread) {
     s->kernel(&part->job, row, stop, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
 }
 
-static void run(Share *share, int64_t m, int threads) {
+void run_parts(Share *share, int64_t m, int threads) {
     int64_t rows = 0, chunks = 0;
     for (int64_t i = 0; i < share->count; i++) rows += share->parts[i].end - share->parts[i].begin;
     share->step = threads > 1 ? chunk_rows(rows, m, threads) : rows;
@@ -113,7 +101,7 @@ static int64_t even_blocks(int64_t columns) { return (columns + 2 * BLOCK - 1) /
 
 static int64_t strips(int64_t columns) { return (columns + WORD_STRIP - 1) / WORD_STRIP; }
 
-static void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
+void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
     int64_t cells = even_blocks(columns) * m;
     memset(in, 0, sizeof *in);
     in->m = m;
@@ -173,26 +161,26 @@ static void quantize_block(QuantizeKernel quantize, const float *wide, const Inp
     for (int i = 0; i < 16; i++) ((float *)in->lanes)[at * 16 + i] = scales[i / 8];
 }
 
-static void prepare_words(const Kernels *kernels, const void *x, int type, int64_t stride, int64_t row,
+static void prepare_words(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row,
                           const Input *in) {
     float wide[WORD_STRIP];
     for (int64_t b = 0; b < in->blocks; b += WORD_STRIP / BLOCK) {
         int64_t count = in->blocks - b < WORD_STRIP / BLOCK ? in->blocks - b : WORD_STRIP / BLOCK;
         for (int64_t i = 0; i < count; i++)
-            load_block(kernels, x, type, row * stride, (b + i) * BLOCK, in->columns, wide + i * BLOCK);
+            load_block(kernels, x, type, from, (b + i) * BLOCK, in->columns, wide + i * BLOCK);
         int16_t *to = (int16_t *)in->words + (b * in->m + row) * BLOCK;
         ((float *)in->scales)[b * BLOCK / WORD_STRIP * in->m + row] = kernels->words(wide, count, to, in->m * BLOCK);
     }
 }
 
-static void prepare_row(const Kernels *kernels, const void *x, int type, int64_t stride, int64_t row, const Input *in) {
+void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row, const Input *in) {
     float wide[BLOCK];
     if (in->words) {
-        prepare_words(kernels, x, type, stride, row, in);
+        prepare_words(kernels, x, type, from, row, in);
         return;
     }
     for (int64_t b = 0; b < in->blocks; b++) {
-        load_block(kernels, x, type, row * stride, b * BLOCK, in->columns, wide);
+        load_block(kernels, x, type, from, b * BLOCK, in->columns, wide);
         if (in->q) quantize_block(kernels->quantize, wide, in, b, row);
         else
             for (int i = 0; i < 4; i++)
@@ -211,7 +199,7 @@ typedef struct {
 static void prepare_task(const void *context, int64_t row, int64_t thread) {
     const Preparation *p = context;
     (void)thread;
-    prepare_row(p->kernels, p->x, p->type, p->stride, row, p->in);
+    prepare_row(p->kernels, p->x, p->type, row * p->stride, row, p->in);
 }
 
 /* x: [m][stride] of `type`; buffer: hetegen_input_bytes; kind: hetegen_input_kind. */
@@ -231,7 +219,15 @@ EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
     return whole > PANEL_SCRATCH ? whole : PANEL_SCRATCH;
 }
 
-enum { MOST_PARTS = 16, PART_FIELDS = 6 };
+enum { MOST_PARTS = 16 };
+
+Part part_of(int format, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch) {
+    int64_t begin = fields[4], end = fields[5];
+    Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], input,
+               out, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch, format};
+    Part part = {job, begin, end};
+    return part;
+}
 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
  * the addresses and numbers weights, row bytes, scales, scales a row, begin, end. `input` is a buffer of hetegen_prepare
@@ -244,12 +240,8 @@ EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fi
     Share share = {kernels_of(isa)->rows[kernel_of(format)], parts, count, 0, hetegen_panel_bytes(columns)};
     lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, format, m), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
-        int64_t begin = fields[4], end = fields[5];
-        Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], &in,
-                   to, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch, format};
-        Part part = {job, begin, end};
-        parts[i] = part;
-        to += m * (end - begin) * (out_type == TYPE_F32 ? 4 : 2);
+        parts[i] = part_of(format, fields, &in, to, out_type, scratch);
+        to += m * (parts[i].end - parts[i].begin) * (out_type == TYPE_F32 ? 4 : 2);
     }
-    run(&share, m, threads);
+    run_parts(&share, m, threads);
 }

@@ -4,11 +4,9 @@
  *           ...the caller appends k and v to its cache...
  *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + that sum
  *
- * Each norm may be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
-#include "attention.h"
+ * or, where something else follows than activation(gate) * up -> down (experts), `attend` ends before it. Each norm may be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
 #include "calls.h"
-
-enum Activation { SILU = 0, GELU_TANH = 1 };
+#include "elements.h"
 
 typedef struct {
     const float *gain; /* NULL = no norm */
@@ -28,23 +26,6 @@ typedef struct {
     int isa, type, threads;
     int64_t m;
 } Run;
-
-INLINE float widened(const void *x, int64_t i, const int type) {
-    return type == TYPE_F32 ? ((const float *)x)[i] : bf16_to_float(((const uint16_t *)x)[i]);
-}
-
-INLINE float rounded(float value, const int type) { return type == TYPE_F32 ? value : bf16_to_float(round_bf16(value)); }
-
-INLINE void store(void *x, int64_t i, float value, const int type) {
-    if (type == TYPE_F32) ((float *)x)[i] = value;
-    else ((uint16_t *)x)[i] = round_bf16(value);
-}
-
-INLINE float activated(float x, const int64_t activation) {
-    if (activation == SILU) return x / (1.0f + exponential(-x));
-    float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (2.0f - 2.0f / (exponential(2.0f * inner) + 1.0f));
-}
 
 /* to[i] = a[i] + b[i] */
 INLINE void add_all(const void *a, const void *b, void *to, int64_t count, const int type) {
@@ -194,11 +175,28 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
 }
 
+typedef struct {
+    const void *shape, *q, *k, *v, *mask, *sinks;
+    float scale;
+    int threads;
+} Attended;
+
+/* sum = x + what the layer's attention adds to it; `seen` and `added` are scratch memory. */
+static void attend(const Run *r, const Layer *l, const void *x, const Attended *a, void *sum, uint8_t *seen,
+                   uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
+    hetegen_attention(r->isa, a->shape, a->q, a->k, a->v, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
+                      a->threads);
+    product(r, l, 1, l->out, seen, l->heads * l->dim, prepared, added);
+    add_bias(r, l->biases[3], added, l->hidden);
+    loops_of(r->isa)->add(x, normed(r, &l->after_attention, added, l->hidden, spare), sum, r->m * l->hidden, r->type);
+}
+
 /* x [m][hidden], also the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
 EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
-                              const void *k, const void *v, const void *mask, float scale, int attention_threads,
-                              void *out, void *scratch, int threads) {
+                              const void *k, const void *v, const void *mask, const void *sinks, float scale,
+                              int attention_threads, void *out, void *scratch, int threads) {
     Run r = {isa, type, threads, ((const Shape *)shape)->queries};
+    Attended attended = {shape, q, k, v, mask, sinks, scale, attention_threads};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
     uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *spare = taken(&at, size_of(&r, l->hidden));
@@ -206,12 +204,22 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     uint8_t *gate = taken(&at, 2 * size_of(&r, l->inner)), *up = gate + size_of(&r, l->inner);
     uint8_t *open = taken(&at, size_of(&r, l->inner));
     const Loops *loops = loops_of(isa);
-    hetegen_attention(isa, shape, q, k, v, mask, NULL, scale, 0, seen, type, at, attention_threads);
-    product(&r, l, 1, l->out, seen, l->heads * l->dim, prepared, added);
-    add_bias(&r, l->biases[3], added, l->hidden);
-    loops->add(x, normed(&r, &l->after_attention, added, l->hidden, spare), sum, r.m * l->hidden, type);
+    attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
     product(&r, l, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
     loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
     product(&r, l, 1, l->down, open, l->inner, prepared, added);
     loops->add(sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out, r.m * l->hidden, type);
+}
+
+/* As hetegen_layer_end as far as attention goes: sum = x + attention, next = its norm before the gated part. */
+EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
+                                 const void *k, const void *v, const void *mask, const void *sinks, float scale,
+                                 int attention_threads, void *sum, void *next, void *scratch, int threads) {
+    Run r = {isa, type, threads, ((const Shape *)shape)->queries};
+    Attended attended = {shape, q, k, v, mask, sinks, scale, attention_threads};
+    uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
+    uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
+    uint8_t *spare = taken(&at, size_of(&r, l->hidden));
+    attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
+    if (normed(&r, &l->before_mlp, sum, l->hidden, next) != next) memcpy(next, sum, (size_t)size_of(&r, l->hidden));
 }

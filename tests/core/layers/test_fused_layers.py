@@ -27,7 +27,7 @@ from tests.core.greedy import GreedyPath
 from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
-FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 PROMPT = [5, 17, 3, 99, 42, 7, 180, 11, 64, 23, 151, 8]
 
@@ -105,7 +105,7 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     assert broken[0, rows - 1].isnan().all()
 
 
-@pytest.mark.parametrize("family", ["phi3", "granite", "falcon", "gpt_neox", "mixtral", "opt"])
+@pytest.mark.parametrize("family", ["phi3", "granite", "falcon", "gpt_neox", "deepseek_v3", "opt"])
 def test_other_layers_are_left_alone(family: str, tmp_path: Path) -> None:
     assert not any(fused(load(family, tmp_path)))
 

@@ -1,0 +1,32 @@
+/* What dispatch.c shares with calls that multiply more than one input at a time. */
+#ifndef HETEGEN_DISPATCH_H
+#define HETEGEN_DISPATCH_H
+
+#include "kernels.h"
+
+enum { PART_FIELDS = 6 };
+
+/* Rows [begin, end) of one weight, multiplied with the input of their own job. */
+typedef struct {
+    Job job;
+    int64_t begin, end;
+} Part;
+
+/* Parts that are multiplied one after the other; the whole run of rows is shared among threads. */
+typedef struct {
+    RowsKernel kernel;
+    Part *parts;
+    int64_t count, step, panel_bytes;
+} Share;
+
+const Kernels *kernels_of(int isa);
+/* The part that the fields of hetegen_matmul describe; `format` as there. */
+Part part_of(int format, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch);
+/* m: the most rows of input of any part. */
+void run_parts(Share *share, int64_t m, int threads);
+/* The places of an input of m rows in a buffer of hetegen_input_bytes. */
+void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in);
+/* Row `row` of the input from the elements of x that begin at `from`. */
+void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row, const Input *in);
+
+#endif

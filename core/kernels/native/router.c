@@ -1,0 +1,96 @@
+/* Which experts a few rows of input go to, and how much each result counts: one product with a small matrix, and what
+ * torch does with its outcome in half a dozen calls. */
+#include "calls.h"
+#include "elements.h"
+
+enum Shares { SOFTMAX_OF_ALL = 0, SOFTMAX_OF_CHOSEN = 1, SIGMOID_OF_EACH = 2 };
+enum { MOST_EXPERTS = 1024 };
+
+/* All fields are of 8 bytes. */
+typedef struct {
+    int64_t experts, hidden, choices, kind, normed; /* normed: shares of a row are divided by their sum */
+    int64_t rounded_scores, rounded_shares;         /* to bfloat16 */
+    int64_t groups, kept_groups;                    /* experts are chosen within the best groups; 1, 1 = all */
+    double scale;
+    const int64_t *weight;        /* fields of hetegen_matmul: bfloat16 [experts][hidden] */
+    const float *bias, *correction; /* [experts]; the correction counts for the choice only; NULL = none */
+} Router;
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m) {
+    return aligned(hetegen_input_bytes(m, r->hidden, hetegen_input_kind(isa, BF16, m)));
+}
+
+/* The largest that is not yet taken; the first of equals. */
+static int64_t best_of(const float *x, int64_t count) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+static void softmax(float *x, int64_t count) {
+    float top = x[best_of(x, count)], sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += x[i] = expf(x[i] - top);
+    for (int64_t i = 0; i < count; i++) x[i] /= sum;
+}
+
+/* Leaves experts out whose group is not among the best: a group counts as its two best experts. */
+static void keep_groups(const Router *r, float *x) {
+    float sums[MOST_EXPERTS];
+    int64_t size = r->experts / r->groups;
+    for (int64_t g = 0; g < r->groups; g++) {
+        float first = -INFINITY, second = -INFINITY;
+        for (int64_t i = g * size; i < (g + 1) * size; i++) {
+            float smaller = x[i] < first ? x[i] : first;
+            second = smaller > second ? smaller : second;
+            first = x[i] > first ? x[i] : first;
+        }
+        sums[g] = size > 1 ? first + second : first;
+    }
+    for (int64_t kept = 0; kept < r->groups; kept++) {
+        int64_t g = best_of(sums, r->groups);
+        sums[g] = -INFINITY;
+        for (int64_t i = g * size; kept >= r->kept_groups && i < (g + 1) * size; i++) x[i] = -INFINITY;
+    }
+}
+
+/* scores [experts] of one row, of which shares are made; `wanted` are what is chosen by. */
+static void choose(const Router *r, float *scores, int64_t *chosen, float *shares) {
+    float wanted[MOST_EXPERTS], sum = 0;
+    if (r->kind == SOFTMAX_OF_ALL) softmax(scores, r->experts);
+    for (int64_t i = 0; i < r->experts; i++) {
+        if (r->kind == SIGMOID_OF_EACH) scores[i] = 1.0f / (1.0f + expf(-scores[i]));
+        wanted[i] = r->correction ? scores[i] + r->correction[i] : scores[i];
+    }
+    if (r->kept_groups < r->groups) keep_groups(r, wanted);
+    for (int64_t k = 0; k < r->choices; k++) {
+        chosen[k] = best_of(wanted, r->experts);
+        shares[k] = scores[chosen[k]];
+        wanted[chosen[k]] = -INFINITY;
+        sum += shares[k];
+    }
+    if (r->kind == SOFTMAX_OF_CHOSEN) softmax(shares, r->choices);
+    for (int64_t k = 0; k < r->choices; k++) {
+        float share = (r->normed ? shares[k] / sum : shares[k]) * (float)r->scale;
+        shares[k] = r->rounded_shares ? bf16_to_float(round_bf16(share)) : share;
+    }
+}
+
+/* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts] as the product says; chosen, shares [m][choices].
+ * scratch: hetegen_route_bytes. */
+EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
+                          float *shares, void *scratch, int threads) {
+    float row[MOST_EXPERTS];
+    hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, hetegen_input_kind(isa, BF16, m), 1);
+    hetegen_matmul(isa, BF16, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
+    for (int64_t i = 0; i < m; i++) {
+        float *own = scores + i * r->experts;
+        for (int64_t e = 0; e < r->experts; e++) {
+            float score = r->bias ? own[e] + r->bias[e] : own[e];
+            row[e] = own[e] = r->rounded_scores ? bf16_to_float(round_bf16(score)) : score;
+        }
+        choose(r, row, chosen + i * r->choices, shares + i * r->choices);
+    }
+}

@@ -1,0 +1,103 @@
+"""The experts of one layer as one call of our library: those that some row of input chose, and their weighted sum."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.kernels.native_library import NativeLibrary, Parts, format_number
+from core.kernels.quantized_weight import QuantizedWeight
+
+GATES = {"silu": 0, "gelu_tanh": 1, "clamped": 2}
+"""What may open the gate: `clamped` is gpt-oss's, limited and leaning."""
+PLAIN = {"relu_squared": 3}
+"""Activations of experts without a gate."""
+EXPERT_TYPES = (torch.float32, torch.bfloat16)
+
+_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Experts(ctypes.Structure):
+    """`Experts` of experts.c."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("format", "hidden", "inner", "experts", "activation", "gated", "interleaved")),
+        *((name, ctypes.c_double) for name in ("alpha", "limit")),
+        *((name, _ADDRESS) for name in ("up_fields", "down_fields", "up_bias", "down_bias")),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """What stands between an expert's two products. `interleaved`: rows of gate and up follow each other in turn."""
+
+    name: str
+    interleaved: bool = False
+    alpha: float = 0.0
+    limit: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertParts:
+    """The weights of all experts of a layer, all of one storage: up (with gate) and down, and biases (experts, N)."""
+
+    activation: Activation
+    up: Sequence[QuantizedWeight]
+    down: Sequence[QuantizedWeight]
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+    @property
+    def gated(self) -> bool:
+        return self.activation.name in GATES
+
+    def fit(self, dtype: torch.dtype) -> bool:
+        """Whether they are of the sizes and types that the library takes for granted."""
+        rows, hidden = self.up[0].shape
+        inner = rows // 2 if self.gated else rows
+        alike = {weight.shape for weight in self.up} == {(rows, hidden)}
+        alike = alike and {weight.shape for weight in self.down} == {(hidden, inner)}
+        biases = ((self.up_bias, rows), (self.down_bias, hidden))
+        plain = all(
+            bias is None or (bias.dtype is dtype and bias.is_contiguous() and bias.shape == (len(self.up), length))
+            for bias, length in biases
+        )
+        storages = {weight.storage for weight in (*self.up, *self.down)}
+        return alike and plain and len(storages) == 1 and dtype in EXPERT_TYPES
+
+
+class NativeExperts:
+    """One layer's call. All tensors are of `dtype` and on the CPU; the parts must `fit` it."""
+
+    def __init__(self, library: NativeLibrary, parts: ExpertParts, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._library = library
+        self._held = parts, _products(parts.up), _products(parts.down)  # their addresses are in the fields
+        self._fields = _fields(parts, self._held[1], self._held[2])
+        self._address = ctypes.addressof(self._fields)
+
+    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """x (M, K); chosen and shares (M, k), an expert's number and what its result counts -> (M, K)."""
+        return self._library.experts(self._address, x, chosen.contiguous(), shares.float().contiguous())
+
+
+def _fields(parts: ExpertParts, up: Parts, down: Parts) -> _Experts:
+    hidden, inner = parts.down[0].shape
+    activation = parts.activation
+    return _Experts(
+        format_number(parts.up[0].storage), hidden, inner, len(parts.up), (GATES | PLAIN)[activation.name], parts.gated,
+        activation.interleaved, activation.alpha, activation.limit,
+        ctypes.addressof(up.fields), ctypes.addressof(down.fields), _address(parts.up_bias), _address(parts.down_bias),
+    )  # fmt: skip
+
+
+def _products(weights: Sequence[QuantizedWeight]) -> Parts:
+    return Parts([(weight.data, weight.scales, 0, weight.shape[0]) for weight in weights])
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

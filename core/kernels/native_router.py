@@ -1,0 +1,84 @@
+"""The choice of experts for a few rows of input in one call of our library."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.kernels.native_library import NativeLibrary, Parts
+
+KINDS = {"softmax_of_all": 0, "softmax_of_chosen": 1, "sigmoid_of_each": 2}
+"""What makes shares of the scores, and whether before or after the choice."""
+MOST_EXPERTS = 1024
+
+_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Router(ctypes.Structure):
+    """`Router` of router.c."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("experts", "hidden", "choices", "kind", "normed", "rounded_scores")),
+        *((name, _INT) for name in ("rounded_shares", "groups", "kept_groups")),
+        ("scale", ctypes.c_double),
+        *((name, _ADDRESS) for name in ("weight", "bias", "correction")),
+    )
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How shares are made. `normed`: those of a row are divided by their sum; the rounding is to bf16; experts are
+    chosen in the best `kept_groups` of `groups`."""
+
+    kind: str
+    choices: int
+    normed: bool
+    rounded_scores: bool
+    rounded_shares: bool
+    scale: float = 1.0
+    groups: int = 1
+    kept_groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RouterParts:
+    """`weight` (experts, K) of bf16, contiguous; `bias` and `correction` (experts,) of fp32: the second counts for the
+    choice and not for the shares."""
+
+    routing: Routing
+    weight: Tensor
+    bias: Tensor | None = None
+    correction: Tensor | None = None
+
+
+class NativeRouter:
+    """One layer's choice of experts. Inputs are contiguous, of fp32 or bf16, at most FEW_ROWS rows, on the CPU."""
+
+    def __init__(self, library: NativeLibrary, parts: RouterParts) -> None:
+        experts, hidden = parts.weight.shape
+        routing = parts.routing
+        self.routing = routing
+        self._library = library
+        self._held = parts, Parts([(parts.weight, None, 0, experts)])  # their addresses are in the fields
+        self._fields = _Router(
+            experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
+            routing.rounded_shares, routing.groups, routing.kept_groups, routing.scale,
+            ctypes.addressof(self._held[1].fields), _address(parts.bias), _address(parts.correction),
+        )  # fmt: skip
+        self._experts = experts
+        self._address = ctypes.addressof(self._fields)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (M, K) -> scores (M, experts) and shares (M, k) of fp32, chosen experts (M, k)."""
+        scores = torch.empty((x.shape[0], self._experts))
+        shares = torch.empty((x.shape[0], self.routing.choices))
+        chosen = torch.empty((x.shape[0], self.routing.choices), dtype=torch.int64)
+        self._library.route(self._address, x, scores, chosen, shares)
+        return scores, shares, chosen
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

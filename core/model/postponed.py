@@ -1,0 +1,102 @@
+"""Weights that are converted anyway, left out when a tree is filled and made one matrix at a time when they are wanted.
+
+Putting a model's experts together, or making up all of a shape's weights, would take as much of the process's own
+memory as the model has in its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from core.spec import LinearSpec
+from core.weights.random_weights import RandomWeights
+
+BY_EXPERT = {"MergeModulelist", "Concatenate"}
+"""transformers' steps that give, of one expert's tensors, what they give of all, for that expert."""
+
+Finish = Callable[[str, Tensor, int], Tensor]
+"""Checks a target's tensor, of which there are so many along its first dimension, and gives it its type."""
+
+
+class Postponed:
+    """What a tree still lacks, by its names in the tree; `wanted` are those that may be left out."""
+
+    def __init__(self, wanted: Collection[str] = ()) -> None:
+        self._wanted = frozenset(wanted)
+        self._transforms: dict[str, Any] = {}
+        self._checkpoint: Mapping[str, Tensor] = {}
+        self._finish: Finish = lambda _, tensor, __: tensor
+
+    def take(self, work: dict[str, Any], checkpoint: Mapping[str, Tensor], finish: Finish) -> None:
+        """Keep what is wanted of `work`, transformers' conversions by target, and remove it there."""
+        self._checkpoint, self._finish = checkpoint, finish
+        for target in self._wanted & work.keys():
+            if len(work[target].target_patterns) == 1:
+                self._transforms[target] = work.pop(target)
+
+    def __contains__(self, target: object) -> bool:
+        return target in self._transforms
+
+    def matrices(self, module: Any, linear: LinearSpec) -> Iterator[Tensor]:
+        """(N, K) tensors of one entry of the plan, rows contiguous; each is made when it is asked for."""
+        owner, _, leaf = linear.name.rpartition(".")
+        if linear.experts == 1 and isinstance(child := module.get_submodule(owner)._modules.get(leaf), torch.nn.Module):
+            weight = self._whole(f"{linear.name}.weight", module)
+            yield (weight.t() if isinstance(child, Conv1D) else weight).contiguous()
+            return
+        transposed = module.get_submodule(owner).is_transposed
+        for one in self._experts(linear.name, module, linear.experts):
+            yield (one.t() if transposed else one).contiguous()
+
+    def _whole(self, target: str, module: Any) -> Tensor:
+        return self._converted(target, self._transforms[target].collected_tensors, module, 1)
+
+    def _converted(self, target: str, tensors: Mapping[str, list[Any]], module: Any, parts: int) -> Tensor:
+        # A conversion uses up what it was given.
+        transform = copy(self._transforms[target])
+        transform.collected_tensors = dict(tensors)
+        return self._finish(target, _only(transform.convert(target, model=module, config=module.config)), parts)
+
+    def _experts(self, target: str, module: Any, count: int) -> Iterator[Tensor]:
+        transform = self._transforms[target]
+        if isinstance(self._checkpoint, RandomWeights):
+            for index in range(count):
+                yield self._checkpoint.part(target, index)
+        elif _is_by_expert(transform, count):
+            for index in range(count):
+                # The tensors were collected in the experts' order.
+                own = {pattern: [found[index]] for pattern, found in transform.collected_tensors.items()}
+                yield self._converted(target, own, module, count)[0]
+        else:
+            yield from self._whole(target, module)
+
+
+def parameter_name(module: Any, linear: LinearSpec) -> str:
+    """Where the tree keeps the weight of one entry of the plan."""
+    owner, _, leaf = linear.name.rpartition(".")
+    return f"{linear.name}.weight" if leaf in module.get_submodule(owner)._modules else linear.name
+
+
+def untied(module: Any, linears: Collection[LinearSpec]) -> set[str]:
+    """The weights of linears that no other part of the tree shares."""
+    tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+    return {parameter_name(module, linear) for linear in linears} - {*tied, *tied.values()}
+
+
+def _only(converted: Mapping[str, Any]) -> Tensor:
+    (value,) = converted.values()
+    tensor: Tensor = value[0] if isinstance(value, list) else value
+    return tensor
+
+
+def _is_by_expert(transform: Any, count: int) -> bool:
+    """Whether each pattern found one tensor of every expert, and the steps keep experts apart."""
+    steps = {type(step).__name__ for step in getattr(transform, "operations", ())}
+    found = [len(tensors) for tensors in transform.collected_tensors.values()]
+    return "MergeModulelist" in steps and steps <= BY_EXPERT and set(found) == {count}

@@ -1,0 +1,158 @@
+"""Experts and routers in one call: the same as torch computes from the same weights, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.kernels.native_experts import Activation, ExpertParts, NativeExperts
+from core.kernels.native_library import instruction_sets, open_library
+from core.kernels.native_router import NativeRouter, RouterParts, Routing
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
+HIDDEN, INNER, EXPERTS, CHOICES = 84, 101, 6, 3
+SILU = Activation("silu")
+ACTIVATIONS = (
+    SILU,
+    Activation("gelu_tanh", interleaved=True),
+    Activation("clamped", interleaved=True, alpha=1.7, limit=2.0),
+    Activation("relu_squared"),
+)
+
+
+def opened(wide: Tensor, activation: Activation) -> Tensor:
+    if activation.name == "relu_squared":
+        return wide.relu().square()
+    gate, up = (wide[:, ::2], wide[:, 1::2]) if activation.interleaved else wide.chunk(2, 1)
+    if activation.name == "clamped":
+        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+        return (up + 1) * gate * torch.sigmoid(gate * activation.alpha)
+    return (F.silu(gate) if activation.name == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+
+def expected(parts: ExpertParts, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    out = torch.zeros(x.shape, dtype=torch.float32)
+    for row, (experts, weights) in enumerate(zip(chosen.tolist(), shares.tolist(), strict=True)):
+        for expert, share in zip(experts, weights, strict=True):
+            if expert >= EXPERTS:
+                continue
+            up, down = (part[expert].dequantize(torch.float32) for part in (parts.up, parts.down))
+            wide = x[row : row + 1].float() @ up.t()
+            wide = wide if parts.up_bias is None else wide + parts.up_bias[expert].float()
+            y = opened(wide, parts.activation) @ down.t()
+            out[row] += share * (y if parts.down_bias is None else y + parts.down_bias[expert].float())[0]
+    return out
+
+
+def weights(rows: int, columns: int, storage: str) -> list[QuantizedWeight]:
+    stored = torch.bfloat16 if storage == "bf16" else torch.float32
+    drawn = [torch.randn(rows, columns) * columns**-0.5 for _ in range(EXPERTS)]
+    return [quantize(one.to(stored), storage) for one in drawn]  # type: ignore[arg-type]
+
+
+def parts(activation: Activation, storage: str, dtype: torch.dtype, *, biased: bool) -> ExpertParts:
+    rows = INNER if activation.name == "relu_squared" else 2 * INNER
+    biases = [torch.randn(EXPERTS, length).to(dtype) if biased else None for length in (rows, HIDDEN)]
+    return ExpertParts(activation, weights(rows, HIDDEN, storage), weights(HIDDEN, INNER, storage), *biases)
+
+
+def choices(rows: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(rows, EXPERTS).topk(CHOICES).indices, torch.rand(rows, CHOICES)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("storage", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 8, 40])
+def test_every_instruction_set_and_storage(isa: str, storage: str, dtype: torch.dtype, rows: int) -> None:
+    torch.manual_seed(rows)
+    made = parts(SILU, storage, dtype, biased=False)
+    assert made.fit(dtype)
+    native = NativeExperts(open_library(isa), made, dtype)
+    x = torch.randn(rows, HIDDEN).to(dtype)
+    chosen, shares = choices(rows)
+    found, wanted = native(x, chosen, shares), expected(made, x, chosen, shares)
+    assert found.dtype is dtype
+    # Inputs of quantised weights have 8 bits.
+    assert (found.float() - wanted).norm() <= (
+        0.02 if storage != "bf16" or dtype is torch.bfloat16 else 1e-5
+    ) * wanted.norm()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_activations_and_biases(activation: Activation, biased: bool) -> None:
+    torch.manual_seed(1)
+    made = parts(activation, "bf16", torch.float32, biased=biased)
+    native = NativeExperts(open_library(instruction_sets()[0]), made, torch.float32)
+    x, (chosen, shares) = torch.randn(5, HIDDEN) * 3, choices(5)
+    torch.testing.assert_close(native(x, chosen, shares), expected(made, x, chosen, shares), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_no_expert_has_are_left_out_and_one_expert_may_have_all_rows() -> None:
+    torch.manual_seed(2)
+    made = parts(SILU, "bf16", torch.float32, biased=False)
+    native = NativeExperts(open_library(instruction_sets()[0]), made, torch.float32)
+    x, shares = torch.randn(40, HIDDEN), torch.rand(40, 2)
+    chosen = torch.tensor([[4, EXPERTS]]).repeat(40, 1)
+    torch.testing.assert_close(native(x, chosen, shares), expected(made, x, chosen, shares), rtol=1e-4, atol=1e-5)
+    assert not native(x, torch.full((40, 2), EXPERTS), shares).any()
+
+
+def test_rows_that_are_not_numbers_stay_so_and_leave_the_others_alone() -> None:
+    made = parts(SILU, "int8", torch.bfloat16, biased=False)
+    native = NativeExperts(open_library(instruction_sets()[0]), made, torch.bfloat16)
+    x, (chosen, shares) = torch.randn(4, HIDDEN).bfloat16(), choices(4)
+    whole = native(x, chosen, shares)
+    x[2, 7] = torch.nan
+    broken = native(x, chosen, shares)
+    assert broken[2].isnan().all()
+    assert torch.equal(broken[[0, 1, 3]], whole[[0, 1, 3]])
+
+
+ROUTINGS = (
+    Routing("softmax_of_all", 3, normed=True, rounded_scores=False, rounded_shares=False),
+    Routing("softmax_of_all", 3, normed=False, rounded_scores=True, rounded_shares=True),
+    Routing("softmax_of_chosen", 3, normed=False, rounded_scores=False, rounded_shares=False),
+    Routing("sigmoid_of_each", 3, normed=True, rounded_scores=False, rounded_shares=False, scale=2.5),
+    Routing("sigmoid_of_each", 3, True, False, False, scale=2.5, groups=4, kept_groups=2),
+)
+
+
+def routed(routing: Routing, scores: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
+    """What torch makes of the scores: shares and numbers."""
+    if routing.kind == "softmax_of_all":
+        scores = scores.softmax(-1)
+    if routing.kind == "sigmoid_of_each":
+        scores = scores.sigmoid()
+    wanted = scores + correction
+    grouped = wanted.view(len(scores), routing.groups, -1)
+    kept = grouped.topk(2).values.sum(-1).topk(routing.kept_groups).indices
+    inside = torch.zeros(len(scores), routing.groups).scatter_(1, kept, 1.0).bool()
+    wanted = grouped.masked_fill(~inside[:, :, None], -torch.inf).flatten(1)
+    chosen = wanted.topk(routing.choices).indices
+    shares = scores.gather(1, chosen)
+    if routing.kind == "softmax_of_chosen":
+        shares = shares.softmax(-1)
+    shares = shares / shares.sum(1, keepdim=True) if routing.normed else shares
+    return shares * routing.scale, chosen
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_router_chooses_as_torch_does(isa: str, routing: Routing) -> None:
+    torch.manual_seed(3)
+    weight, bias, correction = torch.randn(16, HIDDEN).bfloat16(), torch.randn(16), torch.randn(16) / 10
+    native = NativeRouter(open_library(isa), RouterParts(routing, weight, bias, correction))
+    x = torch.randn(8, HIDDEN) / 4
+    scores, shares, chosen = native(x)
+    plain = x @ weight.float().t() + bias
+    plain = plain.bfloat16().float() if routing.rounded_scores else plain
+    torch.testing.assert_close(scores, plain, rtol=0.01 if routing.rounded_scores else 1e-4, atol=1e-4)
+    wanted, numbers = routed(routing, scores, correction)
+    assert torch.equal(chosen, numbers)
+    torch.testing.assert_close(shares, wanted.bfloat16().float() if routing.rounded_shares else wanted)

@@ -1,0 +1,130 @@
+"""Experts of a layer in one call: found in the families that have them, and the same in results as one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.accelerators.simulated import SimulatedAccelerator
+from core.accelerators.simulation_spec import parse_simulation
+from core.events import LoadOptions
+from core.kernels.native_library import instruction_sets
+from core.layers import fused_routers, moe
+from core.layers.fused_routers import FusedRouter
+from core.layers.kv_cache import KVCache
+from core.runtime.loader import LoadedModel, load_model
+from core.spec import Format
+from tests.core.families import make_model
+from tests.core.greedy import GreedyPath
+from tests.core.tiny_tokenizer import write_tokenizer
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
+FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next")
+ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_next")
+PROMPT = [5, 17, 3, 99, 42, 7, 180, 11, 64, 23, 151, 8]
+
+
+def load(family: str, folder: Path, format: Format = "int8", **changes: Any) -> GreedyPath:
+    make_model(family, folder, dtype=torch.bfloat16, **changes)
+    return GreedyPath(folder, LoadOptions(format=format, context=256, threads=1))
+
+
+def modules(path: GreedyPath) -> list[Any]:
+    return [module for module in path.module.modules() if moe.linears_of(module)]
+
+
+def routers(path: GreedyPath) -> list[Any]:
+    return [module for module in path.module.modules() if isinstance(vars(module).get("forward"), FusedRouter)]
+
+
+def outputs(module: Any, rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    columns = moe.linears_of(module)[moe.fused_names(module)[1]][0].host.rows
+    x = torch.randn(rows, columns, generator=generator).bfloat16()
+    chosen = torch.rand(rows, module.num_experts, generator=generator).topk(2).indices
+    shares = torch.rand(rows, 2, generator=generator).bfloat16()
+    with torch.inference_mode():
+        return moe.experts_forward(module, x, chosen, shares).float()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_as_one_expert_after_the_other(family: str, format: Format, tmp_path: Path) -> None:
+    path = load(family, tmp_path, format)
+    module = modules(path)[0]
+    found = [outputs(module, rows) for rows in (1, 3, 8, 60)]
+    together = vars(module).pop(moe.TOGETHER)
+    for ours, rows in zip(found, (1, 3, 8, 60), strict=True):
+        plain = outputs(module, rows)
+        assert (ours - plain).norm() <= 0.01 * plain.norm()
+    assert together.suits(torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_routers_are_found_and_choose_the_same(family: str, tmp_path: Path) -> None:
+    path = load(family, tmp_path)
+    assert len(routers(path)) == len(modules(path))
+    router = routers(path)[0]
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.inference_mode():
+        _, shares, chosen = router(x)
+        fused_routers.release(path.module)
+        _, own_shares, own_chosen = router(x)
+    assert torch.equal(chosen.sort(1).values, own_chosen.sort(1).values)
+    torch.testing.assert_close(shares.sort(1).values, own_shares.float().sort(1).values, rtol=0.01, atol=1e-3)
+
+
+def test_a_token_goes_through_the_call_and_a_long_prompt_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = load("qwen3_moe", tmp_path)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an expert was computed by itself")
+
+    for module in modules(path):
+        for linears in moe.linears_of(module).values():
+            for linear in linears:
+                monkeypatch.setattr(linear, "forward", refuse)
+    cache = KVCache(path.module.config, 256)
+    path.model.forward(PROMPT * 8, cache)
+    path.model.forward([1], cache)
+    del vars(modules(path)[0])[moe.TOGETHER]
+    with pytest.raises(AssertionError, match="by itself"):
+        path.model.forward([1], cache)
+
+
+def test_another_activation_is_left_to_the_module(tmp_path: Path) -> None:
+    path = load("mixtral", tmp_path, hidden_act="relu")
+    assert not any(moe.TOGETHER in vars(module) for module in modules(path))
+    assert len(path.tokens(PROMPT, 4)) == 4
+
+
+def test_weights_in_full_precision_are_left_to_torch(tmp_path: Path) -> None:
+    make_model("mixtral", tmp_path, dtype=torch.float32)
+    path = GreedyPath(tmp_path, LoadOptions(format="bf16", context=256, threads=1))
+    assert not any(moe.TOGETHER in vars(module) for module in modules(path))
+
+
+def test_a_device_takes_over_and_gives_back(tmp_path: Path) -> None:
+    make_model("qwen3_moe", tmp_path, dtype=torch.bfloat16)
+    write_tokenizer(tmp_path)
+    options = LoadOptions(format="int8", context=256, threads=1, simulate_gpu="vram=1MiB,link=1GB/s")
+    *_, loaded = load_model(tmp_path, options)
+    assert isinstance(loaded, LoadedModel)
+    assert isinstance(loaded.machine.accelerator(loaded.plan.gpu), SimulatedAccelerator)
+    assert parse_simulation("vram=1MiB,link=1GB/s") is not None
+    there = loaded.model.forward(PROMPT, loaded.cache)[-1]
+    assert not any(
+        moe.TOGETHER in vars(m) or isinstance(vars(m).get("forward"), FusedRouter)
+        for m in loaded.source.module.modules()
+    )
+    loaded.to_host()
+    assert any(moe.TOGETHER in vars(module) for module in loaded.source.module.modules())
+    loaded.cache.reset()
+    here = loaded.model.forward(PROMPT, loaded.cache)[-1]
+    assert torch.nn.functional.cosine_similarity(there, here, dim=0) > 0.99
+    loaded.close()
