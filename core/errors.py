@@ -73,3 +73,7 @@ class DownloadFailed(HeteGenError):
 
 class DiskFull(HeteGenError):
     """Too little room on the disk for what is to be written."""
+
+
+class DocumentUnreadable(HeteGenError):
+    """An attached file holds no text that can be found, or is too large, locked or damaged."""

@@ -9,6 +9,8 @@ TRY_GPU_RUNTIME = "--try-gpu-runtime"
 """`core.gpu_runtime.trial.ARGUMENT`, known here before anything is imported."""
 TRY_CARD = "--try-card"
 """`core.accelerators.trial.ARGUMENT`, likewise."""
+READ_DOCUMENT = "--read-document"
+"""`core.documents.reader.ARGUMENT`, likewise."""
 
 
 def main() -> int:
@@ -30,6 +32,10 @@ def main() -> int:
         from core.accelerators.trial import main as try_card
 
         try_card(int(sys.argv[2]))
+    if sys.argv[1:2] == [READ_DOCUMENT]:
+        from core.documents.__main__ import main as read_document
+
+        return read_document(sys.argv[2:])
     # On Linux the second program is a link to the first: only its name tells them apart.
     if Path(sys.argv[0]).stem == "hetegen-cli":
         from core.__main__ import main as command_line

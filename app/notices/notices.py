@@ -28,6 +28,7 @@ ActionId = Literal[
     "export",
     "about",
     "gpu",
+    "attach",
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -68,6 +69,7 @@ _WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.AccessDenied: _Words("Access was refused", "token", "Enter a token"),
     errors.DownloadFailed: _Words("The download did not finish", "retry", "Try again"),
     errors.DiskFull: _Words("The disk is full", "retry", "Try again"),
+    errors.DocumentUnreadable: _Words("The file could not be attached", "attach", "Attach another file…"),
 }
 _ANY = _Words("That did not work", "retry", "Try again")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.system import start
+from core.documents import reader
 from core.gpu_runtime import trial
 
 
@@ -125,3 +126,4 @@ def test_a_library_that_is_no_library_stops_the_start_in_words(tmp_path: Path):
 def test_a_bundle_tries_the_runtime_when_it_is_asked_as_the_trial_asks(repository: Path):
     sources = (repository / "packaging" / "launch.py").read_text("utf-8")
     assert f'TRY_GPU_RUNTIME = "{trial.ARGUMENT}"' in sources
+    assert f'READ_DOCUMENT = "{reader.ARGUMENT}"' in sources

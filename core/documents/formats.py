@@ -1,0 +1,93 @@
+"""Which reader a file needs: by what it holds, and only then by its name. Runs in the reader's process."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from xml.parsers import expat
+
+from core.documents.document import Document, Limits, unreadable
+from core.documents.html import html_text
+from core.documents.mail import mail_text
+from core.documents.pdf import pdf_document
+from core.documents.plain import NotText, decode
+from core.documents.word import BODY, Forbidden, TooLarge, word_pages
+from core.sentence import sentence
+
+PDF_WITHIN = 1024
+"""How far from the beginning the mark of a PDF may stand."""
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+HTML, MAIL = (".html", ".htm", ".xhtml"), (".eml",)
+OTHER_KIND = "Text, source code, CSV, JSON, HTML, PDF, Word (.docx) and saved e-mails (.eml) can be attached."
+KNOWN_KINDS = "Attach it as a PDF or as text."
+
+
+def read(path: Path, limits: Limits) -> Document:
+    """The text of a file. Raises DocumentUnreadable."""
+    document = _reader(path)(path, limits)
+    length = sum(map(len, document.pages))
+    if length > limits.characters:
+        raise unreadable(
+            path.name,
+            sentence("It holds {} characters, and at most {} are read.", f"{length:,}", f"{limits.characters:,}"),
+            "Attach a part of it.",
+        )
+    if not length:
+        raise unreadable(path.name, "It is empty.")
+    return document
+
+
+def _reader(path: Path) -> Callable[[Path, Limits], Document]:
+    with path.open("rb") as file:
+        start = file.read(PDF_WITHIN)
+    if b"%PDF-" in start:
+        return lambda path, limits: pdf_document(path, path.name, limits)
+    if start.startswith(ZIP):
+        return _archive
+    if start.startswith((OLD_OFFICE, *PICTURES)):
+        raise _other_kind(path)
+    return _text
+
+
+def _text(path: Path, limits: Limits) -> Document:
+    data, suffix = path.read_bytes(), path.suffix.lower()
+    try:
+        if suffix in HTML:
+            return Document(path.name, (html_text(data),))
+        if suffix in MAIL:
+            return _mail(path, data)
+        return Document(path.name, (decode(data),))
+    except NotText:
+        raise _other_kind(path) from None
+
+
+def _mail(path: Path, data: bytes) -> Document:
+    text, attached = mail_text(data)
+    note = sentence("Files attached to the e-mail were not read: {}.", ", ".join(attached)) if attached else ""
+    return Document(path.name, (text,), note)
+
+
+def _archive(path: Path, limits: Limits) -> Document:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if BODY not in archive.namelist():
+                raise _other_kind(path)
+            return Document(path.name, word_pages(archive, limits.unpacked_bytes))
+    except (zipfile.BadZipFile, expat.ExpatError, EOFError, NotImplementedError, zlib.error) as error:
+        raise unreadable(path.name, "It is damaged.") from error
+    except RuntimeError as error:  # what zipfile raises for a member that is encrypted
+        raise unreadable(path.name, "It is locked with a password.") from error
+    except Forbidden as error:
+        raise unreadable(
+            path.name, "Its XML declares entities, which Word never writes: it may be an attack."
+        ) from error
+    except TooLarge as error:
+        raise unreadable(path.name, "It unpacks to more than is allowed: it may be an attack.") from error
+
+
+def _other_kind(path: Path) -> Exception:
+    return unreadable(path.name, OTHER_KIND, KNOWN_KINDS)

@@ -1,0 +1,52 @@
+"""The text layer of a PDF, page by page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from core.documents.document import Document, Limits, unreadable
+from core.sentence import sentence
+
+SOFT_HYPHEN = re.compile("[\ufffe\x02]\n?")
+
+
+def pdf_document(path: Path, name: str, limits: Limits) -> Document:
+    """Its pages, also those without text. Raises DocumentUnreadable."""
+    # Imported late: only this kind of file needs the library.
+    import pypdfium2
+
+    try:
+        pdf = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        raise _refusal(name, str(error)) from error
+    if len(pdf) > limits.pages:
+        raise unreadable(name, sentence("It has {} pages, and at most {} are read.", len(pdf), limits.pages))
+    pages = tuple(_page_text(pdf, number) for number in range(len(pdf)))
+    empty = sum(not page for page in pages)
+    if empty == len(pages):
+        raise unreadable(
+            name, "Its pages are pictures without a text layer, as of a scan.", "Run text recognition over it first."
+        )
+    note = sentence("{} of {} pages hold no text, as of a scan.", empty, len(pages)) if empty else ""
+    return Document(name, pages, note)
+
+
+def _page_text(pdf: object, number: int) -> str:
+    """The text of one page, "" for one that is damaged."""
+    import pypdfium2
+
+    assert isinstance(pdf, pypdfium2.PdfDocument)
+    try:
+        page = pdf[number]
+        text = str(page.get_textpage().get_text_range())
+        page.close()
+    except pypdfium2.PdfiumError:
+        return ""
+    return SOFT_HYPHEN.sub("", text.replace("\r\n", "\n")).replace("\0", "").strip()
+
+
+def _refusal(name: str, why: str) -> Exception:
+    if "password" in why.lower():
+        return unreadable(name, "It is locked with a password.", "Save a copy without the password, and attach that.")
+    return unreadable(name, "It is damaged, or not a PDF.")

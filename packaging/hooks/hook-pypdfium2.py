@@ -1,0 +1,5 @@
+"""The bindings read their own version from a file beside them."""
+
+from PyInstaller.utils.hooks import collect_data_files
+
+datas = collect_data_files("pypdfium2")

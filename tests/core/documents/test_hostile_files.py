@@ -1,0 +1,185 @@
+"""Files that were made to do harm, or merely broke: each is one sentence, and nothing else happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.documents.document import Limits
+from core.documents.reader import read_document
+from core.errors import DocumentUnreadable
+from tests.core.documents.made import docx, locked_pdf, paragraph, pdf
+
+SMALL = Limits(file_bytes=8 << 20, unpacked_bytes=1 << 20, characters=100_000, pages=50, seconds=20)
+BILLION = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+Make = Callable[[Path], Path]
+
+
+def written(name: str, data: bytes) -> Make:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return make
+
+
+def zeros(folder: Path) -> Path:
+    """1 GB of zeros, which no disk need hold."""
+    with (folder / "zeros.txt").open("wb") as file:
+        file.truncate(10**9)
+    return folder / "zeros.txt"
+
+
+def archive(folder: Path, name: str, data: bytes = b"x") -> Path:
+    with zipfile.ZipFile(folder / "a.docx", "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(name, data)
+    return folder / "a.docx"
+
+
+def torn(folder: Path) -> Path:
+    path = docx(folder / "a.docx", paragraph("text " * 500))
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def flipped(folder: Path) -> Path:
+    path = docx(folder / "a.docx", paragraph("text"))
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes(data)
+    return path
+
+
+def encrypted_zip(folder: Path) -> Path:
+    path = docx(folder / "a.docx", paragraph("text"))
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+    return path
+
+
+def looping_pdf(folder: Path) -> Path:
+    path = pdf(folder / "loop.pdf", [""])
+    path.write_bytes(path.read_bytes().replace(b"/Kids [4 0 R]", b"/Kids [2 0 R]"))
+    return path
+
+
+HOSTILE: dict[str, tuple[Make, str]] = {
+    "1 GB of zeros": (zeros, "at most 8 are read"),
+    "a folder": (lambda folder: folder, "not a file"),
+    "nothing there": (lambda folder: folder / "gone.txt", "No such file"),
+    "empty": (written("e.txt", b""), "It is empty"),
+    "a program": (written("p.txt", b"\x7fELF" + bytes(range(256)) * 9), "can be attached"),
+    "zeros called text": (written("z.txt", bytes(4096)), "can be attached"),
+    "a picture called text": (written("p.txt", b"\x89PNG\r\n\x1a\n" + bytes(64)), "can be attached"),
+    "an old Word file": (written("o.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(64)), "can be attached"),
+    "too much text": (written("l.txt", b"word " * 30_000), "at most 100,000 are read"),
+    "no PDF at all": (written("n.pdf", b"%PDF-1.7\nnothing follows"), "damaged"),
+    "a torn PDF": (written("t.pdf", b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog /Pages 1 0 R >>"), "damaged"),
+    "a locked PDF": (lambda folder: locked_pdf(folder / "l.pdf"), "locked with a password"),
+    "a scan": (lambda folder: pdf(folder / "s.pdf", ["", ""]), "without a text layer"),
+    "too many pages": (lambda folder: pdf(folder / "m.pdf", ["x"] * 51), "at most 50 are read"),
+    "a zip bomb": (lambda folder: docx(folder / "b.docx", "", head=" " * (64 << 20)), "unpacks to more"),
+    "a bomb of entities": (
+        lambda folder: docx(folder / "e.docx", paragraph("&i;"), head=BILLION + "]>"), "declares entities",
+    ),
+    "an entity of a file": (
+        lambda folder: docx(folder / "x.docx", paragraph("&x;"), head='<!DOCTYPE d [<!ENTITY x SYSTEM "x.txt">]>'),
+        "declares entities",
+    ),
+    "broken XML": (lambda folder: docx(folder / "b.docx", "<w:p>"), "damaged"),
+    "a torn archive": (torn, "damaged"),
+    "a flipped bit": (flipped, "damaged"),
+    "an encrypted archive": (encrypted_zip, "locked with a password"),
+    "an archive of other things": (lambda folder: archive(folder, "evil.exe"), "can be attached"),
+    "a name that climbs": (lambda folder: archive(folder, "../../escaped.txt"), "can be attached"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_one_sentence(case: str, tmp_path: Path) -> None:
+    folder = tmp_path / "inner" / "folder"
+    folder.mkdir(parents=True)
+    make, why = HOSTILE[case]
+    path = make(folder)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DocumentUnreadable, match="cannot be read") as raised:
+        read_document(path, SMALL)
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_climbing_member_beside_the_text_is_not_unpacked(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    document = read_document(docx(inner / "a.docx", paragraph("text"), {"../escaped.txt": "x"}), SMALL)
+    assert document is not None
+    assert document.text == "text"
+    assert not (tmp_path / "escaped.txt").exists()
+
+
+@pytest.mark.parametrize("loop", [looping_pdf])
+def test_a_pdf_that_contains_itself_ends(loop: Make, tmp_path: Path) -> None:
+    with pytest.raises(DocumentUnreadable):
+        read_document(loop(tmp_path), SMALL)
+
+
+def test_deep_nesting_is_read_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.html").write_text("<div>" * 100_000 + "deep")
+    document = read_document(tmp_path / "d.html", replace(SMALL, characters=10**6))
+    assert document is not None
+    assert document.text == "deep"
+
+
+def test_a_name_like_an_option_or_a_command_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "--help; touch x.txt"
+    path.write_text("words")
+    document = read_document(path, SMALL)
+    assert document is not None
+    assert (document.name, document.text) == (path.name, "words")
+
+
+def test_reading_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(DocumentUnreadable, match="longer than 0 seconds"):
+        read_document(tmp_path / "a.txt", replace(SMALL, seconds=0.0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are no files there")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DocumentUnreadable, match="not a file"):
+        read_document(tmp_path / "pipe.txt", SMALL)
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "open('made.txt', 'w')",
+        "import pathlib; pathlib.Path('made.txt').write_text('x')",
+        "import os; os.mkdir('made')",
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', ''])",
+    ],
+)
+def test_the_reader_s_process_may_not_write_connect_or_start_others(
+    deed: str, repository: Path, tmp_path: Path
+) -> None:
+    code = f"import sys; from core.documents.__main__ import _forbid; sys.addaudithook(_forbid); {deed}"
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "PermissionError" in ran.stderr
+    assert not list(tmp_path.iterdir())
