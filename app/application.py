@@ -20,6 +20,7 @@ from app.controllers.actions import Actions
 from app.controllers.gpu import GpuController
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
+from app.controllers.remote import RemoteController
 from app.controllers.server import ServerController
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
@@ -98,6 +99,7 @@ class Application(QObject):
         self.commands = Actions(self.window, self.session, self.chat, self.library)
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
+        self.remote = RemoteController(self.theme, self.window)
         self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
         self._advice_later.timeout.connect(self.recommender.ask)
         # Not with every digit that is typed.
@@ -124,6 +126,8 @@ class Application(QObject):
         self.commands.log_wished.connect(self._open_log)
         self.commands.gpu_wished.connect(self._open_gpu)
         self.commands.server_wished.connect(self.server.open)
+        self.commands.remote_wished.connect(self.remote.open)
+        self.remote.chosen.connect(self.load)
         self.server.started.connect(self.session.wake)
         self.gpu.notice.connect(self.window.notices.add)
         self.gpu.restart_wished.connect(self._restart)
@@ -223,6 +227,7 @@ class Application(QObject):
         self.session.end()
         self.about.close()
         self.server.close()
+        self.remote.close()
         self.worker.close()
         self.library.close()
 

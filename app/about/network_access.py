@@ -44,6 +44,12 @@ ACCESSES = (
         "What a program asks for is answered to it. Nothing is sent to anybody else.",
     ),
     Access(
+        "A remote model",
+        "Only while you chat with a model that you connected to: its computer's name stands beside the model's.",
+        "The whole conversation and its settings, to the address that you entered; and your key for it, if you gave "
+        "one.",
+    ),
+    Access(
         "Looking for updates",
         "When you press the button in About; at each start, only if you switch it on. It is off by default.",
         "A request to api.github.com for the number of the newest version: this program's name and your internet "
@@ -51,6 +57,7 @@ ACCESSES = (
     ),
 )
 NEVER = (
-    "There is no telemetry, no account and no crash report that is sent by itself. Conversations never leave this "
-    "computer. Pictures and links in replies are not loaded; a link opens in your browser, after you were asked."
+    "There is no telemetry, no account and no crash report that is sent by itself. Conversations with local models "
+    "never leave this computer. Pictures and links in replies are not loaded; a link opens in your browser, after you "
+    "were asked."
 )

@@ -54,6 +54,7 @@ class Actions(QObject):
     about_wished = Signal()
     gpu_wished = Signal()
     server_wished = Signal()
+    remote_wished = Signal()
 
     def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
         super().__init__(window)
@@ -80,6 +81,8 @@ class Actions(QObject):
                 self.gpu_wished.emit()
             case "server":
                 self.server_wished.emit()
+            case "remote":
+                self.remote_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
             case "larger" | "smaller" | "normal":

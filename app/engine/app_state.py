@@ -9,6 +9,7 @@ from typing import Literal
 from app import NAME
 from core.events import Loaded, Loading, LoadOptions, Prefill, Stats
 from core.paths import builtin_model
+from core.remote.endpoint import PREFIX, parse_source
 
 GUIDE = f"{NAME} guide"
 Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying"]
@@ -38,6 +39,13 @@ class State:
         return self.asked or self.phase in ("reading", "replying")
 
 
+def host_of(source: str) -> str:
+    """The computer that a remote model answers on, "" for a local one."""
+    return parse_source(source).host if source.startswith(PREFIX) else ""
+
+
 def name_of(source: str) -> str:
-    """The short name of a model folder or Hub id."""
+    """The short name of a model folder, a Hub id or a remote model."""
+    if source.startswith(PREFIX):
+        return parse_source(source).model or host_of(source)
     return GUIDE if source == str(builtin_model()) else Path(source).name or source

@@ -6,11 +6,12 @@ from PySide6.QtCore import QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QFont, QFontMetrics, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractButton, QHBoxLayout, QSizePolicy, QWidget
 
-from app.engine.app_state import State, name_of
+from app.engine.app_state import State, host_of, name_of
 from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, INSIDE, RELATED, TARGET, TOP_BAR, Theme
 from app.views.controls.controls import IconButton, Pane, paint_focus
+from core.events import Loaded
 
 STRIP_FROM = 800
 """Narrower, the model's name needs the room; the split stands in the live view too."""
@@ -191,7 +192,7 @@ class TopBar(Pane):
         """The model and the speed, as they are now."""
         model = state.model
         if model is not None:
-            self.model.show_model(model.name, f"{model.format} · {formatting.tokens(model.context)}")
+            self.model.show_model(model.name, _facts(model, host_of(state.source)))
         elif state.phase == "loading":
             self.model.show_model(name_of(state.source), tr("loading"))
         elif state.phase == "resting":
@@ -206,3 +207,9 @@ class TopBar(Pane):
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         self.strip.setVisible(self.width() >= STRIP_FROM)
+
+
+def _facts(model: Loaded, host: str) -> str:
+    """Format and context of a local model; the computer's name of one that is elsewhere."""
+    facts = [host or model.format, formatting.tokens(model.context) if model.context else ""]
+    return " · ".join(fact for fact in facts if fact)

@@ -32,6 +32,7 @@ ACTIONS = (
     ("open_model", "Open a model folder…", "folder", "Ctrl+O"),
     ("builtin", "Load the built-in guide", "mark", ""),
     ("gpu", "Graphics card…", "card", "Ctrl+G"),
+    ("remote", "Remote model…", "external", "Ctrl+Shift+M"),
     ("server", "Local server…", "external", "Ctrl+Shift+S"),
     ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
     ("live", "Show or hide the live view", "live", "Ctrl+L"),

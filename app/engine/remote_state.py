@@ -1,0 +1,26 @@
+"""What is known of a server that a user wants to reach: the state behind the page of remote models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.remote.check import Outcome
+
+
+@dataclass(frozen=True)
+class RemoteState:
+    """`outcomes`: the steps of the last test so far; `busy` while it runs; `address` as it was typed."""
+
+    address: str = ""
+    busy: bool = False
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the server named."""
+        return self.outcomes[-1].models if self.outcomes else ()
+
+    @property
+    def reached(self) -> bool:
+        """Whether no step failed."""
+        return bool(self.outcomes) and not self.busy and all(one.error is None for one in self.outcomes)
