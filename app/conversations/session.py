@@ -338,5 +338,5 @@ class Session(QObject):
             "reused_tokens": stats.reused_tokens,
             "new_tokens": stats.new_tokens,
             "seed": stats.seed,
-            "sampling": {name: value for name, value in vars(self._asked_with).items() if value is not None},
+            "sampling": {name: value for name, value in vars(self._asked_with).items() if value not in (None, ())},
         }

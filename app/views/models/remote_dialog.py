@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Signal, Slot
+from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import (
     QComboBox,
@@ -24,7 +24,7 @@ from app.views.settings.settings_pages import paragraph
 from core.remote.check import Outcome
 from core.remote.endpoint import PRESETS
 
-SIZE = (560, 460)
+SIZE = (560, 540)
 DONE, FAILED = "✓", "✕"
 
 
@@ -121,7 +121,7 @@ class RemoteDialog(QDialog):
         for row, (name, field) in enumerate(rows):
             label = QLabel(name, self)
             label.setBuddy(field)
-            grid.addWidget(label, row, 0)
+            grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignVCenter)
             grid.addWidget(field, row, 1)
         grid.setColumnStretch(1, 1)
         return grid
