@@ -318,6 +318,7 @@ class Application(QObject):
         window.status.show_state(state)
         window.notices.show_state(state)
         window.composer.show_state(state)
+        self.recommender.pause(state.busy)
         guide = state.source in ("", str(builtin_model()))
         window.empty.set_guide(guide)
         if guide and state.phase == "ready":

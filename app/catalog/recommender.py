@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PySide6.QtCore import QObject, Signal, Slot
 
@@ -34,6 +36,8 @@ class Recommender(QObject):
         super().__init__()
         self._check_fit, self._models = check_fit, models
         self._asked = False
+        self._may_work = threading.Event()
+        self._may_work.set()
         self._tasks = TaskThread("advice")
         self._tasks.done.connect(self._on_done)
 
@@ -43,12 +47,21 @@ class Recommender(QObject):
             self._asked = True
             self._tasks.run(self._work)
 
+    def pause(self, paused: bool) -> None:
+        """Judges no further model while a reply is written."""
+        (self._may_work.clear if paused else self._may_work.set)()
+
     def close(self) -> None:
         """Ends the thread."""
+        self._may_work.set()
         self._tasks.close()
 
     def _work(self, stop: Stop, tell: Tell) -> Recommendation | None:
-        return best(self._models, self._check_fit, stop)
+        def check_fit(config: Any, tensors: Any, wishes: Wishes) -> Fit:
+            self._may_work.wait()
+            return self._check_fit(config, tensors, wishes)
+
+        return best(self._models, check_fit, stop)
 
     @Slot(int, object)
     def _on_done(self, ticket: int, advice: Recommendation | None) -> None:

@@ -88,7 +88,8 @@ class LoadCard(Card):
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(theme, parent)
-        self._began = 0.0
+        self._began = self._from = 0.0
+        self._phase = ""
         self._words = QLabel(self)
         self._words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self._left = QLabel(self)
@@ -120,18 +121,20 @@ class LoadCard(Card):
             self.hide()
             return
         if self.isHidden():
-            self._began = time.monotonic()
             self.show()
+        if loading.phase != self._phase:
+            self._phase, self._began, self._from = loading.phase, time.monotonic(), loading.fraction
         self._words.setText(f"{tr(PHASES.get(loading.phase, loading.phase))} · {name_of(state.source)}")
         self._bar.setValue(round(loading.fraction * 1000))
         self._left.setText(f"{formatting.percent(loading.fraction * 100)}{self._remaining(loading.fraction)}")
         self._left.setStyleSheet(f"color: {self.theme.colours.muted};")
 
     def _remaining(self, fraction: float) -> str:
-        spent = time.monotonic() - self._began
-        if spent < 1.5 or fraction < 0.05:
+        """What is left at the pace of this phase; nothing where it does not say how far it is, as when measuring."""
+        spent, done = time.monotonic() - self._began, fraction - self._from
+        if spent < 1.5 or done < 0.05:
             return ""
-        return tr(", about {} s left").format(max(1, round(spent / fraction - spent)))
+        return tr(", about {} s left").format(max(1, round(spent / done * (1 - fraction))))
 
 
 class NoticeBar(QWidget):

@@ -48,6 +48,20 @@ def test_it_is_asked_once_and_answers_from_its_thread(qtbot: QtBot) -> None:
     recommender.close()
 
 
+def test_it_waits_while_a_reply_is_written(qtbot: QtBot) -> None:
+    judged: list[object] = []
+    check_fit = fit_found({1: ("fits", 20)})
+    recommender = Recommender(lambda *facts: (judged.append(facts), check_fit(*facts))[1], (SMALL,))
+    recommender.pause(True)
+    recommender.ask()
+    qtbot.wait(50)
+    assert not judged
+    with qtbot.waitSignal(recommender.found):
+        recommender.pause(False)
+    assert len(judged) == 1
+    recommender.close()
+
+
 def test_every_recommended_model_can_be_judged_by_its_facts() -> None:
     for model in recommended(assets()):
         assert {"hidden_size", "num_hidden_layers"} <= set(model.config)
