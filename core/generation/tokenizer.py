@@ -21,6 +21,7 @@ from core.generation.thought_tags import TAG, Marks, marks_of
 from core.generation.tokenizer_files import read_tokenizer
 from core.generation.tool_formats import as_functions, in_words, knows_tools
 from core.layers.kv_cache import common_prefix
+from core.model.model_source import Source
 
 # A re-rendered reply may differ in its ids from what the model drew by about this many, while its text is the same.
 SPLICE_REACH = 64
@@ -51,6 +52,13 @@ class Tokenizer:
     def load(cls, folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
         """Read the tokenizer files of a model folder. Raises ModelUnreadable."""
         return cls(read_tokenizer(folder), eos_ids, folder)
+
+    @classmethod
+    def of(cls, source: Source) -> Tokenizer | None:
+        """The tokenizer of a model; None where it has none. Raises ModelUnreadable, UnsupportedModel."""
+        if source.make_tokenizer is not None:
+            return cls(source.make_tokenizer(), source.stop_ids)
+        return None if source.folder is None else cls.load(source.folder, source.stop_ids)
 
     @property
     def can_chat(self) -> bool:

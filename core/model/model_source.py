@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.blueprint import build, config_from, raw_config
+from core.model.gguf_source import open_gguf
 from core.model.ties import settle_ties
 from core.paths import SHAPE_PREFIX, builtin_model
+from core.spec import Storage
 from core.weights.checkpoint import Checkpoint
+from core.weights.gguf.files import is_gguf
+from core.weights.gguf.tokenizer import end_ids, make_tokenizer
+from core.weights.gguf.weights import GgufWeights
 from core.weights.known_shapes import shape
 from core.weights.random_weights import RandomWeights
 from core.weights.stored_formats import check_readable, read_sidecars, stored_format
@@ -30,7 +35,8 @@ class Source:
 
     `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
-    for, and kept by nobody. `files`: what conversions are kept for, () = none are.
+    for, and kept by nobody; `stored`: how they lie, by the linears' names. `files`: what conversions are kept for, () =
+    none are. `make_tokenizer` makes transformers' tokenizer where none of its files lie in `folder`.
     """
 
     name: str
@@ -41,6 +47,8 @@ class Source:
     generation: dict[str, Any]
     packed: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     files: Sequence[Path] = ()
+    stored: Mapping[str, Storage] = field(default_factory=dict)
+    make_tokenizer: Callable[[], Any] | None = None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -58,6 +66,8 @@ class Source:
         """Bring the files into memory; yields the fraction done."""
         if isinstance(self.weights, Checkpoint):
             yield from self.weights.warm()
+        elif isinstance(self.weights, GgufWeights):
+            yield from self.weights.files.warm()
 
     def let_go(self) -> None:
         """Give the system the files' pages back that were read through the mapping: they are read again if needed."""
@@ -69,6 +79,8 @@ def open_source(name: str | Path | None) -> Source:
     """Read configuration and headers, and build the meta tree; no weights yet. Raises HeteGenError."""
     if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
+    if name is not None and is_gguf(name):
+        return _open_file(find_file(name))
     folder = find_folder(name)
     checkpoint = Checkpoint(folder)
     raw = raw_config(folder)
@@ -78,6 +90,16 @@ def open_source(name: str | Path | None) -> Source:
     shown = GUIDE_NAME if name is None else folder_name(folder)
     generation = _generation_config(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
+
+
+def find_file(name: str | Path) -> Path:
+    """A GGUF file: given as such, or ID:FILE.gguf that is here. Raises ModelNotFound."""
+    path = Path(name).expanduser()
+    if path.is_absolute() or os.path.lexists(path):
+        return path
+    from core.hub.installed import resolve_model
+
+    return resolve_model(str(name))
 
 
 def find_folder(name: str | Path | None) -> Path:
@@ -97,6 +119,23 @@ def folder_name(folder: Path) -> str:
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def _open_file(path: Path) -> Source:
+    model = open_gguf(path)
+    settings, files = model.weights.files.settings, model.weights.files
+    return Source(
+        name=path.stem,
+        folder=None,
+        module=model.module,
+        weights=model.weights,
+        nbytes=files.nbytes,
+        generation={"eos_token_id": sorted(end_ids(settings))},
+        packed=model.packed,
+        files=files.files,
+        stored=model.stored,
+        make_tokenizer=lambda: make_tokenizer(settings, path.name),
+    )
 
 
 def _open_shape(name: str) -> Source:

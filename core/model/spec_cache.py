@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import transformers
 from core.files import keep
 from core.model.trace import survey
 from core.paths import made_before
-from core.spec import KvLayer, LinearSpec, ModelSpec
+from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
 SURVEY_VERSION = 2
@@ -26,14 +27,17 @@ SURVEY_VERSION = 2
 KEPT_SPECS = 64
 
 
-def specification(module: Any, name: str, folder: Path) -> ModelSpec:
-    """The specification of a model on the meta device, surveyed if it has not been before."""
+def specification(module: Any, name: str, folder: Path, stored: Mapping[str, Storage] | None = None) -> ModelSpec:
+    """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie in
+    the model's files that are quantised already."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
         spec = survey(module, name)
         _write(folder / key, spec)
-    return replace(spec, name=name)
+    held = stored or {}
+    linears = tuple(replace(linear, stored=held.get(linear.name)) for linear in spec.linears)
+    return replace(spec, name=name, linears=linears)
 
 
 def _key(module: Any) -> str:

@@ -69,7 +69,7 @@ def open_draft(name: object, options: LoadOptions) -> DraftSource | None:
         return None
     is_copy = options.draft in (SELF, AUTO)
     source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
-    return DraftSource(source, specification(source.module, source.name, cache_folder()), is_copy)
+    return DraftSource(source, specification(source.module, source.name, cache_folder(), source.stored), is_copy)
 
 
 def plan_draft(
@@ -92,7 +92,7 @@ def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
     """Raise BadRequest unless both models give the same ids to the same text."""
     if wanted.is_copy:
         return
-    other = None if wanted.source.folder is None else Tokenizer.load(wanted.source.folder, wanted.source.stop_ids)
+    other = Tokenizer.of(wanted.source)
     same = other is target is None or (other is not None and target is not None and other.same_ids(target))
     if not same:
         raise BadRequest(

@@ -43,7 +43,7 @@ def load_model(
     check(options)
     source, drafting = open_source(name), open_draft(name, options)
     yield Loading("read", 0.02)
-    spec = specification(source.module, source.name, cache_folder())
+    spec = specification(source.module, source.name, cache_folder(), source.stored)
     yield Loading("measure", 0.05)
     with ExitStack() as cleanup:
         machine = _machine(source, options)
@@ -88,7 +88,7 @@ def load_model(
 
 
 def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None:
-    tokenizer = None if source.folder is None else Tokenizer.load(source.folder, source.stop_ids)
+    tokenizer = Tokenizer.of(source)
     if drafting is not None:
         check_vocabulary(drafting, tokenizer)
     return tokenizer
@@ -158,7 +158,7 @@ def _read_weights(source: Source, spec: ModelSpec, plan: Plan) -> Generator[Load
     """Fill the tree, but for the weights given back: what is converted is made from the files when its turn comes."""
     postponed = Postponed(() if spec.mapped(plan.format) else untied(source.module, spec.linears))
     # Weights that are used as they are stored are read from the files at every token: have them in memory before.
-    if plan.format == "bf16" and not plan.from_disk:
+    if spec.mapped(plan.format) and not plan.from_disk:
         for fraction in source.warm():
             yield Loading("weights", 0.1 + 0.2 * fraction)
     for fraction in fill(source.module, source.weights, postponed):

@@ -1,0 +1,83 @@
+"""A model out of a GGUF file: its meta tree, its tensors, and which of its linears stay packed as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.layers.moe import fused_names
+from core.model.blueprint import build, config_from
+from core.model.trace import is_fused, is_linear
+from core.spec import Storage
+from core.weights.gguf.blocks import numbers
+from core.weights.gguf.config import VECTORS, config_of, family_of
+from core.weights.gguf.files import GgufFiles
+from core.weights.gguf.header import Settings, TensorPlace
+from core.weights.gguf.weights import GgufWeights, PackedLinears, Target, main_dtype, targets
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
+    the plan are made of, by the linears' names; `stored`: those that stay packed, and how."""
+
+    module: Any
+    weights: GgufWeights
+    linears: Mapping[str, str]
+    stored: Mapping[str, Storage]
+
+    @property
+    def packed(self) -> PackedLinears:
+        """The weights of `stored`, made when asked for."""
+        return PackedLinears(self.weights, {name: self.linears[name] for name in self.stored})
+
+
+def open_gguf(path: Path) -> GgufModel:
+    """Read the headers of a file, or of all its parts, and build the meta tree. Raises HeteGenError."""
+    files = GgufFiles(path)
+    vectors = {
+        name: numbers(files.raw(name), files.tensors[name].type, torch.float32).flatten().tolist()
+        for name in VECTORS
+        if name in files.tensors
+    }
+    config = config_of(files.settings, files.tensors, vectors, path.name)
+    module = build(config_from(dict(config)), main_dtype(files.tensors))
+    weights = GgufWeights(files, family_of(files.settings), config, config["num_hidden_layers"])
+    linears = dict(_linears(module, weights.targets))
+    stored = _stored(linears, weights.targets)
+    table = f"{_name_of(module, module.get_input_embeddings())}.weight"
+    weights.kept = frozenset(linears[name] for name in stored) - {table}
+    return GgufModel(module, weights, linears, stored)
+
+
+def describe_gguf(settings: Settings, tensors: Mapping[str, TensorPlace], source: str) -> tuple[Any, dict[str, Storage]]:
+    """The meta tree and how its linears are stored, of a file of which only the header is known. Raises HeteGenError."""
+    # What stretches the positions changes no size.
+    vectors = {name: [1.0] * tensors[name].elements for name in VECTORS if name in tensors}
+    config = config_of(settings, tensors, vectors, source)
+    module = build(config_from(dict(config)), main_dtype(tensors))
+    made_of = targets(tensors, family_of(settings), config["num_hidden_layers"])
+    return module, _stored(dict(_linears(module, made_of)), made_of)
+
+
+def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[str, Storage]:
+    found = {name: made_of[parameter].storage for name, parameter in linears.items()}
+    return {name: storage for name, storage in found.items() if storage is not None}
+
+
+def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, str]]:
+    """Linears by their names in the plan, with the parameter that each is made of."""
+    head, table = module.get_output_embeddings(), _name_of(module, module.get_input_embeddings())
+    for name, child in module.named_modules():
+        leaves = {f"{name}.{leaf}": f"{name}.{leaf}" for leaf in fused_names(child)} if is_fused(child) else {}
+        if is_linear(child):
+            leaves = {name: f"{name}.weight" if child is not head or f"{name}.weight" in made_of else f"{table}.weight"}
+        yield from ((linear, parameter) for linear, parameter in leaves.items() if parameter in made_of)
+
+
+def _name_of(module: Any, part: Any) -> str:
+    return next(name for name, child in module.named_modules() if child is part)

@@ -1,0 +1,208 @@
+"""From the blocks of a GGUF tensor to the engine's storages, exactly; and to plain numbers.
+
+Each `_…` takes blocks (N, blocks of a row, bytes) of uint8 and gives codes, scales and minimums as `pack` wants them.
+Bit layouts: ggml-org/ggml, ggml-common.h and the reference implementation in the `gguf` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, pack
+from core.weights.gguf.types import BlockType
+
+CHUNK_ELEMENTS = 1 << 20
+"""Weights that are unpacked at a time: some of the steps hold several bytes for each."""
+Parts = tuple[Tensor, Scales, Scales | None]
+NUMBERS = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I8": torch.int8,
+    "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+
+
+def packed(raw: Tensor, kind: BlockType) -> QuantizedWeight:
+    """Rows of blocks (N, bytes of a row) in the storage that keeps them exactly."""
+    assert kind.storage is not None
+    rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
+    result = empty(kind.storage, rows, columns)
+    for begin, end in _chunks(rows, columns):
+        codes, scales, minimums = unpacked(raw[begin:end], kind)
+        part = pack(kind.storage, codes, scales, minimums)
+        for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
+            target.copy_(source)
+    return result
+
+
+def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
+    """Rows of blocks as numbers (N, K) of `dtype`; a view where they lie so."""
+    if kind.is_number:
+        # Views of wider types need the mapping's bytes aligned to them, which the format sees to.
+        return raw.view(NUMBERS[kind.name]).to(dtype)
+    rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
+    result = torch.empty((rows, columns), dtype=dtype)
+    for begin, end in _chunks(rows, columns):
+        result[begin:end] = _widened(raw[begin:end], kind)
+    return result
+
+
+def unpacked(raw: Tensor, kind: BlockType) -> Parts:
+    """Codes (N, K), scales and minimums of rows of blocks."""
+    return UNPACK[kind.name](raw.reshape(len(raw), -1, kind.nbytes))
+
+
+def _widened(raw: Tensor, kind: BlockType) -> Tensor:
+    if kind.storage is not None:
+        return packed(raw, kind).dequantize(torch.float32)
+    # The grids of the 1 to 3 bit types are large tables: the format's own package has them.
+    import gguf
+
+    return torch.from_numpy(gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind.name]))
+
+
+def _chunks(rows: int, columns: int) -> list[tuple[int, int]]:
+    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def _halves(part: Tensor) -> Tensor:
+    """Bytes (N, blocks, n) -> (N, blocks, 2, n): all low halves, then all high ones."""
+    return torch.stack((part & 15, part >> 4), dim=2)
+
+
+def _crumbs(part: Tensor, width: int) -> Tensor:
+    """Bytes (N, blocks, n) -> (N, blocks, n / width, 4, width): pairs of bits, the lowest of `width` bytes first."""
+    runs = part.reshape(*part.shape[:2], -1, 1, width)
+    return runs >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
+
+
+def _bits(part: Tensor, width: int) -> Tensor:
+    """Bytes (N, blocks, width) -> (N, blocks, 8, width): single bits, the lowest of all bytes first."""
+    return part[:, :, None] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
+
+
+def _fp16(part: Tensor) -> Tensor:
+    """Two bytes a block (N, blocks, 2) -> (N, blocks)."""
+    return part.contiguous().view(torch.float16)[:, :, 0]
+
+
+def _row(codes: Tensor) -> Tensor:
+    return codes.reshape(len(codes), -1)
+
+
+def _fifth(part: Tensor) -> Tensor:
+    """The fifth bits of 32 weights from 4 bytes: (N, blocks, 4) -> (N, blocks, 32), worth 16."""
+    return (part[:, :, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).reshape(*part.shape[:2], 32) << 4
+
+
+def _low(part: Tensor) -> Tensor:
+    return _halves(part).reshape(*part.shape[:2], -1)
+
+
+def _q4_0(blocks: Tensor) -> Parts:
+    return _row(_low(blocks[:, :, 2:]).to(torch.int8) - 8), _fp16(blocks[:, :, :2]), None
+
+
+def _q4_1(blocks: Tensor) -> Parts:
+    return _row(_low(blocks[:, :, 4:])), _fp16(blocks[:, :, :2]), _fp16(blocks[:, :, 2:4])
+
+
+def _q5_0(blocks: Tensor) -> Parts:
+    codes = _low(blocks[:, :, 6:]) | _fifth(blocks[:, :, 2:6])
+    return _row(codes.to(torch.int8) - 16), _fp16(blocks[:, :, :2]), None
+
+
+def _q5_1(blocks: Tensor) -> Parts:
+    codes = _low(blocks[:, :, 8:]) | _fifth(blocks[:, :, 4:8])
+    return _row(codes), _fp16(blocks[:, :, :2]), _fp16(blocks[:, :, 2:4])
+
+
+def _q8_0(blocks: Tensor) -> Parts:
+    return _row(blocks[:, :, 2:].view(torch.int8)), _fp16(blocks[:, :, :2]), None
+
+
+def _q2_k(blocks: Tensor) -> Parts:
+    scales = blocks[:, :, :16]
+    fine, low = _row((scales & 15).to(torch.int8)), _row((scales >> 4).to(torch.int8))
+    d, dmin = _fp16(blocks[:, :, 80:82]), _fp16(blocks[:, :, 82:84])
+    return _row(_crumbs(blocks[:, :, 16:80], 32)), (fine, d), (low, -dmin)
+
+
+def _q3_k(blocks: Tensor) -> Parts:
+    # The third bit says, where it is not set, that 4 is to be taken off.
+    high = _bits(blocks[:, :, :32], 32).reshape(*blocks.shape[:2], 2, 4, 32)
+    codes = _crumbs(blocks[:, :, 32:96], 32).to(torch.int8) - ((high ^ 1) << 2).to(torch.int8)
+    part = blocks[:, :, 96:108]
+    low = torch.cat((part[:, :, :8] & 15, part[:, :, :8] >> 4), dim=2)
+    upper = (part[:, :, None, 8:] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3).reshape(low.shape)
+    fine = (low | upper << 4).to(torch.int8) - 32
+    return _row(codes), (_row(fine), _fp16(blocks[:, :, 108:110])), None
+
+
+def _six_bits(part: Tensor) -> tuple[Tensor, Tensor]:
+    """The eight scales and eight minimums of a block of Q4_K and Q5_K from 12 bytes: two (N, 8 * blocks)."""
+    first, second, upper = part[:, :, :4], part[:, :, 4:8], part[:, :, 8:]
+    scales = torch.cat((first & 63, upper & 15 | first >> 6 << 4), dim=2)
+    low = torch.cat((second & 63, upper >> 4 | second >> 6 << 4), dim=2)
+    return _row(scales.to(torch.int8)), _row(low.to(torch.int8))
+
+
+def _q4_k(blocks: Tensor) -> Parts:
+    d, dmin = _fp16(blocks[:, :, :2]), _fp16(blocks[:, :, 2:4])
+    fine, low = _six_bits(blocks[:, :, 4:16])
+    return _row(_halves_of_32(blocks[:, :, 16:])), (fine, d), (low, -dmin)
+
+
+def _q5_k(blocks: Tensor) -> Parts:
+    d, dmin = _fp16(blocks[:, :, :2]), _fp16(blocks[:, :, 2:4])
+    fine, low = _six_bits(blocks[:, :, 4:16])
+    codes = _halves_of_32(blocks[:, :, 48:]) | _bits(blocks[:, :, 16:48], 32).reshape(*blocks.shape[:2], 4, 2, 32) << 4
+    return _row(codes), (fine, d), (low, -dmin)
+
+
+def _halves_of_32(part: Tensor) -> Tensor:
+    """(N, blocks, 128) -> (N, blocks, 4, 2, 32): of every 32 bytes the low halves, then the high ones."""
+    runs = part.reshape(*part.shape[:2], 4, 32)
+    return torch.stack((runs & 15, runs >> 4), dim=3)
+
+
+def _q6_k(blocks: Tensor) -> Parts:
+    low = blocks[:, :, :128].reshape(*blocks.shape[:2], 2, 1, 64)
+    low = torch.cat((low & 15, low >> 4), dim=3).reshape(*blocks.shape[:2], 2, 4, 32)
+    codes = (low | _crumbs(blocks[:, :, 128:192], 32) << 4).to(torch.int8) - 32
+    return _row(codes), (_row(blocks[:, :, 192:208].view(torch.int8)), _fp16(blocks[:, :, 208:210])), None
+
+
+def _iq4_nl(blocks: Tensor) -> Parts:
+    return _row(_low(blocks[:, :, 2:])), _fp16(blocks[:, :, :2]), None
+
+
+def _iq4_xs(blocks: Tensor) -> Parts:
+    high = blocks[:, :, 2:4, None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3
+    low = torch.stack((blocks[:, :, 4:8] & 15, blocks[:, :, 4:8] >> 4), dim=3)
+    fine = (low.reshape(*blocks.shape[:2], 8) | high.reshape(*blocks.shape[:2], 8) << 4).to(torch.int8) - 32
+    runs = blocks[:, :, 8:].reshape(*blocks.shape[:2], 8, 16)
+    return _row(torch.cat((runs & 15, runs >> 4), dim=3)), (_row(fine), _fp16(blocks[:, :, :2])), None
+
+
+def _mxfp4(blocks: Tensor) -> Parts:
+    # The code book is doubled, so the scales are halved: 2 ^ (e - 128), which bf16 holds for all e.
+    scales = torch.ldexp(torch.ones(1, 1), blocks[:, :, 0].to(torch.int32) - 128)
+    return _row(_low(blocks[:, :, 1:])), scales, None
+
+
+def _nvfp4(blocks: Tensor) -> Parts:
+    # Unsigned, and what would be no number is none.
+    kept = torch.where(blocks[:, :, :4] == 127, 0, blocks[:, :, :4] & 127)
+    scales = kept.contiguous().view(torch.float8_e4m3fn).float() / 2
+    runs = blocks[:, :, 4:].reshape(*blocks.shape[:2], 4, 8)
+    return _row(torch.cat((runs & 15, runs >> 4), dim=3)), _row(scales), None
+
+
+UNPACK: dict[str, Callable[[Tensor], Parts]] = {
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
+    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
+}  # fmt: skip

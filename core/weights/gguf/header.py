@@ -1,0 +1,194 @@
+"""The header of a GGUF file: settings by name, tensors by name, with every count and length held against the file.
+
+Format (ggml-org/ggml, docs/gguf.md): magic, version, two counts, settings, tensor places, padding, data. Nothing is
+allocated for a number before the bytes that it announces are known to be there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from core.errors import ModelUnreadable, UnsupportedModel
+from core.weights.gguf.types import TYPES, BlockType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMENSIONS = 4
+MAX_DEPTH = 3
+"""Arrays of arrays of arrays; no file is known that has even two."""
+DEFAULT_ALIGNMENT = 32
+STRING, ARRAY = 8, 9
+NUMBERS = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+LEAST_SETTING, LEAST_TENSOR, LEAST_STRING = 13, 24, 8
+"""The fewest bytes of one entry."""
+Settings = dict[str, Any]
+
+
+class NeedsMore(Exception):
+    """The header is longer than the bytes at hand, of a file that has more."""
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """One tensor: `shape` as torch writes it, rows first; `start` in bytes from the beginning of its file."""
+
+    name: str
+    type: BlockType
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements // self.type.elements * self.type.nbytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the last dimension."""
+        return (self.shape[-1] if self.shape else 1) // self.type.elements * self.type.nbytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the weights of one file."""
+
+    settings: Settings
+    tensors: dict[str, TensorPlace]
+
+
+def parse(data: bytes | memoryview, source: str, size: int | None = None) -> Header:
+    """The header at the beginning of `data`, of a file of `size` bytes (None = all of it is there).
+
+    Raises ModelUnreadable, UnsupportedModel, and NeedsMore where `data` ends before the header does.
+    """
+    reader = _Reader(memoryview(data), source, len(data) if size is None else size)
+    try:
+        return _parse(reader)
+    except (UnicodeDecodeError, struct.error, OverflowError) as error:
+        raise unreadable(source, "Its header is damaged.") from error
+
+
+def _parse(reader: _Reader) -> Header:
+    if reader.take(4) != MAGIC:
+        raise unreadable(reader.source, "It does not begin as a GGUF file does.")
+    version = reader.number("I")
+    if version not in VERSIONS:
+        raise UnsupportedModel(
+            f"The file {reader.source} is of GGUF's version {version}.", "Versions 2 and 3 are read here.",
+            "Choose a newer file of this model.",
+        )  # fmt: skip
+    tensors, settings = reader.count(LEAST_TENSOR), reader.count(LEAST_SETTING)
+    found = dict(_setting(reader) for _ in range(settings))
+    if len(found) < settings:
+        raise unreadable(reader.source, "A setting stands in it twice.")
+    alignment = found.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise unreadable(reader.source, "Its header is damaged.")
+    places = [_place(reader) for _ in range(tensors)]
+    start = reader.at + -reader.at % alignment
+    return Header(found, _checked(places, start, reader))
+
+
+def _setting(reader: _Reader) -> tuple[str, Any]:
+    return reader.string(), reader.value(reader.number("I"))
+
+
+def _place(reader: _Reader) -> TensorPlace:
+    name = reader.string()
+    dimensions = reader.number("I")
+    if dimensions > MAX_DIMENSIONS:
+        raise unreadable(reader.source, f"The tensor {name[:60]!r} has {dimensions:,} dimensions.")
+    shape = tuple(reversed([reader.number("Q") for _ in range(dimensions)]))
+    kind, offset = reader.number("I"), reader.number("Q")
+    if kind not in TYPES:
+        raise UnsupportedModel(
+            f"The weights are stored in a number type of GGUF that is not known here ({kind}).",
+            "It is newer than this version of HeteGen, or no longer used.",
+            "Choose a file of this model in Q4_K_M, Q6_K or Q8_0.",
+        )
+    return TensorPlace(name, TYPES[kind], shape, offset)
+
+
+def _checked(places: list[TensorPlace], start: int, reader: _Reader) -> dict[str, TensorPlace]:
+    """The places from the beginning of the file, each inside of it."""
+    found: dict[str, TensorPlace] = {}
+    for place in places:
+        last = place.shape[-1] if place.shape else 1
+        end = start + place.start + place.nbytes
+        if last % place.type.elements or place.name in found:
+            raise unreadable(reader.source, f"The tensor {place.name[:60]!r} is described wrongly.")
+        if end > reader.size:
+            raise unreadable(reader.source, f"It is cut off: {reader.size:,} of at least {end:,} bytes are there.")
+        found[place.name] = TensorPlace(place.name, place.type, place.shape, start + place.start)
+    return found
+
+
+class _Reader:
+    """Reads one value after the other."""
+
+    def __init__(self, data: memoryview, source: str, size: int) -> None:
+        self.data, self.source, self.size = data, source, size
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        self._need(count)
+        self.at += count
+        return bytes(self.data[self.at - count : self.at])
+
+    def number(self, code: str) -> Any:
+        """The next number; `code` as `struct` names it."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def count(self, least: int) -> int:
+        """The next number, of things that take at least `least` bytes each."""
+        count: int = self.number("Q")
+        if count * least > self.size - self.at:
+            raise unreadable(self.source, f"It announces {count:,} entries and is too short for them.")
+        return count
+
+    def string(self) -> str:
+        return self.take(self.count(1)).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        """The next value of a kind: number, text, or list."""
+        if kind == STRING:
+            return self.string()
+        if kind != ARRAY:
+            return self.number(self._code(kind))
+        item = self.number("I")
+        if depth == MAX_DEPTH:
+            raise unreadable(self.source, "Its settings are nested too deeply.")
+        if item in (STRING, ARRAY):
+            read: Callable[[], Any] = self.string if item == STRING else lambda: self.value(ARRAY, depth + 1)
+            return [read() for _ in range(self.count(LEAST_STRING))]
+        code = self._code(item)
+        width = struct.calcsize(f"<{code}")
+        count = self.count(width)
+        return list(struct.unpack(f"<{count}{code}", self.take(count * width)))
+
+    def _code(self, kind: int) -> str:
+        if kind not in NUMBERS:
+            raise unreadable(self.source, f"A setting is of the unknown kind {kind:,}.")
+        return NUMBERS[kind]
+
+    def _need(self, count: int) -> None:
+        if self.at + count <= len(self.data):
+            return
+        if self.at + count <= self.size:
+            raise NeedsMore
+        raise unreadable(self.source, "It is cut off before its weights.")
+
+
+def unreadable(source: str, why: str) -> ModelUnreadable:
+    """The error for a file that is damaged."""
+    return ModelUnreadable(f"The model file {source} cannot be read.", why, "Download the model again.")

@@ -1,0 +1,99 @@
+"""How a tensor's rows or numbers differ between a GGUF file and transformers' modules, and how they are put right.
+
+`rows` gives the order of the file's rows (a permutation never cuts a block, so packed weights stay packed); `numbers`
+changes the numbers themselves, of small tensors or where rows do not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`rows`: (configuration, rows of the file) -> for each row of the module's, its place in the file's.
+    `numbers`: (configuration, the file's tensors in fp32 by the end of their names) -> the module's tensor."""
+
+    rows: Callable[[Config, int], Tensor] | None = None
+    numbers: Callable[[Config, Mapping[str, Tensor]], Tensor] | None = None
+
+
+def _one(parts: Mapping[str, Tensor]) -> Tensor:
+    return next(iter(parts.values()))
+
+
+def _halves_to_pairs(rows: int, heads: int) -> Tensor:
+    """Rotary rows lie in pairs in the file, and in two halves in the module."""
+    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+
+
+def _grouped(config: Config, width: int) -> Tensor:
+    """Heads of values lie one of each group after the other in the file, and group by group in the module."""
+    keys = config["linear_num_key_heads"]
+    each = config["linear_num_value_heads"] // keys
+    return torch.arange(keys * each * width).view(each, keys, width).transpose(0, 1).reshape(-1)
+
+
+def _after_keys(config: Config, rows: int) -> Tensor:
+    before = 2 * config["linear_key_head_dim"] * config["linear_num_key_heads"]
+    return torch.cat((torch.arange(before), before + _grouped(config, config["linear_value_head_dim"])))
+
+
+def _convolution(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    weight = _one(parts)
+    return weight[_after_keys(config, len(weight))][:, None]
+
+
+def _logarithm(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.log(-_one(parts).flatten())[_grouped(config, 1)]
+
+
+def _columns(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    return _one(parts)[:, _grouped(config, config["linear_value_head_dim"])]
+
+
+def _interleave(_: Config, rows: int) -> Tensor:
+    """Rows of the gate, then of the other half, become every second one."""
+    return torch.arange(rows).view(2, -1).t().reshape(-1)
+
+
+def _keys_and_values(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    """Keys are kept transposed (heads, rank, columns), values as they are (heads, columns, rank)."""
+    heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
+    keys = parts["attn_k_b"].view(heads, rank, -1).transpose(1, 2)
+    values = parts["attn_v_b"].view(heads, -1, rank)
+    return torch.cat((keys, values), dim=1).reshape(-1, rank)
+
+
+def _by_kv_head(config: Config, rows: int) -> Tensor:
+    """All queries, all keys, all values become, for each head of keys, its queries, its key and its value."""
+    heads, groups = config["num_attention_heads"], config["num_kv_heads"]
+    width = rows // (heads + 2 * groups)
+    queries, keys, values = torch.arange(rows).split((heads * width, groups * width, groups * width))
+    parts = (queries.view(groups, -1), keys.view(groups, -1), values.view(groups, -1))
+    return torch.cat(parts, dim=1).reshape(-1)
+
+
+as_stored = Layout()
+rotary_heads = Layout(rows=lambda config, rows: _halves_to_pairs(rows, config["num_attention_heads"]))
+rotary_kv_heads = Layout(
+    rows=lambda config, rows: _halves_to_pairs(rows, config.get("num_key_value_heads") or config["num_attention_heads"])
+)
+by_kv_head = Layout(rows=_by_kv_head)
+interleaved = Layout(rows=_interleave)
+grouped_heads = Layout(rows=lambda config, rows: _grouped(config, 1))
+grouped_values = Layout(rows=lambda config, rows: _grouped(config, config["linear_value_head_dim"]))
+grouped_values_after_keys = Layout(rows=_after_keys)
+minus_one = Layout(numbers=lambda config, parts: _one(parts) - 1)
+one_row = Layout(numbers=lambda config, parts: _one(parts).view(1, -1))
+logarithm = Layout(numbers=_logarithm)
+convolution = Layout(numbers=_convolution)
+grouped_columns = Layout(numbers=_columns)
+keys_and_values = Layout(numbers=_keys_and_values)

@@ -1,0 +1,153 @@
+"""Small functions that write what no plain renaming gives of a file's settings into transformers' configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = dict[str, Any]
+SIGMOID = 2
+"""`expert_gating_func` of a router that is no softmax."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The settings of one file, those of its architecture without the architecture's name in front; the names of its
+    tensors; and `vectors`: the few tensors that are settings in truth (factors of RoPE)."""
+
+    settings: Mapping[str, Any]
+    tensors: Collection[str]
+    vectors: Mapping[str, list[float]]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.settings.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.settings.get(f"{self.architecture}.{key}", default)
+
+
+Write = Callable[[Reading, Config], None]
+
+
+def rope(file: Reading, config: Config) -> None:
+    """Positions: base, part of the head that turns, and how they are stretched."""
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    turning = file.get("rope.dimension_count", head)
+    parameters: Config = {"rope_type": "default", "rope_theta": file.get("rope.freq_base", 10000.0)}
+    if turning < head:
+        parameters["partial_rotary_factor"] = turning / head
+    config["rope_parameters"] = parameters | _stretching(file, config)
+
+
+def _stretching(file: Reading, config: Config) -> Config:
+    kind = file.get("rope.scaling.type", "none")
+    original = file.get("rope.scaling.original_context_length") or config["max_position_embeddings"]
+    if factors := file.vectors.get("rope_freqs.weight"):
+        # Llama 3.1 and later: one factor for each frequency, for contexts of any length.
+        return _factors(factors, factors, original, 1.0)
+    if short := file.vectors.get("rope_factors_short.weight"):
+        long = file.vectors.get("rope_factors_long.weight", short)
+        return _factors(short, long, original, file.get("rope.scaling.attn_factor"))
+    factor = file.get("rope.scaling.factor", 1.0)
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    return _yarn(file, factor, original) if kind == "yarn" else {}
+
+
+def _factors(short: list[float], long: list[float], original: int, attention: float | None) -> Config:
+    found = {
+        "rope_type": "longrope", "short_factor": short, "long_factor": long,
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
+    return found if attention is None else found | {"attention_factor": attention}
+
+
+def _yarn(file: Reading, factor: float, original: int) -> Config:
+    found = {
+        "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+        "beta_fast": file.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": file.get("rope.scaling.yarn_beta_slow", 1.0),
+    }  # fmt: skip
+    if (multiplier := file.get("rope.scaling.yarn_log_multiplier")) is not None:
+        found |= {"mscale": 10 * multiplier, "mscale_all_dim": 10 * multiplier}
+    return found
+
+
+def not_truncated(_: Reading, config: Config) -> None:
+    """gpt-oss stretches its positions without rounding the bounds."""
+    config["rope_parameters"]["truncate"] = False
+
+
+def gemma3_rope(file: Reading, config: Config) -> None:
+    """Layers of the sliding window have a base of their own and are never stretched."""
+    rope(file, config)
+    local = {"rope_type": "default", "rope_theta": file.get("rope.freq_base_swa", 10000.0)}
+    config["rope_parameters"] = {"full_attention": config["rope_parameters"], "sliding_attention": local}
+    pattern = file.get("attention.sliding_window_pattern", 6)
+    if isinstance(pattern, list):
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    else:
+        config["sliding_window_pattern"] = pattern
+
+
+def gemma2_scale(_: Reading, config: Config) -> None:
+    """Only the largest Gemma 2, of 46 layers, scales by something else than its heads' size."""
+    _query_scale(config, largest=46)
+
+
+def gemma3_scale(_: Reading, config: Config) -> None:
+    """Only the largest Gemma 3, of 62 layers, scales by something else than its heads' size."""
+    _query_scale(config, largest=62)
+
+
+def _query_scale(config: Config, largest: int) -> None:
+    whole = config["hidden_size"] // config["num_attention_heads"]
+    config["query_pre_attn_scalar"] = whole if config["num_hidden_layers"] == largest else config["head_dim"]
+
+
+def qwen35(file: Reading, config: Config) -> None:
+    """The width of values is told whole; positions have sections; dense widths are left out of all-expert files."""
+    config["linear_value_head_dim"] = file.get("ssm.inner_size") // config["linear_num_value_heads"]
+    sections = [section for section in file.get("rope.dimension_sections", ()) if section]
+    if sections:
+        config["rope_parameters"] |= {"mrope_section": sections, "mrope_interleaved": True}
+
+
+def deepseek(file: Reading, config: Config) -> None:
+    """Compressed attention: sizes of heads with and without positions; the router tells V2 from V3."""
+    key = file.get("attention.key_length_mla") or file.get("attention.key_length")
+    config["qk_nope_head_dim"] = key - config["qk_rope_head_dim"]
+    config["v_head_dim"] = file.get("attention.value_length_mla") or file.get("attention.value_length")
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    config.setdefault("q_lora_rank", None)
+    config["rope_parameters"].pop("partial_rotary_factor", None)
+    if file.get("expert_gating_func") != SIGMOID:
+        config["model_type"] = "deepseek_v2"
+        groups = config.get("n_group") or 1
+        config["topk_method"] = "group_limited_greedy" if groups > 1 else "greedy"
+
+
+def biases(file: Reading, config: Config) -> None:
+    """Whether attention and the rest have biases, which shows in the tensors."""
+    config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+
+
+def qkv_biases(file: Reading, config: Config) -> None:
+    config["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
+
+
+def any_bias(file: Reading, config: Config) -> None:
+    config["use_bias"] = "blk.0.attn_q.bias" in file.tensors
+
+
+def query_norm(file: Reading, config: Config) -> None:
+    config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
+
+
+def falcon(file: Reading, config: Config) -> None:
+    """The larger ones have two norms before a layer and several heads of keys."""
+    config["new_decoder_architecture"] = "blk.0.attn_norm_2.weight" in file.tensors
+    config["multi_query"] = config["num_kv_heads"] == 1

@@ -1,0 +1,186 @@
+"""The tensors of GGUF files by transformers' names: as numbers, and packed as they are where nothing is rounded twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.errors import UnsupportedModel
+from core.kernels.quantized_weight import FLOATS, QuantizedWeight
+from core.spec import Storage
+from core.weights.gguf.blocks import NUMBERS, numbers, packed
+from core.weights.gguf.config import VECTORS
+from core.weights.gguf.families import Family
+from core.weights.gguf.files import GgufFiles
+from core.weights.gguf.header import TensorPlace
+from core.weights.gguf.layouts import Config, Layout
+
+LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>.+)")
+SUFFIX = re.compile(r"(?P<stem>.+?)(?P<suffix>\.weight|\.bias)?")
+ORDER = ("gate", "up")
+"""Of fused parts, whose rows come first."""
+
+
+@dataclass
+class Target:
+    """One parameter of the module: the tensors of the file that it consists of, by the ends of their names."""
+
+    layout: Layout
+    turned: bool = False
+    sources: dict[str, TensorPlace] = field(default_factory=dict)
+
+    @property
+    def axis(self) -> int:
+        """The dimension that rows are counted in."""
+        first = next(iter(self.sources.values()))
+        return -1 if first.name.endswith(".bias") or len(first.shape) == 1 else -2
+
+    @property
+    def storage(self) -> Storage | None:
+        """The storage that keeps it exactly, where its blocks can stay as they are."""
+        kinds = {place.type for place in self.sources.values()}
+        blocked = all(len(place.shape) > 1 for place in self.sources.values())
+        return next(iter(kinds)).storage if len(kinds) == 1 and blocked and self.layout.numbers is None else None
+
+
+class GgufWeights(Mapping[str, Tensor]):
+    """Numbers by the names in the module tree, made when asked for. What is in `kept` comes as zeros that take no
+    memory: `PackedLinears` has the true weights."""
+
+    def __init__(self, files: GgufFiles, family: Family, config: Config, layers: int) -> None:
+        """Raises UnsupportedModel where a tensor has no place in the model."""
+        self.files = files
+        self.targets = targets(files.tensors, family, layers)
+        self.dtype = main_dtype(files.tensors)
+        self.kept: frozenset[str] = frozenset()
+        self._config = config
+
+    def __getitem__(self, name: str) -> Tensor:
+        target = self.targets[name]
+        if name in self.kept:
+            return torch.zeros((), dtype=self.dtype).expand(_shape(target))
+        return self.numbers(name, self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def nbytes(self) -> int:
+        return self.files.nbytes
+
+    def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One parameter as numbers, whether it is kept packed or not."""
+        target = self.targets[name]
+        change = target.layout.numbers
+        wide = torch.float32 if change else dtype
+        parts = {
+            stem: numbers(self.files.raw(place.name), place.type, wide).view(place.shape)
+            for stem, place in target.sources.items()
+        }
+        if change is not None:
+            return change(self._config, parts).to(dtype)
+        whole = next(iter(parts.values())) if len(parts) == 1 else torch.cat(list(parts.values()), dim=target.axis)
+        if target.layout.rows is not None:
+            whole = whole.index_select(target.axis, target.layout.rows(self._config, whole.shape[target.axis]))
+        return whole.transpose(-1, -2) if target.turned else whole
+
+    def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
+        """One parameter, or one expert's part of it, in its storage."""
+        target = self.targets[name]
+        raws = [self._rows(place, expert) for place in target.sources.values()]
+        raw = raws[0] if len(raws) == 1 else torch.cat(raws)
+        if target.layout.rows is not None:
+            raw = raw[target.layout.rows(self._config, len(raw))]
+        return packed(raw, next(iter(target.sources.values())).type)
+
+    def _rows(self, place: TensorPlace, expert: int | None) -> Tensor:
+        raw = self.files.raw(place.name)
+        return raw if expert is None else raw.view(place.shape[0], -1, raw.shape[1])[expert]
+
+
+class PackedLinears(Mapping[str, QuantizedWeight]):
+    """The kept linears by the names of the plan's matrices, repacked when asked for."""
+
+    def __init__(self, weights: GgufWeights, names: Mapping[str, str]) -> None:
+        """`names`: the parameter that each linear of the plan is made of."""
+        self._weights = weights
+        self._names = names
+
+    def __getitem__(self, name: str) -> QuantizedWeight:
+        if name in self._names:
+            return self._weights.packed(self._names[name])
+        linear, _, expert = name.rpartition(".")
+        return self._weights.packed(self._names[linear], int(expert))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> dict[str, Target]:
+    """What each parameter of the module is made of. Raises UnsupportedModel."""
+    found: dict[str, Target] = {}
+    for name, place in sorted(tensors.items(), key=_gate_first):
+        if name in VECTORS or _is_more(name, layers):
+            continue
+        stem, target = _target(name, family)
+        layout = family.layouts.get(stem, Layout())
+        turned = family.experts_turned and ".experts." in target and not name.endswith(".bias")
+        found.setdefault(target, Target(layout, turned)).sources[stem] = place
+    return found
+
+
+def main_dtype(tensors: Mapping[str, TensorPlace]) -> torch.dtype:
+    """The type to compute with: that of the file's numbers, and bf16 where most of it is quantised."""
+    sizes: dict[torch.dtype, int] = {}
+    for place in tensors.values():
+        dtype = NUMBERS.get(place.type.name, torch.bfloat16)
+        sizes[dtype] = sizes.get(dtype, 0) + place.nbytes
+    most = max(sizes, key=sizes.__getitem__)
+    return most if most in FLOATS else torch.float32
+
+
+def _gate_first(item: tuple[str, TensorPlace]) -> tuple[int, str]:
+    return next((number for number, part in enumerate(ORDER) if f"_{part}_" in item[0]), len(ORDER)), item[0]
+
+
+def _is_more(name: str, layers: int) -> bool:
+    """Whether it guesses several tokens ahead (MTP): a layer after the last one."""
+    found = LAYER.fullmatch(name)
+    return found is not None and int(found["layer"]) >= layers
+
+
+def _target(name: str, family: Family) -> tuple[str, str]:
+    """The end of a tensor's name, and the parameter it belongs to."""
+    layer = LAYER.fullmatch(name)
+    split = SUFFIX.fullmatch(layer["part"] if layer else name)
+    assert split is not None
+    stem, suffix = split["stem"], split["suffix"] or ""
+    part = (family.names if layer else family.ends).get(stem)
+    if part is None:
+        raise UnsupportedModel(
+            f"The tensor {name[:60]!r} has no place in a model of the kind {family.kind!r}.",
+            "The file was made by a newer program, or of another version of the model.",
+            "Choose the model in its original safetensors version.",
+        )
+    if part.endswith("*"):
+        part, suffix = part[:-1], "_bias" if suffix == ".bias" and ".experts." in part else ""
+    return stem, f"{family.layer}.{layer['layer']}.{part}{suffix}" if layer else f"{part}{suffix}"
+
+
+def _shape(target: Target) -> tuple[int, ...]:
+    places = list(target.sources.values())
+    shape = list(places[0].shape)
+    shape[target.axis] = sum(place.shape[target.axis] for place in places)
+    if target.turned:
+        shape[-1], shape[-2] = shape[-2], shape[-1]
+    return tuple(shape)
