@@ -19,6 +19,9 @@ from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import Settings, TensorPlace
 from core.weights.gguf.weights import GgufWeights, PackedLinears, Target, main_dtype, targets
 
+MOST_FACTORS = 1 << 14
+"""Factors of RoPE that a file may hold: half as many as a head has columns."""
+
 
 @dataclass(frozen=True)
 class GgufModel:
@@ -42,7 +45,7 @@ def open_gguf(path: Path) -> GgufModel:
     vectors = {
         name: numbers(files.raw(name), files.tensors[name].type, torch.float32).flatten().tolist()
         for name in VECTORS
-        if name in files.tensors
+        if name in files.tensors and files.tensors[name].elements <= MOST_FACTORS
     }
     config = config_of(files.settings, files.tensors, vectors, path.name)
     module = build(config_from(dict(config)), main_dtype(files.tensors))
@@ -54,10 +57,12 @@ def open_gguf(path: Path) -> GgufModel:
     return GgufModel(module, weights, linears, stored)
 
 
-def describe_gguf(settings: Settings, tensors: Mapping[str, TensorPlace], source: str) -> tuple[Any, dict[str, Storage]]:
-    """The meta tree and how its linears are stored, of a file of which only the header is known. Raises HeteGenError."""
+def describe_gguf(
+    settings: Settings, tensors: Mapping[str, TensorPlace], source: str
+) -> tuple[Any, dict[str, Storage]]:
+    """The meta tree and how its linears are stored, of a file whose header alone is known. Raises HeteGenError."""
     # What stretches the positions changes no size.
-    vectors = {name: [1.0] * tensors[name].elements for name in VECTORS if name in tensors}
+    vectors = {name: [1.0] * min(tensors[name].elements, MOST_FACTORS) for name in VECTORS if name in tensors}
     config = config_of(settings, tensors, vectors, source)
     module = build(config_from(dict(config)), main_dtype(tensors))
     made_of = targets(tensors, family_of(settings), config["num_hidden_layers"])
@@ -80,4 +85,5 @@ def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, 
 
 
 def _name_of(module: Any, part: Any) -> str:
-    return next(name for name, child in module.named_modules() if child is part)
+    names: Iterator[str] = (name for name, child in module.named_modules() if child is part)
+    return next(names)

@@ -1,1 +1,1 @@
-"""GGUF files: read with bounds, by memory mapping, as a configuration, tensors by transformers' names and a tokenizer."""
+"""GGUF files: read with bounds: a configuration, tensors by transformers' names, a tokenizer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,8 @@ def _widened(raw: Tensor, kind: BlockType) -> Tensor:
     # The grids of the 1 to 3 bit types are large tables: the format's own package has them.
     import gguf
 
-    return torch.from_numpy(gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind.name]))
+    with np.errstate(all="ignore"):  # scales that are no numbers make none
+        return torch.from_numpy(gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind.name]))
 
 
 def _chunks(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -189,7 +191,7 @@ def _iq4_xs(blocks: Tensor) -> Parts:
 
 def _mxfp4(blocks: Tensor) -> Parts:
     # The code book is doubled, so the scales are halved: 2 ^ (e - 128), which bf16 holds for all e.
-    scales = torch.ldexp(torch.ones(1, 1), blocks[:, :, 0].to(torch.int32) - 128)
+    scales = torch.exp2(blocks[:, :, 0].float() - 128)
     return _row(_low(blocks[:, :, 1:])), scales, None
 
 

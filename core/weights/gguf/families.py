@@ -6,7 +6,7 @@ functions of `settings` and `layouts`, named in the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from core.weights.gguf import layouts as lay
 from core.weights.gguf import settings as read
 from core.weights.gguf.layouts import Layout
 from core.weights.gguf.settings import Reading, Write
+
+ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,15 @@ class Family:
     more: tuple[Write, ...] = (read.rope,)
     ends: Mapping[str, str] = field(default_factory=lambda: ENDS)
     layer: str = "model.layers"
+    variant: tuple[str, Mapping[str, str]] | None = None
+    """A part of the first layer, and what other parts are named where it is there."""
     experts_turned: bool = False
     """Whether transformers keeps its experts as (inputs, outputs)."""
+
+    def parts(self, tensors: Collection[str]) -> Mapping[str, str]:
+        """`names` as they are in a file of these tensors."""
+        sign, others = self.variant or ("", {})
+        return {**self.names, **others} if f"blk.0.{sign}.weight" in tensors else self.names
 
 
 CONFIG = {
@@ -54,7 +63,6 @@ ROUTED = {
     "expert_group_count": "n_group", "expert_group_used_count": "topk_group",
     "leading_dense_block_count": "first_k_dense_replace",
 }  # fmt: skip
-ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
@@ -63,7 +71,8 @@ ATTENTION = {
 MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 DENSE = ATTENTION | MLP | {"ffn_norm": "post_attention_layernorm"}
 MOE = {
-    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_up_proj*", "ffn_up_exps": "mlp.experts.gate_up_proj*",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_up_proj*",
+    "ffn_up_exps": "mlp.experts.gate_up_proj*",
     "ffn_gate_up_exps": "mlp.experts.gate_up_proj*", "ffn_down_exps": "mlp.experts.down_proj*",
 }  # fmt: skip
 """A star marks parameters that are no module's `weight`."""
@@ -81,17 +90,16 @@ POST_NORMS = {
 HEADS = {"attn_q": lay.rotary_heads, "attn_k": lay.rotary_kv_heads}
 GEMMA = ATTENTION | MLP | POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
 GEMMA_NORMS = {
-    name: lay.minus_one
-    for name in (
-        "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm", "output_norm",
-    )
+    "attn_norm": lay.minus_one, "ffn_norm": lay.minus_one, "post_attention_norm": lay.minus_one,
+    "post_ffw_norm": lay.minus_one, "attn_q_norm": lay.minus_one, "attn_k_norm": lay.minus_one,
+    "output_norm": lay.minus_one,
 }  # fmt: skip
 GEMMA_CONFIG = CONFIG | {
     "attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
 }  # fmt: skip
 LAYER_NORM = {"attention.layer_norm_epsilon": "layer_norm_eps"}
-QWEN35 = {name: part for name, part in ATTENTION.items()} | MLP | {
+QWEN35 = ATTENTION | MLP | {
     "post_attention_norm": "post_attention_layernorm", "attn_qkv": "linear_attn.in_proj_qkv",
     "attn_gate": "linear_attn.in_proj_z", "ssm_alpha": "linear_attn.in_proj_a", "ssm_beta": "linear_attn.in_proj_b",
     "ssm_conv1d": "linear_attn.conv1d", "ssm_norm": "linear_attn.norm", "ssm_out": "linear_attn.out_proj",
@@ -102,7 +110,9 @@ QWEN35_CONFIG = CONFIG | {
     "ssm.state_size": "linear_key_head_dim", "ssm.group_count": "linear_num_key_heads",
     "ssm.time_step_rank": "linear_num_value_heads",
 }  # fmt: skip
-QWEN35_LAYOUTS = {name: lay.minus_one for name in ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm", "output_norm")} | {
+QWEN35_LAYOUTS = {
+    "attn_norm": lay.minus_one, "post_attention_norm": lay.minus_one, "attn_q_norm": lay.minus_one,
+    "attn_k_norm": lay.minus_one, "output_norm": lay.minus_one,
     "attn_qkv": lay.grouped_values_after_keys, "attn_gate": lay.grouped_values, "ssm_alpha": lay.grouped_heads,
     "ssm_beta": lay.grouped_heads, "ssm_conv1d": lay.convolution, "ssm_out": lay.grouped_columns,
     "ssm_a": lay.logarithm, "ssm_dt": lay.grouped_heads,
@@ -147,7 +157,8 @@ FAMILIES: dict[str, Family] = {
             "expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "intermediate_size",
         },
         ATTENTION | MOE | {
-            "attn_sinks": "self_attn.sinks*", "ffn_gate_inp": "mlp.router", "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks*", "ffn_gate_inp": "mlp.router",
+            "post_attention_norm": "post_attention_layernorm",
             "ffn_norm": "post_attention_layernorm",
         },
         {"ffn_gate_exps": lay.interleaved, "ffn_up_exps": lay.interleaved, "ffn_down_exps": lay.as_stored},
@@ -183,7 +194,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "falcon": Family(
         "falcon",
-        CONFIG | {
+        {key: name for key, name in CONFIG.items() if key != "attention.key_length"} | {
             "attention.head_count_kv": "num_kv_heads", "attention.layer_norm_epsilon": "layer_norm_epsilon",
             "feed_forward_length": "ffn_hidden_size",
         },
@@ -194,7 +205,7 @@ FAMILIES: dict[str, Family] = {
         {"attn_qkv": lay.by_kv_head}, {"alibi": False, "bias": False, "parallel_attn": True},
         (read.rope, read.falcon),
         {"token_embd": "transformer.word_embeddings", "output_norm": "transformer.ln_f", "output": "lm_head"},
-        "transformer.h",
+        "transformer.h", ("attn_norm_2", {"attn_norm": "ln_mlp"}),
     ),
     "starcoder2": Family(
         "starcoder2", CONFIG | {"attention.layer_norm_epsilon": "norm_epsilon"},

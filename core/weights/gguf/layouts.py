@@ -76,7 +76,7 @@ def _by_kv_head(config: Config, rows: int) -> Tensor:
     """All queries, all keys, all values become, for each head of keys, its queries, its key and its value."""
     heads, groups = config["num_attention_heads"], config["num_kv_heads"]
     width = rows // (heads + 2 * groups)
-    queries, keys, values = torch.arange(rows).split((heads * width, groups * width, groups * width))
+    queries, keys, values = torch.split(torch.arange(rows), [heads * width, groups * width, groups * width])
     parts = (queries.view(groups, -1), keys.view(groups, -1), values.view(groups, -1))
     return torch.cat(parts, dim=1).reshape(-1)
 

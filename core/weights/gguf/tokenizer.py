@@ -90,7 +90,9 @@ def _sentence_pieces(settings: Mapping[str, Any], tokens: list[str]) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores, kinds = settings.get("tokenizer.ggml.scores"), settings.get("tokenizer.ggml.token_type", [])
-    pieces = [_spelled(token, kind) for token, kind in zip(tokens, [*kinds, *[1] * (len(tokens) - len(kinds))], strict=True)]
+    pieces = [
+        _spelled(token, kind) for token, kind in zip(tokens, [*kinds, *[1] * (len(tokens) - len(kinds))], strict=True)
+    ]
     vocabulary = {token: index for index, token in enumerate(pieces)}
     said = settings.get("tokenizer.ggml.merges")
     merges = [_pair(merge) for merge in said] if said else list(_implied(vocabulary, scores, settings))

@@ -1,4 +1,4 @@
-"""The tensors of GGUF files by transformers' names: as numbers, and packed as they are where nothing is rounded twice."""
+"""The tensors of GGUF files by transformers' names: as numbers, and packed as they are."""
 
 from __future__ import annotations
 
@@ -129,10 +129,11 @@ class PackedLinears(Mapping[str, QuantizedWeight]):
 def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> dict[str, Target]:
     """What each parameter of the module is made of. Raises UnsupportedModel."""
     found: dict[str, Target] = {}
+    parts = family.parts(tensors)
     for name, place in sorted(tensors.items(), key=_gate_first):
         if name in VECTORS or _is_more(name, layers):
             continue
-        stem, target = _target(name, family)
+        stem, target = _target(name, family, parts)
         layout = family.layouts.get(stem, Layout())
         turned = family.experts_turned and ".experts." in target and not name.endswith(".bias")
         found.setdefault(target, Target(layout, turned)).sources[stem] = place
@@ -159,13 +160,13 @@ def _is_more(name: str, layers: int) -> bool:
     return found is not None and int(found["layer"]) >= layers
 
 
-def _target(name: str, family: Family) -> tuple[str, str]:
+def _target(name: str, family: Family, parts: Mapping[str, str]) -> tuple[str, str]:
     """The end of a tensor's name, and the parameter it belongs to."""
     layer = LAYER.fullmatch(name)
     split = SUFFIX.fullmatch(layer["part"] if layer else name)
     assert split is not None
     stem, suffix = split["stem"], split["suffix"] or ""
-    part = (family.names if layer else family.ends).get(stem)
+    part = (parts if layer else family.ends).get(stem)
     if part is None:
         raise UnsupportedModel(
             f"The tensor {name[:60]!r} has no place in a model of the kind {family.kind!r}.",

@@ -1,0 +1,60 @@
+"""Blocks of every type are unpacked to the numbers that the `gguf` package gives, bit for bit."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from core.weights.gguf.blocks import numbers, packed
+from core.weights.gguf.types import TYPES, BlockType
+
+ROWS, BLOCKS = 37, 3
+EXACT = [kind for kind in TYPES.values() if kind.storage]
+CONVERTED = [kind for kind in TYPES.values() if not kind.storage and not kind.is_number]
+
+
+def random_blocks(kind: BlockType) -> np.ndarray:
+    """Any bits, but for scales that are numbers of a usual size."""
+    source = np.random.default_rng(0)
+    raw = source.integers(0, 256, (ROWS, BLOCKS, kind.nbytes), dtype=np.uint8)
+    halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2),
+              "Q5_K": (0, 2)}.get(kind.name, (0,))  # fmt: skip
+    for at in halves:
+        scale = source.normal(0, 1, (ROWS, BLOCKS, 1)).astype(np.float16)
+        raw[:, :, at : at + 2] = scale.view(np.uint8)
+    if kind.name == "MXFP4":
+        raw[:, :, 0] = source.integers(0, 255, (ROWS, BLOCKS))
+    if kind.name == "NVFP4":
+        raw[:, :, :4] = source.integers(0, 127, (ROWS, BLOCKS, 4))
+    return raw.reshape(ROWS, -1)
+
+
+def reference(raw: np.ndarray, kind: BlockType) -> torch.Tensor:
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind.name]))
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
+def test_packed_weights_are_those_of_the_file_to_the_last_bit(kind: BlockType) -> None:
+    raw = random_blocks(kind)
+    expected = reference(raw, kind)
+    weight = packed(torch.from_numpy(raw), kind)
+    assert weight.storage == kind.storage
+    assert torch.equal(weight.dequantize(torch.float32), expected)
+    assert torch.equal(numbers(torch.from_numpy(raw), kind, torch.float32), expected)
+
+
+@pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.name)
+def test_types_without_a_storage_are_converted(kind: BlockType) -> None:
+    raw = random_blocks(kind)
+    expected = reference(raw, kind)
+    found = numbers(torch.from_numpy(raw), kind, torch.float32)
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+def test_the_table_is_that_of_the_package() -> None:
+    for number, kind in TYPES.items():
+        theirs = gguf.GGMLQuantizationType(number)
+        assert (theirs.name, gguf.GGML_QUANT_SIZES[theirs]) == (kind.name, (kind.elements, kind.nbytes))

@@ -1,0 +1,134 @@
+"""Every family's files give transformers' own weights and words, packed weights to the last bit, on any placement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from core.errors import UnsupportedModel
+from core.events import LoadOptions, Prefill, Sampling, never
+from core.generation.generate import generate
+from core.generation.sampler import make_sampler, settle
+from core.model.gguf_source import open_gguf
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
+from tests.core.greedy import GREEDY
+from tests.core.weights.gguf.tiny_gguf import MODELS, copy_settings, finish, make_model, write_gguf
+
+OPTIONS = LoadOptions(context=512, threads=1)
+Q8_0, Q4_0 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
+PROMPT = torch.randint(10, 260, (40,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+def loaded(path: Path, options: LoadOptions = OPTIONS) -> LoadedModel:
+    *_, last = load_model(path, options)
+    assert isinstance(last, LoadedModel)
+    return last
+
+
+def greedy(model: LoadedModel, count: int) -> list[int]:
+    drawn: list[int] = []
+    for step in generate(model.model, model.cache, PROMPT, make_sampler(settle(GREEDY, Sampling())), never):
+        if not isinstance(step, Prefill):
+            drawn.append(step.id)
+        if len(drawn) == count:
+            break
+    return drawn
+
+
+def reference(model: Any, count: int) -> Sequence[int]:
+    out = model.generate(
+        torch.tensor([PROMPT]), attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long), max_new_tokens=count,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [int(i) for i in out[0, len(PROMPT) :]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    expected = reference(model, 32)
+    assert len(set(expected)) > 5, "a model that repeats itself proves nothing"
+    assert greedy(loaded(write_gguf(name, model, tmp_path / "m.gguf")), 32) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_quantised_linears_are_the_files_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    opened = open_gguf(write_gguf(name, model, tmp_path / "m.gguf", Q8_0))
+    assert len(opened.stored) >= model.config.num_hidden_layers * 2
+    values = model.state_dict()
+    for linear, weights in opened.packed.items():
+        value = values[opened.linears[linear]]
+        experts = value.transpose(1, 2) if name == "gpt-oss" and value.dim() == 3 else value
+        for number, one in enumerate(experts if value.dim() == 3 else [experts]):
+            weight = opened.packed[f"{linear}.{number}"] if value.dim() == 3 else weights
+            assert torch.equal(weight.dequantize(torch.float32), rounded(one, Q8_0)), linear
+
+
+def rounded(value: torch.Tensor, kind: Any) -> torch.Tensor:
+    """Rows as a file of this kind holds them; their order changes nothing."""
+    blocks = gguf.quants.quantize(value.contiguous().numpy(), kind)
+    return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", ["llama", "qwen3moe"])
+def test_a_split_between_cpu_and_gpu_changes_nothing(name: str, kind: Any, tmp_path: Path) -> None:
+    path = write_gguf(name, make_model(name), tmp_path / "m.gguf", kind)
+    alone = loaded(path)
+    split = loaded(path, LoadOptions(context=512, threads=1, simulate_gpu="vram=1MiB,link=12GB/s"))
+    logits = [one.model.forward(PROMPT, one.cache, keep=len(PROMPT)) for one in (alone, split)]
+    split.close()
+    assert torch.cosine_similarity(logits[0].flatten(), logits[1].flatten(), dim=0) > 0.99
+
+
+def test_a_second_load_maps_what_the_first_has_repacked(tmp_path: Path) -> None:
+    path = write_gguf("qwen3", make_model("qwen3"), tmp_path / "m.gguf", Q8_0)
+    first = greedy(loaded(path), 16)
+    assert greedy(loaded(path), 16) == first
+
+
+def test_parts_of_a_model_are_one(tmp_path: Path) -> None:
+    model = make_model("llama")
+    whole = gguf.GGUFReader(write_gguf("llama", model, tmp_path / "whole.gguf"))
+    expected = reference(model, 16)
+    split(whole, tmp_path, 3)
+    assert greedy(loaded(tmp_path / "m-00001-of-00003.gguf"), 16) == expected
+    assert greedy(loaded(tmp_path / "m-00002-of-00003.gguf"), 16) == expected, "whichever part is chosen"
+
+
+def split(whole: Any, folder: Path, count: int) -> None:
+    """The first part holds the settings and no tensor, as llama.cpp's tool may write it."""
+    for number in range(count):
+        writer = gguf.GGUFWriter(folder / f"m-{number + 1:05}-of-{count:05}.gguf", "llama")
+        if number == 0:
+            copy_settings(whole, writer)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        for index, tensor in enumerate(whole.tensors):
+            if number and index % (count - 1) == number - 1:
+                writer.add_tensor(tensor.name, tensor.data)
+        finish(writer)
+
+
+def test_an_unknown_architecture_gives_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "rwkv7")
+    writer.add_tensor("token_embd.weight", torch.zeros(8, 32).numpy())
+    finish(writer)
+    with pytest.raises(UnsupportedModel, match="'rwkv7'"):
+        open_gguf(path)
+
+
+def test_a_tensor_that_has_no_place_is_a_reason_to_stop(tmp_path: Path) -> None:
+    def more(writer: Any) -> None:
+        writer.add_tensor("blk.0.attn_surprise.weight", torch.zeros(4, 32).numpy())
+
+    with pytest.raises(UnsupportedModel, match="attn_surprise"):
+        open_gguf(write_gguf("llama", make_model("llama"), tmp_path / "m.gguf", add=more))
