@@ -18,7 +18,7 @@ MODULES = (
     "transformers.trainer_seq2seq", "huggingface_hub.cli",
     # Wishes of the libraries above for what they do not do here: command lines, uploads, drawings of graphs.
     "networkx", "rich", "typer", "hf_xet", "requests", "urllib3", "certifi",
-    "charset_normalizer", "py", "gguf", "llama_cpp", "functorch", "huggingface_hub.inference",
+    "charset_normalizer", "py", "llama_cpp", "functorch", "huggingface_hub.inference",
     # Compilers, tests, training on many computers and exporters of torch; its own `import torch` reaches none of them.
     "torch._inductor.autoheuristic", "torch._inductor.codegen", "torch._inductor.compile_worker",
     "torch._inductor.fx_passes", "torch._inductor.kernel", "torch._inductor.template_heuristics", "torch._export.db",

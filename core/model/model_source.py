@@ -19,7 +19,7 @@ from core.model.ties import settle_ties
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.spec import Storage
 from core.weights.checkpoint import Checkpoint
-from core.weights.gguf.files import is_gguf
+from core.weights.gguf.files import gguf_in, is_gguf
 from core.weights.gguf.tokenizer import end_ids, make_tokenizer
 from core.weights.gguf.weights import GgufWeights
 from core.weights.known_shapes import shape
@@ -82,6 +82,8 @@ def open_source(name: str | Path | None) -> Source:
     if name is not None and is_gguf(name):
         return _open_file(find_file(name))
     folder = find_folder(name)
+    if (file := gguf_in(folder)) is not None:
+        return _open_file(file)
     checkpoint = Checkpoint(folder)
     raw = raw_config(folder)
     check_readable(stored_format(raw, checkpoint.infos, read_sidecars(folder)))

@@ -115,9 +115,9 @@ def _no_weights(folder: Path) -> UnsupportedModel:
         )
     if any(folder.glob("*.gguf")):
         return UnsupportedModel(
-            "This model is in GGUF format.",
-            "HeteGen reads ordinary safetensors models and converts them itself.",
-            "Choose the original safetensors version of the model.",
+            "This folder holds several GGUF files.",
+            "Each of them is a model, or one version of it.",
+            "Choose one of the files.",
         )
     return UnsupportedModel(
         "There are no weights in this folder.", "No *.safetensors file is there.", "Download the whole model."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import UnsupportedModel
+from core.sentence import sentence
 from core.weights.gguf.families import FAMILIES, Family
 from core.weights.gguf.header import TensorPlace, unreadable
 from core.weights.gguf.settings import Config, Reading
@@ -21,7 +22,7 @@ def family_of(settings: Mapping[str, Any]) -> Family:
     name = settings.get("general.architecture")
     if name not in FAMILIES:
         raise UnsupportedModel(
-            f"GGUF files of the architecture {str(name)[:40]!r} are not read here.",
+            sentence("GGUF files of the architecture {} are not read here.", repr(str(name)[:40])),
             "Its tensors and settings are not known to this version of HeteGen.",
             "Choose the model in its original safetensors version.",
         )
@@ -39,7 +40,7 @@ def config_of(
     try:
         return _config(family, Reading(settings, tensors, vectors), tensors)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise unreadable(source, f"Its settings do not describe a model ({str(error)[:60]}).") from error
+        raise unreadable(source, sentence("Its settings do not describe a model ({}).", str(error)[:60])) from error
 
 
 def _config(family: Family, file: Reading, tensors: Mapping[str, TensorPlace]) -> Config:

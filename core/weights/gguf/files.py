@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelNotFound, ModelUnreadable
+from core.sentence import sentence
 from core.weights.gguf.header import Header, Settings, TensorPlace, parse, unreadable
 
 SUFFIX = ".gguf"
@@ -77,15 +78,25 @@ def split_names(name: str) -> list[str]:
 def split_files(path: Path) -> list[Path]:
     """The file itself, or all parts of the model that it is a part of. Raises ModelNotFound, ModelUnreadable."""
     if not path.is_file():
-        raise ModelNotFound(f"There is no model at {path}.", "", "Check the path, or download the model.")
+        raise ModelNotFound(sentence("There is no model at {}.", path), "", "Check the path, or download the model.")
     files = [path.with_name(name) for name in split_names(path.name)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ModelUnreadable(
-            f"{len(missing)} of {len(files)} weight files are missing.",
-            f"The first one is {missing[0]}.",
+            sentence("{} of {} weight files are missing.", len(missing), len(files)),
+            sentence("The first one is {}.", missing[0]),
             "Download the model again; what is there will be kept.",
         )
     return files
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The model of a folder that holds one in GGUF and no other weights; None for any other folder."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    models = {
+        split_names(path.name)[0]: path for path in sorted(folder.glob(f"*{SUFFIX}")) if "mmproj" not in path.name
+    }
+    return next(iter(models.values())) if len(models) == 1 else None
 
 
 def merged(headers: list[Header], names: list[str]) -> dict[str, tuple[int, TensorPlace]]:
@@ -106,4 +117,6 @@ def _map(file: Path) -> mmap.mmap:
         with file.open("rb") as handle:
             return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ModelUnreadable(f"{file.name} cannot be opened.", f"{error}.", "Download the model again.") from error
+        raise ModelUnreadable(
+            sentence("{} cannot be opened.", file.name), f"{error}.", "Download the model again."
+        ) from error

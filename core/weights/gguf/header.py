@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from core.errors import ModelUnreadable, UnsupportedModel
+from core.sentence import sentence
 from core.weights.gguf.types import TYPES, BlockType
 
 MAGIC = b"GGUF"
@@ -83,7 +84,7 @@ def _parse(reader: _Reader) -> Header:
     version = reader.number("I")
     if version not in VERSIONS:
         raise UnsupportedModel(
-            f"The file {reader.source} is of GGUF's version {version}.", "Versions 2 and 3 are read here.",
+            sentence("The file {} is of GGUF's version {}.", reader.source, version), "Versions 2 and 3 are read here.",
             "Choose a newer file of this model.",
         )  # fmt: skip
     tensors, settings = reader.count(LEAST_TENSOR), reader.count(LEAST_SETTING)
@@ -106,12 +107,14 @@ def _place(reader: _Reader) -> TensorPlace:
     name = reader.string()
     dimensions = reader.number("I")
     if dimensions > MAX_DIMENSIONS:
-        raise unreadable(reader.source, f"The tensor {name[:60]!r} has {dimensions:,} dimensions.")
+        raise unreadable(
+            reader.source, sentence("The tensor {} has {} dimensions.", repr(name[:60]), f"{dimensions:,}")
+        )
     shape = tuple(reversed([reader.number("Q") for _ in range(dimensions)]))
     kind, offset = reader.number("I"), reader.number("Q")
     if kind not in TYPES:
         raise UnsupportedModel(
-            f"The weights are stored in a number type of GGUF that is not known here ({kind}).",
+            sentence("The weights are stored in a number type of GGUF that is not known here ({}).", kind),
             "It is newer than this version of HeteGen, or no longer used.",
             "Choose a file of this model in Q4_K_M, Q6_K or Q8_0.",
         )
@@ -125,9 +128,12 @@ def _checked(places: list[TensorPlace], start: int, reader: _Reader) -> dict[str
         last = place.shape[-1] if place.shape else 1
         end = start + place.start + place.nbytes
         if last % place.type.elements or place.name in found:
-            raise unreadable(reader.source, f"The tensor {place.name[:60]!r} is described wrongly.")
+            raise unreadable(reader.source, sentence("The tensor {} is described wrongly.", repr(place.name[:60])))
         if end > reader.size:
-            raise unreadable(reader.source, f"It is cut off: {reader.size:,} of at least {end:,} bytes are there.")
+            raise unreadable(
+                reader.source,
+                sentence("It is cut off: {} of at least {} bytes are there.", f"{reader.size:,}", f"{end:,}"),
+            )
         found[place.name] = TensorPlace(place.name, place.type, place.shape, start + place.start)
     return found
 
@@ -153,7 +159,7 @@ class _Reader:
         """The next number, of things that take at least `least` bytes each."""
         count: int = self.number("Q")
         if count * least > self.size - self.at:
-            raise unreadable(self.source, f"It announces {count:,} entries and is too short for them.")
+            raise unreadable(self.source, sentence("It announces {} entries and is too short for them.", f"{count:,}"))
         return count
 
     def string(self) -> str:
@@ -178,7 +184,7 @@ class _Reader:
 
     def _code(self, kind: int) -> str:
         if kind not in NUMBERS:
-            raise unreadable(self.source, f"A setting is of the unknown kind {kind:,}.")
+            raise unreadable(self.source, sentence("A setting is of the unknown kind {}.", f"{kind:,}"))
         return NUMBERS[kind]
 
     def _need(self, count: int) -> None:
@@ -191,4 +197,4 @@ class _Reader:
 
 def unreadable(source: str, why: str) -> ModelUnreadable:
     """The error for a file that is damaged."""
-    return ModelUnreadable(f"The model file {source} cannot be read.", why, "Download the model again.")
+    return ModelUnreadable(sentence("The model file {} cannot be read.", source), why, "Download the model again.")

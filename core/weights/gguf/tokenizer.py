@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import UnsupportedModel
+from core.sentence import sentence
 from core.weights.gguf.header import unreadable
 from core.weights.gguf.pre_tokenizers import PATTERNS
 
@@ -51,9 +52,9 @@ def _backend(settings: Mapping[str, Any], tokens: list[str], source: str) -> Any
             return _sentence_pieces(settings, tokens)
     # tokenizers' Rust errors are plain Exceptions and ValueErrors.
     except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise unreadable(source, f"Its vocabulary is damaged ({str(error)[:60]}).") from error
+        raise unreadable(source, sentence("Its vocabulary is damaged ({}).", str(error)[:60])) from error
     raise UnsupportedModel(
-        f"The tokenizer of this file is of the kind {str(kind)[:40]!r}, which is not known here.",
+        sentence("The tokenizer of this file is of the kind {}, which is not known here.", repr(str(kind)[:40])),
         "With another one the model would read something else than is written.",
         "Choose the model in its original safetensors version.",
     )
@@ -65,7 +66,7 @@ def _byte_level(settings: Mapping[str, Any], tokens: list[str]) -> Any:
     name = settings.get("tokenizer.ggml.pre", "")
     if name not in PATTERNS:
         raise UnsupportedModel(
-            f"This file's tokenizer cuts text in the way {str(name)[:40]!r}, which is not known here.",
+            sentence("This file's tokenizer cuts text in the way {}, which is not known here.", repr(str(name)[:40])),
             "With another way the model would read something else than is written.",
             "Choose the model in its original safetensors version.",
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.errors import UnsupportedModel
 from core.kernels.quantized_weight import FLOATS, QuantizedWeight
+from core.sentence import sentence
 from core.spec import Storage
 from core.weights.gguf.blocks import NUMBERS, numbers, packed
 from core.weights.gguf.config import VECTORS
@@ -169,7 +170,7 @@ def _target(name: str, family: Family, parts: Mapping[str, str]) -> tuple[str, s
     part = (parts if layer else family.ends).get(stem)
     if part is None:
         raise UnsupportedModel(
-            f"The tensor {name[:60]!r} has no place in a model of the kind {family.kind!r}.",
+            sentence("The tensor {} has no place in a model of the kind {}.", repr(name[:60]), repr(family.kind)),
             "The file was made by a newer program, or of another version of the model.",
             "Choose the model in its original safetensors version.",
         )

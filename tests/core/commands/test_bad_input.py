@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "pickled weights": (
         in_turn(delete(WEIGHTS), write("pytorch_model.bin", b"\x80")), UnsupportedModel, "never opened here",
     ),
-    "gguf": (in_turn(delete(WEIGHTS), write("model.gguf", b"GGUF")), UnsupportedModel, "GGUF"),
+    "gguf": (in_turn(delete(WEIGHTS), write("model.gguf", b"GGUF")), ModelUnreadable, "model.gguf cannot be read"),
     "an adapter": (
         in_turn(delete(WEIGHTS), write("adapter_model.safetensors", b"")), UnsupportedModel, "no weights",
     ),

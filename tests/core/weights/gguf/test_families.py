@@ -10,11 +10,12 @@ import gguf
 import pytest
 import torch
 
-from core.errors import UnsupportedModel
+from core.errors import HeteGenError, UnsupportedModel
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
 from core.generation.sampler import make_sampler, settle
 from core.model.gguf_source import open_gguf
+from core.model.model_source import open_source
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from tests.core.greedy import GREEDY
@@ -132,3 +133,12 @@ def test_a_tensor_that_has_no_place_is_a_reason_to_stop(tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedModel, match="attn_surprise"):
         open_gguf(write_gguf("llama", make_model("llama"), tmp_path / "m.gguf", add=more))
+
+
+def test_a_folder_of_one_file_is_that_model_and_of_several_asks_which(tmp_path: Path) -> None:
+    model = make_model("qwen2")
+    write_gguf("qwen2", model, tmp_path / "m-Q8_0.gguf")
+    assert greedy(loaded(tmp_path), 8) == reference(model, 8)
+    write_gguf("qwen2", model, tmp_path / "m-Q4_0.gguf", Q4_0)
+    with pytest.raises(HeteGenError, match=r"holds no model|several GGUF files"):
+        open_source(tmp_path)
