@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -111,8 +112,20 @@ def test_a_plan_answers_by_tokens_and_name() -> None:
     assert Rows(1, 2, 3).total == 6
 
 
+def test_a_head_keeps_8_bits_and_nothing_is_kept_in_more_than_it_was_stored() -> None:
+    spec = model("llama-3.1-8b")
+    head = next(linear for linear in spec.linears if linear.name == spec.head)
+    assert (spec.storage(head, "int4"), spec.storage(spec.linears[0], "int4")) == ("int8", "int4")
+    stored = replace(spec.linears[0], stored="mxfp4")
+    assert [spec.storage(stored, format) for format in FORMATS] == ["mxfp4"] * 3
+    assert spec.storage(replace(stored, stored="int8k16"), "int4") == "int4"
+    assert not replace(spec, linears=(stored, *spec.linears[1:])).mapped("bf16")
+    assert spec.mapped("bf16")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_weights_shrink_with_the_format(format: str) -> None:
     spec = model("llama-3.1-8b")
-    size = spec.weight_bytes(format) / sum(linear.parameters for linear in spec.linears)
+    layers = [linear for linear in spec.linears if linear.name != spec.head]
+    size = sum(spec.linear_bytes(one, format) for one in layers) / sum(one.parameters for one in layers)
     assert size == pytest.approx({"bf16": 2.0, "int8": 1.0, "int4": 0.5625}[format], rel=0.01)
