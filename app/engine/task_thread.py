@@ -65,6 +65,10 @@ class _Runner(QObject):
             self.failed.emit(job.ticket, defect)
 
     @Slot()
+    def leave(self) -> None:
+        self.thread().quit()
+
+    @Slot()
     def end(self) -> None:
         self._at_end()
 
@@ -77,6 +81,7 @@ class TaskThread(QObject):
     done = Signal(int, object)
     failed = Signal(int, object)
     _order = Signal(object)
+    _leave = Signal()
 
     def __init__(self, name: str, runs_stopped: bool = False, at_end: Callable[[], None] = lambda: None) -> None:
         """`runs_stopped`: jobs that were stopped are run and heard all the same, as they say themselves how they ended.
@@ -91,6 +96,7 @@ class TaskThread(QObject):
         self._runner = _Runner(runs_stopped, at_end)
         self._runner.moveToThread(self._thread)
         self._order.connect(self._runner.run)
+        self._leave.connect(self._runner.leave)
         self._thread.finished.connect(self._runner.end, Qt.ConnectionType.DirectConnection)
         self._runner.told.connect(self._on_told)
         self._runner.done.connect(self._on_done)
@@ -126,7 +132,10 @@ class TaskThread(QObject):
         """Stop without waiting; `close` joins later."""
         self._closed = True
         self.stop_all()
-        self._thread.quit()
+        if self._hears_stopped:
+            self._leave.emit()  # after the jobs that wait: each says how it ended
+        else:
+            self._thread.quit()
 
     @property
     def ended(self) -> bool:

@@ -3,8 +3,8 @@ import sys
 
 CHECK = """
 import gc
-from app.engine.engine_import import make_engine
-engine = make_engine()
+from app.engine.engine_import import make_local_engine
+engine = make_local_engine()
 assert gc.isenabled()
 assert gc.get_freeze_count() > 10_000
 engine.close()
