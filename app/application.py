@@ -17,6 +17,7 @@ from app.catalog.recommended import recommended
 from app.catalog.recommender import Recommendation, Recommender
 from app.controllers.about import AboutController
 from app.controllers.actions import Actions
+from app.controllers.attachments import Attachments
 from app.controllers.gpu import GpuController
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
@@ -96,7 +97,8 @@ class Application(QObject):
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
         self.recommender = Recommender(late_fit_check(self._options), recommended(assets()))
-        self.commands = Actions(self.window, self.session, self.chat, self.library)
+        self.attachments = Attachments(self.window, self.worker, self.chat, lambda: self._sampling().max_new_tokens)
+        self.commands = Actions(self.window, self.session, self.chat, self.library, self.attachments)
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
         self.remote = RemoteController(self.theme, self.window)
@@ -158,6 +160,11 @@ class Application(QObject):
         window.composer.submitted.connect(commands.submit)
         window.composer.stop_requested.connect(self.session.stop)
         window.composer.recall_requested.connect(commands.recall)
+        window.files.connect(self.attachments.add)
+        window.chips.opened.connect(self.attachments.open)
+        window.chips.removed.connect(self.attachments.remove)
+        window.transcript.opened.connect(self.attachments.show_document)
+        self.attachments.notice.connect(window.notices.add)
         window.empty.chosen.connect(commands.submit)
         window.transcript.wished.connect(commands.wish)
         window.transcript.edited.connect(self.session.edit)
@@ -223,6 +230,7 @@ class Application(QObject):
         self.telemetry.stop()
         self.recommender.close()
         self.models.close()
+        self.attachments.close()
         self.gpu.close()
         self.session.end()
         self.about.close()

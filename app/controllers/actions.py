@@ -10,6 +10,7 @@ from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
 from app import NAME
+from app.controllers.attachments import Attachments
 from app.conversations.chat_model import ChatModel
 from app.conversations.library import Library
 from app.conversations.session import Session
@@ -56,9 +57,12 @@ class Actions(QObject):
     server_wished = Signal()
     remote_wished = Signal()
 
-    def __init__(self, window: MainWindow, session: Session, chat: ChatModel, library: Library) -> None:
+    def __init__(
+        self, window: MainWindow, session: Session, chat: ChatModel, library: Library, attachments: Attachments
+    ) -> None:
         super().__init__(window)
         self._window, self._session, self._chat, self._library = window, session, chat, library
+        self._attachments = attachments
 
     @Slot(str)
     def act(self, action: str) -> None:
@@ -109,6 +113,8 @@ class Actions(QObject):
                 self._session.retry()
             case "regenerate" if rows:
                 self._session.regenerate(self._chat.turn(rows - 1).id)
+            case "attach":
+                self._window.ask_for_files()
             case "export" if rows:
                 self.export(self._chat.conversation.id, "markdown")
             case _:
@@ -134,8 +140,11 @@ class Actions(QObject):
     @Slot(str)
     def submit(self, text: str) -> None:
         """Asks; what cannot be asked now goes back into the field."""
-        if not self._session.submit(text):
+        attached = self._attachments.ready(text, self._session.state)
+        if attached is None or not self._session.submit(text, attached):
             self._window.composer.set_text(text)
+        else:
+            self._attachments.clear()
 
     @Slot()
     def recall(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from app.conversations.attached import question
+from core.documents.document import Document
 from core.events import Message, Role
 
 
@@ -25,6 +27,8 @@ class Turn:
     """How many of the oldest turns the engine had to leave out of the prompt of this reply."""
     id: str = field(default_factory=lambda: uuid4().hex)
     parent: str | None = None
+    attached: tuple[Document, ...] = ()
+    """The documents that the model reads before this text."""
 
 
 class Conversation:
@@ -93,7 +97,7 @@ class Conversation:
         at: str | None = until
         while at is not None:
             turn = self._turns[at]
-            chain.append(Message(turn.role, turn.content, turn.reasoning))
+            chain.append(Message(turn.role, question(turn.content, turn.attached), turn.reasoning))
             at = turn.parent
         if self.system:
             chain.append(Message("system", self.system))

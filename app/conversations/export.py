@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from app.conversations.attached import to_table
 from app.conversations.conversation import Turn
 from app.conversations.document import Document
 from app.conversations.imports.reader import FORMAT, VERSION, NotAnExport, from_json, read_json
@@ -33,6 +34,8 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
     yield f"## {_one_line(speaker)}{when}"
     if turn.reasoning:
         yield f"<details><summary>Reasoning</summary>\n\n{turn.reasoning.strip()}\n\n</details>"
+    for document in turn.attached:
+        yield _quote(f"Attached: {_one_line(document.name)}")
     yield turn.content.strip() or "*(empty)*"
     if figures := _figures(turn.receipt):
         yield f"*{figures}*"
@@ -65,6 +68,13 @@ def _table_of(document: Document) -> dict[str, object]:
         "system": conversation.system,
         "pinned": document.pinned,
         "options": dict(document.options),
-        "turns": [{**vars(turn), "created": document.created.get(turn.id), "shown": turn.id in shown}
-                  for turn in conversation.turns()],
-    }  # fmt: skip
+        "turns": [
+            {
+                **vars(turn),
+                "attached": [to_table(each) for each in turn.attached],
+                "created": document.created.get(turn.id),
+                "shown": turn.id in shown,
+            }
+            for turn in conversation.turns()
+        ],
+    }

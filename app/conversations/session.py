@@ -17,6 +17,7 @@ from app.engine.app_state import GUIDE, Phase, State, name_of
 from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
+from core.documents.document import Document
 from core.errors import HeteGenError
 from core.events import (
     Event,
@@ -126,7 +127,7 @@ class Session(QObject):
         if self.state.phase == "loading":
             self._worker.stop_all()
 
-    def submit(self, text: str) -> bool:
+    def submit(self, text: str, attached: tuple[Document, ...] = ()) -> bool:
         """Asks a new question at the end of the conversation. False if nothing was asked."""
         text = without_halves(text)
         if not text.strip() or self.state.busy:
@@ -137,7 +138,7 @@ class Session(QObject):
         self.wake()
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
-        self._answer(self._chat.add(Turn("user", text.strip(), parent=parent)))
+        self._answer(self._chat.add(Turn("user", text.strip(), parent=parent, attached=attached)))
         return True
 
     def regenerate(self, id: str) -> None:
@@ -162,7 +163,7 @@ class Session(QObject):
         self.wake()
         if not self._free():
             return False
-        self._answer(self._chat.add(Turn("user", text, parent=old.parent)))
+        self._answer(self._chat.add(Turn("user", text, parent=old.parent, attached=old.attached)))
         return True
 
     def go_on(self, id: str) -> None:

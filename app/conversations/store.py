@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.conversations.conversation import Conversation, Turn
+from app.conversations.store_documents import ATTACHED_TO, attach, by_message
 from app.conversations.store_file import Report, StoreFile
 from core.errors import BadRequest
 from core.files import without_halves
@@ -99,9 +100,11 @@ class Store:
             raise BadRequest("There is no such conversation.")
         title, system, root = found[0]
         rows = self._file.read(_TURNS_OF, conversation)
+        attached = by_message(self._file.read(ATTACHED_TO, conversation))
         loaded = Conversation(conversation, title, system)
         siblings: dict[str | None, list[str]] = {}
         for turn in _with_parents([_turn(row[1:]) for row in rows]):
+            turn.attached = attached.get(turn.id, ())
             loaded.add(turn)
             siblings.setdefault(turn.parent, []).append(turn.id)
         for parent, chosen in ((None, root), *((row[1], row[0]) for row in rows)):
@@ -138,11 +141,12 @@ class Store:
         now = time.time() if created is None else created
         row = (turn.id, conversation, turn.parent, turn.role, _ending(turn), now, *_growing(turn))
         title = title_from(without_halves(turn.content)) if turn.role == "user" else ""
-        parent, name = turn.parent, turn.id
+        parent, name, attached = turn.parent, turn.id, turn.attached
 
         def change(db: sqlite3.Connection) -> None:
             db.execute(_NEW_CONVERSATION, (conversation, now, now))
             db.execute(_NEW_TURN, row)
+            attach(db, name, attached)
             _choose(db, conversation, parent, name)
             db.execute("UPDATE conversations SET updated = max(updated, ?) WHERE id = ?", (now, conversation))
             db.execute("UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title, conversation))

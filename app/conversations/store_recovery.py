@@ -21,6 +21,9 @@ LEAF_HEADER_BYTES = 8
 INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 CONVERSATION_COLUMNS = 10
 MESSAGE_COLUMNS = 13
+DOCUMENT_COLUMNS = 4
+ATTACHMENT_COLUMNS = 5
+DIGEST_LENGTH = 64
 MAX_PAYLOAD_BYTES = 1 << 30
 
 Value = int | float | str | bytes | None
@@ -33,20 +36,21 @@ class Salvage:
 
     conversations: tuple[Row, ...]
     messages: tuple[Row, ...]
+    documents: tuple[Row, ...] = ()
+    attachments: tuple[Row, ...] = ()
 
 
 def salvage(path: Path) -> Salvage:
     """Read what can be read of the file and its write-ahead log. Raises OSError when the file cannot be read at all."""
     _merge_log(path)
     pages = _Pages(path.read_bytes())
-    conversations: dict[int, Row] = {}
-    messages: dict[int, Row] = {}
+    kinds = (_is_conversation, _is_message, _is_document, _is_attachment)
+    found: tuple[dict[int, Row], ...] = tuple({} for _ in kinds)
     for row in pages.rows():
-        if _is_conversation(row):
-            conversations.setdefault(_key(row), row)
-        elif _is_message(row):
-            messages.setdefault(_key(row), row)
-    return Salvage(_in_order(conversations), _in_order(messages))
+        kind = next((place for place, is_one in enumerate(kinds) if is_one(row)), None)
+        if kind is not None:
+            found[kind].setdefault(_key(row), row)
+    return Salvage(*map(_in_order, found))
 
 
 def _in_order(rows: dict[int, Row]) -> tuple[Row, ...]:
@@ -79,6 +83,35 @@ def _is_message(row: Row) -> bool:
     return texts and _is_time(created) and role in ("system", "user", "assistant")
 
 
+def _is_document(row: Row) -> bool:
+    """Its pages must be whole: a text that was cut would count as another one."""
+    return len(row) == DOCUMENT_COLUMNS and _is_digest(row[1]) and _is_list_of_texts(row[2]) and _is_json(row[3])
+
+
+def _is_attachment(row: Row) -> bool:
+    if len(row) != ATTACHMENT_COLUMNS:
+        return False
+    _, message, place, name, digest = row
+    return _are_texts(message, name) and isinstance(place, int) and _is_digest(digest)
+
+
+def _is_digest(value: Value) -> bool:
+    return isinstance(value, str) and len(value) == DIGEST_LENGTH
+
+
+def _is_list_of_texts(text: Value) -> bool:
+    pages = json.loads(str(text)) if _is_json(text) else None
+    return isinstance(pages, list) and all(isinstance(page, str) for page in pages)
+
+
+def _is_json(text: Value) -> bool:
+    try:
+        json.loads(str(text))
+    except ValueError:
+        return False
+    return True
+
+
 def _are_texts(*values: Value) -> bool:
     return all(isinstance(value, str) for value in values)
 
@@ -107,6 +140,17 @@ def restore(database: sqlite3.Connection, rows: Salvage) -> None:
         database.execute("INSERT OR IGNORE INTO messages VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)", message)
         last[conversation] = name
         saved.add(name)
+    _restore_documents(database, rows, saved)
+
+
+def _restore_documents(database: sqlite3.Connection, rows: Salvage, messages: set[Value]) -> None:
+    """Put back the documents whose messages are there; those of lost messages are lost with them."""
+    digests = {row[1] for row in rows.documents}
+    attachments = [row for row in rows.attachments if row[1] in messages and row[4] in digests]
+    used = {row[4] for row in attachments}
+    documents = [row for row in rows.documents if row[1] in used]
+    database.executemany("INSERT OR IGNORE INTO documents VALUES(?,?,?,?)", documents)
+    database.executemany("INSERT OR IGNORE INTO attachments VALUES(?,?,?,?,?)", attachments)
 
 
 def _options(row: Row) -> tuple[Value, ...]:

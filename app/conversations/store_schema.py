@@ -82,7 +82,30 @@ CREATE TRIGGER title_removed AFTER DELETE ON conversations BEGIN
 END;
 """
 
-MIGRATIONS = (TABLES, SEARCH)
+# Texts are told apart by what they say: a file attached twice is stored once, and goes with its last message.
+DOCUMENTS = """
+CREATE TABLE documents(
+    number INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,
+    pages TEXT NOT NULL,
+    note TEXT NOT NULL
+);
+CREATE TABLE attachments(
+    number INTEGER PRIMARY KEY,
+    message TEXT NOT NULL REFERENCES messages(id) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES documents(digest),
+    UNIQUE(message, place)
+);
+CREATE INDEX attachments_of ON attachments(digest);
+CREATE TRIGGER attachment_removed AFTER DELETE ON attachments
+WHEN NOT EXISTS (SELECT 1 FROM attachments WHERE digest = old.digest) BEGIN
+    DELETE FROM documents WHERE digest = old.digest;
+END;
+"""
+
+MIGRATIONS = (TABLES, SEARCH, DOCUMENTS)
 BUSY_S = 2.0
 FULL_CODES = (
     sqlite3.SQLITE_FULL,

@@ -40,6 +40,10 @@ class Worker(TaskThread):
         """Answers a request after what is already queued."""
         return self._send(lambda engine, stop: engine.chat(request, stop))
 
+    def count(self, request: Request) -> int:
+        """Counts the tokens of a request's prompt, after what is already queued."""
+        return self._send(lambda engine, stop: engine.count(request))
+
     def replan(self, vram: int | None, ram: int | None) -> int:
         """Keeps the loaded model to other limits of memory (bytes), after what is already queued."""
         return self._send(lambda engine, stop: engine.replan(vram, ram))

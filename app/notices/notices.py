@@ -117,6 +117,26 @@ def cannot_chat(name: str) -> Notice:
     return for_error(errors.NoChatTemplate(words))
 
 
+def still_reading() -> Notice:
+    """A question was asked while its files are being read."""
+    return Notice(tr("The files are still being read"), tr("Send the message when they are there."), "info")
+
+
+def files_too_long(tokens: int, room: int, context: int) -> Notice:
+    """The attached files have more tokens than there is room for."""
+    words = tr(
+        "They have about {} tokens, and about {} fit beside the conversation and the reply in a context of {}. "
+        "Raise the context in the settings, begin a new conversation, or attach a shorter part."
+    )
+    return Notice(
+        tr("The attached files do not fit"),
+        words.format(f"{tokens:,}", f"{room:,}", f"{context:,}"),
+        "warning",
+        "settings",
+        tr("Open settings"),
+    )
+
+
 def left_out(turns: int) -> str:
     """The line over a reply whose prompt was shortened."""
     if turns == 1:

@@ -6,8 +6,8 @@ from core.paths import assets
 
 ICONS = (
     "arrow-down", "card", "check", "chevron-down", "chevron-left", "chevron-right", "chip", "close", "continue", "copy",
-    "download", "edit", "external", "folder", "info", "keyboard", "live", "log", "mark", "more", "pin", "plus",
-    "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "trash", "warning",
+    "download", "edit", "external", "folder", "info", "keyboard", "live", "log", "mark", "more", "paperclip", "pin",
+    "plus", "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "trash", "warning",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import sin
+from pathlib import Path
 
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
 
@@ -29,6 +30,7 @@ from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+from tests.core.documents.made import pdf
 from tests.core.machines import DESKTOP, model
 
 REPLY = """Decoding one token reads **every weight once**, so it is bound by *bandwidth*, not by arithmetic. \
@@ -282,6 +284,31 @@ def about(stage: Stage) -> None:
     stage.app.commands.act("about")
 
 
+def attached(stage: Stage) -> None:
+    """Files with a question that was asked, and others with the next one."""
+    stage.show()
+    folder = Path(stage._home.name)
+    pages = [f"Page {number} of the report on memory bandwidth." for number in range(1, 13)]
+    files = [pdf(folder / "Report on memory bandwidth.pdf", pages), folder / "measurements.csv"]
+    files[1].write_text("device,rate\n" + "CPU,45\n" * 40)
+    attach(stage, files)
+    stage.engine.replies = [answer("The report measures a rate of **45 GB/s** on page 3.")]
+    stage.ask("What rate does the report measure?")
+    long = folder / "A very long name of a file that nobody would ever want to read in full, second version.md"
+    long.write_text("# Notes\n" + "Some words. " * 900)
+    attach(stage, [*files, long])
+
+
+def attach(stage: Stage, files: list[Path]) -> None:
+    stage.app.attachments.add(files)
+    stage.until(lambda: all(each.counted for each in stage.app.attachments._pending))
+
+
+def document(stage: Stage) -> None:
+    attached(stage)
+    stage.app.attachments.open(0)
+
+
 def card(stage: Stage) -> None:
     stage.show()
     stage.app.commands.act("gpu")
@@ -344,7 +371,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
-        what_if, shortcuts, about, card, server, this_conversation, front,
+        what_if, shortcuts, about, card, attached, document, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")

@@ -5,7 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from core.events import Event, Finished, Loaded, Loading, LoadOptions, Piece, Prefill, Replanned, Request, Stats, Stop
+from core.events import (
+    Counted,
+    Event,
+    Finished,
+    Loaded,
+    Loading,
+    LoadOptions,
+    Piece,
+    Prefill,
+    Replanned,
+    Request,
+    Stats,
+    Stop,
+)
 
 MODEL = Loaded("Llama-3.2-1B-Instruct", "llama", "int8", 8192, 1_240_000_000, 1_300_000_000, 1.2)
 END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
@@ -38,6 +51,9 @@ class ScriptedEngine:
         self.requests.append(request)
         events = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         yield from self._play(events, stop)
+
+    def count(self, request: Request) -> Iterator[Event]:
+        yield Counted(sum(len(message.content.split()) for message in request.messages))
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
         self.limits.append((vram, ram))

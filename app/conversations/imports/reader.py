@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from app.conversations.attached import from_table
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.document import Document
 from app.conversations.imports import programs
@@ -172,6 +173,7 @@ def _turn(saved: dict[str, Any], names: dict[Any, str]) -> Turn:
         left_out=_typed(saved.get("left_out", 0), int),
         id=name,
         parent=parent,
+        attached=tuple(map(from_table, saved.get("attached") or ())),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QEvent, QObject, QRectF, Qt, Signal
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, QMimeData, QObject, QRectF, Qt, Signal
 from PySide6.QtGui import QFocusEvent, QKeyEvent, QPainter, QPaintEvent, QPen, QResizeEvent
 from PySide6.QtWidgets import QPlainTextEdit, QWidget
 
 from app.engine.app_state import State
 from app.i18n import formatting
 from app.i18n.translator import tr
-from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, INSIDE, RELATED, Theme
-from app.views.controls.controls import RoundButton
+from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
+from app.views.controls.controls import IconButton, RoundButton
 
 MOST = 0.4
 """The share of the window's height that the field may grow to."""
@@ -53,19 +55,43 @@ class ContextRing(QWidget):
             painter.drawArc(box, 90 * 16, -round(max(share, 0.03) * 360 * 16))
 
 
+def files_in(data: QMimeData) -> list[Path]:
+    """The files of this computer among what is dropped or pasted."""
+    return [Path(url.toLocalFile()) for url in data.urls() if url.isLocalFile()]
+
+
+class MessageEdit(QPlainTextEdit):
+    """A field for text that hands files on instead of writing their addresses: `files(list[Path])`."""
+
+    files = Signal(object)
+
+    def canInsertFromMimeData(self, source: QMimeData) -> bool:
+        return bool(files_in(source)) or super().canInsertFromMimeData(source)
+
+    def insertFromMimeData(self, source: QMimeData) -> None:
+        if files := files_in(source):
+            self.files.emit(files)
+        else:
+            super().insertFromMimeData(source)
+
+
 class Composer(QWidget):
-    """Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field)."""
+    """Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field); `attach_requested`;
+    `files(list[Path])` that were dropped or pasted."""
 
     submitted = Signal(str)
     stop_requested = Signal()
     recall_requested = Signal()
+    attach_requested = Signal()
+    files = Signal(object)
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._theme = theme
         self._busy = False
         self.enter_sends = True
-        self.edit = QPlainTextEdit(self)
+        self.edit = MessageEdit(self)
+        self.edit.files.connect(self.files)
         self.edit.setFrameShape(QPlainTextEdit.Shape.NoFrame)
         self.edit.setPlaceholderText(tr("Ask anything"))
         self.edit.setAccessibleName(tr("Message"))
@@ -75,6 +101,8 @@ class Composer(QWidget):
         self.edit.installEventFilter(self)
         self.edit.textChanged.connect(self._on_text)
         self.ring = ContextRing(theme, self)
+        self._attach = IconButton(theme, "paperclip", tr("Attach files"), self)
+        self._attach.clicked.connect(self.attach_requested)
         self._send = RoundButton(theme, "send", tr("Send"), self)
         self._send.clicked.connect(self._on_pressed)
         theme.changed.connect(self._on_theme)
@@ -166,13 +194,15 @@ class Composer(QWidget):
     def _lay_out(self) -> None:
         box = self._box().toRect()
         bottom = box.bottom() - 8
+        self._attach.move(box.left() + RELATED, bottom - TARGET - 1)
         self._send.move(box.right() - 32 - 7, bottom - 31)
         self.ring.move(box.right() - 32 - 7 - 20 - RELATED, bottom - 25)
         line = self.edit.fontMetrics().lineSpacing()
         inner = box.height() - 2 * PAD
         text = max(inner, line)
         top = box.top() + PAD + max(0, (inner - line - 4) // 2 if inner < 2 * line else 0)
-        self.edit.setGeometry(box.left() + GROUP, top, box.width() - GROUP - 32 - 20 - 4 * RELATED, text)
+        left = RELATED + TARGET + INSIDE
+        self.edit.setGeometry(box.left() + left, top, box.width() - left - 32 - 20 - 4 * RELATED, text)
 
     def _on_theme(self) -> None:
         self.edit.setFont(self._theme.font("message"))

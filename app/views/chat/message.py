@@ -12,6 +12,8 @@ from app.i18n.translator import said, tr
 from app.notices import notices
 from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.body import Body
+from app.views.chat.chip_words import words_in_turn
+from app.views.chat.chips import ChipRow
 from app.views.chat.message_parts import PAD, ActionRow, Editor, Reasoning
 from app.views.chat.text import PlainView
 from core.sentence import unpack
@@ -30,7 +32,8 @@ ENDS = {
 class MessageView(QWidget):
     """What both kinds share.
 
-    Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`; `freed` when an edit has ended.
+    Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`; `freed` when an edit has ended;
+    `opened(Document)` when a chip is pressed.
     """
 
     wished = Signal(str, str)
@@ -38,6 +41,7 @@ class MessageView(QWidget):
     grown = Signal()
     link = Signal(str)
     freed = Signal()
+    opened = Signal(object)
     offered: tuple[tuple[str, str, str], ...] = ()
     save_word = "Save"
 
@@ -113,6 +117,9 @@ class UserMessage(MessageView):
         self._text = PlainView(theme, parent=self)
         self._text.link.connect(self.link)
         self._text.setAccessibleName(tr("Your message"))
+        self._chips = ChipRow(theme, self)
+        self._chips.show_chips([words_in_turn(document) for document in turn.attached])
+        self._chips.opened.connect(self._on_opened)
         self._box = QRectF()
         # The versions are always seen: nothing invisible may stand between them and the edge.
         self.row.put_versions_last()
@@ -124,19 +131,28 @@ class UserMessage(MessageView):
     def measure(self, width: int) -> int:
         self._text.setVisible(self.editor is None)
         self.row.setVisible(self.editor is None)
+        top = self._chips.measure(width, right=True)
+        self._chips.setGeometry(0, 0, width, top)
         if self.editor is not None:
             height = self.editor.measure(width)
-            self.editor.setGeometry(0, 0, width, height)
+            self.editor.setGeometry(0, top, width, height)
             self._box = QRectF()
-            return height + INSIDE
+            return top + height + INSIDE
+        return self._measure_text(top, width)
+
+    def _measure_text(self, top: int, width: int) -> int:
         inner = min(self._text.natural_width(), round(width * WIDEST) - 2 * PAD)
         height = self._text.measure(inner)
         left = width - inner - 2 * PAD
-        self._text.setGeometry(left + PAD, PAD - 2, inner, height)
-        self._box = QRectF(left, 0, inner + 2 * PAD, height + 2 * PAD - 4)
+        self._text.setGeometry(left + PAD, top + PAD - 2, inner, height)
+        self._box = QRectF(left, top, inner + 2 * PAD, height + 2 * PAD - 4)
         size = self.row.sizeHint().width()
-        self.row.setGeometry(width - size, round(self._box.height()) + INSIDE, size, TARGET)
-        return round(self._box.height()) + INSIDE + TARGET
+        bottom = round(self._box.bottom()) + INSIDE
+        self.row.setGeometry(width - size, bottom, size, TARGET)
+        return bottom + TARGET
+
+    def _on_opened(self, place: int) -> None:
+        self.opened.emit(self.turn.attached[place])
 
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)

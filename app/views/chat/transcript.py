@@ -28,13 +28,14 @@ KEPT = 1.5
 
 
 class Transcript(QAbstractScrollArea):
-    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `freed` when what had the keyboard's
-    focus has gone."""
+    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `opened(Document)` when a chip is
+    pressed; `freed` when what had the keyboard's focus has gone."""
 
     freed = Signal()
     wished = Signal(str, str)
     edited = Signal(str, str)
     link = Signal(str)
+    opened = Signal(object)
 
     def __init__(self, theme: Theme, chat: ChatModel, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -156,6 +157,7 @@ class Transcript(QAbstractScrollArea):
         view.wished.connect(self.wished)
         view.edited.connect(self.edited)
         view.link.connect(self.link)
+        view.opened.connect(self.opened)
         view.freed.connect(self.freed)
         self._views[turn.id] = view
         self._measured.discard(turn.id)

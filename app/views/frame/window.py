@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from PySide6.QtCore import QByteArray, Qt, Signal, Slot
-from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QShowEvent
+from PySide6.QtGui import QAction, QCloseEvent, QDragEnterEvent, QDropEvent, QKeyEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QMainWindow, QMenu, QStackedWidget, QVBoxLayout, QWidget
 
 from app import NAME
 from app.conversations.chat_model import ChatModel
 from app.i18n.translator import tr
 from app.settings.theme import WINDOW_MINIMUM, WINDOW_SIZE, Theme
-from app.views.chat.composer import Composer
+from app.views.chat.chips import ComposerChips
+from app.views.chat.composer import Composer, files_in
 from app.views.chat.empty_chat import EmptyChat
 from app.views.chat.transcript import Transcript
 from app.views.controls.controls import Pane
@@ -26,6 +28,7 @@ ACTIONS = (
     ("new_chat", "New conversation", "plus", "Ctrl+N"),
     ("search", "Search conversations", "search", "Ctrl+K"),
     ("conversation", "This conversation…", "edit", "Ctrl+."),
+    ("attach", "Attach files…", "paperclip", "Ctrl+U"),
     ("export", "Export as Markdown…", "save", "Ctrl+S"),
     ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
     ("models", "Models…", "chip", "Ctrl+M"),
@@ -50,10 +53,12 @@ KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
 
 
 class MainWindow(QMainWindow):
-    """Signals: `acted(action id)`; `folder_chosen(path)`; `shown` once; `search_wished`; `closing`."""
+    """Signals: `acted(action id)`; `folder_chosen(path)`; `files(list[Path])` to attach; `shown` once; `search_wished`;
+    `closing`."""
 
     acted = Signal(str)
     folder_chosen = Signal(str)
+    files = Signal(object)
     shown = Signal()
     search_wished = Signal()
     closing = Signal()
@@ -72,7 +77,9 @@ class MainWindow(QMainWindow):
         self.transcript = Transcript(theme, chat)
         self.empty = EmptyChat(theme)
         self.notices = NoticeBar(theme)
+        self.chips = ComposerChips(theme)
         self.composer = Composer(theme)
+        self.composer.files.connect(self.files)
         self.status = StatusLine(theme)
         self.actions_by_id = {id: self._action(id, *rest) for id, *rest in ACTIONS}
         self._stack = QStackedWidget()
@@ -80,6 +87,8 @@ class MainWindow(QMainWindow):
         self._stack.addWidget(self.transcript)
         self.panes = Panes(theme, self._chat_pane())
         self._lay_out()
+        self.setAcceptDrops(True)
+        self.composer.attach_requested.connect(self.actions_by_id["attach"].trigger)
         self.top.menu_pressed.connect(self._open_menu)
         self.top.sidebar_pressed.connect(self.actions_by_id["sidebar"].trigger)
         self.top.live_pressed.connect(self.actions_by_id["live"].trigger)
@@ -111,6 +120,12 @@ class MainWindow(QMainWindow):
         if path := QFileDialog.getExistingDirectory(self, tr("Open a model folder")):
             self.folder_chosen.emit(path)
 
+    def ask_for_files(self) -> None:
+        """Lets the user choose files to attach."""
+        names, _ = QFileDialog.getOpenFileNames(self, tr("Attach files"))
+        if names:
+            self.files.emit([Path(name) for name in names])
+
     @Slot()
     def wake(self) -> None:
         """Comes to the front: the program was started again."""
@@ -136,6 +151,7 @@ class MainWindow(QMainWindow):
         column.setSpacing(0)
         column.addWidget(self._stack, 1)
         column.addWidget(self.notices, 0)
+        column.addWidget(self.chips)
         column.addWidget(self.composer)
         return pane
 
@@ -190,6 +206,15 @@ class MainWindow(QMainWindow):
             self._was_shown = True
             self.composer.take_focus()
             self.shown.emit()
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        if files_in(event.mimeData()):
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        if files := files_in(event.mimeData()):
+            event.acceptProposedAction()
+            self.files.emit(files)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         # Not a shortcut: an editor in the transcript takes Esc for itself first.

@@ -264,7 +264,7 @@ def test_two_thousand_messages_are_read_with_few_questions(store: Store, monkeyp
 
     monkeypatch.setattr(StoreFile, "read", counted)
     assert len(store.load(conversation.id).path()) == 2000
-    assert len(asked) == 2, "the conversation and its turns, not one question per turn"
+    assert len(asked) == 3, "the conversation, its turns and their documents, not one question per turn"
 
 
 def test_closing_twice_is_harmless(store: Store) -> None:

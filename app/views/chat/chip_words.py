@@ -1,0 +1,26 @@
+"""What a chip says about a document."""
+
+from __future__ import annotations
+
+from app.conversations.attached import as_read, tokens_about
+from app.i18n import formatting
+from app.i18n.translator import said, tr
+from app.views.chat.chips import ChipWords
+from core.documents.document import Document
+
+
+def words_of(name: str, document: Document | None, tokens: int = 0, *, counted: bool = False) -> ChipWords:
+    """Pages and tokens of a document, or that it is being read."""
+    if document is None:
+        return ChipWords(name, tr("Reading…"))
+    known = formatting.tokens(tokens) if counted else tr("about {}").format(formatting.tokens(tokens))
+    parts = [tr("{} pages").format(len(document.pages))] if len(document.pages) > 1 else []
+    tip = "\n".join(
+        part for part in (name, tr("Press to see the text as the model reads it."), said(document.note)) if part
+    )
+    return ChipWords(name, " · ".join([*parts, known]), tip)
+
+
+def words_in_turn(document: Document) -> ChipWords:
+    """The same for a document of a question that was asked; its tokens are guessed."""
+    return words_of(document.name, document, tokens_about(as_read(document)))

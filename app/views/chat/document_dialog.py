@@ -1,0 +1,42 @@
+"""The text of an attached file, exactly as the model reads it."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtWidgets import QDialog, QDialogButtonBox, QLabel, QPlainTextEdit, QVBoxLayout, QWidget
+
+from app.i18n.translator import tr
+from app.settings.theme import EDGE, RELATED, Theme
+
+SIZE = (720, 560)
+
+
+class DocumentDialog(QDialog):
+    """Shows a text, over it what is to be said about it."""
+
+    def __init__(self, theme: Theme, name: str, text: str, note: str, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self.setWindowTitle(name)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.resize(*SIZE)
+        says = QLabel(" ".join(part for part in (tr("This is the text as the model reads it."), note) if part), self)
+        says.setWordWrap(True)
+        says.setTextFormat(Qt.TextFormat.PlainText)
+        self.text = view = QPlainTextEdit(self)
+        view.setReadOnly(True)
+        view.setPlainText(text)
+        view.setAccessibleName(name)
+        close = QDialogButtonBox(self)
+        close.addButton(tr("Close"), QDialogButtonBox.ButtonRole.RejectRole)
+        close.rejected.connect(self.reject)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
+        column.setSpacing(RELATED)
+        column.addWidget(says)
+        column.addWidget(view, 1)
+        column.addWidget(close)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        QPainter(self).fillRect(self.rect(), self._theme.colour("window"))

@@ -1,0 +1,152 @@
+"""Files attached in the window: chips, the text that the model is given, and sentences where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QMimeData, QUrl
+from PySide6.QtWidgets import QPushButton
+from pytestqt.qtbot import QtBot
+
+from app.application import Application, Wishes
+from app.views.chat.chips import Chip
+from app.views.chat.document_dialog import DocumentDialog
+from app.views.chat.message import UserMessage
+from core.events import Loading
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+
+NOTES = "The answer is 42.\nNobody knows the question.\n"
+READ = f'<document name="notes.md">\n{NOTES}\n</document>'
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(answer("42."), load=[Loading("weights", 0.5), replace(MODEL, context=2000)])
+
+
+@pytest.fixture
+def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
+    made = Application(Wishes("somebody/model"), lambda: engine)
+    qtbot.addWidget(made.window)
+    made.window.show()
+    qtbot.waitUntil(lambda: made.session.state.phase == "ready")
+    yield made
+    made.window.close()
+    made.close()
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    (tmp_path / "notes.md").write_text(NOTES, newline="\n")
+    return tmp_path / "notes.md"
+
+
+def chips(app: Application) -> list[str]:
+    found = (chip.findChild(QPushButton) for chip in app.window.chips.findChildren(Chip) if not chip.isHidden())
+    return [words.accessibleName() for words in found if words is not None]
+
+
+def attach(app: Application, qtbot: QtBot, *paths: Path) -> None:
+    app.window.files.emit(list(paths))
+    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments._pending))
+
+
+def ask(app: Application, qtbot: QtBot, text: str) -> None:
+    app.window.composer.submitted.emit(text)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+
+
+def test_a_file_is_read_counted_and_given_to_the_model_whole(
+    app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot
+) -> None:
+    attach(app, qtbot, notes)
+    assert chips(app) == [f"notes.md, {len(READ.split())} tokens"]
+    ask(app, qtbot, "What is it?")
+    assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat is it?"
+    assert app.chat.turn(0).content == "What is it?"
+    assert chips(app) == []
+    ask(app, qtbot, "And then?")
+    assert READ in engine.requests[-1].messages[-3].content
+    assert engine.requests[-1].messages[-1].content == "And then?"
+
+
+def test_an_edited_question_keeps_its_files(
+    app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot
+) -> None:
+    attach(app, qtbot, notes)
+    ask(app, qtbot, "What is it?")
+    app.session.edit(app.chat.turn(0).id, "What else?")
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat else?"
+
+
+def test_files_that_do_not_fit_are_not_cut(app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot) -> None:
+    notes.write_text("word " * 3000)
+    attach(app, qtbot, notes)
+    app.window.composer.submitted.emit("What is it?")
+    assert engine.requests == []
+    assert app.window.composer.edit.toPlainText() == "What is it?"
+    assert len(chips(app)) == 1
+    with qtbot.waitSignal(app.attachments.notice) as told:
+        app.window.composer.submitted.emit("What is it?")
+    assert told.args[0].title == "The attached files do not fit"
+    assert "about 3,003 tokens, and about 1,4" in told.args[0].sentence
+
+
+def test_a_question_waits_for_the_files_being_read(app: Application, engine: ScriptedEngine, notes: Path) -> None:
+    app.window.files.emit([notes])
+    assert chips(app) == ["notes.md, Reading…"]
+    app.window.composer.submitted.emit("What is it?")
+    assert engine.requests == []
+    assert app.window.composer.edit.toPlainText() == "What is it?"
+
+
+def test_a_file_that_cannot_be_read_says_so_and_goes(app: Application, tmp_path: Path, qtbot: QtBot) -> None:
+    (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with qtbot.waitSignal(app.attachments.notice) as told:
+        app.window.files.emit([tmp_path / "p.png"])
+    assert told.args[0].sentence.startswith("p.png cannot be read. Text, source code")
+    assert chips(app) == []
+
+
+def test_a_chip_opens_the_text_as_the_model_reads_it_and_its_cross_removes_it(
+    app: Application, notes: Path, qtbot: QtBot
+) -> None:
+    attach(app, qtbot, notes)
+    chip = app.window.chips.findChild(Chip)
+    assert chip is not None
+    chip.opened.emit(0)
+    dialog = app.window.findChild(DocumentDialog)
+    assert dialog is not None
+    assert dialog.text.toPlainText() == READ
+    dialog.close()
+    chip.removed.emit(0)
+    assert chips(app) == []
+    assert app.window.chips.isHidden()
+
+
+def test_a_question_shows_its_files_in_the_transcript(app: Application, notes: Path, qtbot: QtBot) -> None:
+    attach(app, qtbot, notes)
+    ask(app, qtbot, "What is it?")
+    qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(0).id) is not None)
+    view = app.window.transcript.view_of(app.chat.turn(0).id)
+    assert isinstance(view, UserMessage)
+    with qtbot.waitSignal(app.window.transcript.opened) as opened:
+        chip = view.findChild(Chip)
+        assert chip is not None
+        chip.opened.emit(0)
+    assert opened.args[0].pages == (NOTES,)
+
+
+def test_pasted_files_are_attached_and_pasted_text_is_text(app: Application, notes: Path, qtbot: QtBot) -> None:
+    files, words = QMimeData(), QMimeData()
+    files.setUrls([QUrl.fromLocalFile(str(notes))])
+    words.setText("words")
+    with qtbot.waitSignal(app.window.files) as pasted:
+        app.window.composer.edit.insertFromMimeData(files)
+    app.window.composer.edit.insertFromMimeData(words)
+    assert pasted.args[0] == [notes]
+    assert app.window.composer.edit.toPlainText() == "words"
