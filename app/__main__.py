@@ -30,6 +30,7 @@ LOG_BYTES, LOG_FILES = 1_000_000, 3
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser("hetegen", description=f"{NAME}: chat with models larger than the graphics card.")
+    parser.add_argument("file", nargs="?", default="", metavar="FILE", help="a .gguf file, as a double click gives it")
     parser.add_argument("--model", default="", metavar="PATH_OR_ID", help="the model to load (default: the last one)")
     parser.add_argument(
         "--self-test", action="store_true", help="load, answer once without a screen, print one JSON line"
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     instance = SingleInstance(places().data)
     if not args.self_test and not instance.claim():
         return 0
-    application = Application(Wishes(args.model, load_options(args), gpu))
+    application = Application(Wishes(args.model or args.file, load_options(args), gpu))
     if args.self_test:
         from app.self_test import SelfTest
 
