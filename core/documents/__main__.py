@@ -63,9 +63,15 @@ def _limit(limits: Limits) -> None:
 
 
 def _forbid(event: str, arguments: tuple[object, ...]) -> None:
-    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-    if writes or event.startswith(FORBIDDEN):
+    if (event == "open" and _writes(*arguments[1:3])) or event.startswith(FORBIDDEN):
         raise PermissionError(f"{event} is not for readers of documents")
+
+
+def _writes(mode: object, flags: object) -> bool:
+    """Whether a file is opened for more than reading; `os.open` gives no mode, and the flags alone tell."""
+    if isinstance(mode, str):
+        return bool(set(mode) & set("wax+"))
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
 if __name__ == "__main__":

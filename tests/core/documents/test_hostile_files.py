@@ -129,10 +129,54 @@ def test_a_climbing_member_beside_the_text_is_not_unpacked(tmp_path: Path) -> No
     assert not (tmp_path / "escaped.txt").exists()
 
 
-@pytest.mark.parametrize("loop", [looping_pdf])
-def test_a_pdf_that_contains_itself_ends(loop: Make, tmp_path: Path) -> None:
-    with pytest.raises(DocumentUnreadable):
-        read_document(loop(tmp_path), SMALL)
+def replaced(old: bytes, new: bytes) -> Make:
+    """A PDF with one thing in it wrong."""
+
+    def make(folder: Path) -> Path:
+        path = pdf(folder / "wrong.pdf", ["words"])
+        path.write_bytes(path.read_bytes().replace(old, new))
+        return path
+
+    return make
+
+
+def outcome(path: Path) -> list[str]:
+    """The lines of what is found, or of the refusal."""
+    try:
+        document = read_document(path, SMALL)
+    except DocumentUnreadable as error:
+        return str(error).splitlines()
+    return document.text.splitlines() if document is not None else ["stopped"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        looping_pdf,
+        replaced(b"/Count 1", b"/Count 2147483647"),
+        replaced(b"/Contents 5 0 R", b"/Contents 4 0 R"),
+        replaced(b"/Subtype /Type1", b"/Subtype /Type0 /DescendantFonts [3 0 R] /ToUnicode 3 0 R"),
+        replaced(b"/BaseFont /Helvetica", b"/FontDescriptor 3 0 R /FontFile2 5 0 R"),
+        replaced(b"/Length ", b"/Filter [/FlateDecode /LZWDecode] /Length "),
+        replaced(b"startxref", b"startxref\n99999999\n%%"),
+    ],
+)
+def test_a_pdf_that_is_wrong_inside_is_read_or_refused(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    told = outcome(path)
+    assert len(told) == 1, "a page of one line, or one sentence"
+    assert "crashed" not in told[0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_macros_are_neither_run_nor_read(tmp_path: Path) -> None:
+    parts = {
+        "word/vbaProject.bin": "Sub AutoOpen()",
+        "word/_rels/document.xml.rels": '<a Target="http://127.0.0.1:9/"/>',
+    }
+    document = read_document(docx(tmp_path / "m.docm", paragraph("text"), parts), SMALL)
+    assert document is not None
+    assert document.text == "text"
 
 
 def test_deep_nesting_is_read_or_refused(tmp_path: Path) -> None:
@@ -169,6 +213,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         "import socket; socket.create_connection(('127.0.0.1', 9))",
         "open('made.txt', 'w')",
         "import pathlib; pathlib.Path('made.txt').write_text('x')",
+        "import os; os.open('made.txt', os.O_WRONLY | os.O_CREAT)",
         "import os; os.mkdir('made')",
         "import subprocess, sys; subprocess.run([sys.executable, '-c', ''])",
     ],
