@@ -189,7 +189,10 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
         shards("first.safetensors", "second.safetensors"), ModelUnreadable, "1 of 2 weight files are missing",
     ),
     "shards elsewhere": (shards("first.safetensors", "../x.safetensors"), ModelUnreadable, "outside its folder"),
-    "index damaged": (write(f"{WEIGHTS}.index.json", "{"), ModelUnreadable, "index.json cannot be read"),
+    "index damaged": (
+        in_turn(shards("first.safetensors", "second.safetensors"), write(f"{WEIGHTS}.index.json", "{")),
+        ModelUnreadable, "cannot be read. It is damaged",
+    ),
     "no tokenizer": (delete("tokenizer*", "special*", "chat_template*"), ModelUnreadable, "The model has no tokenizer"),
     "tokenizer damaged": (cut("tokenizer.json", 0.5), ModelUnreadable, "tokenizer cannot be read"),
 }  # fmt: skip
