@@ -267,7 +267,7 @@ def menu(stage: Stage) -> None:
 
 def what_if(stage: Stage) -> None:
     reply(stage)
-    find(stage.app.live.what_if, QSlider, "Context").setValue(10)
+    find(stage.app.live.what_if, QSlider, stage.app.live.what_if.tr("Context")).setValue(10)
     stage.settle(0.3)
     area = stage.app.live.findChild(QScrollArea)
     assert area is not None
