@@ -12,7 +12,8 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = re.compile(r"(^|/)(LICEN[CS]E|COPYING|NOTICE|AUTHORS)[^/]*$", re.IGNORECASE)
+TEXTS = re.compile(r"\.dist-info/licenses/|(^|/)(LICEN[CS]E|COPYING|NOTICE|AUTHORS)[^/]*$", re.IGNORECASE)
+"""A wheel's folder of licences holds those of what it brings compiled, under any name."""
 OURS = {
     "pyside6-essentials": "LGPL-3.0.txt",
     "shiboken6": "LGPL-3.0.txt",

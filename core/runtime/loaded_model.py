@@ -102,12 +102,17 @@ class LoadedModel:
         return ParkedPrefixes(self.plan.memory[0].parked)
 
     def turn_to(self, ids: Sequence[int]) -> None:
-        """Let the KV cache hold as much of these ids as it ever did. Raises NotEnoughMemory, DeviceLost."""
+        """Let the KV cache hold as much of these ids as it ever did; none where the device is lost or full, as the pass
+        that follows will find out and step down."""
         placement = self.model.placement
-        with placement.failures():
-            if isinstance(placement, DevicePlacement):
-                placement.accelerator.synchronize()
-            self.reply_start = self.parked.switch(self.cache, ids, self.reply_start)
+        try:
+            with placement.failures():
+                if isinstance(placement, DevicePlacement):
+                    placement.accelerator.synchronize()
+                self.reply_start = self.parked.switch(self.cache, ids, self.reply_start)
+        except (NotEnoughMemory, DeviceLost):
+            self.cache.reset()
+            self.reply_start = 0
 
     def limit(self, vram: int | None, ram: int | None) -> None:
         """Set the user's limits, in bytes, for the plans that follow."""

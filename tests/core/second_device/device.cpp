@@ -75,6 +75,7 @@ struct Block {
   Clock before; // of who had the memory earlier
   Clock writes, reads;
   bool read_only = false, hidden = false; // pinned memory under a copy
+  bool counted = true; // false once the device was put in as new: what outlives that belongs to no plan
 };
 
 struct Arena {
@@ -317,7 +318,8 @@ void free_device(void* address) {
   uses.join(block.reads);
   if (!known.knows(uses) && !d.lost && d.failure.empty())
     violated("memory was given back while a stream may still use it");
-  d.used -= block.bytes;
+  if (block.counted)
+    d.used -= block.bytes;
   known.join(uses);
   d.memory.give_back(begin, known);
 }
@@ -992,6 +994,9 @@ void second_device_plug(int plugged) {
     await(lock, i, d.lines[i].clock.at[i]);
   for (auto& line : d.lines)
     observe(line.clock);
+  for (auto& [begin, block] : d.memory.blocks)
+    block.counted = false;
+  d.used = 0;
   d.plugged = plugged, d.lost = false, d.failure.clear(), d.first.clear();
   d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = 0;
   d.violations = 0, d.full_from = d.full_to = -1, d.launches = 0, d.fail_at = -1, d.peak = d.used, d.copies_up = d.copies_down = 0;
