@@ -19,8 +19,3 @@ class RemoteState:
     def models(self) -> tuple[str, ...]:
         """The models that the server named."""
         return self.outcomes[-1].models if self.outcomes else ()
-
-    @property
-    def reached(self) -> bool:
-        """Whether no step failed."""
-        return bool(self.outcomes) and not self.busy and all(one.error is None for one in self.outcomes)

@@ -9,10 +9,9 @@ import torch
 from core.generation.sampler import checked_logits
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
-from core.planning.speculation import MOST_ROWS, best_size
+from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, best_size
 
-# How often a drafted token is right, until it was seen; and the weight of what was seen before at each check.
-LIKELY_ACCEPTANCE = 0.8
+# The weight of what was seen before at each check.
 MEMORY = 0.9
 # A draft ends where its model is less sure than this of its next token: what follows would hardly be taken.
 LEAST_CONFIDENCE = 0.5

@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 from core.planning.calibration import fully_resident
 from core.planning.memory_budget import vram_limit
 from core.planning.planner import place
-from core.planning.speculation import best_size, expected_gain
+from core.planning.speculation import LIKELY_ACCEPTANCE, best_size, expected_gain
 from core.spec import Budget, Format, Hardware, ModelSpec, Plan
 
 DRAFT_FORMAT: Format = "int4"
-LIKELY_ACCEPTANCE = 0.8
-"""Accepted fraction of the tokens an int4 copy drafts: SmolLM2-135M 0.6-0.95, larger models more (RESULTS.md)."""
-DECODE_SHARE = 0.5
-"""Chosen by itself only where the copy decodes at least twice as fast as the model."""
 
 
 @dataclass(frozen=True)
