@@ -41,7 +41,7 @@ def software() -> Software:
     import torch
 
     from core.hardware.profile import driver_version
-    from core.kernels.native_library import instruction_sets
+    from core.kernels.native_abi import instruction_sets
 
     cuda = torch.version.cuda or getattr(torch.version, "hip", None) or ""
     return Software(

@@ -151,13 +151,13 @@ def _profile(
 ) -> MachineProfile:
     import torch
 
-    from core.kernels import native_library
+    from core.kernels import native_abi
 
     lent = simulation.cores if simulation else 0
     wanted = threads or max(1, info.physical_cores - lent)
     total = ram()[0]
     facts = [PROFILE_VERSION, asdict(info), total, torch.__version__, driver_version(), wanted]
-    facts += [native_library.VERSION, native_library.instruction_sets()]
+    facts += [native_abi.VERSION, native_abi.instruction_sets()]
     facts += [[asdict(card) for card in cards], asdict(simulation) if simulation else None]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     known = _read(folder)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from core.kernels.matmul import Kernel, kernels_for
-from core.kernels.native_library import instruction_sets
+from core.kernels.native_abi import instruction_sets
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty
 from core.spec import BUCKET_NAMES, BUCKET_TIMED, LAYOUTS, Storage

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.kernels.native_library import LAYOUT_BITS, format_number
+from core.kernels.native_abi import LAYOUT_BITS, format_number
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_rows
 from core.spec import INT4_GROUP, LAYOUTS, Storage
 

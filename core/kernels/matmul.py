@@ -15,15 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.native_library import (
-    FEW_ROWS,
-    FLOAT_PANELS,
-    MOST_PARTS,
-    NativeLibrary,
-    Parts,
-    instruction_sets,
-    open_library,
-)
+from core.kernels.native_abi import MOST_PARTS, instruction_sets
+from core.kernels.native_library import FEW_ROWS, FLOAT_PANELS, NativeLibrary, Parts, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import BUCKET_LIMITS, BUCKET_NAMES, LAYOUTS, bucket

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_library import NativeLibrary, Parts, format_number
+from core.kernels.native_abi import format_number
+from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
 GATES = {"silu": 0, "gelu_tanh": 1, "clamped": 2}

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_library import AttentionCall, NativeLibrary, Parts, format_number
+from core.kernels.native_abi import format_number
+from core.kernels.native_library import AttentionCall, NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}

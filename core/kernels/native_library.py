@@ -1,82 +1,25 @@
-"""Optional ctypes bindings to the compiled kernels; without the library, torch computes.
+"""Calls of the compiled kernels with tensors: products, norms, attention, whole layers, experts.
 
-The calls here take addresses and know nothing of formats beyond their numbers; `matmul` and `inputs` own the tensors.
+The calls take addresses and know nothing of formats beyond their numbers; `matmul` and `prepared_input` own
+the tensors.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from core.spec import E2M1, IQ4, LAYOUTS, Storage
+from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, format_number, instruction_sets, library
 
-FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
-GROUPED, LAYOUT_BITS = 4, 3
-"""The kernel for all layouts, and the bit of a format's number from which on it says which."""
-SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
-BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1}
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
-"""From the best to the least, with the library's numbers."""
 FEW_ROWS = 8
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-VERSION = 9
-"""ABI version; must match `hetegen_version` in dispatch.c."""
-PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
-
-_INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-_CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
-    "hetegen_copy": (None, [_ADDRESS, _ADDRESS, _LONG]),
-    "hetegen_version": (_INT, []),
-    "hetegen_supports": (_INT, [_INT]),
-    "hetegen_input_kind": (_INT, [_INT, _INT, _LONG]),
-    "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
-    "hetegen_panel_bytes": (_LONG, [_LONG]),
-    "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),
-    "hetegen_matmul": (
-        None,
-        [_INT, _INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS, _INT],
-    ),
-    "hetegen_rms_norm": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _ADDRESS, _FLOAT, _INT, _ADDRESS, _INT]),
-    "hetegen_encode": (
-        None,
-        [_INT, _INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS, _LONG, _INT],
-    ),
-    "hetegen_attention_bytes": (_LONG, [_ADDRESS]),
-    "hetegen_attention": (
-        None,
-        [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
-    ),
-    "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
-    "hetegen_layer_begin": (
-        None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT],
-    ),
-    "hetegen_layer_end": (
-        None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
-    ),
-    "hetegen_layer_attend": (
-        None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
-    ),
-    "hetegen_experts_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _LONG, _INT]),
-    "hetegen_route_bytes": (_LONG, [_INT, _ADDRESS, _LONG]),
-    "hetegen_route": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),
-    "hetegen_experts": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _LONG, *(_ADDRESS,) * 4, _INT]),
-}
-MOST_PARTS = 16
-SHAPE_FIELDS = 19
-NO_ATTENTION = (_LONG * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
+NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
 """The shape of one that needs no memory."""
 SPLIT_KEYS = 256
 """A stretch of keys shorter than this is not worth a task of its own."""
@@ -132,7 +75,7 @@ class Parts:
             fields += (data.data_ptr(), data.stride(0) * data.element_size())
             fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
             fields += (begin, end)
-        self.fields = (_LONG * len(fields))(*fields)
+        self.fields = (ctypes.c_int64 * len(fields))(*fields)
 
 
 class NativeLibrary:
@@ -213,7 +156,7 @@ class NativeLibrary:
         """(B, S, H, D), contiguous, in the query's type."""
         q = call.query
         threads = _threads_for(call.key.nbytes + call.value.nbytes)
-        shape = (_LONG * SHAPE_FIELDS)(*call.shape(threads))
+        shape = (ctypes.c_int64 * SHAPE_FIELDS)(*call.shape(threads))
         out = torch.empty((q.shape[0], q.shape[2], q.shape[1], call.value.shape[3]), dtype=q.dtype)
         scratch = torch.empty(self._attention_bytes(shape), dtype=torch.uint8)
         self._attention(
@@ -248,7 +191,7 @@ class NativeLibrary:
         self, compute: Callable[..., object], layer: int, x: Tensor, call: AttentionCall, *out: int
     ) -> None:
         attention_threads = _threads_for(call.key.nbytes + call.value.nbytes)
-        shape = (_LONG * SHAPE_FIELDS)(*call.shape(attention_threads))
+        shape = (ctypes.c_int64 * SHAPE_FIELDS)(*call.shape(attention_threads))
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], x.shape[1], shape), dtype=torch.uint8)
         compute(
             self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, *call.addresses, call.scale, attention_threads,
@@ -275,17 +218,6 @@ class NativeLibrary:
         )  # fmt: skip
 
 
-@cache
-def format_number(storage: str) -> int:
-    """The library's number of a storage: a kernel, and how grouped weights lie, as kernels.h says."""
-    if storage in FORMATS:
-        return FORMATS[storage]
-    layout = LAYOUTS[cast(Storage, storage)]
-    values = 2 if layout.codes else 1 if layout.bits == 4 else 0
-    described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
-    return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << LAYOUT_BITS
-
-
 def _threads_for(nbytes: int) -> int:
     """Waiting for other threads costs more than they save on little work, and far more on a busy machine."""
     return torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
@@ -298,18 +230,9 @@ def copy_past_caches(to: int, start: int, nbytes: int) -> None:
 
 @cache
 def _copy() -> Callable[[int, int, int], object]:
-    library = _load()
-    copy: Callable[[int, int, int], object] = ctypes.memmove if library is None else library.hetegen_copy
+    compiled = library()
+    copy: Callable[[int, int, int], object] = ctypes.memmove if compiled is None else compiled.hetegen_copy
     return copy
-
-
-@cache
-def library_files() -> tuple[Path, ...]:
-    """The compiled libraries that the package was built with; that for this Python first, if there is one."""
-    folder = Path(__file__).parent
-    found = sorted(file for pattern in PATTERNS for file in folder.glob(pattern))
-    own = sysconfig.get_config_var("EXT_SUFFIX") or ""
-    return tuple(sorted(found, key=lambda file: not file.name.endswith(own)))
 
 
 @cache
@@ -320,34 +243,8 @@ def native() -> NativeLibrary | None:
 
 
 @cache
-def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the library has kernels for and this processor knows, best first."""
-    library = _load()
-    if library is None:
-        return ()
-    return tuple(name for name, number in INSTRUCTION_SETS.items() if library.hetegen_supports(number))
-
-
-@cache
 def open_library(instruction_set: str) -> NativeLibrary:
     """The library with one of `instruction_sets()`."""
-    library = _load()
-    assert library is not None
-    return NativeLibrary(library, instruction_set)
-
-
-@cache
-def _load() -> ctypes.CDLL | None:
-    return next((library for file in library_files() if (library := _opened(file)) is not None), None)
-
-
-def _opened(file: Path) -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(file))
-        for name, (result, arguments) in _CALLS.items():
-            call = getattr(library, name)
-            call.restype, call.argtypes = result, arguments
-    except (OSError, AttributeError):
-        # Built for another system, or by an older version of this package: torch's kernels do the work.
-        return None
-    return library if library.hetegen_version() == VERSION else None
+    compiled = library()
+    assert compiled is not None
+    return NativeLibrary(compiled, instruction_set)

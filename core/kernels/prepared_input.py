@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.kernels.native_library import TYPES, NativeLibrary
+from core.kernels.native_abi import TYPES
+from core.kernels.native_library import NativeLibrary
 
 
 class HostInput:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.native_library import TYPES, native
+from core.kernels.native_abi import TYPES
+from core.kernels.native_library import native
 from core.kernels.quantized_weight import QuantizedWeight, empty
 from core.spec import INT4_GROUP, ITEM_BYTES, Storage
 

@@ -88,7 +88,8 @@ def read_prompt(loaded: LoadedModel, tokens: int) -> None:
 
 def watch(loaded: LoadedModel, clock: Clock) -> None:
     """Put a clock around the library's calls and around every norm and every module without children."""
-    from core.kernels.native_library import instruction_sets, open_library
+    from core.kernels.native_abi import instruction_sets
+    from core.kernels.native_library import open_library
 
     for name in instruction_sets():
         library = open_library(name)

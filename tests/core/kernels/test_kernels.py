@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.kernels.matmul import BatchedMatmul, Kernel, bucket, host_matmul, kernels_for
-from core.kernels.native_library import Parts, copy_past_caches, instruction_sets, library_files, open_library
+from core.kernels.native_abi import instruction_sets, library_files
+from core.kernels.native_library import Parts, copy_past_caches, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.kernels.native_abi import instruction_sets
 from core.kernels.native_experts import Activation, ExpertParts, NativeExperts
-from core.kernels.native_library import instruction_sets, open_library
+from core.kernels.native_library import open_library
 from core.kernels.native_router import NativeRouter, RouterParts, Routing
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight

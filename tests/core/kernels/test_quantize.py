@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import core.kernels.quantize
-from core.kernels.native_library import instruction_sets, open_library
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_library import open_library
 from core.kernels.quantize import encode_with_torch, quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import INT4_GROUP, Format

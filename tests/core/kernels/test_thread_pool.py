@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from core.kernels.matmul import ChosenMatmul, host_matmul
-from core.kernels.native_library import AttentionCall, library_files, native
+from core.kernels.native_abi import library_files
+from core.kernels.native_library import AttentionCall, native
 from core.kernels.quantize import quantize
 
 pytestmark = pytest.mark.skipif(not library_files(), reason="the package was built without a compiler")

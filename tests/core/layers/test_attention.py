@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen3Config
 from transformers.configuration_utils import PretrainedConfig
 
-from core.kernels.native_library import AttentionCall, instruction_sets, open_library
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_library import AttentionCall, open_library
 from core.layers import attention
 from core.layers.attention import attend, register
 

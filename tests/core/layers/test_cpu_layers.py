@@ -13,7 +13,7 @@ from torch import Tensor
 from core.accelerators.card import Card
 from core.accelerators.simulated import SimulatedAccelerator
 from core.events import LoadOptions
-from core.kernels.native_library import instruction_sets
+from core.kernels.native_abi import instruction_sets
 from core.layers.fused_layers import FusedForward
 from core.model.placement import DevicePlacement, HostPlacement
 from core.runtime.loaded_model import LoadedModel

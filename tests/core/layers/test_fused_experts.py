@@ -12,7 +12,7 @@ from torch import Tensor
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
-from core.kernels.native_library import instruction_sets
+from core.kernels.native_abi import instruction_sets
 from core.layers import fused_routers, moe
 from core.layers.fused_routers import FusedRouter
 from core.layers.kv_cache import KVCache

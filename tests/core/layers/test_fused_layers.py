@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
+from core.kernels.native_abi import instruction_sets
 from core.kernels.native_layer import NativeLayer
-from core.kernels.native_library import AttentionCall, instruction_sets, open_library
+from core.kernels.native_library import AttentionCall, open_library
 from core.layers import fused_layers
 from core.layers.fused_layers import FusedForward, parts_of
 from core.layers.kv_cache import KVCache

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.kernels.native_library import instruction_sets, open_library
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_library import open_library
 from core.layers.norms import NativeRMSNorm, adopt, recognise
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath
