@@ -77,3 +77,7 @@ class DiskFull(HeteGenError):
 
 class DocumentUnreadable(HeteGenError):
     """An attached file holds no text that can be found, or is too large, locked or damaged."""
+
+
+class DocumentLocked(DocumentUnreadable):
+    """An attached file needs a password, or another one than was given."""

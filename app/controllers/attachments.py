@@ -16,12 +16,12 @@ from app.engine.task_thread import TaskThread, Tell
 from app.engine.worker import Worker
 from app.i18n.translator import said
 from app.notices import notices
-from app.views.chat.chip_words import words_of
-from app.views.chat.document_dialog import DocumentDialog
+from app.views.chat.chip_words import words_of, words_while_reading
+from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.frame.window import MainWindow
 from core.documents.document import Document
 from core.documents.reader import read_document
-from core.errors import HeteGenError
+from core.errors import DocumentLocked, HeteGenError
 from core.events import Counted, Message, Request, Stop
 
 REPLY_TOKENS = 512
@@ -30,10 +30,12 @@ REPLY_TOKENS = 512
 
 @dataclass(frozen=True)
 class Pending:
-    """A file on its way into a question; `document` is None while it is being read."""
+    """A file on its way into a question; `document` is None while it is being read, `of` its pages if that is known."""
 
-    name: str
+    path: Path
     ticket: int
+    done: int = 0
+    of: int = 0
     document: Document | None = None
     tokens: int = 0
     counted: bool = False
@@ -51,6 +53,7 @@ class Attachments(QObject):
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
         self._reader = TaskThread("documents")
+        self._reader.told.connect(self._on_progress)
         self._reader.done.connect(self._on_read)
         self._reader.failed.connect(self._on_unreadable)
         worker.told.connect(self._on_told)
@@ -59,7 +62,7 @@ class Attachments(QObject):
     def add(self, paths: Sequence[Path]) -> None:
         """Reads files, one after the other."""
         for path in paths:
-            self._pending.append(Pending(path.name, self._reader.run(partial(_read, path))))
+            self._pending.append(Pending(path, self._reader.run(partial(_read, path))))
         self._show()
         self._window.composer.take_focus()
 
@@ -119,6 +122,13 @@ class Attachments(QObject):
         return min(self._reply() or REPLY_TOKENS, REPLY_TOKENS)
 
     @Slot(int, object)
+    def _on_progress(self, ticket: int, far: tuple[int, int]) -> None:
+        place = self._place(ticket)
+        if place is not None:
+            self._pending[place] = replace(self._pending[place], done=far[0], of=far[1])
+            self._show()
+
+    @Slot(int, object)
     def _on_read(self, ticket: int, document: Document | None) -> None:
         place = self._place(ticket)
         if place is None or document is None:
@@ -131,10 +141,31 @@ class Attachments(QObject):
     @Slot(int, object)
     def _on_unreadable(self, ticket: int, error: HeteGenError) -> None:
         place = self._place(ticket)
+        if place is None:
+            return
+        if isinstance(error, DocumentLocked):
+            self._ask_password(ticket, self._pending[place].path.name, said(error.why))
+            return
+        del self._pending[place]
+        self._show()
+        self.notice.emit(notices.for_error(error))
+
+    def _ask_password(self, ticket: int, name: str, why: str) -> None:
+        dialog = PasswordDialog(name, why, self._window)
+        dialog.textValueSelected.connect(partial(self._unlock, ticket))
+        dialog.rejected.connect(partial(self._give_up, ticket))
+        dialog.open()
+
+    def _unlock(self, ticket: int, password: str) -> None:
+        place = self._place(ticket)
         if place is not None:
-            del self._pending[place]
-            self._show()
-            self.notice.emit(notices.for_error(error))
+            path = self._pending[place].path
+            self._pending[place] = Pending(path, self._reader.run(partial(_read, path, password=password)))
+
+    def _give_up(self, ticket: int) -> None:
+        place = self._place(ticket)
+        if place is not None:
+            self.remove(place)
 
     @Slot(int, object)
     def _on_told(self, ticket: int, event: object) -> None:
@@ -148,9 +179,14 @@ class Attachments(QObject):
         return next((place for place, each in enumerate(self._pending) if each.ticket == ticket), None)
 
     def _show(self) -> None:
-        chips = [words_of(each.name, each.document, each.tokens, counted=each.counted) for each in self._pending]
+        chips = [
+            words_of(each.path.name, each.document, each.tokens, counted=each.counted)
+            if each.document is not None
+            else words_while_reading(each.path.name, each.done, each.of)
+            for each in self._pending
+        ]
         self._window.chips.show_chips(chips)
 
 
-def _read(path: Path, stop: Stop, tell: Tell) -> Document | None:
-    return read_document(path, stop=stop)
+def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Document | None:
+    return read_document(path, stop=stop, progress=lambda done, of: tell((done, of)), password=password)

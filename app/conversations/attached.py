@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from core.documents.document import Document
 from core.sentence import pack, unpack
 
+FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for the time before a tokenizer has counted."""
 
@@ -16,8 +18,13 @@ def as_read(document: Document) -> str:
     """The text exactly as the model reads it: framed by the file's name, pages told apart where there are several."""
     pages = document.pages
     text = pages[0] if len(pages) == 1 else "\n\n".join(f"[Page {n}]\n{page}" for n, page in enumerate(pages, 1))
-    name = document.name.replace('"', "'")
-    return f'<document name="{name}">\n{text}\n</document>'
+    name = _harmless(document.name.replace('"', "'"))
+    return f'<document name="{name}">\n{_harmless(text)}\n</document>'
+
+
+def _harmless(text: str) -> str:
+    """The text without marks that would end the frame around it or begin another."""
+    return FRAME.sub("&lt;", text)
 
 
 def question(text: str, attached: Iterable[Document]) -> str:

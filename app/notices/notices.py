@@ -70,6 +70,7 @@ _WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.DownloadFailed: _Words("The download did not finish", "retry", "Try again"),
     errors.DiskFull: _Words("The disk is full", "retry", "Try again"),
     errors.DocumentUnreadable: _Words("The file could not be attached", "attach", "Attach another file…"),
+    errors.DocumentLocked: _Words("The file needs a password", "attach", "Attach another file…"),
 }
 _ANY = _Words("That did not work", "retry", "Try again")
 

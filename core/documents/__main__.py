@@ -1,19 +1,25 @@
-"""The process in which one file is read: `python -m core.documents FILE LIMITS`, one line of JSON on stdout."""
+"""The process in which one file is read: `python -m core.documents FILE LIMITS`, with its password on stdin.
+
+Says lines of JSON on stdout: how far it is, and last what was found.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from core.documents import formats
 from core.documents.document import Limits, unreadable
-from core.errors import DocumentUnreadable
+from core.errors import DocumentLocked, DocumentUnreadable
 from core.files import without_halves
 from core.sentence import pack
 
+SAY_S = 0.1
+PASSWORD_BYTES = 4096
 FORBIDDEN = (
     "socket.", "urllib.", "subprocess.", "shutil.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
     "os.startfile", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate",
@@ -24,25 +30,48 @@ FORBIDDEN = (
 def main(arguments: list[str]) -> int:
     """Read the file and say what was found, or why not."""
     path, limits = Path(arguments[0]), Limits(**json.loads(arguments[1]))
+    # A windowed program that was started by hand has no stdin.
+    password = sys.stdin.buffer.read(PASSWORD_BYTES).decode() if sys.stdin is not None else ""
     _limit(limits)
     sys.addaudithook(_forbid)
     try:
-        document = formats.read(path, limits)
-        told = {"pages": [without_halves(page) for page in document.pages], "note": pack(document.note)}
+        document = formats.read(path, limits, password, _Progress())
+        told: dict[str, object] = {
+            "pages": [without_halves(page) for page in document.pages],
+            "note": pack(document.note),
+        }
     except DocumentUnreadable as error:
         told = _refusal(error)
     except MemoryError:
         told = _refusal(unreadable(path.name, "Reading it takes more memory than is allowed."))
     except OSError as error:
         told = _refusal(unreadable(path.name, f"{error.strerror or error}."))
-    sys.stdout.buffer.write(json.dumps(told).encode())
-    sys.stdout.flush()
+    _say(told)
     # A library that a hostile file has confused may crash when it is unloaded, after all has been said.
     os._exit(0)
 
 
+def _say(told: dict[str, object]) -> None:
+    sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
+    sys.stdout.flush()
+
+
+class _Progress:
+    """Says how many pages were read, at most every 100 ms."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= SAY_S:
+            self._last = now
+            _say({"done": done, "of": of})
+
+
 def _refusal(error: DocumentUnreadable) -> dict[str, object]:
-    return {part: pack(getattr(error, part)) for part in ("what", "why", "next_step")}
+    parts = {part: pack(getattr(error, part)) for part in ("what", "why", "next_step")}
+    return {**parts, "locked": isinstance(error, DocumentLocked)}
 
 
 def _limit(limits: Limits) -> None:

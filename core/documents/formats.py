@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.parsers import expat
 
+from core.documents.archive import Archive, Forbidden, TooLarge
+from core.documents.book import CONTAINER, Protected, book_pages
 from core.documents.document import Document, Limits, unreadable
 from core.documents.html import html_text
 from core.documents.mail import mail_text
 from core.documents.pdf import pdf_document
 from core.documents.plain import NotText, decode
-from core.documents.word import BODY, Forbidden, TooLarge, word_pages
+from core.documents.sheets import BOOK, sheet_pages
+from core.documents.slides import DECK, slide_pages
+from core.documents.word import BODY, word_pages
 from core.sentence import sentence
 
 PDF_WITHIN = 1024
@@ -22,13 +26,20 @@ ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 HTML, MAIL = (".html", ".htm", ".xhtml"), (".eml",)
-OTHER_KIND = "Text, source code, CSV, JSON, HTML, PDF, Word (.docx) and saved e-mails (.eml) can be attached."
+ARCHIVES = {BODY: word_pages, BOOK: sheet_pages, DECK: slide_pages, CONTAINER: book_pages}
+"""The readers of archives, by a part that only their kind has."""
+LOCKED_OFFICE = "EncryptedPackage".encode("utf-16-le")
+OTHER_KIND = (
+    "Text, source code, CSV, JSON, HTML, PDF, Word (.docx), Excel (.xlsx), PowerPoint (.pptx), books (.epub) and saved "
+    "e-mails (.eml) can be attached."
+)
+WITHOUT_PASSWORD = "Save a copy without the password, and attach that."
 KNOWN_KINDS = "Attach it as a PDF or as text."
 
 
-def read(path: Path, limits: Limits) -> Document:
-    """The text of a file. Raises DocumentUnreadable."""
-    document = _reader(path)(path, limits)
+def read(path: Path, limits: Limits, password: str, progress: Callable[[int, int], None]) -> Document:
+    """The text of a file; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
+    document = _read(path, limits, password, progress)
     length = sum(map(len, document.pages))
     if length > limits.characters:
         raise unreadable(
@@ -41,19 +52,21 @@ def read(path: Path, limits: Limits) -> Document:
     return document
 
 
-def _reader(path: Path) -> Callable[[Path, Limits], Document]:
+def _read(path: Path, limits: Limits, password: str, progress: Callable[[int, int], None]) -> Document:
     with path.open("rb") as file:
         start = file.read(PDF_WITHIN)
     if b"%PDF-" in start:
-        return lambda path, limits: pdf_document(path, path.name, limits)
+        return pdf_document(path, limits, password, progress)
     if start.startswith(ZIP):
-        return _archive
+        return _archive(path, limits)
+    if start.startswith(OLD_OFFICE) and LOCKED_OFFICE in path.read_bytes():
+        raise unreadable(path.name, "It is locked with a password.", WITHOUT_PASSWORD)
     if start.startswith((OLD_OFFICE, *PICTURES)):
         raise _other_kind(path)
-    return _text
+    return _text(path)
 
 
-def _text(path: Path, limits: Limits) -> Document:
+def _text(path: Path) -> Document:
     data, suffix = path.read_bytes(), path.suffix.lower()
     try:
         if suffix in HTML:
@@ -73,17 +86,21 @@ def _mail(path: Path, data: bytes) -> Document:
 
 def _archive(path: Path, limits: Limits) -> Document:
     try:
-        with zipfile.ZipFile(path) as archive:
-            if BODY not in archive.namelist():
+        with zipfile.ZipFile(path) as file:
+            archive = Archive(file, limits.unpacked_bytes)
+            pages_of = next((pages for part, pages in ARCHIVES.items() if part in archive.names), None)
+            if pages_of is None:
                 raise _other_kind(path)
-            return Document(path.name, word_pages(archive, limits.unpacked_bytes))
-    except (zipfile.BadZipFile, expat.ExpatError, EOFError, NotImplementedError, zlib.error) as error:
+            return Document(path.name, pages_of(archive))
+    except (zipfile.BadZipFile, expat.ExpatError, EOFError, NotImplementedError, NotText, zlib.error) as error:
         raise unreadable(path.name, "It is damaged.") from error
     except RuntimeError as error:  # what zipfile raises for a member that is encrypted
-        raise unreadable(path.name, "It is locked with a password.") from error
+        raise unreadable(path.name, "It is locked with a password.", WITHOUT_PASSWORD) from error
+    except Protected as error:
+        raise unreadable(path.name, "It is protected against copying (DRM).") from error
     except Forbidden as error:
         raise unreadable(
-            path.name, "Its XML declares entities, which Word never writes: it may be an attack."
+            path.name, "Its XML declares entities, which such files never do: it may be an attack."
         ) from error
     except TooLarge as error:
         raise unreadable(path.name, "It unpacks to more than is allowed: it may be an attack.") from error

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from core.documents.document import Document, Limits, unreadable
+from core.errors import DocumentLocked
 from core.sentence import sentence
 
 SOFT_HYPHEN = re.compile("[\ufffe\x02]\n?")
 
 
-def pdf_document(path: Path, name: str, limits: Limits) -> Document:
-    """Its pages, also those without text. Raises DocumentUnreadable."""
+def pdf_document(path: Path, limits: Limits, password: str, progress: Callable[[int, int], None]) -> Document:
+    """Its pages, also those without text; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
     # Imported late: only this kind of file needs the library.
     import pypdfium2
 
+    name = path.name
     try:
-        pdf = pypdfium2.PdfDocument(path)
+        pdf = pypdfium2.PdfDocument(path, password=password or None)
     except pypdfium2.PdfiumError as error:
-        raise _refusal(name, str(error)) from error
+        raise _refusal(name, str(error), password) from error
     if len(pdf) > limits.pages:
         raise unreadable(name, sentence("It has {} pages, and at most {} are read.", len(pdf), limits.pages))
-    pages = tuple(_page_text(pdf, number) for number in range(len(pdf)))
+    found = []
+    for number in range(len(pdf)):
+        progress(number, len(pdf))
+        found.append(_page_text(pdf, number))
+    pages = tuple(found)
     empty = sum(not page for page in pages)
     if empty == len(pages):
         raise unreadable(
@@ -46,7 +53,8 @@ def _page_text(pdf: object, number: int) -> str:
     return SOFT_HYPHEN.sub("", text.replace("\r\n", "\n")).replace("\0", "").strip()
 
 
-def _refusal(name: str, why: str) -> Exception:
-    if "password" in why.lower():
-        return unreadable(name, "It is locked with a password.", "Save a copy without the password, and attach that.")
-    return unreadable(name, "It is damaged, or not a PDF.")
+def _refusal(name: str, why: str, password: str) -> Exception:
+    if "password" not in why.lower():
+        return unreadable(name, "It is damaged, or not a PDF.")
+    why = "The password is wrong." if password else "It is locked with a password."
+    return DocumentLocked(sentence("{} cannot be read.", name), why)

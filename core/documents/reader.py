@@ -8,18 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 import psutil
 
 from core.documents.document import Document, Limits, unreadable
-from core.errors import DocumentUnreadable
+from core.errors import DocumentLocked, DocumentUnreadable
 from core.files import without_halves
 from core.sentence import sentence, unpack
 
 ARGUMENT = "--read-document"
 """With which a bundle's own program, having no Python beside it, reads a file as `core.documents.__main__` does."""
+PROGRESS = b'{"done": '
 LOOK_S = 0.05
 MORE_MEMORY = 256 << 20
 """What the interpreter and its libraries may take beside the document."""
@@ -30,8 +34,21 @@ def never() -> bool:
     return False
 
 
-def read_document(path: Path, limits: Limits | None = None, stop: Callable[[], bool] = never) -> Document | None:
-    """The text of a file, None when `stop` said so. Raises DocumentUnreadable."""
+def unheard(done: int, of: int) -> None:
+    """The `progress` of those who only want the text."""
+
+
+def read_document(
+    path: Path,
+    limits: Limits | None = None,
+    stop: Callable[[], bool] = never,
+    progress: Callable[[int, int], None] = unheard,
+    password: str = "",
+) -> Document | None:
+    """The text of a file, None when `stop` said so; `progress(pages read, pages)`.
+
+    Raises DocumentUnreadable, and DocumentLocked where a password, or another one, would help.
+    """
     limits = limits or Limits()
     name = without_halves(path.name)
     _check(path, name, limits)
@@ -39,7 +56,7 @@ def read_document(path: Path, limits: Limits | None = None, stop: Callable[[], b
         child = subprocess.Popen(
             _command(path, limits),
             cwd=_root(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
@@ -47,10 +64,11 @@ def read_document(path: Path, limits: Limits | None = None, stop: Callable[[], b
     except OSError as error:
         raise unreadable(name, sentence("The reader could not be started: {}.", error.strerror or error)) from error
     with child:
+        listener = _Listener(child, password)
         try:
-            told = _wait(child, name, limits, stop)
+            told = listener.wait(name, limits, stop, progress)
         finally:
-            child.kill()
+            listener.end()
     return None if told is None else _document(told, name, child.returncode)
 
 
@@ -79,19 +97,60 @@ def _root() -> Path | None:
     return root if root.is_dir() else None
 
 
-def _wait(child: subprocess.Popen[bytes], name: str, limits: Limits, stop: Callable[[], bool]) -> bytes | None:
-    """What the child says, None if it is no longer wanted."""
-    deadline = time.monotonic() + limits.seconds
-    while not stop():
+class _Listener:
+    """Hears what the child says, in a thread: a pipe that is silent cannot be waited for with a time limit."""
+
+    def __init__(self, child: subprocess.Popen[bytes], password: str) -> None:
+        self._child = child
+        self._lines: Queue[bytes] = Queue()
+        self._thread = Thread(target=self._hear, args=(password.encode(),), name="document", daemon=True)
+        self._thread.start()
+
+    def wait(
+        self, name: str, limits: Limits, stop: Callable[[], bool], progress: Callable[[int, int], None]
+    ) -> bytes | None:
+        """The last line that the child says, None if it is no longer wanted. Raises DocumentUnreadable."""
+        deadline = time.monotonic() + limits.seconds
+        while not stop():
+            if (line := self._next()) is not None:
+                if (far := _progress_in(line)) is None:
+                    return line
+                progress(*far)
+            if time.monotonic() > deadline:
+                raise unreadable(name, sentence("Reading it took longer than {} seconds.", round(limits.seconds)))
+            if _memory_of(self._child.pid) > limits.memory_bytes + MORE_MEMORY:
+                raise unreadable(name, "Reading it takes more memory than is allowed.")
+        return None
+
+    def end(self) -> None:
+        """End the child and the thread."""
+        self._child.kill()
+        self._thread.join()
+
+    def _hear(self, password: bytes) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        # It may have died before it asked.
+        with suppress(OSError):
+            self._child.stdin.write(password)
+            self._child.stdin.close()
+        for line in self._child.stdout:
+            self._lines.put(line)
+        self._child.wait()
+        self._lines.put(b"")
+
+    def _next(self) -> bytes | None:
         try:
-            return child.communicate(timeout=LOOK_S)[0]
-        except subprocess.TimeoutExpired:
-            pass
-        if time.monotonic() > deadline:
-            raise unreadable(name, sentence("Reading it took longer than {} seconds.", round(limits.seconds)))
-        if _memory_of(child.pid) > limits.memory_bytes + MORE_MEMORY:
-            raise unreadable(name, "Reading it takes more memory than is allowed.")
-    return None
+            return self._lines.get(timeout=LOOK_S)
+        except Empty:
+            return None
+
+
+def _progress_in(line: bytes) -> tuple[int, int] | None:
+    if not line.startswith(PROGRESS):
+        return None
+    told = json.loads(line)
+    return told["done"], told["of"]
 
 
 def _memory_of(pid: int) -> int:
@@ -105,7 +164,8 @@ def _document(told: bytes, name: str, code: int) -> Document:
     try:
         found = json.loads(told)
         if "what" in found:
-            raise DocumentUnreadable(*(unpack(found[part]) for part in ("what", "why", "next_step")))
+            kind = DocumentLocked if found["locked"] else DocumentUnreadable
+            raise kind(*(unpack(found[part]) for part in ("what", "why", "next_step")))
         return Document(name, tuple(map(str, found["pages"])), unpack(found["note"]))
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable(name, sentence("The reader crashed on it (exit code {}): it may be damaged.", code)) from error

@@ -1,57 +1,30 @@
-"""The text of a Word document (.docx): the parts of the archive that hold words, read without building a tree."""
+"""The text of a Word document (.docx)."""
 
 from __future__ import annotations
 
 import re
-import zipfile
-from xml.parsers import expat
+
+from core.documents.archive import Archive, hear
 
 BODY = "word/document.xml"
 NOTES = ("word/footnotes.xml", "word/endnotes.xml")
 WORDS = "http://schemas.openxmlformats.org/wordprocessingml/2006/main "
 STRICT = "http://purl.oclc.org/ooxml/wordprocessingml/main "
-FALLBACK = "http://schemas.openxmlformats.org/markup-compatibility/2006 Fallback"
 HEADING = re.compile(r"heading ?([1-6])$", re.IGNORECASE)
 SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 PAGE = "\f"
 
 
-class Forbidden(ValueError):
-    """The XML declares a document type, by which small files can become huge or reach for others."""
-
-
-class TooLarge(ValueError):
-    """A part of the archive unpacks to more than is allowed."""
-
-
-def word_pages(archive: zipfile.ZipFile, limit: int) -> tuple[str, ...]:
+def word_pages(archive: Archive) -> tuple[str, ...]:
     """The text by pages, where Word has noted where pages began. Raises Forbidden, TooLarge, expat.ExpatError."""
-    names = set(archive.namelist())
-    parts = [_text(_unpacked(archive, name, limit)) for name in (BODY, *NOTES) if name in names]
+    parts = [_text(archive.part(name)) for name in (BODY, *NOTES) if name in archive.names]
     return tuple(page.strip("\n") for page in "\n".join(parts).rstrip().split(PAGE))
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    # What an archive says of its sizes may be a lie.
-    with archive.open(name) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise TooLarge
-    return data
-
-
 def _text(xml: bytes) -> str:
-    parser = expat.ParserCreate(namespace_separator=" ")
     words = _Words()
-    parser.StartDoctypeDeclHandler = _refuse
-    parser.StartElementHandler, parser.EndElementHandler = words.start, words.end
-    parser.CharacterDataHandler = words.characters
-    parser.Parse(xml, True)
+    hear(xml, words.start, words.end, words.characters)
     return "".join(words.parts)
-
-
-def _refuse(*_: object) -> None:
-    raise Forbidden
 
 
 class _Words:
@@ -60,14 +33,11 @@ class _Words:
     def __init__(self) -> None:
         self.parts: list[str] = []
         self._in_text = False
-        self._copies = 0  # inside of what stands there a second time for older programs
 
-    def start(self, element: str, attributes: dict[str, str]) -> None:
-        self._copies += element == FALLBACK
+    def start(self, element: str, values: dict[str, str]) -> None:
         name = _local(element)
-        if self._copies or not name:
+        if not name:
             return
-        values = {key.rpartition(" ")[2]: value for key, value in attributes.items()}
         self._in_text = name == "t"
         if name == "pStyle" and (heading := HEADING.match(values.get("val", ""))):
             self.parts.append("#" * int(heading[1]) + " ")
@@ -77,9 +47,8 @@ class _Words:
             self.parts.append(SIGNS.get(name, ""))
 
     def end(self, element: str) -> None:
-        self._copies -= element == FALLBACK
         name = _local(element)
-        if self._copies or not name:
+        if not name:
             return
         self._in_text = False
         if name == "p":
@@ -88,7 +57,7 @@ class _Words:
             self._end_cell()
 
     def characters(self, text: str) -> None:
-        if self._in_text and not self._copies:
+        if self._in_text:
             self.parts.append(text.replace(PAGE, " "))
 
     def _turn_page(self) -> None:

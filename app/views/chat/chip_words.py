@@ -9,10 +9,13 @@ from app.views.chat.chips import ChipWords
 from core.documents.document import Document
 
 
-def words_of(name: str, document: Document | None, tokens: int = 0, *, counted: bool = False) -> ChipWords:
-    """Pages and tokens of a document, or that it is being read."""
-    if document is None:
-        return ChipWords(name, tr("Reading…"))
+def words_while_reading(name: str, done: int, of: int) -> ChipWords:
+    """How far the reading of a file is, where that is known."""
+    return ChipWords(name, tr("Reading… {} of {} pages").format(done, of) if of else tr("Reading…"))
+
+
+def words_of(name: str, document: Document, tokens: int, *, counted: bool = False) -> ChipWords:
+    """Pages and tokens of a document."""
     known = formatting.tokens(tokens) if counted else tr("about {}").format(formatting.tokens(tokens))
     parts = [tr("{} pages").format(len(document.pages))] if len(document.pages) > 1 else []
     tip = "\n".join(

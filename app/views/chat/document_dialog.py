@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QDialogButtonBox, QLabel, QPlainTextEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QDialog,
+    QDialogButtonBox,
+    QInputDialog,
+    QLabel,
+    QLineEdit,
+    QPlainTextEdit,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, RELATED, Theme
 
 SIZE = (720, 560)
+
+
+class PasswordDialog(QInputDialog):
+    """Asks for the password of a file; `textValueSelected(password)`, or `rejected`."""
+
+    def __init__(self, name: str, why: str, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle(tr("Password"))
+        self.setLabelText(f"{name}\n{why}")
+        self.setTextEchoMode(QLineEdit.EchoMode.Password)
+        self.setOkButtonText(tr("Unlock"))
+        self.setCancelButtonText(tr("Cancel"))
 
 
 class DocumentDialog(QDialog):

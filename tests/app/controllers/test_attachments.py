@@ -13,10 +13,11 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
 from app.views.chat.chips import Chip
-from app.views.chat.document_dialog import DocumentDialog
+from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.chat.message import UserMessage
 from core.events import Loading
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+from tests.core.documents.made import pdf_with_password
 
 NOTES = "The answer is 42.\nNobody knows the question.\n"
 READ = f'<document name="notes.md">\n{NOTES}\n</document>'
@@ -150,3 +151,34 @@ def test_pasted_files_are_attached_and_pasted_text_is_text(app: Application, not
     app.window.composer.edit.insertFromMimeData(words)
     assert pasted.args[0] == [notes]
     assert app.window.composer.edit.toPlainText() == "words"
+
+
+def asked_for_password(app: Application) -> list[PasswordDialog]:
+    return [dialog for dialog in app.window.findChildren(PasswordDialog) if dialog.isVisible()]
+
+
+def test_a_locked_file_asks_for_its_password_until_it_is_right(app: Application, tmp_path: Path, qtbot: QtBot) -> None:
+    app.window.files.emit([pdf_with_password(tmp_path / "l.pdf", "A secret", "open")])
+    for password, why in (("wrong", "It is locked with a password."), ("open", "The password is wrong.")):
+        qtbot.waitUntil(lambda: len(asked_for_password(app)) == 1)
+        dialog = asked_for_password(app)[0]
+        assert dialog.labelText() == f"l.pdf\n{why}"
+        dialog.setTextValue(password)
+        dialog.accept()
+    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments._pending))
+    document = app.attachments._pending[0].document
+    assert document is not None
+    assert document.text == "A secret"
+
+
+def test_a_locked_file_goes_when_its_password_is_not_known(app: Application, tmp_path: Path, qtbot: QtBot) -> None:
+    app.window.files.emit([pdf_with_password(tmp_path / "l.pdf", "A secret", "open")])
+    qtbot.waitUntil(lambda: len(asked_for_password(app)) == 1)
+    asked_for_password(app)[0].reject()
+    assert chips(app) == []
+
+
+def test_the_chip_says_how_many_pages_were_read(app: Application, notes: Path, qtbot: QtBot) -> None:
+    app.window.files.emit([notes])
+    app.attachments._reader.told.emit(app.attachments._pending[0].ticket, (12, 340))
+    assert chips(app) == ["notes.md, Reading… 12 of 340 pages"]

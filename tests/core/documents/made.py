@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from hashlib import md5
 from pathlib import Path
 
 WORDS = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -42,6 +43,39 @@ def locked_pdf(path: Path) -> Path:
     return pdf(path, ["secret"], lock, b"/Encrypt %d 0 R /ID [<00> <00>]")
 
 
+PADDING = bytes.fromhex("28bf4e5e4e758a4164004e56fffa01082e2e00b6d0683e802f0ca9fe6453697a")
+
+
+def rc4(key: bytes, data: bytes) -> bytes:
+    """The cipher of old PDFs."""
+    state, at = list(range(256)), 0
+    for n in range(256):
+        at = (at + state[n] + key[n % len(key)]) % 256
+        state[n], state[at] = state[at], state[n]
+    result, one, two = bytearray(), 0, 0
+    for byte in data:
+        one = (one + 1) % 256
+        two = (two + state[one]) % 256
+        state[one], state[two] = state[two], state[one]
+        result.append(byte ^ state[(state[one] + state[two]) % 256])
+    return bytes(result)
+
+
+def pdf_with_password(path: Path, text: str, password: str) -> Path:
+    """A PDF of one page that opens with this password."""
+    padded = (password.encode() + PADDING)[:32]
+    owner = rc4(md5(padded).digest()[:5], padded)
+    key = md5(padded + owner + (-44).to_bytes(4, "little", signed=True) + b"\0").digest()[:5]
+    lock = b"<< /Filter /Standard /V 1 /R 2 /P -44 /O <%s> /U <%s> >>"
+    lock %= (owner.hex().encode(), rc4(key, PADDING).hex().encode())
+    pdf(path, [text], lock, b"/Encrypt %d 0 R /ID [<00> <00>]")
+    data = path.read_bytes()
+    begin, end = data.index(b"stream\n") + 7, data.index(b"\nendstream")
+    own = md5(key + (5).to_bytes(3, "little") + b"\0\0").digest()[:10]
+    path.write_bytes(data[:begin] + rc4(own, data[begin:end]) + data[end:])
+    return path
+
+
 def docx(path: Path, body: str, parts: dict[str, str] | None = None, head: str = "") -> Path:
     """A Word document with this XML in its body."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -56,3 +90,81 @@ def docx(path: Path, body: str, parts: dict[str, str] | None = None, head: str =
 def paragraph(text: str) -> str:
     """A paragraph of WordprocessingML."""
     return f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>"
+
+
+def office(path: Path, parts: dict[str, str]) -> Path:
+    """An archive of these parts."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in parts.items():
+            archive.writestr(name, text)
+    return path
+
+
+def relations(**targets: tuple[str, str]) -> str:
+    """The relations of an office part: ids with the kind and the place of what they mean."""
+    kinds = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    rows = (f'<Relationship Id="{id}" Type="{kinds}/{kind}" Target="{to}"/>' for id, (kind, to) in targets.items())
+    return f'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">{"".join(rows)}' + (
+        "</Relationships>"
+    )
+
+
+def xlsx(path: Path, sheets: dict[str, str], strings: str = "", styles: str = "", book: str = "") -> Path:
+    """A workbook of sheets with this XML in their data."""
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    named = "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"/>' for n, name in enumerate(sheets, 1))
+    relate = f'xmlns:r="{"http://schemas.openxmlformats.org/officeDocument/2006/relationships"}"'
+    targets = {f"r{n}": ("worksheet", f"worksheets/s{n}.xml") for n in range(1, len(sheets) + 1)}
+    parts = {
+        "xl/workbook.xml": f"<workbook {space} {relate}>{book}<sheets>{named}</sheets></workbook>",
+        "xl/_rels/workbook.xml.rels": relations(**targets),
+        "xl/sharedStrings.xml": f"<sst {space}>{strings}</sst>",
+        "xl/styles.xml": f"<styleSheet {space}>{styles}</styleSheet>",
+    }
+    for n, data in enumerate(sheets.values(), 1):
+        parts[f"xl/worksheets/s{n}.xml"] = f"<worksheet {space}><sheetData>{data}</sheetData></worksheet>"
+    return office(path, parts)
+
+
+DRAWING = (
+    'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main" '
+    'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
+    'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
+)
+
+
+def pptx(path: Path, slides: list[str], notes: dict[int, str] | None = None) -> Path:
+    """A presentation whose slides hold this XML, and notes by the number of their slide (from 1)."""
+    # The order of the slides is that of the list, not of the files' names.
+    names = [f"slide{len(slides) - n}.xml" for n in range(len(slides))]
+    ids = "".join(f'<p:sldId id="{256 + n}" r:id="r{n}"/>' for n in range(len(slides)))
+    parts = {
+        "ppt/presentation.xml": f"<p:presentation {DRAWING}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>",
+        "ppt/_rels/presentation.xml.rels": relations(
+            **{f"r{n}": ("slide", f"slides/{x}") for n, x in enumerate(names)}
+        ),
+    }
+    for name, body in zip(names, slides, strict=True):
+        parts[f"ppt/slides/{name}"] = f"<p:sld {DRAWING}>{body}</p:sld>"
+    for number, body in (notes or {}).items():
+        parts[f"ppt/slides/_rels/{names[number - 1]}.rels"] = relations(n=("notesSlide", "../notesSlides/n.xml"))
+        parts["ppt/notesSlides/n.xml"] = f"<p:notes {DRAWING}>{body}</p:notes>"
+    return office(path, parts)
+
+
+def shape(text: str, place: str = "body") -> str:
+    """A shape of a slide with one paragraph."""
+    return f'<p:sp><p:nvPr><p:ph type="{place}"/></p:nvPr><a:p><a:r><a:t>{text}</a:t></a:r></a:p></p:sp>'
+
+
+def epub(path: Path, chapters: dict[str, str], parts: dict[str, str] | None = None) -> Path:
+    """A book of these chapters, by their ids."""
+    items = "".join(f'<item id="{id}" href="text/{id}%20x.xhtml"/>' for id in sorted(chapters))
+    order = "".join(f'<itemref idref="{id}"/>' for id in chapters)
+    made = {
+        "mimetype": "application/epub+zip",
+        "META-INF/container.xml": '<container><rootfiles><rootfile full-path="OEBPS/a.opf"/></rootfiles></container>',
+        "OEBPS/a.opf": f"<package><manifest>{items}</manifest><spine>{order}</spine></package>",
+        **{f"OEBPS/text/{id} x.xhtml": f"<html><body>{text}</body></html>" for id, text in chapters.items()},
+    }
+    return office(path, made | (parts or {}))

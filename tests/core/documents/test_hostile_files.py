@@ -15,7 +15,7 @@ import pytest
 from core.documents.document import Limits
 from core.documents.reader import read_document
 from core.errors import DocumentUnreadable
-from tests.core.documents.made import docx, locked_pdf, paragraph, pdf
+from tests.core.documents.made import docx, epub, locked_pdf, office, paragraph, pdf, pptx, shape, xlsx
 
 SMALL = Limits(file_bytes=8 << 20, unpacked_bytes=1 << 20, characters=100_000, pages=50, seconds=20)
 BILLION = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(
@@ -101,6 +101,34 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "a torn archive": (torn, "damaged"),
     "a flipped bit": (flipped, "damaged"),
     "an encrypted archive": (encrypted_zip, "locked with a password"),
+    "a bomb of sheets": (
+        lambda folder: xlsx(folder / "b.xlsx", {str(n): " " * 300_000 for n in range(9)}), "unpacks to more",
+    ),
+    "far cells in many rows": (
+        lambda folder: xlsx(folder / "f.xlsx", {"A": "".join(f'<row>{"<c><v>1</v></c>" * n}</row>' for n in (300,) * 40)
+            + '<row><c><v>1</v></c></row>' * 10_000}), "unpacks to more",
+    ),
+    "entities in a sheet": (
+        lambda folder: office(folder / "e.xlsx", {"xl/workbook.xml": BILLION + "]><workbook>&i;</workbook>"}),
+        "declares entities",
+    ),
+    "entities in a slide": (
+        lambda folder: office(folder / "e.pptx", {"ppt/presentation.xml": BILLION + "]><p>&i;</p>"}),
+        "declares entities",
+    ),
+    "slides without words": (lambda folder: pptx(folder / "n.pptx", [shape(""), ""]), "is empty"),
+    "a book that is locked": (
+        lambda folder: epub(folder / "l.epub", {"a": "x"}, {"META-INF/encryption.xml":
+            '<encryption><CipherReference URI="OEBPS/text/a%20x.xhtml"/></encryption>'}), "protected against copying",
+    ),
+    "a book that climbs": (
+        lambda folder: office(folder / "c.epub", {"META-INF/container.xml":
+            '<c><rootfile full-path="../../../../etc/passwd"/></c>'}), "is empty",
+    ),
+    "a workbook with a password": (
+        written("p.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le") + bytes(64)),
+        "locked with a password",
+    ),
     "an archive of other things": (lambda folder: archive(folder, "evil.exe"), "can be attached"),
     "a name that climbs": (lambda folder: archive(folder, "../../escaped.txt"), "can be attached"),
 }  # fmt: skip
