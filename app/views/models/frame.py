@@ -1,8 +1,8 @@
-"""The model dialog's widgets and where they stand. What they do is `model_dialog`'s."""
+"""The model dialog's widgets and where they stand. What they do is `model_dialog`'s and `search`'s."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtCore import Qt, Slot
 from PySide6.QtWidgets import (
     QDialog,
     QHBoxLayout,
@@ -17,13 +17,12 @@ from PySide6.QtWidgets import (
 from app.settings.theme import GROUP, RELATED, Theme
 from app.views.controls.controls import Pane
 from app.views.controls.inputs import ChoiceBox, SearchBox
+from app.views.models.access import TokenButton
 from app.views.models.details import DetailsPane
 from app.views.models.rows import ModelList, RowsDelegate, RowsModel
-from app.views.models.token import TokenButton
 from core.hub.listing import Sort
 
 SIZE, LIST_WIDTH = (960, 660), 430
-SEARCH_MS = 350
 SORTS: tuple[tuple[Sort, str], ...] = (
     ("trendingScore", "Trending"),
     ("downloads", "Most downloaded"),
@@ -45,12 +44,11 @@ class ModelDialogFrame(QDialog):
         self.list = ModelList(self)
         self.delegate = RowsDelegate(theme, self.list)
         self.details = DetailsPane(theme, self)
-        self._note, self._place = QLabel(self), QLabel(self)
-        self._again = QPushButton(self.tr("Try again"), self)
-        self._more = QPushButton(self.tr("Show more"), self)
-        self._add = QPushButton(self.tr("Add a model folder…"), self)
+        self.note, self.place = QLabel(self), QLabel(self)
+        self.again = QPushButton(self.tr("Try again"), self)
+        self.more = QPushButton(self.tr("Show more"), self)
+        self.add = QPushButton(self.tr("Add a model folder…"), self)
         self.token = TokenButton(self)
-        self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
         self._set_up()
         self._lay_out()
         theme.changed.connect(self._on_theme)
@@ -69,12 +67,12 @@ class ModelDialogFrame(QDialog):
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setMouseTracking(True)
         self.list.setAccessibleName(self.tr("Models"))
-        self._note.setWordWrap(True)
-        self._note.setTextFormat(Qt.TextFormat.PlainText)
-        self._note.hide()
-        self._again.hide()
-        self._more.hide()
-        for button in (self._again, self._more, self._add):
+        self.note.setWordWrap(True)
+        self.note.setTextFormat(Qt.TextFormat.PlainText)
+        self.note.hide()
+        self.again.hide()
+        self.more.hide()
+        for button in (self.again, self.more, self.add):
             button.setAutoDefault(False)
 
     def _lay_out(self) -> None:
@@ -90,9 +88,9 @@ class ModelDialogFrame(QDialog):
         column.addWidget(self.list, 1)
         under = QHBoxLayout()
         under.setContentsMargins(GROUP, 0, GROUP, 0)
-        under.addWidget(self._note, 1)
-        under.addWidget(self._again)
-        under.addWidget(self._more)
+        under.addWidget(self.note, 1)
+        under.addWidget(self.again)
+        under.addWidget(self.more)
         column.addLayout(under)
         halves = QSplitter(Qt.Orientation.Horizontal, self)
         halves.setHandleWidth(1)
@@ -104,9 +102,9 @@ class ModelDialogFrame(QDialog):
         foot = QHBoxLayout(bar)
         foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
         foot.setSpacing(RELATED)
-        foot.addWidget(self._place, 1)
+        foot.addWidget(self.place, 1)
         foot.addWidget(self.token)
-        foot.addWidget(self._add)
+        foot.addWidget(self.add)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)
         whole.setSpacing(0)
@@ -114,16 +112,17 @@ class ModelDialogFrame(QDialog):
         whole.addWidget(halves, 1)
         whole.addWidget(bar)
 
-    def _say(self, words: str, *, can_retry: bool = False) -> None:
-        self._note.setText(words)
-        self._note.setVisible(bool(words))
-        self._again.setVisible(can_retry)
+    def say(self, words: str, *, can_retry: bool = False) -> None:
+        """Shows a line under the list, with a button to try again where that may help; "" hides it."""
+        self.note.setText(words)
+        self.note.setVisible(bool(words))
+        self.again.setVisible(can_retry)
 
     @Slot()
     def _on_theme(self) -> None:
         colours = self._theme.colours
-        self._note.setStyleSheet(f"color: {colours.muted};")
-        self._place.setStyleSheet(f"color: {colours.muted};")
-        self._place.setFont(self._theme.font("small"))
+        self.note.setStyleSheet(f"color: {colours.muted};")
+        self.place.setStyleSheet(f"color: {colours.muted};")
+        self.place.setFont(self._theme.font("small"))
         self.list.setStyleSheet(f"background: {colours.window};")
         self.list.viewport().update()

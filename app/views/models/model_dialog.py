@@ -15,17 +15,17 @@ from PySide6.QtWidgets import QFileDialog, QWidget
 from app.catalog.catalog import Catalog, Details
 from app.catalog.downloads import Downloads, Transfer
 from app.catalog.recommended import Recommended
-from app.i18n.translator import said_error
 from app.settings.theme import Theme
 from app.views.models import words
 from app.views.models.frame import ModelDialogFrame
 from app.views.models.model_list import Collection
 from app.views.models.removal import Removal
 from app.views.models.rows import Row
-from core.errors import BadRequest, HeteGenError
+from app.views.models.search import ModelSearch
+from core.errors import HeteGenError
 from core.hub.fit import Fit, Wishes
 from core.hub.installed import Installed, Verification
-from core.hub.listing import ModelInfo, Page, Reference, parse_reference
+from core.hub.listing import ModelInfo, Reference
 from core.units import format_bytes
 
 
@@ -46,8 +46,8 @@ class ModelDialog(ModelDialogFrame):
         super().__init__(theme, parent)
         self._catalog, self._downloads = catalog, downloads
         self.collection = Collection(recommended)
-        self._following = ""
         self._rebuilding = False
+        self._found = ModelSearch(catalog, self)
         self.removal = Removal(catalog, downloads, self)
         self._connect()
         self._rebuild()
@@ -65,13 +65,11 @@ class ModelDialog(ModelDialogFrame):
         return self.rows.row(self.list.currentIndex())
 
     def _connect(self) -> None:
-        self.search.textChanged.connect(self._on_typed)
-        self.search.returnPressed.connect(self._on_search)
-        self.sort.currentIndexChanged.connect(self._on_search)
-        self._delay.timeout.connect(self._on_search)
-        self._again.clicked.connect(self._on_search)
-        self._more.clicked.connect(self._on_more)
-        self._add.clicked.connect(self._on_add)
+        found = self._found
+        found.cleared.connect(self._on_cleared)
+        found.named.connect(self._on_named)
+        found.found.connect(self._on_found)
+        self.add.clicked.connect(self._on_add)
         self.list.selectionModel().selectionChanged.connect(self._on_selected)
         self.list.entered_on.connect(self._on_activated)
         self.list.toggled.connect(self._toggle)
@@ -82,7 +80,6 @@ class ModelDialog(ModelDialogFrame):
         details.token_given.connect(self._on_token)
         details.link.connect(self.link)
         catalog.listed.connect(self._on_listed)
-        catalog.found.connect(self._on_found)
         catalog.detailed.connect(self._on_detailed)
         catalog.fit_found.connect(self._on_fit_found)
         catalog.verified.connect(self._on_verified)
@@ -161,39 +158,20 @@ class ModelDialog(ModelDialogFrame):
                 self.removal.ask(row)
 
     @Slot()
-    def _on_typed(self) -> None:
-        if self.search.text().strip():
-            self._delay.start()
-            return
-        self._delay.stop()
-        self._show_found(None)
-
-    @Slot()
-    def _on_search(self) -> None:
-        self._delay.stop()
-        text = self.search.text().strip()
-        exact = _exact(text)
-        if exact is not None:
-            self._show_found([ModelInfo(exact.id)])
-            self._select(exact.id)
-        elif text:
-            # The list stays as it is until there is an answer.
-            self._say(self.tr("Searching…"))
-            self._catalog.search(text, self.sort.currentData())
-
-    def _show_found(self, models: list[ModelInfo] | None) -> None:
-        """These results, or with None the list that is there without a search."""
-        self._say("")
-        self._following = ""
-        self._more.hide()
-        self.collection.found = models
+    def _on_cleared(self) -> None:
+        self.collection.found = None
         self._rebuild()
 
-    @Slot()
-    def _on_more(self) -> None:
-        self._more.hide()
-        self._say(self.tr("Searching…"))
-        self._catalog.more(self._following)
+    @Slot(str)
+    def _on_named(self, id: str) -> None:
+        self.collection.found = [ModelInfo(id)]
+        self._rebuild()
+        self._select(id)
+
+    @Slot(object)
+    def _on_found(self, models: list[ModelInfo]) -> None:
+        self.collection.set_found(models)
+        self._rebuild()
 
     @Slot()
     def _on_add(self) -> None:
@@ -241,22 +219,10 @@ class ModelDialog(ModelDialogFrame):
         self.collection.set_installed(models)
         cache = self._catalog.cache.root
         root = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
-        self._place.setText(
+        self.place.setText(
             self.tr("Models are kept in {}; {} are free.").format(cache, format_bytes(shutil.disk_usage(root).free))
         )
         self._rebuild()
-
-    @Slot(object, bool)
-    def _on_found(self, page: Page, is_more: bool) -> None:
-        if not self.search.text().strip():
-            return
-        before = self.collection.found if is_more else None
-        self.collection.set_found([*(before or ()), *page.models])
-        self._following = page.following
-        self._more.setVisible(bool(page.following))
-        self._say("" if self.collection.found else self.tr("Nothing was found. Try fewer words."))
-        self._rebuild()
-        self._catalog.preview([], page.models)
 
     @Slot(object)
     def _on_detailed(self, details: Details) -> None:
@@ -303,21 +269,9 @@ class ModelDialog(ModelDialogFrame):
 
     @Slot(str, int)
     def _on_removed(self, id: str, freed: int) -> None:
-        self._say(self.tr("{} was removed; {} are free again.").format(id, format_bytes(freed)))
+        self.say(self.tr("{} was removed; {} are free again.").format(id, format_bytes(freed)))
 
     @Slot(str, object)
     def _on_failed(self, topic: str, error: HeteGenError) -> None:
-        if topic == "search":
-            self._say(said_error(error), can_retry=True)
-        else:
+        if topic != "search":
             self.details.show_note("", error)
-
-
-def _exact(text: str) -> Reference | None:
-    """A whole name (owner/name) or an address; None for words to search for."""
-    if "/" not in text:
-        return None
-    try:
-        return parse_reference(text)
-    except BadRequest:
-        return None

@@ -20,8 +20,8 @@ from app.views.frame.notice_bar import PHASES as LOADING
 from app.views.frame.shortcuts_page import ALWAYS
 from app.views.frame.status_line import PHASES
 from app.views.frame.window import ACTIONS
+from app.views.models.access import SOURCES
 from app.views.models.fit import MEANINGS
-from app.views.models.token import SOURCES
 from app.views.monitor.live_view import MACHINE, SPEEDS
 from app.views.monitor.what_if import FITS, FORMATS
 from core.paths import assets

@@ -347,17 +347,17 @@ def test_full_disk_is_a_pause_with_a_sentence(
 def test_search_that_fails_can_be_tried_again(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     hub.faults = [Fault("api/models", "status", code=400, times=9)]
     stage.dialog.search.setText("heron")
-    qtbot.waitUntil(lambda: stage.dialog._again.isVisibleTo(stage.dialog), timeout=SOON)
-    assert "It answered 400" in stage.dialog._note.text()
+    qtbot.waitUntil(lambda: stage.dialog.again.isVisibleTo(stage.dialog), timeout=SOON)
+    assert "It answered 400" in stage.dialog.note.text()
     hub.faults = []
-    stage.dialog._again.click()
+    stage.dialog.again.click()
     qtbot.waitUntil(lambda: headings(stage) == [FOUND], timeout=SOON)
-    assert not stage.dialog._again.isVisibleTo(stage.dialog)
+    assert not stage.dialog.again.isVisibleTo(stage.dialog)
 
 
 def test_nothing_found_is_said(stage: DialogStage, qtbot: QtBot) -> None:
     stage.dialog.search.setText("no such thing")
-    qtbot.waitUntil(lambda: "Nothing was found" in stage.dialog._note.text(), timeout=SOON)
+    qtbot.waitUntil(lambda: "Nothing was found" in stage.dialog.note.text(), timeout=SOON)
 
 
 def test_model_that_cannot_run_is_not_offered(stage: DialogStage, qtbot: QtBot) -> None:
@@ -395,7 +395,7 @@ def test_delete_says_what_is_freed(stage: DialogStage, qtbot: QtBot) -> None:
         stage.dialog.removal.remove(row)
     assert removed.args[0] == ID
     assert removed.args[1] > 1_500_000
-    assert "are free again" in stage.dialog._note.text()
+    assert "are free again" in stage.dialog.note.text()
     qtbot.waitUntil(lambda: buttons_of(stage) == ["download"], timeout=SOON)
 
 
