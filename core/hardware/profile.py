@@ -223,7 +223,7 @@ def _gpu(card: Card, measured: GpuRates) -> Gpu:
     return Gpu(
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
-        measured.layer_s, kind=card.kind,
+        measured.layer_s, kind=card.kind, unified=card.unified,
     )  # fmt: skip
 
 

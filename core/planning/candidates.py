@@ -11,7 +11,15 @@ from itertools import accumulate
 from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
-from core.planning.memory_budget import HostMemory, gpu_workspace, host_memory, kv_split, room_for_weights, vram_limit
+from core.planning.memory_budget import (
+    HostMemory,
+    gpu_workspace,
+    host_memory,
+    kv_split,
+    room_for_weights,
+    vram_limit,
+    weights_on_card,
+)
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
 from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
@@ -104,8 +112,11 @@ def gpu_candidates(
     everything = sum(item.count * item.nbytes for item in classes)
 
     def candidate(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Candidate:
-        on_host = kv_split(spec, kv_devices, context)[1]
+        on_card, on_host = kv_split(spec, kv_devices, context)
         room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, ring)
+        if gpu.unified:
+            weights = weights_on_card(spec, classes, residents)
+            room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk) + ring.total
         host = host_memory(spec, format, classes, residents, room)
         costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)

@@ -70,6 +70,13 @@ def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
     return _activations(spec, chunk) + min(scratch, largest) + own
 
 
+def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:
+    """Bytes of VRAM that resident rows take, and what always lies there."""
+    shares = zip(classes, residents.whole, residents.part, strict=True)
+    rows = sum((whole + (item.count - whole) * part) * item.nbytes for item, whole, part in shares)
+    return spec.resident_bytes + round(rows)
+
+
 def room_for_weights(spec: ModelSpec, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring) -> int:
     """Bytes of RAM left for weights; negative where not even the rest fits."""
     return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total

@@ -124,7 +124,7 @@ def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
     """Tokens of context: as asked for, or as many as take no more than a quarter of the memory there is."""
     if budget.context:
         return min(budget.context, spec.context_limit)
-    room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1])) // 4
+    room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1] if not gpu.unified)) // 4
     context = min(DEFAULT_CONTEXT, spec.context_limit)
     while context > SHORT_CONTEXT and spec.kv_bytes(context) > room:
         context //= 2

@@ -72,7 +72,7 @@ def gpus(draw: st.DrawFn, index: int) -> Gpu:
         f"card {index}", index, total, draw(st.integers(0, total)), draw(RATES) * 4, draw(st.floats(1e11, 1e15)),
         Link(link, link * draw(PARTS), link, link * draw(PARTS), link * draw(PARTS), draw(st.floats(1e-6, 1e-3))),
         cpu_under_copy=draw(PARTS), link_under_cpu=draw(PARTS), simulated=draw(st.booleans()),
-        shares_cores=draw(st.booleans()),
+        shares_cores=draw(st.booleans()), unified=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -130,6 +130,9 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
     if plan.gpu >= 0:
         assert plan.memory[-1].weights >= held
         assert budget.vram is None or plan.memory[-1].used <= budget.vram
+        if hardware.gpus[plan.gpu].unified and plan.fits != "no":
+            ram, card = plan.memory
+            assert ram.used + card.used <= max(0, ram.free_before - ram.margin)
     if plan.fits != "no" and budget.ram is not None:
         assert plan.memory[0].used <= budget.ram
 
@@ -151,6 +154,16 @@ def test_the_same_question_has_the_same_answer(spec, hardware, budget, strategy)
 @pytest.mark.parametrize("strategy", ["hetegen", "stream", "cpu", "serial"])
 def test_published_models_on_plausible_machines(machine, name, strategy) -> None:
     check(place(model(name), MACHINES[machine], Budget(), strategy), model(name), MACHINES[machine], Budget())
+
+
+def test_memory_that_card_and_processor_share_is_counted_once() -> None:
+    own = DESKTOP.gpus[0]
+    card = replace(own, vram_total=24 * GIB, vram_free=20 * GIB, unified=True)
+    plan = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(card,)), Budget(format="bf16"))
+    assert plan.fits == "yes"
+    assert sum(memory.used for memory in plan.memory) <= DESKTOP.cpu.ram_free
+    apart = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(replace(card, unified=False),)), Budget(format="bf16"))
+    assert sum(memory.used for memory in apart.memory) > DESKTOP.cpu.ram_free
 
 
 def reply_s(plan: Plan) -> float:
