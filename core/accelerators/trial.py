@@ -21,6 +21,7 @@ from core.accelerators.capabilities import has_unified_memory, name_of
 from core.accelerators.card import Card, cards
 from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
+from core.kernels.device_products import multiplies_int8
 from core.units import MIB
 
 ARGUMENT = "--try-card"
@@ -77,7 +78,7 @@ def try_card(device: torch.device) -> Trial:
         return Trial("Copies to it and back came back changed when it was tried.", name_of(device), device.type)
     own = card.can.own_kernels and device_kernels(device) is not None
     found = Trial(
-        "", name_of(device), device.type, has_unified_memory(device), own, multiplies_int8(card), COPY / up_s,
+        "", name_of(device), device.type, has_unified_memory(device), own, multiplies_int8(device), COPY / up_s,
         COPY / down_s,
     )  # fmt: skip
     card.close()
@@ -89,17 +90,6 @@ def multiplies(card: Card) -> bool:
     left, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(2))
     found = card.to_host(card.to_device(left) @ card.to_device(right)).result()
     return _agree(found.float(), left.float() @ right.float())
-
-
-def multiplies_int8(card: Card) -> bool:
-    """Whether torch has a product with weights of eight bits for it, and it is right."""
-    x, weight = torch.randn(4, SIDE).bfloat16(), torch.randint(-127, 128, (SIDE, SIDE), dtype=torch.int8)
-    scales = torch.rand(SIDE).bfloat16() / 64
-    try:
-        found = torch._weight_int8pack_mm(*(card.to_device(one) for one in (x, weight, scales))).cpu()
-    except (RuntimeError, NotImplementedError):
-        return False
-    return _agree(found.float(), x.float() @ (weight.float() * scales.float()[:, None]).T)
 
 
 def copies(card: Card) -> tuple[float, float, bool]:

@@ -40,6 +40,10 @@ class DeviceKernels:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether `product` takes so many rows of input (M, K)."""
+        return x.shape[0] <= MOST_ROWS
+
     def product(self, weight: QuantizedWeight, x: Tensor) -> Tensor:
         """x (M, K), M <= MOST_ROWS, of any floating type, times the weight (N, K): (M, N) of fp32."""
         rows, width = weight.shape[0], _width(weight)

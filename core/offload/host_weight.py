@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.cuda_dequant import MOST_ROWS, device_kernels
+from core.kernels.device_products import device_products
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
@@ -93,7 +93,8 @@ class DeviceRows:
         self.rows = weight.shape[0]
         self._matmul = matmul
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
-        self._kernels = None if weight.format == "bf16" else device_kernels(weight.data.device)
+        device = weight.data.device
+        self._products = None if weight.format == "bf16" or matmul else device_products(weight.format, device)
 
     def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
         """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""
@@ -107,8 +108,8 @@ class DeviceRows:
         return (y if bias is None else y + bias).to(x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
-        if self._kernels is not None and x.shape[0] <= MOST_ROWS:
-            return self._kernels.product(self.weight, x)
+        if self._products is not None and self._products.takes(x):
+            return self._products.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
         for begin in range(0, self.rows, chunk := self._chunk_rows()):
             end = min(begin + chunk, self.rows)
@@ -117,7 +118,7 @@ class DeviceRows:
 
     def _widen(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         rows = self.weight.rows(begin, end)
-        return rows.dequantize(dtype) if self._kernels is None else self._kernels.widen(rows).to(dtype)
+        return rows.dequantize(dtype) if self._products is None else self._products.widen(rows).to(dtype)
 
     def _chunk_rows(self) -> int:
         """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""

@@ -67,8 +67,8 @@ class Gpu:
 
     `rates` by storage type where measured, else `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: what is
     left of each rate (0-1) while both run. `shares_cores`: it computes on the CPU's own cores (simulated without a
-    rate), so their times add up. `layer_s`: one layer besides its linears and attention, computed there. `unified`: what
-    lies on the card lies in RAM, as on Apple's computers and with graphics built into a processor.
+    rate), so their times add up. `layer_s`: one layer besides its linears and attention, computed there. `unified`:
+    what lies on the card lies in RAM, as on Apple's computers and with graphics built into a processor.
     """
 
     name: str

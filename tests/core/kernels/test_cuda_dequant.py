@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from core.kernels import cuda_dequant
 from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
 from core.spec import LAYOUTS, Storage
+from tests.core.kernels import compile_for_amd
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -101,6 +103,17 @@ def test_what_computes_something_else_is_found_out(kernels: DeviceKernels) -> No
 
 def test_without_a_card_there_are_none() -> None:
     assert device_kernels(CPU) is None
+
+
+@pytest.mark.parametrize("architecture", ["gfx906", "gfx90a", "gfx1030"])
+def test_they_are_compiled_by_amd_s_compiler_too(architecture: str) -> None:
+    try:
+        ctypes.CDLL(compile_for_amd.LIBRARY)
+    except OSError:
+        pytest.skip("AMD's HIP runtime is not installed")
+    command = [sys.executable, "-m", compile_for_amd.__name__, architecture]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10_000
 
 
 @pytest.mark.gpu

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.kernels.device_products import device_products
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
 from core.model.placement import HostEmbedding, Uploads
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
-from core.offload.host_weight import HostWeight
+from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, chunks_of, copied_rows
 from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
 from tests.core.families import FAMILIES, RARER_FAMILIES
@@ -46,6 +48,19 @@ def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: s
     bench = Bench(family, tmp_path)
     first, second = thirds(bench.spec, 0, kv_on_device=True), thirds(bench.spec, 1, kv_on_device=False)
     assert bench.run(first, second, card) == bench.expected
+
+
+def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: SecondCard) -> None:
+    """What Apple's and Intel's cards would do: this device has torch's product, and none of our kernels."""
+    rows = quantize(torch.randn(48, 200).bfloat16(), "int8")
+    products = device_products("int8", card.device)
+    assert products is not None
+    assert device_products("int4", card.device) is None
+    x = torch.randn(3, 200).bfloat16()
+    assert not products.takes(card.to_device(x.float()))
+    there = QuantizedWeight("int8", rows.shape, *(card.to_device(part) for part in rows.tensors))
+    found = card.to_host(DeviceRows(there).linear(card.to_device(x))).result()
+    torch.testing.assert_close(found.float(), x.float() @ rows.dequantize(torch.float32).T, rtol=0.02, atol=0.1)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
