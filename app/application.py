@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import psutil
 from PySide6.QtCore import QObject, QTimer, Slot
-from PySide6.QtGui import QAccessible, QAccessibleAnnouncementEvent
-from PySide6.QtWidgets import QApplication
 
-from app.about.diagnostics import diagnostics
+from app.about.diagnostics import diagnostics, model_facts
 from app.catalog.recommended import recommended
-from app.catalog.recommender import Recommendation, Recommender
+from app.catalog.recommender import Recommender
 from app.controllers.about import AboutController
 from app.controllers.actions import Actions
 from app.controllers.attachments import Attachments
-from app.controllers.gpu import GpuController
+from app.controllers.gpu import GpuController, package_client
+from app.controllers.idle import IdleRest
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
 from app.controllers.remote import RemoteController
 from app.controllers.server import ServerController
+from app.controllers.welcome import WelcomeController
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.library import Library
@@ -30,10 +28,9 @@ from app.conversations.session import Session
 from app.engine.app_state import State
 from app.engine.engine_import import make_engine
 from app.engine.worker import EngineLike, Worker
-from app.i18n import formatting, translator
+from app.i18n import translator
 from app.monitor.observer import Observer
 from app.monitor.telemetry import Sample
-from app.monitor.telemetry_nvml import GpuSample
 from app.notices import notices
 from app.settings.settings import PRESETS, Settings
 from app.settings.theme import Theme
@@ -47,17 +44,9 @@ from app.views.monitor.live_view import LiveView, Telemetry
 from core.events import LoadOptions, Sampling
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime
-from core.hub.client import Client
-from core.hub.environment import hub_environment
 from core.paths import assets, builtin_model, gpu_runtime
 
-ADVICE_MS = 4000
 LIMITS_MS = 800
-
-
-def package_client() -> Client:
-    """For the indexes and servers of Python packages; no token is ever sent there."""
-    return Client("https://download.pytorch.org", offline=hub_environment(os.environ).offline)
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,6 @@ class Application(QObject):
         self.restarts = False
         """Whether the program is to be started again once it has ended."""
         self._sample: Sample | None = None
-        self._cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
         # Kept by a name of ours: Qt does not own translators.
         self._words = translator.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
@@ -96,20 +84,19 @@ class Application(QObject):
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
-        self.recommender = Recommender(late_fit_check(self._options), recommended(assets()))
         self.attachments = Attachments(self.window, self.worker, self.chat, lambda: self._sampling().max_new_tokens)
+        self.welcome = WelcomeController(
+            self.window.empty, Recommender(late_fit_check(self._options), recommended(assets()))
+        )
         self.commands = Actions(self.window, self.session, self.chat, self.library, self.attachments)
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
         self.remote = RemoteController(self.theme, self.window)
-        self._advice_later = QTimer(self, singleShot=True, interval=ADVICE_MS)
-        self._advice_later.timeout.connect(self.recommender.ask)
         # Not with every digit that is typed.
         self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
         self._limits_later.timeout.connect(self._apply_limits)
         self.sleep_watch = SleepWatch(parent=self)
-        self._idle = QTimer(self, singleShot=True)
-        self._idle.timeout.connect(self.session.rest)
+        self.idle = IdleRest(self.session.model, self._settings, self.server)
         self._connect_session()
         self._connect_window()
         self._connect_sides()
@@ -119,6 +106,8 @@ class Application(QObject):
         self.session.changed.connect(self._on_state)
         self.session.changed.connect(self.observer.on_state)
         self.session.notice.connect(self.window.notices.add)
+        self.session.changed.connect(self.idle.on_state)
+        self.session.changed.connect(self.welcome.on_state)
         self.session.finished.connect(self._on_finished)
         self.library.notice.connect(self.window.notices.add)
         self.library.opening.connect(self._on_opening)
@@ -130,7 +119,7 @@ class Application(QObject):
         self.commands.server_wished.connect(self.server.open)
         self.commands.remote_wished.connect(self.remote.open)
         self.remote.chosen.connect(self.load)
-        self.server.started.connect(self.session.wake)
+        self.server.started.connect(self.session.model.wake)
         self.gpu.notice.connect(self.window.notices.add)
         self.gpu.restart_wished.connect(self._restart)
         self.preferences.changed.connect(self._on_settings)
@@ -142,10 +131,9 @@ class Application(QObject):
         self.about.link.connect(self.commands.open_page)
         self.about.notice.connect(self.window.notices.add)
         self.models.chosen.connect(self.load)
-        self.recommender.found.connect(self._on_recommended)
         self.window.empty.model_wished.connect(self.models.open_at)
         self.models.link.connect(self.commands.open_link)
-        self.sleep_watch.woke.connect(self.session.after_sleep)
+        self.sleep_watch.woke.connect(self.session.model.after_sleep)
         self.sleep_watch.woke.connect(self.models.after_sleep)
 
     def _connect_window(self) -> None:
@@ -156,7 +144,7 @@ class Application(QObject):
         window.shown.connect(self._on_shown)
         window.closing.connect(self.close)
         window.notices.acted.connect(commands.act_on_notice)
-        window.notices.load_cancelled.connect(self.session.cancel_load)
+        window.notices.load_cancelled.connect(self.session.model.cancel_load)
         window.composer.submitted.connect(commands.submit)
         window.composer.stop_requested.connect(self.session.stop)
         window.composer.recall_requested.connect(commands.recall)
@@ -192,6 +180,7 @@ class Application(QObject):
         self.chat.added.connect(self._mark_open)
         self.telemetry.sampled.connect(self.live.show_sample)
         self.telemetry.sampled.connect(observer.on_sample)
+        self.telemetry.sampled.connect(self.welcome.on_sample)
         self.telemetry.sampled.connect(self._on_sample)
         observer.outlooked.connect(self.live.show_outlook)
         observer.figured.connect(self.live.show_stats)
@@ -199,7 +188,7 @@ class Application(QObject):
         observer.answered.connect(self.live.what_if.show_answer)
         observer.split.connect(self.window.top.strip.set_shares)
         observer.reload_wished.connect(self._on_reload)
-        observer.replan_wished.connect(self.session.replan)
+        observer.replan_wished.connect(self.session.model.replan)
         self.live.wished.connect(observer.on_wish)
         self.live.applied.connect(observer.on_apply)
 
@@ -220,15 +209,15 @@ class Application(QObject):
         self._closed = True
         # A timer that still runs must not be left to the collector, which may come in any thread.
         self.sleep_watch.stop()
-        for timer in (self._advice_later, self._limits_later, self._idle):
-            timer.stop()
+        self.idle.stop()
+        self._limits_later.stop()
         window = self.window
         kept = WindowState(
             window.state(), window.panes.unfolded("sidebar"), window.panes.unfolded("live"), self.session.state.source
         )
         window_state.write(self._window_file, kept)
         self.telemetry.stop()
-        self.recommender.close()
+        self.welcome.close()
         self.models.close()
         self.attachments.close()
         self.gpu.close()
@@ -283,15 +272,15 @@ class Application(QObject):
     @Slot()
     def _apply_limits(self) -> None:
         wished, now = self._options(), self.session.state.options
-        self.session.replan(replace(now, vram=wished.vram, ram=wished.ram))
+        self.session.model.replan(replace(now, vram=wished.vram, ram=wished.ram))
 
     @Slot()
     def _open_settings(self) -> None:
-        self.preferences.open(self.theme, self._diagnostics, self.window)
+        self.preferences.open(self.theme, self.diagnostics, self.window)
 
     @Slot()
     def _open_log(self) -> None:
-        self.preferences.open(self.theme, self._diagnostics, self.window).show_log()
+        self.preferences.open(self.theme, self.diagnostics, self.window).show_log()
 
     @Slot()
     def _open_gpu(self) -> None:
@@ -302,13 +291,9 @@ class Application(QObject):
         self.restarts = True
         self.window.close()
 
-    def _diagnostics(self) -> str:
-        model = self.session.state.model
-        facts = (
-            {"Model": f"{model.name}, {model.format}, {model.context} tokens", "Plan": model.plan_reason}
-            if model
-            else {}
-        )
+    def diagnostics(self) -> str:
+        """A text for a bug report: versions, this machine, the loaded model and its plan; no word of a chat."""
+        facts = model_facts(self.session.state.model)
         return diagnostics(self.preferences.settings, self._sample, self._places.log, facts)
 
     @Slot(object)
@@ -320,40 +305,16 @@ class Application(QObject):
         if self._closed:
             return
         self.server.set_model(state.model)
-        self._rest_when_idle(state)
         window = self.window
         window.top.show_state(state)
         window.status.show_state(state)
         window.notices.show_state(state)
         window.composer.show_state(state)
-        self.recommender.pause(state.busy)
-        guide = state.source in ("", str(builtin_model()))
-        window.empty.set_guide(guide)
-        if guide and state.phase == "ready":
-            # Not at once, and not beside a reply: it measures the machine, and the first question is worth more.
-            self._advice_later.start()
-        else:
-            self._advice_later.stop()
-
-    def _rest_when_idle(self, state: State) -> None:
-        minutes = self.preferences.settings.keep_loaded_minutes
-        if state.phase == "ready" and minutes is not None and not self.server.runs:
-            self._idle.start(minutes * 60_000)
-        else:
-            self._idle.stop()
 
     @Slot(object)
     def _on_sample(self, sample: Sample) -> None:
         self._sample = sample
         self.window.status.show_machine(sample.cpu_percent, sample.ram_used, sample.ram_total)
-        cards = tuple((card.name, _free(card)) for card in sample.gpus)
-        self.window.empty.set_machine(formatting.machine(self._cores, sample.ram_total, cards))
-
-    @Slot(object)
-    def _on_recommended(self, advice: Recommendation) -> None:
-        model, speed = advice.model, advice.fit.tok_s
-        words = formatting.advice(model.id.split("/")[-1], model.download_bytes, speed)
-        self.window.empty.advise(model.id, words)
 
     @Slot(object, str)
     def _on_opening(self, conversation: Conversation, turn: str) -> None:
@@ -370,14 +331,4 @@ class Application(QObject):
 
     @Slot(object)
     def _on_finished(self, turn: Turn) -> None:
-        """One announcement per reply, for those who listen instead of reading or look at another window."""
-        if not self.window.isActiveWindow():
-            QApplication.alert(self.window)
-        if turn.content and QAccessible.isActive():
-            QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self.window, turn.content[:1000]))
-
-
-def _free(card: GpuSample) -> int | None:
-    """The memory of a card that is there for us: what we hold ourselves counts as free."""
-    held = card.vram_used if card.vram_others is None else card.vram_others
-    return None if card.vram_total is None or held is None else card.vram_total - held
+        self.window.announce(turn.content)

@@ -15,6 +15,7 @@ from pathlib import Path
 from app import NAME, VERSION
 from app.monitor.telemetry import Sample
 from app.settings.settings import Settings
+from core.events import Loaded
 from core.units import format_memory
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
@@ -33,6 +34,13 @@ def diagnostics(settings: Settings, sample: Sample | None, log: Path, facts: Map
     lines += ["", "Settings that are not as delivered:", *_changed(settings)]
     lines += ["", "Last lines of the log:", *tail(log, LOG_LINES)]
     return without_home("\n".join(lines))
+
+
+def model_facts(model: Loaded | None) -> dict[str, str]:
+    """Lines on the loaded model and its plan; none without one."""
+    if model is None:
+        return {}
+    return {"Model": f"{model.name}, {model.format}, {model.context} tokens", "Plan": model.plan_reason}
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from core.gpu_runtime.trial import attempt, kernel
 from core.gpu_runtime.wheel_index import PAGES, Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
+from core.hub.environment import hub_environment
 from core.hub.partial_file import disk_error
 
 log = logging.getLogger(__name__)
@@ -261,3 +263,8 @@ class GpuController(QObject):
 
 def _not_removed(error: OSError) -> HeteGenError:
     return HeteGenError("The GPU runtime was not removed.", f"{error.strerror or error}.")
+
+
+def package_client() -> Client:
+    """The client for indexes and servers of Python packages; no token is ever sent there."""
+    return Client("https://download.pytorch.org", offline=hub_environment(os.environ).offline)

@@ -1,20 +1,19 @@
-"""What is going on: which model is loaded, whether a reply runs. Wishes become commands, events become changes.
+"""Questions and replies: wishes become the worker's commands, its events become changes of the chat and the `State`.
 
-Stands between the views and the worker; knows no widgets.
+Stands between the views and the worker; knows no widgets. Which model answers is `model_session`'s.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
-from app.engine.app_state import GUIDE, Phase, State, name_of
-from app.engine.task_thread import Defect
+from app.conversations.model_session import ModelSession, failure_notice
+from app.engine.app_state import Phase, State
 from app.engine.worker import Worker
 from app.notices import notices
 from core.documents.document import Document
@@ -24,7 +23,6 @@ from core.events import (
     Failed,
     Finished,
     Loaded,
-    Loading,
     LoadOptions,
     Piece,
     Prefill,
@@ -49,54 +47,38 @@ class Session(QObject):
 
     def __init__(self, worker: Worker, chat: ChatModel, sampling: Callable[[], Sampling] = Sampling) -> None:
         super().__init__()
-        self.state = State()
+        self.model = ModelSession(worker)
         self._worker = worker
         self._chat = chat
         self._sampling = sampling
-        self._load_ticket = self._chat_ticket = self._plan_ticket = 0
+        self._chat_ticket = 0
         self._asked: Turn | None = None
         """The question that waits for the model, or the reply that is to be carried on."""
         self._asked_with = Sampling()
         """The sampling of the last request: the settings may change while its reply is written."""
+        self.model.changed.connect(self.changed)
+        self.model.notice.connect(self.notice)
+        self.model.ready.connect(self._on_ready)
+        self.model.ended.connect(self._give_up)
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
         worker.done.connect(self._on_done)
+
+    @property
+    def state(self) -> State:
+        """What the views need to know at any time."""
+        return self.model.state
 
     def load(self, source: str, options: LoadOptions) -> None:
         """Makes another model ready; a running reply is stopped and kept, a question that waits is answered by it."""
         if self._asked is None:
             self._leave_reply()
-        self._load_ticket = self._worker.load(source, options)
-        begun = State("loading", source, loading=Loading("start", 0), options=options)
-        self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
+        self.model.load(source, options)
 
     def reload(self) -> None:
         """Loads the last model again."""
         if self.state.source:
             self.load(self.state.source, self.state.options)
-
-    def replan(self, options: LoadOptions) -> None:
-        """Keeps the loaded model to other limits of memory: its weights move, after the reply that runs."""
-        if self.state.model is not None:
-            self._plan_ticket = self._worker.replan(options.vram, options.ram)
-        self._set(replace(self.state, options=options))
-
-    def after_sleep(self) -> None:
-        """The computer was asleep: what it did to the graphics card is found out, and planned for."""
-        model = self.state.model
-        if model is not None and model.hardware is not None and model.hardware.gpus:
-            self.replan(self.state.options)
-
-    def rest(self) -> None:
-        """Gives the model's memory back until the next question."""
-        if self.state.phase == "ready":
-            self._worker.unload()
-            self._set(replace(self.state, phase="resting", model=None, stats=None))
-
-    def wake(self) -> None:
-        """Loads the model that rests."""
-        if self.state.phase == "resting":
-            self.reload()
 
     def retry(self) -> None:
         """Does again what failed last: the load if no model is there, else the last reply."""
@@ -114,18 +96,13 @@ class Session(QObject):
             return
         self._asked = None
         self._finish("stopped", {})
-        self._set(replace(self.state, asked=False))
+        self.model.change(asked=False)
 
     def end(self) -> None:
         """The program ends: what was said so far is kept."""
         self._worker.stop_all()
         self._asked = None
         self._finish("stopped", {})
-
-    def cancel_load(self) -> None:
-        """Ends the running load."""
-        if self.state.phase == "loading":
-            self._worker.stop_all()
 
     def submit(self, text: str, attached: tuple[Document, ...] = ()) -> bool:
         """Asks a new question at the end of the conversation. False if nothing was asked."""
@@ -135,7 +112,7 @@ class Session(QObject):
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())
             return False
-        self.wake()
+        self.model.wake()
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
         self._answer(self._chat.add(Turn("user", text.strip(), parent=parent, attached=attached)))
@@ -145,7 +122,7 @@ class Session(QObject):
         """Writes another version of a reply (of the reply to this turn, if it is the user's)."""
         turn = self._chat.conversation.turn(id)
         question = turn if turn.role == "user" else self._parent(turn)
-        self.wake()
+        self.model.wake()
         if question is not None and self._free():
             self._answer(question)
 
@@ -160,7 +137,7 @@ class Session(QObject):
         if old.role == "assistant":
             self._chat.add(Turn("assistant", text, end="edited", parent=old.parent))
             return True
-        self.wake()
+        self.model.wake()
         if not self._free():
             return False
         self._answer(self._chat.add(Turn("user", text, parent=old.parent, attached=old.attached)))
@@ -171,7 +148,7 @@ class Session(QObject):
         turn = self._chat.conversation.turn(id)
         if turn.role != "assistant":
             return
-        self.wake()
+        self.model.wake()
         if self._free():
             self._chat.start_reply(turn)
             self._ask(turn)
@@ -183,7 +160,7 @@ class Session(QObject):
         self._chat.show(conversation)
         phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
         begun = bool(self._chat.rowCount())
-        self._set(replace(self.state, phase=phase, prefill=None, stats=None, begun=begun))
+        self.model.change(phase=phase, prefill=None, stats=None, begun=begun)
 
     def _free(self) -> bool:
         if self.state.phase == "empty":
@@ -202,7 +179,7 @@ class Session(QObject):
         """Has a question answered, or a reply carried on, at once or when the model is there."""
         if self.state.phase == "loading":
             self._asked = last
-            self._set(replace(self.state, asked=True))
+            self.model.change(asked=True)
         else:
             self._send(last)
 
@@ -211,110 +188,66 @@ class Session(QObject):
         self._asked_with = self._sampling()
         request = Request(messages, self._asked_with, continue_reply=last.role == "assistant")
         self._chat_ticket = self._worker.chat(request)
-        self._set(replace(self.state, phase="reading", prefill=None, stats=None))
-
-    def _set(self, state: State) -> None:
-        self.state = state
-        self.changed.emit(state)
+        self.model.change(phase="reading", prefill=None, stats=None)
 
     @Slot(int, object)
     def _on_event(self, ticket: int, event: Event) -> None:
-        if ticket == self._load_ticket:
-            self._on_load_event(event)
-        elif ticket == self._chat_ticket:
+        if ticket == self._chat_ticket:
             self._on_chat_event(event)
-        elif ticket == self._plan_ticket:
-            self._on_plan_event(event)
 
-    def _on_load_event(self, event: Event) -> None:
-        match event:
-            case Loading():
-                self._set(replace(self.state, loading=event))
-            case Loaded():
-                model = replace(event, name=GUIDE if name_of(self.state.source) == GUIDE else event.name)
-                self._set(replace(self.state, phase="ready", model=model, loading=None))
-                self._after_load(model)
-            case Finished():
-                self._load_ended()
-                self.notice.emit(notices.load_cancelled(name_of(self.state.source)))
-            case Failed(error):
-                log.warning("Loading failed: %s", error)
-                self._load_ended()
-                self.notice.emit(notices.for_error(error))
-            case _:
-                pass
-
-    def _after_load(self, model: Loaded) -> None:
+    @Slot(object)
+    def _on_ready(self, model: Loaded) -> None:
         asked, self._asked = self._asked, None
-        self._set(replace(self.state, asked=False))
+        self.model.change(asked=False)
         if not model.can_chat:
             self.notice.emit(notices.cannot_chat(model.name))
         if asked is not None:
             self._send(asked)
 
-    def _load_ended(self) -> None:
+    @Slot()
+    def _give_up(self) -> None:
         self._asked = None
         self._finish("failed", {})
-        self._set(replace(self.state, phase="empty", loading=None, model=None, asked=False))
 
     def _on_chat_event(self, event: Event) -> None:
         match event:
             case Piece():
                 self._chat.push(event)
                 if self.state.phase == "reading":
-                    self._set(replace(self.state, phase="replying", prefill=None))
+                    self.model.change(phase="replying", prefill=None)
             case Stats():
-                self._set(replace(self.state, stats=event))
+                self.model.change(stats=event)
             case Prefill():
-                self._set(replace(self.state, prefill=event))
+                self.model.change(prefill=event)
             case Truncated(turns, _):
                 if running := self._chat.running:
                     running.left_out = turns
             case Replanned():
-                self._on_plan_event(event)
+                self.model.on_replanned(event)
             case Finished(reason, stats):
                 self._finish(reason, self._receipt(stats))
-                self._set(replace(self.state, phase="ready", prefill=None, stats=stats))
+                self.model.change(phase="ready", prefill=None, stats=stats)
             case Failed(error):
                 log.warning("The reply failed: %s", error)
                 self._finish("failed", {})
-                self._set(replace(self.state, phase="ready", prefill=None))
-                self.notice.emit(notices.for_error(error))
-            case _:
-                pass
-
-    def _on_plan_event(self, event: Event) -> None:
-        match event:
-            case Replanned(reason, plan):
-                model = self.state.model
-                if plan is not None and model is not None:
-                    self._set(replace(self.state, model=replace(model, plan=plan)))
-                    if model.plan is not None and model.plan.linears == plan.linears:
-                        return
-                self.notice.emit(notices.replanned(reason))
-            case Failed(error):
-                log.warning("Planning anew failed: %s", error)
+                self.model.change(phase="ready", prefill=None)
                 self.notice.emit(notices.for_error(error))
             case _:
                 pass
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
-        if ticket not in (self._load_ticket, self._chat_ticket, self._plan_ticket):
-            return
-        if ticket == self._load_ticket:
-            self._load_ended()
-        elif ticket == self._chat_ticket:
+        if ticket == self._chat_ticket:
             self._finish("failed", {})
-            self._set(replace(self.state, phase="ready", prefill=None))
-        self.notice.emit(notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_error(error))
+            self.model.change(phase="ready", prefill=None)
+            self.notice.emit(failure_notice(error))
 
     @Slot(int)
     def _on_done(self, ticket: int) -> None:
         # A reply whose engine said neither Finished nor Failed must not leave the window waiting.
         if ticket == self._chat_ticket and self.state.busy:
             self._finish("stopped", {})
-            self._set(replace(self.state, phase="ready", prefill=None))
+            self.model.change(phase="ready", prefill=None)
 
     def _leave_reply(self) -> None:
         """What is still to come of the running reply goes nowhere."""

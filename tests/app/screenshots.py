@@ -192,7 +192,7 @@ def loading(stage: Stage) -> None:
     stage.engine.gate.clear()
     stage.app.window.show()
     stage.settle(0.1)
-    stage.app.session._on_load_event(Loading("weights", 0.42))
+    stage.app.session.model.change(loading=Loading("weights", 0.42))
 
 
 def reply(stage: Stage) -> None:

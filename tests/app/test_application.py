@@ -400,7 +400,7 @@ def test_after_sleep_a_lost_card_is_looked_for_again(qtbot: QtBot, start: Start)
 
     clock = iter((0.0, 5.0, 12.0, 8 * 3600.0))
     watch = SleepWatch(lambda: next(clock))
-    watch.woke.connect(app.session.after_sleep)
+    watch.woke.connect(app.session.model.after_sleep)
     watch.look()
     watch.look()
     assert not engine.limits
@@ -413,7 +413,7 @@ def test_diagnostics_hold_no_word_of_a_chat(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("Confidential reply.")))
     ask(qtbot, app, "Confidential question")
     app.telemetry.sampled.emit(SAMPLE)
-    text = app._diagnostics()
+    text = app.diagnostics()
     assert "Llama-3.2-1B-Instruct" in text
     assert "onfidential" not in text
 
@@ -525,7 +525,7 @@ def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, mo
 def test_an_idle_model_rests_and_comes_back_with_the_next_question(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(answer("Awake."))
     app = start(engine)
-    app.session.rest()
+    app.session.model.rest()
     qtbot.waitUntil(lambda: engine.closed)
     assert app.session.state.phase == "resting"
     ask(qtbot, app, "Hello?")

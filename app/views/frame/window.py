@@ -6,8 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QByteArray, Qt, Signal, Slot
-from PySide6.QtGui import QAction, QCloseEvent, QDragEnterEvent, QDropEvent, QKeyEvent, QKeySequence, QShowEvent
-from PySide6.QtWidgets import QFileDialog, QMainWindow, QMenu, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtGui import (
+    QAccessible,
+    QAccessibleAnnouncementEvent,
+    QAction,
+    QCloseEvent,
+    QDragEnterEvent,
+    QDropEvent,
+    QKeyEvent,
+    QKeySequence,
+    QShowEvent,
+)
+from PySide6.QtWidgets import QApplication, QFileDialog, QMainWindow, QMenu, QStackedWidget, QVBoxLayout, QWidget
 
 from app import NAME
 from app.conversations.chat_model import ChatModel
@@ -48,6 +58,8 @@ ACTIONS = (
     ("quit", "Quit", "close", "Ctrl+Q"),
 )
 """(id, words, icon, keys) of everything that can be done."""
+ANNOUNCED = 1000
+"""Characters of a reply that a screen reader is given at once."""
 KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
 """What the menu leaves out."""
 
@@ -133,6 +145,13 @@ class MainWindow(QMainWindow):
         self.show()
         self.raise_()
         self.activateWindow()
+
+    def announce(self, words: str) -> None:
+        """Tells of a reply that is whole: to those who listen instead of reading, and who look at another window."""
+        if not self.isActiveWindow():
+            QApplication.alert(self)
+        if words and QAccessible.isActive():
+            QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self, words[:ANNOUNCED]))
 
     def state(self) -> str:
         """Size and place, to be kept."""

@@ -168,7 +168,7 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     assert app.session.state.phase == "loading"
     assert app.window.notices.load.isVisible()
     assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half of it", "stopped")
-    app.session.cancel_load()
+    app.session.model.cancel_load()
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
     engine.pause_at = None
     engine.gate.set()
@@ -258,7 +258,7 @@ def test_without_a_model_a_reply_can_be_edited_and_a_question_is_not_lost(qtbot:
     engine = ScriptedEngine(answer("One."))
     app = start(engine)
     ask(qtbot, app, "First")
-    app.session.rest()
+    app.session.model.rest()
     change(app, 1, "One, and more.")
     assert app.session.state.phase == "resting"
     assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("One, and more.", "edited")
@@ -300,7 +300,7 @@ def test_continue_wakes_a_model_that_rests(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(cut, answer(" and whole."))
     app = start(engine)
     ask(qtbot, app, "Hi")
-    app.session.rest()
+    app.session.model.rest()
     engine.gate.clear()
     app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
     assert app.session.state.asked

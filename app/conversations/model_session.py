@@ -1,0 +1,139 @@
+"""Which model is loaded and how much it may use: loading, resting, waking and planning anew. Keeps the `State`.
+
+Knows no conversation: `session` asks and answers with the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.engine.app_state import GUIDE, State, name_of
+from app.engine.task_thread import Defect
+from app.engine.worker import Worker
+from app.notices import notices
+from core.errors import HeteGenError
+from core.events import Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned
+
+log = logging.getLogger(__name__)
+
+
+class ModelSession(QObject):
+    """Signals: `changed(State)`; `notice(Notice)`; `ready(Loaded)` after a load, `ended` before one is given up."""
+
+    changed = Signal(object)
+    notice = Signal(object)
+    ready = Signal(object)
+    ended = Signal()
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self.state = State()
+        self._worker = worker
+        self._load_ticket = self._plan_ticket = 0
+        worker.told.connect(self._on_event)
+        worker.failed.connect(self._on_failed)
+
+    def change(self, **fields: Any) -> None:
+        """Changes these fields of the state, and says so."""
+        self._set(replace(self.state, **fields))
+
+    def load(self, source: str, options: LoadOptions) -> None:
+        """Makes another model ready."""
+        self._load_ticket = self._worker.load(source, options)
+        begun = State("loading", source, loading=Loading("start", 0), options=options)
+        self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
+
+    def cancel_load(self) -> None:
+        """Ends the running load."""
+        if self.state.phase == "loading":
+            self._worker.stop_all()
+
+    def replan(self, options: LoadOptions) -> None:
+        """Keeps the loaded model to other limits of memory: its weights move, after the reply that runs."""
+        if self.state.model is not None:
+            self._plan_ticket = self._worker.replan(options.vram, options.ram)
+        self.change(options=options)
+
+    def after_sleep(self) -> None:
+        """The computer was asleep: what it did to the graphics card is found out, and planned for."""
+        model = self.state.model
+        if model is not None and model.hardware is not None and model.hardware.gpus:
+            self.replan(self.state.options)
+
+    def rest(self) -> None:
+        """Gives the model's memory back until the next question."""
+        if self.state.phase == "ready":
+            self._worker.unload()
+            self.change(phase="resting", model=None, stats=None)
+
+    def wake(self) -> None:
+        """Loads the model that rests."""
+        if self.state.phase == "resting":
+            self.load(self.state.source, self.state.options)
+
+    def on_replanned(self, event: Replanned) -> None:
+        """Another plan is in force, which is worth a notice where linears moved."""
+        model = self.state.model
+        if event.plan is not None and model is not None:
+            self.change(model=replace(model, plan=event.plan))
+            if model.plan is not None and model.plan.linears == event.plan.linears:
+                return
+        self.notice.emit(notices.replanned(event.reason))
+
+    def _set(self, state: State) -> None:
+        self.state = state
+        self.changed.emit(state)
+
+    @Slot(int, object)
+    def _on_event(self, ticket: int, event: Event) -> None:
+        if ticket == self._load_ticket:
+            self._on_load_event(event)
+        elif ticket == self._plan_ticket:
+            self._on_plan_event(event)
+
+    def _on_load_event(self, event: Event) -> None:
+        match event:
+            case Loading():
+                self.change(loading=event)
+            case Loaded():
+                model = replace(event, name=GUIDE if name_of(self.state.source) == GUIDE else event.name)
+                self.change(phase="ready", model=model, loading=None)
+                self.ready.emit(model)
+            case Finished():
+                self._end_load(notices.load_cancelled(name_of(self.state.source)))
+            case Failed(error):
+                log.warning("Loading failed: %s", error)
+                self._end_load(notices.for_error(error))
+            case _:
+                pass
+
+    def _on_plan_event(self, event: Event) -> None:
+        match event:
+            case Replanned():
+                self.on_replanned(event)
+            case Failed(error):
+                log.warning("Planning anew failed: %s", error)
+                self.notice.emit(notices.for_error(error))
+            case _:
+                pass
+
+    def _end_load(self, notice: notices.Notice) -> None:
+        self.ended.emit()
+        self.change(phase="empty", loading=None, model=None, asked=False)
+        self.notice.emit(notice)
+
+    @Slot(int, object)
+    def _on_failed(self, ticket: int, error: HeteGenError) -> None:
+        if ticket == self._load_ticket:
+            self._end_load(failure_notice(error))
+        elif ticket == self._plan_ticket:
+            self.notice.emit(failure_notice(error))
+
+
+def failure_notice(error: HeteGenError) -> notices.Notice:
+    """The notice for a command that the worker could not carry out: a failure with a next step, or a defect."""
+    return notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_error(error)
