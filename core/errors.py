@@ -81,3 +81,7 @@ class DocumentUnreadable(HeteGenError):
 
 class DocumentLocked(DocumentUnreadable):
     """An attached file needs a password, or another one than was given."""
+
+
+class ToolFailed(HeteGenError):
+    """A tool or the server that has it could not be started, does not answer, or answered with an error."""

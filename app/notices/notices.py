@@ -29,6 +29,7 @@ ActionId = Literal[
     "about",
     "gpu",
     "attach",
+    "tools",
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -69,6 +70,7 @@ _WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.AccessDenied: _Words("Access was refused", "token", "Enter a token"),
     errors.DownloadFailed: _Words("The download did not finish", "retry", "Try again"),
     errors.DiskFull: _Words("The disk is full", "retry", "Try again"),
+    errors.ToolFailed: _Words("The tool did not answer", "tools", "Open the tools"),
     errors.DocumentUnreadable: _Words("The file could not be attached", "attach", "Attach another file…"),
     errors.DocumentLocked: _Words("The file needs a password", "attach", "Attach another file…"),
 }

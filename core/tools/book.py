@@ -1,0 +1,122 @@
+"""What a user keeps of tools: the servers, and which tools may be called unasked. Keys go to the system's keyring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from core.files import keep
+from core.hub.token import Keyring
+from core.tools.server import ToolServer
+
+SERVICE = "HeteGen tool server"
+Permission = Literal["ask", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Book:
+    """`permissions`: by server and tool; a tool that is not there is asked for."""
+
+    servers: tuple[ToolServer, ...] = ()
+    permissions: Mapping[tuple[str, str], Permission] = field(default_factory=dict)
+
+    def permission(self, server: str, tool: str) -> Permission:
+        """Whether the tool may be called."""
+        return self.permissions.get((server, tool), "ask")
+
+    def permit(self, server: str, tool: str, permission: Permission) -> Book:
+        """A copy in which this is so from now on."""
+        return replace(self, permissions={**self.permissions, (server, tool): permission})
+
+    def put(self, server: ToolServer, former: str = "") -> Book:
+        """A copy with a server, in the place of the one named `former` or of its own name."""
+        names = {server.name, former}
+        at = next((i for i, one in enumerate(self.servers) if one.name in names), len(self.servers))
+        others = [one for one in self.servers if one.name not in names]
+        return replace(self, servers=(*others[:at], server, *others[at:]))
+
+    def without(self, name: str) -> Book:
+        """A copy without a server and all that was said of it."""
+        servers = tuple(one for one in self.servers if one.name != name)
+        return Book(servers, {key: value for key, value in self.permissions.items() if key[0] != name})
+
+
+def read_book(path: Path, keyring: Keyring) -> Book:
+    """The book that is kept at `path`; an empty one where it cannot be read."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        servers = tuple(_server(entry, keyring) for entry in kept["servers"])
+        permissions = {(server, tool): value for server, tool, value in kept["permissions"] if value in _ALLOWED}
+    except (OSError, ValueError, KeyError, TypeError):
+        return Book()
+    return Book(servers, permissions)
+
+
+def write_book(path: Path, book: Book, former: Book, keyring: Keyring) -> bool:
+    """Keep the book, whole or not at all; whether its keys could be kept, too."""
+    keep(path, {
+        "servers": [_table(server) for server in book.servers],
+        "permissions": [[*key, value] for key, value in book.permissions.items()],
+    })  # fmt: skip
+    before = {server.name: _secrets(server) for server in former.servers}
+    now = {server.name: _secrets(server) for server in book.servers}
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    kept = [_keep(keyring, name, now.get(name, "")) for name in changed]
+    return all(kept)
+
+
+_ALLOWED = get_args(Permission)
+
+
+def _table(server: ToolServer) -> dict[str, Any]:
+    return {
+        "name": server.name, "command": server.command, "args": list(server.args), "folder": server.folder,
+        "url": server.url, "on": server.on, "environment": list(server.environment), "headers": list(server.headers),
+    }  # fmt: skip
+
+
+def _server(entry: Mapping[str, Any], keyring: Keyring) -> ToolServer:
+    name = str(entry["name"])
+    known = _kept(keyring, name) if entry["environment"] or entry["headers"] else {}
+    environment, headers = (
+        {str(key): str(known.get(kind, {}).get(key, "")) for key in entry[kind]} for kind in ("environment", "headers")
+    )
+    command, folder, url = (str(entry[part]) for part in ("command", "folder", "url"))
+    return ToolServer(
+        name, command, tuple(map(str, entry["args"])), environment, folder, url, headers, bool(entry["on"])
+    )
+
+
+def _secrets(server: ToolServer) -> str:
+    """The values that go to the keyring, as one text; "" where there are none."""
+    if not server.environment and not server.headers:
+        return ""
+    return json.dumps({"environment": dict(server.environment), "headers": dict(server.headers)})
+
+
+def _kept(keyring: Keyring, name: str) -> dict[str, Any]:
+    from keyring.errors import KeyringError
+
+    try:
+        found = json.loads(keyring.get_password(SERVICE, name) or "{}")
+    except (KeyringError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep(keyring: Keyring, name: str, secrets: str) -> bool:
+    from keyring.errors import KeyringError, PasswordDeleteError
+
+    try:
+        if secrets:
+            keyring.set_password(SERVICE, name, secrets)
+        else:
+            keyring.delete_password(SERVICE, name)
+    except PasswordDeleteError:
+        return True
+    except KeyringError:
+        return False
+    return True

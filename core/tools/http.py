@@ -1,0 +1,63 @@
+"""A server behind an address: streamable HTTP by the SDK, over a client that bounds what an answer may hold."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from core.tools.server import ToolServer
+
+if TYPE_CHECKING:
+    from mcp.client._transport import TransportStreams
+
+MOST_BYTES = 32 << 20
+CONNECT_S, SILENCE_S = 10.0, 900.0
+
+
+@asynccontextmanager
+async def http(server: ToolServer) -> AsyncIterator[TransportStreams]:
+    """Speak to the server at `server.url`; its headers go there and nowhere else."""
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    # A proxy cannot reach this computer's own addresses.
+    is_own = _is_loopback(urlsplit(server.url).hostname or "")
+    client = httpx2.AsyncClient(
+        headers=dict(server.headers),
+        timeout=httpx2.Timeout(CONNECT_S, read=SILENCE_S),
+        trust_env=not is_own,
+        event_hooks={"response": [_bound]},
+    )
+    async with client, streamable_http_client(server.url, http_client=client) as streams:
+        yield streams
+
+
+async def _bound(response: Any) -> None:
+    """Let the answer end with an error where it becomes longer than any sound one."""
+    import httpx2
+
+    inner = response.stream
+
+    class Bounded(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = MOST_BYTES
+            async for part in inner:
+                left -= len(part)
+                if left < 0:
+                    raise httpx2.ReadError("the answer is too long")
+                yield part
+
+        async def aclose(self) -> None:
+            await inner.aclose()
+
+    response.stream = Bounded()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

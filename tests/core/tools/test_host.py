@@ -1,0 +1,139 @@
+"""Tool servers as real processes and over real HTTP: what they answer, and every way in which they can fail."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from core.errors import ToolFailed
+from core.tools.server import ToolServer
+from tests.core.tools.conftest import PATIENCE_S, SCRIPT, Stage, script
+
+
+def test_a_program_lists_its_tools_and_answers_calls(stage: Stage) -> None:
+    stage.started(script())
+    status = stage.until("test", lambda status: bool(status.tools))
+    add = next(tool for tool in status.tools if tool.name == "add")
+    assert (add.description, sorted(add.parameters["properties"])) == ("Add two numbers.", ["a", "b"])
+    assert stage.call("add", a=2, b=3) == "5"
+    assert stage.call("echo", text="grün\n✓") == "grün\n✓"
+    assert any("✓ add" in line for line in stage.until("test", lambda now: "✓ echo" in str(now.log)).log)
+
+
+def test_a_tools_own_error_is_a_failed_result_and_the_server_lives(stage: Stage) -> None:
+    stage.started(script())
+    result = stage.host.call("test", "fail", {}, 1000).result(PATIENCE_S)
+    assert result.failed
+    assert "fail" in result.text
+    assert stage.call("add", a=1, b=1) == "2"
+
+
+def test_a_long_result_is_cut_and_says_so(stage: Stage) -> None:
+    stage.started(script())
+    assert stage.call("big", 100, size=5000) == "x" * 100 + "\n[4900 more characters were left out.]"
+
+
+@pytest.mark.parametrize(("tool", "why"), [("die", "has ended. Its exit code is 7"), ("rant", "was stopped. It sends")])
+def test_a_server_that_dies_or_floods_ends_the_call_and_starts_again(stage: Stage, tool: str, why: str) -> None:
+    stage.started(script())
+    with pytest.raises(ToolFailed, match=f"test {why}"):
+        stage.call(tool)
+    assert stage.until("test", lambda status: status.phase == "failed").error
+    assert stage.call("add", a=4, b=4) == "8", "the next call starts it again"
+
+
+def test_what_is_no_tool_server_is_stopped(stage: Stage) -> None:
+    stage.host.use([script("nonsense", name="nonsense"), script("swell", name="swell")])
+    for name in ("nonsense", "swell"):
+        error = stage.until(name, lambda status: status.phase == "failed").error
+        assert str(error) == f"{name} was stopped. It sends what no tool server sends. Look at its log."
+
+
+def test_a_call_that_hangs_is_given_up_and_others_go_on(stage: Stage) -> None:
+    stage.started(script(), script(name="other"))
+    hanging = stage.host.call("test", "hang", {}, 100)
+    assert stage.call("add", server="other", a=1, b=2) == "3"
+    assert not hanging.done()
+    hanging.cancel()
+    stage.until("test", lambda status: "■ hang" in str(status.log))
+
+
+def test_no_process_and_no_thread_is_left(stage: Stage) -> None:
+    stage.started(script(), script(name="other"))
+    stage.host.call("test", "hang", {}, 100)
+    children = psutil.Process().children(recursive=True)
+    assert len(children) >= 2
+    stage.host.close()
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not [thread for thread in threading.enumerate() if thread.name == "tools"]
+
+
+def test_what_cannot_be_started_says_why_and_its_log_stays(stage: Stage) -> None:
+    stage.host.use([ToolServer("lost", "no-such-program-here"), script("crash", name="crash")])
+    error = stage.until("lost", lambda status: status.phase == "failed").error
+    assert str(error).startswith("lost could not be started. no-such-program-here: ")
+    crashed = stage.until("crash", lambda status: status.phase == "failed" and "my files" in str(status.log))
+    assert str(crashed.error) == "crash has ended. Its exit code is 3. Look at its log."
+
+
+def test_a_server_that_says_nothing_does_not_block_and_can_be_switched_off(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.tools.link.START_S", 1.0)
+    stage.host.use([script("mute")])
+    error = stage.until("test", lambda status: status.phase == "failed").error
+    assert str(error) == "test does not answer. It was given up after a while. Look at its log."
+    stage.host.use([script("mute", on=False)])
+    stage.until("test", lambda status: status.phase == "off")
+    with pytest.raises(ToolFailed, match="switched off"):
+        stage.call("add", a=1, b=1)
+
+
+def test_keys_are_given_to_the_server_and_shown_nowhere(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_another_program")
+    server = script(environment={"API_KEY": "sk-very-secret"})
+    stage.started(server)
+    assert stage.call("key") == "sk-very-secret"
+    assert stage.call("secrets") == "none", "the program's own environment is not passed on"
+    log = stage.until("test", lambda status: "using" in str(status.log)).log
+    assert "sk-very-secret" not in f"{log} {server}"
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """The same server in a process of its own, listening on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "http", str(port)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as line:
+            if line.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/mcp"
+    process.kill()
+    process.wait()
+
+
+def test_a_server_behind_an_address_answers_and_its_death_is_a_sentence(stage: Stage, address: str) -> None:
+    stage.started(ToolServer("web", url=address))
+    assert stage.call("add", server="web", a=20, b=22) == "42"
+    with pytest.raises(ToolFailed, match="web"):
+        stage.call("die", server="web")
+    with pytest.raises(ToolFailed, match="web"):
+        stage.call("add", server="web", a=1, b=1)
+
+
+def test_an_address_where_nobody_listens_is_a_sentence(stage: Stage) -> None:
+    stage.host.use([ToolServer("web", url="http://127.0.0.1:9/mcp")])
+    error = stage.until("web", lambda status: status.phase == "failed").error
+    assert str(error).startswith("web failed. It says: ")
