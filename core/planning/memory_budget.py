@@ -118,10 +118,11 @@ def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int
 
     Weights that are converted are made from the files one matrix at a time: beside what is kept stand one matrix as
     stored, its parts before they were put together, and the result. As stored they are used where the files lie, or,
-    experts that are put together, made by layer.
+    experts that are put together, made by layer. A tied head that is used as stored is the input table itself.
     """
     mapped = spec.mapped(format)
+    table = 0 if spec.head_tied and mapped else spec.embedding_bytes
     sizes = [spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in spec.linears]
     largest = max(sizes, default=0)
-    kept = spec.weight_bytes(format) + spec.embedding_bytes + spec.resident_bytes
+    kept = spec.weight_bytes(format) + table + spec.resident_bytes
     return kept + kv_bytes + host_workspace(spec, chunk) + 3 * largest
