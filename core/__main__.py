@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from core.commands import bench, chat, doctor, models, plan, quality, serve
+from core.commands import bench, chat, doctor, files, models, plan, quality, serve
 from core.errors import HeteGenError
 from core.gpu_runtime.start import settle
 from core.gpu_runtime.store import Runtime
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m core", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (chat, serve, plan, bench, quality, doctor):
+    for command in (chat, serve, plan, files, bench, quality, doctor):
         command.add(subparsers)
     models.add_commands(subparsers)
     return parser

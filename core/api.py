@@ -45,6 +45,7 @@ from core.units import parse_size
 if TYPE_CHECKING:  # what imports torch takes seconds
     from core.engine import Engine
     from core.hub.client import Client
+    from core.hub.gguf_choices import Judged
     from core.remote.engine import RemoteEngine
 
 Progress = Callable[[Loading], None]
@@ -53,7 +54,7 @@ Messages = str | Iterable[Message | Mapping[str, str]]
 Size = int | str
 """Bytes, or text as "6GiB"."""
 
-REMOTE_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+REMOTE_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[^\s:]+)?")
 
 
 @dataclass
@@ -248,6 +249,23 @@ def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | 
     return Planned(place(spec, hardware, options), spec, hardware)
 
 
+def judge_files(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> tuple[Judged, ...]:
+    """The models in GGUF of a repository on the Hub, each with how it would run here. Raises HeteGenError."""
+    prepare_environment()
+    from core.hardware.machine import open_machine
+    from core.hub.fit import Wishes
+    from core.hub.gguf_header import judge
+    from core.hub.listing import list_files, model_info, parse_reference
+    from core.runtime.fit import FitChecker
+
+    reference = parse_reference(source)
+    machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
+    check_fit, wishes = FitChecker(machine.now, options), Wishes(options.format, options.context)
+    with (client or _client)() as hub:
+        listing = list_files(hub, reference.id, model_info(hub, reference).revision)
+        return tuple(judge(hub, listing, check_fit, wishes))
+
+
 def conversation(messages: Messages) -> tuple[Message, ...]:
     """The records of a conversation given in any way that `Messages` allows. Raises BadRequest."""
     if isinstance(messages, str):
@@ -299,8 +317,9 @@ def _remote_specification(name: str, make_client: Callable[[], Client]) -> Model
     from core.runtime.fit import describe
 
     with make_client() as client:
-        remote = read_remote(client, parse_reference(name))
-    return describe(remote.config, remote.tensors, remote.info.id)
+        reference = parse_reference(name)
+        remote = read_remote(client, reference)
+    return describe(remote.config, remote.tensors, reference.name)
 
 
 def _client() -> Client:

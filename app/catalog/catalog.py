@@ -15,7 +15,7 @@ from core.errors import HeteGenError
 from core.events import Stop
 from core.hub.access import Access
 from core.hub.cache_layout import Cache
-from core.hub.fit import Fit, FitCheck, Wishes
+from core.hub.fit import Fit, FitCheck, Tensors, Wishes
 from core.hub.folders import Folders
 from core.hub.installed import Installed, Verification, installed, verify
 from core.hub.listing import (
@@ -32,7 +32,6 @@ from core.hub.listing import (
 from core.hub.remote_spec import read_config, read_local, read_remote
 from core.hub.removal import discard, remove
 from core.hub.retry import Stopped
-from core.weights.safetensors_header import TensorInfo
 
 Answer = Callable[[Any], None]
 
@@ -45,7 +44,7 @@ class Details:
     info: ModelInfo | None = None
     card: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
     download_bytes: int = 0
     fit: Fit | None = None
     error: HeteGenError | None = None

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from app.catalog.catalog import Catalog
     from app.catalog.downloads import Downloads
     from app.views.models.model_dialog import ModelDialog
-    from core.hub.fit import Fit, FitCheck, Wishes
-    from core.weights.safetensors_header import TensorInfo
+    from core.hub.fit import Fit, FitCheck, Tensors, Wishes
 
 MEGABYTE = 1e6
 
@@ -148,7 +147,7 @@ def late_fit_check(options: Callable[[], LoadOptions]) -> FitCheck:
     made: list[FitCheck] = []
     lock = Lock()
 
-    def check_fit(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
+    def check_fit(config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
         with lock:
             if not made:
                 made.append(_adviser(options()))

@@ -13,7 +13,7 @@ from core.errors import BadRequest
 from core.hub.client import Client
 from core.hub.download import Downloaded, download
 from core.hub.environment import hub_environment
-from core.hub.installed import default_cache, installed, revisions
+from core.hub.installed import candidates, default_cache, installed, revisions
 from core.hub.listing import ModelInfo, parse_reference, search
 from core.hub.progress import Progress, Report, duration
 from core.hub.removal import own_bytes, remove
@@ -29,10 +29,10 @@ def add_commands(subparsers: Any) -> None:
     parser.add_argument("text", metavar="TEXT", nargs="*", help="words of the name; nothing lists what is popular")
     parser.add_argument("--limit", type=int, default=20, metavar="N")
     parser = _command(subparsers, "download", run_download, "bring a model here, or the rest of it")
-    parser.add_argument("id", metavar="ID[@REVISION]")
+    parser.add_argument("id", metavar="ID[@REVISION][:FILE]", help="FILE: one in GGUF, by its name or as Q4_K_M")
     _command(subparsers, "models", run_models, "what is on this disk")
     parser = _command(subparsers, "remove", run_remove, "delete a model from this disk")
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID[:FILE]")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -51,7 +51,8 @@ def run_search(args: argparse.Namespace) -> list[dict[str, Any]]:
     with make_client() as client:
         found = search(client, " ".join(args.text), limit=max(1, min(args.limit, 100))).models
     for model in found:
-        size = format_bytes(model.weight_bytes) if model.weight_bytes else "size unknown"
+        unsaid = "GGUF" if model.gguf_only else "size unknown"
+        size = format_bytes(model.weight_bytes) if model.weight_bytes else unsaid
         mark = " (gated)" if model.gated else ""
         print(f"{model.id}{mark}  {size}, {model.downloads:,} downloads, {model.license or 'licence unknown'}")
     if not found:
@@ -73,7 +74,8 @@ def run_models(args: argparse.Namespace) -> list[dict[str, Any]]:
     models = installed(default_cache())
     for model in models:
         whole = "" if model.complete else f", {model.bytes / max(model.total, 1):.0%} here"
-        print(f"{model.id}@{model.revision[:8]}  {format_bytes(model.total)}{whole}")
+        id, colon, file = model.id.partition(":")
+        print(f"{id}@{model.revision[:8]}{colon}{file}  {format_bytes(model.total)}{whole}")
     if not models:
         print("There are no models yet.", file=sys.stderr)
     return [
@@ -87,10 +89,12 @@ def run_models(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def run_remove(args: argparse.Namespace) -> dict[str, Any]:
     """Delete a model after asking. Raises ModelNotFound, BadRequest."""
-    cache, id = default_cache(), parse_reference(args.id).id
-    if not args.yes and cache.repo(id).is_dir():
-        count = len(revisions(cache, id))
-        _confirm(f"Delete {id} ({format_bytes(own_bytes(cache.repo(id)))}, {count} version(s))? [y/N] ")
+    cache, reference = default_cache(), parse_reference(args.id)
+    here = candidates(cache, reference) if reference.file else revisions(cache, reference.id)
+    id = here[0].id if here and reference.file else reference.name
+    if not args.yes and here:
+        size = here[0].bytes if reference.file else own_bytes(cache.repo(id))
+        _confirm(f"Delete {id} ({format_bytes(size)}, {len(here)} version(s))? [y/N] ")
     freed = remove(cache, id)
     print(f"{id} was removed; {format_bytes(freed)} are free again.")
     return {"id": id, "freed_bytes": freed}

@@ -12,6 +12,7 @@ from core.hub.client import Client
 from core.hub.downloader import Downloader, DownloadOptions
 from core.hub.fetch_file import Changed
 from core.hub.file_selection import needed_files, shown_files
+from core.hub.gguf_choices import GgufChoice, wanted_gguf
 from core.hub.listing import Listing, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.partial_file import disk_error
 from core.hub.progress import DownloadState, FileTrack, Pace, Report, silent
@@ -25,8 +26,9 @@ LISTINGS = 3
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A download's outcome. `bytes` of all needed files; of these `downloaded_bytes` came in this run and
-    `resumed_bytes` were here before it. `complete` is False when it was stopped."""
+    """A download's outcome. `id` with the file's name where it is one in GGUF, and `path` that file's. `bytes` of all
+    needed files; of these `downloaded_bytes` came in this run and `resumed_bytes` were here before it. `complete` is
+    False when it was stopped."""
 
     id: str
     revision: str
@@ -70,6 +72,7 @@ class _Run:
     ) -> None:
         self._client, self._cache, self._reference = client, cache, reference
         self._report, self._asked = report, stop
+        self._choice: GgufChoice | None = None
         self._haul = Downloader(client, cache, self._address, stop, manner)
         self._board = DownloadState(reference.id, "", ())
 
@@ -91,6 +94,7 @@ class _Run:
     def _list(self) -> Listing:
         info = model_info(self._client, self._reference, self._asked)
         listing = list_files(self._client, self._reference.id, info.revision, self._asked)
+        self._choice = wanted_gguf(listing, self._reference.file)
         self._board = DownloadState(listing.id, listing.revision, ())
         return listing
 
@@ -99,7 +103,7 @@ class _Run:
         try:
             self._cache.prepare(listing)
         except OSError:
-            files = shown_files(self._cache, listing)
+            files = shown_files(self._cache, listing, self._file)
             if files is None:
                 raise
             tracks = [FileTrack(file, file.size, state="done") for file in files]
@@ -108,9 +112,9 @@ class _Run:
         return False
 
     def _tracks(self, listing: Listing) -> list[FileTrack]:
-        index = listing.file(INDEX)
+        index = None if self._choice else listing.file(INDEX)
         if index is None:
-            return [FileTrack(file) for file in needed_files(listing, None)]
+            return [FileTrack(file) for file in needed_files(listing, None, self._file)]
         # The index says which weights count. It is fetched like any other file, so its bytes come once.
         track = FileTrack(index)
         self._fetch(DownloadState(listing.id, listing.revision, (track,)), silent)
@@ -128,12 +132,18 @@ class _Run:
         files = [track.file for track in self._board.tracks]
         self._cache.link(listing.id, listing.revision, files)
         self._cache.write_ref(listing.id, self._reference.revision, listing.revision)
-        drop_partials(self._cache, listing.id)
+        # Other files in GGUF may be half here, to be gone on with.
+        drop_partials(self._cache, listing.id, kept={file.etag for file in listing.files})
+
+    @property
+    def _file(self) -> str:
+        return self._choice.path if self._choice else ""
 
     def _outcome(self) -> Downloaded:
         board = self._board
+        name, path = Reference(board.id, file=self._file).name, self._cache.snapshot(board.id, board.revision)
         return Downloaded(
-            board.id, board.revision, self._cache.snapshot(board.id, board.revision), board.total, board.fetched,
+            name, board.revision, path / self._file, board.total, board.fetched,
             board.resumed, all(track.verified for track in board.tracks),
             complete=bool(board.tracks) and board.done == board.total,
         )  # fmt: skip

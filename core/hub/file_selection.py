@@ -1,4 +1,5 @@
-"""Which files of a repository a chat needs: config, tokenizer and one set of safetensors weights, nothing twice."""
+"""Which files of a repository a chat needs, nothing twice: config, tokenizer and one set of safetensors weights, or one
+model in GGUF."""
 
 from __future__ import annotations
 
@@ -6,26 +7,31 @@ import re
 
 from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
 from core.hub.cache_layout import Cache
+from core.hub.gguf_choices import wanted_gguf
 from core.hub.listing import Listing, RemoteFile
 from core.sentence import sentence
 from core.weights.weight_files import INDEX, SINGLE, is_weights, shard_names
 
 CONFIG = "config.json"
+ABOUT = re.compile(r"README\.md|(?:LICENSE|NOTICE|USE_POLICY)[\w.-]*", re.ASCII)
 SMALL = re.compile(
     r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|model\.safetensors\.index\.json|tekken\.json|merges\.txt|vocab\.txt|[\w.-]+\.model|[\w.-]+\.tiktoken"
     r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
-    r"|README\.md|(?:LICENSE|NOTICE|USE_POLICY)[\w.-]*",
+    rf"|{ABOUT.pattern}",
     re.ASCII,
 )
 
 
-def needed_files(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
-    """The files to have, small ones first; `index` is the content of the weights' index, None if there is none.
+def needed_files(listing: Listing, index: bytes | None, file: str = "") -> tuple[RemoteFile, ...]:
+    """The files to have, small ones first; `index` is the content of the weights' index, None if there is none; `file`
+    says which of several models in GGUF.
 
     Raises UnsupportedModel when there is no config or there are no safetensors weights, ModelUnreadable when the index
-    names files that are not there.
+    names files that are not there, ModelNotFound and BadRequest when it is not clear which file is meant.
     """
+    if (choice := wanted_gguf(listing, file)) is not None:
+        return (*(one for one in listing.files if ABOUT.fullmatch(one.path)), *choice.files)
     if listing.file(CONFIG) is None:
         raise UnsupportedModel(
             sentence("{} is no language model.", listing.id), "It has no config.json.", "Choose another one."
@@ -34,13 +40,13 @@ def needed_files(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...
     return (*small, *_weights(listing, index))
 
 
-def shown_files(cache: Cache, listing: Listing) -> tuple[RemoteFile, ...] | None:
+def shown_files(cache: Cache, listing: Listing, file: str = "") -> tuple[RemoteFile, ...] | None:
     """The needed files of a listing if the snapshot shows all of them with their sizes, else None. Asks no Hub."""
     index = listing.file(INDEX)
     folder = cache.snapshot(listing.id, listing.revision)
     try:
-        files = needed_files(listing, (folder / INDEX).read_bytes() if index else None)
-        whole = all((folder / file.path).stat().st_size == file.size for file in files)
+        files = needed_files(listing, (folder / INDEX).read_bytes() if index else None, file)
+        whole = all((folder / one.path).stat().st_size == one.size for one in files)
     except (OSError, HeteGenError):
         return None
     return files if whole else None
@@ -74,8 +80,6 @@ def _shards(listing: Listing, names: frozenset[str]) -> tuple[RemoteFile, ...]:
 
 def _why_no_weights(files: list[RemoteFile]) -> str:
     names = [file.path for file in files]
-    if any(name.endswith(".gguf") for name in names):
-        return "It holds GGUF files, which are for other programs."
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return "Its weights are pickled files, which can run hidden code when opened."
     return "It holds no safetensors weights."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core.spec import Confidence, DeviceMemory, FormatWish, ModelSpec, Plan, Prediction
+from core.weights.gguf.header import TensorPlace
 from core.weights.safetensors_header import TensorInfo
 
 Kind = Literal["fits", "cpu_help", "slow", "no"]
@@ -40,8 +41,10 @@ class Fit:
     parameters: int
 
 
-FitCheck = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Wishes], Fit]
-"""From config.json's content, tensors by name (empty where they are not known) and wishes. Raises HeteGenError."""
+Tensors = Mapping[str, TensorInfo] | Mapping[str, TensorPlace]
+FitCheck = Callable[[Mapping[str, Any], Tensors, Wishes], Fit]
+"""From config.json's content, or a GGUF file's settings, tensors by name (empty where they are not known) and wishes.
+Raises HeteGenError."""
 
 
 def fit(plan: Plan, spec: ModelSpec) -> Fit:

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import HeteGenError, ModelNotFound
+from core.errors import BadRequest, HeteGenError, ModelNotFound
 from core.events import Stop, never
 from core.hub.cache_layout import PREFIX, Cache
 from core.hub.environment import hub_environment
 from core.hub.file_selection import CONFIG, needed_files, shown_files
-from core.hub.listing import COMMIT, DIGEST, Listing, RemoteFile, parse_reference
+from core.hub.gguf_choices import gguf_choices, gguf_only
+from core.hub.listing import COMMIT, DIGEST, Listing, Reference, RemoteFile, parse_reference
 from core.hub.partial_file import hash_file
-from core.sentence import sentence
+from core.sentence import joined, sentence
+from core.weights.gguf.names import kind_of, split_names
 from core.weights.safetensors_header import read_header
 from core.weights.weight_files import INDEX, SINGLE, shard_names, weight_files
 
@@ -27,8 +29,8 @@ PATH_LIKE = re.compile(r"[.~/\\]|[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class Installed:
-    """A model on this disk at one commit. `bytes` are here of `total` in all; `last_used` in seconds since the epoch,
-    None = never from here."""
+    """A model on this disk at one commit. Of one in GGUF `id` names the file, too, and `path` is that file's; any other
+    `path` is a folder. `bytes` are here of `total` in all; `last_used` in seconds since the epoch, None = never."""
 
     id: str
     revision: str
@@ -60,50 +62,74 @@ def default_cache() -> Cache:
 
 
 def resolve_model(text: str, cache: Cache | None = None) -> Path:
-    """The folder of a model: a path, or a Hub id (or ID@REVISION) that is wholly here. Raises ModelNotFound, ..."""
+    """The folder or GGUF file of a model: a path, or a Hub id (ID, ID@REVISION, ID:FILE.gguf, ID:Q4_K_M) that is wholly
+    here. Raises ModelNotFound, BadRequest."""
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if PATH_LIKE.match(text):
         raise ModelNotFound(sentence("There is no model at {}.", text), "", "Check the path.")
-    reference = parse_reference(text)
     cache = cache or default_cache()
-    here = _candidates(cache, reference.id, reference.revision)
-    whole = next((model for model in here if model.complete), None)
-    if whole is None:
+    found = find_installed(text, cache)
+    cache.mark_used(parse_reference(found.id).id)
+    return found.path
+
+
+def find_installed(text: str, cache: Cache) -> Installed:
+    """The model of this name that is wholly here. Raises ModelNotFound, BadRequest."""
+    reference = parse_reference(text)
+    here = candidates(cache, reference)
+    whole = [model for model in here if model.complete]
+    if len({model.id for model in whole}) > 1:
+        raise BadRequest(
+            sentence("Several models in GGUF of {} are on this computer.", reference.id),
+            sentence("There are {}.", joined(", ", [model.id for model in whole])),
+            sentence("Name one of them, such as {}.", whole[0].id),
+        )
+    if not whole:
         raise ModelNotFound(
-            sentence("{} is {} on this computer.", reference.id, 'only partly' if here else 'not'), "",
-            sentence("Run `download {}` to {}.", reference.id, 'complete it' if here else 'get it'),
+            sentence("{} is {} on this computer.", reference.name, 'only partly' if here else 'not'), "",
+            sentence("Run `download {}` to {}.", reference.name, 'complete it' if here else 'get it'),
         )  # fmt: skip
-    cache.mark_used(whole.id)
-    return whole.path
+    return whole[0]
 
 
 def installed(cache: Cache) -> tuple[Installed, ...]:
-    """All models of the cache that have, or will have, safetensors weights; by name."""
+    """All models of the cache that have, or will have, weights in safetensors or GGUF; by name."""
     folders = sorted(cache.root.glob(PREFIX + "*")) if cache.root.is_dir() else []
     ids = [folder.name.removeprefix(PREFIX).replace("--", "/") for folder in folders if folder.is_dir()]
     return tuple(model for id in ids for model in revisions(cache, id))
 
 
 def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:
-    """The commits of one model that are here, whole ones first, then the one that main stood for."""
+    """The commits of one repository's models that are here, whole ones first, then those that main stood for."""
     commits = [folder.name for folder in _folders(cache.repo(id) / "snapshots")]
-    found = [model for commit in commits if (model := _snapshot(cache, id, commit))]
-    if started := _started(cache, id, set(commits)):
-        found.append(started)
+    found = [model for commit in commits for model in _snapshot(cache, id, commit)]
+    found += _started(cache, id, set(commits))
     main = cache.read_ref(id, "main")
     return tuple(sorted(found, key=lambda model: (not model.complete, model.revision != main)))
+
+
+def candidates(cache: Cache, reference: Reference) -> tuple[Installed, ...]:
+    """What may be meant by a name; of a repository with safetensors these, where no file is named."""
+    here = revisions(cache, reference.id)
+    if reference.revision != "main":
+        commit = cache.read_ref(reference.id, reference.revision)
+        here = tuple(model for model in here if model.revision == commit)
+    plain = tuple(model for model in here if model.id == reference.id)
+    return tuple(model for model in here if _is_meant(model, reference.file)) if reference.file else plain or here
 
 
 def verify(
     cache: Cache, id: str, commit: str, advance: Callable[[int], None] = lambda _: None, stop: Stop = never
 ) -> Verification:
-    """Read all files of a model and compare their checksums; wrong ones are fetched again by the next `download`.
+    """Read all files of a model (ID, or ID:FILE.gguf) and compare their checksums; the next `download` fetches wrong
+    ones again.
 
     `advance` hears of the bytes read. Raises Stopped.
     """
     files, unknown = _checkable(cache, id, commit)
+    id = id.partition(":")[0]
     bad, missing, checked = [], [], 0
     for file in files:
         place = cache.content(id, commit, file)
@@ -118,56 +144,82 @@ def verify(
     return Verification(checked, tuple(bad), tuple(missing), tuple(unknown))
 
 
-def _candidates(cache: Cache, id: str, revision: str) -> tuple[Installed, ...]:
-    here = revisions(cache, id)
-    if revision == "main":
-        return here
-    commit = cache.read_ref(id, revision)
-    return tuple(model for model in here if model.revision == commit)
+def _is_meant(model: Installed, file: str) -> bool:
+    path = model.id.partition(":")[2]
+    return bool(path) and file.lower() in (kind_of(path).lower(), *split_names(path.lower()), model.path.name.lower())
 
 
-def _snapshot(cache: Cache, id: str, commit: str) -> Installed | None:
-    """A commit that is shown to programs; None when it is no model with safetensors weights."""
+def _snapshot(cache: Cache, id: str, commit: str) -> list[Installed]:
+    """The models of a commit that is shown to programs."""
     folder = cache.snapshot(id, commit)
     listing = cache.read_listing(id, commit)
     if listing is None:
         return _unlisted(cache, id, commit)
-    if shown_files(cache, listing) is None and not any(folder.glob("*.safetensors")):
-        return None
-    return _counted(cache, listing, complete=shown_files(cache, listing) is not None)
+    found = _ggufs(cache, listing)
+    is_whole = shown_files(cache, listing) is not None and not gguf_only(listing)
+    if is_whole or any(folder.glob("*.safetensors")):
+        found += _counted(cache, listing, complete=is_whole)
+    return found
 
 
-def _started(cache: Cache, id: str, shown: set[str]) -> Installed | None:
+def _started(cache: Cache, id: str, shown: set[str]) -> list[Installed]:
     """The newest download that was begun and shows nothing yet."""
     kept = sorted((cache.own(id) / "listings").glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not kept or kept[-1].stem in shown:
-        return None
+        return []
     listing = cache.read_listing(id, kept[-1].stem)
-    return _counted(cache, listing, complete=False) if listing else None
+    if listing is None:
+        return []
+    return _ggufs(cache, listing) or _counted(cache, listing, complete=False)
 
 
-def _counted(cache: Cache, listing: Listing, *, complete: bool) -> Installed | None:
+def _ggufs(cache: Cache, listing: Listing) -> list[Installed]:
+    """The models in GGUF of a listing of which anything is here."""
+    id, commit, used = listing.id, listing.revision, cache.last_used(listing.id)
+    folder, found = cache.snapshot(id, commit), []
+    for choice in gguf_choices(listing):
+        here = sum(cache.bytes_here(id, commit, file) for file in choice.files)
+        whole = here == choice.nbytes and shown_files(cache, listing, choice.path) is not None
+        if here:
+            name = Reference(id, file=choice.path).name
+            found.append(Installed(name, commit, folder / choice.path, here, choice.nbytes, whole, used))
+    return found
+
+
+def _counted(cache: Cache, listing: Listing, *, complete: bool) -> list[Installed]:
     id, commit = listing.id, listing.revision
     index = listing.file(INDEX)
     place = cache.content(id, commit, index) if index else None
+    if gguf_only(listing):
+        return []
     try:
         files = {file.etag: file for file in needed_files(listing, place.read_bytes() if place else None)}
     except HeteGenError:
-        return None
+        return []
     here = sum(cache.bytes_here(id, commit, file) for file in files.values())
     total = sum(file.size for file in files.values())
-    return Installed(id, commit, cache.snapshot(id, commit), here, total, complete, cache.last_used(id))
+    return [Installed(id, commit, cache.snapshot(id, commit), here, total, complete, cache.last_used(id))]
 
 
-def _unlisted(cache: Cache, id: str, commit: str) -> Installed | None:
+def _unlisted(cache: Cache, id: str, commit: str) -> list[Installed]:
     """A snapshot by another program, of which no list of files is known: its own index and headers must do."""
     folder = cache.snapshot(id, commit)
     weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     if not weights or not (folder / CONFIG).is_file():
-        return None
+        return _unlisted_ggufs(cache, id, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     total = size + _missing_shards(folder) * (sum(path.stat().st_size for path in weights) // len(weights))
-    return Installed(id, commit, folder, size, total, is_whole(folder), cache.last_used(id))
+    return [Installed(id, commit, folder, size, total, is_whole(folder), cache.last_used(id))]
+
+
+def _unlisted_ggufs(cache: Cache, id: str, folder: Path) -> list[Installed]:
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    here = tuple(RemoteFile(name, path.stat().st_size, "") for name, path in sorted(files.items()))
+    return [
+        Installed(Reference(id, file=choice.path).name, folder.name, files[choice.path], choice.nbytes, choice.nbytes,
+                  complete=True, last_used=cache.last_used(id))
+        for choice in gguf_choices(Listing(id, folder.name, here))
+    ]  # fmt: skip
 
 
 def _missing_shards(folder: Path) -> int:
@@ -191,12 +243,16 @@ def is_whole(folder: Path) -> bool:
 
 def _checkable(cache: Cache, id: str, commit: str) -> tuple[list[RemoteFile], list[str]]:
     """Files with known checksums: the listing's, else those whose blobs are named by them; and the names of others."""
+    id, _, wanted = id.partition(":")
     folder = cache.snapshot(id, commit)
     if listing := cache.read_listing(id, commit):
-        index = listing.file(INDEX)
-        return list(needed_files(listing, cache.read(id, commit, index) if index else None)), []
+        index = None if wanted else listing.file(INDEX)
+        return list(needed_files(listing, cache.read(id, commit, index) if index else None, wanted)), []
     files, unknown = [], []
+    names = split_names(wanted) if wanted else None
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if names is not None and path.relative_to(folder).as_posix() not in names:
+            continue
         name, etag = path.relative_to(folder).as_posix(), path.readlink().name if path.is_symlink() else ""
         if DIGEST.fullmatch(etag):
             size = path.stat().st_size

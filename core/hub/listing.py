@@ -14,30 +14,53 @@ from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.environment import PUBLIC_HOSTS
 from core.sentence import sentence
+from core.weights.gguf.names import is_model
 from core.weights.safetensors_header import ITEM_BITS
 
 Sort = Literal["trendingScore", "downloads", "likes", "lastModified", "createdAt"]
-EXPANDED = ["downloads", "likes", "gated", "private", "lastModified", "safetensors", "tags", "pipeline_tag", "sha"]
+EXPANDED = [
+    "downloads",
+    "likes",
+    "gated",
+    "private",
+    "lastModified",
+    "safetensors",
+    "tags",
+    "pipeline_tag",
+    "sha",
+    "gguf",
+]
+WEIGHT_TAGS = frozenset({"safetensors", "gguf"})
 ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 REVISION = re.compile(r"[\w][\w./+-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*\n", re.DOTALL)
 CARD_BYTES = 1 << 18
+GGUF = ""
+"""The stored type of parameters in GGUF files, which come in several."""
 MAX_PAGES = 200
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository's id and the branch, tag or commit wanted."""
+    """A repository's id, the branch, tag or commit wanted, and of a repository of GGUF files the one that is meant: its
+    path or kind, "" = not said."""
 
     id: str
     revision: str = "main"
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        """How a user writes it, whatever the revision."""
+        return f"{self.id}:{self.file}" if self.file else self.id
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The Hub's facts about one model. `parameters` by stored type; 0, "" and empty = not said."""
+    """The Hub's facts about one model. `parameters` by stored type, "" for a type that the files differ in; 0, "" and
+    empty = not said."""
 
     id: str
     revision: str = ""
@@ -57,8 +80,13 @@ class ModelInfo:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as stored."""
-        return sum(count * ITEM_BITS.get(dtype, 16) // 8 for dtype, count in self.parameters)
+        """Bytes of the weights as stored; 0 where files of different sizes are to be chosen from."""
+        return sum(count * ITEM_BITS.get(dtype, 16) // 8 for dtype, count in self.parameters if dtype != GGUF)
+
+    @property
+    def gguf_only(self) -> bool:
+        """Whether there are GGUF files and no safetensors, as far as the tags say."""
+        return "gguf" in self.tags and "safetensors" not in self.tags
 
 
 @dataclass(frozen=True)
@@ -97,34 +125,47 @@ class Listing:
 
 
 def parse_reference(text: str) -> Reference:
-    """From "org/name", "org/name@revision" or an address of the model's page. Raises BadRequest."""
+    """From "org/name", "org/name@revision", either with ":FILE" behind it, or an address of the model's page or file.
+
+    Raises BadRequest.
+    """
     text = text.strip()
     parts = urlsplit(text if "://" in text else f"//{text}")
     if "://" in text or (parts.hostname or "").removeprefix("www.") in PUBLIC_HOSTS:
         return _from_address(text, [unquote(part) for part in parts.path.split("/") if part])
-    name, _, revision = text.partition("@")
-    return _checked(text, name, revision or "main")
+    repository, _, file = text.partition(":")
+    name, _, revision = repository.partition("@")
+    return _checked(text, Reference(name, revision or "main", file))
 
 
 def _from_address(text: str, parts: list[str]) -> Reference:
+    name, _, file = "/".join(parts[:2]).partition(":")
     revision = "main"
     if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "commit"):
-        revision = parts[3]
-    return _checked(text, "/".join(parts[:2]), revision)
+        revision, path = parts[3], "/".join(parts[4:])
+        file = path if is_model(path) else file
+    return _checked(text, Reference(name, revision, file))
 
 
-def _checked(text: str, name: str, revision: str) -> Reference:
+def _checked(text: str, found: Reference) -> Reference:
+    name, revision, file = found.id, found.revision, found.file
     if not ID.fullmatch(name) or ".." in name or "--" in name or not REVISION.fullmatch(revision) or ".." in revision:
         raise BadRequest(sentence("{} is not the name of a model.", text or "Nothing"), "", "Write it as owner/name.")
-    return Reference(name, revision)
+    if file and not is_safe_path(file):
+        raise BadRequest(sentence("{} is not the name of a file.", file), "", "Write it as owner/name:FILE.gguf.")
+    return found
 
 
 def search(client: Client, text: str, sort: Sort = "trendingScore", limit: int = 30, stop: Stop = never) -> Page:
-    """Text-generation models in safetensors whose name or tags match; the first page of them."""
+    """Text-generation models in safetensors or GGUF whose name or tags match; the first page of them."""
+    # The Hub's filters are all to be met, so that those who have one of two tags are picked out here.
     parameters: dict[str, str | list[str]] = {
-        "pipeline_tag": "text-generation", "filter": ["safetensors"], "sort": sort, "direction": "-1",
-        "limit": str(limit), "expand": EXPANDED,
-    }  # fmt: skip
+        "pipeline_tag": "text-generation",
+        "sort": sort,
+        "direction": "-1",
+        "limit": str(limit),
+        "expand": EXPANDED,
+    }
     if text.strip():
         parameters["search"] = text.strip()
     return next_page(client, client.url("api/models", parameters), stop)
@@ -135,7 +176,8 @@ def next_page(client: Client, address: str, stop: Stop = never) -> Page:
     found, following = client.get_json(address, "", stop)
     if not isinstance(found, list):
         raise _not_understood(client)
-    return Page(tuple(_info(entry) for entry in found if isinstance(entry, dict) and "id" in entry), following)
+    models = [_info(entry) for entry in found if isinstance(entry, dict) and "id" in entry]
+    return Page(tuple(model for model in models if model.parameters or WEIGHT_TAGS & set(model.tags)), following)
 
 
 def model_info(client: Client, reference: Reference, stop: Stop = never) -> ModelInfo:
@@ -203,6 +245,8 @@ def _file(client: Client, id: str, entry: Mapping[str, Any]) -> RemoteFile:
 
 def _info(entry: Mapping[str, Any]) -> ModelInfo:
     counts = (entry.get("safetensors") or {}).get("parameters") or {}
+    if not counts and (total := (entry.get("gguf") or {}).get("total")):
+        counts = {GGUF: total}
     tags = tuple(str(tag) for tag in entry.get("tags") or ())
     return ModelInfo(
         id=str(entry["id"]),

@@ -1,4 +1,4 @@
-"""What a model on the Hub is, without its weights: its config and the headers of its safetensors, by range requests."""
+"""What a model on the Hub is, without its weights: its config and the headers of its files, by range requests."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from core.errors import ModelUnreadable
 from core.events import Stop, never
 from core.hub.client import Client
 from core.hub.file_selection import CONFIG, needed_files
+from core.hub.fit import Tensors
+from core.hub.gguf_choices import wanted_gguf
+from core.hub.gguf_header import HeaderReader, without_vocabulary
 from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.retry import Stopped
 from core.sentence import sentence
+from core.weights.gguf.names import is_gguf
+from core.weights.gguf.parts import open_parts
 from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
 from core.weights.weight_files import INDEX, weight_files
 
@@ -26,11 +31,12 @@ THREADS = 6
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model that is not here: facts, config.json's content, tensors by name, and the files a download brings."""
+    """A model that is not here: facts, config.json's content or a GGUF file's settings, tensors by name, and the files
+    that a download brings."""
 
     info: ModelInfo
     config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
+    tensors: Tensors
     files: tuple[RemoteFile, ...]
 
     @property
@@ -51,6 +57,9 @@ def read_remote(client: Client, reference: Reference, stop: Stop = never) -> Rem
     """Read what a model is; at most two requests per weight file. Raises Stopped and what the Hub's errors mean."""
     info = model_info(client, reference, stop)
     listing = list_files(client, reference.id, info.revision, stop)
+    if (choice := wanted_gguf(listing, reference.file)) is not None:
+        found = HeaderReader(client, listing, stop).read(choice)
+        return RemoteModel(info, found.settings, found.tensors, needed_files(listing, None, choice.path))
     index = _content(client, listing, INDEX) if listing.file(INDEX) else None
     files = needed_files(listing, index)
     config = _parsed(_content(client, listing, CONFIG), listing.id)
@@ -71,8 +80,11 @@ def read_config(client: Client, id: str) -> Mapping[str, Any]:
     return _parsed(client.get_bytes(file_address(client, id, "main", CONFIG), id), id)
 
 
-def read_local(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo]]:
-    """The same of a model on this disk: config.json's content and tensors by name. Raises ModelUnreadable."""
+def read_local(folder: Path) -> tuple[Mapping[str, Any], Tensors]:
+    """The same of a model on this disk, a folder or a GGUF file. Raises ModelUnreadable."""
+    if is_gguf(folder):
+        parts = open_parts(folder)
+        return without_vocabulary(parts.settings), {name: place for name, (_, place) in parts.where.items()}
     try:
         content = (folder / CONFIG).read_bytes()
     except OSError as error:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import BadRequest, ModelNotFound
 from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
+from core.hub.installed import revisions
 from core.sentence import sentence
+from core.weights.gguf.names import split_names
 
 
 def remove(cache: Cache, id: str) -> int:
-    """Delete a model, all its commits and its unfinished files; returns the bytes freed. Raises ModelNotFound, ..."""
+    """Delete a model, all its commits and its unfinished files; of ID:FILE.gguf only what belongs to that file.
+
+    Returns the bytes freed. Raises ModelNotFound, BadRequest.
+    """
+    if ":" in id:
+        return remove_gguf(cache, id)
     repo = cache.repo(id)
     if not repo.is_dir():
         raise ModelNotFound(sentence("{} is not on this computer.", id), "", "Run `models` to see what is.")
@@ -34,6 +41,8 @@ def remove(cache: Cache, id: str) -> int:
 def discard(cache: Cache, id: str) -> int:
     """Delete what a download that will not be finished left; whole versions of the model stay. Returns bytes freed.
     Raises BadRequest."""
+    if ":" in id:
+        return remove_gguf(cache, id)
     repo = cache.repo(id)
     if not any((repo / "snapshots").glob("*/*")):
         return remove(cache, id) if repo.is_dir() else 0
@@ -50,11 +59,47 @@ def discard(cache: Cache, id: str) -> int:
     return freed
 
 
-def drop_partials(cache: Cache, id: str) -> int:
-    """Remove unfinished files that no program is working on; returns the bytes freed."""
+def remove_gguf(cache: Cache, name: str) -> int:
+    """Delete one model in GGUF, whole or begun, of all commits; returns the bytes freed. Raises ModelNotFound, ..."""
+    id, _, file = name.partition(":")
+    repo, names = cache.repo(id), split_names(file)
+    here = [model.id for model in revisions(cache, id)]
+    if name not in here:
+        raise ModelNotFound(sentence("{} is not on this computer.", name), "", "Run `models` to see what is.")
+    if set(here) == {name}:
+        return remove(cache, id)
+    _check_idle(cache, id)
+    before, shown = own_bytes(repo), _places(repo, names)
+    doomed = {place.resolve() for place in shown} | _blobs(cache, id, names)
+    with _told(name):
+        for place in shown:
+            place.unlink()
+        needed = {path.resolve() for path in (repo / "snapshots").rglob("*")}
+        for blob in doomed - needed:
+            if repo.resolve() in blob.parents:
+                blob.unlink(missing_ok=True)
+    return before - own_bytes(repo)
+
+
+def _places(repo: Path, names: Sequence[str]) -> list[Path]:
+    """Where the snapshots show these files."""
+    folders = (repo / "snapshots").glob("*")
+    return [folder / name for folder in folders for name in names if os.path.lexists(folder / name)]
+
+
+def _blobs(cache: Cache, id: str, names: Sequence[str]) -> set[Path]:
+    """Where the contents of these files lie or are on their way, by every listing that was kept."""
+    commits = [path.stem for path in (cache.own(id) / "listings").glob("*.json")]
+    listings = [listing for commit in commits if (listing := cache.read_listing(id, commit))]
+    etags = {file.etag for listing in listings for file in listing.files if file.path in names}
+    return {place.resolve() for etag in etags for place in (cache.blob(id, etag), cache.partial(id, etag))}
+
+
+def drop_partials(cache: Cache, id: str, kept: Collection[str] = ()) -> int:
+    """Remove unfinished files that no program is working on, but those `kept`, by etag; returns the bytes freed."""
     freed = 0
     for etag, path in cache.partials(id).items():
-        lock = try_lock(cache.lock(id, etag))
+        lock = None if etag in kept else try_lock(cache.lock(id, etag))
         if lock is None:
             continue
         freed += path.stat().st_size

@@ -19,7 +19,8 @@ from core.model.ties import settle_ties
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.spec import Storage
 from core.weights.checkpoint import Checkpoint
-from core.weights.gguf.files import gguf_in, is_gguf
+from core.weights.gguf.names import is_gguf
+from core.weights.gguf.parts import gguf_in
 from core.weights.gguf.tokenizer import end_ids, make_tokenizer
 from core.weights.gguf.weights import GgufWeights
 from core.weights.known_shapes import shape
@@ -79,9 +80,9 @@ def open_source(name: str | Path | None) -> Source:
     """Read configuration and headers, and build the meta tree; no weights yet. Raises HeteGenError."""
     if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
-    if name is not None and is_gguf(name):
-        return _open_file(find_file(name))
-    folder = find_folder(name)
+    folder = find_model(name)
+    if is_gguf(folder):
+        return _open_file(folder)
     if (file := gguf_in(folder)) is not None:
         return _open_file(file)
     checkpoint = Checkpoint(folder)
@@ -94,23 +95,16 @@ def open_source(name: str | Path | None) -> Source:
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
 
 
-def find_file(name: str | Path) -> Path:
-    """A GGUF file: given as such, or ID:FILE.gguf that is here. Raises ModelNotFound."""
-    path = Path(name).expanduser()
-    if path.is_absolute() or os.path.lexists(path):
-        return path
-    from core.hub.installed import resolve_model
+def find_model(name: str | Path | None) -> Path:
+    """The folder or GGUF file of a model: given as such, built in, or whole in the Hugging Face cache.
 
-    return resolve_model(str(name))
-
-
-def find_folder(name: str | Path | None) -> Path:
-    """The folder of a model: given as such, built in, or complete in the Hugging Face cache. Raises ModelNotFound."""
+    Raises ModelNotFound, BadRequest.
+    """
     if name is None:
         return builtin_model()
-    folder = Path(name).expanduser()
-    if folder.is_absolute() or os.path.lexists(folder):  # Path.exists raises where a parent may not be entered
-        return folder
+    path = Path(name).expanduser()
+    if path.is_absolute() or os.path.lexists(path):  # Path.exists raises where a parent may not be entered
+        return path
     from core.hub.installed import resolve_model
 
     return resolve_model(str(name))

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from core.hub.fit import Fit, Wishes, fit
+from core.hub.fit import Fit, Tensors, Wishes, fit
 from core.model.blueprint import build, config_from
+from core.model.gguf_source import describe_gguf
 from core.model.spec_cache import specification
 from core.model.ties import settle_ties
 from core.model.trace import STORED
@@ -21,15 +22,24 @@ from core.planning.planner import place
 from core.spec import Budget, Hardware, ModelSpec
 from core.startup.environment import prepare_environment
 from core.weights.checkpoint import DTYPES
+from core.weights.gguf.config import ARCHITECTURE
+from core.weights.gguf.header import TensorPlace
 from core.weights.safetensors_header import TensorInfo
 from core.weights.stored_formats import check_readable, stored_format
 
 
-def describe(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name: str = "") -> ModelSpec:
-    """The specification of a model from config.json's content. Raises UnsupportedModel, ModelUnreadable."""
-    check_readable(stored_format(config, tensors))
-    module = build(config_from(dict(config)), stored_dtype(config, tensors))
-    settle_ties(module, tensors)
+def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> ModelSpec:
+    """The specification of a model from config.json's content, or from a GGUF file's settings.
+
+    Raises UnsupportedModel, ModelUnreadable.
+    """
+    if ARCHITECTURE in config:
+        module, stored = describe_gguf(dict(config), _places(tensors), name)
+        return specification(module, name, cache_folder(), stored)
+    known = _infos(tensors)
+    check_readable(stored_format(config, known))
+    module = build(config_from(dict(config)), stored_dtype(config, known))
+    settle_ties(module, known)
     return specification(module, name, cache_folder())
 
 
@@ -46,6 +56,14 @@ def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     return next((dtype for dtype in STORED if str(dtype) == f"torch.{said}"), torch.bfloat16)
 
 
+def _places(tensors: Tensors) -> dict[str, TensorPlace]:
+    return {name: place for name, place in tensors.items() if isinstance(place, TensorPlace)}
+
+
+def _infos(tensors: Tensors) -> dict[str, TensorInfo]:
+    return {name: info for name, info in tensors.items() if isinstance(info, TensorInfo)}
+
+
 class FitChecker:
     """A FitCheck for this machine. May be called from any thread; a model's specification is worked out once."""
 
@@ -57,17 +75,18 @@ class FitChecker:
         self._known: dict[str, ModelSpec] = {}
         self._lock = Lock()
 
-    def __call__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
+    def __call__(self, config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
         """Raises HeteGenError."""
         spec = self._spec(config, tensors)
         context = min(wishes.context, spec.context_limit) if wishes.context else None
         budget = replace(self._limits, context=context, format=wishes.format)
         return fit(place(spec, self._hardware(), budget), spec)
 
-    def _spec(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelSpec:
+    def _spec(self, config: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
         # Building a tree switches torch's default device, and transformers imports at first use: one at a time.
         with self._lock:
-            key = json.dumps([dict(config), str(stored_dtype(config, tensors))], sort_keys=True, default=str)
+            kinds = [str(stored_dtype(config, _infos(tensors))), sorted(map(str, _places(tensors).values()))]
+            key = json.dumps([dict(config), *kinds], sort_keys=True, default=str)
             if key not in self._known:
                 self._known[key] = describe(config, tensors)
             return self._known[key]

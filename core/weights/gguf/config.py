@@ -11,6 +11,7 @@ from core.weights.gguf.families import FAMILIES, Family
 from core.weights.gguf.header import TensorPlace, unreadable
 from core.weights.gguf.settings import Config, Reading
 
+ARCHITECTURE = "general.architecture"
 REQUIRED = ("hidden_size", "num_attention_heads")
 IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 VECTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -19,7 +20,7 @@ VECTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.
 
 def family_of(settings: Mapping[str, Any]) -> Family:
     """The family of a file. Raises UnsupportedModel."""
-    name = settings.get("general.architecture")
+    name = settings.get(ARCHITECTURE)
     if name not in FAMILIES:
         raise UnsupportedModel(
             sentence("GGUF files of the architecture {} are not read here.", repr(str(name)[:40])),

@@ -42,6 +42,10 @@ Connect = Callable[..., Client]
         ("https://huggingface.co/org/name/tree/abc/sub", Reference("org/name", "abc")),
         ("https://huggingface.co/org/name/blob/main/config.json", Reference("org/name")),
         ("https://mirror.test/org/name", Reference("org/name")),
+        ("org/name:Q4_K_M", Reference("org/name", file="Q4_K_M")),
+        ("org/name@v1:sub/a.gguf", Reference("org/name", "v1", "sub/a.gguf")),
+        ("hf.co/org/name:Q8_0", Reference("org/name", file="Q8_0")),
+        ("https://huggingface.co/org/name/blob/main/sub/a.gguf", Reference("org/name", file="sub/a.gguf")),
     ],
 )
 def test_names_and_addresses(text: str, expected: Reference) -> None:
@@ -70,7 +74,7 @@ def test_search_in_pages(connect: Connect) -> None:
             ids += [model.id for model in page.models]
         assert ids == [repo.id for repo in repos]
         query = hub.paths()[0]
-    for part in ("pipeline_tag=text-generation", "filter=safetensors", "sort=downloads", "expand=safetensors"):
+    for part in ("pipeline_tag=text-generation", "sort=downloads", "expand=safetensors", "expand=gguf"):
         assert part in query
 
 
@@ -169,7 +173,6 @@ def test_small_files_that_chats_need() -> None:
     ("there", "words"),
     [
         (("model.safetensors",), "no config.json"),
-        (("config.json", "x.gguf"), "GGUF"),
         (("config.json", "pytorch_model.bin"), "hidden code"),
         (("config.json", "adapter_model.safetensors"), "no safetensors weights"),
     ],

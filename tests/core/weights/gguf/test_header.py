@@ -11,8 +11,9 @@ import pytest
 
 from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
 from core.model.model_source import open_source
-from core.weights.gguf.files import GgufFiles, split_names
+from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import Header, NeedsMore, parse
+from core.weights.gguf.names import split_names
 from tests.core.weights.gguf.tiny_gguf import make_model, write_gguf
 
 MOST_BYTES = 4 << 20
