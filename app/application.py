@@ -16,6 +16,7 @@ from app.controllers.actions import Actions
 from app.controllers.attachments import Attachments
 from app.controllers.gpu import GpuController, package_client
 from app.controllers.idle import IdleRest
+from app.controllers.long_documents import LongDocuments
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
 from app.controllers.remote import RemoteController
@@ -77,14 +78,17 @@ class Application(QObject):
         self.chat = ChatModel()
         self.gpu = GpuController(Runtime(gpu_runtime()), wishes.gpu, package_client)
         self.worker = Worker(self.gpu.guarded(engine))
-        self.session = Session(self.worker, self.chat, self._sampling)
+        self.long = LongDocuments(self.chat, lambda: self.session.state)
+        self.session = Session(self.worker, self.chat, self._sampling, self.long.parts)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
         self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
-        self.attachments = Attachments(self.window, self.worker, self.chat, lambda: self._sampling().max_new_tokens)
+        self.attachments = Attachments(
+            self.window, self.worker, self.session, self.long, lambda: self._sampling().max_new_tokens
+        )
         self.welcome = WelcomeController(
             self.window.empty, Recommender(late_fit_check(self._options), recommended(assets()))
         )
@@ -153,6 +157,7 @@ class Application(QObject):
         window.chips.removed.connect(self.attachments.remove)
         window.transcript.opened.connect(self.attachments.show_document)
         self.attachments.notice.connect(window.notices.add)
+        self.attachments.load_wished.connect(self._on_reload)
         window.empty.chosen.connect(commands.submit)
         window.transcript.wished.connect(commands.wish)
         window.transcript.edited.connect(self.session.edit)
@@ -220,6 +225,7 @@ class Application(QObject):
         self.welcome.close()
         self.models.close()
         self.attachments.close()
+        self.long.close()
         self.gpu.close()
         self.session.end()
         self.about.close()

@@ -115,6 +115,8 @@ class Actions(QObject):
                 self._session.regenerate(self._chat.turn(rows - 1).id)
             case "attach":
                 self._window.ask_for_files()
+            case "enlarge":
+                self._attachments.enlarge()
             case "export" if rows:
                 self.export(self._chat.conversation.id, "markdown")
             case _:
@@ -140,8 +142,8 @@ class Actions(QObject):
     @Slot(str)
     def submit(self, text: str) -> None:
         """Asks; what cannot be asked now goes back into the field."""
-        attached = self._attachments.ready(text, self._session.state)
-        if attached is None or not self._session.submit(text, attached):
+        ready = self._attachments.ready(text)
+        if ready is None or not self._session.submit(text, ready.documents, ready.in_parts):
             self._window.composer.set_text(text)
         else:
             self._attachments.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
 
+from app.controllers.long_documents import Larger, LongDocuments, larger_context
 from app.conversations.attached import as_read, tokens_about
-from app.conversations.chat_model import ChatModel
-from app.engine.app_state import State
+from app.conversations.session import Session
 from app.engine.task_thread import TaskThread, Tell
 from app.engine.worker import Worker
 from app.i18n.translator import said
@@ -26,6 +27,8 @@ from core.events import Counted, Message, Request, Stop
 
 REPLY_TOKENS = 512
 """Kept free for the reply where no length is set."""
+QUESTION_TOKENS = 512
+"""Kept free for the question in a larger context."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,33 @@ class Pending:
     counted: bool = False
 
 
+@dataclass(frozen=True)
+class Ready:
+    """The documents for a question, and the digests of those that do not fit and are read in parts."""
+
+    documents: tuple[Document, ...]
+    in_parts: frozenset[str]
+
+
 class Attachments(QObject):
-    """`notice(Notice)` for a file that cannot be read and for files that do not fit."""
+    """`notice(Notice)` for a file that cannot be read and for files that do not fit; `load_wished(LoadOptions)` for a
+    larger context."""
 
     notice = Signal(object)
+    load_wished = Signal(object)
 
-    def __init__(self, window: MainWindow, worker: Worker, chat: ChatModel, reply: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        window: MainWindow,
+        worker: Worker,
+        session: Session,
+        long: LongDocuments,
+        reply: Callable[[], int | None],
+    ) -> None:
         super().__init__(window)
-        self._window, self._worker, self._chat, self._reply = window, worker, chat, reply
+        self._window, self._worker, self._session, self._long, self._reply = window, worker, session, long, reply
+        self._larger: Larger | None = None
+        """The larger context that was offered."""
         self._pending: list[Pending] = []
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
@@ -85,19 +107,22 @@ class Attachments(QObject):
         """Shows a document's text as the model reads it."""
         DocumentDialog(self._window.theme, document.name, as_read(document), said(document.note), self._window).open()
 
-    def ready(self, text: str, state: State) -> tuple[Document, ...] | None:
-        """The documents for a question; None, and a notice, while they are being read or if they do not fit."""
+    def ready(self, text: str) -> Ready | None:
+        """The documents for a question; None, and a notice, while they are being read."""
         documents = tuple(each.document for each in self._pending if each.document is not None)
-        if len(documents) < len(self._pending):
+        in_parts = self._in_parts(text)
+        late = [each for each in documents if each.digest in in_parts and not self._long.is_ready(each)]
+        if len(documents) < len(self._pending) or late:
+            self._long.prepare(late)
             self.notice.emit(notices.still_reading())
             return None
-        needed = sum(each.tokens for each in self._pending)
-        if documents and state.model is not None:
-            room = max(0, state.model.context - self._used(state) - tokens_about(text) - self._reply_tokens())
-            if needed > room:
-                self.notice.emit(notices.files_too_long(needed, room, state.model.context))
-                return None
-        return documents
+        return Ready(documents, in_parts)
+
+    @Slot()
+    def enlarge(self) -> None:
+        """Loads the model with the context that was offered."""
+        if self._larger is not None:
+            self.load_wished.emit(self._larger.options)
 
     def clear(self) -> None:
         """Takes all away: the question was asked."""
@@ -110,13 +135,41 @@ class Attachments(QObject):
         """Stops reading."""
         self._reader.close()
 
-    def _used(self, state: State) -> int:
+    def _in_parts(self, text: str = "") -> frozenset[str]:
+        """The digests of the files that do not fit: the short ones are read whole as long as there is room."""
+        room, found = self._room(text), set()
+        for each in sorted((each for each in self._pending if each.document is not None), key=lambda one: one.tokens):
+            room -= each.tokens
+            if room < 0 and each.document is not None:
+                found.add(each.document.digest)
+        return frozenset(found)
+
+    def _room(self, text: str) -> int:
+        """Tokens that the files may have; very many where the context is not known, as of some remote models."""
+        model = self._session.state.model
+        if model is None or not model.context:
+            return sys.maxsize
+        return max(0, model.context - self._used() - tokens_about(text) - self._reply_tokens())
+
+    def _offer(self) -> None:
+        """Says that files are too long, and offers the context that would hold them."""
+        state, in_parts = self._session.state, self._in_parts()
+        documents = [each.document for each in self._pending if each.document is not None]
+        self._long.prepare(each for each in documents if each.digest in in_parts)
+        if not in_parts or state.model is None:
+            return
+        needed = sum(each.tokens for each in self._pending)
+        room = self._room("")
+        self._larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
+        cost = self._larger.cost if self._larger is not None else None
+        self.notice.emit(notices.files_too_long(needed, room, cost))
+
+    def _used(self) -> int:
         """The tokens of the conversation so far: the engine's figure, else a guess."""
+        state = self._session.state
         if state.stats is not None and state.stats.context_used:
             return state.stats.context_used
-        path = self._chat.conversation.path()
-        messages = self._chat.conversation.messages(path[-1].id) if path else ()
-        return sum(tokens_about(message.content) for message in messages)
+        return sum(tokens_about(message.content) for message in self._session.so_far())
 
     def _reply_tokens(self) -> int:
         return min(self._reply() or REPLY_TOKENS, REPLY_TOKENS)
@@ -129,13 +182,12 @@ class Attachments(QObject):
             self._show()
 
     @Slot(int, object)
-    def _on_read(self, ticket: int, document: Document | None) -> None:
+    def _on_read(self, ticket: int, read: Read | None) -> None:
         place = self._place(ticket)
-        if place is None or document is None:
+        if place is None or read is None:
             return
-        text = as_read(document)
-        self._pending[place] = replace(self._pending[place], document=document, tokens=tokens_about(text))
-        self._counting[self._worker.count(Request((Message("user", text),)))] = ticket
+        self._pending[place] = replace(self._pending[place], document=read.document, tokens=read.tokens)
+        self._counting[self._worker.count(Request((Message("user", read.text),)))] = ticket
         self._show()
 
     @Slot(int, object)
@@ -173,14 +225,16 @@ class Attachments(QObject):
         place = self._place(self._counting.pop(ticket, 0))
         if place is not None and isinstance(event, Counted):
             self._pending[place] = replace(self._pending[place], tokens=event.tokens, counted=True)
+            self._offer()
             self._show()
 
     def _place(self, ticket: int) -> int | None:
         return next((place for place, each in enumerate(self._pending) if each.ticket == ticket), None)
 
     def _show(self) -> None:
+        in_parts = self._in_parts()
         chips = [
-            words_of(each.path.name, each.document, each.tokens, counted=each.counted)
+            words_of(each.document, each.tokens, counted=each.counted, in_parts=each.document.digest in in_parts)
             if each.document is not None
             else words_while_reading(each.path.name, each.done, each.of)
             for each in self._pending
@@ -188,5 +242,18 @@ class Attachments(QObject):
         self._window.chips.show_chips(chips)
 
 
-def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Document | None:
-    return read_document(path, stop=stop, progress=lambda done, of: tell((done, of)), password=password)
+@dataclass(frozen=True)
+class Read:
+    """What was found in a file, and how the model reads it."""
+
+    document: Document
+    text: str
+    tokens: int
+
+
+def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Read | None:
+    document = read_document(path, stop=stop, progress=lambda done, of: tell((done, of)), password=password)
+    if document is None:
+        return None
+    text = as_read(document)
+    return Read(document, text, tokens_about(text))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from core.documents.document import Document
+from core.documents.passages import Span, joined
 from core.sentence import pack, unpack
 
 FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
@@ -14,12 +16,46 @@ CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for the time before a tokenizer has counted."""
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """Parts of a document that is too long to be read whole."""
+
+    document: Document
+    spans: tuple[Span, ...]
+
+    @property
+    def pages(self) -> list[int]:
+        """The numbers of the pages that parts are of, from 1."""
+        return sorted({span.page + 1 for span in self.spans})
+
+    @property
+    def quotes(self) -> list[tuple[int, str]]:
+        """The parts with the numbers of their pages, those that touch each other as one."""
+        pages = self.document.pages
+        return [(one.page + 1, pages[one.page][one.start : one.end].strip()) for one in joined(self.spans)]
+
+
 def as_read(document: Document) -> str:
     """The text exactly as the model reads it: framed by the file's name, pages told apart where there are several."""
     pages = document.pages
-    text = pages[0] if len(pages) == 1 else "\n\n".join(f"[Page {n}]\n{page}" for n, page in enumerate(pages, 1))
+    return _framed(document, pages[0] if len(pages) == 1 else _paged(enumerate(pages, 1)))
+
+
+def excerpt_as_read(excerpt: Excerpt) -> str:
+    """Its parts as the model reads them, with the numbers of their pages."""
+    of = len(excerpt.document.pages)
+    if of == 1:
+        return _framed(excerpt.document, "\n[…]\n".join(text for _, text in excerpt.quotes), ' part="excerpts"')
+    return _framed(excerpt.document, _paged(excerpt.quotes), f' part="excerpts of {len(excerpt.pages)} of {of} pages"')
+
+
+def _paged(pages: Iterable[tuple[int, str]]) -> str:
+    return "\n\n".join(f"[Page {number}]\n{text}" for number, text in pages)
+
+
+def _framed(document: Document, text: str, part: str = "") -> str:
     name = _harmless(document.name.replace('"', "'"))
-    return f'<document name="{name}">\n{_harmless(text)}\n</document>'
+    return f'<document name="{name}"{part}>\n{_harmless(text)}\n</document>'
 
 
 def _harmless(text: str) -> str:
@@ -27,14 +63,31 @@ def _harmless(text: str) -> str:
     return FRAME.sub("&lt;", text)
 
 
-def question(text: str, attached: Iterable[Document]) -> str:
-    """The user's words after the documents they are about."""
-    return "\n\n".join([*map(as_read, attached), text])
+def question(text: str, attached: Iterable[Document], excerpts: Iterable[Excerpt] = ()) -> str:
+    """The user's words after the documents, and the parts of documents, that they are about."""
+    return "\n\n".join([*map(as_read, attached), *map(excerpt_as_read, excerpts), text])
 
 
 def tokens_about(text: str) -> int:
-    """A guess at the number of tokens."""
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
+    """A guess at the number of tokens; signs beyond ASCII, by their bytes, take up to one each."""
+    beyond = len(text.encode(errors="replace")) - len(text)
+    return -(-(len(text) + beyond * 3 // 2) // CHARACTERS_PER_TOKEN)
+
+
+def parts_to_table(parts: Mapping[str, Iterable[Span]]) -> dict[str, object]:
+    """Which parts of which documents (by their digests) a question was asked with, as JSON keeps it."""
+    return {digest: [list(span) for span in spans] for digest, spans in parts.items()}
+
+
+def parts_from_table(table: object, documents: Mapping[str, Document]) -> list[Excerpt]:
+    """What `parts_to_table` kept, of those documents that are there; anything else is left out."""
+    kept = table if isinstance(table, dict) else {}
+    return [Excerpt(documents[digest], _spans(rows)) for digest, rows in kept.items() if digest in documents]
+
+
+def _spans(rows: object) -> tuple[Span, ...]:
+    sound = [row for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
+    return tuple(Span(*row) for row in sound if len(row) == 3 and all(isinstance(place, int) for place in row))
 
 
 def to_table(document: Document) -> dict[str, object]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from app.conversations.attached import question
+from app.conversations.attached import Excerpt, parts_from_table, question
 from core.documents.document import Document
 from core.events import Message, Role
+
+PARTS = "parts"
+"""The entry in a question's receipt that says which parts of long documents it was asked with."""
 
 
 @dataclass
@@ -91,14 +94,31 @@ class Conversation:
             self._chosen[parent] = at
             at = parent
 
+    def chain(self, until: str | None) -> list[Turn]:
+        """The turns from the first down to and with `until`."""
+        chain: list[Turn] = []
+        while until is not None:
+            chain.append(self._turns[until])
+            until = chain[-1].parent
+        return chain[::-1]
+
     def messages(self, until: str) -> tuple[Message, ...]:
         """What the model is given: the system prompt and the turns down to and with `until`."""
-        chain: list[Message] = []
-        at: str | None = until
-        while at is not None:
-            turn = self._turns[at]
-            chain.append(Message(turn.role, question(turn.content, turn.attached), turn.reasoning))
-            at = turn.parent
-        if self.system:
-            chain.append(Message("system", self.system))
-        return tuple(reversed(chain))
+        system = [Message("system", self.system)] if self.system else []
+        return (*system, *(Message(turn.role, self._content(turn), turn.reasoning) for turn in self.chain(until)))
+
+    def excerpts(self, id: str) -> list[Excerpt]:
+        """The parts of long documents that were found for a question."""
+        parts = self._turns[id].receipt.get(PARTS)
+        return parts_from_table(parts, self.documents(id)) if parts else []
+
+    def documents(self, until: str | None) -> dict[str, Document]:
+        """The documents attached down to and with a turn, by their digests."""
+        return {document.digest: document for turn in self.chain(until) for document in turn.attached}
+
+    def _content(self, turn: Turn) -> str:
+        """What the model reads of a turn: documents whole, but where only parts of them were read."""
+        excerpts = self.excerpts(turn.id)
+        in_parts = {excerpt.document.digest for excerpt in excerpts}
+        whole = [document for document in turn.attached if document.digest not in in_parts]
+        return question(turn.content, whole, excerpts)

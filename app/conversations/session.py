@@ -6,12 +6,12 @@ Stands between the views and the worker; knows no widgets. Which model answers i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import Conversation, Turn
+from app.conversations.conversation import PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
 from app.engine.app_state import Phase, State
 from app.engine.worker import Worker
@@ -24,6 +24,7 @@ from core.events import (
     Finished,
     Loaded,
     LoadOptions,
+    Message,
     Piece,
     Prefill,
     Replanned,
@@ -37,6 +38,15 @@ from core.sentence import pack
 
 log = logging.getLogger(__name__)
 
+FindParts = Callable[[Turn, Collection[str]], Mapping[str, object] | None]
+"""(question, digests of attached documents that do not fit) -> the parts of long documents that go with it, None while
+they cannot be found yet."""
+
+
+def no_parts(question: Turn, new: Collection[str]) -> Mapping[str, object]:
+    """The FindParts of those who read everything whole."""
+    return {}
+
 
 class Session(QObject):
     """Signals: `changed(State)`; `notice(Notice)`; `finished(Turn)` once per finished reply."""
@@ -45,8 +55,15 @@ class Session(QObject):
     notice = Signal(object)
     finished = Signal(object)
 
-    def __init__(self, worker: Worker, chat: ChatModel, sampling: Callable[[], Sampling] = Sampling) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        chat: ChatModel,
+        sampling: Callable[[], Sampling] = Sampling,
+        find_parts: FindParts = no_parts,
+    ) -> None:
         super().__init__()
+        self._find_parts = find_parts
         self.model = ModelSession(worker)
         self._worker = worker
         self._chat = chat
@@ -104,19 +121,18 @@ class Session(QObject):
         self._asked = None
         self._finish("stopped", {})
 
-    def submit(self, text: str, attached: tuple[Document, ...] = ()) -> bool:
-        """Asks a new question at the end of the conversation. False if nothing was asked."""
+    def submit(self, text: str, attached: tuple[Document, ...] = (), in_parts: Collection[str] = ()) -> bool:
+        """Asks a new question at the end of the conversation; `in_parts`: the digests of attached documents that do
+        not fit. False if nothing was asked."""
         text = without_halves(text)
         if not text.strip() or self.state.busy:
             return False
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())
             return False
-        self.model.wake()
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
-        self._answer(self._chat.add(Turn("user", text.strip(), parent=parent, attached=attached)))
-        return True
+        return self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts)
 
     def regenerate(self, id: str) -> None:
         """Writes another version of a reply (of the reply to this turn, if it is the user's)."""
@@ -140,8 +156,9 @@ class Session(QObject):
         self.model.wake()
         if not self._free():
             return False
-        self._answer(self._chat.add(Turn("user", text, parent=old.parent, attached=old.attached)))
-        return True
+        before = self._chat.conversation.excerpts(id)
+        in_parts = {each.document.digest for each in before if each.document in old.attached}
+        return self._put(Turn("user", text, parent=old.parent, attached=old.attached), in_parts)
 
     def go_on(self, id: str) -> None:
         """Carries on with a reply that ended early."""
@@ -162,10 +179,27 @@ class Session(QObject):
         begun = bool(self._chat.rowCount())
         self.model.change(phase=phase, prefill=None, stats=None, begun=begun)
 
+    def so_far(self) -> tuple[Message, ...]:
+        """What the model was given and has said in the conversation that is shown."""
+        path = self._chat.conversation.path()
+        return self._chat.conversation.messages(path[-1].id) if path else ()
+
     def _free(self) -> bool:
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())
         return self.state.phase in ("ready", "loading") and not self.state.asked
+
+    def _put(self, question: Turn, in_parts: Collection[str]) -> bool:
+        """Asks a question with the parts of long documents that go with it; False while they cannot be found yet."""
+        parts = self._find_parts(question, in_parts)
+        if parts is None:
+            self.notice.emit(notices.still_reading())
+            return False
+        if parts:
+            question.receipt[PARTS] = parts
+        self.model.wake()
+        self._answer(self._chat.add(question))
+        return True
 
     def _parent(self, turn: Turn) -> Turn | None:
         return self._chat.conversation.turn(turn.parent) if turn.parent else None

@@ -14,6 +14,7 @@ from app import VERSION
 from app.i18n.translator import said, said_error, tr
 from app.notices.updates import Answer
 from core import errors
+from core.units import format_bytes
 
 ActionId = Literal[
     "",
@@ -30,6 +31,7 @@ ActionId = Literal[
     "gpu",
     "attach",
     "tools",
+    "enlarge",
 ]
 Tone = Literal["info", "warning", "error"]
 
@@ -51,6 +53,16 @@ class _Words:
     title: str
     action: ActionId
     button: str
+
+
+@dataclass(frozen=True)
+class LargerContext:
+    """What a larger context costs: bytes more of memory, and tokens per second then and now."""
+
+    context: int
+    more_bytes: int
+    tok_s: float
+    tok_s_now: float
 
 
 NAMED = 5
@@ -125,19 +137,17 @@ def still_reading() -> Notice:
     return Notice(tr("The files are still being read"), tr("Send the message when they are there."), "info")
 
 
-def files_too_long(tokens: int, room: int, context: int) -> Notice:
-    """The attached files have more tokens than there is room for."""
-    words = tr(
-        "They have about {} tokens, and about {} fit beside the conversation and the reply in a context of {}. "
-        "Raise the context in the settings, begin a new conversation, or attach a shorter part."
+def files_too_long(tokens: int, room: int, larger: LargerContext | None) -> Notice:
+    """The attached files have more tokens than there is room for; `larger`: the context that would hold them."""
+    words = tr("About {} tokens, and room for about {}: each question is given the parts that fit it.")
+    words = words.format(f"{tokens:,}", f"{room:,}")
+    title = tr("The attached files are too long to be read whole")
+    if larger is None:
+        return Notice(title, words, "warning")
+    cost = tr("A context of {} holds them whole, for {} more memory and about {} instead of {} tokens/s.").format(
+        f"{larger.context:,}", format_bytes(larger.more_bytes), f"{larger.tok_s:.1f}", f"{larger.tok_s_now:.1f}"
     )
-    return Notice(
-        tr("The attached files do not fit"),
-        words.format(f"{tokens:,}", f"{room:,}", f"{context:,}"),
-        "warning",
-        "settings",
-        tr("Open settings"),
-    )
+    return Notice(title, f"{words} {cost}", "warning", "enlarge", tr("Raise the context"))
 
 
 def left_out(turns: int) -> str:

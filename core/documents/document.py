@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 from core.errors import DocumentUnreadable
 from core.sentence import sentence
@@ -21,6 +24,11 @@ class Document:
     def text(self) -> str:
         """The pages one after the other."""
         return "\n\n".join(self.pages)
+
+    @cached_property
+    def digest(self) -> str:
+        """By which its text is told from others, whatever its name."""
+        return sha256(json.dumps(self.pages).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from app.settings import settings
 from app.settings.settings import Settings
 from app.settings.theme import Mode
 from app.system.paths import places
+from app.views.chat.document_dialog import PasswordDialog
+from app.views.chat.message import ReplyMessage
 from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
 from core.events import Failed, Loaded, Loading, Piece, Stats
@@ -30,7 +32,7 @@ from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
-from tests.core.documents.made import pdf
+from tests.core.documents.made import pdf, pdf_with_password
 from tests.core.machines import DESKTOP, model
 
 REPLY = """Decoding one token reads **every weight once**, so it is bound by *bandwidth*, not by arithmetic. \
@@ -304,6 +306,45 @@ def attach(stage: Stage, files: list[Path]) -> None:
     stage.until(lambda: all(each.counted for each in stage.app.attachments._pending))
 
 
+def in_parts(stage: Stage) -> None:
+    """A report that does not fit, read in parts, with the parts shown under the reply."""
+    stage.show()
+    lines = "The survey of harbour {} counted {} cranes on a windy day and wrote down their loads in tonnes. "
+    pages = [" ".join(lines.format(n * 7 + k, (n * k) % 90) for k in range(9)) for n in range(300)]
+    attach(stage, [pdf(Path(stage._home.name) / "Harbour survey 2026.pdf", pages)])
+    stage.until(lambda: not stage.app.long._making)
+    stage.engine.replies = [answer("Harbour 703 has **12 cranes**.")]
+    stage.ask("How many cranes did the survey of harbour 703 count?")
+    view = stage.app.window.transcript.view_of(stage.app.chat.turn(1).id)
+    assert isinstance(view, ReplyMessage)
+    view._quotes[0].button.click()
+    stage.settle(0.1)
+    stage.app.window.transcript.show_turn(stage.app.chat.turn(0).id)
+
+
+def in_parts_narrow(stage: Stage) -> None:
+    stage.app.window.resize(720, 480)
+    in_parts(stage)
+
+
+def password(stage: Stage) -> None:
+    """A locked file asks for its password."""
+    stage.show()
+    stage.app.attachments.add([pdf_with_password(Path(stage._home.name) / "Contract.pdf", "text", "secret")])
+    stage.until(lambda: bool(stage.app.window.findChildren(PasswordDialog)))
+
+
+def reading(stage: Stage) -> None:
+    """A long file while it is read."""
+    stage.show()
+    notes = Path(stage._home.name) / "A long book.pdf"
+    notes.write_text("words")
+    attach(stage, [notes])
+    pending = stage.app.attachments._pending[0]
+    stage.app.attachments._pending[0] = replace(pending, document=None, done=120, of=340)
+    stage.app.attachments._show()
+
+
 def document(stage: Stage) -> None:
     attached(stage)
     stage.app.attachments.open(0)
@@ -371,7 +412,18 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
-        what_if, shortcuts, about, card, attached, document, server, this_conversation, front,
+        what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
+            reading, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
-IN_GERMAN = ("empty", "reply", "failure", "menu", "what_if", "about", "settings_appearance", "settings_sampling")
+IN_GERMAN = (
+    "empty",
+    "in_parts",
+    "reply",
+    "failure",
+    "menu",
+    "what_if",
+    "about",
+    "settings_appearance",
+    "settings_sampling",
+)

@@ -14,16 +14,20 @@ def words_while_reading(name: str, done: int, of: int) -> ChipWords:
     return ChipWords(name, tr("Reading… {} of {} pages").format(done, of) if of else tr("Reading…"))
 
 
-def words_of(name: str, document: Document, tokens: int, *, counted: bool = False) -> ChipWords:
-    """Pages and tokens of a document."""
+def words_of(document: Document, tokens: int, *, counted: bool = False, in_parts: bool = False) -> ChipWords:
+    """Pages and tokens of a document, and whether it is read in parts."""
     known = formatting.tokens(tokens) if counted else tr("about {}").format(formatting.tokens(tokens))
     parts = [tr("{} pages").format(len(document.pages))] if len(document.pages) > 1 else []
-    tip = "\n".join(
-        part for part in (name, tr("Press to see the text as the model reads it."), said(document.note)) if part
+    parts += [known, tr("read in parts")] if in_parts else [known]
+    tip = (
+        document.name,
+        tr("Press to see the text as the model reads it."),
+        tr("It is too long to be read whole: each question is given the parts that fit it.") if in_parts else "",
+        said(document.note),
     )
-    return ChipWords(name, " · ".join([*parts, known]), tip)
+    return ChipWords(document.name, " · ".join(parts), "\n".join(part for part in tip if part))
 
 
-def words_in_turn(document: Document) -> ChipWords:
+def words_in_turn(document: Document, *, in_parts: bool) -> ChipWords:
     """The same for a document of a question that was asked; its tokens are guessed."""
-    return words_of(document.name, document, tokens_about(as_read(document)))
+    return words_of(document, tokens_about(as_read(document)), in_parts=in_parts)

@@ -13,7 +13,7 @@ from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
 from app.views.controls.controls import IconButton
 
-WIDEST = 400
+WIDEST = 480
 
 
 @dataclass(frozen=True)

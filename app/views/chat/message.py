@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PySide6.QtCore import QEvent, QRectF, Qt, Signal
 from PySide6.QtGui import QEnterEvent, QGuiApplication, QPainter, QPaintEvent
 from PySide6.QtWidgets import QLabel, QWidget
 
+from app.conversations.attached import Excerpt
 from app.conversations.conversation import Turn
 from app.i18n import formatting
 from app.i18n.translator import said, tr
@@ -14,7 +17,7 @@ from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.body import Body
 from app.views.chat.chip_words import words_in_turn
 from app.views.chat.chips import ChipRow
-from app.views.chat.message_parts import PAD, ActionRow, Editor, Reasoning
+from app.views.chat.message_parts import PAD, ActionRow, Editor, Quotes, Reasoning
 from app.views.chat.text import PlainView
 from core.sentence import unpack
 
@@ -45,7 +48,8 @@ class MessageView(QWidget):
     offered: tuple[tuple[str, str, str], ...] = ()
     save_word = "Save"
 
-    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
+    def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
+        """`excerpts`: the parts of long documents that the question was asked with."""
         super().__init__(parent)
         self.theme = theme
         self.turn = turn
@@ -112,13 +116,14 @@ class UserMessage(MessageView):
     offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
     save_word = "Send"
 
-    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
-        super().__init__(theme, turn, parent)
+    def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
+        super().__init__(theme, turn, excerpts, parent)
         self._text = PlainView(theme, parent=self)
         self._text.link.connect(self.link)
         self._text.setAccessibleName(tr("Your message"))
         self._chips = ChipRow(theme, self)
-        self._chips.show_chips([words_in_turn(document) for document in turn.attached])
+        in_parts = [each.document for each in excerpts]
+        self._chips.show_chips([words_in_turn(each, in_parts=each in in_parts) for each in turn.attached])
         self._chips.opened.connect(self._on_opened)
         self._box = QRectF()
         # The versions are always seen: nothing invisible may stand between them and the edge.
@@ -172,8 +177,8 @@ class ReplyMessage(MessageView):
         ("continue", "continue", "Continue this reply"),
     )
 
-    def __init__(self, theme: Theme, turn: Turn, parent: QWidget) -> None:
-        super().__init__(theme, turn, parent)
+    def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
+        super().__init__(theme, turn, excerpts, parent)
         self._note = QLabel(self)
         self._note.setFont(theme.font("small"))
         self._note.setStyleSheet(f"color: {theme.colours.muted};")
@@ -182,6 +187,9 @@ class ReplyMessage(MessageView):
         self._body.grown.connect(self.grown)
         self._body.link.connect(self.link)
         self._body.setAccessibleName(tr("Reply"))
+        self._quotes = [Quotes(theme, excerpt, self) for excerpt in excerpts]
+        for quotes in self._quotes:
+            quotes.grown.connect(self.grown)
         self._line = ""
         self._receipt = QLabel(self)
         self._receipt.setFont(theme.font("small"))
@@ -228,7 +236,7 @@ class ReplyMessage(MessageView):
         empty = not self.turn.content and not self.turn.reasoning and not ended
         self._waiting.setVisible(empty)
         self._waiting.setGeometry(0, top, TARGET, TARGET)
-        top += max(height, TARGET if empty else 0) + INSIDE
+        top = self._measure_quotes(top + max(height, TARGET if empty else 0) + INSIDE, width, ended and not editing)
         self.row.setVisible(ended and not editing)
         self._receipt.setVisible(ended and not editing)
         size = self.row.sizeHint().width()
@@ -241,6 +249,15 @@ class ReplyMessage(MessageView):
             top += TARGET
         self._receipt.setGeometry(max(0, width - words), top, min(words, width), TARGET)
         return top + TARGET
+
+    def _measure_quotes(self, top: int, width: int, shown: bool) -> int:
+        for quotes in self._quotes:
+            quotes.setVisible(shown)
+            if shown:
+                height = quotes.measure(width)
+                quotes.setGeometry(0, top, width, height)
+                top += height + INSIDE
+        return top
 
     def _show_reasoning(self, turn: Turn) -> None:
         if self._reasoning is None:

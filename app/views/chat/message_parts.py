@@ -6,6 +6,7 @@ from PySide6.QtCore import QEvent, QRectF, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
 
+from app.conversations.attached import Excerpt
 from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Theme
@@ -143,42 +144,35 @@ class Editor(QWidget):
         self.done.emit(self.edit.toPlainText())
 
 
-class Reasoning(QWidget):
-    """What the model thought before it answered: folded, with the time it took. `grown` when it is opened."""
+class Folded(QWidget):
+    """A line that a press opens to the text it stands for. `grown` when it is opened or folded."""
 
     grown = Signal()
 
-    def __init__(self, theme: Theme, parent: QWidget) -> None:
+    def __init__(self, theme: Theme, name: str, parent: QWidget) -> None:
         super().__init__(parent)
         self._theme = theme
         self._open = False
         self._fresh = ""
-        self._button = QPushButton(self)
-        self._button.setFlat(True)
-        self._button.setFont(theme.font("small"))
-        self._button.setStyleSheet(
+        self.button = QPushButton(self)
+        self.button.setFlat(True)
+        self.button.setFont(theme.font("small"))
+        self.button.setStyleSheet(
             f"QPushButton {{ border: 1px solid transparent; background: transparent; color: {theme.colours.muted};"
             f" text-align: left; padding: 0 {INSIDE}px 0 2px; }}"
             f"QPushButton:hover {{ color: {theme.colours.text}; }}"
             f"QPushButton:focus {{ border-color: {theme.colours.accent}; }}"
         )
-        self._button.clicked.connect(self._on_clicked)
+        self.button.clicked.connect(self._on_clicked)
         self._text = PlainView(theme, "base", "muted", self)
-        self._text.setAccessibleName(tr("Reasoning"))
+        self._text.setAccessibleName(name)
         self._text.hide()
 
-    def show_reasoning(self, text: str, seconds: float | None) -> None:
-        """The thoughts so far; `seconds` is None while they go on."""
-        words = (
-            tr("Thinking…")
-            if seconds is None
-            else tr("Thought for {}").format(formatting.seconds(seconds))
-            if seconds >= 1
-            else tr("Thought for a moment")
-        )
-        self._button.setText(words)
-        self._button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
-        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+    def show_text(self, words: str, text: str) -> None:
+        """The line, and the text that it opens to."""
+        self.button.setText(words.replace("&", "&&"))
+        self.button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
+        self._show_sign()
         self._fresh = text
         # A folded text is not laid out: that would cost with every piece for nothing.
         if self._open:
@@ -186,7 +180,7 @@ class Reasoning(QWidget):
 
     def measure(self, width: int) -> int:
         """The height at this width."""
-        self._button.setGeometry(-6, 0, min(width, self._button.sizeHint().width() + RELATED), TARGET)
+        self.button.setGeometry(-6, 0, min(width, self.button.sizeHint().width() + RELATED), TARGET)
         if not self._open:
             return TARGET
         height = self._text.measure(width - GROUP)
@@ -198,9 +192,45 @@ class Reasoning(QWidget):
             box = self._text.geometry()
             QPainter(self).fillRect(INSIDE, box.top(), 2, box.height(), self._theme.colour("border"))
 
+    def _show_sign(self) -> None:
+        self.button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+
     def _on_clicked(self) -> None:
         self._open = not self._open
         self._text.setVisible(self._open)
         self._text.set_text(self._fresh if self._open else "")
-        self._button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self._show_sign()
         self.grown.emit()
+
+
+class Reasoning(Folded):
+    """What the model thought before it answered, with the time it took."""
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(theme, tr("Reasoning"), parent)
+
+    def show_reasoning(self, text: str, seconds: float | None) -> None:
+        """The thoughts so far; `seconds` is None while they go on."""
+        words = (
+            tr("Thinking…")
+            if seconds is None
+            else tr("Thought for {}").format(formatting.seconds(seconds))
+            if seconds >= 1
+            else tr("Thought for a moment")
+        )
+        self.show_text(words, text)
+
+
+class Quotes(Folded):
+    """Which parts of a long document a reply could know of, word for word with the numbers of their pages."""
+
+    def __init__(self, theme: Theme, excerpt: Excerpt, parent: QWidget) -> None:
+        super().__init__(theme, tr("Parts of the document"), parent)
+        name, of, pages = excerpt.document.name, len(excerpt.document.pages), excerpt.pages
+        if of > 1:
+            words = tr("{} of {} pages of {} were read").format(len(pages), of, name)
+            text = "\n\n".join(f"{tr('Page {}').format(page)}\n{quote}" for page, quote in excerpt.quotes)
+        else:
+            words = tr("{} parts of {} were read").format(len(excerpt.quotes), name)
+            text = "\n\n".join(f"[…] {quote}" for _, quote in excerpt.quotes)
+        self.show_text(words, text)

@@ -151,7 +151,9 @@ class Transcript(QAbstractScrollArea):
     def _make(self, row: int) -> None:
         turn = self._chat.turn(row)
         kind = UserMessage if turn.role == "user" else ReplyMessage
-        view = kind(self._theme, turn, self.viewport())
+        asked = turn.id if turn.role == "user" else turn.parent
+        excerpts = self._chat.conversation.excerpts(asked) if asked else []
+        view = kind(self._theme, turn, excerpts, self.viewport())
         view.show_turn(self._chat.conversation.versions(turn.id))
         view.grown.connect(self._on_grown)
         view.wished.connect(self.wished)

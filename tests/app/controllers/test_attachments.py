@@ -84,17 +84,20 @@ def test_an_edited_question_keeps_its_files(
     assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat else?"
 
 
-def test_files_that_do_not_fit_are_not_cut(app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot) -> None:
-    notes.write_text("word " * 3000)
-    attach(app, qtbot, notes)
-    app.window.composer.submitted.emit("What is it?")
-    assert engine.requests == []
-    assert app.window.composer.edit.toPlainText() == "What is it?"
-    assert len(chips(app)) == 1
+def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
+    app: Application, engine: ScriptedEngine, notes: Path, tmp_path: Path, qtbot: QtBot
+) -> None:
+    (tmp_path / "long.md").write_text("word " * 3000)
     with qtbot.waitSignal(app.attachments.notice) as told:
-        app.window.composer.submitted.emit("What is it?")
-    assert told.args[0].title == "The attached files do not fit"
-    assert "about 3,003 tokens, and about 1,4" in told.args[0].sentence
+        attach(app, qtbot, notes, tmp_path / "long.md")
+    assert told.args[0].title == "The attached files are too long to be read whole"
+    assert f"about {3003 + len(READ.split()):,} tokens, and room for about 1,4" in told.args[0].sentence.lower()
+    assert [words.endswith("read in parts") for words in chips(app)] == [False, True]
+    qtbot.waitUntil(lambda: all(app.long.is_ready(each.document) for each in app.attachments._pending[1:]))
+    ask(app, qtbot, "What is it?")
+    content = engine.requests[-1].messages[-1].content
+    assert READ in content
+    assert 100 < content.count("word") < 3000
 
 
 def test_a_question_waits_for_the_files_being_read(app: Application, engine: ScriptedEngine, notes: Path) -> None:

@@ -323,7 +323,7 @@ def test_reasoning_is_folded_and_opens(qtbot: QtBot, start: Start) -> None:
     assert view._reasoning is not None
     assert app.chat.turn(1).reasoning == "Let me think."
     assert view._reasoning._text.isHidden()
-    view._reasoning._button.click()
+    view._reasoning.button.click()
     assert view._reasoning._text.toPlainText() == "Let me think."
 
 
