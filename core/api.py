@@ -308,7 +308,7 @@ def _specification(name: str, client: Callable[[], Client]) -> ModelSpec:
         if name.startswith(SHAPE_PREFIX) or PATH_LIKE.match(name) or not REMOTE_ID.fullmatch(name):
             raise
         return _remote_specification(name, client)
-    return specification(source.module, source.name, cache_folder(), source.stored)
+    return specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
 
 
 def _remote_specification(name: str, make_client: Callable[[], Client]) -> ModelSpec:

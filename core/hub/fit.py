@@ -10,6 +10,8 @@ from core.spec import Confidence, DeviceMemory, FormatWish, ModelSpec, Plan, Pre
 from core.weights.gguf.header import TensorPlace
 from core.weights.safetensors_header import TensorInfo
 
+ALL = 0.995
+"""What counts as all of the weights: a head beside them may be plain."""
 Kind = Literal["fits", "cpu_help", "slow", "no"]
 
 
@@ -26,6 +28,7 @@ class Fit:
     """`stored_bytes` of the weights in the files, `converted_bytes` in memory in the chosen format; `memory` by device.
 
     `tok_s` in decode; `confidence` measured, derived or guess; `context_limit` is the model's own.
+    `stored_as`: how the files have the weights, where they are quantised already; `kept`: all of them stay so.
     """
 
     kind: Kind
@@ -39,6 +42,8 @@ class Fit:
     stored_bytes: int
     converted_bytes: int
     parameters: int
+    stored_as: str = ""
+    kept: bool = False
 
 
 Tensors = Mapping[str, TensorInfo] | Mapping[str, TensorPlace]
@@ -47,8 +52,8 @@ FitCheck = Callable[[Mapping[str, Any], Tensors, Wishes], Fit]
 Raises HeteGenError."""
 
 
-def fit(plan: Plan, spec: ModelSpec) -> Fit:
-    """What a plan says to somebody who has to choose a model."""
+def fit(plan: Plan, spec: ModelSpec, stored_bytes: int = 0) -> Fit:
+    """What a plan says to somebody who has to choose a model. `stored_bytes`: of the files' tensors, where known."""
     around = spec.resident_bytes + (0 if spec.head_tied else spec.embedding_bytes)
     return Fit(
         kind=_kind(plan),
@@ -59,9 +64,11 @@ def fit(plan: Plan, spec: ModelSpec) -> Fit:
         tok_s=plan.decode,
         confidence=plan.confidence,
         memory=plan.memory,
-        stored_bytes=spec.weight_bytes("bf16") + around,
+        stored_bytes=stored_bytes if spec.stored_as and stored_bytes else spec.weight_bytes("bf16") + around,
         converted_bytes=spec.weight_bytes(plan.format) + around,
         parameters=spec.parameters,
+        stored_as=spec.stored_as,
+        kept=bool(spec.stored_as) and spec.kept_share(plan.format) >= ALL,
     )
 
 

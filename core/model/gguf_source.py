@@ -17,7 +17,8 @@ from core.weights.gguf.blocks import numbers
 from core.weights.gguf.config import VECTORS, config_of, family_of
 from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import Settings, TensorPlace
-from core.weights.gguf.weights import GgufWeights, PackedLinears, Target, main_dtype, targets
+from core.weights.gguf.weights import GgufWeights, Target, main_dtype, targets
+from core.weights.packed_linears import PackedLinears, Piece
 
 MOST_FACTORS = 1 << 14
 """Factors of RoPE that a file may hold: half as many as a head has columns."""
@@ -35,8 +36,15 @@ class GgufModel:
 
     @property
     def packed(self) -> PackedLinears:
-        """The weights of `stored`, made when asked for."""
-        return PackedLinears(self.weights, {name: self.linears[name] for name in self.stored})
+        """The weights of `stored` by the names of the plan's matrices, made when asked for."""
+        pieces: dict[str, list[Piece]] = {}
+        for linear in self.stored:
+            parameter = self.linears[linear]
+            experts = self.weights.experts(parameter)
+            pieces |= {f"{linear}.{expert}": [(parameter, expert)] for expert in range(experts)}
+            if not experts:
+                pieces[linear] = [(parameter, None)]
+        return PackedLinears(self.weights.packed, pieces)
 
 
 def open_gguf(path: Path) -> GgufModel:

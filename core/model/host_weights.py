@@ -101,11 +101,11 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         storage = self._spec.storage(linear, self._format)
         if linear.stored is None:
             yield from (quantize(matrix, storage) for matrix in self._matrices(linear))
-            self._source.let_go()
-            return
-        for name in matrix_names(linear):
-            weight = self._source.packed[name]
-            yield weight if weight.storage == storage else quantize(weight.dequantize(torch.float32), storage)
+        else:
+            weights = (self._source.packed[name] for name in matrix_names(linear))
+            for weight in weights:
+                yield weight if weight.storage == storage else quantize(weight.dequantize(torch.float32), storage)
+        self._source.let_go()
 
     def _matrices(self, linear: LinearSpec) -> Iterator[Tensor]:
         module = self._source.module

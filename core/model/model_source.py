@@ -15,6 +15,7 @@ from torch import Tensor
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.blueprint import build, config_from, raw_config
 from core.model.gguf_source import open_gguf
+from core.model.stored_source import kept_linears
 from core.model.ties import settle_ties
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.spec import Storage
@@ -24,7 +25,9 @@ from core.weights.gguf.parts import gguf_in
 from core.weights.gguf.tokenizer import end_ids, make_tokenizer
 from core.weights.gguf.weights import GgufWeights
 from core.weights.known_shapes import shape
+from core.weights.packed_linears import PackedLinears
 from core.weights.random_weights import RandomWeights
+from core.weights.stored.checkpoint import StoredCheckpoint
 from core.weights.stored_formats import check_readable, read_sidecars, stored_format
 
 GUIDE_NAME = "HeteGen Guide"
@@ -36,7 +39,8 @@ class Source:
 
     `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
-    for, and kept by nobody; `stored`: how they lie, by the linears' names. `files`: what conversions are kept for, () =
+    for, and kept by nobody; `stored`: how they lie, by the linears' names; `stored_as`: how the files have them, for
+    people, where safetensors files are quantised. `files`: what conversions are kept for, () =
     none are. `make_tokenizer` makes transformers' tokenizer where none of its files lie in `folder`.
     """
 
@@ -49,6 +53,7 @@ class Source:
     packed: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     files: Sequence[Path] = ()
     stored: Mapping[str, Storage] = field(default_factory=dict)
+    stored_as: str = ""
     make_tokenizer: Callable[[], Any] | None = None
 
     @property
@@ -65,14 +70,14 @@ class Source:
 
     def warm(self) -> Iterator[float]:
         """Bring the files into memory; yields the fraction done."""
-        if isinstance(self.weights, Checkpoint):
+        if isinstance(self.weights, Checkpoint | StoredCheckpoint):
             yield from self.weights.warm()
         elif isinstance(self.weights, GgufWeights):
             yield from self.weights.files.warm()
 
     def let_go(self) -> None:
         """Give the system the files' pages back that were read through the mapping: they are read again if needed."""
-        if isinstance(self.weights, Checkpoint):
+        if isinstance(self.weights, Checkpoint | StoredCheckpoint):
             self.weights.let_go()
 
 
@@ -87,12 +92,35 @@ def open_source(name: str | Path | None) -> Source:
         return _open_file(file)
     checkpoint = Checkpoint(folder)
     raw = raw_config(folder)
-    check_readable(stored_format(raw, checkpoint.infos, read_sidecars(folder)))
+    stored = stored_format(raw, checkpoint.infos, read_sidecars(folder))
+    check_readable(stored)
+    shown = GUIDE_NAME if name is None else folder_name(folder)
+    if not stored.is_plain:
+        return _open_stored(shown, folder, raw, StoredCheckpoint(checkpoint, stored))
     module = build(config_from(raw), checkpoint.dtype)
     settle_ties(module, checkpoint, checkpoint)
-    shown = GUIDE_NAME if name is None else folder_name(folder)
     generation = _generation_config(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
+
+
+def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCheckpoint) -> Source:
+    """A folder whose weights are quantised already."""
+    module = build(config_from(raw), weights.dtype)
+    settle_ties(module, weights, weights)
+    kept = kept_linears(module, weights.found, weights.storages)
+    weights.kept = kept.weights
+    return Source(
+        name=name,
+        folder=folder,
+        module=module,
+        weights=weights,
+        nbytes=weights.nbytes,
+        generation=_generation_config(folder),
+        packed=PackedLinears(weights.packed, kept.pieces),
+        files=weights.files,
+        stored=kept.stored,
+        stored_as=weights.found.title,
+    )
 
 
 def find_model(name: str | Path | None) -> Path:

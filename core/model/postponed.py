@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from core.model.weight_names import BY_EXPERT
 from core.spec import LinearSpec
 from core.weights.random_weights import RandomWeights
-
-BY_EXPERT = {"MergeModulelist", "Concatenate"}
-"""transformers' steps that give, of one expert's tensors, what they give of all, for that expert."""
 
 Finish = Callable[[str, Tensor, int], Tensor]
 """Checks a target's tensor, of which there are so many along its first dimension, and gives it its type."""

@@ -27,9 +27,11 @@ SURVEY_VERSION = 2
 KEPT_SPECS = 64
 
 
-def specification(module: Any, name: str, folder: Path, stored: Mapping[str, Storage] | None = None) -> ModelSpec:
+def specification(
+    module: Any, name: str, folder: Path, stored: Mapping[str, Storage] | None = None, stored_as: str = ""
+) -> ModelSpec:
     """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie in
-    the model's files that are quantised already."""
+    the model's files that are quantised already; `stored_as`: what that is called."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
@@ -37,7 +39,7 @@ def specification(module: Any, name: str, folder: Path, stored: Mapping[str, Sto
         _write(folder / key, spec)
     held = stored or {}
     linears = tuple(replace(linear, stored=held.get(linear.name)) for linear in spec.linears)
-    return replace(spec, name=name, linears=linears)
+    return replace(spec, name=name, linears=linears, stored_as=stored_as)
 
 
 def _key(module: Any) -> str:

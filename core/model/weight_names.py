@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -30,6 +30,10 @@ MORE_LAYERS = (
 """Settings that announce such weights as layers after the last one."""
 
 
+BY_EXPERT = {"MergeModulelist", "Concatenate"}
+"""transformers' steps that give, of one expert's tensors, what they give of all, for that expert."""
+
+
 class WeightNames:
     """The names in a checkpoint and in a module tree."""
 
@@ -52,6 +56,24 @@ class WeightNames:
         name = source.removeprefix(self._own)
         target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.expected)
         return (name, None) if target not in self.expected and name in self.expected else (target, pattern)
+
+    def sources(self, names: Iterable[str]) -> dict[str, dict[str | None, list[str]]]:
+        """What each parameter of the tree is made of: by the conversion's pattern, names in their natural order."""
+        from transformers.core_model_loading import dot_natural_key
+
+        found: dict[str, dict[str | None, list[str]]] = {}
+        for source in sorted(names, key=dot_natural_key):
+            target, pattern = self.target(source)
+            if target in self.expected:
+                found.setdefault(target, {}).setdefault(pattern, []).append(source)
+        return found
+
+    def expert_rows(self, pattern: str) -> Sequence[str]:
+        """The patterns whose tensors' rows, one behind the other, are an expert's matrix in the conversion that this
+        pattern belongs to; () where it does something else."""
+        converter = self._by_pattern[pattern]
+        steps = {type(step).__name__ for step in converter.operations}
+        return tuple(converter.source_patterns) if "MergeModulelist" in steps and steps <= BY_EXPERT else ()
 
     def transforms(self, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
         """What makes each target of the tree, fed with tensors when called; by source, targets that are not in it."""

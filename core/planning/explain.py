@@ -9,6 +9,7 @@ from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan
 from core.units import format_memory
 
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
+CONVERTED_WORDS = {"bf16": "16-bit numbers", "int8": "8-bit weights", "int4": "4-bit weights"}
 FORMAT_WORDS = {"bf16": "the weights as stored", "int8": "8-bit weights", "int4": "4-bit weights"}
 
 
@@ -84,7 +85,8 @@ def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware)
 
 def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     """Speed, memory and where the conversation is kept, one sentence each."""
-    found = [] if plan.fits == "no" else [_expected(plan)]
+    found = [_stored(plan, spec)] if spec.stored_as else []
+    found += [] if plan.fits == "no" else [_expected(plan)]
     for memory in plan.memory:
         place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
         found.append(sentence("In {}: {}.", place, _memory_words(memory)))
@@ -106,6 +108,19 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
             sentence("While it reads prompts, {} of the other weights are streamed to the card.", f"{share:.0%}")
         )
     return found
+
+
+def _stored(plan: Plan, spec: ModelSpec) -> str:
+    """What becomes of weights that the files have quantised already."""
+    words, kept = CONVERTED_WORDS[plan.format], spec.kept_share(plan.format)
+    if kept >= 0.995:
+        return sentence("The files have the weights quantised ({}); they are kept exactly.", spec.stored_as)
+    if kept < 0.005:
+        return sentence("The files have the weights quantised ({}); they are converted to {}.", spec.stored_as, words)
+    return sentence(
+        "The files have the weights quantised ({}); {} of them are kept exactly, the rest is converted to {}.",
+        spec.stored_as, f"{kept:.0%}", words,
+    )  # fmt: skip
 
 
 def _expected(plan: Plan) -> str:

@@ -69,7 +69,9 @@ def open_draft(name: object, options: LoadOptions) -> DraftSource | None:
         return None
     is_copy = options.draft in (SELF, AUTO)
     source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
-    return DraftSource(source, specification(source.module, source.name, cache_folder(), source.stored), is_copy)
+    return DraftSource(
+        source, specification(source.module, source.name, cache_folder(), source.stored, source.stored_as), is_copy
+    )
 
 
 def plan_draft(

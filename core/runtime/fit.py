@@ -15,6 +15,7 @@ from core.hub.fit import Fit, Tensors, Wishes, fit
 from core.model.blueprint import build, config_from
 from core.model.gguf_source import describe_gguf
 from core.model.spec_cache import specification
+from core.model.stored_source import kept_linears
 from core.model.ties import settle_ties
 from core.model.trace import STORED
 from core.paths import cache_folder
@@ -25,6 +26,8 @@ from core.weights.checkpoint import DTYPES
 from core.weights.gguf.config import ARCHITECTURE
 from core.weights.gguf.header import TensorPlace
 from core.weights.safetensors_header import TensorInfo
+from core.weights.stored.checkpoint import sketches
+from core.weights.stored.find import Found, find_stored
 from core.weights.stored_formats import check_readable, stored_format
 
 
@@ -36,11 +39,18 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> Mod
     if ARCHITECTURE in config:
         module, stored = describe_gguf(dict(config), _places(tensors), name)
         return specification(module, name, cache_folder(), stored)
-    known = _infos(tensors)
-    check_readable(stored_format(config, known))
-    module = build(config_from(dict(config)), stored_dtype(config, known))
-    settle_ties(module, known)
-    return specification(module, name, cache_folder())
+    return _described(config, _infos(tensors), name)
+
+
+def _described(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], name: str) -> ModelSpec:
+    stored = stored_format(config, tensors)
+    check_readable(stored)
+    found = Found(tensors) if stored.is_plain else find_stored(tensors, stored)
+    module = build(config_from(dict(config)), stored_dtype(config, found.plain))
+    settle_ties(module, found.names)
+    could = {weight: coded.storage for weight, coded in sketches(found, stored.settings).items()}
+    kept = kept_linears(module, found, could).stored if found.weights else {}
+    return specification(module, name, cache_folder(), kept, "" if stored.is_plain else found.title or stored.method)
 
 
 def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> torch.dtype:
@@ -80,13 +90,14 @@ class FitChecker:
         spec = self._spec(config, tensors)
         context = min(wishes.context, spec.context_limit) if wishes.context else None
         budget = replace(self._limits, context=context, format=wishes.format)
-        return fit(place(spec, self._hardware(), budget), spec)
+        return fit(place(spec, self._hardware(), budget), spec, sum(info.nbytes for info in tensors.values()))
 
     def _spec(self, config: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
         # Building a tree switches torch's default device, and transformers imports at first use: one at a time.
         with self._lock:
-            kinds = [str(stored_dtype(config, _infos(tensors))), sorted(map(str, _places(tensors).values()))]
-            key = json.dumps([dict(config), *kinds], sort_keys=True, default=str)
+            infos = _infos(tensors)
+            kinds = [sorted({info.dtype for info in infos.values()}), sorted(map(str, _places(tensors).values()))]
+            key = json.dumps([dict(config), str(stored_dtype(config, infos)), *kinds], sort_keys=True, default=str)
             if key not in self._known:
                 self._known[key] = describe(config, tensors)
             return self._known[key]

@@ -43,7 +43,7 @@ def load_model(
     check(options)
     source, drafting = open_source(name), open_draft(name, options)
     yield Loading("read", 0.02)
-    spec = specification(source.module, source.name, cache_folder(), source.stored)
+    spec = specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
     yield Loading("measure", 0.05)
     with ExitStack() as cleanup:
         machine = _machine(source, options)

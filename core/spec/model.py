@@ -61,7 +61,8 @@ class ModelSpec:
 
     `linears` in the order of the forward pass, the output head among them. `resident_bytes`: norms, biases and other
     small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
-    the head's own weights. `head` is the name of the output head among `linears` ('' if there is none).
+    the head's own weights. `head` is the name of the output head among `linears` ('' if there is none). `stored_as`:
+    how the files have the weights, for people, where they are quantised already.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ModelSpec:
     head: str
     head_tied: bool
     stored_dtype: FloatStorage = "bf16"
+    stored_as: str = ""
     parameters: int = 0
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
@@ -98,7 +100,12 @@ class ModelSpec:
 
     def mapped(self, format: Format) -> bool:
         """Whether weights in this format are used where they lie in the model's files."""
-        return format == "bf16" and all(linear.stored is None for linear in self.linears)
+        return format == "bf16" and not self.stored_as and all(linear.stored is None for linear in self.linears)
+
+    def kept_share(self, format: Format) -> float:
+        """Part of the linears' weights that stays in this format as the files have them quantised, 0-1."""
+        kept = [linear.parameters for linear in self.linears if linear.stored == self.storage(linear, format)]
+        return sum(kept) / max(1, sum(linear.parameters for linear in self.linears))
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of the whole KV cache for `context` tokens."""

@@ -13,7 +13,7 @@ FloatStorage = Literal["bf16", "fp16", "fp32"]
 Storage = Literal[
     "bf16", "fp16", "fp32", "int8", "int4",
     "int8g32", "int8g32m", "int8k32m", "int8k16",
-    "int4g32", "int4g32m", "int4k32m", "int4k16", "int4k16m",
+    "int4g32", "int4g32m", "int4g32w", "int4k32m", "int4k16", "int4k16m",
     "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w",
 ]  # fmt: skip
 """How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
@@ -82,6 +82,7 @@ LAYOUTS: dict[Storage, Layout] = {
     "int8k16": Layout(8, 16, "fine"),  # Q6_K
     "int4g32": Layout(4, 32, "fp16"),  # Q4_0
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1
+    "int4g32w": Layout(4, 32, "fp32", minimum=True),  # GPTQ and AWQ with zero points, which fp16 would round
     "int4k32m": Layout(4, 32, "fine", minimum=True),  # Q4_K
     "int4k16": Layout(4, 16, "fine"),  # Q3_K
     "int4k16m": Layout(4, 16, "fine", minimum=True),  # Q2_K

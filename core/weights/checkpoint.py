@@ -69,13 +69,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that holds most of the bytes; numbers of 64 bits are computed with 32."""
-        sizes: dict[str, int] = {}
-        for _, info in self._where.values():
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-        plain = {name: size for name, size in sizes.items() if name in FLOATING}
-        found = DTYPES[max(plain, key=plain.__getitem__)] if plain else torch.float32
-        return torch.float32 if found is torch.float64 else found
+        return main_dtype(self.infos)
 
     def warm(self) -> Iterator[float]:
         """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""
@@ -96,6 +90,16 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _maps(self) -> dict[Path, mmap.mmap]:
         return {file: _map(file) for file in self.files}
+
+
+def main_dtype(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
+    """The floating-point type that holds most of the bytes; numbers of 64 bits are computed with 32."""
+    sizes: dict[str, int] = {}
+    for info in tensors.values():
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    plain = {name: size for name, size in sizes.items() if name in FLOATING}
+    found = DTYPES[max(plain, key=plain.__getitem__)] if plain else torch.float32
+    return torch.float32 if found is torch.float64 else found
 
 
 def _map(file: Path) -> mmap.mmap:

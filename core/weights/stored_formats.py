@@ -32,6 +32,8 @@ MARKED = frozenset(
     ("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt", "mxfp4", "mxfp8", "nvfp4")
 )
 """Methods that show in the tensors: where nothing shows, the weights are plain whatever is announced."""
+READABLE = MARKED | {"auto-round", "int8", "F8_E8M0", PACKED}
+"""Methods whose weights are read here."""
 MARKS: tuple[tuple[str, str], ...] = (
     (r"\.(absmax|nested_absmax|quant_map|quant_state\.[\w.]+|SCB)$", "bitsandbytes"),
     (r"\.g_idx$", "gptq"),
@@ -100,12 +102,12 @@ def read_sidecars(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 def check_readable(stored: StoredFormat) -> None:
     """Raise UnsupportedModel for weights that are not read here."""
-    if stored.is_plain:
+    if stored.is_plain or stored.method in READABLE:
         return
     raise UnsupportedModel(
-        sentence("The weights are already quantised ({}).", stored.method),
-        sentence("It shows in {}; only original weights are read here.", stored.shown_by),
-        "Choose the original version of the model, in bf16, fp16 or fp32.",
+        sentence("The weights are quantised in a way that is not known ({}).", stored.method),
+        sentence("It shows in {}.", stored.shown_by),
+        "Choose another version of the model.",
     )
 
 
@@ -151,12 +153,13 @@ def _packed_by(name: str, tensors: Mapping[str, TensorInfo]) -> str:
 def _odd(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
     """The first tensor of a type of number that plain weights never have."""
     for name in sorted(tensors):
-        if _is_odd(tensors[name]):
+        if is_odd(tensors[name]):
             return StoredFormat(NAMES.get(tensors[name].dtype, tensors[name].dtype), {}, name)
     return None
 
 
-def _is_odd(info: TensorInfo) -> bool:
+def is_odd(info: TensorInfo) -> bool:
+    """Whether a tensor is of a type of number that plain weights never have."""
     if info.dtype not in INTEGERS:
         return info.dtype not in FLOATING
     return info.dtype not in BUFFERS and len(info.shape) > 1 and not MASKS.search(info.name)

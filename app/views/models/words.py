@@ -85,6 +85,13 @@ def figures(fit: Fit) -> list[str]:
 def sizes(fit: Fit) -> str:
     """Both sizes: as stored and as it will lie in memory."""
     stored, used = format_bytes(fit.stored_bytes), format_bytes(fit.converted_bytes)
+    if fit.kept:
+        return tr("{} of weights, quantised already ({}) and kept so, {} in memory.").format(
+            stored, fit.stored_as, used
+        )
+    if fit.stored_as:
+        words = tr("{} of weights as {}, {} in memory after conversion to {}.")
+        return words.format(stored, fit.stored_as, used, fit.format)
     if fit.converted_bytes >= fit.stored_bytes:
         return tr("{} of weights, used as stored ({}).").format(stored, fit.format)
     words = tr("{} of weights as stored, {} in memory after conversion to {}.")

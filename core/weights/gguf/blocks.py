@@ -14,9 +14,8 @@ from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, pack
 from core.weights.gguf.types import BlockType
+from core.weights.row_chunks import row_chunks
 
-CHUNK_ELEMENTS = 1 << 20
-"""Weights that are unpacked at a time: some of the steps hold several bytes for each."""
 Parts = tuple[Tensor, Scales, Scales | None]
 NUMBERS = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I8": torch.int8,
@@ -29,7 +28,7 @@ def packed(raw: Tensor, kind: BlockType) -> QuantizedWeight:
     assert kind.storage is not None
     rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
     result = empty(kind.storage, rows, columns)
-    for begin, end in _chunks(rows, columns):
+    for begin, end in row_chunks(rows, columns):
         codes, scales, minimums = unpacked(raw[begin:end], kind)
         part = pack(kind.storage, codes, scales, minimums)
         for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
@@ -44,7 +43,7 @@ def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
         return raw.view(NUMBERS[kind.name]).to(dtype)
     rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
     result = torch.empty((rows, columns), dtype=dtype)
-    for begin, end in _chunks(rows, columns):
+    for begin, end in row_chunks(rows, columns):
         result[begin:end] = _widened(raw[begin:end], kind)
     return result
 
@@ -62,11 +61,6 @@ def _widened(raw: Tensor, kind: BlockType) -> Tensor:
 
     with np.errstate(all="ignore"):  # scales that are no numbers make none
         return torch.from_numpy(gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind.name]))
-
-
-def _chunks(rows: int, columns: int) -> list[tuple[int, int]]:
-    step = max(1, CHUNK_ELEMENTS // max(1, columns))
-    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 def _halves(part: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ class GgufWeights(Mapping[str, Tensor]):
             whole = whole.index_select(target.axis, target.layout.rows(self._config, whole.shape[target.axis]))
         return whole.transpose(-1, -2) if target.turned else whole
 
+    def experts(self, name: str) -> int:
+        """How many experts' matrices a parameter holds, 0 where it is one matrix."""
+        shape = next(iter(self.targets[name].sources.values())).shape
+        return shape[0] if len(shape) > 2 else 0
+
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
         """One parameter, or one expert's part of it, in its storage."""
         target = self.targets[name]
@@ -104,27 +109,6 @@ class GgufWeights(Mapping[str, Tensor]):
     def _rows(self, place: TensorPlace, expert: int | None) -> Tensor:
         raw = self.files.raw(place.name)
         return raw if expert is None else raw.view(place.shape[0], -1, raw.shape[1])[expert]
-
-
-class PackedLinears(Mapping[str, QuantizedWeight]):
-    """The kept linears by the names of the plan's matrices, repacked when asked for."""
-
-    def __init__(self, weights: GgufWeights, names: Mapping[str, str]) -> None:
-        """`names`: the parameter that each linear of the plan is made of."""
-        self._weights = weights
-        self._names = names
-
-    def __getitem__(self, name: str) -> QuantizedWeight:
-        if name in self._names:
-            return self._weights.packed(self._names[name])
-        linear, _, expert = name.rpartition(".")
-        return self._weights.packed(self._names[linear], int(expert))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> dict[str, Target]:

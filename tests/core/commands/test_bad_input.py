@@ -159,12 +159,12 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "a state of its own": (write("config.json", '{"model_type": "rwkv"}'), UnsupportedModel, "cannot be run here"),
     "wrong kind of value": (config(hidden_size="large"), ModelUnreadable, "does not describe a model"),
     "nonsense value": (config(vocab_size=-1), ModelUnreadable, "does not describe a model"),
-    "quantised": (config(quantization_config={"quant_method": "hqq"}), UnsupportedModel, "already quantised (hqq)"),
+    "quantised": (config(quantization_config={"quant_method": "hqq"}), UnsupportedModel, "way that is not known (hqq)"),
     "quantised unsaid": (
-        change_tensors(lambda tensors: tensors.update({QUERIES: tensors[QUERIES].to(torch.float8_e4m3fn)})),
-        UnsupportedModel, f"already quantised (fp8). It shows in {QUERIES}",
+        change_tensors(lambda tensors: tensors.update({QUERIES: tensors[QUERIES].to(torch.uint8)})),
+        UnsupportedModel, f"way that is not known (U8). It shows in {QUERIES}",
     ),
-    "oddly quantised": (config(quantization_config="4bit"), UnsupportedModel, "already quantised (4bit)"),
+    "oddly quantised": (config(quantization_config="4bit"), UnsupportedModel, "way that is not known (4bit)"),
     "no weights": (delete(WEIGHTS), UnsupportedModel, "no weights in this folder"),
     "pickled weights": (
         in_turn(delete(WEIGHTS), write("pytorch_model.bin", b"\x80")), UnsupportedModel, "never opened here",
@@ -177,7 +177,7 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "weights cut off": (cut(WEIGHTS, 0.7), ModelUnreadable, "It is cut off:"),
     "header corrupt": (corrupt_header, ModelUnreadable, "Its header is damaged"),
     "weights a web page": (write(WEIGHTS, "<!doctype html><html>"), ModelUnreadable, "not begin with a safetensors"),
-    "number format": (unknown_number_format, UnsupportedModel, "already quantised (fp4)"),
+    "number format": (unknown_number_format, UnsupportedModel, "way that is not known (fp4)"),
     "tensor missing": (
         change_tensors(lambda tensors: tensors.pop("model.norm.weight")), ModelUnreadable, "model.norm.weight",
     ),

@@ -64,11 +64,12 @@ def test_quantised_linears_are_the_files_to_the_last_bit(name: str, tmp_path: Pa
     opened = open_gguf(write_gguf(name, model, tmp_path / "m.gguf", Q8_0))
     assert len(opened.stored) >= model.config.num_hidden_layers * 2
     values = model.state_dict()
-    for linear, weights in opened.packed.items():
+    packed = opened.packed
+    for linear in opened.stored:
         value = values[opened.linears[linear]]
         experts = value.transpose(1, 2) if name == "gpt-oss" and value.dim() == 3 else value
         for number, one in enumerate(experts if value.dim() == 3 else [experts]):
-            weight = opened.packed[f"{linear}.{number}"] if value.dim() == 3 else weights
+            weight = packed[f"{linear}.{number}" if value.dim() == 3 else linear]
             assert torch.equal(weight.dequantize(torch.float32), rounded(one, Q8_0)), linear
 
 

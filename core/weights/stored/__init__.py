@@ -1,0 +1,1 @@
+"""Safetensors checkpoints that are quantised already: what their tensors mean, as one table of kinds."""

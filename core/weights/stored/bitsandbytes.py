@@ -1,0 +1,50 @@
+"""bitsandbytes' four bits: nf4 and fp4, their scales quantised a second time or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import gcd, prod
+from typing import Any
+
+from torch import Tensor
+
+from core.weights.stored.coded import Coded
+from core.weights.stored.settings import Parts, Settings
+from core.weights.stored.words import nibbles
+
+USUAL = {"blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.0}
+
+
+def four_bits(parts: Parts, _: Settings) -> Coded:
+    """Two weights a byte, the first in the high half, in blocks of the flattened weight. Raises ValueError."""
+    values = nibbles(parts["codes"].flatten()).view(-1, 2).flip(1).flatten()
+    state = _state(parts["state"])
+    shape = state.get("shape", [1, len(values)])
+    if len(shape) != 2 or prod(shape) != len(values):
+        raise ValueError(shape)
+    scales = _scales(parts, state)
+    # Where a row is no whole number of blocks, each block counts as several.
+    run = gcd(shape[1], state["blocksize"])
+    spread = scales.repeat_interleave(state["blocksize"] // run)[: len(values) // run]
+    return Coded(values.view(shape), spread.view(shape[0], -1), (1, run), book=parts["book"].float())
+
+
+def _scales(parts: Parts, state: Mapping[str, Any]) -> Tensor:
+    scales = parts["scales"]
+    if "outer" not in parts:
+        return scales.float()
+    outer = parts["outer"].repeat_interleave(state["nested_blocksize"])[: len(scales)]
+    inner: Tensor = parts["table"].float()[scales.int()]
+    return inner * outer + float(state["nested_offset"])
+
+
+def _state(content: Tensor) -> dict[str, Any]:
+    """What is kept as JSON beside each weight, of the types that are wanted; the usual where it is not known."""
+    said = {} if content.is_meta else json.loads(bytes(content.tolist()))
+    found: dict[str, Any] = {name: type(usual)(said.get(name, usual)) for name, usual in USUAL.items()}
+    if "shape" in said:
+        found["shape"] = [int(size) for size in said["shape"]]
+    if min(found["blocksize"], found["nested_blocksize"]) <= 0:
+        raise ValueError(said)
+    return found

@@ -1,0 +1,146 @@
+"""A quantised checkpoint as one mapping from the names that its weights would have otherwise: as numbers, or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import ModelUnreadable
+from core.kernels.quantized_weight import QuantizedWeight
+from core.sentence import sentence
+from core.spec import Storage
+from core.weights.checkpoint import DTYPES, Checkpoint, main_dtype
+from core.weights.safetensors_header import TensorInfo
+from core.weights.stored.coded import Coded
+from core.weights.stored.find import Found, StoredWeight, find_stored
+from core.weights.stored.settings import Settings
+from core.weights.stored_formats import StoredFormat
+
+LOOKED_AT = ("zeros", "order", "state")
+"""Parts whose values decide on the storage or shape."""
+
+
+class StoredCheckpoint(Mapping[str, Tensor]):
+    """Numbers by name, made when asked for. What is in `kept` comes as zeros that take no memory: `packed` has the true
+    weights."""
+
+    def __init__(self, checkpoint: Checkpoint, stored: StoredFormat) -> None:
+        """Raises UnsupportedModel, ModelUnreadable where a weight cannot be read."""
+        self.found = find_stored(checkpoint.infos, stored)
+        self.dtype = main_dtype(self.found.plain)
+        self.kept: frozenset[str] = frozenset()
+        self._checkpoint = checkpoint
+        self._settings = stored.settings
+        made = sketches(self.found, stored.settings, checkpoint)
+        self.storages: dict[str, Storage | None] = {name: coded.storage for name, coded in made.items()}
+        self._shapes = {name: _shape(weight, made[name]) for name, weight in self.found.weights.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.found.weights.get(name)
+        if weight is None:
+            return self._checkpoint[name]
+        if name in self.kept:
+            return torch.zeros((), dtype=self.dtype).expand(self._shapes[name])
+        return self._numbers(weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found.names)
+
+    def __len__(self) -> int:
+        return len(self.found.names)
+
+    @property
+    def files(self) -> list[Path]:
+        return self._checkpoint.files
+
+    @property
+    def nbytes(self) -> int:
+        return self._checkpoint.nbytes
+
+    def warm(self) -> Iterator[float]:
+        """Bring the files into memory; yields the fraction done."""
+        return self._checkpoint.warm()
+
+    def let_go(self) -> None:
+        """Give the pages back that were read so far."""
+        self._checkpoint.let_go()
+
+    def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
+        """One weight, or one expert's part of it, in the storage that keeps it exactly."""
+        storage = self.storages[name]
+        assert storage is not None
+        return self._coded(self.found.weights[name], expert).packed(storage)
+
+    def _numbers(self, weight: StoredWeight) -> Tensor:
+        if len(self._shapes[weight.name]) == 2:
+            return self._coded(weight).numbers(self.dtype)
+        experts = (self._coded(weight, expert).numbers(self.dtype) for expert in range(self._shapes[weight.name][0]))
+        whole = torch.stack(list(experts))
+        return whole.transpose(1, 2) if weight.kind.turned else whole
+
+    def _coded(self, weight: StoredWeight, expert: int | None = None) -> Coded:
+        parts = {role: self._checkpoint[info.name] for role, info in weight.parts.items()}
+        if expert is not None:
+            parts = {role: part[expert] if part.dim() else part for role, part in parts.items()}
+        return decoded(weight, parts, self._settings)
+
+
+def sketches(found: Found, settings: Settings, checkpoint: Mapping[str, Tensor] | None = None) -> dict[str, Coded]:
+    """Weights without their numbers: of what shape each is, and what could keep it. `checkpoint` is None where only
+    headers are known, and the settings are believed. Raises ModelUnreadable, UnsupportedModel."""
+    alike: dict[Any, Coded] = {}
+    made: dict[str, Coded] = {}
+    for name, weight in found.weights.items():
+        looked_at = [role for role in LOOKED_AT if role in weight.parts]
+        if checkpoint is not None and looked_at:
+            known = {role: checkpoint[weight.parts[role].name] for role in looked_at}
+            made[name] = _sketch(weight, settings, known)
+        else:
+            made[name] = alike.get(weight.form) or alike.setdefault(weight.form, _sketch(weight, settings, {}))
+    return made
+
+
+def _sketch(weight: StoredWeight, settings: Settings, known: Mapping[str, Tensor]) -> Coded:
+    parts = {role: _without_numbers(info) for role, info in weight.parts.items()} | dict(known)
+    if weight.has_experts:
+        parts = {role: part[0] if part.dim() else part for role, part in parts.items()}
+    return decoded(weight, parts, settings)
+
+
+def _without_numbers(info: TensorInfo) -> Tensor:
+    return torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")
+
+
+def decoded(weight: StoredWeight, parts: Mapping[str, Tensor], settings: Settings) -> Coded:
+    """A weight's codes and scales. Raises ModelUnreadable where they do not fit together."""
+    try:
+        coded = weight.kind.decode(parts, settings)
+        rows, columns = coded.codes.shape
+        grid = (-(-rows // coded.block[0]), -(-columns // coded.block[1]))
+        beside = [part for part in (coded.scales, coded.zeros) if part is not None]
+        if any(tuple(part.shape) != grid for part in beside) or not _is_order(coded):
+            raise ValueError(grid)
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ModelUnreadable(
+            sentence("The parts of the quantised weight {} do not fit together.", weight.name), "",
+            "Download the model again.",
+        ) from error  # fmt: skip
+    return coded
+
+
+def _is_order(coded: Coded) -> bool:
+    order = coded.order
+    if order is None or order.is_meta:
+        return True
+    return order.shape == coded.codes.shape[1:] and bool(((order >= 0) & (order < coded.scales.shape[1])).all())
+
+
+def _shape(weight: StoredWeight, coded: Coded) -> tuple[int, ...]:
+    rows, columns = coded.codes.shape
+    if not weight.has_experts:
+        return rows, columns
+    return (weight.parts["codes"].shape[0], *((columns, rows) if weight.kind.turned else (rows, columns)))

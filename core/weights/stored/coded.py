@@ -1,0 +1,77 @@
+"""Codes with scales: what every quantised weight comes to, whatever its parts are called in the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.kernels.quantized_weight import QuantizedWeight, empty, pack
+from core.spec import LAYOUTS, Storage
+from core.weights.row_chunks import row_chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """w = scale * (code - zero), or scale * book[code]; `codes` (N, K) of bytes or float8.
+
+    `scales` and `zeros` in fp32, one for each `block` of rows and columns. `order` (K,): the group of each column where
+    the groups' columns do not lie side by side. `unit`: what one step of the engine's code book is worth in `book`.
+    `storage`: what keeps it without a second rounding, None where nothing does.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    block: tuple[int, int]
+    zeros: Tensor | None = None
+    book: Tensor | None = None
+    order: Tensor | None = None
+    unit: float = 1.0
+    storage: Storage | None = None
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """The weight as (N, K) of `dtype`, multiplied in fp32."""
+        rows, columns = self.codes.shape
+        result = torch.empty((rows, columns), dtype=dtype)
+        for begin, end in row_chunks(rows, columns):
+            result[begin:end] = self._values(begin, end) * self._spread(self.scales, begin, end)
+        return result
+
+    def packed(self, storage: Storage) -> QuantizedWeight:
+        """The weight in a storage of the engine that holds its codes as they are."""
+        rows, columns = self.codes.shape
+        result = empty(storage, rows, columns)
+        for begin, end in row_chunks(rows, columns):
+            part = self._pack(storage, begin, end)
+            for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
+                target.copy_(source)
+        return result
+
+    def _pack(self, storage: Storage, begin: int, end: int) -> QuantizedWeight:
+        layout = LAYOUTS[storage]
+        codes = self.codes[begin:end]
+        scales = self._by_group(self.scales, layout.group, begin, end) * self.unit
+        if layout.minimum:
+            assert self.zeros is not None
+            # In fp32 exact: of both factors few bits are used.
+            return pack(storage, codes, scales, -scales * self._by_group(self.zeros, layout.group, begin, end))
+        if self.zeros is not None:
+            codes = (codes.to(torch.int16) - self._spread(self.zeros, begin, end).to(torch.int16)).to(torch.int8)
+        return pack(storage, codes, scales)
+
+    def _values(self, begin: int, end: int) -> Tensor:
+        codes = self.codes[begin:end]
+        if self.book is not None:
+            return self.book[codes.int()]
+        return codes.float() if self.zeros is None else codes.float() - self._spread(self.zeros, begin, end)
+
+    def _spread(self, each: Tensor, begin: int, end: int) -> Tensor:
+        """One for each weight of these rows."""
+        columns = torch.arange(self.codes.shape[1]) // self.block[1] if self.order is None else self.order
+        return each[torch.arange(begin, end) // self.block[0]][:, columns]
+
+    def _by_group(self, each: Tensor, group: int, begin: int, end: int) -> Tensor:
+        """One for each group of so many columns of these rows (0 = the whole row)."""
+        first = torch.arange(0, self.codes.shape[1], group or self.codes.shape[1]) // self.block[1]
+        return each[torch.arange(begin, end) // self.block[0]][:, first]

@@ -1,0 +1,79 @@
+"""Weights that are small floats: eight bits (block FP8, FBGEMM, compressed-tensors, MXFP8) or four (MXFP4, NVFP4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.spec import E2M1
+from core.weights.stored.coded import Coded
+from core.weights.stored.settings import Parts, Settings, weight_settings
+from core.weights.stored.words import nibbles
+
+USUAL_BLOCK = 128
+HALF = 0.5
+"""The engine's code book of four-bit floats is doubled, to be of whole numbers."""
+EXPONENT_ONE = 127
+"""The exponent of 1 in E8M0."""
+
+
+def float8(parts: Parts, settings: Settings) -> Coded:
+    """FP8 with a scale for the whole weight, for each row, or for each block of rows and columns."""
+    codes = parts["codes"]
+    scales = grid(parts["scales"]) if "scales" in parts else torch.ones((1, 1))
+    return Coded(codes, scales, block_of(codes.shape, scales.shape, block_settings(settings)))
+
+
+def mxfp4(parts: Parts, _: Settings) -> Coded:
+    """Four-bit floats with a power of two for each 32; bytes (N, K / 2), or by block (N, K / 32, 16)."""
+    scales = powers(parts["scales"])
+    codes = nibbles(parts["codes"].flatten(1))
+    return Coded(codes, scales, (1, codes.shape[1] // scales.shape[1]), book=_book(), unit=HALF, storage="mxfp4")
+
+
+def nvfp4(parts: Parts, _: Settings) -> Coded:
+    """Four-bit floats with an FP8 scale for each 16 columns and one for the whole, which some files have inverted."""
+    whole = parts["whole"].float() if "whole" in parts else parts["inverse"].float()
+    fine = parts["scales"].float()
+    scales = fine * whole if "whole" in parts else fine / whole
+    codes = nibbles(parts["codes"])
+    return Coded(codes, scales, (1, codes.shape[1] // scales.shape[1]), book=_book(), unit=HALF, storage="nvfp4w")
+
+
+def grid(scales: Tensor) -> Tensor:
+    """Scales in fp32 by rows and columns: one number is for all, a list is by rows."""
+    wide = powers(scales) if scales.dtype in (torch.uint8, torch.float8_e8m0fnu) else scales.float()
+    return wide.reshape(1, 1) if wide.dim() == 0 else wide[:, None] if wide.dim() == 1 else wide
+
+
+def powers(exponents: Tensor) -> Tensor:
+    """Powers of two out of E8M0, a byte each."""
+    return torch.exp2(exponents.view(torch.uint8).float() - EXPONENT_ONE)
+
+
+def block_settings(settings: Settings) -> Sequence[int]:
+    """Rows and columns of a block as the settings say, else as they usually are."""
+    said = settings.get("weight_block_size") or weight_settings(settings).get("block_structure")
+    if isinstance(said, list) and len(said) == 2 and all(isinstance(one, int) and one > 0 for one in said):
+        return said
+    return USUAL_BLOCK, USUAL_BLOCK
+
+
+def block_of(shape: Sequence[int], scales: Sequence[int], usual: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns that share a scale. Raises ValueError where the scales are not so many."""
+    rows, columns = (_run(*three) for three in zip(shape, scales, usual, strict=True))
+    return rows, columns
+
+
+def _run(size: int, count: int, usual: int) -> int:
+    # The last block may be cut off: DeepSeek's keys and values are of 576 rows.
+    found = size if count == 1 else usual if -(-size // usual) == count else size // max(1, count)
+    if not found or -(-size // found) != count:
+        raise ValueError(size, count)
+    return found
+
+
+def _book() -> Tensor:
+    return torch.tensor(E2M1, dtype=torch.float32) * HALF

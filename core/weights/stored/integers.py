@@ -1,0 +1,153 @@
+"""Weights that are whole numbers: GPTQ, AWQ, compressed-tensors, and int8 with a scale for each row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.errors import UnsupportedModel
+from core.sentence import sentence
+from core.spec import LAYOUTS, Storage
+from core.weights.stored.coded import Coded
+from core.weights.stored.floats import block_of, grid
+from core.weights.stored.settings import Parts, Settings, number, weight_groups
+from core.weights.stored.words import BYTE, unpacked
+
+WORD = 32
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word AWQ keeps eight neighbours."""
+INT8_FULL = 127
+READABLE_BITS = (2, 4, 8)
+SYMMETRIC: dict[torch.dtype, Storage] = {
+    torch.bfloat16: "int4",
+    torch.float16: "int4g32",
+    torch.float32: "int4g32w",
+}
+"""What holds codes of four bits around zero, by the type of their scales."""
+
+
+def gptq(parts: Parts, settings: Settings) -> Coded:
+    """GPTQ: `qweight` (K / 8, N) and zero points, of which the first version has one taken off."""
+    scales, zeros = parts["scales"], parts["zeros"]
+    bits = WORD * zeros.shape[-1] // max(1, scales.shape[-1])
+    _check_bits(bits)
+    if _is_less_one(zeros, bits, settings):
+        # In whole words, as it was taken off: a zero point of 0 borrows from its neighbour.
+        zeros = zeros + _ones(bits)
+    codes = unpacked(parts["codes"].t(), bits)
+    return _grouped(codes, scales, unpacked(zeros, bits), bits, settings, parts.get("order"))
+
+
+def awq(parts: Parts, settings: Settings) -> Coded:
+    """AWQ: `qweight` (K, N / 8), eight outputs in a word, in an order of their own."""
+    bits = WORD * parts["codes"].shape[-1] // max(1, parts["scales"].shape[-1])
+    if bits != 4:
+        raise _unknown_bits(bits)
+    codes, zeros = (_awq_columns(parts[role]) for role in ("codes", "zeros"))
+    return _grouped(codes.t().contiguous(), parts["scales"], zeros, bits, settings)
+
+
+def words(parts: Parts, settings: Settings) -> Coded:
+    """compressed-tensors: codes (N, K / 8) in words, above their zero, which the others have apart."""
+    scales, codes = parts["scales"], parts["codes"]
+    bits = _word_bits(codes, scales, settings)
+    _check_bits(bits)
+    wide = unpacked(codes, bits)
+    zeros = torch.full_like(scales, 1 << bits - 1, dtype=torch.float32)
+    if "zeros" in parts:
+        zeros = unpacked(parts["zeros"].t(), bits).t()
+    coded = Coded(wide, scales.float(), block_of(wide.shape, scales.shape, (1, 1)), zeros.float())
+    return _stored(coded, bits, scales.dtype, parts.get("order"), symmetric="zeros" not in parts)
+
+
+def int8(parts: Parts, _: Settings) -> Coded:
+    """Bytes with a scale for each row, for each group of a row, or for all."""
+    codes, scales = parts["codes"], grid(parts["scales"])
+    zeros = grid(parts["zeros"]) if "zeros" in parts else None
+    coded = Coded(codes, scales, block_of(codes.shape, scales.shape, (1, 1)), zeros)
+    if zeros is not None:
+        return coded
+    return replace(coded, storage=_byte_storage(coded, parts["scales"].dtype))
+
+
+def row_bytes(parts: Parts, _: Settings) -> Coded:
+    """bitsandbytes' int8: bytes with each row's largest value, which is worth 127."""
+    codes, scales = parts["codes"], parts["scales"].float()[:, None] / INT8_FULL
+    return Coded(codes, scales, (1, codes.shape[1]), storage="int8")
+
+
+def _grouped(
+    codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: Settings, order: Tensor | None = None
+) -> Coded:
+    """Codes (N, K) with scales and zero points (groups, N)."""
+    size = number(settings, "group_size", "q_group_size")
+    block = block_of(codes.shape, scales.t().shape, (1, size if size > 0 else codes.shape[1]))
+    symmetric = settings.get("sym") is True if zeros.is_meta else bool((zeros == 1 << bits - 1).all())
+    coded = Coded(codes, scales.t().float(), block, zeros.t().float())
+    return _stored(coded, bits, scales.dtype, order, symmetric=symmetric)
+
+
+def _stored(coded: Coded, bits: int, scale: torch.dtype, order: Tensor | None, *, symmetric: bool) -> Coded:
+    """With the storage that keeps it exactly, where there is one, and with its columns' order where that is unusual."""
+    if order is not None and not _is_plain(order, coded.block[1]):
+        return replace(coded, order=order.long())
+    if bits == BYTE:
+        storage = _byte_storage(coded, scale) if symmetric else None
+    else:
+        storage = SYMMETRIC.get(scale) if symmetric and bits == 4 else "int4g32w"
+    whole = storage is not None and coded.block[1] % (LAYOUTS[storage].group or 1) == 0
+    return replace(coded, storage=storage if whole else None)
+
+
+def _byte_storage(coded: Coded, scale: torch.dtype) -> Storage | None:
+    if coded.scales.shape[1] == 1:
+        return "int8"
+    return "int8g32" if scale == torch.float16 and coded.block[1] % LAYOUTS["int8g32"].group == 0 else None
+
+
+def _is_plain(order: Tensor, group: int) -> bool:
+    """Whether each group's columns lie side by side; not where only headers are known."""
+    return not order.is_meta and torch.equal(order.long(), torch.arange(len(order)) // group)
+
+
+def _is_less_one(zeros: Tensor, bits: int, settings: Settings) -> bool:
+    """Whether zero points are stored with one taken off: by the settings, or where all of them are the middle."""
+    if zeros.is_meta or settings.get("checkpoint_format") == "gptq_v2":
+        return False
+    return not bool((unpacked(zeros, bits) == 1 << bits - 1).all())
+
+
+def _ones(bits: int) -> int:
+    """A word of ones."""
+    return sum(1 << shift for shift in range(0, WORD, bits))
+
+
+def _awq_columns(packed: Tensor) -> Tensor:
+    values = unpacked(packed, 4)
+    return values.view(len(values), -1, len(AWQ_ORDER))[:, :, AWQ_ORDER].flatten(1)
+
+
+def _word_bits(codes: Tensor, scales: Tensor, settings: Settings) -> int:
+    """The bits of a code: of the group of modules in the settings whose columns come out right."""
+    groups = [(number(weights, "num_bits"), number(weights, "group_size")) for weights in weight_groups(settings)]
+    fitting = (
+        bits
+        for bits, size in groups
+        if bits > 0 and (size <= 0 or codes.shape[1] * WORD // bits == scales.shape[-1] * size)
+    )
+    return next(fitting, groups[0][0] if groups else 4)
+
+
+def _check_bits(bits: int) -> None:
+    if bits not in READABLE_BITS:
+        raise _unknown_bits(bits)
+
+
+def _unknown_bits(bits: int) -> UnsupportedModel:
+    return UnsupportedModel(
+        sentence("The weights are quantised with {} bits.", bits),
+        "Weights of 4 and 8 bits are read here.",
+        "Choose another version of the model.",
+    )

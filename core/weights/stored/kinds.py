@@ -1,0 +1,102 @@
+"""Every kind of quantised weight that is read, as one table: what its parts are called, and what decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from core.weights.safetensors_header import TensorInfo
+from core.weights.stored import bitsandbytes, floats, integers
+from core.weights.stored.coded import Coded
+from core.weights.stored.settings import Parts, Settings
+
+Infos = Mapping[str, TensorInfo]
+WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tensor whose name ends with `main` and that is of one of `dtypes` holds a weight's codes; what stands before,
+    with `target` behind it, is the weight's own name.
+
+    `parts`: by role the ends of the other tensors' names, of which the first that is there counts; `needed` are never
+    missing; `marks` tell it from kinds with the same codes; `dropped` are of no use here. `dimensions` of one weight's
+    codes: with one more they are all experts of a layer. `turned`: the module has its matrices the other way round.
+    """
+
+    title: str
+    main: str
+    dtypes: frozenset[str]
+    decode: Callable[[Parts, Settings], Coded]
+    parts: Mapping[str, tuple[str, ...]]
+    needed: tuple[str, ...] = ("scales",)
+    target: str = WEIGHT
+    marks: Callable[[Infos], bool] = field(default=lambda _: True)
+    dropped: tuple[str, ...] = ()
+    dimensions: int = 2
+    turned: bool = False
+
+
+def _in_four(infos: Infos) -> bool:
+    return "scales" in infos and infos["scales"].dtype == "F8_E4M3"
+
+
+def _in_powers(infos: Infos) -> bool:
+    return "scales" in infos and infos["scales"].dtype in ("U8", "F8_E8M0")
+
+
+def _in_experts(infos: Infos) -> bool:
+    return len(infos["codes"].shape) > 2
+
+
+def _is_awq(infos: Infos) -> bool:
+    """AWQ packs outputs into words, GPTQ inputs."""
+    return "scales" in infos and infos["codes"].shape[-1:] != infos["scales"].shape[-1:]
+
+
+INPUTS = (
+    ".input_scale", ".activation_scale", ".input_scale_ub", ".input_global_scale", ".input_zero_point", ".output_scale",
+)  # fmt: skip
+"""Scales of what is multiplied with the weight, which the engine finds by itself."""
+GPTQ = {"scales": (".scales",), "zeros": (".qzeros",), "order": (".g_idx",)}
+PACKED = {"scales": (".weight_scale",), "zeros": (".weight_zero_point",), "order": (".weight_g_idx",)}
+FLOAT4 = {"scales": (".weight_scale",), "whole": (".weight_scale_2",), "inverse": (".weight_global_scale",)}
+BITSANDBYTES = {
+    "scales": (".absmax",), "book": (".quant_map",), "outer": (".nested_absmax",), "table": (".nested_quant_map",),
+    "state": (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"),
+}  # fmt: skip
+WORDS, BYTES, SIGNED = frozenset(("I32",)), frozenset(("U8",)), frozenset(("I8",))
+FLOAT8 = frozenset(("F8_E4M3", "F8_E5M2"))
+
+KINDS: tuple[Kind, ...] = (
+    Kind("AWQ", ".qweight", WORDS, integers.awq, GPTQ, ("scales", "zeros"), marks=_is_awq),
+    Kind("GPTQ", ".qweight", WORDS, integers.gptq, GPTQ, ("scales", "zeros")),
+    Kind("compressed-tensors", ".weight_packed", WORDS, integers.words, PACKED, dropped=(".weight_shape", *INPUTS)),
+    Kind("MXFP4", ".weight_packed", BYTES, floats.mxfp4, PACKED, marks=_in_powers, dropped=INPUTS),
+    Kind("NVFP4", ".weight_packed", BYTES, floats.nvfp4, FLOAT4, ("scales", "inverse"), dropped=INPUTS),
+    Kind("NVFP4", ".weight", BYTES, floats.nvfp4, FLOAT4, ("scales", "whole"), marks=_in_four, dropped=INPUTS),
+    Kind("MXFP4", "_blocks", BYTES, floats.mxfp4, {"scales": ("_scales",)}, target="", dimensions=3, turned=True),
+    Kind(
+        "bitsandbytes, 4 bits", ".weight", BYTES, bitsandbytes.four_bits,
+        {role: tuple(f".weight{end}" for end in ends) for role, ends in BITSANDBYTES.items()},
+        ("scales", "book", "state"), marks=lambda infos: "scales" in infos or "book" in infos,
+    ),
+    Kind(
+        "bitsandbytes, 8 bits", ".weight", SIGNED, integers.row_bytes, {"scales": (".SCB",)},
+        marks=lambda infos: "scales" in infos, dropped=(".weight_format",),
+    ),
+    Kind(
+        "int8", ".weight", SIGNED, integers.int8,
+        {"scales": (".weight_scale",), "zeros": (".weight_zero_point",)}, dropped=INPUTS,
+    ),
+    Kind(
+        "FP8", ".weight", FLOAT8, floats.float8,
+        {"scales": (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")}, dropped=INPUTS,
+    ),
+    # Experts in one tensor have no ".weight" at the end of their names.
+    Kind(
+        "FP8", "", FLOAT8, floats.float8, {"scales": ("_scale_inv", "_scale")}, target="", marks=_in_experts,
+        dropped=("_input_scale", "_activation_scale"),
+    ),
+)  # fmt: skip
+"""The first that fits counts."""
