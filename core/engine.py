@@ -30,7 +30,8 @@ class Engine:
 
     def __init__(self) -> None:
         prepare_environment()
-        self._loaded: LoadedModel | None = None
+        self.loaded: LoadedModel | None = None
+        """The model in use; None before the first load and after `close`."""
 
     def load(
         self, source: str | Path | None = None, options: LoadOptions = DEFAULTS, stop: Stop = never
@@ -43,7 +44,7 @@ class Engine:
             for step in load_model(source, options):
                 now = time.perf_counter()
                 if isinstance(step, LoadedModel):
-                    self._loaded = step
+                    self.loaded = step
                     yield _describe(step, now - began)
                 elif stop():
                     yield Finished("stopped", Stats())
@@ -57,18 +58,18 @@ class Engine:
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
         """Answer the last message. Pieces come as they are certain, Stats a few times a second."""
         try:
-            if self._loaded is None:
+            if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
-            yield from Reply(self._loaded, request, stop).events()
+            yield from Reply(self.loaded, request, stop).events()
         except HeteGenError as error:
             yield Failed(error)
 
     def count(self, request: Request) -> Iterator[Event]:
         """Count the tokens of a request's prompt; nothing is answered. Gives Counted or Failed."""
         try:
-            if self._loaded is None:
+            if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
-            yield Counted(len(prompt_ids(self._loaded, request)))
+            yield Counted(len(prompt_ids(self.loaded, request)))
         except HeteGenError as error:
             yield Failed(error)
 
@@ -76,18 +77,18 @@ class Engine:
         """Keep the model to other limits of memory, in bytes: weights move, nothing is loaded again. A device that was
         lost is looked for. Gives Replanned or Failed."""
         try:
-            if self._loaded is None:
+            if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
-            yield Replanner(self._loaded, self._loaded.profile).keep_to(vram, ram)
+            yield Replanner(self.loaded, self.loaded.profile).keep_to(vram, ram)
         except HeteGenError as error:
             yield Failed(error)
 
     def close(self) -> None:
         """Give the model and its memory back."""
-        if self._loaded is None:
+        if self.loaded is None:
             return
-        self._loaded.close()
-        self._loaded = None
+        self.loaded.close()
+        self.loaded = None
         # The module tree has cycles, and the mapped files stay open (on Windows: locked) until they are collected.
         gc.collect()
 

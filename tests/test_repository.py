@@ -13,6 +13,8 @@ import pytest
 FILE_LINES, FUNCTION_LINES, PARAMETERS, NESTING = 400, 50, 8, 4
 FOREIGN = {"core/layers/attention.py:attend"}
 """Functions whose parameters others have chosen: transformers calls this one."""
+PRIVATE_REACHES = 27
+"""Times that tests reach for `other._name`, most of them other libraries' own names. Lower it when one goes."""
 NESTS = ast.For | ast.AsyncFor | ast.While | ast.If | ast.With | ast.AsyncWith | ast.Try | ast.Match
 # Paths of somebody's machine, and registries that only some machines reach. Split, so that this file passes.
 TRACES = re.compile(
@@ -100,6 +102,26 @@ def test_functions_take_few_parameters(repository: Path) -> None:
 
 def test_functions_are_flat(repository: Path) -> None:
     assert not {name: depth for name, node in functions(repository) if (depth := nesting(node)) > NESTING}
+
+
+def private_reaches(file: Path) -> Iterator[str]:
+    """Each `other._name` of a test, and each patch of one by `setattr`."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            name, owner = node.attr, node.value.id if isinstance(node.value, ast.Name) else ""
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            patched = next((one.value for one in node.args if isinstance(one, ast.Constant)), "")
+            name, owner = str(patched).rpartition(".")[2], ""
+        else:
+            continue
+        if name.startswith("_") and not name.endswith("__") and owner not in ("self", "cls"):
+            yield f"{file.name}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_tests_reach_for_few_private_names(repository: Path) -> None:
+    """They use what users and callers use: widgets found by name, records, public seams."""
+    found = [reach for file in sorted((repository / "tests").rglob("*.py")) for reach in private_reaches(file)]
+    assert len(found) <= PRIVATE_REACHES, "\n".join(found)
 
 
 def test_the_folder_packaging_is_no_package(repository: Path) -> None:

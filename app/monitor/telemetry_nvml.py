@@ -128,7 +128,7 @@ class Nvml:
         held = {process.pid: process.usedGpuMemory for found in lists for process in found}
         if not lists or any(size is None for size in held.values()):
             return None, ()
-        names = {pid: _program(pid) for pid in held if pid != self._own_pid}
+        names = {pid: program_of(pid) for pid in held if pid != self._own_pid}
         # In a container the driver speaks of the host's process numbers, and cannot be understood.
         if any(name is None for name in names.values()):
             return held.get(self._own_pid), ()
@@ -162,7 +162,8 @@ def _known(nvml: Any, ask: Callable[..., Any], *values: Any) -> Any:
         return None
 
 
-def _program(pid: int) -> str | None:
+def program_of(pid: int) -> str | None:
+    """The name of a running program; None if it has ended or may not be asked."""
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:

@@ -68,7 +68,7 @@ class LargerContext:
 NAMED = 5
 """How many of the conversations that could not be imported are named."""
 _OPEN: tuple[ActionId, str] = ("open_model", "Open another model…")
-_WORDS: dict[type[errors.HeteGenError], _Words] = {
+WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.ModelNotFound: _Words("The model was not found", *_OPEN),
     errors.ModelUnreadable: _Words("The model could not be read", *_OPEN),
     errors.UnsupportedModel: _Words("This model cannot be run", *_OPEN),
@@ -91,7 +91,7 @@ _ANY = _Words("That did not work", "retry", "Try again")
 
 def for_error(error: errors.HeteGenError) -> Notice:
     """The notice for an error that a user can act on."""
-    words = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), _ANY)
+    words = next((WORDS[kind] for kind in type(error).__mro__ if kind in WORDS), _ANY)
     return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
 
 

@@ -29,7 +29,8 @@ class SingleInstance(QObject):
         super().__init__()
         # Another data folder is another program: portable copies and tests do not wake each other.
         owner = hashlib.sha256(f"{getpass.getuser()} {data}".encode()).hexdigest()
-        self._name = f"{ID}-{owner[:16]}"
+        self.name = f"{ID}-{owner[:16]}"
+        """The local address that the first program listens on."""
         self._server = QLocalServer(self)
         self._server.setSocketOptions(QLocalServer.SocketOption.UserAccessOption)
         self._server.newConnection.connect(self._on_call)
@@ -41,10 +42,10 @@ class SingleInstance(QObject):
             time.sleep(0.1)
         if answered:
             return False
-        if not self._server.listen(self._name):
+        if not self._server.listen(self.name):
             # Nobody answers there: what is left of a program that crashed.
-            QLocalServer.removeServer(self._name)
-            if not self._server.listen(self._name):
+            QLocalServer.removeServer(self.name)
+            if not self._server.listen(self.name):
                 log.warning("Whether another window is open cannot be told: %s", self._server.errorString())
         return True
 
@@ -55,7 +56,7 @@ class SingleInstance(QObject):
     def _call(self) -> bool | None:
         """Whether a window answers; None where somebody is there who does not."""
         socket = QLocalSocket()
-        socket.connectToServer(self._name)
+        socket.connectToServer(self.name)
         if not socket.waitForConnected(CONNECT_MS):
             return False
         # What has arrived before the other end was closed counts, too.

@@ -101,7 +101,7 @@ def check_window(platform: str = "") -> None:
     if platform.partition(":")[0] in ("", "xcb") and not os.environ.get("WAYLAND_DISPLAY"):
         if not platform and not os.environ.get("DISPLAY"):
             raise CannotStart("There is no screen: neither DISPLAY nor WAYLAND_DISPLAY is set.")
-        _load(folder / "Qt" / "plugins" / "platforms" / "libqxcb.so")
+        load_library(folder / "Qt" / "plugins" / "platforms" / "libqxcb.so")
 
 
 def _import_qt() -> Path:
@@ -113,7 +113,8 @@ def _import_qt() -> Path:
     return Path(PySide6.__file__).parent
 
 
-def _load(library: Path) -> None:
+def load_library(library: Path) -> None:
+    """Load a library that Qt needs. Raises CannotStart, which names what is missing."""
     try:
         ctypes.CDLL(str(library))
     except OSError as error:

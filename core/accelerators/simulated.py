@@ -106,7 +106,7 @@ class SimulatedAccelerator:
         self._health.check()
         nbytes = prod(shape) * dtype.itemsize
         with self._lock:
-            if nbytes > (free := self._limit() - self._used):
+            if nbytes > (free := self.allowed() - self._used):
                 raise out_of_memory(self.name, nbytes, max(0, free))
             self._used += nbytes
             self._peak = max(self._peak, self._used)
@@ -190,7 +190,8 @@ class SimulatedAccelerator:
             stream.stop()
         self._streams.clear()
 
-    def _limit(self) -> int:
+    def allowed(self) -> int:
+        """Bytes that this program may hold now: those that others leave, at most the cap."""
         free = self._capacity - self._others
         return free if self._cap is None else min(free, self._cap)
 

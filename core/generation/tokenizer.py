@@ -36,7 +36,8 @@ class Tokenizer:
 
     def __init__(self, backend: Any, eos_ids: Iterable[int] = (), folder: Path | None = None) -> None:
         """`folder`: where a chat template may lie that the tokenizer's own files do not name."""
-        self._backend = backend
+        self.backend = backend
+        """transformers' own tokenizer."""
         source = find_template(folder, getattr(backend, "chat_template", None))
         self._template = ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
         self.stop_ids = frozenset(eos_ids) | self._own_stop_ids()
@@ -45,7 +46,7 @@ class Tokenizer:
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether both give the same ids to the same text."""
-        mine, others = self._backend.get_vocab(), other._backend.get_vocab()
+        mine, others = self.backend.get_vocab(), other.backend.get_vocab()
         return bool(mine == others)
 
     @classmethod
@@ -72,12 +73,12 @@ class Tokenizer:
     @property
     def added_tokens(self) -> Mapping[str, int]:
         """Tokens added to the vocabulary, control tokens among them, and their ids."""
-        return dict(self._backend.get_added_vocab())
+        return dict(self.backend.get_added_vocab())
 
     @property
     def serialized(self) -> str:
         """The tokenizer as the JSON of the `tokenizers` library; "" where it is none of that library's."""
-        inner = getattr(self._backend, "backend_tokenizer", None)
+        inner = getattr(self.backend, "backend_tokenizer", None)
         return "" if inner is None else str(inner.to_str())
 
     @cached_property
@@ -85,16 +86,16 @@ class Tokenizer:
         """The marks of thoughts and answers that this model's replies may contain."""
         thought = self._template.around.thought if self.can_chat else None
         stripped = (thought[0].strip(), _first_mark(thought[1])) if thought else None
-        added = self._backend.get_added_vocab()
+        added = self.backend.get_added_vocab()
         return marks_of(self._template.source, added, stripped if stripped and all(stripped) else None)
 
     def encode_prompt(self, text: str) -> list[int]:
         """A text to be continued as it stands: no template, but the token that begins texts."""
-        return [int(i) for i in self._backend.encode(without_halves(text), add_special_tokens=True)]
+        return [int(i) for i in self.backend.encode(without_halves(text), add_special_tokens=True)]
 
     def encode(self, text: str) -> list[int]:
         """Plain text, no template and no special tokens."""
-        return list(self._backend.encode(without_halves(text), add_special_tokens=False))
+        return list(self.backend.encode(without_halves(text), add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of `ids` at once, without special tokens other than the marks of thoughts."""
@@ -155,7 +156,7 @@ class Tokenizer:
 
     def _spelled(self, ids: Sequence[int]) -> str:
         """The text with every special token written out, so that the end of a turn is not taken for part of it."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered conversation; nothing is one token across a BREAK."""
@@ -169,9 +170,9 @@ class Tokenizer:
         return ids
 
     def _own_stop_ids(self) -> frozenset[int]:
-        added = self._backend.get_added_vocab()
+        added = self.backend.get_added_vocab()
         names = [name for name in TURN_ENDS if not (name == "<|end|>" and "<|channel|>" in added)]
-        ids = {self._backend.eos_token_id, *(added.get(name) for name in names), self._turn_end(added)}
+        ids = {self.backend.eos_token_id, *(added.get(name) for name in names), self._turn_end(added)}
         return frozenset(i for i in ids if isinstance(i, int))
 
     def _turn_end(self, added: dict[str, int]) -> int | None:
@@ -189,7 +190,7 @@ class Tokenizer:
         shown = [*(text for pair in self.marks.thoughts for text in pair), *self.marks.between]
         return frozenset(
             index
-            for index, token in self._backend.added_tokens_decoder.items()
+            for index, token in self.backend.added_tokens_decoder.items()
             if token.special and not any(token.content in text for text in shown)
         )
 

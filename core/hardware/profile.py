@@ -79,7 +79,7 @@ def measured_machine(
     simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
     info, cards = cpu_info(), _cards() if simulation is None else []
     with _measuring:
-        profile = _profile(folder, info, cards, simulation, threads)
+        profile = load_or_measure(folder, info, cards, simulation, threads)
     total, free = ram()
     rates = profile.cpu
     cpu = Cpu(
@@ -146,9 +146,10 @@ def forget(folder: Path) -> None:
     (folder / PROFILE_FILE).unlink(missing_ok=True)
 
 
-def _profile(
+def load_or_measure(
     folder: Path, info: CpuInfo, cards: list[Card], simulation: Simulation | None, threads: int | None
 ) -> MachineProfile:
+    """The profile of this machine in its present state: a kept one, or measured now and kept in `folder`."""
     import torch
 
     from core.kernels import native_abi
@@ -160,10 +161,10 @@ def _profile(
     facts += [native_abi.VERSION, native_abi.instruction_sets()]
     facts += [[asdict(card) for card in cards], asdict(simulation) if simulation else None]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    known = _read(folder)
+    known = kept_profiles(folder)
     before = known.get(key)
     if before is None or (_may_improve(before) and before.tries < MOST_TRIES):
-        measured = _measured(folder, cards, simulation, wanted)
+        measured = measured_profile(folder, cards, simulation, wanted)
         best = measured if before is None or measured.busy < before.busy else before
         known[key] = replace(best, tries=before.tries + 1 if before else 1)
         _write(folder, known)
@@ -174,7 +175,8 @@ def _may_improve(profile: MachineProfile) -> bool:
     return profile.busy > TOO_BUSY or any(isinstance(one, str) for one in profile.gpus)
 
 
-def _measured(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
+def measured_profile(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
+    """Measure the processor, the cards and the disk now, in some seconds."""
     import torch
 
     from core.hardware.benchmark import Neighbours, measure_cpu
@@ -263,7 +265,7 @@ def driver_version() -> str:
         return ""
 
 
-def _read(folder: Path) -> dict[str, MachineProfile]:
+def kept_profiles(folder: Path) -> dict[str, MachineProfile]:
     """Kept profiles by key; none if the file is missing or of another make."""
     try:
         data = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))

@@ -123,7 +123,7 @@ def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> 
     for index, m in enumerate(BUCKET_TIMED):
         x = torch.randn(m, columns, dtype=torch.bfloat16)
         fitting = [offer for offer in kernels_for(storage) if offer.most_rows >= m]
-        for offer, seconds in zip(fitting, _times(fitting, weights, x), strict=True):
+        for offer, seconds in zip(fitting, median_times(fitting, weights, x), strict=True):
             yield Timing(storage, rows, columns, index, offer.name, seconds)
 
 
@@ -136,7 +136,7 @@ def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
         offer.compute(weight, HostInput(x), 0, weight.shape[0])
 
 
-def _times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
+def median_times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
     """Median seconds of each candidate, run in turn, so that what else the machine does falls on all alike."""
     times: list[list[float]] = [[] for _ in candidates]
     # Of the same weights, whoever came first would read from memory and the others from the cache.

@@ -156,6 +156,8 @@ class ParameterManager:
         self.starved = len(hosts) < ring.buffers
         if len(hosts) < min(FEWEST_PINNED, ring.buffers):
             hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
+        self.buffers = len(hosts)
+        """Staging buffers in use: as many as asked for, or as could be pinned."""
         self._free = [self._slot(host) for host in hosts]
         self._ready: deque[Fetched] = deque()
         self._schedule: Sequence[Chunk] = ()

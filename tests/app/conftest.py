@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pytestqt.qtbot import QtBot
+
+from app.conversations.store_schema import open_database
 
 if TYPE_CHECKING:
     from PySide6.QtCore import SignalInstance
@@ -38,6 +41,19 @@ def qtbot(qapp: object, request: pytest.FixtureRequest) -> QtBot:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def disks(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections that stores open from here on, to be made full, slow or broken."""
+    opened: list[sqlite3.Connection] = []
+
+    def open_and_keep(path: Path) -> sqlite3.Connection:
+        opened.append(open_database(path))
+        return opened[-1]
+
+    monkeypatch.setattr("app.conversations.store_file.open_database", open_and_keep)
+    return opened
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import sin
 from pathlib import Path
 
-from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QMenu, QPushButton, QScrollArea, QSlider, QWidget
 
 from app.application import Application, Wishes
 from app.engine.server_state import ServerState
@@ -21,6 +21,7 @@ from app.settings import settings
 from app.settings.settings import Settings
 from app.settings.theme import Mode
 from app.system.paths import places
+from app.views.chat.chips import Chip
 from app.views.chat.document_dialog import PasswordDialog
 from app.views.chat.message import ReplyMessage
 from app.views.settings.settings_dialog import SettingsDialog
@@ -133,8 +134,8 @@ class Stage:
     def __init__(
         self, mode: Mode = "light", engine: ScriptedEngine | None = None, percent: int = 100, language: str = "en"
     ) -> None:
-        self._home = tempfile.TemporaryDirectory()
-        os.environ["HETEGEN_HOME"] = self._home.name
+        self.home = tempfile.TemporaryDirectory()
+        os.environ["HETEGEN_HOME"] = self.home.name
         settings.write(places().settings, Settings(theme=mode, font_percent=percent, language=language))
         self.engine = engine or ScriptedEngine(answer(REPLY, THOUGHT), load=[Loading("weights", 0.5), planned()])
         self.app = Application(Wishes("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
@@ -175,7 +176,7 @@ class Stage:
         self.app.close()
         self.app.window.deleteLater()
         QApplication.processEvents()
-        self._home.cleanup()
+        self.home.cleanup()
 
 
 def empty(stage: Stage) -> None:
@@ -227,7 +228,7 @@ def narrow(stage: Stage) -> None:
 
 
 def large_type(stage: Stage) -> None:
-    stage.app.theme.choose(stage.app.theme._mode, 160)
+    stage.app.theme.choose(stage.app.preferences.mode, 160)
     reply(stage)
 
 
@@ -289,7 +290,7 @@ def about(stage: Stage) -> None:
 def attached(stage: Stage) -> None:
     """Files with a question that was asked, and others with the next one."""
     stage.show()
-    folder = Path(stage._home.name)
+    folder = Path(stage.home.name)
     pages = [f"Page {number} of the report on memory bandwidth." for number in range(1, 13)]
     files = [pdf(folder / "Report on memory bandwidth.pdf", pages), folder / "measurements.csv"]
     files[1].write_text("device,rate\n" + "CPU,45\n" * 40)
@@ -303,7 +304,13 @@ def attached(stage: Stage) -> None:
 
 def attach(stage: Stage, files: list[Path]) -> None:
     stage.app.attachments.add(files)
-    stage.until(lambda: all(each.counted for each in stage.app.attachments._pending))
+    stage.until(lambda: not any("Reading" in words or "about" in words for words in chips(stage)))
+
+
+def chips(stage: Stage) -> list[str]:
+    """What the chips over the composer say."""
+    found = (chip.findChild(QPushButton) for chip in stage.app.window.chips.findChildren(Chip) if not chip.isHidden())
+    return [words.accessibleName() for words in found if words is not None]
 
 
 def in_parts(stage: Stage) -> None:
@@ -311,7 +318,7 @@ def in_parts(stage: Stage) -> None:
     stage.show()
     lines = "The survey of harbour {} counted {} cranes on a windy day and wrote down their loads in tonnes. "
     pages = [" ".join(lines.format(n * 7 + k, (n * k) % 90) for k in range(9)) for n in range(300)]
-    attach(stage, [pdf(Path(stage._home.name) / "Harbour survey 2026.pdf", pages)])
+    attach(stage, [pdf(Path(stage.home.name) / "Harbour survey 2026.pdf", pages)])
     stage.until(lambda: not stage.app.long._making)
     stage.engine.replies = [answer("Harbour 703 has **12 cranes**.")]
     stage.ask("How many cranes did the survey of harbour 703 count?")
@@ -330,14 +337,14 @@ def in_parts_narrow(stage: Stage) -> None:
 def password(stage: Stage) -> None:
     """A locked file asks for its password."""
     stage.show()
-    stage.app.attachments.add([pdf_with_password(Path(stage._home.name) / "Contract.pdf", "text", "secret")])
+    stage.app.attachments.add([pdf_with_password(Path(stage.home.name) / "Contract.pdf", "text", "secret")])
     stage.until(lambda: bool(stage.app.window.findChildren(PasswordDialog)))
 
 
 def reading(stage: Stage) -> None:
     """A long file while it is read."""
     stage.show()
-    notes = Path(stage._home.name) / "A long book.pdf"
+    notes = Path(stage.home.name) / "A long book.pdf"
     notes.write_text("words")
     attach(stage, [notes])
     pending = stage.app.attachments._pending[0]
@@ -358,7 +365,7 @@ def card(stage: Stage) -> None:
 def server(stage: Stage) -> None:
     stage.show()
     stage.app.commands.act("server")
-    stage.app.server._set(SERVER)
+    stage.app.server.changed.emit(SERVER)
 
 
 def this_conversation(stage: Stage) -> None:

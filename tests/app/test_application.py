@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from app.conversations.store import Entry
 from app.engine.worker import EngineLike
 from app.system.paths import places
 from app.system.sleep import SleepWatch
+from app.views.controls.controls import IconButton
 from app.views.conversations.conversation_dialog import ConversationDialog
 from app.views.frame.shortcuts_page import ShortcutsPage
 from app.views.settings.settings_dialog import SettingsDialog
@@ -202,12 +204,10 @@ def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -
 
 
 @pytest.fixture
-def full(qtbot: QtBot, start: Start) -> Application:
+def full(qtbot: QtBot, start: Start, disks: list[sqlite3.Connection]) -> Application:
     """A chat whose last words found no room on the disk."""
     app = start(ScriptedEngine(answer("word " * 40_000, size=5000)))
-    assert app.library._store is not None
-    app.library._store.settle()
-    app.library._store._file._disk.execute("PRAGMA max_page_count = 60")
+    disks[-1].execute("PRAGMA max_page_count = 60")
     ask(qtbot, app, "Much")
     qtbot.waitUntil(lambda: app.library.unsaved)
     return app
@@ -247,9 +247,8 @@ def test_unsaved_words_can_be_saved_elsewhere(
     assert "word word" in (tmp_path / "all.json").read_text("utf-8")
 
 
-def test_with_room_again_nothing_is_asked(full: Application) -> None:
-    assert full.library._store is not None
-    full.library._store._file._disk.execute("PRAGMA max_page_count = 1000000")
+def test_with_room_again_nothing_is_asked(full: Application, disks: list[sqlite3.Connection]) -> None:
+    disks[-1].execute("PRAGMA max_page_count = 1000000")
     assert full.window.close()
 
 
@@ -330,9 +329,9 @@ def test_in_a_narrow_window_panes_lie_over_the_chat(qtbot: QtBot, start: Start) 
     assert app.sidebar.isVisible()
     assert app.window.composer.width() == 800
     QTest.mouseClick(
-        app.window.panes._middle,
+        app.window.composer.parentWidget(),
         Qt.MouseButton.LeftButton,
-        pos=app.window.panes._middle.rect().center(),
+        pos=app.window.composer.parentWidget().rect().center(),
     )
     assert not app.sidebar.isVisible()
     app.window.resize(1200, 700)
@@ -344,7 +343,7 @@ def test_the_live_view_shows_the_plan_and_answers_what_if(qtbot: QtBot, start: S
     engine = ScriptedEngine(load=[planned()])
     app = start(engine)
     assert "streamed" in app.live.decode.words
-    assert sum(share for _, share in app.window.top.strip._shares) == pytest.approx(1)
+    assert sum(share for _, share in app.window.top.strip.shares) == pytest.approx(1)
     wish = app.live.what_if.wish()
     with qtbot.waitSignal(app.observer.answered) as answered:
         app.live.wished.emit(replace(wish, format="int4"))
@@ -379,7 +378,11 @@ def test_another_share_of_the_card_is_applied_without_loading(qtbot: QtBot, star
 def test_a_limit_in_the_settings_holds_at_once(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(load=[planned()])
     app = start(engine)
-    app.preferences._on_changed(replace(app.preferences.settings, ram_limit_gib=8), "ram_limit_gib")
+    app.commands.act("settings")
+    dialog = app.window.findChild(SettingsDialog)
+    assert dialog is not None
+    dialog.changed.emit(replace(app.preferences.settings, ram_limit_gib=8), "ram_limit_gib")
+    dialog.close()
     qtbot.waitUntil(lambda: engine.limits == [(None, 8 * 2**30)])
     assert len(engine.sources) == 1
 
@@ -478,7 +481,7 @@ class Tour:
         assert self.app.window.focusWidget() is self.app.window.composer.edit
         view = self.app.window.transcript.view_of(self.app.chat.turn(2).id)
         assert view is not None
-        view.row._buttons["previous"].setFocus(Qt.FocusReason.TabFocusReason)
+        find(view.row, IconButton, "previous").setFocus(Qt.FocusReason.TabFocusReason)
         self.key(Qt.Key.Key_Space)
         assert self.app.chat.turn(2).content == "Second question"
 
@@ -542,7 +545,7 @@ def test_a_conversation_has_a_prompt_and_a_preset_of_its_own(qtbot: QtBot, start
     assert dialog is not None
     dialog.system.setPlainText("Answer in verse.")
     dialog.preset.setCurrentIndex(dialog.preset.findData("precise"))
-    dialog._on_apply()
+    find(dialog, QPushButton, "Apply").click()
     ask(qtbot, app, "After")
     assert engine.requests[-1].messages[0].content == "Answer in verse."
     assert engine.requests[-1].sampling.temperature == 0.2

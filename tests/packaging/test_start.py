@@ -113,14 +113,14 @@ def test_the_loaders_words_are_found_behind_those_of_pyinstaller(monkeypatch: py
 
     monkeypatch.setattr("ctypes.CDLL", as_in_a_bundle)
     with pytest.raises(start.CannotStart, match="apt install libxcb-cursor0"):
-        start._load(Path("libqxcb.so"))
+        start.load_library(Path("libqxcb.so"))
 
 
 def test_a_library_that_is_no_library_stops_the_start_in_words(tmp_path: Path):
     broken = tmp_path / "libbroken.so"
     broken.write_bytes(b"not a library")
     with pytest.raises(start.CannotStart, match="cannot be loaded"):
-        start._load(broken)
+        start.load_library(broken)
 
 
 def test_a_bundle_tries_the_runtime_when_it_is_asked_as_the_trial_asks(repository: Path):

@@ -32,7 +32,8 @@ class Body(QWidget):
         super().__init__(parent)
         self._theme = theme
         self._splitter = Splitter()
-        self._segments: list[Segment] = []
+        self.segments: list[Segment] = []
+        """Prose and code, from top to bottom."""
         self._heights: dict[Segment, tuple[int, int]] = {}
         self._waiting: deque[Part] = deque()
         self._fed = 0
@@ -59,7 +60,7 @@ class Body(QWidget):
     def measure(self, width: int) -> int:
         """Places the segments at this width; the whole height."""
         top = 0
-        for segment in self._segments:
+        for segment in self.segments:
             left = segment.level * STEP if isinstance(segment, CodeView) else 0
             known = self._heights.get(segment)
             height = known[1] if known and known[0] == width else segment.measure(width - left)
@@ -71,12 +72,12 @@ class Body(QWidget):
 
     def selected_text(self) -> str:
         """What is selected, over all segments."""
-        parts = (edit.textCursor().selectedText().replace("\u2029", "\n") for edit in self._edits())
+        parts = (edit.textCursor().selectedText().replace("\u2029", "\n") for edit in self.edits())
         return "\n".join(part.replace("\u2028", "\n").rstrip("\n") for part in parts if part)
 
     def clear_selection(self) -> None:
         """Nothing is selected any more."""
-        for edit in self._edits():
+        for edit in self.edits():
             cursor = edit.textCursor()
             if cursor.hasSelection():
                 cursor.clearSelection()
@@ -84,10 +85,10 @@ class Body(QWidget):
 
     def _restart(self) -> None:
         """A finished text that goes on is read again from its beginning: its last run may be longer than it was."""
-        for segment in self._segments:
+        for segment in self.segments:
             segment.hide()
             segment.deleteLater()
-        self._segments, self._heights, self._fed, self._finished = [], {}, 0, False
+        self.segments, self._heights, self._fed, self._finished = [], {}, 0, False
         self._splitter = Splitter()
         self._waiting.clear()
 
@@ -112,9 +113,9 @@ class Body(QWidget):
                 self._code().append(text)
             case CodeEnd():
                 self._code().set_tail("")
-                self._heights.pop(self._segments[-1], None)
+                self._heights.pop(self.segments[-1], None)
                 return
-        self._heights.pop(self._segments[-1], None)
+        self._heights.pop(self.segments[-1], None)
 
     def _show_tail(self) -> None:
         began = time.perf_counter()
@@ -123,20 +124,20 @@ class Body(QWidget):
         tail = self._splitter.tail
         if self._splitter.in_code:
             self._code().set_tail(tail.text)
-        elif tail.text.strip() or (self._segments and isinstance(self._segments[-1], ProseView)):
+        elif tail.text.strip() or (self.segments and isinstance(self.segments[-1], ProseView)):
             self._prose().set_tail(tail)
-        if self._segments:
-            self._heights.pop(self._segments[-1], None)
+        if self.segments:
+            self._heights.pop(self.segments[-1], None)
         self._rest_until = time.perf_counter() + REST * (time.perf_counter() - began) if tail.text else 0.0
 
     def _settle_tail(self) -> None:
         """Before code begins, the prose above must not keep the tail that has become something else."""
-        if self._segments and isinstance(self._segments[-1], ProseView):
-            self._segments[-1].set_tail(Prose(""))
-            self._heights.pop(self._segments[-1], None)
+        if self.segments and isinstance(self.segments[-1], ProseView):
+            self.segments[-1].set_tail(Prose(""))
+            self._heights.pop(self.segments[-1], None)
 
     def _prose(self) -> ProseView:
-        last = self._segments[-1] if self._segments else None
+        last = self.segments[-1] if self.segments else None
         if not isinstance(last, ProseView) or last.full:
             self._settle_tail()
             view = ProseView(self._theme, self)
@@ -146,24 +147,25 @@ class Body(QWidget):
         return last
 
     def _code(self) -> CodeView:
-        last = self._segments[-1]
+        last = self.segments[-1]
         assert isinstance(last, CodeView)
         return last
 
     def _add(self, segment: Segment) -> None:
-        self._segments.append(segment)
+        self.segments.append(segment)
         edit = segment.edit if isinstance(segment, CodeView) else segment
         edit.installEventFilter(self)
         edit.viewport().installEventFilter(self)
         segment.show()
 
-    def _edits(self) -> list[Edit]:
-        return [segment.edit if isinstance(segment, CodeView) else segment for segment in self._segments]
+    def edits(self) -> list[Edit]:
+        """The fields of prose and code, from top to bottom."""
+        return [segment.edit if isinstance(segment, CodeView) else segment for segment in self.segments]
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.MouseButtonPress, QEvent.Type.MouseMove):
             return False
-        edits = self._edits()
+        edits = self.edits()
         at = next((i for i, edit in enumerate(edits) if watched in (edit, edit.viewport())), None)
         if at is None:
             return False
@@ -183,7 +185,7 @@ class Body(QWidget):
             QGuiApplication.clipboard().setText(text)
             return True
         if event.matches(QKeySequence.StandardKey.SelectAll):
-            for edit in self._edits():
+            for edit in self.edits():
                 edit.selectAll()
             return True
         return False
@@ -192,8 +194,8 @@ class Body(QWidget):
         """Selects from where the button went down to here. False where the one text can do that by itself."""
         assert self._anchor is not None
         start, position = self._anchor
-        edits = self._edits()
-        end = next((i for i, s in enumerate(self._segments) if point.y() <= s.geometry().bottom()), len(edits) - 1)
+        edits = self.edits()
+        end = next((i for i, s in enumerate(self.segments) if point.y() <= s.geometry().bottom()), len(edits) - 1)
         if end == start:
             for i, edit in enumerate(edits):
                 if i != start and edit.textCursor().hasSelection():

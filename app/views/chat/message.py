@@ -180,6 +180,7 @@ class ReplyMessage(MessageView):
     def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
         super().__init__(theme, turn, excerpts, parent)
         self._note = QLabel(self)
+        self._note.setObjectName("left_out")
         self._note.setFont(theme.font("small"))
         self._note.setStyleSheet(f"color: {theme.colours.muted};")
         self._reasoning: Reasoning | None = None
@@ -192,6 +193,7 @@ class ReplyMessage(MessageView):
             quotes.grown.connect(self.grown)
         self._line = ""
         self._receipt = QLabel(self)
+        self._receipt.setObjectName("receipt")
         self._receipt.setFont(theme.font("small"))
         self._receipt.setStyleSheet(f"color: {theme.colours.muted};")
         self._waiting = QLabel("●", self)

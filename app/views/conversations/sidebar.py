@@ -68,6 +68,7 @@ class Sidebar(Pane):
         self.list = EntryView(theme, self._model, self)
         self.list.setAccessibleName(self.tr("Conversations"))
         self._empty = QLabel(self)
+        self._empty.setObjectName("empty")
         self._empty.setWordWrap(True)
         self._empty.setAlignment(Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignTop)
         self.undo = UndoBar(theme, self)

@@ -28,16 +28,17 @@ class Reading(QWidget):
     def __init__(self, theme: Theme, name: str, widest: str, tip: str, parent: QWidget) -> None:
         super().__init__(parent)
         self._theme, self._name, self._widest = theme, name, widest
-        self._text = formatting.UNKNOWN
         self.setToolTip(tip)
+        self.show_text(formatting.UNKNOWN)
         theme.changed.connect(self._fit)
         self._fit()
 
     def show_text(self, text: str) -> None:
         """Another figure."""
-        if text != self._text:
-            self._text = text
-            self.setAccessibleName(f"{self._name} {text}")
+        self._text = text
+        name = f"{self._name} {text}"
+        if name != self.accessibleName():
+            self.setAccessibleName(name)
             self.update()
 
     def _fit(self) -> None:

@@ -88,13 +88,14 @@ class SplitStrip(QWidget):
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
         self._theme = theme
-        self._shares: tuple[tuple[str, float], ...] = ()
+        self.shares: tuple[tuple[str, float], ...] = ()
+        """(token, share) pairs that add up to 1; empty while nothing is loaded."""
         self.setFixedSize(140, 8)
         self.set_shares(())
 
     def set_shares(self, shares: tuple[tuple[str, float], ...]) -> None:
         """(token, share) pairs that add up to 1; empty while nothing is loaded."""
-        self._shares = shares
+        self.shares = shares
         names = {
             "resident": tr("in graphics memory"),
             "streamed": tr("streamed over the link"),
@@ -112,7 +113,7 @@ class SplitStrip(QWidget):
         painter.setBrush(self._theme.colour("hover"))
         painter.drawRoundedRect(QRectF(self.rect()), 4, 4)
         left = 0.0
-        for token, share in self._shares:
+        for token, share in self.shares:
             width = share * self.width()
             painter.setBrush(self._theme.colour(token))
             # Clipped to the rounded bar, so that only the outer ends are round.

@@ -49,7 +49,8 @@ class DetailsPane(Pane):
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, "window", ("left",), parent)
         self._row: Row | None = None
-        self._details: Details | None = None
+        self.details: Details | None = None
+        """What is known of the model that is shown."""
         self._note = ""
         self._error: HeteGenError | None = None
         self._title, self._facts, self._popular, self._problem = (wrapping_label(self) for _ in range(4))
@@ -70,7 +71,7 @@ class DetailsPane(Pane):
     def show_row(self, row: Row | None) -> None:
         """Another model, or the same with another state."""
         if row is None or self._row is None or row.id != self._row.id:
-            self._details, self._note, self._error = None, "", None
+            self.details, self._note, self._error = None, "", None
             self._show_card("")
         self._row = row
         self._show()
@@ -79,7 +80,7 @@ class DetailsPane(Pane):
         """More is known."""
         if self._row is None or details.id != self._row.id:
             return
-        before, self._details = self._details, details
+        before, self.details = self.details, details
         if before is None or before.card != details.card:
             self._show_card(words.plain_card(details.card))
         if not details.asking:
@@ -168,7 +169,7 @@ class DetailsPane(Pane):
         self._body.feed(text, True)
 
     def _show(self) -> None:
-        row, details = self._row, self._details
+        row, details = self._row, self.details
         self._scroll.setVisible(row is not None)
         self._guide.setVisible(row is None)
         self._show_buttons()
@@ -187,13 +188,13 @@ class DetailsPane(Pane):
 
     def _facts_words(self, row: Row) -> str:
         parts = [self.tr(row.known.summary)] if row.known else []
-        fit = self._details.fit if self._details else None
+        fit = self.details.fit if self.details else None
         count = fit.parameters if fit else row.known.parameters if row.known else 0
         count = count or (row.info.parameter_count if row.info else 0)
         license = row.known.license if row.known else row.info.license if row.info else ""
-        if self._details and self._details.info:
-            license = self._details.info.license or license
-        download = self._details.download_bytes if self._details else 0
+        if self.details and self.details.info:
+            license = self.details.info.license or license
+        download = self.details.download_bytes if self.details else 0
         download = download or (row.known.download_bytes if row.known else row.here.total if row.here else 0)
         line = (
             self.tr("{}, {} on this computer, licence {}.")
@@ -205,7 +206,7 @@ class DetailsPane(Pane):
 
     def _problem_of(self, row: Row) -> HeteGenError | None:
         failed = row.transfer.error if row.transfer else None
-        return self._error or failed or (self._details.error if self._details else None)
+        return self._error or failed or (self.details.error if self.details else None)
 
     def _show_problem(self, row: Row) -> None:
         error = self._problem_of(row)

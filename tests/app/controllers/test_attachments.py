@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from app.application import Application, Wishes
 from app.views.chat.chips import Chip
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.chat.message import UserMessage
+from core.documents.document import Document
 from core.events import Loading
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
 from tests.core.documents.made import pdf_with_password
@@ -52,7 +54,12 @@ def chips(app: Application) -> list[str]:
 
 def attach(app: Application, qtbot: QtBot, *paths: Path) -> None:
     app.window.files.emit(list(paths))
-    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments._pending))
+    qtbot.waitUntil(lambda: counted(app))
+
+
+def counted(app: Application) -> bool:
+    """Whether every chip has the model's own count of its tokens."""
+    return all(words.endswith(" tokens") and "about" not in words for words in chips(app))
 
 
 def ask(app: Application, qtbot: QtBot, text: str) -> None:
@@ -168,10 +175,11 @@ def test_a_locked_file_asks_for_its_password_until_it_is_right(app: Application,
         assert dialog.labelText() == f"l.pdf\n{why}"
         dialog.setTextValue(password)
         dialog.accept()
-    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments._pending))
-    document = app.attachments._pending[0].document
-    assert document is not None
-    assert document.text == "A secret"
+    qtbot.waitUntil(lambda: bool(chips(app)) and counted(app))
+    app.attachments.open(0)
+    shown = app.window.findChild(DocumentDialog)
+    assert shown is not None
+    assert "A secret" in shown.text.toPlainText()
 
 
 def test_a_locked_file_goes_when_its_password_is_not_known(app: Application, tmp_path: Path, qtbot: QtBot) -> None:
@@ -181,7 +189,17 @@ def test_a_locked_file_goes_when_its_password_is_not_known(app: Application, tmp
     assert chips(app) == []
 
 
-def test_the_chip_says_how_many_pages_were_read(app: Application, notes: Path, qtbot: QtBot) -> None:
+def test_the_chip_says_how_many_pages_were_read(
+    app: Application, notes: Path, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = threading.Event()
+
+    def read(path: Path, progress: Callable[[int, int], None], **_: object) -> Document:
+        progress(12, 340)
+        whole.wait(60)
+        return Document(path.name, (NOTES,))
+
+    monkeypatch.setattr("app.controllers.attachments.read_document", read)
     app.window.files.emit([notes])
-    app.attachments._reader.told.emit(app.attachments._pending[0].ticket, (12, 340))
-    assert chips(app) == ["notes.md, Reading… 12 of 340 pages"]
+    qtbot.waitUntil(lambda: chips(app) == ["notes.md, Reading… 12 of 340 pages"])
+    whole.set()

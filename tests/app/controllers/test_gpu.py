@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from app.notices.notices import Notice
 from app.settings.theme import Theme
 from app.views.settings.gpu_dialog import GpuDialog
 from core.gpu_runtime.cuda_choice import Card, Nvidia
-from core.gpu_runtime.start import Standing
+from core.gpu_runtime.start import Attempt, Standing
 from core.gpu_runtime.store import Runtime, TrialResult
+from core.gpu_runtime.trial import attempt
 from core.hub.client import Client
 from core.hub.retry import Retries
 from tests.app.scripted_engine import ScriptedEngine
@@ -34,12 +35,27 @@ class Stage:
 
     def __init__(self, index: Index, root: Path, machine: Nvidia | None, standing: Standing) -> None:
         self.index, self.runtime, self.notices = index, Runtime(root), list[Notice]()
-        self.desk = GpuController(
-            self.runtime, standing, lambda: Client(index.address, retries=QUICK), index.pages, lambda: machine
-        )
-        self.desk.notice.connect(self.notices.append)
+        self.machine = machine
+        self.desk = self.made(standing)
         self.window = QWidget()
         self.theme = Theme("light", 100)
+
+    def begin(self, standing: Standing, pages: Sequence[str] = (), attempt: Attempt = attempt) -> None:
+        """Another desk, as after a start that found this."""
+        self.desk.close()
+        self.desk = self.made(standing, pages, attempt)
+
+    def made(self, standing: Standing, pages: Sequence[str] = (), attempt: Attempt = attempt) -> GpuController:
+        desk = GpuController(
+            self.runtime,
+            standing,
+            lambda: Client(self.index.address, retries=QUICK),
+            pages or self.index.pages,
+            lambda: self.machine,
+            attempt,
+        )
+        desk.notice.connect(self.notices.append)
+        return desk
 
     def open(self) -> GpuDialog:
         dialog = self.desk.open(self.theme, self.window)
@@ -97,9 +113,9 @@ def test_what_fails_is_said_and_can_be_gone_on_with(qtbot: QtBot, stage: Stage) 
 
 
 def test_an_index_that_does_not_answer_is_said(qtbot: QtBot, stage: Stage) -> None:
+    stage.begin(Standing(), pages=("http://127.0.0.1:9/whl/{tag}",))
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
-    stage.desk._pages = ("http://127.0.0.1:9/whl/{tag}",)
     stage.desk.act("look")
     qtbot.waitUntil(lambda: stage.desk.state.error is not None)
     assert stage.desk.state.stage == "offer"
@@ -120,7 +136,7 @@ def test_a_runtime_that_does_not_work_says_why(qtbot: QtBot, stage: Stage) -> No
 
 @pytest.mark.parametrize("machine", [None, Nvidia("560.1", (Card("New Card", (12, 0)),))])
 def test_where_nothing_can_be_done_it_is_said(qtbot: QtBot, stage: Stage, machine: Nvidia | None) -> None:
-    stage.desk._find = lambda: machine
+    stage.machine = machine
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage in ("offer", "none"))
     if machine is None:
@@ -133,7 +149,7 @@ def test_where_nothing_can_be_done_it_is_said(qtbot: QtBot, stage: Stage, machin
 
 
 def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, stage: Stage) -> None:
-    stage.desk._standing = Standing(VERSION, why="No NVIDIA card answers.")
+    stage.begin(Standing(VERSION, why="No NVIDIA card answers."))
     stage.desk.greet()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
     assert stage.notices[0].sentence == "No NVIDIA card answers."
@@ -150,8 +166,7 @@ def test_one_that_must_be_tried_with_a_new_driver_is_tried_beside_the_window(
     qtbot: QtBot, stage: Stage, result: TrialResult, stage_after: str, title: str
 ) -> None:
     stage.runtime.root.mkdir()
-    stage.desk._standing = Standing(VERSION, untried=True)
-    stage.desk._attempt = lambda folder, driver: result
+    stage.begin(Standing(VERSION, untried=True), attempt=lambda folder, driver: result)
     stage.desk.greet()
     qtbot.waitUntil(lambda: stage.desk.state.stage == stage_after)
     assert [notice.title for notice in stage.notices] == [title]
@@ -161,7 +176,7 @@ def test_one_that_must_be_tried_with_a_new_driver_is_tried_beside_the_window(
 @pytest.fixture
 def unused(qtbot: QtBot, stage: Stage) -> GpuDialog:
     """The page of a runtime that is installed but not used."""
-    stage.desk._standing = Standing(VERSION, why="No NVIDIA card answers.")
+    stage.begin(Standing(VERSION, why="No NVIDIA card answers."))
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
     return dialog
@@ -199,7 +214,7 @@ def test_one_in_use_that_fails_at_the_start_is_told_and_remembered(
 ) -> None:
     stage.runtime.root.mkdir()
     stage.runtime.keep_result(TrialResult(VERSION, MACHINE.driver, "Fake Card"))
-    stage.desk._standing = Standing(VERSION, used=True, device="Fake Card")
+    stage.begin(Standing(VERSION, used=True, device="Fake Card"))
     monkeypatch.setattr("app.controllers.gpu.kernel", lambda: ("", "CUDA error: out of memory"))
     engine = ScriptedEngine()
     assert stage.desk.guarded(lambda: engine)() is engine

@@ -6,11 +6,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
+from app.catalog.catalog import Catalog
 from app.controllers.models import ModelController
 from app.settings.settings import Settings
 from app.settings.theme import Theme
@@ -32,8 +34,22 @@ def address(server: socket.socket) -> str:
     return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.fixture
+def catalogs(monkeypatch: pytest.MonkeyPatch) -> list[Catalog]:
+    """Those that are made from here on."""
+    made: list[Catalog] = []
+
+    class Kept(Catalog):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr("app.catalog.catalog.Catalog", Kept)
+    return made
+
+
 def test_another_address_is_taken_while_the_old_one_does_not_answer(
-    qtbot: QtBot, tmp_path: Path, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+    qtbot: QtBot, tmp_path: Path, silent: socket.socket, catalogs: list[Catalog], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.controllers.models.late_fit_check", lambda options: check_fit)
     window = QWidget()
@@ -42,16 +58,14 @@ def test_another_address_is_taken_while_the_old_one_does_not_answer(
     places = Places(tmp_path, tmp_path, tmp_path, tmp_path)
     desk = ModelController(Theme("light"), places, lambda: kept[0], LoadOptions, window)
     desk.open()
-    assert desk._built is not None
-    catalog = desk._built[0]
+    (catalog,) = catalogs
     catalog.search("heron", "trendingScore")
     kept[0] = replace(kept[0], hf_endpoint="http://127.0.0.1:9")
     desk.on_settings(kept[0])
     assert not catalog.ended, "it was waited for"
     desk.open()
-    assert desk._built[0] is not catalog
+    assert len(catalogs) == 2
     silent.close()
     qtbot.waitUntil(lambda: catalog.ended, timeout=SOON)
     desk.close()
-    assert desk._built is None
-    assert not desk._left
+    assert all(one.ended for one in catalogs)

@@ -210,18 +210,13 @@ def test_a_streaming_reply_gets_to_the_disk_without_another_call(store: Store, t
         time.sleep(FLUSH_S / 4)
 
 
-def test_keeping_a_piece_never_waits_for_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeping_a_piece_never_waits_for_the_disk(disks: list[sqlite3.Connection], store: Store) -> None:
     conversation = talk(store, "Go on")
     reply = conversation.add(Turn("assistant", "x" * 200_000, parent=conversation.path()[-1].id))
     store.add(conversation.id, reply)
     store.settle()
-    held, write = threading.Event(), StoreFile._write
-
-    def slow(file: StoreFile, changes: Any) -> None:
-        held.wait(60)
-        write(file, changes)
-
-    monkeypatch.setattr(StoreFile, "_write", slow)
+    held = threading.Event()
+    disks[-1].set_authorizer(lambda *_: sqlite3.SQLITE_OK if held.wait(60) else sqlite3.SQLITE_DENY)
     for _ in range(300):
         reply.content += " word"
         store.keep(reply)

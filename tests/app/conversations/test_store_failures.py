@@ -17,9 +17,9 @@ import pytest
 
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.store import Store
-from app.conversations.store_file import Report
+from app.conversations.store_file import Report, StoreFile
 from app.conversations.store_recovery import salvage
-from app.conversations.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable, open_database
+from app.conversations.store_schema import MIGRATIONS, TABLES, StoreFull, StoreUnusable
 from tests.app.conversations.test_store import integrity, talk
 
 KILLS = int(os.environ.get("HETEGEN_KILLS", "10"))
@@ -163,10 +163,10 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     assert integrity(small_disk / "chats.db") == "ok"
 
 
-def test_a_size_limit_loses_nothing(tmp_path: Path) -> None:
+def test_a_size_limit_loses_nothing(tmp_path: Path, disks: list[sqlite3.Connection]) -> None:
     told: list[Report] = []
     store = Store(tmp_path / "chats.db", told.append)
-    disk = store._file._disk
+    disk = disks[-1]
     disk.execute("PRAGMA max_page_count = 60")
     conversation = carry_on_while_full(store, told, lambda: disk.execute("PRAGMA max_page_count = 1000000"))
     store.close()
@@ -270,12 +270,12 @@ def test_a_file_that_is_no_database_is_kept_aside(tmp_path: Path) -> None:
     assert aside.read_text("utf-8").startswith("A letter")
 
 
-def test_damage_found_while_in_use_is_recovered_too(tmp_path: Path) -> None:
+def test_damage_found_while_in_use_is_recovered_too(tmp_path: Path, disks: list[sqlite3.Connection]) -> None:
     path = tmp_path / "chats.db"
     turns = many(path)
     told: list[Report] = []
     store = Store(path, told.append)
-    store._file._disk.execute("PRAGMA cache_size = 1")
+    disks[-1].execute("PRAGMA cache_size = 1")
     overwrite(path, 0.05)
     entries = store.entries()
     found = [store.load(entry.id) for entry in entries]
@@ -345,41 +345,45 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "chats.db")
 
 
-def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(tmp_path: Path) -> None:
+def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Report] = []
-    store = Store(tmp_path / "chats.db", told.append)
-    with store._file._files:  # nothing is written before all of them are queued
-        before = talk(store, "before")
-        store._file.change(lambda db: db.execute("INSERT INTO nowhere VALUES(1)"))
-        store._file.change_latest("x", lambda db: db.execute("UPDATE messages SET content = ?", ("\ud800",)))
-        after = talk(store, "after")
+    monkeypatch.setattr("app.conversations.store_file.FLUSH_S", 1.0)  # all of them are queued before it is over
+    file = StoreFile(tmp_path / "chats.db", told.append)
+    file.change(lambda db: named(db, "before"))
+    file.change(lambda db: db.execute("INSERT INTO nowhere VALUES(1)"))
+    file.change_latest("x", lambda db: db.execute("UPDATE messages SET content = ?", ("\ud800",)))
+    file.change(lambda db: named(db, "after"))
     wait_for(lambda: bool(told))
     assert [report.kind for report in told] == ["left_out"]
-    late = talk(store, "and later")
-    wait_for(lambda: not store._file._queued)
-    assert store._file._thread.is_alive()
-    store.close()
+    file.change(lambda db: named(db, "and later"))
+    wait_for(lambda: any(b"and later" in each.read_bytes() for each in tmp_path.glob("chats.db*")))
+    file.close()
     again = Store(tmp_path / "chats.db")
-    assert [again.load(each.id).turns() for each in (before, after, late)] == [
-        each.turns() for each in (before, after, late)
-    ]
+    assert {entry.title for entry in again.entries()} == {"before", "after", "and later"}
     again.close()
     assert integrity(tmp_path / "chats.db") == "ok"
 
 
-def test_what_waits_for_a_full_disk_is_saved_without_what_only_memory_takes(tmp_path: Path) -> None:
+def test_what_waits_for_a_full_disk_is_saved_without_what_only_memory_takes(
+    tmp_path: Path, disks: list[sqlite3.Connection]
+) -> None:
     told: list[Report] = []
-    store = Store(tmp_path / "chats.db", told.append)
-    disk = store._file._disk
-    store.settle()
-    disk.execute("PRAGMA query_only = ON")
-    conversation = talk(store, "question")
-    store._file.change(only_in_memory)
-    store.settle()
-    disk.execute("PRAGMA query_only = OFF")
+    file = StoreFile(tmp_path / "chats.db", told.append)
+    disks[-1].execute("PRAGMA query_only = ON")
+    file.change(lambda database: named(database, "question"))
+    file.change(only_in_memory)
+    file.settle()
+    disks[-1].execute("PRAGMA query_only = OFF")
     wait_for(lambda: [report.kind for report in told] == ["held", "left_out", "saved"])
-    assert [turn.content for turn in store.load(conversation.id).turns()] == ["question"]
-    store.close()
+    assert file.read("SELECT title FROM conversations") == [("question",)]
+    file.close()
+
+
+def named(database: sqlite3.Connection, title: str) -> None:
+    columns = "id, title, pinned, created, updated, options, system"
+    database.execute(f"INSERT INTO conversations({columns}) VALUES(?, ?, 0, 0, 0, '{{}}', '')", (title, title))
 
 
 def only_in_memory(database: sqlite3.Connection) -> None:
@@ -387,10 +391,10 @@ def only_in_memory(database: sqlite3.Connection) -> None:
         raise ValueError("a file")
 
 
-def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path, disks: list[sqlite3.Connection]) -> None:
     told: list[Report] = []
     store = Store(tmp_path / "chats.db", told.append)
-    disk = store._file._disk
+    disk = disks[-1]
     first = talk(store, "while it works")
     store.settle()
     disk.execute("PRAGMA query_only = ON")
@@ -407,14 +411,16 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_failure_that_nobody_thought_of_keeps_the_changes_and_the_thread(tmp_path: Path) -> None:
+def test_a_failure_that_nobody_thought_of_keeps_the_changes_and_the_thread(
+    tmp_path: Path, disks: list[sqlite3.Connection]
+) -> None:
     told: list[Report] = []
     store = Store(tmp_path / "chats.db", told.append)
-    store._file._disk.close()
+    disks[-1].set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
     conversation = talk(store, "question", "answer")
     wait_for(lambda: store.unsaved)
     assert [report.kind for report in told] == ["held"]
-    store._file._disk = open_database(tmp_path / "chats.db")
+    disks[-1].set_authorizer(None)
     wait_for(lambda: not store.unsaved and len(told) == 2)
     assert told[1].kind == "saved"
     assert store.load(conversation.id).turns() == conversation.turns()

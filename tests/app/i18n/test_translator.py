@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QCoreApplication
+from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.about.network_access import ACCESSES, HUB, NEVER
@@ -25,6 +26,7 @@ from app.views.models.fit import MEANINGS
 from app.views.monitor.live_view import MACHINE, SPEEDS
 from app.views.monitor.what_if import FITS, FORMATS
 from core.paths import assets
+from tests.app.find import find
 
 APP = Path(__file__).parents[3] / "app"
 
@@ -90,7 +92,7 @@ def test_widgets_speak_the_language_that_is_installed(qtbot: QtBot) -> None:
     try:
         sidebar = Sidebar(Theme("light"))
         qtbot.addWidget(sidebar)
-        assert sidebar._new.text() == "Neue Unterhaltung"
+        assert find(sidebar, QPushButton, "Neue Unterhaltung")
     finally:
         QCoreApplication.removeTranslator(words)
 

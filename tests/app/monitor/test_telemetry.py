@@ -139,7 +139,7 @@ def test_units_and_shares_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
         DeviceGetFieldValues=counters, DeviceGetCurrentClocksEventReasons=0x24,
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "pynvml", double)
-    monkeypatch.setattr("app.monitor.telemetry_nvml._program", {2: "game"}.get)
+    monkeypatch.setattr("app.monitor.telemetry_nvml.program_of", {2: "game"}.get)
     nvml = Nvml(1)
     nvml.read(10.0)
     (card,) = nvml.read(12.0)
@@ -153,7 +153,7 @@ def test_units_and_shares_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_foreign_process_numbers_of_a_container_are_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     stranger = SimpleNamespace(pid=2, usedGpuMemory=1 << 30)
     monkeypatch.setitem(sys.modules, "pynvml", driver(DeviceGetComputeRunningProcesses=[stranger]))
-    monkeypatch.setattr("app.monitor.telemetry_nvml._program", {}.get)
+    monkeypatch.setattr("app.monitor.telemetry_nvml.program_of", {}.get)
     (card,) = Nvml(1).read(0.0)
     assert (card.vram_own, card.others) == (None, ())
 

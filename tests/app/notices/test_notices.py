@@ -18,7 +18,7 @@ def test_every_error_has_words_and_a_next_step(kind: type[errors.HeteGenError]) 
 
 
 def test_every_kind_of_error_has_words_of_its_own() -> None:
-    assert set(notices._WORDS) == set(KINDS) - {errors.HeteGenError}
+    assert set(notices.WORDS) == set(KINDS) - {errors.HeteGenError}
 
 
 def test_what_could_not_be_imported_is_named() -> None:

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PySide6.QtNetwork import QLocalServer
+from PySide6.QtNetwork import QLocalServer, QLocalSocket
 from pytestqt.qtbot import QtBot
 
 from app.system.single_instance import SingleInstance
@@ -66,14 +66,16 @@ def test_other_data_is_another_program(qapp: object, tmp_path: Path) -> None:
 
 
 def test_what_a_crash_left_is_no_hindrance(qapp: object, tmp_path: Path) -> None:
-    dead = SingleInstance(tmp_path)
-    assert dead.claim()
-    place = Path(dead._server.fullServerName())
-    dead.release()
+    again, dead = SingleInstance(tmp_path), QLocalServer()
+    assert dead.listen(again.name)
+    place = Path(dead.fullServerName())
+    dead.close()
     if place.is_absolute():
         place.touch()
-    again = SingleInstance(tmp_path)
     assert again.claim()
-    assert again._server.isListening()
+    caller = QLocalSocket()
+    caller.connectToServer(again.name)
+    assert caller.waitForConnected(1000)
+    caller.abort()
     again.release()
-    assert QLocalServer.removeServer(again._name)
+    assert QLocalServer.removeServer(again.name)

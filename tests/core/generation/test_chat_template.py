@@ -160,7 +160,7 @@ def with_tokens(folder: Path, target: Path, template: str, *tokens: str, special
 def test_the_token_that_closes_an_answer_ends_replies(folder: Path, tmp_path: Path, end: str, special: bool) -> None:
     template = TEMPLATE.replace("<|im_end|>\\n", f" {end}\\n").replace("<|im_end|>\n", f"{end}\n")
     tokenizer = with_tokens(folder, tmp_path, template, end, special=special)
-    assert tokenizer._backend.convert_tokens_to_ids(end) in tokenizer.stop_ids
+    assert tokenizer.backend.convert_tokens_to_ids(end) in tokenizer.stop_ids
 
 
 def test_a_next_turns_opening_ends_replies_where_nothing_closes_them(folder: Path, tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ def test_a_next_turns_opening_ends_replies_where_nothing_closes_them(folder: Pat
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     tokenizer = with_tokens(folder, tmp_path, template, "<|user|>", "<|assistant|>")
-    assert tokenizer._backend.convert_tokens_to_ids("<|user|>") in tokenizer.stop_ids
+    assert tokenizer.backend.convert_tokens_to_ids("<|user|>") in tokenizer.stop_ids
 
 
 def test_what_also_stands_inside_replies_ends_none(folder: Path, tmp_path: Path) -> None:
     names = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
     tokenizer = with_tokens(folder, tmp_path, family.GPT_OSS, *names)
-    ids = {name: tokenizer._backend.convert_tokens_to_ids(name) for name in names}
+    ids = {name: tokenizer.backend.convert_tokens_to_ids(name) for name in names}
     assert ids["<|end|>"] not in tokenizer.stop_ids
     assert ids["<|return|>"] in tokenizer.stop_ids
 
@@ -183,8 +183,8 @@ def test_what_also_stands_inside_replies_ends_none(folder: Path, tmp_path: Path)
 def test_marks_around_the_answer_are_not_its_end(folder: Path, tmp_path: Path) -> None:
     names = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN|>", "<|START_THINKING|>", "<|END_THINKING|>")
     tokenizer = with_tokens(folder, tmp_path, family.COMMAND_A, *names)
-    assert tokenizer._backend.convert_tokens_to_ids("<|END_OF_TURN|>") in tokenizer.stop_ids
-    assert tokenizer._backend.convert_tokens_to_ids("<|END_RESPONSE|>") not in tokenizer.stop_ids
+    assert tokenizer.backend.convert_tokens_to_ids("<|END_OF_TURN|>") in tokenizer.stop_ids
+    assert tokenizer.backend.convert_tokens_to_ids("<|END_RESPONSE|>") not in tokenizer.stop_ids
 
 
 BOM = "\ufeff"

@@ -73,7 +73,7 @@ def test_streamed_text_is_the_decoded_text(kinds: dict[str, Tokenizer], kind: st
     tokenizer = kinds[kind]
     ids = tokenizer.encode(text)
     given_out = pieces(tokenizer, ids)
-    backend = tokenizer._backend.decode(ids, clean_up_tokenization_spaces=False)
+    backend = tokenizer.backend.decode(ids, clean_up_tokenization_spaces=False)
     assert "".join(given_out) == tokenizer.decode(ids) == backend
     assert all("\ufffd" not in piece or "\ufffd" in text for piece in given_out)
 
@@ -102,7 +102,7 @@ def test_any_ids_stream_to_what_they_decode_to(kinds: dict[str, Tokenizer], kind
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_bytes_that_are_no_character_spoil_nothing_around_them(kinds: dict[str, Tokenizer], kind: str) -> None:
     tokenizer = kinds[kind]
-    smile, dog = tokenizer.encode("😀")[-4:], tokenizer._backend.convert_tokens_to_ids(["▁dog"])
+    smile, dog = tokenizer.encode("😀")[-4:], tokenizer.backend.convert_tokens_to_ids(["▁dog"])
     assert tokenizer.decode([*smile, *smile[:2], *smile, *dog]) == "😀\ufffd😀 dog"
     assert tokenizer.decode([*smile[1:], *dog]) == "\ufffd\ufffd\ufffd dog"
 

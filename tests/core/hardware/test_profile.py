@@ -101,7 +101,7 @@ def test_threads_are_left_as_they_were(folder: Path) -> None:
 
 
 def test_what_was_measured_is_remembered(folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measured", None)  # would fail if called
+    monkeypatch.setattr(module, "measured_profile", None)  # would fail if called
     again = hardware_for(folder, SIMULATED, threads=1)
     assert again.gpus == machine.gpus
     assert replace(again.cpu, ram_free=0) == replace(machine.cpu, ram_free=0)
@@ -109,8 +109,10 @@ def test_what_was_measured_is_remembered(folder: Path, machine: Hardware, monkey
 
 def test_other_conditions_are_measured_anew(folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    known = next(iter(module._read(folder).values()))
-    monkeypatch.setattr(module, "_measured", lambda folder, cards, simulation, threads: asked.append(threads) or known)
+    known = next(iter(module.kept_profiles(folder).values()))
+    monkeypatch.setattr(
+        module, "measured_profile", lambda folder, cards, simulation, threads: asked.append(threads) or known
+    )
     hardware_for(folder, "vram=256MiB,link=3GB/s", threads=1)
     monkeypatch.setattr(module, "driver_version", lambda: "another driver")
     hardware_for(folder, SIMULATED, threads=1)
@@ -120,14 +122,14 @@ def test_other_conditions_are_measured_anew(folder: Path, machine: Hardware, mon
 def test_a_busy_moment_is_measured_again_a_few_times(
     tmp_path: Path, folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = next(iter(module._read(folder).values()))
+    known = next(iter(module.kept_profiles(folder).values()))
     loads = [0.9, 0.5, 0.8, 0.1]
     monkeypatch.setattr(module, "TOO_BUSY", 0.2)
-    monkeypatch.setattr(module, "_measured", lambda *_: replace(known, busy=loads.pop(0)))
+    monkeypatch.setattr(module, "measured_profile", lambda *_: replace(known, busy=loads.pop(0)))
     for _ in range(6):
         assert not hardware_for(tmp_path, SIMULATED, threads=1).measured
     assert loads == [0.1]
-    assert [profile.busy for profile in module._read(tmp_path).values()] == [0.5]
+    assert [profile.busy for profile in module.kept_profiles(tmp_path).values()] == [0.5]
 
 
 def test_what_is_free_is_always_asked_anew(machine: Hardware) -> None:
@@ -191,7 +193,7 @@ def test_the_timings_are_those_of_this_machine_whatever_else_is_kept(folder: Pat
 def test_two_that_ask_at_once_do_not_measure_at_once(
     folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile, inside, most = module._profile, [0], [0]
+    profile, inside, most = module.load_or_measure, [0], [0]
 
     def slow(*arguments: Any) -> Any:
         inside[0] += 1
@@ -200,7 +202,7 @@ def test_two_that_ask_at_once_do_not_measure_at_once(
         inside[0] -= 1
         return profile(*arguments)
 
-    monkeypatch.setattr(module, "_profile", slow)
+    monkeypatch.setattr(module, "load_or_measure", slow)
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda _: measured_machine(folder, SIMULATED, threads=1), range(3)))
     assert most == [1]
@@ -210,7 +212,7 @@ def test_two_that_ask_at_once_do_not_measure_at_once(
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": {}}', '{"key": {"cpu": {}}}'])
 def test_a_damaged_profile_is_as_good_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / PROFILE_FILE).write_text(content, encoding="utf-8")
-    assert module._read(tmp_path) == {}
+    assert module.kept_profiles(tmp_path) == {}
 
 
 def test_forgetting_is_for_good(tmp_path: Path) -> None:

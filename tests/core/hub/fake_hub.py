@@ -150,12 +150,12 @@ class Double:
         self.user_tokens = user_tokens
         self.lock = threading.Lock()
         self.over = threading.Event()
-        self._servers = [_Server(self, "hub"), _Server(self, "files")]
-        self.endpoint, self.files_host = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.servers = [_Server(self, "hub"), _Server(self, "files")]
+        self.endpoint, self.files_host = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
     def __enter__(self) -> Double:
         self._threads = [
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in self._servers
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in self.servers
         ]
         for thread in self._threads:
             thread.start()
@@ -163,7 +163,7 @@ class Double:
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
-        for server in self._servers:
+        for server in self.servers:
             server.shutdown()
             server.hang_up()
             server.server_close()

@@ -188,7 +188,7 @@ def test_connections_are_used_again_and_survive_being_closed(hub: Double, connec
     client = connect(hub.endpoint)
     for _ in range(3):
         model_info(client, Reference(ID))
-    hub._servers[0].hang_up()
+    hub.servers[0].hang_up()
     assert model_info(client, Reference(ID)).id == ID
 
 

@@ -102,9 +102,9 @@ def test_unknown_model_and_revision(hub: Double, client: Client) -> None:
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'{"sha": "x"}', b'"text"'])
 def test_answers_of_others_are_not_understood(hub: Double, client: Client, body: bytes) -> None:
     hub.repos[ID] = Repo(ID, {})
-    hub._servers[0].RequestHandlerClass = type(
+    hub.servers[0].RequestHandlerClass = type(
         "Liar",
-        (hub._servers[0].RequestHandlerClass,),
+        (hub.servers[0].RequestHandlerClass,),
         {"do_GET": lambda self: self._answer(200, body, {})},
     )
     with pytest.raises(NetworkError, match="was not understood"):

@@ -175,7 +175,7 @@ def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffer
     plan = LinearPlan("one", 4096, (Rows(0, 4096, 0),) * 4)
     ring = ParameterManager(device, Ring(4, 1 << 20), {"one": [weight]})
     assert ring.starved == starved
-    assert len(ring._free) == buffers
+    assert ring.buffers == buffers
     chunks, seen = chunks_of(plan, 1, weight, 1 << 20), []
     ring.begin_pass(chunks)
     for chunk in chunks:

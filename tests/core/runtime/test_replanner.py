@@ -60,8 +60,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def loaded_of(engine: Engine) -> LoadedModel:
-    assert engine._loaded is not None
-    return engine._loaded
+    assert engine.loaded is not None
+    return engine.loaded
 
 
 def device_of(engine: Engine) -> SecondCard | SimulatedAccelerator:
@@ -240,8 +240,8 @@ def full_from(
         device.told.set(full_after=after)
         device.told.set(full_times=1e9 if times == 1000 else times)
         return
-    limit, calls = device._limit, count(1)
-    monkeypatch.setattr(device, "_limit", lambda: 0 if after < next(calls) <= after + times else limit())
+    limit, calls = device.allowed, count(1)
+    monkeypatch.setattr(device, "allowed", lambda: 0 if after < next(calls) <= after + times else limit())
 
 
 @pytest.mark.parametrize("times", [1, 2, 1000])

@@ -28,28 +28,28 @@ class SecondDevice:
     """What tests tell the device and ask it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self.library = library
         library.second_device_get.restype = ctypes.c_double
         library.second_device_first.restype = ctypes.c_char_p
 
     def plug(self, present: bool) -> None:
         """Put in a device as new, or take it out."""
-        self._library.second_device_plug(int(present))
+        self.library.second_device_plug(int(present))
 
     def set(self, **values: float) -> None:
         """`capacity`, `others`, `pin_limit` (bytes), `limit` (part of the capacity), `link` (bytes per second), `lag`
         (seconds for each kernel), `lost` (1 or 0), `fail_after` (so many launches), `full_after` (so many
         allocations) and then `full_times`."""
         for name, value in values.items():
-            self._library.second_device_set(name.encode(), ctypes.c_double(value))
+            self.library.second_device_set(name.encode(), ctypes.c_double(value))
 
     def get(self, name: str) -> int:
         """`plugged`, `violations`, `launches`, `copies_up`, `copies_down`, `pinned`, `used`, `peak`."""
-        return int(self._library.second_device_get(name.encode()))
+        return int(self.library.second_device_get(name.encode()))
 
     def violation(self) -> str:
         """The first order that was not kept, '' for none."""
-        return str(self._library.second_device_first().decode())
+        return str(self.library.second_device_first().decode())
 
 
 class SecondCard(Card):
@@ -100,7 +100,7 @@ def second_device() -> SecondDevice:
     path = built()
     torch.ops.load_library(path)
     device = SecondDevice(ctypes.CDLL(str(path)))
-    device._library.second_device_register()
+    device.library.second_device_register()
     torch._register_device_module(NAME, _module(device))
     return device
 

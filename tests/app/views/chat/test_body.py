@@ -13,7 +13,9 @@ from app.settings.theme import Theme
 from app.views.chat.body import Body
 from app.views.chat.prose import ProseWriter
 from app.views.chat.text import LONGEST_DOCUMENT, CodeView, ProseView, TextView
+from app.views.controls.controls import IconButton
 from tests.app.bad_markdown import HOSTILE
+from tests.app.find import find
 
 WIDTH = 760
 
@@ -54,18 +56,19 @@ def show(body: Body, text: str) -> str:
         lay_out(body)
     lay_out(body)
     QApplication.processEvents()
-    return "\n".join(edit.toPlainText() for edit in body._edits())
+    return "\n".join(edit.toPlainText() for edit in body.edits())
 
 
 def stream(body: Body, text: str, size: int = 7) -> str:
-    for at in range(0, len(text), size):
-        body.feed(text[: at + size], False)
-        body._rest_until = 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.views.chat.body.REST", 0)
+        for at in range(0, len(text), size):
+            body.feed(text[: at + size], False)
     return show(body, text)
 
 
 def prose(body: Body) -> QTextDocument:
-    return next(segment for segment in body._segments if isinstance(segment, ProseView)).document()
+    return next(segment for segment in body.segments if isinstance(segment, ProseView)).document()
 
 
 def format_of(document: QTextDocument, word: str):  # type: ignore[no-untyped-def]
@@ -110,7 +113,7 @@ def test_every_construct_has_its_form(body: Body) -> None:
     for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
         assert line in text
     assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
-    assert [type(segment) for segment in body._segments] == [ProseView, CodeView, ProseView]
+    assert [type(segment) for segment in body.segments] == [ProseView, CodeView, ProseView]
 
 
 @pytest.mark.parametrize("size", [1, 3, 11])
@@ -150,7 +153,7 @@ def test_dangerous_links_are_not_links(body: Body) -> None:
 
 def test_a_pressed_link_is_told_and_not_opened(body: Body, qtbot: QtBot) -> None:
     show(body, "[somewhere](https://example.org/a)")
-    view = body._segments[0]
+    view = body.segments[0]
     assert isinstance(view, ProseView)
     cursor = view.document().find("somewhere")
     cursor.setPosition(cursor.selectionStart() + 3)
@@ -162,15 +165,15 @@ def test_a_pressed_link_is_told_and_not_opened(body: Body, qtbot: QtBot) -> None
 def test_code_is_copied_as_it_was_written(body: Body) -> None:
     code = "x = 1\n\ty = '" + "long " * 2000 + "'\n"
     show(body, f"```python\n{code}```\n")
-    view = body._segments[0]
+    view = body.segments[0]
     assert isinstance(view, CodeView)
-    view._copy.click()
+    find(view, IconButton, "Copy code").click()
     assert QGuiApplication.clipboard().text() == code.rstrip("\n")
 
 
 def test_a_selection_runs_over_prose_and_code(body: Body) -> None:
     show(body, "Before the code.\n\n```\ninside\n```\n\nAfter the code.")
-    first, _, last = body._edits()
+    first, _, last = body.edits()
     _drag(body, first, 7, last, 5)
     assert body.selected_text() == "the code.\ninside\nAfter"
     QTest.keyClick(last, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
@@ -219,6 +222,6 @@ def test_a_token_costs_the_same_however_long_the_reply_is(
         body.feed(text[: at + 40], False)
         costs.append(sum(rendered))
     assert max(costs) < 500
-    assert max(segment.document().characterCount() for segment in body._segments if isinstance(segment, ProseView)) < (
+    assert max(segment.document().characterCount() for segment in body.segments if isinstance(segment, ProseView)) < (
         2 * LONGEST_DOCUMENT
     )

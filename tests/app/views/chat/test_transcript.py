@@ -11,8 +11,11 @@ from pytestqt.qtbot import QtBot
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.settings.theme import COLUMN_WIDTH, Theme
+from app.views.chat.message import MessageView
 from app.views.chat.transcript import Transcript
+from app.views.controls.controls import RoundButton
 from core.events import Piece
+from tests.app.find import find
 
 REPLY = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n"
 
@@ -32,13 +35,22 @@ def chat() -> ChatModel:
 
 
 @pytest.fixture
-def transcript(qtbot: QtBot, chat: ChatModel) -> Iterator[Transcript]:
-    view = Transcript(Theme("light"), chat)
+def theme() -> Theme:
+    return Theme("light")
+
+
+@pytest.fixture
+def transcript(qtbot: QtBot, chat: ChatModel, theme: Theme) -> Iterator[Transcript]:
+    view = Transcript(theme, chat)
     qtbot.addWidget(view)
     view.resize(900, 600)
     view.show()
     yield view
     view.hide()
+
+
+def widgets(transcript: Transcript) -> list[MessageView]:
+    return [view for view in transcript.viewport().findChildren(MessageView) if not view.isHidden()]
 
 
 def settle() -> None:
@@ -49,7 +61,7 @@ def settle() -> None:
 def test_two_thousand_turns_open_with_few_widgets(transcript: Transcript, chat: ChatModel) -> None:
     chat.show(conversation(2000))
     settle()
-    assert len(transcript._views) < 40
+    assert len(widgets(transcript)) < 40
     assert transcript.verticalScrollBar().value() == transcript.verticalScrollBar().maximum()
     assert transcript.view_of(chat.turn(1999).id) is not None
 
@@ -60,7 +72,7 @@ def test_scrolling_through_keeps_few_widgets(transcript: Transcript, chat: ChatM
     for step in range(40):
         bar.setValue(bar.maximum() * step // 40)
         settle()
-        assert len(transcript._views) < 40
+        assert len(widgets(transcript)) < 40
     bar.setValue(0)
     settle()
     assert transcript.view_of(chat.turn(0).id) is not None
@@ -103,8 +115,9 @@ def test_the_view_follows_the_reply_at_the_end_only(transcript: Transcript, chat
     chat.flush()
     settle()
     assert bar.value() == place
-    assert transcript._jump.isVisible()
-    QTest.mouseClick(transcript._jump, Qt.MouseButton.LeftButton)
+    jump = find(transcript, RoundButton, "Go to the end")
+    assert jump.isVisible()
+    QTest.mouseClick(jump, Qt.MouseButton.LeftButton)
     assert transcript.following
     chat.finish_reply("stop", {})
 
@@ -143,7 +156,7 @@ def test_the_column_is_centred_and_never_wider_than_it_may_be(transcript: Transc
         assert abs(view.x() + view.width() / 2 - width / 2) <= 1
 
 
-def test_what_is_being_written_outlives_another_theme(transcript: Transcript, chat: ChatModel) -> None:
+def test_what_is_being_written_outlives_another_theme(transcript: Transcript, chat: ChatModel, theme: Theme) -> None:
     chat.show(conversation(4))
     id = chat.turn(3).id
     former = transcript.view_of(id)
@@ -151,7 +164,7 @@ def test_what_is_being_written_outlives_another_theme(transcript: Transcript, ch
     former.begin_edit()
     assert former.editor is not None
     former.editor.edit.setPlainText("Half written")
-    transcript._theme.choose("dark", 120)
+    theme.choose("dark", 120)
     view = transcript.view_of(id)
     assert view is not None
     assert view is not former
@@ -197,7 +210,7 @@ def test_a_long_reply_into_two_thousand_turns_keeps_few_widgets_and_its_end_in_v
         chat.push(Piece(piece))
         chat.flush()
         QApplication.processEvents()
-        assert len(transcript._views) < 40
+        assert len(widgets(transcript)) < 40
     chat.finish_reply("stop", {})
     settle()
     assert transcript.following

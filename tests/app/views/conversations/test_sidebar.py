@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QAccessible
-from PySide6.QtWidgets import QApplication, QLineEdit
+from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.store import MARK_END, MARK_START, Entry, Hit, Store
 from app.settings.theme import Theme
+from app.views.controls.controls import IconButton
 from app.views.conversations.entry_list import DAY_S, groups, runs
 from app.views.conversations.sidebar import Sidebar
 from tests.app.find import find
@@ -128,7 +129,7 @@ def test_deleting_offers_undo_and_settles_when_the_next_is_deleted(sidebar: Side
         qtbot.keyClick(sidebar.list, Qt.Key.Key_Delete)
     assert settled.args == ["beta"]
     with qtbot.waitSignal(sidebar.undeleted) as undone, qtbot.assertNotEmitted(sidebar.delete_settled):
-        sidebar.undo._button.click()
+        find(sidebar.undo, QPushButton, "Undo").click()
     assert undone.args == ["gamma"]
     assert not sidebar.undo.isVisible()
 
@@ -170,16 +171,18 @@ def test_searching_is_delayed_then_shows_hits_and_escape_ends_it(sidebar: Sideba
 
 def test_nothing_found_and_no_conversations_are_said(sidebar: Sidebar) -> None:
     sidebar.show_hits([])
-    assert sidebar._empty.isVisible()
-    assert sidebar._empty.text() == "Nothing found."
+    empty = find(sidebar, QLabel, "empty")
+    assert empty.isVisible()
+    assert empty.text() == "Nothing found."
     sidebar.show_entries([])
-    assert "conversations" in sidebar._empty.text()
+    assert "conversations" in empty.text()
 
 
 def test_names_for_those_who_cannot_see(sidebar: Sidebar) -> None:
     index = sidebar.list.model().index(1, 0)
     assert index.data(Qt.ItemDataRole.AccessibleTextRole) == "Alpha, pinned"
-    for widget in (sidebar, sidebar.list, find(sidebar, QLineEdit, "Search conversations"), sidebar._more):
+    field, more = find(sidebar, QLineEdit, "Search conversations"), find(sidebar, IconButton, "Import and export")
+    for widget in (sidebar, sidebar.list, field, more):
         assert QAccessible.queryAccessibleInterface(widget).text(QAccessible.Text.Name)
 
 

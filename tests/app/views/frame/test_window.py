@@ -6,14 +6,17 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QAbstractButton, QPushButton
+from PySide6.QtWidgets import QAbstractButton, QLabel, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
 from app.controllers.actions import suggested
+from app.views.chat.body import Body
 from app.views.chat.message import ReplyMessage
 from app.views.chat.message_parts import Editor
+from app.views.chat.text import PlainView
 from app.views.controls.controls import IconButton
+from app.views.frame.status_line import Reading
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
 from tests.app.find import find
@@ -61,11 +64,11 @@ def test_a_question_is_sent_with_enter_and_answered(qtbot: QtBot, start: Start) 
     assert app.window.composer.edit.toPlainText() == ""
     assert engine.requests[0].messages[-1].content == "What is it?"
     qtbot.waitUntil(lambda: "The answer is 42." in _text(shown(app, 1)))
-    assert shown(app, 1)._receipt.text() == "23.4 tokens/s, 0.62 s to first token, 412 tokens"
+    assert find(shown(app, 1), QLabel, "receipt").text() == "23.4 tokens/s, 0.62 s to first token, 412 tokens"
 
 
 def _text(view: ReplyMessage) -> str:
-    return "\n".join(edit.toPlainText() for edit in view._body._edits())
+    return "\n".join(edit.toPlainText() for edit in find(view, Body, "Reply").edits())
 
 
 def test_shift_enter_breaks_the_line(qtbot: QtBot, start: Start) -> None:
@@ -319,18 +322,21 @@ def test_continue_wakes_a_model_that_rests(qtbot: QtBot, start: Start) -> None:
 def test_reasoning_is_folded_and_opens(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("So.", reasoning="Let me think.")))
     ask(qtbot, app, "Hi")
-    view = shown(app, 1)
-    assert view._reasoning is not None
+    thoughts = find(shown(app, 1), PlainView, "Reasoning")
     assert app.chat.turn(1).reasoning == "Let me think."
-    assert view._reasoning._text.isHidden()
-    view._reasoning.button.click()
-    assert view._reasoning._text.toPlainText() == "Let me think."
+    assert thoughts.isHidden()
+    find(shown(app, 1), QPushButton, "Thought for a moment").click()
+    assert thoughts.toPlainText() == "Let me think."
 
 
 def test_what_was_left_out_of_the_prompt_is_said(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine([Truncated(4, 900), *answer("Short.")]))
     ask(qtbot, app, "Hi")
-    qtbot.waitUntil(lambda: shown(app, 1)._note.text() == "The 4 oldest messages were left out to fit the context.")
+    qtbot.waitUntil(
+        lambda: (
+            find(shown(app, 1), QLabel, "left_out").text() == "The 4 oldest messages were left out to fit the context."
+        )
+    )
 
 
 def test_copy_puts_the_source_on_the_clipboard(qtbot: QtBot, start: Start) -> None:
@@ -343,8 +349,8 @@ def test_copy_puts_the_source_on_the_clipboard(qtbot: QtBot, start: Start) -> No
 def test_figures_that_are_not_known_read_na(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine([Prefill(1, 2, 0), Piece("x"), Finished("stop", Stats())]))
     ask(qtbot, app, "Hi")
-    assert app.window.top.speed._text == "n/a tokens/s"
-    assert app.window.status._first._text == "n/a"
+    assert app.window.top.speed.accessibleName() == "Speed now: n/a tokens/s"
+    assert find(app.window.status, Reading, "First token n/a")
 
 
 def test_nothing_moves_when_the_figures_change(qtbot: QtBot, start: Start) -> None:
@@ -390,17 +396,17 @@ def test_every_button_has_a_name_and_is_large_enough(qtbot: QtBot, start: Start)
 def test_the_focus_comes_back_when_what_had_it_has_gone(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("Yes.")))
     ask(qtbot, app, "Hi")
-    shown(app, 1).row._buttons["copy"].setFocus()
+    find(shown(app, 1).row, IconButton, "copy").setFocus()
     app.theme.choose("dark" if not app.theme.dark else "light", 100)
     assert app.window.focusWidget() is app.window.composer.edit
 
 
 def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine(answer("Yes.")))
-    assert app.window.status._context._text == "0 of 8,192"
+    assert find(app.window.status, Reading, "Context 0 of 8,192")
     ask(qtbot, app, "Hi")
     app.session.show(app.chat.conversation)
-    assert app.window.status._context._text == "n/a"
+    assert find(app.window.status, Reading, "Context n/a")
 
 
 def test_an_export_is_named_after_the_conversation() -> None:

@@ -17,6 +17,7 @@ from pytestqt.qtbot import QtBot
 from app.catalog.downloads import Transfer
 from app.catalog.recommended import recommended
 from app.settings.theme import DARK, LIGHT, contrast
+from app.views.controls.inputs import ChoiceBox
 from app.views.models import words
 from app.views.models.details import possible
 from app.views.models.model_list import FOUND, HERE, RECOMMENDED, UNFINISHED
@@ -27,6 +28,7 @@ from core.hub.installed import installed
 from core.hub.progress import Progress
 from core.paths import assets
 from tests.app.dialog_fixture import DialogStage, check_fit, hub_repos, kind_of
+from tests.app.find import find
 from tests.core.hub.fake_hub import Double, Fault
 
 ID = "heron/heron-7b-instruct"
@@ -68,7 +70,7 @@ def look_at(stage: DialogStage, qtbot: QtBot, id: str) -> None:
 
 
 def details_of(stage: DialogStage) -> Any:
-    return stage.dialog.details._details or replace_me
+    return stage.dialog.details.details or replace_me
 
 
 replace_me = type("Nothing", (), {"asking": True})()
@@ -182,10 +184,10 @@ def test_other_wishes_are_judged_at_once(stage: DialogStage, qtbot: QtBot) -> No
     look_at(stage, qtbot, ID)
     pane = stage.dialog.details
     before = len(stage.access.client().endpoint) and len(stage.dialog.rows.index_of(ID).data(RowRole).facts)
-    pane._format.setCurrentIndex(1)
+    find(pane, ChoiceBox, "Weight format").setCurrentIndex(1)
     assert pane.wishes() == Wishes("bf16", None)
     qtbot.waitUntil(lambda: "used as stored (bf16)" in text_of(stage), timeout=SOON)
-    pane._context.setCurrentIndex(3)
+    find(pane, ChoiceBox, "Context").setCurrentIndex(3)
     qtbot.waitUntil(lambda: "Context: 8,192 of 131,072" in text_of(stage), timeout=SOON)
     assert before
 
@@ -301,7 +303,7 @@ def test_the_kept_token_can_be_seen_and_forgotten(stage: DialogStage, qtbot: QtB
     with qtbot.waitSignal(stage.catalog.token_known, timeout=SOON) as known:
         token.click()
     assert known.args == ["none"]
-    stage.dialog._on_token("hf_good")
+    token.token_given.emit("hf_good")
     with qtbot.waitSignal(stage.catalog.token_known, timeout=SOON) as known:
         token.click()
     assert known.args == ["keyring"]

@@ -169,7 +169,7 @@ def test_memory_of_the_speed_line_is_bounded(theme: Theme, qtbot: QtBot) -> None
     for _ in range(5000):
         line.add(1.0)
         line.add(None)
-    assert len(line._points) <= 1200
+    assert sum(len(run) for run in line.runs()) <= 1200
 
 
 def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: QtBot) -> None:
@@ -245,7 +245,8 @@ def test_words_appear_over_the_part_that_is_pointed_at(theme: Theme, qtbot: QtBo
 @pytest.mark.parametrize("percent", [80, 160])
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_no_text_is_cut_at_any_size(qtbot: QtBot, mode: str, percent: int) -> None:
-    view = LiveView(Theme(mode, percent))  # type: ignore[arg-type]
+    theme = Theme(mode, percent)  # type: ignore[arg-type]
+    view = LiveView(theme)
     qtbot.addWidget(view)
     view.resize(300, 2400)
     view.show_outlook(LOOK, 8192)
@@ -254,7 +255,7 @@ def test_no_text_is_cut_at_any_size(qtbot: QtBot, mode: str, percent: int) -> No
     card = GpuSample(0, "Card", "", 100, 24 * GIB, 20 * GIB, None, (), 371.2, 450, 100, 24.94e9, 12e9)
     view.show_sample(Sample(0, 100, 61, 50, 128 * GIB, 16 * GIB, 1, 1.25e9, gpus=(card,)))
     pixels(view)
-    metrics = QFontMetrics(view._theme.font())
+    metrics = QFontMetrics(theme.font())
     for figure in (*view.speeds.values(), *view.machine.values()):
         assert metrics.horizontalAdvance(figure.value) + 40 <= figure.width(), figure.accessibleName()
     for label in view.findChildren(QLabel):

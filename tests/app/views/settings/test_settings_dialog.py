@@ -183,7 +183,7 @@ def test_folders_can_be_opened_and_the_log_read(dialog: SettingsDialog, qtbot: Q
     page = dialog.findChild(LogPage)
     assert isinstance(page, LogPage)
     assert page.text.toPlainText() == "first line\nlast line"
-    page._copy.click()
+    find(page, QPushButton, "Copy diagnostics").click()
     assert QGuiApplication.clipboard().text() == "the diagnosis"
 
 
