@@ -17,6 +17,8 @@ from torch import Tensor
 from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, format_number, instruction_sets, library
 
 FEW_ROWS = 8
+PANEL_ROWS = 5
+"""From so many rows of input on a kernel may repack weights, if it is given memory for that."""
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
 NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
@@ -123,7 +125,7 @@ class NativeLibrary:
         """(M, rows) of `dtype` for each part: the prepared input times its rows of `columns` columns."""
         threads = torch.get_num_threads()
         out = torch.empty(m * parts.all_rows, dtype=dtype)
-        scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m > FEW_ROWS else None
+        scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m >= PANEL_ROWS else None
         self._matmul(
             self._isa, format_number(storage), len(parts.rows), parts.fields, prepared.data_ptr(), m, columns,
             out.data_ptr(), TYPES[dtype], None if scratch is None else scratch.data_ptr(), threads,

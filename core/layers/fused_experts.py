@@ -7,65 +7,68 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.kernels.native_experts import GATES, PLAIN, Activation, ExpertParts, NativeExperts
-from core.kernels.native_library import FEW_ROWS, NativeLibrary
 from core.layers import moe
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import HostWeight, common_library
+from core.spec import BUCKET_TIMED, bucket
 
 TRIED_SIZES = (0.02, 0.5, 10.0)
 """Of the rows tried: large ones show what is cut off."""
 NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.02}
 """Of the length of a row of the result, by type: what rounding in other places may change."""
-MANY_ROWS = 64
 
 
 class FusedExperts:
     """The experts of one module: ours where it is faster, else the loop."""
 
-    def __init__(self, native: NativeExperts, experts: int, *, many: bool) -> None:
-        """`many`: also where an expert has many rows."""
-        self._native = native
+    def __init__(self, by_bucket: Sequence[NativeExperts | None], experts: int) -> None:
+        """`by_bucket`: by rows of input that an expert has: the fastest library need not be the same for few and many;
+        None where it is not ours."""
+        self._by_bucket = by_bucket
         self._experts = experts
-        self._many = many
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
         """Whether the library takes this, wherever it lies, and is faster than the loop."""
-        few = self._many or chosen.numel() <= FEW_ROWS * self._experts or x.shape[0] <= FEW_ROWS
-        plain = x.dtype is self._native.dtype and x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
-        return few and plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
+        native = self._native(chosen)
+        plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
+        plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
+        return plain and native is not None and x.dtype is native.dtype
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k) -> (M, K)."""
-        return self._native(x, chosen, shares)
+        native = self._native(chosen)
+        assert native is not None, "only what suits is computed"
+        return native(x, chosen, shares)
+
+    def _native(self, chosen: Tensor) -> NativeExperts | None:
+        return self._by_bucket[bucket(-(-chosen.numel() // self._experts))]
 
 
 def adopt(root: Any) -> None:
     """Find all such modules in a filled tree whose experts are all on the CPU."""
     found: dict[str, Activation | None] = {}
     for module in root.modules():
-        if not moe.linears_of(module) or (library := _library(module)) is None:
+        if not moe.linears_of(module) or not _is_ours(module):
             continue
         kind = _kind(module)
         if kind not in found:
-            found[kind] = _activation(module, library, root.dtype)
+            found[kind] = _activation(module, root.dtype)
         if (activation := found[kind]) is not None:
-            moe.use(module, _fused(module, library, activation, root.dtype))
+            moe.use(module, _fused(module, activation, root.dtype))
 
 
-def _library(module: Any) -> NativeLibrary | None:
-    """What multiplies one row and few rows with all of the module's weights, if ours does."""
+def _is_ours(module: Any) -> bool:
+    """Whether all its weights are on the host, and our library multiplies single rows with them."""
     up, down = _linears(module)
-    if not all(isinstance(one, HostLinear) for one in (*up, *down)):
-        return None
-    few = common_library(_first_weights(module), FEW_ROWS)
-    return None if few is None else common_library(_first_weights(module), 1)
+    whole = all(isinstance(one, HostLinear) for one in (*up, *down))
+    return whole and common_library(_first_weights(module), 1) is not None
 
 
 def _linears(module: Any) -> tuple[list[Any], list[Any]]:
@@ -97,12 +100,12 @@ def _stacked(biases: list[Tensor | None]) -> Tensor | None:
     return torch.stack(there) if there else None
 
 
-def _activation(module: Any, library: NativeLibrary, dtype: torch.dtype) -> Activation | None:
+def _activation(module: Any, dtype: torch.dtype) -> Activation | None:
     """The one with which ours computes what the module does; None if it computes something else."""
     if getattr(module, "has_post_expert_norm", False):
         return None
     candidates = (one for one in _candidates(module) if _parts(module, one).fit(dtype))
-    return next((one for one in candidates if _agrees(module, library, one, dtype)), None)
+    return next((one for one in candidates if _agrees(module, one, dtype)), None)
 
 
 def _candidates(module: Any) -> Iterator[Activation]:
@@ -116,14 +119,15 @@ def _candidates(module: Any) -> Iterator[Activation]:
                 yield Activation(name, interleaved, alpha, limit)
 
 
-def _fused(module: Any, library: NativeLibrary, activation: Activation, dtype: torch.dtype) -> FusedExperts:
-    native = NativeExperts(library, _parts(module, activation), dtype)
-    many = common_library(_first_weights(module), MANY_ROWS) is not None
-    return FusedExperts(native, module.num_experts, many=many)
+def _fused(module: Any, activation: Activation, dtype: torch.dtype) -> FusedExperts:
+    libraries = [common_library(_first_weights(module), rows) for rows in BUCKET_TIMED]
+    parts = _parts(module, activation)
+    natives = {one: NativeExperts(one, parts, dtype) for one in libraries if one is not None}
+    return FusedExperts([None if one is None else natives[one] for one in libraries], module.num_experts)
 
 
 @torch.inference_mode()
-def _agrees(module: Any, library: NativeLibrary, activation: Activation, dtype: torch.dtype) -> bool:
+def _agrees(module: Any, activation: Activation, dtype: torch.dtype) -> bool:
     """Whether both compute the same for rows of different sizes."""
     generator = torch.Generator().manual_seed(0)
     choices, columns = min(2, module.num_experts), _first_weights(module)[0].columns
@@ -132,7 +136,7 @@ def _agrees(module: Any, library: NativeLibrary, activation: Activation, dtype: 
     chosen = torch.rand(len(sizes), module.num_experts, generator=generator).topk(choices).indices
     shares = torch.rand(len(sizes), choices, generator=generator).to(dtype)
     expected = moe.experts_forward(module, x, chosen, shares).float()
-    found = _fused(module, library, activation, dtype)(x, chosen, shares).float()
+    found = _fused(module, activation, dtype)(x, chosen, shares).float()
     for linears in _linears(module):
         linears[0].inputs.forget()
     return bool(((found - expected).norm(dim=1) <= NEAR[dtype] * expected.norm(dim=1)).all())

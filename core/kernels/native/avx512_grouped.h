@@ -140,28 +140,7 @@ AVX512 INLINE void grouped16_few(const Job *job, int64_t row, int64_t m0, const 
 FEW(grouped32_rows_few, grouped32_few)
 FEW(grouped16_rows_few, grouped16_few)
 
-/* ---- more rows of input: panels ---- */
-
-AVX512 static void pack_grouped(const Job *job, const Layout *l, int64_t row, int64_t last, uint8_t *panel) {
-    const __m512i book = book_of(l);
-    for (int64_t pair = 0; pair < job->input->blocks / 2; pair++)
-        for (int half = 0; half < PANEL; half += 16) {
-            __m512i low[16], high[16], two[2];
-            UNROLL for (int i = 0; i < 16; i++) {
-                int64_t from = row + half + i < last ? row + half + i : last - 1;
-                unpack_pair(job->weights + from * job->row_bytes, pair, l->values, book, two);
-                low[i] = two[0];
-                high[i] = two[1];
-            }
-            transpose(low);
-            transpose(high);
-            UNROLL for (int i = 0; i < 16; i++) {
-                uint8_t *at = panel + ((pair * 32 + i) * PANEL + half) * 4;
-                _mm512_store_si512(at, low[i]);
-                _mm512_store_si512(at + 16 * PANEL * 4, high[i]);
-            }
-        }
-}
+/* ---- more rows of input ---- */
 
 /* Scales and shifts of a panel: [groups][2][PANEL]. */
 AVX512 static void pack_strips(const Job *job, const Layout *l, int64_t row, int64_t last, float *out) {
@@ -177,62 +156,16 @@ AVX512 static void pack_strips(const Job *job, const Layout *l, int64_t row, int
         }
 }
 
-/* As `tile`, but for scales with shifts. */
-AVX512 INLINE void grouped_tile(const Input *in, const uint8_t *panel, const float *scales, int64_t m0, const int M,
-                                float *sum) {
-    memset(sum, 0, sizeof(float) * PANEL * M);
-    for (int64_t g = 0; g < in->blocks * 2; g++, scales += 2 * PANEL) {
-        int64_t at = (g / 2) * in->m + m0;
-        const int8_t *x = in->q + at * BLOCK + g % 2 * GROUP;
-        const uint8_t *w = panel + g * GROUP * PANEL;
-        __m512i dot[TILE][2];
-        UNROLL for (int m = 0; m < M; m++) dot[m][0] = dot[m][1] = _mm512_setzero_si512();
-        UNROLL for (int i = 0; i < 8; i++) {
-            __m512i w0 = _mm512_load_si512(w + i * PANEL * 4), w1 = _mm512_load_si512(w + i * PANEL * 4 + 64);
-            UNROLL for (int m = 0; m < M; m++) {
-                int32_t four;
-                memcpy(&four, x + m * BLOCK + i * 4, 4);
-                __m512i xb = _mm512_set1_epi32(four);
-                dot[m][0] = _mm512_dpbusd_epi32(dot[m][0], w0, xb);
-                dot[m][1] = _mm512_dpbusd_epi32(dot[m][1], w1, xb);
-            }
-        }
-        UNROLL for (int m = 0; m < M; m++) {
-            int64_t own = (at + m) * 2 + g % 2;
-            __m512 by = _mm512_set1_ps(in->scales[own]), all = _mm512_set1_ps((float)in->sums[own]);
-            UNROLL for (int h = 0; h < 2; h++) {
-                float *to = sum + m * PANEL + h * 16;
-                __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[m][h]), _mm512_load_ps(scales + h * 16));
-                product = _mm512_fmadd_ps(all, _mm512_load_ps(scales + PANEL + h * 16), product);
-                _mm512_store_ps(to, _mm512_fmadd_ps(product, by, _mm512_load_ps(to)));
-            }
-        }
-    }
-}
-
-#define GROUPED_TILE(M)                                                    \
-    for (; m0 + M <= job->input->m; m0 += M) {                             \
-        grouped_tile(job->input, panel, scales, m0, M, sum);               \
-        put_tile(job, row, end, m0, M, sum, NULL);                         \
-    }
-AVX512 static void grouped_tiles(const Job *job, int64_t row, int64_t end, const uint8_t *panel, const float *scales) {
-    _Alignas(64) float sum[TILE * PANEL];
-    int64_t m0 = 0;
-    GROUPED_TILE(TILE)
-    GROUPED_TILE(4)
-    GROUPED_TILE(1)
-}
-
+#define GROUPED_WAY(values) \
+    case values: multiply_panel(job, row, end, panel, (Way){values, WITH_SHIFTS, 0, l.book}); break;
 AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     const Layout l = layout_of(job->format);
-    if (job->input->m <= FEW_ROWS || l.group == 16) {
+    if (is_few(job, panel) || l.group == 16) {
         (l.group == 16 ? grouped16_rows_few : grouped32_rows_few)(job, begin, end);
         return;
     }
-    float *scales = (float *)(panel + job->input->blocks * BLOCK * PANEL);
     for (int64_t row = begin; row < end; row += PANEL) {
-        pack_grouped(job, &l, row, end, panel);
-        pack_strips(job, &l, row, end, scales);
-        grouped_tiles(job, row, end, panel, scales);
+        pack_strips(job, &l, row, end, scales_at(panel));
+        switch (l.values) { GROUPED_WAY(SIGNED_BYTES) GROUPED_WAY(HALVES) GROUPED_WAY(CODES) }
     }
 }

@@ -14,6 +14,7 @@ from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
 from core.layers import fused_routers, moe
+from core.layers.fused_experts import FusedExperts
 from core.layers.fused_routers import FusedRouter
 from core.layers.kv_cache import KVCache
 from core.runtime.loader import LoadedModel, load_model
@@ -95,6 +96,29 @@ def test_a_token_goes_through_the_call_and_a_long_prompt_too(tmp_path: Path, mon
     del vars(modules(path)[0])[moe.TOGETHER]
     with pytest.raises(AssertionError, match="by itself"):
         path.model.forward([1], cache)
+
+
+def test_prompts_go_to_the_library_that_is_fastest_for_so_many_rows_of_an_expert() -> None:
+    called = []
+
+    class Native:
+        dtype = torch.bfloat16
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+            called.append(self.name)
+            return x
+
+    some: Any = [Native("one"), Native("few"), Native("some"), None]
+    experts = FusedExperts(some, 4)
+    for rows in (1, 8, 32, 200):
+        x, chosen = torch.zeros(rows, 8).bfloat16(), torch.zeros(rows, 2, dtype=torch.int64)
+        assert experts.suits(x, chosen) == (rows < 200)
+        if rows < 200:
+            experts(x, chosen, torch.ones(rows, 2))
+    assert called == ["one", "few", "some"]
 
 
 def test_another_activation_is_left_to_the_module(tmp_path: Path) -> None:

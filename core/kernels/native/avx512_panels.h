@@ -1,0 +1,246 @@
+/* Many rows of input on AVX-512: 128 columns of 32 rows of weights are repacked into a panel, four columns of sixteen rows
+ * to a register, and all rows of input are multiplied with it while it lies in the innermost cache. One loop for all ways
+ * in which weights lie and are scaled. Included in avx512.c. */
+
+enum { TILE = 8, PANEL_FROM = 5, PAIR = 2 * BLOCK, MOST_SUMS = 128 };
+
+/* Scales: one for each row, one for each group of columns, or by group with what is added (a minimum, less the shift). */
+enum Scaling { BY_ROW, BY_GROUP, WITH_SHIFTS };
+
+/* `zero`: what values are shifted by to be unsigned; taken back with the shifts where there are some. */
+typedef struct {
+    enum Values values;
+    enum Scaling scaling;
+    int zero, book;
+} Way;
+
+/* Registers r[i] = 16 dwords of row i become r[i] = dword i of 16 rows. */
+AVX512 INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+/* ---- panels ---- */
+
+/* The rows after this panel's, asked for little by little while it is used: all at once would fill the memory's queue,
+ * and the processor would wait. */
+typedef struct {
+    const uint8_t *at, *end;
+    int64_t lines; /* at a time */
+} Ahead;
+
+AVX512 INLINE void ask(Ahead *ahead) {
+    for (int64_t i = 0; i < ahead->lines && ahead->at < ahead->end; i++, ahead->at += 64)
+        _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
+}
+
+/* Rows from row + PANEL on as far as one panel goes, in `turns` turns. */
+INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
+    int64_t from = row + PANEL < end ? row + PANEL : end, to = from + PANEL < end ? from + PANEL : end;
+    int64_t lines = ((to - from) * job->row_bytes + 63) / 64;
+    Ahead ahead = {job->weights + from * job->row_bytes, job->weights + to * job->row_bytes, (lines + turns - 1) / turns};
+    return ahead;
+}
+
+/* Row i of a panel; past the end the last one is repeated. */
+INLINE int64_t panel_row(int64_t row, int64_t i, int64_t last) { return row + i < last ? row + i : last - 1; }
+
+/* 64 bytes of each of sixteen rows as sixteen runs of four columns; two such, 64 columns apart, if they are halves. */
+AVX512 INLINE void pack_sixteen(__m512i r[16], uint8_t *panel, const enum Values values, __m512i book) {
+    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80);
+    transpose(r);
+    UNROLL for (int i = 0; i < 16; i++) {
+        uint8_t *at = panel + i * PANEL * 4;
+        if (values == SIGNED_BYTES) {
+            _mm512_store_si512(at, _mm512_xor_si512(r[i], flip));
+            continue;
+        }
+        __m512i low = _mm512_and_si512(r[i], nibble), high = _mm512_and_si512(_mm512_srli_epi16(r[i], 4), nibble);
+        _mm512_store_si512(at, values == CODES ? _mm512_shuffle_epi8(book, low) : low);
+        _mm512_store_si512(at + BLOCK * PANEL, values == CODES ? _mm512_shuffle_epi8(book, high) : high);
+    }
+}
+
+/* A pair of blocks as a panel: [2][16 runs of four columns][PANEL rows][4]. */
+AVX512 INLINE void pack_pair(const Job *job, int64_t row, int64_t last, int64_t pair, uint8_t *panel, const Way way) {
+    const __m512i book = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)CODE_BOOKS[way.book]));
+    const int64_t step = way.values == SIGNED_BYTES ? PAIR : BLOCK;
+    int64_t left = job->row_bytes - pair * step < step ? job->row_bytes - pair * step : step;
+    for (int64_t at = 0; at < left; at += BLOCK)
+        for (int half = 0; half < PANEL; half += 16) {
+            __m512i r[16];
+            UNROLL for (int i = 0; i < 16; i++) {
+                const uint8_t *from = job->weights + panel_row(row, half + i, last) * job->row_bytes;
+                r[i] = _mm512_loadu_si512(from + pair * step + at);
+            }
+            pack_sixteen(r, panel + at * PANEL + half * 4, way.values, book);
+        }
+}
+
+/* Scales of a panel as floats: [groups][PANEL]. */
+AVX512 static void pack_scales(const Job *job, int64_t row, int64_t last, float *out) {
+    for (int64_t g = 0; g < job->scale_stride; g += 16)
+        for (int half = 0; half < PANEL; half += 16) {
+            int64_t left = job->scale_stride - g < 16 ? job->scale_stride - g : 16;
+            __m512i r[16];
+            UNROLL for (int i = 0; i < 16; i++) {
+                int64_t from = panel_row(row, half + i, last) * job->scale_stride + g;
+                r[i] = _mm512_castps_si512(widen((const uint16_t *)job->scales + from, (__mmask16)((1u << left) - 1), BF16));
+            }
+            transpose(r);
+            for (int64_t i = 0; i < left; i++) _mm512_store_si512(out + (g + i) * PANEL + half, r[i]);
+        }
+}
+
+/* ---- products ---- */
+
+/* Adds the products of 32 columns: M rows of input, BLOCK apart, with the panel's rows. */
+AVX512 INLINE void dots(const int8_t *x, const uint8_t *w, const int M, __m512i dot[TILE][2]) {
+    UNROLL for (int i = 0; i < 8; i++) {
+        __m512i w0 = _mm512_load_si512(w + i * PANEL * 4), w1 = _mm512_load_si512(w + i * PANEL * 4 + 64);
+        UNROLL for (int m = 0; m < M; m++) {
+            int32_t four;
+            memcpy(&four, x + m * BLOCK + i * 4, 4);
+            __m512i xb = _mm512_set1_epi32(four);
+            dot[m][0] = _mm512_dpbusd_epi32(dot[m][0], w0, xb);
+            dot[m][1] = _mm512_dpbusd_epi32(dot[m][1], w1, xb);
+        }
+    }
+}
+
+/* Adds to sum[M][PANEL] what M rows of input make of the panel's `groups` groups from group g on. `scales` are those of
+ * group g on. The sums live in memory: in registers they would drive out the dot products. */
+AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_t *panel, const float *scales, int64_t m0,
+                        const int M, const enum Scaling scaling, const int zero, Ahead *ahead, float *sum) {
+    for (int64_t end = g + groups; g < end; g++, panel += GROUP * PANEL) {
+        int64_t at = (g / 2) * in->m + m0;
+        const int32_t *sums = in->sums + at * 2 + g % 2;
+        const float *xs = in->scales + at * 2 + g % 2;
+        __m512i dot[TILE][2];
+        ask(ahead);
+        UNROLL for (int m = 0; m < M; m++)
+            dot[m][0] = dot[m][1] = scaling == WITH_SHIFTS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero * sums[m * 2]);
+        dots(in->q + at * BLOCK + g % 2 * GROUP, panel, M, dot);
+        UNROLL for (int m = 0; m < M; m++) {
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m512 by = _mm512_set1_ps(xs[m * 2]), product = _mm512_cvtepi32_ps(dot[m][h]);
+                float *to = sum + m * PANEL + h * 16;
+                if (scaling == BY_GROUP) by = _mm512_mul_ps(by, _mm512_load_ps(scales + h * 16));
+                if (scaling == WITH_SHIFTS) {
+                    product = _mm512_mul_ps(product, _mm512_load_ps(scales + h * 16));
+                    __m512 all = _mm512_set1_ps((float)sums[m * 2]);
+                    product = _mm512_fmadd_ps(all, _mm512_load_ps(scales + PANEL + h * 16), product);
+                }
+                _mm512_store_ps(to, _mm512_fmadd_ps(product, by, _mm512_load_ps(to)));
+            }
+        }
+        scales += scaling == BY_ROW ? 0 : scaling == BY_GROUP ? PANEL : 2 * PANEL;
+    }
+}
+
+INLINE int64_t tiles_of(int64_t m) { return (m + TILE - 1) / TILE; }
+
+/* Rows [from, to) of input with a panel, cut into tiles of nearly one size: those of one row would take as long as
+ * those of four. */
+#define TILE_CASE(M) case M: tile(in, g, groups, panel, scales, m, M, way.scaling, way.zero, ahead, sum); break;
+AVX512 INLINE void tiles(const Input *in, int64_t from, int64_t to, int64_t g, int64_t groups, const uint8_t *panel,
+                         const float *scales, const Way way, Ahead *ahead, float *sum) {
+    int64_t count = tiles_of(to - from);
+    for (int64_t t = 0; t < count; t++) {
+        int64_t m = from + (to - from) * t / count, next = from + (to - from) * (t + 1) / count;
+        switch (next - m) {
+            TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
+        }
+        sum += (next - m) * PANEL;
+    }
+}
+
+/* Rounded to the nearest even; what is not a number stays so. */
+AVX512 INLINE __m256i narrow_bf16(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __mmask16 broken = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, broken, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+AVX512 INLINE void put_sixteen(const Job *job, int64_t m, int64_t row, int64_t end, __m512 value) {
+    int64_t at = m * job->out_stride + row - job->first;
+    __mmask16 valid = end - row >= 16 ? 0xffff : end <= row ? 0 : (__mmask16)((1u << (end - row)) - 1);
+    if (job->out_type == TYPE_F32) _mm512_mask_storeu_ps((float *)job->out + at, valid, value);
+    else if (job->out_type == TYPE_BF16) _mm256_mask_storeu_epi16((uint16_t *)job->out + at, valid, narrow_bf16(value));
+    else _mm256_mask_storeu_epi16((uint16_t *)job->out + at, valid, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+
+AVX512 static void put_sums(const Job *job, int64_t row, int64_t end, int64_t from, int64_t to, const float *sum,
+                            const float *scales) {
+    for (int64_t m = from; m < to; m++, sum += PANEL)
+        for (int h = 0; h < PANEL; h += 16) {
+            __m512 value = _mm512_load_ps(sum + h);
+            if (scales) value = _mm512_mul_ps(value, _mm512_load_ps(scales + h));
+            put_sixteen(job, m, row + h, end, value);
+        }
+}
+
+/* Scratch memory: the panel, the sums, the scales. */
+INLINE float *scales_at(uint8_t *panel) { return (float *)(panel + PAIR * PANEL) + MOST_SUMS * PANEL; }
+
+/* 32 rows of weights with all rows of input. */
+AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint8_t *panel, const Way way) {
+    const Input *in = job->input;
+    float *sum = (float *)(panel + PAIR * PANEL), *scales = scales_at(panel);
+    int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : GROUP / 2);
+    int64_t step = way.scaling == BY_ROW ? 0 : way.scaling == BY_GROUP ? PANEL : 2 * PANEL;
+    Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
+    for (int64_t from = 0; from < in->m; from += MOST_SUMS) {
+        int64_t to = from + MOST_SUMS < in->m ? from + MOST_SUMS : in->m;
+        memset(sum, 0, sizeof(float) * PANEL * (to - from));
+        for (int64_t g = 0; g < groups; g += PAIR / GROUP) {
+            int64_t some = groups - g < PAIR / GROUP ? groups - g : PAIR / GROUP;
+            pack_pair(job, row, end, g / (PAIR / GROUP), panel, way);
+            tiles(in, from, to, g, some, panel, scales + g * step, way, &ahead, sum);
+        }
+        put_sums(job, row, end, from, to, sum, way.scaling == BY_ROW ? scales : NULL);
+    }
+}
+
+/* Few rows of input are multiplied without a panel; some more too, where there is no memory for one. */
+INLINE int is_few(const Job *job, const uint8_t *panel) {
+    return job->input->m < PANEL_FROM || (!panel && job->input->m <= FEW_ROWS);
+}
+
+AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    if (is_few(job, panel)) { int8_rows_few(job, begin, end); return; }
+    const Way way = {SIGNED_BYTES, BY_ROW, 128, 0};
+    for (int64_t row = begin; row < end; row += PANEL) {
+        for (int i = 0; i < PANEL; i++) scales_at(panel)[i] = ((const float *)job->scales)[panel_row(row, i, end)];
+        multiply_panel(job, row, end, panel, way);
+    }
+}
+
+AVX512 static void int4_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    if (is_few(job, panel)) { int4_rows_few(job, begin, end); return; }
+    const Way way = {HALVES, BY_GROUP, 8, 0};
+    for (int64_t row = begin; row < end; row += PANEL) {
+        pack_scales(job, row, end, scales_at(panel));
+        multiply_panel(job, row, end, panel, way);
+    }
+}
