@@ -69,9 +69,10 @@ class Attachments(QObject):
     ) -> None:
         super().__init__(window)
         self._window, self._worker, self._session, self._long, self._reply = window, worker, session, long, reply
-        self._larger: Larger | None = None
+        self.larger: Larger | None = None
         """The larger context that was offered."""
-        self._pending: list[Pending] = []
+        self.pending: list[Pending] = []
+        """The files of the next question."""
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
         self._reader = TaskThread("documents")
@@ -84,21 +85,21 @@ class Attachments(QObject):
     def add(self, paths: Sequence[Path]) -> None:
         """Reads files, one after the other."""
         for path in paths:
-            self._pending.append(Pending(path, self._reader.run(partial(_read, path))))
+            self.pending.append(Pending(path, self._reader.run(partial(_read, path))))
         self._show()
         self._window.composer.take_focus()
 
     @Slot(int)
     def remove(self, place: int) -> None:
         """Takes a file away, also one that is still being read."""
-        self._reader.stop(self._pending.pop(place).ticket)
+        self._reader.stop(self.pending.pop(place).ticket)
         self._show()
         self._window.composer.take_focus()
 
     @Slot(int)
     def open(self, place: int) -> None:
         """Shows the text of a file that was read."""
-        document = self._pending[place].document
+        document = self.pending[place].document
         if document is not None:
             self.show_document(document)
 
@@ -109,10 +110,10 @@ class Attachments(QObject):
 
     def ready(self, text: str) -> Ready | None:
         """The documents for a question; None, and a notice, while they are being read."""
-        documents = tuple(each.document for each in self._pending if each.document is not None)
-        in_parts = self._in_parts(text)
+        documents = tuple(each.document for each in self.pending if each.document is not None)
+        in_parts = self.in_parts(text)
         late = [each for each in documents if each.digest in in_parts and not self._long.is_ready(each)]
-        if len(documents) < len(self._pending) or late:
+        if len(documents) < len(self.pending) or late:
             self._long.prepare(late)
             self.notice.emit(notices.still_reading())
             return None
@@ -121,24 +122,24 @@ class Attachments(QObject):
     @Slot()
     def enlarge(self) -> None:
         """Loads the model with the context that was offered."""
-        if self._larger is not None:
-            self.load_wished.emit(self._larger.options)
+        if self.larger is not None:
+            self.load_wished.emit(self.larger.options)
 
     def clear(self) -> None:
         """Takes all away: the question was asked."""
-        for each in self._pending:
+        for each in self.pending:
             self._reader.stop(each.ticket)
-        self._pending.clear()
+        self.pending.clear()
         self._show()
 
     def close(self) -> None:
         """Stops reading."""
         self._reader.close()
 
-    def _in_parts(self, text: str = "") -> frozenset[str]:
+    def in_parts(self, text: str = "") -> frozenset[str]:
         """The digests of the files that do not fit: the short ones are read whole as long as there is room."""
         room, found = self._room(text), set()
-        for each in sorted((each for each in self._pending if each.document is not None), key=lambda one: one.tokens):
+        for each in sorted((each for each in self.pending if each.document is not None), key=lambda one: one.tokens):
             room -= each.tokens
             if room < 0 and each.document is not None:
                 found.add(each.document.digest)
@@ -153,15 +154,15 @@ class Attachments(QObject):
 
     def _offer(self) -> None:
         """Says that files are too long, and offers the context that would hold them."""
-        state, in_parts = self._session.state, self._in_parts()
-        documents = [each.document for each in self._pending if each.document is not None]
+        state, in_parts = self._session.state, self.in_parts()
+        documents = [each.document for each in self.pending if each.document is not None]
         self._long.prepare(each for each in documents if each.digest in in_parts)
         if not in_parts or state.model is None:
             return
-        needed = sum(each.tokens for each in self._pending)
+        needed = sum(each.tokens for each in self.pending)
         room = self._room("")
-        self._larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
-        cost = self._larger.cost if self._larger is not None else None
+        self.larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
+        cost = self.larger.cost if self.larger is not None else None
         self.notice.emit(notices.files_too_long(needed, room, cost))
 
     def _used(self) -> int:
@@ -178,7 +179,7 @@ class Attachments(QObject):
     def _on_progress(self, ticket: int, far: tuple[int, int]) -> None:
         place = self._place(ticket)
         if place is not None:
-            self._pending[place] = replace(self._pending[place], done=far[0], of=far[1])
+            self.pending[place] = replace(self.pending[place], done=far[0], of=far[1])
             self._show()
 
     @Slot(int, object)
@@ -186,7 +187,7 @@ class Attachments(QObject):
         place = self._place(ticket)
         if place is None or read is None:
             return
-        self._pending[place] = replace(self._pending[place], document=read.document, tokens=read.tokens)
+        self.pending[place] = replace(self.pending[place], document=read.document, tokens=read.tokens)
         self._counting[self._worker.count(Request((Message("user", read.text),)))] = ticket
         self._show()
 
@@ -196,9 +197,9 @@ class Attachments(QObject):
         if place is None:
             return
         if isinstance(error, DocumentLocked):
-            self._ask_password(ticket, self._pending[place].path.name, said(error.why))
+            self._ask_password(ticket, self.pending[place].path.name, said(error.why))
             return
-        del self._pending[place]
+        del self.pending[place]
         self._show()
         self.notice.emit(notices.for_error(error))
 
@@ -211,8 +212,8 @@ class Attachments(QObject):
     def _unlock(self, ticket: int, password: str) -> None:
         place = self._place(ticket)
         if place is not None:
-            path = self._pending[place].path
-            self._pending[place] = Pending(path, self._reader.run(partial(_read, path, password=password)))
+            path = self.pending[place].path
+            self.pending[place] = Pending(path, self._reader.run(partial(_read, path, password=password)))
 
     def _give_up(self, ticket: int) -> None:
         place = self._place(ticket)
@@ -224,20 +225,20 @@ class Attachments(QObject):
         """A count by the model's own tokenizer; without a model the guess stays."""
         place = self._place(self._counting.pop(ticket, 0))
         if place is not None and isinstance(event, Counted):
-            self._pending[place] = replace(self._pending[place], tokens=event.tokens, counted=True)
+            self.pending[place] = replace(self.pending[place], tokens=event.tokens, counted=True)
             self._offer()
             self._show()
 
     def _place(self, ticket: int) -> int | None:
-        return next((place for place, each in enumerate(self._pending) if each.ticket == ticket), None)
+        return next((place for place, each in enumerate(self.pending) if each.ticket == ticket), None)
 
     def _show(self) -> None:
-        in_parts = self._in_parts()
+        in_parts = self.in_parts()
         chips = [
             words_of(each.document, each.tokens, counted=each.counted, in_parts=each.document.digest in in_parts)
             if each.document is not None
             else words_while_reading(each.path.name, each.done, each.of)
-            for each in self._pending
+            for each in self.pending
         ]
         self._window.chips.show_chips(chips)
 

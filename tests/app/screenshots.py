@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import sin
 from pathlib import Path
 
-from PySide6.QtWidgets import QApplication, QDialog, QMenu, QPushButton, QScrollArea, QSlider, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
 
 from app.application import Application, Wishes
 from app.engine.server_state import ServerState
@@ -21,7 +21,7 @@ from app.settings import settings
 from app.settings.settings import Settings
 from app.settings.theme import Mode
 from app.system.paths import places
-from app.views.chat.chips import Chip
+from app.views.chat.chip_words import words_while_reading
 from app.views.chat.document_dialog import PasswordDialog
 from app.views.chat.message import ReplyMessage
 from app.views.settings.settings_dialog import SettingsDialog
@@ -304,13 +304,7 @@ def attached(stage: Stage) -> None:
 
 def attach(stage: Stage, files: list[Path]) -> None:
     stage.app.attachments.add(files)
-    stage.until(lambda: not any("Reading" in words or "about" in words for words in chips(stage)))
-
-
-def chips(stage: Stage) -> list[str]:
-    """What the chips over the composer say."""
-    found = (chip.findChild(QPushButton) for chip in stage.app.window.chips.findChildren(Chip) if not chip.isHidden())
-    return [words.accessibleName() for words in found if words is not None]
+    stage.until(lambda: all(each.counted for each in stage.app.attachments.pending))
 
 
 def in_parts(stage: Stage) -> None:
@@ -319,12 +313,13 @@ def in_parts(stage: Stage) -> None:
     lines = "The survey of harbour {} counted {} cranes on a windy day and wrote down their loads in tonnes. "
     pages = [" ".join(lines.format(n * 7 + k, (n * k) % 90) for k in range(9)) for n in range(300)]
     attach(stage, [pdf(Path(stage.home.name) / "Harbour survey 2026.pdf", pages)])
-    stage.until(lambda: not stage.app.long._making)
+    files = [each.document for each in stage.app.attachments.pending]
+    stage.until(lambda: all(each is not None and stage.app.long.is_ready(each) for each in files))
     stage.engine.replies = [answer("Harbour 703 has **12 cranes**.")]
     stage.ask("How many cranes did the survey of harbour 703 count?")
     view = stage.app.window.transcript.view_of(stage.app.chat.turn(1).id)
     assert isinstance(view, ReplyMessage)
-    view._quotes[0].button.click()
+    view.quotes[0].button.click()
     stage.settle(0.1)
     stage.app.window.transcript.show_turn(stage.app.chat.turn(0).id)
 
@@ -347,9 +342,7 @@ def reading(stage: Stage) -> None:
     notes = Path(stage.home.name) / "A long book.pdf"
     notes.write_text("words")
     attach(stage, [notes])
-    pending = stage.app.attachments._pending[0]
-    stage.app.attachments._pending[0] = replace(pending, document=None, done=120, of=340)
-    stage.app.attachments._show()
+    stage.app.window.chips.show_chips([words_while_reading(notes.name, 120, 340)])
 
 
 def document(stage: Stage) -> None:

@@ -54,8 +54,8 @@ def measure(count: int, questions: int, folder: Path) -> dict[str, Any]:
     ticks.reset()
     app.window.files.emit([file])
     result: dict[str, Any] = {"pages": count}
-    result["read_s"] = until(lambda: all(each.counted for each in app.attachments._pending))
-    result["index_s"] = until(lambda: bool(app.long._indexes))
+    result["read_s"] = until(lambda: all(each.counted for each in app.attachments.pending))
+    result["index_s"] = until(lambda: all(app.long.is_ready(each.document) for each in app.attachments.pending))
     for number in range(questions):
         app.window.composer.submitted.emit(f"How many cranes did the survey of harbour {number * number} count?")
         until(lambda: not app.session.state.busy)

@@ -188,8 +188,8 @@ class ReplyMessage(MessageView):
         self._body.grown.connect(self.grown)
         self._body.link.connect(self.link)
         self._body.setAccessibleName(tr("Reply"))
-        self._quotes = [Quotes(theme, excerpt, self) for excerpt in excerpts]
-        for quotes in self._quotes:
+        self.quotes = [Quotes(theme, excerpt, self) for excerpt in excerpts]
+        for quotes in self.quotes:
             quotes.grown.connect(self.grown)
         self._line = ""
         self._receipt = QLabel(self)
@@ -253,7 +253,7 @@ class ReplyMessage(MessageView):
         return top + TARGET
 
     def _measure_quotes(self, top: int, width: int, shown: bool) -> int:
-        for quotes in self._quotes:
+        for quotes in self.quotes:
             quotes.setVisible(shown)
             if shown:
                 height = quotes.measure(width)

@@ -58,8 +58,8 @@ def attach(app: Application, qtbot: QtBot, *paths: Path) -> None:
 
 
 def counted(app: Application) -> bool:
-    """Whether every chip has the model's own count of its tokens."""
-    return all(words.endswith(" tokens") and "about" not in words for words in chips(app))
+    """Whether every file has the model's own count of its tokens."""
+    return all(each.counted for each in app.attachments.pending)
 
 
 def ask(app: Application, qtbot: QtBot, text: str) -> None:
@@ -100,7 +100,7 @@ def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
     assert told.args[0].title == "The attached files are too long to be read whole"
     assert f"about {3003 + len(READ.split()):,} tokens, and room for about 1,4" in told.args[0].sentence.lower()
     assert [words.endswith("read in parts") for words in chips(app)] == [False, True]
-    qtbot.waitUntil(lambda: all(app.long.is_ready(each.document) for each in app.attachments._pending[1:]))
+    qtbot.waitUntil(lambda: all(app.long.is_ready(each.document) for each in app.attachments.pending[1:]))
     ask(app, qtbot, "What is it?")
     content = engine.requests[-1].messages[-1].content
     assert READ in content

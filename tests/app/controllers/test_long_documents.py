@@ -15,9 +15,11 @@ from app.conversations.conversation import PARTS
 from app.notices.notices import Notice
 from app.views.chat.chips import Chip
 from app.views.chat.message import ReplyMessage
+from app.views.chat.text import PlainView
 from core.events import Loaded, Loading
 from core.planning.planner import place
 from core.spec import Budget
+from tests.app.find import find
 from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer
 from tests.core.documents.made import pdf
 from tests.core.machines import DESKTOP, model
@@ -79,9 +81,9 @@ def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
 
 def attach(app: Application, qtbot: QtBot, path: Path) -> None:
     app.window.files.emit([path])
-    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments._pending))
-    documents = [each.document for each in app.attachments._pending]
-    if app.attachments._in_parts():
+    qtbot.waitUntil(lambda: all(each.counted for each in app.attachments.pending))
+    documents = [each.document for each in app.attachments.pending]
+    if app.attachments.in_parts():
         qtbot.waitUntil(lambda: all(each is not None and app.long.is_ready(each) for each in documents))
 
 
@@ -159,11 +161,11 @@ def test_the_reply_says_how_much_was_read_and_shows_it(app: Application, report:
     qtbot.waitUntil(lambda: isinstance(app.window.transcript.view_of(reply.id), ReplyMessage))
     view = app.window.transcript.view_of(reply.id)
     assert isinstance(view, ReplyMessage)
-    (quotes,) = view._quotes
+    (quotes,) = view.quotes
     pages = app.chat.conversation.excerpts(app.chat.turn(0).id)[0].pages
     assert quotes.button.text() == f"{len(pages)} of 300 pages of report.pdf were read"
     quotes.button.click()
-    shown = quotes._text.document().toPlainText()
+    shown = find(quotes, PlainView, "Parts of the document").toPlainText()
     assert f"Page {FACTS['Riga']}\n" in shown
     assert f"{900 + FACTS['Riga']} crowns" in shown
 
@@ -174,8 +176,8 @@ def test_one_press_raises_the_context_to_hold_it_whole(
     attach(app, qtbot, report)
     told = last_notice(app)
     assert (told.action, told.button) == ("enlarge", "Raise the context")
-    needed = sum(each.tokens for each in app.attachments._pending)
-    larger = app.attachments._larger
+    needed = sum(each.tokens for each in app.attachments.pending)
+    larger = app.attachments.larger
     assert larger is not None
     assert needed < larger.cost.context <= needed + 3 * 1024
     assert f"A context of {larger.cost.context:,} holds them whole, for" in told.sentence
@@ -197,9 +199,11 @@ def test_a_context_that_the_machine_cannot_hold_is_not_offered(
     assert app.chat.conversation.excerpts(app.chat.turn(0).id)[0].spans[0].start == 0
 
 
-def test_a_question_before_the_index_is_made_stays_in_the_field(app: Application, report: Path, qtbot: QtBot) -> None:
+def test_a_question_before_the_index_is_made_stays_in_the_field(
+    app: Application, report: Path, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attach(app, qtbot, report)
-    app.long._indexes.clear()
+    monkeypatch.setattr(app.long, "is_ready", lambda document: False)
     app.window.composer.submitted.emit("What does it cost?")
     assert app.chat.rowCount() == 0
     assert app.window.composer.edit.toPlainText() == "What does it cost?"
