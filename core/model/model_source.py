@@ -39,8 +39,8 @@ class Source:
 
     `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
-    for, and kept by nobody; `stored`: how they lie, by the linears' names; `stored_as`: how the files have them, for
-    people, where safetensors files are quantised. `files`: what conversions are kept for, () =
+    for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
+    how safetensors files that are quantised have them, for people. `files`: what conversions are kept for, () =
     none are. `make_tokenizer` makes transformers' tokenizer where none of its files lie in `folder`.
     """
 
@@ -52,7 +52,7 @@ class Source:
     generation: dict[str, Any]
     packed: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     files: Sequence[Path] = ()
-    stored: Mapping[str, Storage] = field(default_factory=dict)
+    stored: Mapping[str, Storage | None] = field(default_factory=dict)
     stored_as: str = ""
     make_tokenizer: Callable[[], Any] | None = None
 
@@ -107,7 +107,7 @@ def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCh
     """A folder whose weights are quantised already."""
     module = build(config_from(raw), weights.dtype)
     settle_ties(module, weights, weights)
-    kept = kept_linears(module, weights.found, weights.storages)
+    kept = kept_linears(module, weights.found, weights.sketches)
     weights.kept = kept.weights
     return Source(
         name=name,

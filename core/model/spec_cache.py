@@ -28,17 +28,22 @@ KEPT_SPECS = 64
 
 
 def specification(
-    module: Any, name: str, folder: Path, stored: Mapping[str, Storage] | None = None, stored_as: str = ""
+    module: Any, name: str, folder: Path, stored: Mapping[str, Storage | None] | None = None, stored_as: str = ""
 ) -> ModelSpec:
-    """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie in
-    the model's files that are quantised already; `stored_as`: what that is called."""
+    """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie
+    that the model's files have quantised already, None where they are converted; `stored_as`: what that is called."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
         spec = survey(module, name)
         _write(folder / key, spec)
     held = stored or {}
-    linears = tuple(replace(linear, stored=held.get(linear.name)) for linear in spec.linears)
+    linears = tuple(
+        replace(linear, stored=held[linear.name], converted=held[linear.name] is None)
+        if linear.name in held
+        else linear
+        for linear in spec.linears
+    )
     return replace(spec, name=name, linears=linears, stored_as=stored_as)
 
 

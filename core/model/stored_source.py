@@ -2,75 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from core.layers.moe import fused_names
 from core.model.trace import is_fused, is_linear
 from core.model.weight_names import WeightNames
 from core.spec import Storage
 from core.weights.packed_linears import Piece
+from core.weights.stored.coded import Coded
 from core.weights.stored.find import Found
+
+Sources: TypeAlias = Mapping[str | None, Sequence[str]]
+"""The tensors that a parameter is made of, by the pattern of the conversion."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Linears that stay packed by their names in the plan; the pieces of each of their matrices, whose rows lie one
-    behind the other; and the weights that are used up so."""
+    """What becomes of quantised weights: how linears keep them, by their names in the plan, None where they are
+    converted; the pieces of each kept matrix, whose rows lie one behind the other; and the weights used up so."""
 
-    stored: Mapping[str, Storage]
+    stored: Mapping[str, Storage | None]
     pieces: Mapping[str, tuple[Piece, ...]]
     weights: frozenset[str]
 
 
-def kept_linears(module: Any, found: Found, storages: Mapping[str, Storage | None]) -> Kept:
+def kept_linears(module: Any, found: Found, sketches: Mapping[str, Coded]) -> Kept:
     """What of a checkpoint's quantised weights linears can take as they are."""
-    stored: dict[str, Storage] = {}
-    pieces: dict[str, tuple[Piece, ...]] = {}
-    used: set[str] = set()
-    for linear, matrices in _linears(module, found):
-        kinds = {storages[name] for matrix in matrices for name, _ in matrix}
-        storage = next(iter(kinds))
-        if len(kinds) > 1 or storage is None:
-            continue
-        stored[linear] = storage
-        names = [linear] if len(matrices) == 1 else [f"{linear}.{index}" for index in range(len(matrices))]
-        pieces.update(zip(names, matrices, strict=True))
-        used |= {name for matrix in matrices for name, _ in matrix}
-    return Kept(stored, pieces, frozenset(used))
-
-
-def _linears(module: Any, found: Found) -> Iterator[tuple[str, list[tuple[Piece, ...]]]]:
-    """Linears that consist of quantised weights alone, and the pieces of each of their matrices."""
     names = WeightNames(module)
     made_of = names.sources(found.names)
+    stored: dict[str, Storage | None] = {}
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    for linear, target, child in _linears(module):
+        sources = made_of.get(target, {})
+        if not sources or any(name not in found.weights for part in sources.values() for name in part):
+            continue
+        matrices = _matrices(child, names, sources, found)
+        stored[linear] = _storage(matrices, _shape(child, names.expected[target]), sketches)
+        if stored[linear]:
+            own = [linear] if len(matrices) == 1 else [f"{linear}.{index}" for index in range(len(matrices))]
+            pieces.update(zip(own, matrices, strict=True))
+    return Kept(stored, pieces, frozenset(name for matrix in pieces.values() for name, _ in matrix))
+
+
+def _linears(module: Any) -> Iterator[tuple[str, str, Any]]:
+    """Linears and fused experts by their names in the plan, the parameter of each and the module that has it."""
     for path, child in module.named_modules():
         if is_fused(child):
-            for leaf in fused_names(child):
-                if matrices := _experts(f"{path}.{leaf}", child, names, made_of, found):
-                    yield f"{path}.{leaf}", matrices
-        elif is_linear(child) and not hasattr(child, "nf"):
-            sources = made_of.get(f"{path}.weight", {})
-            if list(sources) == [None] and sources[None][0] in found.weights:
-                yield path, [((sources[None][0], None),)]
+            yield from ((f"{path}.{leaf}", f"{path}.{leaf}", child) for leaf in fused_names(child))
+        elif is_linear(child):
+            yield path, f"{path}.weight", child
 
 
-def _experts(
-    target: str, child: Any, names: WeightNames, made_of: Mapping[str, Mapping[str | None, list[str]]], found: Found
-) -> list[tuple[Piece, ...]]:
-    """The pieces of each expert's matrix; none where they are put together in another way than by rows."""
-    sources = made_of.get(target, {})
-    if not sources or any(name not in found.weights for part in sources.values() for name in part):
-        return []
-    if list(sources) == [None]:
-        (whole,) = sources[None]
-        weight = found.weights[whole]
-        suits = weight.has_experts and weight.kind.turned == child.is_transposed
-        return [((whole, index),) for index in range(child.num_experts)] if suits else []
+def _matrices(child: Any, names: WeightNames, sources: Sources, found: Found) -> list[tuple[Piece, ...]]:
+    """The pieces of each matrix; none where they are put together in another way than by rows."""
+    if list(sources) != [None]:
+        return _expert_by_expert(child, names, sources)
+    (whole,) = sources[None]
+    weight = found.weights[whole]
+    if not is_fused(child):
+        return [] if isinstance(child, Conv1D) or weight.has_experts else [((whole, None),)]
+    suits = weight.has_experts and weight.kind.turned == child.is_transposed
+    return [((whole, index),) for index in range(child.num_experts)] if suits else []
+
+
+def _expert_by_expert(child: Any, names: WeightNames, sources: Sources) -> list[tuple[Piece, ...]]:
     order = names.expert_rows(next(pattern for pattern in sources if pattern))
-    if child.is_transposed or any(len(sources.get(pattern, ())) != child.num_experts for pattern in order):
+    if not order or not is_fused(child) or child.is_transposed:
         return []
-    return (
-        [tuple((sources[part][index], None) for part in order) for index in range(child.num_experts)] if order else []
+    if any(len(sources.get(pattern, ())) != child.num_experts for pattern in order):
+        return []
+    return [tuple((sources[pattern][index], None) for pattern in order) for index in range(child.num_experts)]
+
+
+def _storage(
+    matrices: Sequence[Sequence[Piece]], shape: tuple[int, int], sketches: Mapping[str, Coded]
+) -> Storage | None:
+    """What keeps all of these matrices, None where nothing does or they are not of this shape."""
+    coded = [[sketches[name] for name, _ in matrix] for matrix in matrices]
+    kinds = {one.storage for matrix in coded for one in matrix}
+    fit = all(
+        sum(one.codes.shape[0] for one in matrix) == shape[0] and {one.codes.shape[1] for one in matrix} == {shape[1]}
+        for matrix in coded
     )
+    return next(iter(kinds)) if len(kinds) == 1 and fit else None
+
+
+def _shape(child: Any, parameter: Tensor) -> tuple[int, int]:
+    rows, columns = parameter.shape[-2:]
+    return (columns, rows) if getattr(child, "is_transposed", False) else (rows, columns)

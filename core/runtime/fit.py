@@ -48,8 +48,7 @@ def _described(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], nam
     found = Found(tensors) if stored.is_plain else find_stored(tensors, stored)
     module = build(config_from(dict(config)), stored_dtype(config, found.plain))
     settle_ties(module, found.names)
-    could = {weight: coded.storage for weight, coded in sketches(found, stored.settings).items()}
-    kept = kept_linears(module, found, could).stored if found.weights else {}
+    kept = kept_linears(module, found, sketches(found, stored.settings)).stored if found.weights else {}
     return specification(module, name, cache_folder(), kept, "" if stored.is_plain else found.title or stored.method)
 
 

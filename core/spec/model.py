@@ -14,7 +14,7 @@ class LinearSpec:
 
     `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
     `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
-    how the model's files have it, where they are quantised already.
+    how the model's files have it, where they are quantised already; `converted`: in a way that nothing here keeps.
     """
 
     name: str
@@ -26,6 +26,7 @@ class LinearSpec:
     active: int = 1
     has_bias: bool = False
     stored: Storage | None = None
+    converted: bool = False
 
     @property
     def parameters(self) -> int:
@@ -103,9 +104,10 @@ class ModelSpec:
         return format == "bf16" and not self.stored_as and all(linear.stored is None for linear in self.linears)
 
     def kept_share(self, format: Format) -> float:
-        """Part of the linears' weights that stays in this format as the files have them quantised, 0-1."""
-        kept = [linear.parameters for linear in self.linears if linear.stored == self.storage(linear, format)]
-        return sum(kept) / max(1, sum(linear.parameters for linear in self.linears))
+        """Part of the linears' quantised weights that stays in this format as the files have it, 0-1."""
+        stored = [linear for linear in self.linears if linear.stored or linear.converted]
+        kept = [linear.parameters for linear in stored if linear.stored == self.storage(linear, format)]
+        return sum(kept) / max(1, sum(linear.parameters for linear in stored))
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of the whole KV cache for `context` tokens."""

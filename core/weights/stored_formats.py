@@ -34,6 +34,9 @@ MARKED = frozenset(
 """Methods that show in the tensors: where nothing shows, the weights are plain whatever is announced."""
 READABLE = MARKED | {"auto-round", "int8", "F8_E8M0", PACKED}
 """Methods whose weights are read here."""
+LAYOUT_KEYS = ("checkpoint_format", "format", "version", "backend")
+UNREAD_LAYOUTS = re.compile(r"marlin|bitblas|gemv|sparse|bitmask")
+"""Layouts for the kernels of one program, or with zeros left out."""
 MARKS: tuple[tuple[str, str], ...] = (
     (r"\.(absmax|nested_absmax|quant_map|quant_state\.[\w.]+|SCB)$", "bitsandbytes"),
     (r"\.g_idx$", "gptq"),
@@ -102,13 +105,23 @@ def read_sidecars(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 def check_readable(stored: StoredFormat) -> None:
     """Raise UnsupportedModel for weights that are not read here."""
-    if stored.is_plain or stored.method in READABLE:
+    unread = _unread_layout(stored.settings)
+    if stored.is_plain or (stored.method in READABLE and not unread):
         return
     raise UnsupportedModel(
-        sentence("The weights are quantised in a way that is not known ({}).", stored.method),
+        sentence("The weights are quantised in a way that is not known ({}).", unread or stored.method),
         sentence("It shows in {}.", stored.shown_by),
         "Choose another version of the model.",
     )
+
+
+def _unread_layout(settings: Mapping[str, Any]) -> str:
+    """What the settings call a layout that is made for one program's kernels, empty where there is none."""
+    within = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    said = [part[key] for part in within for key in LAYOUT_KEYS if isinstance(part.get(key), str)]
+    if settings.get("transform_config"):
+        return "transform_config"
+    return next((one for one in said if UNREAD_LAYOUTS.search(one.lower())), "")
 
 
 def _announced(config: Mapping[str, Any]) -> StoredFormat | None:

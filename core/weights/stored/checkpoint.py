@@ -12,7 +12,6 @@ from torch import Tensor
 from core.errors import ModelUnreadable
 from core.kernels.quantized_weight import QuantizedWeight
 from core.sentence import sentence
-from core.spec import Storage
 from core.weights.checkpoint import DTYPES, Checkpoint, main_dtype
 from core.weights.safetensors_header import TensorInfo
 from core.weights.stored.coded import Coded
@@ -35,16 +34,14 @@ class StoredCheckpoint(Mapping[str, Tensor]):
         self.kept: frozenset[str] = frozenset()
         self._checkpoint = checkpoint
         self._settings = stored.settings
-        made = sketches(self.found, stored.settings, checkpoint)
-        self.storages: dict[str, Storage | None] = {name: coded.storage for name, coded in made.items()}
-        self._shapes = {name: _shape(weight, made[name]) for name, weight in self.found.weights.items()}
+        self.sketches = sketches(self.found, stored.settings, checkpoint)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.found.weights.get(name)
         if weight is None:
             return self._checkpoint[name]
         if name in self.kept:
-            return torch.zeros((), dtype=self.dtype).expand(self._shapes[name])
+            return torch.zeros((), dtype=self.dtype).expand(self._shape(weight))
         return self._numbers(weight)
 
     def __iter__(self) -> Iterator[str]:
@@ -71,16 +68,22 @@ class StoredCheckpoint(Mapping[str, Tensor]):
 
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
         """One weight, or one expert's part of it, in the storage that keeps it exactly."""
-        storage = self.storages[name]
+        storage = self.sketches[name].storage
         assert storage is not None
         return self._coded(self.found.weights[name], expert).packed(storage)
 
     def _numbers(self, weight: StoredWeight) -> Tensor:
-        if len(self._shapes[weight.name]) == 2:
+        if not weight.has_experts:
             return self._coded(weight).numbers(self.dtype)
-        experts = (self._coded(weight, expert).numbers(self.dtype) for expert in range(self._shapes[weight.name][0]))
+        experts = (self._coded(weight, expert).numbers(self.dtype) for expert in range(self._shape(weight)[0]))
         whole = torch.stack(list(experts))
         return whole.transpose(1, 2) if weight.kind.turned else whole
+
+    def _shape(self, weight: StoredWeight) -> tuple[int, ...]:
+        rows, columns = self.sketches[weight.name].codes.shape
+        if not weight.has_experts:
+            return rows, columns
+        return (weight.parts["codes"].shape[0], *((columns, rows) if weight.kind.turned else (rows, columns)))
 
     def _coded(self, weight: StoredWeight, expert: int | None = None) -> Coded:
         parts = {role: self._checkpoint[info.name] for role, info in weight.parts.items()}
@@ -137,10 +140,3 @@ def _is_order(coded: Coded) -> bool:
     if order is None or order.is_meta:
         return True
     return order.shape == coded.codes.shape[1:] and bool(((order >= 0) & (order < coded.scales.shape[1])).all())
-
-
-def _shape(weight: StoredWeight, coded: Coded) -> tuple[int, ...]:
-    rows, columns = coded.codes.shape
-    if not weight.has_experts:
-        return rows, columns
-    return (weight.parts["codes"].shape[0], *((columns, rows) if weight.kind.turned else (rows, columns)))

@@ -69,8 +69,9 @@ def block_of(shape: Sequence[int], scales: Sequence[int], usual: Sequence[int]) 
 
 def _run(size: int, count: int, usual: int) -> int:
     # The last block may be cut off: DeepSeek's keys and values are of 576 rows.
-    found = size if count == 1 else usual if -(-size // usual) == count else size // max(1, count)
-    if not found or -(-size // found) != count:
+    is_usual = usual > 0 and -(-size // usual) == count
+    found = size if count == 1 else usual if is_usual else size // max(1, count)
+    if not found or -(-size // found) != count or (usual == 1 < found < size):
         raise ValueError(size, count)
     return found
 

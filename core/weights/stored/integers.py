@@ -20,6 +20,8 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word AWQ keeps eight neighbours."""
 INT8_FULL = 127
 READABLE_BITS = (2, 4, 8)
+BY_ROW = (1, 0)
+"""Each row has scales of its own, for groups of any number of columns."""
 SYMMETRIC: dict[torch.dtype, Storage] = {
     torch.bfloat16: "int4",
     torch.float16: "int4g32",
@@ -37,7 +39,7 @@ def gptq(parts: Parts, settings: Settings) -> Coded:
         # In whole words, as it was taken off: a zero point of 0 borrows from its neighbour.
         zeros = zeros + _ones(bits)
     codes = unpacked(parts["codes"].t(), bits)
-    return _grouped(codes, scales, unpacked(zeros, bits), bits, settings, parts.get("order"))
+    return _ordered(_grouped(codes, scales, unpacked(zeros, bits), bits, settings), parts.get("order"), settings)
 
 
 def awq(parts: Parts, settings: Settings) -> Coded:
@@ -58,15 +60,15 @@ def words(parts: Parts, settings: Settings) -> Coded:
     zeros = torch.full_like(scales, 1 << bits - 1, dtype=torch.float32)
     if "zeros" in parts:
         zeros = unpacked(parts["zeros"].t(), bits).t()
-    coded = Coded(wide, scales.float(), block_of(wide.shape, scales.shape, (1, 1)), zeros.float())
-    return _stored(coded, bits, scales.dtype, parts.get("order"), symmetric="zeros" not in parts)
+    coded = Coded(wide, scales.float(), block_of(wide.shape, scales.shape, BY_ROW), zeros.float())
+    return _ordered(_stored(coded, bits, scales.dtype, symmetric="zeros" not in parts), parts.get("order"), settings)
 
 
 def int8(parts: Parts, _: Settings) -> Coded:
     """Bytes with a scale for each row, for each group of a row, or for all."""
     codes, scales = parts["codes"], grid(parts["scales"])
     zeros = grid(parts["zeros"]) if "zeros" in parts else None
-    coded = Coded(codes, scales, block_of(codes.shape, scales.shape, (1, 1)), zeros)
+    coded = Coded(codes, scales, block_of(codes.shape, scales.shape, BY_ROW), zeros)
     if zeros is not None:
         return coded
     return replace(coded, storage=_byte_storage(coded, parts["scales"].dtype))
@@ -78,21 +80,24 @@ def row_bytes(parts: Parts, _: Settings) -> Coded:
     return Coded(codes, scales, (1, codes.shape[1]), storage="int8")
 
 
-def _grouped(
-    codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: Settings, order: Tensor | None = None
-) -> Coded:
+def _grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: Settings) -> Coded:
     """Codes (N, K) with scales and zero points (groups, N)."""
     size = number(settings, "group_size", "q_group_size")
     block = block_of(codes.shape, scales.t().shape, (1, size if size > 0 else codes.shape[1]))
     symmetric = settings.get("sym") is True if zeros.is_meta else bool((zeros == 1 << bits - 1).all())
     coded = Coded(codes, scales.t().float(), block, zeros.t().float())
-    return _stored(coded, bits, scales.dtype, order, symmetric=symmetric)
+    return _stored(coded, bits, scales.dtype, symmetric=symmetric)
 
 
-def _stored(coded: Coded, bits: int, scale: torch.dtype, order: Tensor | None, *, symmetric: bool) -> Coded:
-    """With the storage that keeps it exactly, where there is one, and with its columns' order where that is unusual."""
-    if order is not None and not _is_plain(order, coded.block[1]):
-        return replace(coded, order=order.long())
+def _ordered(coded: Coded, order: Tensor | None, settings: Settings) -> Coded:
+    """With the order of its columns where that is unusual: nothing keeps it so."""
+    if order is None or _is_plain(order, coded.block[1], settings):
+        return coded
+    return replace(coded, order=order.long(), storage=None)
+
+
+def _stored(coded: Coded, bits: int, scale: torch.dtype, *, symmetric: bool) -> Coded:
+    """With the storage that keeps it exactly, where there is one."""
     if bits == BYTE:
         storage = _byte_storage(coded, scale) if symmetric else None
     else:
@@ -107,9 +112,11 @@ def _byte_storage(coded: Coded, scale: torch.dtype) -> Storage | None:
     return "int8g32" if scale == torch.float16 and coded.block[1] % LAYOUTS["int8g32"].group == 0 else None
 
 
-def _is_plain(order: Tensor, group: int) -> bool:
-    """Whether each group's columns lie side by side; not where only headers are known."""
-    return not order.is_meta and torch.equal(order.long(), torch.arange(len(order)) // group)
+def _is_plain(order: Tensor, group: int, settings: Settings) -> bool:
+    """Whether each group's columns lie side by side; as the settings say where only headers are known."""
+    if order.is_meta:
+        return not (settings.get("desc_act") or any(weights.get("actorder") for weights in weight_groups(settings)))
+    return torch.equal(order.long(), torch.arange(len(order)) // group)
 
 
 def _is_less_one(zeros: Tensor, bits: int, settings: Settings) -> bool:
