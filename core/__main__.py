@@ -17,6 +17,7 @@ from core.startup.transformers_index import keep_model_index
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 1 after a failure that the user can act on."""
     prepare_environment()
     keep_model_index(cache_folder())
     args = _parser().parse_args(argv)

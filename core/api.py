@@ -110,6 +110,7 @@ class Model:
 
     @property
     def name(self) -> str:
+        """The model's short name."""
         return self._loaded.name
 
     @property

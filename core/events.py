@@ -139,6 +139,7 @@ class Loaded:
 
     @property
     def plan_reason(self) -> str:
+        """Why the plan in force was chosen, in a sentence; "" without a plan."""
         return self.plan.reason if self.plan else ""
 
 

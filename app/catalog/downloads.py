@@ -34,6 +34,7 @@ class Transfer:
 
     @property
     def is_active(self) -> bool:
+        """Whether it runs or waits for its turn."""
         return self.phase in ("queued", "running")
 
 

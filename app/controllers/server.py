@@ -44,6 +44,7 @@ class ServerController(QObject):
 
     @property
     def runs(self) -> bool:
+        """Whether programs may ask now."""
         return self.state.phase == "on"
 
     @Slot()

@@ -114,9 +114,11 @@ class Store:
         return loaded
 
     def rename(self, conversation: str, title: str) -> None:
+        """Give a conversation another title."""
         self._change("UPDATE conversations SET title = ? WHERE id = ?", title, conversation)
 
     def pin(self, conversation: str, pinned: bool) -> None:
+        """Put a conversation at the head of the list, or back among the others."""
         self._change("UPDATE conversations SET pinned = ? WHERE id = ?", int(pinned), conversation)
 
     def delete(self, conversation: str) -> None:
@@ -124,6 +126,7 @@ class Store:
         self._change("UPDATE conversations SET deleted_at = ? WHERE id = ?", time.time(), conversation)
 
     def undelete(self, conversation: str) -> None:
+        """Put a deleted conversation back into the list."""
         self._change("UPDATE conversations SET deleted_at = NULL WHERE id = ?", conversation)
 
     def purge(self, older_than_s: float = 0.0) -> None:

@@ -16,11 +16,20 @@ from core.events import Event, LoadOptions, Request, Stop
 class EngineLike(Protocol):
     """What the worker needs of `core.engine.Engine`."""
 
-    def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]: ...
-    def chat(self, request: Request, stop: Stop) -> Iterator[Event]: ...
-    def count(self, request: Request) -> Iterator[Event]: ...
-    def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]: ...
-    def close(self) -> None: ...
+    def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        """Make a model ready, as events."""
+
+    def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
+        """Answer a request, as events."""
+
+    def count(self, request: Request) -> Iterator[Event]:
+        """Count the tokens of a request's prompt, as an event."""
+
+    def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
+        """Keep the model to other limits of memory in bytes, as events."""
+
+    def close(self) -> None:
+        """Give the model's memory back."""
 
 
 class Worker(TaskThread):

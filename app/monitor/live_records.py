@@ -41,6 +41,7 @@ class DeviceMap:
 
     @property
     def own(self) -> int:
+        """Bytes that the model takes there."""
         return self.weights + self.kv_cache + self.workspace + self.staging
 
     @property

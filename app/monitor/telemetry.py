@@ -66,6 +66,7 @@ class MachineProbe:
         self._began = False
 
     def read(self) -> Sample:
+        """The figures of now; rates are those since the last reading."""
         now = time.monotonic()
         memory = psutil.virtual_memory()
         cpu, own_cpu = psutil.cpu_percent(), self._process.cpu_percent() / self._cores

@@ -137,10 +137,12 @@ class Theme(QObject):
 
     @property
     def colours(self) -> Colours:
+        """The colours in force."""
         return DARK if self.dark else LIGHT
 
     @property
     def dark(self) -> bool:
+        """Whether the dark scheme is in force."""
         if self._mode != "system":
             return self._mode == "dark"
         return QGuiApplication.styleHints().colorScheme() == Qt.ColorScheme.Dark

@@ -27,14 +27,17 @@ class Places:
 
     @property
     def conversations(self) -> Path:
+        """The database of the conversations."""
         return self.data / "conversations.db"
 
     @property
     def settings(self) -> Path:
+        """The file of the settings."""
         return self.config / "settings.json"
 
     @property
     def log(self) -> Path:
+        """The log that is written now."""
         return self.logs / "hetegen.log"
 
     def make(self) -> Places:

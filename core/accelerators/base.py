@@ -72,7 +72,7 @@ class HostCopy(Protocol):
     """A copy to the host under way."""
 
     def result(self) -> Tensor:
-        """The host's tensor, waited for. Raises DeviceLost."""
+        """The host's tensor, of the same shape (...), waited for. Raises DeviceLost."""
 
 
 class Accelerator(Protocol):
@@ -98,7 +98,7 @@ class Accelerator(Protocol):
         """Give memory back to others that is kept for later but not used."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor on the device, of any content. Raises NotEnoughMemory with this device's name, DeviceLost."""
+        """A tensor (*shape) of any content on the device. Raises NotEnoughMemory with the device's name, DeviceLost."""
 
     def pinned(self, nbytes: int) -> Tensor:
         """Page-locked bytes (uint8, exactly `nbytes`) to copy from and to. Raises NotEnoughMemory(device='pinned')."""
@@ -126,10 +126,10 @@ class Accelerator(Protocol):
         """Make what was launched visible to ordinary torch calls on this thread. Raises DeviceLost."""
 
     def to_host(self, tensor: Tensor) -> HostCopy:
-        """Begin to bring a small result to the host; call it before launching what it need not wait for."""
+        """Begin to bring a small result (...) to the host; to be called before launching what it need not wait for."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A small host tensor on the device, for what is launched or called from now on."""
+        """A small host tensor (...) on the device, for what is launched or called from now on."""
 
     def synchronize(self) -> None:
         """Wait until everything is done. Raises DeviceLost."""

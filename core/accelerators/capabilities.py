@@ -78,11 +78,12 @@ def counted(device: torch.device, free: int, total: int) -> Memory:
 
 
 def common_limit(device: torch.device, fraction: float) -> None:
+    """Let torch's allocator hold at most this fraction of the device's memory."""
     torch.get_device_module(device).set_per_process_memory_fraction(fraction, device)
 
 
 def common_pinned(nbytes: int, device: torch.device) -> Tensor:
-    """Locked by torch's own allocator. Raises NotEnoughMemory(device='pinned')."""
+    """Memory (nbytes,) locked by torch's own allocator. Raises NotEnoughMemory(device='pinned')."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
     except RuntimeError as error:
@@ -93,7 +94,7 @@ def common_pinned(nbytes: int, device: torch.device) -> Tensor:
 
 
 def registered(nbytes: int, device: torch.device) -> Tensor:
-    """Pages of exactly this size: torch's own pinned memory is rounded up to a power of two."""
+    """Pages (nbytes,) of exactly this size: torch's own pinned memory is rounded up to a power of two."""
     address: list[int] = []
     host = host_bytes(nbytes, PAGE, lambda _: _unregister(address))
     length = -(-nbytes // PAGE) * PAGE
@@ -134,11 +135,12 @@ def mps_memory(device: torch.device) -> Memory:
 
 
 def mps_limit(device: torch.device, fraction: float) -> None:
+    """Let torch hold at most this fraction of the memory that Metal recommends."""
     torch.mps.set_per_process_memory_fraction(fraction)
 
 
 def ordinary(nbytes: int, device: torch.device) -> Tensor:
-    """Memory that copies need not be locked for: the device shares it."""
+    """Memory (nbytes,) that need not be locked for copies: the device shares it."""
     return torch.empty(nbytes, dtype=torch.uint8)
 
 

@@ -104,6 +104,7 @@ class Queue:
 
     @property
     def is_empty(self) -> bool:
+        """Whether no work is left."""
         return not self._work
 
     def mark(self) -> Mark:
@@ -173,6 +174,7 @@ class Driver:
         self._thread.start()
 
     def wake(self) -> None:
+        """Look for work again."""
         self._wake.release()
 
     def stop(self) -> None:
@@ -260,7 +262,7 @@ class CopyQueue(Queue):
         self._driver = Driver(self, "simulated link")
 
     def copy(self, dst: Tensor, src: Tensor, wire: Wire) -> None:
-        """Enqueue a copy in pieces."""
+        """Enqueue a copy in pieces, between contiguous tensors (n,) of the same bytes."""
         starts = range(0, dst.nbytes, COPY_PIECE)
         pieces = [_Piece(dst, src, start, min(COPY_PIECE, dst.nbytes - start)) for start in starts]
         if self._work:

@@ -34,6 +34,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
+    """The limits and the format that the user asked for."""
     return LoadOptions(
         context=args.context,
         format=args.format,
@@ -46,6 +47,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 

@@ -31,6 +31,7 @@ class Run:
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `bench` and its options."""
     parser = subparsers.add_parser("bench", help="measure prompt and reply speed")
     add_model(parser)
     parser.add_argument("--prompt-tokens", type=int, default=256, metavar="N")

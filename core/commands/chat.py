@@ -24,6 +24,7 @@ from core.events import (
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `chat` and its options."""
     parser = subparsers.add_parser("chat", help="ask a model; without --prompt a conversation")
     parser.add_argument("--model", metavar="PATH_OR_ID", help="a folder or a Hub id; the built-in guide if left out")
     parser.add_argument("--prompt", metavar="TEXT")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `doctor` and its options."""
     parser = subparsers.add_parser("doctor", help="what this machine has, and what to fix")
     add_machine_options(parser)
     add_json(parser)

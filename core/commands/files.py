@@ -17,6 +17,7 @@ VERDICTS: dict[Kind, str] = {"fits": "fits", "cpu_help": "runs with CPU help", "
 
 
 def add(subparsers: Any) -> None:
+    """Add the options of the commands that take files."""
     parser = subparsers.add_parser("files", help="the GGUF files of a repository, and which suits this machine")
     parser.add_argument("model", metavar="ID[@REVISION]")
     add_machine_options(parser)

@@ -14,6 +14,7 @@ from core.units import format_bytes
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `plan` and its options."""
     parser = subparsers.add_parser("plan", help="where a model's weights would lie, and how fast it would be")
     add_model(parser)
     add_machine_options(parser)

@@ -13,6 +13,7 @@ from core.spec import FormatWish
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `quality` and its options."""
     parser = subparsers.add_parser("quality", help="how much a weight format loses on a text")
     parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
     parser.add_argument("text", metavar="TEXTFILE", type=Path, help="a text of some pages, UTF-8")

@@ -14,6 +14,7 @@ from core.server.options import DEFAULT_PORT, LOOPBACK, ServerOptions
 
 
 def add(subparsers: Any) -> None:
+    """Add the command `serve` and its options."""
     parser = subparsers.add_parser("serve", help="an OpenAI- and Anthropic-compatible server for other programs")
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a folder or a Hub id; the built-in guide if left out"

@@ -39,6 +39,7 @@ class GrammarMask:
         return self._active and bool(self._matcher.is_stopped())
 
     def allow(self, scores: Tensor) -> Tensor:
+        """`logits` (V,) with -inf where the grammar does not go on."""
         if not self._active or self._matcher.is_stopped():
             return scores
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -48,6 +49,7 @@ class GrammarMask:
         return scores.masked_fill(forbidden, -torch.inf)
 
     def accept(self, token: int) -> None:
+        """Take note of the token that was drawn."""
         if self._active and not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 

@@ -27,11 +27,13 @@ class Clock:
         self.new_tokens = 0
 
     def prefilled(self, done: int, reused: int) -> None:
+        """Take note that `done` tokens of the prompt are read, `reused` of them from the cache."""
         self._reused = reused
         if done == self._prompt_tokens:
             self._prefill_s = time.perf_counter() - self._began
 
     def token(self) -> None:
+        """Take note of a drawn token, now."""
         now = time.perf_counter()
         if self._first_at is None:
             self._first_at = now
@@ -47,6 +49,7 @@ class Clock:
         return True
 
     def stats(self) -> Stats:
+        """The figures so far: seconds, tokens and tokens per second."""
         return Stats(
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused,

@@ -56,7 +56,8 @@ class Mask(Protocol):
         """`scores` (vocabulary,) with those of forbidden tokens at minus infinity."""
         ...
 
-    def accept(self, token: int) -> None: ...
+    def accept(self, token: int) -> None:
+        """Take note of the token that was drawn."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
 
 
 def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
-    """Presence and frequency penalties on the reply's own tokens, and the request's bias of single tokens."""
+    """Scores (V,) with presence and frequency penalties on the tokens drawn so far, and the request's biases."""
     penalties = bool(drawn) and (draw.presence_penalty or draw.frequency_penalty)
     if not penalties and not draw.logit_bias:
         return scores
@@ -200,7 +201,7 @@ def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """The natural-log probability of `token`, and the `count` likeliest ids with theirs, by the model's own scores."""
+    """Natural-log probability of `token`, and the `count` likeliest ids with theirs, by the model's scores (V,)."""
     logs = torch.log_softmax(scores.float(), dim=-1)
     values, ids = torch.topk(logs, min(count, logs.numel()))
     return float(logs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))

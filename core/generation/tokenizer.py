@@ -63,6 +63,7 @@ class Tokenizer:
 
     @property
     def can_chat(self) -> bool:
+        """Whether the model has a chat template."""
         return bool(self._template.source)
 
     @property

@@ -39,6 +39,7 @@ class TrialResult:
 
     @property
     def works(self) -> bool:
+        """Whether a card computed with it."""
         return bool(self.device)
 
 
@@ -50,12 +51,15 @@ class Runtime:
 
     @property
     def downloads(self) -> Cache:
+        """The cache of the wheels."""
         return Cache(self.root / "downloads")
 
     def folder(self, version: str) -> Path:
+        """The folder of an installed version."""
         return self.root / version
 
     def partial(self, version: str) -> Path:
+        """The folder of a version while it is unpacked."""
         return self.root / f"{version}.partial"
 
     def installed(self) -> str:
@@ -124,6 +128,7 @@ class Runtime:
         (self.root / "unwanted").touch()
 
     def is_unwanted(self) -> bool:
+        """Whether it is to be removed at the next start."""
         return (self.root / "unwanted").exists()
 
     def was_offered(self) -> bool:

@@ -30,6 +30,7 @@ class Needed:
 
     @property
     def download_bytes(self) -> int:
+        """Bytes of all wheels together."""
         return sum(file.size for _, file in self.wheels)
 
     @property

@@ -22,6 +22,7 @@ class CpuInfo:
 
 
 def cpu_info() -> CpuInfo:
+    """Name, cores and instruction sets of this processor."""
     logical = usable_cores()
     return CpuInfo(_name(), min(psutil.cpu_count(logical=False) or logical, logical), logical, _isa())
 

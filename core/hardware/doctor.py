@@ -38,6 +38,7 @@ class Software:
 
 
 def software() -> Software:
+    """Versions of all that computes, and what the native library can do here."""
     import torch
 
     from core.hardware.profile import driver_version

@@ -108,6 +108,7 @@ class LinkLoad:
         return len(self._chunks)
 
     def close(self) -> None:
+        """Give the memory back."""
         self._manager.close()
 
     def _pass(self) -> None:
@@ -121,6 +122,7 @@ class LinkLoad:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -46,6 +46,7 @@ class Access:
             self._drop()
 
     def close(self) -> None:
+        """Close the connections."""
         with self._lock:
             self._drop()
 

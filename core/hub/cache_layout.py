@@ -32,21 +32,27 @@ class Cache:
     symlinks: bool = True
 
     def repo(self, id: str) -> Path:
+        """The folder of a model."""
         return self.root / (PREFIX + id.replace("/", "--"))
 
     def blob(self, id: str, etag: str) -> Path:
+        """The place of a whole file by its content."""
         return self.repo(id) / "blobs" / etag
 
     def partial(self, id: str, etag: str) -> Path:
+        """The place of a file that is not whole yet."""
         return self.repo(id) / "blobs" / (etag + PARTIAL)
 
     def lock(self, id: str, etag: str) -> Path:
+        """The file whose lock a download of this content holds."""
         return self.root / ".locks" / self.repo(id).name / f"{etag}.lock"
 
     def snapshot(self, id: str, commit: str) -> Path:
+        """The folder of one version, whose names point to blobs."""
         return self.repo(id) / "snapshots" / commit
 
     def own(self, id: str) -> Path:
+        """The folder of what only this program keeps."""
         return self.repo(id) / OWN
 
     def prepare(self, listing: Listing) -> None:
@@ -83,11 +89,13 @@ class Cache:
             return False
 
     def mark_verified(self, id: str, etag: str, path: Path) -> None:
+        """Take note that the file's checksum was right, with its present size and time."""
         mark = self.own(id) / "verified" / etag
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_whole(mark, _state(path))
 
     def forget_verified(self, id: str, etag: str) -> None:
+        """Have the file's checksum computed again next time."""
         (self.own(id) / "verified" / etag).unlink(missing_ok=True)
 
     def mark_used(self, id: str) -> None:

@@ -30,6 +30,7 @@ class GgufChoice:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all its files together."""
         return sum(file.size for file in self.files)
 
     @property

@@ -52,6 +52,7 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
+        """Whether every file is there and as it should be."""
         return not self.bad and not self.missing
 
 

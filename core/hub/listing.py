@@ -76,6 +76,7 @@ class ModelInfo:
 
     @property
     def parameter_count(self) -> int:
+        """Parameters of all types together; 0 where the Hub does not say."""
         return sum(count for _, count in self.parameters)
 
     @property
@@ -121,6 +122,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def file(self, path: str) -> RemoteFile | None:
+        """The file at a path; None where there is none."""
         return next((file for file in self.files if file.path == path), None)
 
 

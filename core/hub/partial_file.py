@@ -107,6 +107,7 @@ class Partial:
             view = view[written:]
 
     def is_right(self) -> bool:
+        """Whether the checksum of what was written is the file's."""
         return self._hash.hexdigest() == self._file.etag
 
     def finish(self, blob: Path) -> None:

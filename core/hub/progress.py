@@ -76,14 +76,17 @@ class DownloadState:
 
     @property
     def total(self) -> int:
+        """Bytes of all files."""
         return sum(track.file.size for track in self.tracks)
 
     @property
     def done(self) -> int:
+        """Bytes that are there, whenever they came."""
         return sum(track.done for track in self.tracks)
 
     @property
     def fetched(self) -> int:
+        """Bytes that came over the network in this run."""
         return sum(track.fetched for track in self.tracks)
 
     @property
@@ -92,6 +95,7 @@ class DownloadState:
         return sum(track.resumed for track in self.tracks)
 
     def progress(self) -> Progress:
+        """A record of how far it is, with the rate in bytes per second and the seconds left."""
         rate, done, total = self._rate(), self.done, self.total
         return Progress(
             self.id, self.revision, self._phase(), done, total, self.fetched, rate,

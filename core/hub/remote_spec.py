@@ -41,6 +41,7 @@ class RemoteModel:
 
     @property
     def download_bytes(self) -> int:
+        """Bytes of all files that are needed."""
         return sum(file.size for file in self.files)
 
     @property
@@ -50,6 +51,7 @@ class RemoteModel:
 
     @property
     def parameters(self) -> int:
+        """Numbers in all tensors together."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
 

@@ -23,9 +23,14 @@ NOT_KEPT = HeteGenError(
 class Keyring(Protocol):
     """The part of the `keyring` library that is used."""
 
-    def get_password(self, service: str, name: str) -> str | None: ...
-    def set_password(self, service: str, name: str, password: str) -> None: ...
-    def delete_password(self, service: str, name: str) -> None: ...
+    def get_password(self, service: str, name: str) -> str | None:
+        """The secret of a name; None without one."""
+
+    def set_password(self, service: str, name: str, password: str) -> None:
+        """Keep a secret."""
+
+    def delete_password(self, service: str, name: str) -> None:
+        """Forget a secret."""
 
 
 Source = Literal["environment", "keyring", "file", "none"]

@@ -73,6 +73,7 @@ class KernelTable:
         return any((t.storage, t.rows, t.columns) == wanted for t in self.timings)
 
     def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
         return asdict(self)
 
     @staticmethod
@@ -137,7 +138,7 @@ def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
 
 
 def median_times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
-    """Median seconds of each candidate, run in turn, so that what else the machine does falls on all alike."""
+    """Median seconds of each candidate for x (M, K), run in turn, so that other work of the machine falls on all."""
     times: list[list[float]] = [[] for _ in candidates]
     # Of the same weights, whoever came first would read from memory and the others from the cache.
     cold = cycle(weights)

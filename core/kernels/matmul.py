@@ -30,7 +30,7 @@ CHUNK_BYTES = 2 << 20
 
 
 def linear(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """torch's own, in the type that the weight is stored in."""
+    """(M, end - begin): torch's own product, in the type that the weight is stored in."""
     return F.linear(x.to(weight.data.dtype), weight.data[begin:end]).to(x.dtype)
 
 
@@ -45,7 +45,7 @@ def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: in
 
 
 def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """torch's int8 weights with 16-bit inputs."""
+    """(M, end - begin): torch's product of int8 weights with 16-bit inputs."""
     assert weight.scales is not None
     wide = x.to(torch.bfloat16)
     if wide.shape[1] != weight.data.shape[1]:
@@ -55,7 +55,7 @@ def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Ten
 
 
 def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """Our own library."""
+    """(M, end - begin): our own library's product."""
     part = Parts([(weight.data, weight.scales, begin, end)])
     prepared = x.prepared(library, weight.storage)
     return library.matmul(weight.storage, part, prepared, x.rows, x.columns, x.dtype)[0]

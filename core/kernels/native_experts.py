@@ -54,6 +54,7 @@ class ExpertParts:
 
     @property
     def gated(self) -> bool:
+        """Whether a gate multiplies what goes up."""
         return self.activation.name in GATES
 
     def fit(self, dtype: torch.dtype) -> bool:

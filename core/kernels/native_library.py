@@ -110,7 +110,7 @@ class NativeLibrary:
         return kind
 
     def prepare(self, x: Tensor, kind: int) -> Tensor:
-        """`x` laid out for `matmul` as the kind that `input_kind` says."""
+        """`x` (M, K) laid out for `matmul` as the kind that `input_kind` says."""
         m, columns = x.shape
         buffer = torch.empty(self._input_bytes(m, columns, kind), dtype=torch.uint8)
         self._prepare(
@@ -168,7 +168,7 @@ class NativeLibrary:
         return out
 
     def layer_begin(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor) -> None:
-        """The first half of the layer described at the address `layer`, into `qkv`: see `core.kernels.native_layer`."""
+        """Compute the first half of the layer at an address for x (1, M, K), into `qkv`: see `native_layer`."""
         m = x.shape[1]
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], m, NO_ATTENTION), dtype=torch.uint8)
         self._layer_begin(
@@ -183,7 +183,7 @@ class NativeLibrary:
         return out
 
     def layer_attend(self, layer: int, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """As `layer_end` as far as attention goes: x with what it adds, and the norm of that."""
+        """As `layer_end` as far as attention goes: x (1, M, K) with what it adds, and the norm of that."""
         both = torch.empty((2, *x.shape), dtype=x.dtype)
         total, normed = both.unbind()
         self._after_attention(self._layer_attend, layer, x, call, total.data_ptr(), normed.data_ptr())
@@ -212,7 +212,7 @@ class NativeLibrary:
         return out
 
     def route(self, router: int, x: Tensor, scores: Tensor, chosen: Tensor, shares: Tensor) -> None:
-        """The experts for `x` by the router described at that address: see `core.kernels.native_router`."""
+        """Choose experts for x (M, K) by the router at that address, into `chosen` and `shares` (M, k)."""
         scratch = torch.empty(self._route_bytes(self._isa, router, x.shape[0]), dtype=torch.uint8)
         self._route(
             self._isa, router, x.data_ptr(), TYPES[x.dtype], x.shape[0], scores.data_ptr(), chosen.data_ptr(),

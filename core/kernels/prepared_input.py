@@ -33,7 +33,7 @@ class HostInput:
         return self._as[dtype]
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
-        """`x` laid out for the library's kernels of `storage`."""
+        """The input (M, K) laid out for the library's kernels of `storage`."""
         key = (library.instruction_set, library.input_kind(storage, self.rows))
         if key not in self._prepared:
             self._prepared[key] = library.prepare(self.x, key[1])

@@ -55,6 +55,7 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of data and scales."""
         return self.row_bytes * self.shape[0]
 
     @property

@@ -87,7 +87,7 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """True if the compiled kernel computes this, and faster than torch."""
+    """Whether the compiled kernel takes query (B, H, S, D), key and value (B, KVH, T, D), and is faster."""
     shared = query.shape[1] // key.shape[1] * query.shape[2]
     plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
     same = query.dtype == key.dtype == value.dtype and query.stride(3) == key.stride(3) == value.stride(3) == 1
@@ -106,7 +106,7 @@ def attend_few(
 
 
 def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """The part of the mask that these queries and keys need, as the compiled kernel reads it."""
+    """The part (B, 1, S, T) of the mask that these queries and keys need, for the compiled kernel."""
     if mask is None:
         return None
     part = mask[..., : key.shape[2]].expand(query.shape[0], 1, query.shape[2], key.shape[2])

@@ -54,7 +54,7 @@ class HostActivations:
         self._left: Tensor | None = None
 
     def on_host(self, x: Tensor) -> Tensor:
-        """`x` on the host, wherever it is now."""
+        """`x` (..., K) on the host, wherever it is now."""
         if x is self._left:
             return x
         if id(x) not in self._brought:
@@ -62,11 +62,11 @@ class HostActivations:
         return self._brought[id(x)][1]
 
     def on_device(self, x: Tensor) -> Tensor:
-        """`x` on the device, if it was left on the host."""
+        """`x` (..., K) on the device, if it was left on the host."""
         return self._accelerator.to_device(x) if x is self._left else x
 
     def leave(self, x: Tensor) -> Tensor:
-        """`x` stays on the host for the next layer."""
+        """`x` (..., K) stays on the host for the next layer."""
         self._left = x
         return x
 

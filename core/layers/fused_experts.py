@@ -35,7 +35,7 @@ class FusedExperts:
         self._experts = experts
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
-        """Whether the library takes this, wherever it lies, and is faster than the loop."""
+        """Whether the library takes x (M, K) and chosen (M, k), and is faster than the loop."""
         native = self._native(chosen)
         plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
         plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"

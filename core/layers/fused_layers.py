@@ -97,7 +97,7 @@ class FusedForward:
         return total.add_(self.rest(normed))
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether these arguments are such as our library takes, wherever they lie."""
+        """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
         mask: Any = kwargs.get("attention_mask")
         positions: Any = kwargs.get("position_embeddings")
         rows = x.shape[1]

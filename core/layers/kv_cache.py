@@ -29,7 +29,7 @@ Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
 
 
 def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Allocate in RAM."""
+    """An uninitialised tensor (*shape) in RAM."""
     return torch.empty(tuple(shape), dtype=dtype)
 
 
@@ -47,6 +47,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
         self.dtype = key_states.dtype
         self.keys = self.allocate(_with_length(key_states, self.capacity), self.dtype)
         self.values = self.allocate(_with_length(value_states, self.capacity), self.dtype)
@@ -96,18 +97,23 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:
+        """Tokens held."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask covers, and the position of the first."""
         return self.length + query_length, 0
 
     def reset(self) -> None:
+        """Hold nothing."""
         self.length = 0
 
     def can_keep(self, length: int) -> bool:
+        """Whether the first `length` tokens are all still held."""
         return True
 
     def keep(self, length: int) -> None:
+        """Drop what comes after the first `length` tokens."""
         self.length = min(length, self.length)
 
 
@@ -140,10 +146,12 @@ class SlidingLayer(PreallocatedLayer):
         return self._hand_over(first, end)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask covers, and the position of the first: no more than the window."""
         first = max(self.length - self.window + 1, 0)
         return self.length - first + query_length, first
 
     def reset(self) -> None:
+        """Hold nothing."""
         self.length = self.offset = 0
 
     @property
@@ -155,6 +163,7 @@ class SlidingLayer(PreallocatedLayer):
         self.offset = first
 
     def can_keep(self, length: int) -> bool:
+        """Whether the window before token `length` is still held."""
         return length >= self.length or self.offset <= max(length - self.window + 1, 0)
 
     def _make_room(self, tokens: int) -> None:
@@ -250,6 +259,7 @@ class KVCache(Cache):  # type: ignore[misc]
     # Recurrent states were made in inference mode and are zeroed in place, which is refused outside of it.
     @torch.inference_mode()
     def reset(self) -> None:
+        """Hold nothing."""
         super().reset()
         self.tokens.clear()
 

@@ -28,6 +28,7 @@ class Parked:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all keys and values."""
         return sum(keys.nbytes + values.nbytes for keys, values, _ in self.layers)
 
 

@@ -25,7 +25,7 @@ class Together(Protocol):
     """All experts of a module in one call."""
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
-        """Whether it takes these arguments."""
+        """Whether it takes x (M, K) and chosen (M, k)."""
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k) -> (M, K)."""

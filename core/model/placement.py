@@ -55,6 +55,7 @@ class HostPlacement:
         """No-op: all rows are on the CPU."""
 
     def end_pass(self) -> None:
+        """Let go of what linears share within a pass."""
         self._inputs.forget()
 
     def failures(self) -> AbstractContextManager[None]:
@@ -138,6 +139,7 @@ class DevicePlacement:
             self._parameters.begin_pass(self._schedules[now])
 
     def end_pass(self) -> None:
+        """Bring what was left on the host to the device, and let go of shared inputs."""
         self._inputs.forget()
         self._hosted.end_pass()
 
@@ -287,7 +289,7 @@ class Uploads:
         self._stream = accelerator.stream()
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """A copy on the device. Raises NotEnoughMemory, DeviceLost."""
+        """A copy (...) of the tensor's shape on the device. Raises NotEnoughMemory, DeviceLost."""
         copy = self._accelerator.empty(tensor.shape, tensor.dtype)
         follow(self._accelerator, self._stream)
         self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
@@ -307,7 +309,7 @@ Linear = TypeVar("Linear", bound=nn.Module)
 def put_linears(
     root: nn.Module, name: str, weights: Sequence[HostWeight], make: Callable[[HostWeight, Tensor | None], Linear]
 ) -> list[Linear]:
-    """Make our linears for one entry of the plan and replace the module's original ones."""
+    """Make our linears for one entry of the plan, each with its bias (N,), and replace the module's own."""
     path, _, leaf = name.rpartition(".")
     owner: Any = root.get_submodule(path)
     if not isinstance(owner._modules.get(leaf), nn.Module):

@@ -82,7 +82,7 @@ class HostLinear(nn.Module):
         self._together = HostWeight.together([self.host, *(one.host for one in followers)])
 
     def start(self, x: HostInput) -> dict[HostLinear, Tensor]:
-        """The products of this linear and its followers with `x`."""
+        """The products (M, N) of this linear and its followers with `x` (M, K)."""
         return dict(zip((self, *self.followers), self._together(x), strict=True))
 
     @property
@@ -116,7 +116,7 @@ class SharedInputs:
         return self._on_device
 
     def start(self, x: Tensor) -> None:
-        """Begin to bring `x` to the host, unless that was done for the linear before."""
+        """Begin to bring `x` (..., K) to the host, unless that was done for the linear before."""
         if self._seen is not x:
             self._seen, self._prepared = x, None
             self._copy = self._accelerator.to_host(x)

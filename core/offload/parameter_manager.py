@@ -133,7 +133,7 @@ def follow(accelerator: Accelerator, stream: Stream) -> None:
 def copied_rows(
     accelerator: Accelerator, stream: Stream, weight: HostWeight, begin: int, end: int, buffer: Tensor
 ) -> DeviceRows:
-    """Rows copied from where they lie into a buffer on the device, and waited for. Raises DeviceLost."""
+    """Rows copied from where they lie into a device's buffer (nbytes,), and waited for. Raises DeviceLost."""
     follow(accelerator, stream)
     at = 0
     for part in weight.parts(begin, end):

@@ -43,10 +43,12 @@ class MachineRates:
 
     @property
     def cpu_under_copy(self) -> float:
+        """Share of the processor's rate that is left while the link copies."""
         return self.gpu.cpu_under_copy if self.gpu else 1.0
 
     @property
     def link_under_cpu(self) -> float:
+        """Share of the link's rate that is left while the processor computes."""
         return self.gpu.link_under_cpu if self.gpu else 1.0
 
 

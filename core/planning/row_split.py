@@ -55,6 +55,7 @@ def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
 
 
 def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
+    """No rows on the device, for any class."""
     return Residents((0,) * len(classes), (0.0,) * len(classes))
 
 

@@ -74,14 +74,17 @@ class Activity:
         self.totals = Totals()
 
     def live(self, client: str, path: str) -> Live:
+        """A request that has come in; `begin` and `end` count it."""
         return Live(next(self._numbers), client, path, time.time())
 
     def begin(self, live: Live) -> None:
+        """The request is being answered."""
         with self._lock:
             self._live[live.number] = live
         self._tell()
 
     def end(self, live: Live) -> None:
+        """The request is over."""
         with self._lock:
             self._live.pop(live.number, None)
         self._tell()
@@ -117,6 +120,7 @@ class Activity:
         self._tell()
 
     def snapshot(self) -> Snapshot:
+        """A record of everything as it is now."""
         with self._lock:
             return Snapshot(tuple(self._live.values()), tuple(self._clients.items()), tuple(self._log))
 

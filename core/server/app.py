@@ -82,16 +82,20 @@ class Routes:
         return answer
 
     async def health(self, request: Request) -> Response:
+        """200 once a model can answer, 503 before."""
         ready = self._service.backend.model() is not None
         return JSONResponse({"status": "ok" if ready else "no model"}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
+        """Figures for Prometheus."""
         return PlainTextResponse(metrics_text(self._service.activity))
 
     async def models(self, request: Request) -> Response:
+        """The models that can be asked for."""
         return JSONResponse({"object": "list", "data": await self._models()})
 
     async def one_model(self, request: Request) -> Response:
+        """One of them by its name."""
         wanted = request.path_params["id"]
         found = next((entry for entry in await self._models() if entry["id"] == wanted), None)
         if found is None:
@@ -99,6 +103,7 @@ class Routes:
         return JSONResponse(found)
 
     async def chat(self, request: Request) -> Response:
+        """OpenAI's chat completions."""
         service = self._service
         wish = await read(request, ChatCompletion, self._limits)
         model = model_id(service.model(wish.model))
@@ -108,6 +113,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: chat.whole(answer, model, wish))
 
     async def completions(self, request: Request) -> Response:
+        """OpenAI's completions of plain text."""
         service = self._service
         wish = await read(request, Completion, self._limits)
         model = model_id(service.model(wish.model, chat=False))
@@ -117,6 +123,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: completions.whole(answer, model, wish))
 
     async def responses(self, request: Request) -> Response:
+        """OpenAI's responses."""
         service = self._service
         wish = await read(request, ResponseCreate, self._limits)
         model = model_id(service.model(wish.model))
@@ -126,6 +133,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: responses.whole(answer, model))
 
     async def messages(self, request: Request) -> Response:
+        """Anthropic's messages."""
         service = self._service
         wish = await read(request, MessageCreate, self._limits)
         model = model_id(service.model(wish.model))
@@ -135,11 +143,13 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: messages.whole(answer, model))
 
     async def count_tokens(self, request: Request) -> Response:
+        """Anthropic's count of a prompt's tokens."""
         wish = await read(request, CountTokens, self._limits)
         self._service.model(wish.model)
         return JSONResponse({"input_tokens": await self._service.count(request, messages.to_count(wish))})
 
     async def embeddings(self, request: Request) -> Response:
+        """Says that there are none. Raises ApiError."""
         await read_body(request, self._limits)
         raise ApiError(400, "The loaded model answers questions; it gives no embeddings.", code="no_embeddings")
 

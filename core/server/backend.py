@@ -19,8 +19,11 @@ DEFECT = HeteGenError("Something went wrong inside.", "This is a defect of the p
 class EngineLike(Protocol):
     """The part of `core.engine.Engine` that answers."""
 
-    def chat(self, request: Request, stop: Stop) -> Iterator[Event]: ...
-    def count(self, request: Request) -> Iterator[Event]: ...
+    def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
+        """Answer a request, as events."""
+
+    def count(self, request: Request) -> Iterator[Event]:
+        """Count the tokens of a request's prompt, as an event."""
 
 
 Work = Callable[[EngineLike, Stop], Iterator[Event]]

@@ -69,6 +69,7 @@ def finish_reason(reason: FinishReason, called: bool) -> str:  # noqa: FBT001
 
 
 def usage(stats: Stats) -> dict[str, Any]:
+    """Tokens of the prompt and of the answer, in OpenAI's fields."""
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.new_tokens,
@@ -78,6 +79,7 @@ def usage(stats: Stats) -> dict[str, Any]:
 
 
 def logprobs(drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Log probabilities of the drawn tokens, in OpenAI's fields."""
     return {
         "content": [
             _token(one.text, one.logprob) | {"top_logprobs": [_token(text, value) for text, value in one.top]}

@@ -39,6 +39,7 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> str:
+        """OpenAI's name for errors of this status."""
         return KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
 
 
@@ -70,6 +71,7 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
 
 
 def error_response(error: ApiError, path: str) -> JSONResponse:
+    """The error as JSON, in the form that clients of this path expect."""
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
     if error.status in (429, 503):
         headers["retry-after"] = "1"

@@ -11,7 +11,8 @@ class Waiting(Protocol):
     """What the queue needs to know of a job."""
 
     @property
-    def client(self) -> str: ...
+    def client(self) -> str:
+        """Whose turn it is counted for."""
 
 
 Item = TypeVar("Item", bound=Waiting)

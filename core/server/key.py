@@ -11,6 +11,7 @@ NAME = "server"
 
 
 def new_key() -> str:
+    """A key that cannot be guessed."""
     return f"hg-{secrets.token_urlsafe(32)}"
 
 

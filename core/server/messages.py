@@ -87,6 +87,7 @@ def _text(block: Block) -> str:
 
 
 def stop_reason(reason: FinishReason, called: bool, stop_text: str) -> str:  # noqa: FBT001
+    """Why the answer ended, in Anthropic's words."""
     if reason in ("length", "context"):
         return "max_tokens"
     if called:
@@ -95,6 +96,7 @@ def stop_reason(reason: FinishReason, called: bool, stop_text: str) -> str:  # n
 
 
 def usage(stats: Stats) -> dict[str, Any]:
+    """Tokens of the prompt and of the answer, in Anthropic's fields."""
     return {
         "input_tokens": stats.prompt_tokens - stats.reused_tokens,
         "cache_read_input_tokens": stats.reused_tokens,

@@ -8,6 +8,7 @@ from core.server.activity import Activity
 
 
 def metrics_text(activity: Activity) -> str:
+    """Counters and gauges in the text format of Prometheus."""
     return "\n".join(_lines(activity)) + "\n"
 
 

@@ -26,6 +26,8 @@ Content = str | list[Part] | None
 
 
 class FunctionCall(Lenient):
+    """A call of a function, its arguments as JSON text or as an object."""
+
     name: str
     arguments: str | Json | None = None
 
@@ -38,6 +40,8 @@ class AskedCall(Lenient):
 
 
 class ChatMessage(Lenient):
+    """One message of OpenAI's chat."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
     reasoning_content: str | None = None
@@ -47,26 +51,36 @@ class ChatMessage(Lenient):
 
 
 class Function(Lenient):
+    """A function that may be called."""
+
     name: str = Field(min_length=1, max_length=128, pattern=r"^[\w.:-]+$")
     description: str | None = None
     parameters: Json | None = None
 
 
 class ChatTool(Lenient):
+    """A tool of OpenAI's chat."""
+
     type: str = "function"
     function: Function | None = None
 
 
 class JsonSchema(Lenient):
+    """A schema that the answer must follow."""
+
     schema_: Json | None = Field(default=None, alias="schema")
 
 
 class ResponseFormat(Lenient):
+    """The form of the answer: text, JSON, or JSON of a schema."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StreamOptions(Lenient):
+    """What a stream says besides the answer."""
+
     include_usage: bool | None = None
 
 
@@ -125,6 +139,8 @@ class ResponseItem(Lenient):
 
 
 class ResponseTool(Lenient):
+    """A tool of OpenAI's responses."""
+
     type: str
     name: str | None = None
     description: str | None = None
@@ -132,11 +148,15 @@ class ResponseTool(Lenient):
 
 
 class TextFormat(Lenient):
+    """The form of a response's text."""
+
     type: Literal["text", "json_object", "json_schema"] = "text"
     schema_: Json | None = Field(default=None, alias="schema")
 
 
 class TextOptions(Lenient):
+    """Options of a response's text."""
+
     format: TextFormat | None = None
 
 
@@ -171,11 +191,15 @@ class Block(Lenient):
 
 
 class AnthropicMessage(Lenient):
+    """One message of Anthropic's interface."""
+
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
 class AnthropicTool(Lenient):
+    """A tool of Anthropic's interface."""
+
     type: str | None = None
     name: str
     description: str | None = None
@@ -183,11 +207,15 @@ class AnthropicTool(Lenient):
 
 
 class AnthropicChoice(Lenient):
+    """Which tools may or must be called."""
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
 
 
 class OutputConfig(Lenient):
+    """The form of Anthropic's answer."""
+
     format: TextFormat | None = None
 
 

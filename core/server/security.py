@@ -84,6 +84,7 @@ class Access:
         return hmac.compare_digest(_digest(given), self._digest)
 
     def named(self, origin: str | None) -> bool:
+        """Whether the user has allowed this origin by its name."""
         return origin is not None and origin in self._options.origins
 
 

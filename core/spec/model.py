@@ -30,6 +30,7 @@ class LinearSpec:
 
     @property
     def parameters(self) -> int:
+        """Numbers in the weight, of all experts."""
         return self.experts * self.rows * self.columns
 
     def nbytes(self, storage: Storage) -> int:
@@ -53,6 +54,7 @@ class KvLayer:
     state_bytes: int = 0
 
     def nbytes(self, context: int) -> int:
+        """Bytes for `context` tokens."""
         return self.state_bytes + self.bytes_per_token * (min(context, self.window) if self.window else context)
 
 

@@ -49,6 +49,7 @@ class Rows:
 
     @property
     def total(self) -> int:
+        """All rows."""
         return self.resident + self.streamed + self.cpu
 
 
@@ -63,14 +64,17 @@ class LinearPlan:
 
     @property
     def resident(self) -> int:
+        """Rows that stay on the device."""
         return self.shares[DECODE].resident
 
     @property
     def decode(self) -> Rows:
+        """The split while one token is computed."""
         return self.shares[DECODE]
 
     @property
     def prefill(self) -> Rows:
+        """The split while a prompt is read."""
         return self.shares[PREFILL]
 
     def at(self, tokens: int) -> Rows:
@@ -89,6 +93,7 @@ class Ring:
 
     @property
     def total(self) -> int:
+        """Bytes of all buffers."""
         return self.buffers * self.bytes
 
 
@@ -108,6 +113,7 @@ class DeviceMemory:
 
     @property
     def used(self) -> int:
+        """Bytes that the model takes there, of all kinds."""
         return self.weights + self.kv_cache + self.workspace + self.staging + self.parked
 
 
@@ -193,4 +199,5 @@ class Plan:
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:
+        """The linears' plans by their names."""
         return {linear.name: linear for linear in self.linears}

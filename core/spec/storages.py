@@ -49,6 +49,7 @@ class Layout:
 
     @property
     def zero(self) -> int:
+        """The code that stands for zero."""
         return 0 if self.bits == 8 or self.minimum or self.codes else 8
 
     def columns(self, columns: int) -> int:

@@ -61,14 +61,17 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
+        """Type, shape and place of each tensor."""
         return {name: info for name, (_, info) in self._where.items()}
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(info.nbytes for _, info in self._where.values())
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of most of the bytes."""
         return main_dtype(self.infos)
 
     def warm(self) -> Iterator[float]:

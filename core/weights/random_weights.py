@@ -56,4 +56,5 @@ class RandomWeights(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in self._tensors.values())

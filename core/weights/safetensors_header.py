@@ -34,10 +34,12 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return self.end - self.start
 
     @property
     def elements(self) -> int:
+        """Numbers in the tensor."""
         return prod(self.shape)
 
 

@@ -72,6 +72,7 @@ class StoredFormat:
 
     @property
     def is_plain(self) -> bool:
+        """Whether the weights are plain numbers."""
         return not self.method
 
 

@@ -71,9 +71,11 @@ class EntryModel(QAbstractListModel):
             self._all += [heading, *(Line(entry) for entry in members)]
 
     def show_all(self) -> None:
+        """Shows the conversations by age."""
         self._show(self._all)
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
+        """Shows what a search has found."""
         self._show([Line(hit.entry, hit.turn or "", hit.snippet if hit.turn else "") for hit in hits])
 
     def set_open(self, conversation: str) -> None:
@@ -83,6 +85,7 @@ class EntryModel(QAbstractListModel):
             self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
 
     def is_open(self, line: Line) -> bool:
+        """Whether this conversation is shown."""
         return line.entry.id == self._open
 
     def index_of_open(self) -> QModelIndex:

@@ -90,6 +90,7 @@ class TokenButton(QPushButton):
         self.menu_for(source).popup(self.mapToGlobal(self.rect().topLeft()))
 
     def menu_for(self, source: Source) -> QMenu:
+        """The menu where the token comes from `source`."""
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         menu.addAction(tr(SOURCES[source])).setEnabled(False)

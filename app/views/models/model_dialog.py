@@ -234,7 +234,7 @@ class ModelDialog(ModelDialogFrame):
 
     @Slot(str, object)
     def _on_fit_found(self, id: str, fit: Fit) -> None:
-        self.collection.check_fit(id, fit)
+        self.collection.keep_fit(id, fit)
         self._change(id)
         # The best for this machine come first, unless somebody is reading the list already.
         if self.collection.is_judged and not self.details.shown:

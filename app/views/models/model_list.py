@@ -38,7 +38,8 @@ class Collection:
         """More facts about one model."""
         self._infos[info.id] = info
 
-    def check_fit(self, id: str, fit: Fit) -> None:
+    def keep_fit(self, id: str, fit: Fit) -> None:
+        """Takes note of whether a model fits."""
         self._fits[id] = fit
 
     def sections(self, downloads: Downloads) -> list[str | Row]:

@@ -50,6 +50,7 @@ class Row:
 
     @property
     def facts(self) -> str:
+        """Sizes and figures in a few words."""
         if self.known:
             known = self.known
             return words.facts(known.parameters, known.download_bytes, known.license, gated=known.gated)
@@ -60,6 +61,7 @@ class Row:
 
     @property
     def is_whole(self) -> bool:
+        """Whether all files are here."""
         return self.here is not None and self.here.complete
 
     @property

@@ -52,6 +52,7 @@ def parameters(count: int) -> str:
 
 
 def size(count: int) -> str:
+    """A size in bytes, or that it is not known."""
     return format_bytes(count) if count else tr("size {}").format(formatting.UNKNOWN)
 
 

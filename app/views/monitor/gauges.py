@@ -114,6 +114,7 @@ class SpeedLine(QWidget):
         self.update()
 
     def set_predicted(self, predicted: Prediction | None) -> None:
+        """Draws the speed that the plan promises as a band; None = no band."""
         if predicted != self._predicted:
             self._predicted = predicted
             self._describe()
@@ -191,9 +192,11 @@ class Figure(QWidget):
 
     @property
     def value(self) -> str:
+        """The value as it is shown."""
         return self._value
 
     def show_value(self, value: str) -> None:
+        """Shows another value."""
         if value != self._value:
             self._value = value
             self.setAccessibleName(f"{self._name}: {value}")

@@ -51,9 +51,11 @@ class Telemetry(QObject):
         self._sampler = Sampler(self.sampled.emit, interval_s)
 
     def start(self) -> None:
+        """Samples the machine from now on."""
         self._sampler.start()
 
     def stop(self) -> None:
+        """Samples no more, and joins the thread."""
         self._sampler.stop()
 
 

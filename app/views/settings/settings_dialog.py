@@ -71,6 +71,7 @@ class SettingsDialog(QDialog):
 
     @property
     def settings(self) -> Settings:
+        """The settings as they are now in the dialog."""
         return self._settings
 
     def show_settings(self, settings: Settings) -> None:

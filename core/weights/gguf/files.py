@@ -28,6 +28,7 @@ class GgufFiles:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(place.nbytes for place in self.tensors.values())
 
     def raw(self, name: str) -> Tensor:

@@ -46,10 +46,12 @@ class TensorPlace:
 
     @property
     def elements(self) -> int:
+        """Numbers in the tensor."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor as it is stored."""
         return self.elements // self.type.elements * self.type.nbytes
 
     @property

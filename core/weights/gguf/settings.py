@@ -22,9 +22,11 @@ class Reading:
 
     @property
     def architecture(self) -> str:
+        """The name that llama.cpp gives the architecture."""
         return str(self.settings.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
+        """A setting of this architecture."""
         return self.settings.get(f"{self.architecture}.{key}", default)
 
 
@@ -136,14 +138,17 @@ def biases(file: Reading, config: Config) -> None:
 
 
 def qkv_biases(file: Reading, config: Config) -> None:
+    """Set `use_qkv_bias` where the query has one."""
     config["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
 
 
 def any_bias(file: Reading, config: Config) -> None:
+    """Set `use_bias` where the query has one."""
     config["use_bias"] = "blk.0.attn_q.bias" in file.tensors
 
 
 def query_norm(file: Reading, config: Config) -> None:
+    """Set `use_qk_norm` where the query has a norm."""
     config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
 
 

@@ -74,10 +74,11 @@ class GgufWeights(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return self.files.nbytes
 
     def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One parameter as numbers, whether it is kept packed or not."""
+        """One parameter as numbers, in its shape (...) in the tree, whether it is kept packed or not."""
         target = self.targets[name]
         change = target.layout.numbers
         wide = torch.float32 if change else dtype

@@ -52,10 +52,12 @@ class StoredCheckpoint(Mapping[str, Tensor]):
 
     @property
     def files(self) -> list[Path]:
+        """The files of the weights."""
         return self._checkpoint.files
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
         return self._checkpoint.nbytes
 
     def warm(self) -> Iterator[float]:

@@ -49,7 +49,7 @@ def grid(scales: Tensor) -> Tensor:
 
 
 def powers(exponents: Tensor) -> Tensor:
-    """Powers of two out of E8M0, a byte each."""
+    """Powers of two (...) out of E8M0 (...), a byte each."""
     return torch.exp2(exponents.view(torch.uint8).float() - EXPONENT_ONE)
 
 
