@@ -48,7 +48,7 @@ def guard_streams() -> None:
 
 
 def load_c10_first() -> None:
-    """On Windows torch's c10.dll must be loaded before Qt, or it fails to start (WinError 1114).
+    """Load torch's c10.dll before Qt, on Windows: later it fails to start (WinError 1114).
 
     The two ship different C++ runtimes, and the first one wins. Loading this one small library settles it without
     importing torch, which would take a second before the window shows.

@@ -56,7 +56,7 @@ class Engine:
             yield Failed(error)
 
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
-        """Answer the last message. Pieces come as they are certain, Stats a few times a second."""
+        """Answer the last message: pieces as they are certain, Stats a few times a second, then Finished or Failed."""
         try:
             if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")

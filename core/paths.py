@@ -40,7 +40,7 @@ def own_home(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """For profiles and packed weights: made anew when lost. Under HETEGEN_HOME where that is set."""
+    """Folder of profiles and packed weights, which are made anew when lost; under HETEGEN_HOME where that is set."""
     if home := own_home():
         return home / "cache"
     # Imported late: a machine that only measures the engine need not have it.
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def gpu_runtime() -> Path:
-    """For the CUDA build of torch that a user had fetched. Under HETEGEN_HOME where that is set."""
+    """Folder of the CUDA build of torch that a user has fetched; under HETEGEN_HOME where that is set."""
     if home := own_home():
         return home / "data" / "gpu-runtime"
     from platformdirs import user_data_path

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,122 @@ def test_every_module_says_what_it_knows(repository: Path) -> None:
         if (text := file.read_text(encoding="utf-8")).strip() and not ast.get_docstring(ast.parse(text))
     ]
     assert not silent
+
+
+@dataclass(frozen=True)
+class Public:
+    """A public function or class of the sources; `owner`: the class that it is a method of."""
+
+    place: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    owner: ast.ClassDef | None
+
+    @property
+    def doc(self) -> str:
+        return ast.get_docstring(self.node) or ""
+
+    @property
+    def annotations(self) -> str:
+        """The types of its parameters and its result."""
+        if isinstance(self.node, ast.ClassDef):
+            return ""
+        found = [one.annotation for one in (*self.node.args.args, *self.node.args.kwonlyargs)]
+        return " ".join(ast.unparse(one) for one in (*found, self.node.returns) if one is not None)
+
+
+def public(root: Path) -> Iterator[Public]:
+    """All of them, without what lies inside functions or private classes."""
+    for file in sources(root):
+        place = file.relative_to(root).as_posix()
+        todo: list[tuple[ast.Module | ast.ClassDef, ast.ClassDef | None]] = [(ast.parse(file.read_text("utf-8")), None)]
+        for tree, owner in todo:
+            for node in tree.body:
+                if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name[0] == "_":
+                    continue
+                name = f"{owner.name}.{node.name}" if owner else node.name
+                yield Public(f"{place}:{node.lineno} {name}", node, owner)
+                if isinstance(node, ast.ClassDef):
+                    todo.append((node, node))
+
+
+QT_NAMES = re.compile(
+    "[a-zA-Z]+Event|eventFilter|event|(row|column)Count|(set|mime|header)?[dD]ata|flags|index|paint|translate|isEmpty|"
+    "createEditor|(minimumS|s)izeHint|hitButton|loadResource|(canI|i)nsertFromMimeData|createMimeDataFromSelection|"
+    "updateEditorGeometry|set(Editor|Model)Data|scrollContentsBy|initStyleOption|supported[a-zA-Z]+Actions"
+)
+"""Methods that Qt calls, documented there."""
+
+
+def explained(every: list[Public]) -> dict[str, set[str]]:
+    """By class, the methods that its docstrings explain: what carries them out need not say it again."""
+    found: dict[str, set[str]] = {}
+    for one in every:
+        if one.owner is not None and one.doc:
+            found.setdefault(one.owner.name, set()).add(one.node.name)
+    return found
+
+
+def is_explained(one: Public, classes: dict[str, ast.ClassDef], found: dict[str, set[str]]) -> bool:
+    """Whether a base class or a protocol has the docstring of this method."""
+    if one.owner is None:
+        return False
+    protocols = [name for name, node in classes.items() if "Protocol" in map(ast.unparse, node.bases)]
+    todo = [ast.unparse(base).split("[")[0].rpartition(".")[2] for base in one.owner.bases]
+    for name in todo:
+        todo += [ast.unparse(base).split("[")[0] for base in (classes[name].bases if name in classes else [])]
+    return any(one.node.name in found.get(name, ()) for name in (*todo, *protocols))
+
+
+def test_what_is_public_has_a_docstring(repository: Path) -> None:
+    every = list(public(repository))
+    assert len(every) > 2000
+    classes = {one.node.name: one.node for one in every if isinstance(one.node, ast.ClassDef)}
+    found = explained(every)
+    silent = [one for one in every if not one.doc and not QT_NAMES.fullmatch(one.node.name)]
+    assert not "\n".join(one.place for one in silent if not is_explained(one, classes, found))
+
+
+NO_BEGINNING = ("Of", "By", "In", "For", "With", "Without", "From", "On", "To", "So", "As", "Only", "Once", "Nothing")
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun(repository: Path) -> None:
+    assert not [one.place for one in public(repository) if one.doc and one.doc.split()[0] in NO_BEGINNING]
+
+
+SHAPE = re.compile(r"\((?:\*|\.\.\.|[\w+* -]+,)[^()]*\)|\[\w+\]")
+"""(M, K), (V,), (..., K), (...): as it comes; (*shape); [rows]."""
+
+
+def test_functions_with_tensors_give_shapes(repository: Path) -> None:
+    """But for checkpoints, which are many tensors by name, and for what a protocol has explained."""
+    every = list(public(repository))
+    classes = {one.node.name: one.node for one in every if isinstance(one.node, ast.ClassDef)}
+    found = explained(every)
+    shapeless = [
+        one
+        for one in every
+        if re.search(r"\bTensor\b", one.annotations.replace("Mapping[str, Tensor]", ""))
+        and not SHAPE.search(one.doc)
+        and not (not one.doc and is_explained(one, classes, found))
+    ]
+    assert not "\n".join(one.place for one in shapeless)
+
+
+def test_errors_that_are_raised_are_named(repository: Path) -> None:
+    """By the function that raises an error of core/errors.py itself; where it becomes an event, `Failed` is named."""
+    kinds = {one.node.name for one in public(repository) if one.place.startswith("core/errors.py")}
+    silent = []
+    for one in public(repository):
+        if isinstance(one.node, ast.ClassDef):
+            continue
+        raised = {
+            ast.unparse(node.exc.func)
+            for node in ast.walk(one.node)
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        }
+        if raised & kinds and not any(kind in one.doc for kind in (*raised, "HeteGenError", "Failed")):
+            silent.append(one.place)
+    assert not "\n".join(silent)
 
 
 def test_nothing_hides_every_error_or_runs_strangers_code(repository: Path) -> None:

@@ -101,7 +101,7 @@ class Preferences(QObject):
 
 
 def open_folder(path: str) -> None:
-    """In the system's own file manager."""
+    """Opens a folder in the system's own file manager."""
     QDesktopServices.openUrl(QUrl.fromLocalFile(path))
 
 

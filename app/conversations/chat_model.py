@@ -91,7 +91,7 @@ class ChatModel(QAbstractListModel):
             self.chose.emit(self.conversation.turn(chosen))
 
     def start_reply(self, turn: Turn) -> None:
-        """From now on pieces belong to this turn, which is in the conversation already."""
+        """Lets pieces belong to this turn, which is in the conversation already."""
         self._running = turn
         turn.end = ""
         self._thinking_since = None

@@ -55,7 +55,7 @@ class Observer(QObject):
 
     @Slot(object)
     def on_sample(self, sample: Sample) -> None:
-        """While a reply is written, each sample may tell why it is not faster."""
+        """Tells, while a reply is written, why it is not faster."""
         if self._replying and self._outlook is not None:
             speed = self._stats.tok_s if self._stats else None
             reason: Explanation = explain(Situation(sample, self._outlook, speed))

@@ -16,7 +16,7 @@ AFTER_START_MS = 10_000
 
 
 class Collector(QObject):
-    """From its making on, in place of the automatic collection."""
+    """Collects garbage by a timer, in place of the automatic collection."""
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)

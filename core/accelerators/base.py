@@ -110,8 +110,8 @@ class Accelerator(Protocol):
         """A new event, not recorded yet."""
 
     def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
-        """Enqueue a copy between host and device, both contiguous and of the same bytes. `src` must not change before
-        it is done; from or to memory that is not pinned it may block. Raises DeviceLost."""
+        """Enqueue a copy between host and device, both (...) contiguous and of the same bytes. `src` must not
+        change before it is done; from or to memory that is not pinned it may block. Raises DeviceLost."""
 
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
         """Compute on the device after all that was launched before. `nbytes`: weights read, for simulated time."""

@@ -65,7 +65,7 @@ def _properties(device: torch.device) -> Any:
 
 
 def common_memory(device: torch.device) -> Memory:
-    """As the allocator counts it."""
+    """Memory as torch's allocator counts it."""
     free, total = torch.accelerator.get_memory_info(device)
     return counted(device, free, total)
 
@@ -128,7 +128,7 @@ def xpu_memory(device: torch.device) -> Memory:
 
 
 def mps_memory(device: torch.device) -> Memory:
-    """Of what the system recommends to use; the most is not counted there."""
+    """Memory as Metal recommends to use it; the peak is not counted there."""
     used, taken = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
     total = torch.mps.recommended_max_memory()
     return Memory(total - used, total, used, taken)

@@ -179,7 +179,7 @@ class Card:
         event.record(None)
 
     def settle(self) -> None:
-        """Nothing to do: torch calls follow on the same stream."""
+        """No-op: torch calls follow on the same stream."""
 
     def to_host(self, tensor: Tensor) -> CardHostCopy:
         return CardHostCopy(self, tensor)

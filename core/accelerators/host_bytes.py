@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def host_bytes(nbytes: int, alignment: int, freed: Callable[[int], None]) -> Tensor:
-    """`nbytes` (uint8) beginning at a multiple of `alignment`; `freed(nbytes)` is called before they are given back.
+    """(nbytes,) of uint8 beginning at a multiple of `alignment`; `freed(nbytes)` is called before they are given back.
 
     Whole multiples of the alignment belong to it, so that pages of their own can be locked.
     """

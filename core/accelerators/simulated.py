@@ -88,7 +88,7 @@ class SimulatedAccelerator:
         self._others = nbytes
 
     def lose(self) -> None:
-        """From now on everything raises DeviceLost."""
+        """Let everything raise DeviceLost from now on."""
         self._health.lost = True
 
     def reset_peak(self) -> None:

@@ -119,7 +119,7 @@ def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def main(index: int = 0) -> None:
-    """In the other process: one line of JSON, last."""
+    """Try the card, in the other process, and print one line of JSON, last."""
     try:
         found = cards()
         trial = try_card(found[index]) if index < len(found) else Trial("The installed torch finds no card.")

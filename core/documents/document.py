@@ -27,7 +27,7 @@ class Document:
 
     @cached_property
     def digest(self) -> str:
-        """By which its text is told from others, whatever its name."""
+        """A hash of the text, whatever the file's name."""
         return sha256(json.dumps(self.pages).encode()).hexdigest()
 
 

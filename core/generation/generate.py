@@ -53,7 +53,7 @@ def generate(
 
 
 def drawn(logits: Tensor, drafted: Sequence[int], ids: list[int], sample: Sampler) -> Iterator[DrawnToken]:
-    """Draw from `logits` (1 + drafted, vocabulary) of the last certain token and the drafted ones that follow it: one
+    """Draw from `logits` (1 + drafted, V) of the last certain token and the drafted ones that follow it: one
     token more than was drafted rightly. Each is appended to `ids`."""
     for row, expected in zip(logits, [*drafted, None], strict=True):
         token = sample(row, ids)

@@ -21,7 +21,7 @@ class PromptLookup:
         self._size = LEAST_DRAFT
 
     def prepare(self, ids: Sequence[int]) -> None:
-        """Nothing is needed: the index is made when it is first asked."""
+        """No-op: the index is made when it is first asked."""
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         """What followed the last tokens of `ids` when they stood there before."""

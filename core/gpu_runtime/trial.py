@@ -66,7 +66,7 @@ def kernel() -> tuple[str, str]:
 
 
 def main(folder: str) -> int:
-    """In the other process: one line of JSON, last."""
+    """Try the runtime, in the other process, and print one line of JSON, last."""
     sys.path.insert(0, folder)
     device, why = kernel()
     if device and not _comes_from(folder):

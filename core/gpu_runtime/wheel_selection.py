@@ -35,7 +35,7 @@ class Needed:
 
     @property
     def disk_bytes(self) -> int:
-        """Once it is set up; an estimate."""
+        """Bytes on the disk once it is set up; an estimate."""
         return round(self.download_bytes * UNPACKED)
 
     def address(self, file: RemoteFile) -> str:

@@ -70,7 +70,7 @@ class GpuRates:
 
 
 def measure_cpu() -> CpuRates:
-    """With as many threads as torch uses now."""
+    """Measure the CPU's rates, with as many threads as torch uses now."""
     table = KernelTable(torch.get_num_threads())
     overheads = _overheads(table)
     call_s, layer_s = overheads.call_s(), overheads.layer_s()

@@ -119,7 +119,10 @@ class Client:
         return f"{self.endpoint}/{path}{query}"
 
     def get_json(self, url: str, subject: str, stop: Stop = never) -> tuple[Any, str]:
-        """The JSON at `url` and the address of its next page ("" = none), with retries. Errors name `subject`."""
+        """The JSON at `url` and the address of its next page ("" = none), with retries.
+
+        Raises NetworkError, or the error that a refusal means; both name `subject`.
+        """
 
         def once() -> tuple[bytes, str]:
             with self.open(url, subject) as reply:

@@ -127,7 +127,7 @@ class Listing:
 
 
 def parse_reference(text: str) -> Reference:
-    """From "org/name", "org/name@revision", either with ":FILE" behind it, or an address of the model's page or file.
+    """Read "org/name", "org/name@revision", either with ":FILE" behind it, or an address of the model's page or file.
 
     Raises BadRequest.
     """

@@ -78,7 +78,7 @@ def read_remote(client: Client, reference: Reference, stop: Stop = never) -> Rem
 
 
 def read_config(client: Client, id: str) -> Mapping[str, Any]:
-    """Only config.json's content of a model's newest version, in one request."""
+    """The content of config.json alone, of a model's newest version, in one request."""
     return _parsed(client.get_bytes(file_address(client, id, "main", CONFIG), id), id)
 
 

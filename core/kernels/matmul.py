@@ -35,7 +35,7 @@ def linear(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tenso
 
 
 def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """torch's own after widening a chunk of rows to `dtype`, chunk after chunk."""
+    """(M, end - begin): torch's own product after widening a chunk of rows to `dtype`, chunk after chunk."""
     chunk = max(16, CHUNK_BYTES // (weight.shape[1] * dtype.itemsize))
     y = torch.empty((x.rows, end - begin), dtype=x.dtype)
     for start in range(begin, end, chunk):

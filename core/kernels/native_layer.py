@@ -114,7 +114,7 @@ class NativeLayer:
         return self._library.layer_end(self._address, x, call)
 
     def attend(self, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """As `end` as far as attention goes: x with what it adds, and the norm of that, (1, M, K) each."""
+        """Attention's part of `end`: x with what attention adds, and the norm of that, (1, M, K) each."""
         return self._library.layer_attend(self._address, x, call)
 
     def _by_head(self, states: Tensor, m: int, heads: int) -> Tensor:

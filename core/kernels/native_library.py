@@ -46,7 +46,7 @@ class AttentionCall:
 
     @property
     def addresses(self) -> tuple[int | None, ...]:
-        """Of query, key, value, mask and sinks, in the library's order."""
+        """Addresses of query, key, value, mask and sinks, in the library's order."""
         tensors = (self.query, self.key, self.value, self.mask, self.sinks)
         return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
@@ -177,13 +177,13 @@ class NativeLibrary:
         )  # fmt: skip
 
     def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:
-        """The second half: what `call` attends to, through the rest of the layer, in x's shape."""
+        """Compute the second half: what `call` attends to, through the rest of the layer, (1, M, K) as x."""
         out = torch.empty_like(x)
         self._after_attention(self._layer_end, layer, x, call, out.data_ptr())
         return out
 
     def layer_attend(self, layer: int, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """As `layer_end` as far as attention goes: x (1, M, K) with what it adds, and the norm of that."""
+        """Attention's part of `layer_end`: x (1, M, K) with what attention adds, and the norm of that."""
         both = torch.empty((2, *x.shape), dtype=x.dtype)
         total, normed = both.unbind()
         self._after_attention(self._layer_attend, layer, x, call, total.data_ptr(), normed.data_ptr())

@@ -45,7 +45,7 @@ class QuantizedWeight:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What the weight consists of, each with N rows."""
+        """The tensors of the weight, each (N, ...)."""
         return (self.data,) if self.scales is None else (self.data, self.scales)
 
     @property
@@ -69,7 +69,7 @@ class QuantizedWeight:
         return QuantizedWeight(self.format, (end - begin, self.shape[1]), self.data[begin:end], scales)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
-        """The bytes of rows [begin, end), one contiguous tensor for each part, to be laid one behind the other."""
+        """The bytes of rows [begin, end), one contiguous tensor (rows, ...) for each part, to be laid end to end."""
         return self.rows(begin, end).tensors
 
     def unpack(self, buffer: Tensor, begin: int, end: int) -> QuantizedWeight:

@@ -32,7 +32,7 @@ class CpuLayers:
         self._inputs = inputs
 
     def use(self, numbers: Collection[int]) -> None:
-        """From the next pass on, the CPU computes these layers, as far as it can, and no others."""
+        """Let the CPU compute these layers from the next pass on, as far as it can, and no others."""
         used = set(numbers) & self._fused.keys()
         for number, layer in enumerate(self._layers):
             if number in used:

@@ -33,7 +33,7 @@ class Parked:
 
 
 class ParkedPrefixes:
-    """At most `room` bytes of them; the least recently used are given up first."""
+    """Parked prefixes of at most `room` bytes; the least recently used are given up first."""
 
     def __init__(self, room: int) -> None:
         self.room = room

@@ -85,7 +85,7 @@ def _needed(module: Any, path: list[str]) -> set[int]:
 
 @contextmanager
 def without_towers() -> Iterator[None]:
-    """While it lasts, a tower that needs a library for pictures is built as nothing. For one thread at a time."""
+    """Context: a tower that needs a library for pictures is built as nothing. For one thread at a time."""
     from transformers import AutoModel
 
     original = AutoModel.__dict__["from_config"]

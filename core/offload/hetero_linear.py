@@ -77,7 +77,7 @@ class HostLinear(nn.Module):
         self._together = HostWeight.together([weight])
 
     def lead(self, followers: list[HostLinear]) -> None:
-        """From now on, `start` computes these along with it."""
+        """Let `start` compute these along with this linear from now on."""
         self.followers = followers
         self._together = HostWeight.together([self.host, *(one.host for one in followers)])
 

@@ -52,11 +52,11 @@ class HostWeight:
         return weight.dequantize(weight.data.dtype if weight.format == "bf16" else torch.bfloat16)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
-        """The rows' bytes as contiguous host tensors, to be laid one behind the other."""
+        """The rows' bytes as contiguous host tensors (rows, ...), to be laid end to end."""
         return self.weight.parts(begin, end)
 
     def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
-        """The same rows from a byte buffer on the device that holds `parts` one behind the other."""
+        """The same rows from a buffer (nbytes,) on the device that holds `parts` end to end."""
         rows = self.weight.unpack(buffer, begin, end)
         # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None

@@ -104,7 +104,7 @@ class SerialCopies:
         self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
 
     def begin_pass(self, schedule: Sequence[Chunk]) -> None:
-        """Nothing is fetched ahead."""
+        """No-op: nothing is fetched ahead."""
 
     def has_ready(self, chunk: Chunk) -> bool:
         """It is copied when it is taken."""

@@ -76,7 +76,7 @@ def expected_s(plan: Plan, profile: Profile) -> float:
 
 @dataclass(frozen=True)
 class Keep:
-    """Nothing to do."""
+    """Decision: the plan stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Endpoint:
 
     @property
     def source(self) -> str:
-        """As one string: `remote:URL#MODEL`."""
+        """The endpoint as one string: `remote:URL#MODEL`."""
         return f"{PREFIX}{self.url}#{quote(self.model, safe='/:@')}"
 
 

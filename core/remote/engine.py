@@ -63,7 +63,7 @@ class RemoteEngine:
             yield Failed(error)
 
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
-        """Answer the last message."""
+        """Answer the last message, as events that end with Finished or Failed."""
         try:
             if self._endpoint is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
@@ -80,7 +80,7 @@ class RemoteEngine:
         yield Counted(sum(len(message.content) for message in request.messages) // 4)
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
-        """Nothing of a remote model lies in this computer's memory."""
+        """No-op: nothing of a remote model lies in this computer's memory."""
         return iter(())
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class Totals:
 
 
 class Activity:
-    """For any threads. `changed`, if given, is called after every change, in the server's thread."""
+    """Counts of requests, for any thread. `changed`, if given, is called after every change, in the server's thread."""
 
     def __init__(self, changed: Callable[[], None] | None = None) -> None:
         self._lock = Lock()

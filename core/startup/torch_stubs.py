@@ -19,7 +19,7 @@ MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
 
 @contextmanager
 def bare_torch() -> Iterator[None]:
-    """While it lasts, an import of these gives a stand-in. Who asks it for more than it knows gets the real module.
+    """Context: an import of these gives a stand-in. Asked for more than it knows, it imports the real module.
 
     For one thread at a time. Modules that were imported before stay as they are.
     """

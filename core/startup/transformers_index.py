@@ -25,7 +25,7 @@ Make = Callable[..., Table]
 
 
 def keep_model_index(folder: Path) -> None:
-    """To be called before transformers is imported; afterwards it does nothing."""
+    """Keep the index of model modules; to be called before transformers is imported, afterwards a no-op."""
     if PACKAGE not in sys.modules:
         sys.meta_path.insert(0, _Finder(folder))
 

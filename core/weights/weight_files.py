@@ -40,7 +40,7 @@ def _is_adapter(file: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise unless `folder` is a readable directory with a config.json."""
+    """Check for a readable directory with a config.json. Raises ModelNotFound, ModelUnreadable."""
     try:
         next(folder.iterdir(), None)
     except FileNotFoundError as error:

@@ -76,7 +76,7 @@ class Body(QWidget):
         return "\n".join(part.replace("\u2028", "\n").rstrip("\n") for part in parts if part)
 
     def clear_selection(self) -> None:
-        """Nothing is selected any more."""
+        """Selects nothing any more."""
         for edit in self.edits():
             cursor = edit.textCursor()
             if cursor.hasSelection():

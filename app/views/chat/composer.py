@@ -118,7 +118,7 @@ class Composer(QWidget):
             self.ring.set_use(0, state.model.context if state.model and not state.begun else 0)
 
     def set_busy(self, busy: bool) -> None:
-        """While a reply is awaited the send button is a stop button."""
+        """Makes the send button a stop button while a reply is awaited."""
         if busy != self._busy:
             self._busy = busy
             self._send.set_icon("stop" if busy else "send", tr("Stop") if busy else tr("Send"))

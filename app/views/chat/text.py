@@ -113,7 +113,7 @@ class ProseView(TextView):
 
     @property
     def full(self) -> bool:
-        """So long that what follows belongs into a view of its own: the cost of one document grows with it."""
+        """Whether what follows belongs into a view of its own: the cost of one document grows with its length."""
         return self._fixed > LONGEST_DOCUMENT
 
     def set_tail(self, tail: Prose) -> None:

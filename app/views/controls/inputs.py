@@ -36,7 +36,7 @@ class ChoiceBox(QComboBox):
 
 
 class TickBox(QCheckBox):
-    """On or off."""
+    """A box that is on or off."""
 
     def __init__(self, theme: Theme, words: str, parent: QWidget | None = None) -> None:
         super().__init__(words, parent)

@@ -34,7 +34,7 @@ class Removal(QObject):
             self.remove(row)
 
     def remove(self, row: Row) -> None:
-        """Without asking any more."""
+        """Removes a model without asking."""
         path = self._catalog.cache.repo(row.id)
         self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
         self._downloads.give_up(row.id)

@@ -59,7 +59,7 @@ class Legend(QWidget):
         self.fit()
 
     def fit(self) -> None:
-        """As high as its rows."""
+        """Grows to the height of its rows."""
         self._columns = self._fitting()
         rows = -(-len(self._entries) // len(self._columns))
         self.setFixedHeight(max(1, rows) * self._line())

@@ -95,12 +95,12 @@ def gemma3_rope(file: Reading, config: Config) -> None:
 
 
 def gemma2_scale(_: Reading, config: Config) -> None:
-    """Only the largest Gemma 2, of 46 layers, scales by something else than its heads' size."""
+    """Set the scale of the largest Gemma 2, of 46 layers, which is not that of its heads' size."""
     _query_scale(config, largest=46)
 
 
 def gemma3_scale(_: Reading, config: Config) -> None:
-    """Only the largest Gemma 3, of 62 layers, scales by something else than its heads' size."""
+    """Set the scale of the largest Gemma 3, of 62 layers, which is not that of its heads' size."""
     _query_scale(config, largest=62)
 
 

@@ -43,7 +43,7 @@ def nvfp4(parts: Parts, _: Settings) -> Coded:
 
 
 def grid(scales: Tensor) -> Tensor:
-    """Scales in fp32 by rows and columns: one number is for all, a list is by rows."""
+    """Scales in fp32 by rows and columns, (1, 1), (N, 1) or (n, k): one number is for all, a list is by rows."""
     wide = powers(scales) if scales.dtype in (torch.uint8, torch.float8_e8m0fnu) else scales.float()
     return wide.reshape(1, 1) if wide.dim() == 0 else wide[:, None] if wide.dim() == 1 else wide
 
