@@ -44,6 +44,7 @@ class ToolCall:
 class Message:
     """One turn of a conversation. `reasoning` is what a reasoning model thought before `content`.
 
+    `pictures`: what was shown with it, each the content of a PNG, JPEG, WebP or GIF file.
     `tool_calls` belong to an assistant's turn; a turn of role `tool` answers the one that `tool_call_id` names.
     """
 
@@ -52,6 +53,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
+    pictures: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 MODULES = (
     "tkinter", "idlelib", "lib2to3", "pip", "setuptools", "wheel", "pytest", "_pytest", "hypothesis", "mypy", "ruff",
-    "matplotlib", "scipy", "pandas", "IPython", "PIL", "torchvision", "torchaudio", "tensorflow", "jax", "flax",
+    "matplotlib", "scipy", "pandas", "IPython", "torchvision", "torchaudio", "tensorflow", "jax", "flax",
     "tensorboard", "onnx", "onnxscript", "triton", "accelerate", "sentencepiece", "grimp", "importlinter",
     "torch.utils.tensorboard", "torch.onnx._internal.exporter", "torch.utils.benchmark", "readline", "curses", "nis",
     "transformers.cli", "transformers.pipelines", "transformers.testing_utils", "transformers.trainer",
@@ -67,7 +67,13 @@ The rest a desktop brings, and ours would be older than its drivers: named in th
 with torch, and a second one beside it would start threads of its own.
 """
 
-_KEPT_ANYWAY = re.compile(r"(__init__|configuration_|tokenization_)")
+_KEPT_ANYWAY = re.compile(r"(__init__|configuration_|tokenization_|processing_|image_processing_pil_)")
+_CHATTING = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+)
+"""transformers' lists of models that write text, those that also see or hear among them."""
 
 
 def is_left_out(name: str, source: str) -> bool:
@@ -81,9 +87,9 @@ def is_left_out(name: str, source: str) -> bool:
 
 
 def model_modules() -> list[str]:
-    """The modules of `transformers.models` that no causal language model can reach.
+    """The modules of `transformers.models` that no model which writes text can reach.
 
-    Configurations and tokenizers all stay: they are small, and a model that cannot be opened is judged by its own.
+    Configurations, tokenizers and what prepares pictures all stay: they are small, and a model that cannot be opened is judged by its own.
     """
     models = _folder("transformers") / "models"
     reached = _reached(models)
@@ -116,7 +122,7 @@ def _reached(models: Path) -> set[Path]:
     """Follows imports, and names of model types in quotes: a model may be a part of another's configuration."""
     folders = _folders_by_type(models)
     todo = [file for file in models.glob("*/*.py") if file.parent.name == "auto" or _KEPT_ANYWAY.match(file.name)]
-    todo += [file for kind in _causal_types(models) for file in _modeling(models, folders.get(kind, kind))]
+    todo += [file for kind in _chatting_types(models) for file in _modeling(models, folders.get(kind, kind))]
     reached: set[Path] = set()
     while todo:
         file = todo.pop()
@@ -164,11 +170,11 @@ def _module(models: Path, parts: list[str]) -> Iterable[Path]:
     return [models.joinpath(*parts).with_suffix(".py")]
 
 
-def _causal_types(models: Path) -> list[str]:
-    names = _pairs(models / "auto" / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    if not names:
-        raise SystemExit("transformers names its causal language models elsewhere now: see left_out.py.")
-    return [kind for kind, _ in names]
+def _chatting_types(models: Path) -> list[str]:
+    lists = [_pairs(models / "auto" / "modeling_auto.py", name) for name in _CHATTING]
+    if not all(lists):
+        raise SystemExit("transformers names its language models elsewhere now: see left_out.py.")
+    return [kind for pairs in lists for kind, _ in pairs]
 
 
 def _folders_by_type(models: Path) -> dict[str, str]:

@@ -29,14 +29,14 @@ def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether nothing but texts belongs to a turn of the user or the model."""
-    plain = Message(message.role, message.content, message.reasoning)
+    """Whether nothing but texts and pictures belongs to a turn of the user or the model."""
+    plain = Message(message.role, message.content, message.reasoning, pictures=message.pictures)
     return message == plain and message.role in ("user", "assistant")
 
 
 def is_blank(message: Message) -> bool:
-    """Whether a turn says nothing: a reply that was stopped before its answer."""
-    return is_plain(message) and not message.content.strip()
+    """Whether a turn says and shows nothing: a reply that was stopped before its answer."""
+    return is_plain(message) and not message.content.strip() and not message.pictures
 
 
 def joined(turns: Sequence[Message]) -> list[Message]:
@@ -45,7 +45,8 @@ def joined(turns: Sequence[Message]) -> list[Message]:
     for turn in turns:
         if result and is_plain(turn) and is_plain(result[-1]) and result[-1].role == turn.role:
             both = (result[-1].content.rstrip(), turn.content)
-            result[-1] = replace(turn, content=BETWEEN.join(text for text in both if text))
+            shown = (*result[-1].pictures, *turn.pictures)
+            result[-1] = replace(turn, content=BETWEEN.join(text for text in both if text), pictures=shown)
         else:
             result.append(turn)
     return result

@@ -207,7 +207,10 @@ class ChatTemplate:
 
 def as_turn(message: Message, *, in_parts: bool = False) -> dict[str, Any]:
     """A message as templates take it."""
-    content: Any = [{"type": "text", "text": message.content}] if in_parts else message.content
+    content: Any = message.content
+    if in_parts or message.pictures:
+        said = [{"type": "text", "text": message.content}] if message.content or not message.pictures else []
+        content = [*({"type": "image"} for _ in message.pictures), *said]
     turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.reasoning:
         turn |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}

@@ -13,6 +13,7 @@ from core.generation.sampler import Sampler
 from core.generation.speculation import Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
+from core.model.pictures import passes
 from core.planning.speculation import MOST_ROWS
 
 # Large enough to use the machine well; `stop` is looked at between layers, so a chunk may take seconds.
@@ -45,10 +46,9 @@ def generate(
     known = cache.reuse(prompt)
     yield Prefill(known, len(prompt), known)
     step = (chunk_tokens or PREFILL_CHUNK) if cache.reads_in_parts else len(prompt)
-    for start in range(known, len(prompt), step):
-        chunk = prompt[start : start + step]
-        logits = model.forward(chunk, cache, stop)
-        yield Prefill(start + len(chunk), len(prompt), known)
+    for start, end in passes(prompt, known, step):
+        logits = model.forward(prompt[start:end], cache, stop)
+        yield Prefill(end, len(prompt), known)
     yield from _decode(model, cache, list(prompt), logits, sample, stop, speculation if cache.can_rewind else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from core.planning.speculation import MOST_ROWS
 
@@ -26,7 +27,8 @@ class PromptLookup:
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         """What followed the last tokens of `ids` when they stood there before."""
         end = self._find(ids)
-        return list(ids[end : end + min(self._size, MOST_ROWS - 1, room)]) if end else []
+        following = ids[end : end + min(self._size, MOST_ROWS - 1, room)] if end else ()
+        return list(takewhile(lambda id: id >= 0, following))  # a picture is not drafted
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
         """Double the draft where all of it was right, else propose one more than was."""

@@ -178,7 +178,7 @@ def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     """Repetition penalty of CTRL (Keskar et al. 2019): seen ids' logits divided (or, below 0, multiplied) by it."""
     if penalty == 1.0 or not ids:
         return logits
-    seen = torch.tensor(sorted(set(ids[-PENALTY_TOKENS:])))
+    seen = torch.tensor(sorted({id for id in ids[-PENALTY_TOKENS:] if id >= 0}))  # below 0 are pictures
     chosen = logits[seen]
     result = logits.clone()
     result[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)

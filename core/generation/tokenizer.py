@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from core.errors import NoChatTemplate
 from core.events import Message, Tool
@@ -31,6 +31,16 @@ MARK_IDS = 24
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
 
 
+class PictureText(Protocol):
+    """What a model that sees adds to the text of a conversation with pictures (the content of their files)."""
+
+    def expand(self, text: str, shown: Sequence[bytes]) -> str:
+        """A rendered conversation with all tokens that stand for its pictures."""
+
+    def numbered(self, ids: Sequence[int], shown: Sequence[bytes]) -> list[int]:
+        """The ids of such a text, each picture's its own."""
+
+
 class Tokenizer:
     """A model's tokenizer and chat template."""
 
@@ -38,6 +48,7 @@ class Tokenizer:
         """`folder`: where a chat template may lie that the tokenizer's own files do not name."""
         self.backend = backend
         """transformers' own tokenizer."""
+        self.vision: PictureText | None = None
         source = find_template(folder, getattr(backend, "chat_template", None))
         self._template = ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
         self.stop_ids = frozenset(eos_ids) | self._own_stop_ids()
@@ -120,9 +131,13 @@ class Tokenizer:
         options = {"tools": as_functions(tools)} if tools else {}
         asked, reply = _before_reply(messages) if continue_reply else (messages, None)
         text = self._template.render(asked, **options)
+        shown = [picture for message in asked for picture in message.pictures]
+        if shown and self.vision is not None:
+            text = self.vision.expand(text, shown)
         if reply is not None:
             text += self._template.reply_text(reply, self.marks, self.marks.opened_by(text))
-        return self._encode_rendered(text)
+        ids = self._encode_rendered(text)
+        return ids if self.vision is None or not shown else self.vision.numbered(ids, shown)
 
     def render_unfinished(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[int], list[int]]:
         """The ids of a prompt, and those of the unfinished reply that follows it. Raises NoChatTemplate."""
@@ -157,7 +172,8 @@ class Tokenizer:
 
     def _spelled(self, ids: Sequence[int]) -> str:
         """The text with every special token written out, so that the end of a turn is not taken for part of it."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        read = [id for id in ids if id >= 0]  # the others are pictures
+        return str(self.backend.decode(read, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered conversation; nothing is one token across a BREAK."""

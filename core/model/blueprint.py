@@ -101,6 +101,22 @@ def build(config: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def whole_tree(config: Any, dtype: torch.dtype) -> Any:
+    """The tree of a model with everything that sees and hears, on the meta device. Raises UnsupportedModel."""
+    from transformers.initialization import no_init_weights
+
+    family = auto_class(config)
+    if family is None:
+        raise _no_causal_lm(config)
+    try:
+        with bare_torch(), without_towers(), OnlyComputed(), no_init_weights():
+            module = family.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+    except (ValueError, RuntimeError):
+        with bare_torch(), without_towers(), all_on_meta(), no_init_weights():
+            module = family.from_config(config, dtype=dtype, attn_implementation="eager", trust_remote_code=False)
+    return module.eval().requires_grad_(False)
+
+
 def _asks_for_attention(module: Any) -> bool:
     """Whether the layers leave attention, and the mask for it, to the function that the configuration names.
 

@@ -14,6 +14,7 @@ from core.errors import ModelUnreadable, NotEnoughMemory, UnsupportedModel
 from core.events import Stop, never
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import cache_argument, decoder_layers
+from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed
 from core.model.trace import STORED
@@ -32,6 +33,7 @@ class LanguageModel:
         """`module`: a filled causal language model of transformers; `placement` has put our linears into it."""
         self.module = module
         self.placement = placement or HostPlacement(module, {})
+        self.vision: Vision | None = None
         self._stop: Stop = never
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
         parameters = inspect.signature(module.forward).parameters
@@ -47,6 +49,7 @@ class LanguageModel:
     ) -> Tensor:
         """Append `ids` (n,) to the cache; logits (keep, vocabulary) of the last `keep` of them, in fp32.
 
+        Ids below 0 are a picture's: of one at most, and then all of it.
         Rows are divided as for `divide_for` ids where these are fewer: what is fetched ahead then stays useful though
         the number of ids changes from pass to pass.
         Raises ForwardStopped (the cache is as before, or empty where it cannot be), NotEnoughMemory.
@@ -82,6 +85,8 @@ class LanguageModel:
         if self._takes_positions:  # some families (Bamba) would count from 0 at every pass
             start = len(cache.tokens)
             inputs["position_ids"] = torch.arange(start, start + len(ids), device=self.placement.device).unsqueeze(0)
+        if self.vision is not None and min((*ids, *cache.tokens)) < 0:
+            inputs |= self.vision.inputs(cache.tokens, ids, self.placement.device)
         return inputs
 
     def _undo(self, cache: KVCache, length: int) -> None:
@@ -117,6 +122,29 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
     _finish(module, later)
 
 
+def fill_parts(module: Any, checkpoint: Mapping[str, Tensor]) -> None:
+    """Fill what is still empty in a tree of which all else is in use. Raises ModelUnreadable, NotEnoughMemory."""
+    empty = {name for name, value in module.state_dict().items() if value.is_meta}
+    names, dtypes = WeightNames(module), _DtypePlan(module)
+    wanted = {source: checkpoint[source] for source in checkpoint if names.target(source)[0] in empty}
+    for target, transform in names.transforms(wanted)[0].items():
+        for name, value in _converted(transform, target, module).items():
+            tensor = value[0] if isinstance(value, list) else value
+            _check_fits(name, tensor, names.expected, 1)
+            _assign(module, name, tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor)
+            empty.discard(name)
+    _check_complete([name for name, _ in module.named_parameters() if name in empty])
+    _compute_buffers(module)
+
+
+def _check_complete(empty: Sequence[str]) -> None:
+    if empty:
+        raise ModelUnreadable(
+            sentence("{} of the model's tensors are missing.", len(empty)), sentence("The first one is {}.", empty[0]),
+            "Download the model again.",
+        )  # fmt: skip
+
+
 def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
     """transformers' conversion of one target: a renaming, or parts put together (experts, q/k/v)."""
     try:
@@ -134,11 +162,7 @@ def _finish(module: Any, later: Postponed) -> None:
     missing = {name for name, value in module.state_dict().items() if value.is_meta and name not in later}
     module.tie_weights(missing_keys=missing, recompute_mapping=False)
     empty = [name for name, value in module.named_parameters() if value.is_meta and name not in later]
-    if empty:
-        raise ModelUnreadable(
-            sentence("{} of the model's tensors are missing.", len(empty)), sentence("The first one is {}.", empty[0]),
-            "Download the model again.",
-        )  # fmt: skip
+    _check_complete(empty)
     _compute_buffers(module)
 
 

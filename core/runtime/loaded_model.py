@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from core.errors import DeviceLost, NotEnoughMemory
+from core.errors import BadRequest, DeviceLost, NotEnoughMemory
 from core.events import Message, Sampling
 from core.generation.grammar import Grammars
 from core.generation.prompt_lookup import PromptLookup
@@ -25,6 +25,9 @@ from core.planning.profile_store import model_key, remember
 from core.runtime.drafting import DraftModel
 from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
+from core.vision.processor import load_processor
+from core.vision.tower import has_tower, placeholder_id
+from core.vision.vision import ModelVision
 
 UNLOCKED = sentence("The system lets too little memory be locked for fast copies, so streaming to the card is slower.")
 
@@ -75,11 +78,34 @@ class LoadedModel:
     drafts: bool = True
     draft: DraftModel | None = None
 
-    def speculation(self) -> Speculation | None:
-        """What drafts ahead in one reply; None where nothing is to."""
+    @property
+    def sees(self) -> bool:
+        """Whether pictures can be shown to it."""
+        if self.source.folder is None or self.tokenizer is None:
+            return False
+        return self.model.vision is not None or has_tower(self.source.module)
+
+    def open_vision(self) -> None:
+        """Ready the parts that see, for the first picture. Raises BadRequest for a model without them, ModelUnreadable,
+        UnsupportedModel, NotEnoughMemory."""
+        if self.model.vision is not None:
+            return
+        module, folder = self.source.module, self.source.folder
+        placeholder = placeholder_id(module.config)
+        if folder is None or self.tokenizer is None or placeholder is None or not self.sees:
+            raise BadRequest(
+                "This model cannot see pictures.", "It only reads text.", "Choose a model that sees, or ask without it."
+            )
+        processor = load_processor(folder, module.config, self.tokenizer.backend, placeholder)
+        vision = ModelVision(module, self.source.weights, processor)
+        self.model.vision = self.tokenizer.vision = vision
+
+    def speculation(self, ids: Sequence[int]) -> Speculation | None:
+        """What drafts ahead in a reply to these ids; None where nothing is to."""
         if not self.drafts:
             return None
-        models = [] if self.draft is None else [self.draft.drafter(self.cache)]
+        blind = self.draft is None or min(ids) < 0  # the model that drafts would not see the pictures
+        models = [] if blind or self.draft is None else [self.draft.drafter(self.cache)]
         return Speculation([PromptLookup(), *models])
 
     def drop_draft(self) -> None:

@@ -31,6 +31,7 @@ class Reply:
     def __init__(self, loaded: LoadedModel, request: Request, stop: Stop) -> None:
         if loaded.tokenizer is None:
             raise BadRequest("A shape has random weights and no words.", "", "Load a real model to chat.")
+        request = with_pictures_seen(loaded, request)
         self._loaded = loaded
         self._request = request
         self._tokenizer = loaded.tokenizer
@@ -83,7 +84,7 @@ class Reply:
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
-        self._speculation = loaded.speculation()
+        self._speculation = loaded.speculation(ids)
         chunk = loaded.plan.prefill_chunk
         for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, self._speculation):
             if isinstance(step, Prefill):
@@ -241,12 +242,24 @@ def prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
     if loaded.tokenizer is None:
         raise BadRequest("A shape has random weights and no words.", "", "Load a real model to chat.")
     if request.prompt is None:
-        messages = _checked(request)
+        messages = _checked(with_pictures_seen(loaded, request))
         return loaded.tokenizer.render(messages, continue_reply=request.continue_reply, tools=request.tools)
     ids = loaded.tokenizer.encode_prompt(request.prompt)
     if not ids:
         raise BadRequest("The message is empty.", "", "Write something first.")
     return ids
+
+
+def with_pictures_seen(loaded: LoadedModel, request: Request) -> Request:
+    """The request, once its pictures can be seen: a model that cannot goes on without those of earlier turns. Raises
+    BadRequest where one is asked about, ModelUnreadable, UnsupportedModel, NotEnoughMemory."""
+    if not any(message.pictures for message in request.messages):
+        return request
+    question = next((one for one in reversed(request.messages) if one.role == "user"), request.messages[-1])
+    if loaded.sees or question.pictures:
+        loaded.open_vision()
+        return request
+    return replace(request, messages=tuple(replace(one, pictures=()) for one in request.messages))
 
 
 def _fitting(ids: list[int], context: int) -> list[int]:
@@ -263,7 +276,8 @@ def _fitting(ids: list[int], context: int) -> list[int]:
 def _checked(request: Request) -> tuple[Message, ...]:
     """The messages of a request that can be answered. Raises BadRequest."""
     last = request.messages[-1] if request.messages else None
-    if last is None or not (last.content.strip() or request.continue_reply or last.role == "tool"):
+    said = last is not None and (last.content.strip() or last.pictures)
+    if last is None or not (said or request.continue_reply or last.role == "tool"):
         raise BadRequest("The message is empty.", "", "Write something first.")
     if (last.role == "system" and not request.whole) or (last.role == "assistant") != request.continue_reply:
         raise BadRequest("There is nothing to answer.", "The last message is not a question.", "Write a message first.")

@@ -68,7 +68,7 @@ def compare(
     """Both in turn over all questions; medians over the pairs."""
     pairs, passes, tokens, tried, taken = [], 0, 0, 0, 0
     for question in QUESTIONS[: options.questions] * options.rounds:
-        ahead = drafted.speculation()
+        ahead = drafted.speculation([1])
         assert ahead is not None
         before = rate(plain, question, temperature, None, options.tokens)
         after = rate(drafted, question, temperature, ahead, options.tokens)

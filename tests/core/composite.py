@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
     "patch_size": 14, "projection_dim": 32, "vision_output_dim": 32, "projector_input_dim": 32,
     "projector_output_dim": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
     "fullatt_block_indexes": [1], "vision_feature_layer": -1, "d_model": 32, "encoder_layers": 1,
-    "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 16,
+    "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 16, "mm_tokens_per_image": 4,
 }  # fmt: skip
 GEMMA4_TEXT: dict[str, Any] = {name: SIZES[name] for name in ("hidden_size", "vocab_size", "intermediate_size")} | {
     "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 32,

@@ -10,6 +10,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.core.composite import OWN_CLASS
 from tests.core.families import FAMILIES, RARER_FAMILIES
 
 
@@ -37,6 +38,13 @@ def test_every_tested_family_stays(modules: set[str]):
         assert f"transformers.models.{folder}.modeling_{folder}" not in modules
 
 
+def test_every_tested_model_that_sees_stays_with_what_prepares_pictures(modules: set[str]):
+    for kind in OWN_CLASS:
+        folder = model_type_to_module_name(kind)
+        assert f"transformers.models.{folder}.modeling_{folder}" not in modules
+    assert not [name for name in modules if ".processing_" in name or ".image_processing_pil_" in name]
+
+
 def test_every_configuration_stays_so_that_any_model_can_be_judged(modules: set[str]):
     assert not [name for name in modules if ".configuration_" in name or name.endswith("__init__")]
     assert len(CONFIG_MAPPING_NAMES) > 300
@@ -45,7 +53,7 @@ def test_every_configuration_stays_so_that_any_model_can_be_judged(modules: set[
 def test_models_that_only_see_or_hear_go(modules: set[str]):
     gone = {name for name in modules if ".modeling_" in name}
     assert {"transformers.models.vit.modeling_vit", "transformers.models.wav2vec2.modeling_wav2vec2"} <= gone
-    assert len(gone) > 200
+    assert len(gone) > 100
 
 
 def test_a_part_that_another_model_names_stays(modules: set[str]):

@@ -116,5 +116,5 @@ def test_a_copy_that_would_not_pay_is_not_made(tmp_path: Path) -> None:
     """On the CPU the tiny model's copy takes as long as the model: what passes cost is mostly not their weights."""
     model = loaded(folder_of("llama", tmp_path), replace(ON_CPU, draft=AUTO))
     assert model.draft is None
-    assert model.speculation() is not None
-    assert loaded(tmp_path, replace(ON_CPU, draft="off")).speculation() is None
+    assert model.speculation([1]) is not None
+    assert loaded(tmp_path, replace(ON_CPU, draft="off")).speculation([1]) is None

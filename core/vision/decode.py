@@ -1,0 +1,63 @@
+"""A picture's bytes as pixels, within limits: files of strangers, whose sizes promise anything."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+from core.errors import BadRequest
+from core.sentence import sentence
+from core.units import MIB
+
+KINDS = ("PNG", "JPEG", "WEBP", "GIF")
+MOST_BYTES = 40 * MIB
+MOST_PIXELS = 100_000_000
+LONGEST_SIDE = 4096
+"""Larger ones are made smaller before a model's processor sees them, whose own limits come after a copy in floats."""
+
+
+def decode(data: bytes) -> Any:
+    """The picture (its first frame), upright, as an RGB image of Pillow's. Raises BadRequest."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if len(data) > MOST_BYTES:
+        raise _too_large()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=KINDS)
+            if image.width * image.height > MOST_PIXELS:
+                raise _too_large()
+            upright = ImageOps.exif_transpose(image)
+            upright.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            return _on_white(upright)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large() from error
+    except UnidentifiedImageError as error:
+        raise BadRequest(
+            "The file is no picture that can be read.", "", sentence("Choose one of {}.", ", ".join(KINDS))
+        ) from error
+    # Damaged files end in any of these, by the part that was being read.
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise BadRequest("The picture is damaged.", "", "Save it again, or choose another one.") from error
+
+
+def _on_white(image: Any) -> Any:
+    """RGB, with white behind what is transparent, as people see it on a page."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    clear = image.convert("RGBA")
+    page = Image.new("RGBA", clear.size, "white")
+    page.alpha_composite(clear)
+    return page.convert("RGB")
+
+
+def _too_large() -> BadRequest:
+    return BadRequest(
+        "The picture is too large.",
+        sentence("At most {} million pixels and {} MB are read.", MOST_PIXELS // 1_000_000, MOST_BYTES // MIB),
+        "Save it smaller.",
+    )

@@ -1,0 +1,63 @@
+"""Pictures from strangers: whatever the file promises, pixels within limits or one sentence."""
+
+import io
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from core.errors import BadRequest
+from core.vision.decode import LONGEST_SIDE, decode
+from tests.core.vision.seeing import picture
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_kinds(kind: str) -> None:
+    found = decode(saved(Image.new("RGB", (30, 20), (200, 20, 20)), kind))
+    assert (found.mode, found.size) == ("RGB", (30, 20))
+    red, green, _ = found.getpixel((5, 5))
+    assert red > 180 > 60 > green
+
+
+def test_the_first_frame_white_behind_it_and_upright() -> None:
+    frames = [Image.new("P", (8, 8), color) for color in (1, 2)]
+    assert decode(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])).size == (8, 8)
+    assert decode(saved(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG")).getpixel((1, 1)) == (255, 255, 255)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode(saved(Image.new("RGB", (30, 20)), "JPEG", exif=turned)).size == (20, 30)
+
+
+def test_large_ones_are_made_smaller() -> None:
+    assert decode(saved(Image.new("L", (2 * LONGEST_SIDE, 10)), "PNG")).size == (LONGEST_SIDE, 5)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_bombs_end_before_they_are_unpacked() -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0))
+    with pytest.raises(BadRequest, match="too large"):
+        decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)))
+    with pytest.raises(BadRequest, match="too large"):
+        decode(b"\0" * (41 << 20))
+
+
+@pytest.mark.parametrize("data", [b"", b"words", b"%PDF-1.7", b"GIF89a", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_is_no_picture(data: bytes) -> None:
+    with pytest.raises(BadRequest, match=r"no picture|damaged"):
+        decode(data)
+
+
+@pytest.mark.parametrize("end", [40, 200, 2000])
+def test_cut_files(end: int) -> None:
+    with pytest.raises(BadRequest, match=r"damaged|no picture"):
+        decode(picture(1)[:end])
