@@ -89,7 +89,8 @@ def is_left_out(name: str, source: str) -> bool:
 def model_modules() -> list[str]:
     """The modules of `transformers.models` that no model which writes text can reach.
 
-    Configurations, tokenizers and what prepares pictures all stay: they are small, and a model that cannot be opened is judged by its own.
+    Configurations, tokenizers and what prepares pictures all stay: they are small, and a model that cannot be opened is
+    judged by its own.
     """
     models = _folder("transformers") / "models"
     reached = _reached(models)

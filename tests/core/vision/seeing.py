@@ -44,7 +44,8 @@ IMAGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Kinds of models, and the settings of their image processors."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "gemma3": {"image_seq_length": 4}, "mistral3": {"patch_size": 14, "spatial_merge_size": 2, "image_token": "<image>"},
+    "gemma3": {"image_seq_length": 4},
+    "mistral3": {"patch_size": 14, "spatial_merge_size": 2, "image_token": "<image>"},
     "smolvlm": {"image_seq_len": 1}, "idefics3": {"image_seq_len": 1}, "internvl": {"image_seq_length": 1},
     "llava": {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
 }  # fmt: skip
