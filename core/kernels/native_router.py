@@ -22,16 +22,16 @@ class _Router(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT) for name in ("experts", "hidden", "choices", "kind", "normed", "rounded_scores")),
-        *((name, _INT) for name in ("rounded_shares", "groups", "kept_groups")),
+        *((name, _INT) for name in ("rounded_shares", "groups", "kept_groups", "group_best")),
         ("scale", ctypes.c_double),
-        *((name, _ADDRESS) for name in ("weight", "bias", "correction")),
+        *((name, _ADDRESS) for name in ("weight", "wide", "bias", "correction")),
     )
 
 
 @dataclass(frozen=True)
 class Routing:
     """How shares are made. `normed`: those of a row are divided by their sum; the rounding is to bf16; experts are
-    chosen in the best `kept_groups` of `groups`."""
+    chosen in the best `kept_groups` of `groups`, each of which counts as its `group_best` best experts (1 or 2)."""
 
     kind: str
     choices: int
@@ -41,12 +41,13 @@ class Routing:
     scale: float = 1.0
     groups: int = 1
     kept_groups: int = 1
+    group_best: int = 2
 
 
 @dataclass(frozen=True, eq=False)
 class RouterParts:
-    """`weight` (experts, K) of bf16, contiguous; `bias` and `correction` (experts,) of fp32: the second counts for the
-    choice and not for the shares."""
+    """`weight` (experts, K) of bf16 or fp32, contiguous; `bias` and `correction` (experts,) of fp32: the second counts
+    for the choice and not for the shares."""
 
     routing: Routing
     weight: Tensor
@@ -62,11 +63,13 @@ class NativeRouter:
         routing = parts.routing
         self.routing = routing
         self._library = library
+        narrow = parts.weight.dtype is torch.bfloat16
         self._held = parts, Parts([(parts.weight, None, 0, experts)])  # their addresses are in the fields
         self._fields = _Router(
             experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
-            routing.rounded_shares, routing.groups, routing.kept_groups, routing.scale,
-            ctypes.addressof(self._held[1].fields), _address(parts.bias), _address(parts.correction),
+            routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale,
+            ctypes.addressof(self._held[1].fields) if narrow else None, None if narrow else parts.weight.data_ptr(),
+            _address(parts.bias), _address(parts.correction),
         )  # fmt: skip
         self._experts = experts
         self._address = ctypes.addressof(self._fields)

@@ -70,10 +70,10 @@ def _routers(root: nn.Module) -> Iterator[tuple[Any, int]]:
 @torch.inference_mode()
 def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
     """Ours, if one of its kinds chooses as the router does."""
-    weight = router.weight.detach().to(torch.bfloat16).contiguous()
+    weight = _weight(router)
     held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
     plain = held <= {"weight", "bias", CORRECTION} and experts <= MOST_EXPERTS and router.weight.device.type == "cpu"
-    if not plain or not torch.equal(weight.to(router.weight.dtype), router.weight):
+    if not plain or weight is None:
         return None
     x = _inputs(router, dtype)
     own = router(x)
@@ -81,7 +81,7 @@ def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.
         return None
     bias, correction = (_floats(getattr(router, name, None)) for name in ("bias", CORRECTION))
     expected = _dense(own[1], own[2], experts)
-    for routing in _candidates(router, rounded_shares=own[1].dtype is torch.bfloat16):
+    for routing in _candidates(router, dtype, rounded_shares=own[1].dtype is torch.bfloat16):
         ours = NativeRouter(library, RouterParts(routing, weight, bias, correction))
         found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, FEW_ROWS)])
         near = (found - expected).abs().sum(1) <= NEAR * expected.abs().sum(1)
@@ -90,12 +90,23 @@ def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.
     return None
 
 
-def _candidates(router: Any, *, rounded_shares: bool) -> Iterator[Routing]:
+def _weight(router: Any) -> Tensor | None:
+    """In bf16 where that loses nothing, else in fp32."""
+    own: Tensor = router.weight.detach()
+    narrow = own.to(torch.bfloat16).contiguous()
+    if torch.equal(narrow.to(own.dtype), own):
+        return narrow
+    return own.contiguous() if own.dtype is torch.float32 else None
+
+
+def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Iterator[Routing]:
     scales = {1.0, float(getattr(router, "routed_scaling_factor", 1.0) or 1.0)}
     groups = _number(router, "num_group", "n_group")
     kept = _number(router, "topk_group") if groups > 1 else 1
-    for kind, normed, rounded, scale in product(KINDS, (True, False), (True, False), scales):
-        yield Routing(kind, router.top_k, normed, rounded, rounded_shares, scale, groups, kept)
+    roundings = (True, False) if dtype is torch.bfloat16 else (False,)
+    tried = product(KINDS, (True, False), roundings, scales, (2, 1) if groups > 1 else (2,))
+    for kind, normed, rounded, scale, best in tried:
+        yield Routing(kind, router.top_k, normed, rounded, rounded_shares, scale, groups, kept, best)
 
 
 def _number(router: Any, *names: str) -> int:

@@ -90,6 +90,35 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+_MLA: dict[str, Any] = {
+    "q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+_GROUPED: dict[str, Any] = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
+
+# Further mixtures of experts: shared experts, gates beside them, experts chosen within the best groups.
+EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
+    "olmoe": _COMMON | _GQA | {"num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": _COMMON | _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": _COMMON | _GQA | _MOE | {
+        "num_experts": 4, "shared_expert_intermediate_size": 48, "decoder_sparse_step": 1,
+    },
+    "qwen3_5_moe_text": _COMMON | _GQA | _FOUR | _MOE | {
+        "num_experts": 4, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "shared_expert_intermediate_size": 48,
+    },
+    "glm4_moe": _COMMON | _GQA | _MOE | _GROUPED | {"first_k_dense_replace": 1, "head_dim": 16},
+    "glm4_moe_lite": _COMMON | _MOE | _MLA | _GROUPED | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "deepseek_v2": _COMMON | _MOE | _MLA | _GROUPED | {
+        "topk_method": "group_limited_greedy", "first_k_dense_replace": 1, "n_shared_experts": 1,
+        "routed_scaling_factor": 1.5,
+    },
+    "gemma4_text": _COMMON | _GQA | _FOUR | {
+        "head_dim": 16, "sliding_window": 24, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+        "moe_intermediate_size": 48, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY,
+    },
+}  # fmt: skip
+
 
 def make_model(
     family: str,
@@ -102,7 +131,7 @@ def make_model(
 ) -> Path:
     """Write a tiny random model of `family` to `folder` as its published checkpoints are laid out."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**((FAMILIES | RARER_FAMILIES)[family] | changes))
+    config = CONFIG_MAPPING[family](**((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES)[family] | changes))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -2,6 +2,7 @@
  * torch does with its outcome in half a dozen calls. */
 #include "calls.h"
 #include "elements.h"
+#include "thread_pool.h"
 
 enum Shares { SOFTMAX_OF_ALL = 0, SOFTMAX_OF_CHOSEN = 1, SIGMOID_OF_EACH = 2 };
 enum { MOST_EXPERTS = 1024 };
@@ -10,16 +11,18 @@ enum { MOST_EXPERTS = 1024 };
 typedef struct {
     int64_t experts, hidden, choices, kind, normed; /* normed: shares of a row are divided by their sum */
     int64_t rounded_scores, rounded_shares;         /* to bfloat16 */
-    int64_t groups, kept_groups;                    /* experts are chosen within the best groups; 1, 1 = all */
+    int64_t groups, kept_groups, group_best;        /* experts are chosen within the best groups; 1, 1 = all */
     double scale;
-    const int64_t *weight;        /* fields of hetegen_matmul: bfloat16 [experts][hidden] */
+    const int64_t *weight;        /* fields of hetegen_matmul: bfloat16 [experts][hidden]; NULL = see wide */
+    const float *wide;            /* [experts][hidden] */
     const float *bias, *correction; /* [experts]; the correction counts for the choice only; NULL = none */
 } Router;
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m) {
-    return aligned(hetegen_input_bytes(m, r->hidden, hetegen_input_kind(isa, BF16, m)));
+    int64_t narrow = hetegen_input_bytes(m, r->hidden, hetegen_input_kind(isa, BF16, m));
+    return aligned(r->weight ? narrow : m * r->hidden * 4);
 }
 
 /* The largest that is not yet taken; the first of equals. */
@@ -36,7 +39,7 @@ static void softmax(float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] /= sum;
 }
 
-/* Leaves experts out whose group is not among the best: a group counts as its two best experts. */
+/* Leaves experts out whose group is not among the best: a group counts as its best expert, or its two best. */
 static void keep_groups(const Router *r, float *x) {
     float sums[MOST_EXPERTS];
     int64_t size = r->experts / r->groups;
@@ -47,7 +50,7 @@ static void keep_groups(const Router *r, float *x) {
             second = smaller > second ? smaller : second;
             first = x[i] > first ? x[i] : first;
         }
-        sums[g] = size > 1 ? first + second : first;
+        sums[g] = size > 1 && r->group_best > 1 ? first + second : first;
     }
     for (int64_t kept = 0; kept < r->groups; kept++) {
         int64_t g = best_of(sums, r->groups);
@@ -78,13 +81,64 @@ static void choose(const Router *r, float *scores, int64_t *chosen, float *share
     }
 }
 
+/* Experts whose scores are one task. */
+enum { SOME_EXPERTS = 32 };
+
+typedef struct {
+    const Router *r;
+    const float *x; /* [m][hidden] */
+    int64_t m;
+    float *scores; /* [m][experts] */
+} Wide;
+
+#if defined(HETEGEN_X86)
+#define WIDE_TARGET TARGET("avx2,fma")
+#else
+#define WIDE_TARGET
+#endif
+
+WIDE_TARGET static float product(const float *a, const float *b, int64_t count) {
+    float sums[16] = {0}, total = 0;
+    int64_t whole = count - count % 16;
+    for (int64_t at = 0; at < whole; at += 16) {
+        SIMD
+        for (int64_t i = 0; i < 16; i++) sums[i] += a[at + i] * b[at + i];
+    }
+    for (int64_t i = whole; i < count; i++) total += a[i] * b[i];
+    for (int64_t i = 0; i < 16; i++) total += sums[i];
+    return total;
+}
+
+static void score_some(const void *context, int64_t task, int64_t thread) {
+    const Wide *w = context;
+    int64_t end = (task + 1) * SOME_EXPERTS < w->r->experts ? (task + 1) * SOME_EXPERTS : w->r->experts;
+    (void)thread;
+    for (int64_t e = task * SOME_EXPERTS; e < end; e++)
+        for (int64_t i = 0; i < w->m; i++)
+            w->scores[i * w->r->experts + e] = product(w->r->wide + e * w->r->hidden, w->x + i * w->r->hidden, w->r->hidden);
+}
+
+static void score_wide(const Router *r, const void *x, int type, int64_t m, float *scores, float *scratch, int threads) {
+    Wide wide = {r, scratch, m, scores};
+    for (int64_t i = 0; i < m * r->hidden; i++) scratch[i] = widened(x, i, type);
+    pool_run(score_some, &wide, (r->experts + SOME_EXPERTS - 1) / SOME_EXPERTS, threads);
+}
+
+static void score(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, void *scratch, int threads) {
+    if (!r->weight) {
+        score_wide(r, x, type, m, scores, scratch, threads);
+        return;
+    }
+    hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, hetegen_input_kind(isa, BF16, m), 1);
+    hetegen_matmul(isa, BF16, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
+}
+
 /* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts] as the product says; chosen, shares [m][choices].
  * scratch: hetegen_route_bytes. */
 EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
                           float *shares, void *scratch, int threads) {
     float row[MOST_EXPERTS];
-    hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, hetegen_input_kind(isa, BF16, m), 1);
-    hetegen_matmul(isa, BF16, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
+    score(isa, r, x, type, m, scores, scratch, threads);
     for (int64_t i = 0; i < m; i++) {
         float *own = scores + i * r->experts;
         for (int64_t e = 0; e < r->experts; e++) {

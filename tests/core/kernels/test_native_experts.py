@@ -121,6 +121,7 @@ ROUTINGS = (
     Routing("softmax_of_chosen", 3, normed=False, rounded_scores=False, rounded_shares=False),
     Routing("sigmoid_of_each", 3, normed=True, rounded_scores=False, rounded_shares=False, scale=2.5),
     Routing("sigmoid_of_each", 3, True, False, False, scale=2.5, groups=4, kept_groups=2),
+    Routing("softmax_of_all", 3, False, False, False, groups=4, kept_groups=2, group_best=1),
 )
 
 
@@ -132,7 +133,7 @@ def routed(routing: Routing, scores: Tensor, correction: Tensor) -> tuple[Tensor
         scores = scores.sigmoid()
     wanted = scores + correction
     grouped = wanted.view(len(scores), routing.groups, -1)
-    kept = grouped.topk(2).values.sum(-1).topk(routing.kept_groups).indices
+    kept = grouped.topk(routing.group_best).values.sum(-1).topk(routing.kept_groups).indices
     inside = torch.zeros(len(scores), routing.groups).scatter_(1, kept, 1.0).bool()
     wanted = grouped.masked_fill(~inside[:, :, None], -torch.inf).flatten(1)
     chosen = wanted.topk(routing.choices).indices
@@ -145,9 +146,10 @@ def routed(routing: Routing, scores: Tensor, correction: Tensor) -> tuple[Tensor
 
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_a_router_chooses_as_torch_does(isa: str, routing: Routing) -> None:
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_router_chooses_as_torch_does(isa: str, routing: Routing, stored: torch.dtype) -> None:
     torch.manual_seed(3)
-    weight, bias, correction = torch.randn(16, HIDDEN).bfloat16(), torch.randn(16), torch.randn(16) / 10
+    weight, bias, correction = torch.randn(16, HIDDEN).to(stored), torch.randn(16), torch.randn(16) / 10
     native = NativeRouter(open_library(isa), RouterParts(routing, weight, bias, correction))
     x = torch.randn(8, HIDDEN) / 4
     scores, shares, chosen = native(x)
