@@ -36,6 +36,9 @@ EXPORTS = [
     "experts",
     "route_bytes",
     "route",
+    "convolve",
+    "delta_rule",
+    "state_scan",
     "copy",
 ]
 VECTORISED = "-fno-trapping-math"

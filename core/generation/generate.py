@@ -13,11 +13,13 @@ from core.generation.sampler import Sampler
 from core.generation.speculation import Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
-from core.model.pictures import passes
+from core.model.pictures import passes, spans
 from core.planning.speculation import MOST_ROWS
 
 # Large enough to use the machine well; `stop` is looked at between layers, so a chunk may take seconds.
 PREFILL_CHUNK = 512
+# Where a cache can only return to marks, this many tokens of a turn are read by themselves, if it has so many more.
+LAST_TOKENS, LONG_TURN = 8, 64
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,24 @@ def generate(
     """
     known = cache.reuse(prompt)
     yield Prefill(known, len(prompt), known)
-    step = (chunk_tokens or PREFILL_CHUNK) if cache.reads_in_parts else len(prompt)
-    for start, end in passes(prompt, known, step):
+    for start, end in _passes(cache, prompt, known, chunk_tokens or PREFILL_CHUNK):
+        if end == len(prompt) or start == known:
+            model.mark(cache)
         logits = model.forward(prompt[start:end], cache, stop)
         yield Prefill(end, len(prompt), known)
-    yield from _decode(model, cache, list(prompt), logits, sample, stop, speculation if cache.can_rewind else None)
+    yield from _decode(model, cache, list(prompt), logits, sample, stop, speculation if cache.can_return else None)
+
+
+def _passes(cache: KVCache, prompt: Sequence[int], known: int, step: int) -> Iterator[tuple[int, int]]:
+    """Divide what follows the first `known` ids into runs of about `step`. Where the cache can only return to marks,
+    the end is read by itself: the same question may be asked again, or its reply be left out of what follows."""
+    start, end = len(prompt) - LAST_TOKENS, len(prompt)
+    apart = not cache.can_rewind and start - known >= LONG_TURN and not spans(prompt[start:])
+    if not cache.reads_in_parts or not apart:
+        yield from passes(prompt, known, step if cache.reads_in_parts else len(prompt))
+        return
+    yield from passes(prompt[:start], known, step)
+    yield start, end
 
 
 def drawn(logits: Tensor, drafted: Sequence[int], ids: list[int], sample: Sampler) -> Iterator[DrawnToken]:
@@ -82,7 +97,11 @@ def _decode(
         drafted = speculation.draft(ids, cache.capacity - len(ids))
         rows = MOST_ROWS if speculation.expects_drafts else 1
         began, known = time.perf_counter(), len(ids)
-        logits = model.forward([ids[-1], *drafted], cache, stop, 1 + len(drafted), rows)
+        if drafted:
+            model.mark(cache, briefly=True)
+        # Where only marks can be returned to, what was right of the last draft is read again with this one.
+        unread = ids[len(cache.tokens) :]
+        logits = model.forward([*unread, *drafted], cache, stop, 1 + len(drafted), rows)
         seconds = time.perf_counter() - began
         yield from drawn(logits, drafted, ids, sample)
         speculation.passed(len(drafted), len(ids) - known - 1, seconds)

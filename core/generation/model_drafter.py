@@ -54,6 +54,8 @@ class ModelDrafter:
             return drafted
         for _ in range(min(self._size, room)):
             logits = self._model.forward(feed, self._cache, divide_for=MOST_ROWS)
+            if not drafted:
+                self._model.mark(self._cache, briefly=True)
             confidence, token = torch.softmax(checked_logits(logits[-1][: self._vocabulary]), dim=-1).max(-1)
             feed = [int(token)]
             drafted += feed
@@ -72,6 +74,7 @@ class SelfDrafter(ModelDrafter):
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         """The likeliest continuation of `ids`; the target's cache holds all of them but the last."""
         known = len(self._cache.tokens)
+        self._model.mark(self._cache, briefly=True)
         try:
             return self._continue(ids[known:], room)
         finally:

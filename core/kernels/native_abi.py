@@ -67,6 +67,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_route_bytes": (_LONG, [_INT, _ADDRESS, _LONG]),
     "hetegen_route": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),
     "hetegen_experts": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _LONG, *(_ADDRESS,) * 4, _INT]),
+    **dict.fromkeys(("hetegen_convolve", "hetegen_delta_rule", "hetegen_state_scan"), (None, [_INT, _ADDRESS, _INT])),
 }
 MOST_PARTS = 16
 """Weights that one `hetegen_matmul` takes at most."""

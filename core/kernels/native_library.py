@@ -103,6 +103,9 @@ class NativeLibrary:
         self._experts = library.hetegen_experts
         self._route_bytes = library.hetegen_route_bytes
         self._route = library.hetegen_route
+        self._convolve = library.hetegen_convolve
+        self._delta_rule = library.hetegen_delta_rule
+        self._state_scan = library.hetegen_state_scan
 
     def input_kind(self, storage: str, m: int) -> int:
         """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
@@ -218,6 +221,18 @@ class NativeLibrary:
             self._isa, router, x.data_ptr(), TYPES[x.dtype], x.shape[0], scores.data_ptr(), chosen.data_ptr(),
             shares.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+
+    def convolve(self, call: int, nbytes: int) -> None:
+        """The convolution described at the address `call`: see `core.kernels.native_recurrent`."""
+        self._convolve(self._isa, call, _threads_for(nbytes))
+
+    def delta_rule(self, call: int, nbytes: int) -> None:
+        """The gated delta rule described at the address `call`, over a state of `nbytes`."""
+        self._delta_rule(self._isa, call, _threads_for(nbytes))
+
+    def state_scan(self, call: int, nbytes: int) -> None:
+        """The scan of Mamba-2 described at the address `call`, over a state of `nbytes`."""
+        self._state_scan(self._isa, call, _threads_for(nbytes))
 
 
 def _threads_for(nbytes: int) -> int:

@@ -2,183 +2,37 @@
 
 transformers decides which kind of layer a model needs (`DynamicCache(config=...)`); full and sliding attention are
 replaced by layers that write into one preallocated buffer instead of concatenating at every token. Recurrent states
-(linear attention, convolutions) stay transformers' own: they cannot be cut back, only started anew.
+(linear attention, convolutions) cannot be cut back: they are put back to what they were where that was marked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+
+from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, on_host
+from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLayer, Snapshots
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
-# A sliding layer keeps this many tokens more than its window, so that the last turns can be edited without re-reading.
-SLIDING_SLACK = 1024
 # Recurrent families that carry their state on when several tokens follow at once, as the tests have seen. The others
 # (Mamba, Jamba) would begin anew without saying so: their whole prompt is read in one pass.
-CONTINUING = frozenset({"bamba", "falcon_h1", "lfm2", "mamba2", "nemotron_h", "qwen3_5_text", "qwen3_next"})
-
-
-Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
-"""(shape, dtype) -> an uninitialised tensor on the device where a layer's states are to lie."""
-
-
-def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor (*shape) in RAM."""
-    return torch.empty(tuple(shape), dtype=dtype)
-
-
-class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """Keys and values of one full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
-
-    keys: Any  # Tensor once it is initialised
-    values: Any
-
-    def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.allocate = allocate
-        self.home = home
-        self.length = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
-        self.dtype = key_states.dtype
-        self.keys = self.allocate(_with_length(key_states, self.capacity), self.dtype)
-        self.values = self.allocate(_with_length(value_states, self.capacity), self.dtype)
-        self.device = self.keys.device
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (1, heads, n, dim) and return views of all `length + n` tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self._hand_over(0, self.length)
-
-    def move(self, allocate: Allocate) -> None:
-        """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
-        if self.is_initialized and allocate != self.allocate:
-            self.keys, self.values = self._copied(self.keys, allocate), self._copied(self.values, allocate)
-            self.device = self.keys.device
-        self.allocate = allocate
-
-    @property
-    def held(self) -> int:
-        """How many tokens the buffers hold."""
-        return self.length
-
-    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
-        """Hold these states (1, heads, n, dim) instead of all others; `first`: the place of the first in the text."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        held = keys.shape[-2]
-        if held > self.keys.shape[-2]:  # a sliding layer after a large chunk of a prompt
-            self.keys = self.allocate(_with_length(self.keys, held), self.dtype)
-            self.values = self.allocate(_with_length(self.values, held), self.dtype)
-        self.keys[:, :, :held] = keys
-        self.values[:, :, :held] = values
-        self.length = first + held
-
-    def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
-        there = allocate(states.shape, self.dtype)
-        there[:, :, : self.held] = states[:, :, : self.held]
-        return there
-
-    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
-        return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
-
-    def get_seq_length(self) -> int:
-        """Tokens held."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a mask covers, and the position of the first."""
-        return self.length + query_length, 0
-
-    def reset(self) -> None:
-        """Hold nothing."""
-        self.length = 0
-
-    def can_keep(self, length: int) -> bool:
-        """Whether the first `length` tokens are all still held."""
-        return True
-
-    def keep(self, length: int) -> None:
-        """Drop what comes after the first `length` tokens."""
-        self.length = min(length, self.length)
-
-
-class SlidingLayer(PreallocatedLayer):
-    """The last `window - 1` tokens and up to SLIDING_SLACK older ones; attention sees `window - 1` and the new ones.
-
-    The buffer holds tokens `offset .. length` of the sequence. When it is full, the newest `window - 1` move to its
-    front, which costs one copy every SLIDING_SLACK tokens.
-    """
-
-    is_sliding = True
-
-    def __init__(
-        self, window: int, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None
-    ) -> None:
-        super().__init__(min(capacity, window + SLIDING_SLACK), allocate, home)
-        self.window = window
-        self.offset = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (1, heads, n, dim); return views of the at most `window - 1 + n` tokens that attention may see."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._make_room(key_states.shape[-2])
-        first = max(self.length - self.window + 1, self.offset) - self.offset
-        start, end = self.length - self.offset, self.length - self.offset + key_states.shape[-2]
-        self.length += key_states.shape[-2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        return self._hand_over(first, end)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a mask covers, and the position of the first: no more than the window."""
-        first = max(self.length - self.window + 1, 0)
-        return self.length - first + query_length, first
-
-    def reset(self) -> None:
-        """Hold nothing."""
-        self.length = self.offset = 0
-
-    @property
-    def held(self) -> int:
-        return self.length - self.offset
-
-    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
-        super().fill(keys, values, first)
-        self.offset = first
-
-    def can_keep(self, length: int) -> bool:
-        """Whether the window before token `length` is still held."""
-        return length >= self.length or self.offset <= max(length - self.window + 1, 0)
-
-    def _make_room(self, tokens: int) -> None:
-        if self.length - self.offset + tokens <= self.keys.shape[-2]:
-            return
-        kept = min(self.window - 1, self.length - self.offset)
-        start = self.length - self.offset - kept
-        old_keys, old_values = self.keys[:, :, start : start + kept], self.values[:, :, start : start + kept]
-        if kept + tokens > self.keys.shape[-2]:  # a prompt chunk larger than the slack
-            self.keys = self.allocate(_with_length(old_keys, kept + tokens), self.dtype)
-            self.values = self.allocate(_with_length(old_values, kept + tokens), self.dtype)
-        # clone: source and target overlap when more than half of the buffer is kept.
-        self.keys[:, :, :kept] = old_keys.clone()
-        self.values[:, :, :kept] = old_values.clone()
-        self.offset = self.length - kept
+CONTINUING = frozenset({
+    "bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "mamba2", "nemotron_h", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_next",
+})  # fmt: skip
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -192,13 +46,20 @@ class KVCache(Cache):  # type: ignore[misc]
         home: torch.device | None = None,
     ) -> None:
         """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM; `home`:
-        where a model wants all states handed over whose attention is its own (ours goes to where they lie)."""
+        where a model wants all states handed over whose attention is its own (ours goes to where they lie).
+
+        `can_rewind`: any tail can be cut off; `can_return`: at least so that what was marked before it is held again.
+        """
         layers = DynamicCache(config=config).layers
         super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host), home) for i, one in enumerate(layers)])
         self.capacity = capacity
         self.tokens: list[int] = []
+        self.can_rewind = all(_is_sliceable(layer) or _is_stateless(layer) for layer in self.layers)
         family = config.get_text_config(decoder=True).model_type
         self.reads_in_parts = self.can_rewind or family in CONTINUING
+        known = all(isinstance(one, PreallocatedLayer | RecurrentLayer) or _is_stateless(one) for one in self.layers)
+        self.can_return = self.reads_in_parts and known
+        self._snapshots = Snapshots()
 
     @property
     def nbytes(self) -> int:
@@ -219,10 +80,16 @@ class KVCache(Cache):  # type: ignore[misc]
                 layer.move(allocate.get(number, on_host))
                 layer.home = home
 
+    def mark(self, *, briefly: bool = False) -> None:
+        """Be able to return to the tokens held now; `briefly`: until the next such mark, where other marks stay until
+        there are newer ones. No-op where any tail can be cut off, and where nothing can be done."""
+        if self.tokens and self.can_return and not self.can_rewind:
+            self._snapshots.take(len(self.tokens), self._recurrent, briefly=briefly)
+
     @property
-    def can_rewind(self) -> bool:
-        """Whether any tail can be cut off at all (recurrent states cannot be)."""
-        return all(isinstance(layer, PreallocatedLayer) or _is_stateless(layer) for layer in self.layers)
+    def marked(self) -> tuple[int, ...]:
+        """The numbers of tokens that can be returned to because they were marked."""
+        return self._snapshots.lengths
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Keep the longest usable prefix of `ids`, always leaving at least one token to compute; its length."""
@@ -233,28 +100,31 @@ class KVCache(Cache):  # type: ignore[misc]
         return 0
 
     def rewind(self, length: int) -> int:
-        """Cut back to `length` tokens, or to none where a layer cannot; the length kept."""
-        if length == len(self.tokens) and length > 0:
-            return length
-        if length > 0 and self.rewind_layers(length):
-            del self.tokens[length:]
-            return length
-        self.reset()
-        return 0
+        """Cut back to at most `length` tokens, as few less as can be; the length kept."""
+        return length if length == len(self.tokens) > 0 else self.restore(length)
+
+    def restore(self, length: int) -> int:
+        """As `rewind`, also after a pass broken off half-way, when some layers hold more than others."""
+        kept = length if self.can_rewind else self._snapshots.newest(length)
+        if kept <= 0 or not all(_can_keep(layer, kept) for layer in self.layers):
+            self.reset()
+            return 0
+        for layer in self.layers:
+            if isinstance(layer, PreallocatedLayer):
+                layer.keep(kept)
+        if not self.can_rewind:
+            self._snapshots.put_back(kept, self._recurrent)
+        del self.tokens[kept:]
+        return kept
 
     def trim(self, length: int) -> None:
         """Cut back to at most `length` tokens where that loses nothing else."""
         if len(self.tokens) > length > 0 and self.can_rewind:
             self.rewind(length)
 
-    def rewind_layers(self, length: int) -> bool:
-        """Cut every layer back to `length` tokens, also after a pass broken off half-way; False where one cannot."""
-        if not all(_can_keep(layer, length) for layer in self.layers):
-            return False
-        for layer in self.layers:
-            if isinstance(layer, PreallocatedLayer):
-                layer.keep(length)
-        return True
+    @property
+    def _recurrent(self) -> list[RecurrentLayer]:
+        return [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
 
     # Recurrent states were made in inference mode and are zeroed in place, which is refused outside of it.
     @torch.inference_mode()
@@ -262,6 +132,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """Hold nothing."""
         super().reset()
         self.tokens.clear()
+        self._snapshots.forget()
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -278,11 +149,19 @@ def _ours(layer: Any, capacity: int, allocate: Allocate, home: torch.device | No
         return PreallocatedLayer(capacity, allocate, home)
     if type(layer) is DynamicSlidingWindowLayer:
         return SlidingLayer(layer.sliding_window, capacity, allocate, home)
+    if type(layer) is LinearAttentionLayer:
+        return RecurrentLayer(layer.number_of_states)
+    if type(layer) is LinearAttentionAndFullAttentionLayer:
+        return RecurrentAndAttentionLayer(layer.number_of_states, capacity, allocate, home)
     return layer
 
 
 def _can_keep(layer: Any, length: int) -> bool:
-    return layer.can_keep(length) if isinstance(layer, PreallocatedLayer) else _is_stateless(layer)
+    return layer.can_keep(length) if isinstance(layer, PreallocatedLayer) else True
+
+
+def _is_sliceable(layer: Any) -> bool:
+    return isinstance(layer, PreallocatedLayer) and not isinstance(layer, RecurrentLayer)
 
 
 def _is_stateless(layer: Any) -> bool:
@@ -294,7 +173,3 @@ def _tensors(layer: Any) -> list[Tensor]:
     for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
         values.extend(states.values())
     return [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def _with_length(states: Tensor, length: int) -> tuple[int, ...]:
-    return (*states.shape[:2], length, states.shape[3])

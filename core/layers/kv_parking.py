@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.layers.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
+from core.layers.kv_cache import KVCache, common_prefix
+from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
 
 # A prefix of fewer tokens is read again as fast as it is looked after.
 WORTHWHILE = 64

@@ -52,7 +52,7 @@ class LanguageModel:
         Ids below 0 are a picture's: of one at most, and then all of it.
         Rows are divided as for `divide_for` ids where these are fewer: what is fetched ahead then stays useful though
         the number of ids changes from pass to pass.
-        Raises ForwardStopped (the cache is as before, or empty where it cannot be), NotEnoughMemory.
+        Raises ForwardStopped (the cache is as before, or as at the last mark), NotEnoughMemory.
         """
         if ids and max(ids) >= self._vocabulary:
             raise _unknown_id(max(ids), self._vocabulary)
@@ -74,6 +74,13 @@ class LanguageModel:
         cache.tokens.extend(ids)
         return logits
 
+    def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
+        """Let the cache be able to return to what it holds now: see `KVCache.mark`."""
+        with self.placement.failures():
+            if isinstance(self.placement, DevicePlacement):
+                self.placement.accelerator.synchronize()
+            cache.mark(briefly=briefly)
+
     def _inputs(self, ids: Sequence[int], cache: KVCache, keep: int) -> dict[str, Any]:
         inputs = {
             "input_ids": torch.tensor([list(ids)], device=self.placement.device),
@@ -91,8 +98,7 @@ class LanguageModel:
 
     def _undo(self, cache: KVCache, length: int) -> None:
         # Some layers hold the new tokens and some do not: each is cut back to what all of them hold.
-        if not cache.rewind_layers(length):
-            cache.reset()
+        cache.restore(length)
 
     def _look_at_stop(self, module: nn.Module, inputs: Any) -> None:
         if self._stop():

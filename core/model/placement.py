@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms
+from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms, recurrent_layers
 from core.layers.cpu_layers import CpuLayers
-from core.layers.kv_cache import Allocate, KVCache
+from core.layers.kv_cache import KVCache
+from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
 from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
@@ -50,6 +51,7 @@ class HostPlacement:
         fused_routers.adopt(module)
         self._layers = decoder_layers(module)
         fused_layers.adopt(self._layers)
+        recurrent_layers.adopt(module)
 
     def begin_pass(self, tokens: int) -> None:
         """No-op: all rows are on the CPU."""
@@ -69,6 +71,7 @@ class HostPlacement:
         """Leave the module tree as it was, but for its linears and norms."""
         fused_layers.release(self._layers)
         fused_routers.release(self._module)
+        recurrent_layers.release(self._module)
 
 
 class DevicePlacement:
@@ -81,6 +84,7 @@ class DevicePlacement:
         DeviceLost: then the linears are in, but know nothing of the device."""
         layers = decoder_layers(module)
         fused_routers.release(module)
+        recurrent_layers.release(module)
         self.accelerator = accelerator
         self.plan = plan
         self._weights = weights

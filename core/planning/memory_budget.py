@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.planning.cost_model import GroupClass, Residents
-from core.spec import Budget, Format, Gpu, Hardware, ModelSpec, Ring
+from core.spec import SNAPSHOTS, Budget, Format, Gpu, Hardware, ModelSpec, Ring
 from core.units import GIB, MIB
 
 # cuBLAS keeps a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
@@ -109,8 +109,9 @@ def parked_prefixes(spec: ModelSpec, context: int, left: int) -> int:
 
 
 def host_workspace(spec: ModelSpec, chunk: int) -> int:
-    """Bytes of RAM for computing."""
-    return _activations(spec, chunk) + CPU_WORKSPACE
+    """Bytes of RAM for computing, and for what recurrent states were."""
+    snapshots = SNAPSHOTS * sum(layer.state_bytes for layer in spec.kv_layers)
+    return _activations(spec, chunk) + CPU_WORKSPACE + snapshots
 
 
 def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int:

@@ -28,6 +28,7 @@ from core.spec.hardware import (
     Link,
 )
 from core.spec.model import (
+    SNAPSHOTS,
     KvLayer,
     LinearSpec,
     ModelSpec,
@@ -84,6 +85,7 @@ __all__ = [
     "MIN_CONTEXT",
     "PREFILL",
     "QUANTUM",
+    "SNAPSHOTS",
     "Budget",
     "BytesPerToken",
     "Confidence",

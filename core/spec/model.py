@@ -44,6 +44,10 @@ class LinearSpec:
         return float(1 - (1 - self.active / self.experts) ** tokens)
 
 
+SNAPSHOTS = 4
+"""How often recurrent states are kept beside those in use, so that a reply can be made anew."""
+
+
 @dataclass(frozen=True)
 class KvLayer:
     """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always."""

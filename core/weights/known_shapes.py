@@ -49,8 +49,36 @@ def _qwen(model_type: str, architecture: str, **rest: Any) -> dict[str, Any]:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         "tie_word_embeddings": True,
-        **rest,
-    }
+    } | rest
+
+
+_QWEN35: dict[str, Any] = {
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+}
+
+
+def _qwen35_moe(layers: int, *, tied: bool) -> dict[str, Any]:
+    return _qwen(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        num_hidden_layers=layers,
+        hidden_size=2048,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        num_experts=256,
+        num_experts_per_tok=8,
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        tie_word_embeddings=tied,
+        **_QWEN35,
+    )
 
 
 def _qwen3_moe(layers: int, *, tied: bool) -> dict[str, Any]:
@@ -180,28 +208,44 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         # openai/gpt-oss-20b, -120b
         "gpt-oss-20b": _gpt_oss(24, 32),
         "gpt-oss-120b": _gpt_oss(36, 128),
-        # Qwen/Qwen3.6-35B-A3B, without what reads images
-        "qwen3.6-35b-a3b": _qwen(
-            "qwen3_5_moe_text",
-            "Qwen3_5MoeForCausalLM",
-            num_hidden_layers=40,
-            hidden_size=2048,
+        # Qwen/Qwen3.6-35B-A3B, without what reads images, and the same cut to what fits small machines
+        "qwen3.6-35b-a3b": _qwen35_moe(40, tied=False),
+        "qwen3.6-moe-4l": _qwen35_moe(4, tied=True),
+        # Qwen/Qwen3.5-9B, without what reads images, cut likewise
+        "qwen3.5-8l": _qwen(
+            "qwen3_5_text",
+            "Qwen3_5ForCausalLM",
+            num_hidden_layers=8,
+            hidden_size=4096,
+            intermediate_size=12288,
             num_attention_heads=16,
-            num_key_value_heads=2,
-            head_dim=256,
-            num_experts=256,
-            num_experts_per_tok=8,
-            moe_intermediate_size=512,
-            shared_expert_intermediate_size=512,
-            linear_num_key_heads=16,
-            linear_num_value_heads=32,
-            linear_key_head_dim=128,
-            linear_value_head_dim=128,
-            vocab_size=248320,
-            max_position_embeddings=262144,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
-            tie_word_embeddings=False,
+            num_key_value_heads=4,
+            **_QWEN35,
         ),
+        # ibm-granite/granite-4.0-h-tiny's Mamba-2 and attention layers, cut likewise
+        "granite-4-h-8l": {
+            "model_type": "granitemoehybrid",
+            "architectures": ["GraniteMoeHybridForCausalLM"],
+            "dtype": "bfloat16",
+            "num_hidden_layers": 8,
+            "layer_types": ["mamba"] * 5 + ["attention"] + ["mamba"] * 2,
+            "hidden_size": 1536,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 4,
+            "num_local_experts": 64,
+            "num_experts_per_tok": 6,
+            "intermediate_size": 512,
+            "shared_intermediate_size": 1024,
+            "mamba_n_heads": 48,
+            "mamba_d_head": 64,
+            "mamba_d_state": 128,
+            "mamba_n_groups": 1,
+            "mamba_d_conv": 4,
+            "mamba_expand": 2,
+            "vocab_size": 100352,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": True,
+        },
         # allenai/OLMoE-1B-7B-0924
         "olmoe-1b-7b": {
             "model_type": "olmoe",

@@ -95,13 +95,15 @@ def watch(loaded: LoadedModel, clock: Clock) -> None:
         library = open_library(name)
         for attribute, part in KERNELS.items():
             setattr(library, attribute, clock.around(part, getattr(library, attribute)))
-    for layer in loaded.cache.layers:
+    for layer in (one for one in loaded.cache.layers if hasattr(one, "update")):
         layer.update = clock.around("KV cache", layer.update)
     for module in loaded.source.module.modules():
         if isinstance(module, NativeRMSNorm) or not any(True for _ in module.children()):
             part = "around matmuls" if isinstance(module, HostLinear) else type(module).__name__
             own: nn.Module = module
             own.forward = clock.around(part, own.forward)
+        elif any(isinstance(child, nn.Conv1d) for child in module.children()):
+            module.forward = clock.around("linear attention", module.forward)
 
 
 def main() -> None:

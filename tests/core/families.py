@@ -83,6 +83,17 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
         "linear_value_head_dim": 16,
     },
+    "qwen3_5_moe_text": _COMMON | _GQA | _FOUR | _MOE | {
+        "num_experts": 4, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "shared_expert_intermediate_size": 48,
+    },
+    "granitemoehybrid": _COMMON | _GQA | {
+        "layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4, "num_experts_per_tok": 2,
+        "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "shared_intermediate_size": 48,
+    },
+    "lfm2_moe": _COMMON | _GQA | _MOE | {
+        "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4, "num_dense_layers": 1,
+    },
     "mamba": {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2},
     "mamba2": {
         "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2,

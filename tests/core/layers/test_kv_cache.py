@@ -9,9 +9,10 @@ from transformers import LlamaConfig, MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core.errors import NotEnoughMemory
-from core.layers import kv_cache
-from core.layers.kv_cache import KVCache, PreallocatedLayer, SlidingLayer, common_prefix
-from tests.core.families import FAMILIES
+from core.layers.kv_cache import KVCache, common_prefix
+from core.layers.kv_layers import SLIDING_SLACK, PreallocatedLayer, SlidingLayer, on_host
+from core.spec import SNAPSHOTS
+from tests.core.families import FAMILIES, RARER_FAMILIES
 
 
 def states(first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def test_sliding_attention_takes_little_memory() -> None:
     )
     cache = KVCache(config, 100_000)
     cache.layers[0].update(*states(0, 1))
-    assert cache.nbytes == (16 + kv_cache.SLIDING_SLACK) * 2 * (4 + 3) * 4
+    assert cache.nbytes == (16 + SLIDING_SLACK) * 2 * (4 + 3) * 4
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_reuse_of_nothing_starts_anew(cache: KVCache) -> None:
 
 def test_a_pass_broken_off_half_way_is_undone(cache: KVCache) -> None:
     cache.layers[0].update(*states(6, 4))
-    assert cache.rewind_layers(6)
+    assert cache.restore(6) == 6
     assert [layer.length for layer in cache.layers] == [6, 6]
 
 
@@ -158,4 +159,60 @@ def test_a_layer_that_finds_no_room_stays_where_it_was() -> None:
     with pytest.raises(NotEnoughMemory):
         layer.move(full)
     assert places(layer.update(*states(4, 1))[0]) == [0, 1, 2, 3, 4]
-    assert layer.allocate is kv_cache.on_host
+    assert layer.allocate is on_host
+
+
+@pytest.fixture
+def recurrent() -> KVCache:
+    """Of a model with convolutions and full attention; what its layers hold is the number of tokens read."""
+    cache = KVCache(CONFIG_MAPPING["lfm2"](**RARER_FAMILIES["lfm2"]), 64)
+    cache.update_conv_state(torch.zeros(1, 4, 3), 0, conv_kernel_size=3)
+    return cache
+
+
+def read(cache: KVCache, count: int) -> None:
+    for _ in range(count):
+        cache.tokens.append(10 + len(cache.tokens))
+        cache.layers[0].conv_states[0].fill_(len(cache.tokens))
+        cache.layers[1].update(*states(len(cache.tokens) - 1, 1))
+
+
+def held(cache: KVCache) -> tuple[int, int, int]:
+    return len(cache.tokens), int(cache.layers[0].conv_states[0][0, 0, 0]), cache.layers[1].length
+
+
+def test_recurrent_states_return_to_where_they_were_marked(recurrent: KVCache) -> None:
+    cache = recurrent
+    assert (cache.can_rewind, cache.can_return) == (False, True)
+    for _ in range(2):
+        read(cache, 5)
+        cache.mark()
+    read(cache, 5)
+    assert cache.rewind(12) == 10
+    assert held(cache) == (10, 10, 10)
+    assert cache.rewind(9) == 5
+    assert held(cache) == (5, 5, 5)
+    read(cache, 5)
+    assert cache.rewind(9) == 5, "what was marked of other tokens is void"
+    assert cache.rewind(4) == 0
+    assert cache.tokens == []
+
+
+def test_of_many_marks_the_newest_stay_and_one_brief_one_beside_them(recurrent: KVCache) -> None:
+    cache = recurrent
+    for _ in range(6):
+        read(cache, 2)
+        cache.mark()
+    for _ in range(3):
+        read(cache, 1)
+        cache.mark(briefly=True)
+    assert set(cache.marked) == {8, 10, 12, 15}
+    assert len(cache.marked) == SNAPSHOTS
+
+
+def test_a_pass_broken_off_half_way_returns_to_the_last_mark(recurrent: KVCache) -> None:
+    read(recurrent, 3)
+    recurrent.mark()
+    recurrent.layers[0].conv_states[0].fill_(99)
+    assert recurrent.restore(3) == 3
+    assert held(recurrent) == (3, 3, 3)

@@ -64,7 +64,7 @@ def test_edited_turn_reuses_the_common_prefix(folders: dict[str, Path], family: 
     path.tokens(PROMPT, 30)
     edited = [*PROMPT[:33], *random_prompt(12, seed=8)]
     assert path.tokens(edited, 32) == reference_tokens(folders[family], edited, 32)
-    # Recurrent states cannot be cut back: such a model reads the prompt anew.
+    # Recurrent states cannot be cut back, and nothing before was marked: such a model reads the turn anew.
     assert path.reused == (0 if family in RECURRENT else 33)
 
 

@@ -1,0 +1,120 @@
+"""Layers that remember by a state of fixed size, in one call each of our library: for one token or many.
+
+All tensors are on the CPU; inputs and outputs are of fp32 or bf16, states of fp32. Rows of inputs may be apart, columns
+may not. A token's result does not depend on how many are computed in one call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.kernels.native_abi import TYPES
+from core.kernels.native_library import NativeLibrary
+
+STATE_TYPES = (torch.float32, torch.bfloat16)
+MOST_KEYS = 256
+
+_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+
+def _fields(numbers: str, addresses: str) -> list[tuple[str, type]]:
+    return [*((name, _INT) for name in numbers.split()), *((name, _ADDRESS) for name in addresses.split())]
+
+
+class _Convolution(ctypes.Structure):
+    """`Convolution` of recurrent.c, as those that follow."""
+
+    _fields_ = (*_fields("rows channels stride kept_rows taps silu", "kept x weight bias out"), ("type", ctypes.c_int))
+
+
+class _Delta(ctypes.Structure):
+    _fields_ = (
+        *_fields("rows key_heads value_heads key_dim value_dim q_stride k_stride v_stride", "q k v decay beta"),
+        *_fields("", "before after out keys"),
+        ("type", ctypes.c_int),
+    )
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = (
+        *_fields("rows heads groups dim states x_stride b_stride c_stride", "x b c step decay skip"),
+        *_fields("", "before after out wide"),
+        ("type", ctypes.c_int),
+        ("out_type", ctypes.c_int),
+    )
+
+
+def convolve(
+    library: NativeLibrary, x: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, *, silu: bool
+) -> Tensor:
+    """x (T, C) -> (T, C): each channel's last inputs weighed, with SiLU if asked for.
+
+    `weight` (taps, C) and `bias` (C,) of fp32. `kept` (R, C), contiguous: the inputs before the first, taken for zeros
+    where there is none; afterwards it holds the last R.
+    """
+    (rows, channels), out = x.shape, torch.empty(x.shape, dtype=x.dtype)
+    kept_rows = 0 if kept is None else kept.shape[0]
+    call = _Convolution(
+        rows, channels, x.stride(0), kept_rows, weight.shape[0], silu, _at(kept), _at(x), _at(weight), _at(bias),
+        _at(out), TYPES[x.dtype],
+    )  # fmt: skip
+    library.convolve(ctypes.addressof(call), x.nbytes)
+    return out
+
+
+def delta_rule(
+    library: NativeLibrary, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, before: Tensor | None,
+    after: Tensor,
+) -> Tensor:  # fmt: skip
+    """The gated delta rule: q, k (T, KH, K) and v (T, VH, V) -> (T, VH, V), q and k made of unit length.
+
+    `decay` and `beta` (T, VH) of fp32, contiguous. `before` (VH, K, V): the state, None = zeros; `after`, which may be
+    the same, holds the next.
+    """
+    (rows, key_heads, key_dim), (_, heads, value_dim) = k.shape, v.shape
+    out, keys = torch.empty(v.shape, dtype=v.dtype), torch.empty(rows * key_heads * 2 * key_dim)
+    call = _Delta(
+        rows, key_heads, heads, key_dim, value_dim, q.stride(0), k.stride(0), v.stride(0), _at(q), _at(k), _at(v),
+        _at(decay), _at(beta), _at(before), _at(after), _at(out), _at(keys), TYPES[v.dtype],
+    )  # fmt: skip
+    library.delta_rule(ctypes.addressof(call), rows * after.nbytes)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class ScanInputs:
+    """x (T, H, P), b and c (T, G, N); `step` and `decay` (T, H), `skip` (H,) of fp32, contiguous."""
+
+    x: Tensor
+    b: Tensor
+    c: Tensor
+    step: Tensor
+    decay: Tensor
+    skip: Tensor | None
+
+
+def state_scan(
+    library: NativeLibrary, inputs: ScanInputs, before: Tensor | None, after: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Mamba-2: (T, H, P) of `dtype`.
+
+    `before` (H, P, N): the state, None = zeros; `after`, which may be the same, holds the next.
+    """
+    x, b, c = inputs.x, inputs.b, inputs.c
+    (rows, heads, dim), (_, groups, states) = x.shape, b.shape
+    out, wide = torch.empty(x.shape, dtype=dtype), torch.empty(rows * groups * 2 * states)
+    call = _Scan(
+        rows, heads, groups, dim, states, x.stride(0), b.stride(0), c.stride(0), _at(x), _at(b), _at(c),
+        _at(inputs.step), _at(inputs.decay), _at(inputs.skip), _at(before), _at(after), _at(out), _at(wide),
+        TYPES[x.dtype], TYPES[dtype],
+    )  # fmt: skip
+    library.state_scan(ctypes.addressof(call), rows * after.nbytes)
+    return out
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

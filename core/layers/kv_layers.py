@@ -1,0 +1,173 @@
+"""Keys and values of one layer in a preallocated buffer, cut back when a conversation is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+# A sliding layer keeps this many tokens more than its window, so that the last turns can be edited without re-reading.
+SLIDING_SLACK = 1024
+
+Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
+"""(shape, dtype) -> an uninitialised tensor on the device where a layer's states are to lie."""
+
+
+def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor (*shape) in RAM."""
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of one full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
+
+    keys: Any  # Tensor once it is initialised
+    values: Any
+
+    def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.allocate = allocate
+        self.home = home
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
+        self.dtype = key_states.dtype
+        self.keys = self.allocate(_with_length(key_states, self.capacity), self.dtype)
+        self.values = self.allocate(_with_length(value_states, self.capacity), self.dtype)
+        self.device = self.keys.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (1, heads, n, dim) and return views of all `length + n` tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self._hand_over(0, self.length)
+
+    def move(self, allocate: Allocate) -> None:
+        """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
+        if self.is_initialized and allocate != self.allocate:
+            self.keys, self.values = self._copied(self.keys, allocate), self._copied(self.values, allocate)
+            self.device = self.keys.device
+        self.allocate = allocate
+
+    @property
+    def held(self) -> int:
+        """How many tokens the buffers hold."""
+        return self.length
+
+    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
+        """Hold these states (1, heads, n, dim) instead of all others; `first`: the place of the first in the text."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        held = keys.shape[-2]
+        if held > self.keys.shape[-2]:  # a sliding layer after a large chunk of a prompt
+            self.keys = self.allocate(_with_length(self.keys, held), self.dtype)
+            self.values = self.allocate(_with_length(self.values, held), self.dtype)
+        self.keys[:, :, :held] = keys
+        self.values[:, :, :held] = values
+        self.length = first + held
+
+    def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
+        there = allocate(states.shape, self.dtype)
+        there[:, :, : self.held] = states[:, :, : self.held]
+        return there
+
+    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
+        return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask covers, and the position of the first."""
+        return self.length + query_length, 0
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.length = 0
+
+    def can_keep(self, length: int) -> bool:
+        """Whether the first `length` tokens are all still held."""
+        return True
+
+    def keep(self, length: int) -> None:
+        """Drop what comes after the first `length` tokens."""
+        self.length = min(length, self.length)
+
+
+class SlidingLayer(PreallocatedLayer):
+    """The last `window - 1` tokens and up to SLIDING_SLACK older ones; attention sees `window - 1` and the new ones.
+
+    The buffer holds tokens `offset .. length` of the sequence. When it is full, the newest `window - 1` move to its
+    front, which costs one copy every SLIDING_SLACK tokens.
+    """
+
+    is_sliding = True
+
+    def __init__(
+        self, window: int, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None
+    ) -> None:
+        super().__init__(min(capacity, window + SLIDING_SLACK), allocate, home)
+        self.window = window
+        self.offset = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (1, heads, n, dim); return views of the at most `window - 1 + n` tokens that attention may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._make_room(key_states.shape[-2])
+        first = max(self.length - self.window + 1, self.offset) - self.offset
+        start, end = self.length - self.offset, self.length - self.offset + key_states.shape[-2]
+        self.length += key_states.shape[-2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        return self._hand_over(first, end)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask covers, and the position of the first: no more than the window."""
+        first = max(self.length - self.window + 1, 0)
+        return self.length - first + query_length, first
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.length = self.offset = 0
+
+    @property
+    def held(self) -> int:
+        return self.length - self.offset
+
+    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
+        super().fill(keys, values, first)
+        self.offset = first
+
+    def can_keep(self, length: int) -> bool:
+        """Whether the window before token `length` is still held."""
+        return length >= self.length or self.offset <= max(length - self.window + 1, 0)
+
+    def _make_room(self, tokens: int) -> None:
+        if self.length - self.offset + tokens <= self.keys.shape[-2]:
+            return
+        kept = min(self.window - 1, self.length - self.offset)
+        start = self.length - self.offset - kept
+        old_keys, old_values = self.keys[:, :, start : start + kept], self.values[:, :, start : start + kept]
+        if kept + tokens > self.keys.shape[-2]:  # a prompt chunk larger than the slack
+            self.keys = self.allocate(_with_length(old_keys, kept + tokens), self.dtype)
+            self.values = self.allocate(_with_length(old_values, kept + tokens), self.dtype)
+        # clone: source and target overlap when more than half of the buffer is kept.
+        self.keys[:, :, :kept] = old_keys.clone()
+        self.values[:, :, :kept] = old_values.clone()
+        self.offset = self.length - kept
+
+
+def _with_length(states: Tensor, length: int) -> tuple[int, ...]:
+    return (*states.shape[:2], length, states.shape[3])
