@@ -140,6 +140,11 @@ class Loaded:
     hardware: Hardware | None = None
 
     @property
+    def format_name(self) -> str:
+        """What people call the format: of files that are quantised already their own word."""
+        return self.spec.format_name(self.format) if self.spec else self.format
+
+    @property
     def plan_reason(self) -> str:
         """Why the plan in force was chosen, in a sentence; "" without a plan."""
         return self.plan.reason if self.plan else ""

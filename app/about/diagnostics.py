@@ -40,7 +40,7 @@ def model_facts(model: Loaded | None) -> dict[str, str]:
     """Lines on the loaded model and its plan; none without one."""
     if model is None:
         return {}
-    return {"Model": f"{model.name}, {model.format}, {model.context} tokens", "Plan": model.plan_reason}
+    return {"Model": f"{model.name}, {model.format_name}, {model.context} tokens", "Plan": model.plan_reason}
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -17,19 +17,23 @@ from core.hub.access import Access
 from core.hub.cache_layout import Cache
 from core.hub.fit import Fit, FitCheck, Tensors, Wishes
 from core.hub.folders import Folders
+from core.hub.gguf_choices import Judged, gguf_only
+from core.hub.gguf_header import judge, with_verdict
 from core.hub.installed import Installed, Verification, installed, verify
 from core.hub.listing import (
+    Listing,
     ModelInfo,
     Page,
     Reference,
     Sort,
+    list_files,
     model_info,
     next_page,
     read_card,
     search,
     without_head,
 )
-from core.hub.remote_spec import read_config, read_local, read_remote
+from core.hub.remote_spec import read_config, read_listed, read_local
 from core.hub.removal import discard, remove
 from core.hub.retry import Stopped
 
@@ -38,7 +42,8 @@ Answer = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Details:
-    """What is known of one model so far. `error`: why no more is known; `asking`: more is on its way."""
+    """What is known of one model so far. `choices`: the files of a repository that holds several models in GGUF, with
+    a verdict each. `error`: why no more is known; `asking`: more is on its way."""
 
     id: str
     info: ModelInfo | None = None
@@ -46,6 +51,7 @@ class Details:
     config: Mapping[str, Any] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
     download_bytes: int = 0
+    choices: tuple[Judged, ...] = ()
     fit: Fit | None = None
     error: HeteGenError | None = None
     asking: bool = True
@@ -116,7 +122,7 @@ class Catalog(QObject):
     def look(self, reference: Reference, here: Installed | None, known: Recommended | None, wishes: Wishes) -> None:
         """Find out about one model, from the disk where it is here, else from the Hub; the last one asked for wins."""
         self._lanes["details"].stop_all()
-        self._details = Details(reference.id)
+        self._details = Details(reference.name)
         if here is not None and here.complete:
             self._run("details", lambda stop, tell: self._look_here(here, wishes, tell), self._on_details)
         else:
@@ -125,7 +131,7 @@ class Catalog(QObject):
     def check_fit(self, wishes: Wishes) -> None:
         """The same model with other wishes."""
         details = self._details
-        if details.config and not details.asking:
+        if (details.config or details.choices) and not details.asking:
             self._lanes["details"].stop_all()
             self._run("details", lambda stop, tell: self._with_verdict(details, wishes), self._on_details)
 
@@ -186,14 +192,18 @@ class Catalog(QObject):
 
     def _ask(self, reference: Reference, known: Recommended | None, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
         """Facts, card, headers, verdict, each told as soon as it is there."""
-        details = Details(reference.id)
+        details = Details(reference.name)
         try:
             client = self._access.client()
-            details = replace(details, info=model_info(client, reference, stop))
+            info = model_info(client, reference, stop)
+            details = replace(details, info=info)
             tell(details)
-            details = replace(details, card=self._card(details, stop))
+            details = replace(details, card=self._card(reference.id, info.revision, stop))
             tell(details)
-            remote = read_remote(client, reference, stop)
+            listing = list_files(client, reference.id, info.revision, stop)
+            if not reference.file and gguf_only(listing):
+                return self._with_choices(details, listing, wishes, stop, tell)
+            remote = read_listed(client, info, listing, reference.file, stop)
             size = remote.download_bytes
             details = replace(details, config=remote.config, tensors=remote.tensors, download_bytes=size)
         except HeteGenError as error:
@@ -202,18 +212,25 @@ class Catalog(QObject):
             details = replace(details, config=known.config, download_bytes=known.download_bytes)
         return self._with_verdict(details, wishes)
 
-    def _card(self, details: Details, stop: Stop) -> str:
+    def _with_choices(self, details: Details, listing: Listing, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
+        """The models in GGUF of a repository, told one by one as their verdicts are found."""
+        if self._check_fit is not None:
+            for judged in judge(self._access.client(), listing, self._check_fit, wishes, stop):
+                details = replace(details, choices=(*details.choices, judged))
+                tell(details)
+        return replace(details, asking=False)
+
+    def _card(self, id: str, commit: str, stop: Stop) -> str:
         if stop():
             raise Stopped
-        assert details.info is not None
         try:
-            return read_card(self._access.client(), details.id, details.info.revision)
+            return read_card(self._access.client(), id, commit)
         except HeteGenError:
             # Many models have no card, and a gated one does not show it: the rest may still be told.
             return ""
 
     def _look_here(self, here: Installed, wishes: Wishes, tell: Tell) -> Details:
-        details = Details(here.id, card=_card_here(here.path), download_bytes=here.total)
+        details = Details(here.id, card=_card_here(here), download_bytes=here.total)
         tell(details)
         try:
             config, tensors = read_local(here.path)
@@ -222,6 +239,10 @@ class Catalog(QObject):
         return self._with_verdict(replace(details, config=config, tensors=tensors), wishes)
 
     def _with_verdict(self, details: Details, wishes: Wishes) -> Details:
+        if self._check_fit is not None and details.choices:
+            check_fit = self._check_fit
+            choices = tuple(with_verdict(one, check_fit, wishes) for one in details.choices)
+            return replace(details, choices=choices, asking=False)
         if self._check_fit is None or not details.config:
             return replace(details, asking=False)
         try:
@@ -232,7 +253,8 @@ class Catalog(QObject):
 
     def _preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo], stop: Stop, tell: Tell) -> None:
         assert self._check_fit is not None
-        for id in [entry.id for entry in recommended] + [info.id for info in found]:
+        # Of several files of a repository none is known before it is looked at.
+        for id in [entry.id for entry in recommended] + [info.id for info in found if not info.gguf_only]:
             if stop():
                 return
             known = next((entry.config for entry in recommended if entry.id == id), None)
@@ -295,7 +317,9 @@ def _ignore(_: object) -> None:
     return
 
 
-def _card_here(folder: Path) -> str:
+def _card_here(here: Installed) -> str:
+    file = here.id.partition(":")[2] if here.revision else ""
+    folder = here.path.parents[file.count("/")] if file else here.path
     try:
         return without_head((folder / "README.md").read_text("utf-8", errors="replace"))
     except OSError:

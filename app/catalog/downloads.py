@@ -17,7 +17,7 @@ from core.hub.access import Access
 from core.hub.cache_layout import Cache
 from core.hub.download import Downloaded, download
 from core.hub.downloader import DownloadOptions
-from core.hub.listing import Reference
+from core.hub.listing import Reference, parse_reference
 from core.hub.progress import Pace, Progress
 
 Phase = Literal["queued", "running", "paused", "failed", "done"]
@@ -25,7 +25,8 @@ Phase = Literal["queued", "running", "paused", "failed", "done"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """One model's download. `progress` None = nothing known yet; `error` says why it failed, or paused by itself."""
+    """One model's download; of one in GGUF `id` names the file, too. `progress` None = nothing known yet; `error` says
+    why it failed, or paused by itself."""
 
     id: str
     phase: Phase
@@ -78,7 +79,7 @@ class Downloads(QObject):
         known = self._transfers.get(id)
         if known is not None and known.is_active:
             return
-        self._tickets[self._tasks.run(self._work(Reference(id, revision)))] = id
+        self._tickets[self._tasks.run(self._work(replace(parse_reference(id), revision=revision)))] = id
         self._set(Transfer(id, "queued", known.progress if known else None))
 
     def resume_interrupted(self) -> None:

@@ -96,7 +96,7 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
         "format": plan.format,
         "strategy": plan.strategy,
         "threads": plan.threads,
-        "plan": plan_json(plan),
+        "plan": plan_json(plan, loaded.spec),
         "load_s": round(run.load_s, 3),
         "ttft_s": round(run.prefill_s, 4),
         "prefill_tok_s": round(prompt_tokens / run.prefill_s, 2),

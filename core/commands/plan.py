@@ -9,7 +9,7 @@ from typing import Any
 from core.api import plan_with
 from core.commands.arguments import add_json, add_machine_options, add_model, load_options, model_name
 from core.commands.models import make_client
-from core.spec import Plan, Rows
+from core.spec import ModelSpec, Plan, Rows
 from core.units import format_bytes
 
 
@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for device in plan.memory:
         print(f"{device.device:12} {format_bytes(device.used)} of {format_bytes(device.free_before)} free")
     print(f"{'speed':12} about {plan.decode.low:.1f} to {plan.decode.high:.1f} tokens/s ({plan.confidence})")
-    return as_json(plan)
+    return as_json(plan, planned.spec)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
     """The contract's JSON object."""
     return {
         "model": plan.model,
@@ -42,6 +42,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "reason": plan.reason,
         "reasons": list(plan.reasons),
         "format": plan.format,
+        "stored_as": spec.stored_as,
         "context": plan.context,
         "threads": plan.threads,
         "strategy": plan.strategy,

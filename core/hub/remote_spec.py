@@ -58,8 +58,12 @@ class RemoteModel:
 def read_remote(client: Client, reference: Reference, stop: Stop = never) -> RemoteModel:
     """Read what a model is; at most two requests per weight file. Raises Stopped and what the Hub's errors mean."""
     info = model_info(client, reference, stop)
-    listing = list_files(client, reference.id, info.revision, stop)
-    if (choice := wanted_gguf(listing, reference.file)) is not None:
+    return read_listed(client, info, list_files(client, reference.id, info.revision, stop), reference.file, stop)
+
+
+def read_listed(client: Client, info: ModelInfo, listing: Listing, file: str = "", stop: Stop = never) -> RemoteModel:
+    """The same of a repository whose files are known."""
+    if (choice := wanted_gguf(listing, file)) is not None:
         found = HeaderReader(client, listing, stop).read(choice)
         return RemoteModel(info, found.settings, found.tensors, needed_files(listing, None, choice.path))
     index = _content(client, listing, INDEX) if listing.file(INDEX) else None

@@ -17,6 +17,7 @@ from core.weights.gguf.blocks import numbers
 from core.weights.gguf.config import VECTORS, config_of, family_of
 from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import Settings, TensorPlace
+from core.weights.gguf.kind import file_kind
 from core.weights.gguf.weights import GgufWeights, Target, main_dtype, targets
 from core.weights.packed_linears import PackedLinears, Piece
 
@@ -27,12 +28,14 @@ MOST_FACTORS = 1 << 14
 @dataclass(frozen=True)
 class GgufModel:
     """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
-    the plan are made of, by the linears' names; `stored`: those that stay packed, and how."""
+    the plan are made of, by the linears' names; `stored`: those that stay packed, and how; `stored_as`: what people
+    call the file's kind."""
 
     module: Any
     weights: GgufWeights
     linears: Mapping[str, str]
     stored: Mapping[str, Storage]
+    stored_as: str
 
     @property
     def packed(self) -> PackedLinears:
@@ -62,7 +65,7 @@ def open_gguf(path: Path) -> GgufModel:
     stored = _stored(linears, weights.targets)
     table = f"{_name_of(module, module.get_input_embeddings())}.weight"
     weights.kept = frozenset(linears[name] for name in stored) - {table}
-    return GgufModel(module, weights, linears, stored)
+    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors))
 
 
 def describe_gguf(

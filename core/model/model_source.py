@@ -40,7 +40,7 @@ class Source:
     `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
     for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
-    how safetensors files that are quantised have them, for people. `files`: what conversions are kept for, () =
+    how the files have them, for people, where they are quantised. `files`: what conversions are kept for, () =
     none are. `make_tokenizer` makes transformers' tokenizer where none of its files lie in `folder`.
     """
 
@@ -158,6 +158,7 @@ def _open_file(path: Path) -> Source:
         packed=model.packed,
         files=files.files,
         stored=model.stored,
+        stored_as=model.stored_as,
         make_tokenizer=lambda: make_tokenizer(settings, path.name),
     )
 

@@ -25,6 +25,7 @@ from core.startup.environment import prepare_environment
 from core.weights.checkpoint import DTYPES
 from core.weights.gguf.config import ARCHITECTURE
 from core.weights.gguf.header import TensorPlace
+from core.weights.gguf.kind import file_kind
 from core.weights.safetensors_header import TensorInfo
 from core.weights.stored.checkpoint import sketches
 from core.weights.stored.find import Found, find_stored
@@ -38,7 +39,7 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> Mod
     """
     if ARCHITECTURE in config:
         module, stored = describe_gguf(dict(config), _places(tensors), name)
-        return specification(module, name, cache_folder(), stored)
+        return specification(module, name, cache_folder(), stored, file_kind(config, _places(tensors)))
     return _described(config, _infos(tensors), name)
 
 

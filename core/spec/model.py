@@ -97,6 +97,10 @@ class ModelSpec:
         wanted = "int8" if format == "int4" and linear.name == self.head else format
         return stored if wanted == "bf16" or bits_of(stored) <= bits_of(wanted) else wanted
 
+    def format_name(self, format: str) -> str:
+        """What people call a format of this model's weights: "as stored" by the files' own name."""
+        return self.stored_as if format == "bf16" and self.stored_as else format
+
     def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Bytes of one linear, all experts together, in this format."""
         return linear.nbytes(self.storage(linear, format))

@@ -18,10 +18,10 @@ from core.errors import UnsupportedModel
 from core.hub.access import Access
 from core.hub.cache_layout import Cache
 from core.hub.environment import hub_environment
-from core.hub.fit import Fit, Kind, Wishes
+from core.hub.fit import Fit, Kind, Tensors, Wishes
 from core.hub.folders import Folders
 from core.spec import DeviceMemory, Prediction
-from core.weights.safetensors_header import TensorInfo
+from core.weights.gguf.header import TensorPlace
 from tests.core.hub.fake_hub import Double, Repo, model_files
 
 GB = 10**9
@@ -49,8 +49,12 @@ def kind_of(parameters: int) -> Kind:
     return next((kind for limit, kind in limits if parameters < limit), "no")
 
 
-def check_fit(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wishes: Wishes) -> Fit:
+def check_fit(config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
     """A verdict by size, the way a middling computer would have it."""
+    places = [place for place in tensors.values() if isinstance(place, TensorPlace)]
+    if places:
+        each = sum(place.nbytes for place in places) / sum(place.elements for place in places)
+        config = {"parameters": 3e9 * each**1.5}
     if config.get("model_type") == "strange":
         raise UnsupportedModel("The architecture 'strange' is not known.", "", "Choose another model.")
     layers, hidden = int(config.get("num_hidden_layers", 4)), int(config.get("hidden_size", 256))

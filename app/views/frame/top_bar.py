@@ -212,5 +212,5 @@ class TopBar(Pane):
 
 def _facts(model: Loaded, host: str) -> str:
     """Format and context of a local model; the computer's name of one that is elsewhere."""
-    facts = [host or model.format, formatting.tokens(model.context) if model.context else ""]
+    facts = [host or model.format_name, formatting.tokens(model.context) if model.context else ""]
     return " · ".join(fact for fact in facts if fact)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from PySide6.QtCore import QEvent, QObject, Qt, Signal, Slot
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QPushButton, QScrollArea, QVBoxLayout, QWidget
@@ -15,10 +17,11 @@ from app.views.controls.controls import Pane
 from app.views.controls.inputs import ChoiceBox
 from app.views.models import words
 from app.views.models.access import AccessForm
+from app.views.models.file_box import LEAST_LETTERS, FileBox
 from app.views.models.fit import FitGuide, FitView, wrapping_label
 from app.views.models.rows import Row
 from core.errors import AccessDenied, HeteGenError, UnsupportedModel
-from core.hub.fit import Wishes
+from core.hub.fit import Fit, Wishes
 from core.spec import format_named
 
 FORMATS = (("auto", "Format: automatic"), ("bf16", "As stored"), ("int8", "8-bit"), ("int4", "4-bit"))
@@ -59,6 +62,7 @@ class DetailsPane(Pane):
             FitView(theme, self),
             AccessForm(theme, self),
         )
+        self.files = FileBox(theme, self)
         self._format, self._context = ChoiceBox(theme, self), ChoiceBox(theme, self)
         self.buttons = {id: QPushButton(self.tr(text), self) for id, text in BUTTONS}
         self._body = Body(theme)
@@ -72,12 +76,13 @@ class DetailsPane(Pane):
         """Another model, or the same with another state."""
         if row is None or self._row is None or row.id != self._row.id:
             self.details, self._note, self._error = None, "", None
+            self.files.forget()
             self._show_card("")
         self._row = row
         self._show()
 
-    def show_details(self, details: Details) -> None:
-        """More is known."""
+    def show_details(self, details: Details, here: Collection[str] = ()) -> None:
+        """More is known; `here`: paths of the repository's files that are here or on their way."""
         if self._row is None or details.id != self._row.id:
             return
         before, self.details = self.details, details
@@ -85,6 +90,7 @@ class DetailsPane(Pane):
             self._show_card(words.plain_card(details.card))
         if not details.asking:
             self._note = ""
+        self.files.show_choices(details.choices, here)
         self._show()
 
     def show_note(self, note: str, error: HeteGenError | None = None) -> None:
@@ -107,6 +113,9 @@ class DetailsPane(Pane):
         for tokens in CONTEXTS:
             text = self.tr("{} tokens").format(f"{tokens:,}") if tokens else self.tr("Context: automatic")
             self._context.addItem(text, tokens)
+        for box in (self._format, self._context):
+            box.setSizeAdjustPolicy(ChoiceBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.setMinimumContentsLength(LEAST_LETTERS // 2)
         self._format.setAccessibleName(self.tr("Weight format"))
         self._context.setAccessibleName(self.tr("Context"))
 
@@ -119,7 +128,7 @@ class DetailsPane(Pane):
         wishes.setSpacing(RELATED)
         for box in (self._format, self._context):
             wishes.addWidget(box, 1)
-        for widget in (self._title, self._facts, self._popular, self._problem, self.access):
+        for widget in (self._title, self._facts, self._popular, self._problem, self.access, self.files):
             column.addWidget(widget)
         column.addSpacing(INSIDE)
         column.addWidget(self._verdict)
@@ -155,6 +164,7 @@ class DetailsPane(Pane):
             button.setObjectName(id)
             button.setAutoDefault(False)
             button.clicked.connect(self._on_pressed)
+        self.files.picked.connect(self._show)
         self._format.currentIndexChanged.connect(self._on_wish)
         self._context.currentIndexChanged.connect(self._on_wish)
         self.access.token_given.connect(self.token_given)
@@ -175,26 +185,34 @@ class DetailsPane(Pane):
         self._show_buttons()
         if row is None:
             return
-        self._title.setText(row.id)
+        owner, name = words.owner_and_name(row.id)
+        self._title.setText(name if ":" in row.id else row.id)
         self._facts.setText(self._facts_words(row))
         info = details.info if details and details.info else row.info
-        self._popular.setText(words.info_line(info) if info and info.downloads else "")
+        from_where = self.tr("From {}").format(owner) if ":" in row.id else ""
+        self._popular.setText(words.info_line(info) if info and info.downloads else from_where)
         self._popular.setVisible(bool(self._popular.text()))
-        fit = details.fit if details and details.fit else row.fit
+        fit = self._fit_of(row)
         self._verdict.show_fit(fit, asking=details is None or details.asking)
         for box in (self._format, self._context):
             box.setVisible(fit is not None)
         self._show_problem(row)
 
+    def _fit_of(self, row: Row) -> Fit | None:
+        if self.details and self.details.choices:
+            return self.files.chosen.fit if self.files.chosen else None
+        return self.details.fit if self.details and self.details.fit else row.fit
+
     def _facts_words(self, row: Row) -> str:
         parts = [self.tr(row.known.summary)] if row.known else []
-        fit = self.details.fit if self.details else None
+        fit = self._fit_of(row) if self.details else None
         count = fit.parameters if fit else row.known.parameters if row.known else 0
         count = count or (row.info.parameter_count if row.info else 0)
         license = row.known.license if row.known else row.info.license if row.info else ""
         if self.details and self.details.info:
             license = self.details.info.license or license
-        download = self.details.download_bytes if self.details else 0
+        chosen = self.files.chosen
+        download = chosen.choice.nbytes if chosen else self.details.download_bytes if self.details else 0
         download = download or (row.known.download_bytes if row.known else row.here.total if row.here else 0)
         line = (
             self.tr("{}, {} on this computer, licence {}.")
@@ -206,7 +224,8 @@ class DetailsPane(Pane):
 
     def _problem_of(self, row: Row) -> HeteGenError | None:
         failed = row.transfer.error if row.transfer else None
-        return self._error or failed or (self.details.error if self.details else None)
+        unknown = self.details.error if self.details else None
+        return self._error or failed or unknown or (self.files.chosen.error if self.files.chosen else None)
 
     def _show_problem(self, row: Row) -> None:
         error = self._problem_of(row)
@@ -280,4 +299,4 @@ def possible(row: Row | None, *, can_repair: bool = False) -> set[str]:
         return {"use", "folder", "remove"} | (managed if can_repair else managed - {"repair"})
     if row.is_loading:
         return {"resume", "cancel"}
-    return {"download"}
+    return {"download"} if row.model else set()

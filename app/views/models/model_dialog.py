@@ -77,6 +77,7 @@ class ModelDialog(ModelDialogFrame):
         details, catalog = self.details, self._catalog
         details.pressed.connect(self._on_pressed)
         details.wished.connect(self._on_wish)
+        details.files.picked.connect(self._on_file_chosen)
         details.token_given.connect(self._on_token)
         details.link.connect(self.link)
         catalog.listed.connect(self._on_listed)
@@ -122,16 +123,20 @@ class ModelDialog(ModelDialogFrame):
         self._on_selected()
 
     def _look(self, row: Row) -> None:
-        self._catalog.look(Reference(row.id), row.here, row.known, self.details.wishes())
+        id, _, file = row.id.partition(":")
+        # Of a repository of files all are looked at, whichever is here.
+        here = row.here if row.here and row.here.id == row.id else None
+        self._catalog.look(Reference(id, file=file), here, row.known, self.details.wishes())
 
     def _download(self, row: Row) -> None:
-        self._downloads.start(row.id)
+        if row.model:
+            self._downloads.start(row.model)
 
     @Slot(str)
     def _toggle(self, id: str) -> None:
-        state, row = self._downloads.transfer(id), self.rows.row(self.rows.index_of(id))
-        if state is not None and state.is_active:
-            self._downloads.pause(id)
+        row = self.rows.row(self.rows.index_of(id))
+        if row is not None and row.transfer is not None and row.transfer.is_active:
+            self._downloads.pause(row.model)
         elif row is not None and row.is_loading:
             self._download(row)
 
@@ -146,14 +151,15 @@ class ModelDialog(ModelDialogFrame):
             case "download" | "resume" | "retry":
                 self._download(row)
             case "pause":
-                self._downloads.pause(row.id)
+                self._downloads.pause(row.model)
             case "repair" if row.here:
-                self._downloads.start(row.id, row.here.revision)
+                self._downloads.start(row.model, row.here.revision)
             case "verify" if row.here:
                 self.details.show_note(self.tr("Checking the files…"))
                 self._catalog.verify(row.here)
             case "folder" if row.here:
-                QDesktopServices.openUrl(QUrl.fromLocalFile(str(row.here.path)))
+                path = row.here.path
+                QDesktopServices.openUrl(QUrl.fromLocalFile(str(path.parent if path.is_file() else path)))
             case "cancel" | "remove":
                 self.removal.ask(row)
 
@@ -162,11 +168,12 @@ class ModelDialog(ModelDialogFrame):
         self.collection.found = None
         self._rebuild()
 
-    @Slot(str)
-    def _on_named(self, id: str) -> None:
-        self.collection.found = [ModelInfo(id)]
+    @Slot(object)
+    def _on_named(self, exact: Reference) -> None:
+        self.details.files.wanted = exact.file
+        self.collection.found = [ModelInfo(exact.id)]
         self._rebuild()
-        self._select(id)
+        self._select(exact.id)
 
     @Slot(object)
     def _on_found(self, models: list[ModelInfo]) -> None:
@@ -228,9 +235,25 @@ class ModelDialog(ModelDialogFrame):
     def _on_detailed(self, details: Details) -> None:
         if details.info is not None:
             self.collection.keep(details.info)
-        self.details.show_details(details)
+        self.details.show_details(details, self.collection.files_here(details.id, self._downloads))
+        if details.choices:
+            self._on_file_chosen()
+        elif details.config:
+            self.collection.choose(details.id, details.id)
+            self._change(details.id)
         if details.fit is not None and self.details.wishes() == Wishes():
             self._on_fit_found(details.id, details.fit)
+
+    @Slot()
+    def _on_file_chosen(self) -> None:
+        """The row of a repository stands for the file that is chosen beside it."""
+        id, judged = self.details.shown, self.details.files.chosen
+        if judged is None:
+            return
+        self.collection.choose(id, Reference(id, file=judged.choice.path).name)
+        if judged.fit is not None and self.details.wishes() == Wishes():
+            self.collection.check_fit(id, judged.fit)
+        self._change(id)
 
     @Slot(str, object)
     def _on_fit_found(self, id: str, fit: Fit) -> None:
@@ -250,7 +273,8 @@ class ModelDialog(ModelDialogFrame):
     @Slot(object)
     def _on_transfer(self, transfer: Transfer) -> None:
         before = self.rows.row(self.rows.index_of(transfer.id))
-        self._change(transfer.id)
+        for id in dict.fromkeys((transfer.id, transfer.id.partition(":")[0])):
+            self._change(id)
         if before is None or before.transfer is None or before.transfer.phase != transfer.phase:
             # It may change its place in the list, and what is on the disk has changed with it.
             self._rebuild()
@@ -259,7 +283,7 @@ class ModelDialog(ModelDialogFrame):
     @Slot(str, object)
     def _on_verified(self, id: str, found: Verification) -> None:
         row = self.current()
-        if row is None or row.id != id:
+        if row is None or row.model != id:
             return
         if found.is_sound:
             checked = format_bytes(found.checked_bytes)

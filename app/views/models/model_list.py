@@ -24,6 +24,7 @@ class Collection:
         self._installed: dict[str, Installed] = {}
         self._infos: dict[str, ModelInfo] = {}
         self._fits: dict[str, Fit] = {}
+        self._chosen: dict[str, str] = {}
 
     def set_installed(self, models: Sequence[Installed]) -> None:
         """What is on this disk; of several versions the first, which is the best, counts."""
@@ -42,6 +43,15 @@ class Collection:
         """Takes note of whether a model fits."""
         self._fits[id] = fit
 
+    def choose(self, id: str, model: str) -> None:
+        """Which of a repository's models in GGUF its row stands for."""
+        self._chosen[id] = model
+
+    def files_here(self, id: str, downloads: Downloads) -> list[str]:
+        """The files of a repository that are here or on their way."""
+        names = [*downloads.unfinished(), *self._installed]
+        return [name.partition(":")[2] for name in names if name.startswith(f"{id}:")]
+
     def sections(self, downloads: Downloads) -> list[str | Row]:
         """Headings and rows, in the order of the list."""
         if self.found is not None:
@@ -58,13 +68,16 @@ class Collection:
 
     def row(self, id: str, downloads: Downloads) -> Row:
         """All that is known of one model."""
+        info = self._infos.get(id)
+        model = self._chosen.get(id, "" if info is not None and info.gguf_only else id)
         return Row(
             id,
-            self._installed.get(id),
+            self._installed.get(model),
             self.recommended.get(id),
-            self._infos.get(id),
+            info,
             self._fits.get(id),
-            downloads.transfer(id),
+            downloads.transfer(model),
+            model,
         )
 
     @property

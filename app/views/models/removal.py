@@ -23,7 +23,7 @@ class Removal(QObject):
 
     def ask(self, row: Row) -> None:
         """Remove a model if the user says so."""
-        question, told, does = words.removal(row.id, row.here)
+        question, told, does = words.removal(row.model, row.here)
         box = QMessageBox(QMessageBox.Icon.NoIcon, self._window.windowTitle(), question, parent=self._window)
         box.setTextFormat(Qt.TextFormat.PlainText)
         box.setInformativeText(told)
@@ -35,9 +35,9 @@ class Removal(QObject):
 
     def remove(self, row: Row) -> None:
         """Removes a model without asking."""
-        path = self._catalog.cache.repo(row.id)
-        self._removing[row.id] = row.here or Installed(row.id, "begun", path, 0, 0, complete=False)
-        self._downloads.give_up(row.id)
+        path = self._catalog.cache.repo(row.model.partition(":")[0])
+        self._removing[row.model] = row.here or Installed(row.model, "begun", path, 0, 0, complete=False)
+        self._downloads.give_up(row.model)
 
     @Slot(str)
     def _on_given_up(self, id: str) -> None:

@@ -39,7 +39,8 @@ ALIGN_LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the list, and whatever is known of it."""
+    """One model of the list, and whatever is known of it. `model`: what of it is downloaded and used: the id, or of a
+    repository with several models in GGUF the chosen one, "" while none is."""
 
     id: str
     here: Installed | None = None
@@ -47,16 +48,19 @@ class Row:
     info: ModelInfo | None = None
     fit: Fit | None = None
     transfer: Transfer | None = None
+    model: str = ""
 
     @property
     def facts(self) -> str:
         """Sizes and figures in a few words."""
         if self.known:
             known = self.known
-            return words.facts(known.parameters, known.download_bytes, known.license, gated=known.gated)
+            size = words.size(known.download_bytes)
+            return words.facts(known.parameters, size, known.license, gated=known.gated)
         if self.info:
             info = self.info
-            return words.facts(info.parameter_count, info.weight_bytes, info.license, gated=info.gated)
+            size = "GGUF" if info.gguf_only else words.size(info.weight_bytes)
+            return words.facts(info.parameter_count, size, info.license, gated=info.gated)
         return words.size(self.here.total) if self.here else ""
 
     @property
@@ -261,7 +265,7 @@ class RowsDelegate(QStyledItemDelegate):
 
     def _paint_id(self, painter: QPainter, box: QRect, id: str) -> None:
         """The model's name, and behind it as much of its owner as there is room for."""
-        owner, _, name = id.rpartition("/")
+        owner, name = words.owner_and_name(id)
         font = self._theme.font()
         font.setWeight(QFont.Weight.DemiBold)
         self._text(painter, box, name, font, "text", ALIGN_LEFT)

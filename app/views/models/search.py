@@ -14,10 +14,11 @@ SEARCH_MS = 350
 
 
 class ModelSearch(QObject):
-    """Signals: `found(list[ModelInfo])`, all results so far; `named(id)` for a whole name; `cleared` without words."""
+    """Signals: `found(list[ModelInfo])`, all results so far; `named(Reference)` for a whole name; `cleared` without
+    words."""
 
     found = Signal(object)
-    named = Signal(str)
+    named = Signal(object)
     cleared = Signal()
 
     def __init__(self, catalog: Catalog, dialog: ModelDialogFrame) -> None:
@@ -55,7 +56,7 @@ class ModelSearch(QObject):
         exact = exact_reference(self._words)
         if exact is not None:
             self._begin()
-            self.named.emit(exact.id)
+            self.named.emit(exact)
         elif self._words:
             # The list stays as it is until there is an answer.
             self._dialog.say(tr("Searching…"))

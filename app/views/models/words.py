@@ -11,6 +11,7 @@ from app.i18n import formatting
 from app.i18n.translator import said
 from core.errors import BadRequest
 from core.hub.fit import Fit, Kind
+from core.hub.gguf_choices import Judged
 from core.hub.installed import Installed, Verification
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
@@ -56,11 +57,34 @@ def size(count: int) -> str:
     return format_bytes(count) if count else tr("size {}").format(formatting.UNKNOWN)
 
 
-def facts(count: int, nbytes: int, license: str, *, gated: bool) -> str:
+def owner_and_name(id: str) -> tuple[str, str]:
+    """Who made a model, and its name; of one in GGUF its repository and its file."""
+    repository, colon, file = id.partition(":")
+    if colon:
+        return repository, file.rpartition("/")[2].removesuffix(".gguf")
+    owner, _, name = id.rpartition("/")
+    return owner, name
+
+
+def choice(judged: Judged, *, is_best: bool) -> str:
+    """A file of a repository in a few words: kind, size, and whether it is the one to take."""
+    told = [judged.choice.label, format_bytes(judged.choice.nbytes)]
+    return " · ".join([*told, tr("recommended")] if is_best else told)
+
+
+def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
+    """The same with how it would run here."""
+    fit = judged.fit
+    verdict = tr(VERDICTS[fit.kind][0]) if fit else tr("cannot be used here")
+    parts = [choice(judged, is_best=is_best), verdict]
+    return " · ".join([*parts, speed(fit)] if fit and speed(fit) else parts)
+
+
+def facts(count: int, nbytes: str, license: str, *, gated: bool) -> str:
     """The second line of a row."""
     short = f"{count / 1e9:.1f} B" if count >= BILLION else f"{count / 1e6:.0f} M"
     licence = license or tr("licence {}").format(formatting.UNKNOWN)
-    parts = [short if count else formatting.UNKNOWN, size(nbytes), licence]
+    parts = [short if count else formatting.UNKNOWN, nbytes, licence]
     return " · ".join([*parts, tr("gated")] if gated else parts)
 
 

@@ -1,0 +1,84 @@
+"""Which file of a repository with several models in GGUF: each with its size and verdict, the best one chosen first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from PySide6.QtCore import Qt, Signal, Slot
+from PySide6.QtWidgets import QSizePolicy, QStyleOptionComboBox, QWidget
+
+from app.i18n.translator import tr
+from app.settings.theme import Theme
+from app.views.controls.inputs import ChoiceBox
+from app.views.models import words
+from core.hub.gguf_choices import Judged, best_choice
+
+LEAST_LETTERS = 10
+AROUND = 64
+"""Pixels beside the words: icon, arrow, margins."""
+
+
+class FileBox(ChoiceBox):
+    """`picked` when the user has chosen another file. `wanted`: the file or kind that the name searched for gave."""
+
+    picked = Signal()
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(theme, parent)
+        self.wanted = ""
+        self._choices: tuple[Judged, ...] = ()
+        self._picked = ""
+        self.setAccessibleName(tr("File"))
+        self.setSizeAdjustPolicy(ChoiceBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(LEAST_LETTERS)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.activated.connect(self._on_activated)
+        theme.changed.connect(self._refill)
+        self.hide()
+
+    @property
+    def chosen(self) -> Judged | None:
+        """The file that is shown as chosen."""
+        return self._choices[self.currentIndex()] if 0 <= self.currentIndex() < len(self._choices) else None
+
+    def forget(self) -> None:
+        """Another repository comes."""
+        self._picked = ""
+        self.show_choices(())
+
+    def show_choices(self, choices: tuple[Judged, ...], here: Collection[str] = ()) -> None:
+        """These files; `here`: paths of those that are here, or on their way, which come before the recommended one."""
+        self._choices = choices
+        self.setVisible(bool(choices))
+        self._refill()
+        best = best_choice(choices)
+        known = [one for one in choices if one.choice.path in here]
+        asked = [one for one in choices if self.wanted and one.choice.is_meant(self.wanted)]
+        picked = [one for one in choices if one.choice.path == self._picked]
+        first = next(iter((*picked, *asked, *known)), best)
+        self.setCurrentIndex(choices.index(first) if first is not None else len(choices) - 1)
+
+    def _refill(self) -> None:
+        at, best = self.currentIndex(), best_choice(self._choices)
+        self.clear()
+        for judged in self._choices:
+            _, icon, token = words.VERDICTS[judged.fit.kind] if judged.fit else ("", "warning", "muted")
+            self.addItem(self._theme.icon(icon, token), words.choice_with_verdict(judged, is_best=judged is best))
+        self.setCurrentIndex(at)
+        widest = max(
+            (self.view().fontMetrics().horizontalAdvance(self.itemText(i)) for i in range(self.count())), default=0
+        )
+        self.view().setMinimumWidth(widest + AROUND)
+
+    def initStyleOption(self, option: QStyleOptionComboBox) -> None:
+        """While the list is closed its verdict stands below it."""
+        super().initStyleOption(option)
+        if (chosen := self.chosen) is not None:
+            text = words.choice(chosen, is_best=chosen is best_choice(self._choices))
+            room = self.width() - AROUND
+            option.currentText = self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, room)
+
+    @Slot(int)
+    def _on_activated(self, at: int) -> None:
+        self._picked = self._choices[at].choice.path
+        self.picked.emit()
