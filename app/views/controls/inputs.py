@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from PySide6.QtCore import QRectF, QSize, Qt
 from PySide6.QtGui import QPainter, QPaintEvent, QPen, QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QStyleOptionComboBox, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Theme
 from app.views.controls.controls import paint_focus
 
-ARROW = 14
+ARROW, ARROW_ROOM = 14, 24
 BOX = 18
 
 
@@ -21,7 +21,19 @@ class ChoiceBox(QComboBox):
         super().__init__(parent)
         self._theme = theme
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.setStyleSheet("QComboBox::drop-down { border: 0; width: 24px; } QComboBox::down-arrow { image: none; }")
+        self.setStyleSheet(
+            f"QComboBox::drop-down {{ border: 0; width: {ARROW_ROOM}px; }} QComboBox::down-arrow {{ image: none; }}"
+        )
+
+    def closed_text(self) -> str:
+        """What stands in the box while its list is closed."""
+        return self.currentText()
+
+    def initStyleOption(self, option: QStyleOptionComboBox) -> None:
+        super().initStyleOption(option)
+        icon = 0 if option.currentIcon.isNull() else self.iconSize().width() + INSIDE
+        room = self.width() - ARROW_ROOM - 2 * RELATED - icon
+        option.currentText = self.fontMetrics().elidedText(self.closed_text(), Qt.TextElideMode.ElideRight, room)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()

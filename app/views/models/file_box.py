@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from PySide6.QtCore import Qt, Signal, Slot
-from PySide6.QtWidgets import QSizePolicy, QStyleOptionComboBox, QWidget
+from PySide6.QtCore import Signal, Slot
+from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import Theme
@@ -70,13 +70,10 @@ class FileBox(ChoiceBox):
         )
         self.view().setMinimumWidth(widest + AROUND)
 
-    def initStyleOption(self, option: QStyleOptionComboBox) -> None:
-        """While the list is closed its verdict stands below it."""
-        super().initStyleOption(option)
-        if (chosen := self.chosen) is not None:
-            text = words.choice(chosen, is_best=chosen is best_choice(self._choices))
-            room = self.width() - AROUND
-            option.currentText = self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, room)
+    def closed_text(self) -> str:
+        """The verdict on the chosen file stands below."""
+        chosen = self.chosen
+        return "" if chosen is None else words.choice(chosen, is_best=chosen is best_choice(self._choices))
 
     @Slot(int)
     def _on_activated(self, at: int) -> None:
