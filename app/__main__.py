@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from PySide6.QtWidgets import QApplication
 
     from app.application import Application, Wishes
+    from app.system.file_open import FileOpen
     from app.system.gc_timer import Collector
     from app.system.single_instance import SingleInstance
     from core.paths import assets
@@ -138,20 +139,31 @@ def run(args: argparse.Namespace) -> int:
     qt.setWindowIcon(QIcon(str(assets() / "logo" / "logo.svg")))
     qt.setStyle("Fusion")
     instance = SingleInstance(places().data)
-    if not args.self_test and not instance.claim():
+    model = named_model(args)
+    if not args.self_test and not instance.claim(model):
         return 0
-    application = Application(Wishes(args.model or args.file, load_options(args), gpu))
+    application = Application(Wishes(model, load_options(args), gpu))
     if args.self_test:
         from app.self_test import SelfTest
 
         return SelfTest(application).run()
     instance.woken.connect(application.window.wake)
+    instance.asked.connect(application.load)
+    opened = FileOpen()
+    opened.asked.connect(application.load)
+    qt.installEventFilter(opened)
     application.window.show()
     code = qt.exec()
     if application.restarts:
         instance.release()
         start_again()
     return code
+
+
+def named_model(args: argparse.Namespace) -> str:
+    """The model of the command line, by a name that means the same in every folder."""
+    model = args.model or args.file
+    return str(Path(model).absolute()) if model and Path(model).exists() else str(model)
 
 
 def start_again() -> None:

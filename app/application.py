@@ -144,7 +144,7 @@ class Application(QObject):
         window, commands = self.window, self.commands
         window.may_close = commands.may_quit
         window.acted.connect(commands.act)
-        window.folder_chosen.connect(self.load)
+        window.model_chosen.connect(self.load)
         window.shown.connect(self._on_shown)
         window.closing.connect(self.close)
         window.notices.acted.connect(commands.act_on_notice)

@@ -118,6 +118,7 @@ def _link(source: str, target: str) -> None:
 def _desktop_files(share: Path) -> None:
     _put(HERE / "linux" / f"{ID}.desktop", share / "applications" / f"{ID}.desktop")
     _put(HERE / "linux" / f"{ID}.metainfo.xml", share / "metainfo" / f"{ID}.metainfo.xml")
+    _put(HERE / "linux" / f"{ID}.mime.xml", share / "mime" / "packages" / f"{ID}.xml")
     logo = ROOT / "assets" / "logo"
     _put(logo / "logo.svg", share / "icons" / "hicolor" / "scalable" / "apps" / f"{ID}.svg")
     for size in ICON_SIZES:

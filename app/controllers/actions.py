@@ -71,6 +71,8 @@ class Actions(QObject):
             case "new_chat":
                 self._session.show(self._library.new())
                 self._window.composer.take_focus()
+            case "open_file":
+                self._window.ask_for_model_file()
             case "open_model":
                 self._window.ask_for_folder()
             case "builtin":

@@ -35,6 +35,9 @@ VIAddVersionKey "LegalCopyright" "Copyright 2026 The HeteGen authors"
 !insertmacro MUI_LANGUAGE "English"
 !insertmacro MUI_LANGUAGE "German"
 
+!define MODEL_FILE "HeteGen.gguf"
+LangString MODEL ${LANG_ENGLISH} "Language model (GGUF)"
+LangString MODEL ${LANG_GERMAN} "Sprachmodell (GGUF)"
 LangString RUNNING ${LANG_ENGLISH} "HeteGen is running. Close it and try again."
 LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch einmal versuchen."
 
@@ -49,6 +52,16 @@ LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch e
     ${EndIf}
     FileClose $0
   ${EndIf}
+!macroend
+
+; Offered for .gguf beside other programs; which one opens them is for the person to say.
+!macro OFFER_FOR_FILES
+  WriteRegStr HKCU "Software\Classes\${MODEL_FILE}" "" "$(MODEL)"
+  WriteRegStr HKCU "Software\Classes\${MODEL_FILE}\DefaultIcon" "" "$INSTDIR\hetegen.exe,0"
+  WriteRegStr HKCU "Software\Classes\${MODEL_FILE}\shell\open\command" "" '"$INSTDIR\hetegen.exe" "%1"'
+  WriteRegStr HKCU "Software\Classes\.gguf\OpenWithProgids" "${MODEL_FILE}" ""
+  ; The shell looks for it at once.
+  System::Call 'shell32::SHChangeNotify(i 0x08000000, i 0, p 0, p 0)'
 !macroend
 
 ; Only what an installer put there: a chosen folder may hold other things.
@@ -76,6 +89,7 @@ Section
   WriteRegDWORD HKCU "${UNINSTALL}" "EstimatedSize" ${KILOBYTES}
   WriteRegDWORD HKCU "${UNINSTALL}" "NoModify" 1
   WriteRegDWORD HKCU "${UNINSTALL}" "NoRepair" 1
+  !insertmacro OFFER_FOR_FILES
 SectionEnd
 
 ; Conversations, settings and models stay: they are the person's.
@@ -88,5 +102,8 @@ Section "Uninstall"
   ; PyTorch for the graphics card, fetched when wished: gigabytes, and nothing of the person's in it.
   RMDir /r "$LOCALAPPDATA\HeteGen\gpu-runtime"
   DeleteRegKey HKCU "Software\HeteGen"
+  DeleteRegKey HKCU "Software\Classes\${MODEL_FILE}"
+  DeleteRegValue HKCU "Software\Classes\.gguf\OpenWithProgids" "${MODEL_FILE}"
+  System::Call 'shell32::SHChangeNotify(i 0x08000000, i 0, p 0, p 0)'
   DeleteRegKey HKCU "${UNINSTALL}"
 SectionEnd

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
+from PySide6.QtGui import QDropEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QLabel, QMessageBox, QPushButton, QSlider
 from pytestqt.qtbot import QtBot
@@ -522,7 +523,31 @@ def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, mo
     tour.control(Qt.Key.Key_O)
     qtbot.waitUntil(lambda: engine.sources[-1] == "/models/other")
     tour.wait()
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("/models/m.gguf", ""))
+    app_action(tour.app, "open_file")
+    qtbot.waitUntil(lambda: engine.sources[-1] == "/models/m.gguf")
+    tour.wait()
     tour.quit()
+
+
+def app_action(app: Application, id: str) -> None:
+    app.window.actions_by_id[id].trigger()
+
+
+def test_a_model_file_that_is_dropped_is_opened_and_the_rest_attached(
+    qtbot: QtBot, start: Start, tmp_path: Path
+) -> None:
+    engine = ScriptedEngine()
+    app, model, notes = start(engine), tmp_path / "m.GGUF", tmp_path / "notes.md"
+    notes.write_text("Notes.")
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(path)) for path in (notes, model)])
+    where, copy = QPointF(300, 300), Qt.DropAction.CopyAction
+    event = QDropEvent(where, copy, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier)
+    with qtbot.waitSignal(app.window.files) as attached:
+        app.window.dropEvent(event)
+    assert attached.args == [[notes]]
+    qtbot.waitUntil(lambda: engine.sources[-1] == str(model))
 
 
 def test_an_idle_model_rests_and_comes_back_with_the_next_question(qtbot: QtBot, start: Start) -> None:

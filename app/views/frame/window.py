@@ -33,6 +33,7 @@ from app.views.frame.panes import Panes
 from app.views.frame.shortcuts_page import ShortcutsPage
 from app.views.frame.status_line import StatusLine
 from app.views.frame.top_bar import TopBar
+from core.weights.gguf.names import SUFFIX, is_gguf
 
 ACTIONS = (
     ("new_chat", "New conversation", "plus", "Ctrl+N"),
@@ -42,6 +43,7 @@ ACTIONS = (
     ("export", "Export as Markdown…", "save", "Ctrl+S"),
     ("regenerate", "Write another reply", "regenerate", "Ctrl+R"),
     ("models", "Models…", "chip", "Ctrl+M"),
+    ("open_file", "Open a model file…", "folder", "Ctrl+Shift+O"),
     ("open_model", "Open a model folder…", "folder", "Ctrl+O"),
     ("builtin", "Load the built-in guide", "mark", ""),
     ("gpu", "Graphics card…", "card", "Ctrl+G"),
@@ -65,11 +67,11 @@ KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
 
 
 class MainWindow(QMainWindow):
-    """Signals: `acted(action id)`; `folder_chosen(path)`; `files(list[Path])` to attach; `shown` once; `search_wished`;
+    """Signals: `acted(action id)`; `model_chosen(path)`; `files(list[Path])` to attach; `shown` once; `search_wished`;
     `closing`."""
 
     acted = Signal(str)
-    folder_chosen = Signal(str)
+    model_chosen = Signal(str)
     files = Signal(object)
     shown = Signal()
     search_wished = Signal()
@@ -91,7 +93,7 @@ class MainWindow(QMainWindow):
         self.notices = NoticeBar(theme)
         self.chips = ComposerChips(theme)
         self.composer = Composer(theme)
-        self.composer.files.connect(self.files)
+        self.composer.files.connect(self._take)
         self.status = StatusLine(theme)
         self.actions_by_id = {id: self._action(id, *rest) for id, *rest in ACTIONS}
         self._stack = QStackedWidget()
@@ -130,7 +132,13 @@ class MainWindow(QMainWindow):
     def ask_for_folder(self) -> None:
         """Lets the user choose a model's folder."""
         if path := QFileDialog.getExistingDirectory(self, tr("Open a model folder")):
-            self.folder_chosen.emit(path)
+            self.model_chosen.emit(path)
+
+    def ask_for_model_file(self) -> None:
+        """Lets the user choose a model's file."""
+        path, _ = QFileDialog.getOpenFileName(self, tr("Open a model file"), "", f"GGUF (*{SUFFIX})")
+        if path:
+            self.model_chosen.emit(path)
 
     def ask_for_files(self) -> None:
         """Lets the user choose files to attach."""
@@ -233,7 +241,15 @@ class MainWindow(QMainWindow):
     def dropEvent(self, event: QDropEvent) -> None:
         if files := files_in(event.mimeData()):
             event.acceptProposedAction()
-            self.files.emit(files)
+            self._take(files)
+
+    def _take(self, files: list[Path]) -> None:
+        """What was dropped or pasted: a model is opened, all else attached."""
+        models = [file for file in files if is_gguf(file)]
+        if models:
+            self.model_chosen.emit(str(models[0]))
+        if others := [file for file in files if file not in models]:
+            self.files.emit(others)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         # Not a shortcut: an editor in the transcript takes Esc for itself first.

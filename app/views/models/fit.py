@@ -17,9 +17,6 @@ MEANINGS: dict[Kind, str] = {
     "no": "It needs more memory than there is.",
 }
 
-UNBROKEN = "/\u2060"
-"""A slash that no line ends at."""
-
 
 def wrapping_label(parent: QWidget) -> QLabel:
     """Plain text of any length that can be selected."""
@@ -61,7 +58,7 @@ class FitView(QWidget):
         word, icon, token = words.VERDICTS[fit.kind]
         speed = words.speed(fit)
         self._icon.setPixmap(self._theme.pixmap(icon, token, ICON, self.devicePixelRatioF()))
-        self._headline.setText(f"{words.tr(word)}: {speed.replace('/', UNBROKEN)}" if speed else words.tr(word))
+        self._headline.setText(f"{words.tr(word)}: {speed}" if speed else words.tr(word))
         self._headline.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; font-weight: 600;")
         self._reason.setText(said(fit.reason))
         self._figures.setText("\n".join(words.figures(fit)))

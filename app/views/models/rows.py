@@ -55,12 +55,11 @@ class Row:
         """Sizes and figures in a few words."""
         if self.known:
             known = self.known
-            size = words.size(known.download_bytes)
-            return words.facts(known.parameters, size, known.license, gated=known.gated)
+            return words.facts(known.parameters, known.download_bytes, known.license, gated=known.gated)
         if self.info:
             info = self.info
-            size = "GGUF" if info.gguf_only else words.size(info.weight_bytes)
-            return words.facts(info.parameter_count, size, info.license, gated=info.gated)
+            form = "GGUF" if info.gguf_only else ""
+            return words.facts(info.parameter_count, info.weight_bytes, info.license, gated=info.gated, form=form)
         return words.size(self.here.total) if self.here else ""
 
     @property

@@ -80,11 +80,11 @@ def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
     return " · ".join([*parts, speed(fit)] if fit and speed(fit) else parts)
 
 
-def facts(count: int, nbytes: str, license: str, *, gated: bool) -> str:
-    """The second line of a row."""
+def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "") -> str:
+    """The second line of a row. `form`: what stands for the size where files of several are to be chosen from."""
     short = f"{count / 1e9:.1f} B" if count >= BILLION else f"{count / 1e6:.0f} M"
     licence = license or tr("licence {}").format(formatting.UNKNOWN)
-    parts = [short if count else formatting.UNKNOWN, nbytes, licence]
+    parts = [short if count else formatting.UNKNOWN, form or size(nbytes), licence]
     return " · ".join([*parts, tr("gated")] if gated else parts)
 
 

@@ -15,14 +15,14 @@ from PySide6.QtCore import QCoreApplication
 from app.system import single_instance
 qt = QCoreApplication([])
 single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sys.argv[3])
-sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim() else 4)
+sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim(sys.argv[4]) else 4)
 """
 FIRST, SECOND = 3, 4
 
 
-def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0) -> subprocess.Popen[bytes]:
+def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0, model: str = "") -> subprocess.Popen[bytes]:
     """Another start of the program; its exit code says which it takes itself for."""
-    return subprocess.Popen([sys.executable, "-c", OTHER, str(data), str(answer_ms), str(ending_s)])
+    return subprocess.Popen([sys.executable, "-c", OTHER, str(data), str(answer_ms), str(ending_s), model])
 
 
 def test_the_second_wakes_the_first(qtbot: QtBot, tmp_path: Path) -> None:
@@ -79,3 +79,27 @@ def test_what_a_crash_left_is_no_hindrance(qapp: object, tmp_path: Path) -> None
     caller.abort()
     again.release()
     assert QLocalServer.removeServer(again.name)
+
+
+def test_the_second_hands_its_file_over(qtbot: QtBot, tmp_path: Path) -> None:
+    first = SingleInstance(tmp_path)
+    assert first.claim()
+    with qtbot.waitSignal(first.asked, timeout=20_000) as heard:
+        other = start(tmp_path, model="/models/ü ä.gguf")
+    assert heard.args == ["/models/ü ä.gguf"]
+    assert other.wait(20) == SECOND
+    first.release()
+
+
+@pytest.mark.parametrize("said", [b"\n", b"{}\n", b"no json\n", b"\xff\n", b"x" * 200_000])
+def test_nonsense_opens_nothing(qtbot: QtBot, tmp_path: Path, said: bytes) -> None:
+    first, asked = SingleInstance(tmp_path), list[str]()
+    first.asked.connect(asked.append)
+    assert first.claim()
+    caller = QLocalSocket()
+    caller.connectToServer(first.name)
+    assert caller.waitForConnected(5000)
+    with qtbot.waitSignal(caller.disconnected, timeout=20_000):
+        caller.write(said)
+    first.release()
+    assert asked == []

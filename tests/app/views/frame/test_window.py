@@ -139,7 +139,7 @@ def test_a_load_can_be_cancelled_and_another_tried(qtbot: QtBot, start: Start) -
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
     assert app.window.notices.notices[-1].title == "Loading was cancelled"
     engine.gate.set()
-    app.window.folder_chosen.emit("another")
+    app.window.model_chosen.emit("another")
     qtbot.waitUntil(lambda: app.session.state.phase == "ready")
     assert engine.sources[-1] == "another"
 
@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_read_gives_a_notice_and_the_next_one_loads(qtbot
     assert notice.sentence == "model.safetensors ends too early. Download it again."
     assert notice.action == "open_model"
     engine.load_events = [MODEL]
-    app.window.folder_chosen.emit("good")
+    app.window.model_chosen.emit("good")
     ready(qtbot, app)
     ask(qtbot, app, "Hi")
     assert app.chat.turn(1).content == "Hello."
@@ -165,7 +165,7 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     app.window.composer.submitted.emit("Go")
     qtbot.waitUntil(lambda: app.session.state.phase == "replying")
     engine.pause_at = 1
-    app.window.folder_chosen.emit("another")
+    app.window.model_chosen.emit("another")
     engine.gate.set()
     qtbot.waitUntil(lambda: app.session.state.loading == engine.load_events[0])
     assert app.session.state.phase == "loading"
@@ -175,7 +175,7 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
     engine.pause_at = None
     engine.gate.set()
-    app.window.folder_chosen.emit("another")
+    app.window.model_chosen.emit("another")
     ready(qtbot, app)
     ask(qtbot, app, "Again")
     assert app.chat.turn(3).content == "Whole."
@@ -266,7 +266,7 @@ def test_without_a_model_a_reply_can_be_edited_and_a_question_is_not_lost(qtbot:
     assert app.session.state.phase == "resting"
     assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("One, and more.", "edited")
     engine.load_events = [Failed(ModelUnreadable("It is gone."))]
-    app.window.folder_chosen.emit("gone")
+    app.window.model_chosen.emit("gone")
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
     editor = change(app, 0, "Changed")
     assert app.window.notices.notices[-1].title == "No model is loaded"

@@ -481,7 +481,7 @@ def test_transfers_in_words() -> None:
 
 
 def test_numbers_that_are_not_known_say_so() -> None:
-    assert words.facts(0, words.size(0), "", gated=False) == "n/a · size n/a · licence n/a"
+    assert words.facts(0, 0, "", gated=False) == "n/a · size n/a · licence n/a"
     assert words.facts(8_030_261_248, 16_060_522_496, "mit", gated=True) == "8.0 B · 16.1 GB · mit · gated"
     slow = check_fit({"parameters": 14_000_000_000}, {}, Wishes())
     assert (slow.kind, words.speed(slow)) == ("slow", "about 0.8–1.4 tokens/s")
