@@ -28,20 +28,20 @@ MOST_FACTORS = 1 << 14
 @dataclass(frozen=True)
 class GgufModel:
     """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
-    the plan are made of, by the linears' names; `stored`: those that stay packed, and how; `stored_as`: what people
-    call the file's kind."""
+    the plan are made of, by the linears' names; `stored`: how those lie that are quantised, None where they are
+    converted; `stored_as`: what people call the file's kind."""
 
     module: Any
     weights: GgufWeights
     linears: Mapping[str, str]
-    stored: Mapping[str, Storage]
+    stored: Mapping[str, Storage | None]
     stored_as: str
 
     @property
     def packed(self) -> PackedLinears:
         """The weights of `stored` by the names of the plan's matrices, made when asked for."""
         pieces: dict[str, list[Piece]] = {}
-        for linear in self.stored:
+        for linear in (name for name, storage in self.stored.items() if storage is not None):
             parameter = self.linears[linear]
             experts = self.weights.experts(parameter)
             pieces |= {f"{linear}.{expert}": [(parameter, expert)] for expert in range(experts)}
@@ -64,13 +64,13 @@ def open_gguf(path: Path) -> GgufModel:
     linears = dict(_linears(module, weights.targets))
     stored = _stored(linears, weights.targets)
     table = f"{_name_of(module, module.get_input_embeddings())}.weight"
-    weights.kept = frozenset(linears[name] for name in stored) - {table}
+    weights.kept = frozenset(linears[name] for name, storage in stored.items() if storage) - {table}
     return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors))
 
 
 def describe_gguf(
     settings: Settings, tensors: Mapping[str, TensorPlace], source: str
-) -> tuple[Any, dict[str, Storage]]:
+) -> tuple[Any, dict[str, Storage | None]]:
     """The meta tree and how its linears are stored, of a file whose header alone is known. Raises HeteGenError."""
     # What stretches the positions changes no size.
     vectors = {name: [1.0] * min(tensors[name].elements, MOST_FACTORS) for name in VECTORS if name in tensors}
@@ -80,9 +80,8 @@ def describe_gguf(
     return module, _stored(dict(_linears(module, made_of)), made_of)
 
 
-def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[str, Storage]:
-    found = {name: made_of[parameter].storage for name, parameter in linears.items()}
-    return {name: storage for name, storage in found.items() if storage is not None}
+def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[str, Storage | None]:
+    return {name: made_of[parameter].storage for name, parameter in linears.items() if made_of[parameter].is_quantised}
 
 
 def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, str]]:

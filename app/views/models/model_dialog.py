@@ -252,7 +252,7 @@ class ModelDialog(ModelDialogFrame):
             return
         self.collection.choose(id, Reference(id, file=judged.choice.path).name)
         if judged.fit is not None and self.details.wishes() == Wishes():
-            self.collection.check_fit(id, judged.fit)
+            self.collection.keep_fit(id, judged.fit)
         self._change(id)
 
     @Slot(str, object)

@@ -41,6 +41,11 @@ class Target:
         return -1 if first.name.endswith(".bias") or len(first.shape) == 1 else -2
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether the file has it in blocks."""
+        return not any(place.type.is_number for place in self.sources.values())
+
+    @property
     def storage(self) -> Storage | None:
         """The storage that keeps it exactly, where its blocks can stay as they are."""
         kinds = {place.type for place in self.sources.values()}
