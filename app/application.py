@@ -21,6 +21,7 @@ from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
 from app.controllers.remote import RemoteController
 from app.controllers.server import ServerController
+from app.controllers.tools import ToolController
 from app.controllers.welcome import WelcomeController
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
@@ -39,12 +40,14 @@ from app.system import window_state
 from app.system.paths import Places, places
 from app.system.sleep import SleepWatch
 from app.system.window_state import WindowState
+from app.tools.toolbox import Toolbox
 from app.views.conversations.sidebar import Sidebar
 from app.views.frame.window import MainWindow
 from app.views.monitor.live_view import LiveView, Telemetry
 from core.events import LoadOptions, Sampling
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime
+from core.hub.token import system_keyring
 from core.paths import assets, builtin_model, gpu_runtime
 
 LIMITS_MS = 800
@@ -78,8 +81,9 @@ class Application(QObject):
         self.chat = ChatModel()
         self.gpu = GpuController(Runtime(gpu_runtime()), wishes.gpu, package_client)
         self.worker = Worker(self.gpu.guarded(engine))
+        self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring)
         self.long = LongDocuments(self.chat, lambda: self.session.state)
-        self.session = Session(self.worker, self.chat, self._sampling, self.long.parts)
+        self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
         self.observer = Observer()
         self.telemetry = Telemetry()
@@ -96,6 +100,7 @@ class Application(QObject):
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
         self.remote = RemoteController(self.theme, self.window)
+        self.tools = ToolController(self.theme, self.toolbox, self.window)
         # Not with every digit that is typed.
         self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
         self._limits_later.timeout.connect(self._apply_limits)
@@ -122,6 +127,7 @@ class Application(QObject):
         self.commands.gpu_wished.connect(self._open_gpu)
         self.commands.server_wished.connect(self.server.open)
         self.commands.remote_wished.connect(self.remote.open)
+        self.commands.tools_wished.connect(self.tools.open)
         self.remote.chosen.connect(self.load)
         self.server.started.connect(self.session.model.wake)
         self.gpu.notice.connect(self.window.notices.add)
@@ -231,6 +237,7 @@ class Application(QObject):
         self.about.close()
         self.server.close()
         self.remote.close()
+        self.toolbox.close()
         self.worker.close()
         self.library.close()
 
@@ -251,6 +258,7 @@ class Application(QObject):
         if self.preferences.settings.update_check:
             self.about.updates.check()
         self.gpu.greet()
+        self.toolbox.open()
         self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
 
     @Slot(str)

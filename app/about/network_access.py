@@ -50,6 +50,13 @@ ACCESSES = (
         "one.",
     ),
     Access(
+        "A tool",
+        "Only when you allowed a model's call of it. Servers with an address are also asked for their tools at the "
+        "start.",
+        "The arguments that you see at the call, to the server that you added; and your key for it, if you gave one. "
+        "What the server does with them, it decides itself.",
+    ),
+    Access(
         "Looking for updates",
         "When you press the button in About; at each start, only if you switch it on. It is off by default.",
         "A request to api.github.com for the number of the newest version: this program's name and your internet "

@@ -56,6 +56,7 @@ class Actions(QObject):
     gpu_wished = Signal()
     server_wished = Signal()
     remote_wished = Signal()
+    tools_wished = Signal()
 
     def __init__(
         self, window: MainWindow, session: Session, chat: ChatModel, library: Library, attachments: Attachments
@@ -89,6 +90,8 @@ class Actions(QObject):
                 self.server_wished.emit()
             case "remote":
                 self.remote_wished.emit()
+            case "tools":
+                self.tools_wished.emit()
             case "sidebar" | "live":
                 self._window.fold(action)
             case "larger" | "smaller" | "normal":
@@ -169,6 +172,8 @@ class Actions(QObject):
             self._session.regenerate(id)
         elif action == "continue":
             self._session.go_on(id)
+        elif action.startswith("allow_"):
+            self._session.tools.decide(id, action.removeprefix("allow_"))
 
     @Slot(str, str)
     def export(self, id: str, form: str) -> None:

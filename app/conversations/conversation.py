@@ -5,12 +5,20 @@ Plain data, no Qt. One path through the tree is shown; at each fork `chosen` say
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 from uuid import uuid4
 
 from app.conversations.attached import Excerpt, parts_from_table, question
 from core.documents.document import Document
-from core.events import Message, Role
+from core.events import Message, Role, ToolCall
+
+OPEN_CALLS = ("asking", "running")
+CALL_ENDS = (*OPEN_CALLS, "done", "failed", "denied", "stopped")
+"""How a call stands: it waits for the user, it runs; it ended, with an error, forbidden, or before its result."""
+CALLED = "called"
+"""How a reply ends that asks for tools."""
 
 PARTS = "parts"
 """The entry in a question's receipt that says which parts of long documents it was asked with."""
@@ -18,7 +26,10 @@ PARTS = "parts"
 
 @dataclass
 class Turn:
-    """One message. `end` is how a reply ended ("" while it runs); `receipt` holds its figures, by name."""
+    """One message. `end` is how a reply ended ("" while it runs); `receipt` holds its figures, by name.
+
+    A turn of role `tool` is one call of the reply before it (`call`) with its result; its `end` is one of CALL_ENDS.
+    """
 
     role: Role
     content: str = ""
@@ -32,6 +43,22 @@ class Turn:
     parent: str | None = None
     attached: tuple[Document, ...] = ()
     """The documents that the model reads before this text."""
+    call: ToolCall | None = None
+
+    @property
+    def open(self) -> bool:
+        """A call that waits for the user or for its result."""
+        return self.role == "tool" and self.end in OPEN_CALLS
+
+
+def call_table(call: ToolCall) -> dict[str, str]:
+    """A call as JSON keeps it."""
+    return asdict(call)
+
+
+def call_from(table: Mapping[str, Any]) -> ToolCall:
+    """The call that `call_table` was given. Raises KeyError or TypeError for anything else."""
+    return ToolCall(*(str(table[name]) for name in ("id", "name", "arguments")))
 
 
 class Conversation:
@@ -104,8 +131,16 @@ class Conversation:
 
     def messages(self, until: str) -> tuple[Message, ...]:
         """What the model is given: the system prompt and the turns down to and with `until`."""
-        system = [Message("system", self.system)] if self.system else []
-        return (*system, *(Message(turn.role, self._content(turn), turn.reasoning) for turn in self.chain(until)))
+        found = [Message("system", self.system)] if self.system else []
+        for turn in self.chain(until):
+            if turn.call is None:
+                found.append(Message(turn.role, self._content(turn), turn.reasoning))
+            else:
+                # The calls that follow a reply are its own.
+                reply = next(at for at in range(len(found) - 1, -1, -1) if found[at].role != "tool")
+                found[reply] = replace(found[reply], tool_calls=(*found[reply].tool_calls, turn.call))
+                found.append(Message("tool", turn.content or "(no result)", tool_call_id=turn.call.id))
+        return tuple(found)
 
     def excerpts(self, id: str) -> list[Excerpt]:
         """The parts of long documents that were found for a question."""

@@ -6,13 +6,15 @@ The JSON holds the whole tree with every version; Markdown only the branch that 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from app.conversations.attached import to_table
-from app.conversations.conversation import Turn
+from app.conversations.conversation import CALLED, Turn, call_table
 from app.conversations.document import Document
 from app.conversations.imports.reader import FORMAT, VERSION, NotAnExport, from_json, read_json
+from core.events import ToolCall
 
 __all__ = ["Document", "NotAnExport", "from_json", "read_json", "to_json", "to_markdown"]
 
@@ -29,6 +31,9 @@ def to_markdown(document: Document) -> str:
 
 
 def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
+    if turn.call is not None:
+        yield _call(turn, turn.call)
+        return
     speaker = {"user": "You", "assistant": str(turn.receipt.get("model") or "Model")}.get(turn.role, "System")
     when = f" · {datetime.fromtimestamp(created):%Y-%m-%d %H:%M}" if created else ""
     yield f"## {_one_line(speaker)}{when}"
@@ -36,9 +41,20 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
         yield f"<details><summary>Reasoning</summary>\n\n{turn.reasoning.strip()}\n\n</details>"
     for document in turn.attached:
         yield _quote(f"Attached: {_one_line(document.name)}")
-    yield turn.content.strip() or "*(empty)*"
+    if turn.content.strip() or turn.end != CALLED:
+        yield turn.content.strip() or "*(empty)*"
     if figures := _figures(turn.receipt):
         yield f"*{figures}*"
+
+
+def _call(turn: Turn, call: ToolCall) -> str:
+    """A call of a tool, folded: what was asked, and what came of it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", turn.content)), default=0))
+    result = f"{fence}\n{turn.content.strip()}\n{fence}"
+    return (
+        f"<details><summary>Tool: {_one_line(call.name)} ({turn.end or 'stopped'})</summary>\n\n"
+        f"```json\n{_one_line(call.arguments)}\n```\n\n{result}\n\n</details>"
+    )
 
 
 def _figures(receipt: Mapping[str, object]) -> str:
@@ -71,6 +87,7 @@ def _table_of(document: Document) -> dict[str, object]:
         "turns": [
             {
                 **vars(turn),
+                "call": call_table(turn.call) if turn.call is not None else None,
                 "attached": [to_table(each) for each in turn.attached],
                 "created": document.created.get(turn.id),
                 "shown": turn.id in shown,

@@ -80,7 +80,7 @@ class Library(QObject):
             self.notice.emit(notices.for_error(error))
             return
         for each in conversation.turns():
-            if each.role == "assistant" and not each.end:
+            if each.role in ("assistant", "tool") and not each.end:
                 each.end = "stopped"
         conversation.preset = str(self._store.entry(id).options.get("preset", ""))
         if turn:

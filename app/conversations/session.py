@@ -11,17 +11,20 @@ from collections.abc import Callable, Collection, Mapping
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import PARTS, Conversation, Turn
+from app.conversations.conversation import CALLED, PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
+from app.conversations.tool_loop import CallCollector, ToolLoop
 from app.engine.app_state import Phase, State
 from app.engine.worker import Worker
 from app.notices import notices
+from app.tools.toolbox import Toolbox
 from core.documents.document import Document
 from core.errors import HeteGenError
 from core.events import (
     Event,
     Failed,
     Finished,
+    FinishReason,
     Loaded,
     LoadOptions,
     Message,
@@ -31,6 +34,7 @@ from core.events import (
     Request,
     Sampling,
     Stats,
+    ToolCallPiece,
     Truncated,
 )
 from core.files import without_halves
@@ -59,12 +63,16 @@ class Session(QObject):
         self,
         worker: Worker,
         chat: ChatModel,
+        toolbox: Toolbox,
         sampling: Callable[[], Sampling] = Sampling,
         find_parts: FindParts = no_parts,
     ) -> None:
         super().__init__()
         self._find_parts = find_parts
         self.model = ModelSession(worker)
+        self.tools = ToolLoop(chat, toolbox, lambda: self.state.model.context if self.state.model else 0)
+        self.tools.finished.connect(self._on_tools_finished)
+        self._calls = CallCollector()
         self._worker = worker
         self._chat = chat
         self._sampling = sampling
@@ -106,18 +114,22 @@ class Session(QObject):
 
     def stop(self) -> None:
         """Ends the running reply, or gives up the one that waits for a model."""
-        if self._asked is None:
+        if self.tools.runs:
+            self.tools.stop()
+            self.model.change(phase="ready")
+        elif self._asked is None:
             # Clients of the local server keep their replies.
             if self.state.phase != "loading":
                 self._worker.stop(self._chat_ticket)
-            return
-        self._asked = None
-        self._finish("stopped", {})
-        self.model.change(asked=False)
+        else:
+            self._asked = None
+            self._finish("stopped", {})
+            self.model.change(asked=False)
 
     def end(self) -> None:
         """The program ends: what was said so far is kept."""
         self._worker.stop_all()
+        self.tools.stop()
         self._asked = None
         self._finish("stopped", {})
 
@@ -175,7 +187,7 @@ class Session(QObject):
         self.stop()
         self._leave_reply()
         self._chat.show(conversation)
-        phase: Phase = "ready" if self.state.phase in ("reading", "replying") else self.state.phase
+        phase: Phase = "ready" if self.state.phase in ("reading", "replying", "calling") else self.state.phase
         begun = bool(self._chat.rowCount())
         self.model.change(phase=phase, prefill=None, stats=None, begun=begun)
 
@@ -220,7 +232,10 @@ class Session(QObject):
     def _send(self, last: Turn) -> None:
         messages = self._chat.conversation.messages(last.id)
         self._asked_with = self._sampling()
-        request = Request(messages, self._asked_with, continue_reply=last.role == "assistant")
+        self._calls = CallCollector()
+        goes_on = last.role == "assistant"
+        tools = () if goes_on else self.tools.offered(last)
+        request = Request(messages, self._asked_with, continue_reply=goes_on, tools=tools)
         self._chat_ticket = self._worker.chat(request)
         self.model.change(phase="reading", prefill=None, stats=None)
 
@@ -249,6 +264,8 @@ class Session(QObject):
                 self._chat.push(event)
                 if self.state.phase == "reading":
                     self.model.change(phase="replying", prefill=None)
+            case ToolCallPiece():
+                self._calls.push(event)
             case Stats():
                 self.model.change(stats=event)
             case Prefill():
@@ -259,8 +276,7 @@ class Session(QObject):
             case Replanned():
                 self.model.on_replanned(event)
             case Finished(reason, stats):
-                self._finish(reason, self._receipt(stats))
-                self.model.change(phase="ready", prefill=None, stats=stats)
+                self._on_finished(reason, stats)
             case Failed(error):
                 log.warning("The reply failed: %s", error)
                 self._finish("failed", {})
@@ -268,6 +284,18 @@ class Session(QObject):
                 self.notice.emit(notices.for_error(error))
             case _:
                 pass
+
+    def _on_finished(self, reason: FinishReason, stats: Stats) -> None:
+        """The reply is over, or its tools are used before it goes on. A call that was cut short is not made."""
+        reply, calls = self._chat.running, self._calls.calls() if reason == "stop" else ()
+        self._finish(CALLED if calls else reason, self._receipt(stats))
+        self.model.change(phase="calling" if calls and reply else "ready", prefill=None, stats=stats)
+        if calls and reply is not None:
+            self.tools.begin(reply, calls)
+
+    @Slot(object)
+    def _on_tools_finished(self, last: Turn) -> None:
+        self._answer(last)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
@@ -279,12 +307,13 @@ class Session(QObject):
     @Slot(int)
     def _on_done(self, ticket: int) -> None:
         # A reply whose engine said neither Finished nor Failed must not leave the window waiting.
-        if ticket == self._chat_ticket and self.state.busy:
+        if ticket == self._chat_ticket and self.state.busy and not self.tools.runs:
             self._finish("stopped", {})
             self.model.change(phase="ready", prefill=None)
 
     def _leave_reply(self) -> None:
         """What is still to come of the running reply goes nowhere."""
+        self.tools.stop()
         self._finish("stopped", {})
         self._chat_ticket = 0
 

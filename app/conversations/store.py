@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.conversations.conversation import Conversation, Turn
+from app.conversations.conversation import Conversation, Turn, call_from, call_table
 from app.conversations.store_documents import ATTACHED_TO, attach, by_message
 from app.conversations.store_file import Report, StoreFile
 from core.errors import BadRequest
 from core.files import without_halves
 
 TITLE_CHARACTERS = 48
-STREAMING = "streaming"
+STREAMING, CALL = "streaming", "call"
 MARK_START, MARK_END = "\ue000", "\ue001"
 """Stand around the found words in a Hit's snippet (private-use characters, by which no text means anything)."""
 
@@ -296,6 +296,8 @@ def _update(db: sqlite3.Connection, row: tuple[object, ...]) -> None:
 
 
 def _ending(turn: Turn) -> str:
+    if turn.open:
+        return STREAMING
     return turn.end or (STREAMING if turn.role == "assistant" else "")
 
 
@@ -303,7 +305,8 @@ def _growing(turn: Turn) -> tuple[object, ...]:
     return (
         turn.reasoning_s,
         turn.left_out,
-        json.dumps(turn.receipt),
+        # A call takes no column of its own: few messages are one, and files of older versions have none.
+        json.dumps(turn.receipt if turn.call is None else {CALL: call_table(turn.call)}),
         without_halves(turn.reasoning),
         without_halves(turn.content),
     )
@@ -329,4 +332,6 @@ def _with_parents(turns: list[Turn]) -> Iterator[Turn]:
 def _turn(row: Sequence[Any]) -> Turn:
     name, parent, role, ending, reasoning_s, left_out, receipt, reasoning, content = row
     end = "" if ending == STREAMING else ending
-    return Turn(role, content, reasoning, reasoning_s, end, json.loads(receipt), left_out, name, parent)
+    figures = json.loads(receipt)
+    call = call_from(figures.pop(CALL)) if CALL in figures else None
+    return Turn(role, content, reasoning, reasoning_s, end, figures, left_out, name, parent, call=call)

@@ -80,7 +80,7 @@ def _is_message(row: Row) -> bool:
         return False
     _, name, conversation, _, _, role, ending, created, _, _, receipt, reasoning, content = row
     texts = _are_texts(name, conversation, ending, receipt, reasoning, content)
-    return texts and _is_time(created) and role in ("system", "user", "assistant")
+    return texts and _is_time(created) and role in ("system", "user", "assistant", "tool")
 
 
 def _is_document(row: Row) -> bool:

@@ -12,8 +12,9 @@ from core.paths import builtin_model
 from core.remote.endpoint import PREFIX, parse_source
 
 GUIDE = f"{NAME} guide"
-Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying"]
-"""resting: the model was given up to free its memory, and comes back with the next question."""
+Phase = Literal["empty", "loading", "ready", "resting", "reading", "replying", "calling"]
+"""resting: the model was given up to free its memory, and comes back with the next question; calling: a tool that the
+reply asked for waits for the user, or runs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class State:
     @property
     def busy(self) -> bool:
         """A reply is awaited or runs."""
-        return self.asked or self.phase in ("reading", "replying")
+        return self.asked or self.phase in ("reading", "replying", "calling")
 
 
 def host_of(source: str) -> str:

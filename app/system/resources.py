@@ -7,7 +7,8 @@ from core.paths import assets
 ICONS = (
     "arrow-down", "card", "check", "chevron-down", "chevron-left", "chevron-right", "chip", "close", "continue", "copy",
     "download", "edit", "external", "folder", "info", "keyboard", "live", "log", "mark", "more", "paperclip", "pin",
-    "plus", "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "trash", "warning",
+    "plus", "regenerate", "save", "search", "send", "settings", "sidebar", "stop", "thought", "tool", "trash",
+    "warning",
 )  # fmt: skip
 
 

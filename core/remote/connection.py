@@ -76,7 +76,7 @@ class Connection:
             connection.request(method, address, None if body is None else json.dumps(body), self._headers())
             answer = connection.getresponse()
             if answer.status != http.client.OK:
-                raise self._refusal(answer.status, answer.read(MOST_BODY))
+                raise self.refusal(answer.status, answer.read(MOST_BODY))
             yield answer
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Stopped if stop() else self.lost(error) from error
@@ -114,7 +114,7 @@ class Connection:
             )
         return NetworkError(sentence("The connection to {} was lost.", self.host), "", "Try again when it is there.")
 
-    def _refusal(self, status: int, body: bytes) -> HeteGenError:
+    def refusal(self, status: int, body: bytes) -> HeteGenError:
         said = _message(body)
         if status in (401, 403):
             return AccessDenied(

@@ -145,7 +145,8 @@ class Stage:
     def subject(self) -> QWidget:
         """What the picture is of: the dialog or the menu that is open, else the window."""
         opened = [*self.app.window.findChildren(QDialog), *self.app.window.findChildren(QMenu)]
-        return next((widget for widget in opened if widget.isVisible()), self.app.window)
+        # A form lies over the page that it belongs to.
+        return next((widget for widget in reversed(opened) if widget.isVisible()), self.app.window)
 
     def show(self) -> None:
         self.app.window.show()

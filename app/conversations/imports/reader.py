@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from app.conversations.attached import from_table
-from app.conversations.conversation import Conversation, Turn
+from app.conversations.conversation import Conversation, Turn, call_from
 from app.conversations.document import Document
 from app.conversations.imports import programs
 from app.conversations.imports.said import NothingSaid
@@ -19,7 +19,7 @@ from core.files import without_halves
 from core.sentence import sentence
 
 FORMAT, VERSION = "hetegen-conversations", 1
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 MAX_IMPORT_BYTES = 1 << 30
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration, OverflowError, RecursionError)
 UNKNOWN = "It does not hold conversations in a known form."
@@ -158,7 +158,8 @@ def _document(table: dict[str, Any]) -> Document:
 
 def _turn(saved: dict[str, Any], names: dict[Any, str]) -> Turn:
     role = saved["role"]
-    if role not in ROLES or saved["id"] in names:
+    call = saved.get("call")
+    if role not in ROLES or saved["id"] in names or (role == "tool") != isinstance(call, dict):
         raise ValueError(saved)
     parent = None if saved["parent"] is None else names[saved["parent"]]
     name = names[saved["id"]] = uuid4().hex
@@ -168,12 +169,13 @@ def _turn(saved: dict[str, Any], names: dict[Any, str]) -> Turn:
         reasoning=_typed(saved.get("reasoning", ""), str),
         reasoning_s=_typed(saved.get("reasoning_s"), (int, float, type(None))),
         # A reply without an end would count as still being written.
-        end=_typed(saved.get("end", ""), str) or ("stop" if role == "assistant" else ""),
+        end=_typed(saved.get("end", ""), str) or {"assistant": "stop", "tool": "stopped"}.get(role, ""),
         receipt=dict(saved.get("receipt") or {}),
         left_out=_typed(saved.get("left_out", 0), int),
         id=name,
         parent=parent,
         attached=tuple(map(from_table, saved.get("attached") or ())),
+        call=call_from(call) if isinstance(call, dict) else None,
     )
 
 

@@ -17,6 +17,7 @@ from app.conversations.conversation import Turn
 from app.i18n.translator import tr
 from app.settings.theme import COLUMN_WIDTH, EDGE, GROUP, RELATED, TARGET, Theme
 from app.views.chat.message import MessageView, ReplyMessage, UserMessage
+from app.views.chat.tool_card import ToolCard
 from app.views.controls.controls import RoundButton
 
 GAP = 12
@@ -150,9 +151,9 @@ class Transcript(QAbstractScrollArea):
 
     def _make(self, row: int) -> None:
         turn = self._chat.turn(row)
-        kind = UserMessage if turn.role == "user" else ReplyMessage
         asked = turn.id if turn.role == "user" else turn.parent
         excerpts = self._chat.conversation.excerpts(asked) if asked else []
+        kind = {"user": UserMessage, "tool": ToolCard}.get(turn.role, ReplyMessage)
         view = kind(self._theme, turn, excerpts, self.viewport())
         view.show_turn(self._chat.conversation.versions(turn.id))
         view.grown.connect(self._on_grown)

@@ -7,7 +7,7 @@ from PySide6.QtGui import QPainter, QPaintEvent, QPen, QWheelEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QStyleOptionComboBox, QWidget
 
 from app.i18n.translator import tr
-from app.settings.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Theme
+from app.settings.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Colours, Theme
 from app.views.controls.controls import paint_focus
 
 ARROW, ARROW_ROOM = 14, 24
@@ -120,3 +120,15 @@ class TextBox(QPlainTextEdit):
             f" border-radius: {BUTTON_RADIUS}px; padding: {INSIDE}px; selection-background-color: {c.selection};"
             f" selection-color: {c.text}; }} QPlainTextEdit:focus {{ border-color: {c.accent}; }}"
         )
+
+
+def list_style(c: Colours) -> str:
+    """The style sheet of a list of pages or things at the side of a dialog."""
+    return (
+        f"QListWidget {{ background: transparent; outline: none; }}"
+        f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "
+        f"border-radius: {BUTTON_RADIUS}px; color: {c.text}; border: 1px solid transparent; }}"
+        f"QListWidget::item:hover {{ background: {c.hover}; }}"
+        f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; }}"
+        f"QListWidget::item:selected:focus {{ border: 1px solid {c.accent}; }}"
+    )

@@ -19,6 +19,7 @@ PHASES = {
     "resting": "Resting: the model comes back with the next question",
     "reading": "Reading the prompt",
     "replying": "Writing",
+    "calling": "Using a tool",
 }
 
 

@@ -48,6 +48,7 @@ ACTIONS = (
     ("builtin", "Load the built-in guide", "mark", ""),
     ("gpu", "Graphics card…", "card", "Ctrl+G"),
     ("remote", "Remote model…", "external", "Ctrl+Shift+M"),
+    ("tools", "Tools…", "tool", "Ctrl+Shift+T"),
     ("server", "Local server…", "external", "Ctrl+Shift+S"),
     ("sidebar", "Show or hide the conversations", "sidebar", "Ctrl+B"),
     ("live", "Show or hide the live view", "live", "Ctrl+L"),

@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
 
 from app.settings.settings import Problem, Settings, declared, with_value
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
+from app.views.controls.inputs import list_style
 from app.views.settings.setting_fields import SettingField
 from app.views.settings.settings_pages import FoldersPage, LogPage, OnlinePage, paragraph
 
@@ -212,13 +213,6 @@ class SettingsDialog(QDialog):
         c = self._theme.colours
         self.pages.setFont(self._theme.font())
         self.pages.setFixedWidth(self._theme.grown(LIST_WIDTH))
-        self.pages.setStyleSheet(
-            f"QListWidget {{ background: transparent; outline: none; }}"
-            f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "
-            f"border-radius: 6px; color: {c.text}; border: 1px solid transparent; }}"
-            f"QListWidget::item:hover {{ background: {c.hover}; }}"
-            f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; }}"
-            f"QListWidget::item:selected:focus {{ border: 1px solid {c.accent}; }}"
-        )
+        self.pages.setStyleSheet(list_style(c))
         self._problems.setStyleSheet(f"color: {c.warn}; background: {c.side}; padding: {RELATED}px {EDGE}px;")
         self.update()

@@ -1,0 +1,21 @@
+"""What the page of tools shows, as one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.tools.book import Book
+from core.tools.server import ServerStatus
+
+
+@dataclass(frozen=True)
+class ToolsState:
+    """What the page of tools shows. `keyless`: keys could not be kept, and are forgotten with the program's end."""
+
+    book: Book = field(default_factory=Book)
+    statuses: tuple[ServerStatus, ...] = ()
+    keyless: bool = False
+
+    def status(self, name: str) -> ServerStatus:
+        """What is known of one server."""
+        return next((one for one in self.statuses if one.name == name), ServerStatus(name))

@@ -1,0 +1,173 @@
+"""The tools of the window: which servers there are, what they offer, who may call what; calls are answered by signals.
+
+Everything that may wait (keyring, servers) happens in threads of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Qt, Signal, Slot
+
+from app.engine.task_thread import TaskThread
+from app.tools.state import ToolsState
+from core.errors import BadRequest, HeteGenError
+from core.events import Tool, ToolCall
+from core.hub.token import Keyring
+from core.sentence import sentence
+from core.tools.book import Book, Permission, read_book, write_book
+from core.tools.host import ToolHost
+from core.tools.names import Offer, offers
+from core.tools.results import LONGEST
+from core.tools.server import ServerStatus, ToolResult, ToolServer
+
+log = logging.getLogger(__name__)
+
+
+class Toolbox(QObject):
+    """Signals: `changed(ToolsState)`; `answered(call id, ToolResult)` once for every call that was not cancelled."""
+
+    changed = Signal(object)
+    answered = Signal(str, object)
+    _told = Signal(object)
+    _ended = Signal(str, object)
+
+    def __init__(self, path: Path, keyring: Callable[[], Keyring]) -> None:
+        super().__init__()
+        self.state = ToolsState()
+        self._path, self._keyring = path, keyring
+        self._calls: dict[str, Future[ToolResult]] = {}
+        self._told.connect(self._on_told, Qt.ConnectionType.QueuedConnection)
+        self._ended.connect(self._on_ended, Qt.ConnectionType.QueuedConnection)
+        self._host = ToolHost(self._told.emit)
+        self._thread = TaskThread("tool book")
+        self._thread.done.connect(self._on_done)
+        self._reading = 0
+
+    def open(self) -> None:
+        """Read what is kept, and start its servers."""
+        if self._path.exists():
+            self._reading = self._thread.run(lambda stop, tell: read_book(self._path, self._keyring()))
+
+    def close(self) -> None:
+        """End calls, servers and threads."""
+        for id in list(self._calls):
+            self.cancel(id)
+        self._thread.close()
+        self._host.close()
+
+    # Servers
+
+    def put(self, server: ToolServer, former: str = "") -> None:
+        """Keep a server, in the place of the one named `former`."""
+        self._keep(self.state.book.put(server, former))
+
+    def remove(self, name: str) -> None:
+        """Forget a server, its keys, and what was allowed."""
+        self._keep(self.state.book.without(name))
+
+    def switch(self, name: str, *, on: bool) -> None:
+        """Start a server, or end it."""
+        self.put(replace(self.server(name), on=on))
+
+    def restart(self, name: str) -> None:
+        """Start a server anew, to see whether it works."""
+        if self.server(name).on:
+            self._host.restart(self.server(name))
+        else:
+            self.switch(name, on=True)
+
+    def server(self, name: str) -> ToolServer:
+        """The server of this name. Raises StopIteration if there is none."""
+        return next(server for server in self.state.book.servers if server.name == name)
+
+    # Calls
+
+    def offered(self) -> tuple[Tool, ...]:
+        """The tools that models may ask for now."""
+        allowed = self.state.book.permission
+        return tuple(offer.tool for offer in self._offers() if allowed(offer.server, offer.name) != "never")
+
+    def offer(self, name: str) -> Offer:
+        """The tool that models know by this name. Raises BadRequest."""
+        found = next((offer for offer in self._offers() if offer.tool.name == name), None)
+        if found is None:
+            names = ", ".join(tool.name for tool in self.offered())
+            raise BadRequest(sentence("There is no tool named {}.", name), sentence("There are: {}.", names))
+        return found
+
+    def permission(self, name: str) -> Permission:
+        """Whether a tool may be called unasked. Raises BadRequest for a name that no tool has."""
+        offer = self.offer(name)
+        return self.state.book.permission(offer.server, offer.name)
+
+    def permit(self, server: str, tool: str, permission: Permission) -> None:
+        """Keep whether a tool may be called unasked."""
+        self._keep(self.state.book.permit(server, tool, permission))
+
+    def call(self, call: ToolCall, longest: int = LONGEST) -> None:
+        """Have a tool called; `answered` brings what came of it. Raises BadRequest for what cannot be called."""
+        offer, arguments = self.offer(call.name), arguments_of(call)
+        future = self._host.call(offer.server, offer.name, arguments, longest)
+        self._calls[call.id] = future
+        future.add_done_callback(lambda done: self._ended.emit(call.id, done))
+
+    def cancel(self, id: str) -> None:
+        """Give a call up; it is not answered any more."""
+        if (future := self._calls.pop(id, None)) is not None:
+            future.cancel()
+
+    def _offers(self) -> tuple[Offer, ...]:
+        return offers({status.name: status.tools for status in self.state.statuses if status.phase == "on"})
+
+    def _keep(self, book: Book) -> None:
+        former = self.state.book
+        self._set(replace(self.state, book=book))
+        self._thread.run(lambda stop, tell: write_book(self._path, book, former, self._keyring()))
+        if book.servers != former.servers:
+            self._host.use(book.servers)
+
+    @Slot(int, object)
+    def _on_done(self, ticket: int, result: object) -> None:
+        if isinstance(result, Book):
+            self._set(replace(self.state, book=result))
+            self._host.use(result.servers)
+        elif result is False:
+            self._set(replace(self.state, keyless=True))
+
+    @Slot(object)
+    def _on_told(self, statuses: tuple[ServerStatus, ...]) -> None:
+        self._set(replace(self.state, statuses=statuses))
+
+    @Slot(str, object)
+    def _on_ended(self, id: str, future: Future[ToolResult]) -> None:
+        if self._calls.get(id) is not future:
+            return
+        del self._calls[id]
+        try:
+            result = future.result()
+        except CancelledError:
+            result = ToolResult("The call was given up.", failed=True)
+        except HeteGenError as error:
+            result = ToolResult(str(error), failed=True)
+        self.answered.emit(id, result)
+
+    def _set(self, state: ToolsState) -> None:
+        self.state = state
+        self.changed.emit(state)
+
+
+def arguments_of(call: ToolCall) -> dict[str, object]:
+    """The arguments that a model wrote. Raises BadRequest."""
+    try:
+        found = json.loads(call.arguments.strip() or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadRequest("The arguments are not a JSON object.", sentence("They are: {}", call.arguments[:200]))
+    return found
