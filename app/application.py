@@ -99,7 +99,7 @@ class Application(QObject):
         self.commands = Actions(self.window, self.session, self.chat, self.library, self.attachments)
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
-        self.remote = RemoteController(self.theme, self.window)
+        self.remote = RemoteController(self.theme, self._places.config / "servers.json", self.window)
         self.tools = ToolController(self.theme, self.toolbox, self.window)
         # Not with every digit that is typed.
         self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
@@ -141,6 +141,7 @@ class Application(QObject):
         self.about.link.connect(self.commands.open_page)
         self.about.notice.connect(self.window.notices.add)
         self.models.chosen.connect(self.load)
+        self.models.remote_wished.connect(self.remote.open)
         self.window.empty.model_wished.connect(self.models.open_at)
         self.models.link.connect(self.commands.open_link)
         self.sleep_watch.woke.connect(self.session.model.after_sleep)

@@ -45,7 +45,8 @@ ACCESSES = (
     ),
     Access(
         "A remote model",
-        "Only while you chat with a model that you connected to: its computer's name stands beside the model's.",
+        "Only while you chat with a model that you connected to, whose computer's name stands beside the model's, and "
+        "when you press Test. Servers that you saved are not asked by themselves.",
         "The whole conversation and its settings, to the address that you entered; and your key for it, if you gave "
         "one.",
     ),

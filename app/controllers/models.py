@@ -30,10 +30,12 @@ MEGABYTE = 1e6
 
 
 class ModelController(QObject):
-    """Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card."""
+    """Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card; `remote_wished` for a model
+    of another computer."""
 
     chosen = Signal(str)
     link = Signal(str)
+    remote_wished = Signal()
 
     def __init__(
         self,
@@ -123,7 +125,14 @@ class ModelController(QObject):
         dialog = ModelDialog(self._theme, catalog, downloads, recommended(assets()), self._window)
         dialog.chosen.connect(self._on_chosen)
         dialog.link.connect(self.link)
+        dialog.remote_wished.connect(self._on_remote)
         self._built = catalog, downloads, dialog
+
+    @Slot()
+    def _on_remote(self) -> None:
+        if self._built is not None:
+            self._built[2].hide()
+        self.remote_wished.emit()
 
     @Slot(str)
     def _on_chosen(self, source: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QWidget
@@ -16,6 +17,7 @@ from core.hub.token import system_keyring
 from core.remote.check import Outcome, check
 from core.remote.endpoint import Endpoint, base_url
 from core.remote.keys import keep_key, key_of
+from core.remote.saved import SavedEndpoint, put, read_saved, write_saved
 
 
 class RemoteController(QObject):
@@ -24,9 +26,10 @@ class RemoteController(QObject):
     changed = Signal(object)
     chosen = Signal(str)
 
-    def __init__(self, theme: Theme, window: QWidget) -> None:
+    def __init__(self, theme: Theme, path: Path, window: QWidget) -> None:
+        """`path`: where servers are kept."""
         super().__init__()
-        self._theme, self._window = theme, window
+        self._theme, self._path, self._window = theme, path, window
         # Naming a computer and connecting may take seconds.
         self._thread = TaskThread("remote")
         self._thread.told.connect(self._on_told)
@@ -41,9 +44,12 @@ class RemoteController(QObject):
         # Imported late: most starts never open it.
         from app.views.models.remote_dialog import RemoteDialog
 
+        self.state = replace(self.state, saved=read_saved(self._path))
         dialog = RemoteDialog(self._theme, self.state, self._window)
         dialog.test_wished.connect(self.test)
         dialog.connect_wished.connect(self.connect_to)
+        dialog.save_wished.connect(self.save)
+        dialog.remove_wished.connect(self.remove)
         self.changed.connect(dialog.show_state)
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()
@@ -52,20 +58,40 @@ class RemoteController(QObject):
     def test(self, address: str, key: str) -> None:
         """Try to reach the server, step by step; an empty key is the one kept for it."""
         self._thread.stop_all()
-        self._set(RemoteState(address, busy=True))
+        self._set(replace(self.state, address=address, busy=True, outcomes=()))
         self._ticket = self._thread.run(lambda stop, tell: _test(address, key, stop, tell))
 
-    @Slot(str, str, str)
-    def connect_to(self, address: str, key: str, model: str) -> None:
-        """Let a model there answer from now on; its key is kept in the system's keyring."""
+    @Slot(object, str, str)
+    def save(self, server: SavedEndpoint, key: str, former: str) -> None:
+        """Keep a server in the place of the one named `former`, and its key, if one was entered, in the keyring."""
         try:
-            endpoint = Endpoint(base_url(address), model)
+            url = server.url
         except HeteGenError as error:
-            self._set(RemoteState(address, outcomes=(Outcome("address", error),)))
+            self._set(replace(self.state, address=server.address, outcomes=(Outcome("address", error),)))
             return
+        self._keep(put(self.state.saved, server, former))
         if key:
-            self._thread.run(lambda stop, tell: keep_key(system_keyring(), endpoint.url, key))
-        self.chosen.emit(endpoint.source)
+            self._thread.run(lambda stop, tell: keep_key(system_keyring(), url, key))
+
+    @Slot(str)
+    def remove(self, name: str) -> None:
+        """Forget a server, and its key unless another one has the same address."""
+        gone = [one for one in self.state.saved if one.name == name]
+        left = tuple(one for one in self.state.saved if one.name != name)
+        self._keep(left)
+        for url in {one.url for one in gone} - {one.url for one in left}:
+            self._thread.run(lambda stop, tell, url=url: keep_key(system_keyring(), url, ""))
+
+    @Slot(object, str, str)
+    def connect_to(self, server: SavedEndpoint, key: str, former: str) -> None:
+        """Keep a server, and let its model answer from now on."""
+        self.save(server, key, former)
+        if server in self.state.saved:
+            self.chosen.emit(Endpoint(server.url, server.model).source)
+
+    def _keep(self, saved: tuple[SavedEndpoint, ...]) -> None:
+        write_saved(self._path, saved)
+        self._set(replace(self.state, saved=saved))
 
     def close(self) -> None:
         """Stop and join; the window closes."""

@@ -56,6 +56,7 @@ class ServerController(QObject):
         dialog = ServerDialog(self._theme, self.state, self._window)
         dialog.start_wished.connect(self.start)
         dialog.stop_wished.connect(self.stop)
+        dialog.key_wished.connect(self.change_key)
         self.changed.connect(dialog.show_state)
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()
@@ -79,6 +80,15 @@ class ServerController(QObject):
             self._server = None
             self._set(replace(self.state, phase="stopping"))
             self._thread.run(lambda stop, tell: server.close())
+
+    @Slot()
+    def change_key(self) -> None:
+        """Make another key, and let the server that runs start anew with it."""
+        server = self._server
+        if server is not None and self.state.phase == "on":
+            self._server = None
+            self._set(ServerState("starting", wide=self.state.wide))
+            self._thread.run(lambda stop, tell: _with_new_key(self._backend, server))
 
     def close(self) -> None:
         """Stop and join; the window closes."""
@@ -113,6 +123,17 @@ class ServerController(QObject):
     def _set(self, state: ServerState) -> None:
         self.state = state
         self.changed.emit(state)
+
+
+def _with_new_key(backend: ServerBackend, server: Server) -> Server:
+    """Raises BadRequest."""
+    from core.hub.token import system_keyring
+    from core.server.key import replace_key
+    from core.server.server import Server
+
+    options = replace(server.options, key=replace_key(system_keyring()), port=server.port)
+    server.close()
+    return Server(backend, options)
 
 
 def _start(backend: ServerBackend, wide: bool) -> Server:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.remote.check import Outcome
+from core.remote.saved import SavedEndpoint
 
 
 @dataclass(frozen=True)
 class RemoteState:
-    """`outcomes`: the steps of the last test so far; `busy` while it runs; `address` as it was typed."""
+    """`outcomes`: the steps of the last test so far; `busy` while it runs; `address` as it was typed; `saved`: the
+    servers that are kept."""
 
     address: str = ""
     busy: bool = False
     outcomes: tuple[Outcome, ...] = ()
+    saved: tuple[SavedEndpoint, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:

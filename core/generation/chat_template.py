@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from core.errors import HeteGenError, NoChatTemplate
-from core.events import Message
+from core.events import Message, ToolCall
 from core.files import without_halves
 from core.generation.arrangement import arrangements, is_blank, is_plain
 from core.generation.thought_tags import TAG, Marks, Pair
@@ -173,7 +173,10 @@ class ChatTemplate:
             return None
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
-        turns = [as_turn(message, in_parts=message.role in self._in_parts) for message in messages]
+        as_text = any(message.tool_calls for message in messages) and self._arguments_as_text
+        turns = [
+            as_turn(message, in_parts=message.role in self._in_parts, arguments_as_text=as_text) for message in messages
+        ]
         return self._run(self._guarded(turns), **self._guarded(options))
 
     def _run(self, turns: list[dict[str, Any]], **options: Any) -> str:
@@ -197,6 +200,21 @@ class ChatTemplate:
                 found.add(role)
         return frozenset(found)
 
+    @cached_property
+    def _arguments_as_text(self) -> bool:
+        """Whether a call's arguments are to be JSON already: most templates write a mapping so, some append a text."""
+        written = [self._calling(arguments_as_text=as_text) for as_text in (False, True)]
+        return (not written[0] or "{'place': 'here'}" in written[0]) and '{"place": "here"}' in written[1]
+
+    def _calling(self, *, arguments_as_text: bool) -> str:
+        """A conversation with a call; "" where the template refuses it."""
+        call = ToolCall("call00001", "call", '{"place": "here"}')
+        talk = (Message("user", _ASKED), Message("assistant", "", tool_calls=(call,)))
+        try:
+            return self._run([as_turn(message, arguments_as_text=arguments_as_text) for message in talk])
+        except TemplateRefusal:
+            return ""
+
     def _reads(self, messages: Sequence[Message], in_parts: set[str]) -> bool:
         try:
             text = self._run([as_turn(message, in_parts=message.role in in_parts) for message in messages])
@@ -205,8 +223,9 @@ class ChatTemplate:
         return all(message.content in text for message in messages) and not _AS_DATA.search(text)
 
 
-def as_turn(message: Message, *, in_parts: bool = False) -> dict[str, Any]:
+def as_turn(message: Message, *, in_parts: bool = False, arguments_as_text: bool = False) -> dict[str, Any]:
     """A message as templates take it."""
+    read = str if arguments_as_text else _parsed
     content: Any = message.content
     if in_parts or message.pictures:
         said = [{"type": "text", "text": message.content}] if message.content or not message.pictures else []
@@ -216,20 +235,10 @@ def as_turn(message: Message, *, in_parts: bool = False) -> dict[str, Any]:
         turn |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": read(call.arguments)}}
             for call in message.tool_calls
         ]
     return turn | {"tool_call_id": message.tool_call_id} if message.tool_call_id else turn
-
-
-class _Arguments(dict[str, Any]):
-    """Arguments of a tool call for any template: most write a mapping as JSON themselves, some append a text."""
-
-    def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False)
-
-    def __radd__(self, text: str) -> str:
-        return f"{text}{self}"
 
 
 def _parsed(arguments: str) -> Any:
@@ -237,7 +246,7 @@ def _parsed(arguments: str) -> Any:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
-    return _Arguments(value) if isinstance(value, dict) else arguments
+    return value if isinstance(value, dict) else arguments
 
 
 def _sound(text: str) -> str:

@@ -43,9 +43,12 @@ class GrammarMask:
         if not self._active or self._matcher.is_stopped():
             return scores
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: scores.numel()]
-        forbidden = torch.from_numpy(bits == 0)
-        forbidden = torch.nn.functional.pad(forbidden, (0, scores.numel() - len(forbidden)), value=True)
+        # Turned over while they are packed: 32 tokens at a time, and what is unpacked needs no other pass.
+        size, known = scores.numel(), 32 * len(self._bits)
+        bytes_of = np.unpackbits(np.invert(self._bits).view(np.uint8), count=min(size, known), bitorder="little")
+        forbidden = torch.from_numpy(bytes_of.view(np.bool_))
+        if size > known:  # rows of the head beyond the vocabulary
+            forbidden = torch.nn.functional.pad(forbidden, (0, size - known), value=True)
         return scores.masked_fill(forbidden, -torch.inf)
 
     def accept(self, token: int) -> None:

@@ -9,27 +9,44 @@ from typing import Any
 
 # Of several templates that have names, these are for ordinary chats; those for tools and documents come last.
 FOR_CHATS = ("default", "chat", "chat_template", "instruct", "thinking")
-FOR_OTHERS = ("tool_use", "tool", "tools", "rag")
+FOR_TOOLS = ("tool_use", "tool", "tools")
+FOR_OTHERS = (*FOR_TOOLS, "rag")
 JSON_FILES = ("chat_template.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def find_template(folder: Path | None, known: Any) -> str:
-    """The chat template: `known` (what the tokenizer says), or what lies in the folder. "" = there is none."""
+def find_template(folder: Path | None, known: Any, *, for_tools: bool = False) -> str:
+    """The chat template: `known` (what the tokenizer says), or what lies in the folder. "" = there is none.
+
+    `for_tools`: one that is named for tools, which only some models have beside the other.
+    """
+    choose = chosen_for_tools if for_tools else chosen
     for candidate in (known, *(_in_folder(folder) if folder is not None else ())):
-        if text := chosen(candidate).removeprefix("\ufeff"):
+        if text := choose(candidate).removeprefix("\ufeff"):
             return text
     return ""
 
 
 def chosen(value: Any) -> str:
     """The template for chats: the value itself, or one of several that have names."""
+    if isinstance(value, str):
+        return value
+    named = _named(value)
+    return named[min(named, key=_rank)] if named else ""
+
+
+def chosen_for_tools(value: Any) -> str:
+    """The template of several with names that is for tools; "" where there is none."""
+    named = _named(value)
+    return next((named[name] for name in FOR_TOOLS if name in named), "")
+
+
+def _named(value: Any) -> dict[str, str]:
     if isinstance(value, list):
         value = {each.get("name"): each.get("template") for each in value if isinstance(each, Mapping)}
     if not isinstance(value, Mapping):
-        return value if isinstance(value, str) else ""
-    named = {str(name): text for name, text in value.items() if isinstance(text, str) and text.strip()}
-    return named[min(named, key=_rank)] if named else ""
+        return {}
+    return {str(name): text for name, text in value.items() if isinstance(text, str) and text.strip()}
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -50,7 +50,9 @@ class Tokenizer:
         """transformers' own tokenizer."""
         self.vision: PictureText | None = None
         source = find_template(folder, getattr(backend, "chat_template", None))
-        self._template = ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
+        self._template = _template(backend, source)
+        with_tools = find_template(folder, getattr(backend, "chat_template", None), for_tools=True)
+        self._tool_template = _template(backend, with_tools) if with_tools else self._template
         self.stop_ids = frozenset(eos_ids) | self._own_stop_ids()
         self._hidden_ids = self._find_hidden_ids()
         self._byte_ids = byte_tokens([_id_of(backend, f"<0x{value:02X}>") for value in range(256)], self._spelled)
@@ -81,6 +83,11 @@ class Tokenizer:
     def template(self) -> str:
         """The chat template's source; "" where there is none."""
         return self._template.source
+
+    @property
+    def tool_template(self) -> str:
+        """The source of the template that a conversation with tools is rendered by."""
+        return self._tool_template.source
 
     @property
     def added_tokens(self) -> Mapping[str, int]:
@@ -126,16 +133,17 @@ class Tokenizer:
                 "It is a base model that continues text and does not answer questions.",
                 "Choose the instruct or chat version of this model.",
             )
-        if not knows_tools(self.template):
+        template = self._tool_template if tools else self._template
+        if not knows_tools(template.source):
             messages, tools = in_words(messages, tools), ()
         options = {"tools": as_functions(tools)} if tools else {}
         asked, reply = _before_reply(messages) if continue_reply else (messages, None)
-        text = self._template.render(asked, **options)
+        text = template.render(asked, **options)
         shown = [picture for message in asked for picture in message.pictures]
         if shown and self.vision is not None:
             text = self.vision.expand(text, shown)
         if reply is not None:
-            text += self._template.reply_text(reply, self.marks, self.marks.opened_by(text))
+            text += template.reply_text(reply, self.marks, self.marks.opened_by(text))
         ids = self._encode_rendered(text)
         return ids if self.vision is None or not shown else self.vision.numbered(ids, shown)
 
@@ -210,6 +218,10 @@ class Tokenizer:
             for index, token in self.backend.added_tokens_decoder.items()
             if token.special and not any(token.content in text for text in shown)
         )
+
+
+def _template(backend: Any, source: str) -> ChatTemplate:
+    return ChatTemplate(source, backend.special_tokens_map, _control_tokens(backend, source))
 
 
 def _id_of(backend: Any, token: str) -> int | None:

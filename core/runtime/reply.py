@@ -40,7 +40,7 @@ class Reply:
         self._prompt, self._truncated = self._read(request)
         context = loaded.cache.capacity
         self._limit = min(self._draw.max_new_tokens or context, context - len(self._prompt))
-        self._format = format_of(self._tokenizer.template)
+        self._format = format_of(self._tokenizer.tool_template)
         self._follow()
         self._calls = None
         if request.tools:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 
 from app.engine.remote_state import RemoteState
+from app.system.paths import places
 from app.tools.state import ToolsState
+from app.views.models.remote_dialog import RemoteDialog
 from app.views.tools.tools_dialog import ToolsDialog
 from core.errors import HeteGenError, ToolFailed
 from core.remote.check import Outcome, Step
 from core.remote.connection import Connection
+from core.remote.saved import SavedEndpoint, write_saved
 from core.sentence import sentence
 from core.tools.book import Book
 from core.tools.server import ServerStatus, ServerTool, ToolResult, ToolServer
@@ -18,12 +21,12 @@ from tests.app.screenshots import Stage
 from tests.app.scripted_engine import answer
 from tests.app.tools_stage import asks_for
 
-READ = ("read_file", '{"path": "/home/me/notes/garden.md", "first_line": 1, "last_line": 40}')
+READ = ("read_file", '{"path": "~/notes/garden.md", "first_line": 1, "last_line": 40}')
 SEARCH = ("search_notes", '{"words": "tomatoes"}')
 FOUND = (
     "# Garden\n\n- Tomatoes went in on 12 May.\n- The beans need a new frame.\n- Water every second evening in July."
 )
-FILES = ToolServer("notes", "npx", ("-y", "@modelcontextprotocol/server-filesystem", "/home/me/notes"))
+FILES = ToolServer("notes", "npx", ("-y", "@modelcontextprotocol/server-filesystem", "~/notes"))
 WEB = ToolServer("search", url="http://127.0.0.1:8931/mcp", headers={"Authorization": "Bearer 1234"})
 OFF = ToolServer("calendar", "uvx", ("mcp-calendar",), on=False)
 TOOLS = (
@@ -108,16 +111,25 @@ def tool_done(stage: Stage) -> None:
     stage.until(lambda: time.monotonic() > end)
 
 
+SAVED = (
+    SavedEndpoint("Rack, vLLM", "https://box.lan:8000/v1", "big/model"),
+    SavedEndpoint("Ollama here", "http://127.0.0.1:11434/v1"),
+    SavedEndpoint("Anna's computer", "http://192.168.1.31:9931/v1"),
+)
 STEPS: tuple[Step, ...] = ("address", "name", "connection", "certificate", "key", "path", "models")
 
 
 def remote_failing(step: Step, error: HeteGenError | None) -> Callable[[Stage], None]:
     def scene(stage: Stage) -> None:
         stage.show()
+        write_saved(places().config / "servers.json", SAVED)
         stage.app.commands.act("remote")
+        dialog = stage.app.window.findChild(RemoteDialog)
+        assert isinstance(dialog, RemoteDialog)
+        dialog.list.setCurrentRow(0)
         before = [Outcome(one) for one in STEPS[: STEPS.index(step)]]
         last = Outcome(step, error, () if error else ("big/model", "small/model"))
-        stage.app.remote.changed.emit(RemoteState("https://box.lan:8000/v1", outcomes=(*before, last)))
+        stage.app.remote.changed.emit(RemoteState("https://box.lan:8000/v1", outcomes=(*before, last), saved=SAVED))
 
     return scene
 

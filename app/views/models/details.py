@@ -19,6 +19,7 @@ from app.views.models import words
 from app.views.models.access import AccessForm
 from app.views.models.file_box import LEAST_LETTERS, FileBox
 from app.views.models.fit import FitGuide, FitView, wrapping_label
+from app.views.models.outgrown import Outgrown
 from app.views.models.rows import Row
 from core.errors import AccessDenied, HeteGenError, UnsupportedModel
 from core.hub.fit import Fit, Wishes
@@ -63,6 +64,7 @@ class DetailsPane(Pane):
             AccessForm(theme, self),
         )
         self.files = FileBox(theme, self)
+        self.outgrown = Outgrown(theme, self)
         self._format, self._context = ChoiceBox(theme, self), ChoiceBox(theme, self)
         self.buttons = {id: QPushButton(self.tr(text), self) for id, text in BUTTONS}
         self._body = Body(theme)
@@ -132,6 +134,7 @@ class DetailsPane(Pane):
             column.addWidget(widget)
         column.addSpacing(INSIDE)
         column.addWidget(self._verdict)
+        column.addWidget(self.outgrown)
         column.addSpacing(INSIDE)
         column.addLayout(wishes)
         column.addSpacing(RELATED)
@@ -194,6 +197,7 @@ class DetailsPane(Pane):
         self._popular.setVisible(bool(self._popular.text()))
         fit = self._fit_of(row)
         self._verdict.show_fit(fit, asking=details is None or details.asking)
+        self.outgrown.show_model(row.id, fit, self.wishes().context)
         for box in (self._format, self._context):
             box.setVisible(fit is not None)
         self._show_problem(row)

@@ -30,10 +30,12 @@ from core.units import format_bytes
 
 
 class ModelDialog(ModelDialogFrame):
-    """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed."""
+    """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed;
+    `remote_wished` when a model of another computer is to be used instead."""
 
     chosen = Signal(str)
     link = Signal(str)
+    remote_wished = Signal()
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class ModelDialog(ModelDialogFrame):
         details.files.picked.connect(self._on_file_chosen)
         details.token_given.connect(self._on_token)
         details.link.connect(self.link)
+        details.outgrown.connect_wished.connect(self.remote_wished)
         catalog.listed.connect(self._on_listed)
         catalog.detailed.connect(self._on_detailed)
         catalog.fit_found.connect(self._on_fit_found)

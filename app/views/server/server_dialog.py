@@ -21,10 +21,11 @@ NAME_WIDTH = 72
 
 
 class ServerDialog(QDialog):
-    """Signals: `start_wished(wide)`, `stop_wished`."""
+    """Signals: `start_wished(wide)`, `stop_wished`, `key_wished` for another key."""
 
     start_wished = Signal(bool)
     stop_wished = Signal()
+    key_wished = Signal()
 
     def __init__(self, theme: Theme, state: ServerState, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -40,6 +41,13 @@ class ServerDialog(QDialog):
         self.address, self._address_row = self._copied(tr("Address"))
         self.key, self._key_row = self._copied(tr("API key"))
         self.key.setEchoMode(QLineEdit.EchoMode.PasswordEchoOnEdit)
+        self.new_key = QPushButton(tr("New key"), self._key_row)
+        self.new_key.setToolTip(tr("The server starts anew, and programs with the old key are refused."))
+        self.new_key.setAutoDefault(False)
+        self.new_key.clicked.connect(self.key_wished)
+        row = self._key_row.layout()
+        assert row is not None
+        row.addWidget(self.new_key)
         self.clients = paragraph(theme, "", "muted")
         self.live = paragraph(theme, "", "muted")
         self.log = TextBox(theme, self)

@@ -96,7 +96,7 @@ class ServerForm(Form):
         self.kind.setCurrentIndex(1 if self._former.url else 0)
         self.kind.currentIndexChanged.connect(self._on_kind)
         self.command = QLineEdit(written(self._former), self)
-        self.command.setPlaceholderText("npx -y @modelcontextprotocol/server-filesystem /home/me/notes")
+        self.command.setPlaceholderText("npx -y @modelcontextprotocol/server-filesystem ~/notes")
         self.url = QLineEdit(self._former.url, self)
         self.url.setPlaceholderText("http://127.0.0.1:8000/mcp")
         self.keys = TextBox(theme, self)
@@ -183,7 +183,7 @@ EXAMPLE = """{
   "mcpServers": {
     "files": {
       "command": "npx",
-      "args": ["-y", "@modelcontextprotocol/server-filesystem", "/home/me/notes"]
+      "args": ["-y", "@modelcontextprotocol/server-filesystem", "~/notes"]
     }
   }
 }"""

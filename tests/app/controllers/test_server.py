@@ -14,6 +14,7 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
 from app.views.server.server_dialog import ServerDialog
+from tests.app.dialog_fixture import Ring
 from tests.app.scripted_engine import ScriptedEngine, answer
 
 BODY = {"messages": [{"role": "user", "content": "Who are you?"}]}
@@ -80,6 +81,34 @@ def test_a_program_is_answered_by_the_windows_engine(qtbot: QtBot, app: Applicat
     press(dialog)
     qtbot.waitUntil(lambda: app.server.state.phase == "off")
     assert dialog.address.text() == ""
+
+
+def test_another_key_refuses_programs_with_the_old_one(
+    qtbot: QtBot, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = Ring()
+    monkeypatch.setattr("core.hub.token.system_keyring", lambda: ring)
+    dialog = opened(app)
+    app.server.start(wide=True)
+    qtbot.waitUntil(lambda: app.server.runs)
+    address, old = app.server.state.address, app.server.state.key
+    assert dialog.key.text() == old
+    dialog.new_key.click()
+    qtbot.waitUntil(lambda: app.server.runs and app.server.state.key != old)
+    assert (app.server.state.address, dialog.key.text()) == (address, app.server.state.key)
+    assert list(ring.kept.values()) == [app.server.state.key]
+    assert statuses(address, old, app.server.state.key) == [401, 200]
+
+
+def statuses(address: str, *keys: str) -> list[int]:
+    """What the server answers to each key."""
+    port, found = address.rpartition(":")[2].removesuffix("/v1"), []
+    for key in keys:
+        connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=30)
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        found.append(connection.getresponse().status)
+        connection.close()
+    return found
 
 
 def test_chat_and_programs_take_turns_and_stop_ends_only_the_chat(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import NoChatTemplate
-from core.events import Message
+from core.events import Message, Tool, ToolCall
 from core.generation.chat_template import BREAK, ChatTemplate
 from core.generation.context_window import fit
 from core.generation.template_files import chosen
@@ -252,3 +252,42 @@ def test_marks_are_broken_wherever_they_stand_and_nothing_else_is() -> None:
         "<|!unused12> <unused> <<|!eos>[|!INST][INS] <|!|a|> <|!think> <b> ca|!b vector<int>"
     )
     assert template.guard(f"<{BREAK}eos>") == f"<{BREAK}eos>"
+
+
+APPENDS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %} call {{ c.function.name + c.function.arguments + '!' }}{% endfor %}"
+    "\n{% endfor %}"
+)
+CALLED = [
+    user("the dog"),
+    Message("assistant", "", tool_calls=(ToolCall("a", "look", '{"at": "the house"}'),)),
+    Message("tool", "the cat", tool_call_id="a"),
+]
+
+
+def test_a_template_for_tools_is_used_for_them_alone(folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, None)
+    settings_file = tmp_path / "tokenizer_config.json"
+    named = {"default": TEMPLATE, "tool_use": "with {{ tools[0].function.name }}: " + APPENDS}
+    settings_file.write_text(
+        json.dumps({**json.loads(settings_file.read_text("utf-8")), "chat_template": named}), "utf-8"
+    )
+    tokenizer, usual = Tokenizer.load(tmp_path), Tokenizer.load(folder)
+    assert tokenizer.render([user("the dog")]) == usual.render([user("the dog")])
+    assert tokenizer.decode(tokenizer.render([user("the dog")], tools=[Tool("look")])).startswith("with look")
+    assert "tools[0]" in tokenizer.tool_template
+    assert usual.tool_template == usual.template
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "c.function.name + c.function.arguments + '!'",
+        "c.function.name ~ c.function.arguments ~ '!'",
+        "c.function.name ~ (c.function.arguments | tojson) ~ '!'",
+    ],
+)
+def test_a_calls_arguments_are_written_as_json_by_every_template(write: str) -> None:
+    source = APPENDS.replace("c.function.name + c.function.arguments + '!'", write)
+    assert 'call look{"at": "the house"}!' in ChatTemplate(source, {}).render(CALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
@@ -9,15 +10,25 @@ from pytestqt.qtbot import QtBot
 from app.controllers.remote import RemoteController
 from app.engine.app_state import State, host_of, name_of
 from app.settings.theme import Theme
+from app.system.paths import places
 from app.views.frame.top_bar import TopBar
 from app.views.models.remote_dialog import DONE, FAILED, RemoteDialog
 from core.events import Loaded
 from core.remote.endpoint import PRESETS
+from core.remote.saved import read_saved
+from tests.app.dialog_fixture import Ring
 from tests.core.remote.test_remote import fake
 
 
+@pytest.fixture(autouse=True)
+def ring(monkeypatch: pytest.MonkeyPatch) -> Ring:
+    ring = Ring()
+    monkeypatch.setattr("app.controllers.remote.system_keyring", lambda: ring)
+    return ring
+
+
 def opened(qtbot: QtBot, theme: Theme) -> tuple[RemoteController, RemoteDialog]:
-    controller = RemoteController(theme, None)  # type: ignore[arg-type]
+    controller = RemoteController(theme, places().config / "servers.json", None)  # type: ignore[arg-type]
     controller.open()
     (dialog,) = [one for one in QApplication.topLevelWidgets() if isinstance(one, RemoteDialog) and one.isVisible()]
     qtbot.addWidget(dialog)
@@ -55,6 +66,34 @@ def test_the_step_that_fails_is_named_with_what_to_do(qtbot: QtBot) -> None:
         dialog.test.click()
         qtbot.waitUntil(lambda: dialog.model.currentText() == "big/model")
         controller.close()
+
+
+def test_servers_are_kept_changed_and_forgotten_with_their_keys(qtbot: QtBot, ring: Ring) -> None:
+    controller, dialog = opened(qtbot, Theme("light"))
+    for name, address, key in (("Box", "box.lan:8000", "sk-1"), ("", "http://127.0.0.1:1234/v1", "")):
+        dialog.add.click()
+        dialog.name.setText(name)
+        dialog.address.setText(address)
+        dialog.key.setText(key)
+        dialog.save.click()
+    qtbot.waitUntil(lambda: list(ring.kept.values()) == ["sk-1"])
+    assert [dialog.list.item(row).text() for row in range(2)] == ["Box", "127.0.0.1:1234"]
+    dialog.list.setCurrentRow(0)
+    assert (dialog.address.text(), dialog.key.text()) == ("box.lan:8000", "")
+    dialog.name.setText("Big box")
+    dialog.model.setCurrentText("big/model")
+    dialog.save.click()
+    assert [one.name for one in read_saved(places().config / "servers.json")] == ["Big box", "127.0.0.1:1234"]
+    controller.close()
+    dialog.close()
+    controller, dialog = opened(qtbot, Theme("light"))
+    dialog.list.setCurrentRow(0)
+    assert dialog.model.currentText() == "big/model"
+    assert "sk-1" not in (places().config / "servers.json").read_text("utf-8")
+    dialog.remove.click()
+    qtbot.waitUntil(lambda: not ring.kept)
+    assert [one.name for one in controller.state.saved] == ["127.0.0.1:1234"]
+    controller.close()
 
 
 def test_programs_of_this_computer_fill_the_address_in(qtbot: QtBot) -> None:

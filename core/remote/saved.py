@@ -1,0 +1,47 @@
+"""The servers that a user keeps: names and addresses in a file; their keys are in the keyring (`core.remote.keys`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.files import keep
+from core.remote.endpoint import base_url
+
+
+@dataclass(frozen=True)
+class SavedEndpoint:
+    """`address` as it was typed; `model` answered there last, "" = not chosen yet."""
+
+    name: str
+    address: str
+    model: str = ""
+
+    @property
+    def url(self) -> str:
+        """The address as requests and keys take it. Raises BadRequest."""
+        return base_url(self.address)
+
+
+def read_saved(path: Path) -> tuple[SavedEndpoint, ...]:
+    """The servers kept at `path`; none where it cannot be read."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        return tuple(SavedEndpoint(*(str(one[part]) for part in ("name", "address", "model"))) for one in kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def write_saved(path: Path, saved: Iterable[SavedEndpoint]) -> None:
+    """Keep the servers, whole or not at all."""
+    keep(path, [asdict(one) for one in saved])
+
+
+def put(saved: Iterable[SavedEndpoint], one: SavedEndpoint, former: str = "") -> tuple[SavedEndpoint, ...]:
+    """The list with one server in the place of the one named `former`, or of its own name, else at the end."""
+    kept = list(saved)
+    at = next((place for place, each in enumerate(kept) if each.name in (one.name, former)), len(kept))
+    others = [each for each in kept if each.name not in (one.name, former)]
+    return (*others[:at], one, *others[at:])
