@@ -35,7 +35,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         ("tekken",): (TEKKEN,),
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"): (DIGITS, GPT2),
         ("deepseek-v3",): (r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", DEEPSEEK3),
-        ("deepseek-llm-coder", "deepseek-coder"): (
+        ("deepseek-coder",): (
             r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", DIGITS,
         ),
         ("falcon",): (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"),
