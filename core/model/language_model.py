@@ -20,6 +20,7 @@ from core.model.postponed import Postponed
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
+from core.weights.gguf.weights import GgufWeights
 
 
 class ForwardStopped(Exception):
@@ -111,7 +112,7 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
     Leaves out what `postponed` takes. Yields the fraction done after each target. Raises ModelUnreadable where tensors
     are missing, of wrong shape, or too many.
     """
-    names = WeightNames(module)
+    names = WeightNames(module, own_names=isinstance(checkpoint, GgufWeights))
     dtypes, later = _DtypePlan(module), postponed or Postponed()
 
     def finish(name: str, tensor: Tensor, parts: int = 1) -> Tensor:

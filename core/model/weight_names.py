@@ -37,11 +37,12 @@ BY_EXPERT = {"MergeModulelist", "Concatenate"}
 class WeightNames:
     """The names in a checkpoint and in a module tree."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, own_names: bool = False) -> None:
+        """`own_names`: the checkpoint's tensors are named as in the tree, so that nothing is renamed or converted."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        mapping = get_model_conversion_mapping(module)
+        mapping = [] if own_names else get_model_conversion_mapping(module)
         self.expected: dict[str, Tensor] = dict(module.state_dict())
         self._prefix = module.base_model_prefix
         self._own = getattr(module, "weights_prefix", "")

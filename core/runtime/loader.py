@@ -33,6 +33,8 @@ from core.spec import MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile
 
 # Smaller models run at once anywhere: nobody should wait for measurements first.
 SMALL_BYTES = 64 << 20
+# Asking how fast the processor is at this moment takes as long as loading a model of this size.
+PACED_BYTES = 512 << 20
 
 
 def load_model(
@@ -118,7 +120,8 @@ def _machine(source: Source, options: LoadOptions) -> Machine:
     if source.nbytes < SMALL_BYTES:
         return assume_machine(options.simulate_gpu, options.threads)
     machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
-    machine.keep_pace()
+    if source.nbytes >= PACED_BYTES:
+        machine.keep_pace()
     return machine
 
 

@@ -7,7 +7,6 @@ allocated for a number before the bytes that it announces are known to be there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -167,6 +166,19 @@ class _Reader:
     def string(self) -> str:
         return self.take(self.count(1)).decode("utf-8", errors="replace")
 
+    def strings(self, count: int) -> list[str]:
+        """The next `count` texts. A vocabulary has some 100,000, so that every call for one of them would be felt."""
+        found: list[str] = []
+        length_at, data, end = struct.Struct("<Q").unpack_from, self.data, len(self.data)
+        for _ in range(count):
+            begin = self.at + LEAST_STRING
+            last = begin + length_at(data, self.at)[0] if begin <= end else begin
+            if last > end:
+                return [*found, self.string()]  # which says what is wrong with it
+            found.append(str(data[begin:last], "utf-8", "replace"))
+            self.at = last
+        return found
+
     def value(self, kind: int, depth: int = 0) -> Any:
         """The next value of a kind: number, text, or list."""
         if kind == STRING:
@@ -176,9 +188,10 @@ class _Reader:
         item = self.number("I")
         if depth == MAX_DEPTH:
             raise unreadable(self.source, "Its settings are nested too deeply.")
-        if item in (STRING, ARRAY):
-            read: Callable[[], Any] = self.string if item == STRING else lambda: self.value(ARRAY, depth + 1)
-            return [read() for _ in range(self.count(LEAST_STRING))]
+        if item == STRING:
+            return self.strings(self.count(LEAST_STRING))
+        if item == ARRAY:
+            return [self.value(ARRAY, depth + 1) for _ in range(self.count(LEAST_STRING))]
         code = self._code(item)
         width = struct.calcsize(f"<{code}")
         count = self.count(width)
