@@ -175,19 +175,20 @@ INLINE void int4_rows(const uint4 *data, const bf16 *scales, const float *x, flo
 }
 
 /* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1) or
-   codes (2); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book. ---- */
+   codes (2); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book (two bits); groups of 128. ---- */
 
 #define IS_HALVES(layout) (((layout) & 3) != 0)
 #define IS_CODES(layout) (((layout) & 3) == 2)
 #define SCALE_OF(layout) ((layout) >> 2 & 3)
-#define GROUP_OF(layout) ((layout) >> 4 & 1 ? 16 : 32)
+#define GROUP_OF(layout) ((layout) >> 8 & 1 ? 128 : (layout) >> 4 & 1 ? 16 : 32)
 #define HAS_MINIMUM(layout) ((layout) >> 5 & 1)
-#define BOOK_OF(layout) ((layout) >> 6 & 1)
+#define BOOK_OF(layout) ((layout) >> 6 & 3)
 #define COARSE 256
 
-static __device__ const float BOOKS[2][16] = {
+static __device__ const float BOOKS[3][16] = {
     {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
     {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113},
+    {-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112},
 };
 
 INLINE float from_f16(unsigned short bits)

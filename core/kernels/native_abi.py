@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 
-from core.spec import E2M1, IQ4, LAYOUTS, Storage
+from core.spec import E2M1, IQ4, LAYOUTS, NF4, Storage
 
 FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
 GROUPED, LAYOUT_BITS = 4, 3
 """The kernel for all layouts, and the bit of a format's number from which on it says which."""
 SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
-BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1}
+BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
@@ -83,6 +83,7 @@ def format_number(storage: str) -> int:
     layout = LAYOUTS[cast(Storage, storage)]
     values = 2 if layout.codes else 1 if layout.bits == 4 else 0
     described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
+    described |= (layout.group == 128) << 8
     return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << LAYOUT_BITS
 
 

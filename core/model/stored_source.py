@@ -85,11 +85,15 @@ def _storage(
     """What keeps all of these matrices, None where nothing does or they are not of this shape."""
     coded = [[sketches[name] for name, _ in matrix] for matrix in matrices]
     kinds = {one.storage for matrix in coded for one in matrix}
-    fit = all(
-        sum(one.codes.shape[0] for one in matrix) == shape[0] and {one.codes.shape[1] for one in matrix} == {shape[1]}
-        for matrix in coded
-    )
-    return next(iter(kinds)) if len(kinds) == 1 and fit else None
+    return next(iter(kinds)) if len(kinds) == 1 and all(_fits(matrix, shape) for matrix in coded) else None
+
+
+def _fits(parts: Sequence[Coded], shape: tuple[int, int]) -> bool:
+    """Whether parts, their rows one behind the other, are of this shape."""
+    if any(one.flat for one in parts):
+        return sum(one.codes.numel() for one in parts) == shape[0] * shape[1]
+    rows, columns = sum(one.codes.shape[0] for one in parts), {one.codes.shape[1] for one in parts}
+    return (rows, columns) == (shape[0], {shape[1]})
 
 
 def _shape(child: Any, parameter: Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.sentence import joined, sentence
-from core.spec import DECODE, PREFILL, DeviceMemory, Hardware, ModelSpec, Plan
+from core.spec import DECODE, PREFILL, ROUNDED, DeviceMemory, Hardware, ModelSpec, Plan
 from core.units import format_memory
 
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
@@ -113,6 +113,10 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
 def _stored(plan: Plan, spec: ModelSpec) -> str:
     """What becomes of weights that the files have quantised already."""
     words, kept = CONVERTED_WORDS[plan.format], spec.kept_share(plan.format)
+    if kept >= 0.995 and any(linear.stored in ROUNDED for linear in spec.linears):
+        return sentence(
+            "The files have the weights quantised ({}); they are kept, but for less than 0.5 %.", spec.stored_as
+        )
     if kept >= 0.995:
         return sentence("The files have the weights quantised ({}); they are kept exactly.", spec.stored_as)
     if kept < 0.005:

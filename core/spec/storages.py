@@ -13,8 +13,8 @@ FloatStorage = Literal["bf16", "fp16", "fp32"]
 Storage = Literal[
     "bf16", "fp16", "fp32", "int8", "int4",
     "int8g32", "int8g32m", "int8k32m", "int8k16",
-    "int4g32", "int4g32m", "int4g32w", "int4k32m", "int4k16", "int4k16m",
-    "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w",
+    "int4g32", "int4g32m", "int4g32w", "int4g128w", "int4k32m", "int4k16", "int4k16m",
+    "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4",
 ]  # fmt: skip
 """How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
 ScaleKind = Literal["bf16", "fp16", "fp32", "fine"]
@@ -29,6 +29,10 @@ E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Floats of four bits, doubled."""
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """GGUF's IQ4: levels as dense as weights are."""
+
+
+NF4 = (-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112)
+"""bitsandbytes' nf4 in whole numbers: 112 times its levels, 0.5 % off where weights are many."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ LAYOUTS: dict[Storage, Layout] = {
     "int4g32": Layout(4, 32, "fp16"),  # Q4_0
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1
     "int4g32w": Layout(4, 32, "fp32", minimum=True),  # GPTQ and AWQ with zero points, which fp16 would round
+    "int4g128w": Layout(4, 128, "fp32", minimum=True),  # the same in groups of 128 and more
     "int4k32m": Layout(4, 32, "fine", minimum=True),  # Q4_K
     "int4k16": Layout(4, 16, "fine"),  # Q3_K
     "int4k16m": Layout(4, 16, "fine", minimum=True),  # Q2_K
@@ -92,8 +97,12 @@ LAYOUTS: dict[Storage, Layout] = {
     "mxfp4": Layout(4, 32, "bf16", codes=E2M1),
     "nvfp4": Layout(4, 16, "fp16", codes=E2M1),
     "nvfp4w": Layout(4, 16, "fp32", codes=E2M1),  # NVFP4 with a further scale for the whole tensor
+    "nf4": Layout(4, 32, "fp32", codes=NF4),  # bitsandbytes, its levels rounded
 }
 """The quantised storages; `bf16`, `fp16` and `fp32` are numbers as they are."""
+
+ROUNDED: frozenset[Storage] = frozenset(("nf4",))
+"""Storages of what files bring that round it a second time, by little: their code books are of whole numbers."""
 
 
 def row_bytes(storage: Storage, columns: int) -> int:

@@ -12,6 +12,10 @@ typedef struct {
 ISA INLINE __m256 eight_scales(const RowScales *s, const Layout *l, int64_t g) {
     static const int SIZES[4] = {2, 2, 4, 1};
     uint8_t last[32] = {0};
+    if (l->spread > 1) {
+        const float *two = (const float *)s->each + g / l->spread;
+        return _mm256_set_m128(_mm_set1_ps(s->groups - g / l->spread > 1 ? two[1] : 0), _mm_set1_ps(two[0]));
+    }
     const uint8_t *from = s->each + g * SIZES[l->scale];
     if (s->groups - g < 8) from = memcpy(last, from, (size_t)((s->groups - g) * SIZES[l->scale]));
     if (l->scale == SCALE_F32) return _mm256_loadu_ps((const float *)from);
@@ -28,7 +32,7 @@ INLINE int shifted_by(const Layout *l) { return l->values == HALVES ? l->zero : 
 ISA INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {
     RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
     __m256 zero = _mm256_set1_ps((float)shifted_by(l));
-    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups; i += 8) {
+    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups * l->spread; i += 8) {
         __m256 scale = eight_scales(&scales, l, g + i);
         __m256 low = l->minimum ? eight_scales(&minimums, l, g + i) : _mm256_setzero_ps();
         _mm256_storeu_ps(strip->scales + i, scale);

@@ -10,8 +10,12 @@ typedef struct {
 
 /* Sixteen scales from group g on as floats, zeros past the end. */
 AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t g) {
-    int64_t left = s->groups - g;
+    int64_t left = s->groups - g / l->spread;
     __mmask16 valid = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    if (l->spread > 1) {
+        const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        return _mm512_permutexvar_ps(each, _mm512_maskz_loadu_ps(valid & 15, (const float *)s->each + g / l->spread));
+    }
     if (l->scale == SCALE_F32) return _mm512_maskz_loadu_ps(valid, (const float *)s->each + g);
     if (l->scale != SCALE_FINE) return widen((const uint16_t *)s->each + g, valid, l->scale == SCALE_F16 ? F16 : BF16);
     __m512 fine = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(valid, s->each + g)));
@@ -26,7 +30,7 @@ AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t
 /* The scales of a row for the columns from group g on. */
 AVX512 INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {
     RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
-    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups; i += 16) {
+    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups * l->spread; i += 16) {
         __m512 scale = sixteen_scales(&scales, l, g + i);
         __m512 low = l->minimum ? sixteen_scales(&minimums, l, g + i) : _mm512_setzero_ps();
         _mm512_storeu_ps(strip->scales + i, scale);

@@ -5,7 +5,7 @@
  *   int4   two weights a byte, value + 8, columns padded to a multiple of 128: byte i of each run of 64 bytes holds
  *          column i (low half) and column 64 + i (high half); one bfloat16 scale for 32 columns
  *   bf16, f16   as stored
- *   grouped     bytes, or two weights a byte as int4, columns padded to a multiple of 128; a scale for 16 or 32 columns,
+ *   grouped     bytes, or two weights a byte as int4, columns padded to a multiple of 128; a scale for 16, 32 or 128 columns,
  *               then the groups' minimums, if there are any: see Layout and core/spec/storages.py
  * Inputs are cut into blocks of 64 columns, each half block (32) with a scale of its own, so that a channel far
  * larger than the rest costs precision in its own 32 columns only. */
@@ -43,7 +43,7 @@ enum Format { INT8 = 0, INT4 = 1, BF16 = 2, F16 = 3, GROUPED = 4, FORMATS = 5 };
 enum { SCALE_STRIP = 512, COARSE = 256 };
 enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
-enum { BOOKS = 2 };
+enum { BOOKS = 3 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };
 /* What an input is turned into: floats, or numbers of 8 or 16 bits. */
 enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2 };
@@ -73,11 +73,12 @@ typedef struct {
     int format;       /* as Python gives it: kernel_of, layout_of */
 } Job;
 
-/* How grouped weights lie: a row is w = scale q (+ minimum), q shifted by `zero` to what the multiplier takes. */
+/* How grouped weights lie: a row is w = scale q (+ minimum), q shifted by `zero` to what the multiplier takes. Each scale
+ * is for `spread` groups in turn. */
 typedef struct {
     enum Values values;
     enum ScaleKind scale;
-    int group, minimum, book, zero;
+    int group, minimum, book, zero, spread;
 } Layout;
 
 /* The number of a format: which kernel in the lowest three bits, and how grouped weights lie in those above. */
@@ -85,15 +86,17 @@ INLINE int kernel_of(int format) { return format & 7; }
 
 INLINE Layout layout_of(int format) {
     int bits = format >> 3;
-    Layout l = {(enum Values)(bits & 3), (enum ScaleKind)(bits >> 2 & 3), bits >> 4 & 1 ? 16 : 32, bits >> 5 & 1, bits >> 6 & 1, 0};
+    Layout l = {(enum Values)(bits & 3), (enum ScaleKind)(bits >> 2 & 3), bits >> 4 & 1 ? 16 : 32, bits >> 5 & 1, bits >> 6 & 3, 0,
+                bits >> 8 & 1 ? 4 : 1};
     l.zero = l.values != HALVES ? 128 : l.minimum ? 0 : 8;
     return l;
 }
 
-/* The code books, each code + 128: floats of four bits (doubled), and GGUF's IQ4. */
+/* The code books, each code + 128: floats of four bits (doubled), GGUF's IQ4, and nf4. */
 static const uint8_t CODE_BOOKS[BOOKS][16] = {
     {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116},
     {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+    {16, 50, 69, 84, 96, 107, 118, 128, 137, 146, 156, 166, 177, 191, 209, 240},
 };
 
 INLINE int64_t groups_of(const Input *in, const Layout *l) { return in->blocks * BLOCK / l->group; }
@@ -106,7 +109,7 @@ typedef struct {
 
 INLINE RowScales row_scales(const Job *job, const Layout *l, int64_t row, int minimum) {
     static const int SIZES[4] = {2, 2, 4, 1};
-    int64_t groups = groups_of(job->input, l), factors = (job->input->blocks * BLOCK + COARSE - 1) / COARSE;
+    int64_t groups = groups_of(job->input, l) / l->spread, factors = (job->input->blocks * BLOCK + COARSE - 1) / COARSE;
     const uint8_t *at = (const uint8_t *)job->scales + row * job->scale_stride * SIZES[l->scale];
     RowScales s = {at + minimum * groups * SIZES[l->scale],
                    at + groups * (1 + l->minimum) + minimum * factors * 2, groups};

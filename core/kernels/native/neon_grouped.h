@@ -3,6 +3,7 @@
 
 /* Four scales from group g on as floats: where fine, they share one factor. */
 ISA INLINE float32x4_t four_scales(const RowScales *s, const Layout *l, int64_t g) {
+    if (l->spread > 1) return vdupq_n_f32(((const float *)s->each)[g / l->spread]);
     if (l->scale == SCALE_F32) return vld1q_f32((const float *)s->each + g);
     if (l->scale != SCALE_FINE) return widen((const uint16_t *)s->each + g, l->scale == SCALE_F16 ? F16 : BF16);
     uint16_t factor;

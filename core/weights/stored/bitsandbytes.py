@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from core.spec import LAYOUTS, NF4
 from core.weights.stored.coded import Coded
 from core.weights.stored.settings import Parts, Settings
 from core.weights.stored.words import nibbles
 
+NF4_SCALE, HALF = 112.06, 0.5
+"""What the levels are multiplied with for the least error of normally distributed weights, before they are rounded."""
 USUAL = {"blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.0}
+
+
+def nf4(parts: Parts, settings: Settings) -> Coded:
+    """Levels as dense as weights are; the engine has them in whole numbers."""
+    coded, book = four_bits(parts, settings), parts["book"]
+    is_known = book.is_meta or torch.allclose(book.float() * NF4_SCALE, torch.tensor(NF4).float(), atol=HALF)
+    keeps = is_known and coded.block[1] % LAYOUTS["nf4"].group == 0
+    return replace(coded, unit=1 / NF4_SCALE, storage="nf4" if keeps else None)
 
 
 def four_bits(parts: Parts, _: Settings) -> Coded:
@@ -27,7 +40,8 @@ def four_bits(parts: Parts, _: Settings) -> Coded:
     # Where a row is no whole number of blocks, each block counts as several.
     run = gcd(shape[1], state["blocksize"])
     spread = scales.repeat_interleave(state["blocksize"] // run)[: len(values) // run]
-    return Coded(values.view(shape), spread.view(shape[0], -1), (1, run), book=parts["book"].float())
+    book = parts["book"].float()
+    return Coded(values.view(shape), spread.view(shape[0], -1), (1, run), book=book, flat="shape" not in state)
 
 
 def _scales(parts: Parts, state: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from core.weights.stored.find import Found, StoredWeight, find_stored
 from core.weights.stored.settings import Settings
 from core.weights.stored_formats import StoredFormat
 
-LOOKED_AT = ("zeros", "order", "state")
+LOOKED_AT = ("zeros", "order", "state", "book")
 """Parts whose values decide on the storage or shape."""
 
 

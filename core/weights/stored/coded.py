@@ -18,7 +18,8 @@ class Coded:
 
     `scales` and `zeros` in fp32, one for each `block` of rows and columns. `order` (K,): the group of each column where
     the groups' columns do not lie side by side. `unit`: what one step of the engine's code book is worth in `book`.
-    `storage`: what keeps it without a second rounding, None where nothing does.
+    `storage`: what keeps it (without a second rounding, but for ROUNDED), None where nothing does. `flat`: only the
+    number of weights is known yet, as one row.
     """
 
     codes: Tensor
@@ -29,6 +30,7 @@ class Coded:
     order: Tensor | None = None
     unit: float = 1.0
     storage: Storage | None = None
+    flat: bool = False
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """The weight as (N, K) of `dtype`, multiplied in fp32."""

@@ -25,7 +25,6 @@ BY_ROW = (1, 0)
 SYMMETRIC: dict[torch.dtype, Storage] = {
     torch.bfloat16: "int4",
     torch.float16: "int4g32",
-    torch.float32: "int4g32w",
 }
 """What holds codes of four bits around zero, by the type of their scales."""
 
@@ -101,7 +100,8 @@ def _stored(coded: Coded, bits: int, scale: torch.dtype, *, symmetric: bool) -> 
     if bits == BYTE:
         storage = _byte_storage(coded, scale) if symmetric else None
     else:
-        storage = SYMMETRIC.get(scale) if symmetric and bits == 4 else "int4g32w"
+        wide: Storage = "int4g32w" if coded.block[1] % LAYOUTS["int4g128w"].group else "int4g128w"
+        storage = SYMMETRIC.get(scale, wide) if symmetric and bits == 4 else wide
     whole = storage is not None and coded.block[1] % (LAYOUTS[storage].group or 1) == 0
     return replace(coded, storage=storage if whole else None)
 

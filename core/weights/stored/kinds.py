@@ -62,8 +62,8 @@ GPTQ = {"scales": (".scales",), "zeros": (".qzeros",), "order": (".g_idx",)}
 PACKED = {"scales": (".weight_scale",), "zeros": (".weight_zero_point",), "order": (".weight_g_idx",)}
 FLOAT4 = {"scales": (".weight_scale",), "whole": (".weight_scale_2",), "inverse": (".weight_global_scale",)}
 BITSANDBYTES = {
-    "scales": (".absmax",), "book": (".quant_map",), "outer": (".nested_absmax",), "table": (".nested_quant_map",),
-    "state": (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"),
+    "scales": (".weight.absmax",), "book": (".weight.quant_map",), "outer": (".weight.nested_absmax",),
+    "table": (".weight.nested_quant_map",),
 }  # fmt: skip
 WORDS, BYTES, SIGNED = frozenset(("I32",)), frozenset(("U8",)), frozenset(("I8",))
 FLOAT8 = frozenset(("F8_E4M3", "F8_E5M2"))
@@ -77,12 +77,17 @@ KINDS: tuple[Kind, ...] = (
     Kind("NVFP4", ".weight", BYTES, floats.nvfp4, FLOAT4, ("scales", "whole"), marks=_in_four, dropped=INPUTS),
     Kind("MXFP4", "_blocks", BYTES, floats.mxfp4, {"scales": ("_scales",)}, target="", dimensions=3, turned=True),
     Kind(
-        "bitsandbytes, 4 bits", ".weight", BYTES, bitsandbytes.four_bits,
-        {role: tuple(f".weight{end}" for end in ends) for role, ends in BITSANDBYTES.items()},
-        ("scales", "book", "state"), marks=lambda infos: "scales" in infos or "book" in infos,
+        "bitsandbytes nf4", ".weight", BYTES, bitsandbytes.nf4,
+        {**BITSANDBYTES, "state": (".weight.quant_state.bitsandbytes__nf4",)}, ("scales", "book"),
+        marks=lambda infos: "state" in infos,
     ),
     Kind(
-        "bitsandbytes, 8 bits", ".weight", SIGNED, integers.row_bytes, {"scales": (".SCB",)},
+        "bitsandbytes fp4", ".weight", BYTES, bitsandbytes.four_bits,
+        {**BITSANDBYTES, "state": (".weight.quant_state.bitsandbytes__fp4",)}, ("scales", "book", "state"),
+        marks=lambda infos: "scales" in infos or "book" in infos,
+    ),
+    Kind(
+        "bitsandbytes int8", ".weight", SIGNED, integers.row_bytes, {"scales": (".SCB",)},
         marks=lambda infos: "scales" in infos, dropped=(".weight_format",),
     ),
     Kind(

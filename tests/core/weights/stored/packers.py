@@ -256,9 +256,11 @@ FORMATS: dict[str, Format] = {
     "bitsandbytes int8": Format(bitsandbytes8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
     "nf4": Format(
         lambda w: bitsandbytes4(w, NF4, "nf4", nested=False), {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "nf4",
     ),
     "nf4, twice": Format(
         lambda w: bitsandbytes4(w, NF4, "nf4", nested=True), {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "nf4",
     ),
     "bitsandbytes fp4": Format(
         lambda w: bitsandbytes4(w, FP4, "fp4", nested=False), {"quant_method": "bitsandbytes", "load_in_4bit": True},
