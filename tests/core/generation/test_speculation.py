@@ -22,6 +22,8 @@ from core.model.model_source import open_source
 from core.planning.speculation import MOST_ROWS, best_size, expected_gain, expected_tokens
 from tests.core.families import VOCABULARY, make_model
 
+# Their recurrent states are put back to what they were before a draft that was wrong.
+HYBRIDS = ("qwen3_next", "qwen3_5_text", "bamba", "falcon_h1", "lfm2")
 DRAWS = int(os.environ.get("HETEGEN_DRAWS", "4000"))
 GREEDY = Draw(0.0, 0, 1.0, 0.0, 1.0, seed=5, max_new_tokens=None)
 
@@ -39,7 +41,7 @@ class Oracle:
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         there = range(len(ids), min(len(ids) + min(self._size, room), len(self._text)))
-        return [self._text[at] ^ (self._wrong > 0 and at % self._wrong == 0) for at in there]
+        return [(self._text[at] + (self._wrong > 0 and at % self._wrong == 0)) % VOCABULARY for at in there]
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
         pass
@@ -70,7 +72,7 @@ def prompt_of(length: int) -> list[int]:
     return torch.randint(3, VOCABULARY, (length,)).tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3_moe", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3_moe", *HYBRIDS])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_drafting_changes_no_token(family: str, temperature: float, tmp_path: Path) -> None:
     made, prompt = filled(make_model(family, tmp_path)), prompt_of(12) * 4
@@ -84,7 +86,7 @@ def test_drafting_changes_no_token(family: str, temperature: float, tmp_path: Pa
         assert tokens(made, prompt, draw, drafters) == plain
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", *HYBRIDS])
 @pytest.mark.parametrize("makes", [ModelDrafter, SelfDrafter])
 def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], tmp_path: Path) -> None:
     """Another model of the same layers drafts badly, the same one perfectly: both leave the reply as it is."""

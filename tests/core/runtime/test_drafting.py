@@ -48,7 +48,7 @@ def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
     return drawn, ahead
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "phi3", "qwen3_5_text"])
 @pytest.mark.parametrize("gpu", ["", "vram=64MiB,link=2GB/s", "vram=64MiB,link=2GB/s,cores=1"])
 def test_its_own_copy_drafts_and_changes_no_token(family: str, gpu: str, tmp_path: Path) -> None:
     folder = folder_of(family, tmp_path)
