@@ -16,7 +16,7 @@ from app.settings import settings
 from app.settings.settings import Settings
 from app.settings.theme import MODES, Mode, Theme
 from app.system.paths import Places
-from core.events import LoadOptions
+from core.events import LOOKUP, LoadOptions
 from core.spec import format_named
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Preferences(QObject):
             vram=asked.vram if asked.vram is not None else _bytes(kept.vram_limit_gib),
             ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
             threads=asked.threads or kept.threads,
+            draft=asked.draft if asked.draft != LOOKUP else kept.draft,
         )
 
     def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:

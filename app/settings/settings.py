@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from core.events import Sampling
+from core.events import AUTO, LOOKUP, NO_DRAFT, SELF, Sampling
 from core.files import write_whole
 from core.sentence import sentence
 from core.spec import MIN_CONTEXT
@@ -128,6 +128,15 @@ class Settings:
         kind="float", low=0.5, high=4096, step=0.5, unit="GiB", unset=AUTOMATIC,
     )  # fmt: skip
     threads: int | None = setting(None, MODEL, "CPU threads", kind="int", low=1, high=512, unset=AUTOMATIC, reload=True)
+    draft: str = setting(
+        LOOKUP, MODEL, "Guess ahead",
+        "Guessed words are checked several at once: the answers stay the same and often come sooner.",
+        kind="choice", reload=True,
+        choices=(
+            (LOOKUP, "From what was said before"), (AUTO, "Also with a small copy, where that pays"),
+            (SELF, "Always with a small copy"), (NO_DRAFT, "Off"),
+        ),
+    )  # fmt: skip
     keep_loaded_minutes: int | None = setting(
         None, MODEL, "Keep the model loaded", "Memory is given back after this time without a question.",
         kind="int", low=1, high=1440, step=5, unit="minutes", unset="Until the window closes",

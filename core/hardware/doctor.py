@@ -17,6 +17,14 @@ FULL_CARD = 0.5
 SLOW_LINK, USELESS_LINK = 6e9, 2e9
 
 
+UNTRIED = (
+    "No real graphics card has computed yet: the code for NVIDIA, AMD, Intel and Apple ran on a device made for tests.",
+    "The kernels for graphics cards were compiled for NVIDIA and run on a processor; for AMD they were not compiled.",
+    "Speeds with a graphics card are predictions, and those of a simulated card.",
+)
+"""What no machine of those who make this program could run, each one sentence."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that holds this machine back, and what a user can do about it (each one sentence)."""
@@ -63,6 +71,7 @@ def describe_machine(hardware: Hardware, installed: Software) -> dict[str, Any]:
         "gpus": [_gpu(gpu) for gpu in hardware.gpus],
         "disk_bytes_s": round(hardware.disk_bytes_s),
         "measured": hardware.measured,
+        "untried": list(UNTRIED),
         "findings": [{"what": found.what, "how": found.how} for found in findings(hardware, installed)],
     }
 

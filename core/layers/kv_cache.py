@@ -104,7 +104,7 @@ class KVCache(Cache):  # type: ignore[misc]
         return length if length == len(self.tokens) > 0 else self.restore(length)
 
     def restore(self, length: int) -> int:
-        """As `rewind`, also after a pass broken off half-way, when some layers hold more than others."""
+        """Rewind, also after a pass broken off half-way, when some layers hold more than others; the length kept."""
         kept = length if self.can_rewind else self._snapshots.newest(length)
         if kept <= 0 or not all(_can_keep(layer, kept) for layer in self.layers):
             self.reset()

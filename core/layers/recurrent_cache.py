@@ -35,6 +35,7 @@ class RecurrentLayer(LinearAttentionLayer):  # type: ignore[misc]  # transformer
         self, conv_states: Tensor | None = None, recurrent_states: Tensor | None = None, state_idx: int = 0,
         conv_kernel_size: int | None = None,
     ) -> None:  # fmt: skip
+        """Make room for states like these: (1, C, T) of a convolution, (1, ...) of others."""
         super().lazy_initialization(conv_states, recurrent_states, state_idx, conv_kernel_size)
         if conv_states is not None:
             held = self.conv_states[state_idx]
@@ -56,7 +57,7 @@ class RecurrentLayer(LinearAttentionLayer):  # type: ignore[misc]  # transformer
         return after
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
-        """Hold this state from now on."""
+        """Hold this state (1, ...) from now on."""
         is_part = recurrent_states.untyped_storage().nbytes() > recurrent_states.nbytes
         if is_part or not recurrent_states.is_contiguous():
             recurrent_states = recurrent_states.clone(memory_format=torch.contiguous_format)

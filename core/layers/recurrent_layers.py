@@ -69,7 +69,7 @@ class RecurrentFunctions:
     def torch_chunk_gated_delta_rule(
         self, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch_recurrent_gated_delta_rule`."""
+        """Compute the same as `torch_recurrent_gated_delta_rule`: (1, T, VH, V) and the next state."""
         return self._delta_rule("torch_chunk_gated_delta_rule", (query, key, value, g, beta), options)
 
     def mamba2_selective_state_update(

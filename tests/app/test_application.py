@@ -302,10 +302,11 @@ def test_invalid_stored_settings_are_said(qtbot: QtBot, start: Start) -> None:
 
 def test_the_command_line_counts_before_the_settings(start: Start) -> None:
     places().settings.parent.mkdir(parents=True)
-    places().settings.write_text('{"threads": 3, "context": 2048, "vram_limit_gib": 2}', "utf-8")
+    places().settings.write_text('{"threads": 3, "context": 2048, "vram_limit_gib": 2, "draft": "self"}', "utf-8")
     app = start(ScriptedEngine(), Wishes("m", LoadOptions(context=512)))
     options = app.preferences.options(LoadOptions(context=512))
-    assert (options.context, options.threads, options.vram) == (512, 3, 2 * 2**30)
+    assert (options.context, options.threads, options.vram, options.draft) == (512, 3, 2 * 2**30, "self")
+    assert app.preferences.options(LoadOptions(draft="off")).draft == "off"
 
 
 def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
