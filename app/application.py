@@ -160,6 +160,7 @@ class Application(QObject):
         window.composer.stop_requested.connect(self.session.stop)
         window.composer.recall_requested.connect(commands.recall)
         window.files.connect(self.attachments.add)
+        window.composer.picture.connect(self.attachments.show_picture)
         window.chips.opened.connect(self.attachments.open)
         window.chips.removed.connect(self.attachments.remove)
         window.transcript.opened.connect(self.attachments.show_document)

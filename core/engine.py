@@ -103,6 +103,7 @@ def _describe(loaded: LoadedModel, seconds: float) -> Loaded:
         weight_bytes=loaded.spec.weight_bytes(loaded.plan.format),
         load_s=seconds,
         can_chat=loaded.tokenizer is not None and loaded.tokenizer.can_chat,
+        sees=loaded.sees,
         plan=loaded.plan,
         spec=loaded.spec,
         hardware=loaded.machine.now(),

@@ -124,7 +124,8 @@ LOADING_PHASES = ("start", "read", "measure", "weights", "convert", "place", "to
 class Loaded:
     """A model is ready. `format` as in the contracts (bf16, int8, int4); `context` in tokens; sizes in bytes.
 
-    `plan` says where the weights lie and why; with `spec` and `hardware` others can be tried (`planner.place` is pure).
+    `sees`: pictures can be shown to it. `plan` says where the weights lie and why; with `spec` and `hardware` others
+    can be tried (`planner.place` is pure).
     """
 
     name: str
@@ -135,6 +136,7 @@ class Loaded:
     weight_bytes: int
     load_s: float
     can_chat: bool = True
+    sees: bool = False
     plan: Plan | None = None
     spec: ModelSpec | None = None
     hardware: Hardware | None = None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
@@ -15,12 +16,13 @@ from app.conversations.attached import as_read, tokens_about
 from app.conversations.session import Session
 from app.engine.task_thread import TaskThread, Tell
 from app.engine.worker import Worker
-from app.i18n.translator import said
+from app.i18n.translator import said, tr
 from app.notices import notices
 from app.views.chat.chip_words import words_of, words_while_reading
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
+from app.views.chat.pictures import PictureDialog
 from app.views.frame.window import MainWindow
-from core.documents.document import Document
+from core.documents.document import Document, picture_document
 from core.documents.reader import read_document
 from core.errors import DocumentLocked, HeteGenError
 from core.events import Counted, Message, Request, Stop
@@ -73,6 +75,7 @@ class Attachments(QObject):
         """The larger context that was offered."""
         self.pending: list[Pending] = []
         """The files of the next question."""
+        self._pasted = count(1)
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
         self._reader = TaskThread("documents")
@@ -106,11 +109,16 @@ class Attachments(QObject):
     @Slot(object)
     def show_document(self, document: Document) -> None:
         """Shows a document's text as the model reads it."""
+        if document.picture:
+            PictureDialog(self._window.theme, document.name, document.picture, self._window).open()
+            return
         DocumentDialog(self._window.theme, document.name, as_read(document), said(document.note), self._window).open()
 
     def ready(self, text: str) -> Ready | None:
         """The documents for a question; None, and a notice, while they are being read."""
         documents = tuple(each.document for each in self.pending if each.document is not None)
+        if self._says_that_it_is_blind(documents):
+            return None
         in_parts = self.in_parts(text)
         late = [each for each in documents if each.digest in in_parts and not self._long.is_ready(each)]
         if len(documents) < len(self.pending) or late:
@@ -118,6 +126,20 @@ class Attachments(QObject):
             self.notice.emit(notices.still_reading())
             return None
         return Ready(documents, in_parts)
+
+    @Slot(object)
+    def show_picture(self, data: bytes) -> None:
+        """Takes a picture that is no file, as from the clipboard (the content of a PNG)."""
+        document = picture_document(tr("Pasted picture"), data)
+        self.pending.append(Pending(Path(document.name), -next(self._pasted), document=document))
+        self._counted(self.pending[-1], document)
+
+    def _says_that_it_is_blind(self, documents: Sequence[Document]) -> bool:
+        model = self._session.state.model
+        blind = model is not None and not model.sees and any(each.picture for each in documents)
+        if model is not None and blind:
+            self.notice.emit(notices.cannot_see(model.name))
+        return blind
 
     @Slot()
     def enlarge(self) -> None:
@@ -141,7 +163,7 @@ class Attachments(QObject):
         room, found = self._room(text), set()
         for each in sorted((each for each in self.pending if each.document is not None), key=lambda one: one.tokens):
             room -= each.tokens
-            if room < 0 and each.document is not None:
+            if room < 0 and each.document is not None and not each.document.picture:
                 found.add(each.document.digest)
         return frozenset(found)
 
@@ -188,7 +210,14 @@ class Attachments(QObject):
         if place is None or read is None:
             return
         self.pending[place] = replace(self.pending[place], document=read.document, tokens=read.tokens)
-        self._counting[self._worker.count(Request((Message("user", read.text),)))] = ticket
+        self._counted(self.pending[place], read.document)
+
+    def _counted(self, pending: Pending, document: Document) -> None:
+        """Has the model's own tokenizer count, unless it could not see the picture."""
+        if not self._says_that_it_is_blind([document]):
+            pictures = (document.picture,) if document.picture else ()
+            asked = Request((Message("user", as_read(document), pictures=pictures),))
+            self._counting[self._worker.count(asked)] = pending.ticket
         self._show()
 
     @Slot(int, object)

@@ -36,7 +36,10 @@ class Excerpt:
 
 
 def as_read(document: Document) -> str:
-    """The text exactly as the model reads it: framed by the file's name, pages told apart where there are several."""
+    """The text exactly as the model reads it: framed by the file's name, pages told apart where there are several. ""
+    for a picture, which is not read."""
+    if document.picture:
+        return ""
     pages = document.pages
     return _framed(document, pages[0] if len(pages) == 1 else _paged(enumerate(pages, 1)))
 
@@ -64,8 +67,9 @@ def _harmless(text: str) -> str:
 
 
 def question(text: str, attached: Iterable[Document], excerpts: Iterable[Excerpt] = ()) -> str:
-    """The user's words after the documents, and the parts of documents, that they are about."""
-    return "\n\n".join([*map(as_read, attached), *map(excerpt_as_read, excerpts), text])
+    """The user's words after the documents, and the parts of documents, that they are about; not its pictures."""
+    texts = filter(None, map(as_read, attached))
+    return "\n\n".join([*texts, *map(excerpt_as_read, excerpts), text])
 
 
 def tokens_about(text: str) -> int:

@@ -134,13 +134,17 @@ class Conversation:
         found = [Message("system", self.system)] if self.system else []
         for turn in self.chain(until):
             if turn.call is None:
-                found.append(Message(turn.role, self._content(turn), turn.reasoning))
+                found.append(self._message(turn))
             else:
                 # The calls that follow a reply are its own.
                 reply = next(at for at in range(len(found) - 1, -1, -1) if found[at].role != "tool")
                 found[reply] = replace(found[reply], tool_calls=(*found[reply].tool_calls, turn.call))
                 found.append(Message("tool", turn.content or "(no result)", tool_call_id=turn.call.id))
         return tuple(found)
+
+    def _message(self, turn: Turn) -> Message:
+        pictures = tuple(each.picture for each in turn.attached if each.picture)
+        return Message(turn.role, self._content(turn), turn.reasoning, pictures=pictures)
 
     def excerpts(self, id: str) -> list[Excerpt]:
         """The parts of long documents that were found for a question."""

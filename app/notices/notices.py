@@ -132,6 +132,12 @@ def cannot_chat(name: str) -> Notice:
     return for_error(errors.NoChatTemplate(words))
 
 
+def cannot_see(name: str) -> Notice:
+    """A picture was attached, and the model only reads."""
+    words = tr("{} only reads text. Open a model that sees, or take the picture away.").format(name)
+    return Notice(tr("This model cannot see pictures"), words, "warning", *_open())
+
+
 def still_reading() -> Notice:
     """A question was asked while its files are being read."""
     return Notice(tr("The files are still being read"), tr("Send the message when they are there."), "info")

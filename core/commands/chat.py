@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterable
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from core.api import Answer, Model, load_with
 from core.commands.arguments import add_json, add_machine_options, load_options
+from core.documents.picture import prepared
+from core.errors import BadRequest
 from core.events import (
     Event,
     Finished,
@@ -21,6 +24,7 @@ from core.events import (
     Sampling,
     Truncated,
 )
+from core.sentence import sentence
 
 
 def add(subparsers: Any) -> None:
@@ -28,6 +32,7 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("chat", help="ask a model; without --prompt a conversation")
     parser.add_argument("--model", metavar="PATH_OR_ID", help="a folder or a Hub id; the built-in guide if left out")
     parser.add_argument("--prompt", metavar="TEXT")
+    parser.add_argument("--picture", metavar="FILE", action="append", default=[], help="show it with --prompt")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T")
@@ -44,8 +49,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with load_with(args.model, load_options(args), show_progress) as model:
         if args.prompt is None:
             return _conversation(model, system, sampling)
-        question = Message("user", args.prompt)
+        question = Message("user", args.prompt, pictures=tuple(map(_picture, args.picture)))
         return as_json(show(model.events(Request((*system, question), sampling))))
+
+
+def _picture(name: str) -> bytes:
+    """Raises BadRequest."""
+    try:
+        return prepared(Path(name).read_bytes())
+    except OSError as error:
+        reason = sentence("{}.", error.strerror or error)
+        raise BadRequest(sentence("{} cannot be read.", name), reason, "Check the file.") from error
 
 
 def show(events: Iterable[Event]) -> Answer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import binascii
 import json
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -11,10 +13,16 @@ from core.errors import DocumentUnreadable
 from core.sentence import sentence
 from core.units import GIB, MIB
 
+PICTURE = "data:image/{};base64,"
+"""How the one page of a picture begins; the content of its file follows."""
+KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
+"""How files of pictures begin, and their kinds."""
+
 
 @dataclass(frozen=True)
 class Document:
-    """The text of a file by pages; files without pages have one. `note`: a sentence about what could not be read."""
+    """The text of a file by pages; files without pages have one, and that of a picture is its data URL. `note`: a
+    sentence about what could not be read."""
 
     name: str
     pages: tuple[str, ...]
@@ -26,9 +34,35 @@ class Document:
         return "\n\n".join(self.pages)
 
     @cached_property
+    def picture(self) -> bytes:
+        """The content of a picture's file; b"" for texts."""
+        return picture_in(self.pages[0]) if len(self.pages) == 1 else b""
+
+    @cached_property
     def digest(self) -> str:
         """A hash of the text, whatever the file's name."""
         return sha256(json.dumps(self.pages).encode()).hexdigest()
+
+
+def picture_document(name: str, data: bytes) -> Document:
+    """The content of a picture's file (PNG, JPEG, WebP or GIF) as a document."""
+    return Document(name, (data_url(data),))
+
+
+def data_url(data: bytes) -> str:
+    """A picture's file as an address that holds its content."""
+    kind = next((kind for beginning, kind in KINDS.items() if data.startswith(beginning)), "png")
+    return PICTURE.format(kind) + b64encode(data).decode()
+
+
+def picture_in(url: str) -> bytes:
+    """The content of a picture's file from its data URL; b"" for any other text."""
+    if not url.startswith(tuple(PICTURE.format(kind) for kind in KINDS.values())):
+        return b""
+    try:
+        return b64decode(url.partition(",")[2], validate=True)
+    except binascii.Error:
+        return b""
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,29 @@ from xml.parsers import expat
 
 from core.documents.archive import Archive, Forbidden, TooLarge
 from core.documents.book import CONTAINER, Protected, book_pages
-from core.documents.document import Document, Limits, unreadable
+from core.documents.document import KINDS, Document, Limits, picture_document, unreadable
 from core.documents.html import html_text
 from core.documents.mail import mail_text
 from core.documents.pdf import pdf_document
+from core.documents.picture import prepared
 from core.documents.plain import NotText, decode
 from core.documents.sheets import BOOK, sheet_pages
 from core.documents.slides import DECK, slide_pages
 from core.documents.word import BODY, word_pages
+from core.errors import BadRequest
 from core.sentence import sentence
 
 PDF_WITHIN = 1024
 """How far from the beginning the mark of a PDF may stand."""
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 HTML, MAIL = (".html", ".htm", ".xhtml"), (".eml",)
 ARCHIVES = {BODY: word_pages, BOOK: sheet_pages, DECK: slide_pages, CONTAINER: book_pages}
 """The readers of archives, by a part that only their kind has."""
 LOCKED_OFFICE = "EncryptedPackage".encode("utf-16-le")
 OTHER_KIND = (
-    "Text, source code, CSV, JSON, HTML, PDF, Word (.docx), Excel (.xlsx), PowerPoint (.pptx), books (.epub) and saved "
-    "e-mails (.eml) can be attached."
+    "Text, source code, CSV, JSON, HTML, PDF, Word (.docx), Excel (.xlsx), PowerPoint (.pptx), books (.epub), saved "
+    "e-mails (.eml) and pictures (PNG, JPEG, WebP, GIF) can be attached."
 )
 WITHOUT_PASSWORD = "Save a copy without the password, and attach that."
 KNOWN_KINDS = "Attach it as a PDF or as text."
@@ -61,9 +62,18 @@ def _read(path: Path, limits: Limits, password: str, progress: Callable[[int, in
         return _archive(path, limits)
     if start.startswith(OLD_OFFICE) and LOCKED_OFFICE in path.read_bytes():
         raise unreadable(path.name, "It is locked with a password.", WITHOUT_PASSWORD)
-    if start.startswith((OLD_OFFICE, *PICTURES)):
+    if start.startswith(tuple(KINDS)):
+        return _picture(path)
+    if start.startswith(OLD_OFFICE):
         raise _other_kind(path)
     return _text(path)
+
+
+def _picture(path: Path) -> Document:
+    try:
+        return picture_document(path.name, prepared(path.read_bytes()))
+    except BadRequest as error:
+        raise unreadable(path.name, error.what, error.next_step) from error
 
 
 def _text(path: Path) -> Document:

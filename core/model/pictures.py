@@ -21,8 +21,7 @@ class Picture:
     """One picture as a model takes it.
 
     `key`: a number of its content; `count`: its placeholder tokens. `inputs`: what transformers' forward wants of it.
-    `positions`: (3, count) from 0, for models that count a picture's tokens in three directions; `advance`: how far it
-    moves the text that follows.
+    `positions`: (3, count) from 0, for models that count a picture's tokens in three directions.
     """
 
     key: int
@@ -38,6 +37,7 @@ class Picture:
 
     @property
     def advance(self) -> int:
+        """How far it moves the text that follows, in positions."""
         return self.count if self.positions is None else int(self.positions.max()) + 1
 
 

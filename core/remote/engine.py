@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.documents.document import data_url
 from core.errors import BadRequest, HeteGenError, ModelNotFound
 from core.events import (
     Counted,
@@ -177,6 +178,9 @@ def _function(tool: Tool) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.pictures:
+        shown = [{"type": "image_url", "image_url": {"url": data_url(each)}} for each in message.pictures]
+        body["content"] = [*shown, {"type": "text", "text": message.content}]
     if message.tool_calls:
         body["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -222,6 +226,7 @@ def _find(connection: Connection, wanted: str, stop: Stop) -> Loaded:
         parameters=0,
         weight_bytes=0,
         load_s=0.0,
+        sees=True,  # no server says; one that does not see refuses
     )
 
 

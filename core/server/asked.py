@@ -6,27 +6,61 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from core.documents.document import picture_in
 from core.events import Message, Request, Tool, ToolCall
 from core.server.errors import ApiError
-from core.server.schemas import Content, Json, ResponseFormat, SamplingFields, TextFormat
+from core.server.schemas import Content, Json, Part, ResponseFormat, SamplingFields, TextFormat
 
 ANY_OBJECT = '{"type": "object"}'
 MAX_STOPS = 64
+PICTURE_PARTS = ("image_url", "input_image", "image")
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def text_of(content: Content) -> str:
-    """A message's text. Raises ApiError for images, sound and files: they are neither read nor fetched."""
+    """A message's text. Raises ApiError for sound and files: they are neither read nor fetched."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
-        if part.type not in TEXT_PARTS:
-            raise ApiError(400, f"This model reads text only; {part.type[:40]!r} cannot be sent.", param="messages")
+        if part.type not in (*TEXT_PARTS, *PICTURE_PARTS):
+            raise ApiError(400, f"Only text and pictures can be sent, not {part.type[:40]!r}.", param="messages")
     return "\n".join(part.text for part in content if part.text)
 
 
-def message(role: str, text: str, calls: Sequence[ToolCall] = (), call_id: str = "", reasoning: str = "") -> Message:
-    """A turn of the engine's kind."""
+def pictures_of(content: Content) -> tuple[bytes, ...]:
+    """A message's pictures, which come inside of it. Raises ApiError for addresses: nothing is fetched."""
+    parts = content if isinstance(content, list) else ()
+    return tuple(_picture(part) for part in parts if part.type in PICTURE_PARTS)
+
+
+def _picture(part: Part) -> bytes:
+    if part.source is not None:
+        return picture_of_source(part.source)
+    given = part.image_url or ""
+    return _from_url(str(given.get("url", "")) if isinstance(given, dict) else given)
+
+
+def picture_of_source(source: Json) -> bytes:
+    """A picture as Anthropic's interface sends it. Raises ApiError."""
+    return _from_url(f"data:{source.get('media_type')};base64,{source.get('data')}")
+
+
+def _from_url(url: str) -> bytes:
+    if not (data := picture_in(url)):
+        words = "A picture must be a data URL (base64) of PNG, JPEG, WebP or GIF; no address is fetched."
+        raise ApiError(400, words, param="messages")
+    return data
+
+
+def message(
+    role: str,
+    content: Content,
+    calls: Sequence[ToolCall] = (),
+    call_id: str = "",
+    reasoning: str = "",
+) -> Message:
+    """A turn of the engine's kind. Raises ApiError."""
+    text = text_of(content)
     match role:
         case "developer" | "system":
             return Message("system", text)
@@ -35,7 +69,7 @@ def message(role: str, text: str, calls: Sequence[ToolCall] = (), call_id: str =
         case "assistant":
             return Message("assistant", text, reasoning, tuple(calls))
         case _:
-            return Message("user", text)
+            return Message("user", text, pictures=pictures_of(content))
 
 
 def arguments_of(value: str | Json | None) -> str:

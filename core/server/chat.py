@@ -9,7 +9,7 @@ from typing import Any
 
 from core.events import Drawn, Finished, FinishReason, Message, Piece, Request, Sampling, Stats, Tool, ToolCall
 from core.events import ToolCallPiece as CallPiece
-from core.server.asked import arguments_of, forced, message, only_one, schema_of, stops, text_of, with_turns
+from core.server.asked import arguments_of, forced, message, only_one, schema_of, stops, with_turns
 from core.server.exchange import Answer, Exchange
 from core.server.schemas import ChatCompletion, ChatMessage, ChatTool, SamplingFields
 from core.server.service import timings
@@ -58,7 +58,7 @@ def _message(turn: ChatMessage) -> Message:
         for call in turn.tool_calls or ()
     ]
     reasoning = turn.reasoning_content or turn.reasoning or ""
-    return message(turn.role, text_of(turn.content), calls, turn.tool_call_id or "", reasoning)
+    return message(turn.role, turn.content, calls, turn.tool_call_id or "", reasoning)
 
 
 def finish_reason(reason: FinishReason, called: bool) -> str:  # noqa: FBT001

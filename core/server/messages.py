@@ -9,7 +9,7 @@ from typing import Any
 
 from core.events import Finished, FinishReason, Message, Piece, Prefill, Request, Sampling, Stats, Tool, ToolCall
 from core.events import ToolCallPiece as CallPiece
-from core.server.asked import arguments_of, forced, schema_of, stops, text_of, with_turns
+from core.server.asked import arguments_of, forced, picture_of_source, schema_of, stops, text_of, with_turns
 from core.server.errors import ApiError
 from core.server.exchange import Answer, Exchange
 from core.server.schemas import AnthropicMessage, AnthropicTool, Block, CountTokens, MessageCreate
@@ -73,16 +73,17 @@ def _message(said: AnthropicMessage) -> list[Message]:
         if block.type == "tool_use"
     ]
     reasoning = "".join(block.thinking or "" for block in said.content if block.type == "thinking")
-    if not text and not calls and results:
+    shown = tuple(picture_of_source(block.source or {}) for block in said.content if block.type == "image")
+    if not text and not calls and not shown and results:
         return results
-    return [*results, Message(said.role, text, reasoning, tuple(calls))]
+    return [*results, Message(said.role, text, reasoning, tuple(calls), pictures=shown)]
 
 
 def _text(block: Block) -> str:
     if block.type == "text":
         return block.text or ""
-    if block.type not in ("tool_result", "tool_use", "thinking", *IGNORED):
-        raise ApiError(400, f"This model reads text only; {block.type[:40]!r} cannot be sent.", param="messages")
+    if block.type not in ("tool_result", "tool_use", "thinking", "image", *IGNORED):
+        raise ApiError(400, f"Only text and pictures can be sent, not {block.type[:40]!r}.", param="messages")
     return ""
 
 

@@ -64,7 +64,7 @@ def _turn(item: ResponseItem, before: list[Message]) -> list[Message]:
         case "function_call_output":
             return [Message("tool", text_of(item.output), tool_call_id=item.call_id or "")]
         case "message" | None if item.role:
-            return [message(item.role, text_of(item.content))]
+            return [message(item.role, item.content)]
         case _:
             return []  # reasoning and items of OpenAI's own tools
 

@@ -16,10 +16,12 @@ class Lenient(BaseModel):
 
 
 class Part(Lenient):
-    """A part of a message's content, of OpenAI's two interfaces."""
+    """A part of a message's content, of OpenAI's two interfaces; Anthropic's pictures have a `source`."""
 
     type: str
     text: str | None = None
+    image_url: str | Json | None = None
+    source: Json | None = None
 
 
 Content = str | list[Part] | None
@@ -188,6 +190,7 @@ class Block(Lenient):
     input: Json | None = None
     tool_use_id: str | None = None
     content: str | list[Part] | None = None
+    source: Json | None = None
 
 
 class AnthropicMessage(Lenient):

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from core.documents.picture import decode
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.sentence import sentence
-from core.vision.decode import decode
 
 KEY_BYTES = 5
 """So that ids still fit into 64 bits."""

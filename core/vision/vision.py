@@ -53,7 +53,8 @@ class ModelVision:
         return first + "".join(self._pictures[one][1] + part for one, part in zip(shown, others, strict=True))
 
     def numbered(self, ids: Sequence[int], shown: Sequence[bytes]) -> list[int]:
-        """The ids of an expanded text, in which each placeholder token is an id of its picture's own."""
+        """The ids of an expanded text, in which each placeholder token is an id of its picture's own. Raises
+        ModelUnreadable."""
         own = [id for one in shown for id in self._pictures[one][0].ids]
         places = [place for place, id in enumerate(ids) if id == self._placeholder]
         if len(places) != len(own):

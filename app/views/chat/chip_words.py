@@ -6,6 +6,7 @@ from app.conversations.attached import as_read, tokens_about
 from app.i18n import formatting
 from app.i18n.translator import said, tr
 from app.views.chat.chips import ChipWords
+from app.views.chat.pictures import pixels_of
 from core.documents.document import Document
 
 
@@ -15,7 +16,9 @@ def words_while_reading(name: str, done: int, of: int) -> ChipWords:
 
 
 def words_of(document: Document, tokens: int, *, counted: bool = False, in_parts: bool = False) -> ChipWords:
-    """Pages and tokens of a document, and whether it is read in parts."""
+    """Pages and tokens of a document, and whether it is read in parts; of a picture, its size."""
+    if document.picture:
+        return _words_of_picture(document, tokens, counted=counted)
     known = formatting.tokens(tokens) if counted else tr("about {}").format(formatting.tokens(tokens))
     parts = [tr("{} pages").format(len(document.pages))] if len(document.pages) > 1 else []
     parts += [known, tr("read in parts")] if in_parts else [known]
@@ -26,6 +29,13 @@ def words_of(document: Document, tokens: int, *, counted: bool = False, in_parts
         said(document.note),
     )
     return ChipWords(document.name, " · ".join(parts), "\n".join(part for part in tip if part))
+
+
+def _words_of_picture(document: Document, tokens: int, *, counted: bool) -> ChipWords:
+    size = "{} × {}".format(*pixels_of(document.picture))
+    figures = f"{size} · {formatting.tokens(tokens)}" if counted else size
+    tip = f"{document.name}\n{tr('Press to see the picture.')}"
+    return ChipWords(document.name, figures, tip, document.picture)
 
 
 def words_in_turn(document: Document, *, in_parts: bool) -> ChipWords:

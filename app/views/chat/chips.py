@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QPushButton, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
+from app.views.chat.pictures import small_picture
 from app.views.controls.controls import IconButton
 
 WIDEST = 480
@@ -18,11 +19,12 @@ WIDEST = 480
 
 @dataclass(frozen=True)
 class ChipWords:
-    """What a chip says: the file's name, and its figures or that it is being read."""
+    """What a chip says: the file's name, and its figures or that it is being read; a picture is seen, too."""
 
     name: str
     figures: str
     tip: str = ""
+    picture: bytes = b""
 
 
 class Chip(QWidget):
@@ -37,7 +39,7 @@ class Chip(QWidget):
         self._words = QPushButton(self)
         self._words.setFlat(True)
         self._words.setFont(theme.font("small"))
-        self._words.setIcon(theme.icon("log", "muted"))
+        self._words.setIcon(small_picture(words.picture) if words.picture else theme.icon("log", "muted"))
         self._words.setStyleSheet(
             f"QPushButton {{ border: 1px solid transparent; background: transparent; color: {theme.colours.text};"
             f" text-align: left; padding: 0 {INSIDE}px; }}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QMimeData, QObject, QRectF, Qt, Signal
-from PySide6.QtGui import QFocusEvent, QKeyEvent, QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtGui import QFocusEvent, QImage, QKeyEvent, QPainter, QPaintEvent, QPen, QResizeEvent
 from PySide6.QtWidgets import QPlainTextEdit, QWidget
 
 from app.engine.app_state import State
 from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
+from app.views.chat.pictures import as_png
 from app.views.controls.controls import IconButton, RoundButton
 
 MOST = 0.4
@@ -61,29 +62,34 @@ def files_in(data: QMimeData) -> list[Path]:
 
 
 class MessageEdit(QPlainTextEdit):
-    """A field for text that hands files on instead of writing their addresses: `files(list[Path])`."""
+    """A field for text that hands files on instead of writing their addresses: `files(list[Path])`, and
+    `picture(bytes)`: the content of a PNG that was pasted."""
 
     files = Signal(object)
+    picture = Signal(object)
 
     def canInsertFromMimeData(self, source: QMimeData) -> bool:
-        return bool(files_in(source)) or super().canInsertFromMimeData(source)
+        return bool(files_in(source)) or source.hasImage() or super().canInsertFromMimeData(source)
 
     def insertFromMimeData(self, source: QMimeData) -> None:
         if files := files_in(source):
             self.files.emit(files)
+        elif source.hasImage() and not source.hasText():  # spreadsheets copy their cells as a picture, too
+            self.picture.emit(as_png(QImage(source.imageData())))
         else:
             super().insertFromMimeData(source)
 
 
 class Composer(QWidget):
     """Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field); `attach_requested`;
-    `files(list[Path])` that were dropped or pasted."""
+    `files(list[Path])` that were dropped or pasted; `picture(bytes)` that was pasted."""
 
     submitted = Signal(str)
     stop_requested = Signal()
     recall_requested = Signal()
     attach_requested = Signal()
     files = Signal(object)
+    picture = Signal(object)
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -92,6 +98,7 @@ class Composer(QWidget):
         self.enter_sends = True
         self.edit = MessageEdit(self)
         self.edit.files.connect(self.files)
+        self.edit.picture.connect(self.picture)
         self.edit.setFrameShape(QPlainTextEdit.Shape.NoFrame)
         self.edit.setPlaceholderText(tr("Ask anything"))
         self.edit.setAccessibleName(tr("Message"))

@@ -18,6 +18,7 @@ from app.views.chat.body import Body
 from app.views.chat.chip_words import words_in_turn
 from app.views.chat.chips import ChipRow
 from app.views.chat.message_parts import PAD, ActionRow, Editor, Quotes, Reasoning
+from app.views.chat.pictures import PictureRow
 from app.views.chat.text import PlainView
 from core.sentence import unpack
 
@@ -123,8 +124,11 @@ class UserMessage(MessageView):
         self._text.setAccessibleName(tr("Your message"))
         self._chips = ChipRow(theme, self)
         in_parts = [each.document for each in excerpts]
-        self._chips.show_chips([words_in_turn(each, in_parts=each in in_parts) for each in turn.attached])
+        self._texts = [each for each in turn.attached if not each.picture]
+        self._chips.show_chips([words_in_turn(each, in_parts=each in in_parts) for each in self._texts])
         self._chips.opened.connect(self._on_opened)
+        self._pictures = PictureRow([each for each in turn.attached if each.picture], self)
+        self._pictures.opened.connect(self.opened)
         self._box = QRectF()
         # The versions are always seen: nothing invisible may stand between them and the edge.
         self.row.put_versions_last()
@@ -136,8 +140,10 @@ class UserMessage(MessageView):
     def measure(self, width: int) -> int:
         self._text.setVisible(self.editor is None)
         self.row.setVisible(self.editor is None)
-        top = self._chips.measure(width, right=True)
-        self._chips.setGeometry(0, 0, width, top)
+        pictures = self._pictures.measure(width)
+        self._pictures.setGeometry(0, 0, width, pictures)
+        top = pictures + self._chips.measure(width, right=True)
+        self._chips.setGeometry(0, pictures, width, top - pictures)
         if self.editor is not None:
             height = self.editor.measure(width)
             self.editor.setGeometry(0, top, width, height)
@@ -157,7 +163,7 @@ class UserMessage(MessageView):
         return bottom + TARGET
 
     def _on_opened(self, place: int) -> None:
-        self.opened.emit(self.turn.attached[place])
+        self.opened.emit(self._texts[place])
 
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QMimeData, QUrl
+from PySide6.QtGui import QImage
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
+from app.conversations.imports.reader import read_json
 from app.views.chat.chips import Chip
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.chat.message import UserMessage
+from app.views.chat.pictures import PictureDialog, Thumbnail
 from core.documents.document import Document
-from core.events import Loading
+from core.events import Loading, LoadOptions
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
 from tests.core.documents.made import pdf_with_password
+from tests.core.vision.seeing import picture
 
 NOTES = "The answer is 42.\nNobody knows the question.\n"
 READ = f'<document name="notes.md">\n{NOTES}\n</document>'
@@ -119,7 +123,7 @@ def test_a_file_that_cannot_be_read_says_so_and_goes(app: Application, tmp_path:
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with qtbot.waitSignal(app.attachments.notice) as told:
         app.window.files.emit([tmp_path / "p.png"])
-    assert told.args[0].sentence.startswith("p.png cannot be read. Text, source code")
+    assert told.args[0].sentence.startswith("p.png cannot be read. The file is no picture")
     assert chips(app) == []
 
 
@@ -203,3 +207,75 @@ def test_the_chip_says_how_many_pages_were_read(
     app.window.files.emit([notes])
     qtbot.waitUntil(lambda: chips(app) == ["notes.md, Reading… 12 of 340 pages"])
     whole.set()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    (tmp_path / "photo.png").write_bytes(picture(1))
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def seeing(qtbot: QtBot, engine: ScriptedEngine, app: Application) -> Application:
+    """A window with a model that sees."""
+    engine.load_events = [replace(MODEL, context=2000, sees=True)]
+    app.session.load("somebody/sees", LoadOptions())
+    qtbot.waitUntil(lambda: app.session.state.model is not None and app.session.state.model.sees)
+    return app
+
+
+def test_a_picture_is_shown_to_a_model_that_sees(
+    seeing: Application, engine: ScriptedEngine, photo: Path, notes: Path, qtbot: QtBot
+) -> None:
+    attach(seeing, qtbot, photo, notes)
+    assert chips(seeing)[0].startswith("photo.png, 70 × 60")
+    ask(seeing, qtbot, "What is it?")
+    asked = engine.requests[-1].messages[-1]
+    assert asked.pictures == (picture(1),)
+    assert asked.content == f"{READ}\n\nWhat is it?"
+    row = seeing.window.transcript.view_of(seeing.chat.turn(0).id)
+    assert row is not None
+    (thumbnail,) = row.findChildren(Thumbnail)
+    assert thumbnail.size().toTuple() == (70, 60)
+    thumbnail.click()
+    dialog = seeing.window.findChild(PictureDialog)
+    assert dialog is not None
+    assert dialog.windowTitle() == "photo.png"
+    dialog.reject()
+
+
+def test_a_picture_is_kept_and_exported_with_its_conversation(
+    seeing: Application, photo: Path, tmp_path: Path, qtbot: QtBot
+) -> None:
+    attach(seeing, qtbot, photo)
+    ask(seeing, qtbot, "What is it?")
+    shown = seeing.chat.conversation.id
+    seeing.library.new()
+    seeing.library.open(shown, "")
+    exported = tmp_path / "exported.json"
+    assert seeing.library.write(shown, "json", exported)
+    for found in (seeing.chat.conversation, read_json(exported)[0].conversation):
+        asked = found.messages(found.path()[0].id)[-1]
+        assert asked.pictures == (picture(1),)
+
+
+def test_a_model_that_only_reads_is_asked_nothing(
+    app: Application, engine: ScriptedEngine, photo: Path, qtbot: QtBot
+) -> None:
+    app.window.files.emit([photo])
+    qtbot.waitUntil(lambda: "photo.png, 70 × 60" in chips(app))
+    assert "cannot see pictures" in app.window.notices.notices[-1].title
+    asked = len(engine.requests)
+    app.window.composer.submitted.emit("What is it?")
+    assert app.chat.rowCount() == 0
+    assert len(engine.requests) == asked
+    assert app.window.composer.edit.toPlainText() == "What is it?"
+
+
+def test_a_picture_is_pasted(seeing: Application, engine: ScriptedEngine, qtbot: QtBot) -> None:
+    copied = QMimeData()
+    copied.setImageData(QImage.fromData(picture(1)))
+    seeing.window.composer.edit.insertFromMimeData(copied)
+    assert chips(seeing)[0].startswith("Pasted picture, 70 × 60")
+    ask(seeing, qtbot, "What is it?")
+    assert len(engine.requests[-1].messages[-1].pictures) == 1

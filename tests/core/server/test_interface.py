@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from core.documents.document import data_url
 from core.server.server import Server
 from tests.core.server.wire import QUESTION, ask, events
+from tests.core.vision.seeing import picture
 
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": QUESTION, "max_tokens": 8, "temperature": 0}
@@ -151,3 +153,18 @@ def test_errors_have_the_shape_of_their_interface(server: Server) -> None:
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
     assert ask(server, "/v1/nothing", {})[1]["error"]["message"]
     assert ask(server, "/v1/models", {})[0] == 405
+
+
+def test_a_picture_reaches_the_engine_and_a_model_that_only_reads_says_so(server: Server) -> None:
+    url = data_url(picture(1))
+    for parts in ([{"type": "image_url", "image_url": {"url": url}}], [{"type": "input_image", "image_url": url}]):
+        asked = [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}]
+        status, told = ask(server, "/v1/chat/completions", {"messages": asked})
+        assert (status, "cannot see pictures" in told["error"]["message"]) == (400, True)
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    blocks = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
+    status, told = ask(server, "/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": blocks}]})
+    assert (status, "cannot see pictures" in told["error"]["message"]) == (400, True)
+    source["data"] = "%%%"
+    status, told = ask(server, "/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": blocks}]})
+    assert (status, "must be a data URL" in told["error"]["message"]) == (400, True)

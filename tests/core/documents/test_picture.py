@@ -3,12 +3,15 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from core.errors import BadRequest
-from core.vision.decode import LONGEST_SIDE, decode
+from core.documents.document import Document, picture_in
+from core.documents.picture import LONGEST_SIDE, decode, prepared
+from core.documents.reader import read_document
+from core.errors import BadRequest, DocumentUnreadable
 from tests.core.vision.seeing import picture
 
 
@@ -37,6 +40,29 @@ def test_the_first_frame_white_behind_it_and_upright() -> None:
 
 def test_large_ones_are_made_smaller() -> None:
     assert decode(saved(Image.new("L", (2 * LONGEST_SIDE, 10)), "PNG")).size == (LONGEST_SIDE, 5)
+
+
+def test_large_files_are_kept_smaller_and_others_as_they_are() -> None:
+    small = picture(1)
+    assert prepared(small) is small
+    large = prepared(saved(Image.effect_noise((3000, 2000), 50).convert("RGB"), "PNG"))
+    assert len(large) < 3_000_000
+    assert decode(large).size == (2048, 1365)
+
+
+def test_a_picture_is_a_document_whose_page_is_its_data_url(tmp_path: Path) -> None:
+    path = tmp_path / "seen.txt"  # whatever it is called
+    path.write_bytes(picture(1))
+    document = read_document(path)
+    assert document is not None
+    assert document.picture == picture(1)
+    assert picture_in(document.pages[0]) == picture(1)
+    assert document.digest != Document("seen.txt", ("the text",)).digest
+    assert not Document("a", ("data:image/png;base64,%%%",)).picture
+    path.write_bytes(picture(1)[:300])
+    with pytest.raises(DocumentUnreadable, match=r"seen\.txt cannot be read") as found:
+        read_document(path)
+    assert found.value.why == "The picture is damaged."
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

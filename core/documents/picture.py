@@ -13,8 +13,11 @@ from core.units import MIB
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")
 MOST_BYTES = 40 * MIB
 MOST_PIXELS = 100_000_000
-LONGEST_SIDE = 4096
-"""Larger ones are made smaller before a model's processor sees them, whose own limits come after a copy in floats."""
+LONGEST_SIDE = 2048
+"""Larger ones are made smaller: no model looks closer, and conversations keep their pictures."""
+KEPT_BYTES = 2 * MIB
+"""Files of at most this size are kept as they are."""
+QUALITY = 90
 
 
 def decode(data: bytes) -> Any:
@@ -41,6 +44,20 @@ def decode(data: bytes) -> Any:
     # Damaged files end in any of these, by the part that was being read.
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise BadRequest("The picture is damaged.", "", "Save it again, or choose another one.") from error
+
+
+def prepared(data: bytes) -> bytes:
+    """A picture's file as conversations keep it: what is large is saved anew. Raises BadRequest."""
+    from PIL import Image
+
+    image = decode(data)
+    with Image.open(io.BytesIO(data), formats=KINDS) as kept:
+        longest = max(kept.size)
+    if longest <= LONGEST_SIDE and len(data) <= KEPT_BYTES:
+        return data
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def _on_white(image: Any) -> Any:
