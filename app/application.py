@@ -83,7 +83,7 @@ class Application(QObject):
         self.worker = Worker(self.gpu.guarded(engine))
         self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring)
         self.long = LongDocuments(self.chat, lambda: self.session.state)
-        self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts)
+        self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts, self._keeps)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)
         self.observer = Observer()
         self.telemetry = Telemetry()
@@ -276,6 +276,9 @@ class Application(QObject):
 
     def _sampling(self) -> Sampling:
         return PRESETS.get(self.chat.conversation.preset) or self.preferences.settings.sampling()
+
+    def _keeps(self) -> bool:
+        return self.preferences.settings.keep_readings
 
     def _system_prompt(self) -> str:
         return self.preferences.settings.system_prompt

@@ -80,7 +80,7 @@ class Request:
     `prompt`: a text to continue as it stands, instead of messages. `whole`: a conversation that does not fit is an
     error; nothing of it is left out. `must_call`: names of tools of which the reply is to call one.
     `json_schema`: the answer is JSON that this schema (JSON text) allows. `logprobs`: a Drawn event for every token,
-    with this many alternatives.
+    with this many alternatives. `conversation`: an id under which what was read is kept on disk, "" = it is not.
     """
 
     messages: tuple[Message, ...]
@@ -93,6 +93,7 @@ class Request:
     must_call: tuple[str, ...] = ()
     json_schema: str | None = None
     logprobs: int | None = None
+    conversation: str = ""
 
 
 AUTO, LOOKUP, SELF, NO_DRAFT = "auto", "lookup", "self", "off"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 HOME_VARIABLE = "HETEGEN_HOME"
@@ -47,6 +48,16 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("HeteGen", appauthor=False)
+
+
+def kept_readings() -> Path:
+    """For what was read of conversations, one file each. Made anew when lost."""
+    return cache_folder() / "readings"
+
+
+def kept_reading(conversation: str) -> Path:
+    """The file of one conversation, by the id that its owner gave it."""
+    return kept_readings() / f"{sha256(conversation.encode()).hexdigest()[:32]}.kv"
 
 
 def gpu_runtime() -> Path:

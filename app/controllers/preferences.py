@@ -15,6 +15,7 @@ from app.notices import notices
 from app.settings import settings
 from app.settings.settings import Settings
 from app.settings.theme import MODES, Mode, Theme
+from app.system import readings
 from app.system.paths import Places
 from core.events import LOOKUP, LoadOptions
 from core.spec import format_named
@@ -71,7 +72,8 @@ class Preferences(QObject):
             ("Cache", places.cache),
             ("Log", places.logs),
         )
-        dialog = SettingsDialog(theme, self.settings, folders, places.log, diagnostics, parent)
+        dialog = SettingsDialog(theme, self.settings, folders, places.log, diagnostics, parent, readings.nbytes)
+        dialog.remove_requested.connect(remove_readings)
         dialog.show_problems(self.problems)
         dialog.changed.connect(self._on_changed)
         dialog.open_requested.connect(open_folder)
@@ -99,6 +101,11 @@ class Preferences(QObject):
         self.changed.emit(changed)
         if name in LIMITS:
             self.limited.emit()
+
+
+def remove_readings() -> None:
+    """Deletes what is kept of what was read of conversations."""
+    readings.keep_only(())
 
 
 def open_folder(path: str) -> None:

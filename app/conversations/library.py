@@ -19,6 +19,7 @@ from app.conversations.imports.reader import read_json
 from app.conversations.store import Store
 from app.conversations.store_file import Report
 from app.notices import notices
+from app.system import readings
 from core.errors import HeteGenError
 from core.files import write_whole
 
@@ -116,6 +117,7 @@ class Library(QObject):
         """Takes a conversation out of the list; it can be brought back until `purge`."""
         if self._store:
             self._store.delete(id)
+            readings.remove(id)
             self.refresh()
         if id == self._chat.conversation.id:
             self.opening.emit(self.new(), "")
@@ -185,6 +187,8 @@ class Library(QObject):
         """Writes what is left."""
         if self._store is not None:
             self._store.purge()
+            # The engine may have written of one that was deleted meanwhile.
+            readings.keep_only(entry.id for entry in self._store.entries())
             self._store.close()
             self._store = None
 

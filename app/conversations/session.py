@@ -66,9 +66,11 @@ class Session(QObject):
         toolbox: Toolbox,
         sampling: Callable[[], Sampling] = Sampling,
         find_parts: FindParts = no_parts,
+        keeps: Callable[[], bool] = bool,
     ) -> None:
+        """`keeps`: whether what the model reads of a conversation is kept on disk."""
         super().__init__()
-        self._find_parts = find_parts
+        self._find_parts, self._keeps = find_parts, keeps
         self.model = ModelSession(worker)
         self.tools = ToolLoop(chat, toolbox, lambda: self.state.model.context if self.state.model else 0)
         self.tools.finished.connect(self._on_tools_finished)
@@ -235,7 +237,8 @@ class Session(QObject):
         self._calls = CallCollector()
         goes_on = last.role == "assistant"
         tools = () if goes_on else self.tools.offered(last)
-        request = Request(messages, self._asked_with, continue_reply=goes_on, tools=tools)
+        kept = self._chat.conversation.id if self._keeps() else ""
+        request = Request(messages, self._asked_with, continue_reply=goes_on, tools=tools, conversation=kept)
         self._chat_ticket = self._worker.chat(request)
         self.model.change(phase="reading", prefill=None, stats=None)
 

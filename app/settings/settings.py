@@ -82,6 +82,11 @@ class Settings:
     system_prompt: str = setting(
         "", CHAT, "System prompt", "What every new conversation tells the model first.", lines=5
     )
+    keep_readings: bool = setting(
+        False, CHAT, "Keep what was read",
+        "A long conversation goes on at once after a restart instead of being read again. Takes up to 8 GB of disk.",
+        kind="bool",
+    )  # fmt: skip
 
     sampling_preset: str = setting(
         "model", SAMPLING, "Preset", "Custom uses the values below; empty ones stay the model's own.", kind="choice",

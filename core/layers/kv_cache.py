@@ -54,10 +54,10 @@ class KVCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host), home) for i, one in enumerate(layers)])
         self.capacity = capacity
         self.tokens: list[int] = []
-        self.can_rewind = all(_is_sliceable(layer) or _is_stateless(layer) for layer in self.layers)
+        self.can_rewind = all(_is_sliceable(layer) or is_stateless(layer) for layer in self.layers)
         family = config.get_text_config(decoder=True).model_type
         self.reads_in_parts = self.can_rewind or family in CONTINUING
-        known = all(isinstance(one, PreallocatedLayer | RecurrentLayer) or _is_stateless(one) for one in self.layers)
+        known = all(isinstance(one, PreallocatedLayer | RecurrentLayer) or is_stateless(one) for one in self.layers)
         self.can_return = self.reads_in_parts and known
         self._snapshots = Snapshots()
 
@@ -164,7 +164,8 @@ def _is_sliceable(layer: Any) -> bool:
     return isinstance(layer, PreallocatedLayer) and not isinstance(layer, RecurrentLayer)
 
 
-def _is_stateless(layer: Any) -> bool:
+def is_stateless(layer: Any) -> bool:
+    """Whether transformers has a layer here only so that they can be counted."""
     return type(layer).__name__ == "DummyLayer"
 
 

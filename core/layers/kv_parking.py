@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from core.layers.kv_cache import KVCache, common_prefix
-from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+from core.layers.kv_states import LayerStates, restore, states_of
 
 # A prefix of fewer tokens is read again as fast as it is looked after.
 WORTHWHILE = 64
@@ -21,16 +20,16 @@ WORTHWHILE = 64
 
 @dataclass(frozen=True)
 class Parked:
-    """The state of one conversation: its ids, and each layer's keys, values and first token held."""
+    """The state of one conversation: its ids, and what each layer held of them."""
 
     tokens: tuple[int, ...]
-    layers: tuple[tuple[Tensor, Tensor, int], ...]
+    layers: tuple[LayerStates, ...]
     reply_start: int
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(keys.nbytes + values.nbytes for keys, values, _ in self.layers)
+        """Bytes of what all layers held."""
+        return sum(layer.nbytes for layer in self.layers)
 
 
 class ParkedPrefixes:
@@ -47,47 +46,48 @@ class ParkedPrefixes:
 
     # Its tensors were made in inference mode and may not be written to outside of it.
     @torch.inference_mode()
-    def switch(self, cache: KVCache, ids: Sequence[int], reply_start: int) -> int:
-        """Make `cache` hold as much of `ids` as is known here, and keep what it loses by that; the new reply start."""
-        if not cache.can_rewind or not self.room:
+    def switch(self, cache: KVCache, ids: Sequence[int], reply_start: int, device: torch.device | str = "cpu") -> int:
+        """Make `cache` hold as much of `ids` as is known here, and keep what it loses by that; the new reply start.
+
+        `device`: where recurrent states lie.
+        """
+        if not self.room or not cache.can_return:
             return reply_start
-        known = common_prefix(cache.tokens, ids)
-        best = max(self._parked, key=lambda one: common_prefix(one.tokens, ids), default=None)
+        known = held(cache, ids, reply_start)
+        best = max(self._parked, key=lambda one: usable(cache, one.tokens, ids, one.reply_start), default=None)
         if len(cache.tokens) - known >= WORTHWHILE:
             self._park(cache, reply_start)
-        if best is None or common_prefix(best.tokens, ids) - known < WORTHWHILE:
+        if best is None or usable(cache, best.tokens, ids, best.reply_start) - known < WORTHWHILE:
             return reply_start
-        self._bring_back(cache, best)
+        self._parked = [one for one in self._parked if one is not best]
+        restore(cache, best.tokens, best.layers, device)
         return best.reply_start
 
     def _park(self, cache: KVCache, reply_start: int) -> None:
-        tokens = tuple(cache.tokens)
-        # What only repeats the beginning of this one is of no use beside it.
-        self._parked = [one for one in self._parked if one.tokens != tokens[: len(one.tokens)]]
-        size = sum(_held_bytes(layer) for layer in cache.layers)
+        tokens, states = tuple(cache.tokens), states_of(cache)
+        # What only repeats the beginning of this one is of no use beside it, unless it cannot be cut back to that.
+        if cache.can_rewind:
+            self._parked = [one for one in self._parked if one.tokens != tokens[: len(one.tokens)]]
+        size = sum(layer.nbytes for layer in states)
         while self._parked and self.nbytes + size > self.room:
             del self._parked[0]
         if size <= self.room:
-            self._parked.append(Parked(tokens, tuple(map(_copied, _ours(cache))), reply_start))
-
-    def _bring_back(self, cache: KVCache, parked: Parked) -> None:
-        self._parked = [one for one in self._parked if one is not parked]
-        for layer, (keys, values, first) in zip(_ours(cache), parked.layers, strict=True):
-            layer.fill(keys, values, first)
-        cache.tokens[:] = parked.tokens
+            self._parked.append(Parked(tokens, tuple(layer.copied() for layer in states), reply_start))
 
 
-def _ours(cache: KVCache) -> list[PreallocatedLayer]:
-    return [layer for layer in cache.layers if isinstance(layer, PreallocatedLayer)]
+def held(cache: KVCache, ids: Sequence[int], reply_start: int) -> int:
+    """How many of `ids` need not be read as the cache is now."""
+    known = common_prefix(cache.tokens, ids)
+    marks = [length for length in cache.marked if length <= known]
+    return max([usable(cache, cache.tokens, ids, reply_start), *marks])
 
 
-def _copied(layer: PreallocatedLayer) -> tuple[Tensor, Tensor, int]:
-    keys, values = layer.keys[:, :, : layer.held], layer.values[:, :, : layer.held]
-    first = layer.offset if isinstance(layer, SlidingLayer) else 0
-    return keys.to("cpu", copy=True), values.to("cpu", copy=True), first
+def usable(cache: KVCache, tokens: Sequence[int], ids: Sequence[int], reply_start: int) -> int:
+    """How many of `ids` need not be read where `tokens` are known: recurrent states serve whole or not at all.
 
-
-def _held_bytes(layer: object) -> int:
-    if not isinstance(layer, PreallocatedLayer) or not layer.is_initialized:
-        return 0
-    return int((layer.keys.nbytes + layer.values.nbytes) / max(layer.keys.shape[-2], 1) * layer.held)
+    A reply's own ids may stand for the same text as other ids do: from `reply_start` on they are not compared.
+    """
+    known = common_prefix(tokens, ids)
+    if cache.can_rewind:
+        return known
+    return len(tokens) if known == len(tokens) < len(ids) or 0 < reply_start <= known < len(ids) else 0

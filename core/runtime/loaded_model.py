@@ -23,11 +23,13 @@ from core.paths import cache_folder
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
 from core.runtime.drafting import DraftModel
+from core.runtime.kept_readings import KeptReadings
 from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
 from core.vision.processor import load_processor
 from core.vision.tower import has_tower, placeholder_id
 from core.vision.vision import ModelVision
+from core.weights.packed_cache import cache_key
 
 UNLOCKED = sentence("The system lets too little memory be locked for fast copies, so streaming to the card is slower.")
 
@@ -127,15 +129,33 @@ class LoadedModel:
         """What the KV cache held of other conversations."""
         return ParkedPrefixes(self.plan.memory[0].parked)
 
-    def turn_to(self, ids: Sequence[int]) -> None:
-        """Let the KV cache hold as much of these ids as it ever did; none where the device is lost or full, as the pass
-        that follows will find out and step down."""
+    @cached_property
+    def kept(self) -> KeptReadings | None:
+        """What was read of conversations on disk; None for random weights."""
+        if not self.source.files:
+            return None
+        recipe = f"kv {self.plan.format} {self.source.module.config.to_json_string()}"
+        return KeptReadings(cache_key(self.source.files, recipe))
+
+    def keep_reading(self, conversation: str) -> None:
+        """Begin to write what the KV cache holds to the disk, for the conversation of this id."""
+        if conversation and self.kept is not None:
+            self.kept.keep(conversation, self.cache, self.reply_start)
+
+    def turn_to(self, ids: Sequence[int], conversation: str = "") -> None:
+        """Let the KV cache hold as much of these ids as it ever did, or as the disk has of the conversation; none where
+        the device is lost or full, as the pass that follows will find out and step down."""
         placement = self.model.placement
+        self._settle()
         try:
             with placement.failures():
                 if isinstance(placement, DevicePlacement):
                     placement.accelerator.synchronize()
-                self.reply_start = self.parked.switch(self.cache, ids, self.reply_start)
+                self.reply_start = self.parked.switch(self.cache, ids, self.reply_start, placement.device)
+                if conversation and self.kept is not None:
+                    self.reply_start = self.kept.recall(
+                        conversation, self.cache, ids, self.reply_start, placement.device
+                    )
         except (NotEnoughMemory, DeviceLost):
             self.cache.reset()
             self.reply_start = 0
@@ -187,9 +207,15 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give the devices' memory back."""
+        self._settle(finish=True)
         self.drop_draft()
         self.model.placement.close()
         self.machine.close()
+
+    def _settle(self, *, finish: bool = False) -> None:
+        """Let nothing be written any more of what the KV cache holds."""
+        if self.kept is not None:
+            self.kept.settle(finish=finish)
 
     def _to_device(self, plan: Plan) -> None:
         device = self.machine.accelerator(plan.gpu)

@@ -77,6 +77,7 @@ class Reply:
         self._loaded.learn(self._replanner.profile)
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
+        self._loaded.keep_reading(self._request.conversation)
         yield Finished(self._reason, self._stats(), self._splitter.stop_text)
 
     def _run(self) -> Iterator[Event]:
@@ -171,7 +172,7 @@ class Reply:
                 _, self._carried = self._tokenizer.render_unfinished(request.messages, request.tools)
         else:
             ids, truncated = self._recent(request)
-        self._loaded.turn_to(ids)
+        self._loaded.turn_to(ids, request.conversation)
         cache, start = self._loaded.cache, self._loaded.reply_start
         if 0 < start <= common_prefix(cache.tokens, ids):
             ids = self._tokenizer.splice(ids, cache.tokens[start:], start)

@@ -35,6 +35,7 @@ class SettingsDialog(QDialog):
 
     changed = Signal(object, str)
     open_requested = Signal(str)
+    remove_requested = Signal()
 
     def __init__(
         self,
@@ -44,13 +45,15 @@ class SettingsDialog(QDialog):
         log: Path,
         diagnostics: Callable[[], str],
         parent: QWidget | None = None,
+        kept: Callable[[], int] = int,
     ) -> None:
-        """`folders`: names and places for the data page; `diagnostics` makes the text for bug reports."""
+        """`folders`: names and places for the data page; `diagnostics` makes the text for bug reports; `kept`: how many
+        bytes of what was read of conversations are kept, which `remove_requested` asks to delete."""
         super().__init__(parent)
         self._theme, self._settings = theme, settings
         self.setWindowTitle(self.tr("Settings"))
         self.resize(theme.grown(SIZE[0]), SIZE[1])
-        self._folders, self._log_path, self._diagnostics = tuple(folders), log, diagnostics
+        self._folders, self._log_path, self._diagnostics, self._kept = tuple(folders), log, diagnostics, kept
         self.fields: dict[str, SettingField] = {}
         """Those of the pages that were looked at: a page is made when it is first shown."""
         self.pages = QListWidget(self)
@@ -129,6 +132,13 @@ class SettingsDialog(QDialog):
         column.addStretch(1)
         return page
 
+    @Slot()
+    def _on_remove(self) -> None:
+        self.remove_requested.emit()
+        page = self.sender()
+        assert isinstance(page, FoldersPage)
+        page.show_kept(self._kept())
+
     def _add_pages(self) -> list[Callable[[], QWidget]]:
         """The names of all pages into the list, an empty area for each; what makes the pages, in order."""
         sections = dict.fromkeys(entry.section for entry in declared().values())
@@ -151,7 +161,8 @@ class SettingsDialog(QDialog):
         return [make for _, make in pages]
 
     def _folders_page(self) -> QWidget:
-        page = FoldersPage(self._theme, self._folders)
+        page = FoldersPage(self._theme, self._folders, self._kept())
+        page.remove_requested.connect(self._on_remove)
         page.open_requested.connect(self.open_requested)
         return page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QCoreApplication, Qt, Signal, Slot
@@ -13,6 +14,7 @@ from app.about.diagnostics import tail
 from app.about.network_access import ACCESSES, HUB, NEVER
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import TextBox
+from core.units import format_bytes
 
 LOG_LINES = 2000
 
@@ -33,28 +35,45 @@ def paragraph(theme: Theme, text: str, token: str = "text") -> QLabel:
 
 
 class FoldersPage(QWidget):
-    """Where everything lies, each with a button that opens it: `open_requested(path)`."""
+    """Where everything lies, each with a button that opens it: `open_requested(path)`; and how much is kept of what was
+    read of conversations, with a button that deletes it: `remove_requested`, to be answered by `show_kept`."""
 
     open_requested = Signal(str)
+    remove_requested = Signal()
 
-    def __init__(self, theme: Theme, folders: Sequence[tuple[str, Path]], parent: QWidget | None = None) -> None:
+    def __init__(
+        self, theme: Theme, folders: Sequence[tuple[str, Path]], kept: int = 0, parent: QWidget | None = None
+    ) -> None:
         super().__init__(parent)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(GROUP)
         for name, path in folders:
-            column.addLayout(self._row(theme, QCoreApplication.translate("Folders", name), path))
+            shown = QCoreApplication.translate("Folders", name)
+            button = QPushButton(self.tr("Open"), self)
+            button.setAccessibleName(self.tr("Open: {}").format(shown))
+            button.clicked.connect(partial(self.open_requested.emit, str(path)))
+            column.addLayout(self._row(paragraph(theme, shown), paragraph(theme, str(path), "muted"), button))
+        self._kept = paragraph(theme, "", "muted")
+        self.remove = QPushButton(self.tr("Remove"), self)
+        self.remove.setAccessibleName(self.tr("Remove what was read"))
+        self.remove.clicked.connect(self.remove_requested)
+        column.addLayout(
+            self._row(paragraph(theme, self.tr("What was read of conversations")), self._kept, self.remove)
+        )
         column.addStretch(1)
+        self.show_kept(kept)
 
-    def _row(self, theme: Theme, name: str, path: Path) -> QHBoxLayout:
+    def show_kept(self, nbytes: int) -> None:
+        """How many bytes there are of what was read of conversations."""
+        self._kept.setText(format_bytes(nbytes) if nbytes else self.tr("Nothing is kept."))
+        self.remove.setEnabled(bool(nbytes))
+
+    def _row(self, name: QLabel, value: QLabel, button: QPushButton) -> QHBoxLayout:
         words = QVBoxLayout()
         words.setSpacing(2)
-        words.addWidget(paragraph(theme, name))
-        place = paragraph(theme, str(path), "muted")
-        words.addWidget(place)
-        button = QPushButton(self.tr("Open"), self)
-        button.setAccessibleName(self.tr("Open: {}").format(name))
-        button.clicked.connect(lambda: self.open_requested.emit(str(path)))
+        words.addWidget(name)
+        words.addWidget(value)
         row = QHBoxLayout()
         row.addLayout(words, 1)
         row.addWidget(button)

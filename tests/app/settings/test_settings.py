@@ -16,7 +16,7 @@ WRONG = {
     "temperature": -1, "top_p": 0, "top_k": 1.5, "min_p": True, "repetition_penalty": "2", "format": "int3",
     "context": 10, "vram_limit_gib": float("nan"), "ram_limit_gib": float("inf"), "threads": 0, "draft": "cubes",
     "keep_loaded_minutes": 0, "models_folder": 3, "hf_endpoint": "ftp://mirror", "download_limit_mb_s": 0,
-    "update_check": "no",
+    "update_check": "no", "keep_readings": 1,
 }  # fmt: skip
 
 

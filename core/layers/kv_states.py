@@ -1,0 +1,77 @@
+"""The states of the KV cache's layers by name, to be copied elsewhere and brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.layers.kv_cache import KVCache, is_stateless
+from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+from core.layers.recurrent_cache import RecurrentLayer
+
+
+class LayerStates(NamedTuple):
+    """What one layer holds. `first`: the place in the text of the first token whose keys and values these are."""
+
+    tensors: Mapping[str, Tensor]
+    first: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def copied(self) -> LayerStates:
+        """The same in RAM, of their own."""
+        return LayerStates({name: one.to("cpu", copy=True) for name, one in self.tensors.items()}, self.first)
+
+
+def grows_only(cache: KVCache) -> bool:
+    """Whether states of tokens stay as they are when others follow: no windows, nothing recurrent."""
+    return all(type(one) is PreallocatedLayer or is_stateless(one) for one in cache.layers)
+
+
+def states_of(cache: KVCache) -> list[LayerStates]:
+    """What each layer of a cache that `can_return` holds, not copied: the next pass may change it."""
+    return [_states(layer) for layer in cache.layers]
+
+
+# Its tensors were made in inference mode and may not be written to outside of it.
+@torch.inference_mode()
+def restore(cache: KVCache, tokens: Sequence[int], states: Sequence[LayerStates], device: torch.device | str) -> None:
+    """Hold these states, of these tokens, instead of all others; recurrent ones lie on `device`."""
+    cache.reset()
+    for layer, held in zip(cache.layers, states, strict=True):
+        if isinstance(layer, PreallocatedLayer):
+            layer.fill(held.tensors["keys"], held.tensors["values"], held.first)
+        if isinstance(layer, RecurrentLayer):
+            _restore_recurrent(layer, held.tensors, device)
+    cache.tokens[:] = tokens
+    cache.mark()
+
+
+def _states(layer: Any) -> LayerStates:
+    found: dict[str, Tensor] = {}
+    first = layer.offset if isinstance(layer, SlidingLayer) else 0
+    if isinstance(layer, PreallocatedLayer):
+        found |= {"keys": layer.keys[:, :, : layer.held], "values": layer.values[:, :, : layer.held]}
+    if isinstance(layer, RecurrentLayer):
+        for kind, states in (("conv", layer.conv_states), ("recurrent", layer.recurrent_states)):
+            found |= {f"{kind} {at}": state for at, state in states.items() if state is not None}
+    return LayerStates(found, first)
+
+
+def _restore_recurrent(layer: RecurrentLayer, tensors: Mapping[str, Tensor], device: torch.device | str) -> None:
+    for name, tensor in tensors.items():
+        kind, _, place = name.partition(" ")
+        if kind == "recurrent":
+            layer.update_recurrent_state(tensor.to(device, copy=True), state_idx=int(place))
+        elif kind == "conv":
+            there = tensor.to(device)
+            if not layer.is_conv_states_initialized[int(place)]:
+                layer.lazy_initialization(conv_states=there, state_idx=int(place))
+            layer.conv_states[int(place)].copy_(there)
+            layer.has_previous_state[int(place)] = True

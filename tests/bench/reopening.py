@@ -1,0 +1,89 @@
+"""How soon a long conversation goes on after a restart: what was read is taken from the disk, or read again.
+
+`python -m tests.bench.reopening [--shape llama-3.2-1b] [--tokens 6000] [--format int8]`: one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.events import LoadOptions, Sampling, never
+from core.generation.generate import DrawnToken, generate
+from core.generation.sampler import make_sampler, settle
+from core.paths import kept_reading
+from core.runtime.kept_readings import KeptReadings
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
+
+GREEDY = Sampling(temperature=0.0, repetition_penalty=1.0, seed=0)
+QUESTION = [11, 12, 13, 14, 15, 16, 17, 18]
+
+
+def go_on(loaded: LoadedModel, ids: list[int], count: int) -> tuple[float, list[int]]:
+    """Seconds to the first token after `ids`, and the first `count`."""
+    began, first, drawn = time.perf_counter(), 0.0, []
+    for step in generate(loaded.model, loaded.cache, ids, make_sampler(settle(GREEDY, Sampling())), never):
+        if isinstance(step, DrawnToken):
+            first = first or time.perf_counter() - began
+            drawn.append(step.id)
+        if len(drawn) == count:
+            break
+    return first, drawn
+
+
+def measure(shape: str, tokens: int, options: LoadOptions) -> dict[str, Any]:
+    """Reads a prompt and keeps it; then goes on from the file, and by reading all of it."""
+    *_, loaded = load_model(f"shape:{shape}", options)
+    assert isinstance(loaded, LoadedModel)
+    source = random.Random(0)
+    prompt = [source.randrange(100, 30_000) for _ in range(tokens)]
+    read_s, _ = go_on(loaded, prompt, 1)
+    kept = KeptReadings("bench")
+    began = time.perf_counter()
+    kept.keep("bench", loaded.cache, tokens)
+    begun_s = time.perf_counter() - began
+    kept.settle(finish=True)
+    written_s = time.perf_counter() - began
+    held = loaded.spec.kv_bytes(len(loaded.cache.tokens))
+    size = kept_reading("bench").stat().st_size
+    loaded.cache.reset()
+    again_s, expected = go_on(loaded, [*prompt, *QUESTION], 32)
+    loaded.cache.reset()
+    began = time.perf_counter()
+    kept.recall("bench", loaded.cache, [*prompt, *QUESTION], 0, torch.device("cpu"))
+    recalled_s = time.perf_counter() - began
+    first_s, told = go_on(loaded, [*prompt, *QUESTION], 32)
+    loaded.close()
+    return {
+        "shape": shape, "format": loaded.plan.format, "tokens": tokens, "read_s": round(read_s, 2),
+        "begin_to_write_ms": round(begun_s * 1e3, 1), "written_s": round(written_s, 2), "file_bytes": size,
+        "kv_bytes": held, "file_over_kv": round(size / held, 4), "reading_again_s": round(again_s, 2),
+        "recalled_s": round(recalled_s, 3), "first_token_s": round(recalled_s + first_s, 3),
+        "ratio": round((recalled_s + first_s) / again_s, 4), "same_tokens": told == expected,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="llama-3.2-1b")
+    parser.add_argument("--tokens", type=int, default=6000)
+    parser.add_argument("--format", default="int8")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["HETEGEN_HOME"] = str(Path(home))
+        options = replace(LoadOptions(), context=asked.tokens + 256, format=asked.format)
+        print(json.dumps(measure(asked.shape, asked.tokens, options)))
+
+
+if __name__ == "__main__":
+    main()
