@@ -115,6 +115,7 @@ class Connection:
         return NetworkError(sentence("The connection to {} was lost.", self.host), "", "Try again when it is there.")
 
     def refusal(self, status: int, body: bytes) -> HeteGenError:
+        """The sentence for an answer with an error's status; `body` is what the server says of it."""
         said = _message(body)
         if status in (401, 403):
             return AccessDenied(

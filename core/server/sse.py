@@ -50,28 +50,44 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in with_pings(self._chunks, self._limits.ping_s):
-            async with asyncio.timeout(self._limits.send_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        writer = _Writer(send, self._limits)
+        pinging = asyncio.ensure_future(writer.ping())
+        try:
+            async for chunk in self._chunks:
+                await writer.write(chunk)
+        finally:
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def with_pings(chunks: AsyncIterator[bytes], every_s: float) -> AsyncIterator[bytes]:
-    """The same chunks, with comments between them that keep clients from giving up."""
-    following = asyncio.ensure_future(anext(chunks, None))
-    try:
+class _Writer:
+    """Sends chunks one after the other, and a comment wherever nothing was said for a while.
+
+    A task of its own for each chunk would cost more than all else that is done for a token.
+    """
+
+    def __init__(self, send: Send, limits: Limits) -> None:
+        self._send = send
+        self._limits = limits
+        self._one = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
+        self._last = self._clock()
+
+    async def write(self, chunk: bytes) -> None:
+        """Send a chunk. Raises TimeoutError where the client does not take it."""
+        async with self._one, asyncio.timeout(self._limits.send_s):
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._last = self._clock()
+
+    async def ping(self) -> None:
+        """Keep the client from giving up while nothing is said, until cancelled."""
         while True:
-            done, _ = await asyncio.wait((following,), timeout=every_s)
-            if not done:
-                yield PING
-                continue
-            if (chunk := following.result()) is None:
-                return
-            yield chunk
-            following = asyncio.ensure_future(anext(chunks, None))
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+            waited = self._clock() - self._last
+            if waited >= self._limits.ping_s:
+                await self.write(PING)
+            else:
+                await asyncio.sleep(self._limits.ping_s - waited)
 
 
 async def left(receive: Receive) -> None:

@@ -12,6 +12,8 @@ import http.client
 import json
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -166,19 +168,11 @@ def _alone(engine: Engine) -> float:
 
 
 def _streamed(server: Server, more: dict[str, Any]) -> float:
-    """As the client measures it, from the first piece to the last."""
+    """As a client measures it that is a program of its own."""
     body = {"messages": QUESTION, "max_tokens": 96, "temperature": 0, "stream": True, "logit_bias": dict(BIAS)} | more
     body["stream_options"] = {"include_usage": True}
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
-    connection.request("POST", CHAT, json.dumps(body))
-    response, times, tokens = connection.getresponse(), [], 0
-    for line in response:
-        if b'"content":"' in line and b'"role"' not in line:
-            times.append(time.perf_counter())
-        if b'"completion_tokens"' in line:
-            tokens = json.loads(line[6:])["usage"]["completion_tokens"]
-    connection.close()
-    return (tokens - 1) / (times[-1] - times[0])
+    client = [sys.executable, "-m", "tests.bench.stream_client", str(server.port), "1"]
+    return float(subprocess.run(client, input=json.dumps(body).encode(), capture_output=True, check=True).stdout)
 
 
 def main() -> None:

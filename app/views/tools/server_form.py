@@ -108,6 +108,7 @@ class ServerForm(Form):
         self.name.setFocus()
 
     def made(self) -> ToolServer:
+        """Return the server as it was entered. Raises BadRequest."""
         name = self.name.text().strip()
         if not name or name in self._taken:
             why = "" if not name else sentence("Another server has the name {}.", name)
@@ -176,6 +177,7 @@ class PasteForm(Form):
         self.text.setFocus()
 
     def made(self) -> tuple[ToolServer, ...]:
+        """Return the servers of the pasted text. Raises BadRequest."""
         return parse_servers(self.text.toPlainText())
 
 
