@@ -80,7 +80,7 @@ class RemoteController(QObject):
         left = tuple(one for one in self.state.saved if one.name != name)
         self._keep(left)
         for url in {one.url for one in gone} - {one.url for one in left}:
-            self._thread.run(lambda stop, tell, url=url: keep_key(system_keyring(), url, ""))
+            self._forget(url)
 
     @Slot(object, str, str)
     def connect_to(self, server: SavedEndpoint, key: str, former: str) -> None:
@@ -88,6 +88,9 @@ class RemoteController(QObject):
         self.save(server, key, former)
         if server in self.state.saved:
             self.chosen.emit(Endpoint(server.url, server.model).source)
+
+    def _forget(self, url: str) -> None:
+        self._thread.run(lambda stop, tell: keep_key(system_keyring(), url, ""))
 
     def _keep(self, saved: tuple[SavedEndpoint, ...]) -> None:
         write_saved(self._path, saved)
