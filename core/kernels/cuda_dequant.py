@@ -19,14 +19,14 @@ from torch import Tensor
 
 from core.kernels.native_abi import LAYOUT_BITS, format_number
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_rows
-from core.spec import INT4_GROUP, LAYOUTS, Storage
+from core.spec import LAYOUTS, Storage
 
 MOST_ROWS = 8
 """Rows of input that one product takes, as in device.cu; with more of them, widening first costs less."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
-OWN: tuple[Storage, ...] = ("int8", "int4")
-"""The storages that have kernels to themselves; all others share one that is told how they lie."""
-KERNELS = ("int8_product", "int4_product", "grouped_product", "int8_widen", "int4_widen", "grouped_widen")
+OWN: Storage = "int8"
+"""The storage that has kernels to itself; all others share one that is told how they lie."""
+KERNELS = ("int8_product", "grouped_product", "int8_widen", "grouped_widen")
 AGREES = 0.01
 """Largest error, as a fraction of the largest output; rounding weights to bf16 makes far less of a sound result."""
 
@@ -60,7 +60,7 @@ class DeviceKernels:
         return wide[:, : weight.shape[1]]
 
     def _run(self, name: str, weight: QuantizedWeight, blocks: int, *arguments: Tensor | int) -> None:
-        if weight.format in OWN:
+        if weight.format == OWN:
             self._launch(f"{weight.format}_{name}", blocks, [*weight.tensors, *arguments])
         else:
             layout = format_number(weight.format) >> LAYOUT_BITS
@@ -98,7 +98,7 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
     """A weight of random bytes and scales, as `weights` lays it out."""
     generator = torch.Generator().manual_seed(1)
     layout = LAYOUTS[format]
-    if format not in OWN:
+    if format != OWN:
         like = empty(format, rows, columns)
         assert like.scales is not None
         data = torch.randint(0, 256, like.data.shape, generator=generator, dtype=torch.uint8).view(like.data.dtype)
@@ -111,13 +111,9 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
             return fine, torch.rand(coarse, generator=generator) / 32
 
         scales = scale_rows(layout, layout.columns(columns), numbers(), numbers() if layout.minimum else None)
-    elif format == "int8":
+    else:
         data = torch.randint(-127, 128, (rows, LAYOUTS[format].columns(columns)), generator=generator, dtype=torch.int8)
         scales = torch.rand(rows, generator=generator)
-    else:
-        wide = LAYOUTS[format].columns(columns)
-        data = torch.randint(0, 256, (rows, wide // 2), generator=generator, dtype=torch.uint8)
-        scales = torch.rand(rows, wide // INT4_GROUP, generator=generator).to(torch.bfloat16)
     return QuantizedWeight(format, (rows, columns), data.to(device), scales.to(device))
 
 
@@ -131,7 +127,7 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 def _width(weight: QuantizedWeight) -> int:
     """Columns of a padded row."""
-    return weight.data.shape[1] * (2 if LAYOUTS[weight.format].bits == 4 else 1)
+    return weight.data.shape[1] * 8 // LAYOUTS[weight.format].bits
 
 
 def _launcher(device: torch.device) -> Launch:

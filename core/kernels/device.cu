@@ -62,16 +62,6 @@ INLINE float dot_bytes(uint4 chunk, const float *x, float x_sum)
   return 256.0f * (sum - 1.5f * x_sum);
 }
 
-/* The low (0) or high (1) halves of 16 bytes of int4 with 16 values of x, but for the scale. */
-INLINE float dot_half_bytes(uint4 chunk, int high, const float *x, float x_sum)
-{
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++)
-    sum += half_byte_of(word_of(chunk, i / 4), i % 4 * 2 + high) * x[i];
-  return 16.0f * (sum - 1.5f * x_sum);
-}
-
 /* Sixteen values of x; their sum. */
 INLINE float load_x(const float *x, float *values)
 {
@@ -141,44 +131,13 @@ INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, fl
   add_up(part, shared, y, rows, count);
 }
 
-/* y (count, rows) = x (count, width) times int4 rows of `width` / 2 bytes with a scale for each 32 columns. */
-INLINE void int4_rows(const uint4 *data, const bf16 *scales, const float *x, float *y, int rows, int width,
-                                 int count, float *shared)
-{
-  float part[EACH][MOST] = {{0}};
-  int chunks = width / (2 * CHUNK), first = FIRST_ROW;
-  for (int at = LANE; at < chunks; at += LANES) {
-    uint4 chunk[EACH];
-    float low_scale[EACH], high_scale[EACH];
-    int low = at / 4 * 128 + at % 4 * CHUNK; /* the column of the first low half; the high ones are 64 further */
-#pragma unroll
-    for (int row = 0; row < EACH; row++)
-      if (first + row < rows) {
-        const bf16 *scale = scales + ((long long)(first + row) * width + low) / 32;
-        chunk[row] = data[(long long)(first + row) * chunks + at];
-        low_scale[row] = from_bf16(scale[0]);
-        high_scale[row] = from_bf16(scale[2]);
-      }
-#pragma unroll
-    for (int m = 0; m < MOST; m++)
-      if (m < count) {
-        const float *from = x + (long long)m * width + low;
-        float lows[CHUNK], highs[CHUNK], low_sum = load_x(from, lows), high_sum = load_x(from + 64, highs);
-#pragma unroll
-        for (int row = 0; row < EACH; row++)
-          if (first + row < rows)
-            part[row][m] += low_scale[row] * dot_half_bytes(chunk[row], 0, lows, low_sum) +
-                            high_scale[row] * dot_half_bytes(chunk[row], 1, highs, high_sum);
-      }
-  }
-  add_up(part, shared, y, rows, count);
-}
-
-/* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1) or
-   codes (2); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book (two bits); groups of 128. ---- */
+/* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1),
+   codes (2) or six bits (3); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book
+   (two bits); groups of 128. ---- */
 
 #define IS_HALVES(layout) (((layout) & 3) != 0)
 #define IS_CODES(layout) (((layout) & 3) == 2)
+#define IS_SIXES(layout) (((layout) & 3) == 3)
 #define SCALE_OF(layout) ((layout) >> 2 & 3)
 #define GROUP_OF(layout) ((layout) >> 8 & 1 ? 128 : (layout) >> 4 & 1 ? 16 : 32)
 #define HAS_MINIMUM(layout) ((layout) >> 5 & 1)
@@ -222,19 +181,42 @@ INLINE float group_number(const unsigned char *row, int width, int layout, int c
   return (float)((const signed char *)row)[at] * from_f16(coarse[column / COARSE + minimum * factors]);
 }
 
-/* Sixteen weights of a chunk, but for scale and minimum: its bytes, or its low (0) or high (1) halves. */
-INLINE void grouped_values(uint4 chunk, int high, int layout, float *values)
+/* Sixteen bytes of a row's values, and of the upper bits where values have six. */
+typedef struct {
+  uint4 chunk, upper;
+} Bytes;
+
+/* Chunk `at` of the bytes of a row; `row` is where they begin. */
+INLINE Bytes chunk_of(const uint4 *row, int at, int layout)
 {
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
-    unsigned word = word_of(chunk, i / 4);
-    if (!IS_HALVES(layout))
-      values[i] = 256.0f * (byte_of(word ^ 0x80808080u, i % 4) - 1.5f);
-    else if (IS_CODES(layout))
-      values[i] = BOOKS[BOOK_OF(layout)][word >> 4 * (i % 4 * 2 + high) & 0xFu];
-    else
-      values[i] = 16.0f * (half_byte_of(word, i % 4 * 2 + high) - (HAS_MINIMUM(layout) ? 1.0f : 1.5f));
-  }
+  Bytes bytes;
+  bytes.chunk = IS_SIXES(layout) ? row[at / 4 * 6 + at % 4] : row[at];
+  bytes.upper = IS_SIXES(layout) ? row[at / 4 * 6 + 4 + at % 2] : bytes.chunk;
+  return bytes;
+}
+
+/* Chunks of 16 bytes in a row, for each row as long as all of them together. */
+INLINE int chunks_of(int width, int layout) { return width / ((IS_HALVES(layout) ? 2 : 1) * CHUNK); }
+
+INLINE long long row_chunks(int width, int layout)
+{
+  return IS_SIXES(layout) ? width / 128 * 6 : chunks_of(width, layout);
+}
+
+/* Value `i` of 16 of a chunk, but for scale and minimum: a byte, or one of its low (0) or high (1) halves; `at` is the
+   chunk's number. */
+INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
+{
+  unsigned word = word_of(bytes.chunk, i / 4);
+  if (!IS_HALVES(layout))
+    return 256.0f * (byte_of(word ^ 0x80808080u, i % 4) - 1.5f);
+  if (IS_CODES(layout))
+    return BOOKS[BOOK_OF(layout)][word >> 4 * (i % 4 * 2 + high) & 0xFu];
+  float half = 16.0f * (half_byte_of(word, i % 4 * 2 + high) - (HAS_MINIMUM(layout) ? 1.0f : 1.5f));
+  if (!IS_SIXES(layout))
+    return half;
+  unsigned upper = word_of(bytes.upper, i / 4) >> 8 * (i % 4) >> (at % 4 / 2 * 2 + high * 4) & 3u;
+  return half - 24.0f + 16.0f * (float)upper; /* `half` is less 8, and all is to be less 32 */
 }
 
 /* The first column of one half of a chunk. */
@@ -248,59 +230,82 @@ INLINE void grouped_rows(const uint4 *data, const unsigned char *scales, const f
                          int count, int layout, float *shared)
 {
   float part[EACH][MOST] = {{0}};
-  int halves = IS_HALVES(layout) ? 2 : 1, chunks = width / (halves * CHUNK), first = FIRST_ROW;
+  int halves = IS_HALVES(layout) ? 2 : 1, first = FIRST_ROW, chunks = chunks_of(width, layout);
   int stride = scale_bytes(width, layout);
-  for (int at = LANE; at < chunks; at += LANES)
-    for (int row = 0; row < EACH; row++) {
-      if (first + row >= rows)
-        break;
-      uint4 chunk = data[(long long)(first + row) * chunks + at];
-      const unsigned char *own = scales + (long long)(first + row) * stride;
-      for (int high = 0; high < halves; high++) {
-        int column = chunk_column(at, high, layout);
-        float values[CHUNK], scale = group_number(own, width, layout, column, 0);
-        float minimum = HAS_MINIMUM(layout) ? group_number(own, width, layout, column, 1) : 0.0f;
-        grouped_values(chunk, high, layout, values);
+  for (int at = LANE; at < chunks; at += LANES) {
+    Bytes bytes[EACH];
 #pragma unroll
-        for (int m = 0; m < MOST; m++)
-          if (m < count) {
-            float from[CHUNK], sum = load_x(x + (long long)m * width + column, from), dot = 0;
+    for (int row = 0; row < EACH; row++)
+      if (first + row < rows)
+        bytes[row] = chunk_of(data + (first + row) * row_chunks(width, layout), at, layout);
+    for (int high = 0; high < halves; high++) {
+      int column = chunk_column(at, high, layout);
+      float scale[EACH] = {0}, minimum[EACH] = {0};
 #pragma unroll
-            for (int i = 0; i < CHUNK; i++)
-              dot += values[i] * from[i];
-            part[row][m] += scale * dot + minimum * sum;
-          }
-      }
+      for (int row = 0; row < EACH; row++)
+        if (first + row < rows) {
+          const unsigned char *own = scales + (long long)(first + row) * stride;
+          scale[row] = group_number(own, width, layout, column, 0);
+          minimum[row] = HAS_MINIMUM(layout) ? group_number(own, width, layout, column, 1) : 0.0f;
+        }
+#pragma unroll
+      for (int m = 0; m < MOST; m++)
+        if (m < count) {
+          float from[CHUNK], sum = load_x(x + (long long)m * width + column, from);
+#pragma unroll
+          for (int row = 0; row < EACH; row++)
+            if (first + row < rows) {
+              float dot = 0;
+#pragma unroll
+              for (int i = 0; i < CHUNK; i++)
+                dot += grouped_value(bytes[row], i, at, high, layout) * from[i];
+              part[row][m] += scale[row] * dot + minimum[row] * sum;
+            }
+        }
     }
+  }
   add_up(part, shared, y, rows, count);
 }
+
+/* Half bytes and six bits with fine scales, the former with minimums: the storages that models are converted to. */
+#define INT4 (1 | 3 << 2 | 1 << 5)
+#define INT6 (3 | 3 << 2)
+
+/* Told the layout and that there is one row of x, the compiler keeps everything in registers. */
+#define ROWS_OF(count, layout) grouped_rows(data, scales, x, y, rows, width, count, layout, shared)
 
 KERNEL void grouped_product(const uint4 *data, const unsigned char *scales, const float *x, float *y, int rows,
                             int width, int count, int layout)
 {
   __shared__ float shared[EACH * MOST * THREADS];
-  if (count == 1)
-    grouped_rows(data, scales, x, y, rows, width, 1, layout, shared);
+  if (count == 1 && layout == INT4)
+    ROWS_OF(1, INT4);
+  else if (count == 1 && layout == INT6)
+    ROWS_OF(1, INT6);
+  else if (layout == INT4)
+    ROWS_OF(count, INT4);
   else
-    grouped_rows(data, scales, x, y, rows, width, count, layout, shared);
+    ROWS_OF(count, layout);
 }
 
 /* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
 KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *wide, int rows, int width, int layout)
 {
   int halves = IS_HALVES(layout) ? 2 : 1;
-  long long at = (long long)blockIdx.x * THREADS + threadIdx.x, chunks = width / (halves * CHUNK);
-  if (at >= rows * chunks)
+  long long index = (long long)blockIdx.x * THREADS + threadIdx.x, chunks = chunks_of(width, layout);
+  if (index >= rows * chunks)
     return;
-  const unsigned char *own = scales + at / chunks * scale_bytes(width, layout);
+  long long row = index / chunks;
+  int at = (int)(index % chunks);
+  Bytes bytes = chunk_of(data + row * row_chunks(width, layout), at, layout);
+  const unsigned char *own = scales + row * scale_bytes(width, layout);
   for (int high = 0; high < halves; high++) {
-    int column = chunk_column((int)(at % chunks), high, layout);
-    float values[CHUNK], scale = group_number(own, width, layout, column, 0);
+    int column = chunk_column(at, high, layout);
+    float scale = group_number(own, width, layout, column, 0);
     float minimum = HAS_MINIMUM(layout) ? group_number(own, width, layout, column, 1) : 0.0f;
-    grouped_values(data[at], high, layout, values);
 #pragma unroll
     for (int i = 0; i < CHUNK; i++)
-      wide[at / chunks * width + column + i] = to_bf16(scale * values[i] + minimum);
+      wide[row * width + column + i] = to_bf16(scale * grouped_value(bytes, i, at, high, layout) + minimum);
   }
 }
 
@@ -317,7 +322,6 @@ KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *
   }
 
 PRODUCT(int8, float)
-PRODUCT(int4, bf16)
 
 /* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
 KERNEL void int8_widen(const uint4 *data, const float *scales, bf16 *wide, int rows, int width)
@@ -330,20 +334,4 @@ KERNEL void int8_widen(const uint4 *data, const float *scales, bf16 *wide, int r
 #pragma unroll
   for (int i = 0; i < CHUNK; i++)
     wide[at * CHUNK + i] = to_bf16(256.0f * scale * (byte_of(word_of(chunk, i / 4) ^ 0x80808080u, i % 4) - 1.5f));
-}
-
-KERNEL void int4_widen(const uint4 *data, const bf16 *scales, bf16 *wide, int rows, int width)
-{
-  long long at = (long long)blockIdx.x * THREADS + threadIdx.x, chunks = width / (2 * CHUNK);
-  if (at >= rows * chunks)
-    return;
-  uint4 chunk = data[at];
-  long long low = at / chunks * width + at % chunks / 4 * 128 + at % 4 * CHUNK;
-  float low_scale = from_bf16(scales[low / 32]), high_scale = from_bf16(scales[low / 32 + 2]);
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
-    unsigned word = word_of(chunk, i / 4);
-    wide[low + i] = to_bf16(16.0f * low_scale * (half_byte_of(word, i % 4 * 2) - 1.5f));
-    wide[low + 64 + i] = to_bf16(16.0f * high_scale * (half_byte_of(word, i % 4 * 2 + 1) - 1.5f));
-  }
 }

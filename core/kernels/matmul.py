@@ -19,7 +19,7 @@ from core.kernels.native_abi import MOST_PARTS, instruction_sets
 from core.kernels.native_library import FEW_ROWS, FLOAT_PANELS, NativeLibrary, Parts, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import BUCKET_LIMITS, BUCKET_NAMES, LAYOUTS, bucket
+from core.spec import BUCKET_LIMITS, BUCKET_NAMES, BUCKET_TOKENS, LAYOUTS, bucket
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
 CHUNK_BYTES = 2 << 20
@@ -56,9 +56,9 @@ def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Ten
 
 def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
     """(M, end - begin): our own library's product."""
-    part = Parts([(weight.data, weight.scales, begin, end)])
+    part = Parts([(weight, begin, end)])
     prepared = x.prepared(library, weight.storage)
-    return library.matmul(weight.storage, part, prepared, x.rows, x.columns, x.dtype)[0]
+    return library.matmul(part, prepared, x.rows, x.columns, x.dtype)[0]
 
 
 @dataclass(frozen=True)
@@ -134,23 +134,25 @@ class BatchedMatmul:
 
     def __init__(self, matmuls: Sequence[ChosenMatmul]) -> None:
         self._matmuls = tuple(matmuls)
-        self._storage = matmuls[0].storage
         self._libraries = [self._library(index) for index in range(len(BUCKET_NAMES))]
-        self._parts = Parts([(m.weight.data, m.weight.scales, 0, m.rows) for m in matmuls])
+        self._parts = Parts([(m.weight, 0, m.rows) for m in matmuls]) if any(self._libraries) else None
 
     def __call__(self, x: HostInput) -> list[Tensor]:
         """(M, K) -> (M, N) for each weight, in x's type."""
         library = self._libraries[bucket(x.rows)]
-        if library is None:
+        if library is None or self._parts is None:
             return [matmul(x) for matmul in self._matmuls]
-        prepared = x.prepared(library, self._storage)
-        return library.matmul(self._storage, self._parts, prepared, x.rows, x.columns, x.dtype)
+        prepared = x.prepared(library, self._matmuls[0].storage)
+        return library.matmul(self._parts, prepared, x.rows, x.columns, x.dtype)
 
     def _library(self, index: int) -> NativeLibrary | None:
         """The one that all of them are multiplied with in this bucket, if there is one."""
         library = self._matmuls[0].by_bucket[index].library
-        alike = all(m.by_bucket[index].library is library and m.storage == self._storage for m in self._matmuls)
-        return library if alike and len(self._matmuls) <= MOST_PARTS else None
+        alike = all(m.by_bucket[index].library is library for m in self._matmuls)
+        if library is None or not alike or len(self._matmuls) > MOST_PARTS:
+            return None
+        kinds = {library.input_kind(m.storage, BUCKET_TOKENS[index]) for m in self._matmuls}
+        return library if len(kinds) == 1 else None
 
 
 def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:

@@ -15,15 +15,17 @@ import torch
 
 from core.spec import E2M1, IQ4, LAYOUTS, NF4, Storage
 
-FORMATS = {"int8": 0, "int4": 1, "bf16": 2, "fp16": 3}
-GROUPED, LAYOUT_BITS = 4, 3
+FORMATS = {"int8": 0, "bf16": 1, "fp16": 2}
+GROUPED, LAYOUT_BITS = 3, 2
 """The kernel for all layouts, and the bit of a format's number from which on it says which."""
+VALUES = {8: 0, 4: 1, 6: 3}
+"""How a value without a code book is kept, by its bits."""
 SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
 BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
-VERSION = 10
+VERSION = 11
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -38,7 +40,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),
     "hetegen_matmul": (
         None,
-        [_INT, _INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS, _INT],
+        [_INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
     "hetegen_rms_norm": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _ADDRESS, _FLOAT, _INT, _ADDRESS, _INT]),
     "hetegen_encode": (
@@ -71,6 +73,8 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
 }
 MOST_PARTS = 16
 """Weights that one `hetegen_matmul` takes at most."""
+PART_FIELDS = 7
+"""Numbers that describe each of them."""
 SHAPE_FIELDS = 19
 """Numbers that describe an attention call."""
 
@@ -81,7 +85,7 @@ def format_number(storage: str) -> int:
     if storage in FORMATS:
         return FORMATS[storage]
     layout = LAYOUTS[cast(Storage, storage)]
-    values = 2 if layout.codes else 1 if layout.bits == 4 else 0
+    values = 2 if layout.codes else VALUES[layout.bits]
     described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
     described |= (layout.group == 128) << 8
     return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << LAYOUT_BITS

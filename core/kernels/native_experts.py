@@ -98,7 +98,7 @@ def _fields(parts: ExpertParts, up: Parts, down: Parts) -> _Experts:
 
 
 def _products(weights: Sequence[QuantizedWeight]) -> Parts:
-    return Parts([(weight.data, weight.scales, 0, weight.shape[0]) for weight in weights])
+    return Parts([(weight, 0, weight.shape[0]) for weight in weights])
 
 
 def _address(tensor: Tensor | None) -> int | None:

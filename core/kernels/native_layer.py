@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_abi import format_number
+from core.kernels.native_abi import PART_FIELDS
 from core.kernels.native_library import AttentionCall, NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -35,9 +35,12 @@ class _Layer(ctypes.Structure):
     """`Layer` of layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("format", "hidden", "heads", "kv_heads", "dim", "inner", "activation")),
-        *(("qkv", _INT * 18), ("out", _INT * 6), ("gate_up", _INT * 12), ("down", _INT * 6), ("biases", _ADDRESS * 4)),
-        ("norms", _Norm * 6),
+        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation")),
+        *(
+            (name, _INT * (count * PART_FIELDS))
+            for name, count in (("qkv", 3), ("out", 1), ("gate_up", 2), ("down", 1))
+        ),
+        *(("biases", _ADDRESS * 4), ("norms", _Norm * 6)),
     )
 
 
@@ -54,9 +57,9 @@ class NormParts:
 class LayerParts:
     """What a layer consists of. `dim`: columns of a head.
 
-    Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: all of one
-    storage; biases (N,) of the first four, of the layer's type; norms before and after attention, before and after the
-    gated part, and of q and k: of each head or of all.
+    Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: of storages
+    that want the same kind of input for few rows; biases (N,) of the first four, of the layer's type; norms before and
+    after attention, before and after the gated part, and of q and k: of each head or of all.
     """
 
     dim: int
@@ -123,7 +126,7 @@ class NativeLayer:
 
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
-    fields = _Layer(format=format_number(q.storage), hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim)
+    fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim)
     fields.qkv, fields.out = _products(q, k, v), _products(out)
     fields.biases, fields.norms = _addresses(parts.biases), (_Norm * 6)(*map(_norm, parts.norms))
     if gated:
@@ -134,7 +137,7 @@ def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
 
 
 def _products(*weights: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:
-    return Parts([(weight.data, weight.scales, 0, weight.shape[0]) for weight in weights]).fields
+    return Parts([(weight, 0, weight.shape[0]) for weight in weights]).fields
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, format_number, instruction_sets, library
+from core.kernels.quantized_weight import QuantizedWeight
 
 FEW_ROWS = 8
 PANEL_ROWS = 5
@@ -65,18 +66,20 @@ class AttentionCall:
 
 
 class Parts:
-    """Rows of at most MOST_PARTS weights of one storage and width, for `matmul`: their addresses are looked up once."""
+    """Rows of at most MOST_PARTS weights of one width for `matmul`: their addresses are looked up once. Their storages
+    want the same kind of input."""
 
-    def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None, int, int]]) -> None:
-        """Take each weight's bytes, its scales, and the range of rows [begin, end)."""
+    def __init__(self, parts: Sequence[tuple[QuantizedWeight, int, int]]) -> None:
+        """Take weights, each with a range of rows [begin, end)."""
         self._held = parts
-        self.rows = tuple(end - begin for _, _, begin, end in parts)
+        self.rows = tuple(end - begin for _, begin, end in parts)
         self.all_rows = sum(self.rows)
         fields: list[int] = []
-        for data, scales, begin, end in parts:
+        for weight, begin, end in parts:
+            data, scales = weight.data, weight.scales
             fields += (data.data_ptr(), data.stride(0) * data.element_size())
             fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
-            fields += (begin, end)
+            fields += (begin, end, format_number(weight.storage))
         self.fields = (ctypes.c_int64 * len(fields))(*fields)
 
 
@@ -122,16 +125,14 @@ class NativeLibrary:
         )  # fmt: skip
         return buffer
 
-    def matmul(
-        self, storage: str, parts: Parts, prepared: Tensor, m: int, columns: int, dtype: torch.dtype
-    ) -> list[Tensor]:
+    def matmul(self, parts: Parts, prepared: Tensor, m: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
         """(M, rows) of `dtype` for each part: the prepared input times its rows of `columns` columns."""
         threads = torch.get_num_threads()
         out = torch.empty(m * parts.all_rows, dtype=dtype)
         scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m >= PANEL_ROWS else None
         self._matmul(
-            self._isa, format_number(storage), len(parts.rows), parts.fields, prepared.data_ptr(), m, columns,
-            out.data_ptr(), TYPES[dtype], None if scratch is None else scratch.data_ptr(), threads,
+            self._isa, len(parts.rows), parts.fields, prepared.data_ptr(), m, columns, out.data_ptr(), TYPES[dtype],
+            None if scratch is None else scratch.data_ptr(), threads,
         )  # fmt: skip
         if len(parts.rows) == 1:
             return [out.view(m, -1)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_library import NativeLibrary, Parts
+from core.kernels.quantized_weight import QuantizedWeight
 
 KINDS = {"softmax_of_all": 0, "softmax_of_chosen": 1, "sigmoid_of_each": 2}
 """What makes shares of the scores, and whether before or after the choice."""
@@ -60,15 +61,16 @@ class NativeRouter:
 
     def __init__(self, library: NativeLibrary, parts: RouterParts) -> None:
         experts, hidden = parts.weight.shape
-        routing = parts.routing
+        routing, weight = parts.routing, QuantizedWeight("bf16", (experts, hidden), parts.weight)
         self.routing = routing
         self._library = library
         narrow = parts.weight.dtype is torch.bfloat16
-        self._held = parts, Parts([(parts.weight, None, 0, experts)])  # their addresses are in the fields
+        rows = Parts([(weight, 0, experts)]) if narrow else None
+        self._held = parts, rows  # their addresses are in the fields
         self._fields = _Router(
             experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
             routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale,
-            ctypes.addressof(self._held[1].fields) if narrow else None, None if narrow else parts.weight.data_ptr(),
+            ctypes.addressof(rows.fields) if rows else None, None if narrow else parts.weight.data_ptr(),
             _address(parts.bias), _address(parts.correction),
         )  # fmt: skip
         self._experts = experts

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from core.kernels.native_abi import TYPES
 from core.kernels.native_library import native
-from core.kernels.quantized_weight import QuantizedWeight, empty
-from core.spec import INT4_GROUP, ITEM_BYTES, Storage
+from core.kernels.quantized_weight import QuantizedWeight, empty, group_scales, packed_bits
+from core.spec import COARSE_COLUMNS, GROUP, ITEM_BYTES, LAYOUTS, Layout, Storage
 
 CHUNK_ELEMENTS = 1 << 20
-# A scale is tried that maps a group's largest value to each of these; the one with the least squared error stays.
-INT4_ZERO, INT4_COLUMNS = 8, 128
-INT4_LEVELS = (-8.0, -7.5, -7.0, -8.5, -6.5)
+TRIED = 16
+"""Ways to round a group that are tried; for each the scale (and minimum) of least error is found."""
+FINEST, TINY = 127, 1e-6
 
 
 def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
@@ -40,7 +40,7 @@ def encode_with_torch(weight: Tensor, result: QuantizedWeight) -> None:
     """Fill `result` from `weight` (N, K) where the compiled library cannot: slower, else the same."""
     rows, columns = result.shape
     chunk = max(1, CHUNK_ELEMENTS // max(1, columns))
-    encode = _encode_int8 if result.format == "int8" else _encode_int4
+    encode = _encode_int8 if result.format == "int8" else _encode_fine
     for start in range(0, rows, chunk):
         part = result.rows(start, min(start + chunk, rows))
         encode(weight[start : start + chunk].float(), part)
@@ -55,45 +55,78 @@ def _encode_int8(weight: Tensor, out: QuantizedWeight) -> None:
     out.data.copy_(F.pad(values, (0, out.data.shape[1] - weight.shape[1])))
 
 
-def _encode_int4(weight: Tensor, out: QuantizedWeight) -> None:
-    """Symmetric in groups of 32; the scale is the best of several, each fitted to the values that it rounds to."""
+def _encode_fine(weight: Tensor, out: QuantizedWeight) -> None:
+    """In groups of 32 whose scales are whole steps of a factor that 256 columns share; with 4 bits also minimums."""
     assert out.scales is not None
-    rows, columns = weight.shape
-    groups = F.pad(weight, (0, out.scales.shape[1] * INT4_GROUP - columns)).view(-1, INT4_GROUP)
-    scales = _fit_int4(groups).to(torch.bfloat16)
-    scales = torch.where(groups.isfinite().all(1, keepdim=True), scales, torch.nan)
-    out.scales.copy_(scales.view(rows, -1))
-    values = _round_int4(groups, scales.float()).nan_to_num_(0).add_(INT4_ZERO).to(torch.uint8)
-    pairs = values.view(rows, -1, 2, INT4_COLUMNS // 2)
-    out.data.copy_((pairs[:, :, 0] | (pairs[:, :, 1] << 4)).view(rows, -1))
+    layout, rows = LAYOUTS[out.format], len(weight)
+    width = layout.columns(weight.shape[1])
+    groups = F.pad(weight, (0, width - weight.shape[1])).view(-1, GROUP)
+    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True)).abs()
+    scales, minimums = (_fit_shifted if layout.minimum else _fit_even)(groups * _inverse(extreme))
+    broken = _by_coarse(~groups.isfinite().all(1).view(rows, -1), layout).any(2)
+    numbers = [(one * extreme).view(rows, -1) for one in ((scales, minimums) if layout.minimum else (scales,))]
+    fine, coarse = zip(*(_fine(one, broken, layout) for one in numbers), strict=True)
+    out.scales.copy_(torch.cat([*fine, *(one.view(torch.int8) for one in coarse)], dim=1))
+    scale, low = group_scales(out.scales, layout, width)
+    shifted = groups.view(rows, -1, GROUP) - (0 if low is None else low[:, :, None])
+    least = -layout.zero
+    values = (
+        (shifted * _inverse(scale)[:, :, None]).round_().nan_to_num_(0).clamp_(least, least + (1 << layout.bits) - 1)
+    )
+    out.data.copy_(packed_bits((values - least).to(torch.uint8).view(rows, -1), layout.bits))
 
 
-def _fit_int4(groups: Tensor) -> Tensor:
-    """Scales (G, 1) for groups (G, 32)."""
-    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))
-    best_gain = torch.full_like(extreme, -1)
-    best = torch.zeros_like(extreme)
-    for level in INT4_LEVELS:
-        scale, gain = _refit(groups, extreme / level, extreme)
-        better = gain > best_gain
-        best, best_gain = torch.where(better, scale, best), torch.where(better, gain, best_gain)
-    return _refit(groups, best, extreme)[0]
+def _fit_shifted(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and minimums (G, 1) for groups (G, 32) in units of their extremes, which 0..15 are multiplied with.
 
-
-def _refit(groups: Tensor, scales: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:
-    """The least-squares scale for the values that `scales` rounds to, and the squared length that it explains.
-
-    Measured in units of the group's largest value: the squares of very large or small weights leave fp32's range.
+    The error of a large weight counts for more: by the root of its square plus the mean square.
     """
-    values = _round_int4(groups, scales)
-    square = values.square().sum(1, keepdim=True)
-    product = (groups * _inverse(extreme) * values).sum(1, keepdim=True)
-    fitted = torch.where(square > 0, product / square, 0.0)
-    return fitted * extreme, fitted * product
+    weights = (groups.square().mean(1, keepdim=True) + groups.square()).sqrt()
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    all_, first = weights.sum(1, keepdim=True), (weights * groups).sum(1, keepdim=True)
+    best, best_gain = ((high - low) / 15, low), torch.full_like(low, -1)
+    for tried in range(TRIED):
+        values = ((groups - low) * ((14 + 0.1 * tried) * _inverse(high - low))).round_().clamp_(0, 15)
+        weighted = weights * values
+        one, two = weighted.sum(1, keepdim=True), (weighted * values).sum(1, keepdim=True)
+        product = (weighted * groups).sum(1, keepdim=True)
+        determinant = all_ * two - one * one
+        fit = (all_ * product - first * one) / determinant, (two * first - one * product) / determinant
+        gain = torch.where(determinant > TINY * all_ * two, fit[0] * product + fit[1] * first, -1)
+        better = gain > best_gain
+        best = torch.where(better, fit[0], best[0]), torch.where(better, fit[1], best[1])
+        best_gain = torch.where(better, gain, best_gain)
+    return best
 
 
-def _round_int4(groups: Tensor, scales: Tensor) -> Tensor:
-    return (groups * _inverse(scales)).round_().clamp_(-INT4_ZERO, INT4_ZERO - 1)
+def _fit_even(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_fit_shifted`, without minimums and for -32..31."""
+    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))
+    best, best_gain = torch.zeros_like(extreme), torch.full_like(extreme, -1)
+    for tried in range(TRIED):
+        values = (groups * (-(30.5 + 0.2 * tried) * extreme)).round_().clamp_(-32, 31)
+        square, product = values.square().sum(1, keepdim=True), (values * groups).sum(1, keepdim=True)
+        gain = torch.where(square > 0, product.square() / square, -1)
+        better = gain > best_gain
+        best, best_gain = torch.where(better, product / square, best), torch.where(better, gain, best_gain)
+    return best, torch.zeros_like(best)
+
+
+def _fine(numbers: Tensor, broken: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Numbers (N, groups) as whole steps of int8, and the factors (N, coarse) of fp16, rounded up: no step is beyond
+    FINEST. `broken` (N, coarse): where the factor is to be no number."""
+    largest = _by_coarse(numbers, layout).abs().amax(2)
+    factors = (largest / FINEST).half()
+    up = torch.where(factors.float() * FINEST < largest, (factors.view(torch.int16) + 1).view(torch.half), factors)
+    spread = up.float().repeat_interleave(COARSE_COLUMNS // GROUP, 1)[:, : numbers.shape[1]]
+    steps = (numbers * _inverse(spread)).round_().nan_to_num_(0).clamp_(-FINEST, FINEST).to(torch.int8)
+    return steps, torch.where(broken, torch.nan, up.float()).half()
+
+
+def _by_coarse(numbers: Tensor, layout: Layout) -> Tensor:
+    """(N, groups) as (N, coarse, groups that share a factor), padded with zeros."""
+    shared = COARSE_COLUMNS // layout.group
+    return F.pad(numbers, (0, -numbers.shape[1] % shared)).view(len(numbers), -1, shared)
 
 
 def _inverse(scales: Tensor) -> Tensor:

@@ -4,6 +4,8 @@
 - of 8 bits: signed bytes (N, columns padded with zeros).
 - of 4 bits: two weights a byte (N, padded columns / 2); byte i of every 64 holds column i in its low half and column
   64 + i in its high half.
+- of 6 bits: 96 bytes for 128 columns; 64 with the four lower bits as above, then 32 of whose bytes the i-th holds the
+  two upper bits of the columns i, 32 + i, 64 + i and 96 + i, from the lowest bits on.
 - the scales of a row: one for each group, then the groups' minimums; where they are `fine`, bytes, followed by the
   factors of fp16 of the scales and of the minimums.
 
@@ -108,16 +110,23 @@ def pack(
     rows, given = codes.shape
     width = layout.columns(given)
     values = F.pad(codes.to(torch.int8), (0, width - given))
-    if layout.bits == 4:
-        pairs = (values + layout.zero).to(torch.uint8).view(rows, -1, 2, HALVES // 2)
-        data = (pairs[:, :, 0] | pairs[:, :, 1] << 4).view(rows, -1)
-    else:
-        data = values
+    data = values if layout.bits == 8 else packed_bits((values + layout.zero).to(torch.uint8), layout.bits)
     if layout.group == 0:
         assert isinstance(scales, Tensor)
         return QuantizedWeight(storage, (rows, columns or given), data, scales.float().reshape(rows))
     kept = scale_rows(layout, width, scales, minimums)
     return QuantizedWeight(storage, (rows, columns or given), data, kept)
+
+
+def packed_bits(values: Tensor, bits: int) -> Tensor:
+    """Values of 4 or 6 bits (N, whole runs of 128) as the bytes that hold them."""
+    rows, lows = len(values), (values & 15).view(len(values), -1, 2, HALVES // 2)
+    both = lows[:, :, 0] | lows[:, :, 1] << 4
+    if bits == 4:
+        return both.view(rows, -1)
+    highs = (values >> 4).view(rows, -1, 4, HALVES // 4)
+    four = highs[:, :, 0] | highs[:, :, 1] << 2 | highs[:, :, 2] << 4 | highs[:, :, 3] << 6
+    return torch.cat((both, four), dim=2).view(rows, -1)
 
 
 def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
@@ -164,8 +173,12 @@ def _values(data: Tensor, layout: Layout) -> Tensor:
     """(N, padded columns) of int8 as they are multiplied with the scales."""
     if layout.bits == 8:
         return data
-    pairs = data.view(len(data), -1, 1, HALVES // 2)
+    runs = data.view(len(data), -1, 1, HALVES * layout.bits // 8)
+    pairs = runs[..., : HALVES // 2]
     codes = torch.cat((pairs & 15, pairs >> 4), dim=2).view(len(data), -1)
+    if layout.bits == 6:
+        highs = torch.cat([runs[..., HALVES // 2 :] >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
+        codes = codes | highs.view(len(data), -1) << 4
     if layout.codes:
         return _book(layout.codes, data.device)[codes.long()]
     return codes.to(torch.int8) - layout.zero

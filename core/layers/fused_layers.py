@@ -26,6 +26,7 @@ from core.layers.kv_cache import CACHE_NAMES
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
+from core.spec import ITEM_BYTES
 
 PARTS = {"self_attn", "mlp"}
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
@@ -182,10 +183,11 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """What multiplies so many rows of input with all of them, if they are on the CPU and of one storage."""
+    """What multiplies so many rows of input with all of them, if they are on the CPU and alike or quantised."""
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
-    alike = len({one.host.weight.storage for one in linears}) == 1
+    storages = {one.host.weight.storage for one in linears}
+    alike = len(storages) == 1 or storages.isdisjoint(ITEM_BYTES)
     return common_library([one.host for one in linears], rows) if alike else None
 
 

@@ -38,10 +38,10 @@ def compare(exact: LoadedModel, other: LoadedModel, ids: Sequence[int]) -> Quali
     for window in windows(ids):
         told, wanted = _foretold(exact, window), torch.tensor(window[_uncounted(window) + 1 :])
         found = told if other is exact else _foretold(other, window)
-        exact_lost -= float(told.gather(1, wanted[:, None]).sum())
-        lost -= float(found.gather(1, wanted[:, None]).sum())
+        exact_lost -= float(told.gather(1, wanted[:, None]).sum(dtype=torch.double))
+        lost -= float(found.gather(1, wanted[:, None]).sum(dtype=torch.double))
         same += float((told.argmax(1) == found.argmax(1)).sum())
-        differ += float((told.exp() * (told - found)).sum())
+        differ += float((told.exp() * (told - found)).sum(dtype=torch.double))
         count += len(wanted)
     return Quality(math.exp(lost / count), math.exp(exact_lost / count), same / count, differ / count, count)
 
@@ -60,7 +60,7 @@ def _foretold(model: LoadedModel, window: Sequence[int]) -> Tensor:
         model.model.forward(window[start : start + chunk], model.cache, keep=min(chunk, len(window) - start))
         for start in range(0, len(window), chunk)
     ]
-    return torch.cat(parts)[first:-1].double().log_softmax(1)
+    return torch.cat(parts)[first:-1].float().log_softmax(1)
 
 
 def _uncounted(window: Sequence[int]) -> int:

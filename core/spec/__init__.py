@@ -53,7 +53,7 @@ from core.spec.plan import (
 from core.spec.storages import (
     COARSE_COLUMNS,
     E2M1,
-    INT4_GROUP,
+    GROUP,
     IQ4,
     ITEM_BYTES,
     LAYOUTS,
@@ -79,7 +79,7 @@ __all__ = [
     "E2M1",
     "FEW",
     "FORMATS",
-    "INT4_GROUP",
+    "GROUP",
     "IQ4",
     "ITEM_BYTES",
     "LAYOUTS",

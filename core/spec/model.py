@@ -62,6 +62,10 @@ class KvLayer:
         return self.state_bytes + self.bytes_per_token * (min(context, self.window) if self.window else context)
 
 
+VALUES = ".v_proj"
+"""What transformers calls the linear that makes the values of attention, where it stands by itself."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What the planner knows of a model.
@@ -91,11 +95,21 @@ class ModelSpec:
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """How this linear lies in memory: as stored, or in a format of fewer bits; never in more than it was stored.
 
-        The output head stays at 8 bits: a third of what 4 bits lose would be lost there.
+        In the format of 4 bits those linears have 6 where 4 lose most.
         """
         stored = linear.stored or self.stored_dtype
-        wanted = "int8" if format == "int4" and linear.name == self.head else format
+        wanted: Storage = "int6" if format == "int4" and self._is_sensitive(linear) else format
         return stored if wanted == "bf16" or bits_of(stored) <= bits_of(wanted) else wanted
+
+    def _is_sensitive(self, linear: LinearSpec) -> bool:
+        """The output head, the values of attention, and what narrows the gated part again, in the first and last layers
+        and some between."""
+        if linear.name == self.head or linear.name.endswith(VALUES):
+            return True
+        narrows = linear.experts == 1 and linear.rows == self.hidden and linear.columns >= 2 * self.hidden
+        edge = self.layers // 8
+        inner = edge <= linear.layer < self.layers - edge
+        return narrows and (not inner or (linear.layer - edge) % 4 == 3)
 
     def format_name(self, format: str) -> str:
         """What people call a format of this model's weights: "as stored" by the files' own name."""

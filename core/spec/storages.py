@@ -11,9 +11,9 @@ from typing import Literal
 
 FloatStorage = Literal["bf16", "fp16", "fp32"]
 Storage = Literal[
-    "bf16", "fp16", "fp32", "int8", "int4",
+    "bf16", "fp16", "fp32", "int8", "int6", "int4",
     "int8g32", "int8g32m", "int8k32m", "int8k16",
-    "int4g32", "int4g32m", "int4g32w", "int4g128w", "int4k32m", "int4k16", "int4k16m",
+    "int4g32", "int4g32b", "int4g32m", "int4g32w", "int4g128w", "int4k16", "int4k16m",
     "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4",
 ]  # fmt: skip
 """How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
@@ -23,7 +23,8 @@ ITEM_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fine": 1}
 COARSE_COLUMNS = 256
 """Columns that share one fp16 factor where scales are `fine`."""
-INT4_GROUP = 32
+GROUP = 32
+"""Columns that share a scale in our own formats of few bits."""
 
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Floats of four bits, doubled."""
@@ -40,8 +41,8 @@ class Layout:
     """One way to keep weights: q of so many `bits`, and a scale for each `group` of columns of a row (0 = the row).
 
     `scale`: the type of a group's scale; `fine` is an integer of 8 bits times a factor of fp16 for each COARSE_COLUMNS.
-    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. A q of 4 bits is kept
-    as q + `zero`. Rows are padded to a multiple of `width` columns.
+    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. A q of 4 or 6 bits is
+    kept as q + `zero`. Rows are padded to a multiple of `width` columns.
     """
 
     bits: int
@@ -54,7 +55,7 @@ class Layout:
     @property
     def zero(self) -> int:
         """The code that stands for zero."""
-        return 0 if self.bits == 8 or self.minimum or self.codes else 8
+        return 0 if self.bits == 8 or self.minimum or self.codes else 1 << self.bits - 1
 
     def columns(self, columns: int) -> int:
         """Columns of a padded row."""
@@ -80,16 +81,17 @@ class Layout:
 
 LAYOUTS: dict[Storage, Layout] = {
     "int8": Layout(8, 0, "fp32", width=64),
-    "int4": Layout(4, INT4_GROUP, "bf16"),
+    "int6": Layout(6, GROUP, "fine"),
+    "int4": Layout(4, GROUP, "fine", minimum=True),  # Q4_K
     "int8g32": Layout(8, 32, "fp16"),  # Q8_0, Q5_0
     "int8g32m": Layout(8, 32, "fp16", minimum=True),  # Q5_1
     "int8k32m": Layout(8, 32, "fine", minimum=True),  # Q5_K
     "int8k16": Layout(8, 16, "fine"),  # Q6_K
     "int4g32": Layout(4, 32, "fp16"),  # Q4_0
+    "int4g32b": Layout(4, 32, "bf16"),  # compressed-tensors with scales of bf16
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1
     "int4g32w": Layout(4, 32, "fp32", minimum=True),  # GPTQ and AWQ with zero points, which fp16 would round
     "int4g128w": Layout(4, 128, "fp32", minimum=True),  # the same in groups of 128 and more
-    "int4k32m": Layout(4, 32, "fine", minimum=True),  # Q4_K
     "int4k16": Layout(4, 16, "fine"),  # Q3_K
     "int4k16m": Layout(4, 16, "fine", minimum=True),  # Q2_K
     "iq4nl": Layout(4, 32, "fp16", codes=IQ4),

@@ -27,7 +27,7 @@ from torch import Tensor
 from core.errors import DiskFull
 from core.kernels.quantized_weight import QuantizedWeight
 
-VERSION = 1
+VERSION = 2
 """Changes when the bytes of a format or the way of quantising do: older files are then no longer found."""
 MARK = b"HETEGENW"
 TAIL_BYTES = len(MARK) + 8

@@ -19,7 +19,7 @@ from core.kernels.matmul import Kernel, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import Format
+from core.spec import Storage
 
 # name: (outputs, inputs, how many in a model)
 LINEARS = {
@@ -40,6 +40,7 @@ LINEARS = {
 }
 # More than the caches hold: a model's weights are not there when a token asks for them.
 COLD_BYTES = 256 << 20
+QUANTISED: tuple[Storage, ...] = ("int8", "int6", "int4")
 READ_BYTES = 256 << 20
 
 
@@ -58,7 +59,7 @@ def read_rate(memory: torch.Tensor) -> float:
 
 def make(storage: str, rows: int, columns: int) -> QuantizedWeight:
     weight = torch.randn(min(rows, 1024), columns) * 0.02
-    format: Format = "int8" if storage == "int8" else "int4" if storage == "int4" else "bf16"
+    format = next((known for known in QUANTISED if known == storage), "bf16")
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     part = quantize(weight.to(dtypes.get(storage, torch.float32)), format)
     repeat = -(-rows // part.shape[0])

@@ -6,12 +6,12 @@
 
 #if defined(_MSC_VER)
 #define SIMD
-#define SIMD_SUM(x)
+#define SIMD_SUM(...)
 #define SIMD_MAX(x)
 #define SIMD_MIN(x)
 #else
 #define SIMD _Pragma("omp simd")
-#define SIMD_SUM(x) PRAGMA(omp simd reduction(+ : x))
+#define SIMD_SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
 #define SIMD_MAX(x) PRAGMA(omp simd reduction(max : x))
 #define SIMD_MIN(x) PRAGMA(omp simd reduction(min : x))
 #define PRAGMA(x) _Pragma(#x)

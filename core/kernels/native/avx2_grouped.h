@@ -1,44 +1,7 @@
-/* Grouped weights for AVX2, one loop for all of their layouts: included in avx2_kernels.h. Scales of any type are widened
- * to floats for a strip of columns at a time; what a row's values are shifted by is taken back with its minimums, as one
- * product of two numbers a group. */
+/* Grouped weights for AVX2, one loop for all of their layouts: included in avx2_kernels.h. What a row's values are shifted
+ * by is taken back with its minimums, as one product of two numbers a group. */
 
-enum { STRIP_GROUPS = SCALE_STRIP / 16, ROWS_IN_CACHE = 16 };
-
-typedef struct {
-    float scales[STRIP_GROUPS], shifts[STRIP_GROUPS]; /* shift: minimum - zero x scale */
-} Strip;
-
-/* Eight scales from group g on as floats, zeros past the end: where fine, they share one factor. */
-ISA INLINE __m256 eight_scales(const RowScales *s, const Layout *l, int64_t g) {
-    static const int SIZES[4] = {2, 2, 4, 1};
-    uint8_t last[32] = {0};
-    if (l->spread > 1) {
-        const float *two = (const float *)s->each + g / l->spread;
-        return _mm256_set_m128(_mm_set1_ps(s->groups - g / l->spread > 1 ? two[1] : 0), _mm_set1_ps(two[0]));
-    }
-    const uint8_t *from = s->each + g * SIZES[l->scale];
-    if (s->groups - g < 8) from = memcpy(last, from, (size_t)((s->groups - g) * SIZES[l->scale]));
-    if (l->scale == SCALE_F32) return _mm256_loadu_ps((const float *)from);
-    if (l->scale != SCALE_FINE) return widen((const uint16_t *)from, l->scale == SCALE_F16 ? F16 : BF16);
-    uint16_t factor;
-    memcpy(&factor, s->coarse + g * l->group / COARSE * 2, 2);
-    __m256 fine = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-    return _mm256_mul_ps(fine, _mm256_set1_ps(f16_to_float(factor)));
-}
-
-/* What the multiplier's values are shifted by. */
-INLINE int shifted_by(const Layout *l) { return l->values == HALVES ? l->zero : SHIFTED ? 128 : 0; }
-
-ISA INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {
-    RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
-    __m256 zero = _mm256_set1_ps((float)shifted_by(l));
-    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups * l->spread; i += 8) {
-        __m256 scale = eight_scales(&scales, l, g + i);
-        __m256 low = l->minimum ? eight_scales(&minimums, l, g + i) : _mm256_setzero_ps();
-        _mm256_storeu_ps(strip->scales + i, scale);
-        _mm256_storeu_ps(strip->shifts + i, _mm256_fnmadd_ps(zero, scale, low));
-    }
-}
+enum { ROWS_IN_CACHE = 16 };
 
 /* The four groups of 32 columns of pair p of a row, as the multiplier takes them. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m256i w[4]) {
@@ -50,12 +13,22 @@ ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m2
         }
         return;
     }
+    const uint8_t *from = row + p * (l->values == SIXES ? 96 : 64);
     UNROLL for (int q = 0; q < 2; q++) {
-        __m256i both = _mm256_loadu_si256((const __m256i *)(row + p * 64 + q * 32));
+        __m256i both = _mm256_loadu_si256((const __m256i *)(from + q * 32));
         w[q] = _mm256_and_si256(both, nibble);
         w[q + 2] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
     }
     if (l->values == HALVES) return;
+    if (l->values == SIXES) {
+        const __m256i upper = _mm256_set1_epi8(0x30);
+        __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
+        w[0] = _mm256_or_si256(w[0], _mm256_and_si256(_mm256_slli_epi16(four, 4), upper));
+        w[1] = _mm256_or_si256(w[1], _mm256_and_si256(_mm256_slli_epi16(four, 2), upper));
+        w[2] = _mm256_or_si256(w[2], _mm256_and_si256(four, upper));
+        w[3] = _mm256_or_si256(w[3], _mm256_and_si256(_mm256_srli_epi16(four, 2), upper));
+        return;
+    }
     __m256i book = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)CODE_BOOKS[l->book]));
     if (!SHIFTED) book = _mm256_xor_si256(book, flip);
     UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
@@ -76,11 +49,51 @@ ISA INLINE void add_shifts(const Input *in, int64_t g, const Strip *strip, int64
     *sum = _mm256_add_ps(*sum, _mm256_zextps128_ps256(all));
 }
 
+/* 32 columns of one row; their factor is the first lane of `by`. */
+ISA INLINE __m256 add_group(__m256i values, const int8_t *x, __m128 by, __m256 sum) {
+    __m256 dot = _mm256_cvtepi32_ps(DOT(values, _mm256_loadu_si256((const __m256i *)x)));
+    return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
+}
+
+ISA INLINE __m128 four_fine(const RowScales *s, int64_t g, __m128 factor) {
+    int32_t bytes;
+    memcpy(&bytes, s->each + g, 4);
+    return _mm_mul_ps(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))), factor);
+}
+
+/* One row of weights times one of input, in groups of 32 with fine scales, of few bits. */
+ISA INLINE void fine_one(const Job *job, int64_t row, const Layout l) {
+    const Input *in = job->input;
+    const uint8_t *at = job->weights + row * job->row_bytes;
+    const RowScales scales = row_scales(job, &l, row, 0), minimums = row_scales(job, &l, row, 1);
+    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+    __m128 shift = _mm_setzero_ps(), factor = shift, low_factor = shift;
+    for (int64_t pair = 0; pair < in->blocks / 2; pair++) {
+        const int8_t *x = in->q + pair * 2 * BLOCK;
+        __m256i w[4];
+        if (pair % (COARSE / 128) == 0) {
+            factor = coarse_factor(&scales, &l, pair * 4);
+            if (l.minimum) low_factor = coarse_factor(&minimums, &l, pair * 4);
+        }
+        _mm_prefetch((const char *)at + pair * pair_bytes(&l) + AHEAD, _MM_HINT_T0);
+        __m128 four = four_fine(&scales, pair * 4, factor), by = _mm_mul_ps(four, _mm_loadu_ps(in->scales + pair * 4));
+        __m128 low = l.minimum ? four_fine(&minimums, pair * 4, low_factor)
+                               : _mm_mul_ps(four, _mm_set1_ps((float)-l.zero));
+        shift = _mm_fmadd_ps(low, _mm_loadu_ps(in->offsets + pair * 4), shift);
+        unpack_pair(at, pair, &l, w);
+        even = add_group(w[0], x, by, even);
+        odd = add_group(w[1], x + 32, _mm_shuffle_ps(by, by, 0x55), odd);
+        even = add_group(w[2], x + 64, _mm_shuffle_ps(by, by, 0xaa), even);
+        odd = add_group(w[3], x + 96, _mm_shuffle_ps(by, by, 0xff), odd);
+    }
+    put(job, 0, row, add_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), _mm256_zextps128_ps256(shift))));
+}
+
 ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M, const int group, const int halves) {
     const Input *in = job->input;
     const Layout l = layout_of(job->format);
     const uint8_t *at = job->weights + row * job->row_bytes;
-    const int64_t step = l.values == SIGNED_BYTES ? 128 : 64;
+    const int64_t step = pair_bytes(&l);
     Strip strip;
     __m256 sum[2][FEW_ROWS]; /* where registers suffice: one chain of sums would be too slow */
     UNROLL for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm256_setzero_ps();
@@ -134,9 +147,17 @@ GROUPED_ROWS(halves16_rows, 16, 1)
 GROUPED_ROWS(bytes32_rows, 32, 0)
 GROUPED_ROWS(bytes16_rows, 16, 0)
 
+ISA static void fine_rows(const Job *job, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++)
+        if (job->format == INT4) fine_one(job, row, layout_of(INT4));
+        else fine_one(job, row, layout_of(INT6));
+}
+
 ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
     const Layout l = layout_of(job->format);
-    (void)scratch;
-    if (l.values == HALVES) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
+    const int unsigned_bytes = l.values == HALVES || l.values == SIXES, one = job->input->m == 1;
+    if (one && (job->format == INT4 || job->format == INT6)) fine_rows(job, begin, end);
+    else if (l.values == HALVES && l.group == 32 && job->input->m > FEW_ROWS) panels(job, begin, end, scratch, GROUPED);
+    else if (unsigned_bytes) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
     else (l.group == 16 ? bytes16_rows : bytes32_rows)(job, begin, end);
 }

@@ -1,6 +1,6 @@
 /* Kernels for AVX2, compiled twice: with the multiplier of AVX-VNNI and without. The including file defines ISA, the table's
  * name KERNELS, and for 32 bytes each:
- *   DOT(u, x)          eight sums of four products, u unsigned (at most 15), x signed
+ *   DOT(u, x)          eight sums of four products, u unsigned (at most 63), x signed
  *   DOT_SIGNED(w, x)   the same for signed w, or for w shifted by 128 where SHIFTED is 1 */
 #include "kernels.h"
 
@@ -95,77 +95,6 @@ ISA INLINE void int8_few(const Job *job, int64_t row, const int M, const float *
     }
 }
 
-ISA INLINE __m128 four_scales(const uint16_t *s) {
-    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)s)), 16));
-}
-
-/* What the values of a row of int4 being shifted by 8 adds to its product with row m of the input. */
-ISA INLINE float int4_shift(const Input *in, const uint16_t *s, int64_t groups, int64_t m) {
-    const float *offsets = in->offsets + m * in->blocks * 2;
-    __m128 sum = _mm_setzero_ps();
-    for (int64_t g = 0; g < groups; g += 4) sum = _mm_fmadd_ps(four_scales(s + g), _mm_loadu_ps(offsets + g), sum);
-    return 8 * add_lanes(_mm256_zextps128_ps256(sum));
-}
-
-/* 32 columns of one row; their factor is the first lane of `by`. */
-ISA INLINE __m256 int4_group(__m256i values, const int8_t *x, __m128 by, __m256 sum) {
-    __m256 dot = _mm256_cvtepi32_ps(DOT(values, _mm256_loadu_si256((const __m256i *)x)));
-    return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
-}
-
-ISA INLINE void int4_one(const Job *job, int64_t row) {
-    const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->row_bytes;
-    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
-    const __m256i nibble = _mm256_set1_epi8(15);
-    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-    __m128 shift = _mm_setzero_ps();
-    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
-        const int8_t *x = in->q + b * 2 * BLOCK;
-        _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
-        __m256i first = _mm256_loadu_si256((const __m256i *)(w + b * 64));
-        __m256i second = _mm256_loadu_si256((const __m256i *)(w + b * 64 + 32));
-        __m128 scales = four_scales(s + b * 4), by = _mm_mul_ps(scales, _mm_loadu_ps(in->scales + b * 4));
-        shift = _mm_fmadd_ps(scales, _mm_loadu_ps(in->offsets + b * 4), shift);
-        even = int4_group(_mm256_and_si256(first, nibble), x, by, even);
-        odd = int4_group(_mm256_and_si256(second, nibble), x + 32, _mm_shuffle_ps(by, by, 0x55), odd);
-        even = int4_group(_mm256_and_si256(_mm256_srli_epi16(first, 4), nibble), x + 64, _mm_shuffle_ps(by, by, 0xaa), even);
-        odd = int4_group(_mm256_and_si256(_mm256_srli_epi16(second, 4), nibble), x + 96, _mm_shuffle_ps(by, by, 0xff), odd);
-    }
-    __m256 shifted = _mm256_mul_ps(_mm256_zextps128_ps256(shift), _mm256_set1_ps(8));
-    put(job, 0, row, add_lanes(_mm256_sub_ps(_mm256_add_ps(even, odd), shifted)));
-}
-
-ISA INLINE void int4_few(const Job *job, int64_t row, const int M, const float *unused) {
-    const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->row_bytes;
-    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
-    const __m256i nibble = _mm256_set1_epi8(15);
-    __m256 sum[FEW_ROWS];
-    (void)unused;
-    if (M == 1) {
-        int4_one(job, row);
-        return;
-    }
-    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
-        _mm_prefetch((const char *)w + b * 64 + AHEAD, _MM_HINT_T0);
-        UNROLL for (int g = 0; g < 4; g++) { /* group g: bytes of half g % 2, lower or upper bits by g / 2 */
-            __m256i both = _mm256_loadu_si256((const __m256i *)(w + b * 64 + g % 2 * 32));
-            __m256i values = _mm256_and_si256(g / 2 ? _mm256_srli_epi16(both, 4) : both, nibble);
-            __m256 scale = _mm256_set1_ps(bf16_to_float(s[b * 4 + g]));
-            int64_t at = (b * 2 + g / 2) * in->m;
-            UNROLL for (int m = 0; m < M; m++) {
-                __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + g % 2 * GROUP));
-                __m256 by = _mm256_mul_ps(scale, _mm256_loadu_ps(in->lanes + (at + m) * 16 + g % 2 * 8));
-                sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT(values, x)), by, sum[m]);
-            }
-        }
-    }
-    for (int m = 0; m < M; m++)
-        put(job, m, row, add_lanes(sum[m]) - int4_shift(in, s, job->row_bytes / 16, m));
-}
-
 ISA INLINE __m256 widen(const uint16_t *w, const enum Format format) {
     __m128i bits = _mm_loadu_si128((const __m128i *)w);
     if (format == F16) return _mm256_cvtph_ps(bits);
@@ -216,6 +145,7 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *u
     float_few(job, row, M, F16);
 }
 
+#include "avx2_scales.h"
 #include "avx2_panels.h"
 #include "avx2_grouped.h"
 
@@ -236,11 +166,10 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *u
         }                                                                                     \
     }
 ROWS(int8_rows, int8_few, INT8)
-ROWS(int4_rows, int4_few, INT4)
 ROWS(bf16_rows, bf16_few, BF16)
 ROWS(f16_rows, f16_few, F16)
 
 const Kernels *KERNELS(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words};
     return &kernels;
 }

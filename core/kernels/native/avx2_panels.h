@@ -4,7 +4,7 @@
  * A panel is made of steps. One step holds 4 bytes of each row, and meets the same 4 bytes of an input:
  *   bf16, f16   one column as a float
  *   int8        two columns in 16 bits, as the input then is; summed in 32 bits over a whole strip
- *   int4        four columns in 8 bits, summed in 16 bits over the 32 columns of a group
+ *   halves      four columns in 8 bits, summed in 16 bits over the 32 columns of a group
  * The including file defines ISA and, besides what avx2_kernels.h asks for,
  *   ADD_PAIRS(sum, w, x)   sum + eight sums of two products of 16 bits
  *   ADD_BYTES(sum, u, x)   sum of products of bytes, u at most 15, for the eight steps of a group
@@ -14,7 +14,8 @@ enum { PANEL_ROWS = 16, TILE_ROWS = 6, STEPS = 256, STEP_BYTES = PANEL_ROWS * 4,
 
 typedef struct {
     float sums[PANEL_SUMS][PANEL_ROWS];
-    float scales[STEPS / GROUP_STEPS][PANEL_ROWS]; /* int4: of each group in the strip */
+    float scales[STEPS / GROUP_STEPS][PANEL_ROWS]; /* halves: of each group in the strip */
+    float shifts[STEPS / GROUP_STEPS][PANEL_ROWS];
     uint8_t panel[STEPS * STEP_BYTES];
 } Scratch;
 typedef char scratch_fits[sizeof(Scratch) <= PANEL_SCRATCH ? 1 : -1];
@@ -81,7 +82,7 @@ ISA static void pack_int8(const Job *job, int64_t row, int64_t end, int64_t star
 }
 
 /* 32 bytes hold two groups that are 64 columns apart. */
-ISA static void pack_int4(const Job *job, int64_t row, int64_t end, int64_t start, int64_t steps, uint8_t *panel) {
+ISA static void pack_halves(const Job *job, int64_t row, int64_t end, int64_t start, int64_t steps, uint8_t *panel) {
     const __m256i nibble = _mm256_set1_epi8(15);
     for (int half = 0; half < PANEL_ROWS; half += 8)
         for (int64_t step = 0; step < steps; step += 32)
@@ -99,12 +100,18 @@ ISA static void pack_int4(const Job *job, int64_t row, int64_t end, int64_t star
             }
 }
 
-static void pack_scales(const Job *job, int64_t row, int64_t end, int64_t start, int64_t groups,
-                        float (*scales)[PANEL_ROWS]) {
-    for (int i = 0; i < PANEL_ROWS; i++) {
-        const uint16_t *own = (const uint16_t *)job->scales + (row + i < end ? row + i : end - 1) * job->scale_stride;
-        for (int64_t g = 0; g < groups; g++) scales[g][i] = bf16_to_float(own[start / GROUP + g]);
-    }
+/* The scales and shifts of a panel's groups from `first` on. */
+ISA static void pack_scales(const Job *job, int64_t row, int64_t end, int64_t first, int64_t groups, Scratch *s) {
+    const Layout l = layout_of(job->format);
+    Strip strip;
+    for (int i = 0; i < PANEL_ROWS; i++)
+        for (int64_t g = 0; g < groups; g += SCALE_STRIP / GROUP) {
+            widen_strip(job, &l, row + i < end ? row + i : end - 1, first + g, &strip);
+            for (int64_t k = 0; k < SCALE_STRIP / GROUP && g + k < groups; k++) {
+                s->scales[g + k][i] = strip.scales[k];
+                s->shifts[g + k][i] = strip.shifts[k];
+            }
+        }
 }
 
 ISA INLINE void add_to(float *sum, __m256 value, __m256 by) {
@@ -192,18 +199,18 @@ ISA INLINE void tile_int8(const Input *in, int64_t start, int64_t steps, const S
 #define BYTES_END(r)                                                                                     \
     if (r < M) {                                                                                         \
         int64_t own = (at + r) * 2 + group % 2;                                                          \
-        __m256i shift = _mm256_set1_epi32(8 * in->sums[own]);                                            \
-        __m256 by = _mm256_set1_ps(in->scales[own]);                                                     \
-        add_to(sum[r], _mm256_cvtepi32_ps(_mm256_sub_epi32(WIDE(a##r), shift)), _mm256_mul_ps(by, s0));  \
-        add_to(sum[r] + 8, _mm256_cvtepi32_ps(_mm256_sub_epi32(WIDE(b##r), shift)), _mm256_mul_ps(by, s1)); \
+        __m256 by = _mm256_set1_ps(in->scales[own]), all = _mm256_set1_ps((float)in->sums[own]);         \
+        add_to(sum[r], _mm256_fmadd_ps(_mm256_cvtepi32_ps(WIDE(a##r)), s0, _mm256_mul_ps(all, z0)), by); \
+        add_to(sum[r] + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(WIDE(b##r)), s1, _mm256_mul_ps(all, z1)), by); \
     }
-ISA INLINE void tile_int4(const Input *in, int64_t start, int64_t steps, const Scratch *s, int64_t m0, const int M,
+ISA INLINE void tile_halves(const Input *in, int64_t start, int64_t steps, const Scratch *s, int64_t m0, const int M,
                           float (*sum)[PANEL_ROWS]) {
     const uint8_t *panel = s->panel;
     for (int64_t g = 0; g < steps / GROUP_STEPS; g++) {
         int64_t group = start / GROUP + g, at = group / 2 * in->m + m0;
         const int8_t *x = in->q + at * BLOCK + group % 2 * GROUP;
         __m256 s0 = _mm256_loadu_ps(s->scales[g]), s1 = _mm256_loadu_ps(s->scales[g] + 8);
+        __m256 z0 = _mm256_loadu_ps(s->shifts[g]), z1 = _mm256_loadu_ps(s->shifts[g] + 8);
         ALL_ROWS(INTEGER_SUMS)
         for (int i = 0; i < GROUP_STEPS; i++, panel += STEP_BYTES) {
             __m256i w0 = _mm256_load_si256((const __m256i *)panel), w1 = _mm256_load_si256((const __m256i *)panel + 1);
@@ -255,14 +262,14 @@ ISA static void put_sums(const Job *job, int64_t row, int64_t end, int64_t m0, i
     }
 TILES(float_tiles, tile_floats)
 TILES(int8_tiles, tile_int8)
-TILES(int4_tiles, tile_int4)
+TILES(halves_tiles, tile_halves)
 
 /* The rows of one panel times the rows of input [m0, m0 + count). */
 ISA INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, int64_t m0, int64_t count, Scratch *s,
                                const enum Format format) {
     const Input *in = job->input;
-    const int64_t width = format == INT8 ? 2 : format == INT4 ? 4 : 1; /* columns of a step */
-    int64_t columns = format == INT8 ? job->row_bytes : format == INT4 ? job->row_bytes * 2 : (in->columns + 7) / 8 * 8;
+    const int64_t width = format == INT8 ? 2 : format == GROUPED ? 4 : 1; /* columns of a step */
+    int64_t columns = format == INT8 ? job->row_bytes : format == GROUPED ? job->row_bytes * 2 : (in->columns + 7) / 8 * 8;
     float by[PANEL_ROWS];
     memset(s->sums, 0, (size_t)count * sizeof s->sums[0]);
     for (int64_t start = 0; start < columns; start += STEPS * width) {
@@ -270,10 +277,10 @@ ISA INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, int64_t
         if (format == INT8) {
             pack_int8(job, row, end, start, steps, s->panel);
             int8_tiles(in, start, steps, s, m0, count);
-        } else if (format == INT4) {
-            pack_int4(job, row, end, start, steps, s->panel);
-            pack_scales(job, row, end, start, steps / GROUP_STEPS, s->scales);
-            int4_tiles(in, start, steps, s, m0, count);
+        } else if (format == GROUPED) {
+            pack_halves(job, row, end, start, steps, s->panel);
+            pack_scales(job, row, end, start / GROUP, steps / GROUP_STEPS, s);
+            halves_tiles(in, start, steps, s, m0, count);
         } else {
             pack_floats(job, row, end, start, steps, s->panel, format);
             float_tiles(in, start, steps, s, m0, count);

@@ -91,70 +91,6 @@ AVX512 INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int R
         put(job, m0 + m, row + r, (total[r * M + m] - shift[m]) * ((const float *)job->scales)[row + r]);
 }
 
-/* Takes back what the shift of a row's values by 8 added: 8 x scale x offset, over the groups (a multiple of four). */
-AVX512 INLINE __m512 less_shift(__m512 sum, const uint16_t *scales, const float *offsets, int64_t groups) {
-    const __m512 eight = _mm512_set1_ps(-8);
-    for (int64_t g = 0; g < groups; g += 16) {
-        __mmask16 valid = groups - g >= 16 ? 0xffff : (__mmask16)((1u << (groups - g)) - 1);
-        __m512 scale = widen(scales + g, valid, BF16);
-        sum = _mm512_fmadd_ps(_mm512_mul_ps(scale, eight), _mm512_maskz_loadu_ps(valid, offsets + g), sum);
-    }
-    return sum;
-}
-
-AVX512 INLINE void int4_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
-    const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->row_bytes;
-    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
-    const __m512i nibble = _mm512_set1_epi8(15);
-    /* A bfloat16 scale in the upper half of a lane is that scale as a float: eight lanes of one, eight of the next. */
-    const __m512i first = _mm512_inserti64x4(_mm512_set1_epi32(0x01008080), _mm256_set1_epi32(0x03028080), 1);
-    const __m512i second = _mm512_inserti64x4(_mm512_set1_epi32(0x05048080), _mm256_set1_epi32(0x07068080), 1);
-    __m512 sum[2][2][FEW_ROWS]; /* by half, where registers suffice: one chain of sums would be too slow */
-    const int odd = R * M <= 4;
-    (void)unused;
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++)
-        sum[0][r][m] = sum[1][r][m] = _mm512_setzero_ps();
-    const int8_t *x = in->q + m0 * BLOCK;
-    const float *lanes = in->lanes + m0 * 16;
-    int64_t step = in->m * BLOCK;
-    for (int64_t b = 0; b < job->row_bytes / 64; b++) {
-        __m512i w4[2][2];
-        __m512 scale[2][2];
-        UNROLL for (int r = 0; r < R; r++) {
-            const uint8_t *at = w + r * job->row_bytes + b * 64;
-            int64_t four;
-            memcpy(&four, s + r * job->scale_stride + b * 4, 8);
-            ask_ahead(at, job->row_bytes, R);
-            if (b % 8 == 0) _mm_prefetch((const char *)(s + r * job->scale_stride + b * 4) + AHEAD / 8, _MM_HINT_T0);
-            __m512i both = _mm512_loadu_si512(at), scales = _mm512_set1_epi64(four);
-            w4[r][0] = _mm512_and_si512(both, nibble);
-            w4[r][1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-            scale[r][0] = _mm512_castsi512_ps(_mm512_shuffle_epi8(scales, first));
-            scale[r][1] = _mm512_castsi512_ps(_mm512_shuffle_epi8(scales, second));
-        }
-        UNROLL for (int h = 0; h < 2; h++, x += step, lanes += step / 4) {
-            UNROLL for (int m = 0; m < M; m++) {
-                __m512i own = _mm512_loadu_si512(x + m * BLOCK);
-                __m512 by_lane = _mm512_loadu_ps(lanes + m * 16);
-                UNROLL for (int r = 0; r < R; r++) {
-                    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w4[r][h], own);
-                    __m512 *to = &sum[odd ? h : 0][r][m], by = _mm512_mul_ps(scale[r][h], by_lane);
-                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, *to);
-                }
-            }
-        }
-    }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) {
-        const float *offsets = in->offsets + (m0 + m) * in->blocks * 2;
-        __m512 both = odd ? _mm512_add_ps(sum[0][r][m], sum[1][r][m]) : sum[0][r][m];
-        sum[0][r][m] = less_shift(both, s + r * job->scale_stride, offsets, job->row_bytes / 16);
-    }
-    float total[2 * FEW_ROWS];
-    add_lanes(sum[0], R, M, total);
-    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++) put(job, m0 + m, row + r, total[r * M + m]);
-}
-
 AVX512 INLINE void float_step(const Job *job, int64_t row, int64_t m0, int64_t b, __mmask16 valid, const int R, const int M,
                            const enum Format format, __m512 sum[2][FEW_ROWS]) {
     const Input *in = job->input;
@@ -220,7 +156,6 @@ AVX512 INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int R,
         }                                                                                                   \
     }
 FEW(int8_rows_few, int8_few)
-FEW(int4_rows_few, int4_few)
 FEW(bf16_rows_few, bf16_few)
 FEW(f16_rows_few, f16_few)
 
@@ -238,7 +173,7 @@ static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel)
 }
 
 const Kernels *kernels_avx512(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

@@ -4,8 +4,8 @@
 
 enum { TILE = 8, PANEL_FROM = 5, PAIR = 2 * BLOCK, MOST_SUMS = 128 };
 
-/* Scales: one for each row, one for each group of columns, or by group with what is added (a minimum, less the shift). */
-enum Scaling { BY_ROW, BY_GROUP, WITH_SHIFTS };
+/* Scales: one for each row, or one for each group of columns with what is added (a minimum, less the shift). */
+enum Scaling { BY_ROW, WITH_SHIFTS };
 
 /* `zero`: what values are shifted by to be unsigned; taken back with the shifts where there are some. */
 typedef struct {
@@ -63,10 +63,12 @@ INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
 /* Row i of a panel; past the end the last one is repeated. */
 INLINE int64_t panel_row(int64_t row, int64_t i, int64_t last) { return row + i < last ? row + i : last - 1; }
 
-/* 64 bytes of each of sixteen rows as sixteen runs of four columns; two such, 64 columns apart, if they are halves. */
-AVX512 INLINE void pack_sixteen(__m512i r[16], uint8_t *panel, const enum Values values, __m512i book) {
-    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80);
+/* 64 bytes of each of sixteen rows as sixteen runs of four columns; two such, 64 columns apart, if they are halves.
+ * `upper`: the upper bits of six, eight runs of four bytes. */
+AVX512 INLINE void pack_sixteen(__m512i r[16], __m512i upper[16], uint8_t *panel, const enum Values values, __m512i book) {
+    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80), two = _mm512_set1_epi8(0x30);
     transpose(r);
+    if (values == SIXES) transpose(upper);
     UNROLL for (int i = 0; i < 16; i++) {
         uint8_t *at = panel + i * PANEL * 4;
         if (values == SIGNED_BYTES) {
@@ -74,6 +76,11 @@ AVX512 INLINE void pack_sixteen(__m512i r[16], uint8_t *panel, const enum Values
             continue;
         }
         __m512i low = _mm512_and_si512(r[i], nibble), high = _mm512_and_si512(_mm512_srli_epi16(r[i], 4), nibble);
+        if (values == SIXES) {
+            __m512i four = i < 8 ? upper[i] : _mm512_srli_epi16(upper[i - 8], 2);
+            low = _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16(four, 4), two));
+            high = _mm512_or_si512(high, _mm512_and_si512(four, two));
+        }
         _mm512_store_si512(at, values == CODES ? _mm512_shuffle_epi8(book, low) : low);
         _mm512_store_si512(at + BLOCK * PANEL, values == CODES ? _mm512_shuffle_epi8(book, high) : high);
     }
@@ -82,31 +89,18 @@ AVX512 INLINE void pack_sixteen(__m512i r[16], uint8_t *panel, const enum Values
 /* A pair of blocks as a panel: [2][16 runs of four columns][PANEL rows][4]. */
 AVX512 INLINE void pack_pair(const Job *job, int64_t row, int64_t last, int64_t pair, uint8_t *panel, const Way way) {
     const __m512i book = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)CODE_BOOKS[way.book]));
-    const int64_t step = way.values == SIGNED_BYTES ? PAIR : BLOCK;
+    const int64_t step = way.values == SIGNED_BYTES ? PAIR : way.values == SIXES ? BLOCK * 3 / 2 : BLOCK;
     int64_t left = job->row_bytes - pair * step < step ? job->row_bytes - pair * step : step;
-    for (int64_t at = 0; at < left; at += BLOCK)
+    for (int64_t at = 0; at < (way.values == SIXES ? BLOCK : left); at += BLOCK)
         for (int half = 0; half < PANEL; half += 16) {
-            __m512i r[16];
+            __m512i r[16], upper[16];
             UNROLL for (int i = 0; i < 16; i++) {
-                const uint8_t *from = job->weights + panel_row(row, half + i, last) * job->row_bytes;
-                r[i] = _mm512_loadu_si512(from + pair * step + at);
+                const uint8_t *from = job->weights + panel_row(row, half + i, last) * job->row_bytes + pair * step;
+                r[i] = _mm512_loadu_si512(from + at);
+                if (way.values == SIXES)
+                    upper[i] = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(from + BLOCK)));
             }
-            pack_sixteen(r, panel + at * PANEL + half * 4, way.values, book);
-        }
-}
-
-/* Scales of a panel as floats: [groups][PANEL]. */
-AVX512 static void pack_scales(const Job *job, int64_t row, int64_t last, float *out) {
-    for (int64_t g = 0; g < job->scale_stride; g += 16)
-        for (int half = 0; half < PANEL; half += 16) {
-            int64_t left = job->scale_stride - g < 16 ? job->scale_stride - g : 16;
-            __m512i r[16];
-            UNROLL for (int i = 0; i < 16; i++) {
-                int64_t from = panel_row(row, half + i, last) * job->scale_stride + g;
-                r[i] = _mm512_castps_si512(widen((const uint16_t *)job->scales + from, (__mmask16)((1u << left) - 1), BF16));
-            }
-            transpose(r);
-            for (int64_t i = 0; i < left; i++) _mm512_store_si512(out + (g + i) * PANEL + half, r[i]);
+            pack_sixteen(r, upper, panel + at * PANEL + half * 4, way.values, book);
         }
 }
 
@@ -143,7 +137,6 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
             UNROLL for (int h = 0; h < 2; h++) {
                 __m512 by = _mm512_set1_ps(xs[m * 2]), product = _mm512_cvtepi32_ps(dot[m][h]);
                 float *to = sum + m * PANEL + h * 16;
-                if (scaling == BY_GROUP) by = _mm512_mul_ps(by, _mm512_load_ps(scales + h * 16));
                 if (scaling == WITH_SHIFTS) {
                     product = _mm512_mul_ps(product, _mm512_load_ps(scales + h * 16));
                     __m512 all = _mm512_set1_ps((float)sums[m * 2]);
@@ -152,7 +145,7 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
                 _mm512_store_ps(to, _mm512_fmadd_ps(product, by, _mm512_load_ps(to)));
             }
         }
-        scales += scaling == BY_ROW ? 0 : scaling == BY_GROUP ? PANEL : 2 * PANEL;
+        scales += scaling == BY_ROW ? 0 : 2 * PANEL;
     }
 }
 
@@ -207,8 +200,8 @@ INLINE float *scales_at(uint8_t *panel) { return (float *)(panel + PAIR * PANEL)
 AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint8_t *panel, const Way way) {
     const Input *in = job->input;
     float *sum = (float *)(panel + PAIR * PANEL), *scales = scales_at(panel);
-    int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : GROUP / 2);
-    int64_t step = way.scaling == BY_ROW ? 0 : way.scaling == BY_GROUP ? PANEL : 2 * PANEL;
+    int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : way.values == SIXES ? GROUP * 3 / 4 : GROUP / 2);
+    int64_t step = way.scaling == BY_ROW ? 0 : 2 * PANEL;
     Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
     for (int64_t from = 0; from < in->m; from += MOST_SUMS) {
         int64_t to = from + MOST_SUMS < in->m ? from + MOST_SUMS : in->m;
@@ -232,15 +225,6 @@ AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t
     const Way way = {SIGNED_BYTES, BY_ROW, 128, 0};
     for (int64_t row = begin; row < end; row += PANEL) {
         for (int i = 0; i < PANEL; i++) scales_at(panel)[i] = ((const float *)job->scales)[panel_row(row, i, end)];
-        multiply_panel(job, row, end, panel, way);
-    }
-}
-
-AVX512 static void int4_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
-    if (is_few(job, panel)) { int4_rows_few(job, begin, end); return; }
-    const Way way = {HALVES, BY_GROUP, 8, 0};
-    for (int64_t row = begin; row < end; row += PANEL) {
-        pack_scales(job, row, end, scales_at(panel));
         multiply_panel(job, row, end, panel, way);
     }
 }

@@ -15,8 +15,8 @@ EXPORT int hetegen_input_kind(int isa, int format, int64_t m);
 EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind);
 EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t columns, int64_t stride, void *buffer,
                             int kind, int threads);
-EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
-                           int64_t columns, void *out, int out_type, void *scratch, int threads);
+EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
+                           void *out, int out_type, void *scratch, int threads);
 EXPORT int64_t hetegen_panel_bytes(int64_t columns);
 /* copy.c */
 EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);

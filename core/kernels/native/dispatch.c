@@ -62,7 +62,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 10; }
+EXPORT int hetegen_version(void) { return 11; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
@@ -83,7 +83,7 @@ static void run_chunk(const void *share, int64_t chunk, int64_t thread) {
     const Part *part = s->parts;
     for (int64_t own; chunk >= (own = chunks_of(s, part)); part++) chunk -= own;
     int64_t row = part->begin + chunk * s->step, stop = row + s->step < part->end ? row + s->step : part->end;
-    s->kernel(&part->job, row, stop, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
+    part->kernel(&part->job, row, stop, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
 }
 
 void run_parts(Share *share, int64_t m, int threads) {
@@ -221,26 +221,27 @@ EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
 
 enum { MOST_PARTS = 16 };
 
-Part part_of(int format, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch) {
+Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch) {
     int64_t begin = fields[4], end = fields[5];
+    int format = (int)fields[PART_FORMAT];
     Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], input,
                out, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch, format};
-    Part part = {job, begin, end};
+    Part part = {job, kernels->rows[kernel_of(format)], begin, end};
     return part;
 }
 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
- * the addresses and numbers weights, row bytes, scales, scales a row, begin, end. `input` is a buffer of hetegen_prepare
- * of the kind that hetegen_input_kind says; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
-EXPORT void hetegen_matmul(int isa, int format, int64_t count, const int64_t *fields, const void *input, int64_t m,
-                           int64_t columns, void *out, int out_type, void *scratch, int threads) {
+ * the addresses and numbers weights, row bytes, scales, scales a row, begin, end, format; for all formats
+ * hetegen_input_kind says the same, and `input` is a buffer of hetegen_prepare of that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
+                           void *out, int out_type, void *scratch, int threads) {
     Input in;
     Part parts[MOST_PARTS];
     uint8_t *to = out;
-    Share share = {kernels_of(isa)->rows[kernel_of(format)], parts, count, 0, hetegen_panel_bytes(columns)};
-    lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, format, m), &in);
+    Share share = {parts, count, 0, hetegen_panel_bytes(columns)};
+    lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
-        parts[i] = part_of(format, fields, &in, to, out_type, scratch);
+        parts[i] = part_of(kernels_of(isa), fields, &in, to, out_type, scratch);
         to += m * (parts[i].end - parts[i].begin) * (out_type == TYPE_F32 ? 4 : 2);
     }
     run_parts(&share, m, threads);

@@ -4,24 +4,24 @@
 
 #include "kernels.h"
 
-enum { PART_FIELDS = 6 };
+enum { PART_FIELDS = 7, PART_FORMAT = 6 };
 
 /* Rows [begin, end) of one weight, multiplied with the input of their own job. */
 typedef struct {
     Job job;
+    RowsKernel kernel;
     int64_t begin, end;
 } Part;
 
 /* Parts that are multiplied one after the other; the whole run of rows is shared among threads. */
 typedef struct {
-    RowsKernel kernel;
     Part *parts;
     int64_t count, step, panel_bytes;
 } Share;
 
 const Kernels *kernels_of(int isa);
-/* The part that the fields of hetegen_matmul describe; `format` as there. */
-Part part_of(int format, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch);
+/* The part that the fields of hetegen_matmul describe. */
+Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch);
 /* m: the most rows of input of any part. */
 void run_parts(Share *share, int64_t m, int threads);
 /* The places of an input of m rows in a buffer of hetegen_input_bytes. */

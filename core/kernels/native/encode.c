@@ -1,10 +1,10 @@
-/* Stored weights into int8 and int4, row by row; the same arithmetic as core/kernels/quantize.py, which explains it. */
+/* Stored weights into int8, int6 and int4, row by row; the same arithmetic as core/kernels/quantize.py, which explains it. */
 #include "attention.h"
 #include "calls.h"
 #include "thread_pool.h"
 
-enum { LEVELS = 5, PAIR = 128, TASK_ROWS = 16 };
-static const float INT4_LEVELS[LEVELS] = {-8.0f, -7.5f, -7.0f, -8.5f, -6.5f};
+enum { PAIR = 128, TASK_ROWS = 16, TRIED = 16, SHARING = COARSE / GROUP };
+#define FINEST 127.0f
 
 typedef struct {
     const void *weights;
@@ -43,57 +43,156 @@ INLINE float extreme_of(const float *x, int64_t count, int *broken) {
     return most > -least ? most : least;
 }
 
-INLINE void round_int4(const float *x, float inverse, float *values) {
-    SIMD
-    for (int i = 0; i < GROUP; i++) {
-        float value = round_even(x[i] * inverse);
-        values[i] = value < -8.0f ? -8.0f : value > 7.0f ? 7.0f : value;
-    }
-}
+/* What a group's values are: scale x q + minimum. */
+typedef struct {
+    float scale, minimum;
+} Fit;
 
-/* The least-squares scale for the values that `inverse` rounds to, in units of the extreme, and what it explains. */
-INLINE float refit(const float *x, float inverse, float by_extreme, float *gain) {
-    float values[GROUP], square = 0, product = 0;
-    round_int4(x, inverse, values);
+INLINE float clamped(float value, float least, float most) { return value < least ? least : value > most ? most : value; }
+
+/* Large weights count for more, small ones not for nothing: the root of square plus mean square. */
+INLINE void importance(const float *x, float *w) {
+    float square = 0;
     SIMD_SUM(square)
-    for (int i = 0; i < GROUP; i++) square += values[i] * values[i];
-    SIMD_SUM(product)
-    for (int i = 0; i < GROUP; i++) product += x[i] * by_extreme * values[i];
-    float fitted = square > 0 ? product / square : 0.0f;
-    *gain = fitted * product;
-    return fitted;
+    for (int i = 0; i < GROUP; i++) square += x[i] * x[i];
+    SIMD
+    for (int i = 0; i < GROUP; i++) w[i] = sqrtf(square / GROUP + x[i] * x[i]);
 }
 
-INLINE uint16_t encode_group(const float *x, uint8_t *values) {
-    int broken;
-    float rounded[GROUP], extreme = extreme_of(x, GROUP, &broken), by_extreme = inverse_of(extreme);
-    float best = 0, best_gain = -1, gain;
-    for (int l = 0; l < LEVELS && !broken; l++) {
-        float fitted = refit(x, INT4_LEVELS[l] * by_extreme, by_extreme, &gain);
+/* The scale and minimum of least weighted error for the q that `steps` steps from `low` on round to, in 0..15; and how
+ * much of the group it explains. */
+INLINE float refit_shifted(const float *x, const float *w, float low, float inverse, Fit *fit) {
+    float all = 0, sum = 0, q1 = 0, q2 = 0, product = 0;
+    SIMD_SUM(all, sum, q1, q2, product)
+    for (int i = 0; i < GROUP; i++) {
+        float q = clamped(round_even((x[i] - low) * inverse), 0.0f, 15.0f), wq = w[i] * q;
+        all += w[i];
+        sum += w[i] * x[i];
+        q1 += wq;
+        q2 += wq * q;
+        product += wq * x[i];
+    }
+    float determinant = all * q2 - q1 * q1;
+    if (!(determinant > 1e-6f * all * q2)) return -1.0f;
+    fit->scale = (all * product - sum * q1) / determinant;
+    fit->minimum = (q2 * sum - q1 * product) / determinant;
+    return fit->scale * product + fit->minimum * sum;
+}
+
+/* x: a group in units of its extreme. */
+INLINE Fit fit_shifted(const float *x) {
+    float w[GROUP], low = x[0], high = x[0], best_gain = -1, gain;
+    importance(x, w);
+    for (int i = 1; i < GROUP; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    Fit best = {(high - low) / 15.0f, low}, fit;
+    for (int t = 0; t < TRIED && high > low; t++) {
+        gain = refit_shifted(x, w, low, (14.0f + 0.1f * (float)t) / (high - low), &fit);
         if (gain > best_gain) {
             best_gain = gain;
-            best = fitted;
+            best = fit;
         }
     }
-    best = refit(x, inverse_of(best * extreme), by_extreme, &gain) * extreme;
-    uint16_t scale = float_to_bf16(broken ? NAN : best);
-    float inverse = broken ? 0.0f : inverse_of(bf16_to_float(scale));
-    round_int4(x, inverse, rounded);
-    for (int i = 0; i < GROUP; i++) values[i] = broken ? 8 : (uint8_t)((int)rounded[i] + 8);
-    return scale;
+    return best;
 }
 
-INLINE void encode_int4(const Encoding *e, int64_t row) {
-    for (int64_t pair = 0; pair < e->row_bytes / (PAIR / 2); pair++) {
-        float x[PAIR];
-        uint8_t values[PAIR], *to = e->data + row * e->row_bytes + pair * (PAIR / 2);
-        int64_t left = e->columns - pair * PAIR, count = left < PAIR ? left : PAIR;
-        if (count < PAIR) memset(x, 0, sizeof x);
-        load_columns(e, row, pair * PAIR, count, x);
-        for (int g = 0; g < PAIR / GROUP; g++)
-            ((uint16_t *)e->scales)[row * e->scale_stride + pair * (PAIR / GROUP) + g] =
-                encode_group(x + g * GROUP, values + g * GROUP);
-        for (int i = 0; i < PAIR / 2; i++) to[i] = (uint8_t)(values[i] | values[i + PAIR / 2] << 4);
+/* As fit_shifted, without a minimum and for -32..31; the extreme, here 1 or -1, becomes about -32. */
+INLINE Fit fit_even(const float *x) {
+    Fit best = {0, 0};
+    float best_gain = -1, extreme = extreme_of(x, GROUP, &(int){0});
+    for (int t = 0; t < TRIED; t++) {
+        float inverse = -(30.5f + 0.2f * (float)t) * extreme, square = 0, product = 0;
+        SIMD_SUM(square, product)
+        for (int i = 0; i < GROUP; i++) {
+            float q = clamped(round_even(x[i] * inverse), -32.0f, 31.0f);
+            square += q * q;
+            product += q * x[i];
+        }
+        if (square > 0 && product * product / square > best_gain) {
+            best_gain = product * product / square;
+            best.scale = product / square;
+        }
+    }
+    return best;
+}
+
+/* The factor of fp16 by which no number exceeds FINEST steps. */
+INLINE uint16_t factor_for(float largest) {
+    uint16_t bits = float_to_f16(largest / FINEST);
+    return f16_to_float(bits) * FINEST < largest ? (uint16_t)(bits + 1) : bits;
+}
+
+/* Numbers of `count` groups as fine ones, in place; the factor. */
+INLINE uint16_t make_fine(float *numbers, int64_t count, int broken, int8_t *fine) {
+    float largest = 0;
+    for (int64_t g = 0; g < count; g++) largest = fabsf(numbers[g]) > largest ? fabsf(numbers[g]) : largest;
+    uint16_t bits = broken ? 0x7e00 : factor_for(largest);
+    float factor = f16_to_float(bits), inverse = broken ? 0.0f : inverse_of(factor);
+    for (int64_t g = 0; g < count; g++) {
+        fine[g] = (int8_t)clamped(round_even(numbers[g] * inverse), -FINEST, FINEST);
+        numbers[g] = factor * (float)fine[g];
+    }
+    return bits;
+}
+
+/* Scales and minimums for the groups of COARSE columns x; whether a weight of them is NaN or infinite. */
+INLINE int fit_groups(const float *x, int64_t count, const int shifted, float *scales, float *minimums) {
+    int any = 0, broken;
+    for (int64_t g = 0; g < count; g++) {
+        float extreme = fabsf(extreme_of(x + g * GROUP, GROUP, &broken)), inverse = inverse_of(extreme), own[GROUP];
+        any |= broken;
+        for (int i = 0; i < GROUP; i++) own[i] = x[g * GROUP + i] * inverse;
+        Fit fit = {0, 0};
+        if (!broken && inverse != 0.0f) fit = shifted ? fit_shifted(own) : fit_even(own);
+        scales[g] = fit.scale * extreme;
+        minimums[g] = fit.minimum * extreme;
+    }
+    return any;
+}
+
+/* 128 values as kernels.h says, of 4 or 6 bits. */
+INLINE void pack_pair(const uint8_t *values, const int shifted, uint8_t *to) {
+    for (int i = 0; i < PAIR / 2; i++) to[i] = (uint8_t)((values[i] & 15) | values[i + PAIR / 2] << 4);
+    for (int i = 0; i < PAIR / 4 && !shifted; i++)
+        to[PAIR / 2 + i] = (uint8_t)(values[i] >> 4 | (values[i + 32] >> 4) << 2 | (values[i + 64] >> 4) << 4 |
+                                     (values[i + 96] >> 4) << 6);
+}
+
+INLINE void round_groups(const float *x, int64_t count, const int shifted, const float *scales, const float *minimums,
+                         int broken, uint8_t *to) {
+    float least = shifted ? 0.0f : -32.0f, most = shifted ? 15.0f : 31.0f;
+    uint8_t values[COARSE];
+    for (int64_t g = 0; g < count; g++) {
+        float inverse = broken ? 0.0f : inverse_of(scales[g]);
+        for (int i = 0; i < GROUP; i++) {
+            float q = broken ? 0.0f : round_even((x[g * GROUP + i] - minimums[g]) * inverse);
+            values[g * GROUP + i] = (uint8_t)(clamped(q, least, most) - least);
+        }
+    }
+    for (int64_t pair = 0; pair < count * GROUP / PAIR; pair++)
+        pack_pair(values + pair * PAIR, shifted, to + pair * (shifted ? PAIR / 2 : PAIR * 3 / 4));
+}
+
+/* int4 (`shifted`: with minimums) or int6: COARSE columns at a time, whose scales share a factor. */
+INLINE void encode_fine(const Encoding *e, int64_t row, const int shifted) {
+    int64_t groups = e->row_bytes / (shifted ? PAIR / 2 : PAIR * 3 / 4) * (PAIR / GROUP);
+    int64_t factors = (groups + SHARING - 1) / SHARING, parts = shifted ? 2 : 1;
+    uint8_t *to = e->data + row * e->row_bytes, *own = (uint8_t *)e->scales + row * e->scale_stride;
+    for (int64_t first = 0; first < groups; first += SHARING) {
+        int64_t count = groups - first < SHARING ? groups - first : SHARING, left = e->columns - first * GROUP;
+        float x[COARSE], scales[SHARING], minimums[SHARING];
+        int8_t unused[SHARING];
+        memset(x, 0, sizeof x);
+        if (left > 0) load_columns(e, row, first * GROUP, left < COARSE ? left : COARSE, x);
+        int broken = fit_groups(x, count, shifted, scales, minimums);
+        uint16_t factor[2];
+        factor[0] = make_fine(scales, count, broken, (int8_t *)own + first);
+        factor[1] = make_fine(minimums, count, broken, shifted ? (int8_t *)own + groups + first : unused);
+        for (int64_t i = 0; i < parts; i++)
+            memcpy(own + groups * parts + (factors * i + first / SHARING) * 2, factor + i, 2);
+        round_groups(x, count, shifted, scales, minimums, broken, to + first * GROUP * (shifted ? 4 : 6) / 8);
     }
 }
 
@@ -125,7 +224,8 @@ INLINE void encode_int8(const Encoding *e, int64_t row) {
 #define ROWS(name, isa)                                          \
     isa static void name(const Encoding *e, int format, int64_t row) { \
         if (format == INT8) encode_int8(e, row);                 \
-        else encode_int4(e, row);                                \
+        else if (format == INT4) encode_fine(e, row, 1);         \
+        else encode_fine(e, row, 0);                             \
     }
 ROWS(row_plain, )
 #if defined(HETEGEN_X86)

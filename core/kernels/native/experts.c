@@ -143,11 +143,11 @@ static void prepare_pair(const void *context, int64_t place, int64_t thread) {
 
 /* out: [places][rows] */
 static void multiply(Call *c, int down, uint8_t *out, int64_t rows) {
-    Share share = {c->kernels->rows[kernel_of((int)c->e->format)], c->parts, c->used, 0, panel_of(c->e)};
+    Share share = {c->parts, c->used, 0, panel_of(c->e)};
     const int64_t *fields = down ? c->e->down_fields : c->e->up_fields;
     for (int64_t i = 0; i < c->used; i++) {
         const Group *g = c->groups + i;
-        c->parts[i] = part_of((int)c->e->format, fields + g->expert * PART_FIELDS, down ? &g->down : &g->up,
+        c->parts[i] = part_of(c->kernels, fields + g->expert * PART_FIELDS, down ? &g->down : &g->up,
                               out + g->start * rows * item_bytes(c->type), c->type, c->panels);
     }
     run_parts(&share, c->most, c->threads);

@@ -2,11 +2,12 @@
  *
  * Weights lie row by row (one row = one output feature), so any range of rows is a valid weight by itself:
  *   int8   signed bytes, columns padded with zeros to a multiple of 64; one float scale a row
- *   int4   two weights a byte, value + 8, columns padded to a multiple of 128: byte i of each run of 64 bytes holds
- *          column i (low half) and column 64 + i (high half); one bfloat16 scale for 32 columns
  *   bf16, f16   as stored
- *   grouped     bytes, or two weights a byte as int4, columns padded to a multiple of 128; a scale for 16, 32 or 128 columns,
- *               then the groups' minimums, if there are any: see Layout and core/spec/storages.py
+ *   grouped     columns padded to a multiple of 128; a scale for 16, 32 or 128 of them, then the groups' minimums, if there are
+ *               any: see Layout and core/spec/storages.py. Of 128 columns lie in the row
+ *                 bytes, or
+ *                 64 bytes, of which the i-th holds column i (low half) and column 64 + i (high half), or
+ *                 these and 32 more, with the two upper bits of the columns i, 32 + i, 64 + i, 96 + i in the i-th
  * Inputs are cut into blocks of 64 columns, each half block (32) with a scale of its own, so that a channel far
  * larger than the rest costs precision in its own 32 columns only. */
 #ifndef HETEGEN_KERNELS_H
@@ -37,11 +38,11 @@ enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8 };
 /* Columns that share a scale where inputs are 16 bits: the sum of so many products with int8 stays within 32 bits. */
 enum { WORD_STRIP = 512 };
 /* AVX2's panels: rows of input whose sums are held at a time, and bytes of one thread's scratch memory. */
-enum { PANEL_SUMS = 512, PANEL_SCRATCH = 51200 };
-enum Format { INT8 = 0, INT4 = 1, BF16 = 2, F16 = 3, GROUPED = 4, FORMATS = 5 };
+enum { PANEL_SUMS = 512, PANEL_SCRATCH = 53248 };
+enum Format { INT8 = 0, BF16 = 1, F16 = 2, GROUPED = 3, FORMATS = 4 };
 /* Columns of grouped weights whose scales are widened at a time, and that share a factor where scales are fine. */
 enum { SCALE_STRIP = 512, COARSE = 256 };
-enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2 };
+enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2, SIXES = 3 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
 enum { BOOKS = 3 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };
@@ -81,16 +82,25 @@ typedef struct {
     int group, minimum, book, zero, spread;
 } Layout;
 
-/* The number of a format: which kernel in the lowest three bits, and how grouped weights lie in those above. */
-INLINE int kernel_of(int format) { return format & 7; }
+/* The number of a format: which kernel in the lowest two bits, and how grouped weights lie in those above. */
+INLINE int kernel_of(int format) { return format & 3; }
 
 INLINE Layout layout_of(int format) {
-    int bits = format >> 3;
+    int bits = format >> 2;
     Layout l = {(enum Values)(bits & 3), (enum ScaleKind)(bits >> 2 & 3), bits >> 4 & 1 ? 16 : 32, bits >> 5 & 1, bits >> 6 & 3, 0,
                 bits >> 8 & 1 ? 4 : 1};
-    l.zero = l.values != HALVES ? 128 : l.minimum ? 0 : 8;
+    l.zero = l.values == SIXES ? 32 : l.values != HALVES ? 128 : l.minimum ? 0 : 8;
     return l;
 }
+
+/* The numbers of our own formats of few bits. */
+enum {
+    INT4 = GROUPED | (HALVES | SCALE_FINE << 2 | 1 << 5) << 2,
+    INT6 = GROUPED | (SIXES | SCALE_FINE << 2) << 2,
+};
+
+/* Bytes of 128 columns. */
+INLINE int64_t pair_bytes(const Layout *l) { return l->values == SIGNED_BYTES ? 128 : l->values == SIXES ? 96 : 64; }
 
 /* The code books, each code + 128: floats of four bits (doubled), GGUF's IQ4, and nf4. */
 static const uint8_t CODE_BOOKS[BOOKS][16] = {

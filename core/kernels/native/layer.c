@@ -6,6 +6,7 @@
  *
  * or, where something else follows than activation(gate) * up -> down (experts), `attend` ends before it. Each norm may be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
 #include "calls.h"
+#include "dispatch.h"
 #include "elements.h"
 
 typedef struct {
@@ -14,10 +15,11 @@ typedef struct {
     int64_t rounded, columns;
 } NormOf;
 
-/* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul. */
+/* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul: of any formats that want the same
+ * kind of input for few rows. */
 typedef struct {
-    int64_t format, hidden, heads, kv_heads, dim, inner, activation;
-    int64_t qkv[18], out[6], gate_up[12], down[6];
+    int64_t hidden, heads, kv_heads, dim, inner, activation;
+    int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
 } Layer;
@@ -112,9 +114,13 @@ static uint8_t *taken(uint8_t **at, int64_t bytes) {
     return from;
 }
 
+static int kind_of(const Run *r, const int64_t *fields) {
+    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
+}
+
 static int64_t prepared_bytes(const Run *r, const Layer *l) {
     int64_t widest = most(most(l->hidden, l->inner), l->heads * l->dim);
-    return hetegen_input_bytes(r->m, widest, hetegen_input_kind(r->isa, (int)l->format, r->m));
+    return hetegen_input_bytes(r->m, widest, kind_of(r, l->qkv));
 }
 
 static int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * (r->type == TYPE_F32 ? 4 : 2); }
@@ -136,11 +142,10 @@ static const void *normed(const Run *r, const NormOf *n, const void *x, int64_t 
     return to;
 }
 
-static void product(const Run *r, const Layer *l, int64_t parts, const int64_t *fields, const void *x, int64_t columns,
-                    void *prepared, void *to) {
-    int kind = hetegen_input_kind(r->isa, (int)l->format, r->m);
-    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind, 1);
-    hetegen_matmul(r->isa, (int)l->format, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
+static void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
+                    void *to) {
+    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);
+    hetegen_matmul(r->isa, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
 }
 
 static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
@@ -169,7 +174,7 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l)), *spare = taken(&at, size_of(&r, l->hidden));
     uint8_t *k = (uint8_t *)qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
     x = normed(&r, &l->before_attention, x, l->hidden, spare);
-    product(&r, l, 3, l->qkv, x, l->hidden, prepared, qkv);
+    product(&r, 3, l->qkv, x, l->hidden, prepared, qkv);
     finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin, angles);
     finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin, angles);
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
@@ -186,7 +191,7 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
     hetegen_attention(r->isa, a->shape, a->q, a->k, a->v, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
                       a->threads);
-    product(r, l, 1, l->out, seen, l->heads * l->dim, prepared, added);
+    product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
     loops_of(r->isa)->add(x, normed(r, &l->after_attention, added, l->hidden, spare), sum, r->m * l->hidden, r->type);
 }
@@ -205,9 +210,9 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     uint8_t *open = taken(&at, size_of(&r, l->inner));
     const Loops *loops = loops_of(isa);
     attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
-    product(&r, l, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
+    product(&r, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
     loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
-    product(&r, l, 1, l->down, open, l->inner, prepared, added);
+    product(&r, 1, l->down, open, l->inner, prepared, added);
     loops->add(sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out, r.m * l->hidden, type);
 }
 

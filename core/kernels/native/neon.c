@@ -48,30 +48,6 @@ ISA INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int M) {
     for (int m = 0; m < M; m++) put(job, m0 + m, row, vaddvq_f32(sum[m]) * ((const float *)job->scales)[row]);
 }
 
-ISA INLINE void int4_few(const Job *job, int64_t row, int64_t m0, const int M) {
-    const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->row_bytes;
-    const uint16_t *s = (const uint16_t *)job->scales + row * job->scale_stride;
-    const uint8x16_t nibble = vdupq_n_u8(15);
-    const int8x16_t zero = vdupq_n_s8(8);
-    float32x4_t sum[FEW_ROWS];
-    for (int m = 0; m < M; m++) sum[m] = vdupq_n_f32(0);
-    for (int64_t g = 0; g < job->scale_stride; g++) {
-        const uint8_t *from = w + g / 4 * 64 + g % 2 * 32;
-        uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + 16);
-        if (g / 2 % 2) { a = vshrq_n_u8(a, 4); b = vshrq_n_u8(b, 4); }
-        int8x16_t w0 = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(a, nibble)), zero);
-        int8x16_t w1 = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(b, nibble)), zero);
-        float scale = bf16_to_float(s[g]);
-        for (int m = 0; m < M; m++) {
-            int64_t at = g / 2 * in->m + m0 + m;
-            int32x4_t four = dot(w0, w1, in->q + at * BLOCK + g % 2 * GROUP);
-            sum[m] = vfmaq_n_f32(sum[m], vcvtq_f32_s32(four), scale * in->scales[at * 2 + g % 2]);
-        }
-    }
-    for (int m = 0; m < M; m++) put(job, m0 + m, row, vaddvq_f32(sum[m]));
-}
-
 ISA INLINE float32x4_t widen(const uint16_t *w, const enum Format format) {
     uint16x4_t bits = vld1_u16(w);
     if (format == F16) return vcvt_f32_f16(vreinterpret_f16_u16(bits));
@@ -133,13 +109,12 @@ ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M) { 
         }                                                                                             \
     }
 FEW(int8_rows, int8_few)
-FEW(int4_rows, int4_few)
 FEW(bf16_rows, bf16_few)
 FEW(f16_rows, f16_few)
 FEW(grouped_rows, grouped_few)
 
 const Kernels *kernels_neon(void) {
-    static const Kernels kernels = {{int8_rows, int4_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
     return &kernels;
 }
 

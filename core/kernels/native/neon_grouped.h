@@ -32,13 +32,20 @@ ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, int8
         for (int i = 0; i < 8; i++) w[i] = vld1q_s8((const int8_t *)row + p * 128 + i * 16);
         return;
     }
+    const uint8_t *from = row + p * pair_bytes(l);
     uint8x16_t book = vld1q_u8(CODE_BOOKS[l->book]);
-    int8x16_t zero = vdupq_n_s8((int8_t)(l->values == HALVES ? l->zero : 0));
+    int8x16_t zero = vdupq_n_s8((int8_t)(l->values == CODES ? 0 : l->zero));
     for (int i = 0; i < 4; i++) {
-        uint8x16_t both = vld1q_u8(row + p * 64 + i * 16), low = vandq_u8(both, vdupq_n_u8(15)), high = vshrq_n_u8(both, 4);
+        uint8x16_t both = vld1q_u8(from + i * 16), low = vandq_u8(both, vdupq_n_u8(15)), high = vshrq_n_u8(both, 4);
         if (l->values == CODES) {
             low = veorq_u8(vqtbl1q_u8(book, low), vdupq_n_u8(0x80));
             high = veorq_u8(vqtbl1q_u8(book, high), vdupq_n_u8(0x80));
+        }
+        if (l->values == SIXES) { /* the upper bits of columns 16 i on, and of those 64 further */
+            uint8x16_t four = vld1q_u8(from + 64 + i % 2 * 16);
+            if (i > 1) four = vshrq_n_u8(four, 2);
+            low = vorrq_u8(low, vshlq_n_u8(vandq_u8(four, vdupq_n_u8(3)), 4));
+            high = vorrq_u8(high, vandq_u8(four, vdupq_n_u8(0x30)));
         }
         w[i] = vsubq_s8(vreinterpretq_s8_u8(low), zero);
         w[i + 4] = vsubq_s8(vreinterpretq_s8_u8(high), zero);

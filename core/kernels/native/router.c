@@ -130,7 +130,7 @@ static void score(int isa, const Router *r, const void *x, int type, int64_t m, 
         return;
     }
     hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, hetegen_input_kind(isa, BF16, m), 1);
-    hetegen_matmul(isa, BF16, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
+    hetegen_matmul(isa, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
 }
 
 /* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts] as the product says; chosen, shares [m][choices].

@@ -29,7 +29,7 @@ TYPES: dict[int, BlockType] = {
     2: BlockType("Q4_0", 32, 18, "int4g32"), 3: BlockType("Q4_1", 32, 20, "int4g32m"),
     6: BlockType("Q5_0", 32, 22, "int8g32"), 7: BlockType("Q5_1", 32, 24, "int8g32m"),
     8: BlockType("Q8_0", 32, 34, "int8g32"), 10: BlockType("Q2_K", 256, 84, "int4k16m"),
-    11: BlockType("Q3_K", 256, 110, "int4k16"), 12: BlockType("Q4_K", 256, 144, "int4k32m"),
+    11: BlockType("Q3_K", 256, 110, "int4k16"), 12: BlockType("Q4_K", 256, 144, "int4"),
     13: BlockType("Q5_K", 256, 176, "int8k32m"), 14: BlockType("Q6_K", 256, 210, "int8k16"),
     20: BlockType("IQ4_NL", 32, 18, "iq4nl"), 23: BlockType("IQ4_XS", 256, 136, "iq4xs"),
     39: BlockType("MXFP4", 32, 17, "mxfp4"), 40: BlockType("NVFP4", 64, 36, "nvfp4"),

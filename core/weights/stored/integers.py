@@ -23,7 +23,7 @@ READABLE_BITS = (2, 4, 8)
 BY_ROW = (1, 0)
 """Each row has scales of its own, for groups of any number of columns."""
 SYMMETRIC: dict[torch.dtype, Storage] = {
-    torch.bfloat16: "int4",
+    torch.bfloat16: "int4g32b",
     torch.float16: "int4g32",
 }
 """What holds codes of four bits around zero, by the type of their scales."""

@@ -170,9 +170,9 @@ def test_outputs_are_rounded_as_torch_does(storage: str, dtype: torch.dtype, m: 
     for name in instruction_sets():
         library = open_library(name)
         prepared = HostInput(torch.randn(m, 200).to(dtype)).prepared(library, storage)
-        part = Parts([(weight.data, weight.scales, 0, 77)])
-        wide = library.matmul(storage, part, prepared, m, 200, torch.float32)[0]
-        assert torch.equal(library.matmul(storage, part, prepared, m, 200, dtype)[0], wide.to(dtype))
+        part = Parts([(weight, 0, 77)])
+        wide = library.matmul(part, prepared, m, 200, torch.float32)[0]
+        assert torch.equal(library.matmul(part, prepared, m, 200, dtype)[0], wide.to(dtype))
 
 
 def test_strided_inputs_are_read_as_they_lie() -> None:

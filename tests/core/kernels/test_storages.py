@@ -23,7 +23,7 @@ KERNELS = [
 def made(storage: Storage, rows: int, columns: int) -> tuple[QuantizedWeight, Tensor]:
     """A random weight, and what it must be as numbers."""
     layout = LAYOUTS[storage]
-    least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, 16 - layout.zero)
+    least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, (1 << layout.bits) - layout.zero)
     codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
     count, shared = -(-columns // layout.group), -(-columns // COARSE_COLUMNS)
 

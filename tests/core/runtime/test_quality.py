@@ -46,7 +46,9 @@ def test_as_stored_is_transformers_own_perplexity(folder: Path, capsys: pytest.C
     assert (found["kl"], found["top1"]) == (0, 1)
 
 
-def test_fewer_bits_differ_more(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_bits_differ_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = chat_model(tmp_path, hidden_size=256, intermediate_size=512)  # rows are padded: smaller ones tell nothing
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     eight, four = (figures(folder, format, capsys) for format in ("int8", "int4"))
     assert 0 < eight["kl"] < four["kl"]
     assert four["bytes"] < eight["bytes"]

@@ -241,7 +241,7 @@ FORMATS: dict[str, Format] = {
         _gptq(quant_method="auto-round", group_size=64, packing_format="auto_round"), "int4g32",
     ),
     "compressed 4 bits": Format(
-        lambda w: compressed(w, Integers(scale=torch.bfloat16)), _config_groups(num_bits=4, group_size=32), "int4",
+        lambda w: compressed(w, Integers(scale=torch.bfloat16)), _config_groups(num_bits=4, group_size=32), "int4g32b",
     ),
     "compressed 4 bits, zero points": Format(
         lambda w: compressed(w, ASYMMETRIC), _config_groups(num_bits=4, group_size=32, symmetric=False), "int4g32w",
