@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from PySide6.QtCore import SignalInstance
     from pytestqt.wait_signal import SignalBlocker
 
+    from app.application import Application, Wishes
+    from app.engine.worker import EngineLike
+
+Start = Callable[..., "Application"]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 
@@ -41,6 +45,27 @@ def qtbot(qapp: object, request: pytest.FixtureRequest) -> QtBot:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def start(qtbot: QtBot) -> Iterator[Start]:
+    """Starts the application with an engine, and waits until it is loaded; all are closed at the end of the test."""
+    from app.application import Application, Wishes
+
+    started: list[Application] = []
+
+    def begin(engine: EngineLike, wishes: Wishes | None = None, phase: str = "ready") -> Application:
+        app = Application(wishes or Wishes("some/model"), lambda: engine)
+        started.append(app)
+        app.window.show()
+        qtbot.waitUntil(lambda: bool(app.session.state.source) and app.session.state.phase == phase)
+        return app
+
+    yield begin
+    for app in started:
+        app.close()
+        app.window.close()
+        app.window.deleteLater()
 
 
 @pytest.fixture

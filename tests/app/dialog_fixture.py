@@ -23,6 +23,7 @@ from core.hub.folders import Folders
 from core.spec import DeviceMemory, Prediction
 from core.weights.gguf.header import TensorPlace
 from tests.core.hub.fake_hub import Double, Repo, model_files
+from tests.core.keyring_in_memory import Ring
 
 GB = 10**9
 MEMORY = (
@@ -66,22 +67,6 @@ def check_fit(config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fi
         kind, REASONS[kind], format, wishes.context or 8192, 131072, Prediction(*SPEEDS[kind]), "measured", MEMORY,
         stored, stored if format == "bf16" else stored // 2, parameters,
     )  # fmt: skip
-
-
-class Ring:
-    """A keyring in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], str] = {}
-
-    def get_password(self, service: str, name: str) -> str | None:
-        return self.kept.get((service, name))
-
-    def set_password(self, service: str, name: str, password: str) -> None:
-        self.kept[service, name] = password
-
-    def delete_password(self, service: str, name: str) -> None:
-        self.kept.pop((service, name), None)
 
 
 class DialogStage:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-from PySide6.QtWidgets import QApplication
 
 from app.catalog.catalog import Details
 from app.catalog.downloads import Transfer
@@ -22,6 +19,7 @@ from core.hub.listing import ModelInfo, Page, RemoteFile
 from core.hub.progress import Progress
 from core.paths import assets
 from tests.app.dialog_fixture import DialogStage, check_fit, hub_repos
+from tests.app.waiting import idle, until
 from tests.core.hub.fake_hub import Double
 
 CHOSEN = "heron/heron-7b-instruct"
@@ -41,29 +39,19 @@ class HubStage:
         self.shown: object = None
         """What is looked at instead of the dialog."""
         self.dialog.show()
-        self.until(lambda: self.dialog.collection.is_judged)
+        until(lambda: self.dialog.collection.is_judged)
 
     @property
     def subject(self) -> object:
         return self.shown or self.dialog
 
-    def until(self, met: Callable[[], bool], limit: float = 30.0) -> None:
-        end = time.monotonic() + limit
-        while not met():
-            QApplication.processEvents()
-            assert time.monotonic() < end, "it did not happen"
-            time.sleep(0.002)
-
     def settle(self, seconds: float = 0.5) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            QApplication.processEvents()
-            time.sleep(0.005)
+        idle(seconds)
 
     def look_at(self, id: str) -> None:
         self.dialog.search.setText("heron")
-        self.until(lambda: self.dialog.collection.found is not None)
-        self.until(lambda: all(self.dialog.rows.index_of(one.id).isValid() for one in hub_repos()))
+        until(lambda: self.dialog.collection.found is not None)
+        until(lambda: all(self.dialog.rows.index_of(one.id).isValid() for one in hub_repos()))
         self.dialog.list.setCurrentIndex(self.dialog.rows.index_of(id))
         self.settle()
 
@@ -82,7 +70,7 @@ def first_run(stage: HubStage) -> None:
 
 def search(stage: HubStage) -> None:
     stage.dialog.search.setText("heron")
-    stage.until(lambda: stage.dialog.collection.found is not None)
+    until(lambda: stage.dialog.collection.found is not None)
     stage.settle()
 
 
@@ -130,7 +118,7 @@ def show_files(stage: HubStage, *, open_list: bool = False) -> None:
     info = ModelInfo(GGUF, downloads=412_000, likes=210, license="apache-2.0", updated="2025-01-01",
                      parameters=(("", 7_600_000_000),), tags=("gguf",))  # fmt: skip
     stage.dialog.search.setText("heron")
-    stage.until(lambda: stage.dialog.collection.found is not None)
+    until(lambda: stage.dialog.collection.found is not None)
     stage.catalog.found.emit(Page((info, *(stage.dialog.collection.found or ())), ""), False)
     stage.dialog.list.setCurrentIndex(stage.dialog.rows.index_of(GGUF))
     stage.settle()

@@ -33,6 +33,7 @@ from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+from tests.app.waiting import idle, until
 from tests.core.documents.made import pdf, pdf_with_password
 from tests.core.machines import DESKTOP, model
 
@@ -150,24 +151,14 @@ class Stage:
 
     def show(self) -> None:
         self.app.window.show()
-        self.until(lambda: self.app.session.state.phase == "ready")
+        until(lambda: self.app.session.state.phase == "ready")
 
     def ask(self, text: str) -> None:
         self.app.window.composer.submitted.emit(text)
-        self.until(lambda: not self.app.session.state.busy)
-
-    def until(self, met: Callable[[], bool], limit: float = 30.0) -> None:
-        end = time.monotonic() + limit
-        while not met():
-            QApplication.processEvents()
-            assert time.monotonic() < end, "it did not happen"
-            time.sleep(0.002)
+        until(lambda: not self.app.session.state.busy)
 
     def settle(self, seconds: float = 0.3) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            QApplication.processEvents()
-            time.sleep(0.005)
+        idle(seconds)
         self.app.telemetry.stop()
         self.app.telemetry.sampled.emit(SAMPLE)
         QApplication.processEvents()
@@ -220,7 +211,7 @@ def failure(stage: Stage) -> None:
     )
     stage.engine.load_events = [Failed(error)]
     stage.app.session.load("/models/Qwen3-32B", Wishes().options)
-    stage.until(lambda: stage.app.session.state.phase == "empty")
+    until(lambda: stage.app.session.state.phase == "empty")
 
 
 def narrow(stage: Stage) -> None:
@@ -238,7 +229,7 @@ def editing(stage: Stage) -> None:
     stage.engine.replies = [answer("Short."), answer("Short, again.")]
     stage.ask("First question, with\na second line.")
     stage.app.session.regenerate(stage.app.chat.turn(1).id)
-    stage.until(lambda: not stage.app.session.state.busy)
+    until(lambda: not stage.app.session.state.busy)
     stage.settle(0.1)
     view = stage.app.window.transcript.view_of(stage.app.chat.turn(0).id)
     assert view is not None
@@ -250,7 +241,7 @@ def streaming(stage: Stage) -> None:
     stage.show()
     stage.app.session.submit("How do I find duplicate files?")
     stage.settle(0.1)
-    stage.until(lambda: not stage.app.session.state.busy)
+    until(lambda: not stage.app.session.state.busy)
     for title in ("Plan a trip to the sea", "Rewrite a letter", "What is a KV cache?"):
         stage.app.commands.act("new_chat")
         stage.engine.replies = [answer("Short.")]
@@ -260,7 +251,7 @@ def streaming(stage: Stage) -> None:
     stage.engine.replies = [[*head, Piece("Half a sentence of"), *answer("")]]
     stage.engine.pause_at = len(head) + 1
     stage.app.session.submit("And why does a split help?")
-    stage.until(lambda: stage.app.session.state.phase == "replying")
+    until(lambda: stage.app.session.state.phase == "replying")
     stage.settle(0.4)
 
 
@@ -305,7 +296,7 @@ def attached(stage: Stage) -> None:
 
 def attach(stage: Stage, files: list[Path]) -> None:
     stage.app.attachments.add(files)
-    stage.until(lambda: all(each.counted for each in stage.app.attachments.pending))
+    until(lambda: all(each.counted for each in stage.app.attachments.pending))
 
 
 def in_parts(stage: Stage) -> None:
@@ -315,7 +306,7 @@ def in_parts(stage: Stage) -> None:
     pages = [" ".join(lines.format(n * 7 + k, (n * k) % 90) for k in range(9)) for n in range(300)]
     attach(stage, [pdf(Path(stage.home.name) / "Harbour survey 2026.pdf", pages)])
     files = [each.document for each in stage.app.attachments.pending]
-    stage.until(lambda: all(each is not None and stage.app.long.is_ready(each) for each in files))
+    until(lambda: all(each is not None and stage.app.long.is_ready(each) for each in files))
     stage.engine.replies = [answer("Harbour 703 has **12 cranes**.")]
     stage.ask("How many cranes did the survey of harbour 703 count?")
     view = stage.app.window.transcript.view_of(stage.app.chat.turn(1).id)
@@ -334,7 +325,7 @@ def password(stage: Stage) -> None:
     """A locked file asks for its password."""
     stage.show()
     stage.app.attachments.add([pdf_with_password(Path(stage.home.name) / "Contract.pdf", "text", "secret")])
-    stage.until(lambda: bool(stage.app.window.findChildren(PasswordDialog)))
+    until(lambda: bool(stage.app.window.findChildren(PasswordDialog)))
 
 
 def reading(stage: Stage) -> None:
@@ -402,7 +393,7 @@ def front(stage: Stage) -> None:
     stage.engine.replies = [[*head, Piece(""), *answer("")]]
     stage.engine.pause_at = len(head)
     stage.app.session.submit("Why does a split between CPU and GPU help, and how is the share found?")
-    stage.until(lambda: stage.app.session.state.stats is not None)
+    until(lambda: stage.app.session.state.stats is not None)
     now, line = time.monotonic(), stage.app.live.line
     line._points.clear()
     line._points.extend((now - 46 + at / 2, 13.4 + sin(at / 3) * 0.5 + sin(at * 1.7) * 0.25) for at in range(92))

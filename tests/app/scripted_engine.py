@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from core.events import (
     Counted,
@@ -19,6 +20,11 @@ from core.events import (
     Stats,
     Stop,
 )
+
+if TYPE_CHECKING:
+    from pytestqt.qtbot import QtBot
+
+    from app.application import Application
 
 MODEL = Loaded("Llama-3.2-1B-Instruct", "llama", "int8", 8192, 1_240_000_000, 1_300_000_000, 1.2)
 END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
@@ -81,3 +87,9 @@ def answer(text: str, reasoning: str = "", size: int = 4, stats: Stats = END) ->
     events += [Piece(reasoning[at : at + size], "reasoning") for at in range(0, len(reasoning), size)]
     events += [Piece(text[at : at + size]) for at in range(0, len(text), size)]
     return [*events, stats, Finished("stop", stats)]
+
+
+def ask(qtbot: QtBot, app: Application, text: str) -> None:
+    """Has a question answered by the engine of an application."""
+    app.window.composer.submitted.emit(text)
+    qtbot.waitUntil(lambda: not app.session.state.busy)

@@ -3,7 +3,7 @@
 import json
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
 from app.conversations.store import Entry
-from app.engine.worker import EngineLike
 from app.system.paths import places
 from app.system.sleep import SleepWatch
 from app.views.controls.controls import IconButton
@@ -27,34 +26,10 @@ from app.views.settings.settings_dialog import SettingsDialog
 from core.events import LoadOptions, Piece, Replanned
 from core.planning.planner import place
 from core.spec import Budget
+from tests.app.conftest import Start
 from tests.app.find import find
 from tests.app.screenshots import SAMPLE, planned
-from tests.app.scripted_engine import ScriptedEngine, answer
-
-Start = Callable[..., Application]
-
-
-@pytest.fixture
-def start(qtbot: QtBot) -> Iterator[Start]:
-    started: list[Application] = []
-
-    def begin(engine: EngineLike, wishes: Wishes | None = None) -> Application:
-        app = Application(wishes or Wishes("some/model"), lambda: engine)
-        started.append(app)
-        app.window.show()
-        qtbot.waitUntil(lambda: app.session.state.phase == "ready")
-        return app
-
-    yield begin
-    for app in started:
-        app.close()
-        app.window.close()
-        app.window.deleteLater()
-
-
-def ask(qtbot: QtBot, app: Application, text: str) -> None:
-    app.window.composer.submitted.emit(text)
-    qtbot.waitUntil(lambda: not app.session.state.busy)
+from tests.app.scripted_engine import ScriptedEngine, answer, ask
 
 
 def entries(app: Application) -> list[str]:

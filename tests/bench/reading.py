@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -25,6 +25,7 @@ from app.views.chat.body import Body
 from core.events import Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
 from tests.app.bad_markdown import HOSTILE
 from tests.app.scripted_engine import MODEL
+from tests.app.waiting import until
 from tests.bench.ticks import Ticks
 
 MESSAGE = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n" * 3
@@ -77,14 +78,6 @@ class PacedEngine:
         pass
 
 
-def run_until(met: Callable[[], bool], limit_s: float = 600) -> None:
-    end = time.perf_counter() + limit_s
-    while not met():
-        QApplication.processEvents()
-        assert time.perf_counter() < end, "it did not happen"
-        time.sleep(0.0005)
-
-
 def stored(app: Application, messages: int) -> str:
     """A conversation on the disk; its id."""
     store = app.library._store
@@ -120,7 +113,7 @@ def streaming(app: Application) -> dict[str, Any]:
     """Ticks and the window's own processor time while a reply is written."""
     process, marks = psutil.Process(), []
     app.session.submit("Write")
-    run_until(lambda: app.session.state.phase == "replying")
+    until(lambda: app.session.state.phase == "replying", 600, 0.0005)
     before, ticks = process.memory_info().rss, Ticks()
     while app.session.state.busy:
         # Waiting instead of polling: what is counted is the window's own work.
@@ -178,7 +171,7 @@ def main() -> None:
         qt = QApplication([])
         app = Application(Wishes("some/model"), lambda: PacedEngine(args.lines, args.tokens_s))
         app.window.show()
-        run_until(lambda: app.session.state.phase == "ready")
+        until(lambda: app.session.state.phase == "ready", 600, 0.0005)
         opened = open_ms(app, stored(app, args.messages))
         wall, own = (round(statistics.median(each), 1) for each in zip(*opened, strict=True))
         result = {"open_ms": wall, "open_own_ms": own, **streaming(app)}

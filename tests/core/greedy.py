@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,14 +20,29 @@ OPTIONS = LoadOptions(context=1024, threads=1)
 GREEDY = Sampling(temperature=0.0, repetition_penalty=1.0, seed=0)
 
 
+def loaded_model(path: Path, options: LoadOptions = OPTIONS) -> LoadedModel:
+    """A model folder or file, loaded as the engine loads it."""
+    *_, last = load_model(path, options)
+    assert isinstance(last, LoadedModel)
+    return last
+
+
+def transformers_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """The next `count` greedy tokens by transformers' own loop and this model of its own."""
+    out = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=count,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [int(id) for id in out[0, len(prompt) :]]
+
+
 class GreedyPath:
     """A model folder, loaded as the engine loads it, with one KV cache that lives on between calls."""
 
     def __init__(self, folder: Path, options: LoadOptions = OPTIONS) -> None:
         if not (folder / "tokenizer.json").exists():
             write_tokenizer(folder)
-        *_, loaded = load_model(folder, options)
-        assert isinstance(loaded, LoadedModel)
+        loaded = loaded_model(folder, options)
         self.model = loaded.model
         self.module = loaded.model.module
         self.cache = loaded.cache

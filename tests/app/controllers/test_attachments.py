@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PySide6.QtGui import QImage
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application
 from app.conversations.imports.reader import read_json
 from app.views.chat.chips import Chip
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
@@ -21,7 +21,8 @@ from app.views.chat.message import UserMessage
 from app.views.chat.pictures import PictureDialog, Thumbnail
 from core.documents.document import Document
 from core.events import Loading, LoadOptions
-from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
+from tests.app.conftest import Start
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer, ask
 from tests.core.documents.made import pdf_with_password
 from tests.core.vision.seeing import picture
 
@@ -35,14 +36,8 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
-    made = Application(Wishes("somebody/model"), lambda: engine)
-    qtbot.addWidget(made.window)
-    made.window.show()
-    qtbot.waitUntil(lambda: made.session.state.phase == "ready")
-    yield made
-    made.window.close()
-    made.close()
+def app(start: Start, engine: ScriptedEngine) -> Application:
+    return start(engine)
 
 
 @pytest.fixture
@@ -66,21 +61,16 @@ def counted(app: Application) -> bool:
     return all(each.counted for each in app.attachments.pending)
 
 
-def ask(app: Application, qtbot: QtBot, text: str) -> None:
-    app.window.composer.submitted.emit(text)
-    qtbot.waitUntil(lambda: not app.session.state.busy)
-
-
 def test_a_file_is_read_counted_and_given_to_the_model_whole(
     app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot
 ) -> None:
     attach(app, qtbot, notes)
     assert chips(app) == [f"notes.md, {len(READ.split())} tokens"]
-    ask(app, qtbot, "What is it?")
+    ask(qtbot, app, "What is it?")
     assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat is it?"
     assert app.chat.turn(0).content == "What is it?"
     assert chips(app) == []
-    ask(app, qtbot, "And then?")
+    ask(qtbot, app, "And then?")
     assert READ in engine.requests[-1].messages[-3].content
     assert engine.requests[-1].messages[-1].content == "And then?"
 
@@ -89,7 +79,7 @@ def test_an_edited_question_keeps_its_files(
     app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot
 ) -> None:
     attach(app, qtbot, notes)
-    ask(app, qtbot, "What is it?")
+    ask(qtbot, app, "What is it?")
     app.session.edit(app.chat.turn(0).id, "What else?")
     qtbot.waitUntil(lambda: not app.session.state.busy)
     assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat else?"
@@ -105,7 +95,7 @@ def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
     assert f"about {3003 + len(READ.split()):,} tokens, and room for about 1,4" in told.args[0].sentence.lower()
     assert [words.endswith("read in parts") for words in chips(app)] == [False, True]
     qtbot.waitUntil(lambda: all(app.long.is_ready(each.document) for each in app.attachments.pending[1:]))
-    ask(app, qtbot, "What is it?")
+    ask(qtbot, app, "What is it?")
     content = engine.requests[-1].messages[-1].content
     assert READ in content
     assert 100 < content.count("word") < 3000
@@ -145,7 +135,7 @@ def test_a_chip_opens_the_text_as_the_model_reads_it_and_its_cross_removes_it(
 
 def test_a_question_shows_its_files_in_the_transcript(app: Application, notes: Path, qtbot: QtBot) -> None:
     attach(app, qtbot, notes)
-    ask(app, qtbot, "What is it?")
+    ask(qtbot, app, "What is it?")
     qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(0).id) is not None)
     view = app.window.transcript.view_of(app.chat.turn(0).id)
     assert isinstance(view, UserMessage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application
 from app.conversations.conversation import PARTS
 from app.notices.notices import Notice
 from app.views.chat.chips import Chip
@@ -19,6 +18,7 @@ from app.views.chat.text import PlainView
 from core.events import Loaded, Loading
 from core.planning.planner import place
 from core.spec import Budget
+from tests.app.conftest import Start
 from tests.app.find import find
 from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer
 from tests.core.documents.made import pdf
@@ -69,14 +69,8 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
-    made = Application(Wishes("somebody/model"), lambda: engine)
-    qtbot.addWidget(made.window)
-    made.window.show()
-    qtbot.waitUntil(lambda: made.session.state.phase == "ready")
-    yield made
-    made.window.close()
-    made.close()
+def app(start: Start, engine: ScriptedEngine) -> Application:
+    return start(engine)
 
 
 def attach(app: Application, qtbot: QtBot, path: Path) -> None:

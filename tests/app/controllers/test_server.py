@@ -5,17 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application
 from app.views.server.server_dialog import ServerDialog
-from tests.app.dialog_fixture import Ring
+from tests.app.conftest import Start
 from tests.app.scripted_engine import ScriptedEngine, answer
+from tests.core.keyring_in_memory import Ring
 
 BODY = {"messages": [{"role": "user", "content": "Who are you?"}]}
 
@@ -26,14 +26,8 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
-    running = Application(Wishes("some/model"), lambda: engine)  # type: ignore[arg-type,return-value]
-    running.window.show()
-    qtbot.waitUntil(lambda: running.session.state.phase == "ready")
-    yield running
-    running.close()
-    running.window.close()
-    running.window.deleteLater()
+def app(start: Start, engine: ScriptedEngine) -> Application:
+    return start(engine)
 
 
 class Caller(threading.Thread):

@@ -18,7 +18,8 @@ from app.views.chat.tool_card import ToolCard
 from core.events import ToolCall, ToolCallPiece
 from tests.app.scripted_engine import ScriptedEngine, answer
 from tests.app.tools_stage import asks_for
-from tests.core.tools.conftest import Ring, script
+from tests.core.keyring_in_memory import Ring
+from tests.core.tools.conftest import script
 
 ADD = ("add", '{"a": 2, "b": 40}')
 

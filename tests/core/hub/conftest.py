@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.commands.models import add_commands
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
 from core.hub.downloader import DownloadOptions
@@ -91,3 +93,19 @@ NEEDED = sorted(
         "model-00003-of-00003.safetensors",
     ]
 )  # fmt: skip
+
+
+@pytest.fixture
+def here(hub: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, and the double as the Hub."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def run(*words: str) -> Any:
+    """A command of `models` with these arguments; its exit status."""
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    args = parser.parse_args(words)
+    return args.run(args)

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from core.commands.models import add_commands, progress_line, terminal_report
+from core.commands.models import progress_line, terminal_report
 from core.errors import HeteGenError
 from core.hub.progress import Progress, duration
-from tests.core.hub.conftest import ID, NEEDED
+from tests.core.hub.conftest import ID, NEEDED, run
 from tests.core.hub.fake_hub import Double, Repo, model_files
-
-
-@pytest.fixture
-def here(hub: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and the double as the Hub."""
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def run(*words: str) -> Any:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
-    args = parser.parse_args(words)
-    return args.run(args)
 
 
 def test_from_search_to_removal(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import gguf
 import pytest
 
 from core.api import judge_files, plan_with
-from core.commands.models import add_commands, make_client
+from core.commands.models import make_client
 from core.errors import BadRequest, ModelNotFound, NetworkError
 from core.events import LoadOptions
 from core.hub.cache_layout import Cache
@@ -28,6 +27,7 @@ from core.hub.removal import remove
 from core.model.model_source import open_source
 from core.runtime.fit import FitChecker
 from core.spec import Budget
+from tests.core.hub.conftest import run
 from tests.core.hub.fake_hub import Double, Fault, Repo, model_files
 from tests.core.machines import DESKTOP
 from tests.core.weights.gguf.test_families import split
@@ -243,20 +243,6 @@ def test_search_shows_them(client: Client, hub: Double) -> None:
     hub.repos["org/pickled"] = Repo("org/pickled", {}, tags=("pytorch",), parameters={})
     (found,) = search(client, "").models
     assert (found.id, found.gguf_only, found.weight_bytes) == (ID, True, 0)
-
-
-@pytest.fixture
-def here(hub: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def run(*words: str) -> Any:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
-    args = parser.parse_args(words)
-    return args.run(args)
 
 
 def test_commands(here: Path, hub: Double, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,28 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from keyring.errors import NoKeyringError, PasswordDeleteError
+from keyring.errors import NoKeyringError
 
 from core.errors import HeteGenError
 from core.hub.environment import HubEnvironment, hub_environment
 from core.hub.token import NO_TOKEN, AuthToken, find_token, forget_token, keep_token
-
-
-class Ring:
-    """A keyring in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], str] = {}
-
-    def get_password(self, service: str, name: str) -> str | None:
-        return self.kept.get((service, name))
-
-    def set_password(self, service: str, name: str, password: str) -> None:
-        self.kept[service, name] = password
-
-    def delete_password(self, service: str, name: str) -> None:
-        if self.kept.pop((service, name), None) is None:
-            raise PasswordDeleteError
+from tests.core.keyring_in_memory import Ring
 
 
 class NoRing:

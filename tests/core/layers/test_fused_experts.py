@@ -21,18 +21,13 @@ from core.runtime.loader import LoadedModel, load_model
 from core.spec import Format
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath
+from tests.core.layers.fused import PROMPT, load
 from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next")
 ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_next")
-PROMPT = [5, 17, 3, 99, 42, 7, 180, 11, 64, 23, 151, 8]
-
-
-def load(family: str, folder: Path, format: Format = "int8", **changes: Any) -> GreedyPath:
-    make_model(family, folder, dtype=torch.bfloat16, **changes)
-    return GreedyPath(folder, LoadOptions(format=format, context=256, threads=1))
 
 
 def modules(path: GreedyPath) -> list[Any]:

@@ -15,19 +15,10 @@ from core.model.blueprint import build, config_from
 from core.model.model_source import open_source
 from core.model.trace import survey
 from tests.core.composite import OWN_CLASS, make_composite
-from tests.core.greedy import GreedyPath, random_prompt
+from tests.core.greedy import GreedyPath, random_prompt, transformers_tokens
 
 PROMPT = random_prompt(12)
 TOWERS = ("vision", "visual", "audio", "image", "multi_modal", "connector", "vit")
-
-
-def greedy(model: Any, count: int) -> list[int]:
-    """transformers' own greedy tokens, of its own model."""
-    out = model.generate(
-        torch.tensor([PROMPT]), attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long), max_new_tokens=count,
-        do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return [int(i) for i in out[0, len(PROMPT) :]]
 
 
 @pytest.mark.parametrize("kind", OWN_CLASS)
@@ -36,7 +27,7 @@ def test_text_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
     if kind == "llama4":  # the whole of transformers' own does not answer without a picture
         model = model.language_model
     path = GreedyPath(tmp_path)
-    assert path.tokens(PROMPT, 16) == greedy(model, 16)
+    assert path.tokens(PROMPT, 16) == transformers_tokens(model, PROMPT, 16)
     assert not [name for name, _ in path.module.named_parameters() if any(tower in name for tower in TOWERS)]
 
 
@@ -54,7 +45,7 @@ def test_a_fine_tune_of_the_language_model_alone_is_one(tmp_path: Path) -> None:
     text = {name.replace("language_model.", ""): value for name, value in tensors.items() if "visual" not in name}
     save_file(text, tmp_path / "model.safetensors", metadata={"format": "pt"})
     change_config(tmp_path, architectures=["Qwen3_5ForCausalLM"])
-    assert GreedyPath(tmp_path).tokens(PROMPT, 8) == greedy(whole, 8)
+    assert GreedyPath(tmp_path).tokens(PROMPT, 8) == transformers_tokens(whole, PROMPT, 8)
 
 
 @pytest.mark.parametrize("kind", ["t5gemma2", "clip", "pix2struct"])

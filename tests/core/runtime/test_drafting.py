@@ -15,20 +15,13 @@ from core.generation.sampler import make_sampler, settle
 from core.generation.speculation import Speculation
 from core.runtime.drafting import OWN_COPY
 from core.runtime.loaded_model import LoadedModel
-from core.runtime.loader import load_model
 from core.runtime.replanner import Replanner
 from tests.core.families import make_model
-from tests.core.greedy import GREEDY, random_prompt
+from tests.core.greedy import GREEDY, loaded_model, random_prompt
 from tests.core.tiny_tokenizer import write_tokenizer
 
 ON_CPU = LoadOptions(context=512, threads=1, format="bf16")
 MIB = 1 << 20
-
-
-def loaded(folder: Path, options: LoadOptions) -> LoadedModel:
-    *_, model = load_model(folder, options)
-    assert isinstance(model, LoadedModel)
-    return model
 
 
 def folder_of(family: str, folder: Path) -> Path:
@@ -53,10 +46,10 @@ def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
 def test_its_own_copy_drafts_and_changes_no_token(family: str, gpu: str, tmp_path: Path) -> None:
     folder = folder_of(family, tmp_path)
     options = replace(ON_CPU, simulate_gpu=gpu or None)
-    plain = loaded(folder, options)
+    plain = loaded_model(folder, options)
     expected, _ = said(plain)
     plain.close()
-    model = loaded(folder, replace(options, draft=SELF))
+    model = loaded_model(folder, replace(options, draft=SELF))
     found, ahead = said(model)
     assert found == expected
     assert model.draft is not None
@@ -68,7 +61,7 @@ def test_its_own_copy_drafts_and_changes_no_token(family: str, gpu: str, tmp_pat
 def test_memory_of_the_copy_is_planned_for_and_kept_to(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path)
     options = replace(ON_CPU, simulate_gpu="vram=64MiB,link=2GB/s", vram=24 * MIB)
-    model = loaded(folder, replace(options, draft=SELF))
+    model = loaded_model(folder, replace(options, draft=SELF))
     assert model.draft is not None
     card = model.machine.accelerator(0)
     said(model)
@@ -84,10 +77,10 @@ def test_memory_of_the_copy_is_planned_for_and_kept_to(tmp_path: Path) -> None:
 def test_a_plan_that_shrinks_lets_the_copy_go_and_the_reply_goes_on(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path)
     options = replace(ON_CPU, simulate_gpu="vram=64MiB,link=2GB/s")
-    plain = loaded(folder, options)
+    plain = loaded_model(folder, options)
     expected, _ = said(plain)
     plain.close()
-    model = loaded(folder, replace(options, draft=SELF))
+    model = loaded_model(folder, replace(options, draft=SELF))
     Replanner(model).keep_to(12 * MIB, None)
     assert model.draft is None
     assert said(model)[0] == expected
@@ -98,9 +91,9 @@ def test_a_plan_that_shrinks_lets_the_copy_go_and_the_reply_goes_on(tmp_path: Pa
 
 def test_another_model_drafts_if_it_has_the_same_tokens(tmp_path: Path) -> None:
     folder, small = folder_of("llama", tmp_path / "large"), folder_of("llama", tmp_path / "small")
-    plain = loaded(folder, replace(ON_CPU, draft=LOOKUP))
+    plain = loaded_model(folder, replace(ON_CPU, draft=LOOKUP))
     expected, _ = said(plain)
-    model = loaded(folder, replace(ON_CPU, draft=str(small)))
+    model = loaded_model(folder, replace(ON_CPU, draft=str(small)))
     assert said(model)[0] == expected
     assert model.draft is not None
     assert model.draft.cache is not None
@@ -109,12 +102,12 @@ def test_another_model_drafts_if_it_has_the_same_tokens(tmp_path: Path) -> None:
     words["!"], words["#"] = words["#"], words["!"]
     (small / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(BadRequest, match="cannot draft"):
-        loaded(folder, replace(ON_CPU, draft=str(small)))
+        loaded_model(folder, replace(ON_CPU, draft=str(small)))
 
 
 def test_a_copy_that_would_not_pay_is_not_made(tmp_path: Path) -> None:
     """On the CPU the tiny model's copy takes as long as the model: what passes cost is mostly not their weights."""
-    model = loaded(folder_of("llama", tmp_path), replace(ON_CPU, draft=AUTO))
+    model = loaded_model(folder_of("llama", tmp_path), replace(ON_CPU, draft=AUTO))
     assert model.draft is None
     assert model.speculation([1]) is not None
-    assert loaded(tmp_path, replace(ON_CPU, draft="off")).speculation([1]) is None
+    assert loaded_model(tmp_path, replace(ON_CPU, draft="off")).speculation([1]) is None

@@ -56,19 +56,3 @@ def stage() -> Iterator[Stage]:
     made = Stage()
     yield made
     made.host.close()
-
-
-class Ring:
-    """A keyring in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], str] = {}
-
-    def get_password(self, service: str, name: str) -> str | None:
-        return self.kept.get((service, name))
-
-    def set_password(self, service: str, name: str, password: str) -> None:
-        self.kept[service, name] = password
-
-    def delete_password(self, service: str, name: str) -> None:
-        self.kept.pop((service, name), None)

@@ -12,7 +12,7 @@ from core.tools.book import Book, read_book, write_book
 from core.tools.dialects import parse_servers
 from core.tools.names import offers
 from core.tools.server import ServerTool, ToolServer
-from tests.core.tools.conftest import Ring
+from tests.core.keyring_in_memory import Ring
 
 ENTRY = {"command": "npx", "args": ["-y", "@x/files", "/data"], "env": {"KEY": "abcd", "LEVEL": 3}}
 FILES = ToolServer("files", "npx", ("-y", "@x/files", "/data"), {"KEY": "abcd", "LEVEL": "3"})

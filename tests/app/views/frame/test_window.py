@@ -1,15 +1,12 @@
 """The whole window with a scripted engine through the real worker: type, send, stream, stop, fail, go on."""
 
-from collections.abc import Callable, Iterator
-
-import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QAbstractButton, QLabel, QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application
 from app.controllers.actions import suggested
 from app.views.chat.body import Body
 from app.views.chat.message import ReplyMessage
@@ -19,28 +16,9 @@ from app.views.controls.controls import IconButton
 from app.views.frame.status_line import Reading
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
+from tests.app.conftest import Start
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
-
-Start = Callable[..., Application]
-
-
-@pytest.fixture
-def start(qtbot: QtBot) -> Iterator[Start]:
-    started: list[Application] = []
-
-    def begin(engine: ScriptedEngine, phase: str = "ready") -> Application:
-        app = Application(Wishes("some/model"), lambda: engine)
-        started.append(app)
-        app.window.show()
-        qtbot.waitUntil(lambda: bool(app.session.state.source) and app.session.state.phase == phase)
-        return app
-
-    yield begin
-    for app in started:
-        app.close()
-        app.window.close()
-        app.window.deleteLater()
 
 
 def ask(qtbot: QtBot, app: Application, text: str) -> None:

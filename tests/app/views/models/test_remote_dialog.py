@@ -16,7 +16,7 @@ from app.views.models.remote_dialog import DONE, FAILED, RemoteDialog
 from core.events import Loaded
 from core.remote.endpoint import PRESETS
 from core.remote.saved import read_saved
-from tests.app.dialog_fixture import Ring
+from tests.core.keyring_in_memory import Ring
 from tests.core.remote.test_remote import fake
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,12 @@ from core.generation.sampler import make_sampler, settle
 from core.model.gguf_source import open_gguf
 from core.model.model_source import open_source
 from core.runtime.loaded_model import LoadedModel
-from core.runtime.loader import load_model
-from tests.core.greedy import GREEDY
+from tests.core.greedy import GREEDY, loaded_model, transformers_tokens
 from tests.core.weights.gguf.tiny_gguf import MODELS, copy_settings, finish, make_model, write_gguf
 
 OPTIONS = LoadOptions(context=512, threads=1)
 Q8_0, Q4_0 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
 PROMPT = torch.randint(10, 260, (40,), generator=torch.Generator().manual_seed(5)).tolist()
-
-
-def loaded(path: Path, options: LoadOptions = OPTIONS) -> LoadedModel:
-    *_, last = load_model(path, options)
-    assert isinstance(last, LoadedModel)
-    return last
 
 
 def greedy(model: LoadedModel, count: int) -> list[int]:
@@ -42,20 +34,12 @@ def greedy(model: LoadedModel, count: int) -> list[int]:
     return drawn
 
 
-def reference(model: Any, count: int) -> Sequence[int]:
-    out = model.generate(
-        torch.tensor([PROMPT]), attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long), max_new_tokens=count,
-        do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return [int(i) for i in out[0, len(PROMPT) :]]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = make_model(name)
-    expected = reference(model, 32)
+    expected = transformers_tokens(model, PROMPT, 32)
     assert len(set(expected)) > 5, "a model that repeats itself proves nothing"
-    assert greedy(loaded(write_gguf(name, model, tmp_path / "m.gguf")), 32) == expected
+    assert greedy(loaded_model(write_gguf(name, model, tmp_path / "m.gguf"), OPTIONS), 32) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,8 +67,8 @@ def rounded(value: torch.Tensor, kind: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["llama", "qwen3moe"])
 def test_a_split_between_cpu_and_gpu_changes_nothing(name: str, kind: Any, tmp_path: Path) -> None:
     path = write_gguf(name, make_model(name), tmp_path / "m.gguf", kind)
-    alone = loaded(path)
-    split = loaded(path, LoadOptions(context=512, threads=1, simulate_gpu="vram=1MiB,link=12GB/s"))
+    alone = loaded_model(path, OPTIONS)
+    split = loaded_model(path, LoadOptions(context=512, threads=1, simulate_gpu="vram=1MiB,link=12GB/s"))
     logits = [one.model.forward(PROMPT, one.cache, keep=len(PROMPT)) for one in (alone, split)]
     split.close()
     assert torch.cosine_similarity(logits[0].flatten(), logits[1].flatten(), dim=0) > 0.99
@@ -92,17 +76,17 @@ def test_a_split_between_cpu_and_gpu_changes_nothing(name: str, kind: Any, tmp_p
 
 def test_a_second_load_maps_what_the_first_has_repacked(tmp_path: Path) -> None:
     path = write_gguf("qwen3", make_model("qwen3"), tmp_path / "m.gguf", Q8_0)
-    first = greedy(loaded(path), 16)
-    assert greedy(loaded(path), 16) == first
+    first = greedy(loaded_model(path, OPTIONS), 16)
+    assert greedy(loaded_model(path, OPTIONS), 16) == first
 
 
 def test_parts_of_a_model_are_one(tmp_path: Path) -> None:
     model = make_model("llama")
     whole = gguf.GGUFReader(write_gguf("llama", model, tmp_path / "whole.gguf"))
-    expected = reference(model, 16)
+    expected = transformers_tokens(model, PROMPT, 16)
     split(whole, tmp_path, 3)
-    assert greedy(loaded(tmp_path / "m-00001-of-00003.gguf"), 16) == expected
-    assert greedy(loaded(tmp_path / "m-00002-of-00003.gguf"), 16) == expected, "whichever part is chosen"
+    assert greedy(loaded_model(tmp_path / "m-00001-of-00003.gguf", OPTIONS), 16) == expected
+    assert greedy(loaded_model(tmp_path / "m-00002-of-00003.gguf", OPTIONS), 16) == expected, "whichever part is chosen"
 
 
 def split(whole: Any, folder: Path, count: int) -> None:
@@ -139,7 +123,7 @@ def test_a_tensor_that_has_no_place_is_a_reason_to_stop(tmp_path: Path) -> None:
 def test_a_folder_of_one_file_is_that_model_and_of_several_asks_which(tmp_path: Path) -> None:
     model = make_model("qwen2")
     write_gguf("qwen2", model, tmp_path / "m-Q8_0.gguf")
-    assert greedy(loaded(tmp_path), 8) == reference(model, 8)
+    assert greedy(loaded_model(tmp_path, OPTIONS), 8) == transformers_tokens(model, PROMPT, 8)
     write_gguf("qwen2", model, tmp_path / "m-Q4_0.gguf", Q4_0)
     with pytest.raises(HeteGenError, match=r"holds no model|several GGUF files"):
         open_source(tmp_path)

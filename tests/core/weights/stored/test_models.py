@@ -17,10 +17,10 @@ from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from tests.core.composite import make_composite
 from tests.core.families import make_model
-from tests.core.greedy import random_prompt
+from tests.core.greedy import random_prompt, transformers_tokens
 from tests.core.tiny_tokenizer import write_tokenizer
 from tests.core.weights.stored.packers import FORMATS, mxfp4_parts
-from tests.core.weights.stored.tiny_stored import announce, generated, greedy, reference, write_stored
+from tests.core.weights.stored.tiny_stored import announce, greedy, reference, write_stored
 
 PROMPT = random_prompt(40)
 
@@ -44,7 +44,7 @@ def write_gpt_oss(folder: Path) -> dict[str, Tensor]:
 def test_gpt_oss_is_transformers_own_reading_of_the_same_files(tmp_path: Path) -> None:
     exact = write_gpt_oss(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    expected = generated(theirs, PROMPT, 24)
+    expected = transformers_tokens(theirs, PROMPT, 24)
     assert len(set(expected)) > 5
     assert greedy(tmp_path, 24) == expected
     packed = open_source(tmp_path).packed
@@ -59,7 +59,7 @@ def test_gpt_oss_is_transformers_own_reading_of_the_same_files(tmp_path: Path) -
 def test_experts_in_fp8_are_transformers_own_reading_of_the_same_files(tmp_path: Path) -> None:
     write_stored(tmp_path, FORMATS["fp8 in blocks"], "qwen3_moe")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    expected = generated(theirs, PROMPT, 24)
+    expected = transformers_tokens(theirs, PROMPT, 24)
     assert len(set(expected)) > 5
     assert greedy(tmp_path, 24) == expected
 

@@ -25,7 +25,7 @@ from core.model.postponed import Postponed, untied
 from core.model.spec_cache import specification
 from core.spec import BUCKET_NAMES, LAYOUTS, Format
 from tests.core.families import make_model
-from tests.core.greedy import GREEDY, random_prompt
+from tests.core.greedy import GREEDY, random_prompt, transformers_tokens
 from tests.core.weights.stored.packers import Format as Stored
 
 LINEAR = re.compile(r"(_proj|experts\.\d+\.w\d)\.weight$")
@@ -65,16 +65,7 @@ def reference(folder: Path, exact: dict[str, Tensor], prompt: list[int], count: 
     (plain / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in exact.items()}
     save_file(tensors, plain / "model.safetensors", {"format": "pt"})
-    return generated(AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval(), prompt, count)
-
-
-def generated(model: Any, prompt: list[int], count: int) -> list[int]:
-    """transformers' own greedy tokens."""
-    out = model.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=count,
-        do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return [int(id) for id in out[0, len(prompt) :]]
+    return transformers_tokens(AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval(), prompt, count)
 
 
 def greedy(folder: Path, count: int, prompt: list[int] | None = None, format: Format = "bf16") -> list[int]:

@@ -1,0 +1,25 @@
+"""Lets the window live until something has happened, outside of pytest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from PySide6.QtWidgets import QApplication
+
+
+def until(met: Callable[[], bool], limit_s: float = 30.0, step_s: float = 0.002) -> None:
+    """Raises AssertionError where it does not happen in time."""
+    end = time.perf_counter() + limit_s
+    while not met():
+        QApplication.processEvents()
+        assert time.perf_counter() < end, "it did not happen"
+        time.sleep(step_s)
+
+
+def idle(seconds: float) -> None:
+    """Lets animations and delayed work come to their end."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        QApplication.processEvents()
+        time.sleep(0.005)
