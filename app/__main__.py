@@ -18,7 +18,7 @@ from types import TracebackType
 
 from app import ID, NAME, VERSION
 from core.commands.arguments import add_machine_options, load_options
-from core.gpu_runtime.start import settle
+from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
 from core.paths import HOME_VARIABLE, gpu_runtime
 from core.startup.environment import prepare_environment
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """The program with its arguments read; its exit code."""
     # A trial may take minutes without a window: where one is due, the window begins without the card and tries then.
-    gpu = settle(Runtime(gpu_runtime()), attempt=None)
+    gpu = activate(Runtime(gpu_runtime()), attempt=None)
     load_c10_first()
 
     from app.system.paths import places

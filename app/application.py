@@ -186,7 +186,7 @@ class Application(QObject):
         sidebar.pinned.connect(library.pin)
         sidebar.deleted.connect(library.delete)
         sidebar.undeleted.connect(library.undelete)
-        sidebar.delete_settled.connect(library.purge)
+        sidebar.delete_expired.connect(library.purge)
         sidebar.searched.connect(library.search)
         sidebar.export_requested.connect(self.commands.export)
         sidebar.import_requested.connect(self.commands.import_file)

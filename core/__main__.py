@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from core.commands import bench, chat, doctor, files, models, plan, quality, serve
 from core.errors import HeteGenError
-from core.gpu_runtime.start import settle
+from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
 from core.paths import cache_folder, gpu_runtime
 from core.startup.environment import prepare_environment
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_model_index(cache_folder())
     args = _parser().parse_args(argv)
     _use_utf8()
-    settle(Runtime(gpu_runtime()))
+    activate(Runtime(gpu_runtime()))
     try:
         result = args.run(args)
     except HeteGenError as error:

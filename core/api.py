@@ -292,10 +292,10 @@ def _use_gpu_runtime() -> None:
     """Have the CUDA build of torch imported that was downloaded, if there is one that works."""
     if "torch" in sys.modules:
         return
-    from core.gpu_runtime.start import settle
+    from core.gpu_runtime.start import activate
     from core.gpu_runtime.store import Runtime
 
-    settle(Runtime(gpu_runtime()), attempt=None)
+    activate(Runtime(gpu_runtime()), attempt=None)
 
 
 def _specification(name: str, client: Callable[[], Client]) -> ModelSpec:

@@ -210,9 +210,9 @@ class Store:
         """Try at once whether there is room by now for what waits in memory."""
         self._file.retry()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until everything so far is written (or kept in memory, if the disk is full)."""
-        self._file.settle()
+        self._file.flush()
 
     def close(self) -> None:
         """Write what is left and let go of the file; afterwards the object is of no use."""

@@ -122,7 +122,7 @@ class StoreFile:
     def read(self, sql: str, *values: object) -> list[Any]:
         """Rows, with every queued change in them."""
         with self._files:
-            self.settle()
+            self.flush()
             try:
                 return self._current.execute(sql, values).fetchall()
             except sqlite3.DatabaseError as error:
@@ -131,7 +131,7 @@ class StoreFile:
                 self._renew()
                 return self._current.execute(sql, values).fetchall()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write all that is queued; on return it is on the disk, or in memory if that takes nothing.
 
         Raises what cannot be mended; then all of it is queued as before.
@@ -151,7 +151,7 @@ class StoreFile:
         """Write what is queued and what waits, as far as the disk takes it by now."""
         with self._files:
             try:
-                self.settle()
+                self.flush()
                 self._replay()
             except Exception:  # noqa: BLE001  Nothing is lost, it stays queued; the thread must live to try again.
                 self._hold()

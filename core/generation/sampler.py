@@ -108,7 +108,7 @@ def from_generation_config(config: dict[str, Any]) -> Sampling:
     return Sampling(**values)
 
 
-def settle(wish: Sampling, model_defaults: Sampling) -> Draw:
+def resolve(wish: Sampling, model_defaults: Sampling) -> Draw:
     """The user's wish first, then the model's defaults, then FALLBACK. Raises BadRequest."""
     check(wish)
 

@@ -60,7 +60,7 @@ def stand(runtime: Runtime, torch: str, machine: Nvidia | None, result: TrialRes
     return Standing(found, result.works, result.device, result.why)
 
 
-def settle(
+def activate(
     runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, attempt: Attempt | None = attempt
 ) -> Standing:
     """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk.
@@ -71,12 +71,12 @@ def settle(
         if runtime.is_unwanted():
             runtime.remove_unless_used()
             return Standing()
-        return _settle(runtime, find, attempt)
+        return _activate(runtime, find, attempt)
     except OSError as error:
         return Standing(runtime.installed(), why=f"The GPU runtime's folder cannot be used: {error.strerror or error}.")
 
 
-def _settle(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt | None) -> Standing:
+def _activate(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt | None) -> Standing:
     found = runtime.installed()
     if not found:
         return Standing()

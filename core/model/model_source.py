@@ -16,7 +16,7 @@ from core.kernels.quantized_weight import QuantizedWeight
 from core.model.blueprint import build, config_from, raw_config
 from core.model.gguf_source import open_gguf
 from core.model.stored_source import kept_linears
-from core.model.ties import settle_ties
+from core.model.ties import tie_weights
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.spec import Storage
 from core.weights.checkpoint import Checkpoint
@@ -98,7 +98,7 @@ def open_source(name: str | Path | None) -> Source:
     if not stored.is_plain:
         return _open_stored(shown, folder, raw, StoredCheckpoint(checkpoint, stored))
     module = build(config_from(raw), checkpoint.dtype)
-    settle_ties(module, checkpoint, checkpoint)
+    tie_weights(module, checkpoint, checkpoint)
     generation = _generation_config(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
 
@@ -106,7 +106,7 @@ def open_source(name: str | Path | None) -> Source:
 def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCheckpoint) -> Source:
     """A folder whose weights are quantised already."""
     module = build(config_from(raw), weights.dtype)
-    settle_ties(module, weights, weights)
+    tie_weights(module, weights, weights)
     kept = kept_linears(module, weights.found, weights.sketches)
     weights.kept = kept.weights
     return Source(

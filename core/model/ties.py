@@ -12,7 +12,7 @@ from core.model.language_half import text_config
 from core.model.weight_names import WeightNames
 
 
-def settle_ties(module: Any, names: Iterable[str], tensors: Mapping[str, Tensor] | None = None) -> None:
+def tie_weights(module: Any, names: Iterable[str], tensors: Mapping[str, Tensor] | None = None) -> None:
     """Tie the head to the table, or part them, as the checkpoint has them, on the meta tree.
 
     As transformers decides: two tensors of different values are two, whatever config.json says; one is for both.

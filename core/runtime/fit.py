@@ -16,7 +16,7 @@ from core.model.blueprint import build, config_from
 from core.model.gguf_source import describe_gguf
 from core.model.spec_cache import specification
 from core.model.stored_source import kept_linears
-from core.model.ties import settle_ties
+from core.model.ties import tie_weights
 from core.model.trace import STORED
 from core.paths import cache_folder
 from core.planning.planner import place
@@ -48,7 +48,7 @@ def _described(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], nam
     check_readable(stored)
     found = Found(tensors) if stored.is_plain else find_stored(tensors, stored)
     module = build(config_from(dict(config)), stored_dtype(config, found.plain))
-    settle_ties(module, found.names)
+    tie_weights(module, found.names)
     kept = kept_linears(module, found, sketches(found, stored.settings)).stored if found.weights else {}
     return specification(module, name, cache_folder(), kept, "" if stored.is_plain else found.title or stored.method)
 

@@ -12,7 +12,7 @@ from core.generation.generate import DrawnToken, generate
 from core.generation.grammar import GrammarMask
 from core.generation.reasoning import ReplySplitter
 from core.generation.reply_stats import Clock
-from core.generation.sampler import log_probabilities, make_sampler, settle
+from core.generation.sampler import log_probabilities, make_sampler, resolve
 from core.generation.speculation import Speculation
 from core.generation.tool_formats import HARMONY, format_of
 from core.generation.tool_parser import ToolParser
@@ -36,7 +36,7 @@ class Reply:
         self._request = request
         self._tokenizer = loaded.tokenizer
         self._stop = stop
-        self._draw = settle(request.sampling, loaded.sampling)
+        self._draw = resolve(request.sampling, loaded.sampling)
         self._prompt, self._truncated = self._read(request)
         context = loaded.cache.capacity
         self._limit = min(self._draw.max_new_tokens or context, context - len(self._prompt))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core.events import LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.startup.environment import prepare_environment
@@ -31,7 +31,7 @@ from core.startup.environment import prepare_environment
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "assets" / "builtin-model"
 NEW_TOKENS = 90
-GREEDY = settle(Sampling(temperature=0.0, repetition_penalty=1.0, seed=0), Sampling())
+GREEDY = resolve(Sampling(temperature=0.0, repetition_penalty=1.0, seed=0), Sampling())
 
 
 def load(format: Any, folder: Path = MODEL) -> LoadedModel:

@@ -90,7 +90,7 @@ def stored(app: Application, messages: int) -> str:
         turn = Turn("user" if user else "assistant", text, end="" if user else "stop", parent=parent)
         store.add(conversation.id, conversation.add(turn))
         parent = turn.id
-    store.settle()
+    store.flush()
     return conversation.id
 
 

@@ -19,7 +19,7 @@ import torch
 
 from core.events import LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.paths import kept_reading
 from core.runtime.kept_readings import KeptReadings
 from core.runtime.loaded_model import LoadedModel
@@ -32,7 +32,7 @@ QUESTION = [11, 12, 13, 14, 15, 16, 17, 18]
 def go_on(loaded: LoadedModel, ids: list[int], count: int) -> tuple[float, list[int]]:
     """Seconds to the first token after `ids`, and the first `count`."""
     began, first, drawn = time.perf_counter(), 0.0, []
-    for step in generate(loaded.model, loaded.cache, ids, make_sampler(settle(GREEDY, Sampling())), never):
+    for step in generate(loaded.model, loaded.cache, ids, make_sampler(resolve(GREEDY, Sampling())), never):
         if isinstance(step, DrawnToken):
             first = first or time.perf_counter() - began
             drawn.append(step.id)

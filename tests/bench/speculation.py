@@ -18,7 +18,7 @@ from typing import Any
 from core.commands.arguments import size
 from core.events import LOOKUP, SELF, LoadOptions, Message, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
@@ -44,7 +44,7 @@ def rate(model: LoadedModel, question: str, temperature: float, ahead: Speculati
     """Tokens/s of `count` tokens after the first."""
     model.cache.reset()
     ids = _prompt(model, question)
-    sample = make_sampler(settle(Sampling(temperature=temperature, seed=1), Sampling()))
+    sample = make_sampler(resolve(Sampling(temperature=temperature, seed=1), Sampling()))
     said, began = 0, 0.0
     for step in generate(model.model, model.cache, ids, sample, never, model.plan.prefill_chunk, ahead):
         if isinstance(step, DrawnToken):

@@ -10,7 +10,7 @@ import torch
 
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from tests.core.families import VOCABULARY
@@ -51,7 +51,7 @@ class GreedyPath:
     def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
         """The next `count` greedy tokens; `reused` then says how many of the prompt's were in the cache."""
         drawn: list[int] = []
-        for step in generate(self.model, self.cache, prompt, make_sampler(settle(GREEDY, Sampling())), never):
+        for step in generate(self.model, self.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never):
             if isinstance(step, Prefill):
                 self.reused = step.reused
             else:

@@ -34,7 +34,7 @@ class Sidebar(Pane):
     """Thin: it shows the entries or hits it is given, and says what the user wants done.
 
     Signals: `new_requested`; `opened(id, turn)` (turn is "" unless a search hit was opened); `renamed(id, title)`;
-    `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_settled(id)`;
+    `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_expired(id)`;
     `export_requested(id, "markdown" | "json")`; `import_requested`; `searched(text)`, "" when the search is over.
     """
 
@@ -44,7 +44,7 @@ class Sidebar(Pane):
     pinned = Signal(str, bool)
     deleted = Signal(str)
     undeleted = Signal(str)
-    delete_settled = Signal(str)
+    delete_expired = Signal(str)
     export_requested = Signal(str, str)
     import_requested = Signal()
     searched = Signal(str)
@@ -137,7 +137,7 @@ class Sidebar(Pane):
         self.list.delete_pressed.connect(self._on_delete)
         self.list.menu_wished.connect(self._open_menu)
         self.undo.undone.connect(self.undeleted)
-        self.undo.expired.connect(self.delete_settled)
+        self.undo.expired.connect(self.delete_expired)
         pin = QShortcut(QKeySequence("Ctrl+P"), self.list, context=Qt.ShortcutContext.WidgetShortcut)
         pin.activated.connect(self._on_pin)
 

@@ -25,7 +25,7 @@ class UndoBar(Pane):
         self._button = QPushButton(self.tr("Undo"), self)
         self._button.clicked.connect(self._on_undo)
         self._timer = QTimer(self, singleShot=True, interval=UNDO_MS)
-        self._timer.timeout.connect(self.settle)
+        self._timer.timeout.connect(self.expire)
         row = QHBoxLayout(self)
         row.setContentsMargins(RELATED * 2, RELATED, RELATED, RELATED)
         row.addWidget(self._words, 1)
@@ -33,8 +33,8 @@ class UndoBar(Pane):
         self.hide()
 
     def offer(self, conversation: str, title: str) -> None:
-        """Offer to bring this one back; what was offered before is settled."""
-        self.settle()
+        """Offer to bring this one back; the deletion offered before stands."""
+        self.expire()
         self._deleted = conversation
         words = self.tr("Deleted “{}”").format(title or self.tr("Untitled"))
         metrics = self.fontMetrics()
@@ -44,13 +44,13 @@ class UndoBar(Pane):
         self._timer.start()
 
     @Slot()
-    def settle(self) -> None:
+    def expire(self) -> None:
         """The deletion stands."""
         self._timer.stop()
         self.hide()
-        settled, self._deleted = self._deleted, ""
-        if settled:
-            self.expired.emit(settled)
+        gone, self._deleted = self._deleted, ""
+        if gone:
+            self.expired.emit(gone)
 
     @Slot()
     def _on_undo(self) -> None:

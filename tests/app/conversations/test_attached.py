@@ -37,7 +37,7 @@ def stored(path: Path, *conversations: Conversation) -> Store:
         store.put(conversation)
         for turn in conversation.turns():
             store.add(conversation.id, turn)
-    store.settle()
+    store.flush()
     return store
 
 

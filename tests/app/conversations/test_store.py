@@ -197,7 +197,7 @@ def test_a_streaming_reply_gets_to_the_disk_without_another_call(store: Store, t
     conversation = talk(store, "Go on")
     reply = conversation.add(Turn("assistant", parent=conversation.path()[-1].id))
     store.add(conversation.id, reply)
-    store.settle()
+    store.flush()
     reply.content = "partial words"
     store.keep(reply)
 
@@ -214,7 +214,7 @@ def test_keeping_a_piece_never_waits_for_the_disk(disks: list[sqlite3.Connection
     conversation = talk(store, "Go on")
     reply = conversation.add(Turn("assistant", "x" * 200_000, parent=conversation.path()[-1].id))
     store.add(conversation.id, reply)
-    store.settle()
+    store.flush()
     held = threading.Event()
     disks[-1].set_authorizer(lambda *_: sqlite3.SQLITE_OK if held.wait(60) else sqlite3.SQLITE_DENY)
     for _ in range(300):
@@ -222,7 +222,7 @@ def test_keeping_a_piece_never_waits_for_the_disk(disks: list[sqlite3.Connection
         store.keep(reply)
     # Here while the disk is still held up.
     held.set()
-    store.settle()
+    store.flush()
     assert store.load(conversation.id).turn(reply.id).content.count("word") == 300
 
 
@@ -249,7 +249,7 @@ def test_two_thousand_messages_are_read_with_few_questions(store: Store, monkeyp
     for turn in conversation.path()[1::50]:
         store.add(conversation.id, Turn("assistant", "other version", end="stop", parent=turn.parent))
     store.choose(conversation.turns()[1999].id)
-    store.settle()
+    store.flush()
 
     asked, read = [], StoreFile.read
 

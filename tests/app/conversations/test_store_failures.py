@@ -133,7 +133,7 @@ def carry_on_while_full(store: Store, told: list[Report], make_room: Callable[[]
     for _ in range(40):
         reply.content += "more words than the disk can hold " * 1000
         store.keep(reply)
-        store.settle()
+        store.flush()
     assert store.unsaved
     assert [report.kind for report in told] == ["full"]
     assert store.load(conversation.id).path()[-1].content == reply.content
@@ -152,7 +152,7 @@ def carry_on_while_full(store: Store, told: list[Report], make_room: Callable[[]
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     told: list[Report] = []
     store = Store(small_disk / "chats.db", told.append)
-    store.settle()
+    store.flush()
     ballast = fill(small_disk)
     conversation = carry_on_while_full(store, told, ballast.unlink)
     store.close()
@@ -374,7 +374,7 @@ def test_what_waits_for_a_full_disk_is_saved_without_what_only_memory_takes(
     disks[-1].execute("PRAGMA query_only = ON")
     file.change(lambda database: named(database, "question"))
     file.change(only_in_memory)
-    file.settle()
+    file.flush()
     disks[-1].execute("PRAGMA query_only = OFF")
     wait_for(lambda: [report.kind for report in told] == ["held", "left_out", "saved"])
     assert file.read("SELECT title FROM conversations") == [("question",)]
@@ -396,7 +396,7 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing(tmp_path: Path, disks: li
     store = Store(tmp_path / "chats.db", told.append)
     disk = disks[-1]
     first = talk(store, "while it works")
-    store.settle()
+    store.flush()
     disk.execute("PRAGMA query_only = ON")
     second = talk(store, "while it does not")
     wait_for(lambda: store.unsaved)

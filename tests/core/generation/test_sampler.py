@@ -16,7 +16,7 @@ from core.generation.sampler import (
     from_generation_config,
     make_sampler,
     penalized,
-    settle,
+    resolve,
 )
 
 PLAIN = Draw(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_new_tokens=None)
@@ -125,10 +125,10 @@ def test_half_precision_logits_are_widened() -> None:
 
 def test_wishes_come_before_the_model_and_the_model_before_the_fallback() -> None:
     model = from_generation_config({"temperature": 0.6, "top_k": 20, "do_sample": True})
-    draw = settle(Sampling(temperature=0.2), model)
+    draw = resolve(Sampling(temperature=0.2), model)
     assert (draw.temperature, draw.top_k, draw.top_p) == (0.2, 20, FALLBACK.top_p)
-    assert draw.seed != settle(Sampling(), model).seed, "no seed asked for: each reply has its own"
-    assert settle(Sampling(seed=5), model).seed == 5
+    assert draw.seed != resolve(Sampling(), model).seed, "no seed asked for: each reply has its own"
+    assert resolve(Sampling(seed=5), model).seed == 5
 
 
 @pytest.mark.parametrize(

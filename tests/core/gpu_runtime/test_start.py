@@ -9,7 +9,7 @@ import pytest
 
 from core.gpu_runtime.cuda_choice import Card, Nvidia
 from core.gpu_runtime.install import install
-from core.gpu_runtime.start import Standing, settle
+from core.gpu_runtime.start import Standing, activate
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
 from core.gpu_runtime.wheel_selection import Needed
@@ -37,24 +37,24 @@ def untried(*_: object) -> TrialResult:
 
 
 def test_nothing_installed_is_nothing_to_say(runtime: Runtime):
-    assert settle(runtime) == Standing()
+    assert activate(runtime) == Standing()
 
 
 def test_tried_once_then_used_at_every_start(installed: Runtime):
-    assert settle(installed, lambda: MACHINE) == USED
+    assert activate(installed, lambda: MACHINE) == USED
     assert sys.path[0] == str(installed.folder(VERSION))
-    assert settle(installed, lambda: MACHINE, untried) == USED
+    assert activate(installed, lambda: MACHINE, untried) == USED
 
 
 def test_another_driver_means_another_trial(installed: Runtime):
     installed.keep_result(TrialResult(VERSION, "570.1", why="It crashed."))
-    assert settle(installed, lambda: MACHINE) == USED
+    assert activate(installed, lambda: MACHINE) == USED
 
 
 def test_a_start_that_never_ended_means_another_trial(installed: Runtime):
     installed.keep_result(TrialResult(VERSION, MACHINE.driver, "Fake Card"))
     installed.set_out()
-    standing = settle(
+    standing = activate(
         installed, lambda: MACHINE, lambda folder, driver: TrialResult(folder.name, driver, why="It crashed.")
     )
     assert (standing.used, standing.why) == (False, "It crashed.")
@@ -65,7 +65,7 @@ def test_a_start_that_never_ended_means_another_trial(installed: Runtime):
 )
 def test_without_a_card_the_processor_is_used(installed: Runtime, machine: Nvidia | None, words: str):
     before = sys.path.copy()
-    standing = settle(installed, lambda: machine, untried)
+    standing = activate(installed, lambda: machine, untried)
     assert not standing.used
     assert words in standing.why
     assert sys.path == before
@@ -73,7 +73,7 @@ def test_without_a_card_the_processor_is_used(installed: Runtime, machine: Nvidi
 
 def test_a_runtime_for_another_torch_is_not_used(installed: Runtime, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("core.gpu_runtime.start.own_torch", lambda: "9.9.9")
-    standing = settle(installed, lambda: MACHINE, untried)
+    standing = activate(installed, lambda: MACHINE, untried)
     assert "this program has 9.9.9" in standing.why
 
 
@@ -91,10 +91,10 @@ def test_a_runtime_for_another_torch_is_not_used(installed: Runtime, monkeypatch
 )
 def test_a_broken_runtime_falls_back_with_a_sentence(installed: Runtime, code: str, words: str):
     (installed.folder(VERSION) / "torch" / "__init__.py").write_text(code, "utf-8")
-    standing = settle(installed, lambda: MACHINE)
+    standing = activate(installed, lambda: MACHINE)
     assert not standing.used
     assert words in standing.why
-    assert standing == settle(installed, lambda: MACHINE, untried)
+    assert standing == activate(installed, lambda: MACHINE, untried)
 
 
 def test_wrong_numbers_are_no_use(installed: Runtime):
@@ -106,7 +106,7 @@ def test_wrong_numbers_are_no_use(installed: Runtime):
 def test_removed_at_once_or_at_the_next_start(installed: Runtime):
     installed.remove_later()
     assert installed.installed() == VERSION
-    assert settle(installed, lambda: MACHINE, untried) == Standing()
+    assert activate(installed, lambda: MACHINE, untried) == Standing()
     assert not installed.root.exists()
     installed.remove()
 
@@ -127,22 +127,22 @@ def test_one_that_another_program_uses_is_removed_by_a_later_start(installed: Ru
         assert user.stdout is not None
         assert user.stdout.readline().strip() == b"held"
         installed.remove_later()
-        assert settle(installed, lambda: MACHINE, untried) == Standing()
+        assert activate(installed, lambda: MACHINE, untried) == Standing()
         assert installed.installed() == VERSION
         user.kill()
-    assert settle(installed, lambda: MACHINE, untried) == Standing()
+    assert activate(installed, lambda: MACHINE, untried) == Standing()
     assert not installed.root.exists()
 
 
 def test_a_start_that_does_not_wait_for_a_trial_says_so(installed: Runtime):
-    standing = settle(installed, lambda: MACHINE, attempt=None)
+    standing = activate(installed, lambda: MACHINE, attempt=None)
     assert (standing.version, standing.used, standing.untried) == (VERSION, False, True)
     assert str(installed.folder(VERSION)) not in sys.path
-    assert settle(installed, lambda: MACHINE) == USED
-    assert settle(installed, lambda: MACHINE, attempt=None) == USED
+    assert activate(installed, lambda: MACHINE) == USED
+    assert activate(installed, lambda: MACHINE, attempt=None) == USED
 
 
 def test_half_unpacked_is_not_installed(runtime: Runtime):
     runtime.partial(VERSION).mkdir(parents=True)
     (runtime.partial(VERSION) / "stamp.json").write_text('{"version": "x"}', "utf-8")
-    assert settle(runtime, lambda: Nvidia("1", (Card("c", (8, 0)),)), untried) == Standing()
+    assert activate(runtime, lambda: Nvidia("1", (Card("c", (8, 0)),)), untried) == Standing()

@@ -11,7 +11,7 @@ import pytest
 from core.errors import BadRequest
 from core.events import AUTO, LOOKUP, SELF, LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
 from core.runtime.drafting import OWN_COPY
 from core.runtime.loaded_model import LoadedModel
@@ -32,7 +32,7 @@ def folder_of(family: str, folder: Path) -> Path:
 
 def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
     ahead, drawn = Speculation([model.draft.drafter(model.cache)] if model.draft else []), list[int]()
-    sample = make_sampler(settle(GREEDY, Sampling()))
+    sample = make_sampler(resolve(GREEDY, Sampling()))
     for step in generate(model.model, model.cache, random_prompt(30), sample, never, 0, ahead):
         if isinstance(step, DrawnToken):
             drawn.append(step.id)

@@ -11,7 +11,7 @@ import pytest
 from core.errors import BadRequest, ModelUnreadable, NoChatTemplate
 from core.events import LoadOptions, Message, Prefill, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.runtime.reply import Reply, prompt_ids
@@ -38,7 +38,7 @@ def tokens(model: LoadedModel, messages: Sequence[Message], count: int, chunk: i
     drawn: list[int] = []
     reused = 0
     prompt = prompt_ids(model, Request(tuple(messages)))
-    for step in generate(model.model, model.cache, prompt, make_sampler(settle(GREEDY, Sampling())), never, chunk):
+    for step in generate(model.model, model.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never, chunk):
         if isinstance(step, Prefill):
             reused = step.reused
         elif isinstance(step, DrawnToken):

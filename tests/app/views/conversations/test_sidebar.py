@@ -125,10 +125,10 @@ def test_deleting_offers_undo_and_settles_when_the_next_is_deleted(sidebar: Side
     assert signal.args == ["beta"]
     assert sidebar.undo.isVisible()
     select(sidebar, "Gamma")
-    with qtbot.waitSignal(sidebar.delete_settled) as settled:
+    with qtbot.waitSignal(sidebar.delete_expired) as settled:
         qtbot.keyClick(sidebar.list, Qt.Key.Key_Delete)
     assert settled.args == ["beta"]
-    with qtbot.waitSignal(sidebar.undeleted) as undone, qtbot.assertNotEmitted(sidebar.delete_settled):
+    with qtbot.waitSignal(sidebar.undeleted) as undone, qtbot.assertNotEmitted(sidebar.delete_expired):
         find(sidebar.undo, QPushButton, "Undo").click()
     assert undone.args == ["gamma"]
     assert not sidebar.undo.isVisible()

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import core.kernels.matmul
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
-from core.generation.sampler import make_sampler, settle
+from core.generation.sampler import make_sampler, resolve
 from core.kernels.matmul import Kernel, kernels_for
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
@@ -48,7 +48,7 @@ def test_greedy_text_is_that_of_transformers(package: Path) -> None:
     assert loaded.tokenizer.encode(TEXT) == ids
     assert loaded.plan.format == "bf16", "as stored"
     drawn: list[int] = []
-    for step in generate(loaded.model, loaded.cache, ids, make_sampler(settle(GREEDY, Sampling())), never):
+    for step in generate(loaded.model, loaded.cache, ids, make_sampler(resolve(GREEDY, Sampling())), never):
         if not isinstance(step, Prefill):
             drawn.append(step.id)
         if len(drawn) == COUNT:
