@@ -19,6 +19,7 @@ from PySide6.QtWidgets import QApplication
 
 from app.settings.theme import Mode
 from tests.app.dialog_screenshots import DIALOG_SCENES, HubStage
+from tests.app.picture_screenshots import PICTURE_SCENES
 from tests.app.screenshots import IN_GERMAN, SCENES, Stage
 from tests.app.tool_screenshots import TOOL_SCENES
 
@@ -31,7 +32,7 @@ def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[]
         yield name, scene, partial(Stage, mode)
         if name in IN_GERMAN:
             yield f"{name}_de", scene, partial(Stage, mode, language="de")
-    for name, shown in TOOL_SCENES.items():
+    for name, shown in (TOOL_SCENES | PICTURE_SCENES).items():
         yield name, shown, partial(Stage, mode)
     for name, play in DIALOG_SCENES.items():
         yield name, play, partial(HubStage, mode)

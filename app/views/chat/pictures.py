@@ -6,12 +6,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
-from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QIcon, QImage, QImageIOHandler, QImageReader, QPainter, QPaintEvent, QPixmap
+from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import (
+    QColor,
+    QIcon,
+    QImage,
+    QImageIOHandler,
+    QImageReader,
+    QPainter,
+    QPainterPath,
+    QPaintEvent,
+    QPen,
+    QPixmap,
+)
 from PySide6.QtWidgets import QDialog, QDialogButtonBox, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
-from app.settings.theme import EDGE, INSIDE, RELATED, Theme
+from app.settings.theme import BUTTON_RADIUS, EDGE, INSIDE, RELATED, Theme
 from core.documents.document import Document
 
 CHIP, SHOWN, WHOLE = QSize(20, 20), QSize(280, 200), QSize(900, 640)
@@ -91,10 +102,15 @@ class Thumbnail(QPushButton):
 
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        corners = QPainterPath()
+        corners.addRoundedRect(QRectF(self.rect()).adjusted(1, 1, -1, -1), BUTTON_RADIUS, BUTTON_RADIUS)
+        painter.setClipPath(corners)
         painter.drawPixmap(0, 0, self._pixmap)
+        painter.setClipping(False)
         if self.hasFocus():
-            painter.setPen(self.palette().highlight().color())
-            painter.drawRect(self.rect().adjusted(0, 0, -1, -1))
+            painter.setPen(QPen(self.palette().highlight().color(), 2))
+            painter.drawPath(corners)
 
 
 class PictureRow(QWidget):
@@ -117,11 +133,11 @@ class PictureRow(QWidget):
             lines[-1].append(one)
         top = 0
         for line in lines if self._thumbnails else ():
-            left = max(0, width - _width(line))
+            left, tallest = max(0, width - _width(line)), max(one.height() for one in line)
             for one in line:
-                one.move(left, top)
+                one.move(left, top + tallest - one.height())
                 left += one.width() + INSIDE
-            top += max(one.height() for one in line) + INSIDE
+            top += tallest + INSIDE
         return top
 
 
