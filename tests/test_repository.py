@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,18 @@ def test_files_are_small(repository: Path) -> None:
     assert not {str(file.relative_to(repository)): n for file, n in lengths.items() if n > FILE_LINES}
 
 
+@cache
+def trees(root: Path) -> tuple[tuple[str, ast.Module], ...]:
+    """Each source, parsed once: its place and its tree."""
+    return tuple((file.relative_to(root).as_posix(), ast.parse(file.read_text("utf-8"))) for file in sources(root))
+
+
 def functions(root: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Each function of the sources with its place: "core/engine.py:chat"."""
-    for file in sources(root):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for place, tree in trees(root):
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{file.relative_to(root).as_posix()}:{node.name}", node
+                yield f"{place}:{node.name}", node
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -139,12 +146,7 @@ def test_the_folder_packaging_is_no_package(repository: Path) -> None:
 
 
 def test_every_module_says_what_it_knows(repository: Path) -> None:
-    silent = [
-        str(file.relative_to(repository))
-        for file in sources(repository)
-        if (text := file.read_text(encoding="utf-8")).strip() and not ast.get_docstring(ast.parse(text))
-    ]
-    assert not silent
+    assert not [place for place, tree in trees(repository) if tree.body and not ast.get_docstring(tree)]
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,10 @@ class Public:
 
 def public(root: Path) -> Iterator[Public]:
     """All of them, without what lies inside functions or private classes."""
-    for file in sources(root):
-        place = file.relative_to(root).as_posix()
-        todo: list[tuple[ast.Module | ast.ClassDef, ast.ClassDef | None]] = [(ast.parse(file.read_text("utf-8")), None)]
-        for tree, owner in todo:
-            for node in tree.body:
+    for place, tree in trees(root):
+        todo: list[tuple[ast.Module | ast.ClassDef, ast.ClassDef | None]] = [(tree, None)]
+        for within, owner in todo:
+            for node in within.body:
                 if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name[0] == "_":
                     continue
                 name = f"{owner.name}.{node.name}" if owner else node.name
