@@ -79,36 +79,9 @@ AVX512 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_
     }
 }
 
-/* Asks for rows of keys or values that will soon be used: the stretches are too short for the processor to foresee. */
-AVX512 INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t rows, int64_t dim, const int type) {
-    int64_t size = type == TYPE_F32 ? 4 : 2;
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t byte = 0; byte < dim * size; byte += 64)
-            _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
-}
-
-AVX512 INLINE void run_task(const Attention *a, int64_t index, const int type) {
-    const Shape *n = &a->n;
-    Task t = task_at(a, index);
-    Stretch s = stretch_of(a, index);
-    int64_t rows = task_rows(n);
-    start_task(a, &t, &s, type);
-    for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
-        int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
-        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + key * n->k_row;
-        int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + key * n->v_row;
-        int64_t next = s.end - key - count < TILE_KEYS ? s.end - key - count : TILE_KEYS;
-        ask_for(a->v, v, n->v_row, count, n->value_dim, type);
-        ask_for(a->k, k + count * n->k_row, n->k_row, next, n->dim, type);
-        for (int64_t first = 0; first < count; first += 4)
-            for (int64_t row = 0; row < rows; row += 4) score_block(a, &t, row, k, count, first, type);
-        for (int64_t row = 0; row < rows; row++) {
-            float top = finish_scores(a, t.scores + row * TILE_KEYS, seen_by(a, s.b, row, key), count);
-            weigh_row(a, &t, row, top, count);
-        }
-        add_tile(a, &t, v, count, type);
-    }
-}
+#define VECTOR AVX512
+#define SCORED_KEYS 4
+#include "attention_tile.h"
 
 AVX512 void attention_task_avx512(const Attention *a, int64_t index) {
     if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);

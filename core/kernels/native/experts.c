@@ -232,17 +232,7 @@ typedef struct {
         else sum_row(c, row, TYPE_BF16);                                                              \
     }                                                                                                 \
     static const Loops name = {name##_gate, name##_sum};
-#if defined(HETEGEN_X86)
-LOOPS(avx2, TARGET("avx2,fma"))
-LOOPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
-static const Loops *loops_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
-#else
-LOOPS(plain, )
-static const Loops *loops_of(int isa) {
-    (void)isa;
-    return &plain;
-}
-#endif
+#include "loops.h"
 
 static void gate_pair(const void *context, int64_t place, int64_t thread) {
     const Call *c = context;

@@ -90,17 +90,7 @@ typedef struct {
         else turn_heads(x, count, dim, cos, sin, TYPE_BF16, TYPE_BF16);                                             \
     }                                                                                                               \
     static const Loops name = {name##_add, name##_gate, name##_turn};
-#if defined(HETEGEN_X86)
-LOOPS(avx2, TARGET("avx2,fma"))
-LOOPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
-static const Loops *loops_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
-#else
-LOOPS(plain, )
-static const Loops *loops_of(int isa) {
-    (void)isa;
-    return &plain;
-}
-#endif
+#include "loops.h"
 
 /* ---- the scratch memory ---- */
 

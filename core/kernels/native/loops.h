@@ -1,0 +1,13 @@
+/* The loops of the file that includes this, for each instruction set, and the choice among them. The file has defined
+ * LOOPS(name, target): functions compiled for the target, and a `static const Loops name` of them. */
+#if defined(HETEGEN_X86)
+LOOPS(avx2, TARGET("avx2,fma"))
+LOOPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
+static const Loops *loops_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
+#else
+LOOPS(plain, )
+static const Loops *loops_of(int isa) {
+    (void)isa;
+    return &plain;
+}
+#endif
