@@ -220,9 +220,8 @@ enum { ONE_ROWS = 4, ONE_GROUPS = 16 }; /* rows at a time, and groups of 32 colu
 /* R rows times one row of input, whose scales are multiplied into the weights' own, sixteen at a time. */
 AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, const enum Values values, const int R) {
     const Input *in = job->input;
-    const int64_t step = values == SIGNED_BYTES ? 128 : 64, groups = in->blocks * 2;
+    const int64_t step = pair_bytes(l), groups = in->blocks * 2;
     const __m512i book = book_of(l), next = _mm512_set1_epi32(4);
-    const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     __m512 sum[ONE_ROWS], scale[ONE_ROWS];
     UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g += ONE_GROUPS) {
@@ -233,19 +232,17 @@ AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, c
         UNROLL for (int r = 0; r < R; r++) {
             RowScales scales = row_scales(job, l, row + r, 0), minimums = row_scales(job, l, row + r, 1);
             __m512 own = sixteen_scales(&scales, l, g);
-            __m512 low = l->minimum ? sixteen_scales(&minimums, l, g) : _mm512_setzero_ps();
-            sum[r] = _mm512_fmadd_ps(_mm512_fnmadd_ps(_mm512_set1_ps((float)l->zero), own, low), offsets, sum[r]);
+            sum[r] = _mm512_fmadd_ps(sixteen_shifts(&minimums, l, g, own), offsets, sum[r]);
             scale[r] = _mm512_mul_ps(own, given);
         }
-        __m512i lanes = first;
+        __m512i lanes = two_by_eight();
         for (int64_t pair = g / 4; pair < (g + left) / 4; pair++, lanes = _mm512_add_epi32(lanes, next)) {
             const __m512i x[2] = {_mm512_loadu_si512(in->q + pair * 128), _mm512_loadu_si512(in->q + pair * 128 + 64)};
             const __m512i second = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
             UNROLL for (int r = 0; r < R; r++) {
                 const uint8_t *at = job->weights + (row + r) * job->row_bytes;
                 __m512i w[2];
-                ask_ahead(at + pair * step, job->row_bytes, R);
-                if (step == 128) ask_ahead(at + pair * step + 64, job->row_bytes, R);
+                for (int64_t i = 0; i < step; i += 64) ask_ahead(at + pair * step + i, job->row_bytes, R);
                 unpack_pair(at, pair, values, book, w);
                 __m512 low = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], x[0]));
                 __m512 high = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w[1], x[1]));
@@ -264,7 +261,7 @@ AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, c
         break;
 AVX512 static void grouped32_rows_one(const Job *job, int64_t row, int64_t end) {
     const Layout l = layout_of(job->format);
-    switch (l.values) { ONE_WAY(SIGNED_BYTES) ONE_WAY(HALVES) ONE_WAY(CODES) }
+    switch (l.values) { ONE_WAY(SIGNED_BYTES) ONE_WAY(HALVES) ONE_WAY(CODES) ONE_WAY(SIXES) }
 }
 
 /* ---- more rows of input ---- */
