@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import ModelUnreadable
-from core.sentence import sentence
+from core.weights.mapped_file import map_file, read_once
 from core.weights.safetensors_header import TensorInfo, read_header
 from core.weights.stored_formats import FLOATING
 from core.weights.weight_files import weight_files
@@ -26,7 +25,6 @@ DTYPES = {
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
-READ_BLOCK = 16 << 20
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -76,13 +74,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def warm(self) -> Iterator[float]:
         """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""
-        done, total = 0, sum(file.stat().st_size for file in self.files)
-        block = bytearray(READ_BLOCK)
-        for path in self.files:
-            with path.open("rb", buffering=0) as file:
-                while count := file.readinto(block):
-                    done += count
-                    yield done / total
+        return read_once(self.files)
 
     def let_go(self) -> None:
         """No longer count the pages read so far to this process, where the system can be told so."""
@@ -92,7 +84,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @cached_property
     def _maps(self) -> dict[Path, mmap.mmap]:
-        return {file: _map(file) for file in self.files}
+        return {file: map_file(file) for file in self.files}
 
 
 def main_dtype(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
@@ -103,14 +95,3 @@ def main_dtype(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
     plain = {name: size for name, size in sizes.items() if name in FLOATING}
     found = DTYPES[max(plain, key=plain.__getitem__)] if plain else torch.float32
     return torch.float32 if found is torch.float64 else found
-
-
-def _map(file: Path) -> mmap.mmap:
-    # ACCESS_READ and not a private mapping: Windows would reserve page-file space for the whole of the latter.
-    try:
-        with file.open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ModelUnreadable(
-            sentence("{} cannot be opened.", file.name), f"{error}.", "Download the model again."
-        ) from error

@@ -227,14 +227,7 @@ INLINE void encode_int8(const Encoding *e, int64_t row) {
         else if (format == INT4) encode_fine(e, row, 1);         \
         else encode_fine(e, row, 0);                             \
     }
-ROWS(row_plain, )
-#if defined(HETEGEN_X86)
-ROWS(row_avx2, TARGET("avx2,fma"))
-ROWS(row_avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
-#else
-#define row_avx2 row_plain
-#define row_avx512 row_plain
-#endif
+#include "rows.h"
 
 typedef struct {
     const Encoding *e;

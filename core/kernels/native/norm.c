@@ -55,14 +55,7 @@ INLINE void norm_row(const Norm *n, int64_t row, const int type) {
         if (n->type == TYPE_F32) norm_row(n, row, TYPE_F32);    \
         else norm_row(n, row, TYPE_BF16);                       \
     }
-ROWS(row_plain, )
-#if defined(HETEGEN_X86)
-ROWS(row_avx2, TARGET("avx2,fma"))
-ROWS(row_avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
-#else
-#define row_avx2 row_plain
-#define row_avx512 row_plain
-#endif
+#include "rows.h"
 
 static void do_row(const void *context, int64_t row, int64_t thread) {
     const Norm *n = context;

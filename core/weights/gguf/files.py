@@ -11,8 +11,7 @@ from torch import Tensor
 
 from core.weights.gguf.header import Settings, TensorPlace
 from core.weights.gguf.parts import open_parts
-
-READ_BLOCK = 16 << 20
+from core.weights.mapped_file import read_once
 
 
 class GgufFiles:
@@ -44,10 +43,4 @@ class GgufFiles:
 
     def warm(self) -> Iterator[float]:
         """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""
-        done, total = 0, sum(len(one) for one in self._maps)
-        block = bytearray(READ_BLOCK)
-        for path in self.files:
-            with path.open("rb", buffering=0) as file:
-                while count := file.readinto(block):
-                    done += count
-                    yield done / total
+        return read_once(self.files)

@@ -11,6 +11,7 @@ from core.errors import ModelNotFound, ModelUnreadable
 from core.sentence import sentence
 from core.weights.gguf.header import Header, Settings, TensorPlace, parse, unreadable
 from core.weights.gguf.names import SUFFIX, is_model, split_names
+from core.weights.mapped_file import map_file
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Parts:
 def open_parts(path: Path) -> Parts:
     """Map the file, or all files that belong to it. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
     files = split_files(path)
-    maps = [_map(file) for file in files]
+    maps = [map_file(file) for file in files]
     headers = [parse(memoryview(one), file.name) for one, file in zip(maps, files, strict=True)]
     return Parts(files, maps, headers[0].settings, merged(headers, [file.name for file in files]))
 
@@ -64,13 +65,3 @@ def merged(headers: list[Header], names: list[str]) -> dict[str, tuple[int, Tens
             raise unreadable(names[number], "It holds tensors that another of the files holds too.")
         found |= {name: (number, place) for name, place in header.tensors.items()}
     return found
-
-
-def _map(file: Path) -> mmap.mmap:
-    try:
-        with file.open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ModelUnreadable(
-            sentence("{} cannot be opened.", file.name), f"{error}.", "Download the model again."
-        ) from error

@@ -1,0 +1,36 @@
+"""Files of weights, mapped into memory and not read; or read once, so that the mapping finds its pages there."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from core.errors import ModelUnreadable
+from core.sentence import sentence
+
+READ_BLOCK = 16 << 20
+"""Bytes that are read at once."""
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """The whole file as read-only memory. Raises ModelUnreadable."""
+    # ACCESS_READ and not a private mapping: Windows would reserve page-file space for the whole of the latter.
+    try:
+        with file.open("rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ModelUnreadable(
+            sentence("{} cannot be opened.", file.name), f"{error}.", "Download the model again."
+        ) from error
+
+
+def read_once(files: Sequence[Path]) -> Iterator[float]:
+    """Read files for the system's cache; yields the fraction read."""
+    done, total = 0, sum(file.stat().st_size for file in files)
+    block = bytearray(READ_BLOCK)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                done += count
+                yield done / total
