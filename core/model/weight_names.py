@@ -34,6 +34,9 @@ BY_EXPERT = {"MergeModulelist", "Concatenate"}
 """transformers' steps that give, of one expert's tensors, what they give of all, for that expert."""
 
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
 class WeightNames:
     """The names in a checkpoint and in a module tree."""
 
@@ -63,8 +66,13 @@ class WeightNames:
         from transformers.core_model_loading import dot_natural_key
 
         found: dict[str, dict[str | None, list[str]]] = {}
+        known: dict[str, tuple[str, str | None]] = {}
         for source in sorted(names, key=dot_natural_key):
-            target, pattern = self.target(source)
+            # Experts that are put together go the same way as the first: there may be tens of thousands.
+            first = EXPERT.sub(".experts.0.", source)
+            if first not in known:
+                known[first] = self.target(first)
+            target, pattern = known[first] if known[first][1] else self.target(source)
             if target in self.expected:
                 found.setdefault(target, {}).setdefault(pattern, []).append(source)
         return found

@@ -31,21 +31,27 @@ def nf4(parts: Parts, settings: Settings) -> Coded:
 
 def four_bits(parts: Parts, _: Settings) -> Coded:
     """Two weights a byte, the first in the high half, in blocks of the flattened weight. Raises ValueError."""
-    values = nibbles(parts["codes"].flatten()).view(-1, 2).flip(1).flatten()
+    values = nibbles(parts["codes"].flatten(), high_first=True)
     state = _state(parts["state"])
     shape = state.get("shape", [1, len(values)])
     if len(shape) != 2 or prod(shape) != len(values):
         raise ValueError(shape)
-    scales = _scales(parts, state)
     # Where a row is no whole number of blocks, each block counts as several.
     run = gcd(shape[1], state["blocksize"])
-    spread = scales.repeat_interleave(state["blocksize"] // run)[: len(values) // run]
+    spread = _scales(parts, state, state["blocksize"] // run)[: len(values) // run]
     book = parts["book"].float()
     return Coded(values.view(shape), spread.view(shape[0], -1), (1, run), book=book, flat="shape" not in state)
 
 
-def _scales(parts: Parts, state: Mapping[str, Any]) -> Tensor:
+def _scales(parts: Parts, state: Mapping[str, Any], times: int) -> Tensor:
+    """The blocks' scales, each so many times."""
     scales = parts["scales"]
+    if scales.is_meta:
+        return scales.new_empty(len(scales) * times)
+    return _widened(parts, scales, state).repeat_interleave(times)
+
+
+def _widened(parts: Parts, scales: Tensor, state: Mapping[str, Any]) -> Tensor:
     if "outer" not in parts:
         return scales.float()
     outer = parts["outer"].repeat_interleave(state["nested_blocksize"])[: len(scales)]

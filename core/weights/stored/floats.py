@@ -37,7 +37,7 @@ def nvfp4(parts: Parts, _: Settings) -> Coded:
     """Four-bit floats with an FP8 scale for each 16 columns and one for the whole, which some files have inverted."""
     whole = parts["whole"].float() if "whole" in parts else parts["inverse"].float()
     fine = parts["scales"].float()
-    scales = fine * whole if "whole" in parts else fine / whole
+    scales = fine if fine.is_meta else fine * whole if "whole" in parts else fine / whole
     codes = nibbles(parts["codes"])
     return Coded(codes, scales, (1, codes.shape[1] // scales.shape[1]), book=_book(), unit=HALF, storage="nvfp4w")
 
@@ -50,7 +50,7 @@ def grid(scales: Tensor) -> Tensor:
 
 def powers(exponents: Tensor) -> Tensor:
     """Powers of two (...) out of E8M0 (...), a byte each."""
-    return torch.exp2(exponents.view(torch.uint8).float() - EXPONENT_ONE)
+    return exponents if exponents.is_meta else torch.exp2(exponents.view(torch.uint8).float() - EXPONENT_ONE)
 
 
 def block_settings(settings: Settings) -> Sequence[int]:

@@ -56,7 +56,7 @@ def words(parts: Parts, settings: Settings) -> Coded:
     bits = _word_bits(codes, scales, settings)
     _check_bits(bits)
     wide = unpacked(codes, bits)
-    zeros = torch.full_like(scales, 1 << bits - 1, dtype=torch.float32)
+    zeros = torch.full(scales.shape, float(1 << bits - 1))
     if "zeros" in parts:
         zeros = unpacked(parts["zeros"].t(), bits).t()
     coded = Coded(wide, scales.float(), block_of(wide.shape, scales.shape, BY_ROW), zeros.float())
@@ -75,7 +75,8 @@ def int8(parts: Parts, _: Settings) -> Coded:
 
 def row_bytes(parts: Parts, _: Settings) -> Coded:
     """bitsandbytes' int8: bytes with each row's largest value, which is worth 127."""
-    codes, scales = parts["codes"], parts["scales"].float()[:, None] / INT8_FULL
+    codes, largest = parts["codes"], parts["scales"].float()[:, None]
+    scales = largest if largest.is_meta else largest / INT8_FULL
     return Coded(codes, scales, (1, codes.shape[1]), storage="int8")
 
 
@@ -133,7 +134,8 @@ def _ones(bits: int) -> int:
 
 def _awq_columns(packed: Tensor) -> Tensor:
     values = unpacked(packed, 4)
-    return values.view(len(values), -1, len(AWQ_ORDER))[:, :, AWQ_ORDER].flatten(1)
+    runs = values.view(len(values), -1, len(AWQ_ORDER))
+    return (runs if runs.is_meta else runs[:, :, AWQ_ORDER]).flatten(1)
 
 
 def _word_bits(codes: Tensor, scales: Tensor, settings: Settings) -> int:

@@ -8,9 +8,17 @@ from torch import Tensor
 BYTE = 8
 
 
-def nibbles(data: Tensor) -> Tensor:
+def _only_shape(data: Tensor, each: int) -> Tensor:
+    # Shifts of tensors without numbers would bring an algebra system along, which takes seconds.
+    return data.new_empty((*data.shape[:-1], data.shape[-1] * each))
+
+
+def nibbles(data: Tensor, *, high_first: bool = False) -> Tensor:
     """(..., n) bytes -> (..., 2 n) numbers of four bits."""
-    return torch.stack((data & 15, data >> 4), dim=-1).flatten(-2)
+    if data.is_meta:
+        return _only_shape(data, 2)
+    halves = (data >> 4, data & 15) if high_first else (data & 15, data >> 4)
+    return torch.stack(halves, dim=-1).flatten(-2)
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
@@ -18,5 +26,7 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
     data = words.contiguous().view(torch.uint8)
     if bits == BYTE:
         return data
+    if data.is_meta:
+        return _only_shape(data, BYTE // bits)
     shifts = torch.arange(0, BYTE, bits, dtype=torch.uint8, device=data.device)
     return (data[..., None] >> shifts & (1 << bits) - 1).flatten(-2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +62,30 @@ def test_the_verdict_before_the_download_knows_both_sizes(
     assert words in explain(plan, spec, DESKTOP)
     assert not plan.mapped
     assert json.loads(files["config.json"])["quantization_config"]
+
+
+HEADERS = """
+import sys
+import torch
+from core.weights.safetensors_header import TensorInfo
+from core.weights.stored.checkpoint import sketches
+from core.weights.stored.find import find_stored
+from core.weights.stored_formats import stored_format
+from tests.core.weights.stored.packers import FORMATS
+
+names = {torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.float16: "F16",
+         torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
+for name, format in FORMATS.items():
+    parts, _ = format.pack(torch.randn(64, 128))
+    infos = {}
+    for end, part in parts.items():
+        infos[f"q{end}"] = TensorInfo(f"q{end}", names[part.dtype], tuple(part.shape), 0, 0)
+    stored = stored_format({"quantization_config": format.settings}, infos)
+    sketch = sketches(find_stored(infos, stored), stored.settings)["q.weight"]
+    assert sketch.codes.numel() == 64 * 128, name
+assert "sympy" not in sys.modules
+"""
+
+
+def test_reading_headers_brings_no_algebra_system_along() -> None:
+    subprocess.run([sys.executable, "-c", HEADERS], check=True, timeout=120)
