@@ -11,9 +11,19 @@ typedef struct {
 /* The first 8 lanes take the first of two numbers, the others the second. */
 AVX512 INLINE __m512i two_by_eight(void) { return _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1); }
 
+/* Sixteen fine scales, of groups of 32, all of which are there. */
+AVX512 INLINE __m512 sixteen_fine(const RowScales *s, int64_t g) {
+    int32_t two;
+    memcpy(&two, s->coarse + g * GROUP / COARSE * 2, 4);
+    __m512 factors = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(two)));
+    __m512 fine = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(s->each + g))));
+    return _mm512_mul_ps(fine, _mm512_permutexvar_ps(two_by_eight(), factors));
+}
+
 /* Sixteen scales from group g on as floats, zeros past the end. */
 AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t g) {
     int64_t left = s->groups - g / l->spread;
+    if (l->scale == SCALE_FINE && l->group == GROUP && left >= 16) return sixteen_fine(s, g);
     __mmask16 valid = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
     if (l->spread > 1) {
         const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
@@ -82,9 +92,9 @@ AVX512 INLINE __m512 to_lanes(const float *numbers) {
 
 AVX512 INLINE void add_shifts(const Input *in, int64_t g, __m512 shifts, int64_t m, __m512 *sum) {
     int64_t left = in->blocks * 2 - g;
-    __mmask16 valid = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-    __m512 offsets = _mm512_maskz_loadu_ps(valid, in->offsets + m * in->blocks * 2 + g);
-    *sum = _mm512_mask3_fmadd_ps(shifts, offsets, *sum, valid);
+    const float *from = in->offsets + m * in->blocks * 2 + g;
+    __m512 offsets = left >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps((__mmask16)((1u << left) - 1), from);
+    *sum = _mm512_fmadd_ps(shifts, offsets, *sum); /* past the end both are zero */
 }
 
 /* The rows of weights and of input that are multiplied at a time: R and M, with sums by half where registers suffice,
@@ -127,14 +137,18 @@ AVX512 INLINE void grouped32(const Job *job, int64_t row, int64_t m0, const int 
     const Input *in = job->input;
     const __m512i book = book_of(&l);
     const int64_t step = pair_bytes(&l), pairs = in->blocks / 2;
+    RowScales scales[2], minimums[2];
     FEW_SUMS
+    UNROLL for (int r = 0; r < R; r++) {
+        scales[r] = row_scales(job, &l, row + r, 0);
+        minimums[r] = row_scales(job, &l, row + r, 1);
+    }
     for (int64_t first = 0; first < pairs; first += SCALE_STRIP / 128) {
         __m512 scale[2];
         UNROLL for (int r = 0; r < R; r++) {
-            RowScales scales = row_scales(job, &l, row + r, 0), minimums = row_scales(job, &l, row + r, 1);
-            _mm_prefetch((const char *)scales.each + first * 4 + AHEAD / 4, _MM_HINT_T0);
-            scale[r] = sixteen_scales(&scales, &l, first * 4);
-            __m512 shifts = sixteen_shifts(&minimums, &l, first * 4, scale[r]);
+            _mm_prefetch((const char *)scales[r].each + first * 4 + AHEAD / 4, _MM_HINT_T0);
+            scale[r] = sixteen_scales(scales + r, &l, first * 4);
+            __m512 shifts = sixteen_shifts(minimums + r, &l, first * 4, scale[r]);
             UNROLL for (int m = 0; m < M; m++) add_shifts(in, first * 4, shifts, m0 + m, &sum[0][r][m]);
         }
         __m512i place = two_by_eight();
