@@ -51,7 +51,7 @@ def cache_folder() -> Path:
 
 
 def kept_readings() -> Path:
-    """For what was read of conversations, one file each. Made anew when lost."""
+    """The folder for what was read of conversations, one file each; it is made anew when lost."""
     return cache_folder() / "readings"
 
 

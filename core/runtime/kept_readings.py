@@ -32,7 +32,7 @@ class KeptReadings:
     """The files of one model's conversations. `key` stands for the model and the format of its weights and KV cache."""
 
     def __init__(self, key: str, room: int = ROOM) -> None:
-        self._key, self._room = key, room
+        self.key, self._room = key, room
         self._stop = Flag()
         self._writer: Thread | None = None
 
@@ -47,7 +47,7 @@ class KeptReadings:
             return reply_start
         path = kept_reading(conversation)
         try:
-            kept = kv_file.read(path, self._key)
+            kept = kv_file.read(path, self.key)
         except FileNotFoundError:
             return reply_start
         except (OSError, ValueError):
@@ -71,7 +71,7 @@ class KeptReadings:
         states = [_on_host(layer) for layer in states_of(cache)]
         put = kv_file.append if grows_only(cache) else kv_file.replace
         write = partial(
-            put, kept_reading(conversation), self._key, tuple(cache.tokens), reply_start, states, self._stop.is_set
+            put, kept_reading(conversation), self.key, tuple(cache.tokens), reply_start, states, self._stop.is_set
         )
         self._stop.clear()
         self._writer = Thread(target=self._write, args=(kept_reading(conversation), write), name="kept readings")

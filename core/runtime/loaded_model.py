@@ -146,7 +146,7 @@ class LoadedModel:
         """Let the KV cache hold as much of these ids as it ever did, or as the disk has of the conversation; none where
         the device is lost or full, as the pass that follows will find out and step down."""
         placement = self.model.placement
-        self._settle()
+        self.settle()
         try:
             with placement.failures():
                 if isinstance(placement, DevicePlacement):
@@ -207,13 +207,13 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give the devices' memory back."""
-        self._settle(finish=True)
+        self.settle(finish=True)
         self.drop_draft()
         self.model.placement.close()
         self.machine.close()
 
-    def _settle(self, *, finish: bool = False) -> None:
-        """Let nothing be written any more of what the KV cache holds."""
+    def settle(self, *, finish: bool = False) -> None:
+        """End the writing of what the KV cache holds, with `finish` when it is complete."""
         if self.kept is not None:
             self.kept.settle(finish=finish)
 

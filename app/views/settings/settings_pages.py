@@ -54,19 +54,17 @@ class FoldersPage(QWidget):
             button.setAccessibleName(self.tr("Open: {}").format(shown))
             button.clicked.connect(partial(self.open_requested.emit, str(path)))
             column.addLayout(self._row(paragraph(theme, shown), paragraph(theme, str(path), "muted"), button))
-        self._kept = paragraph(theme, "", "muted")
+        self.kept = paragraph(theme, "", "muted")
         self.remove = QPushButton(self.tr("Remove"), self)
         self.remove.setAccessibleName(self.tr("Remove what was read"))
         self.remove.clicked.connect(self.remove_requested)
-        column.addLayout(
-            self._row(paragraph(theme, self.tr("What was read of conversations")), self._kept, self.remove)
-        )
+        column.addLayout(self._row(paragraph(theme, self.tr("What was read of conversations")), self.kept, self.remove))
         column.addStretch(1)
         self.show_kept(kept)
 
     def show_kept(self, nbytes: int) -> None:
         """How many bytes there are of what was read of conversations."""
-        self._kept.setText(format_bytes(nbytes) if nbytes else self.tr("Nothing is kept."))
+        self.kept.setText(format_bytes(nbytes) if nbytes else self.tr("Nothing is kept."))
         self.remove.setEnabled(bool(nbytes))
 
     def _row(self, name: QLabel, value: QLabel, button: QPushButton) -> QHBoxLayout:

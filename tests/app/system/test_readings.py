@@ -75,9 +75,9 @@ def test_the_settings_show_its_size_and_delete_it(app: Application, qtbot: QtBot
     dialog.show_page("Data folders")
     page = dialog.findChild(FoldersPage)
     assert page is not None
-    assert page._kept.text() == "2 MB"
+    assert page.kept.text() == "2 MB"
     page.remove.click()
-    assert page._kept.text() == "Nothing is kept."
+    assert page.kept.text() == "Nothing is kept."
     assert not page.remove.isEnabled()
     assert readings.nbytes() == 0
     dialog.close()

@@ -62,11 +62,11 @@ def test_a_file_grows_with_its_conversation_and_is_no_larger_than_what_it_holds(
     ask(engine, FIRST, most=1)
     loaded = engine.loaded
     assert loaded is not None
-    loaded._settle(finish=True)
+    loaded.settle(finish=True)
     before = kept_reading("one").read_bytes()
     turns = (FIRST, Message("assistant", "the dog"), MORE)
     second, _ = ask(engine, *turns)
-    loaded._settle(finish=True)
+    loaded.settle(finish=True)
     after = kept_reading("one").read_bytes()
     assert after.startswith(before)
     held = loaded.cache.nbytes * len(loaded.cache.tokens) / loaded.cache.capacity
@@ -158,12 +158,12 @@ def test_the_least_recently_used_gives_way(tmp_path: Path) -> None:
     assert loaded is not None
     assert loaded.kept is not None
     ask(engine, FIRST)
-    loaded._settle(finish=True)
+    loaded.settle(finish=True)
     size = kept_reading("one").stat().st_size
-    loaded.__dict__["kept"] = KeptReadings(loaded.kept._key, 5 * size // 2)
+    loaded.__dict__["kept"] = KeptReadings(loaded.kept.key, 5 * size // 2)
     for name in ("two", "three"):
         ask(engine, Message("user", name + FIRST.content[len(name) :]), conversation=name)
-        loaded._settle(finish=True)
+        loaded.settle(finish=True)
     engine.close()
     assert [kept_reading(name).exists() for name in ("one", "two", "three")] == [False, True, True]
 
