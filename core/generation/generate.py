@@ -59,7 +59,7 @@ def _passes(cache: KVCache, prompt: Sequence[int], known: int, step: int) -> Ite
     """Divide what follows the first `known` ids into runs of about `step`. Where the cache can only return to marks,
     the end is read by itself: the same question may be asked again, or its reply be left out of what follows."""
     start, end = len(prompt) - LAST_TOKENS, len(prompt)
-    apart = not cache.can_rewind and start - known >= LONG_TURN and not spans(prompt[start:])
+    apart = not cache.can_rewind and start - known >= LONG_TURN and not any(True for _ in spans(prompt[start:]))
     if not cache.reads_in_parts or not apart:
         yield from passes(prompt, known, step if cache.reads_in_parts else len(prompt))
         return
