@@ -6,7 +6,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QDialog, QWidget
 
 from app.notices import notices
-from app.notices.updates import Answer, Updates
+from app.notices.updates import UpdateAnswer, Updates
 from app.settings.theme import Theme
 
 
@@ -21,7 +21,7 @@ class AboutController(QObject):
         self._theme, self._window = theme, window
         self.updates = Updates()
         self.updates.answered.connect(self._on_answer)
-        self._answer: Answer | None = None
+        self._answer: UpdateAnswer | None = None
 
     @Slot()
     def open(self) -> None:
@@ -43,7 +43,7 @@ class AboutController(QObject):
         self.updates.close()
 
     @Slot(object)
-    def _on_answer(self, answer: Answer) -> None:
+    def _on_answer(self, answer: UpdateAnswer) -> None:
         self._answer = answer
         if answer.kind == "newer" and self._window.findChild(QDialog, "about") is None:
             self.notice.emit(notices.for_update(answer))

@@ -152,20 +152,20 @@ def environment(settings: Settings, variables: Mapping[str, str]) -> HubEnvironm
 
 
 def late_fit_check(options: Callable[[], LoadOptions]) -> FitCheck:
-    """A judge that reads torch from the disk, and measures the machine, when it is first asked."""
+    """A check that reads torch from the disk, and measures the machine, when it is first asked."""
     made: list[FitCheck] = []
     lock = Lock()
 
     def check_fit(config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
         with lock:
             if not made:
-                made.append(_adviser(options()))
+                made.append(_fit_checker(options()))
         return made[0](config, tensors, wishes)
 
     return check_fit
 
 
-def _adviser(options: LoadOptions) -> FitCheck:
+def _fit_checker(options: LoadOptions) -> FitCheck:
     from core.hardware.machine import open_machine
     from core.paths import cache_folder
     from core.runtime.fit import FitChecker

@@ -12,7 +12,7 @@ from typing import Literal
 
 from app import VERSION
 from app.i18n.translator import said, said_error, tr
-from app.notices.updates import Answer
+from app.notices.updates import UpdateAnswer
 from core import errors
 from core.units import format_bytes
 
@@ -216,7 +216,7 @@ def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
     )
 
 
-def for_update(answer: Answer) -> Notice:
+def for_update(answer: UpdateAnswer) -> Notice:
     """What was found out about newer versions."""
     if answer.error is not None:
         words = tr("It could not be found out whether there is a newer version. {}").format(said_error(answer.error))

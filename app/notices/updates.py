@@ -25,7 +25,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)*")
 
 
 @dataclass(frozen=True)
-class Answer:
+class UpdateAnswer:
     """`version` is the newest one and `page` tells of it; where it is `unknown`, `error` says why."""
 
     kind: Literal["newest", "newer", "unknown"]
@@ -35,7 +35,7 @@ class Answer:
 
 
 class Updates(QObject):
-    """`answered(Answer)` after each `check`."""
+    """`answered(UpdateAnswer)` after each `check`."""
 
     answered = Signal(object)
 
@@ -55,20 +55,20 @@ class Updates(QObject):
         self._tasks.close()
 
     @Slot(int, object)
-    def _on_done(self, ticket: int, answer: Answer | None) -> None:
+    def _on_done(self, ticket: int, answer: UpdateAnswer | None) -> None:
         if answer is not None:
             self.answered.emit(answer)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
-        self.answered.emit(Answer("unknown", error=error))
+        self.answered.emit(UpdateAnswer("unknown", error=error))
 
 
-def _ask(stop: Stop, tell: Tell) -> Answer:
+def _ask(stop: Stop, tell: Tell) -> UpdateAnswer:
     return newest(API, stop)
 
 
-def newest(api: str, stop: Stop) -> Answer:
+def newest(api: str, stop: Stop) -> UpdateAnswer:
     """The newest release against this program's version. Raises NetworkError."""
     offline = hub_environment(os.environ).offline
     with Client(api, offline=offline, retries=Retries(limit=1)) as client:
@@ -82,14 +82,14 @@ def newest(api: str, stop: Stop) -> Answer:
         return _compare(found, client.host)
 
 
-def _compare(release: object, host: str) -> Answer:
+def _compare(release: object, host: str) -> UpdateAnswer:
     said = release if isinstance(release, dict) else {}
     number = NUMBER.search(str(said.get("tag_name", "")))
     if number is None:
         raise NetworkError(sentence("{} was not understood.", host), "Its answer names no version.", "Try again later.")
     page = str(said.get("html_url", ""))
     kind: Literal["newest", "newer"] = "newer" if parts(number[0]) > parts(VERSION) else "newest"
-    return Answer(kind, number[0], page if page.startswith(f"{RELEASES_PAGE}/") else RELEASES_PAGE)
+    return UpdateAnswer(kind, number[0], page if page.startswith(f"{RELEASES_PAGE}/") else RELEASES_PAGE)
 
 
 def parts(version: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.gpu_runtime.cuda_choice import Card, Nvidia
+from core.gpu_runtime.cuda_choice import Nvidia, NvidiaCard
 
 
 def find_nvidia() -> Nvidia | None:
@@ -23,10 +23,10 @@ def find_nvidia() -> Nvidia | None:
         pynvml.nvmlShutdown()
 
 
-def _cards(nvml) -> list[Card]:  # type: ignore[no-untyped-def]  # A module without types.
+def _cards(nvml) -> list[NvidiaCard]:  # type: ignore[no-untyped-def]  # A module without types.
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     return [
-        Card(_text(nvml.nvmlDeviceGetName(handle)), tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+        NvidiaCard(_text(nvml.nvmlDeviceGetName(handle)), tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
         for handle in handles
     ]
 

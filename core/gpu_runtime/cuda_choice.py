@@ -13,7 +13,7 @@ class NoRuntime(HeteGenError):
 
 
 @dataclass(frozen=True)
-class Card:
+class NvidiaCard:
     """A graphics card by its name and CUDA compute capability, as (8, 9)."""
 
     name: str
@@ -25,7 +25,7 @@ class Nvidia:
     """What the driver says: its version as "580.65.06", and the cards that answer."""
 
     driver: str
-    cards: tuple[Card, ...]
+    cards: tuple[NvidiaCard, ...]
 
     @property
     def branch(self) -> int:
@@ -48,7 +48,7 @@ class CudaBuild:
         """ "13.0" for cu130."""
         return f"{self.tag[2:-1]}.{self.tag[-1]}"
 
-    def suits(self, card: Card) -> bool:
+    def suits(self, card: NvidiaCard) -> bool:
         return self.least <= card.capability <= self.most
 
 

@@ -41,7 +41,7 @@ _measuring = Lock()
 
 
 @dataclass(frozen=True)
-class Card:
+class CardFacts:
     """A card that torch can use, as the driver describes it."""
 
     index: int
@@ -147,7 +147,7 @@ def forget(folder: Path) -> None:
 
 
 def load_or_measure(
-    folder: Path, info: CpuInfo, cards: list[Card], simulation: Simulation | None, threads: int | None
+    folder: Path, info: CpuInfo, cards: list[CardFacts], simulation: Simulation | None, threads: int | None
 ) -> MachineProfile:
     """The profile of this machine in its present state: a kept one, or measured now and kept in `folder`."""
     import torch
@@ -175,7 +175,9 @@ def _may_improve(profile: MachineProfile) -> bool:
     return profile.busy > TOO_BUSY or any(isinstance(one, str) for one in profile.gpus)
 
 
-def measured_profile(folder: Path, cards: list[Card], simulation: Simulation | None, threads: int) -> MachineProfile:
+def measured_profile(
+    folder: Path, cards: list[CardFacts], simulation: Simulation | None, threads: int
+) -> MachineProfile:
     """Measure the processor, the cards and the disk now, in some seconds."""
     import torch
 
@@ -211,17 +213,17 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
         return " ".join(part for part in (error.what, error.why) if part)
 
 
-def _cards() -> list[Card]:
+def _cards() -> list[CardFacts]:
     from core.accelerators.capabilities import capabilities_of, has_unified_memory, name_of
     from core.accelerators.card import cards
 
     return [
-        Card(one.index, name_of(one), capabilities_of(one).memory(one).total, one.type, has_unified_memory(one))
+        CardFacts(one.index, name_of(one), capabilities_of(one).memory(one).total, one.type, has_unified_memory(one))
         for one in cards()
     ]
 
 
-def _gpu(card: Card, measured: GpuRates) -> Gpu:
+def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
     return Gpu(
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,

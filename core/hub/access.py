@@ -6,7 +6,7 @@ import threading
 
 from core.hub.client import Client
 from core.hub.environment import HubEnvironment
-from core.hub.token import NO_TOKEN, AuthToken, Keyring, Source, find_token, forget_token, keep_token
+from core.hub.token import NO_TOKEN, AuthToken, Keyring, TokenSource, find_token, forget_token, keep_token
 
 
 class Access:
@@ -33,7 +33,7 @@ class Access:
             self._drop()
         keep_token(self.environment, value, self._keyring)
 
-    def token_source(self) -> Source:
+    def token_source(self) -> TokenSource:
         """Where the token comes from that is used."""
         with self._lock:
             return self._find().source

@@ -13,7 +13,7 @@ from core.errors import DiskFull
 from core.events import Stop
 from core.hub.cache_layout import Cache
 from core.hub.client import Client
-from core.hub.fetch_file import Address, Source, fetch
+from core.hub.fetch_file import Address, DownloadSource, fetch
 from core.hub.progress import DownloadState, Pace, Report
 from core.hub.retry import Retries, Stopped
 from core.sentence import sentence
@@ -49,7 +49,7 @@ class Downloader:
         for track in tracks:
             track.resumed = self._cache.bytes_here(board.id, board.revision, track.file)
         self._check_room(board)
-        source = Source(
+        source = DownloadSource(
             self._client, self._cache, board.id, board.revision, self._address,
             self._manner.retries, self._manner.pace, self._stop,
         )  # fmt: skip
@@ -70,7 +70,7 @@ class Downloader:
             self._check_low()
             report(board.progress())
 
-    def _end(self, source: Source, futures: list[Future[None]]) -> None:
+    def _end(self, source: DownloadSource, futures: list[Future[None]]) -> None:
         """Let every thread come to its end, waking those that wait for the network."""
         running = {future for future in futures if not future.done()}
         if running:

@@ -29,7 +29,7 @@ class Changed(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """Where the files of one download come from and go to, and the retry policy. `live`: answers being read now."""
 
     client: Client
@@ -43,7 +43,7 @@ class Source:
     live: set[HttpResponse] = field(default_factory=set)
 
 
-def fetch(source: Source, track: FileTrack) -> None:
+def fetch(source: DownloadSource, track: FileTrack) -> None:
     """Bring one file into the cache, whole and verified. Raises Stopped, Changed, DiskFull, DownloadFailed, ..."""
     if source.stop():
         raise Stopped
@@ -56,7 +56,7 @@ def fetch(source: Source, track: FileTrack) -> None:
         track.state = "done"
 
 
-def _is_here(source: Source, track: FileTrack) -> bool:
+def _is_here(source: DownloadSource, track: FileTrack) -> bool:
     file, cache = track.file, source.cache
     place = cache.content(source.id, source.commit, file)
     if place is None:
@@ -73,7 +73,7 @@ def _is_here(source: Source, track: FileTrack) -> bool:
     return False
 
 
-def _bring(source: Source, track: FileTrack) -> None:
+def _bring(source: DownloadSource, track: FileTrack) -> None:
     cache, file = source.cache, track.file
     with Partial(cache.partial(source.id, file.etag), file) as partial:
         track.state = "checking"
@@ -95,7 +95,7 @@ def _bring(source: Source, track: FileTrack) -> None:
     cache.mark_verified(source.id, file.etag, blob)
 
 
-def _complete(source: Source, track: FileTrack, partial: Partial) -> None:
+def _complete(source: DownloadSource, track: FileTrack, partial: Partial) -> None:
     """Receive until the file has its length; tries that bring nothing new count as failures, others start afresh."""
     failures, furthest = 0, partial.done
     while partial.done < track.file.size:
@@ -116,7 +116,7 @@ def _complete(source: Source, track: FileTrack, partial: Partial) -> None:
         track.note = ""
 
 
-def _receive(source: Source, track: FileTrack, partial: Partial) -> None:
+def _receive(source: DownloadSource, track: FileTrack, partial: Partial) -> None:
     file = track.file
     wanted = {"Range": f"bytes={partial.done}-"} if partial.done else {}
     with source.client.open(source.address(file), source.id, wanted) as reply:
@@ -132,7 +132,7 @@ def _receive(source: Source, track: FileTrack, partial: Partial) -> None:
             source.live.discard(reply)
 
 
-def _read_into(source: Source, track: FileTrack, partial: Partial, reply: HttpResponse) -> None:
+def _read_into(source: DownloadSource, track: FileTrack, partial: Partial, reply: HttpResponse) -> None:
     size = track.file.size
     while partial.done < size:
         if source.stop():
@@ -172,7 +172,7 @@ def _check_length(reply: HttpResponse, file: RemoteFile, start: int) -> None:
         )
 
 
-def _cut(source: Source, file: RemoteFile) -> HeteGenError:
+def _cut(source: DownloadSource, file: RemoteFile) -> HeteGenError:
     return NetworkError(
         sentence("The connection to {} broke.", source.client.host),
         sentence("{} was cut off.", file.path),

@@ -33,7 +33,7 @@ class Keyring(Protocol):
         """Forget a secret."""
 
 
-Source = Literal["environment", "keyring", "file", "none"]
+TokenSource = Literal["environment", "keyring", "file", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AuthToken:
     """A token and where it was found; its value is kept out of its text, so that no log shows it."""
 
     value: str
-    source: Source
+    source: TokenSource
 
     def __repr__(self) -> str:
         return f"Token({self.source})"

@@ -29,7 +29,7 @@ PHASES = {
 MOST = 3
 
 
-class Card(QWidget):
+class BarCard(QWidget):
     """A rounded surface with a line around it."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
@@ -45,7 +45,7 @@ class Card(QWidget):
         painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
 
 
-class NoticeCard(Card):
+class NoticeCard(BarCard):
     """One notice. `pressed(Notice)` when its button is; `closed`."""
 
     pressed = Signal(object)
@@ -81,7 +81,7 @@ class NoticeCard(Card):
         self.pressed.emit(self.notice)
 
 
-class LoadCard(Card):
+class LoadCard(BarCard):
     """How far the load is, in words and as a bar, with a button that ends it. `cancelled`."""
 
     cancelled = Signal()

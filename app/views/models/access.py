@@ -7,9 +7,9 @@ from PySide6.QtWidgets import QHBoxLayout, QInputDialog, QLabel, QLineEdit, QMen
 
 from app.i18n.translator import tr
 from app.settings.theme import RELATED, Theme
-from core.hub.token import Source
+from core.hub.token import TokenSource
 
-SOURCES: dict[Source, str] = {
+SOURCES: dict[TokenSource, str] = {
     "environment": "The token of HF_TOKEN is used",
     "keyring": "A token is kept in the keyring",
     "file": "The token of Hugging Face's own file is used",
@@ -85,11 +85,11 @@ class TokenButton(QPushButton):
         self.clicked.connect(self.asked)
 
     @Slot(str)
-    def show_source(self, source: Source) -> None:
+    def show_source(self, source: TokenSource) -> None:
         """What there is, and what can be done with it."""
         self.menu_for(source).popup(self.mapToGlobal(self.rect().topLeft()))
 
-    def menu_for(self, source: Source) -> QMenu:
+    def menu_for(self, source: TokenSource) -> QMenu:
         """The menu where the token comes from `source`."""
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)

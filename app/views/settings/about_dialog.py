@@ -22,7 +22,7 @@ from app import NAME, REPOSITORY, VERSION
 from app.about.about import Licence, licences, qt_folder, read_texts, versions
 from app.i18n.translator import tr
 from app.notices.notices import for_update
-from app.notices.updates import Answer
+from app.notices.updates import UpdateAnswer
 from app.settings.theme import EDGE, GROUP, Theme
 from app.views.controls.inputs import TextBox
 from app.views.settings.settings_pages import paragraph
@@ -61,7 +61,7 @@ class AboutDialog(QDialog):
         self.update_button.setFocus()
 
     @Slot(object)
-    def show_answer(self, answer: Answer) -> None:
+    def show_answer(self, answer: UpdateAnswer) -> None:
         """What was found out about updates."""
         self.update_button.setEnabled(True)
         self._say(for_update(answer).sentence)

@@ -17,7 +17,7 @@ from app.controllers.gpu import GpuController
 from app.notices.notices import Notice
 from app.settings.theme import Theme
 from app.views.settings.gpu_dialog import GpuDialog
-from core.gpu_runtime.cuda_choice import Card, Nvidia
+from core.gpu_runtime.cuda_choice import Nvidia, NvidiaCard
 from core.gpu_runtime.start import Attempt, Standing
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
@@ -134,7 +134,7 @@ def test_a_runtime_that_does_not_work_says_why(qtbot: QtBot, stage: Stage) -> No
     assert set(dialog.buttons) == {"try", "remove"}
 
 
-@pytest.mark.parametrize("machine", [None, Nvidia("560.1", (Card("New Card", (12, 0)),))])
+@pytest.mark.parametrize("machine", [None, Nvidia("560.1", (NvidiaCard("New Card", (12, 0)),))])
 def test_where_nothing_can_be_done_it_is_said(qtbot: QtBot, stage: Stage, machine: Nvidia | None) -> None:
     stage.machine = machine
     dialog = stage.open()

@@ -19,7 +19,7 @@ from app import REPOSITORY, VERSION
 from app.about.about import licences, read_texts, versions
 from app.application import Application, Wishes
 from app.notices import updates
-from app.notices.updates import RELEASES_PAGE, Answer, Updates, parts
+from app.notices.updates import RELEASES_PAGE, UpdateAnswer, Updates, parts
 from app.settings.theme import Theme
 from app.system.paths import places
 from app.views.settings.about_dialog import AboutDialog, LicencesDialog
@@ -63,19 +63,19 @@ def release(version: str, page: str = "") -> str:
     return json.dumps({"tag_name": f"v{version}", "html_url": page or f"{RELEASES_PAGE}/tag/v{version}"})
 
 
-def answer(qtbot: QtBot) -> Answer:
+def answer(qtbot: QtBot) -> UpdateAnswer:
     asking = Updates()
     with qtbot.waitSignal(asking.answered) as heard:
         asking.check()
     asking.close()
     found = heard.args[0]
-    assert isinstance(found, Answer)
+    assert isinstance(found, UpdateAnswer)
     return found
 
 
 def test_a_newer_version_is_found(qtbot: QtBot, serve: Serve) -> None:
     serve(200, release("99.1"))
-    assert answer(qtbot) == Answer("newer", "99.1", f"{RELEASES_PAGE}/tag/v99.1")
+    assert answer(qtbot) == UpdateAnswer("newer", "99.1", f"{RELEASES_PAGE}/tag/v99.1")
 
 
 @pytest.mark.parametrize("version", [VERSION, f"{VERSION}.0", "0.0.1"])
@@ -162,11 +162,11 @@ def test_the_box_asks_and_shows_the_answer(about: AboutDialog, qtbot: QtBot) -> 
     QTest.keyClick(about.update_button, Qt.Key.Key_Space)
     assert asked
     assert not about.update_button.isEnabled()
-    about.show_answer(Answer("newer", "9.9", f"{RELEASES_PAGE}/tag/v9.9"))
+    about.show_answer(UpdateAnswer("newer", "9.9", f"{RELEASES_PAGE}/tag/v9.9"))
     assert f"Version 9.9 is there; this is {VERSION}." in about.update_words.text()
     QTest.keyClick(about.show_button, Qt.Key.Key_Space)
     assert links == [f"{RELEASES_PAGE}/tag/v9.9"]
-    about.show_answer(Answer("newest", VERSION))
+    about.show_answer(UpdateAnswer("newest", VERSION))
     assert not about.show_button.isVisible()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.gpu_runtime.cuda_choice import BUILDS, Card, Nvidia
+from core.gpu_runtime.cuda_choice import BUILDS, Nvidia, NvidiaCard
 from core.gpu_runtime.store import Runtime
 from core.gpu_runtime.wheel_index import Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
@@ -15,7 +15,7 @@ from core.hub.progress import Pace
 from core.hub.retry import Retries
 from tests.core.gpu_runtime.wheels import Index, runtime_wheels
 
-MACHINE = Nvidia("580.65.06", (Card("Fake Card", (8, 9)),))
+MACHINE = Nvidia("580.65.06", (NvidiaCard("Fake Card", (8, 9)),))
 QUICK = Retries(limit=2, first_s=0.01, longest_s=0.02)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from core.gpu_runtime.cuda_choice import Card, NoRuntime, Nvidia, choose
+from core.gpu_runtime.cuda_choice import NoRuntime, Nvidia, NvidiaCard, choose
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from core.gpu_runtime.cuda_choice import Card, NoRuntime, Nvidia, choose
     ],
 )
 def test_the_newest_build_that_driver_and_card_allow(driver: str, capability: tuple[int, int], tag: str):
-    assert choose(Nvidia(driver, (Card("Card", capability),))).tag == tag
+    assert choose(Nvidia(driver, (NvidiaCard("Card", capability),))).tag == tag
 
 
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
         (Nvidia("580.1", ()), "No NVIDIA card"),
-        (Nvidia("470.1", (Card("Old", (3, 5)),)), "not supported by PyTorch. Its compute capability is 3.5"),
-        (Nvidia("560.94", (Card("New", (12, 0)),)), "Version 580 or newer is needed"),
-        (Nvidia("470.1", (Card("Card", (8, 6)),)), "Version 528 or newer is needed"),
-        (Nvidia("odd", (Card("Card", (8, 6)),)), "too old"),
+        (Nvidia("470.1", (NvidiaCard("Old", (3, 5)),)), "not supported by PyTorch. Its compute capability is 3.5"),
+        (Nvidia("560.94", (NvidiaCard("New", (12, 0)),)), "Version 580 or newer is needed"),
+        (Nvidia("470.1", (NvidiaCard("Card", (8, 6)),)), "Version 528 or newer is needed"),
+        (Nvidia("odd", (NvidiaCard("Card", (8, 6)),)), "too old"),
     ],
 )
 def test_a_reason_where_there_is_none(machine: Nvidia, words: str):

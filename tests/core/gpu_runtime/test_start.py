@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from core.gpu_runtime.cuda_choice import Card, Nvidia
+from core.gpu_runtime.cuda_choice import Nvidia, NvidiaCard
 from core.gpu_runtime.install import install
 from core.gpu_runtime.start import Standing, activate
 from core.gpu_runtime.store import Runtime, TrialResult
@@ -145,4 +145,4 @@ def test_a_start_that_does_not_wait_for_a_trial_says_so(installed: Runtime):
 def test_half_unpacked_is_not_installed(runtime: Runtime):
     runtime.partial(VERSION).mkdir(parents=True)
     (runtime.partial(VERSION) / "stamp.json").write_text('{"version": "x"}', "utf-8")
-    assert activate(runtime, lambda: Nvidia("1", (Card("c", (8, 0)),)), untried) == Standing()
+    assert activate(runtime, lambda: Nvidia("1", (NvidiaCard("c", (8, 0)),)), untried) == Standing()
