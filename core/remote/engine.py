@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.documents.document import data_url
-from core.errors import BadRequest, HeteGenError, ModelNotFound
+from core.errors import BadRequest, HeteGenError, ModelNotFound, NetworkError
 from core.events import (
     Counted,
     Event,
@@ -101,6 +101,7 @@ class _Reply:
         self._first_at: float | None = None
         self._stats = Stats(context_limit=context, seed=request.sampling.seed)
         self._reason: FinishReason = "stop"
+        self._complete = False
 
     def events(self, connection: Connection, stop: Stop) -> Iterator[Event]:
         try:
@@ -110,6 +111,10 @@ class _Reply:
                     raise Stopped
         except Stopped:
             self._reason = "stopped"
+        except NetworkError:
+            # Some servers end the line without the mark for it, once they have said why the reply ends.
+            if not self._complete:
+                raise
         yield Finished(self._reason, self._figures())
 
     def _part(self, part: Mapping[str, Any]) -> Iterator[Event]:
@@ -118,6 +123,7 @@ class _Reply:
         for choice in part.get("choices") or ():
             yield from self._pieces(choice.get("delta") or choice.get("message") or {})
             if reason := choice.get("finish_reason"):
+                self._complete = True
                 self._reason = REASONS.get(reason, "stop")
         if (now := time.perf_counter()) - self._shown >= STATS_EVERY_S:
             self._shown = now

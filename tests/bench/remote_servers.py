@@ -1,7 +1,8 @@
 """Real servers of other programs as remote models: `python -m tests.bench.remote_servers llama_cpp|transformers MODEL`.
 
-Each is started as a process of its own on loopback. Shown are a reply, a stop in mid-reply and how long the server goes
-on computing after it, a wrong key, and the server's death in mid-reply.
+Each is started as a process of its own on loopback; both need `fastapi`, the first also `llama-cpp-python[server]`.
+Shown are a reply, a stop in mid-reply, how long the server computes after it, a wrong key, and the server's death
+in mid-reply.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 
@@ -41,8 +41,8 @@ def command(kind: str, model: str, port: int) -> list[str]:
             "--n_threads",
             "2",
         ]
-    program = Path(sys.executable).with_name("transformers")
-    return [str(program), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    return [*program, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
 
 
 @contextmanager

@@ -268,3 +268,17 @@ def test_the_check_names_the_step_that_fails() -> None:
         assert [one.step for one in check(secure) if one.error] == ["certificate"]
     with fake(models=None) as (url, _):
         assert [one.step for one in check(url) if one.error] == ["path"]
+
+
+def test_a_reply_that_said_why_it_ends_needs_no_mark_at_the_end() -> None:
+    def reply(handler: Any) -> None:
+        handler.stream(
+            {"choices": [{"delta": {"content": "Hi"}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+        )
+
+    with fake(reply) as (url, _):
+        engine = RemoteEngine()
+        list(engine.load(f"remote:{url}#big/model", LoadOptions()))
+        said, *_, end = engine.chat(ASK)
+    assert said == Piece("Hi")
+    assert isinstance(end, Finished)
