@@ -112,9 +112,24 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
         "ideal_ms": round(plan.ideal_ms, 3),
         "efficiency": round(plan.ideal_ms / (p50 * 1e3), 3),
         "predicted_decode_tok_s": round(plan.decode.likely, 3),
+        "experts": _experts(loaded),
         "peak_rss_bytes": peak_rss(),
         "peak_vram_bytes": max(peaks, default=0),
         "output_sha256": hashlib.sha256(repr(run.tokens).encode()).hexdigest(),
+    }
+
+
+def _experts(loaded: Any) -> dict[str, float] | None:
+    """What became of the experts that were chosen, where the card holds some of them whole."""
+    use = getattr(loaded.model.placement, "expert_use", None)
+    if use is None:
+        return None
+    return {
+        "held": use.held,
+        "hit_rate": round(use.hits / max(1, use.hits + use.computed), 4),
+        "hits": use.hits,
+        "computed": use.computed,
+        "replaced": use.replaced,
     }
 
 

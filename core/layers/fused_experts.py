@@ -31,6 +31,7 @@ class FusedExperts:
     def __init__(self, by_bucket: Sequence[NativeExperts | None], experts: int) -> None:
         """`by_bucket`: by rows of input that an expert has: the fastest library need not be the same for few and many;
         None where it is not ours."""
+        self.dtype = next(native.dtype for native in by_bucket if native is not None)
         self._by_bucket = by_bucket
         self._experts = experts
 
@@ -40,6 +41,10 @@ class FusedExperts:
         plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
         plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
         return plain and native is not None and x.dtype is native.dtype
+
+    def takes(self, chosen: Tensor) -> bool:
+        """Whether the library is faster where experts have so many rows; chosen (M, k)."""
+        return self._native(chosen) is not None
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k) -> (M, K)."""
@@ -62,6 +67,12 @@ def adopt(root: Any) -> None:
             found[kind] = _activation(module, root.dtype)
         if (activation := found[kind]) is not None:
             moe.use(module, _fused(module, activation, root.dtype))
+
+
+def take(root: Any) -> dict[Any, FusedExperts]:
+    """What was found, by module: the weights stay where they are, whatever linears are put in."""
+    found = {module: vars(module).get(moe.TOGETHER) for module in root.modules()}
+    return {module: fused for module, fused in found.items() if isinstance(fused, FusedExperts)}
 
 
 def _is_ours(module: Any) -> bool:

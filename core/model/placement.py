@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from core.accelerators.base import Accelerator
 from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms, recurrent_layers
 from core.layers.cpu_layers import CpuLayers
+from core.layers.expert_cache import ExpertUse
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
+from core.model.held_experts import HeldExperts
 from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import (
@@ -83,6 +85,7 @@ class DevicePlacement:
         """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory,
         DeviceLost: then the linears are in, but know nothing of the device."""
         layers = decoder_layers(module)
+        experts = fused_experts.take(module)
         fused_routers.release(module)
         recurrent_layers.release(module)
         self.accelerator = accelerator
@@ -99,6 +102,7 @@ class DevicePlacement:
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
         }
         self.device = accelerator.device
+        self._experts = HeldExperts(module, experts, accelerator, self._inputs)
         try:
             self._upload_biases()
             self._rest = DeviceRest(module, accelerator, self._uploads)
@@ -111,16 +115,18 @@ class DevicePlacement:
         self._drop_ring()
         # Memory that is given back here goes to copies on other streams: nothing launched may still read it.
         self.accelerator.synchronize()
-        self.plan = plan
+        self.plan = plan = self._experts.by_whole_ones(plan)
         self._bucket = -1
-        for linear in plan.linears:
+        self._experts.shrink()
+        for linear in self._divided(plan):
             for one in self._linears[linear.name]:
                 if one.resident is not None and one.resident.rows > linear.resident:
                     one.resident = None
         self._make_ring()
-        for done, linear in enumerate(plan.linears, 1):
+        for done, linear in enumerate(self._divided(plan), 1):
             self._promote(linear)
             yield done / len(plan.linears)
+        self._experts.fill()
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
         self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
 
@@ -146,6 +152,7 @@ class DevicePlacement:
         """Bring what was left on the host to the device, and let go of shared inputs."""
         self._inputs.forget()
         self._hosted.end_pass()
+        self._experts.end_pass()
 
     def failures(self) -> AbstractContextManager[None]:
         return self.accelerator.failures()
@@ -168,7 +175,17 @@ class DevicePlacement:
         self._drop_ring()
         self._hosted.use(())
         self._rest.restore()
+        self._experts.close()
         self._leave_linears()
+
+    @property
+    def expert_use(self) -> ExpertUse | None:
+        """What became of the chosen experts of all layers; None where none are held whole."""
+        return self._experts.use
+
+    def _divided(self, plan: Plan) -> list[LinearPlan]:
+        """The linears whose rows are divided: experts may be held whole."""
+        return [linear for linear in plan.linears if linear.name not in self._experts.names]
 
     def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
         return HeteroLinear(weight, bias, self.accelerator, self._inputs)

@@ -138,7 +138,7 @@ def test_a_device_takes_over_and_gives_back(tmp_path: Path) -> None:
     assert parse_simulation("vram=1MiB,link=1GB/s") is not None
     there = loaded.model.forward(PROMPT, loaded.cache)[-1]
     assert not any(
-        moe.TOGETHER in vars(m) or isinstance(vars(m).get("forward"), FusedRouter)
+        isinstance(vars(m).get(moe.TOGETHER), FusedExperts) or isinstance(vars(m).get("forward"), FusedRouter)
         for m in loaded.source.module.modules()
     )
     loaded.to_host()

@@ -1,0 +1,51 @@
+"""Which experts of a layer lie whole on the device: pure decisions from what a plan gives and how often each was used.
+
+A plan gives VRAM to rows of all experts of a layer alike. Whole experts for the same bytes are worth more: those that
+are used most can be chosen, and one that is divided costs an exchange between device and processor for each product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from core.spec import Rows
+
+CLEARLY, LEAST_USES = 1.25, 4.0
+"""An expert replaces another if it was used so many times as often, and so many times more: less is chance."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One expert comes to the device in place of another."""
+
+    comes: int
+    goes: int
+
+
+def whole_experts(resident_bytes: int, expert_bytes: int, experts: int) -> int:
+    """How many experts of a layer fit into what a plan gives to the rows of all of them."""
+    return min(experts, resident_bytes // expert_bytes) if expert_bytes else 0
+
+
+def without_residents(rows: Rows) -> Rows:
+    """How an expert is divided that lies on the host: where others have no rows on the CPU, it has none either."""
+    if rows.streamed and not rows.cpu:
+        return Rows(0, rows.total, 0)
+    return Rows(0, rows.streamed, rows.total - rows.streamed)
+
+
+def hottest(uses: Sequence[float], count: int) -> tuple[int, ...]:
+    """The experts used most, the first of equals."""
+    return tuple(sorted(range(len(uses)), key=lambda expert: (-uses[expert], expert))[:count])
+
+
+def exchange(uses: Sequence[float], held: Collection[int]) -> Exchange | None:
+    """What replaces what where the device holds `held`; None where nothing clearly should."""
+    outside = [expert for expert in range(len(uses)) if expert not in held]
+    if not held or not outside:
+        return None
+    comes = max(outside, key=lambda expert: uses[expert])
+    goes = min(held, key=lambda expert: uses[expert])
+    wanted = max(CLEARLY * uses[goes], uses[goes] + LEAST_USES)
+    return Exchange(comes, goes) if uses[comes] >= wanted else None

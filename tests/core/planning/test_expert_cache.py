@@ -1,0 +1,32 @@
+"""Which experts lie on the device: what fits, which are chosen, and when one replaces another."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.planning.expert_cache import Exchange, exchange, hottest, whole_experts, without_residents
+from core.spec import Rows
+
+
+@pytest.mark.parametrize(("given", "count"), [(0, 0), (99, 0), (100, 1), (350, 3), (800, 8), (10_000, 8)])
+def test_as_many_whole_ones_as_the_bytes_hold(given: int, count: int) -> None:
+    assert whole_experts(given, 100, 8) == count
+
+
+def test_rows_of_experts_on_the_host_go_where_the_others_go() -> None:
+    assert without_residents(Rows(4, 0, 6)) == Rows(0, 0, 10)
+    assert without_residents(Rows(4, 6, 0)) == Rows(0, 10, 0)
+    assert without_residents(Rows(4, 3, 3)) == Rows(0, 3, 7)
+
+
+def test_the_most_used_first_and_of_equals_the_first() -> None:
+    assert hottest([1, 5, 5, 0], 3) == (1, 2, 0)
+
+
+def test_one_replaces_another_only_if_it_is_used_clearly_more() -> None:
+    assert exchange([10, 0, 30, 29], {0, 1}) == Exchange(comes=2, goes=1)
+    assert exchange([10, 11, 12, 12], {0, 1}) is None
+    assert exchange([1, 0, 3, 0], {0, 1}) is None
+    assert exchange([100, 90, 110, 0], {0, 1}) is None
+    assert exchange([1, 1], {0, 1}) is None
+    assert exchange([1, 100], set()) is None
