@@ -114,6 +114,7 @@ class SerialCopies:
     def take(self, chunk: Chunk) -> Iterator[DeviceRows]:
         """The piece on the device; work launched inside the block finds it there."""
         assert self._slot is not None
+        # Not for order, which `copied_rows` keeps: nothing is to overlap here.
         self._accelerator.synchronize()
         weight = self._weights[chunk.linear][chunk.expert]
         yield copied_rows(self._accelerator, self._stream, weight, chunk.begin, chunk.end, self._slot)

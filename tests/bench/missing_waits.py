@@ -130,14 +130,7 @@ WAITS = (
         PLACEMENT,
         "        self._stream.synchronize()\n",
         "",
-        "every_family",
-    ),
-    Mutant(
-        "serial copies wait for what is computed",
-        RING,
-        "        assert self._slot is not None\n        self._accelerator.synchronize()\n",
-        "        assert self._slot is not None\n",
-        "serial",
+        "come_to_stay or every_family",
     ),
     Mutant(
         "a ring that closes waits for its copies",

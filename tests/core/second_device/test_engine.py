@@ -152,6 +152,13 @@ def test_new_memory_is_not_copied_to_before_it_is_free(second: SecondDevice, car
     ring.close()
 
 
+def test_tensors_that_come_to_stay_are_there_when_they_are_given(second: SecondDevice, card: SecondCard) -> None:
+    second.set(link=20e6)
+    numbers = torch.arange(65536.0)
+    there = Uploads(card).tensor(numbers)
+    assert torch.equal((there + 0).cpu(), numbers)  # on the stream of what is launched, which waits for no copy
+
+
 def test_serial_copies_wait_until_the_buffer_is_free(second: SecondDevice, card: SecondCard) -> None:
     second.set(lag=0.002)
     host = weight_of("bf16", 256, 256)
