@@ -214,8 +214,9 @@ class LoadedModel:
 
     def settle(self, *, finish: bool = False) -> None:
         """End the writing of what the KV cache holds, with `finish` when it is complete."""
-        if self.kept is not None:
-            self.kept.settle(finish=finish)
+        # Where nothing was written, the files are not asked for either: they may be gone by now.
+        if (kept := vars(self).get("kept")) is not None:
+            kept.settle(finish=finish)
 
     def _to_device(self, plan: Plan) -> None:
         device = self.machine.accelerator(plan.gpu)

@@ -219,7 +219,7 @@ def test_a_picture_is_shown_to_a_model_that_sees(
 ) -> None:
     attach(seeing, qtbot, photo, notes)
     assert chips(seeing)[0].startswith("photo.png, 70 × 60")
-    ask(seeing, qtbot, "What is it?")
+    ask(qtbot, seeing, "What is it?")
     asked = engine.requests[-1].messages[-1]
     assert asked.pictures == (picture(1),)
     assert asked.content == f"{READ}\n\nWhat is it?"
@@ -238,7 +238,7 @@ def test_a_picture_is_kept_and_exported_with_its_conversation(
     seeing: Application, photo: Path, tmp_path: Path, qtbot: QtBot
 ) -> None:
     attach(seeing, qtbot, photo)
-    ask(seeing, qtbot, "What is it?")
+    ask(qtbot, seeing, "What is it?")
     shown = seeing.chat.conversation.id
     seeing.library.new()
     seeing.library.open(shown, "")
@@ -267,5 +267,5 @@ def test_a_picture_is_pasted(seeing: Application, engine: ScriptedEngine, qtbot:
     copied.setImageData(QImage.fromData(picture(1)))
     seeing.window.composer.edit.insertFromMimeData(copied)
     assert chips(seeing)[0].startswith("Pasted picture, 70 × 60")
-    ask(seeing, qtbot, "What is it?")
+    ask(qtbot, seeing, "What is it?")
     assert len(engine.requests[-1].messages[-1].pictures) == 1

@@ -81,7 +81,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "empty": (written("e.txt", b""), "It is empty"),
     "a program": (written("p.txt", b"\x7fELF" + bytes(range(256)) * 9), "can be attached"),
     "zeros called text": (written("z.txt", bytes(4096)), "can be attached"),
-    "a picture called text": (written("p.txt", b"\x89PNG\r\n\x1a\n" + bytes(64)), "can be attached"),
+    "a picture called text": (written("p.txt", b"\x89PNG\r\n\x1a\n" + bytes(64)), "no picture"),
     "an old Word file": (written("o.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(64)), "can be attached"),
     "too much text": (written("l.txt", b"word " * 30_000), "at most 100,000 are read"),
     "no PDF at all": (written("n.pdf", b"%PDF-1.7\nnothing follows"), "damaged"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from core.generation import generate
-from core.layers import kv_cache
+from core.layers import kv_layers
 from core.weights.checkpoint import Checkpoint
 from core.weights.weight_files import INDEX
 from tests.core.families import FAMILIES, RARER_FAMILIES, make_model, reference_tokens
@@ -143,7 +143,7 @@ def test_sliding_window_holds_over_several_windows(
     folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than window and slack together, so that the buffer is moved; then an edit behind what it holds."""
-    monkeypatch.setattr(kv_cache, "SLIDING_SLACK", 40)
+    monkeypatch.setattr(kv_layers, "SLIDING_SLACK", 40)
     path = GreedyPath(folders[family])
     prompt = random_prompt(300, seed=10)
     assert path.tokens(prompt, 64) == reference_tokens(folders[family], prompt, 64)

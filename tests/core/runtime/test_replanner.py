@@ -31,7 +31,6 @@ from core.events import (
     Request,
     Sampling,
 )
-from core.layers.kv_cache import KVCache
 from core.runtime.loaded_model import UNLOCKED, LoadedModel
 from core.runtime.loader import load_model
 from tests.core.second_device import SecondCard, cannot_build, put_in
@@ -174,7 +173,7 @@ def test_a_cache_that_is_lost_with_the_card_is_read_again_in_mid_reply(
     """As with recurrent states, which cannot be copied back."""
     monkeypatch.setattr("core.runtime.replanner.LOOK_EVERY_S", 0.0)
     loaded, events = load(engine, folder, CARD), list[Event]()
-    monkeypatch.setattr(KVCache, "can_rewind", property(lambda _: False))
+    loaded.cache.can_rewind = False
     for event in engine.chat(ask()):
         events.append(event)
         if sum(isinstance(one, Piece) for one in events) == 4 and loaded.plan.gpu == 0:

@@ -100,7 +100,7 @@ def test_escape_stops(qtbot: QtBot, start: Start) -> None:
 def test_a_question_during_the_load_is_answered_after_it(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(answer("Here."))
     engine.gate.clear()
-    app = start(engine, "loading")
+    app = start(engine, phase="loading")
     app.window.composer.submitted.emit("Early")
     assert app.session.state.busy
     engine.gate.set()
@@ -111,7 +111,7 @@ def test_a_question_during_the_load_is_answered_after_it(qtbot: QtBot, start: St
 def test_a_load_can_be_cancelled_and_another_tried(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine(answer("Here."), load=[Loading("weights", n / 10) for n in range(10)] + [MODEL])
     engine.gate.clear()
-    app = start(engine, "loading")
+    app = start(engine, phase="loading")
     assert app.window.notices.load.isVisible()
     app.window.notices.load.findChild(QPushButton).click()
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
@@ -125,7 +125,7 @@ def test_a_load_can_be_cancelled_and_another_tried(qtbot: QtBot, start: Start) -
 def test_a_model_that_cannot_be_read_gives_a_notice_and_the_next_one_loads(qtbot: QtBot, start: Start) -> None:
     error = ModelUnreadable("model.safetensors ends too early.", "", "Download it again.")
     engine = ScriptedEngine(load=[Loading("read", 0.1), Failed(error)])
-    app = start(engine, "empty")
+    app = start(engine, phase="empty")
     notice = app.window.notices.notices[-1]
     assert notice.sentence == "model.safetensors ends too early. Download it again."
     assert notice.action == "open_model"
