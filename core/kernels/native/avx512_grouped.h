@@ -229,49 +229,42 @@ FEW(grouped16_rows_few, grouped16_few)
 
 /* ---- one row of input: decoding ---- */
 
-enum { ONE_ROWS = 4, ONE_GROUPS = 16 }; /* rows at a time, and groups of 32 columns whose scales fill a register */
+enum { ONE_GROUPS = 16 }; /* groups of 32 columns whose scales fill a register */
 
-/* R rows times one row of input, whose scales are multiplied into the weights' own, sixteen at a time. */
-AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, const enum Values values, const int R) {
+/* One row times one row of input, whose scales are multiplied into the weights' own, sixteen at a time. Rows are not
+ * taken together: each would be a stream of its own, and from memory four streams were read at two thirds of the rate. */
+AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, const enum Values values) {
     const Input *in = job->input;
     const int64_t step = pair_bytes(l), groups = in->blocks * 2;
+    const uint8_t *at = job->weights + row * job->row_bytes;
+    const RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
     const __m512i book = book_of(l), next = _mm512_set1_epi32(4);
-    __m512 sum[ONE_ROWS], scale[ONE_ROWS];
-    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    __m512 sum = _mm512_setzero_ps(), odd = _mm512_setzero_ps(); /* one chain of sums would be too slow */
     for (int64_t g = 0; g < groups; g += ONE_GROUPS) {
         const int64_t left = groups - g < ONE_GROUPS ? groups - g : ONE_GROUPS;
         const __mmask16 valid = (__mmask16)((1u << left) - 1);
-        const __m512 given = _mm512_maskz_loadu_ps(valid, in->scales + g);
+        const __m512 own = sixteen_scales(&scales, l, g);
         const __m512 offsets = _mm512_maskz_loadu_ps(valid, in->offsets + g);
-        UNROLL for (int r = 0; r < R; r++) {
-            RowScales scales = row_scales(job, l, row + r, 0), minimums = row_scales(job, l, row + r, 1);
-            __m512 own = sixteen_scales(&scales, l, g);
-            sum[r] = _mm512_fmadd_ps(sixteen_shifts(&minimums, l, g, own), offsets, sum[r]);
-            scale[r] = _mm512_mul_ps(own, given);
-        }
+        const __m512 scale = _mm512_mul_ps(own, _mm512_maskz_loadu_ps(valid, in->scales + g));
+        sum = _mm512_fmadd_ps(sixteen_shifts(&minimums, l, g, own), offsets, sum);
         __m512i lanes = two_by_eight();
         for (int64_t pair = g / 4; pair < (g + left) / 4; pair++, lanes = _mm512_add_epi32(lanes, next)) {
-            const __m512i x[2] = {_mm512_loadu_si512(in->q + pair * 128), _mm512_loadu_si512(in->q + pair * 128 + 64)};
             const __m512i second = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
-            UNROLL for (int r = 0; r < R; r++) {
-                const uint8_t *at = job->weights + (row + r) * job->row_bytes;
-                __m512i w[2];
-                for (int64_t i = 0; i < step; i += 64) ask_ahead(at + pair * step + i, job->row_bytes, R);
-                unpack_pair(at, pair, values, book, w);
-                __m512 low = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], x[0]));
-                __m512 high = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w[1], x[1]));
-                sum[r] = _mm512_fmadd_ps(low, _mm512_permutexvar_ps(lanes, scale[r]), sum[r]);
-                sum[r] = _mm512_fmadd_ps(high, _mm512_permutexvar_ps(second, scale[r]), sum[r]);
-            }
+            __m512i w[2];
+            for (int64_t i = 0; i < step; i += 64) ask_ahead(at + pair * step + i, job->row_bytes, 1);
+            unpack_pair(at, pair, values, book, w);
+            __m512i low = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], _mm512_loadu_si512(in->q + pair * 128));
+            __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[1], _mm512_loadu_si512(in->q + pair * 128 + 64));
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_permutexvar_ps(lanes, scale), sum);
+            odd = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_permutexvar_ps(second, scale), odd);
         }
     }
-    UNROLL for (int r = 0; r < R; r++) put(job, 0, row + r, _mm512_reduce_add_ps(sum[r]));
+    put(job, 0, row, _mm512_reduce_add_ps(_mm512_add_ps(sum, odd)));
 }
 
-#define ONE_WAY(values)                                                                                  \
-    case values:                                                                                         \
-        for (; row + ONE_ROWS <= end; row += ONE_ROWS) grouped32_one(job, row, &l, values, ONE_ROWS);    \
-        for (; row < end; row++) grouped32_one(job, row, &l, values, 1);                                 \
+#define ONE_WAY(values)                                                     \
+    case values:                                                            \
+        for (; row < end; row++) grouped32_one(job, row, &l, values);       \
         break;
 AVX512 static void grouped32_rows_one(const Job *job, int64_t row, int64_t end) {
     const Layout l = layout_of(job->format);
