@@ -2,7 +2,7 @@
  * to a register, and all rows of input are multiplied with it while it lies in the innermost cache. One loop for all ways
  * in which weights lie and are scaled. Included in avx512.c. */
 
-enum { TILE = 8, PANEL_FROM = 5, PAIR = 2 * BLOCK, MOST_SUMS = 128 };
+enum { TILE = 8, PANEL_FROM = 5, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
 
 /* Scales: one for each row, or one for each group of columns with what is added (a minimum, less the shift). */
 enum Scaling { BY_ROW, WITH_SHIFTS };
@@ -196,6 +196,26 @@ AVX512 static void put_sums(const Job *job, int64_t row, int64_t end, int64_t fr
 /* Scratch memory: the panel, the sums, the scales. */
 INLINE float *scales_at(uint8_t *panel) { return (float *)(panel + PAIR * PANEL) + MOST_SUMS * PANEL; }
 
+/* Where a panel of all columns lies: behind the scales of all groups. */
+INLINE uint8_t *panel_whole(const Job *job, uint8_t *panel) {
+    return (uint8_t *)(scales_at(panel) + (job->input->blocks + 1) / 2 * 2 * 4 * PANEL);
+}
+
+/* 32 rows of weights, repacked as a whole, with many rows of input, one tile after the other: its sums stay in the
+ * innermost cache, which from WIDE_FROM rows on is worth more than that the panel does. */
+AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int64_t groups, uint8_t *panel, const float *scales,
+                                  const Way way, Ahead *ahead) {
+    const Input *in = job->input;
+    _Alignas(64) float sum[TILE * PANEL];
+    for (int64_t pair = 0; pair * (PAIR / GROUP) < groups; pair++) pack_pair(job, row, end, pair, panel + pair * PAIR * PANEL, way);
+    for (int64_t t = 0, count = tiles_of(in->m); t < count; t++) {
+        int64_t from = in->m * t / count, to = in->m * (t + 1) / count;
+        memset(sum, 0, sizeof sum);
+        tiles(in, from, to, 0, groups, panel, scales, way, ahead, sum);
+        put_sums(job, row, end, from, to, sum, way.scaling == BY_ROW ? scales : NULL);
+    }
+}
+
 /* 32 rows of weights with all rows of input. */
 AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint8_t *panel, const Way way) {
     const Input *in = job->input;
@@ -203,6 +223,10 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
     int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : way.values == SIXES ? GROUP * 3 / 4 : GROUP / 2);
     int64_t step = way.scaling == BY_ROW ? 0 : 2 * PANEL;
     Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
+    if (in->m >= WIDE_FROM) {
+        multiply_whole(job, row, end, groups, panel_whole(job, panel), scales, way, &ahead);
+        return;
+    }
     for (int64_t from = 0; from < in->m; from += MOST_SUMS) {
         int64_t to = from + MOST_SUMS < in->m ? from + MOST_SUMS : in->m;
         memset(sum, 0, sizeof(float) * PANEL * (to - from));

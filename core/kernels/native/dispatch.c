@@ -216,7 +216,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 /* Bytes of one thread's panel for weights of `columns` columns. */
 EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
     int64_t whole = even_blocks(columns) * PANEL * (BLOCK + 4 * (int64_t)sizeof(float));
-    return whole > PANEL_SCRATCH ? whole : PANEL_SCRATCH;
+    return whole + PANEL_SCRATCH;
 }
 
 enum { MOST_PARTS = 16 };
