@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from core.events import LoadOptions
 from tests.app.screenshots import Stage, attach, planned
 from tests.app.scripted_engine import answer
+from tests.app.waiting import until
 
 
 def draw_harbour(path: Path, size: tuple[int, int]) -> Path:
@@ -35,7 +36,7 @@ def picture(stage: Stage) -> None:
     stage.show()
     stage.engine.load_events = [replace(planned(), sees=True)]
     stage.app.session.load("Qwen/Qwen3-VL-4B-Instruct", LoadOptions())
-    stage.until(lambda: stage.app.session.state.model is not None and stage.app.session.state.model.sees)
+    until(lambda: stage.app.session.state.model is not None and stage.app.session.state.model.sees)
     folder = Path(stage.home.name)
     wide, tall = draw_harbour(folder / "Harbour.png", (1600, 1000)), draw_harbour(folder / "Boat.png", (700, 1000))
     attach(stage, [wide, tall])
@@ -60,7 +61,7 @@ def picture_unseen(stage: Stage) -> None:
     """A picture for a model that only reads."""
     stage.show()
     stage.app.attachments.add([draw_harbour(Path(stage.home.name) / "Harbour.png", (1600, 1000))])
-    stage.until(lambda: bool(stage.app.window.notices.notices))
+    until(lambda: bool(stage.app.window.notices.notices))
 
 
 PICTURE_SCENES: dict[str, Callable[[Stage], None]] = {

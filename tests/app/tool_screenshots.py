@@ -20,6 +20,7 @@ from core.tools.server import ServerStatus, ServerTool, ToolResult, ToolServer
 from tests.app.screenshots import Stage
 from tests.app.scripted_engine import answer
 from tests.app.tools_stage import asks_for
+from tests.app.waiting import until
 
 READ = ("read_file", '{"path": "~/notes/garden.md", "first_line": 1, "last_line": 40}')
 SEARCH = ("search_notes", '{"words": "tomatoes"}')
@@ -89,7 +90,7 @@ def called(stage: Stage, decisions: int) -> None:
     box.state = ToolsState(BOOK.permit("notes", "read_file", "ask"), STATE.statuses)
     box.call = lambda call, longest=0: None  # type: ignore[method-assign]
     stage.app.window.composer.submitted.emit("When did I plant the tomatoes?")
-    stage.until(lambda: stage.app.session.state.phase == "calling")
+    until(lambda: stage.app.session.state.phase == "calling")
     for turn in [turn for turn in stage.app.chat.conversation.path() if turn.call is not None][:decisions]:
         stage.app.session.tools.decide(turn.id, "once")
         assert turn.call is not None
@@ -103,12 +104,12 @@ def tool_asking(stage: Stage) -> None:
 
 def tool_done(stage: Stage) -> None:
     called(stage, 2)
-    stage.until(lambda: not stage.app.session.state.busy)
+    until(lambda: not stage.app.session.state.busy)
     card = stage.app.window.transcript.view_of(stage.app.chat.conversation.path()[3].id)
     assert card is not None
     card.head.click()  # type: ignore[attr-defined]
     end = time.monotonic() + 0.3
-    stage.until(lambda: time.monotonic() > end)
+    until(lambda: time.monotonic() > end)
 
 
 SAVED = (
