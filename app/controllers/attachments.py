@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtGui import QImage
 
 from app.controllers.long_documents import Larger, LongDocuments, larger_context
 from app.conversations.attached import as_read, tokens_about
@@ -20,7 +20,7 @@ from app.i18n.translator import said, tr
 from app.notices import notices
 from app.views.chat.chip_words import words_of, words_while_reading
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
-from app.views.chat.pictures import PictureDialog
+from app.views.chat.pictures import PictureDialog, as_png
 from app.views.frame.window import MainWindow
 from core.documents.document import Document, picture_document
 from core.documents.reader import read_document
@@ -75,7 +75,6 @@ class Attachments(QObject):
         """The larger context that was offered."""
         self.pending: list[Pending] = []
         """The files of the next question."""
-        self._pasted = count(1)
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
         self._reader = TaskThread("documents")
@@ -128,11 +127,11 @@ class Attachments(QObject):
         return Ready(documents, in_parts)
 
     @Slot(object)
-    def show_picture(self, data: bytes) -> None:
-        """Takes a picture that is no file, as from the clipboard (the content of a PNG)."""
-        document = picture_document(tr("Pasted picture"), data)
-        self.pending.append(Pending(Path(document.name), -next(self._pasted), document=document))
-        self._counted(self.pending[-1], document)
+    def show_picture(self, image: QImage) -> None:
+        """Takes a picture that is no file, as from the clipboard."""
+        name = tr("Pasted picture")
+        self.pending.append(Pending(Path(name), self._reader.run(partial(_pasted, name, image))))
+        self._show()
 
     def _says_that_it_is_blind(self, documents: Sequence[Document]) -> bool:
         model = self._session.state.model
@@ -287,3 +286,8 @@ def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Read | None
         return None
     text = as_read(document)
     return Read(document, text, tokens_about(text))
+
+
+def _pasted(name: str, image: QImage, stop: Stop, tell: Tell) -> Read:
+    """In the reader's thread: a large picture takes a while to be written as a file."""
+    return Read(picture_document(name, as_png(image)), "", 0)

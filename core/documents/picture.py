@@ -35,14 +35,14 @@ def decode(data: bytes) -> Any:
             upright = ImageOps.exif_transpose(image)
             upright.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
             return _on_white(upright)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise _too_large() from error
     except UnidentifiedImageError as error:
         raise BadRequest(
             "The file is no picture that can be read.", "", sentence("Choose one of {}.", ", ".join(KINDS))
         ) from error
     # Damaged files end in any of these, by the part that was being read.
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise BadRequest("The picture is damaged.", "", "Save it again, or choose another one.") from error
 
 

@@ -12,7 +12,6 @@ from app.engine.app_state import State
 from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
-from app.views.chat.pictures import as_png
 from app.views.controls.controls import IconButton, RoundButton
 
 MOST = 0.4
@@ -63,7 +62,7 @@ def files_in(data: QMimeData) -> list[Path]:
 
 class MessageEdit(QPlainTextEdit):
     """A field for text that hands files on instead of writing their addresses: `files(list[Path])`, and
-    `picture(bytes)`: the content of a PNG that was pasted."""
+    `picture(QImage)` that was pasted."""
 
     files = Signal(object)
     picture = Signal(object)
@@ -75,14 +74,14 @@ class MessageEdit(QPlainTextEdit):
         if files := files_in(source):
             self.files.emit(files)
         elif source.hasImage() and not source.hasText():  # spreadsheets copy their cells as a picture, too
-            self.picture.emit(as_png(QImage(source.imageData())))
+            self.picture.emit(QImage(source.imageData()))
         else:
             super().insertFromMimeData(source)
 
 
 class Composer(QWidget):
     """Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field); `attach_requested`;
-    `files(list[Path])` that were dropped or pasted; `picture(bytes)` that was pasted."""
+    `files(list[Path])` that were dropped or pasted; `picture(QImage)` that was pasted."""
 
     submitted = Signal(str)
     stop_requested = Signal()

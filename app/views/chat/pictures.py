@@ -45,15 +45,19 @@ def small_picture(data: bytes) -> QIcon:
     return QIcon(scaled(data, CHIP, 2.0))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def scaled(data: bytes, most: QSize, ratio: float) -> QPixmap:
     """The picture, upright, no larger than this many points, for a screen of this ratio."""
+    room = most * ratio
     with opened(data) as reader:
+        # Said before it is read: a JPEG is then not even unpacked whole.
+        if max(size := reader.size().toTuple()) > max(room.toTuple()):
+            side = max(room.toTuple())
+            reader.setScaledSize(QSize(*size).scaled(side, side, Qt.AspectRatioMode.KeepAspectRatio))
         image = reader.read()
     if image.isNull():
         image = QImage(1, 1, QImage.Format.Format_ARGB32)
         image.fill(QColor(0, 0, 0, 0))
-    room = most * ratio
     if image.width() > room.width() or image.height() > room.height():
         image = image.scaled(room, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation)
     found = QPixmap.fromImage(image)

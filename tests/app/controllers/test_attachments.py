@@ -266,6 +266,7 @@ def test_a_picture_is_pasted(seeing: Application, engine: ScriptedEngine, qtbot:
     copied = QMimeData()
     copied.setImageData(QImage.fromData(picture(1)))
     seeing.window.composer.edit.insertFromMimeData(copied)
+    qtbot.waitUntil(lambda: counted(seeing))
     assert chips(seeing)[0].startswith("Pasted picture, 70 × 60")
     ask(qtbot, seeing, "What is it?")
     assert len(engine.requests[-1].messages[-1].pictures) == 1
