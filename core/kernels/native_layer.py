@@ -97,10 +97,11 @@ class NativeLayer:
         self.dim = parts.dim
         self.heads, self.kv_heads = (weight.shape[0] // parts.dim for weight in parts.weights[:2])
         self.dtype = dtype
-        self._library = library
+        self.library = library
+        self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim
         self._held = parts  # their addresses are in the fields
         self._fields = _fields(parts, self.heads, self.kv_heads)
-        self._address = ctypes.addressof(self._fields)
+        self.address = ctypes.addressof(self._fields)
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,17 +109,17 @@ class NativeLayer:
         (1, KVH, M, dim)."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
-        self._library.layer_begin(self._address, x, cos, sin, qkv)
+        self.library.layer_begin(self.address, x, cos, sin, qkv)
         q, k, v = qkv.split_with_sizes([m * width for width in self._widths])
         return self._by_head(q, m, self.heads), self._by_head(k, m, self.kv_heads), self._by_head(v, m, self.kv_heads)
 
     def end(self, x: Tensor, call: AttentionCall) -> Tensor:
         """x (1, M, K) as given to `begin`, and the attention that its rows ask for -> (1, M, K)."""
-        return self._library.layer_end(self._address, x, call)
+        return self.library.layer_end(self.address, x, call)
 
     def attend(self, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Attention's part of `end`: x with what attention adds, and the norm of that, (1, M, K) each."""
-        return self._library.layer_attend(self._address, x, call)
+        return self.library.layer_attend(self.address, x, call)
 
     def _by_head(self, states: Tensor, m: int, heads: int) -> Tensor:
         return states.view(1, m, heads, self.dim).transpose(1, 2)

@@ -55,14 +55,18 @@ class AttentionCall:
         """Sizes and strides in the library's order."""
         q, k, v, mask = self.query, self.key, self.value, self.mask
         kv_heads, keys = k.shape[1], k.shape[2]
-        wanted = -(-4 * threads // (q.shape[0] * kv_heads)) if threads > 1 else 1
-        splits = max(1, min(wanted, keys // SPLIT_KEYS))
         return (
             *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], v.shape[3]),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
             *((mask.stride(0), mask.stride(2)) if mask is not None else (0, 0)),
-            splits,
+            stretches(q.shape[0] * kv_heads, keys, threads),
         )
+
+
+def stretches(heads: int, keys: int, threads: int) -> int:
+    """Into how many tasks the keys of each of so many heads are cut."""
+    wanted = -(-4 * threads // heads) if threads > 1 else 1
+    return max(1, min(wanted, keys // SPLIT_KEYS))
 
 
 class Parts:
@@ -102,6 +106,8 @@ class NativeLibrary:
         self._layer_begin = library.hetegen_layer_begin
         self._layer_end = library.hetegen_layer_end
         self._layer_attend = library.hetegen_layer_attend
+        self._layers_bytes = library.hetegen_layers_bytes
+        self._layers = library.hetegen_layers
         self._experts_bytes = library.hetegen_experts_bytes
         self._experts = library.hetegen_experts
         self._route_bytes = library.hetegen_route_bytes
@@ -203,6 +209,18 @@ class NativeLibrary:
             self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, *call.addresses, call.scale, attention_threads,
             *out, scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+
+    def layers(
+        self, layers: int, count: int, past: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """(1, M, K): x through so many layers described at one address, over a past at another: see `native_run`."""
+        out, m, type = torch.empty_like(x), x.shape[1], TYPES[x.dtype]
+        scratch = torch.empty(self._layers_bytes(self._isa, count, layers, type, m, past), dtype=torch.uint8)
+        self._layers(
+            self._isa, count, layers, x.data_ptr(), type, m, cos.data_ptr(), sin.data_ptr(), TYPES[cos.dtype], past,
+            None if mask is None else mask.data_ptr(), out.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
 
     def experts(self, experts: int, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """(M, K): what the experts described at that address make of `x`: see `core.kernels.native_experts`."""

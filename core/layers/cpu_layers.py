@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers.fused_layers import FusedForward
+from core.layers.fused_forward import FusedForward, LayerRun, link
 from core.offload.hetero_linear import SharedInputs
 
 
@@ -30,10 +30,12 @@ class CpuLayers:
         self._fused = fused
         self._luggage = HostActivations(accelerator)
         self._inputs = inputs
+        self.runs: list[LayerRun] = []
 
     def use(self, numbers: Collection[int]) -> None:
         """Let the CPU compute these layers from the next pass on, as far as it can, and no others."""
         used = set(numbers) & self._fused.keys()
+        self.runs = link({number: self._fused[number] for number in used})
         for number, layer in enumerate(self._layers):
             if number in used:
                 layer.forward = CpuForward(self._fused[number], self._luggage, self._inputs, stays=number + 1 in used)

@@ -9,20 +9,17 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
-from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary
+from core.kernels.native_library import FEW_ROWS, NativeLibrary
 from core.layers import moe
-from core.layers.attention import MOST_SHARED_ROWS, seen
-from core.layers.kv_cache import CACHE_NAMES
+from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
@@ -51,74 +48,9 @@ NEAR = 0.02
 """Largest error, as a fraction of a row's largest change by the layer; one step of a quantised input makes less."""
 
 
-@dataclass(frozen=True)
-class Make:
-    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two."""
-
-    activation: str
-    half_angles: bool
-
-
-class FusedForward:
-    """The forward of one layer: ours where it can be, else the layer's own."""
-
-    def __init__(
-        self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
-        rest: Callable[[Tensor], Tensor] | None,
-    ) -> None:  # fmt: skip
-        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both. `rest`:
-        what the layer adds after attention, if it is not part of them."""
-        parameters = inspect.signature(layer.forward).parameters
-        self.own = layer.forward
-        self.rest = rest
-        self._one = one
-        self._few = few or one
-        self._half_angles = make.half_angles
-        self._sinks = _sinks(layer.self_attn)
-        self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
-        self._scale = float(layer.self_attn.scaling)
-        self._index = getattr(layer.self_attn, "layer_idx", None)
-        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
-
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(1, M, K) -> (1, M, K)."""
-        if args or not self.suits(hidden_states, kwargs):
-            return self.own(hidden_states, *args, **kwargs)
-        mask, (cos, sin) = kwargs.get("attention_mask"), kwargs["position_embeddings"]
-        if self._half_angles:
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
-        native = self._one if hidden_states.shape[1] == 1 else self._few
-        query, key, value = native.begin(hidden_states, cos, sin)
-        if (cache := kwargs.get(self._cache_name)) is not None:
-            key, value = cache.update(key, value, self._index)
-        call = AttentionCall(query, key, value, seen(mask, query, key), self._sinks, self._scale, 0.0)
-        if self.rest is None:
-            return native.end(hidden_states, call)
-        total, normed = native.attend(hidden_states, call)
-        return total.add_(self.rest(normed))
-
-    def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
-        mask: Any = kwargs.get("attention_mask")
-        positions: Any = kwargs.get("position_embeddings")
-        rows = x.shape[1]
-        if rows > self.most_rows or x.shape[0] != 1 or x.dtype is not self._one.dtype or not x.is_contiguous():
-            return False
-        if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
-            return False
-        shape = (1, rows, self._one.dim // 2 if self._half_angles else self._one.dim)
-        return (
-            isinstance(positions, tuple)
-            and len(positions) == 2
-            and all(
-                one.shape == shape and one.dtype in (x.dtype, torch.float32) and one.is_contiguous()
-                for one in positions
-            )
-        )
-
-
-def adopt(layers: list[nn.Module]) -> None:
-    """Replace the forward of all such layers of a filled tree whose linears are all on the CPU."""
+def adopt(layers: list[nn.Module]) -> list[LayerRun]:
+    """Replace the forward of all such layers of a filled tree whose linears are all on the CPU. Which of them will be
+    computed together."""
     fits: dict[str, Make | None] = {}
     for layer in layers:
         if (library := _library(layer)) is None:
@@ -128,15 +60,20 @@ def adopt(layers: list[nn.Module]) -> None:
             fits[kind] = _make(layer, library)
         if (make := fits[kind]) is not None:
             layer.forward = _fused(layer, library, make)
+    return link(_fused_ones(layers))
+
+
+def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
+    found = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    return {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
 
 
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
     """The forwards that replace the layers' own, by number, which they then have again. Those of layers with experts,
     whose router moves to the device, are let go."""
-    found = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    found = _fused_ones(layers)
     release(layers)
-    whole = {number: forward for number, forward in found.items() if isinstance(forward, FusedForward)}
-    return {number: forward for number, forward in whole.items() if forward.rest is None}
+    return {number: forward for number, forward in found.items() if forward.rest is None}
 
 
 def release(layers: list[nn.Module]) -> None:
@@ -215,11 +152,6 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
     names = ACTIVATIONS if _is_gated(layer) else ("",)
     makes = (Make(name, half_angles) for half_angles in (False, True) for name in names)
     return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
-
-
-def _sinks(attention: Any) -> Tensor | None:
-    sinks = getattr(attention, "sinks", None)
-    return None if sinks is None else sinks.detach().float().contiguous()
 
 
 def parts_of(layer: Any, activation: str) -> LayerParts:

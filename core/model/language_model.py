@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelUnreadable, NotEnoughMemory, UnsupportedModel
 from core.events import Stop, never
+from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import cache_argument, decoder_layers
 from core.model.pictures import Vision
@@ -61,7 +63,7 @@ class LanguageModel:
         known = len(cache.tokens)
         self.placement.begin_pass(max(len(ids), divide_for))
         try:
-            with self.placement.failures():
+            with self.placement.failures(), self._layers_apart(ids):
                 output = self.module(**self._inputs(ids, cache, keep))
                 # A device's failures show at the latest here, where its results are waited for.
                 logits: Tensor = output.logits[0, -keep:].float().cpu()
@@ -96,6 +98,10 @@ class LanguageModel:
         if self.vision is not None and (min(ids) < 0 or min(cache.tokens, default=0) < 0):
             inputs |= self.vision.inputs(cache.tokens, ids, self.placement.device)
         return inputs
+
+    def _layers_apart(self, ids: Sequence[int]) -> AbstractContextManager[None]:
+        """What a picture shows is added between layers in some families."""
+        return one_by_one(self.placement.runs) if min(ids, default=0) < 0 else nullcontext()
 
     def _undo(self, cache: KVCache, length: int) -> None:
         # Some layers hold the new tokens and some do not: each is cut back to what all of them hold.

@@ -17,6 +17,7 @@ from core.accelerators.base import Accelerator
 from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms, recurrent_layers
 from core.layers.cpu_layers import CpuLayers
 from core.layers.expert_cache import ExpertUse
+from core.layers.fused_forward import LayerRun
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
@@ -52,7 +53,7 @@ class HostPlacement:
         fused_experts.adopt(module)
         fused_routers.adopt(module)
         self._layers = decoder_layers(module)
-        fused_layers.adopt(self._layers)
+        self.runs = fused_layers.adopt(self._layers)
         recurrent_layers.adopt(module)
 
     def begin_pass(self, tokens: int) -> None:
@@ -134,6 +135,11 @@ class DevicePlacement:
     def streams_starved(self) -> bool:
         """Whether the system let too little memory be locked for the ring, so that streaming is slower."""
         return self._parameters is not None and self._parameters.starved
+
+    @property
+    def runs(self) -> list[LayerRun]:
+        """Layers that the CPU computes in one call."""
+        return self._hosted.runs
 
     @property
     def cpu_s(self) -> float:

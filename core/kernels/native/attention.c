@@ -49,12 +49,32 @@ INLINE void run_task(const Attention *a, int64_t index, const int type) {
     }
 }
 
-/* Puts the stretches of one query row together. */
+/* total = values x share, or that added to it. */
+INLINE void add_stretch(const float *values, float share, int64_t dim, int adds, float *total) {
+    SIMD
+    for (int64_t d = 0; d < dim; d++) total[d] = (adds ? total[d] : 0.0f) + values[d] * share;
+}
+
+/* A row of the result, from `at` on: total / sum, and zeros where no key was seen. */
+INLINE void put_row(const Attention *a, int64_t at, const float *total, float sum) {
+    int64_t dim = a->n.value_dim;
+    float *floats = (float *)a->out + at;
+    uint16_t *bits = (uint16_t *)a->out + at;
+    if (a->type == TYPE_F32) {
+        SIMD
+        for (int64_t d = 0; d < dim; d++) floats[d] = sum == 0.0f ? 0.0f : total[d] / sum;
+    } else {
+        SIMD
+        for (int64_t d = 0; d < dim; d++) bits[d] = round_bf16(sum == 0.0f ? 0.0f : total[d] / sum);
+    }
+}
+
+/* Puts the stretches of one query row together, in the memory of the first. */
 static void finish_row(const Attention *a, int64_t b, int64_t kv_head, int64_t row) {
     const Shape *n = &a->n;
     int64_t first = (b * n->kv_heads + kv_head) * n->splits, head = kv_head * (n->heads / n->kv_heads) + row / n->queries;
     float sink = a->sinks ? a->sinks[head] : -INFINITY, top = sink, sum = 0;
-    int64_t at = ((b * n->queries + row % n->queries) * n->heads + head) * n->value_dim;
+    float *total = task_at(a, first).values + row * n->value_dim;
     for (int64_t s = 0; s < n->splits; s++) {
         Task t = task_at(a, first + s);
         top = t.top[row] > top ? t.top[row] : top;
@@ -63,19 +83,11 @@ static void finish_row(const Attention *a, int64_t b, int64_t kv_head, int64_t r
     if (a->sinks) sum = exponential(sink - base);
     for (int64_t s = 0; s < n->splits; s++) {
         Task t = task_at(a, first + s);
-        t.top[row] = exponential(t.top[row] - base);
-        sum += t.sum[row] * t.top[row];
+        float share = exponential(t.top[row] - base);
+        sum += t.sum[row] * share;
+        add_stretch(t.values + row * n->value_dim, share, n->value_dim, s > 0, total);
     }
-    for (int64_t d = 0; d < n->value_dim; d++) {
-        float value = 0;
-        for (int64_t s = 0; s < n->splits; s++) {
-            Task t = task_at(a, first + s);
-            value += t.values[row * n->value_dim + d] * t.top[row];
-        }
-        value = sum == 0.0f ? 0.0f : value / sum;
-        if (a->type == TYPE_F32) ((float *)a->out)[at + d] = value;
-        else ((uint16_t *)a->out)[at + d] = float_to_bf16(value);
-    }
+    put_row(a, ((b * n->queries + row % n->queries) * n->heads + head) * n->value_dim, total, sum);
 }
 
 #define TASKS(name, isa)                                                \

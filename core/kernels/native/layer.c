@@ -4,7 +4,11 @@
  *           ...the caller appends k and v to its cache...
  *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + that sum
  *
- * or, where something else follows than activation(gate) * up -> down (experts), `attend` ends before it. Each norm may be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it. */
+ * or, where something else follows than activation(gate) * up -> down (experts), `attend` ends before it. Each norm may
+ * be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it.
+ *
+ * Layers that follow each other and whose caches lie in memory are one call: between the calls of a token Python takes
+ * as long as the processor takes for a small model's products. */
 #include "calls.h"
 #include "dispatch.h"
 #include "elements.h"
@@ -217,4 +221,69 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
     uint8_t *spare = taken(&at, size_of(&r, l->hidden));
     attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
     if (normed(&r, &l->before_mlp, sum, l->hidden, next) != next) memcpy(next, sum, (size_t)size_of(&r, l->hidden));
+}
+
+/* ---- layers that follow each other ---- */
+
+/* A layer and where its keys and values are kept: [kv_heads][capacity][dim] each. */
+typedef struct {
+    const Layer *layer;
+    void *keys, *values;
+    const void *sinks;
+    double scale;
+} Placed;
+
+/* What the layers of a run share: tokens that are kept of those before, and room for them; the mask's stride from row to
+ * row; stretches and threads of the attention. */
+typedef struct {
+    int64_t held, capacity, mask_row, splits, attention_threads;
+} Past;
+
+static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
+    int64_t q_row = l->heads * l->dim, a_head = p->capacity * l->dim, all = l->kv_heads * a_head;
+    Shape shape = {1, l->heads, l->kv_heads, m, p->held + m, l->dim, l->dim, m * q_row, l->dim, q_row,
+                   all, a_head, l->dim, all, a_head, l->dim, 0, p->mask_row, p->splits};
+    return shape;
+}
+
+static int64_t qkv_bytes(const Run *r, const Layer *l) {
+    return aligned(size_of(r, (l->heads + 2 * l->kv_heads) * l->dim));
+}
+
+/* Bytes of scratch memory that hetegen_layers needs. */
+EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers, int type, int64_t m, const Past *past) {
+    Run r = {isa, type, 1, m};
+    int64_t bytes = 0;
+    for (const Placed *p = layers; p < layers + count; p++) {
+        Shape shape = shape_of(p->layer, past, m);
+        bytes = most(bytes, hetegen_layer_bytes(isa, p->layer, type, m, (const int64_t *)&shape));
+    }
+    return qkv_bytes(&r, layers->layer) + bytes;
+}
+
+/* new [m][kv_heads][dim] behind the `held` tokens of kept. */
+static void append(const Run *r, const Layer *l, const Past *p, const uint8_t *new, uint8_t *kept) {
+    int64_t a_row = size_of(r, l->dim) / r->m;
+    for (int64_t row = 0; row < r->m; row++)
+        for (int64_t head = 0; head < l->kv_heads; head++, new += a_row)
+            memcpy(kept + (head * p->capacity + p->held + row) * a_row, new, (size_t)a_row);
+}
+
+/* Layers of the same heads and dims: x [m][hidden], cos and sin as in hetegen_layer_begin; mask as in hetegen_attention;
+ * out [m][hidden]. */
+EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const void *x, int type, int64_t m,
+                           const void *cos, const void *sin, int angles, const Past *past, const void *mask, void *out,
+                           void *scratch, int threads) {
+    Run r = {isa, type, threads, m};
+    Shape shape = shape_of(layers->layer, past, m);
+    uint8_t *qkv = scratch, *rest = qkv + qkv_bytes(&r, layers->layer);
+    for (const Placed *p = layers; p < layers + count; p++, x = out) {
+        const Layer *l = p->layer;
+        uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
+        hetegen_layer_begin(isa, l, x, type, m, cos, sin, angles, qkv, rest, threads);
+        append(&r, l, past, k, p->keys);
+        append(&r, l, past, v, p->values);
+        hetegen_layer_end(isa, l, x, type, (const int64_t *)&shape, qkv, p->keys, p->values, mask, p->sinks,
+                          (float)p->scale, (int)past->attention_threads, out, rest, threads);
+    }
 }

@@ -14,7 +14,7 @@ from core.accelerators.card import Card
 from core.accelerators.simulated import SimulatedAccelerator
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
-from core.layers.fused_layers import FusedForward
+from core.layers.fused_forward import FusedForward
 from core.model.placement import DevicePlacement, HostPlacement
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model

@@ -16,7 +16,8 @@ from core.kernels.native_abi import instruction_sets
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import AttentionCall, open_library
 from core.layers import fused_layers
-from core.layers.fused_layers import FusedForward, parts_of
+from core.layers.fused_forward import FusedForward
+from core.layers.fused_layers import parts_of
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement

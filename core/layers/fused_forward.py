@@ -1,0 +1,244 @@
+"""The forward of a decoder layer that our library computes, and of several in a row, while few tokens are read at once.
+
+transformers calls one layer after the other all the same. Where layers follow each other directly the first computes
+all of them, and the others hand on what they are given. Whether they do is seen, not known: nothing may stand between
+them, and all must get the same mask and positions, in a pass over as many rows before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.kernels.native_layer import NativeLayer
+from core.kernels.native_library import FEW_ROWS, AttentionCall
+from core.kernels.native_run import NativeRun
+from core.layers.attention import MOST_SHARED_ROWS, seen
+from core.layers.kv_cache import CACHE_NAMES, KVCache
+from core.layers.kv_layers import PreallocatedLayer
+
+
+@dataclass(frozen=True)
+class Make:
+    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two."""
+
+    activation: str
+    half_angles: bool
+
+
+class FusedForward:
+    """The forward of one layer: ours where it can be, else the layer's own. `run`: the layers that it is one of."""
+
+    def __init__(
+        self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
+        rest: Callable[[Tensor], Tensor] | None,
+    ) -> None:  # fmt: skip
+        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both. `rest`:
+        what the layer adds after attention, if it is not part of them."""
+        parameters = inspect.signature(layer.forward).parameters
+        self.own = layer.forward
+        self.rest = rest
+        self.run: LayerRun | None = None
+        self.one = one
+        self.few = few or one
+        self.half_angles = make.half_angles
+        self.sinks = sinks_of(layer.self_attn)
+        self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
+        self.scale = float(layer.self_attn.scaling)
+        self.index = getattr(layer.self_attn, "layer_idx", None)
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(1, M, K) -> (1, M, K)."""
+        if args or not self.suits(hidden_states, kwargs):
+            return self.own(hidden_states, *args, **kwargs)
+        given = self._given(kwargs)
+        return self.alone(hidden_states, given) if self.run is None else self.run.forward(self, hidden_states, given)
+
+    def alone(self, x: Tensor, given: Given) -> Tensor:
+        """x (1, M, K) through this layer, (1, M, K)."""
+        native = self.native(x.shape[1])
+        query, key, value = native.begin(x, *given.angles(self.half_angles))
+        if given.cache is not None:
+            key, value = given.cache.update(key, value, self.index)
+        call = AttentionCall(query, key, value, seen(given.mask, query, key), self.sinks, self.scale, 0.0)
+        if self.rest is None:
+            return native.end(x, call)
+        total, normed = native.attend(x, call)
+        return total.add_(self.rest(normed))
+
+    def native(self, rows: int) -> NativeLayer:
+        """What computes so many rows of input."""
+        return self.one if rows == 1 else self.few
+
+    def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
+        mask: Any = kwargs.get("attention_mask")
+        positions: Any = kwargs.get("position_embeddings")
+        rows = x.shape[1]
+        if rows > self.most_rows or x.shape[0] != 1 or x.dtype is not self.one.dtype or not x.is_contiguous():
+            return False
+        if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
+            return False
+        shape = (1, rows, self.one.dim // 2 if self.half_angles else self.one.dim)
+        return (
+            isinstance(positions, tuple)
+            and len(positions) == 2
+            and all(
+                one.shape == shape and one.dtype in (x.dtype, torch.float32) and one.is_contiguous()
+                for one in positions
+            )
+        )
+
+    def _given(self, kwargs: Mapping[str, Any]) -> Given:
+        cos, sin = kwargs["position_embeddings"]
+        return Given(kwargs.get("attention_mask"), cos, sin, kwargs.get(self._cache_name))
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What transformers hands to a layer besides its rows: mask (1, 1, M, T), angles (1, M, D), the cache."""
+
+    mask: Tensor | None
+    cos: Tensor
+    sin: Tensor
+    cache: Any
+
+    def same(self, other: Given) -> bool:
+        """Whether these are the very same objects."""
+        return self.mask is other.mask and self.cos is other.cos and self.sin is other.sin and self.cache is other.cache
+
+    def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
+        """cos and sin (1, M, dim), of angles given for each pair of columns or for all."""
+        if not half:
+            return self.cos, self.sin
+        return torch.cat((self.cos, self.cos), -1), torch.cat((self.sin, self.sin), -1)
+
+
+class LayerRun:
+    """Layers that follow each other, computed by the first one's call."""
+
+    def __init__(self, layers: Sequence[FusedForward]) -> None:
+        """Layers of one size, for each number of rows of one library."""
+        self.paused = False
+        self._layers = layers
+        self._places = {layer: place for place, layer in enumerate(layers)}
+        sinks, scales = [one.sinks for one in layers], [one.scale for one in layers]
+        self._one = NativeRun([one.one for one in layers], sinks, scales)
+        self._few = NativeRun([one.few for one in layers], sinks, scales)
+        self._watch = Watch(len(layers))
+        self._result: Tensor | None = None
+
+    def forward(self, layer: FusedForward, x: Tensor, given: Given) -> Tensor:
+        """x (1, M, K) through this layer, (1, M, K); or through all of them, where it is the first."""
+        place = self._places[layer]
+        if place and self._result is not None:
+            assert x is self._result, "something stands between these layers that did not before"
+            return x
+        self._result = self._through_all(x, given) if place == 0 and self._may(x.shape[1]) else None
+        if self._result is not None:
+            return self._result
+        y = layer.alone(x, given)
+        self._watch.passed(place, x, y, given)
+        return y
+
+    def _may(self, rows: int) -> bool:
+        return rows in self._watch.direct and not self.paused
+
+    def _through_all(self, x: Tensor, given: Given) -> Tensor | None:
+        """None where keys and values are not kept as our library takes it for granted."""
+        rows, kept = x.shape[1], self._kept(given.cache)
+        held = kept[0].length if kept else 0
+        if not kept or not all(_has_room(one, held, rows, x) for one in kept):
+            return None
+        native = self._one if rows == 1 else self._few
+        for place, one in enumerate(kept):
+            native.place(place, one.keys, one.values)
+        mask = None if given.mask is None else given.mask[..., : held + rows]
+        if mask is not None and mask.stride(3) != 1:
+            mask = mask.contiguous()
+        y = native(x, *given.angles(self._layers[0].half_angles), mask, held)
+        for one in kept:
+            one.length = held + rows
+        return y
+
+    def _kept(self, cache: Any) -> list[PreallocatedLayer]:
+        if not isinstance(cache, KVCache):
+            return []
+        kept = [cache.layers[layer.index] for layer in self._layers]
+        return kept if all(type(one) is PreallocatedLayer for one in kept) else []
+
+
+class Watch:
+    """Which numbers of rows went through all layers of a run with nothing between them. `direct`: these numbers."""
+
+    def __init__(self, layers: int) -> None:
+        self.direct: set[int] = set()
+        self._layers = layers
+        self._seen = 0
+        self._last: tuple[Tensor, Given] | None = None
+
+    def passed(self, place: int, x: Tensor, y: Tensor, given: Given) -> None:
+        """Layer `place` made y (1, M, K) of x."""
+        follows = self._last is not None and x is self._last[0] and given.same(self._last[1])
+        self._seen = 1 if place == 0 else place + 1 if follows and self._seen == place else 0
+        self._last = (y, given)
+        if self._seen == self._layers:
+            self.direct.add(x.shape[1])
+            self._last = None
+
+
+def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
+    """Let layers that follow each other, by their numbers in the model, be computed together."""
+    runs = []
+    numbered = enumerate(sorted(layers))
+    for _, group in groupby(numbered, lambda place: (place[1] - place[0], _likeness(layers[place[1]]))):
+        together = [layers[number] for _, number in group]
+        run = LayerRun(together) if len(together) > 1 and _may_be_linked(together[0]) else None
+        runs += [run] if run else []
+        for layer in together:
+            layer.run = run
+    return runs
+
+
+def _likeness(layer: FusedForward) -> tuple[Any, ...]:
+    """The same for layers that one call may compute."""
+    natives = ((native.library, native.sizes, native.dtype) for native in (layer.one, layer.few))
+    return (*natives, layer.half_angles, layer.most_rows, _may_be_linked(layer))
+
+
+def _may_be_linked(layer: FusedForward) -> bool:
+    return layer.rest is None and isinstance(layer.index, int)
+
+
+def _has_room(kept: PreallocatedLayer, held: int, rows: int, x: Tensor) -> bool:
+    """Whether it holds so many tokens and has room for `rows` more where x (1, M, K) is, of its type."""
+    return (
+        kept.is_initialized and kept.length == held and held + rows <= kept.keys.shape[2] and kept.home is None
+        and kept.keys.device == x.device and kept.keys.dtype is x.dtype
+    )  # fmt: skip
+
+
+@contextmanager
+def one_by_one(runs: Sequence[LayerRun]) -> Iterator[None]:
+    """Inside, each layer is computed by itself: where something is added between them that no pass over text has."""
+    for run in runs:
+        run.paused = True
+    try:
+        yield
+    finally:
+        for run in runs:
+            run.paused = False
+
+
+def sinks_of(attention: Any) -> Tensor | None:
+    """What heads (H,) attend to besides keys, in fp32, if the module has that."""
+    sinks = getattr(attention, "sinks", None)
+    return None if sinks is None else sinks.detach().float().contiguous()

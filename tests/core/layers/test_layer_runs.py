@@ -1,0 +1,111 @@
+"""Layers that follow each other in one call: the same numbers as one by one, and never across what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_library import NativeLibrary
+from core.layers.fused_forward import one_by_one
+from core.layers.kv_cache import KVCache
+from core.model.blueprint import decoder_layers
+from core.model.language_model import ForwardStopped
+from core.spec import Format
+from tests.core.greedy import GreedyPath
+from tests.core.layers.fused import PROMPT, load
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
+LAYERS = 4
+PARTS = [PROMPT, [1], [2], [3], PROMPT[:3], PROMPT[:3], [4], PROMPT[:8], PROMPT[:8], [5]]
+"""Each number of rows once to be watched, and then together."""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Layers and rows of each call that computes several."""
+    made: list[tuple[int, int]] = []
+    own = NativeLibrary.layers
+
+    def counted(self: NativeLibrary, layers: int, count: int, past: int, x: Tensor, *rest: Any) -> Tensor:
+        made.append((count, x.shape[1]))
+        return own(self, layers, count, past, x, *rest)
+
+    monkeypatch.setattr(NativeLibrary, "layers", counted)
+    return iter([made])
+
+
+def logits(path: GreedyPath, cache: KVCache) -> Tensor:
+    return torch.stack([path.model.forward(part, cache)[-1] for part in PARTS])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2"])
+def test_the_same_numbers_as_one_by_one(
+    family: str, format: Format, dtype: torch.dtype, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load(family, tmp_path, format, dtype, num_hidden_layers=LAYERS), next(calls)
+    together = logits(path, KVCache(path.module.config, 256))
+    assert made == [(LAYERS, rows) for rows in (1, 1, 3, 1, 8, 1)]
+    with one_by_one(path.model.placement.runs):
+        assert logits(path, KVCache(path.module.config, 256)).equal(together)
+
+
+def test_the_same_tokens_after_a_cut_and_in_another_cache(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    first, second = path.tokens(PROMPT, 12), path.tokens([*PROMPT[:6], 9, 8], 12)
+    assert path.reused == 6
+    path.cache.reset()
+    assert path.tokens(PROMPT, 12) == first
+    path.cache = KVCache(path.module.config, 64)
+    assert path.tokens([*PROMPT[:6], 9, 8], 12) == second
+    assert len(made) > 40
+
+
+def test_a_window_is_kept_to(tmp_path: Path) -> None:
+    path = load("mistral", tmp_path, num_hidden_layers=LAYERS)
+    tokens = path.tokens(PROMPT, 40)
+    with one_by_one(path.model.placement.runs):
+        path.cache.reset()
+        assert path.tokens(PROMPT, 40) == tokens
+
+
+def test_nothing_is_left_out_between_two_layers(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    decoder_layers(path.module)[2].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    logits(path, KVCache(path.module.config, 256))
+    assert not made
+
+
+def test_a_cache_of_another_kind_is_updated_layer_by_layer(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    expected = logits(path, KVCache(path.module.config, 256))
+    made.clear()
+    cache = KVCache(path.module.config, 256)
+    for layer in cache.layers:
+        layer.home = torch.device("cpu")
+    assert logits(path, cache).equal(expected)
+    assert not made
+
+
+def test_a_stopped_pass_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
+    path = load("llama", tmp_path, num_hidden_layers=LAYERS)
+    expected = path.tokens(PROMPT, 12)
+    path.cache.reset()
+    assert path.tokens(PROMPT, 6) == expected[:6]
+    looks = iter([False] * 2 + [True] * LAYERS)
+    held = len(path.cache.tokens)
+    with pytest.raises(ForwardStopped):
+        path.model.forward([expected[5]], path.cache, lambda: next(looks))
+    assert len(path.cache.tokens) == held
+    assert path.tokens([*PROMPT, *expected[:6]], 6) == expected[6:]
