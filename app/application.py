@@ -47,7 +47,7 @@ from app.views.monitor.live_view import LiveView, Telemetry
 from core.events import LoadOptions, Sampling
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime
-from core.hub.token import system_keyring
+from core.keyring import system_keyring
 from core.paths import assets, builtin_model, gpu_runtime
 
 LIMITS_MS = 800

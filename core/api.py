@@ -326,7 +326,7 @@ def _remote_specification(name: str, make_client: Callable[[], Client]) -> Model
 def _client() -> Client:
     from core.hub.access import Access
     from core.hub.environment import hub_environment
-    from core.hub.token import system_keyring
+    from core.keyring import system_keyring
 
     return Access(hub_environment(os.environ), system_keyring()).client()
 

@@ -67,6 +67,10 @@ class AccessDenied(HeteGenError):
     """The repository is gated, private, or the token is wrong."""
 
 
+class KeyRefused(AccessDenied):
+    """The server of a remote model wants another key."""
+
+
 class DownloadFailed(HeteGenError):
     """A download ended without the file: checksum, length, changed on the server."""
 

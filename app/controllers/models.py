@@ -112,7 +112,7 @@ class ModelController(QObject):
         from core.hub.access import Access
         from core.hub.cache_layout import Cache
         from core.hub.folders import Folders
-        from core.hub.token import system_keyring
+        from core.keyring import system_keyring
 
         settings = self._settings()
         self._made_for = environment(settings, os.environ)

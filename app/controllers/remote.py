@@ -13,7 +13,7 @@ from app.engine.task_thread import TaskThread, Tell
 from app.settings.theme import Theme
 from core.errors import HeteGenError
 from core.events import Stop
-from core.hub.token import system_keyring
+from core.keyring import system_keyring
 from core.remote.check import Outcome, check
 from core.remote.endpoint import Endpoint, base_url
 from core.remote.keys import keep_key, key_of
@@ -35,6 +35,9 @@ class RemoteController(QObject):
         self._thread.told.connect(self._on_told)
         self._thread.done.connect(self._on_done)
         self._thread.failed.connect(self._on_failed)
+        # Not behind a test that waits for a computer, nor stopped with it.
+        self._keys = TaskThread("keys of remote models")
+        self._keys.done.connect(self._on_kept)
         self._ticket = 0
         self.state = RemoteState()
 
@@ -71,7 +74,7 @@ class RemoteController(QObject):
             return
         self._keep(put(self.state.saved, server, former))
         if key:
-            self._thread.run(lambda stop, tell: keep_key(system_keyring(), url, key))
+            self._keys.run(lambda stop, tell: keep_key(system_keyring(), url, key))
 
     @Slot(str)
     def remove(self, name: str) -> None:
@@ -87,10 +90,12 @@ class RemoteController(QObject):
         """Keep a server, and let its model answer from now on."""
         self.save(server, key, former)
         if server in self.state.saved:
-            self.chosen.emit(Endpoint(server.url, server.model).source)
+            source = Endpoint(server.url, server.model).source
+            # Once the key is kept: who loads the model looks it up.
+            self._keys.run(lambda stop, tell: source)
 
     def _forget(self, url: str) -> None:
-        self._thread.run(lambda stop, tell: keep_key(system_keyring(), url, ""))
+        self._keys.run(lambda stop, tell: keep_key(system_keyring(), url, ""))
 
     def _keep(self, saved: tuple[SavedEndpoint, ...]) -> None:
         write_saved(self._path, saved)
@@ -99,6 +104,12 @@ class RemoteController(QObject):
     def close(self) -> None:
         """Stop and join; the window closes."""
         self._thread.close()
+        self._keys.close()
+
+    @Slot(int, object)
+    def _on_kept(self, ticket: int, result: object) -> None:
+        if isinstance(result, str):
+            self.chosen.emit(result)
 
     @Slot(int, object)
     def _on_told(self, ticket: int, outcome: Outcome) -> None:

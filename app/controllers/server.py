@@ -127,7 +127,7 @@ class ServerController(QObject):
 
 def _with_new_key(backend: ServerBackend, server: Server) -> Server:
     """Raises BadRequest."""
-    from core.hub.token import system_keyring
+    from core.keyring import system_keyring
     from core.server.key import replace_key
     from core.server.server import Server
 
@@ -138,7 +138,7 @@ def _with_new_key(backend: ServerBackend, server: Server) -> Server:
 
 def _start(backend: ServerBackend, wide: bool) -> Server:
     """Raises BadRequest."""
-    from core.hub.token import system_keyring
+    from core.keyring import system_keyring
     from core.server.key import kept_key
     from core.server.options import ServerOptions
     from core.server.server import Server

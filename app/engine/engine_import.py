@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.engine.routed_engine import RoutedEngine
 from app.engine.worker import EngineLike
-from core.hub.token import system_keyring
+from core.keyring import system_keyring
 from core.paths import cache_folder
 from core.remote.engine import RemoteEngine
 from core.remote.keys import key_of

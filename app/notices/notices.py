@@ -31,6 +31,7 @@ ActionId = Literal[
     "gpu",
     "attach",
     "tools",
+    "remote",
     "enlarge",
 ]
 Tone = Literal["info", "warning", "error"]
@@ -80,6 +81,7 @@ WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.BrokenOutput: _Words("The model's numbers went wrong", "retry", "Try again"),
     errors.NetworkError: _Words("The network did not answer", "retry", "Try again"),
     errors.AccessDenied: _Words("Access was refused", "token", "Enter a token"),
+    errors.KeyRefused: _Words("The server refused the key", "remote", "Remote model…"),
     errors.DownloadFailed: _Words("The download did not finish", "retry", "Try again"),
     errors.DiskFull: _Words("The disk is full", "retry", "Try again"),
     errors.ToolFailed: _Words("The tool did not answer", "tools", "Open the tools"),

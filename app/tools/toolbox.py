@@ -18,7 +18,7 @@ from app.engine.task_thread import TaskThread
 from app.tools.state import ToolsState
 from core.errors import BadRequest, HeteGenError
 from core.events import Tool, ToolCall
-from core.hub.token import Keyring
+from core.keyring import Keyring
 from core.sentence import sentence
 from core.tools.book import Book, Permission, read_book, write_book
 from core.tools.host import ToolHost

@@ -17,7 +17,8 @@ from core.hub.installed import candidates, default_cache, installed, revisions
 from core.hub.listing import ModelInfo, parse_reference, search
 from core.hub.progress import Progress, Report, duration
 from core.hub.removal import own_bytes, remove
-from core.hub.token import find_token, is_meant, system_keyring
+from core.hub.token import find_token, is_meant
+from core.keyring import system_keyring
 from core.units import format_bytes, format_rate
 
 TERMINAL_S, LOG_S = 0.2, 5.0

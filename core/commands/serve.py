@@ -63,7 +63,7 @@ def _options(args: argparse.Namespace) -> ServerOptions:
     )  # fmt: skip
     if options.is_local or options.key:
         return options
-    from core.hub.token import system_keyring
+    from core.keyring import system_keyring
     from core.server.key import kept_key
 
     key = kept_key(system_keyring())

@@ -6,7 +6,8 @@ import threading
 
 from core.hub.client import Client
 from core.hub.environment import HubEnvironment
-from core.hub.token import NO_TOKEN, AuthToken, Keyring, TokenSource, find_token, forget_token, keep_token
+from core.hub.token import NO_TOKEN, AuthToken, TokenSource, find_token, forget_token, keep_token
+from core.keyring import Keyring
 
 
 class Access:

@@ -7,10 +7,11 @@ mirror, unless HETEGEN_TOKEN_HOST names it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from core.errors import AccessDenied, HeteGenError
 from core.hub.environment import PUBLIC_HOSTS, HubEnvironment, parts_of
+from core.keyring import Keyring, keep_secret, kept_secret
 
 SERVICE = "HeteGen Hugging Face token"
 NOT_KEPT = HeteGenError(
@@ -18,19 +19,6 @@ NOT_KEPT = HeteGenError(
     "This system has no keyring that works.",
     "It is used until the program ends; set HF_TOKEN to keep it.",
 )
-
-
-class Keyring(Protocol):
-    """The part of the `keyring` library that is used."""
-
-    def get_password(self, service: str, name: str) -> str | None:
-        """The secret of a name; None without one."""
-
-    def set_password(self, service: str, name: str, password: str) -> None:
-        """Keep a secret."""
-
-    def delete_password(self, service: str, name: str) -> None:
-        """Forget a secret."""
 
 
 TokenSource = Literal["environment", "keyring", "file", "none"]
@@ -50,19 +38,12 @@ class AuthToken:
 NO_TOKEN = AuthToken("", "none")
 
 
-def system_keyring() -> Keyring:
-    """The operating system's keyring. Imported late: it looks for its backends when imported."""
-    import keyring
-
-    return keyring
-
-
 def find_token(environment: HubEnvironment, keyring: Keyring) -> AuthToken:
     """The token for the endpoint's host, NO_TOKEN if there is none: HF_TOKEN, the keyring, Hugging Face's file."""
     may_go = environment.implicit_token and is_meant(environment)
     if may_go and environment.token:
         return AuthToken(environment.token, "environment")
-    if kept := _from_keyring(environment.host, keyring):
+    if kept := kept_secret(keyring, SERVICE, environment.host):
         return AuthToken(kept, "keyring")
     if may_go and (written := _from_file(environment)):
         return AuthToken(written, "file")
@@ -90,32 +71,13 @@ def is_meant(environment: HubEnvironment) -> bool:
 
 def keep_token(environment: HubEnvironment, value: str, keyring: Keyring) -> None:
     """Keep a token for the endpoint's host in the keyring. Raises HeteGenError when there is none that works."""
-    from keyring.errors import KeyringError
-
-    try:
-        keyring.set_password(SERVICE, environment.host, value.strip())
-    except KeyringError as error:
-        raise NOT_KEPT from error
+    if not keep_secret(keyring, SERVICE, environment.host, value.strip()):
+        raise NOT_KEPT
 
 
 def forget_token(environment: HubEnvironment, keyring: Keyring) -> None:
     """Remove the kept token; a token of the environment or of the file stays."""
-    from keyring.errors import KeyringError
-
-    try:
-        keyring.delete_password(SERVICE, environment.host)
-    except KeyringError:
-        return
-
-
-def _from_keyring(host: str, keyring: Keyring) -> str:
-    from keyring.errors import KeyringError
-
-    try:
-        return keyring.get_password(SERVICE, host) or ""
-    except KeyringError:
-        # A system without a keyring, or a locked one, is one without a kept token.
-        return ""
+    keep_secret(keyring, SERVICE, environment.host, "")
 
 
 def _from_file(environment: HubEnvironment) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from core.errors import AccessDenied, HeteGenError, ModelNotFound
+from core.errors import HeteGenError, KeyRefused, ModelNotFound
 from core.remote.connection import CONNECT_S, Connection
 from core.remote.endpoint import base_url
 from core.remote.engine import models_of
@@ -48,7 +48,7 @@ def check(address: str, key: str = "") -> Iterator[Outcome]:
 def _ask(connection: Connection) -> Iterator[Outcome]:
     try:
         found = tuple(one["id"] for one in models_of(connection.get("/models")))
-    except AccessDenied as error:
+    except KeyRefused as error:
         yield Outcome("key", error)
         return
     except ModelNotFound as error:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from core.errors import AccessDenied, BadRequest, HeteGenError, ModelNotFound, NetworkError
+from core.errors import BadRequest, HeteGenError, KeyRefused, ModelNotFound, NetworkError
 from core.events import Stop, never
 from core.hub.proxy import connect
 from core.sentence import sentence
@@ -39,14 +39,14 @@ class Connection:
         self._context = context
 
     def get(self, path: str, stop: Stop = never) -> Any:
-        """The JSON at `path`. Raises NetworkError, AccessDenied, ModelNotFound, Stopped."""
+        """The JSON at `path`. Raises NetworkError, KeyRefused, ModelNotFound, Stopped."""
         with self._answer("GET", path, None, stop, CONNECT_S) as answer:
             return self._json(answer.read(MOST_BODY))
 
     def events(self, path: str, body: dict[str, Any], stop: Stop) -> Iterator[dict[str, Any]]:
         """The server-sent events that answer `body`, as JSON. A server that does not stream gives one.
 
-        Raises Stopped as soon as `stop` says so, NetworkError, AccessDenied, ModelNotFound, BadRequest.
+        Raises Stopped as soon as `stop` says so, NetworkError, KeyRefused, ModelNotFound, BadRequest.
         """
         with self._answer("POST", path, body, stop, SILENCE_S) as answer:
             if "event-stream" not in answer.headers.get("Content-Type", ""):
@@ -118,7 +118,7 @@ class Connection:
         """The sentence for an answer with an error's status; `body` is what the server says of it."""
         said = _message(body)
         if status in (401, 403):
-            return AccessDenied(
+            return KeyRefused(
                 sentence("{} refuses the key.", self.host), said, "Enter the key that it was started with."
             )
         if status == 404:
@@ -171,4 +171,5 @@ def _message(body: bytes) -> str:
             error = error[name]
     if isinstance(error, dict):
         error = error.get("message", "")
-    return " ".join(str(error).split())[:300] if isinstance(error, str) else ""
+    said = " ".join(error.split())[:300] if isinstance(error, str) else ""
+    return f"{said}." if said and said[-1] not in ".!?…" else said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from core.hub.token import Keyring
+from core.keyring import Keyring, keep_secret, kept_secret
 
 SERVICE = "HeteGen server key"
 NAME = "server"
@@ -17,25 +17,11 @@ def new_key() -> str:
 
 def kept_key(keyring: Keyring) -> str:
     """The key in the keyring, made now if there is none; one that cannot be kept holds until the program ends."""
-    from keyring.errors import KeyringError
-
-    try:
-        if kept := keyring.get_password(SERVICE, NAME):
-            return kept
-        key = new_key()
-        keyring.set_password(SERVICE, NAME, key)
-    except KeyringError:
-        return new_key()
-    return key
+    return kept_secret(keyring, SERVICE, NAME) or replace_key(keyring)
 
 
 def replace_key(keyring: Keyring) -> str:
     """Make a new key and keep it; the old one is refused from the server's next start on."""
-    from keyring.errors import KeyringError
-
     key = new_key()
-    try:
-        keyring.set_password(SERVICE, NAME, key)
-    except KeyringError:
-        return key
+    keep_secret(keyring, SERVICE, NAME, key)
     return key

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.files import keep
-from core.hub.token import Keyring
+from core.keyring import Keyring, keep_secret, kept_secret
 from core.tools.server import ToolServer
 
 SERVICE = "HeteGen tool server"
@@ -64,7 +64,7 @@ def write_book(path: Path, book: Book, former: Book, keyring: Keyring) -> bool:
     before = {server.name: _secrets(server) for server in former.servers}
     now = {server.name: _secrets(server) for server in book.servers}
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    kept = [_keep(keyring, name, now.get(name, "")) for name in changed]
+    kept = [keep_secret(keyring, SERVICE, name, now.get(name, "")) for name in changed]
     return all(kept)
 
 
@@ -98,25 +98,8 @@ def _secrets(server: ToolServer) -> str:
 
 
 def _kept(keyring: Keyring, name: str) -> dict[str, Any]:
-    from keyring.errors import KeyringError
-
     try:
-        found = json.loads(keyring.get_password(SERVICE, name) or "{}")
-    except (KeyringError, ValueError):
+        found = json.loads(kept_secret(keyring, SERVICE, name) or "{}")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _keep(keyring: Keyring, name: str, secrets: str) -> bool:
-    from keyring.errors import KeyringError, PasswordDeleteError
-
-    try:
-        if secrets:
-            keyring.set_password(SERVICE, name, secrets)
-        else:
-            keyring.delete_password(SERVICE, name)
-    except PasswordDeleteError:
-        return True
-    except KeyringError:
-        return False
-    return True

@@ -1,76 +1,35 @@
 """Real servers of other programs as remote models: `python -m tests.bench.remote_servers llama_cpp|transformers MODEL`.
 
-Each is started as a process of its own on loopback; both need `fastapi`, the first also `llama-cpp-python[server]`.
-Shown are a reply, a stop in mid-reply, how long the server computes after it, a wrong key, and the server's death
-in mid-reply.
+Each is a process of its own on loopback; both need `fastapi`, the first also `llama-cpp-python[server]`. Printed are,
+for the engine of remote models alone and then for the whole window (offscreen): a reply, a stop in mid-reply and how
+long the server computes after it, a wrong key, and the server's death in mid-reply.
 """
 
 from __future__ import annotations
 
 import argparse
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import psutil
+import os
+import tempfile
+from collections.abc import Callable
 
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Message, Piece, Request, Sampling
 from core.remote.engine import RemoteEngine
+from tests.core.remote.real_servers import KEY, Kind, RealServer, served
 
-KEY = "sk-right"
-PATIENCE_S = 90.0
-IDLE_CPU = 20.0
-"""Percent of one core: below it a server does nothing for anybody."""
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-
-def command(kind: str, model: str, port: int) -> list[str]:
-    if kind == "llama_cpp":
-        place = ["--host", "127.0.0.1", "--port", str(port)]
-        return [
-            sys.executable,
-            "-m",
-            "llama_cpp.server",
-            "--model",
-            model,
-            *place,
-            "--api_key",
-            KEY,
-            "--n_threads",
-            "2",
-        ]
-    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    return [*program, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+QUESTION = "Tell me a long story about the sea."
+ROUNDS = 3
+Say = Callable[[str, str], None]
 
 
-@contextmanager
-def served(kind: str, model: str) -> Iterator[tuple[psutil.Process, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(command(kind, model, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and process.poll() is None:
-            with socket.socket() as line:
-                if line.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield psutil.Process(process.pid), f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def loaded(url: str, key: str, model: str = "") -> tuple[RemoteEngine, Event]:
+def loaded(server: RealServer, key: str) -> tuple[RemoteEngine, Event]:
     engine = RemoteEngine(lambda _: key)
-    return engine, list(engine.load(f"remote:{url}#{model}", LoadOptions()))[-1]
+    return engine, list(engine.load(f"remote:{server.url}#{server.model}", LoadOptions()))[-1]
 
 
 def asked(tokens: int) -> Request:
-    return Request((Message("user", "Tell me a long story about the sea."),), Sampling(0.0, max_new_tokens=tokens))
+    return Request((Message("user", QUESTION),), Sampling(0.0, max_new_tokens=tokens))
 
 
 def reply(engine: RemoteEngine) -> str:
@@ -80,45 +39,77 @@ def reply(engine: RemoteEngine) -> str:
     return f"{text[:60]!r}, {end.reason}, {end.stats.new_tokens} tokens" if isinstance(end, Finished) else f"{end}"
 
 
-def stopped(engine: RemoteEngine, process: psutil.Process) -> str:
-    """How long the server goes on after a stop in mid-reply."""
+def stopped(engine: RemoteEngine, server: RealServer) -> str:
     pieces: list[str] = []
     for event in engine.chat(asked(1000), lambda: len(pieces) >= 5):
         if isinstance(event, Piece):
             pieces.append(event.text)
-    end, process_cpu = time.monotonic(), 100.0
-    process.cpu_percent()
-    while process_cpu > IDLE_CPU and time.monotonic() - end < PATIENCE_S:
-        time.sleep(0.1)
-        process_cpu = process.cpu_percent()
-    return f"{event.reason if isinstance(event, Finished) else event}, idle after {time.monotonic() - end:.1f} s"
+    return f"{event.reason if isinstance(event, Finished) else event}, idle after {server.idle_after():.2f} s"
 
 
-def killed(engine: RemoteEngine, process: psutil.Process) -> str:
-    """What a user reads when the server dies in mid-reply."""
+def killed(engine: RemoteEngine, server: RealServer) -> str:
     said = 0
     for event in engine.chat(asked(1000)):
         said += isinstance(event, Piece)
         if said == 5:
-            process.kill()
+            server.kill()
     return str(event.error) if isinstance(event, Failed) else f"NOT A FAILURE: {event}"
+
+
+def with_engine(server: RealServer, say: Say) -> None:
+    """The engine of remote models alone."""
+    engine, outcome = loaded(server, KEY)
+    say("load", outcome.name if isinstance(outcome, Loaded) else str(outcome))
+    say("reply", reply(engine))
+    for _ in range(ROUNDS):
+        say("stop", stopped(engine, server))
+    wrong, outcome = loaded(server, "sk-wrong")
+    say("wrong key", str(outcome.error) if isinstance(outcome, Failed) else f"accepted: {reply(wrong)}")
+    say("killed", killed(engine, server))
+
+
+def with_window(server: RealServer, say: Say) -> None:
+    """The whole window: its page, its composer, its transcript, its notices."""
+    from PySide6.QtWidgets import QApplication
+
+    from tests.app.remote_user import remote_user
+
+    application = QApplication.instance() or QApplication([])
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["HETEGEN_HOME"] = home
+        with remote_user() as user:
+            user.connect(server.url, "sk-wrong", server.model)
+            refused = user.notices()
+            said = f"{refused[-1].title}: {refused[-1].sentence} [{refused[-1].button}]" if refused else "accepted"
+            say("wrong key", said)
+            user.connect(server.url, KEY, server.model)
+            turn = user.ask("Name three seas.")
+            say("reply", f"{user.shown(turn)[:60]!r}, {turn.end}, {turn.receipt.get('new_tokens')} tokens")
+            for _ in range(ROUNDS):
+                turn = user.begin(QUESTION)
+                user.stop()
+                say("stop", f"{turn.end}, idle after {server.idle_after(application.processEvents):.2f} s")
+            turn = user.begin(QUESTION)
+            server.kill()
+            user.wait()
+            notice = user.notices()[-1]
+            say("killed", f"{turn.end} after {len(user.shown(turn))} characters; {notice.title}: {notice.sentence}")
+            turn = user.ask("Are you there?")
+            say("asked again", f"{turn.end}; {user.notices()[-1].sentence}")
+            say("kept", f"{user.app.chat.rowCount()} turns")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=("llama_cpp", "transformers"))
     parser.add_argument("model")
+    parser.add_argument("--only", choices=("engine", "window"))
     chosen = parser.parse_args()
-    with served(chosen.kind, chosen.model) as (process, url):
-        name = chosen.model if chosen.kind == "transformers" else ""
-        engine, outcome = loaded(url, KEY, name)
-        print("load:", outcome.name if isinstance(outcome, Loaded) else outcome, flush=True)
-        print("reply:", reply(engine), flush=True)
-        print("stop:", stopped(engine, process), flush=True)
-        print("again:", reply(engine), flush=True)
-        wrong, outcome = loaded(url, "sk-wrong", name)
-        print("wrong key:", outcome.error if isinstance(outcome, Failed) else reply(wrong), flush=True)
-        print("killed:", killed(engine, process), flush=True)
+    kind: Kind = chosen.kind
+    for face, measure in (("engine", with_engine), ("window", with_window)):
+        if chosen.only in (None, face):
+            with served(kind, chosen.model) as server:
+                measure(server, lambda what, how, face=face: print(f"| {kind} | {face} | {what} | {how} |", flush=True))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ KEEP_A_TOKEN = """
 import os
 from core.errors import HeteGenError
 from core.hub.environment import hub_environment
-from core.hub.token import find_token, forget_token, keep_token, system_keyring
+from core.hub.token import find_token, forget_token, keep_token
+from core.keyring import system_keyring
 
 environment, keyring = hub_environment({}), system_keyring()
 try:

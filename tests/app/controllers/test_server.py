@@ -81,7 +81,7 @@ def test_another_key_refuses_programs_with_the_old_one(
     qtbot: QtBot, app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring = Ring()
-    monkeypatch.setattr("core.hub.token.system_keyring", lambda: ring)
+    monkeypatch.setattr("core.keyring.system_keyring", lambda: ring)
     dialog = opened(app)
     app.server.start(wide=True)
     qtbot.waitUntil(lambda: app.server.runs)

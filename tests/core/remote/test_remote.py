@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import AccessDenied, BadRequest, HeteGenError, ModelNotFound, NetworkError
+from core.errors import BadRequest, HeteGenError, KeyRefused, ModelNotFound, NetworkError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Message, Piece, Request, Sampling, ToolCallPiece
 from core.remote.check import check
 from core.remote.endpoint import Endpoint, base_url, parse_source
@@ -137,7 +137,7 @@ def test_a_wrong_key_is_told_from_a_missing_server(guide: EngineThread) -> None:
     running = Server(guide, ServerOptions(port=0, key="right", limits=LIMITS), Activity())
     try:
         assert loaded(running.address, key="right")
-        with pytest.raises(AccessDenied, match="refuses the key"):
+        with pytest.raises(KeyRefused, match="refuses the key"):
             loaded(running.address, key="wrong")
     finally:
         running.close()
@@ -197,7 +197,7 @@ def broken(handler: Fake) -> None:
         (lambda handler: handler.say(500, "boom"), NetworkError, "failed"),
         (lambda handler: handler.say(400, {"error": {"message": "Too long."}}), BadRequest, "Too long"),
         (lambda handler: handler.say(404, {"error": "model is gone"}), ModelNotFound, "model is gone"),
-        (lambda handler: handler.say(403, {}), AccessDenied, "refuses the key"),
+        (lambda handler: handler.say(403, {}), KeyRefused, "refuses the key"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(reply: Answer, kind: type[HeteGenError], words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
@@ -48,7 +50,7 @@ def test_a_server_is_tested_and_its_model_chosen_by_keyboard(qtbot: QtBot) -> No
         assert dialog.steps.text().count(DONE) == 7
         assert not dialog.error.isVisible()
         qtbot.keyClick(dialog, Qt.Key.Key_Return)
-        assert chosen == [f"remote:{url}#big/model"]
+        qtbot.waitUntil(lambda: chosen == [f"remote:{url}#big/model"])
         assert (name_of(chosen[0]), host_of(chosen[0])) == ("big/model", "127.0.0.1")
         controller.close()
 
@@ -93,6 +95,28 @@ def test_servers_are_kept_changed_and_forgotten_with_their_keys(qtbot: QtBot, ri
     dialog.remove.click()
     qtbot.waitUntil(lambda: not ring.kept)
     assert [one.name for one in controller.state.saved] == ["127.0.0.1:1234"]
+    controller.close()
+
+
+def test_a_model_is_loaded_only_once_its_key_is_kept(qtbot: QtBot, ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, keep = threading.Event(), ring.set_password
+
+    def keep_slowly(service: str, name: str, password: str) -> None:
+        slow.wait(30)
+        keep(service, name, password)
+
+    monkeypatch.setattr(ring, "set_password", keep_slowly)
+    controller, dialog = opened(qtbot, Theme("light"))
+    dialog.address.setText("http://127.0.0.1:9/v1")
+    dialog.key.setText("sk-1")
+    known: list[list[str]] = []
+    controller.chosen.connect(lambda source: known.append(list(ring.kept.values())))
+    dialog.connect_button.click()
+    controller.test("127.0.0.1:9", "")  # what is tested meanwhile does not drop the key
+    qtbot.waitUntil(lambda: bool(controller.state.outcomes))
+    assert not known
+    slow.set()
+    qtbot.waitUntil(lambda: known == [["sk-1"]])
     controller.close()
 
 
