@@ -29,21 +29,44 @@ class Quality:
     tokens: int
 
 
+class Tally:
+    """What is lost over a text, window by window."""
+
+    def __init__(self) -> None:
+        self._exact_lost = self._lost = self._same = self._differ = 0.0
+        self._count = 0
+
+    def add(self, exact: Tensor, found: Tensor, window: Sequence[int]) -> None:
+        """Count one window's logarithms (positions, vocabulary), of both as `foretold` gives them."""
+        wanted = torch.tensor(window[_uncounted(window) + 1 :])[:, None]
+        self._exact_lost -= float(exact.gather(1, wanted).sum(dtype=torch.double))
+        self._lost -= float(found.gather(1, wanted).sum(dtype=torch.double))
+        self._same += float((exact.argmax(1) == found.argmax(1)).sum())
+        self._differ += float((exact.exp() * (exact - found)).sum(dtype=torch.double))
+        self._count += len(wanted)
+
+    @property
+    def quality(self) -> Quality:
+        """Of all windows so far, of which there is one at least."""
+        count = self._count
+        return Quality(
+            perplexity=math.exp(self._lost / count),
+            exact_perplexity=math.exp(self._exact_lost / count),
+            top1=self._same / count,
+            kl=self._differ / count,
+            tokens=count,
+        )
+
+
 def compare(exact: LoadedModel, other: LoadedModel, ids: Sequence[int]) -> Quality:
     """Both models over the same text. Raises BadRequest for one that is too short, and what a pass raises."""
     if len(ids) < LEAST_TOKENS:
         raise BadRequest("The text is too short to judge by.", "", "Choose a text of at least a page.")
-    lost = exact_lost = same = differ = 0.0
-    count = 0
+    tally = Tally()
     for window in windows(ids):
-        told, wanted = _foretold(exact, window), torch.tensor(window[_uncounted(window) + 1 :])
-        found = told if other is exact else _foretold(other, window)
-        exact_lost -= float(told.gather(1, wanted[:, None]).sum(dtype=torch.double))
-        lost -= float(found.gather(1, wanted[:, None]).sum(dtype=torch.double))
-        same += float((told.argmax(1) == found.argmax(1)).sum())
-        differ += float((told.exp() * (told - found)).sum(dtype=torch.double))
-        count += len(wanted)
-    return Quality(math.exp(lost / count), math.exp(exact_lost / count), same / count, differ / count, count)
+        told = foretold(exact, window)
+        tally.add(told, told if other is exact else foretold(other, window), window)
+    return tally.quality
 
 
 def windows(ids: Sequence[int]) -> list[list[int]]:
@@ -52,7 +75,7 @@ def windows(ids: Sequence[int]) -> list[list[int]]:
     return [list(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
 
 
-def _foretold(model: LoadedModel, window: Sequence[int]) -> Tensor:
+def foretold(model: LoadedModel, window: Sequence[int]) -> Tensor:
     """The logarithms of what is expected for every counted position, (positions, vocabulary)."""
     model.cache.reset()
     first, chunk = _uncounted(window), model.plan.prefill_chunk
