@@ -216,7 +216,8 @@ INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
   if (!IS_SIXES(layout))
     return half;
   unsigned upper = word_of(bytes.upper, i / 4) >> 8 * (i % 4) >> (at % 4 / 2 * 2 + high * 4) & 3u;
-  return half - 24.0f + 16.0f * (float)upper; /* `half` is less 8, and all is to be less 32 */
+  /* without a minimum `half` is less 8, and all is to be less 32 */
+  return half - (HAS_MINIMUM(layout) ? 0.0f : 24.0f) + 16.0f * (float)upper;
 }
 
 /* The first column of one half of a chunk. */

@@ -47,7 +47,7 @@ class Tally:
 
     @property
     def quality(self) -> Quality:
-        """Of all windows so far, of which there is one at least."""
+        """What all windows so far come to, of which there is one at least."""
         count = self._count
         return Quality(
             perplexity=math.exp(self._lost / count),

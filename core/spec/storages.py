@@ -12,7 +12,7 @@ from typing import Literal
 FloatStorage = Literal["bf16", "fp16", "fp32"]
 Storage = Literal[
     "bf16", "fp16", "fp32", "int8", "int6", "int4",
-    "int8g32", "int8g32m", "int8k32m", "int8k16",
+    "int8g32", "int6g32", "int6g32m", "int6k32m", "int6k16",
     "int4g32", "int4g32b", "int4g32m", "int4g32w", "int4g128w", "int4k16", "int4k16m",
     "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4",
 ]  # fmt: skip
@@ -83,10 +83,11 @@ LAYOUTS: dict[Storage, Layout] = {
     "int8": Layout(8, 0, "fp32", width=64),
     "int6": Layout(6, GROUP, "fine"),
     "int4": Layout(4, GROUP, "fine", minimum=True),  # Q4_K
-    "int8g32": Layout(8, 32, "fp16"),  # Q8_0, Q5_0
-    "int8g32m": Layout(8, 32, "fp16", minimum=True),  # Q5_1
-    "int8k32m": Layout(8, 32, "fine", minimum=True),  # Q5_K
-    "int8k16": Layout(8, 16, "fine"),  # Q6_K
+    "int8g32": Layout(8, 32, "fp16"),  # Q8_0
+    "int6g32": Layout(6, 32, "fp16"),  # Q5_0
+    "int6g32m": Layout(6, 32, "fp16", minimum=True),  # Q5_1
+    "int6k32m": Layout(6, 32, "fine", minimum=True),  # Q5_K
+    "int6k16": Layout(6, 16, "fine"),  # Q6_K
     "int4g32": Layout(4, 32, "fp16"),  # Q4_0
     "int4g32b": Layout(4, 32, "bf16"),  # compressed-tensors with scales of bf16
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1

@@ -89,7 +89,7 @@ INLINE Layout layout_of(int format) {
     int bits = format >> 2;
     Layout l = {(enum Values)(bits & 3), (enum ScaleKind)(bits >> 2 & 3), bits >> 4 & 1 ? 16 : 32, bits >> 5 & 1, bits >> 6 & 3, 0,
                 bits >> 8 & 1 ? 4 : 1};
-    l.zero = l.values == SIXES ? 32 : l.values != HALVES ? 128 : l.minimum ? 0 : 8;
+    l.zero = l.values == HALVES || l.values == SIXES ? l.minimum ? 0 : l.values == SIXES ? 32 : 8 : 128;
     return l;
 }
 
