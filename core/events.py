@@ -96,15 +96,16 @@ class Request:
     conversation: str = ""
 
 
-AUTO, LOOKUP, SELF, NO_DRAFT = "auto", "lookup", "self", "off"
-"""Who drafts (`LoadOptions.draft`): the model's int4 copy where that is expected to pay, prompt lookup alone, the copy
-in any case, nobody; or a model's name. Prompt lookup drafts beside a model."""
+AUTO, LOOKUP, SELF, MTP, NO_DRAFT = "auto", "lookup", "self", "mtp", "off"
+"""Who drafts (`LoadOptions.draft`): the model's MTP head or int4 copy where that is expected to pay, prompt lookup
+alone, the copy or the head in any case, nobody; or a model's name. Prompt lookup drafts beside a model."""
 
 
 @dataclass(frozen=True)
 class LoadOptions(Budget):
     """The budget of a load, which the planner takes as it is; the GPU to simulate ("vram=6GiB,link=12GB/s"); and who
-    drafts ahead: "auto", "lookup", "self", "off", or the folder or Hub id of a small model of the same vocabulary."""
+    drafts ahead: "auto", "lookup", "self", "mtp", "off", or the folder or Hub id of a small model of the same
+    vocabulary."""
 
     simulate_gpu: str | None = None
     draft: str = LOOKUP

@@ -28,7 +28,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--format", choices=("auto", "bf16", "int8", "int4"), default="auto", help="weight format")
     group.add_argument(
         "--draft", default=LOOKUP, metavar="WHO",
-        help="who drafts ahead: auto, lookup, self (an int4 copy), off, or a small model of the same vocabulary",
+        help="who drafts ahead: auto, lookup, self (an int4 copy), mtp (the model's own head for it), off, or a small "
+        "model of the same vocabulary",
     )  # fmt: skip
     group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from core.generation.sampler import checked_logits
 from core.layers.kv_cache import KVCache
@@ -19,17 +20,35 @@ PREFILL_CHUNK = 512
 FIRST_SIZE = 3
 
 
-class ModelDrafter:
-    """A Drafter that decodes greedily with `model`, which keeps a KV cache of its own."""
+class GreedyDrafter:
+    """What drafters of any model have in common: they draft its likeliest tokens, as many as pay."""
 
-    def __init__(self, name: str, model: LanguageModel, cache: KVCache, vocabulary: int) -> None:
+    def __init__(self, name: str, vocabulary: int) -> None:
         """`vocabulary`: how many ids this model and the target both know; the tables of one may be padded further."""
         self.name = name
-        self._model = model
-        self._cache = cache
         self._vocabulary = vocabulary
         self._acceptance = LIKELY_ACCEPTANCE
         self._size = FIRST_SIZE
+
+    def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
+        """Learn how often drafts are right, and draft as many as that makes best."""
+        for number in range(min(taken + 1, drafted)):
+            self._acceptance = MEMORY * self._acceptance + (1 - MEMORY) * (number < taken)
+        self._size = best_size(self._acceptance, draft / max(drafted, 1), check, range(1, MOST_ROWS))
+
+    def _likeliest(self, scores: Tensor) -> tuple[int, bool]:
+        """The token that these scores (vocabulary,) make likeliest, and whether one may be drafted behind it."""
+        confidence, token = torch.softmax(checked_logits(scores[: self._vocabulary]), dim=-1).max(-1)
+        return int(token), float(confidence) >= LEAST_CONFIDENCE
+
+
+class ModelDrafter(GreedyDrafter):
+    """A Drafter that decodes greedily with `model`, which keeps a KV cache of its own."""
+
+    def __init__(self, name: str, model: LanguageModel, cache: KVCache, vocabulary: int) -> None:
+        super().__init__(name, vocabulary)
+        self._model = model
+        self._cache = cache
 
     def prepare(self, ids: Sequence[int]) -> None:
         """Read `ids` but for the last."""
@@ -42,12 +61,6 @@ class ModelDrafter:
         known = self._cache.reuse(ids)
         return self._continue(ids[known:], room)
 
-    def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
-        """Learn how often drafts are right, and draft as many as that makes best."""
-        for number in range(min(taken + 1, drafted)):
-            self._acceptance = MEMORY * self._acceptance + (1 - MEMORY) * (number < taken)
-        self._size = best_size(self._acceptance, draft / max(drafted, 1), check, range(1, MOST_ROWS))
-
     def _continue(self, feed: Sequence[int], room: int) -> list[int]:
         drafted = list[int]()
         if max(feed) >= self._vocabulary:
@@ -56,10 +69,10 @@ class ModelDrafter:
             logits = self._model.forward(feed, self._cache, divide_for=MOST_ROWS)
             if not drafted:
                 self._model.mark(self._cache, briefly=True)
-            confidence, token = torch.softmax(checked_logits(logits[-1][: self._vocabulary]), dim=-1).max(-1)
-            feed = [int(token)]
+            token, sure = self._likeliest(logits[-1])
+            feed = [token]
             drafted += feed
-            if float(confidence) < LEAST_CONFIDENCE:
+            if not sure:
                 break
         return drafted
 

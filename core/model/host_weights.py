@@ -82,7 +82,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
     def _recipe(self) -> str:
         """Names the conversion: which linears are kept how, where they are not all alike."""
         storages = [self._spec.storage(linear, self._format) for linear in self._spec.linears]
-        return storages[0] if len(set(storages)) == 1 else ",".join(storages)
+        return self._source.part + (storages[0] if len(set(storages)) == 1 else ",".join(storages))
 
     def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         """As `_converted`, experts in one piece of memory: between what is let go of they would leave holes."""

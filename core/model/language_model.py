@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,14 +29,20 @@ class ForwardStopped(Exception):
     """Raised out of a forward pass between two layers when `stop` says so."""
 
 
+Listener = Callable[[Sequence[int], Tensor], None]
+"""Is given all ids that a cache holds after a pass, and the last norm's output (n, H) for the n that the pass read."""
+
+
 class LanguageModel:
-    """ids -> logits, with the KV cache kept right whatever happens in between."""
+    """ids -> logits, with the KV cache kept right whatever happens in between. `on_states` hears of every pass."""
 
     def __init__(self, module: Any, placement: HostPlacement | DevicePlacement | None = None) -> None:
         """`module`: a filled causal language model of transformers; `placement` has put our linears into it."""
         self.module = module
         self.placement = placement or HostPlacement(module, {})
         self.vision: Vision | None = None
+        self.on_states: Listener | None = None
+        self._states: Tensor | None = None
         self._stop: Stop = never
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
         parameters = inspect.signature(module.forward).parameters
@@ -45,6 +51,7 @@ class LanguageModel:
         self._cache_argument = cache_argument(module)
         for layer in decoder_layers(module):
             layer.register_forward_pre_hook(self._look_at_stop)
+        module.base_model.register_forward_hook(self._keep_states)
 
     @torch.inference_mode()
     def forward(
@@ -67,14 +74,18 @@ class LanguageModel:
                 output = self.module(**self._inputs(ids, cache, keep))
                 # A device's failures show at the latest here, where its results are waited for.
                 logits: Tensor = output.logits[0, -keep:].float().cpu()
+                states = None if self._states is None else self._states[0].cpu()
         except BaseException as error:
             self._undo(cache, known)
             if _is_no_memory(error):
                 raise _no_memory() from error
             raise
         finally:
+            self._states = None
             self.placement.end_pass()
         cache.tokens.extend(ids)
+        if self.on_states is not None and states is not None:
+            self.on_states(cache.tokens, states)
         return logits
 
     def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
@@ -106,6 +117,10 @@ class LanguageModel:
     def _undo(self, cache: KVCache, length: int) -> None:
         # Some layers hold the new tokens and some do not: each is cut back to what all of them hold.
         cache.restore(length)
+
+    def _keep_states(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.on_states is not None:
+            self._states = output[0]
 
     def _look_at_stop(self, module: nn.Module, inputs: Any) -> None:
         if self._stop():

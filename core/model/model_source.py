@@ -41,7 +41,8 @@ class Source:
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
     for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
     how the files have them, for people, where they are quantised. `files`: what conversions are kept for, () =
-    none are. `make_tokenizer` makes transformers' tokenizer where none of its files lie in `folder`.
+    none are; `part`: which part of them this is, "" = the model. `make_tokenizer` makes transformers' tokenizer where
+    none of its files lie in `folder`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Source:
     files: Sequence[Path] = ()
     stored: Mapping[str, Storage | None] = field(default_factory=dict)
     stored_as: str = ""
+    part: str = ""
     make_tokenizer: Callable[[], Any] | None = None
 
     @property

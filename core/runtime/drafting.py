@@ -1,16 +1,18 @@
-"""A second model that drafts for a loaded one: the same one in int4, or another of the same vocabulary.
+"""A second model that drafts for a loaded one: its MTP head, the same one in int4, or another of the same vocabulary.
 
 `core.planning.drafting` says whether it pays and where it is to lie; here it is loaded and put there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from core.errors import BadRequest
-from core.events import AUTO, LOOKUP, NO_DRAFT, SELF, LoadOptions
+from core.events import AUTO, LOOKUP, MTP, NO_DRAFT, SELF, LoadOptions
 from core.generation.model_drafter import ModelDrafter, SelfDrafter
+from core.generation.mtp_drafter import MtpDrafter, MtpReading
 from core.generation.speculation import Drafter
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine
@@ -18,6 +20,7 @@ from core.layers.kv_cache import KVCache
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
+from core.model.mtp import join_of, open_mtp
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.spec_cache import specification
 from core.paths import cache_folder
@@ -28,12 +31,21 @@ from core.spec import ModelSpec, Plan
 WORTH_A_COPY = 1.2
 """How much faster a reply is expected to be before a copy is made without being asked for."""
 OWN_COPY = "its own int4 copy"
+OWN_HEAD = "its MTP head"
+
+
+class Kind(Enum):
+    """What a model that drafts is to the model that it drafts for."""
+
+    HEAD = auto()
+    COPY = auto()
+    OTHER = auto()
 
 
 @dataclass
 class DraftModel:
-    """A model that drafts. `cache` is its own; None where it works on the target's. `gain` is what was expected;
-    `vocabulary`: how many ids both models know."""
+    """A model that drafts. `cache` is its own; None where it works on the target's. `reading`: what an MTP head has
+    read. `gain` is what was expected; `vocabulary`: how many ids both models know."""
 
     name: str
     plan: Plan
@@ -42,9 +54,13 @@ class DraftModel:
     model: LanguageModel
     cache: KVCache | None
     vocabulary: int
+    reading: MtpReading | None = None
 
-    def drafter(self, target: KVCache) -> Drafter:
-        """A drafter for one reply of the model whose cache is `target`."""
+    def drafter(self, target: KVCache, ids: Sequence[int]) -> Drafter:
+        """A drafter for one reply, to `ids`, of the model whose cache is `target`."""
+        if self.reading is not None:
+            self.reading.begin(ids)
+            return MtpDrafter(self.name, self.reading, self.vocabulary)
         if self.cache is None:
             return SelfDrafter(self.name, self.model, target, self.vocabulary)
         return ModelDrafter(self.name, self.model, self.cache, self.vocabulary)
@@ -56,31 +72,44 @@ class DraftModel:
 
 @dataclass(frozen=True)
 class DraftSource:
-    """The model that is to draft, before anything of it is loaded. `is_copy`: the same as the target."""
+    """The model that is to draft, before anything of it is loaded."""
 
     source: Source
     spec: ModelSpec
-    is_copy: bool
+    kind: Kind
 
 
-def open_draft(name: object, options: LoadOptions) -> DraftSource | None:
-    """What `options.draft` asks for; None where no second model is needed. Raises HeteGenError."""
+def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSource | None:
+    """What `options.draft` asks for, for the model `target` of this name; None where no second model is needed. Raises
+    HeteGenError."""
     if options.draft in (LOOKUP, NO_DRAFT):
         return None
+    if options.draft in (AUTO, MTP) and (head := open_mtp(target)) is not None:
+        # The table is the model's own.
+        return DraftSource(head, replace(_specification(head), embedding_bytes=0), Kind.HEAD)
+    if options.draft == MTP:
+        raise BadRequest(
+            "This model has no MTP head that could draft.",
+            "Its files hold none, or one of a kind that is not known here.",
+            "Choose another way to guess ahead.",
+        )
     is_copy = options.draft in (SELF, AUTO)
     source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
-    return DraftSource(
-        source, specification(source.module, source.name, cache_folder(), source.stored, source.stored_as), is_copy
-    )
+    return DraftSource(source, _specification(source), Kind.COPY if is_copy else Kind.OTHER)
+
+
+def _specification(source: Source) -> ModelSpec:
+    return specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
 
 
 def plan_draft(
     wanted: DraftSource, spec: ModelSpec, alone: Plan, machine: Machine, options: LoadOptions
 ) -> Drafting | None:
     """The plans of both; None where a copy does not pay. Raises BadRequest where what was asked for cannot be."""
-    if options.draft == AUTO and alone.format == DRAFT_FORMAT:
+    if options.draft == AUTO and wanted.kind is Kind.COPY and alone.format == DRAFT_FORMAT:
         return None
-    found = plan_drafting(spec, wanted.spec, alone, machine.now(), options, shares_cache=wanted.is_copy)
+    shares = wanted.kind is Kind.COPY
+    found = plan_drafting(spec, wanted.spec, alone, machine.now(), options, shares_cache=shares)
     if options.draft == AUTO:
         return found if found and found.gain >= WORTH_A_COPY else None
     if found is None:
@@ -92,7 +121,7 @@ def plan_draft(
 
 def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
     """Raise BadRequest unless both models give the same ids to the same text."""
-    if wanted.is_copy:
+    if wanted.kind is not Kind.OTHER:
         return
     other = Tokenizer.of(wanted.source)
     same = other is target is None or (other is not None and target is not None and other.same_ids(target))
@@ -104,8 +133,10 @@ def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
         )
 
 
-def load_draft(wanted: DraftSource, found: Drafting, machine: Machine, ids: int) -> Iterator[float | DraftModel]:
-    """The fractions done, then the model that drafts; `ids`: the target's vocabulary. Raises HeteGenError."""
+def load_draft(
+    wanted: DraftSource, found: Drafting, machine: Machine, target: LanguageModel, ids: int
+) -> Iterator[float | DraftModel]:
+    """The fractions done, then the model that drafts for `target`, whose vocabulary has `ids`. Raises HeteGenError."""
     source = wanted.source
     for fraction in fill(source.module, source.weights):
         yield 0.2 * fraction
@@ -114,13 +145,20 @@ def load_draft(wanted: DraftSource, found: Drafting, machine: Machine, ids: int)
         yield 0.2 + 0.6 * fraction
     placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
     if found.draft.gpu >= 0:
-        layers = without_kv(wanted.spec).kv_layers if wanted.is_copy else wanted.spec.kv_layers
+        layers = without_kv(wanted.spec).kv_layers if wanted.kind is Kind.COPY else wanted.spec.kv_layers
         device = machine.accelerator(found.draft.gpu)
         placement = DevicePlacement(source.module, weights, found.draft, device, layers)
         for fraction in placement.apply(found.draft):
             yield 0.8 + 0.2 * fraction
         machine.reserved[found.draft.gpu] = found.nbytes
-    cache = None if wanted.is_copy else placement.make_cache(source.module.config, found.draft)
-    name = OWN_COPY if wanted.is_copy else source.name
-    model, known = LanguageModel(source.module, placement), min(ids, wanted.spec.vocab)
-    yield DraftModel(name, found.draft, found.gain, found.nbytes, model, cache, known)
+    cache = None if wanted.kind is Kind.COPY else placement.make_cache(source.module.config, found.draft)
+    model = LanguageModel(source.module, placement)
+    made = DraftModel(_shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab))
+    if wanted.kind is Kind.HEAD and cache is not None:
+        made.reading = MtpReading(model, join_of(source.module), cache)
+        target.on_states = made.reading.see
+    yield made
+
+
+def _shown(wanted: DraftSource) -> str:
+    return {Kind.HEAD: OWN_HEAD, Kind.COPY: OWN_COPY, Kind.OTHER: wanted.source.name}[wanted.kind]

@@ -107,7 +107,7 @@ class LoadedModel:
         if not self.drafts:
             return None
         blind = self.draft is None or min(ids) < 0  # the model that drafts would not see the pictures
-        models = [] if blind or self.draft is None else [self.draft.drafter(self.cache)]
+        models = [] if blind or self.draft is None else [self.draft.drafter(self.cache, ids)]
         return Speculation([PromptLookup(), *models])
 
     def drop_draft(self) -> None:
@@ -115,6 +115,7 @@ class LoadedModel:
         if self.draft is not None:
             if self.draft.plan.gpu >= 0:
                 self.machine.reserved.pop(self.draft.plan.gpu, None)
+            self.model.on_states = None
             self.draft.close()
             self.draft = None
 

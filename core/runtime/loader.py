@@ -43,7 +43,7 @@ def load_model(
     """Loading events, then the model. Stop by not asking for the next event: all is given back. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
-    source, drafting = open_source(name), open_draft(name, options)
+    drafting = open_draft(name, source := open_source(name), options)
     yield Loading("read", 0.02)
     spec = specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
     yield Loading("measure", 0.05)
@@ -104,7 +104,7 @@ def _place(plan: Plan, placement: DevicePlacement) -> Generator[Loading, None, P
 
 
 def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> Iterator[Loading]:
-    for step in load_draft(source, beside, loaded.machine, loaded.spec.vocab):
+    for step in load_draft(source, beside, loaded.machine, loaded.model, loaded.spec.vocab):
         if isinstance(step, float):
             yield Loading("convert", 0.9 + 0.09 * step)
         else:

@@ -31,9 +31,10 @@ def folder_of(family: str, folder: Path) -> Path:
 
 
 def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
-    ahead, drawn = Speculation([model.draft.drafter(model.cache)] if model.draft else []), list[int]()
+    prompt, drawn = random_prompt(30), list[int]()
+    ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
     sample = make_sampler(resolve(GREEDY, Sampling()))
-    for step in generate(model.model, model.cache, random_prompt(30), sample, never, 0, ahead):
+    for step in generate(model.model, model.cache, prompt, sample, never, 0, ahead):
         if isinstance(step, DrawnToken):
             drawn.append(step.id)
         if len(drawn) == count:
