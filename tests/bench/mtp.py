@@ -1,0 +1,111 @@
+"""What a model's own MTP head gains where it is always right: streamed from RAM to a simulated card, and on the CPU.
+
+    python -m tests.bench.mtp [--family qwen3_5_text] [--hidden 1536] [--layers 12] [--simulate-gpu SPEC] [--strategy S]
+
+Makes a checkpoint of true cost whose tokens follow each other in a certain order, which its head knows as well
+(`tests.core.mtp_heads`): acceptance is 1 by design, so what is measured is the path. Plain and drafted passes in turn;
+the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.commands.arguments import size
+from core.commands.bench import STRATEGIES
+from core.events import LOOKUP, MTP, LoadOptions, Sampling, never
+from core.generation.generate import DrawnToken, generate
+from core.generation.sampler import make_sampler, resolve
+from core.generation.speculation import Speculation
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
+from tests.core.families import EXPERT_FAMILIES, FAMILIES, RARER_FAMILIES, make_model
+from tests.core.mtp_heads import LAYOUTS, add_mtp, make_predictable
+from tests.core.tiny_tokenizer import write_tokenizer
+
+
+def checkpoint(folder: Path, options: argparse.Namespace) -> Path:
+    heads = options.hidden // 128
+    sizes = {
+        "hidden_size": options.hidden, "num_hidden_layers": options.layers, "intermediate_size": 3 * options.hidden,
+        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 4), "head_dim": 128,
+        "vocab_size": options.vocabulary, "tie_word_embeddings": False,
+    }  # fmt: skip
+    if "linear_num_key_heads" in (FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES)[options.family]:
+        sizes |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": heads}
+        sizes |= {"linear_num_value_heads": heads}
+    made = make_model(options.family, folder, torch.bfloat16, spread=0.02, **sizes)
+    write_tokenizer(made)
+    return make_predictable(add_mtp(made, options.family), options.family)
+
+
+def load(folder: Path, options: argparse.Namespace, draft: str) -> LoadedModel:
+    wishes = LoadOptions(vram=options.vram, format="bf16", context=1024, simulate_gpu=options.simulate_gpu, draft=draft)
+    *_, model = load_model(folder, wishes, options.strategy)
+    assert isinstance(model, LoadedModel)
+    return model
+
+
+def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Speculation]:
+    """Tokens/s of `count` tokens after the first ten, which find the sizes of drafts."""
+    model.cache.reset()
+    ids = list(range(7, 71))
+    ahead = Speculation([model.draft.drafter(model.cache, ids)] if model.draft else [])
+    tokens, moments = list[int](), list[float]()
+    sample = make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
+    for step in generate(model.model, model.cache, ids, sample, never, model.plan.prefill_chunk, ahead):
+        if isinstance(step, DrawnToken):
+            tokens.append(step.id)
+            moments.append(time.perf_counter())
+        if len(tokens) >= count + 16:
+            break
+    return (len(moments) - 16) / (moments[-1] - moments[15]), tokens, ahead
+
+
+def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    plain, drafted = load(folder, options, LOOKUP), load(folder, options, MTP)
+    assert drafted.draft is not None
+    pairs = []
+    for _ in range(options.rounds):
+        before, expected, _ = rate(plain, options.tokens)
+        after, found, ahead = rate(drafted, options.tokens)
+        assert expected[: len(found)] == found[: len(expected)]
+        pairs.append((before, after))
+    return {
+        "tok_s": round(statistics.median(before for before, _ in pairs), 2),
+        "with_drafts": round(statistics.median(after for _, after in pairs), 2),
+        "ratio": round(statistics.median(after / before for before, after in pairs), 3),
+        "expected_gain": round(drafted.draft.gain, 3),
+        "acceptance": ahead.acceptance,
+        "tokens_per_pass": ahead.tokens_per_pass,
+        "bytes_of_the_head": drafted.draft.nbytes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=LAYOUTS, default="qwen3_5_text")
+    parser.add_argument("--hidden", type=int, default=1536)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=16384)
+    parser.add_argument("--strategy", choices=STRATEGIES, default="stream")
+    parser.add_argument("--simulate-gpu", default="vram=384MiB,link=3GB/s,cores=1")
+    parser.add_argument("--vram", type=size)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    options.simulate_gpu = options.simulate_gpu or None
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measured(checkpoint(Path(folder), options), options)))
+
+
+if __name__ == "__main__":
+    main()
