@@ -206,10 +206,22 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class ExpertShares:
+    """Where the experts that tokens chose were computed, 0-1: on the card where they lie, on it after a copy, on the
+    processor; and how many the card holds."""
+
+    on_card: float
+    copied: float
+    on_cpu: float
+    held: int
+
+
+@dataclass(frozen=True)
 class Stats:
     """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet.
 
     `drafter` drafted last, "" = nobody did; `acceptance`: the share (0-1) of drafted tokens that were right.
+    `experts`: of a mixture beside a card.
     """
 
     prompt_tokens: int = 0
@@ -225,6 +237,7 @@ class Stats:
     drafter: str = ""
     tokens_per_pass: float | None = None
     acceptance: float | None = None
+    experts: ExpertShares | None = None
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,9 @@ def _experts(loaded: Any) -> dict[str, float] | None:
         return None
     return {
         "held": use.held,
-        "hit_rate": round(use.hits / max(1, use.hits + use.computed), 4),
+        "hit_rate": round(use.hits / max(1, use.hits + use.copied + use.computed), 4),
         "hits": use.hits,
+        "copied": use.copied,
         "computed": use.computed,
         "replaced": use.replaced,
     }

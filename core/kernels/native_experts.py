@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class NativeExperts:
         self._held = parts, _products(parts.up), _products(parts.down)  # their addresses are in the fields
         self._fields = _fields(parts, self._held[1], self._held[2])
         self._address = ctypes.addressof(self._fields)
+
+    def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> NativeExperts:
+        """The same call with the same weights that lie elsewhere."""
+        return NativeExperts(self._library, replace(self._held[0], up=up, down=down), self.dtype)
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k), an expert's number and what its result counts -> (M, K)."""

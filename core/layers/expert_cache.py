@@ -1,15 +1,17 @@
-"""The experts of one layer beside a device: some lie there whole, the CPU computes the others in one call.
+"""The experts of one layer beside a device: some lie there whole, the CPU computes others in one call, some are copied.
 
-    x -> [device: the chosen experts that it holds]  ||  [CPU: all other chosen experts, where they lie] -> y
+    x -> [device: chosen experts that it holds | those that are copied, as they arrive]  ||  [CPU: the others] -> y
 
 A pass makes one exchange for a layer, and not one for each product of each expert. Which experts the device holds may
-change between two passes; how often each is chosen is counted here.
+change between two passes; how often each is chosen is counted here. Who computes which is decided for each pass by
+`core.planning.expert_work`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,29 +22,33 @@ from core.accelerators.base import Accelerator
 from core.layers import moe
 from core.layers.fused_experts import FusedExperts
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
-from core.offload.parameter_manager import copied_rows
+from core.offload.host_weight import DeviceRows
+from core.offload.parameter_manager import Chunk, Streaming, copied_rows
 from core.planning.expert_cache import hottest
+from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned
 
 
 @dataclass
 class ExpertUse:
-    """Counts of one layer or of all: experts held by the device, chosen ones that were there, and that were computed by
-    the CPU, and how often one replaced another."""
+    """Counts of one layer or of all: experts held by the device; of those chosen, the ones that it computed where they
+    lay, that were copied to it, and that the CPU computed; and how often one replaced another."""
 
     held: int = 0
     hits: int = 0
+    copied: int = 0
     computed: int = 0
     replaced: int = 0
 
     def __add__(self, other: ExpertUse) -> ExpertUse:
         return ExpertUse(
-            self.held + other.held, self.hits + other.hits, self.computed + other.computed,
+            self.held + other.held, self.hits + other.hits, self.copied + other.copied, self.computed + other.computed,
             self.replaced + other.replaced,
         )  # fmt: skip
 
 
 class ExpertCache:
-    """One experts module. `buffers` are the bytes on the device of those that it holds, one for each linear."""
+    """One experts module. `buffers` are the bytes on the device of those that it holds, one for each linear; `copies`
+    bring others for one pass, `names` are what they call the linears; `rests`: what is held is not used."""
 
     def __init__(self, module: Any, native: FusedExperts, accelerator: Accelerator, inputs: SharedInputs) -> None:
         self.linears: list[list[HeteroLinear]] = [
@@ -52,8 +58,12 @@ class ExpertCache:
         self.uses = torch.zeros(module.num_experts)
         self.buffers: dict[int, list[Tensor]] = {}
         self.use = ExpertUse()
-        self._there = torch.zeros(module.num_experts + 1, dtype=torch.bool)  # the last: of no expert
+        self.prices: ExpertPrices | None = None
+        self.copies: Streaming | None = None
+        self.names: tuple[str, ...] = ()
+        self.always_copies = self.rests = False
         self._native = native
+        self._nearby: FusedExperts | None = None
         self._accelerator = accelerator
         self._inputs = inputs
         self._gate = module._apply_gate if module.has_gate else module.act_fn
@@ -64,6 +74,11 @@ class ExpertCache:
         whole = [linears[0].host for linears in self.linears]
         return [sum(part.nbytes for part in weight.parts(0, weight.rows)) for weight in whole]
 
+    @property
+    def expert_parameters(self) -> int:
+        """Weights of one expert."""
+        return sum(linears[0].host.rows * linears[0].host.columns for linears in self.linears)
+
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
         """Whether no rows are streamed in this pass, and our library is faster than going from expert to expert; x
         (M, K), chosen (M, k)."""
@@ -72,31 +87,34 @@ class ExpertCache:
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k), all on the device -> (M, K)."""
-        copy = self._accelerator.to_host(x)
-        numbers = chosen.cpu().clamp(max=len(self.uses))
-        there = self._there[numbers]
-        self._count(numbers, there)
+        x, numbers = x.contiguous(), chosen.cpu().clamp(max=len(self.uses))
+        tokens = self._count(numbers)
+        work = self._divide(tokens)
+        copy = self._accelerator.to_host(x) if work.computed else None
         out = torch.zeros_like(x, dtype=torch.float32)
-        if bool(there.any()):
-            self._launch(x, numbers.masked_fill(~there, -1), shares, out)
-        if not bool(there.all()):
-            self._compute(copy.result(), numbers.masked_fill(there, len(self.uses)), shares, out)
+        if work.copied:
+            self._order(work.copied)
+        if work.held:
+            self._launch_held(x, numbers, shares, out, work)
+        if copy is not None:
+            self._compute(copy.result(), numbers, shares, out, work, tokens)
+        for expert in work.copied:
+            self._launch_copied(expert, x, numbers, shares, out)
         self._accelerator.settle()
         return out.to(x.dtype)
 
     def hold(self, expert: int, buffers: list[Tensor]) -> None:
         """The device has the expert from now on: its bytes have arrived in `buffers` (nbytes,), one by linear."""
-        self.buffers[expert] = buffers
-        self._there[expert] = True
+        self.buffers[expert], self._nearby = buffers, None
         for linears, buffer in zip(self.linears, buffers, strict=True):
             linear = linears[expert]
             linear.resident = linear.host.on_device(buffer, 0, linear.host.rows)
 
     def release(self, expert: int) -> list[Tensor]:
         """The device has it no longer; its memory, (nbytes,) by linear."""
+        self._nearby = None
         for linears in self.linears:
             linears[expert].resident = None
-        self._there[expert] = False
         return self.buffers.pop(expert)
 
     def shrink(self, count: int) -> None:
@@ -113,7 +131,7 @@ class ExpertCache:
     def forget(self) -> None:
         """What is there is someone else's from now on."""
         self.buffers.clear()
-        self._there.zero_()
+        self._nearby = self.copies = None
 
     def fill(self, count: int, stream: Any) -> None:
         """Bring those used most until so many are there. Raises NotEnoughMemory, DeviceLost."""
@@ -127,39 +145,120 @@ class ExpertCache:
                     copied_rows(self._accelerator, stream, weight, 0, weight.rows, buffer)
                 self.hold(expert, buffers)
 
-    def _count(self, numbers: Tensor, there: Tensor) -> None:
-        self.uses += torch.bincount(numbers.flatten(), minlength=len(self._there))[: len(self.uses)]
-        hits = int(there.sum())
-        self.use.hits += hits
-        self.use.computed += int((numbers < len(self.uses)).sum()) - hits
+    def _count(self, numbers: Tensor) -> dict[int, int]:
+        """Tokens of each chosen expert, also added to what is known of their use."""
+        counts = torch.bincount(numbers.flatten(), minlength=len(self.uses) + 1)[: len(self.uses)]
+        self.uses += counts
+        return {expert: count for expert, count in enumerate(counts.tolist()) if count}
 
-    def _launch(self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+    def _divide(self, tokens: dict[int, int]) -> ExpertDivision:
+        work = self._division(tokens)
+        for name in ("held", "copied", "computed"):
+            counted = "hits" if name == "held" else name
+            chosen = sum(tokens[expert] for expert in getattr(work, name))
+            setattr(self.use, counted, getattr(self.use, counted) + chosen)
+        return work
+
+    def _division(self, tokens: dict[int, int]) -> ExpertDivision:
+        """As measured where that is known; else what is held is computed there."""
+        held = {} if self.rests else self.buffers
+        there = tuple(expert for expert in tokens if expert in held)
+        away = tuple(expert for expert in tokens if expert not in held)
+        if self.always_copies and self.copies is not None:
+            return ExpertDivision(there, away, ())
+        if self.prices is None or self.rests:
+            return ExpertDivision(there, (), away)
+        return divide_experts(tokens, held, self.prices, can_copy=self.copies is not None)
+
+    def _launch_held(self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision) -> None:
         """What the device holds is computed there, beside what follows."""
-        up, down = self.linears
-        wanted = [expert for expert in torch.unique(numbers).tolist() if expert >= 0]
-        places = [self._places(numbers, expert) for expert in wanted]
+        nbytes = len(work.held) * sum(self.expert_bytes)
+        if self._accelerator.device.type == "cpu":  # its memory is RAM: as fast as the processor with its calls only
+            native, chosen = self._in_ram(), self._only(numbers, work.held)
+            self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), nbytes)
+            return
+        rows = [[linears[expert].resident for linears in self.linears] for expert in work.held]
+        places = [self._places(numbers, expert) for expert in work.held]
 
         def compute() -> None:
-            for expert, (tokens, slots) in zip(wanted, places, strict=True):
-                opened = self._gate(_product(up[expert], x[tokens]))
-                y = _product(down[expert], opened)
-                out.index_add_(0, tokens, (y * shares[tokens, slots, None]).float())
+            for expert, (up, down), at in zip(work.held, rows, places, strict=True):
+                self._add(expert, up, down, x, at, shares, out)
 
-        self._accelerator.launch(compute, len(wanted) * sum(self.expert_bytes))
+        self._accelerator.launch(compute, nbytes)
+
+    def _in_ram(self) -> FusedExperts:
+        """What computes experts where the device holds them, which is in RAM."""
+        if self._nearby is None:
+            up, down = (
+                [one.host.weight if one.resident is None else one.resident.weight for one in linears]
+                for linears in self.linears
+            )
+            self._nearby = self._native.with_weights(up, down)
+        return self._nearby
+
+    def _launch_copied(self, expert: int, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+        """Computed by the device once it has arrived."""
+        up, down = self._chunks(expert)
+        at, opened = self._places(numbers, expert), list[Tensor]()
+        with self._taken(up) as first:
+            self._accelerator.launch(lambda: opened.append(self._opened(expert, first, x, at)), self.expert_bytes[0])
+        with self._taken(down) as second:
+            self._accelerator.launch(
+                lambda: self._add_down(expert, second, opened[0], at, shares, out), self.expert_bytes[1]
+            )
+
+    def _taken(self, chunk: Chunk) -> AbstractContextManager[DeviceRows]:
+        assert self.copies is not None
+        if not self.copies.has_ready(chunk):
+            self._accelerator.settle()  # the ring may wait for what a simulated device computes only when asked
+        return self.copies.take(chunk)
+
+    def _order(self, experts: Sequence[int]) -> None:
+        assert self.copies is not None
+        self.copies.begin_pass([chunk for expert in experts for chunk in self._chunks(expert)], again=False)
+
+    def _chunks(self, expert: int) -> list[Chunk]:
+        whole = zip(self.names, self.linears, strict=True)
+        return [Chunk(name, 0, linears[expert].host.rows, expert) for name, linears in whole]
 
     def _places(self, numbers: Tensor, expert: int) -> Sequence[Tensor]:
         return [part.to(self._accelerator.device) for part in torch.where(numbers == expert)]
 
-    def _compute(self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+    def _only(self, numbers: Tensor, experts: Sequence[int]) -> Tensor:
+        """(M, k): the chosen experts among these, no expert's number for all others."""
+        wanted = torch.zeros(len(self.uses) + 1, dtype=torch.bool)
+        wanted[torch.tensor(experts)] = True
+        return numbers.masked_fill(~wanted[numbers], len(self.uses))
+
+    def _compute(
+        self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
+    ) -> None:
         """What it does not hold, by the CPU in one call."""
-        given = shares.cpu()
+        given, chosen = shares.cpu(), self._only(numbers, work.computed)
         start = time.perf_counter()
-        y = self._native(x.contiguous(), numbers, given)
-        self._inputs.cpu_s += time.perf_counter() - start
+        y = self._native(x, chosen, given)
+        seconds = time.perf_counter() - start
+        self._inputs.cpu_s += seconds
+        if self.prices is not None and not work.copied:
+            self.prices = learned(self.prices, [tokens[expert] for expert in work.computed], seconds)
         on_device = self._accelerator.to_device(y)
         self._accelerator.launch(lambda: out.add_(on_device))
 
+    def _add(
+        self, expert: int, up: DeviceRows | None, down: DeviceRows | None, x: Tensor, at: Sequence[Tensor],
+        shares: Tensor, out: Tensor,
+    ) -> None:  # fmt: skip
+        assert up is not None
+        assert down is not None
+        self._add_down(expert, down, self._opened(expert, up, x, at), at, shares, out)
 
-def _product(linear: HeteroLinear, x: Tensor) -> Tensor:
-    assert linear.resident is not None
-    return linear.resident.linear(x, linear.bias)
+    def _opened(self, expert: int, up: DeviceRows, x: Tensor, at: Sequence[Tensor]) -> Tensor:
+        opened: Tensor = self._gate(up.linear(x[at[0]], self.linears[0][expert].bias))
+        return opened
+
+    def _add_down(
+        self, expert: int, down: DeviceRows, opened: Tensor, at: Sequence[Tensor], shares: Tensor, out: Tensor
+    ) -> None:
+        tokens, slots = at
+        y = down.linear(opened, self.linears[1][expert].bias)
+        out.index_add_(0, tokens, (y * shares[tokens, slots, None]).float())

@@ -1,19 +1,23 @@
 """Experts that are chosen more often come to the device in place of others, beside the work and one at a time.
 
-The next expert is copied into spare memory while passes go on; when it has arrived, between two passes, it is used,
-and the memory of the one that it replaces is the spare one from then on. Nothing waits for a copy.
+The next expert is laid into locked memory by a thread, then copied into spare memory of the device while passes go on;
+when it has arrived, between two passes, it is used, and the memory of the one that it replaces is the spare one from
+then on. Nothing waits for a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator, DeviceEvent
+from core.kernels.native_library import copy_past_caches
 from core.layers.expert_cache import ExpertCache
+from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import follow
 from core.planning.expert_cache import Exchange, exchange
 
@@ -23,9 +27,12 @@ REMEMBERED = 512
 
 @dataclass(frozen=True)
 class _Copy:
+    """One exchange: `arrived` is None while the expert's bytes are laid into locked memory."""
+
     cache: ExpertCache
     exchange: Exchange
-    arrived: DeviceEvent
+    staged: Future[None]
+    arrived: DeviceEvent | None = None
 
 
 class ExpertExchanges:
@@ -39,50 +46,59 @@ class ExpertExchanges:
         self._stream = accelerator.stream()
         self._spare = [accelerator.empty((nbytes,), torch.uint8) for nbytes in sizes]
         self._pinned = [accelerator.pinned(nbytes) for nbytes in sizes]
+        self._staging = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._copy: _Copy | None = None
         self._passes = 0
 
     def step(self) -> None:
-        """Between two passes: use what has arrived, or look at one layer whether something should come."""
+        """Between two passes: go on with what is under way, or look at one layer whether something should come."""
         self._passes += 1
         cache = self._caches[self._passes % len(self._caches)]
         if self._passes % REMEMBERED < len(self._caches):
             cache.uses /= 2
         if self._copy is None:
             self._begin(cache)
+        elif self._copy.arrived is None:
+            self._send(self._copy)
         elif self._copy.arrived.query():
-            self._end(self._copy)
+            self._end(self._copy, self._copy.arrived)
 
     def close(self) -> None:
         """Wait for what is under way, which nobody will use: its memory is given back. Raises DeviceLost."""
         self._copy = None
+        self._staging.shutdown()
         self._stream.synchronize()
 
     def _begin(self, cache: ExpertCache) -> None:
-        wanted = exchange(cache.uses.tolist(), cache.buffers.keys())
-        if wanted is None:
+        wanted = None if cache.rests else exchange(cache.uses.tolist(), cache.buffers.keys())
+        if wanted is not None:
+            weights = [linears[wanted.comes].host for linears in cache.linears]
+            self._copy = _Copy(cache, wanted, self._staging.submit(_stage, weights, self._pinned))
+
+    def _send(self, copy: _Copy) -> None:
+        if not copy.staged.done():
             return
+        copy.staged.result()
         follow(self._accelerator, self._stream)  # the spare memory may still be read
-        for linears, pinned, buffer in zip(cache.linears, self._pinned, self._spare, strict=True):
-            weight = linears[wanted.comes].host
-            _stage(weight.parts(0, weight.rows), pinned)
+        for pinned, buffer in zip(self._pinned, self._spare, strict=True):
             self._accelerator.copy_async(buffer, pinned, self._stream)
         arrived = self._accelerator.event()
         arrived.record(self._stream)
-        self._copy = _Copy(cache, wanted, arrived)
+        self._copy = _Copy(copy.cache, copy.exchange, copy.staged, arrived)
 
-    def _end(self, copy: _Copy) -> None:
+    def _end(self, copy: _Copy, arrived: DeviceEvent) -> None:
         self._copy = None
-        self._accelerator.wait(copy.arrived)
+        self._accelerator.wait(arrived)
         freed = copy.cache.release(copy.exchange.goes)
         copy.cache.hold(copy.exchange.comes, self._spare)
         copy.cache.use.replaced += 1
         self._spare = freed
 
 
-def _stage(parts: Sequence[Tensor], pinned: Tensor) -> None:
-    """The parts' bytes, one behind the other."""
-    at = 0
-    for part in parts:
-        pinned[at : at + part.nbytes].copy_(part.reshape(-1).view(torch.uint8))
-        at += part.nbytes
+def _stage(weights: Sequence[HostWeight], buffers: Sequence[Tensor]) -> None:
+    """The bytes of each weight into a buffer (nbytes,) of its own, its parts one behind the other."""
+    for weight, buffer in zip(weights, buffers, strict=True):
+        at = buffer.data_ptr()
+        for part in weight.parts(0, weight.rows):
+            copy_past_caches(at, part.data_ptr(), part.nbytes)
+            at += part.nbytes

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_experts import GATES, PLAIN, Activation, ExpertParts, NativeExperts
+from core.kernels.quantized_weight import QuantizedWeight
 from core.layers import moe
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import HostWeight, common_library
@@ -41,6 +42,13 @@ class FusedExperts:
         plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
         plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
         return plain and native is not None and x.dtype is native.dtype
+
+    def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> FusedExperts:
+        """The same with the same weights that lie elsewhere in RAM."""
+        kinds = [native for native in self._by_bucket if native is not None]
+        made = {native: native.with_weights(up, down) for native in dict.fromkeys(kinds)}
+        by_bucket = [None if native is None else made[native] for native in self._by_bucket]
+        return FusedExperts(by_bucket, self._experts)
 
     def takes(self, chosen: Tensor) -> bool:
         """Whether the library is faster where experts have so many rows; chosen (M, k)."""

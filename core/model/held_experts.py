@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from core.accelerators.base import Accelerator
 from core.errors import DeviceLost, NotEnoughMemory
 from core.layers import moe
 from core.layers.expert_cache import ExpertCache, ExpertUse
 from core.layers.expert_exchange import ExpertExchanges
+from core.layers.expert_trial import CacheTrial
 from core.layers.fused_experts import FusedExperts
 from core.offload.hetero_linear import SharedInputs
-from core.planning.expert_cache import whole_experts, without_residents
-from core.spec import LinearPlan, Plan
+from core.offload.host_weight import HostWeight
+from core.offload.parameter_manager import ParameterManager, SerialCopies, Streaming
+from core.planning.expert_cache import on_the_host, set_aside, whole_experts, without_residents
+from core.planning.expert_work import ExpertPrices
+from core.planning.row_split import STREAMING
+from core.spec import LinearPlan, Plan, Ring
+
+Uses = Mapping[str, Sequence[float]]
+"""How often each expert was used, by the path of its module."""
+COPIED_AHEAD = 3
+"""Experts in the ring that brings some for one pass."""
+ENOUGH_HELD = 8 * COPIED_AHEAD
+"""With fewer on the device, none of them is given up for that ring."""
 
 
 class HeldExperts:
     """The caches of a module tree, and what each may hold under the plan of now."""
 
     def __init__(
-        self, module: Any, found: Mapping[Any, FusedExperts], accelerator: Accelerator, inputs: SharedInputs
-    ) -> None:
-        """`found`: what computes all experts of a module on the CPU."""
+        self, module: Any, found: Mapping[Any, FusedExperts], accelerator: Accelerator, inputs: SharedInputs,
+        weights: Mapping[str, Sequence[HostWeight]],
+    ) -> None:  # fmt: skip
+        """`found`: what computes all experts of a module on the CPU; `weights`: of all linears of the plan."""
         self._accelerator = accelerator
+        self._weights = weights
         self._stream = accelerator.stream()
         self._caches: dict[str, ExpertCache] = {}
         self._counts: dict[str, int] = {}
+        self._ring, self._serial = Ring(), False
         self._exchanges: ExpertExchanges | None = None
+        self._copies: Streaming | None = None
+        self._trial = CacheTrial()
+        self._began: float | None = None
         self._modules = {path: child for path, child in module.named_modules() if child in found}
         for path, child in self._modules.items():
             self._caches[path] = ExpertCache(child, found[child], accelerator, inputs)
+            self._caches[path].names = tuple(f"{path}.{leaf}" for leaf in moe.fused_names(child))
 
     @property
     def names(self) -> set[str]:
         """The plan's linears whose experts are held whole, or not at all."""
-        return {f"{path}.{leaf}" for path in self._counts for leaf in moe.fused_names(self._modules[path])}
+        return {name for path in self._counts for name in self._caches[path].names}
 
     @property
     def use(self) -> ExpertUse | None:
@@ -49,18 +71,35 @@ class HeldExperts:
             total += replace(self._caches[path].use, held=len(self._caches[path].buffers))
         return total
 
+    @property
+    def uses(self) -> dict[str, list[float]]:
+        """How often each expert of each layer was used; what is long ago counts less."""
+        return {path: cache.uses.tolist() for path, cache in self._caches.items() if cache.uses.any()}
+
+    def recall(self, uses: Uses) -> None:
+        """Begin with what is known of earlier replies; of other models' it takes nothing."""
+        for path, cache in self._caches.items():
+            if len(known := uses.get(path, ())) == len(cache.uses):
+                cache.uses = torch.tensor(known)
+
     def by_whole_ones(self, plan: Plan) -> Plan:
-        """The same bytes on the device, as whole experts where they were rows of all: what `shrink` and `fill` do."""
-        self._end_exchanges()
-        self._counts = dict(self._planned(plan))
+        """The same bytes on the device, as whole experts where they were rows of all: what `shrink` and `fill` do.
+        Where rates are known, who computes the others is decided in each pass and not by rows."""
+        self._end()
+        self._counts, self._trial = dict(self._planned(plan)), CacheTrial()
+        self._serial = plan.strategy == "serial"
+        names = self.names
+        undivided = _undivided if plan.expert_rates is None else _undecided
+        linears = tuple(undivided(one) if one.name in names else one for one in plan.linears)
+        plan = self._make_room(replace(plan, linears=linears))
         for path, child in self._modules.items():
             if path in self._counts:
                 moe.use(child, self._caches[path])
+                self._price(self._caches[path], plan)
             else:
                 vars(child).pop(moe.TOGETHER, None)
                 self._caches[path].forget()
-        names = self.names
-        return replace(plan, linears=tuple(_undivided(one) if one.name in names else one for one in plan.linears))
+        return plan
 
     def shrink(self) -> None:
         """Let go of what there is no room for."""
@@ -68,39 +107,78 @@ class HeldExperts:
             self._caches[path].shrink(count)
 
     def fill(self) -> None:
-        """Bring as many as there is room for, less one, whose memory others come to. Raises
-        NotEnoughMemory, DeviceLost."""
+        """Bring as many as there is room for. Raises NotEnoughMemory, DeviceLost."""
+        caches = [self._caches[path] for path in self._counts]
         some = [self._caches[path] for path, count in self._counts.items() if count]
-        if not some:
-            return
-        with suppress(NotEnoughMemory):  # then those that come first stay
-            self._exchanges = ExpertExchanges(some, self._accelerator)
-        first = next(path for path, count in self._counts.items() if count)
+        with suppress(NotEnoughMemory):  # then those that come first stay, and none is copied
+            if some:
+                self._exchanges = ExpertExchanges(some, self._accelerator)
+            if self._ring.buffers:
+                make = SerialCopies if self._serial else ParameterManager
+                self._copies = make(self._accelerator, self._ring, self._weights)
+        for cache in caches:
+            cache.copies = self._copies
         for path, count in self._counts.items():
-            self._caches[path].fill(count - 1 if path == first and self._exchanges else count, self._stream)
+            self._caches[path].fill(count, self._stream)
+
+    def begin_pass(self, tokens: int) -> None:
+        """A pass over so many tokens begins; single ones are timed with what is held and without."""
+        self._began = time.perf_counter() if tokens == 1 and self._exchanges is not None else None
+        rests = self._began is not None and self._trial.rests
+        for path in self._counts:
+            self._caches[path].rests = rests
 
     def end_pass(self) -> None:
         """Between two passes."""
+        if self._began is not None:
+            self._trial.note(time.perf_counter() - self._began)
+            self._began = None
         if self._exchanges is not None:
             self._exchanges.step()
 
     def close(self) -> None:
         """Give the device's memory back; the experts are computed one by one until others are put in."""
         with suppress(DeviceLost):
-            self._end_exchanges()
+            self._end()
         self._counts = {}
         for path, child in self._modules.items():
             vars(child).pop(moe.TOGETHER, None)
             self._caches[path].forget()
 
-    def _end_exchanges(self) -> None:
+    def _end(self) -> None:
+        """Nothing travels any more."""
         exchanges, self._exchanges = self._exchanges, None
+        copies, self._copies = self._copies, None
+        for cache in self._caches.values():
+            cache.copies = None
+        if copies is not None:
+            copies.close()
         if exchanges is not None:
             exchanges.close()
 
+    def _make_room(self, plan: Plan) -> Plan:
+        """Memory for what travels: that of the plan's ring where nothing else does, else of what is held."""
+        self._ring, needed = Ring(), 1
+        if plan.expert_rates is not None and self._counts:
+            sizes = [self._caches[path].expert_bytes for path in self._counts]
+            ring = Ring(2 * COPIED_AHEAD, max(map(max, sizes)), max(1, plan.ring.copiers))
+            idle = not any(rows.streamed for linear in plan.linears for rows in linear.shares)
+            if idle and plan.ring.total >= ring.total:
+                self._ring, plan = ring, replace(plan, ring=Ring())
+            elif sum(self._counts.values()) >= ENOUGH_HELD:
+                self._ring, needed = ring, 1 - (-ring.total // sum(min(sizes, key=sum)))
+        left = set_aside(tuple(self._counts.values()), needed)
+        self._counts = dict(zip(self._counts, left, strict=True))
+        return plan
+
+    def _price(self, cache: ExpertCache, plan: Plan) -> None:
+        rates = plan.expert_rates
+        cache.prices = ExpertPrices(rates, sum(cache.expert_bytes), cache.expert_parameters) if rates else None
+        cache.always_copies = plan.strategy in STREAMING
+
     def _planned(self, plan: Plan) -> Iterator[tuple[str, int]]:
         for path, cache in self._caches.items():
-            linears = [plan.by_name[f"{path}.{leaf}"] for leaf in moe.fused_names(self._modules[path])]
+            linears = [plan.by_name[name] for name in cache.names]
             sizes, experts = cache.expert_bytes, len(cache.uses)
             shares = zip(linears, sizes, strict=True)
             given = sum(experts * size * linear.resident // linear.rows for linear, size in shares)
@@ -111,3 +189,8 @@ class HeldExperts:
 def _undivided(linear: LinearPlan) -> LinearPlan:
     one, few, some, many = map(without_residents, linear.shares)
     return replace(linear, shares=(one, few, some, many))
+
+
+def _undecided(linear: LinearPlan) -> LinearPlan:
+    whole = on_the_host(linear.rows)
+    return replace(linear, shares=(whole, whole, whole, whole))

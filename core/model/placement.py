@@ -103,7 +103,7 @@ class DevicePlacement:
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
         }
         self.device = accelerator.device
-        self._experts = HeldExperts(module, experts, accelerator, self._inputs)
+        self._experts = HeldExperts(module, experts, accelerator, self._inputs, weights)
         try:
             self._upload_biases()
             self._rest = DeviceRest(module, accelerator, self._uploads)
@@ -153,6 +153,7 @@ class DevicePlacement:
             self._divide(now)
         if self._parameters is not None:
             self._parameters.begin_pass(self._schedules[now])
+        self._experts.begin_pass(tokens)
 
     def end_pass(self) -> None:
         """Bring what was left on the host to the device, and let go of shared inputs."""
@@ -188,6 +189,15 @@ class DevicePlacement:
     def expert_use(self) -> ExpertUse | None:
         """What became of the chosen experts of all layers; None where none are held whole."""
         return self._experts.use
+
+    @property
+    def expert_uses(self) -> dict[str, list[float]]:
+        """How often each expert was used, by the path of its module."""
+        return self._experts.uses
+
+    def recall_expert_uses(self, uses: Mapping[str, Sequence[float]]) -> None:
+        """Take over what is known of experts' use before a plan is applied."""
+        self._experts.recall(uses)
 
     def _divided(self, plan: Plan) -> list[LinearPlan]:
         """The linears whose rows are divided: experts may be held whole."""

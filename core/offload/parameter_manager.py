@@ -78,8 +78,8 @@ class Streaming(Protocol):
 
     starved: bool
 
-    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
-        """A pass starts that will take these pieces in this order, and may skip some."""
+    def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
+        """A pass starts that will take these pieces in this order, and may skip some; `again`: the next pass, too."""
 
     def has_ready(self, chunk: Chunk) -> bool:
         """Whether the piece can be taken without waiting for another."""
@@ -103,7 +103,7 @@ class SerialCopies:
         self._stream = accelerator.stream()
         self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
 
-    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
+    def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
         """No-op: nothing is fetched ahead."""
 
     def has_ready(self, chunk: Chunk) -> bool:
@@ -162,6 +162,7 @@ class ParameterManager:
         self._free = [self._slot(host) for host in hosts]
         self._ready: deque[Fetched] = deque()
         self._schedule: Sequence[Chunk] = ()
+        self._again = True
         self._next = 0  # of the schedule, to be fetched
         self._taken = 0  # of the schedule, or skipped, by the pass that runs
         self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
@@ -171,14 +172,14 @@ class ParameterManager:
         self._thread = Thread(target=self._run, name="parameters", daemon=True)
         self._thread.start()
 
-    def begin_pass(self, schedule: Sequence[Chunk]) -> None:
+    def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
         """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
-        what was fetched ahead for the same schedule stays."""
+        what was fetched ahead for the same schedule stays. Ahead of the next pass is fetched only for `again`."""
         with self._changed:
             if schedule is self._schedule and self._taken in (0, len(schedule)):
                 self._taken = 0
                 return
-            self._schedule, self._next, self._taken = schedule, 0, 0
+            self._schedule, self._again, self._next, self._taken = schedule, again, 0, 0
             self._epoch += 1
             self._changed.notify_all()
 
@@ -263,11 +264,13 @@ class ParameterManager:
 
     def _next_job(self) -> tuple[int, Chunk, Slot] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or (self._free and self._schedule))
+            self._changed.wait_for(lambda: self._closed or (self._free and self._next < len(self._schedule)))
             if self._closed:
                 return None
             chunk = self._schedule[self._next]
-            self._next = (self._next + 1) % len(self._schedule)
+            self._next += 1
+            if self._again:
+                self._next %= len(self._schedule)
             return self._epoch, chunk, self._free.pop(0)
 
     def _fetch(self, chunk: Chunk, slot: Slot) -> DeviceRows:

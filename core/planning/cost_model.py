@@ -103,7 +103,8 @@ def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list
     on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]
     on_gpu = [gpu_rate(machine.gpu, one.storage) for one in work] if machine.gpu else on_cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
-    call_s = machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
+    # The experts of a token are one call.
+    call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
     into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
@@ -112,8 +113,7 @@ def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list
         matrices=sum(linear.experts for linear in linears),
         nbytes=sum(one.nbytes for one in work),
         cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
-        # Where no rows lie elsewhere, the experts of a token are one call.
-        cpu_call=call_s * sum(1 if machine.gpu is None else linear.active for linear in linears),
+        cpu_call=call_s,
         gpu=tuple(profile.gpu * seconds for seconds in _seconds(work, on_gpu)),
         gpu_call=launch * sum(linear.active for linear in linears),
         exchange=into,
@@ -165,7 +165,7 @@ def _exchange(
     link, overhead = machine.gpu.link, machine.profile.overhead
     columns = linears[0].columns
     rows = sum(linear.rows for linear in linears)
-    waits = overhead * (link.sync_s + link.back_s * sum(linear.active for linear in linears))
+    waits = overhead * (link.sync_s + link.back_s * len(linears))
     into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
 

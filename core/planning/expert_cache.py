@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from core.spec import Rows
 
-CLEARLY, LEAST_USES = 1.25, 4.0
-"""An expert replaces another if it was used so many times as often, and so many times more: less is chance."""
+SURELY = 4.0
+"""An expert replaces another if it was used more by so many times what chance makes of that many uses: of a hundred
+experts that are used alike, some are always ahead."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ def without_residents(rows: Rows) -> Rows:
     return Rows(0, rows.streamed, rows.total - rows.streamed)
 
 
+def on_the_host(rows: int) -> Rows:
+    """How an expert is divided that each pass decides about as a whole."""
+    return Rows(0, 0, rows)
+
+
+def set_aside(counts: Sequence[int], wanted: int) -> tuple[int, ...]:
+    """So many experts less in all, where there are as many, each from a layer that holds most."""
+    left = list(counts)
+    for _ in range(min(wanted, sum(left))):
+        left[left.index(max(left))] -= 1
+    return tuple(left)
+
+
 def hottest(uses: Sequence[float], count: int) -> tuple[int, ...]:
     """The experts used most, the first of equals."""
     return tuple(sorted(range(len(uses)), key=lambda expert: (-uses[expert], expert))[:count])
@@ -47,5 +61,5 @@ def exchange(uses: Sequence[float], held: Collection[int]) -> Exchange | None:
         return None
     comes = max(outside, key=lambda expert: uses[expert])
     goes = min(held, key=lambda expert: uses[expert])
-    wanted = max(CLEARLY * uses[goes], uses[goes] + LEAST_USES)
-    return Exchange(comes, goes) if uses[comes] >= wanted else None
+    more, all_uses = uses[comes] - uses[goes], uses[comes] + uses[goes]
+    return Exchange(comes, goes) if more > 0 and more * more >= SURELY**2 * all_uses else None

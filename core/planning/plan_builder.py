@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from core.planning.candidates import Chosen
 from core.planning.cost_model import TYPICAL_CONTEXT
+from core.planning.expert_work import expert_rates
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import (
     gpu_workspace,
@@ -77,6 +78,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         active_bytes=spec.active_bytes(format),
         load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk),
         profile=machine.profile,
+        expert_rates=expert_rates(spec, format, machine),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from core.errors import BadRequest, DeviceLost, NotEnoughMemory
-from core.events import Message, Sampling
+from core.events import ExpertShares, Message, Sampling
 from core.generation.grammar import Grammars
 from core.generation.prompt_lookup import PromptLookup
 from core.generation.speculation import Speculation
@@ -23,6 +23,7 @@ from core.paths import cache_folder
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
 from core.runtime.drafting import DraftModel
+from core.runtime.expert_uses import keep_uses, recall_uses
 from core.runtime.kept_readings import KeptReadings
 from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
@@ -185,6 +186,7 @@ class LoadedModel:
         if not self._cache_comes_along():
             self.cache = KVCache(self.source.module.config, self.plan.context)
             self.reply_start = 0
+        self.keep_expert_uses()
         self.model.placement.close()
         self.model.placement = HostPlacement(self.source.module, self.weights)
 
@@ -206,9 +208,24 @@ class LoadedModel:
             self.profile = profile
             remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)
 
+    @property
+    def expert_shares(self) -> ExpertShares | None:
+        """Where the experts were computed that tokens chose; None where the card holds none whole."""
+        placement = self.model.placement
+        use = placement.expert_use if isinstance(placement, DevicePlacement) else None
+        if use is None or not (chosen := use.hits + use.copied + use.computed):
+            return None
+        return ExpertShares(use.hits / chosen, use.copied / chosen, use.computed / chosen, use.held)
+
+    def keep_expert_uses(self) -> None:
+        """Keep how often each expert was used, for the next load."""
+        if isinstance(placement := self.model.placement, DevicePlacement):
+            keep_uses(cache_folder(), self.source.files, placement.expert_uses)
+
     def close(self) -> None:
         """Give the devices' memory back."""
         self.settle(finish=True)
+        self.keep_expert_uses()
         self.drop_draft()
         self.model.placement.close()
         self.machine.close()
@@ -223,7 +240,9 @@ class LoadedModel:
         device = self.machine.accelerator(plan.gpu)
         device.limit(self.budget.vram)
         try:
-            self.model.placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+            placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+            self.model.placement = placement
+            placement.recall_expert_uses(recall_uses(cache_folder(), self.source.files))
             self._rearrange(plan)
         except (NotEnoughMemory, DeviceLost):
             self.to_host()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from core.planning.drafting import Drafting
 from core.planning.planner import place
 from core.planning.profile_store import model_key, recall
 from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
+from core.runtime.expert_uses import recall_uses
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.sentence import sentence
 from core.spec import MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
@@ -62,7 +63,7 @@ def load_model(
             (device := machine.accelerator(plan.gpu)).limit(options.vram)
             placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
             cleanup.callback(placement.close)
-            plan = yield from _place(plan, placement)
+            plan = yield from _place(plan, placement, source.files)
         yield Loading("tokenizer", 0.9)
         tokenizer = _tokenizer(source, drafting)
         loaded = LoadedModel(
@@ -96,8 +97,9 @@ def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None
     return tokenizer
 
 
-def _place(plan: Plan, placement: DevicePlacement) -> Generator[Loading, None, Plan]:
-    """Bring weights to the GPU; the plan as it turned out."""
+def _place(plan: Plan, placement: DevicePlacement, files: Sequence[Path]) -> Generator[Loading, None, Plan]:
+    """Bring weights to the GPU, of experts those that were used most; the plan as it turned out."""
+    placement.recall_expert_uses(recall_uses(cache_folder(), files))
     for fraction in placement.apply(plan):
         yield Loading("place", 0.7 + 0.2 * fraction)
     return with_pinning_note(plan, placement)

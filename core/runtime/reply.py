@@ -75,6 +75,7 @@ class Reply:
         yield from self._show(self._splitter.finish())
         self._keep()
         self._loaded.learn(self._replanner.profile)
+        self._loaded.keep_expert_uses()
         # Tokens computed ahead that nobody asked for are no part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
         self._loaded.keep_reading(self._request.conversation)
@@ -101,7 +102,7 @@ class Reply:
                 return
 
     def _stats(self) -> Stats:
-        stats, ahead = self._clock.stats(), self._speculation
+        stats, ahead = replace(self._clock.stats(), experts=self._loaded.expert_shares), self._speculation
         if ahead is None:
             return stats
         return replace(stats, drafter=ahead.drafter, tokens_per_pass=ahead.tokens_per_pass, acceptance=ahead.acceptance)

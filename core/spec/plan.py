@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Strategy, bucket
+from core.spec.hardware import KernelRate
 
 COMFORTABLE_TOK_S = 6.0
 """As fast as people read: below this a model is slow."""
@@ -98,6 +99,23 @@ class Ring:
 
 
 @dataclass(frozen=True)
+class ExpertRates:
+    """What whoever computes an expert needs for it, in seconds and rates: `cpu` and `card` multiply; `copy_s` brings
+    one byte to the card while the CPU computes, `piece_s` is what each copy costs besides; `exchange_s`: that the CPU
+    computes any of a layer's; `call_s`: one product on the card. `slower`: how much longer the CPU takes while
+    copies run. `apart`: whether both compute at the same time."""
+
+    cpu: KernelRate
+    card: KernelRate
+    copy_s: float
+    piece_s: float = 0.0
+    exchange_s: float = 0.0
+    call_s: float = 0.0
+    slower: float = 1.0
+    apart: bool = True
+
+
+@dataclass(frozen=True)
 class DeviceMemory:
     """What a plan takes of one device, and what was free before. `margin` is left untouched for others; `parked` is for
     what the KV cache held of other conversations."""
@@ -165,7 +183,8 @@ class Plan:
     itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
     bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the weights that one token
     uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading. `few_times`: of a pass over
-    a few tokens. `profile`: the corrections that the times contain.
+    a few tokens. `profile`: the corrections that the times contain. `expert_rates`: what the experts of a mixture cost
+    beside a card.
     """
 
     model: str
@@ -196,6 +215,7 @@ class Plan:
     load_peak: int = 0
     reasons: tuple[str, ...] = ()
     profile: Profile = field(default_factory=Profile)
+    expert_rates: ExpertRates | None = None
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

@@ -19,7 +19,7 @@ from app.views.controls.controls import Pane
 from app.views.monitor.gauges import Figure, SpeedLine
 from app.views.monitor.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.monitor.what_if import WhatIf
-from core.events import Stats
+from core.events import ExpertShares, Stats
 from core.units import format_rate
 
 SPEEDS = (
@@ -28,6 +28,11 @@ SPEEDS = (
     ("ttft", "First token", "Time from the question to the first token"),
     ("prompt", "Reading the prompt", "Tokens per second while the prompt is read"),
     ("context", "Context", "Tokens of the context in use"),
+    (
+        "experts",
+        "Experts",
+        "Of the experts that tokens use: computed on the card where they lie, or copied to it first",
+    ),
 )
 MACHINE = (
     ("cpu", "CPU", "Use of all cores, by all programs"),
@@ -84,6 +89,7 @@ class LiveView(Pane):
         self._lay_out()
         theme.changed.connect(self._on_theme)
         self._on_theme()
+        self.speeds["experts"].hide()
         self.show_outlook(None)
         self.show_why(None)
 
@@ -112,6 +118,9 @@ class LiveView(Pane):
         self.speeds["prompt"].show_value(_per_second(known.prompt_tok_s))
         limit = known.context_limit
         self.speeds["context"].show_value(formatting.of(known.context_used, limit) if limit else formatting.UNKNOWN)
+        self.speeds["experts"].setVisible(known.experts is not None)
+        if known.experts is not None:
+            self.speeds["experts"].show_value(_experts(known.experts))
 
     @Slot(object)
     def show_sample(self, sample: Sample) -> None:
@@ -199,6 +208,12 @@ class LiveView(Pane):
             label.setFont(self._theme.font())
             label.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; padding-top: {INSIDE}px;")
         self.update()
+
+
+def _experts(shares: ExpertShares) -> str:
+    there = tr("{} on the card").format(formatting.percent(100 * shares.on_card))
+    copied = formatting.percent(100 * shares.copied)
+    return f"{there}, {tr('{} copied').format(copied)}" if round(100 * shares.copied) else there
 
 
 def _per_second(rate: float | None) -> str:

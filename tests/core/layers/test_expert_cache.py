@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import survey
 from core.offload.host_weight import HostWeight
-from core.spec import BUCKET_TOKENS, ModelSpec, Plan, Ring, Rows
+from core.spec import BUCKET_TOKENS, ExpertRates, KernelRate, ModelSpec, Plan, Ring, Rows, Strategy
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import random_prompt
 from tests.core.layers.test_expert_families import round_weights
@@ -38,6 +39,9 @@ TOKENS = 32
 CHUNK = 4
 """Tokens of the prompt that are read at once: with more rows, torch would multiply experts, and in bf16."""
 LINK = "vram=64MiB,link=2GB/s"
+FAST, SLOW = (KernelRate("bf16", rate, (rate,) * 4) for rate in (1e12, 1e6))
+ALIKE, COPYING = ExpertRates(FAST, FAST, 1e-12), ExpertRates(SLOW, FAST, 1e-12)
+"""Rates with which the work is divided, and with which all that the device does not hold is copied."""
 
 
 class Reply:
@@ -95,7 +99,8 @@ def some_experts(spec: ModelSpec, source: random.Random, *, streamed: bool = Fal
         moving = source.choice((0, rest)) if streamed else 0
         alone, many = Rows(resident, 0, rest), Rows(resident, moving, rest - moving)
         shares.append((alone, many, many, many))
-    return plan_of(spec, shares, source.random() < 0.5, Ring(3, 8192) if streamed else Ring())
+    plan = plan_of(spec, shares, source.random() < 0.5, Ring(3, 8192) if streamed else Ring())
+    return replace(plan, expert_rates=source.choice((None, ALIKE, COPYING)))
 
 
 def caches(model: LanguageModel) -> list[ExpertCache]:
@@ -154,6 +159,64 @@ def test_the_most_used_come_in_place_of_others_while_the_reply_goes_on(tmp_path:
     placement.close()
     assert device.memory().used == 0
     device.close()
+
+
+@pytest.mark.parametrize(("strategy", "rates"), [("hetegen", COPYING), ("stream", ALIKE), ("serial", ALIKE)])
+def test_what_is_not_there_is_copied_where_that_is_faster_or_asked_for(
+    strategy: Strategy, rates: ExpertRates, tmp_path: Path
+) -> None:
+    reply, device = Reply("qwen3_moe", tmp_path), SimulatedAccelerator(parse_simulation(f"{LINK},cores=1"))
+    plan = replace(half(reply.spec), strategy=strategy, expert_rates=rates, ring=Ring(8, 65536))
+    placement, model = reply.placed(plan, device)
+    assert list(reply.tokens(placement, model, [])) == reply.expected
+    use = placement.expert_use
+    assert use is not None
+    assert use.copied > 0
+    assert use.hits > 0
+    assert use.hits + use.copied + use.computed == len(caches(model)) * (len(reply.prompt) + TOKENS - 1) * 2
+    placement.close()
+    assert device.memory().used == 0
+    device.close()
+
+
+def test_without_the_cache_tokens_are_the_same_and_all_is_computed(tmp_path: Path) -> None:
+    reply, device = Reply("qwen3_moe", tmp_path), SimulatedAccelerator(parse_simulation(LINK))
+    placement, model = reply.placed(half(reply.spec), device)
+    own = placement.begin_pass
+
+    def resting(tokens: int) -> None:
+        own(tokens)
+        for cache in caches(model):
+            cache.rests = True
+
+    placement.begin_pass = resting  # type: ignore[method-assign]
+    assert list(reply.tokens(placement, model, [])) == reply.expected
+    use = placement.expert_use
+    assert use is not None
+    assert (use.hits, use.replaced) == (0, 0)
+    assert use.computed > 0
+    placement.close()
+    device.close()
+
+
+def test_what_was_used_is_recalled_and_comes_first(tmp_path: Path) -> None:
+    reply, device = Reply("qwen3_moe", tmp_path), SimulatedAccelerator(parse_simulation(LINK))
+    placement, model = reply.placed(half(reply.spec), device)
+    uses = {path: [0.0, 1.0, 2.0, 9.0] for path in placement.expert_uses or named(model)}
+    placement.recall_expert_uses({**uses, "of another model": [1.0]})
+    for cache in caches(model):
+        cache.shrink(0)
+    list(placement.apply(half(reply.spec)))
+    assert all(3 in cache.buffers for cache in caches(model) if cache.buffers)
+    assert placement.expert_uses == uses
+    placement.recall_expert_uses({path: [1.0] for path in uses})
+    assert placement.expert_uses == uses
+    placement.close()
+    device.close()
+
+
+def named(model: LanguageModel) -> list[str]:
+    return [name for name, module in model.module.named_modules() if moe.TOGETHER in vars(module)]
 
 
 def test_a_layer_asks_for_its_input_once_however_many_experts_the_cpu_computes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.planning.expert_cache import Exchange, exchange, hottest, whole_experts, without_residents
+from core.planning.expert_cache import Exchange, exchange, hottest, set_aside, whole_experts, without_residents
 from core.spec import Rows
 
 
@@ -23,10 +23,16 @@ def test_the_most_used_first_and_of_equals_the_first() -> None:
     assert hottest([1, 5, 5, 0], 3) == (1, 2, 0)
 
 
+def test_what_travels_takes_the_place_of_held_ones_layer_by_layer() -> None:
+    assert set_aside((3, 5, 0), 3) == (2, 3, 0)
+    assert set_aside((1, 0), 3) == (0, 0)
+
+
 def test_one_replaces_another_only_if_it_is_used_clearly_more() -> None:
     assert exchange([10, 0, 30, 29], {0, 1}) == Exchange(comes=2, goes=1)
     assert exchange([10, 11, 12, 12], {0, 1}) is None
     assert exchange([1, 0, 3, 0], {0, 1}) is None
     assert exchange([100, 90, 110, 0], {0, 1}) is None
+    assert exchange([46, 20, 46, 0], {0, 1}) is None
     assert exchange([1, 1], {0, 1}) is None
     assert exchange([1, 100], set()) is None

@@ -15,7 +15,7 @@ from app.monitor.telemetry_nvml import GpuSample
 from app.settings.theme import Theme
 from app.views.monitor.gauges import Part, ShareBar, SpeedLine
 from app.views.monitor.live_view import LiveView, Telemetry, machine_words
-from core.events import Stats
+from core.events import ExpertShares, Stats
 from core.spec import MIN_CONTEXT, BytesPerToken, Prediction, Times
 from core.units import GIB
 from tests.app.find import find
@@ -84,11 +84,21 @@ def test_a_device_that_goes_away_is_not_shown_any_more(view: LiveView, qtbot: Qt
 
 def test_figures_of_a_reply(view: LiveView) -> None:
     view.show_stats(Stats(ttft_s=0.62, prompt_tok_s=241.3, tok_s=10.84, context_used=1204, context_limit=8192))
-    values = {key: figure.value for key, figure in view.speeds.items()}
+    values = {key: figure.value for key, figure in view.speeds.items() if not figure.isHidden()}
     assert values == {
         "tok_s": "10.8 tokens/s", "predicted": "n/a", "ttft": "0.62 s", "prompt": "241 tokens/s",
         "context": "1,204 of 8,192",
     }  # fmt: skip
+
+
+def test_experts_of_a_mixture_beside_a_card(view: LiveView) -> None:
+    figure = view.speeds["experts"]
+    view.show_stats(Stats(experts=ExpertShares(0.712, 0.041, 0.247, 200)))
+    assert (figure.isHidden(), figure.value) == (False, "71 % on the card, 4 % copied")
+    view.show_stats(Stats(experts=ExpertShares(0.5, 0, 0.5, 200)))
+    assert figure.value == "50 % on the card"
+    view.show_stats(Stats())
+    assert figure.isHidden()
 
 
 def test_the_machines_words_keep_nothing_known_back_and_invent_nothing() -> None:

@@ -1,0 +1,205 @@
+"""A mixture of experts beside a simulated card with cores of its own that has room for a part of the experts.
+
+    python -m tests.bench.experts [--shape qwen3-moe-8l] [--format int4] [--held 0.2] [--link 8] [--cores 1]
+        [--rounds 3] [--new-tokens 32] [--routing zipf|uniform|own] [--prompt-tokens 0] [--json]
+
+Ways, in turn, medians: `cpu` = the processor alone with the cores that are left to it; `copying` = dense parts and
+held experts on the card, every miss is copied; `without` = dense parts on the card, all experts on the processor;
+`hetegen` = as the plan's rates say for each. Random weights choose experts at random; so the choice of a layer is drawn
+here: `zipf` = without replacement with weights 1 / rank, the ranks of each layer shuffled (as in Zipf's law with
+exponent 1.0), `uniform` = all alike, `own` = the model's own. Each way warms up first, so that what is used most has
+come. Keep the machine quiet meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.events import LoadOptions
+from core.hardware.machine import Machine, open_machine
+from core.layers import moe
+from core.model.language_model import LanguageModel
+from core.model.placement import DevicePlacement, HostPlacement
+from core.paths import cache_folder
+from core.planning.planner import place
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
+from core.spec import Budget, LinearPlan, Plan, Ring, Rows
+from core.startup.environment import prepare_environment
+from core.units import GIB
+
+WAYS = ("cpu", "copying", "without", "hetegen")
+CONTEXT = 1024
+WARM_UP = 96
+"""Tokens before the clock starts: the trial of the cache is over by then."""
+Row = dict[str, Any]
+
+
+class DrawnRouting:
+    """Chooses the experts of every layer instead of its router, whose shares are kept."""
+
+    def __init__(self, module: Any, routing: str) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._scores: dict[int, Tensor] = {}
+        for child in module.modules():
+            if moe.linears_of(child):
+                ranks = torch.randperm(child.num_experts, generator=self._generator) + 1
+                self._scores[id(child)] = -ranks.float().log() if routing == "zipf" else torch.zeros(len(ranks))
+
+    def __call__(self, module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """As `moe.experts_forward`, with other experts."""
+        scores = self._scores[id(module)]
+        noise = torch.rand(len(top_k_index), len(scores), generator=self._generator)
+        chosen = (scores - (-noise.log()).log()).topk(top_k_index.shape[1]).indices
+        return moe.experts_forward(module, hidden_states, chosen, top_k_weights)
+
+
+def draw_routing(module: Any, routing: str) -> None:
+    """Let transformers call it."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    given = moe.experts_forward if routing == "own" else DrawnRouting(module, routing)
+    ExpertsInterface.register(moe.NAME, given)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens per second of prompt and reply, and what became of the experts in the reply."""
+
+    prompt_tok_s: float
+    tok_s: float
+    experts: dict[str, int]
+
+
+class Bench:
+    """A shape in one format with a card, to be placed in each way."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        steps = load_model(f"shape:{options.shape}", LoadOptions(format=options.format, context=CONTEXT))
+        self._loaded = next(step for step in steps if isinstance(step, LoadedModel))
+        self.spec = self._loaded.spec
+        card = f"vram={4 * GIB >> 20}MiB,link={options.link}GB/s,cores={options.cores}"
+        self.machine: Machine = open_machine(cache_folder(), card)
+        self.plan = self._planned()
+
+    def run(self, way: str) -> Run:
+        """One way, warmed up and timed."""
+        module, plan = self._loaded.source.module, self._plan_of(way)
+        torch.set_num_threads(plan.threads)
+        self.machine.close()
+        placement: HostPlacement | DevicePlacement = HostPlacement(module, self._loaded.weights)
+        if way != "cpu":
+            device = self.machine.accelerator(0)
+            placement = DevicePlacement(module, self._loaded.weights, plan, device, self.spec.kv_layers)
+            for _ in placement.apply(plan):
+                pass
+        draw_routing(module, self.options.routing)
+        try:
+            return self._timed(LanguageModel(module, placement), plan)
+        finally:
+            placement.close()
+
+    def _timed(self, model: LanguageModel, plan: Plan) -> Run:
+        rng, cache = random.Random(0), model.placement.make_cache(model.module.config, plan)
+        ids = [rng.randrange(self.spec.vocab) for _ in range(CONTEXT)]
+        for token in ids[:WARM_UP]:
+            model.forward([token], cache)
+        cache.reset()
+        prompt_s, length = 0.0, self.options.prompt_tokens
+        if length:
+            began = time.perf_counter()
+            model.forward(ids[:length], cache)
+            prompt_s = time.perf_counter() - began
+        before, steps = self._counts(model), []
+        for token in ids[length : length + self.options.new_tokens]:
+            began = time.perf_counter()
+            model.forward([token], cache)
+            steps.append(time.perf_counter() - began)
+        after = self._counts(model)
+        counts = {name: after[name] - before[name] for name in after}
+        return Run(length / prompt_s if length else 0.0, 1 / statistics.median(steps), counts)
+
+    def _counts(self, model: LanguageModel) -> dict[str, int]:
+        use = getattr(model.placement, "expert_use", None)
+        return {name: getattr(use, name) for name in ("hits", "copied", "computed", "replaced")} if use else {}
+
+    def _planned(self) -> Plan:
+        """Dense parts on the card, and the part of the rows of all experts that the option says."""
+        threads = max(1, torch.get_num_threads() - self.options.cores)
+        budget = Budget(context=CONTEXT, format=self.options.format, threads=threads)
+        plan = place(self.spec, self.machine.now(), budget)
+        linears = tuple(
+            _rows(linear, 1.0 if item.experts == 1 else self.options.held)
+            for linear, item in zip(plan.linears, self.spec.linears, strict=True)
+        )
+        on_card = (0,) * len(self.spec.kv_layers)
+        return replace(plan, gpu=0, linears=linears, host_layers=(), kv_devices=on_card, ring=Ring())
+
+    def _plan_of(self, way: str) -> Plan:
+        if way == "copying":
+            return replace(self.plan, strategy="stream")
+        if way == "without":
+            pairs = zip(self.plan.linears, self.spec.linears, strict=True)
+            linears = tuple(linear if item.experts == 1 else _rows(linear, 0.0) for linear, item in pairs)
+            return replace(self.plan, linears=linears, expert_rates=None)
+        return self.plan
+
+
+def _rows(linear: LinearPlan, part: float) -> LinearPlan:
+    resident = round(part * linear.rows)
+    rows = Rows(resident, 0, linear.rows - resident)
+    return replace(linear, shares=(rows, rows, rows, rows), gpu=0)
+
+
+def compare(bench: Bench, ways: list[str]) -> Iterator[Row]:
+    """All ways in turn, several times; medians."""
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
+    for _ in range(bench.options.rounds):
+        for way in ways:
+            runs[way].append(bench.run(way))
+    for way in ways:
+        yield {
+            "way": way,
+            "routing": bench.options.routing,
+            "tok_s": round(statistics.median(run.tok_s for run in runs[way]), 2),
+            "prompt_tok_s": round(statistics.median(run.prompt_tok_s for run in runs[way]), 1),
+            "all": [round(run.tok_s, 2) for run in runs[way]],
+            "experts": runs[way][-1].experts,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="qwen3-moe-8l")
+    parser.add_argument("--format", default="int4")
+    parser.add_argument("--held", type=float, default=0.2)
+    parser.add_argument("--link", type=float, default=8.0)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=0)
+    parser.add_argument("--routing", nargs="*", choices=("zipf", "uniform", "own"), default=["zipf", "uniform"])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    prepare_environment()
+    bench, routings = Bench(options), options.routing
+    for routing in routings:
+        options.routing = routing
+        for row in compare(bench, options.ways):
+            print(json.dumps(row) if options.json else row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Copy or compute, by expert: whatever takes least, with the work of card, link and processor done at the same time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned
+from core.spec import ExpertRates, KernelRate
+
+MB = 1 << 20
+
+
+def rate(bytes_s: float, flops: float = 1e18) -> KernelRate:
+    return KernelRate("int4", bytes_s, (flops,) * 4)
+
+
+def prices(cpu: float, card: float, copy: float, flops: float = 1e18, **others: float) -> ExpertPrices:
+    """Seconds of one expert of 1 MB on the processor, on the card, and on the way."""
+    rates = ExpertRates(rate(MB / cpu, flops), rate(MB / card), copy / MB, **others)
+    return ExpertPrices(rates, MB, MB)
+
+
+def test_a_slow_link_copies_nothing_and_a_fast_one_all() -> None:
+    chosen = dict.fromkeys(range(8), 1)
+    assert divide_experts(chosen, {0, 1}, prices(1, 0.1, 9)) == ExpertDivision((0, 1), (), tuple(range(2, 8)))
+    assert divide_experts(chosen, {0, 1}, prices(9, 0.01, 0.1)) == ExpertDivision((0, 1), tuple(range(2, 8)), ())
+
+
+def test_between_them_link_and_processor_end_at_the_same_time() -> None:
+    found = divide_experts(dict.fromkeys(range(9), 1), set(), prices(1, 0.01, 2))
+    assert (len(found.copied), len(found.computed)) == (3, 6)
+
+
+def test_what_is_copied_is_what_most_tokens_need() -> None:
+    found = divide_experts({0: 1, 1: 64, 2: 2, 3: 64}, set(), prices(1e-3, 1e-3, 2, flops=MB * 32))
+    assert set(found.copied) == {1, 3}
+
+
+def test_copies_that_slow_the_processor_down_must_be_worth_that() -> None:
+    chosen = dict.fromkeys(range(8), 1)
+    assert divide_experts(chosen, set(), prices(1, 0.01, 2)).copied
+    assert not divide_experts(chosen, set(), prices(1, 0.01, 2, slower=1.6)).copied
+    assert not divide_experts(chosen, set(), prices(1, 0.01, 2), can_copy=False).copied
+
+
+def test_a_card_no_faster_than_the_processor_shares_what_it_holds() -> None:
+    found = divide_experts(dict.fromkeys(range(8), 1), set(range(7)), prices(1, 1, 99))
+    assert (len(found.held), len(found.computed)) == (4, 4)
+
+
+def test_a_card_on_the_processors_own_cores_gains_nothing_by_copies() -> None:
+    rates = replace(prices(9, 0.01, 0.1).rates, apart=False)
+    found = divide_experts({0: 1, 1: 1}, {0}, ExpertPrices(rates, MB, MB))
+    assert found == ExpertDivision((0,), (), (1,))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_what_the_processor_took_is_expected_of_it_next_time(seconds: float) -> None:
+    known = prices(1, 0.1, 9)
+    for _ in range(100):
+        known = learned(known, [1], seconds)
+    assert known.cpu(1) == pytest.approx(seconds, rel=0.01)
+    assert known.cpu(4) == 1
+
+
+def taken(found: ExpertDivision, tokens: dict[int, int], given: ExpertPrices) -> float:
+    on_cpu = sum(given.cpu(tokens[one]) for one in found.computed) * (given.rates.slower if found.copied else 1)
+    on_card = sum(given.card(tokens[one]) for one in (*found.held, *found.copied))
+    last = given.card(tokens[found.copied[-1]]) if found.copied else 0.0
+    return max(on_cpu, on_card, len(found.copied) * given.copy + last)
+
+
+@given(
+    st.dictionaries(st.integers(0, 31), st.integers(1, 100), min_size=1, max_size=16),
+    st.sets(st.integers(0, 31)),
+    st.tuples(*[st.floats(0.01, 10)] * 3),
+    st.floats(1, 2),
+)
+def test_each_chosen_one_is_computed_once_and_never_later_than_without_copies(
+    tokens: dict[int, int], held: set[int], seconds: tuple[float, float, float], slower: float
+) -> None:
+    given = prices(*seconds, flops=MB * 8, slower=slower)
+    found = divide_experts(tokens, held, given)
+    assert sorted((*found.held, *found.copied, *found.computed)) == sorted(tokens)
+    assert set(found.held) <= held
+    assert not held & set(found.copied)
+    plain = ExpertDivision(tuple(held & set(tokens)), (), tuple(set(tokens) - held))
+    assert taken(found, tokens, given) <= taken(plain, tokens, given) * 1.0001
