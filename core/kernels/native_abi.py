@@ -65,7 +65,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         None,
         [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
     ),
-    "hetegen_layers_bytes": (_LONG, [_INT, _LONG, _ADDRESS, _INT, _LONG, _ADDRESS]),
+    "hetegen_layers_bytes": (_LONG, [_INT, _LONG, _ADDRESS, _INT, _LONG, _ADDRESS, _INT]),
     "hetegen_layers": (
         None,
         [_INT, _LONG, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 4, _INT],

@@ -77,10 +77,10 @@ class NativeExperts:
 
     def __init__(self, library: NativeLibrary, parts: ExpertParts, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._library = library
+        self.library = library
         self._held = parts, _products(parts.up), _products(parts.down)  # their addresses are in the fields
         self._fields = _fields(parts, self._held[1], self._held[2])
-        self._address = ctypes.addressof(self._fields)
+        self.address = ctypes.addressof(self._fields)
 
     def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> NativeExperts:
         """The same call with the same weights that lie elsewhere."""
@@ -88,7 +88,7 @@ class NativeExperts:
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k), an expert's number and what its result counts -> (M, K)."""
-        return self._library.experts(self._address, x, chosen.contiguous(), shares.float().contiguous())
+        return self.library.experts(self.address, x, chosen.contiguous(), shares.float().contiguous())
 
 
 def _fields(parts: ExpertParts, up: Parts, down: Parts) -> _Experts:

@@ -63,7 +63,7 @@ class NativeRouter:
         experts, hidden = parts.weight.shape
         routing, weight = parts.routing, QuantizedWeight("bf16", (experts, hidden), parts.weight)
         self.routing = routing
-        self._library = library
+        self.library = library
         narrow = parts.weight.dtype is torch.bfloat16
         rows = Parts([(weight, 0, experts)]) if narrow else None
         self._held = parts, rows  # their addresses are in the fields
@@ -73,15 +73,15 @@ class NativeRouter:
             ctypes.addressof(rows.fields) if rows else None, None if narrow else parts.weight.data_ptr(),
             _address(parts.bias), _address(parts.correction),
         )  # fmt: skip
-        self._experts = experts
-        self._address = ctypes.addressof(self._fields)
+        self.experts = experts
+        self.address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (M, K) -> scores (M, experts) and shares (M, k) of fp32, chosen experts (M, k)."""
-        scores = torch.empty((x.shape[0], self._experts))
+        scores = torch.empty((x.shape[0], self.experts))
         shares = torch.empty((x.shape[0], self.routing.choices))
         chosen = torch.empty((x.shape[0], self.routing.choices), dtype=torch.int64)
-        self._library.route(self._address, x, scores, chosen, shares)
+        self.library.route(self.address, x, scores, chosen, shares)
         return scores, shares, chosen
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from core.kernels.native_experts import NativeExperts
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import stretches
+from core.kernels.native_router import NativeRouter
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 ONE_THREAD_BYTES = 64 << 10
@@ -26,28 +29,37 @@ class _Placed(ctypes.Structure):
     _fields_ = (
         *((name, _ADDRESS) for name in ("layer", "keys", "values", "sinks")),
         ("scale", ctypes.c_double),
+        *((name, _ADDRESS) for name in ("router", "experts")),
+        *((name, _INT) for name in ("scored", "choices")),
     )
 
 
 class _Past(ctypes.Structure):
     """`Past` of layer.c."""
 
-    _fields_ = tuple((name, _INT) for name in ("held", "capacity", "mask_row", "splits", "attention_threads"))
+    _fields_ = tuple((name, _INT) for name in ("first", "held", "capacity", "mask_row", "splits", "attention_threads"))
+
+
+@dataclass(frozen=True, eq=False)
+class RunLayer:
+    """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `routed`: what chooses its
+    experts, and them, if it has any. All are of one library."""
+
+    native: NativeLayer
+    sinks: Tensor | None
+    scale: float
+    routed: tuple[NativeRouter, NativeExperts] | None = None
 
 
 class NativeRun:
     """So many layers of one size, of one type and for one instruction set, and where their keys and values are."""
 
-    def __init__(self, layers: Sequence[NativeLayer], sinks: Sequence[Tensor | None], scales: Sequence[float]) -> None:
-        """`sinks` (H,) of fp32, `scales` of the scores: of each layer's attention."""
-        self._first = layers[0]
-        self._held = layers, sinks  # their addresses are in the fields
+    def __init__(self, layers: Sequence[RunLayer]) -> None:
+        self._one = layers[0].native
+        self._held = layers  # their addresses are in the fields
         self._kept: list[tuple[Tensor, Tensor] | None] = [None] * len(layers)
-        self._placed = (_Placed * len(layers))()
+        self._placed = (_Placed * len(layers))(*map(_placed, layers))
         self._past = _Past()
-        for placed, layer, sink, scale in zip(self._placed, layers, sinks, scales, strict=True):
-            placed.layer, placed.scale = layer.address, scale
-            placed.sinks = None if sink is None else sink.data_ptr()
 
     def place(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Layer `number` keeps its keys and values there from now on, (1, KVH, capacity, dim) each, contiguous."""
@@ -57,17 +69,29 @@ class NativeRun:
             self._placed[number].keys, self._placed[number].values = keys.data_ptr(), values.data_ptr()
             self._past.capacity = keys.shape[2]
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, held: int) -> Tensor:
-        """x (1, M, K) -> (1, M, K). Keys and values of the M tokens are written behind the `held` ones of each layer.
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, first: int, held: int) -> Tensor:
+        """x (1, M, K) -> (1, M, K). Attention sees `held` tokens from place `first` on, of each layer's, and the M
+        tokens whose keys and values are written behind them.
 
         cos and sin (1, M, dim) of its type or fp32, mask (1, 1, M, held + M) of bool; all contiguous in the last.
         """
-        first, m = self._first, x.shape[1]
-        nbytes = 2 * first.kv_heads * (held + m) * first.dim * x.element_size()
+        one, m = self._one, x.shape[1]
+        nbytes = 2 * one.kv_heads * (held + m) * one.dim * x.element_size()
         threads = torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
-        self._past.held, self._past.attention_threads = held, threads
+        self._past.first, self._past.held, self._past.attention_threads = first, held, threads
         self._past.mask_row = 0 if mask is None else mask.stride(2)
-        self._past.splits = stretches(first.kv_heads, held + m, threads)
-        return first.library.layers(
+        self._past.splits = stretches(one.kv_heads, held + m, threads)
+        return one.library.layers(
             ctypes.addressof(self._placed), len(self._placed), ctypes.addressof(self._past), x, cos, sin, mask
         )
+
+
+def _placed(layer: RunLayer) -> _Placed:
+    sinks = None if layer.sinks is None else layer.sinks.data_ptr()
+    if layer.routed is None:
+        return _Placed(layer.native.address, None, None, sinks, layer.scale)
+    router, experts = layer.routed
+    return _Placed(
+        layer.native.address, None, None, sinks, layer.scale,
+        router.address, experts.address, router.experts, router.routing.choices,
+    )  # fmt: skip

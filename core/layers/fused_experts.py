@@ -38,7 +38,7 @@ class FusedExperts:
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
         """Whether the library takes x (M, K) and chosen (M, k), and is faster than the loop."""
-        native = self._native(chosen)
+        native = self.native(chosen.numel())
         plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
         plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
         return plain and native is not None and x.dtype is native.dtype
@@ -52,16 +52,17 @@ class FusedExperts:
 
     def takes(self, chosen: Tensor) -> bool:
         """Whether the library is faster where experts have so many rows; chosen (M, k)."""
-        return self._native(chosen) is not None
+        return self.native(chosen.numel()) is not None
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k) -> (M, K)."""
-        native = self._native(chosen)
+        native = self.native(chosen.numel())
         assert native is not None, "only what suits is computed"
         return native(x, chosen, shares)
 
-    def _native(self, chosen: Tensor) -> NativeExperts | None:
-        return self._by_bucket[bucket(-(-chosen.numel() // self._experts))]
+    def native(self, pairs: int) -> NativeExperts | None:
+        """What computes so many pairs of a row and an expert; None where it is not ours."""
+        return self._by_bucket[bucket(-(-pairs // self._experts))]
 
 
 def adopt(root: Any) -> None:

@@ -8,7 +8,7 @@ them, and all must get the same mask and positions, in a pass over as many rows 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,18 +19,24 @@ from torch import Tensor
 
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall
-from core.kernels.native_run import NativeRun
+from core.kernels.native_run import NativeRun, RunLayer
+from core.layers.after_attention import AfterAttention
 from core.layers.attention import MOST_SHARED_ROWS, seen
 from core.layers.kv_cache import CACHE_NAMES, KVCache
-from core.layers.kv_layers import PreallocatedLayer
+from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+
+KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer)
+"""The layers of a cache whose keys and values our library appends by itself."""
 
 
 @dataclass(frozen=True)
 class Make:
-    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two."""
+    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two;
+    `routed`: after attention come experts that our library chooses and computes, and nothing else."""
 
     activation: str
     half_angles: bool
+    routed: bool = False
 
 
 class FusedForward:
@@ -38,7 +44,7 @@ class FusedForward:
 
     def __init__(
         self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
-        rest: Callable[[Tensor], Tensor] | None,
+        rest: AfterAttention | None,
     ) -> None:  # fmt: skip
         """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both. `rest`:
         what the layer adds after attention, if it is not part of them."""
@@ -49,10 +55,12 @@ class FusedForward:
         self.one = one
         self.few = few or one
         self.half_angles = make.half_angles
+        self._routed = make.routed
         self.sinks = sinks_of(layer.self_attn)
         self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
         self.scale = float(layer.self_attn.scaling)
         self.index = getattr(layer.self_attn, "layer_idx", None)
+        self.window = getattr(layer.self_attn, "sliding_window", None)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -77,6 +85,17 @@ class FusedForward:
     def native(self, rows: int) -> NativeLayer:
         """What computes so many rows of input."""
         return self.one if rows == 1 else self.few
+
+    def in_run(self, rows: int) -> RunLayer | None:
+        """This layer as a part of a run for up to so many rows; None where Python has to compute some of it."""
+        native = self.native(rows)
+        if self.rest is None:
+            return RunLayer(native, self.sinks, self.scale)
+        natives = {self.rest.natives(number) for number in range(min(rows, 2), rows + 1)} if self._routed else {None}
+        routed = natives.pop()
+        if natives or routed is None or routed[1].library is not native.library:
+            return None
+        return RunLayer(native, self.sinks, self.scale, routed)
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
@@ -130,9 +149,7 @@ class LayerRun:
         self.paused = False
         self._layers = layers
         self._places = {layer: place for place, layer in enumerate(layers)}
-        sinks, scales = [one.sinks for one in layers], [one.scale for one in layers]
-        self._one = NativeRun([one.one for one in layers], sinks, scales)
-        self._few = NativeRun([one.few for one in layers], sinks, scales)
+        self._one, self._few = _native_run(layers, 1), _native_run(layers, layers[0].most_rows)
         self._watch = Watch(len(layers))
         self._result: Tensor | None = None
 
@@ -142,38 +159,42 @@ class LayerRun:
         if place and self._result is not None:
             assert x is self._result, "something stands between these layers that did not before"
             return x
-        self._result = self._through_all(x, given) if place == 0 and self._may(x.shape[1]) else None
+        native = self._native(x.shape[1]) if place == 0 else None
+        self._result = None if native is None else self._through_all(native, x, given)
         if self._result is not None:
             return self._result
         y = layer.alone(x, given)
         self._watch.passed(place, x, y, given)
         return y
 
-    def _may(self, rows: int) -> bool:
-        return rows in self._watch.direct and not self.paused
+    def _native(self, rows: int) -> NativeRun | None:
+        """What computes all layers for so many rows, if that may be done."""
+        return (self._one if rows == 1 else self._few) if rows in self._watch.direct and not self.paused else None
 
-    def _through_all(self, x: Tensor, given: Given) -> Tensor | None:
+    def _through_all(self, native: NativeRun, x: Tensor, given: Given) -> Tensor | None:
         """None where keys and values are not kept as our library takes it for granted."""
         rows, kept = x.shape[1], self._kept(given.cache)
-        held = kept[0].length if kept else 0
-        if not kept or not all(_has_room(one, held, rows, x) for one in kept):
+        if not kept or not all(_is_like(one, kept[0], x) for one in kept):
             return None
-        native = self._one if rows == 1 else self._few
+        places = {one.make_room(rows) for one in kept}
+        if len(places) > 1 or kept[0].keys.shape[2] < max(places)[1] + rows:
+            return None
+        first, start = places.pop()
         for place, one in enumerate(kept):
             native.place(place, one.keys, one.values)
-        mask = None if given.mask is None else given.mask[..., : held + rows]
+        mask = None if given.mask is None else given.mask[..., : start - first + rows]
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
-        y = native(x, *given.angles(self._layers[0].half_angles), mask, held)
+        y = native(x, *given.angles(self._layers[0].half_angles), mask, first, start - first)
         for one in kept:
-            one.length = held + rows
+            one.length += rows
         return y
 
     def _kept(self, cache: Any) -> list[PreallocatedLayer]:
         if not isinstance(cache, KVCache):
             return []
         kept = [cache.layers[layer.index] for layer in self._layers]
-        return kept if all(type(one) is PreallocatedLayer for one in kept) else []
+        return kept if type(kept[0]) in KEPT_PLAINLY and len({type(one) for one in kept}) == 1 else []
 
 
 class Watch:
@@ -211,18 +232,23 @@ def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
 def _likeness(layer: FusedForward) -> tuple[Any, ...]:
     """The same for layers that one call may compute."""
     natives = ((native.library, native.sizes, native.dtype) for native in (layer.one, layer.few))
-    return (*natives, layer.half_angles, layer.most_rows, _may_be_linked(layer))
+    return (*natives, layer.half_angles, layer.most_rows, layer.window, _may_be_linked(layer))
 
 
 def _may_be_linked(layer: FusedForward) -> bool:
-    return layer.rest is None and isinstance(layer.index, int)
+    return isinstance(layer.index, int) and layer.in_run(1) is not None
 
 
-def _has_room(kept: PreallocatedLayer, held: int, rows: int, x: Tensor) -> bool:
-    """Whether it holds so many tokens and has room for `rows` more where x (1, M, K) is, of its type."""
+def _native_run(layers: Sequence[FusedForward], rows: int) -> NativeRun | None:
+    parts = [part for layer in layers if (part := layer.in_run(rows)) is not None]
+    return NativeRun(parts) if len(parts) == len(layers) else None
+
+
+def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bool:
+    """Whether it holds as many tokens as the first, in as much memory, where x (1, M, K) is and of its type."""
     return (
-        kept.is_initialized and kept.length == held and held + rows <= kept.keys.shape[2] and kept.home is None
-        and kept.keys.device == x.device and kept.keys.dtype is x.dtype
+        kept.is_initialized and kept.length == first.length and kept.home is None
+        and kept.keys.device == x.device and kept.keys.dtype is x.dtype and kept.keys.shape == first.keys.shape
     )  # fmt: skip
 
 

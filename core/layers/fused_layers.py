@@ -9,8 +9,9 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
 from core.kernels.native_library import FEW_ROWS, NativeLibrary
 from core.layers import moe
+from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
@@ -151,7 +153,10 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
         return None
     names = ACTIVATIONS if _is_gated(layer) else ("",)
     makes = (Make(name, half_angles) for half_angles in (False, True) for name in names)
-    return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
+    found = next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
+    if found is None or _is_gated(layer):
+        return found
+    return replace(found, routed=AfterAttention(layer.mlp, None).is_plain(attention.q_proj.host.columns))
 
 
 def parts_of(layer: Any, activation: str) -> LayerParts:
@@ -175,19 +180,9 @@ def _fused(layer: Any, library: NativeLibrary, make: Make) -> FusedForward:
     parts, dtype = parts_of(layer, make.activation), _dtype(layer)
     one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
     few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
-    return FusedForward(layer, one, few, make, None if _is_gated(layer) else _after_attention(layer))
-
-
-def _after_attention(layer: Any) -> Callable[[Tensor], Tensor]:
-    """What the layer's experts, and the norm behind them, make of the normed states."""
-    norm = _norms(layer)[3]
-
-    def rest(x: Tensor) -> Tensor:
-        found = layer.mlp(x)
-        added: Tensor = found[0] if isinstance(found, tuple) else found  # some also give what their router says
-        return added if norm is None else norm(added)
-
-    return rest
+    return FusedForward(
+        layer, one, few, make, None if _is_gated(layer) else AfterAttention(layer.mlp, _norms(layer)[3])
+    )
 
 
 @contextmanager

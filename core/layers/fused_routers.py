@@ -28,7 +28,7 @@ class FusedRouter:
 
     def __init__(self, router: Any, compute: NativeRouter, dtype: torch.dtype) -> None:
         self._own = router.forward
-        self._compute = compute
+        self.native = compute
         self._dtype = dtype
 
     def __call__(self, hidden_states: Tensor) -> Any:
@@ -36,7 +36,7 @@ class FusedRouter:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         if x.shape[0] > FEW_ROWS or x.dtype is not self._dtype or not x.is_contiguous():
             return self._own(hidden_states)
-        return self._compute(x)
+        return self.native(x)
 
 
 def adopt(root: Any) -> None:

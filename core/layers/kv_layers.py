@@ -46,10 +46,16 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         """Append (1, heads, n, dim) and return views of all `length + n` tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self._hand_over(0, self.length)
+        tokens = key_states.shape[-2]
+        first, start = self.make_room(tokens)
+        self.keys[:, :, start : start + tokens] = key_states
+        self.values[:, :, start : start + tokens] = value_states
+        self.length += tokens
+        return self._hand_over(first, start + tokens)
+
+    def make_room(self, tokens: int) -> tuple[int, int]:
+        """Places in the buffers: of the first token that attention sees, and where `tokens` new ones belong."""
+        return 0, self.length
 
     def move(self, allocate: Allocate) -> None:
         """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
@@ -121,17 +127,10 @@ class SlidingLayer(PreallocatedLayer):
         self.window = window
         self.offset = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (1, heads, n, dim); return views of the at most `window - 1 + n` tokens that attention may see."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._make_room(key_states.shape[-2])
-        first = max(self.length - self.window + 1, self.offset) - self.offset
-        start, end = self.length - self.offset, self.length - self.offset + key_states.shape[-2]
-        self.length += key_states.shape[-2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        return self._hand_over(first, end)
+    def make_room(self, tokens: int) -> tuple[int, int]:
+        """As of all layers: attention sees at most `window - 1` tokens and the new ones."""
+        self._drop_old(tokens)
+        return max(self.length - self.window + 1, self.offset) - self.offset, self.length - self.offset
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that a mask covers, and the position of the first: no more than the window."""
@@ -154,7 +153,7 @@ class SlidingLayer(PreallocatedLayer):
         """Whether the window before token `length` is still held."""
         return length >= self.length or self.offset <= max(length - self.window + 1, 0)
 
-    def _make_room(self, tokens: int) -> None:
+    def _drop_old(self, tokens: int) -> None:
         if self.length - self.offset + tokens <= self.keys.shape[-2]:
             return
         kept = min(self.window - 1, self.length - self.offset)

@@ -28,5 +28,15 @@ EXPORT int64_t hetegen_attention_bytes(const int64_t *shape);
 EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
                               const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
                               void *scratch, int threads);
+/* router.c */
+typedef struct Router Router;
+EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m);
+EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
+                          float *shares, void *scratch, int threads);
+/* experts.c */
+typedef struct Experts Experts;
+EXPORT int64_t hetegen_experts_bytes(int isa, const Experts *e, int type, int64_t m, int64_t choices, int threads);
+EXPORT void hetegen_experts(int isa, const Experts *e, const void *x, int type, int64_t m, int64_t choices,
+                            const int64_t *chosen, const float *shares, void *out, void *scratch, int threads);
 
 #endif

@@ -11,12 +11,12 @@
 #include "thread_pool.h"
 
 /* All fields are of 8 bytes. `gated`: the rows of up are gate and up, one behind the other or in turn (`interleaved`). */
-typedef struct {
+struct Experts {
     int64_t format, hidden, inner, experts, activation, gated, interleaved;
     double alpha, limit;                       /* of CLAMPED */
     const int64_t *up_fields, *down_fields;    /* [experts][PART_FIELDS] as in hetegen_matmul */
     const void *up_bias, *down_bias;           /* [experts][rows] of the type of x; NULL = none */
-} Experts;
+};
 
 /* One expert that is used: its number, its places, and what it multiplies. */
 typedef struct {

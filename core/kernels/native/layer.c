@@ -225,18 +225,22 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
 
 /* ---- layers that follow each other ---- */
 
-/* A layer and where its keys and values are kept: [kv_heads][capacity][dim] each. */
+/* A layer and where its keys and values are kept: [kv_heads][capacity][dim] each; and what follows attention where that is
+ * experts: whose router scores so many, of which some are chosen. */
 typedef struct {
     const Layer *layer;
     void *keys, *values;
     const void *sinks;
     double scale;
+    const Router *router; /* NULL = the layer's own gated part */
+    const Experts *experts;
+    int64_t scored, choices;
 } Placed;
 
-/* What the layers of a run share: tokens that are kept of those before, and room for them; the mask's stride from row to
- * row; stretches and threads of the attention. */
+/* What the layers of a run share: of the tokens kept, the place of the first that is seen, and how many are; room for them;
+ * the mask's stride from row to row; stretches and threads of the attention. */
 typedef struct {
-    int64_t held, capacity, mask_row, splits, attention_threads;
+    int64_t first, held, capacity, mask_row, splits, attention_threads;
 } Past;
 
 static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
@@ -246,27 +250,78 @@ static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
     return shape;
 }
 
-static int64_t qkv_bytes(const Run *r, const Layer *l) {
-    return aligned(size_of(r, (l->heads + 2 * l->kv_heads) * l->dim));
+static int64_t chosen_bytes(const Run *r, const Placed *p) {
+    if (!p->router) return 0;
+    int64_t words = aligned(r->m * p->scored * 4) + 2 * aligned(r->m * p->choices * 8);
+    int64_t states = 4 * aligned(size_of(r, p->layer->hidden));
+    return words + states + most(hetegen_route_bytes(r->isa, p->router, r->m),
+                                 hetegen_experts_bytes(r->isa, p->experts, r->type, r->m, p->choices, r->threads));
+}
+
+/* Bytes of scratch memory: of q, k and v, of what experts need, and of a layer's calls. */
+typedef struct {
+    int64_t qkv, chosen, layer;
+} Room;
+
+static Room room_for(const Run *r, int64_t count, const Placed *layers, const Past *past) {
+    const Layer *first = layers->layer;
+    Room room = {aligned(size_of(r, (first->heads + 2 * first->kv_heads) * first->dim)), 0, 0};
+    for (const Placed *p = layers; p < layers + count; p++) {
+        Shape shape = shape_of(p->layer, past, r->m);
+        room.layer = most(room.layer, hetegen_layer_bytes(r->isa, p->layer, r->type, r->m, (const int64_t *)&shape));
+        room.chosen = most(room.chosen, chosen_bytes(r, p));
+    }
+    return room;
 }
 
 /* Bytes of scratch memory that hetegen_layers needs. */
-EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers, int type, int64_t m, const Past *past) {
-    Run r = {isa, type, 1, m};
-    int64_t bytes = 0;
-    for (const Placed *p = layers; p < layers + count; p++) {
-        Shape shape = shape_of(p->layer, past, m);
-        bytes = most(bytes, hetegen_layer_bytes(isa, p->layer, type, m, (const int64_t *)&shape));
-    }
-    return qkv_bytes(&r, layers->layer) + bytes;
+EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers, int type, int64_t m, const Past *past,
+                                    int threads) {
+    Run r = {isa, type, threads, m};
+    Room room = room_for(&r, count, layers, past);
+    return room.qkv + room.chosen + room.layer;
 }
 
-/* new [m][kv_heads][dim] behind the `held` tokens of kept. */
+/* new [m][kv_heads][dim] behind the `held` tokens from `kept` on. */
 static void append(const Run *r, const Layer *l, const Past *p, const uint8_t *new, uint8_t *kept) {
     int64_t a_row = size_of(r, l->dim) / r->m;
     for (int64_t row = 0; row < r->m; row++)
         for (int64_t head = 0; head < l->kv_heads; head++, new += a_row)
             memcpy(kept + (head * p->capacity + p->held + row) * a_row, new, (size_t)a_row);
+}
+
+static uint8_t *seen_from(const Run *r, const Layer *l, const Past *p, void *kept) {
+    return (uint8_t *)kept + p->first * (size_of(r, l->dim) / r->m);
+}
+
+/* out = sum + what the chosen experts make of x, its norm. */
+static void add_experts(const Run *r, const Placed *p, const void *sum, const void *x, void *out, uint8_t *at) {
+    const Layer *l = p->layer;
+    float *scores = (float *)taken(&at, r->m * p->scored * 4), *shares = (float *)taken(&at, r->m * p->choices * 8);
+    int64_t *chosen = (int64_t *)taken(&at, r->m * p->choices * 8);
+    void *added = taken(&at, size_of(r, l->hidden)), *spare = taken(&at, size_of(r, l->hidden));
+    hetegen_route(r->isa, p->router, x, r->type, r->m, scores, chosen, shares, at, r->threads);
+    hetegen_experts(r->isa, p->experts, x, r->type, r->m, p->choices, chosen, shares, added, at, r->threads);
+    loops_of(r->isa)->add(sum, normed(r, &l->after_mlp, added, l->hidden, spare), out, r->m * l->hidden, r->type);
+}
+
+/* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */
+static void finish_layer(const Run *r, const Placed *p, const Past *past, const void *x, const void *q, uint8_t *keys,
+                         uint8_t *values, const void *mask, void *out, uint8_t *chosen, uint8_t *rest) {
+    const Layer *l = p->layer;
+    Shape shape = shape_of(l, past, r->m);
+    const int64_t *sizes = (const int64_t *)&shape;
+    float scale = (float)p->scale;
+    int threads = (int)past->attention_threads;
+    if (!p->router) {
+        hetegen_layer_end(r->isa, l, x, r->type, sizes, q, keys, values, mask, p->sinks, scale, threads, out, rest,
+                          r->threads);
+        return;
+    }
+    void *sum = taken(&chosen, size_of(r, l->hidden)), *next = taken(&chosen, size_of(r, l->hidden));
+    hetegen_layer_attend(r->isa, l, x, r->type, sizes, q, keys, values, mask, p->sinks, scale, threads, sum, next, rest,
+                         r->threads);
+    add_experts(r, p, sum, next, out, chosen);
 }
 
 /* Layers of the same heads and dims: x [m][hidden], cos and sin as in hetegen_layer_begin; mask as in hetegen_attention;
@@ -275,15 +330,15 @@ EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const v
                            const void *cos, const void *sin, int angles, const Past *past, const void *mask, void *out,
                            void *scratch, int threads) {
     Run r = {isa, type, threads, m};
-    Shape shape = shape_of(layers->layer, past, m);
-    uint8_t *qkv = scratch, *rest = qkv + qkv_bytes(&r, layers->layer);
+    Room room = room_for(&r, count, layers, past);
+    uint8_t *qkv = scratch, *chosen = qkv + room.qkv, *rest = chosen + room.chosen;
     for (const Placed *p = layers; p < layers + count; p++, x = out) {
         const Layer *l = p->layer;
         uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
+        uint8_t *keys = seen_from(&r, l, past, p->keys), *values = seen_from(&r, l, past, p->values);
         hetegen_layer_begin(isa, l, x, type, m, cos, sin, angles, qkv, rest, threads);
-        append(&r, l, past, k, p->keys);
-        append(&r, l, past, v, p->values);
-        hetegen_layer_end(isa, l, x, type, (const int64_t *)&shape, qkv, p->keys, p->values, mask, p->sinks,
-                          (float)p->scale, (int)past->attention_threads, out, rest, threads);
+        append(&r, l, past, k, keys);
+        append(&r, l, past, v, values);
+        finish_layer(&r, p, past, x, qkv, keys, values, mask, out, chosen, rest);
     }
 }

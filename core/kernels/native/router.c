@@ -8,7 +8,7 @@ enum Shares { SOFTMAX_OF_ALL = 0, SOFTMAX_OF_CHOSEN = 1, SIGMOID_OF_EACH = 2 };
 enum { MOST_EXPERTS = 1024 };
 
 /* All fields are of 8 bytes. */
-typedef struct {
+struct Router {
     int64_t experts, hidden, choices, kind, normed; /* normed: shares of a row are divided by their sum */
     int64_t rounded_scores, rounded_shares;         /* to bfloat16 */
     int64_t groups, kept_groups, group_best;        /* experts are chosen within the best groups; 1, 1 = all */
@@ -16,7 +16,7 @@ typedef struct {
     const int64_t *weight;        /* fields of hetegen_matmul: bfloat16 [experts][hidden]; NULL = see wide */
     const float *wide;            /* [experts][hidden] */
     const float *bias, *correction; /* [experts]; the correction counts for the choice only; NULL = none */
-} Router;
+};
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 

@@ -14,6 +14,7 @@ from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import NativeLibrary
 from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache
+from core.layers.kv_layers import SLIDING_SLACK
 from core.model.blueprint import decoder_layers
 from core.model.language_model import ForwardStopped
 from core.spec import Format
@@ -46,7 +47,7 @@ def logits(path: GreedyPath, cache: KVCache) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("format", ["int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "mistral", "mixtral", "qwen3_moe"])
 def test_the_same_numbers_as_one_by_one(
     family: str, format: Format, dtype: torch.dtype, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
 ) -> None:
@@ -70,12 +71,16 @@ def test_the_same_tokens_after_a_cut_and_in_another_cache(
     assert len(made) > 40
 
 
-def test_a_window_is_kept_to(tmp_path: Path) -> None:
-    path = load("mistral", tmp_path, num_hidden_layers=LAYERS)
-    tokens = path.tokens(PROMPT, 40)
+def test_layers_with_windows_and_without_are_apart(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
+    kinds = [*["sliding_attention"] * 3, *["full_attention"] * 2]
+    path, made = load("gemma3_text", tmp_path, num_hidden_layers=len(kinds), layer_types=kinds), next(calls)
+    cache = KVCache(path.module.config, 2048)
+    tokens = [[id % 190 + 3] for id in range(SLIDING_SLACK + 80)]  # until the window has moved to the buffer's front
+    together = torch.stack([path.model.forward(token, cache)[-1] for token in tokens])
+    assert {count for count, _ in made} == {2, 3}
     with one_by_one(path.model.placement.runs):
-        path.cache.reset()
-        assert path.tokens(PROMPT, 40) == tokens
+        cache = KVCache(path.module.config, 2048)
+        assert together.equal(torch.stack([path.model.forward(token, cache)[-1] for token in tokens]))
 
 
 def test_nothing_is_left_out_between_two_layers(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
