@@ -11,38 +11,37 @@ typedef struct {
 /* The first 8 lanes take the first of two numbers, the others the second. */
 AVX512 INLINE __m512i two_by_eight(void) { return _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1); }
 
-/* Sixteen fine scales, of groups of 32, all of which are there. */
-AVX512 INLINE __m512 sixteen_fine(const RowScales *s, int64_t g) {
-    int32_t two;
-    memcpy(&two, s->coarse + g * GROUP / COARSE * 2, 4);
-    __m512 factors = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(two)));
-    __m512 fine = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(s->each + g))));
+/* Sixteen fine scales from group g on, of which `valid` are there: 8 bits each, times a factor for COARSE columns. */
+AVX512 INLINE __m512 sixteen_fine(const RowScales *s, const int group, int64_t g, __mmask16 valid) {
+    const int each = COARSE / 32; /* a copy of variable length would be made byte by byte */
+    __mmask8 there = group == 32 && valid >> each ? 3 : 1;
+    __m128i bits = _mm_maskz_loadu_epi16(there, s->coarse + (group == 32 ? g >> 3 : g >> 4) * 2);
+    __m512 factors = _mm512_castps128_ps512(_mm_cvtph_ps(bits));
+    __m512 fine = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(valid, s->each + g)));
+    if (group == 16) return _mm512_mul_ps(fine, _mm512_broadcastss_ps(_mm512_castps512_ps128(factors)));
     return _mm512_mul_ps(fine, _mm512_permutexvar_ps(two_by_eight(), factors));
+}
+
+/* Which of the sixteen groups from g on are there. */
+AVX512 INLINE __mmask16 sixteen_of(int64_t groups, int64_t g) {
+    return groups - g >= 16 ? 0xffff : (__mmask16)((1u << (groups - g)) - 1);
 }
 
 /* Sixteen scales from group g on as floats, zeros past the end. */
-AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t g) {
-    int64_t left = s->groups - g / l->spread;
-    if (l->scale == SCALE_FINE && l->group == GROUP && left >= 16) return sixteen_fine(s, g);
-    __mmask16 valid = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t g, __mmask16 valid) {
     if (l->spread > 1) {
         const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        return _mm512_permutexvar_ps(each, _mm512_maskz_loadu_ps(valid & 15, (const float *)s->each + g / l->spread));
+        __mmask16 own = sixteen_of(s->groups, g >> 2) & 15;
+        return _mm512_permutexvar_ps(each, _mm512_maskz_loadu_ps(own, (const float *)s->each + (g >> 2)));
     }
     if (l->scale == SCALE_F32) return _mm512_maskz_loadu_ps(valid, (const float *)s->each + g);
     if (l->scale != SCALE_FINE) return widen((const uint16_t *)s->each + g, valid, l->scale == SCALE_F16 ? F16 : BF16);
-    __m512 fine = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(valid, s->each + g)));
-    int64_t first = g * l->group / COARSE;
-    uint32_t two = 0;
-    memcpy(&two, s->coarse + first * 2, l->group == 32 && left * 32 > COARSE ? 4 : 2);
-    __m512 factors = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128((int)two)));
-    if (l->group == 16) return _mm512_mul_ps(fine, _mm512_broadcastss_ps(_mm512_castps512_ps128(factors)));
-    return _mm512_mul_ps(fine, _mm512_permutexvar_ps(two_by_eight(), factors));
+    return sixteen_fine(s, l->group, g, valid);
 }
 
 /* What a row's values are shifted by in sixteen groups, given their scales: minimum - zero x scale. */
-AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, int64_t g, __m512 scales) {
-    __m512 low = l->minimum ? sixteen_scales(minimums, l, g) : _mm512_setzero_ps();
+AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, int64_t g, __mmask16 valid, __m512 scales) {
+    __m512 low = l->minimum ? sixteen_scales(minimums, l, g, valid) : _mm512_setzero_ps();
     return l->zero ? _mm512_fnmadd_ps(_mm512_set1_ps((float)l->zero), scales, low) : low;
 }
 
@@ -50,9 +49,10 @@ AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, 
 AVX512 INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {
     RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
     for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups * l->spread; i += 16) {
-        __m512 scale = sixteen_scales(&scales, l, g + i);
+        __mmask16 valid = sixteen_of(scales.groups * l->spread, g + i);
+        __m512 scale = sixteen_scales(&scales, l, g + i, valid);
         _mm512_storeu_ps(strip->scales + i, scale);
-        _mm512_storeu_ps(strip->shifts + i, sixteen_shifts(&minimums, l, g + i, scale));
+        _mm512_storeu_ps(strip->shifts + i, sixteen_shifts(&minimums, l, g + i, valid, scale));
     }
 }
 
@@ -147,8 +147,9 @@ AVX512 INLINE void grouped32(const Job *job, int64_t row, int64_t m0, const int 
         __m512 scale[2];
         UNROLL for (int r = 0; r < R; r++) {
             _mm_prefetch((const char *)scales[r].each + first * 4 + AHEAD / 4, _MM_HINT_T0);
-            scale[r] = sixteen_scales(scales + r, &l, first * 4);
-            __m512 shifts = sixteen_shifts(minimums + r, &l, first * 4, scale[r]);
+            __mmask16 valid = sixteen_of(in->blocks * 2, first * 4);
+            scale[r] = sixteen_scales(scales + r, &l, first * 4, valid);
+            __m512 shifts = sixteen_shifts(minimums + r, &l, first * 4, valid, scale[r]);
             UNROLL for (int m = 0; m < M; m++) add_shifts(in, first * 4, shifts, m0 + m, &sum[0][r][m]);
         }
         __m512i place = two_by_eight();
@@ -231,44 +232,78 @@ FEW(grouped16_rows_few, grouped16_few)
 
 enum { ONE_GROUPS = 16 }; /* groups of 32 columns whose scales fill a register */
 
-/* One row times one row of input, whose scales are multiplied into the weights' own, sixteen at a time. Rows are not
- * taken together: each would be a stream of its own, and from memory four streams were read at two thirds of the rate. */
-AVX512 INLINE void grouped32_one(const Job *job, int64_t row, const Layout *l, const enum Values values) {
-    const Input *in = job->input;
-    const int64_t step = pair_bytes(l), groups = in->blocks * 2;
-    const uint8_t *at = job->weights + row * job->row_bytes;
-    const RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
-    const __m512i book = book_of(l), next = _mm512_set1_epi32(4);
-    __m512 sum = _mm512_setzero_ps(), odd = _mm512_setzero_ps(); /* one chain of sums would be too slow */
-    for (int64_t g = 0; g < groups; g += ONE_GROUPS) {
-        const int64_t left = groups - g < ONE_GROUPS ? groups - g : ONE_GROUPS;
-        const __mmask16 valid = (__mmask16)((1u << left) - 1);
-        const __m512 own = sixteen_scales(&scales, l, g);
-        const __m512 offsets = _mm512_maskz_loadu_ps(valid, in->offsets + g);
-        const __m512 scale = _mm512_mul_ps(own, _mm512_maskz_loadu_ps(valid, in->scales + g));
-        sum = _mm512_fmadd_ps(sixteen_shifts(&minimums, l, g, own), offsets, sum);
-        __m512i lanes = two_by_eight();
-        for (int64_t pair = g / 4; pair < (g + left) / 4; pair++, lanes = _mm512_add_epi32(lanes, next)) {
-            const __m512i second = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
-            __m512i w[2];
-            for (int64_t i = 0; i < step; i += 64) ask_ahead(at + pair * step + i, job->row_bytes, 1);
-            unpack_pair(at, pair, values, book, w);
-            __m512i low = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], _mm512_loadu_si512(in->q + pair * 128));
-            __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[1], _mm512_loadu_si512(in->q + pair * 128 + 64));
-            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_permutexvar_ps(lanes, scale), sum);
-            odd = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_permutexvar_ps(second, scale), odd);
-        }
+/* A row of weights, where the groups' scales and minimums are, and what is summed up: one chain of sums would be too slow. */
+typedef struct {
+    const uint8_t *at;
+    int64_t row_bytes;
+    RowScales scales, minimums;
+    __m512 sum, odd;
+} OneRow;
+
+/* `groups` groups from g on, whose scales are multiplied into those of the input. */
+AVX512 INLINE void one_strip(const Input *in, const Layout l, const __m512i book, int64_t g, const int64_t groups, OneRow *r) {
+    const __mmask16 valid = (__mmask16)((1u << groups) - 1);
+    const __m512 own = sixteen_scales(&r->scales, &l, g, valid);
+    const __m512 scale = _mm512_mul_ps(own, _mm512_maskz_loadu_ps(valid, in->scales + g));
+    const __m512 shifts = sixteen_shifts(&r->minimums, &l, g, valid, own);
+    r->sum = _mm512_fmadd_ps(shifts, _mm512_maskz_loadu_ps(valid, in->offsets + g), r->sum);
+    UNROLL for (int pair = 0; pair < groups >> 2; pair++) {
+        const int64_t all = (g >> 2) + pair;
+        const __m512i lanes = _mm512_add_epi32(two_by_eight(), _mm512_set1_epi32(4 * pair));
+        const __m512i second = _mm512_add_epi32(two_by_eight(), _mm512_set1_epi32(4 * pair + 2));
+        __m512i w[2];
+        for (int64_t i = 0; i < pair_bytes(&l); i += 64) ask_ahead(r->at + all * pair_bytes(&l) + i, r->row_bytes, 1);
+        unpack_pair(r->at, all, l.values, book, w);
+        __m512i low = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], _mm512_loadu_si512(in->q + all * 128));
+        __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[1], _mm512_loadu_si512(in->q + all * 128 + 64));
+        r->sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_permutexvar_ps(lanes, scale), r->sum);
+        r->odd = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_permutexvar_ps(second, scale), r->odd);
     }
-    put(job, 0, row, _mm512_reduce_add_ps(_mm512_add_ps(sum, odd)));
 }
 
-#define ONE_WAY(values)                                                     \
-    case values:                                                            \
-        for (; row < end; row++) grouped32_one(job, row, &l, values);       \
-        break;
-AVX512 static void grouped32_rows_one(const Job *job, int64_t row, int64_t end) {
-    const Layout l = layout_of(job->format);
-    switch (l.values) { ONE_WAY(SIGNED_BYTES) ONE_WAY(HALVES) ONE_WAY(CODES) ONE_WAY(SIXES) }
+/* One row times one row of input: sixteen partial sums. Rows are not taken together: each would be a stream of its own, and
+ * from memory four streams were read at two thirds of the rate. */
+AVX512 INLINE __m512 grouped32_one(const Job *job, int64_t row, const Layout l, const __m512i book) {
+    const int64_t groups = job->input->blocks * 2;
+    OneRow r = {job->weights + row * job->row_bytes, job->row_bytes, row_scales(job, &l, row, 0),
+                row_scales(job, &l, row, 1), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    int64_t g = 0;
+    for (; g + ONE_GROUPS <= groups; g += ONE_GROUPS) one_strip(job->input, l, book, g, ONE_GROUPS, &r);
+    if (g < groups) one_strip(job->input, l, book, g, groups - g, &r);
+    return _mm512_add_ps(r.sum, r.odd);
+}
+
+/* All rows [row, end) of a layout that is known when this is compiled, so that nothing is tested in the loops; sixteen
+ * rows' partial sums are added at once. */
+#define ONE_WAY(name, layout)                                                                                         \
+    AVX512 static void name(const Job *job, int64_t row, int64_t end) {                                               \
+        const Layout l = layout;                                                                                      \
+        const __m512i book = book_of(&l);                                                                             \
+        __m512 sums[16];                                                                                              \
+        for (; row < end; row += 16) {                                                                                \
+            for (int i = 0; i < 16; i++)                                                                              \
+                sums[i] = row + i < end ? grouped32_one(job, row + i, l, book) : _mm512_setzero_ps();                 \
+            put_sixteen(job, 0, row, end, add_across(sums));                                                          \
+        }                                                                                                             \
+    }
+ONE_WAY(int4_one, layout_of(INT4))
+ONE_WAY(int6_one, layout_of(INT6))
+ONE_WAY(int4g32_one, layout_of(INT4_G32))
+ONE_WAY(int4g32m_one, layout_of(INT4_G32M))
+ONE_WAY(int8g32_one, layout_of(INT8_G32))
+ONE_WAY(grouped32_rows_one, layout_of(job->format))
+
+/* The kernel for a format's rows and one row of input: of the formats that most models have, one of its own. */
+typedef void (*OneKernel)(const Job *job, int64_t begin, int64_t end);
+static OneKernel one_kernel(int format) {
+    switch (format) {
+        case INT4: return int4_one;
+        case INT6: return int6_one;
+        case INT4_G32: return int4g32_one;
+        case INT4_G32M: return int4g32m_one;
+        case INT8_G32: return int8g32_one;
+        default: return grouped32_rows_one;
+    }
 }
 
 /* ---- more rows of input ---- */
@@ -292,7 +327,7 @@ AVX512 static void pack_strips(const Job *job, const Layout *l, int64_t row, int
 AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     const Layout l = layout_of(job->format);
     if (job->input->m == 1 && l.group == 32) {
-        grouped32_rows_one(job, begin, end);
+        one_kernel(job->format)(job, begin, end);
         return;
     }
     if (is_few(job, panel) || l.group == 16) {

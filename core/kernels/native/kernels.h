@@ -93,10 +93,13 @@ INLINE Layout layout_of(int format) {
     return l;
 }
 
-/* The numbers of our own formats of few bits. */
+/* The numbers of our own formats of few bits, and of GGUF's Q4_0, Q4_1 and Q8_0. */
 enum {
     INT4 = GROUPED | (HALVES | SCALE_FINE << 2 | 1 << 5) << 2,
     INT6 = GROUPED | (SIXES | SCALE_FINE << 2) << 2,
+    INT4_G32 = GROUPED | (HALVES | SCALE_F16 << 2) << 2,
+    INT4_G32M = GROUPED | (HALVES | SCALE_F16 << 2 | 1 << 5) << 2,
+    INT8_G32 = GROUPED | (SIGNED_BYTES | SCALE_F16 << 2) << 2,
 };
 
 /* Bytes of 128 columns. */

@@ -61,6 +61,10 @@ static void help(uint64_t worker) {
     }
 }
 
+static int called_since(uint64_t seen) {
+    return atomic_load_explicit(&state, memory_order_acquire) >> CALL_SHIFT != seen >> CALL_SHIFT;
+}
+
 static void sleep_until_called(uint64_t seen) {
     pthread_mutex_lock(&sleeping);
     atomic_fetch_add(&sleepers, 1);
@@ -75,9 +79,9 @@ static void *helper(void *argument) {
         uint64_t seen = atomic_load_explicit(&state, memory_order_acquire);
         help(worker);
         int64_t until = now_ns() + SPIN_NS;
-        while (atomic_load_explicit(&state, memory_order_acquire) >> CALL_SHIFT == seen >> CALL_SHIFT) {
-            for (int i = 0; i < LOOKS_PER_CLOCK; i++) pause_briefly();
-            if (now_ns() > until) sleep_until_called(seen);
+        for (int looks = 1; !called_since(seen); looks++) {
+            pause_briefly();
+            if (looks % LOOKS_PER_CLOCK == 0 && now_ns() > until) sleep_until_called(seen);
         }
     }
     return NULL;
