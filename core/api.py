@@ -301,7 +301,7 @@ def _use_gpu_runtime() -> None:
 def _specification(name: str, client: Callable[[], Client]) -> ModelSpec:
     from core.hub.installed import PATH_LIKE
     from core.model.model_source import open_source
-    from core.model.spec_cache import specification
+    from core.model.spec_cache import specification_of
 
     try:
         source = open_source(name)
@@ -309,7 +309,7 @@ def _specification(name: str, client: Callable[[], Client]) -> ModelSpec:
         if name.startswith(SHAPE_PREFIX) or PATH_LIKE.match(name) or not REMOTE_ID.fullmatch(name):
             raise
         return _remote_specification(name, client)
-    return specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
+    return specification_of(source)
 
 
 def _remote_specification(name: str, make_client: Callable[[], Client]) -> ModelSpec:

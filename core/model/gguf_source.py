@@ -29,13 +29,14 @@ MOST_FACTORS = 1 << 14
 class GgufModel:
     """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
     the plan are made of, by the linears' names; `stored`: how those lie that are quantised, None where they are
-    converted; `stored_as`: what people call the file's kind."""
+    converted; `stored_as`: what people call the file's kind; `table_in_file`: whether the input table stays there."""
 
     module: Any
     weights: GgufWeights
     linears: Mapping[str, str]
     stored: Mapping[str, Storage | None]
     stored_as: str
+    table_in_file: bool
 
     @property
     def packed(self) -> PackedLinears:
@@ -63,21 +64,35 @@ def open_gguf(path: Path) -> GgufModel:
     weights = GgufWeights(files, family_of(files.settings), config, config["num_hidden_layers"])
     linears = dict(_linears(module, weights.targets))
     stored = _stored(linears, weights.targets)
-    table = f"{_name_of(module, module.get_input_embeddings())}.weight"
+    table = _table(module)
     weights.kept = frozenset(linears[name] for name, storage in stored.items() if storage) - {table}
-    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors))
+    if in_file := _stays_in_file(table, linears, stored, weights.targets):
+        weights.table, weights.kept = table, weights.kept | {table}
+    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors), in_file)
 
 
 def describe_gguf(
     settings: Settings, tensors: Mapping[str, TensorPlace], source: str
-) -> tuple[Any, dict[str, Storage | None]]:
-    """The meta tree and how its linears are stored, of a file whose header alone is known. Raises HeteGenError."""
+) -> tuple[Any, dict[str, Storage | None], bool]:
+    """The meta tree, how its linears are stored and whether the input table stays in the file, of one whose header
+    alone is known. Raises HeteGenError."""
     # What stretches the positions changes no size.
     vectors = {name: [1.0] * min(tensors[name].elements, MOST_FACTORS) for name in VECTORS if name in tensors}
     config = config_of(settings, tensors, vectors, source)
     module = build(config_from(dict(config)), main_dtype(tensors))
     made_of = targets(tensors, family_of(settings), config["num_hidden_layers"])
-    return module, _stored(dict(_linears(module, made_of)), made_of)
+    linears = dict(_linears(module, made_of))
+    stored = _stored(linears, made_of)
+    return module, stored, _stays_in_file(_table(module), linears, stored, made_of)
+
+
+def _stays_in_file(
+    table: str, linears: Mapping[str, str], stored: Mapping[str, Storage | None], made_of: Mapping[str, Target]
+) -> bool:
+    """Whether rows of the input table can be read by themselves, and nothing else needs it as numbers: a head that is
+    tied to it stays packed."""
+    tied = [name for name, parameter in linears.items() if parameter == table]
+    return table in made_of and made_of[table].is_by_row and all(stored[name] for name in tied)
 
 
 def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[str, Storage | None]:
@@ -86,14 +101,15 @@ def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[s
 
 def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, str]]:
     """Linears by their names in the plan, with the parameter that each is made of."""
-    head, table = module.get_output_embeddings(), _name_of(module, module.get_input_embeddings())
+    head, table = module.get_output_embeddings(), _table(module)
     for name, child in module.named_modules():
         leaves = {f"{name}.{leaf}": f"{name}.{leaf}" for leaf in fused_names(child)} if is_fused(child) else {}
         if is_linear(child):
-            leaves = {name: f"{name}.weight" if child is not head or f"{name}.weight" in made_of else f"{table}.weight"}
+            leaves = {name: f"{name}.weight" if child is not head or f"{name}.weight" in made_of else table}
         yield from ((linear, parameter) for linear, parameter in leaves.items() if parameter in made_of)
 
 
-def _name_of(module: Any, part: Any) -> str:
-    names: Iterator[str] = (name for name, child in module.named_modules() if child is part)
-    return next(names)
+def _table(module: Any) -> str:
+    """The name of the input table's parameter."""
+    part = module.get_input_embeddings()
+    return next(f"{name}.weight" for name, child in module.named_modules() if child is part)

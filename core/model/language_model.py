@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from core.events import Stop, never
 from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import cache_argument, decoder_layers
+from core.model.file_table import FileTable
 from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed
@@ -148,6 +150,9 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
             _assign(module, name, finish(name, value[0] if isinstance(value, list) else value))
         yield done / len(work)
     _finish(module, later)
+    if isinstance(checkpoint, GgufWeights) and checkpoint.table:
+        rows = partial(checkpoint.rows, checkpoint.table)
+        module.set_input_embeddings(FileTable(module.get_input_embeddings(), rows))
 
 
 def fill_parts(module: Any, checkpoint: Mapping[str, Tensor]) -> None:

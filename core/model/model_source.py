@@ -41,8 +41,9 @@ class Source:
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
     for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
     how the files have them, for people, where they are quantised. `files`: what conversions are kept for, () =
-    none are; `part`: which part of them this is, "" = the model. `make_tokenizer` makes transformers' tokenizer where
-    none of its files lie in `folder`.
+    none are; `part`: which part of them this is, "" = the model. `table_in_file`: whether rows of the input table are
+    read there when they are looked up. `make_tokenizer` makes transformers' tokenizer where none of its files lie in
+    `folder`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     stored: Mapping[str, Storage | None] = field(default_factory=dict)
     stored_as: str = ""
     part: str = ""
+    table_in_file: bool = False
     make_tokenizer: Callable[[], Any] | None = None
 
     @property
@@ -161,6 +163,7 @@ def _open_file(path: Path) -> Source:
         files=files.files,
         stored=model.stored,
         stored_as=model.stored_as,
+        table_in_file=model.table_in_file,
         make_tokenizer=lambda: make_tokenizer(settings, path.name),
     )
 

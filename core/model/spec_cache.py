@@ -17,8 +17,9 @@ import torch
 import transformers
 
 from core.files import keep
+from core.model.model_source import Source
 from core.model.trace import survey
-from core.paths import made_before
+from core.paths import cache_folder, made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
@@ -27,11 +28,20 @@ SURVEY_VERSION = 2
 KEPT_SPECS = 64
 
 
+def specification_of(source: Source) -> ModelSpec:
+    """The specification of a model that is on this disk or made up."""
+    return specification(
+        source.module, source.name, cache_folder(), source.stored, source.stored_as, table_in_file=source.table_in_file
+    )
+
+
 def specification(
-    module: Any, name: str, folder: Path, stored: Mapping[str, Storage | None] | None = None, stored_as: str = ""
-) -> ModelSpec:
+    module: Any, name: str, folder: Path, stored: Mapping[str, Storage | None] | None = None, stored_as: str = "",
+    *, table_in_file: bool = False,
+) -> ModelSpec:  # fmt: skip
     """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie
-    that the model's files have quantised already, None where they are converted; `stored_as`: what that is called."""
+    that the model's files have quantised already, None where they are converted; `stored_as`: what that is called;
+    `table_in_file`: whether the input table takes no memory."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
@@ -44,7 +54,8 @@ def specification(
         else linear
         for linear in spec.linears
     )
-    return replace(spec, name=name, linears=linears, stored_as=stored_as)
+    table = 0 if table_in_file else spec.embedding_bytes
+    return replace(spec, name=name, linears=linears, stored_as=stored_as, embedding_bytes=table)
 
 
 def _key(module: Any) -> str:

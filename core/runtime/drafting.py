@@ -22,7 +22,7 @@ from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
 from core.model.mtp import join_of, open_mtp
 from core.model.placement import DevicePlacement, HostPlacement
-from core.model.spec_cache import specification
+from core.model.spec_cache import specification_of
 from core.paths import cache_folder
 from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, without_kv
 from core.sentence import sentence
@@ -86,7 +86,7 @@ def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSourc
         return None
     if options.draft in (AUTO, MTP) and (head := open_mtp(target)) is not None:
         # The table is the model's own.
-        return DraftSource(head, replace(_specification(head), embedding_bytes=0), Kind.HEAD)
+        return DraftSource(head, replace(specification_of(head), embedding_bytes=0), Kind.HEAD)
     if options.draft == MTP:
         raise BadRequest(
             "This model has no MTP head that could draft.",
@@ -95,11 +95,7 @@ def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSourc
         )
     is_copy = options.draft in (SELF, AUTO)
     source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
-    return DraftSource(source, _specification(source), Kind.COPY if is_copy else Kind.OTHER)
-
-
-def _specification(source: Source) -> ModelSpec:
-    return specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
+    return DraftSource(source, specification_of(source), Kind.COPY if is_copy else Kind.OTHER)
 
 
 def plan_draft(

@@ -38,8 +38,10 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> Mod
     Raises UnsupportedModel, ModelUnreadable.
     """
     if ARCHITECTURE in config:
-        module, stored = describe_gguf(dict(config), _places(tensors), name)
-        return specification(module, name, cache_folder(), stored, file_kind(config, _places(tensors)))
+        places = _places(tensors)
+        module, stored, in_file = describe_gguf(dict(config), places, name)
+        kind = file_kind(config, places)
+        return specification(module, name, cache_folder(), stored, kind, table_in_file=in_file)
     return _described(config, _infos(tensors), name)
 
 

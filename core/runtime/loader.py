@@ -21,7 +21,7 @@ from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed, untied
-from core.model.spec_cache import specification
+from core.model.spec_cache import specification_of
 from core.paths import cache_folder
 from core.planning.drafting import Drafting
 from core.planning.planner import place
@@ -46,7 +46,7 @@ def load_model(
     check(options)
     drafting = open_draft(name, source := open_source(name), options)
     yield Loading("read", 0.02)
-    spec = specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
+    spec = specification_of(source)
     yield Loading("measure", 0.05)
     with ExitStack() as cleanup:
         machine = _machine(source, options)

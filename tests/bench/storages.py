@@ -30,8 +30,7 @@ from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight, pack
 from core.model.linear_weights import matrices, matrix_names
 from core.model.model_source import Source, open_source
-from core.model.spec_cache import specification
-from core.paths import cache_folder
+from core.model.spec_cache import specification_of
 from core.runtime import loader
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.quality import Tally, foretold, windows
@@ -129,7 +128,7 @@ def loaded(name: str, wanted: str, options: LoadOptions) -> LoadedModel:
     else:
         storage = cast(Storage, wanted)
         source = open_source(name)
-        spec = specification(source.module, source.name, cache_folder(), source.stored, source.stored_as)
+        spec = specification_of(source)
         source = replace(
             source, files=(), stored={linear.name: storage for linear in spec.linears}, stored_as=storage,
             packed=Encoded(source, spec, storage),

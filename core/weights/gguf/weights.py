@@ -46,6 +46,11 @@ class Target:
         return not any(place.type.is_number for place in self.sources.values())
 
     @property
+    def is_by_row(self) -> bool:
+        """Whether it is a quantised matrix of the file as it is, so that any row of it can be read by itself."""
+        return self.is_quantised and self.layout == Layout() and not self.turned and len(self.sources) == 1
+
+    @property
     def storage(self) -> Storage | None:
         """The storage that keeps it exactly, where its blocks can stay as they are."""
         kinds = {place.type for place in self.sources.values()}
@@ -55,10 +60,11 @@ class Target:
 
 class GgufWeights(Mapping[str, Tensor]):
     """Numbers by the names in the module tree, made when asked for. What is in `kept` comes as zeros that take no
-    memory: `PackedLinears` has the true weights."""
+    memory: `PackedLinears` has the true weights, and `rows` those of `table`, the input table, where it is kept too."""
 
     def __init__(self, files: GgufFiles, family: Family, config: Config, layers: int) -> None:
         """Raises UnsupportedModel where a tensor has no place in the model."""
+        self.table = ""
         self.files = files
         self.targets = targets(files.tensors, family, layers)
         self.dtype = main_dtype(files.tensors)
@@ -97,6 +103,11 @@ class GgufWeights(Mapping[str, Tensor]):
         if target.layout.rows is not None:
             whole = whole.index_select(target.axis, target.layout.rows(self._config, whole.shape[target.axis]))
         return whole.transpose(-1, -2) if target.turned else whole
+
+    def rows(self, name: str, places: Tensor) -> Tensor:
+        """Some rows (n, K) of a parameter that `is_by_row`, as numbers."""
+        (place,) = self.targets[name].sources.values()
+        return numbers(self.files.raw(place.name)[places], place.type, self.dtype)
 
     def experts(self, name: str) -> int:
         """How many experts' matrices a parameter holds, 0 where it is one matrix."""

@@ -63,6 +63,20 @@ def rounded(value: torch.Tensor, kind: Any) -> torch.Tensor:
     return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "falcon"])
+def test_the_input_table_stays_in_the_file(name: str, tmp_path: Path) -> None:
+    """Tied to the head (llama), scaled (Gemma), or under a name of its own (Falcon)."""
+    model = make_model(name)
+    loaded = loaded_model(write_gguf(name, model, tmp_path / "m.gguf", Q8_0), OPTIONS)
+    table, ids = loaded.model.module.get_input_embeddings(), torch.tensor([[7, 300, 7, 12]])
+    assert not any(part.dim() > 1 for part in table.parameters())
+    own = model.get_input_embeddings()
+    own.weight.data = rounded(own.weight.data, Q8_0).bfloat16()
+    assert torch.equal(table(ids), own(ids))
+    assert table.weight.shape == own.weight.shape
+    assert loaded.spec.embedding_bytes == 0
+
+
 @pytest.mark.parametrize("kind", [Q8_0, Q4_0], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("name", ["llama", "qwen3moe"])
 def test_a_split_between_cpu_and_gpu_changes_nothing(name: str, kind: Any, tmp_path: Path) -> None:
