@@ -50,43 +50,81 @@ ISA INLINE void add_shifts(const Input *in, int64_t g, const Strip *strip, int64
 }
 
 /* 32 columns of one row; their factor is the first lane of `by`. */
-ISA INLINE __m256 add_group(__m256i values, const int8_t *x, __m128 by, __m256 sum) {
-    __m256 dot = _mm256_cvtepi32_ps(DOT(values, _mm256_loadu_si256((const __m256i *)x)));
+ISA INLINE __m256 add_group(__m256i values, const int8_t *x, __m128 by, __m256 sum, const int is_unsigned) {
+    __m256i own = _mm256_loadu_si256((const __m256i *)x);
+    __m256 dot = _mm256_cvtepi32_ps(is_unsigned ? DOT(values, own) : DOT_SIGNED(values, own));
     return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
 }
 
-ISA INLINE __m128 four_fine(const RowScales *s, int64_t g, __m128 factor) {
+/* Four scales from group g on; where fine, times the factor that they share. */
+ISA INLINE __m128 four_scales(const RowScales *s, const Layout *l, int64_t g, __m128 factor) {
     int32_t bytes;
-    memcpy(&bytes, s->each + g, 4);
-    return _mm_mul_ps(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))), factor);
+    if (l->scale == SCALE_F32) return _mm_loadu_ps((const float *)s->each + g);
+    if (l->scale == SCALE_FINE) {
+        memcpy(&bytes, s->each + g, 4);
+        return _mm_mul_ps(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))), factor);
+    }
+    __m128i bits = _mm_loadl_epi64((const __m128i *)(s->each + g * 2));
+    return l->scale == SCALE_F16 ? _mm_cvtph_ps(bits) : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
 }
 
-/* One row of weights times one of input, in groups of 32 with fine scales, of few bits. */
-ISA INLINE void fine_one(const Job *job, int64_t row, const Layout l) {
+INLINE int takes_unsigned(const Layout *l) { return l->values == HALVES || l->values == SIXES; }
+
+/* One row of weights times one of input, in groups of 32 with scales of their own. */
+ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
     const Input *in = job->input;
     const uint8_t *at = job->weights + row * job->row_bytes;
     const RowScales scales = row_scales(job, &l, row, 0), minimums = row_scales(job, &l, row, 1);
+    const __m128 zero = _mm_set1_ps((float)shifted_by(&l));
+    const int is_unsigned = takes_unsigned(&l);
     __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
     __m128 shift = _mm_setzero_ps(), factor = shift, low_factor = shift;
     for (int64_t pair = 0; pair < in->blocks / 2; pair++) {
         const int8_t *x = in->q + pair * 2 * BLOCK;
         __m256i w[4];
-        if (pair % (COARSE / 128) == 0) {
+        if (l.scale == SCALE_FINE && pair % (COARSE / 128) == 0) {
             factor = coarse_factor(&scales, &l, pair * 4);
             if (l.minimum) low_factor = coarse_factor(&minimums, &l, pair * 4);
         }
-        _mm_prefetch((const char *)at + pair * pair_bytes(&l) + AHEAD, _MM_HINT_T0);
-        __m128 four = four_fine(&scales, pair * 4, factor), by = _mm_mul_ps(four, _mm_loadu_ps(in->scales + pair * 4));
-        __m128 low = l.minimum ? four_fine(&minimums, pair * 4, low_factor)
-                               : _mm_mul_ps(four, _mm_set1_ps((float)-l.zero));
-        shift = _mm_fmadd_ps(low, _mm_loadu_ps(in->offsets + pair * 4), shift);
+        for (int64_t i = 0; i < pair_bytes(&l); i += 64)
+            _mm_prefetch((const char *)at + pair * pair_bytes(&l) + i + AHEAD, _MM_HINT_T0);
+        __m128 four = four_scales(&scales, &l, pair * 4, factor);
+        __m128 by = _mm_mul_ps(four, _mm_loadu_ps(in->scales + pair * 4));
+        __m128 low = l.minimum ? four_scales(&minimums, &l, pair * 4, low_factor) : _mm_setzero_ps();
+        shift = _mm_fmadd_ps(_mm_fnmadd_ps(zero, four, low), _mm_loadu_ps(in->offsets + pair * 4), shift);
         unpack_pair(at, pair, &l, w);
-        even = add_group(w[0], x, by, even);
-        odd = add_group(w[1], x + 32, _mm_shuffle_ps(by, by, 0x55), odd);
-        even = add_group(w[2], x + 64, _mm_shuffle_ps(by, by, 0xaa), even);
-        odd = add_group(w[3], x + 96, _mm_shuffle_ps(by, by, 0xff), odd);
+        even = add_group(w[0], x, by, even, is_unsigned);
+        odd = add_group(w[1], x + 32, _mm_shuffle_ps(by, by, 0x55), odd, is_unsigned);
+        even = add_group(w[2], x + 64, _mm_shuffle_ps(by, by, 0xaa), even, is_unsigned);
+        odd = add_group(w[3], x + 96, _mm_shuffle_ps(by, by, 0xff), odd, is_unsigned);
     }
     put(job, 0, row, add_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), _mm256_zextps128_ps256(shift))));
+}
+
+/* All rows [row, end) of a layout that is known when this is compiled, so that nothing is tested in the loop. */
+#define ONE_WAY(name, layout)                                               \
+    ISA static void name(const Job *job, int64_t row, int64_t end) {        \
+        const Layout l = layout;                                            \
+        for (; row < end; row++) grouped32_one(job, row, l);                \
+    }
+ONE_WAY(int4_one, layout_of(INT4))
+ONE_WAY(int6_one, layout_of(INT6))
+ONE_WAY(int4g32_one, layout_of(INT4_G32))
+ONE_WAY(int4g32m_one, layout_of(INT4_G32M))
+ONE_WAY(int8g32_one, layout_of(INT8_G32))
+ONE_WAY(grouped32_rows_one, layout_of(job->format))
+
+/* The kernel for a format's rows and one row of input: of the formats that most models have, one of its own. */
+typedef void (*OneKernel)(const Job *job, int64_t begin, int64_t end);
+static OneKernel one_kernel(int format) {
+    switch (format) {
+        case INT4: return int4_one;
+        case INT6: return int6_one;
+        case INT4_G32: return int4g32_one;
+        case INT4_G32M: return int4g32m_one;
+        case INT8_G32: return int8g32_one;
+        default: return grouped32_rows_one;
+    }
 }
 
 ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M, const int group, const int halves) {
@@ -147,17 +185,10 @@ GROUPED_ROWS(halves16_rows, 16, 1)
 GROUPED_ROWS(bytes32_rows, 32, 0)
 GROUPED_ROWS(bytes16_rows, 16, 0)
 
-ISA static void fine_rows(const Job *job, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++)
-        if (job->format == INT4) fine_one(job, row, layout_of(INT4));
-        else fine_one(job, row, layout_of(INT6));
-}
-
 ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
     const Layout l = layout_of(job->format);
-    const int unsigned_bytes = l.values == HALVES || l.values == SIXES, one = job->input->m == 1;
-    if (one && (job->format == INT4 || job->format == INT6)) fine_rows(job, begin, end);
+    if (job->input->m == 1 && l.group == 32 && l.spread == 1) one_kernel(job->format)(job, begin, end);
     else if (l.values == HALVES && l.group == 32 && job->input->m > FEW_ROWS) panels(job, begin, end, scratch, GROUPED);
-    else if (unsigned_bytes) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
+    else if (takes_unsigned(&l)) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
     else (l.group == 16 ? bytes16_rows : bytes32_rows)(job, begin, end);
 }
