@@ -42,7 +42,7 @@ def on_the_host(rows: int) -> Rows:
 
 
 def set_aside(counts: Sequence[int], wanted: int) -> tuple[int, ...]:
-    """So many experts less in all, where there are as many, each from a layer that holds most."""
+    """Take so many experts less in all, where there are as many, each from a layer that holds most."""
     left = list(counts)
     for _ in range(min(wanted, sum(left))):
         left[left.index(max(left))] -= 1

@@ -37,16 +37,16 @@ class ExpertPrices:
     paces: tuple[float, ...] = (1.0,) * len(BUCKET_TOKENS)
 
     def cpu(self, tokens: int) -> float:
-        """On the CPU, for so many tokens."""
+        """Seconds on the CPU, for so many tokens."""
         return self.paces[bucket(tokens)] * self._product(self.rates.cpu, tokens)
 
     def card(self, tokens: int) -> float:
-        """On the card, once it is there."""
+        """Seconds on the card, once it is there."""
         return self._product(self.rates.card, tokens) + PRODUCTS * self.rates.call_s
 
     @property
     def copy(self) -> float:
-        """To bring it to the card."""
+        """Seconds to bring it to the card."""
         return self.nbytes * self.rates.copy_s + PRODUCTS * self.rates.piece_s
 
     def _product(self, rate: KernelRate, tokens: int) -> float:
