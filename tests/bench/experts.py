@@ -1,14 +1,19 @@
-"""A mixture of experts beside a simulated card with cores of its own that has room for a part of the experts.
+"""A mixture of experts beside a simulated card that has room for a part of the experts: what copy or compute gains.
 
-    python -m tests.bench.experts [--shape qwen3-moe-8l] [--format int4] [--held 0.2] [--link 8] [--cores 1]
-        [--rounds 3] [--new-tokens 32] [--routing zipf|uniform|own] [--prompt-tokens 0] [--json]
+    python -m tests.bench.experts [--shape qwen3-moe-8l] [--layers N] [--format int4] [--held 0.2] [--link 12]
+        [--card 200|cores] [--rounds 3] [--new-tokens 32] [--prompt-tokens 0] [--routing zipf uniform own]
+        [--ways ...] [--json]
 
-Ways, in turn, medians: `cpu` = the processor alone with the cores that are left to it; `copying` = dense parts and
-held experts on the card, every miss is copied; `without` = dense parts on the card, all experts on the processor;
-`hetegen` = as the plan's rates say for each. Random weights choose experts at random; so the choice of a layer is drawn
-here: `zipf` = without replacement with weights 1 / rank, the ranks of each layer shuffled (as in Zipf's law with
-exponent 1.0), `uniform` = all alike, `own` = the model's own. Each way warms up first, so that what is used most has
-come. Keep the machine quiet meanwhile.
+Ways, in turn, medians: `cpu` = the processor alone; `copying` = dense parts and held experts on the card, every miss is
+copied; `without` = dense parts on the card, all experts on the processor; `hetegen` = as the measured rates say.
+Random weights choose experts at random; so the choice of a layer is drawn here: `zipf` = without replacement with
+weights 1 / rank, the ranks of each layer shuffled (Zipf's law with exponent 1.0), `uniform` = all alike, `own` = the
+model's own. How often each is used was counted before, as at the next load of a model.
+
+`--card 200`: products on the card take what reading their weights at 200 GB/s takes, and no core of this machine: they
+are not made, nor are bytes moved by the link (their time passes, and what is laid into locked memory is moved): only
+the time means something. `--card cores`: the card computes, with one of the processor's cores for its own, so that
+card and processor are equally fast. Keep the machine quiet meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,19 +35,24 @@ from torch import Tensor
 from core.events import LoadOptions
 from core.hardware.machine import Machine, open_machine
 from core.layers import moe
+from core.layers.expert_cache import ExpertCache
+from core.layers.expert_trial import BLOCK, BLOCKS, SETTLING
 from core.model.language_model import LanguageModel
 from core.model.placement import DevicePlacement, HostPlacement
+from core.offload.host_weight import DeviceRows
 from core.paths import cache_folder
 from core.planning.planner import place
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
-from core.spec import Budget, LinearPlan, Plan, Ring, Rows
+from core.spec import Budget, KernelRate, LinearPlan, Plan, Ring, Rows
 from core.startup.environment import prepare_environment
 from core.units import GIB
+from core.weights.known_shapes import shape
 
+FASTEST, LAUNCH_S = 1e18, 10e-6
 WAYS = ("cpu", "copying", "without", "hetegen")
 CONTEXT = 1024
-WARM_UP = 96
+WARM_UP = SETTLING + BLOCK * BLOCKS + 8
 """Tokens before the clock starts: the trial of the cache is over by then."""
 Row = dict[str, Any]
 
@@ -86,12 +98,23 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        steps = load_model(f"shape:{options.shape}", LoadOptions(format=options.format, context=CONTEXT))
-        self._loaded = next(step for step in steps if isinstance(step, LoadedModel))
+        cut = {} if options.layers is None else {"num_hidden_layers": options.layers}
+        config = shape(options.shape) | cut
+        with patch("core.model.model_source.shape", lambda name: config):
+            steps = load_model(f"shape:{options.shape}", LoadOptions(format=options.format, context=CONTEXT))
+            self._loaded = next(step for step in steps if isinstance(step, LoadedModel))
         self.spec = self._loaded.spec
-        card = f"vram={4 * GIB >> 20}MiB,link={options.link}GB/s,cores={options.cores}"
+        self.timed = options.card != "cores"
+        kind = f"gpu={options.card}GB/s" if self.timed else "cores=1"
+        card = f"vram={4 * GIB >> 20}MiB,link={options.link}GB/s,{kind}"
         self.machine: Machine = open_machine(cache_folder(), card)
         self.plan = self._planned()
+        self._uses: dict[str, list[float]] = {}
+
+    def count(self) -> None:
+        """Count how often each expert is used under this routing."""
+        self._uses = {}
+        self.run("without")
 
     def run(self, way: str) -> Run:
         """One way, warmed up and timed."""
@@ -102,13 +125,16 @@ class Bench:
         if way != "cpu":
             device = self.machine.accelerator(0)
             placement = DevicePlacement(module, self._loaded.weights, plan, device, self.spec.kv_layers)
+            placement.recall_expert_uses(self._uses)
             for _ in placement.apply(plan):
                 pass
         draw_routing(module, self.options.routing)
-        try:
-            return self._timed(LanguageModel(module, placement), plan)
-        finally:
-            placement.close()
+        with nothing_computed_on_the_card() if self.timed and way != "cpu" else nullcontext():
+            found = self._timed(LanguageModel(module, placement), plan)
+        if isinstance(placement, DevicePlacement) and not self._uses:
+            self._uses = placement.expert_uses
+        placement.close()
+        return found
 
     def _timed(self, model: LanguageModel, plan: Plan) -> Run:
         rng, cache = random.Random(0), model.placement.make_cache(model.module.config, plan)
@@ -136,7 +162,7 @@ class Bench:
 
     def _planned(self) -> Plan:
         """Dense parts on the card, and the part of the rows of all experts that the option says."""
-        threads = max(1, torch.get_num_threads() - self.options.cores)
+        threads = self.machine.hardware.cpu.threads
         budget = Budget(context=CONTEXT, format=self.options.format, threads=threads)
         plan = place(self.spec, self.machine.now(), budget)
         linears = tuple(
@@ -144,7 +170,14 @@ class Bench:
             for linear, item in zip(plan.linears, self.spec.linears, strict=True)
         )
         on_card = (0,) * len(self.spec.kv_layers)
-        return replace(plan, gpu=0, linears=linears, host_layers=(), kv_devices=on_card, ring=Ring())
+        rates = plan.expert_rates
+        assert rates is not None
+        if self.timed:
+            rate = KernelRate(rates.card.storage, float(self.options.card) * 1e9, (FASTEST,) * 4)
+            rates = replace(rates, card=rate, apart=True, call_s=LAUNCH_S)
+        return replace(
+            plan, gpu=0, linears=linears, host_layers=(), kv_devices=on_card, ring=Ring(), expert_rates=rates
+        )
 
     def _plan_of(self, way: str) -> Plan:
         if way == "copying":
@@ -154,6 +187,25 @@ class Bench:
             linears = tuple(linear if item.experts == 1 else _rows(linear, 0.0) for linear, item in pairs)
             return replace(self.plan, linears=linears, expert_rates=None)
         return self.plan
+
+
+@contextmanager
+def nothing_computed_on_the_card() -> Iterator[None]:
+    """Let what a simulated card does take its time and nothing else."""
+
+    def nothing(rows: DeviceRows, x: Any, bias: Tensor | None = None) -> Tensor:
+        given = x if isinstance(x, Tensor) else x.x
+        return given.new_zeros(given.shape[0], rows.rows)
+
+    def zeros(x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    with (
+        patch.object(DeviceRows, "linear", nothing),
+        patch.object(ExpertCache, "_in_ram", lambda cache: zeros),
+        patch("core.accelerators.simulated_queues.copy_past_caches", lambda to, start, nbytes: None),
+    ):
+        yield
 
 
 def _rows(linear: LinearPlan, part: float) -> LinearPlan:
@@ -182,10 +234,11 @@ def compare(bench: Bench, ways: list[str]) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="qwen3-moe-8l")
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--format", default="int4")
     parser.add_argument("--held", type=float, default=0.2)
-    parser.add_argument("--link", type=float, default=8.0)
-    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--link", type=float, default=12.0)
+    parser.add_argument("--card", default="200")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=0)
@@ -197,6 +250,7 @@ def main() -> None:
     bench, routings = Bench(options), options.routing
     for routing in routings:
         options.routing = routing
+        bench.count()
         for row in compare(bench, options.ways):
             print(json.dumps(row) if options.json else row, flush=True)
 
