@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from core.spec import Plan, Profile, Times
 from core.units import GIB, MIB
@@ -39,7 +40,7 @@ def learn(profile: Profile, plan: Plan, measured: Times, tokens: int) -> Profile
         ratios[name] = now / before if before > 0 and now > 0 else None
     if measured.total > 0 and not any((measured.link, measured.gpu, measured.overhead)):
         ratios |= _of_the_rest(expected, measured)
-    factors = {
+    factors: dict[str, Any] = {
         name: _moved(getattr(profile, name), getattr(plan.profile, name) * ratio)
         for name, ratio in ratios.items()
         if ratio is not None

@@ -45,7 +45,7 @@ Make = tuple[int, int, int, int, str, bool]
 @dataclass(frozen=True)
 class GroupClass:
     """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
-    CPU rows."""
+    CPU rows. `chosen`: experts, of which a token uses some."""
 
     members: tuple[tuple[int, ...], ...]
     layers: tuple[int, ...]
@@ -59,6 +59,7 @@ class GroupClass:
     exchange: tuple[float, ...]
     exchange_out: tuple[float, ...]
     streamable: tuple[bool, ...]
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list
             sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
             for b in range(len(tokens))
         ),
+        chosen=any(linear.experts > linear.active for linear in linears),
     )
 
 
@@ -223,7 +225,8 @@ class PassCost:
         for item, whole, host, part, share in zip(
             self.classes, residents.whole, residents.hosted(bucket), residents.part, streamed, strict=True
         ):
-            rest, on_cpu = item.count - whole - host, (1 - part) * (1 - share)
+            there = machine.profile.covered(part) if item.chosen else part
+            rest, on_cpu = item.count - whole - host, (1 - there) * (1 - share)
             gpu_whole = item.gpu[bucket] + item.gpu_call
             gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
             cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0

@@ -15,6 +15,9 @@ SURELY = 4.0
 """An expert replaces another if it was used more by so many times what chance makes of that many uses: of a hundred
 experts that are used alike, some are always ahead."""
 
+EIGHTHS, ENOUGH_USES = 8, 16
+"""Parts of a layer's experts that popularity is known of, and uses of each on average from which on it is."""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -47,6 +50,17 @@ def set_aside(counts: Sequence[int], wanted: int) -> tuple[int, ...]:
     for _ in range(min(wanted, sum(left))):
         left[left.index(max(left))] -= 1
     return tuple(left)
+
+
+def popularity(layers: Collection[Sequence[float]]) -> tuple[float, ...]:
+    """What `Profile.hottest` says, of all layers together; empty where too little was counted to say anything."""
+    counted = [sorted(uses, reverse=True) for uses in layers if sum(uses) >= ENOUGH_USES * len(uses)]
+    if not counted:
+        return ()
+    return tuple(
+        sum(sum(uses[: len(uses) * part // EIGHTHS]) / sum(uses) for uses in counted) / len(counted)
+        for part in range(1, EIGHTHS + 1)
+    )
 
 
 def hottest(uses: Sequence[float], count: int) -> tuple[int, ...]:

@@ -108,11 +108,27 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
         found.append(
             sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
         )
+    if part := _held_experts(plan, spec):
+        used = f"{plan.profile.covered(part):.0%}"
+        found.append(
+            sentence(
+                "The card holds {} of the experts; in earlier replies they were {} of those used.", f"{part:.0%}", used
+            )
+        )
     if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
         found.append(
             sentence("While it reads prompts, {} of the other weights are streamed to the card.", f"{share:.0%}")
         )
     return found
+
+
+def _held_experts(plan: Plan, spec: ModelSpec) -> float:
+    """The part of all experts that lies on the card, in layers where some do; 0 where their use was not counted."""
+    pairs = [pair for pair in zip(plan.linears, spec.linears, strict=True) if pair[1].experts > 1]
+    some = [linear for linear, _ in pairs if 0 < linear.resident < linear.rows]
+    if not some or not plan.profile.hottest:
+        return 0.0
+    return sum(linear.resident for linear in some) / sum(linear.rows for linear in some)
 
 
 def _stored(plan: Plan, spec: ModelSpec) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from core.spec import Hardware, Plan, Profile
 
 LEARNED_FILE = "learned.json"
 KEPT_MODELS = 64
+EQUAL = 1e-6
 
 
 def model_key(plan: Plan, hardware: Hardware) -> str:
@@ -23,8 +25,9 @@ def model_key(plan: Plan, hardware: Hardware) -> str:
 def recall(folder: Path, key: str) -> Profile:
     """The corrections learned before, none if there are none."""
     try:
-        return Profile(**_read(folder)[key])
-    except (KeyError, TypeError):
+        learned = _read(folder)[key]
+        return Profile(**{**learned, "hottest": _rising(learned.get("hottest", ()))})
+    except (KeyError, TypeError, ValueError, AttributeError):
         return Profile()
 
 
@@ -34,6 +37,13 @@ def remember(folder: Path, key: str, profile: Profile) -> None:
     known.pop(key, None)
     known[key] = asdict(profile)
     keep(folder / LEARNED_FILE, dict(list(known.items())[-KEPT_MODELS:]))
+
+
+def _rising(shares: Any) -> tuple[float, ...]:
+    """Shares as they may be, each at least the one before and the last all; else none. Raises TypeError, ValueError."""
+    found = tuple(float(share) for share in shares)
+    rises = all(0 <= low <= high for low, high in pairwise(found))
+    return found if found and rises and abs(found[-1] - 1) < EQUAL else ()
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:

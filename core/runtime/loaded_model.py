@@ -20,6 +20,7 @@ from core.model.language_model import LanguageModel
 from core.model.model_source import Source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.paths import cache_folder
+from core.planning.expert_cache import popularity
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
 from core.runtime.drafting import DraftModel
@@ -203,7 +204,10 @@ class LoadedModel:
         self.can_use_device = True
 
     def learn(self, profile: Profile) -> None:
-        """Keep what a reply has taught of this model's speed here."""
+        """Keep what a reply has taught of this model's speed here, and of its experts."""
+        if isinstance(placement := self.model.placement, DevicePlacement):
+            known = popularity(placement.expert_uses.values()) or profile.hottest
+            profile = replace(profile, hottest=known)
         if profile != self.profile:
             self.profile = profile
             remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)

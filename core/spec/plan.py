@@ -20,13 +20,25 @@ MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
 
 @dataclass(frozen=True)
 class Profile:
-    """Factors on predicted times, by engine, learned from `tokens` tokens of one model on this machine."""
+    """Factors on predicted times, by engine, learned from `tokens` tokens of one model on this machine. `hottest`: the
+    part of all uses of experts, 0-1, that goes to the eighth of them that is used most, to the first two eighths, and
+    so on; empty while nothing was counted."""
 
     cpu: float = 1.0
     link: float = 1.0
     gpu: float = 1.0
     overhead: float = 1.0
     tokens: int = 0
+    hottest: tuple[float, ...] = ()
+
+    def covered(self, part: float) -> float:
+        """The part of all uses that goes to this part of a layer's experts, the most used ones: itself if unknown."""
+        if not self.hottest:
+            return part
+        points = (0.0, *self.hottest)
+        at = part * len(self.hottest)
+        low = min(int(at), len(self.hottest) - 1)
+        return points[low] + (at - low) * (points[low + 1] - points[low])
 
 
 @dataclass(frozen=True)

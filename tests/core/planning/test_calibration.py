@@ -18,7 +18,7 @@ from core.planning.calibration import (
     worth_changing,
 )
 from core.planning.planner import place
-from core.planning.profile_store import model_key, recall, remember
+from core.planning.profile_store import LEARNED_FILE, model_key, recall, remember
 from core.spec import Budget, Hardware, Plan, Profile, Times
 from core.units import GIB, MIB
 from tests.core.machines import A10, DESKTOP, LAPTOP, model
@@ -212,8 +212,16 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: str) -> None
     assert recall(tmp_path, "key") == Profile()
     remember(tmp_path, "key", Profile(1.5))
     assert recall(tmp_path, "key").cpu == 1.5
+    remember(tmp_path, "key", Profile(hottest=(0.5, 1.0)))
+    assert recall(tmp_path, "key").hottest == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("hottest", ["[0.5, 0.4, 1]", "[-1, 1]", "[0.5]", "[NaN, 1]", '["x"]', '{"a": 1}', "3"])
+def test_what_cannot_be_the_use_of_experts_counts_as_unknown(hottest: str, tmp_path: Path) -> None:
+    (tmp_path / LEARNED_FILE).write_text(f'{{"key": {{"hottest": {hottest}}}}}', encoding="utf-8")
+    assert recall(tmp_path, "key") == Profile()
 
 
 def test_every_factor_is_an_engine() -> None:
-    names = {field.name for field in dataclasses.fields(Profile)} - {"tokens"}
+    names = {field.name for field in dataclasses.fields(Profile)} - {"tokens", "hottest"}
     assert names <= {field.name for field in dataclasses.fields(Times)}

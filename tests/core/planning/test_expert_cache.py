@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from core.planning.expert_cache import Exchange, exchange, hottest, set_aside, whole_experts, without_residents
-from core.spec import Rows
+from core.planning.expert_cache import (
+    Exchange,
+    exchange,
+    hottest,
+    popularity,
+    set_aside,
+    whole_experts,
+    without_residents,
+)
+from core.planning.planner import explain, place
+from core.spec import Budget, Profile, Rows
+from core.units import GIB
+from tests.core.machines import DESKTOP, model
 
 
 @pytest.mark.parametrize(("given", "count"), [(0, 0), (99, 0), (100, 1), (350, 3), (800, 8), (10_000, 8)])
@@ -36,3 +47,25 @@ def test_one_replaces_another_only_if_it_is_used_clearly_more() -> None:
     assert exchange([46, 20, 46, 0], {0, 1}) is None
     assert exchange([1, 1], {0, 1}) is None
     assert exchange([1, 100], set()) is None
+
+
+def test_use_is_known_of_eighths_and_only_once_enough_was_counted() -> None:
+    skewed = [1000.0] * 2 + [0.0] * 14
+    assert popularity([]) == popularity([[3.0] * 16]) == ()
+    assert popularity([skewed, [0.0] * 16]) == (1,) * 8
+    assert popularity([skewed, [100.0] * 16]) == tuple((1 + part / 8) / 2 for part in range(1, 9))
+
+
+def test_without_counts_a_part_of_the_experts_is_that_part_of_their_use() -> None:
+    assert Profile().covered(0.3) == 0.3
+    counted = Profile(hottest=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0))
+    assert [counted.covered(part) for part in (0, 0.0625, 0.125, 0.25, 1)] == pytest.approx([0, 0.25, 0.5, 0.7, 1])
+
+
+def test_a_plan_counts_on_popular_experts_only_once_their_use_was_measured() -> None:
+    spec, hardware, budget = model("qwen3-30b-a3b"), DESKTOP, Budget(format="int4", vram=4 * GIB)
+    counted = Profile(hottest=(0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1.0))
+    plain, better = (place(spec, hardware, budget, profile=profile) for profile in (None, counted))
+    assert better.decode.likely > 1.05 * plain.decode.likely
+    assert "of the experts" not in " ".join(explain(plain, spec, hardware))
+    assert "of the experts" in " ".join(explain(better, spec, hardware))
