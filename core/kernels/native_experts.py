@@ -84,7 +84,7 @@ class NativeExperts:
 
     def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> NativeExperts:
         """The same call with the same weights that lie elsewhere."""
-        return NativeExperts(self._library, replace(self._held[0], up=up, down=down), self.dtype)
+        return NativeExperts(self.library, replace(self._held[0], up=up, down=down), self.dtype)
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k), an expert's number and what its result counts -> (M, K)."""

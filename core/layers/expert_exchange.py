@@ -1,4 +1,4 @@
-"""Experts that are chosen more often come to the device in place of others, beside the work and one at a time.
+"""Experts that are chosen more often come to the device in place of others, beside the work and a few at a time.
 
 The next expert is laid into locked memory by a thread, then copied into spare memory of the device while passes go on;
 when it has arrived, between two passes, it is used, and the memory of the one that it replaces is the spare one from
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,19 @@ from core.planning.expert_cache import Exchange, exchange
 
 REMEMBERED = 512
 """Passes after which what was counted before counts half."""
+AT_ONCE = 3
+"""Exchanges under way at the same time, each in another layer."""
+LOOKED_AT = 4
+"""Layers that are looked at after a pass, at most, for one more."""
+
+
+@dataclass
+class _Lane:
+    """Memory for one expert on the device and locked in RAM, by linear, and the exchange under way there."""
+
+    spare: list[Tensor]
+    pinned: list[Tensor]
+    copy: _Copy | None = None
 
 
 @dataclass(frozen=True)
@@ -39,60 +52,70 @@ class ExpertExchanges:
     """Exchanges in all layers whose experts are as large as the first one's."""
 
     def __init__(self, caches: Sequence[ExpertCache], accelerator: Accelerator) -> None:
-        """Takes memory for one expert on the device, and as much that is pinned. Raises NotEnoughMemory."""
+        """Takes memory for AT_ONCE experts on the device, and as much that is pinned. Raises NotEnoughMemory."""
         sizes = caches[0].expert_bytes
         self._caches = [cache for cache in caches if cache.expert_bytes == sizes]
         self._accelerator = accelerator
         self._stream = accelerator.stream()
-        self._spare = [accelerator.empty((nbytes,), torch.uint8) for nbytes in sizes]
-        self._pinned = [accelerator.pinned(nbytes) for nbytes in sizes]
+        self._lanes = [
+            _Lane(
+                [accelerator.empty((nbytes,), torch.uint8) for nbytes in sizes],
+                [accelerator.pinned(nbytes) for nbytes in sizes],
+            )
+            for _ in range(AT_ONCE)
+        ]
         self._staging = ThreadPoolExecutor(1, thread_name_prefix="exchange")
-        self._copy: _Copy | None = None
-        self._passes = 0
+        self._passes = self._looked_at = 0
 
     def step(self) -> None:
-        """Between two passes: go on with what is under way, or look at one layer whether something should come."""
+        """Between two passes: go on with what is under way, and look at some layers whether something should come."""
         self._passes += 1
-        cache = self._caches[self._passes % len(self._caches)]
-        if self._passes % REMEMBERED < len(self._caches):
-            cache.uses /= 2
-        if self._copy is None:
-            self._begin(cache)
-        elif self._copy.arrived is None:
-            self._send(self._copy)
-        elif self._copy.arrived.query():
-            self._end(self._copy, self._copy.arrived)
+        if self._passes % REMEMBERED == 0:
+            for cache in self._caches:
+                cache.uses /= 2
+        for lane in self._lanes:
+            if lane.copy is not None:
+                self._go_on(lane, lane.copy)
+        free = next((lane for lane in self._lanes if lane.copy is None), None)
+        if free is not None:
+            looks = (self._begun(free) for _ in range(min(LOOKED_AT, len(self._caches))))
+            free.copy = next((copy for copy in looks if copy is not None), None)
 
     def close(self) -> None:
         """Wait for what is under way, which nobody will use: its memory is given back. Raises DeviceLost."""
-        self._copy = None
         self._staging.shutdown()
         self._stream.synchronize()
 
-    def _begin(self, cache: ExpertCache) -> None:
-        wanted = None if cache.rests else exchange(cache.uses.tolist(), cache.buffers.keys())
-        if wanted is not None:
-            weights = [linears[wanted.comes].host for linears in cache.linears]
-            self._copy = _Copy(cache, wanted, self._staging.submit(_stage, weights, self._pinned))
+    def _begun(self, lane: _Lane) -> _Copy | None:
+        """The exchange that the next layer wants, which is begun; None where it wants none."""
+        self._looked_at += 1
+        cache = self._caches[self._looked_at % len(self._caches)]
+        busy = any(one.copy is not None and one.copy.cache is cache for one in self._lanes)
+        wanted = None if cache.rests or busy else exchange(cache.uses.tolist(), cache.buffers.keys())
+        if wanted is None:
+            return None
+        weights = [linears[wanted.comes].host for linears in cache.linears]
+        return _Copy(cache, wanted, self._staging.submit(_stage, weights, lane.pinned))
 
-    def _send(self, copy: _Copy) -> None:
-        if not copy.staged.done():
-            return
-        copy.staged.result()
+    def _go_on(self, lane: _Lane, copy: _Copy) -> None:
+        if copy.arrived is None:
+            if copy.staged.done():
+                copy.staged.result()
+                lane.copy = replace(copy, arrived=self._sent(lane))
+        elif copy.arrived.query():
+            self._accelerator.wait(copy.arrived)
+            freed = copy.cache.release(copy.exchange.goes)
+            copy.cache.hold(copy.exchange.comes, lane.spare)
+            copy.cache.use.replaced += 1
+            lane.spare, lane.copy = freed, None
+
+    def _sent(self, lane: _Lane) -> DeviceEvent:
         follow(self._accelerator, self._stream)  # the spare memory may still be read
-        for pinned, buffer in zip(self._pinned, self._spare, strict=True):
+        for pinned, buffer in zip(lane.pinned, lane.spare, strict=True):
             self._accelerator.copy_async(buffer, pinned, self._stream)
         arrived = self._accelerator.event()
         arrived.record(self._stream)
-        self._copy = _Copy(copy.cache, copy.exchange, copy.staged, arrived)
-
-    def _end(self, copy: _Copy, arrived: DeviceEvent) -> None:
-        self._copy = None
-        self._accelerator.wait(arrived)
-        freed = copy.cache.release(copy.exchange.goes)
-        copy.cache.hold(copy.exchange.comes, self._spare)
-        copy.cache.use.replaced += 1
-        self._spare = freed
+        return arrived
 
 
 def _stage(weights: Sequence[HostWeight], buffers: Sequence[Tensor]) -> None:

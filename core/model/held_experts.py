@@ -14,7 +14,7 @@ from core.accelerators.base import Accelerator
 from core.errors import DeviceLost, NotEnoughMemory
 from core.layers import moe
 from core.layers.expert_cache import ExpertCache, ExpertUse
-from core.layers.expert_exchange import ExpertExchanges
+from core.layers.expert_exchange import AT_ONCE, ExpertExchanges
 from core.layers.expert_trial import CacheTrial
 from core.layers.fused_experts import FusedExperts
 from core.offload.hetero_linear import SharedInputs
@@ -158,7 +158,7 @@ class HeldExperts:
 
     def _make_room(self, plan: Plan) -> Plan:
         """Memory for what travels: that of the plan's ring where nothing else does, else of what is held."""
-        self._ring, needed = Ring(), 1
+        self._ring, needed = Ring(), AT_ONCE
         if plan.expert_rates is not None and self._counts:
             sizes = [self._caches[path].expert_bytes for path in self._counts]
             ring = Ring(2 * COPIED_AHEAD, max(map(max, sizes)), max(1, plan.ring.copiers))
@@ -166,7 +166,7 @@ class HeldExperts:
             if idle and plan.ring.total >= ring.total:
                 self._ring, plan = ring, replace(plan, ring=Ring())
             elif sum(self._counts.values()) >= ENOUGH_HELD:
-                self._ring, needed = ring, 1 - (-ring.total // sum(min(sizes, key=sum)))
+                self._ring, needed = ring, AT_ONCE - (-ring.total // sum(min(sizes, key=sum)))
         left = set_aside(tuple(self._counts.values()), needed)
         self._counts = dict(zip(self._counts, left, strict=True))
         return plan
