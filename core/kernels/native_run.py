@@ -52,7 +52,7 @@ class RunLayer:
 
 
 class NativeRun:
-    """So many layers of one size, of one type and for one instruction set, and where their keys and values are."""
+    """Layers of one size, of one type and for one instruction set, and where their keys and values are."""
 
     def __init__(self, layers: Sequence[RunLayer]) -> None:
         self._one = layers[0].native

@@ -128,7 +128,7 @@ class SlidingLayer(PreallocatedLayer):
         self.offset = 0
 
     def make_room(self, tokens: int) -> tuple[int, int]:
-        """As of all layers: attention sees at most `window - 1` tokens and the new ones."""
+        """Places as in all layers; attention sees at most `window - 1` tokens and the new ones."""
         self._drop_old(tokens)
         return max(self.length - self.window + 1, self.offset) - self.offset, self.length - self.offset
 
