@@ -21,9 +21,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return chat_model(tmp_path, request.param)
 
 
-def loaded(folder: Path) -> Engine:
+def loaded(folder: Path, context: int = 1000) -> Engine:
     engine = Engine()
-    *_, _loaded = engine.load(folder, LoadOptions(threads=1, context=1000))
+    *_, _loaded = engine.load(folder, LoadOptions(threads=1, context=context))
     return engine
 
 
@@ -58,6 +58,22 @@ def test_a_reply_after_a_long_conversation_is_made_anew_from_the_last_turn(folde
     fresh, _, read_edited = reply(engine, edited)
     assert read_edited <= read + len("the other dog? ")
     assert fresh == reply(loaded(folder), edited)[0], "nothing of the other question is left"
+
+
+def test_after_four_thousand_tokens_no_more_than_the_last_turn_is_read(tmp_path: Path) -> None:
+    engine = loaded(chat_model(tmp_path, "qwen3_5_text", max_position_embeddings=8192), context=8000)
+    said = [Message("user", LONG * 160)]
+    answer, *_ = reply(engine, said)
+    said += [Message("assistant", answer), Message("user", LONG)]
+    last, reused, read = reply(engine, said)
+    assert reused > 4000
+    again, reused_again, read_again = reply(engine, said)
+    assert again == last
+    assert read_again <= min(read, 8)
+    assert reused_again > 4000
+    edited, _, read_edited = reply(engine, [*said[:-1], Message("user", "and " + LONG)])
+    assert edited
+    assert read_edited <= read + len("and ")
 
 
 def test_a_stopped_reply_is_asked_for_again(folder: Path) -> None:
