@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from core.runtime.loader import load_model
 from core.startup.environment import prepare_environment
 
 KERNELS = {
+    "_layers": "layers that follow each other",
     "_layer_begin": "layers, up to attention",
     "_layer_end": "layers, from attention on",
     "_matmul": "matmuls",
@@ -107,6 +110,10 @@ def watch(loaded: LoadedModel, clock: Clock) -> None:
 
 
 def main() -> None:
+    # torch's threads read how long they wait when torch is imported, which is before any line here.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        prepare_environment()
+        os.execv(sys.executable, [sys.executable, "-m", "tests.bench.decode_profile", *sys.argv[1:]])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--format", choices=("bf16", "int8", "int4"), default="int4")
