@@ -57,17 +57,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     load_s = time.perf_counter() - began
     try:
         measured = _measure(loaded, args.prompt_tokens, args.new_tokens, load_s)
-        result = _result(loaded, measured)
+        result = _result(loaded, measured) | {"drafting": _drafting(loaded, args.prompt_tokens, args.new_tokens)}
     finally:
         loaded.close()
     for name in ("format", "ttft_s", "prefill_tok_s", "decode_tok_s", "predicted_decode_tok_s", "efficiency"):
         print(f"{name:24} {result[name]}")
+    for name, value in (result["drafting"] or {}).items():
+        print(f"{name:24} {value}")
     return result
 
 
-def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) -> Run:
+def _prompt(loaded: Any, tokens: int) -> list[int]:
     rng = random.Random(SEED)
-    prompt = [rng.randrange(loaded.spec.vocab) for _ in range(prompt_tokens)]
+    return [rng.randrange(loaded.spec.vocab) for _ in range(tokens)]
+
+
+def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) -> Run:
+    prompt = _prompt(loaded, prompt_tokens)
     loaded.model.forward(prompt[:16], loaded.cache)  # first calls of every kernel
     loaded.model.forward(prompt[:1], loaded.cache)
     loaded.cache.reset()
@@ -85,6 +91,32 @@ def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) ->
         logits = loaded.model.forward(tokens[-1:], loaded.cache)
         steps.append(time.perf_counter() - began)
     return Run(load_s, prefill_s, tuple(steps), tuple(tokens))
+
+
+def _drafting(loaded: Any, prompt_tokens: int, new_tokens: int) -> dict[str, Any] | None:
+    """The same reply with the second model that was asked for (`--draft`) drafting ahead; None without one."""
+    from core.events import Sampling, never
+    from core.generation.generate import DrawnToken, generate
+    from core.generation.sampler import make_sampler, resolve
+
+    if loaded.draft is None:
+        return None
+    loaded.cache.reset()
+    prompt = _prompt(loaded, prompt_tokens)
+    ahead, sample = loaded.speculation(prompt), make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
+    chunk, moments = loaded.plan.prefill_chunk, list[float]()
+    for step in generate(loaded.model, loaded.cache, prompt, sample, never, chunk, ahead):
+        if isinstance(step, DrawnToken):
+            moments.append(time.perf_counter())
+        if len(moments) > new_tokens:
+            break
+    return {
+        "drafted_tok_s": round(new_tokens / (moments[-1] - moments[0]), 3),
+        "drafter": ahead.drafter,
+        "tokens_per_pass": ahead.tokens_per_pass,
+        "acceptance": ahead.acceptance,
+        "expected_gain": round(loaded.draft.gain, 3),
+    }
 
 
 def _result(loaded: Any, run: Run) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from torch import Tensor
 from core.generation.sampler import checked_logits
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
-from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, best_size
+from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices, best_size
 
 # The weight of what was seen before at each check.
-MEMORY = 0.9
+MEMORY, PRICE_MEMORY = 0.9, 0.7
 # A draft ends where its model is less sure than this of its next token: what follows would hardly be taken.
 LEAST_CONFIDENCE = 0.5
 PREFILL_CHUNK = 512
@@ -29,17 +29,25 @@ class GreedyDrafter:
         self._vocabulary = vocabulary
         self._acceptance = LIKELY_ACCEPTANCE
         self._size = FIRST_SIZE
+        self._prices: Prices | None = None
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
         """Learn how often drafts are right, and draft as many as that makes best."""
         for number in range(min(taken + 1, drafted)):
             self._acceptance = MEMORY * self._acceptance + (1 - MEMORY) * (number < taken)
-        self._size = best_size(self._acceptance, draft / max(drafted, 1), check, range(1, MOST_ROWS))
+        seen = Prices(draft / max(drafted, 1), max(0.0, check - 1) / max(drafted, 1))
+        self._prices = seen if self._prices is None else _mixed(self._prices, seen)
+        self._size = best_size(self._acceptance, self._prices)
 
     def _likeliest(self, scores: Tensor) -> tuple[int, bool]:
         """The token that these scores (vocabulary,) make likeliest, and whether one may be drafted behind it."""
         confidence, token = torch.softmax(checked_logits(scores[: self._vocabulary]), dim=-1).max(-1)
         return int(token), float(confidence) >= LEAST_CONFIDENCE
+
+
+def _mixed(before: Prices, now: Prices) -> Prices:
+    draft = PRICE_MEMORY * before.draft + (1 - PRICE_MEMORY) * now.draft
+    return Prices(draft, PRICE_MEMORY * before.row + (1 - PRICE_MEMORY) * now.row)
 
 
 class ModelDrafter(GreedyDrafter):

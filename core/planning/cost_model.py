@@ -97,8 +97,9 @@ def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
 
 def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]]) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
-    # The head is asked for the last position only, whatever the length of the input.
-    tokens = tuple(1 if linears[0].name == spec.head else count for count in BUCKET_TOKENS)
+    # The head is asked for the last position of a prompt only, and for all where few rows check what was drafted.
+    tokens = BUCKET_TOKENS[: FEW + 1] + (1,) * len(BUCKET_TOKENS[FEW + 1 :])
+    tokens = tokens if linears[0].name == spec.head else BUCKET_TOKENS
     work = [_work(spec, format, linear, tokens) for linear in linears]
     profile = machine.profile
     on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from core.planning.calibration import fully_resident
 from core.planning.memory_budget import vram_limit
 from core.planning.planner import place
-from core.planning.speculation import LIKELY_ACCEPTANCE, best_size, expected_gain
-from core.spec import Budget, Format, Hardware, ModelSpec, Plan
+from core.planning.speculation import LIKELY_ACCEPTANCE, Prices, best_size, expected_gain
+from core.spec import BUCKET_TOKENS, FEW, Budget, Format, Hardware, ModelSpec, Plan
 
 DRAFT_FORMAT: Format = "int4"
 
@@ -50,10 +50,16 @@ def without_kv(spec: ModelSpec) -> ModelSpec:
     return replace(spec, kv_layers=tuple(replace(layer, bytes_per_token=0, state_bytes=0) for layer in spec.kv_layers))
 
 
-def _gain(target: Plan, draft: Plan) -> float:
+def prices(target: Plan, draft: Plan | None) -> Prices:
+    """What these plans say of drafting; `draft` None where it costs nothing."""
     one = target.decode_times.total
-    drafted, check = draft.decode_times.total / one, target.few_times.total / one
-    return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, drafted, check), drafted, check)
+    row = max(0.0, target.few_times.total - one) / (BUCKET_TOKENS[FEW] - 1)
+    return Prices(draft.decode_times.total / one if draft else 0.0, row / one)
+
+
+def _gain(target: Plan, draft: Plan) -> float:
+    asked = prices(target, draft)
+    return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, asked), asked)
 
 
 def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:

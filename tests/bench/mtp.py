@@ -1,6 +1,6 @@
 """What a model's own MTP head gains where it is always right: streamed from RAM to a simulated card, and on the CPU.
 
-    python -m tests.bench.mtp [--family qwen3_5_text] [--hidden 1536] [--layers 12] [--simulate-gpu SPEC] [--strategy S]
+    python -m tests.bench.mtp [--family glm4_moe] [--hidden 1536] [--layers 12] [--simulate-gpu SPEC] [--strategy S]
 
 Makes a checkpoint of true cost whose tokens follow each other in a certain order, which its head knows as well
 (`tests.core.mtp_heads`): acceptance is 1 by design, so what is measured is the path. Plain and drafted passes in turn;
@@ -27,8 +27,8 @@ from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
-from tests.core.families import EXPERT_FAMILIES, FAMILIES, RARER_FAMILIES, make_model
-from tests.core.mtp_heads import LAYOUTS, add_mtp, make_predictable
+from tests.core.families import EXPERT_FAMILIES, make_model
+from tests.core.mtp_heads import add_mtp, make_predictable
 from tests.core.tiny_tokenizer import write_tokenizer
 
 
@@ -39,9 +39,16 @@ def checkpoint(folder: Path, options: argparse.Namespace) -> Path:
         "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 4), "head_dim": 128,
         "vocab_size": options.vocabulary, "tie_word_embeddings": False,
     }  # fmt: skip
-    if "linear_num_key_heads" in (FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES)[options.family]:
-        sizes |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": heads}
-        sizes |= {"linear_num_value_heads": heads}
+    # All experts are chosen by each token: a pass of several rows reads no more of them than one of one row.
+    experts = {
+        "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "moe_intermediate_size": 3 * options.hidden // 2,
+    }  # fmt: skip
+    recurrent = {
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": heads,
+        "linear_num_value_heads": heads,
+    }  # fmt: skip
+    sizes |= experts if options.family in EXPERT_FAMILIES else recurrent
     made = make_model(options.family, folder, torch.bfloat16, spread=0.02, **sizes)
     write_tokenizer(made)
     return make_predictable(add_mtp(made, options.family), options.family)
@@ -92,7 +99,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=LAYOUTS, default="qwen3_5_text")
+    parser.add_argument("--family", choices=("glm4_moe", "qwen3_5_text"), default="glm4_moe")
     parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=16384)

@@ -1,9 +1,12 @@
 """What drafting ahead gains on a real model: plain decoding and each drafter in turn, on the same questions.
 
     python -m tests.bench.speculation FOLDER|shape:NAME [--draft self] [--simulate-gpu SPEC] [--vram SIZE]
+    python -m tests.bench.speculation FOLDER --settings 1 2 3    # of the eight that predictions are judged in
 
 A shape has random weights: it shows the paths, not real acceptance.
 Prints tokens/s of each, the ratio, acceptance and tokens per pass, and what the plan expected; the last line is JSON.
+`predicted` is what the plan's prices say of the passes that were made and the tokens that were drafted, `expected`
+what it said before anything was known of acceptance.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ import time
 from typing import Any
 
 from core.commands.arguments import size
+from core.commands.bench import STRATEGIES
 from core.events import LOOKUP, SELF, LoadOptions, Message, Sampling, never
 from core.generation.generate import DrawnToken, generate
+from core.generation.prompt_lookup import PromptLookup
 from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
+from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 
@@ -29,15 +35,65 @@ QUESTIONS = (
     "List ten facts about the sea.",
     "Explain how bread is made, step by step.",
 )
+CARD = "vram=1GiB,link=1GB/s,cores=1"
+SETTINGS = (
+    {"draft": SELF, "format": "bf16", "text": "questions"},
+    {"draft": SELF, "format": "bf16", "text": "code"},
+    {"draft": SELF, "format": "bf16", "text": "resisting"},
+    {"draft": LOOKUP, "format": "bf16", "text": "code"},
+    {"draft": LOOKUP, "format": "int8", "text": "code"},
+    {"draft": LOOKUP, "format": "int8", "text": "resisting"},
+    {"draft": SELF, "format": "bf16", "text": "questions", "simulate_gpu": CARD, "strategy": "stream"},
+    {"draft": LOOKUP, "format": "int8", "text": "code", "simulate_gpu": CARD, "strategy": "stream"},
+)
+CODE = """Write this program again, without any change:
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        return self.items.pop()
+
+    def is_empty(self):
+        return len(self.items) == 0
+"""
+TEXTS = {
+    "questions": QUESTIONS, "code": (CODE, f"Add a comment to each line.\n{CODE}"),
+    "resisting": ("Write one word after the other that have nothing to do with each other.", "Invent many odd names."),
+}  # fmt: skip
+
+
+class Counted(Speculation):
+    """Also counts the passes in which something was checked."""
+
+    checks = 0
+
+    def passed(self, drafted: int, taken: int, seconds: float) -> None:
+        self.checks += drafted > 0
+        super().passed(drafted, taken, seconds)
 
 
 def load(options: argparse.Namespace, draft: str) -> LoadedModel:
     wishes = LoadOptions(
         vram=options.vram, format=options.format, context=2048, simulate_gpu=options.simulate_gpu, draft=draft
     )
-    *_, model = load_model(options.folder, wishes)
+    *_, model = load_model(options.folder, wishes, options.strategy)
     assert isinstance(model, LoadedModel)
     return model
+
+
+def drafters(model: LoadedModel) -> Counted:
+    """The model that drafts by itself, or prompt lookup where there is none."""
+    return Counted([model.draft.drafter(model.cache, [1])] if model.draft else [PromptLookup()])
+
+
+def predicted(model: LoadedModel, passes: int, tokens: int, tried: int) -> float:
+    """The gain by the plan's prices of so many passes that drafted `tried` tokens and gave `tokens`."""
+    asked = prices(model.plan, model.draft.plan if model.draft else None)
+    return tokens / (passes + tried * (asked.draft + asked.row))
 
 
 def rate(model: LoadedModel, question: str, temperature: float, ahead: Speculation | None, count: int) -> float:
@@ -67,22 +123,55 @@ def compare(
 ) -> dict[str, Any]:
     """Both in turn over all questions; medians over the pairs."""
     pairs, passes, tokens, tried, taken = [], 0, 0, 0, 0
-    for question in QUESTIONS[: options.questions] * options.rounds:
-        ahead = drafted.speculation([1])
-        assert ahead is not None
+    rate(plain, "Hello.", 0.0, None, 8)
+    for question in TEXTS[options.text][: options.questions] * options.rounds:
+        ahead = drafters(drafted)
         before = rate(plain, question, temperature, None, options.tokens)
         after = rate(drafted, question, temperature, ahead, options.tokens)
         pairs.append((before, after))
         passes, tokens = passes + ahead.passes, tokens + ahead.tokens
         tried, taken = tried + ahead.drafted, taken + ahead.taken
+    ratio, guess = (
+        statistics.median(after / before for before, after in pairs),
+        predicted(drafted, passes, tokens, tried),
+    )
     return {
+        "draft": options.draft,
+        "format": options.format,
+        "text": options.text,
+        "card": bool(options.simulate_gpu),
         "temperature": temperature,
         "tok_s": round(statistics.median(before for before, _ in pairs), 2),
         "with_drafts": round(statistics.median(after for _, after in pairs), 2),
-        "ratio": round(statistics.median(after / before for before, after in pairs), 3),
+        "ratio": round(ratio, 3),
+        "predicted": round(guess, 3),
+        "error": round(guess / ratio - 1, 3),
+        "expected": round(drafted.draft.gain, 3) if drafted.draft else None,
         "tokens_per_pass": round(tokens / passes, 2),
         "acceptance": round(taken / tried, 3) if tried else None,
     }
+
+
+def judged(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One setting after the other."""
+    results = []
+    for number in options.settings:
+        chosen = {"simulate_gpu": None, "strategy": "hetegen", **SETTINGS[number - 1]}
+        temperature = 1.0 if chosen["text"] == "resisting" else 0.0
+        results += run(argparse.Namespace(**(vars(options) | chosen | {"temperatures": [temperature]})))
+    return results
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plain and drafted at each temperature."""
+    plain, drafted = load(options, LOOKUP), load(options, options.draft)
+    results = []
+    for temperature in options.temperatures:
+        results.append(compare(plain, drafted, temperature, options))
+        print(results[-1], flush=True)
+    plain.close()
+    drafted.close()
+    return results
 
 
 def main() -> None:
@@ -96,13 +185,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--questions", type=int, default=len(QUESTIONS))
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
+    parser.add_argument("--strategy", choices=STRATEGIES, default="hetegen")
+    parser.add_argument("--text", choices=TEXTS, default="questions")
+    parser.add_argument("--settings", type=int, nargs="*", choices=range(1, len(SETTINGS) + 1))
     options = parser.parse_args()
-    plain, drafted = load(options, LOOKUP), load(options, options.draft)
-    expected = drafted.draft.gain if drafted.draft else None
-    results = [compare(plain, drafted, temperature, options) for temperature in options.temperatures]
-    for result in results:
-        print(result, flush=True)
-    print(json.dumps({"expected_gain": expected, "results": results}))
+    print(json.dumps({"results": judged(options) if options.settings else run(options)}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import pytest
 
 from core.__main__ import main
 from core.events import Message
-from tests.core.tiny_tokenizer import scripted_model
+from tests.core.families import make_model
+from tests.core.mtp_heads import add_mtp, make_predictable
+from tests.core.tiny_tokenizer import VOCABULARY, scripted_model, write_tokenizer
 
 KEYS = {"text", "finish_reason", "prompt_tokens", "reused_tokens", "new_tokens", "ttft_s", "decode_tok_s"}
 
@@ -122,3 +124,16 @@ def test_the_built_in_model_answers_in_a_real_process(repository: Path) -> None:
     result = json.loads(last)
     assert result["text"].strip()
     assert result["text"].strip() in "\n".join(lines)
+
+
+def test_bench_says_what_drafting_gave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model("qwen3_5_text", tmp_path, tie_word_embeddings=False, vocab_size=VOCABULARY)
+    add_mtp(write_tokenizer(folder), "qwen3_5_text")
+    make_predictable(folder, "qwen3_5_text")
+    options = ["--draft", "mtp", "--prompt-tokens", "24", "--new-tokens", "24", "--context", "512", "--json"]
+    assert main(["bench", str(folder), *options]) == 0
+    drafting = last_line(capsys)[1]["drafting"]
+    assert drafting["drafter"] == "its MTP head"
+    assert drafting["acceptance"] == 1.0
+    assert drafting["tokens_per_pass"] > 1
+    assert drafting["drafted_tok_s"] > 0

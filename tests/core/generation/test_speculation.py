@@ -19,7 +19,7 @@ from core.generation.speculation import HOLD_PASSES, REST, TIMED_PASSES, Drafter
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
-from core.planning.speculation import MOST_ROWS, best_size, expected_gain, expected_tokens
+from core.planning.speculation import MOST_ROWS, Prices, best_size, expected_gain, expected_tokens
 from tests.core.families import VOCABULARY, make_model
 
 # Their recurrent states are put back to what they were before a draft that was wrong.
@@ -167,8 +167,9 @@ def test_rows_are_divided_for_drafts_only_while_there_are_some() -> None:
 def test_the_best_size_grows_with_acceptance_and_falls_with_cost() -> None:
     assert expected_tokens(1.0, 7) == 8
     assert expected_tokens(0.0, 7) == 1
-    sizes = [best_size(acceptance, 0.25, 1.1) for acceptance in (0.2, 0.6, 0.9, 0.99)]
+    sizes = [best_size(acceptance, Prices(0.25, 0.02)) for acceptance in (0.2, 0.6, 0.9, 0.99)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, MOST_ROWS - 1)
-    assert best_size(0.9, 0.6, 1.1) < best_size(0.9, 0.05, 1.1)
-    assert expected_gain(0.9, 7, 0.05, 1.0) > 4
+    assert best_size(0.9, Prices(0.6, 0.02)) < best_size(0.9, Prices(0.05, 0.02))
+    assert best_size(0.9, Prices(0.05, 0.3)) < best_size(0.9, Prices(0.05, 0.02))
+    assert expected_gain(0.9, 7, Prices(0.05, 0.0)) > 4

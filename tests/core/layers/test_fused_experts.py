@@ -13,7 +13,7 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
-from core.layers import fused_routers, moe
+from core.layers import fused_experts, fused_routers, moe
 from core.layers.fused_experts import FusedExperts
 from core.layers.fused_forward import one_by_one
 from core.layers.fused_routers import FusedRouter
@@ -148,3 +148,14 @@ def test_a_device_takes_over_and_gives_back(tmp_path: Path) -> None:
     here = loaded.model.forward(PROMPT, loaded.cache)[-1]
     assert torch.nn.functional.cosine_similarity(there, here, dim=0) > 0.99
     loaded.close()
+
+
+def test_experts_are_ours_also_where_the_loop_is_faster_with_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial gives each of two experts many rows, for which ours may not be the fastest."""
+    every = fused_experts.common_library
+    monkeypatch.setattr(fused_experts, "common_library", lambda hosts, rows: every(hosts, rows) if rows == 1 else None)
+    folder = write_tokenizer(make_model("qwen3_moe", tmp_path, torch.bfloat16, num_experts=2))
+    path = GreedyPath(folder, LoadOptions(context=256, threads=1, format="bf16"))
+    assert all(isinstance(vars(module).get(moe.TOGETHER), FusedExperts) for module in modules(path))
