@@ -81,7 +81,7 @@ class Application(QObject):
         self.chat = ChatModel()
         self.gpu = GpuController(Runtime(gpu_runtime()), wishes.gpu, package_client)
         self.worker = Worker(self.gpu.guarded(engine))
-        self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring)
+        self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring, self._places.logs / "tools")
         self.long = LongDocuments(self.chat, lambda: self.session.state)
         self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts, self._keeps)
         self.library = Library(self._places.conversations, self.chat, self._system_prompt)

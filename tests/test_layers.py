@@ -33,8 +33,9 @@ def test_the_engine_loads_no_window_system(repository: Path) -> None:
 
 
 def test_the_window_is_built_without_torch(repository: Path) -> None:
-    """torch belongs to the worker thread, after the window shows."""
-    assert not _imported_by("app.application", repository) & {"torch", "transformers"}
+    """torch belongs to the worker thread, after the window shows; the others to what few starts ask for."""
+    late = {"torch", "transformers", "asyncio", "packaging", "starlette", "uvicorn", "mcp"}
+    assert not _imported_by("app.application", repository) & late
 
 
 def _imported_by(module: str, repository: Path) -> set[str]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QWidget
@@ -23,11 +24,12 @@ from core.gpu_runtime.install import Advance, install
 from core.gpu_runtime.start import Attempt, Standing, computes_on_cards, own_torch
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt, kernel
-from core.gpu_runtime.wheel_index import PAGES, Indexes
-from core.gpu_runtime.wheel_selection import Needed, find_needed
 from core.hub.client import Client
 from core.hub.environment import hub_environment
 from core.hub.partial_file import disk_error
+
+if TYPE_CHECKING:
+    from core.gpu_runtime.wheel_selection import Needed
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,11 @@ class GpuController(QObject):
         runtime: Runtime,
         standing: Standing,
         client: Callable[[], Client],
-        pages: Sequence[str] = PAGES,
+        pages: Sequence[str] = (),
         find: Callable[[], Nvidia | None] = find_nvidia,
         attempt: Attempt = attempt,
     ) -> None:
+        """`pages`: package indexes in place of PyTorch's own."""
         super().__init__()
         self._runtime, self._standing, self._client, self._pages = runtime, standing, client, pages
         self._find, self._attempt = find, attempt
@@ -133,10 +136,14 @@ class GpuController(QObject):
             self._disproved.emit(why)
 
     def _look(self, stop: Stop, tell: Tell) -> Needed:
+        # Imported late, and the library of package names with them: few starts fetch anything.
+        from core.gpu_runtime.wheel_index import PAGES, Indexes
+        from core.gpu_runtime.wheel_selection import find_needed
+
         machine = self.state.machine or Nvidia("", ())
         build = choose(machine)
         with self._client() as client:
-            return find_needed(Indexes(client, self._pages, build.tag), build, own_torch(), stop)
+            return find_needed(Indexes(client, self._pages or PAGES, build.tag), build, own_torch(), stop)
 
     def _fetch(self, stop: Stop, tell: Tell) -> TrialResult:
         needed = self.state.needed
@@ -211,6 +218,8 @@ class GpuController(QObject):
             self.notice.emit(notices.gpu_unused(standing.why))
 
     def _on_needed(self, needed: object) -> None:
+        from core.gpu_runtime.wheel_selection import Needed
+
         if isinstance(needed, Needed):
             self._set(replace(self.state, stage="found", needed=needed))
         else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from core.errors import HeteGenError
 from core.gpu_runtime.cuda_choice import Nvidia
 from core.gpu_runtime.install import Advance
-from core.gpu_runtime.wheel_selection import Needed
+
+if TYPE_CHECKING:
+    from core.gpu_runtime.wheel_selection import Needed
 
 Phase = Literal["unknown", "none", "built_in", "offer", "asking", "found", "fetching", "paused", "trying", "ready"]
 Stage = Phase | Literal["used", "unused", "removing", "leaving"]

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
@@ -21,10 +23,12 @@ from core.events import Tool, ToolCall
 from core.keyring import Keyring
 from core.sentence import sentence
 from core.tools.book import Book, Permission, read_book, write_book
-from core.tools.host import ToolHost
 from core.tools.names import Offer, offers
 from core.tools.results import LONGEST
 from core.tools.server import ServerStatus, ToolResult, ToolServer
+
+if TYPE_CHECKING:
+    from core.tools.host import ToolHost
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +41,14 @@ class Toolbox(QObject):
     _told = Signal(object)
     _ended = Signal(str, object)
 
-    def __init__(self, path: Path, keyring: Callable[[], Keyring]) -> None:
+    def __init__(self, path: Path, keyring: Callable[[], Keyring], logs: Path | None = None) -> None:
+        """`path`: where the book is kept; `logs`: the folder of the servers' logs."""
         super().__init__()
         self.state = ToolsState()
-        self._path, self._keyring = path, keyring
+        self._path, self._keyring, self._logs = path, keyring, logs
         self._calls: dict[str, Future[ToolResult]] = {}
         self._told.connect(self._on_told, Qt.ConnectionType.QueuedConnection)
         self._ended.connect(self._on_ended, Qt.ConnectionType.QueuedConnection)
-        self._host = ToolHost(self._told.emit)
         self._thread = TaskThread("tool book")
         self._thread.done.connect(self._on_done)
         self._reading = 0
@@ -59,7 +63,14 @@ class Toolbox(QObject):
         for id in list(self._calls):
             self.cancel(id)
         self._thread.close()
-        self._host.close()
+        if "_host" in vars(self):
+            self._host.close()
+
+    @cached_property
+    def _host(self) -> ToolHost:
+        # Imported late, and asyncio with it: most starts have no tool server.
+
+        return ToolHost(self._told.emit, self._logs)
 
     # Servers
 
@@ -136,7 +147,8 @@ class Toolbox(QObject):
     def _on_done(self, ticket: int, result: object) -> None:
         if isinstance(result, Book):
             self._set(replace(self.state, book=result))
-            self._host.use(result.servers)
+            if result.servers:
+                self._host.use(result.servers)
         elif result is False:
             self._set(replace(self.state, keyless=True))
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from core.errors import DownloadFailed
 from core.events import Stop, never
 from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
-from core.gpu_runtime.wheel_selection import Needed
 from core.hub.client import Client
 from core.hub.downloader import Downloader, DownloadOptions
 from core.hub.fetch_file import Changed
@@ -18,6 +17,9 @@ from core.hub.listing import Listing
 from core.hub.partial_file import disk_error
 from core.hub.progress import DownloadState, FileTrack, Pace
 from core.sentence import sentence
+
+if TYPE_CHECKING:
+    from core.gpu_runtime.wheel_selection import Needed
 
 Step = Literal["fetching", "unpacking"]
 

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from core.errors import ToolFailed
 from core.sentence import sentence
 from core.tools.lines import Lines
 from core.tools.link import Link
+from core.tools.log_file import LogFile
 from core.tools.server import ServerStatus, ToolResult, ToolServer
 
 TELL_S = 0.1
@@ -22,8 +24,9 @@ Changed = Callable[[tuple[ServerStatus, ...]], None]
 class ToolHost:
     """Keeps servers connected. `changed` is called in the tools' thread. The thread starts with the first server."""
 
-    def __init__(self, changed: Changed) -> None:
-        self._changed = changed
+    def __init__(self, changed: Changed, logs: Path | None = None) -> None:
+        """`logs`: the folder in which the servers' logs are kept; None = only in memory."""
+        self._changed, self._logs = changed, logs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -32,10 +35,12 @@ class ToolHost:
         self._links: dict[str, Link] = {}
         self._lines: dict[str, Lines] = {}
         self._telling = False
+        for lines in self._lines.values():
+            lines.write()
 
     def use(self, servers: Sequence[ToolServer]) -> None:
         """Keep to these servers: those that are on are started, the others ended."""
-        if self._thread is not None or any(server.on for server in servers):
+        if self._thread is not None or servers:
             self._run(self._use(tuple(servers)))
 
     def restart(self, server: ToolServer) -> None:
@@ -71,6 +76,8 @@ class ToolHost:
         self._ready.set()
         await self._over.wait()
         await asyncio.gather(*(link.close() for link in self._links.values()))
+        for lines in self._lines.values():
+            lines.write()
 
     async def _use(self, servers: tuple[ToolServer, ...]) -> None:
         wanted = {server.name: server for server in servers}
@@ -79,18 +86,22 @@ class ToolHost:
             del self._links[link.server.name]
         await asyncio.gather(*(link.close() for link in gone))
         for name in [name for name in self._lines if name not in wanted]:
-            del self._lines[name]
+            self._lines.pop(name).forget()
         for server in servers:
             if server.name not in self._links:
                 self._add(server)
         self._tell_soon()
 
     def _add(self, server: ToolServer) -> Link:
-        lines = self._lines.setdefault(server.name, Lines(self._tell_soon))
+        if (lines := self._lines.get(server.name)) is None:
+            lines = self._lines[server.name] = self._made_lines(server.name)
         link = self._links[server.name] = Link(server, lines, self._tell_soon)
         if server.on:
             link.start()
         return link
+
+    def _made_lines(self, name: str) -> Lines:
+        return Lines(self._tell_soon, None if self._logs is None else LogFile(self._logs, name))
 
     async def _restart(self, server: ToolServer) -> None:
         if link := self._links.pop(server.name, None):
@@ -111,5 +122,7 @@ class ToolHost:
 
     def _tell(self) -> None:
         self._telling = False
+        for lines in self._lines.values():
+            lines.write()
         shown = (replace(link.status, log=self._lines[name].shown) for name, link in self._links.items())
         self._changed(tuple(shown))

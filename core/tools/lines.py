@@ -1,4 +1,4 @@
-"""The log of one server: its latest lines, without keys, short enough to be read."""
+"""The log of one server: its latest lines, without keys, short enough to be read, and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,32 +6,49 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from core.tools.log_file import LogFile
+
 KEPT, WIDEST = 300, 500
 HIDDEN = "•••"
 
 
 class Lines:
-    """Takes lines in the tools' thread, and calls `changed` there."""
+    """Takes lines in the tools' thread, and calls `changed` there. Those of earlier starts come first."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
+    def __init__(self, changed: Callable[[], None], file: LogFile | None = None) -> None:
+        self._changed, self._file = changed, file
         self._secrets: tuple[str, ...] = ()
-        self._kept: deque[str] = deque(maxlen=KEPT)
+        self._kept: deque[str] = deque(file.latest(KEPT) if file else (), maxlen=KEPT)
+        self._unwritten: deque[str] = deque(maxlen=KEPT)
 
     def add(self, text: str) -> None:
         """Keep a text, a line or several."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
-        at = time.strftime("%H:%M:%S")
+        at = time.strftime("%Y-%m-%d %H:%M:%S")
         for line in text.splitlines():
             clean = "".join(sign if sign.isprintable() else " " for sign in line[:WIDEST]).rstrip()
             if clean:
-                self._kept.append(f"{at}  {clean}{'…' if len(line) > WIDEST else ''}")
+                whole = f"{at}  {clean}{'…' if len(line) > WIDEST else ''}"
+                self._kept.append(whole)
+                self._unwritten.append(whole)
         self._changed()
 
     def hide(self, secrets: Sequence[str]) -> None:
         """Keep these values out from now on, too."""
         self._secrets = tuple(dict.fromkeys((*self._secrets, *secrets)))
+
+    def write(self) -> None:
+        """Put what is new on the disk: not with every line, of which there may be thousands a second."""
+        if self._file is not None and self._unwritten:
+            self._file.write(self._unwritten)
+            self._unwritten.clear()
+
+    def forget(self) -> None:
+        """The server is removed: its log goes, too."""
+        self._unwritten.clear()
+        if self._file is not None:
+            self._file.remove()
 
     @property
     def shown(self) -> tuple[str, ...]:

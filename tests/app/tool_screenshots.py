@@ -36,17 +36,17 @@ TOOLS = (
     ServerTool("search_notes", "Find the files that hold every one of some words."),
 )
 LOG = (
-    "11:04:10  …",
-    "11:04:12  Secure MCP Filesystem Server running on stdio",
-    "11:04:12  ✓ read_file, write_file, search_notes",
-    "11:04:40  → read_file",
-    "11:04:40  ✓ read_file: 112",
+    "2026-11-29 11:04:10  …",
+    "2026-11-29 11:04:12  Secure MCP Filesystem Server running on stdio",
+    "2026-11-29 11:04:12  ✓ read_file, write_file, search_notes",
+    "2026-11-29 11:04:40  → read_file",
+    "2026-11-29 11:04:40  ✓ read_file: 112",
 )
 GONE = ToolFailed(sentence("{} failed.", "search"), sentence("It says: {}.", "All connection attempts failed"),
                   "Look at its log.")  # fmt: skip
 BOOK = Book((FILES, WEB, OFF), {("notes", "read_file"): "always", ("notes", "write_file"): "never"})
 STATE = ToolsState(BOOK, (ServerStatus("notes", "on", TOOLS, None, LOG),
-                          ServerStatus("search", "failed", (), GONE, ("11:04:10  …", f"11:04:10  ✕ {GONE}")),
+                          ServerStatus("search", "failed", (), GONE, (LOG[0], f"2026-11-29 11:04:10  ✕ {GONE}")),
                           ServerStatus("calendar")))  # fmt: skip
 
 

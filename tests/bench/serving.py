@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import http.client
 import json
 import random
 import statistics
@@ -27,59 +26,38 @@ from core.events import Loaded, LoadOptions, Message, Request, Sampling, Stats
 from core.server.engine_thread import EngineThread
 from core.server.options import Limits, ServerOptions
 from core.server.server import Server
-
-CHAT = "/v1/chat/completions"
-QUESTION = [{"role": "user", "content": "Tell me about the sea."}]
-CLIENTS = 64
-
-
-def post(port: int, body: bytes, path: str = CHAT, timeout: float = 300) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    connection.request("POST", path, body)
-    response = connection.getresponse()
-    answer = response.status, response.read()
-    connection.close()
-    return answer
+from tests.bench.crowd import CHAT, CLIENTS, QUESTION, post
 
 
 def many_clients(server: Server, seconds: float) -> str:
-    """CLIENTS at once, and one a second that leaves in mid-reply."""
-    body = json.dumps({"messages": QUESTION, "max_tokens": 8, "temperature": 0}).encode()
-    expected = json.loads(post(server.port, body)[1])["choices"][0]["message"]["content"]
-    threads, process = threading.active_count(), psutil.Process()
-    end, answers = time.monotonic() + seconds, Counter[str]()
-
-    def client() -> None:
-        while time.monotonic() < end:
-            status, text = post(server.port, body)
-            right = status == 200 and json.loads(text)["choices"][0]["message"]["content"] == expected
-            answers["right" if right else f"wrong {status}"] += 1
-
-    running = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for thread in running:
-        thread.start()
-    memory = []
-    while time.monotonic() < end:
-        leave(server)
-        answers["left"] += 1
-        memory.append(process.memory_info().rss)
-        time.sleep(1)
-    for thread in running:
-        thread.join()
+    """A crowd in a process of its own; whether memory and threads stay what they were."""
+    threads = threading.active_count()
+    memory, answers = beside_crowd(server.port, seconds, lambda: None)
     while server.activity.running:
         time.sleep(0.05)
     gc.collect()
+    return f"{answers}, memory {growth(memory):+.1f} MiB, threads {threading.active_count() - threads:+d}"
+
+
+def beside_crowd(port: int, seconds: float, meanwhile: Callable[[], None]) -> tuple[list[int], str]:
+    """This process's memory, once a second while the crowd asks, and what the crowd says."""
+    process, memory, sampled = psutil.Process(), [], time.monotonic()
+    program = [sys.executable, "-m", "tests.bench.crowd", str(port), str(seconds)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as clients:
+        while clients.poll() is None:
+            meanwhile()
+            time.sleep(0.001)
+            if time.monotonic() - sampled > 1:
+                sampled = time.monotonic()
+                memory.append(process.memory_info().rss)
+        assert clients.stdout is not None
+        return memory, clients.stdout.read().strip()
+
+
+def growth(memory: list[int]) -> float:
+    """MiB that the last third has more than the second."""
     third = len(memory) // 3
-    grown = statistics.mean(memory[-third:]) - statistics.mean(memory[third : 2 * third])
-    return f"{dict(answers)}, memory {grown / 2**20:+.1f} MiB, threads {threading.active_count() - threads:+d}"
-
-
-def leave(server: Server) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request("POST", CHAT, json.dumps({"messages": QUESTION, "stream": True, "max_tokens": 500}))
-    assert connection.sock is not None
-    connection.sock.close()
-    connection.close()
+    return (statistics.mean(memory[-third:]) - statistics.mean(memory[third : 2 * third])) / 2**20
 
 
 def schemas(server: Server, count: int) -> str:

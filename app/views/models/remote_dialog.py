@@ -252,14 +252,15 @@ class RemoteDialog(QDialog):
 
 
 def step_line(outcome: Outcome) -> str:
-    """One step of a test in words."""
+    """One step of a test in words: what is so, or what is not."""
     words = {
-        "address": tr("The address can be read"),
-        "name": tr("The computer is found by its name"),
-        "connection": tr("Something answers there"),
-        "certificate": tr("The connection can be trusted"),
-        "key": tr("The key is accepted"),
-        "path": tr("It is a model server"),
-        "models": tr("It names its models"),
+        "address": (tr("The address can be read"), tr("The address cannot be read")),
+        "name": (tr("The computer is found by its name"), tr("The computer is not found by its name")),
+        "connection": (tr("Something answers there"), tr("Nothing answers there")),
+        "certificate": (tr("The connection can be trusted"), tr("The connection cannot be trusted")),
+        "key": (tr("The key is accepted"), tr("The key is refused")),
+        "path": (tr("It is a model server"), tr("It is not a model server")),
+        "models": (tr("It names its models"), tr("It names no models")),
     }
-    return f"{DONE if outcome.error is None else FAILED}  {words[outcome.step]}"
+    good, bad = words[outcome.step]
+    return f"{DONE}  {good}" if outcome.error is None else f"{FAILED}  {bad}"

@@ -6,18 +6,18 @@ import time
 
 from PySide6.QtCore import Signal, Slot
 from PySide6.QtGui import QGuiApplication, QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QLineEdit, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from app.engine.server_state import ServerState
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, INSIDE, RELATED, Theme
-from app.views.controls.inputs import TextBox, TickBox
+from app.views.controls.inputs import TickBox
+from app.views.controls.log_box import LogBox
 from app.views.settings.settings_pages import paragraph
 from core.server.activity import Entry, Live, Snapshot
 
 SIZE = (640, 620)
 SHOWN_CLIENTS = 8
-NAME_WIDTH = 72
 
 
 class ServerDialog(QDialog):
@@ -50,11 +50,7 @@ class ServerDialog(QDialog):
         row.addWidget(self.new_key)
         self.clients = paragraph(theme, "", "muted")
         self.live = paragraph(theme, "", "muted")
-        self.log = TextBox(theme, self)
-        self.log.setReadOnly(True)
-        self.log.setAccessibleName(tr("Log"))
-        self.log.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
-        self.log.setFont(theme.font("code"))
+        self.log = LogBox(theme, self)
         self.switch = QPushButton(self)
         self.switch.setObjectName("switch")
         self.switch.setProperty("primary", "true")
@@ -98,11 +94,7 @@ class ServerDialog(QDialog):
         clients = [client for client, _ in reversed(shown.clients)][:SHOWN_CLIENTS]
         self.clients.setText("\n".join(clients) or tr("Nobody yet"))
         self.live.setText("\n".join(map(_live_line, shown.live[:SHOWN_CLIENTS])) or tr("None"))
-        text = "\n".join(map(_log_line, shown.log))
-        if text != self.log.toPlainText():
-            self.log.setPlainText(text)
-            bar = self.log.verticalScrollBar()
-            bar.setValue(bar.maximum())
+        self.log.show_lines(map(_log_line, shown.log))
 
     def _copied(self, name: str) -> tuple[QLineEdit, QWidget]:
         """A line that can be copied, in a row with its name and a button."""
@@ -111,7 +103,8 @@ class ServerDialog(QDialog):
         line.setReadOnly(True)
         line.setAccessibleName(name)
         label.setBuddy(line)
-        label.setMinimumWidth(self._theme.grown(NAME_WIDTH))
+        # The lines begin at one place, however long the names are in this language.
+        label.setMinimumWidth(max(map(label.fontMetrics().horizontalAdvance, (tr("Address"), tr("API key")))))
         button.setAccessibleName(tr("Copy: {}").format(name))
         button.clicked.connect(lambda: QGuiApplication.clipboard().setText(line.text()))
         inside = QHBoxLayout(row)

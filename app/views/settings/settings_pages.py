@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PySide6.QtCore import QCoreApplication, Qt, Signal, Slot
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.about.diagnostics import tail
 from app.about.network_access import ACCESSES, HUB, NEVER
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
-from app.views.controls.inputs import TextBox
+from app.views.controls.log_box import LogBox
 from core.units import format_bytes
 
 LOG_LINES = 2000
@@ -112,11 +112,7 @@ class LogPage(QWidget):
     def __init__(self, theme: Theme, log: Path, diagnostics: Callable[[], str], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._log, self._diagnostics = log, diagnostics
-        self.text = TextBox(theme, self)
-        self.text.setReadOnly(True)
-        self.text.setAccessibleName(self.tr("Log"))
-        self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
-        self.text.setFont(theme.font("code"))
+        self.text = LogBox(theme, self)
         self._copy = QPushButton(self.tr("Copy diagnostics"), self)
         refresh, folder = QPushButton(self.tr("Refresh"), self), QPushButton(self.tr("Open folder"), self)
         self._copy.clicked.connect(self._on_copy)
@@ -139,9 +135,7 @@ class LogPage(QWidget):
     def refresh(self) -> None:
         """Read the log again."""
         lines = tail(self._log, LOG_LINES)
-        self.text.setPlainText("\n".join(lines) if lines else self.tr("The log is empty."))
-        bar = self.text.verticalScrollBar()
-        bar.setValue(bar.maximum())
+        self.text.show_lines(lines or [self.tr("The log is empty.")])
 
     @Slot()
     def _on_copy(self) -> None:

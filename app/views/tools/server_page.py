@@ -8,7 +8,6 @@ from PySide6.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
-    QPlainTextEdit,
     QPushButton,
     QScrollArea,
     QVBoxLayout,
@@ -17,7 +16,8 @@ from PySide6.QtWidgets import (
 
 from app.i18n.translator import said_error, tr
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
-from app.views.controls.inputs import ChoiceBox, TextBox, TickBox
+from app.views.controls.inputs import ChoiceBox, TickBox
+from app.views.controls.log_box import LogBox
 from app.views.settings.settings_pages import paragraph
 from core.tools.book import Book
 from core.tools.server import ServerStatus, ServerTool, ToolServer
@@ -47,11 +47,7 @@ class ServerPage(QWidget):
         self.place = paragraph(theme, "", "muted")
         self.phase = QLabel(self)
         self.error = paragraph(theme, "", "danger")
-        self.log = TextBox(theme, self)
-        self.log.setReadOnly(True)
-        self.log.setAccessibleName(tr("Log"))
-        self.log.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
-        self.log.setFont(theme.font("code"))
+        self.log = LogBox(theme, self)
         self._tools = QScrollArea(self)
         self._tools.setWidgetResizable(True)
         self._tools.setFrameShape(QFrame.Shape.NoFrame)
@@ -70,7 +66,7 @@ class ServerPage(QWidget):
         self.error.setText("" if status.error is None else said_error(status.error))
         self.error.setVisible(status.error is not None)
         self._show_tools(server.name, status.tools, book)
-        self._show_log(status.log)
+        self.log.show_lines(status.log)
 
     def _show_tools(self, server: str, tools: tuple[ServerTool, ...], book: Book) -> None:
         permissions = tuple(book.permission(server, tool.name) for tool in tools)
@@ -112,13 +108,6 @@ class ServerPage(QWidget):
         box.activated.connect(lambda row: self.permitted.emit(tool, PERMISSIONS[row][0]))
         self.choices[tool] = box
         return box
-
-    def _show_log(self, lines: tuple[str, ...]) -> None:
-        text = "\n".join(lines)
-        if text != self.log.toPlainText():
-            self.log.setPlainText(text)
-            bar = self.log.verticalScrollBar()
-            bar.setValue(bar.maximum())
 
     def _lay_out(self) -> None:
         column = QVBoxLayout(self)

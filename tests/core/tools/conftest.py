@@ -19,10 +19,10 @@ PATIENCE_S = 60.0
 class Stage:
     """A host, and the latest it said of each server."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path | None = None) -> None:
         self._news = threading.Condition()
         self._shown: dict[str, ServerStatus] = {}
-        self.host = ToolHost(self._on_changed)
+        self.host = ToolHost(self._on_changed, logs)
 
     def _on_changed(self, shown: tuple[ServerStatus, ...]) -> None:
         with self._news:

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from core.errors import ToolFailed
+from core.tools.log_file import MOST_BYTES, LogFile
 from core.tools.server import ToolServer
 from tests.core.tools.conftest import PATIENCE_S, SCRIPT, Stage, script
 
@@ -104,6 +106,38 @@ def test_keys_are_given_to_the_server_and_shown_nowhere(stage: Stage, monkeypatc
     assert stage.call("secrets") == "none", "the program's own environment is not passed on"
     log = stage.until("test", lambda status: "using" in str(status.log)).log
     assert "sk-very-secret" not in f"{log} {server}"
+
+
+def test_a_servers_log_outlives_the_program_and_goes_with_the_server(tmp_path: Path) -> None:
+    first = Stage(tmp_path)
+    first.started(script(environment={"API_KEY": "sk-very-secret"}))
+    first.call("key")
+    first.until("test", lambda status: "using" in str(status.log))
+    first.host.close()
+    [file] = tmp_path.iterdir()
+    assert "using •••" in file.read_text("utf-8")
+    assert "sk-very-secret" not in file.read_text("utf-8")
+
+    second = Stage(tmp_path)
+    second.host.use([script(on=False), script(on=False, name="te/st")])
+    assert "using •••" in str(second.until("test", lambda status: bool(status.log)).log)
+    assert not second.until("te/st", lambda status: True).log
+    second.host.use([script(on=False, name="other")])
+    second.host.restart(script(name="other"))
+    second.until("other", lambda status: status.phase == "on")
+    second.host.close()
+    assert not file.exists()
+
+
+def test_a_log_on_disk_stays_small_and_its_latest_lines_are_found_over_both_files(tmp_path: Path) -> None:
+    file = LogFile(tmp_path, "CON: a/b\\c")
+    for number in range(40):
+        file.write([f"{number} {'ü' * 10_000}"])
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 2 * MOST_BYTES
+    assert [line.split()[0] for line in file.latest(14)] == [str(number) for number in range(26, 40)]
+    blocked = LogFile(file.path / "no folder", "x")
+    blocked.write(["nothing is kept, and nothing fails"])
+    assert blocked.latest(3) == []
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_the_step_that_fails_is_named_with_what_to_do(qtbot: QtBot) -> None:
         dialog.test.click()
         qtbot.waitUntil(lambda: FAILED in dialog.steps.text())
         assert "refuses the key" in dialog.error.text()
+        assert f"{FAILED}  The key is refused" in dialog.steps.text()
         dialog.key.setText("right")
         qtbot.waitUntil(dialog.test.isEnabled)
         dialog.test.click()
