@@ -69,6 +69,7 @@ class Toolbox(QObject):
     @cached_property
     def _host(self) -> ToolHost:
         # Imported late, and asyncio with it: most starts have no tool server.
+        from core.tools.host import ToolHost
 
         return ToolHost(self._told.emit, self._logs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Literal
 
 from mcp.server import MCPServer
 
@@ -21,6 +22,12 @@ def add(a: int, b: int) -> int:
 def echo(text: str) -> str:
     """Say a text again."""
     return text
+
+
+@server.tool()
+def paint(colour: Literal["red", "green"]) -> str:
+    """Paint the wall in a colour."""
+    return f"The wall is {colour}."
 
 
 @server.tool()
