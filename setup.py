@@ -26,6 +26,7 @@ EXPORTS = [
     "matmul",
     "attention_bytes",
     "attention",
+    "states",
     "encode",
     "rms_norm",
     "layer_bytes",

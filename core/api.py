@@ -186,7 +186,7 @@ def load(
     `vram` and `ram` limit the memory used, `context` is in tokens; what is not given is decided for this machine.
     """
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu)
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu=simulate_gpu)
     return load_with(source, options, on_progress)
 
 
@@ -235,7 +235,7 @@ def plan(
     Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
     """
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu)
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu=simulate_gpu)
     return plan_with(str(source), options).plan
 
 

@@ -7,6 +7,7 @@ import argparse
 from core.errors import BadRequest
 from core.events import LOOKUP, LoadOptions
 from core.paths import SHAPE_PREFIX
+from core.spec import KV_FORMATS
 from core.units import parse_size
 
 
@@ -27,6 +28,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", type=int, metavar="N", help="context in tokens")
     group.add_argument("--format", choices=("auto", "bf16", "int8", "int4"), default="auto", help="weight format")
     group.add_argument(
+        "--kv", choices=KV_FORMATS, default="bf16", help="keys and values: as computed, or in 8 bits (half the memory)"
+    )
+    group.add_argument(
         "--draft", default=LOOKUP, metavar="WHO",
         help="who drafts ahead: auto, lookup, self (an int4 copy), mtp (the model's own head for it), off, or a small "
         "model of the same vocabulary",
@@ -39,6 +43,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     return LoadOptions(
         context=args.context,
         format=args.format,
+        kv=args.kv,
         vram=args.vram,
         ram=args.ram,
         threads=args.threads,

@@ -126,6 +126,7 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
     peaks = [accelerator.memory().peak for accelerator in loaded.machine.accelerators.values()]
     return {
         "format": plan.format,
+        "kv": plan.kv,
         "strategy": plan.strategy,
         "threads": plan.threads,
         "plan": plan_json(plan, loaded.spec),

@@ -42,6 +42,7 @@ def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
         "reason": plan.reason,
         "reasons": list(plan.reasons),
         "format": plan.format,
+        "kv": plan.kv,
         "stored_as": spec.stored_as,
         "context": plan.context,
         "threads": plan.threads,

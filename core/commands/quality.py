@@ -9,12 +9,12 @@ from typing import Any
 from core.commands.arguments import add_json, add_machine_options, load_options
 from core.errors import BadRequest
 from core.sentence import sentence
-from core.spec import FormatWish
+from core.spec import FormatWish, KvFormat
 
 
 def add(subparsers: Any) -> None:
     """Add the command `quality` and its options."""
-    parser = subparsers.add_parser("quality", help="how much a weight format loses on a text")
+    parser = subparsers.add_parser("quality", help="how much a format of weights or KV cache loses on a text")
     parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
     parser.add_argument("text", metavar="TEXTFILE", type=Path, help="a text of some pages, UTF-8")
     add_machine_options(parser)
@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     text = _read(args.text)
     from core.runtime.quality import compare
 
-    exact = _load(args, "bf16")
+    exact = _load(args, "bf16", "bf16")
     try:
         ids = exact.tokenizer.encode(text)
-        other = exact if args.format == "bf16" else _load(args, args.format)
+        other = exact if (args.format, args.kv) == ("bf16", "bf16") else _load(args, args.format, args.kv)
         try:
             found = compare(exact, other, ids)
         finally:
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         exact.close()
     result = {
         "format": other.plan.format,
+        "kv": other.plan.kv,
         "bytes": exact.spec.weight_bytes(other.plan.format),
         "perplexity": round(found.perplexity, 4),
         "top1": round(found.top1, 5),
@@ -52,15 +53,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _load(args: argparse.Namespace, format: FormatWish) -> Any:
-    """The model in this format, with no drafting. Raises HeteGenError."""
+def _load(args: argparse.Namespace, format: FormatWish, kv: KvFormat) -> Any:
+    """The model in these formats of weights and KV cache, with no drafting. Raises HeteGenError."""
     from dataclasses import replace
 
     from core.events import NO_DRAFT
     from core.runtime.loaded_model import LoadedModel
     from core.runtime.loader import load_model
 
-    options = replace(load_options(args), format=format, draft=NO_DRAFT, context=args.context or 1024)
+    options = replace(load_options(args), format=format, kv=kv, draft=NO_DRAFT, context=args.context or 1024)
     return next(step for step in load_model(args.model, options) if isinstance(step, LoadedModel))
 
 

@@ -52,6 +52,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         None,
         [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
+    "hetegen_states": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _INT]),
     "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
     "hetegen_layer_begin": (
         None,
@@ -80,7 +81,7 @@ MOST_PARTS = 16
 """Weights that one `hetegen_matmul` takes at most."""
 PART_FIELDS = 7
 """Numbers that describe each of them."""
-SHAPE_FIELDS = 19
+SHAPE_FIELDS = 20
 """Numbers that describe an attention call."""
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, format_number, instruction_sets, library
+from core.kernels.packed_width import PACKED, unpacked
 from core.kernels.quantized_weight import QuantizedWeight
 
 FEW_ROWS = 8
@@ -22,7 +23,7 @@ PANEL_ROWS = 5
 """From so many rows of input on a kernel may repack weights, if it is given memory for that."""
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 16)
+NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 17)
 """The shape of one that needs no memory."""
 SPLIT_KEYS = 256
 """A stretch of keys shorter than this is not worth a task of its own."""
@@ -32,7 +33,7 @@ ONE_THREAD_BYTES = 256 << 10
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """query (B, H, S, D), key and value (B, KVH, T, D) of fp32 or bf16, last dimension contiguous.
+    """query (B, H, S, D), key and value (B, KVH, T, D) of fp32 or bf16, last dimension contiguous, or both packed.
 
     `mask` (B, 1, S, T) of bool, True where a key is seen; `sinks` (H,) of fp32; `softcap` 0 = none.
     """
@@ -46,6 +47,11 @@ class AttentionCall:
     softcap: float
 
     @property
+    def value_dim(self) -> int:
+        """Columns of a head's result."""
+        return unpacked(self.value.shape[3]) if self.value.dtype is PACKED else self.value.shape[3]
+
+    @property
     def addresses(self) -> tuple[int | None, ...]:
         """Addresses of query, key, value, mask and sinks, in the library's order."""
         tensors = (self.query, self.key, self.value, self.mask, self.sinks)
@@ -56,10 +62,11 @@ class AttentionCall:
         q, k, v, mask = self.query, self.key, self.value, self.mask
         kv_heads, keys = k.shape[1], k.shape[2]
         return (
-            *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], v.shape[3]),
+            *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], self.value_dim),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
             *((mask.stride(0), mask.stride(2)) if mask is not None else (0, 0)),
             stretches(q.shape[0] * kv_heads, keys, threads),
+            int(v.dtype is PACKED),
         )
 
 
@@ -102,6 +109,7 @@ class NativeLibrary:
         self._encode = library.hetegen_encode
         self._attention_bytes = library.hetegen_attention_bytes
         self._attention = library.hetegen_attention
+        self._states = library.hetegen_states
         self._layer_bytes = library.hetegen_layer_bytes
         self._layer_begin = library.hetegen_layer_begin
         self._layer_end = library.hetegen_layer_end
@@ -169,13 +177,28 @@ class NativeLibrary:
         q = call.query
         threads = _threads_for(call.key.nbytes + call.value.nbytes)
         shape = (ctypes.c_int64 * SHAPE_FIELDS)(*call.shape(threads))
-        out = torch.empty((q.shape[0], q.shape[2], q.shape[1], call.value.shape[3]), dtype=q.dtype)
+        out = torch.empty((q.shape[0], q.shape[2], q.shape[1], call.value_dim), dtype=q.dtype)
         scratch = torch.empty(self._attention_bytes(shape), dtype=torch.uint8)
         self._attention(
             self._isa, shape, *call.addresses, call.scale, call.softcap, out.data_ptr(), TYPES[q.dtype],
             scratch.data_ptr(), threads,
         )  # fmt: skip
         return out
+
+    def pack(self, states: Tensor, packed: Tensor, *, mixed: bool) -> None:
+        """Write states (1, H, T, D), of fp32 or bf16, into `packed` (1, H, T, packed_width(D)): `packed_states`."""
+        self._convert_states(states, packed, mixed=mixed, widens=False)
+
+    def widen(self, packed: Tensor, states: Tensor, *, mixed: bool) -> None:
+        """Write what `packed` (1, H, T, packed_width(D)) holds into states (1, H, T, D)."""
+        self._convert_states(states, packed, mixed=mixed, widens=True)
+
+    def _convert_states(self, states: Tensor, packed: Tensor, *, mixed: bool, widens: bool) -> None:
+        shape = (*states.shape[1:], *states.stride()[1:3], *packed.stride()[1:3], int(mixed))
+        self._states(
+            self._isa, (ctypes.c_int64 * len(shape))(*shape), states.data_ptr(), TYPES[states.dtype], packed.data_ptr(),
+            widens, _threads_for(states.nbytes),
+        )  # fmt: skip
 
     def layer_begin(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor) -> None:
         """Compute the first half of the layer at an address for x (1, M, K), into `qkv`: see `native_layer`."""

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.kernels.native_library import AttentionCall, NativeLibrary, native
+from core.kernels.packed_states import as_stored, widen
+from core.kernels.packed_width import PACKED
 from core.startup.torch_stubs import bare_torch
 
 with bare_torch():
@@ -50,28 +52,33 @@ def attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, H, S, D), key and value (B, KVH, T, D) -> ((B, S, H, D), None).
+    """query (B, H, S, D), key and value (B, KVH, T, D), floats or packed -> ((B, S, H, D), None).
 
     The mask is as `sdpa_mask` makes it: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
     bounds scores by tanh, `s_aux` (H,) holds the logit of a key without value ("sink") for each head.
     """
+    key, value = as_stored(key), as_stored(value)
     if key.device != query.device:
         # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
         mask, sinks = (None if one is None else one.to(key.device) for one in (attention_mask, s_aux))
         there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
-    if kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout:
+    library, by_torch = native(), kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout
+    causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
+    few = library is not None and not causal and not by_torch and suits(query, key, value, attention_mask)
+    if key.dtype is PACKED and not few:
+        key, value = widen(key, query.dtype, mixed=True), widen(value, query.dtype, mixed=False)
+    if by_torch:
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
         )
         return out
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs):
+    if causal:
         # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
         return attend_prompt(query, key, value, None, scale, softcap, s_aux), None
-    library = native()
-    if library is not None and suits(query, key, value, attention_mask):
+    if library is not None and few:
         return attend_few(library, query, key, value, attention_mask, scale, softcap, s_aux), None
     one_row = query.shape[2] == 1 and softcap is None and s_aux is None
     mask = _all_seen(query, key) if attention_mask is None and not one_row else attention_mask
@@ -90,7 +97,11 @@ def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     """Whether the compiled kernel takes query (B, H, S, D), key and value (B, KVH, T, D), and is faster."""
     shared = query.shape[1] // key.shape[1] * query.shape[2]
     plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
-    same = query.dtype == key.dtype == value.dtype and query.stride(3) == key.stride(3) == value.stride(3) == 1
+    same = (
+        key.dtype == value.dtype
+        and key.dtype in (query.dtype, PACKED)
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1
+    )
     masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
     real = type(query) is Tensor  # a survey's tensors have no memory
     return real and plain and same and masked and shared <= MOST_SHARED_ROWS

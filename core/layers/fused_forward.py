@@ -20,6 +20,7 @@ from torch import Tensor
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall
 from core.kernels.native_run import NativeRun, RunLayer
+from core.kernels.packed_states import as_stored
 from core.layers.after_attention import AfterAttention
 from core.layers.attention import MOST_SHARED_ROWS, seen
 from core.layers.kv_cache import CACHE_NAMES, KVCache
@@ -77,7 +78,7 @@ class FusedForward:
         native = self.native(x.shape[1])
         query, key, value = native.begin(x, *given.angles(self.half_angles))
         if given.cache is not None:
-            key, value = given.cache.update(key, value, self.index)
+            key, value = map(as_stored, given.cache.update(key, value, self.index))
         call = AttentionCall(query, key, value, seen(given.mask, query, key), self.sinks, self.scale, 0.0)
         if self.rest is None:
             return native.end(x, call)

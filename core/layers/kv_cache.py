@@ -8,6 +8,7 @@ replaced by layers that write into one preallocated buffer instead of concatenat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,9 @@ from transformers.cache_utils import (
 )
 
 from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, on_host
+from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLayer, Snapshots
+from core.spec import KvFormat
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
@@ -44,14 +47,17 @@ class KVCache(Cache):  # type: ignore[misc]
         capacity: int,
         allocate: Mapping[int, Allocate] = MappingProxyType({}),
         home: torch.device | None = None,
+        format: KvFormat = "bf16",
     ) -> None:
         """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM; `home`:
-        where a model wants all states handed over whose attention is its own (ours goes to where they lie).
+        where a model wants all states handed over whose attention is its own (ours goes to where they lie); `format`:
+        as the model computes them, or packed in 8 bits.
 
         `can_rewind`: any tail can be cut off; `can_return`: at least so that what was marked before it is held again.
         """
         layers = DynamicCache(config=config).layers
-        super().__init__(layers=[_ours(one, capacity, allocate.get(i, on_host), home) for i, one in enumerate(layers)])
+        maker = _Maker(capacity, home, format == "int8")
+        super().__init__(layers=[maker.ours(one, allocate.get(i, on_host)) for i, one in enumerate(layers)])
         self.capacity = capacity
         self.tokens: list[int] = []
         self.can_rewind = all(_is_sliceable(layer) or is_stateless(layer) for layer in self.layers)
@@ -143,17 +149,37 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _ours(layer: Any, capacity: int, allocate: Allocate, home: torch.device | None) -> Any:
-    """Our layer in place of transformers' own where its kind is known exactly."""
-    if type(layer) is DynamicLayer:
-        return PreallocatedLayer(capacity, allocate, home)
-    if type(layer) is DynamicSlidingWindowLayer:
-        return SlidingLayer(layer.sliding_window, capacity, allocate, home)
-    if type(layer) is LinearAttentionLayer:
-        return RecurrentLayer(layer.number_of_states)
-    if type(layer) is LinearAttentionAndFullAttentionLayer:
-        return RecurrentAndAttentionLayer(layer.number_of_states, capacity, allocate, home)
-    return layer
+@dataclass(frozen=True)
+class _Maker:
+    """What layers of one cache have in common."""
+
+    capacity: int
+    home: torch.device | None
+    packs: bool
+
+    def ours(self, layer: Any, allocate: Allocate) -> Any:
+        """Our layer in place of transformers' own where its kind is known exactly."""
+        if self.packs and is_packable(layer):
+            return self._packed(layer, allocate)
+        if type(layer) is DynamicLayer:
+            return PreallocatedLayer(self.capacity, allocate, self.home)
+        if type(layer) is DynamicSlidingWindowLayer:
+            return SlidingLayer(layer.sliding_window, self.capacity, allocate, self.home)
+        if type(layer) is LinearAttentionLayer:
+            return RecurrentLayer(layer.number_of_states)
+        if type(layer) is LinearAttentionAndFullAttentionLayer:
+            return RecurrentAndAttentionLayer(layer.number_of_states, self.capacity, allocate, self.home)
+        return layer
+
+    def _packed(self, layer: Any, allocate: Allocate) -> PackedLayer:
+        if type(layer) is DynamicLayer:
+            return PackedLayer(self.capacity, allocate, self.home)
+        return PackedSlidingLayer(layer.sliding_window, self.capacity, allocate, self.home)
+
+
+def is_packable(layer: Any) -> bool:
+    """Whether a layer of transformers' cache may be kept in 8 bits: keys and values alone, nothing recurrent."""
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def _can_keep(layer: Any, length: int) -> bool:

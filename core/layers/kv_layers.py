@@ -48,8 +48,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
             self.lazy_initialization(key_states, value_states)
         tokens = key_states.shape[-2]
         first, start = self.make_room(tokens)
-        self.keys[:, :, start : start + tokens] = key_states
-        self.values[:, :, start : start + tokens] = value_states
+        self._write(start, start + tokens, key_states, value_states)
         self.length += tokens
         return self._hand_over(first, start + tokens)
 
@@ -85,6 +84,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         there = allocate(states.shape, self.dtype)
         there[:, :, : self.held] = states[:, :, : self.held]
         return there
+
+    def _write(self, begin: int, end: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Put (1, heads, end - begin, dim) into the buffers."""
+        self.keys[:, :, begin:end] = key_states
+        self.values[:, :, begin:end] = value_states
 
     def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.layers.kv_cache import KVCache, is_stateless
 from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+from core.layers.kv_packed import PackedLayer
 from core.layers.recurrent_cache import RecurrentLayer
 
 
@@ -31,7 +32,7 @@ class LayerStates(NamedTuple):
 
 def grows_only(cache: KVCache) -> bool:
     """Whether states of tokens stay as they are when others follow: no windows, nothing recurrent."""
-    return all(type(one) is PreallocatedLayer or is_stateless(one) for one in cache.layers)
+    return all(type(one) in (PreallocatedLayer, PackedLayer) or is_stateless(one) for one in cache.layers)
 
 
 def states_of(cache: KVCache) -> list[LayerStates]:

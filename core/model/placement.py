@@ -68,7 +68,7 @@ class HostPlacement:
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache for this plan."""
-        return KVCache(config, plan.context)
+        return KVCache(config, plan.context, format=plan.kv)
 
     def close(self) -> None:
         """Leave the module tree as it was, but for its linears and norms."""
@@ -166,7 +166,7 @@ class DevicePlacement:
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
-        return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config))
+        return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config), plan.kv)
 
     def kv_places(self, plan: Plan) -> dict[int, Allocate]:
         """How the layers of the KV cache are allocated that the plan has on the device."""

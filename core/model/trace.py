@@ -17,6 +17,8 @@ from torch.func import functional_call
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
+from core.kernels.packed_width import packed_width
+from core.layers.kv_cache import is_packable
 from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
 from core.model.language_half import text_config
@@ -186,7 +188,15 @@ def _kv_layers(cache: Any, dtype: torch.dtype) -> Iterator[KvLayer]:
         states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
         fixed = sum(_tensor_bytes(state) for state in states if state is not None)
         if per_token or fixed:
-            yield KvLayer(index, per_token, cast(int, getattr(layer, "sliding_window", 0) or 0), fixed)
+            window = cast(int, getattr(layer, "sliding_window", 0) or 0)
+            yield KvLayer(index, per_token, window, fixed, _packed_bytes(layer))
+
+
+def _packed_bytes(layer: Any) -> int:
+    """Bytes of one token's keys and values in 8 bits; 0 where they cannot be kept so."""
+    if not is_packable(layer):
+        return 0
+    return sum(int(one.shape[1]) * packed_width(int(one.shape[3])) for one in (layer.keys, layer.values))
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

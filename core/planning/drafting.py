@@ -47,7 +47,12 @@ def plan_drafting(
 
 def without_kv(spec: ModelSpec) -> ModelSpec:
     """The same model, using another's KV cache."""
-    return replace(spec, kv_layers=tuple(replace(layer, bytes_per_token=0, state_bytes=0) for layer in spec.kv_layers))
+    return replace(
+        spec,
+        kv_layers=tuple(
+            replace(layer, bytes_per_token=0, state_bytes=0, packed_per_token=0) for layer in spec.kv_layers
+        ),
+    )
 
 
 def prices(target: Plan, draft: Plan | None) -> Prices:

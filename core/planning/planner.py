@@ -33,7 +33,7 @@ def place(
     profile: Profile | None = None,
 ) -> Plan:
     """The plan for this model on this machine as it is now. Always returns one; `fits` says whether it can be run."""
-    known = profile or Profile()
+    known, spec = profile or Profile(), spec.with_kv(budget.kv)
     plan = _place_now(spec, hardware, budget, strategy, known)
     if plan.fits == "yes":
         return replace(plan, reason=reason(plan, spec, hardware))
@@ -44,7 +44,7 @@ def place(
 def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
     """What was decided, why, and what would change it, in sentences for people."""
     lines = [plan.reason, *plan.reasons, *figures(plan, spec)]
-    asked = Budget(threads=plan.threads, context=plan.context, format=plan.format)
+    asked = Budget(threads=plan.threads, context=plan.context, format=plan.format, kv=plan.kv)
     for what, machine, budget in _wishes(plan, spec, hardware, asked):
         better = place(spec, machine, budget, plan.strategy, plan.profile)
         if better.fits != "no" and better.decode.likely > plan.decode.likely * WORTH_SAYING:
@@ -117,7 +117,8 @@ def _place_as(
     # A simulated card was asked for by name; a real one must be worth it.
     if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
-    return assemble(spec, strategy, format, context, best_candidate(candidates, spec, occupied))
+    chosen = best_candidate(candidates, spec, occupied)
+    return replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

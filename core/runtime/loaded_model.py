@@ -137,7 +137,7 @@ class LoadedModel:
         """What was read of conversations on disk; None for random weights."""
         if not self.source.files:
             return None
-        recipe = f"kv {self.plan.format} {self.source.module.config.to_json_string()}"
+        recipe = f"kv {self.plan.kv} {self.plan.format} {self.source.module.config.to_json_string()}"
         return KeptReadings(cache_key(self.source.files, recipe))
 
     def keep_reading(self, conversation: str) -> None:
@@ -185,7 +185,7 @@ class LoadedModel:
         self.drop_draft()
         self.plan = place(self.spec, self.machine.without_gpus(), replace(self.budget, vram=None))
         if not self._cache_comes_along():
-            self.cache = KVCache(self.source.module.config, self.plan.context)
+            self.cache = KVCache(self.source.module.config, self.plan.context, format=self.plan.kv)
             self.reply_start = 0
         self.keep_expert_uses()
         self.model.placement.close()

@@ -30,7 +30,7 @@ from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, ope
 from core.runtime.expert_uses import recall_uses
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.sentence import sentence
-from core.spec import MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
+from core.spec import KV_FORMATS, MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
 
 # Smaller models run at once anywhere: nobody should wait for measurements first.
 SMALL_BYTES = 64 << 20
@@ -71,7 +71,7 @@ def load_model(
             source=source,
             spec=spec,
             plan=plan,
-            budget=Budget(_left(options.vram, plan, beside), options.ram, plan.threads, plan.context, plan.format),
+            budget=_decided(options, plan, beside),
             machine=machine,
             weights=weights,
             model=LanguageModel(source.module, placement),
@@ -111,6 +111,12 @@ def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> I
             yield Loading("convert", 0.9 + 0.09 * step)
         else:
             loaded.draft = step
+
+
+def _decided(options: LoadOptions, plan: Plan, beside: Drafting | None) -> Budget:
+    """The user's limits, with what the plan has decided."""
+    vram = _left(options.vram, plan, beside)
+    return Budget(vram, options.ram, plan.threads, plan.context, plan.format, plan.kv)
 
 
 def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
@@ -157,6 +163,8 @@ def check(options: LoadOptions) -> None:
         raise BadRequest(
             sentence("The format {} is not known.", repr(options.format)), "", "Choose auto, bf16, int8 or int4."
         )
+    if options.kv not in KV_FORMATS:
+        raise BadRequest(sentence("The format {} is not known.", repr(options.kv)), "", "Choose bf16 or int8.")
 
 
 def _read_weights(source: Source, spec: ModelSpec, plan: Plan) -> Generator[Loading, None, Postponed]:

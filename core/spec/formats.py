@@ -10,6 +10,9 @@ FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 """From the most exact to the smallest; `bf16` means the weights as stored, whatever their type."""
 FormatWish: TypeAlias = Format | Literal["auto"]
 """`auto`: the planner takes the most exact format that fits and stays usable."""
+KvFormat = Literal["bf16", "int8"]
+"""How keys and values are kept: as the model computes them, whatever their type, or in 8 bits (half of 16)."""
+KV_FORMATS: tuple[KvFormat, ...] = ("bf16", "int8")
 Strategy = Literal["hetegen", "stream", "cpu", "serial"]
 
 QUANTUM = 16

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from core.spec.formats import Format
+from core.spec.formats import Format, KvFormat
 from core.spec.storages import FloatStorage, Storage, bits_of, row_bytes
 
 
@@ -50,12 +50,14 @@ SNAPSHOTS = 4
 
 @dataclass(frozen=True)
 class KvLayer:
-    """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always."""
+    """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always.
+    `packed_per_token`: bytes for each token in 8 bits; 0 = it cannot be kept so."""
 
     layer: int
     bytes_per_token: int
     window: int = 0
     state_bytes: int = 0
+    packed_per_token: int = 0
 
     def nbytes(self, context: int) -> int:
         """Bytes for `context` tokens."""
@@ -132,6 +134,13 @@ class ModelSpec:
         stored = [linear for linear in self.linears if linear.stored or linear.converted]
         kept = [linear.parameters for linear in stored if linear.stored == self.storage(linear, format)]
         return sum(kept) / max(1, sum(linear.parameters for linear in stored))
+
+    def with_kv(self, format: KvFormat) -> ModelSpec:
+        """The same model with its keys and values kept in this format."""
+        if format == "bf16":
+            return self
+        packed = (replace(one, bytes_per_token=one.packed_per_token or one.bytes_per_token) for one in self.kv_layers)
+        return replace(self, kv_layers=tuple(packed))
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of the whole KV cache for `context` tokens."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from core.spec.formats import DECODE, PREFILL, Format, FormatWish, Strategy, bucket
+from core.spec.formats import DECODE, PREFILL, Format, FormatWish, KvFormat, Strategy, bucket
 from core.spec.hardware import KernelRate
 
 COMFORTABLE_TOK_S = 6.0
@@ -43,13 +43,15 @@ class Profile:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context."""
+    """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context.
+    `kv`: how keys and values are kept."""
 
     vram: int | None = None
     ram: int | None = None
     threads: int | None = None
     context: int | None = None
     format: FormatWish = "auto"
+    kv: KvFormat = "bf16"
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,12 @@ class Plan:
     """Where everything lies and who computes it: decided by `planner.place`, carried out by the model.
 
     `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
-    (a GPU's index or -1); the input table stays in RAM. `host_layers`: the numbers of those that the CPU computes by
-    itself in passes of few tokens. `mapped`: weights are used straight from the files; `from_disk`
-    bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the weights that one token
-    uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading. `few_times`: of a pass over
-    a few tokens. `profile`: the corrections that the times contain. `expert_rates`: what the experts of a mixture cost
-    beside a card.
+    (a GPU's index or -1), and all are kept in the format `kv`; the input table stays in RAM. `host_layers`: the numbers
+    of those that the CPU computes by itself in passes of few tokens. `mapped`: weights are used straight from the
+    files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the
+    weights that one token uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading.
+    `few_times`: of a pass over a few tokens. `profile`: the corrections that the times contain. `expert_rates`:
+    what the experts of a mixture cost beside a card.
     """
 
     model: str
@@ -228,6 +230,7 @@ class Plan:
     reasons: tuple[str, ...] = ()
     profile: Profile = field(default_factory=Profile)
     expert_rates: ExpertRates | None = None
+    kv: KvFormat = "bf16"
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

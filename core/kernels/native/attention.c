@@ -35,7 +35,7 @@ INLINE void run_task(const Attention *a, int64_t index, const int type) {
     Task t = task_at(a, index);
     Stretch s = stretch_of(a, index);
     int64_t rows = task_rows(n);
-    start_task(a, &t, &s, type);
+    start_task(a, &t, &s);
     for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
         int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
         int64_t k = s.b * n->k_batch + s.kv_head * n->k_head, v = s.b * n->v_batch + s.kv_head * n->v_head;
@@ -92,7 +92,8 @@ static void finish_row(const Attention *a, int64_t b, int64_t kv_head, int64_t r
 
 #define TASKS(name, isa)                                                \
     isa static void name(const Attention *a, int64_t index) {           \
-        if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);          \
+        if (a->n.packed) run_task(a, index, TYPE_PACKED);               \
+        else if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);     \
         else run_task(a, index, TYPE_BF16);                             \
     }
 TASKS(task_plain, )

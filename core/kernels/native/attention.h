@@ -3,6 +3,7 @@
 #define HETEGEN_ATTENTION_H
 
 #include "kernels.h"
+#include "packed_states.h"
 
 #if defined(_MSC_VER)
 #define SIMD
@@ -19,10 +20,11 @@
 
 enum { TILE_KEYS = 32 };
 
-/* Strides are in elements; the last dimension of q, k and v is contiguous; mask bytes are 1 where a key is seen. */
+/* Strides are in elements; the last dimension of q, k and v is contiguous; mask bytes are 1 where a key is seen. With
+ * `packed` keys and values are rows of packed_states.h, and their strides are bytes. */
 typedef struct {
     int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
-    int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, mask_row, splits;
+    int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, mask_row, splits, packed;
 } Shape;
 
 typedef struct {
@@ -87,8 +89,12 @@ INLINE uint16_t round_bf16(float value) {
     return (uint16_t)(value == value ? nearest : (bits >> 16) | 0x40);
 }
 
+/* What keys and values are: floats as the queries, or packed. */
+INLINE int states_type(const Attention *a) { return a->n.packed ? TYPE_PACKED : a->type; }
+
 INLINE void widen_row(const void *from, int64_t at, int64_t count, const int type, float *to) {
-    if (type == TYPE_F32) memcpy(to, (const float *)from + at, (size_t)count * sizeof(float));
+    if (type == TYPE_PACKED) widen_packed((const int8_t *)from + at, count, to);
+    else if (type == TYPE_F32) memcpy(to, (const float *)from + at, (size_t)count * sizeof(float));
     else {
         const uint16_t *bits = (const uint16_t *)from + at;
         SIMD
@@ -96,12 +102,13 @@ INLINE void widen_row(const void *from, int64_t at, int64_t count, const int typ
     }
 }
 
-INLINE void load_queries(const Attention *a, int64_t b, int64_t kv_head, const int type, float *q) {
+INLINE void load_queries(const Attention *a, int64_t b, int64_t kv_head, float *q) {
     int64_t shared = a->n.heads / a->n.kv_heads;
     for (int64_t row = 0; row < task_rows(&a->n); row++) {
         int64_t head = kv_head * shared + row / a->n.queries, query = row % a->n.queries;
         float *to = q + row * a->n.dim;
-        widen_row(a->q, b * a->n.q_batch + head * a->n.q_head + query * a->n.q_row, a->n.dim, type, to);
+        widen_row(a->q, b * a->n.q_batch + head * a->n.q_head + query * a->n.q_row, a->n.dim, a->type, to);
+        if (a->n.packed) mix(to, a->n.dim);
         for (int64_t i = 0; i < a->n.dim; i++) to[i] *= a->scale;
     }
 }
@@ -158,9 +165,9 @@ INLINE Stretch stretch_of(const Attention *a, int64_t index) {
     return s;
 }
 
-INLINE void start_task(const Attention *a, const Task *t, const Stretch *s, const int type) {
+INLINE void start_task(const Attention *a, const Task *t, const Stretch *s) {
     int64_t rows = task_rows(&a->n);
-    load_queries(a, s->b, s->kv_head, type, t->q);
+    load_queries(a, s->b, s->kv_head, t->q);
     memset(t->values, 0, (size_t)(rows * a->n.value_dim) * sizeof(float));
     for (int64_t row = 0; row < rows; row++) {
         t->top[row] = -INFINITY;

@@ -9,10 +9,15 @@
 
 int attention_suits_avx2(const Shape *n) { return n->dim % 8 == 0 && n->value_dim % 8 == 0; }
 
-/* Eight numbers of fp32 or bf16, `at` elements from the start. */
-AVX2 INLINE __m256 load_eight(const void *from, int64_t at, const int type) {
-    if (type == TYPE_F32) return _mm256_loadu_ps((const float *)from + at);
-    __m128i bits = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + at));
+/* Eight numbers from column `d` on of the row of `dim` that begins `row` elements from the start. */
+AVX2 INLINE __m256 load_eight(const void *from, int64_t row, int64_t d, int64_t dim, const int type) {
+    if (type == TYPE_F32) return _mm256_loadu_ps((const float *)from + row + d);
+    if (type == TYPE_PACKED) {
+        const int8_t *packed = (const int8_t *)from + row;
+        __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(packed + d))));
+        return _mm256_mul_ps(values, _mm256_set1_ps(scale_of(packed, dim, d)));
+    }
+    __m128i bits = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + row + d));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
@@ -33,7 +38,7 @@ AVX2 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int
     UNROLL for (int i = 0; i < 4; i++) q[i] = t->q + (row + (i < last_row ? i : last_row)) * a->n.dim;
     UNROLL for (int i = 0; i < 8; i++) dots[i] = _mm256_setzero_ps();
     for (int64_t d = 0; d < a->n.dim; d += 8) {
-        __m256 key0 = load_eight(a->k, at + d, type), key1 = load_eight(a->k, next + d, type);
+        __m256 key0 = load_eight(a->k, at, d, a->n.dim, type), key1 = load_eight(a->k, next, d, a->n.dim, type);
         UNROLL for (int i = 0; i < 4; i++) {
             __m256 query = _mm256_loadu_ps(q[i] + d);
             dots[i * 2] = _mm256_fmadd_ps(query, key0, dots[i * 2]);
@@ -53,7 +58,8 @@ AVX2 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64
         sum[i * C + c] = _mm256_loadu_ps(t->values + (row + i) * a->n.value_dim + d + c * 8);
     for (int64_t key = 0; key < count; key++) {
         __m256 value[2];
-        UNROLL for (int c = 0; c < C; c++) value[c] = load_eight(a->v, v + key * a->n.v_row + d + c * 8, type);
+        int64_t at = v + key * a->n.v_row;
+        UNROLL for (int c = 0; c < C; c++) value[c] = load_eight(a->v, at, d + c * 8, a->n.value_dim, type);
         UNROLL for (int i = 0; i < R; i++) {
             __m256 weight = _mm256_broadcast_ss(t->scores + (row + i) * TILE_KEYS + key);
             UNROLL for (int c = 0; c < C; c++) sum[i * C + c] = _mm256_fmadd_ps(weight, value[c], sum[i * C + c]);
@@ -80,7 +86,8 @@ AVX2 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_t 
 #include "attention_tile.h"
 
 AVX2 void attention_task_avx2(const Attention *a, int64_t index) {
-    if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
+    if (a->n.packed) run_task(a, index, TYPE_PACKED);
+    else if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
     else run_task(a, index, TYPE_BF16);
 }
 

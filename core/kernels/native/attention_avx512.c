@@ -11,10 +11,15 @@ int attention_suits_avx512(const Shape *n) {
     return n->dim % 16 == 0 && n->value_dim % 16 == 0 && n->value_dim <= 16 * MOST_VALUE_LANES;
 }
 
-/* Sixteen numbers of fp32 or bf16, `at` elements from the start. */
-AVX512 INLINE __m512 load_sixteen(const void *from, int64_t at, const int type) {
-    if (type == TYPE_F32) return _mm512_loadu_ps((const float *)from + at);
-    __m256i bits = _mm256_loadu_si256((const __m256i *)((const uint16_t *)from + at));
+/* Sixteen numbers from column `d` on of the row of `dim` that begins `row` elements from the start. */
+AVX512 INLINE __m512 load_sixteen(const void *from, int64_t row, int64_t d, int64_t dim, const int type) {
+    if (type == TYPE_F32) return _mm512_loadu_ps((const float *)from + row + d);
+    if (type == TYPE_PACKED) {
+        const int8_t *packed = (const int8_t *)from + row;
+        __m512 values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(packed + d))));
+        return _mm512_mul_ps(values, _mm512_set1_ps(scale_of(packed, dim, d)));
+    }
+    __m256i bits = _mm256_loadu_si256((const __m256i *)((const uint16_t *)from + row + d));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
@@ -32,7 +37,7 @@ AVX512 INLINE void score_block(const Attention *a, const Task *t, int64_t row, i
     UNROLL for (int i = 0; i < 16; i++) dots[i] = _mm512_setzero_ps();
     for (int64_t d = 0; d < a->n.dim; d += 16) {
         __m512 key[4];
-        UNROLL for (int j = 0; j < 4; j++) key[j] = load_sixteen(a->k, at[j] + d, type);
+        UNROLL for (int j = 0; j < 4; j++) key[j] = load_sixteen(a->k, at[j], d, a->n.dim, type);
         UNROLL for (int i = 0; i < 4; i++) {
             __m512 query = _mm512_loadu_ps(q[i] + d);
             UNROLL for (int j = 0; j < 4; j++) dots[i * 4 + j] = _mm512_fmadd_ps(query, key[j], dots[i * 4 + j]);
@@ -55,7 +60,7 @@ AVX512 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int
         sum[i * C + c] = _mm512_loadu_ps(t->values + (row + i) * a->n.value_dim + c * 16);
     for (int64_t key = 0; key < count; key++) {
         __m512 value[16];
-        UNROLL for (int c = 0; c < C; c++) value[c] = load_sixteen(a->v, v + key * a->n.v_row + c * 16, type);
+        UNROLL for (int c = 0; c < C; c++) value[c] = load_sixteen(a->v, v + key * a->n.v_row, c * 16, C * 16, type);
         UNROLL for (int i = 0; i < R; i++) {
             __m512 weight = _mm512_set1_ps(t->scores[(row + i) * TILE_KEYS + key]);
             UNROLL for (int c = 0; c < C; c++) sum[i * C + c] = _mm512_fmadd_ps(weight, value[c], sum[i * C + c]);
@@ -84,7 +89,8 @@ AVX512 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_
 #include "attention_tile.h"
 
 AVX512 void attention_task_avx512(const Attention *a, int64_t index) {
-    if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
+    if (a->n.packed) run_task(a, index, TYPE_PACKED);
+    else if (a->type == TYPE_F32) run_task(a, index, TYPE_F32);
     else run_task(a, index, TYPE_BF16);
 }
 

@@ -2,9 +2,10 @@
  * keys that score_block takes at once, SCORED_KEYS; and score_block, finish_scores, weigh_row and add_tile. */
 /* Asks for rows of keys or values that will soon be used: the stretches are too short for the processor to foresee. */
 VECTOR INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t rows, int64_t dim, const int type) {
-    int64_t size = type == TYPE_F32 ? 4 : 2;
+    int64_t size = type == TYPE_F32 ? 4 : type == TYPE_BF16 ? 2 : 1;
+    int64_t bytes = type == TYPE_PACKED ? packed_bytes(dim) : dim * size;
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t byte = 0; byte < dim * size; byte += 64)
+        for (int64_t byte = 0; byte < bytes; byte += 64)
             _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
 }
 
@@ -13,7 +14,7 @@ VECTOR INLINE void run_task(const Attention *a, int64_t index, const int type) {
     Task t = task_at(a, index);
     Stretch s = stretch_of(a, index);
     int64_t rows = task_rows(n);
-    start_task(a, &t, &s, type);
+    start_task(a, &t, &s);
     for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
         int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
         int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + key * n->k_row;

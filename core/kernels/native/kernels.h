@@ -45,7 +45,7 @@ enum { SCALE_STRIP = 512, COARSE = 256 };
 enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2, SIXES = 3 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
 enum { BOOKS = 3 };
-enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };
+enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPE_PACKED = 3 };
 /* What an input is turned into: floats, or numbers of 8 or 16 bits. */
 enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2 };
 

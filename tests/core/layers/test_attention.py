@@ -12,6 +12,8 @@ from transformers.configuration_utils import PretrainedConfig
 
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import AttentionCall, open_library
+from core.kernels.packed_states import pack, widen
+from core.kernels.packed_width import PACKED, packed_width
 from core.layers import attention
 from core.layers.attention import attend, register
 
@@ -65,6 +67,39 @@ def test_few_rows_on_every_instruction_set(
         call = AttentionCall(query, key, value, mask, sinks, dims[0] ** -0.5, softcap or 0.0)
         found = open_library(name).attention(call)
         assert found.shape == (batch, queries, heads, dims[1])
+        assert (found.double() - wanted).abs().max() < TOLERANCE[dtype] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shared=st.sampled_from([1, 2, 5]),
+    queries=st.integers(1, 12),
+    keys=st.integers(1, 700),
+    dims=st.sampled_from([(8, 8), (64, 64), (80, 80), (96, 64), (33, 17), (128, 128), (64, 256)]),
+    softcap=st.sampled_from([None, 5.0]),
+    with_sinks=st.booleans(),
+    with_mask=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_few_rows_over_packed_keys_and_values(
+    shared: int, queries: int, keys: int, dims: tuple[int, int], softcap: float | None, with_sinks: bool,
+    with_mask: bool, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    query = torch.randn(1, queries, 2 * shared, dims[0]).to(dtype).transpose(1, 2)
+    key, value = (torch.zeros(1, 2, 800, packed_width(dim), dtype=PACKED)[:, :, 5 : 5 + keys] for dim in dims)
+    pack(torch.randn(1, 2, keys, dims[0]), key, mixed=True)
+    pack(torch.randn(1, 2, keys, dims[1]), value, mixed=False)
+    mask = torch.rand(1, 1, queries, 900)[..., :keys] > 0.4 if with_mask else None
+    if mask is not None:
+        mask[..., 0] = True
+    sinks = torch.randn(2 * shared) if with_sinks else None
+    floats = widen(key, torch.float32, mixed=True), widen(value, torch.float32, mixed=False)
+    wanted = expected(query, *floats, mask, softcap, sinks)
+    for name in instruction_sets():
+        found = open_library(name).attention(
+            AttentionCall(query, key, value, mask, sinks, dims[0] ** -0.5, softcap or 0.0)
+        )
+        assert found.shape == (1, queries, 2 * shared, dims[1])
         assert (found.double() - wanted).abs().max() < TOLERANCE[dtype] * 4
 
 

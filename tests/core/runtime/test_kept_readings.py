@@ -177,6 +177,22 @@ def test_a_disk_that_takes_nothing_ends_no_reply(tmp_path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_cache_of_8_bits_is_kept_as_it_is(tmp_path: Path, family: str) -> None:
+    model = chat_model(tmp_path / "model", family)
+    options = LoadOptions(context=512, threads=1, kv="int8")
+    engine = started(model, options)
+    expected, _ = ask(engine, FIRST)
+    engine.close()
+    again = started(model, options)
+    assert ask(again, FIRST)[0] == expected
+    again.close()
+    other = started(model)
+    _, reused = ask(other, FIRST)
+    other.close()
+    assert reused == 0, "it was kept in another format"
+
+
 def test_with_states_on_a_graphics_card(tmp_path: Path) -> None:
     model = chat_model(tmp_path / "model")
     options = LoadOptions(context=512, simulate_gpu="vram=1GiB,link=12GB/s")

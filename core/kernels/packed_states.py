@@ -1,0 +1,109 @@
+"""Keys and values of 8 bits: packed when they are appended, widened for what computes with floats.
+
+A packed row (packed_width(D) bytes) has one signed byte for each column, then a scale of bf16 for each 32 of them. The
+columns of keys are mixed before (`mixed`): a few of them are far larger than the rest and would take all the precision.
+Queries that are mixed alike give the same products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from core.kernels.native_library import NativeLibrary, native
+from core.kernels.packed_width import GROUP, MOST_COLUMNS, PACKED, unpacked
+
+LARGEST = 127
+TYPES = (torch.float32, torch.bfloat16)
+"""What the library packs."""
+
+
+class PackedRows(Tensor):
+    """Keys or values as a model gets them back from its cache: its own floats to every function but our attention.
+
+    Most models hand them to attention as they are, which takes `rows`; some compute with them first, and need not know.
+    """
+
+    rows: Tensor
+    floats: torch.dtype
+    mixed: bool
+
+    @classmethod
+    def of(cls, rows: Tensor, floats: torch.dtype, *, mixed: bool) -> PackedRows:
+        """Rows (1, H, T, packed_width(D)) that stand for (1, H, T, D) of `floats`."""
+        made: PackedRows = Tensor._make_subclass(cls, rows)
+        made.rows, made.floats, made.mixed = rows, floats, mixed
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        return func(*tree_map(_as_floats, tuple(args)), **tree_map(_as_floats, dict(kwargs or {})))
+
+
+def _as_floats(one: Any) -> Any:
+    return widen(one.rows, one.floats, mixed=one.mixed) if isinstance(one, PackedRows) else one
+
+
+def as_stored(states: Tensor) -> Tensor:
+    """The rows (1, H, T, packed_width(D)) where these are packed, else the floats (1, H, T, D) that they are."""
+    return states.rows if isinstance(states, PackedRows) else states
+
+
+def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:
+    """Write states (1, H, T, D) into `packed` (1, H, T, packed_width(D)), wherever that lies."""
+    states = states.to(packed.device)
+    library = _library(states, states.shape[3], states.dtype)
+    if library is not None and states.stride(3) == 1:
+        library.pack(states, packed, mixed=mixed)
+        return
+    columns = states.shape[3]
+    x = _mixed(states.float()) if mixed else states.float()
+    padded = torch.nn.functional.pad(x, (0, -columns % GROUP))
+    groups = padded.view(*padded.shape[:3], -1, GROUP)
+    scales = (groups.abs().amax(-1) / LARGEST).bfloat16()
+    factors = scales.float().reciprocal().masked_fill(scales == 0, 0.0).unsqueeze(-1)
+    values = (groups * factors).round().clamp(-LARGEST, LARGEST).nan_to_num().to(PACKED)
+    packed[..., :columns] = values.flatten(3)[..., :columns]
+    packed[..., columns:] = scales.view(PACKED)
+
+
+def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool) -> Tensor:
+    """(1, H, T, D) of `dtype`: what `packed` (1, H, T, packed_width(D)) holds, where it lies."""
+    columns = unpacked(packed.shape[3])
+    library = _library(packed, columns, dtype)
+    if library is not None and packed.stride(3) == 1:
+        states = torch.empty((*packed.shape[:3], columns), dtype=dtype)
+        library.widen(packed, states, mixed=mixed)
+        return states
+    scales = packed[..., columns:].contiguous().view(torch.bfloat16).float()
+    x = packed[..., :columns].float() * scales.repeat_interleave(GROUP, 3)[..., :columns]
+    return (_mixed(x) if mixed else x).to(dtype)
+
+
+def _library(tensor: Tensor, columns: int, dtype: torch.dtype) -> NativeLibrary | None:
+    """What converts rows of so many columns from or to this type where the tensor lies."""
+    plain = tensor.device.type == "cpu" and type(tensor) is Tensor and tensor.shape[0] == 1
+    return native() if plain and columns <= MOST_COLUMNS and dtype in TYPES else None
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Each run of 2^n columns, the most that divide them all, through an orthogonal Hadamard transform."""
+    size = x.shape[-1] & -x.shape[-1]
+    runs = x.reshape(*x.shape[:-1], -1, size)
+    return (runs @ _hadamard(size).to(x.device)).view(x.shape)
+
+
+@cache
+def _hadamard(size: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix.div(size**0.5)
