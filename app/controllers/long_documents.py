@@ -118,9 +118,10 @@ def larger_context(state: State, tokens: int) -> Larger | None:
     context = -(-tokens // STEP) * STEP
     if context > model.spec.context_limit:
         return None
-    options = replace(state.options, context=context, format=model.plan.format)
+    options = replace(state.options, context=context, format=model.plan.format, kv=model.plan.kv)
     plan = place(model.spec, emptied(model.hardware, model.plan), options, profile=model.plan.profile)
     if plan.fits == "no" or plan.context < context:
         return None
-    more = model.spec.kv_bytes(context) - model.spec.kv_bytes(model.context)
+    held = model.spec.with_kv(plan.kv)
+    more = held.kv_bytes(context) - held.kv_bytes(model.context)
     return Larger(options, LargerContext(context, more, plan.decode.likely, model.plan.decode.likely))

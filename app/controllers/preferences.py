@@ -18,7 +18,7 @@ from app.settings.theme import MODES, Mode, Theme
 from app.system import readings
 from app.system.paths import Places
 from core.events import LOOKUP, LoadOptions
-from core.spec import format_named
+from core.spec import format_named, kv_named
 
 if TYPE_CHECKING:
     from app.views.settings.settings_dialog import SettingsDialog
@@ -57,6 +57,7 @@ class Preferences(QObject):
             vram=asked.vram if asked.vram is not None else _bytes(kept.vram_limit_gib),
             ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
             threads=asked.threads or kept.threads,
+            kv=asked.kv if asked.kv != "bf16" else kv_named(kept.kv),
             draft=asked.draft if asked.draft != LOOKUP else kept.draft,
         )
 

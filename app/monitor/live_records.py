@@ -16,6 +16,7 @@ from core.spec import (
     FormatWish,
     Gpu,
     Hardware,
+    KvFormat,
     ModelSpec,
     Plan,
     Prediction,
@@ -78,6 +79,7 @@ class Outlook:
     times: Times
     """Where one token's time goes, as predicted."""
     bytes_per_token: BytesPerToken
+    kv: KvFormat = "bf16"
     tip: str = ""
     """The one thing that would help most."""
 
@@ -89,6 +91,7 @@ class Wish:
     context: int
     format: FormatWish
     vram_share: float
+    kv: KvFormat = "bf16"
 
 
 def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> Outlook:
@@ -106,6 +109,7 @@ def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> O
         context=plan.context,
         times=plan.decode_times,
         bytes_per_token=plan.bytes_per_token,
+        kv=plan.kv,
         tip=tip,
     )
 

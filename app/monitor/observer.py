@@ -79,7 +79,8 @@ class Observer(QObject):
         if model is None or model.hardware is None:
             return
         options = self._options_for(wish, model.hardware)
-        if (wish.context, wish.format) == (model.context, model.format):
+        kept = model.plan.kv if model.plan else "bf16"
+        if (wish.context, wish.format, wish.kv) == (model.context, model.format, kept):
             self.replan_wished.emit(options)
         else:
             self.reload_wished.emit(options)
@@ -88,7 +89,7 @@ class Observer(QObject):
         vram = self._options.vram
         if hardware.gpus:
             vram = None if wish.vram_share >= 1 else round(wish.vram_share * hardware.gpus[0].vram_total)
-        return replace(self._options, context=wish.context, format=wish.format, vram=vram)
+        return replace(self._options, context=wish.context, format=wish.format, kv=wish.kv, vram=vram)
 
     def _show_plan(self, model: Loaded | None) -> None:
         if model is None or model.plan is None or model.spec is None or model.hardware is None:

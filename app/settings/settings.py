@@ -124,6 +124,11 @@ class Settings:
         None, MODEL, "Context", "How much of the conversation the model can see; more needs more memory.",
         kind="int", low=MIN_CONTEXT, high=1_048_576, step=1024, unit="tokens", unset=AUTOMATIC, reload=True,
     )  # fmt: skip
+    kv: str = setting(
+        "bf16", MODEL, "KV cache",
+        "The memory of the conversation. With 8 bits nearly twice the context fits; answers hardly change.",
+        kind="choice", choices=(("bf16", "Exact"), ("int8", "8 bits")), reload=True,
+    )  # fmt: skip
     vram_limit_gib: float | None = setting(
         None, MODEL, "Graphics memory limit", "Leave room for other programs.",
         kind="float", low=0, high=1024, step=0.5, unit="GiB", unset=AUTOMATIC,

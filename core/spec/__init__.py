@@ -21,6 +21,7 @@ from core.spec.formats import (
     Strategy,
     bucket,
     format_named,
+    kv_named,
 )
 from core.spec.hardware import (
     Cpu,
@@ -126,5 +127,6 @@ __all__ = [
     "bucket",
     "format_named",
     "kin",
+    "kv_named",
     "row_bytes",
 ]

@@ -36,6 +36,11 @@ def format_named(name: str) -> FormatWish:
     return next((known for known in FORMATS if known == name), "auto")
 
 
+def kv_named(name: str) -> KvFormat:
+    """The KV cache's format of this name; `bf16` for any other."""
+    return "int8" if name == "int8" else "bf16"
+
+
 def bucket(tokens: int) -> int:
     """Index of the bucket that `tokens` rows of input fall in: 1, 2-8, 9-64, more."""
     return bisect_left(BUCKET_LIMITS, tokens)

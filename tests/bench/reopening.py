@@ -55,7 +55,7 @@ def measure(shape: str, tokens: int, options: LoadOptions) -> dict[str, Any]:
     begun_s = time.perf_counter() - began
     kept.settle(finish=True)
     written_s = time.perf_counter() - began
-    held = loaded.spec.kv_bytes(len(loaded.cache.tokens))
+    held = loaded.spec.with_kv(loaded.plan.kv).kv_bytes(len(loaded.cache.tokens))
     size = kept_reading("bench").stat().st_size
     loaded.cache.reset()
     began = time.perf_counter()

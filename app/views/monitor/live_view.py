@@ -105,7 +105,7 @@ class LiveView(Pane):
         self._show_split()
         self._show_memory()
         self.reason.setText(said(outlook.reason) if outlook else self.tr("No model is loaded."))
-        now = Wish(outlook.context, outlook.format, vram_share) if outlook else None
+        now = Wish(outlook.context, outlook.format, vram_share, outlook.kv) if outlook else None
         has_gpu = outlook is not None and any(device.kind == "gpu" for device in outlook.devices)
         self.what_if.set_now(now, context_limit, has_gpu)
 

@@ -1,6 +1,8 @@
-"""Sliders that ask what would be: context, format, share of the graphics memory. Shows the answer it is given."""
+"""Sliders that ask what would be: context, formats, share of the graphics memory. Shows the answer it is given."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from PySide6.QtCore import Qt, QTimer, Signal, Slot
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QPushButton, QSlider, QVBoxLayout, QWidget
@@ -10,10 +12,11 @@ from app.monitor.live_records import Outlook, Wish
 from app.settings.theme import INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox
 from app.views.monitor.memory_view import MemoryView
-from core.spec import MIN_CONTEXT, format_named
+from core.spec import MIN_CONTEXT, format_named, kv_named
 
 ASK_MS = 60
 FORMATS = (("auto", "Automatic"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"))
+KV_FORMATS = (("bf16", "Exact"), ("int8", "8 bits"))
 STEPS_PER_DOUBLING = 2
 FITS = {"yes": "Fits", "slow": "Fits, slow", "no": "Does not fit"}
 
@@ -33,12 +36,8 @@ class WhatIf(QWidget):
         self._context = self._slider(self.tr("Context"))
         self._vram = self._slider(self.tr("Share of the graphics memory"))
         self._vram.setRange(0, 20)
-        self._format = ChoiceBox(theme, self)
-        self._format.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self._format.setMinimumContentsLength(6)
-        self._format.setAccessibleName(self.tr("Weight format"))
-        for value, words in FORMATS:
-            self._format.addItem(self.tr(words), value)
+        self._format = self._choice(self.tr("Weight format"), FORMATS)
+        self._kv = self._choice(self.tr("KV cache"), KV_FORMATS)
         self._context_words, self._vram_words = QLabel(self), QLabel(self)
         self._verdict, self._manner = QLabel(self), QLabel(self)
         self._vram_words.setObjectName("vram")
@@ -54,6 +53,7 @@ class WhatIf(QWidget):
         self._context.valueChanged.connect(self._on_change)
         self._vram.valueChanged.connect(self._on_change)
         self._format.currentIndexChanged.connect(self._on_change)
+        self._kv.currentIndexChanged.connect(self._on_change)
         theme.changed.connect(self._on_theme)
         self._on_theme()
         self.set_now(None, 0, False)
@@ -97,11 +97,14 @@ class WhatIf(QWidget):
             return self.tr("The model is loaded again, for its other format.")
         if wish.context != self._now.context:
             return self.tr("The model is loaded again, for its other context.")
+        if wish.kv != self._now.kv:
+            return self.tr("The model is loaded again, for its other KV cache.")
         return self.tr("Weights only move: nothing is loaded again.")
 
     def wish(self) -> Wish:
         """What the sliders say now."""
-        return Wish(self._tokens(), format_named(self._format.currentData()), self._vram.value() / self._vram.maximum())
+        share = self._vram.value() / self._vram.maximum()
+        return Wish(self._tokens(), format_named(self._format.currentData()), share, kv_named(self._kv.currentData()))
 
     def _tokens(self) -> int:
         # Steps of a half-doubling; the last one is the model's own limit, whatever it is.
@@ -113,7 +116,7 @@ class WhatIf(QWidget):
         return MIN_CONTEXT * (1 << whole) * (3 if half else 2) // 2
 
     def _set_sliders(self, wish: Wish) -> None:
-        for widget in (self._context, self._vram, self._format):
+        for widget in (self._context, self._vram, self._format, self._kv):
             widget.blockSignals(True)
         steps = 0
         while self._step(steps) < self._limit:
@@ -124,7 +127,8 @@ class WhatIf(QWidget):
         self._context_now = near
         self._vram.setValue(round(wish.vram_share * self._vram.maximum()))
         self._format.setCurrentIndex([value for value, _ in FORMATS].index(wish.format))
-        for widget in (self._context, self._vram, self._format):
+        self._kv.setCurrentIndex([value for value, _ in KV_FORMATS].index(wish.kv))
+        for widget in (self._context, self._vram, self._format, self._kv):
             widget.blockSignals(False)
 
     @staticmethod
@@ -156,6 +160,15 @@ class WhatIf(QWidget):
         self._manner.setVisible(False)
         self.applied.emit(self.wish())
 
+    def _choice(self, name: str, values: Sequence[tuple[str, str]]) -> ChoiceBox:
+        box = ChoiceBox(self._theme, self)
+        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        box.setMinimumContentsLength(6)
+        box.setAccessibleName(name)
+        for value, words in values:
+            box.addItem(self.tr(words), value)
+        return box
+
     def _slider(self, name: str) -> QSlider:
         slider = QSlider(Qt.Orientation.Horizontal, self)
         slider.setAccessibleName(name)
@@ -172,6 +185,7 @@ class WhatIf(QWidget):
         column.addLayout(self._row(self.tr("VRAM"), self._vram, self._vram_words))
         column.addWidget(self._vram)
         column.addLayout(self._row(self.tr("Format"), self._format, self._format))
+        column.addLayout(self._row(self.tr("KV cache"), self._kv, self._kv))
         column.addSpacing(INSIDE)
         for widget in (self._verdict, self._memory, self._manner, self._apply):
             column.addWidget(widget)

@@ -204,6 +204,17 @@ def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: Q
     assert applied.args == [Wish(32768, "int4", 1.0)]
 
 
+def test_a_kv_cache_of_8_bits_can_be_asked_for(view: LiveView, qtbot: QtBot) -> None:
+    view.show_outlook(LOOK, 131_072)
+    with qtbot.waitSignal(view.wished) as signal:
+        find(view.what_if, QComboBox, "KV cache").setCurrentIndex(1)
+    assert signal.args == [Wish(8192, "int8", 1.0, "int8")]
+    view.what_if.show_answer(replace(LOOK, kv="int8"))
+    assert find(view.what_if, QLabel, "manner").text() == "The model is loaded again, for its other KV cache."
+    view.show_outlook(replace(LOOK, kv="int8"), 131_072)
+    assert view.what_if.wish() == Wish(8192, "int8", 1.0, "int8")
+
+
 def test_what_does_not_fit_cannot_be_applied(view: LiveView) -> None:
     view.show_outlook(LOOK, 131_072)
     find(view.what_if, QSlider, "Context").setValue(find(view.what_if, QSlider, "Context").maximum())
