@@ -1,0 +1,133 @@
+"""What a KV cache of 8 bits costs: attention's time beside that over floats, and how often a model says the same.
+
+    python -m tests.bench.kv_format time [--depths 4096,16384] [--heads 32] [--kv-heads 8] [--dim 64] [--rounds 5]
+    python -m tests.bench.kv_format agree FOLDER TEXTFILE [--positions 4000] [--window 1024]
+
+`time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
+caches. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are as
+long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured: an
+answer to the same text in other chunks is compared, too. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.events import NO_DRAFT, LoadOptions
+from core.kernels.packed_states import pack
+from core.kernels.packed_width import PACKED, packed_width
+from core.layers.attention import attend
+from core.runtime.loaded_model import LoadedModel
+from core.runtime.loader import load_model
+from core.spec import KvFormat
+from core.startup.environment import prepare_environment
+
+ENOUGH_BYTES = 512 << 20
+BEGINNING, ANSWER = 48, 112
+
+
+def seconds(query: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Of one layer's attention."""
+    began = time.perf_counter()
+    for key, value in layers:
+        attend(nn.Module(), query, key, value, None)
+    return (time.perf_counter() - began) / len(layers)
+
+
+def packed(states: Tensor, *, mixed: bool) -> Tensor:
+    made = torch.empty((*states.shape[:3], packed_width(states.shape[3])), dtype=PACKED)
+    pack(states, made, mixed=mixed)
+    return made
+
+
+def time_attention(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    found = {}
+    for depth in map(int, options.depths.split(",")):
+        query = torch.randn(1, options.heads, 1, options.dim).bfloat16()
+        shape = (1, options.kv_heads, depth, options.dim)
+        count = max(2, ENOUGH_BYTES // (4 * options.kv_heads * depth * options.dim))
+        floats = [(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()) for _ in range(count)]
+        bytes = [(packed(key, mixed=True), packed(value, mixed=False)) for key, value in floats]
+        times = [(seconds(query, floats), seconds(query, bytes)) for _ in range(options.rounds)]
+        bf16, int8 = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
+        found[str(depth)] = {"bf16_us": round(bf16, 1), "int8_us": round(int8, 1), "ratio": round(int8 / bf16, 3)}
+        print(depth, found[str(depth)], flush=True)
+    return found
+
+
+def load(folder: Path, kv: KvFormat, context: int) -> LoadedModel:
+    options = LoadOptions(format="bf16", context=context, draft=NO_DRAFT, kv=kv)
+    return next(step for step in load_model(folder, options) if isinstance(step, LoadedModel))
+
+
+def likeliest(loaded: LoadedModel, texts: Sequence[Sequence[int]], chunk: int) -> Tensor:
+    """The likeliest token after every position of every text."""
+    found = []
+    for ids in texts:
+        loaded.cache.reset()
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            found.append(loaded.model.forward(part, loaded.cache, keep=len(part)).argmax(-1))
+    return torch.cat(found)
+
+
+def answered(loaded: LoadedModel, beginning: Sequence[int]) -> list[int]:
+    """So many ids, and what the model holds for the likeliest after them."""
+    loaded.cache.reset()
+    ids = list(beginning)
+    token = int(loaded.model.forward(ids, loaded.cache)[-1].argmax())
+    for _ in range(ANSWER):
+        ids.append(token)
+        token = int(loaded.model.forward([token], loaded.cache)[-1].argmax())
+    return ids
+
+
+def agree(options: argparse.Namespace) -> dict[str, float]:
+    prepare_environment()
+    exact = load(options.folder, "bf16", options.window + 64)
+    assert exact.tokenizer is not None
+    ids = exact.tokenizer.encode(options.text.read_text(encoding="utf-8"))
+    text = [ids[at : at + options.window] for at in range(0, options.positions, options.window)]
+    count = options.positions // (BEGINNING + ANSWER)
+    step = len(ids) // count
+    own = [answered(exact, ids[at * step : at * step + BEGINNING]) for at in range(count)]
+    wanted = [likeliest(exact, texts, options.window) for texts in (text, own)]
+    others = [likeliest(exact, texts, 96) for texts in (text, own)]
+    exact.close()
+    other = load(options.folder, "int8", options.window + 64)
+    found = [likeliest(other, texts, options.window) for texts in (text, own)]
+    other.close()
+    result = {}
+    for name, right, chunked, told in zip(("text", "own_answers"), wanted, others, found, strict=True):
+        result[f"{name}_positions"] = len(right)
+        result[f"{name}_int8"] = round(float((told == right).float().mean()), 4)
+        result[f"{name}_other_chunks"] = round(float((chunked == right).float().mean()), 4)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_subparsers(dest="which", required=True)
+    timed = which.add_parser("time")
+    timed.add_argument("--depths", default="4096,16384")
+    for name, value in (("heads", 32), ("kv-heads", 8), ("dim", 64), ("rounds", 5)):
+        timed.add_argument(f"--{name}", type=int, default=value)
+    agreed = which.add_parser("agree")
+    agreed.add_argument("folder", type=Path)
+    agreed.add_argument("text", type=Path)
+    agreed.add_argument("--positions", type=int, default=4000)
+    agreed.add_argument("--window", type=int, default=1000)
+    options = parser.parse_args()
+    print(json.dumps(time_attention(options) if options.which == "time" else agree(options)))
+
+
+if __name__ == "__main__":
+    main()
