@@ -14,9 +14,9 @@ from core.events import Sampling
 WRONG = {
     "theme": "pink", "font_percent": 300, "language": 7, "enter_sends": 1, "system_prompt": None, "sampling_preset": "",
     "temperature": -1, "top_p": 0, "top_k": 1.5, "min_p": True, "repetition_penalty": "2", "format": "int3",
-    "kv": "int4", "context": 10, "vram_limit_gib": float("nan"), "ram_limit_gib": float("inf"), "threads": 0, "draft": "cubes",
-    "keep_loaded_minutes": 0, "models_folder": 3, "hf_endpoint": "ftp://mirror", "download_limit_mb_s": 0,
-    "update_check": "no", "keep_readings": 1,
+    "kv": "int4", "context": 10, "vram_limit_gib": float("nan"), "ram_limit_gib": float("inf"), "threads": 0,
+    "draft": "cubes", "keep_loaded_minutes": 0, "models_folder": 3, "hf_endpoint": "ftp://mirror",
+    "download_limit_mb_s": 0, "update_check": "no", "keep_readings": 1,
 }  # fmt: skip
 
 
