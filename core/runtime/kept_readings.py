@@ -66,8 +66,6 @@ class KeptReadings:
         self.settle()
         if not conversation or not cache.can_return or len(cache.tokens) < WORTHWHILE:
             return
-        if min(cache.tokens) < 0:  # parts of pictures, which a later start does not know by the same ids
-            return
         states = [_on_host(layer) for layer in states_of(cache)]
         put = kv_file.append if grows_only(cache) else kv_file.replace
         write = partial(

@@ -96,6 +96,36 @@ def test_a_conversation_goes_on_after_its_pictures(tmp_path: Path) -> None:
     assert reused > 40
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl", "gemma3", "llava"])
+def test_a_conversation_with_pictures_goes_on_after_a_restart(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture's ids come from its content, so that a later start knows them; it looks at it again for positions."""
+    monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "home"))
+    make_seeing(kind, tmp_path)
+    turns = (*THREE, Message("assistant", "the lazy dog " * 12), Message("user", "and the fox"))
+    longer = (*turns, Message("assistant", "the brown dog"), Message("user", "the other"))
+    first = loaded(tmp_path)
+    tokens(first, turns, 1)
+    first.reply_start = len(prompt_ids(first, Request(turns)))
+    first.keep_reading("one")
+    first.settle(finish=True)
+    first.cache.reset()
+    expected, _ = tokens(first, longer, 12)
+    first.close()
+    again = loaded(tmp_path)
+    again.turn_to(prompt_ids(again, Request(longer)), "one")
+    found, reused = tokens(again, longer, 12)
+    again.close()
+    assert found == expected
+    assert reused > 64
+    other = loaded(tmp_path)
+    elsewhere = (Message("user", "the dog and", pictures=(picture(7), picture(2, 40, 90))), *longer[1:])
+    other.turn_to(prompt_ids(other, Request(elsewhere)), "one")
+    assert tokens(other, elsewhere, 1)[1] < 64, "other pictures are another text"
+    other.close()
+
+
 def test_a_model_that_only_reads_says_so_and_goes_on_without_older_pictures(tmp_path: Path) -> None:
     model = loaded(chat_model(tmp_path))
     assert not model.sees
