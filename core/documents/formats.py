@@ -14,7 +14,7 @@ from core.documents.document import KINDS, Document, Limits, picture_document, u
 from core.documents.html import html_text
 from core.documents.mail import mail_text
 from core.documents.pdf import pdf_document
-from core.documents.picture import prepared
+from core.documents.picture import is_heic, prepared
 from core.documents.plain import NotText, decode
 from core.documents.sheets import BOOK, sheet_pages
 from core.documents.slides import DECK, slide_pages
@@ -62,7 +62,7 @@ def _read(path: Path, limits: Limits, password: str, progress: Callable[[int, in
         return _archive(path, limits)
     if start.startswith(OLD_OFFICE) and LOCKED_OFFICE in path.read_bytes():
         raise unreadable(path.name, "It is locked with a password.", WITHOUT_PASSWORD)
-    if start.startswith(tuple(KINDS)):
+    if start.startswith(tuple(KINDS)) or is_heic(start):
         return _picture(path)
     if start.startswith(OLD_OFFICE):
         raise _other_kind(path)

@@ -11,6 +11,8 @@ from core.sentence import sentence
 from core.units import MIB
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+"""What phones' pictures begin with, behind a length and "ftyp"."""
 MOST_BYTES = 40 * MIB
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 2048
@@ -29,7 +31,7 @@ def decode(data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=KINDS)
+            image = Image.open(io.BytesIO(data), formats=_formats(data))
             if image.width * image.height > MOST_PIXELS:
                 raise _too_large()
             upright = ImageOps.exif_transpose(image)
@@ -47,17 +49,36 @@ def decode(data: bytes) -> Any:
 
 
 def prepared(data: bytes) -> bytes:
-    """A picture's file as conversations keep it: what is large is saved anew. Raises BadRequest."""
+    """A picture's file as conversations keep it: what is large, or HEIC, is saved anew. Raises BadRequest."""
     from PIL import Image
 
     image = decode(data)
-    with Image.open(io.BytesIO(data), formats=KINDS) as kept:
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as kept:
         longest = max(kept.size)
-    if longest <= LONGEST_SIDE and len(data) <= KEPT_BYTES:
+    if longest <= LONGEST_SIDE and len(data) <= KEPT_BYTES and not is_heic(data):
         return data
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
+
+
+def is_heic(start: bytes) -> bool:
+    """Whether a file that begins so is a HEIC picture."""
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that this file may have. Raises BadRequest where nothing here reads it."""
+    if not is_heic(data):
+        return KINDS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise BadRequest(
+            "HEIC pictures cannot be read by this installation.", "", "Save it as JPEG, or install pillow-heif."
+        ) from error
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _on_white(image: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -27,6 +28,28 @@ def test_kinds(kind: str) -> None:
     assert (found.mode, found.size) == ("RGB", (30, 20))
     red, green, _ = found.getpixel((5, 5))
     assert red > 180 > 60 > green
+
+
+def test_a_heic_picture_without_what_reads_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = struct.pack(">I", 24) + b"ftypheic" + bytes(12) + b"mif1"
+    with pytest.raises(BadRequest, match="HEIC") as found:
+        prepared(data)
+    assert "JPEG" in found.value.next_step
+
+
+def test_a_heic_picture_is_kept_as_a_jpeg(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    file = tmp_path / "phone.heic"
+    file.write_bytes(saved(Image.new("RGB", (300, 200), (200, 20, 20)), "HEIF"))
+    kept = prepared(file.read_bytes())
+    assert kept.startswith(b"\xff\xd8\xff")
+    assert decode(kept).size == (300, 200)
+    assert isinstance(read_document(file), Document)
+    damaged = file.read_bytes()[:200]
+    with pytest.raises(BadRequest):
+        prepared(damaged)
 
 
 def test_the_first_frame_white_behind_it_and_upright() -> None:
