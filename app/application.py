@@ -165,6 +165,7 @@ class Application(QObject):
         window.chips.removed.connect(self.attachments.remove)
         window.transcript.opened.connect(self.attachments.show_document)
         self.attachments.notice.connect(window.notices.add)
+        self.attachments.withdrawn.connect(window.notices.withdraw)
         self.attachments.load_wished.connect(self._on_reload)
         window.empty.chosen.connect(commands.submit)
         window.transcript.wished.connect(commands.wish)

@@ -55,10 +55,11 @@ class Ready:
 
 
 class Attachments(QObject):
-    """`notice(Notice)` for a file that cannot be read and for files that do not fit; `load_wished(LoadOptions)` for a
-    larger context."""
+    """`notice(Notice)` for a file that cannot be read and for files that do not fit, `withdrawn(Notice)` when they are
+    asked about or taken away; `load_wished(LoadOptions)` for a larger context."""
 
     notice = Signal(object)
+    withdrawn = Signal(object)
     load_wished = Signal(object)
 
     def __init__(
@@ -73,6 +74,8 @@ class Attachments(QObject):
         self._window, self._worker, self._session, self._long, self._reply = window, worker, session, long, reply
         self.larger: Larger | None = None
         """The larger context that was offered."""
+        self._told: notices.Notice | None = None
+        """What was said of files that are too long."""
         self.pending: list[Pending] = []
         """The files of the next question."""
         self._counting: dict[int, int] = {}
@@ -95,6 +98,8 @@ class Attachments(QObject):
     def remove(self, place: int) -> None:
         """Takes a file away, also one that is still being read."""
         self._reader.stop(self.pending.pop(place).ticket)
+        if not self.in_parts():
+            self._take_back()
         self._show()
         self._window.composer.take_focus()
 
@@ -151,6 +156,7 @@ class Attachments(QObject):
         for each in self.pending:
             self._reader.stop(each.ticket)
         self.pending.clear()
+        self._take_back()
         self._show()
 
     def close(self) -> None:
@@ -184,7 +190,15 @@ class Attachments(QObject):
         room = self._room("")
         self.larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
         cost = self.larger.cost if self.larger is not None else None
-        self.notice.emit(notices.files_too_long(needed, room, cost))
+        self._take_back()
+        self._told = notices.files_too_long(needed, room, cost)
+        self.notice.emit(self._told)
+
+    def _take_back(self) -> None:
+        """What was said of files that are too long holds no more."""
+        if self._told is not None:
+            self.withdrawn.emit(self._told)
+            self._told = None
 
     def _used(self) -> int:
         """The tokens of the conversation so far: the engine's figure, else a guess."""

@@ -173,6 +173,11 @@ class NoticeBar(QWidget):
         self._column.addWidget(card)
         self._settle()
 
+    def withdraw(self, notice: Notice) -> None:
+        """Takes a notice away that no longer holds; no-op where it is not shown."""
+        for card in [card for card in self._cards if card.notice == notice]:
+            self._remove(card)
+
     def clear(self) -> None:
         """Takes all notices away."""
         for card in list(self._cards):

@@ -99,6 +99,16 @@ def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
     content = engine.requests[-1].messages[-1].content
     assert READ in content
     assert 100 < content.count("word") < 3000
+    assert told.args[0] not in app.window.notices.notices, "it was about files that have gone with the question"
+
+
+def test_what_was_said_of_a_long_file_goes_with_it(app: Application, qtbot: QtBot, tmp_path: Path) -> None:
+    (tmp_path / "long.md").write_text("word " * 3000)
+    with qtbot.waitSignal(app.attachments.notice) as told:
+        attach(app, qtbot, tmp_path / "long.md")
+    assert app.window.notices.notices == [told.args[0]]
+    app.attachments.remove(0)
+    assert app.window.notices.notices == []
 
 
 def test_a_question_waits_for_the_files_being_read(app: Application, engine: ScriptedEngine, notes: Path) -> None:
