@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,6 +22,7 @@ def package_folder() -> Path | None:
 
 def write_smollm2(source: Path, folder: Path) -> Path:
     """The model in bf16 with its tokenizer in `folder`."""
+    tqdm.monitor_interval = 0  # or its thread outlives the bar
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.bfloat16)
     fields = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
     model = LlamaForCausalLM(LlamaConfig(**fields)).to(torch.bfloat16)
