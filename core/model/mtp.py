@@ -60,8 +60,8 @@ class Join(nn.Module):
 
 def open_mtp(source: Source) -> Source | None:
     """The head that lies in this model's files, as a source; None where there is none that is understood."""
-    names = dict(_renamed(source))
-    if source.folder is None or not any(name.endswith("join.eh_proj.weight") for name in names):
+    names = dict(_renamed(source)) if source.folder is not None else {}
+    if "model.join.eh_proj.weight" not in names:
         return None
     try:
         return _source(source, names)

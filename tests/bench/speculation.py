@@ -35,7 +35,7 @@ QUESTIONS = (
     "List ten facts about the sea.",
     "Explain how bread is made, step by step.",
 )
-CARD = "vram=1GiB,link=1GB/s,cores=1"
+CARD = "vram=180MiB,link=0.5GB/s,cores=1"
 SETTINGS = (
     {"draft": SELF, "format": "bf16", "text": "questions"},
     {"draft": SELF, "format": "bf16", "text": "code"},

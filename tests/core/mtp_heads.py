@@ -30,15 +30,17 @@ def add_mtp(folder: Path, family: str) -> Path:
     """Give the model in this folder a head of random weights: one more layer like its last, and what lies around it."""
     weights = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    text = config.get("text_config", config)
+    layers, hidden = text["num_hidden_layers"], text["hidden_size"]
     stem, projection, *norms = _names(family, layers)
     generator = torch.Generator().manual_seed(11)
-    last = f"model.layers.{layers - 1}."
+    model = next(name for name in weights if name.endswith("embed_tokens.weight")).removesuffix("embed_tokens.weight")
+    last = f"{model}layers.{layers - 1}."
     for name in [name for name in weights if name.startswith(last)]:
         value = weights[name]
         new = torch.randn(value.shape, generator=generator) * SPREAD if value.dim() > 1 else value.float()
         weights[stem + name.removeprefix(last)] = new.to(value.dtype, copy=True)
-    dtype = weights["model.norm.weight"].dtype
+    dtype = weights[f"{model}norm.weight"].dtype
     weights[f"{projection}weight"] = (torch.randn(hidden, 2 * hidden, generator=generator) * SPREAD).to(dtype)
     for norm in norms:
         weights[f"{norm}weight"] = (torch.rand(hidden, generator=generator) + 0.5).to(dtype)

@@ -16,6 +16,7 @@ from core.runtime.drafting import OWN_HEAD
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
+from tests.core.composite import make_composite
 from tests.core.families import make_model
 from tests.core.greedy import GREEDY, loaded_model, random_prompt
 from tests.core.mtp_heads import LAYOUTS, add_mtp, make_predictable
@@ -72,6 +73,16 @@ def test_all_that_a_head_drafts_is_taken_where_it_is_right(family: str, gpu: str
     assert ahead.drafter == OWN_HEAD
     assert ahead.taken == ahead.drafted > 0
     model.close()
+
+
+@pytest.mark.parametrize(("kind", "language"), [("qwen3_5", "qwen3_5_text"), ("qwen3_5_moe", "qwen3_5_moe_text")])
+def test_models_that_also_see_have_heads(kind: str, language: str, tmp_path: Path) -> None:
+    make_composite(kind, tmp_path)
+    folder = add_mtp(write_tokenizer(tmp_path), language)
+    expected, _ = said(loaded_model(folder, ON_CPU), random_prompt(30), 30)
+    found, ahead = said(loaded_model(folder, replace(ON_CPU, draft=MTP)), random_prompt(30), 30)
+    assert found == expected
+    assert ahead.drafted > 0
 
 
 def test_a_head_goes_on_in_the_turns_that_follow(tmp_path: Path) -> None:
