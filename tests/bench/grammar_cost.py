@@ -58,7 +58,7 @@ def tokens_a_second(engine: Engine, schema: str, ends: tuple[int, ...]) -> float
     """The pace of one reply of TOKENS tokens."""
     bias = () if schema else tuple((token, -100.0) for token in ends)
     sampling = Sampling(temperature=0.7, seed=1, max_new_tokens=TOKENS, logit_bias=bias)
-    request = Request((Message("user", "Who is there? List all."),), sampling, json_schema=schema)
+    request = Request((Message("user", "Who is there? List all."),), sampling, json_schema=schema or None)
     stats = [event for event in engine.chat(request) if isinstance(event, Stats)][-1]
     return stats.mean_tok_s or 0.0
 
