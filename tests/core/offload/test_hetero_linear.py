@@ -90,15 +90,16 @@ class Bench:
         torch.manual_seed(1)
         self.prompt = torch.randint(3, VOCABULARY, (40,)).tolist()
         self.expected = reference_tokens(folder, self.prompt, TOKENS)
-        self.folder = folder
+        self.folder = self.scratch = folder
         self.spec = survey(open_source(folder).module, family)
+        self.kernels = KernelTable(1)
 
     def run(self, first: Plan, second: Plan, device: Accelerator) -> list[int]:
         """The tokens under one plan, changed for another half-way."""
         source = open_source(self.folder)
         for _ in fill(source.module, source.weights):
             pass
-        weights = HostWeights(source, self.spec, "bf16", KernelTable(1), self.folder)
+        weights = HostWeights(source, self.spec, "bf16", self.kernels, self.scratch)
         for _ in weights.make():
             pass
         HostPlacement(source.module, weights)
