@@ -97,6 +97,7 @@ INLINE Layout layout_of(int format) {
 enum {
     INT4 = GROUPED | (HALVES | SCALE_FINE << 2 | 1 << 5) << 2,
     INT6 = GROUPED | (SIXES | SCALE_FINE << 2) << 2,
+    INT6_K16 = GROUPED | (SIXES | SCALE_FINE << 2 | 1 << 4) << 2,
     INT4_G32 = GROUPED | (HALVES | SCALE_F16 << 2) << 2,
     INT4_G32M = GROUPED | (HALVES | SCALE_F16 << 2 | 1 << 5) << 2,
     INT8_G32 = GROUPED | (SIGNED_BYTES | SCALE_F16 << 2) << 2,
