@@ -22,6 +22,7 @@ from core.layers.kv_cache import is_packable
 from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
 from core.model.language_half import text_config
+from core.model.sight import sight_bytes
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
 # Enough tokens to pass through every branch; the figures per token are divided by it.
@@ -60,6 +61,7 @@ def survey(module: Any, name: str = "") -> ModelSpec:
         head_tied=tied,
         stored_dtype=STORED[module.dtype],
         parameters=everything,
+        sight_bytes=sight_bytes(module),
     )
 
 

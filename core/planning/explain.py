@@ -95,6 +95,10 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     for memory in plan.memory:
         place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
         found.append(sentence("In {}: {}.", place, _memory_words(memory)))
+    if spec.sight_bytes:
+        found.append(
+            sentence("For pictures {} more are taken, when the first one comes.", format_memory(spec.sight_bytes))
+        )
     on_card = sum(device >= 0 for device in plan.kv_devices)
     if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"

@@ -78,8 +78,8 @@ def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: R
 
 
 def room_for_weights(spec: ModelSpec, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring) -> int:
-    """Bytes of RAM left for weights; negative where not even the rest fits."""
-    return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total
+    """Bytes of RAM left for weights of text; negative where not even the rest fits."""
+    return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total - spec.sight_bytes
 
 
 def host_memory(

@@ -132,6 +132,7 @@ def _memory(
         hardware.cpu.ram_free,
         ram_margin(hardware),
         parked_prefixes(spec, context, best.candidate.host.left),
+        spec.sight_bytes,
     )
     if gpu is None:
         return (cpu,)

@@ -75,7 +75,8 @@ class ModelSpec:
     `linears` in the order of the forward pass, the output head among them. `resident_bytes`: norms, biases and other
     small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
     the head's own weights. `head` is the name of the output head among `linears` ('' if there is none). `stored_as`:
-    how the files have the weights, for people, where they are quantised already.
+    how the files have the weights, for people, where they are quantised already. `sight_bytes`: of what sees, which is
+    opened in RAM at the first picture.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelSpec:
     stored_dtype: FloatStorage = "bf16"
     stored_as: str = ""
     parameters: int = 0
+    sight_bytes: int = 0
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """How this linear lies in memory: as stored, or in a format of fewer bits; never in more than it was stored.

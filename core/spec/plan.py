@@ -132,7 +132,7 @@ class ExpertRates:
 @dataclass(frozen=True)
 class DeviceMemory:
     """What a plan takes of one device, and what was free before. `margin` is left untouched for others; `parked` is for
-    what the KV cache held of other conversations."""
+    what the KV cache held of other conversations, `sight` for what sees, once there is a picture."""
 
     device: str
     weights: int
@@ -142,11 +142,12 @@ class DeviceMemory:
     free_before: int
     margin: int
     parked: int = 0
+    sight: int = 0
 
     @property
     def used(self) -> int:
         """Bytes that the model takes there, of all kinds."""
-        return self.weights + self.kv_cache + self.workspace + self.staging + self.parked
+        return self.weights + self.kv_cache + self.workspace + self.staging + self.parked + self.sight
 
 
 @dataclass(frozen=True)

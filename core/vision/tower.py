@@ -11,10 +11,8 @@ from core.errors import UnsupportedModel
 from core.model.blueprint import whole_tree
 from core.model.language_half import Nothing
 from core.model.language_model import fill_parts
+from core.model.sight import HEARS
 from core.sentence import sentence
-
-HEARS = ("audio", "speech", "talker")
-"""In the names of parts for sound, which stay away."""
 
 
 def has_tower(module: Any) -> bool:

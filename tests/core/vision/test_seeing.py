@@ -12,6 +12,7 @@ from core.errors import BadRequest, ModelUnreadable, NoChatTemplate
 from core.events import LoadOptions, Message, Prefill, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
+from core.planning.planner import explain
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.runtime.reply import Reply, prompt_ids
@@ -49,6 +50,18 @@ def tokens(model: LoadedModel, messages: Sequence[Message], count: int, chunk: i
 
 
 @pytest.mark.parametrize("kind", IMAGES)
+def test_the_plan_counts_what_sees(kind: str, tmp_path: Path) -> None:
+    make_seeing(kind, tmp_path)
+    model = loaded(tmp_path)
+    before = {name for name, _ in model.source.module.named_parameters()}
+    model.open_vision()
+    added = [value for name, value in model.source.module.named_parameters() if name not in before]
+    assert model.plan.memory[0].sight == sum(value.nbytes for value in added) > 0
+    assert any("pictures" in line for line in explain(model.plan, model.spec, model.machine.now()))
+    model.close()
+
+
+@pytest.mark.parametrize("kind", IMAGES)
 def test_the_tokens_are_those_of_transformers_own_pipeline(kind: str, tmp_path: Path) -> None:
     whole = make_seeing(kind, tmp_path)
     model = loaded(tmp_path)
@@ -68,6 +81,8 @@ def test_the_tower_is_opened_by_the_first_picture_and_not_before(tmp_path: Path)
     tokens(model, ONE, 4)
     added = {name for name, _ in model.source.module.named_parameters()} - before
     assert added
+    seen = sum(value.nbytes for name, value in model.source.module.named_parameters() if name in added)
+    assert model.spec.sight_bytes == model.plan.memory[0].sight == seen
     assert all("vision" in name or "projector" in name for name in added)
     assert model.sees
 
