@@ -98,7 +98,9 @@ def model(name: str) -> ModelSpec:
         vocab=config["vocab_size"],
         context_limit=config["max_position_embeddings"],
         linears=tuple(linears),
-        kv_layers=tuple(KvLayer(layer, 2 * 2 * kv_width) for layer in range(layers)),
+        kv_layers=tuple(
+            KvLayer(layer, 2 * 2 * kv_width, packed_per_token=2 * kv_width * 34 // 32) for layer in range(layers)
+        ),
         resident_bytes=2 * hidden * (2 * layers + 1),
         embedding_bytes=embedding,
         head="lm_head",

@@ -445,3 +445,21 @@ def test_opt_30b_is_planned_in_a_fifth_of_a_second() -> None:
         place(spec, A10, Budget())
         times.append(time.thread_time() - start)
     assert min(times) <= 0.2
+
+
+def test_nearly_twice_the_context_fits_with_a_kv_cache_of_8_bits() -> None:
+    spec = replace(model("llama-3.2-1b"), context_limit=1_000_000)
+    memory = Budget(ram=4 * GIB, format="int8")
+
+    def longest(budget: Budget) -> int:
+        lengths = range(1024, 400_000, 1024)
+        return max(length for length in lengths if fits(replace(budget, context=length)))
+
+    def fits(budget: Budget) -> bool:
+        plan = place(spec, LAPTOP, budget)
+        assert plan.kv == budget.kv
+        assert plan.memory[0].kv_cache == spec.with_kv(budget.kv).kv_bytes(plan.context)
+        return plan.fits == "yes"
+
+    exact, packed = longest(memory), longest(replace(memory, kv="int8"))
+    assert 1.8 < packed / exact < 1.9
