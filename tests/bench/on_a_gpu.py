@@ -30,6 +30,7 @@ STRATEGIES = ("hetegen", "stream", "cpu", "serial")
 GIB = 2**30
 DRY_CARD = ("--simulate-gpu", "vram=256MiB,link=2GB/s")
 SAMPLE_S = 0.2
+REPORT = "report.md"
 ENOUGH_S = 15.0
 """With less time left than this nothing is begun."""
 Row = dict[str, Any]
@@ -70,6 +71,7 @@ CASES = (
 DRY_CASES = tuple(Case("qwen2.5-0.5b", 0.25, strategy, "int4", 16, 3) for strategy in ("hetegen", "stream"))
 PEERS = (("opt-30b", 24.0), ("opt-6.7b", 80.0))
 SAME_TOKENS = (Case("same tokens", 0.0, "cpu"), Case("same tokens", 0.25), Case("same tokens", 0.25, "stream"))
+SAME = {True: "yes", False: "NO", None: "not compared"}
 DRY_SAME_TOKENS = (SAME_TOKENS[0], SAME_TOKENS[1])
 
 
@@ -173,10 +175,10 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         )
 
 
-def same_tokens(rows: dict[str, Row]) -> bool:
-    """Whether every division of the model gave the words that the processor alone gives."""
-    hashes = {row.get("output_sha256") for name, row in rows.items() if name.startswith("same tokens")}
-    return len(hashes) == 1
+def same_tokens(rows: dict[str, Row]) -> bool | None:
+    """Whether every division of the model gave the words that the processor alone gives; None before there are two."""
+    hashes = [row.get("output_sha256") for name, row in rows.items() if name.startswith("same tokens")]
+    return None if len(hashes) < 2 else None not in hashes and len(set(hashes)) == 1
 
 
 def line(name: str, row: Row) -> str:
@@ -204,9 +206,17 @@ def report(rows: dict[str, Row], missing: list[str]) -> str:
     about = f"{platform.platform()}, torch {torch.__version__}, transformers {transformers.__version__}"
     words = [f"HeteGen on a graphics card: {rows.get('self-check', {}).get('name', 'none')}", about, "", HEAD]
     words += [line(name, row) for name, row in rows.items()]
-    words += ["", f"Same tokens under every division: {'yes' if same_tokens(rows) else 'NO'}"]
+    words += ["", f"Same tokens under every division: {SAME[same_tokens(rows)]}"]
     words += [f"No time for: {', '.join(missing)}"] if missing else []
     return "\n".join(words) + "\n"
+
+
+def keep(kept: Path, rows: dict[str, Row]) -> None:
+    """Write the rows and the report of them as one step each: the run may be killed at any time."""
+    for path, text in ((kept, json.dumps(rows)), (kept.with_name(REPORT), report(rows, ["what comes after these"]))):
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
 
 
 def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], list[str]]:
@@ -226,7 +236,7 @@ def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], li
             missing.append(name)
             continue
         rows[name] = row
-        kept.write_text(json.dumps(rows), encoding="utf-8")
+        keep(kept, rows)
         if name == "self-check" and row.get("error"):
             break  # nothing else can be had of such a card
     return rows, missing
@@ -245,11 +255,11 @@ def main() -> int:
     # Measurements of this machine are remembered beside the rows, and need no library that knows its folders.
     os.environ.setdefault("HETEGEN_HOME", str(options.out / "home"))
     rows, missing = measure(options, options.out / "rows.json")
-    (options.out / "report.md").write_text(report(rows, missing), encoding="utf-8")
+    (options.out / REPORT).write_text(report(rows, missing), encoding="utf-8")
     failed = [name for name, row in rows.items() if row.get("error")]
-    print(f"Report: {options.out / 'report.md'}")
+    print(f"Report: {options.out / REPORT}")
     print(json.dumps({"rows": rows, "missing": missing, "failed": failed, "same_tokens": same_tokens(rows)}))
-    return int(bool(failed) or ("same tokens" in " ".join(rows) and not same_tokens(rows)))
+    return int(bool(failed) or same_tokens(rows) is False)
 
 
 if __name__ == "__main__":
