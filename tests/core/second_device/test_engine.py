@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,8 +175,10 @@ def test_a_ring_that_is_closed_leaves_nothing_under_way(second: SecondDevice, ca
     second.set(link=20e6)
     host = weight_of("bf16", 256, 256)
     ring = ParameterManager(card, Ring(2, 64 * host.row_bytes), {"one": [host]})
-    ring.begin_pass([Chunk("one", begin, begin + 64) for begin in range(0, 256, 64)])
-    ring.has_ready(Chunk("one", 0, 64))
+    first, *others = (Chunk("one", begin, begin + 64) for begin in range(0, 256, 64))
+    ring.begin_pass([first, *others])
+    while not ring.has_ready(first):
+        time.sleep(0.001)  # else it may be closed before it has begun
     ring.close()
     del ring
     gc.collect()
@@ -185,7 +188,7 @@ def test_a_ring_that_is_closed_leaves_nothing_under_way(second: SecondDevice, ca
 def test_a_change_of_plan_waits_for_rows_that_are_still_read(
     second: SecondDevice, card: SecondCard, tmp_path: Path
 ) -> None:
-    """Old rows are given back while the last pass may still be under way; `new_memory` goes to copies."""
+    """Old rows are given back while the last pass may still be under way; copies to their memory wait for that."""
     bench = Bench("llama", tmp_path)
     second.set(lag=50e-6)
     all_there = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in bench.spec.linears]
