@@ -77,7 +77,7 @@ ISA INLINE void int8_few(const Job *job, int64_t row, const int M, const float *
     __m256 sum[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / BLOCK; b++) {
-        _mm_prefetch((const char *)w + b * BLOCK + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)w + b * BLOCK + AHEAD, _MM_HINT_T1);
         int64_t at = b * in->m;
         UNROLL for (int h = 0; h < 2; h++) {
             __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + b * BLOCK + h * GROUP));
@@ -122,7 +122,7 @@ ISA INLINE void float_few(const Job *job, int64_t row, const int M, const enum F
     __m256 even[FEW_ROWS], odd[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm256_setzero_ps();
     for (; (b + 2) * 16 <= in->columns; b += 2) {
-        _mm_prefetch((const char *)(w + b * 16) + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)(w + b * 16) + AHEAD, _MM_HINT_T1);
         float_step(in, w + b * 16, b, M, format, even);
         float_step(in, w + b * 16 + 16, b + 1, M, format, odd);
     }

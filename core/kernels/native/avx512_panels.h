@@ -243,12 +243,3 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
 INLINE int is_few(const Job *job, const uint8_t *panel) {
     return job->input->m < PANEL_FROM || (!panel && job->input->m <= FEW_ROWS);
 }
-
-AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
-    if (is_few(job, panel)) { int8_rows_few(job, begin, end); return; }
-    const Way way = {SIGNED_BYTES, BY_ROW, 128, 0};
-    for (int64_t row = begin; row < end; row += PANEL) {
-        for (int i = 0; i < PANEL; i++) scales_at(panel)[i] = ((const float *)job->scales)[panel_row(row, i, end)];
-        multiply_panel(job, row, end, panel, way);
-    }
-}
