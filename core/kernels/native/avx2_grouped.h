@@ -87,7 +87,7 @@ ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
             if (l.minimum) low_factor = coarse_factor(&minimums, &l, pair * 4);
         }
         for (int64_t i = 0; i < pair_bytes(&l); i += 64)
-            _mm_prefetch((const char *)at + pair * pair_bytes(&l) + i + AHEAD, _MM_HINT_T1);
+            _mm_prefetch((const char *)at + pair * pair_bytes(&l) + i + AHEAD, _MM_HINT_T0);
         __m128 four = four_scales(&scales, &l, pair * 4, factor);
         __m128 by = _mm_mul_ps(four, _mm_loadu_ps(in->scales + pair * 4));
         __m128 low = l.minimum ? four_scales(&minimums, &l, pair * 4, low_factor) : _mm_setzero_ps();
@@ -143,7 +143,7 @@ ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M
             if (group == 32)
                 for (int m = 0; m < M; m++) add_shifts(in, g, &strip, m0 + m, sum[0] + m);
         }
-        for (int64_t i = 0; i < step; i += 64) _mm_prefetch((const char *)at + pair * step + i + AHEAD, _MM_HINT_T1);
+        for (int64_t i = 0; i < step; i += 64) _mm_prefetch((const char *)at + pair * step + i + AHEAD, _MM_HINT_T0);
         unpack_pair(at, pair, &l, w);
         UNROLL for (int q = 0; q < 4; q++) {
             int64_t first = (pair % (SCALE_STRIP / 128) * 4 + q) * (GROUP / group), cell = (pair * 2 + q / 2) * in->m + m0;

@@ -128,7 +128,7 @@ AVX512 INLINE void int8_strip(const Input *in, const uint8_t *at, int64_t b, con
     const __m512 scale = _mm512_maskz_loadu_ps((__mmask16)((1u << blocks * 2) - 1), in->scales + b * 2);
     UNROLL for (int i = 0; i < blocks; i++) {
         const uint8_t *from = at + (b + i) * BLOCK;
-        ask_ahead(from, 0, 1);
+        ask_ahead_for_bytes(from, 0, 1);
         __m512i w = _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8((char)0x80));
         __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, _mm512_loadu_si512(in->q + (b + i) * BLOCK));
         const __m512i lanes = _mm512_add_epi32(two_by_eight(), _mm512_set1_epi32(2 * i));
