@@ -121,7 +121,7 @@ AVX512 INLINE void dots(const int8_t *x, const uint8_t *w, const int M, __m512i 
 }
 
 /* Adds to sum[M][PANEL] what M rows of input make of the panel's `groups` groups from group g on. `scales` are those of
- * group g on. The sums live in memory: in registers they would drive out the dot products. */
+ * group g on. The sums live in memory: in registers they would drive out the dot products. `ahead` NULL = nothing is asked for. */
 AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_t *panel, const float *scales, int64_t m0,
                         const int M, const enum Scaling scaling, const int zero, Ahead *ahead, float *sum) {
     for (int64_t end = g + groups; g < end; g++, panel += GROUP * PANEL) {
@@ -129,7 +129,7 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
         const int32_t *sums = in->sums + at * 2 + g % 2;
         const float *xs = in->scales + at * 2 + g % 2;
         __m512i dot[TILE][2];
-        ask(ahead);
+        if (ahead) ask(ahead);
         UNROLL for (int m = 0; m < M; m++)
             dot[m][0] = dot[m][1] = scaling == WITH_SHIFTS ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero * sums[m * 2]);
         dots(in->q + at * BLOCK + g % 2 * GROUP, panel, M, dot);
@@ -204,14 +204,19 @@ INLINE uint8_t *panel_whole(const Job *job, uint8_t *panel) {
 /* 32 rows of weights, repacked as a whole, with many rows of input, one tile after the other: its sums stay in the
  * innermost cache, which from WIDE_FROM rows on is worth more than that the panel does. */
 AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int64_t groups, uint8_t *panel, const float *scales,
-                                  const Way way, Ahead *ahead) {
+                                  const Way way) {
     const Input *in = job->input;
     _Alignas(64) float sum[TILE * PANEL];
-    for (int64_t pair = 0; pair * (PAIR / GROUP) < groups; pair++) pack_pair(job, row, end, pair, panel + pair * PAIR * PANEL, way);
+    /* Asking between products costs them a twelfth where there are many: here it is done while repacking. */
+    Ahead ahead = ahead_of(job, row, end, (groups + PAIR / GROUP - 1) / (PAIR / GROUP));
+    for (int64_t pair = 0; pair * (PAIR / GROUP) < groups; pair++) {
+        ask(&ahead);
+        pack_pair(job, row, end, pair, panel + pair * PAIR * PANEL, way);
+    }
     for (int64_t t = 0, count = tiles_of(in->m); t < count; t++) {
         int64_t from = in->m * t / count, to = in->m * (t + 1) / count;
         memset(sum, 0, sizeof sum);
-        tiles(in, from, to, 0, groups, panel, scales, way, ahead, sum);
+        tiles(in, from, to, 0, groups, panel, scales, way, NULL, sum);
         put_sums(job, row, end, from, to, sum, way.scaling == BY_ROW ? scales : NULL);
     }
 }
@@ -222,11 +227,11 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
     float *sum = (float *)(panel + PAIR * PANEL), *scales = scales_at(panel);
     int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : way.values == SIXES ? GROUP * 3 / 4 : GROUP / 2);
     int64_t step = way.scaling == BY_ROW ? 0 : 2 * PANEL;
-    Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
     if (in->m >= WIDE_FROM) {
-        multiply_whole(job, row, end, groups, panel_whole(job, panel), scales, way, &ahead);
+        multiply_whole(job, row, end, groups, panel_whole(job, panel), scales, way);
         return;
     }
+    Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
     for (int64_t from = 0; from < in->m; from += MOST_SUMS) {
         int64_t to = from + MOST_SUMS < in->m ? from + MOST_SUMS : in->m;
         memset(sum, 0, sizeof(float) * PANEL * (to - from));
