@@ -409,6 +409,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = (
+    "server",
     "empty",
     "in_parts",
     "reply",
