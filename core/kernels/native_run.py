@@ -57,17 +57,17 @@ class NativeRun:
     def __init__(self, layers: Sequence[RunLayer]) -> None:
         self._one = layers[0].native
         self._held = layers  # their addresses are in the fields
-        self._kept: list[tuple[Tensor, Tensor] | None] = [None] * len(layers)
         self._placed = (_Placed * len(layers))(*map(_placed, layers))
         self._past = _Past()
 
     def place(self, number: int, keys: Tensor, values: Tensor) -> None:
-        """Layer `number` keeps its keys and values there from now on, (1, KVH, capacity, dim) each, contiguous."""
-        kept = self._kept[number]
-        if kept is None or kept[0] is not keys or kept[1] is not values:
-            self._kept[number] = keys, values
-            self._placed[number].keys, self._placed[number].values = keys.data_ptr(), values.data_ptr()
-            self._past.capacity = keys.shape[2]
+        """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous.
+
+        They are not held: a cache that another has replaced has to go.
+        """
+        placed = self._placed[number]
+        placed.keys, placed.values = keys.data_ptr(), values.data_ptr()
+        self._past.capacity = keys.shape[2]
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, first: int, held: int) -> Tensor:
         """x (1, M, K) -> (1, M, K). Attention sees `held` tokens from place `first` on, of each layer's, and the M

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from operator import is_
 from typing import Any
 
 import torch
@@ -133,9 +134,10 @@ class Given:
     sin: Tensor
     cache: Any
 
-    def same(self, other: Given) -> bool:
-        """Whether these are the very same objects."""
-        return self.mask is other.mask and self.cos is other.cos and self.sin is other.sin and self.cache is other.cache
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Mask (1, 1, M, T) and angles (1, M, D)."""
+        return self.mask, self.cos, self.sin
 
     def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
         """cos and sin (1, M, dim), of angles given for each pair of columns or for all."""
@@ -209,16 +211,15 @@ class Watch:
         self.direct: set[int] = set()
         self._layers = layers
         self._seen = 0
-        self._last: tuple[Tensor, Given] | None = None
+        self._last: tuple[Tensor | None, ...] = ()  # without the cache, which may be replaced at any time
 
     def passed(self, place: int, x: Tensor, y: Tensor, given: Given) -> None:
         """Layer `place` made y (1, M, K) of x."""
-        follows = self._last is not None and x is self._last[0] and given.same(self._last[1])
+        follows = len(self._last) > 0 and all(map(is_, self._last, (x, *given.tensors)))
         self._seen = 1 if place == 0 else place + 1 if follows and self._seen == place else 0
-        self._last = (y, given)
+        self._last = (y, *given.tensors)
         if self._seen == self._layers:
             self.direct.add(x.shape[1])
-            self._last = None
 
 
 def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:

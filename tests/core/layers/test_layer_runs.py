@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,17 @@ def test_layers_with_windows_and_without_are_apart(tmp_path: Path, calls: Iterat
     with one_by_one(path.model.placement.runs):
         cache = KVCache(path.module.config, 2048)
         assert together.equal(torch.stack([path.model.forward(token, cache)[-1] for token in tokens]))
+
+
+def test_a_cache_that_was_replaced_is_let_go(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    cache = KVCache(path.module.config, 256)
+    logits(path, cache)
+    assert made
+    kept = [weakref.ref(cache), weakref.ref(cache.layers[0].keys)]
+    del cache
+    gc.collect()
+    assert [one() for one in kept] == [None, None]
 
 
 def test_nothing_is_left_out_between_two_layers(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
