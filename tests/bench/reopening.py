@@ -47,7 +47,10 @@ def measure(shape: str, tokens: int, options: LoadOptions) -> dict[str, Any]:
     assert isinstance(loaded, LoadedModel)
     source = random.Random(0)
     prompt = [source.randrange(100, 30_000) for _ in range(tokens)]
-    again_s, expected = go_on(loaded, [*prompt, *QUESTION], 32)
+    again_s, _ = go_on(loaded, [*prompt, *QUESTION], 32)
+    # What is read behind the prompt alone is rounded otherwise than in one pass with its end: so it is here, too.
+    loaded.cache.rewind(tokens)
+    _, expected = go_on(loaded, [*prompt, *QUESTION], 32)
     loaded.cache.rewind(tokens)
     kept = KeptReadings("bench")
     began = time.perf_counter()
