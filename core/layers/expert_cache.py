@@ -153,10 +153,9 @@ class ExpertCache:
 
     def _divide(self, tokens: dict[int, int]) -> ExpertDivision:
         work = self._division(tokens)
-        for name in ("held", "copied", "computed"):
-            counted = "hits" if name == "held" else name
-            chosen = sum(tokens[expert] for expert in getattr(work, name))
-            setattr(self.use, counted, getattr(self.use, counted) + chosen)
+        self.use.hits += sum(tokens[expert] for expert in work.held)
+        self.use.copied += sum(tokens[expert] for expert in work.copied)
+        self.use.computed += sum(tokens[expert] for expert in work.computed)
         return work
 
     def _division(self, tokens: dict[int, int]) -> ExpertDivision:

@@ -39,7 +39,7 @@ AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *s
 
 /* ---- few rows of input ---- */
 
-/* Bytes that are asked of the memory ahead of use; one row after the other is one stream, which prefetches best. */
+/* Bytes that are asked of the memory ahead of use. */
 enum { AHEAD = 8192 };
 
 /* One row after the other is one stream, which the memory serves best; with several rows of input, two rows of weights
