@@ -6,6 +6,8 @@ infinity the scale is not a number, so that it shows in every output.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,14 +28,24 @@ def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
     rows, columns = weight.shape
     if format in ITEM_BYTES:
         return QuantizedWeight("bf16", (rows, columns), weight)
-    result = empty(format, rows, columns)
+    return quantize_pieces([weight], format, rows, columns)
+
+
+def quantize_pieces(pieces: Iterable[Tensor], format: Storage, rows: int, columns: int) -> QuantizedWeight:
+    """The weight (N, K) whose rows the `pieces` (n, K) hold one behind the other; one piece is needed at a time."""
+    result, begin = empty(format, rows, columns), 0
+    for piece in pieces:
+        _encode(piece, result.rows(begin, begin := begin + len(piece)))
+    return result
+
+
+def _encode(weight: Tensor, result: QuantizedWeight) -> None:
     library = native()
     if library is None or weight.dtype not in TYPES or weight.stride(1) != 1 or weight.device.type != "cpu":
         encode_with_torch(weight, result)
     else:
         assert result.scales is not None
-        library.encode(format, weight, result.data, result.scales)
-    return result
+        library.encode(result.format, weight, result.data, result.scales)
 
 
 def encode_with_torch(weight: Tensor, result: QuantizedWeight) -> None:

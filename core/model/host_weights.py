@@ -13,14 +13,15 @@ from torch import Tensor
 from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
-from core.kernels.quantize import quantize
+from core.kernels.quantize import quantize, quantize_pieces
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
 from core.model.postponed import Postponed, parameter_name
 from core.offload.host_weight import HostWeight
-from core.spec import Format, LinearSpec, ModelSpec
+from core.spec import ITEM_BYTES, Format, LinearSpec, ModelSpec, Storage
 from core.weights.packed_cache import PackedCache, cache_key
+from core.weights.row_chunks import row_chunks
 
 FOLDER = "packed"
 
@@ -99,12 +100,14 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def _converted(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         storage = self._spec.storage(linear, self._format)
-        if linear.stored is None:
-            yield from (quantize(matrix, storage) for matrix in self._matrices(linear))
-        else:
+        if linear.stored is not None:
             weights = (self._source.packed[name] for name in matrix_names(linear))
-            for weight in weights:
-                yield weight if weight.storage == storage else quantize(weight.dequantize(torch.float32), storage)
+            yield from (weight if weight.storage == storage else _requantized(weight, storage) for weight in weights)
+        elif storage not in ITEM_BYTES and self._postponed.is_by_rows(self._source.module, linear):
+            pieces = self._postponed.pieces(self._source.module, linear)
+            yield quantize_pieces(pieces, storage, linear.rows, linear.columns)
+        else:
+            yield from (quantize(matrix, storage) for matrix in self._matrices(linear))
         self._source.let_go()
 
     def _matrices(self, linear: LinearSpec) -> Iterator[Tensor]:
@@ -114,3 +117,9 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def _ready(self, weight: QuantizedWeight) -> HostWeight:
         return HostWeight(host_matmul(weight, self._kernels.names(weight.storage, *weight.shape)))
+
+
+def _requantized(weight: QuantizedWeight, storage: Storage) -> QuantizedWeight:
+    """A weight of the files in a storage of fewer bits."""
+    parts = (weight.rows(begin, end) for begin, end in row_chunks(*weight.shape))
+    return quantize_pieces((part.dequantize(torch.float32) for part in parts), storage, *weight.shape)

@@ -138,8 +138,8 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
     names = WeightNames(module, own_names=isinstance(checkpoint, GgufWeights))
     dtypes, later = _DtypePlan(module), postponed or Postponed()
 
-    def finish(name: str, tensor: Tensor, parts: int = 1) -> Tensor:
-        _check_fits(name, tensor, names.expected, parts)
+    def finish(name: str, tensor: Tensor, length: int = 0) -> Tensor:
+        _check_fits(name, tensor, names.expected, length)
         return tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor
 
     work, unasked = names.transforms(checkpoint)
@@ -163,7 +163,7 @@ def fill_parts(module: Any, checkpoint: Mapping[str, Tensor]) -> None:
     for target, transform in names.transforms(wanted)[0].items():
         for name, value in _converted(transform, target, module).items():
             tensor = value[0] if isinstance(value, list) else value
-            _check_fits(name, tensor, names.expected, 1)
+            _check_fits(name, tensor, names.expected)
             _assign(module, name, tensor.to(dtypes.of(name)) if tensor.is_floating_point() else tensor)
             empty.discard(name)
     _check_complete([name for name, _ in module.named_parameters() if name in empty])
@@ -236,12 +236,12 @@ class _DtypePlan:
         return next((dtype for pattern, dtype in self._exceptions if pattern.search(name)), self._dtype)
 
 
-def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor], parts: int) -> None:
-    """`parts`: so many such tensors are the whole one, along its first dimension."""
+def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor], length: int = 0) -> None:
+    """`length`: where it is a part of the whole one, how long that is along its first dimension."""
     wanted = expected.get(name)
     if wanted is None:
         return
-    shape = (parts * tensor.shape[0], *tensor.shape[1:]) if parts > 1 else tuple(tensor.shape)
+    shape = (length, *tensor.shape[1:]) if length else tuple(tensor.shape)
     if shape != tuple(wanted.shape):
         raise ModelUnreadable(
             sentence("The weight {} has the wrong shape.", name),

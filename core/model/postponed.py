@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from core.model.weight_names import BY_EXPERT
 from core.spec import LinearSpec
 from core.weights.random_weights import RandomWeights
+from core.weights.row_chunks import row_chunks
 
 Finish = Callable[[str, Tensor, int], Tensor]
-"""Checks a target's tensor, of which there are so many along its first dimension, and gives it its type."""
+"""Checks a target's tensor and gives it its type; 0, or how long all of it is along its first dimension."""
+PIECE_WEIGHTS = 1 << 22
+"""Weights that are made at once of a matrix that is converted piece by piece."""
 
 
 class Postponed:
@@ -52,14 +56,36 @@ class Postponed:
         for one in self._experts(linear.name, module, linear.experts):
             yield (one.t() if transposed else one).contiguous()
 
-    def _whole(self, target: str, module: Any) -> Tensor:
-        return self._converted(target, self._transforms[target].collected_tensors, module, 1)
+    def is_by_rows(self, module: Any, linear: LinearSpec) -> bool:
+        """Whether one entry of the plan is a single tensor of the checkpoint, row by row, so that it has `pieces`."""
+        owner, _, leaf = linear.name.rpartition(".")
+        child, target = module.get_submodule(owner)._modules.get(leaf), f"{linear.name}.weight"
+        whole = target in self and not hasattr(self._transforms[target], "operations")
+        return whole and child is not None and not isinstance(child, Conv1D)
 
-    def _converted(self, target: str, tensors: Mapping[str, list[Any]], module: Any, parts: int) -> Tensor:
+    def pieces(self, module: Any, linear: LinearSpec) -> Iterator[Tensor]:
+        """The rows (n, K) of an entry that `is_by_rows`, one range behind the other; random ones are made so."""
+        target = f"{linear.name}.weight"
+        length, rows = self._readable(target, module, linear)
+        for begin, end in row_chunks(length, linear.columns, PIECE_WEIGHTS):
+            yield self._finish(target, rows(begin, end), length)
+
+    def _readable(self, target: str, module: Any, linear: LinearSpec) -> tuple[int, Callable[[int, int], Tensor]]:
+        """How many rows the checkpoint has, and what gives a range of them."""
+        if isinstance(self._checkpoint, RandomWeights):
+            return linear.rows, partial(self._checkpoint.rows, target)
+        stored = self._made(target, module)
+        return len(stored), lambda begin, end: stored[begin:end]
+
+    def _whole(self, target: str, module: Any) -> Tensor:
+        return self._finish(target, self._made(target, module), 0)
+
+    def _made(self, target: str, module: Any, tensors: Mapping[str, list[Any]] | None = None) -> Tensor:
+        """What transformers' conversion makes of the checkpoint's `tensors`, of all if they are not given."""
         # A conversion uses up what it was given.
         transform = copy(self._transforms[target])
-        transform.collected_tensors = dict(tensors)
-        return self._finish(target, _only(transform.convert(target, model=module, config=module.config)), parts)
+        transform.collected_tensors = dict(tensors or transform.collected_tensors)
+        return _only(transform.convert(target, model=module, config=module.config))
 
     def _experts(self, target: str, module: Any, count: int) -> Iterator[Tensor]:
         transform = self._transforms[target]
@@ -70,7 +96,7 @@ class Postponed:
             for index in range(count):
                 # The tensors were collected in the experts' order.
                 own = {pattern: [found[index]] for pattern, found in transform.collected_tensors.items()}
-                yield self._converted(target, own, module, count)[0]
+                yield self._finish(target, self._made(target, module, own), count)[0]
         else:
             yield from self._whole(target, module)
 

@@ -118,12 +118,19 @@ def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int
     """Bytes of RAM of its own that the process takes at most while loading.
 
     Weights that are converted are made from the files one matrix at a time: beside what is kept stand one matrix as
-    stored, its parts before they were put together, and the result. As stored they are used where the files lie, or,
-    experts that are put together, made by layer. A tied head that is used as stored is the input table itself.
+    stored, its parts before they were put together, and the result. The head, which is not put together, is converted
+    some rows at a time. As stored they are used where the files lie, or, experts that are put together, made by layer.
+    A tied head that is used as stored is the input table itself.
     """
     mapped = spec.mapped(format)
     table = 0 if spec.head_tied and mapped else spec.embedding_bytes
-    sizes = [spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in spec.linears]
-    largest = max(sizes, default=0)
+    layers = [item for item in spec.linears if item.name != spec.head]
+    largest = max((spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in layers), default=0)
     kept = spec.weight_bytes(format) + table + spec.resident_bytes
-    return kept + kv_bytes + host_workspace(spec, chunk) + 3 * largest
+    return kept + kv_bytes + host_workspace(spec, chunk) + max(3 * largest, _repacked(spec))
+
+
+def _repacked(spec: ModelSpec) -> int:
+    """Bytes of the head as the files have it, which must be made whole first where it is quantised there."""
+    heads = (item for item in spec.linears if item.name == spec.head and (item.stored or item.converted))
+    return sum(spec.linear_bytes(item, "bf16") for item in heads)

@@ -39,6 +39,11 @@ class RandomWeights(Mapping[str, Tensor]):
         wanted = self._tensors[name][index]
         return self._drawn(wanted.shape, wanted.dtype, index * wanted.numel())
 
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """`checkpoint[name][begin:end]` of a matrix, made by itself."""
+        wanted = self._tensors[name][begin:end]
+        return self._drawn(wanted.shape, wanted.dtype, begin * wanted.shape[1])
+
     def _drawn(self, shape: torch.Size, dtype: torch.dtype, begin: int) -> Tensor:
         """The numbers from place `begin` on of the block, laid down again and again."""
         flat, at = torch.empty(shape.numel(), dtype=dtype), 0

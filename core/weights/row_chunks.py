@@ -5,7 +5,7 @@ from __future__ import annotations
 CHUNK_ELEMENTS = 1 << 20
 
 
-def row_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows that together are all, each of about CHUNK_ELEMENTS weights."""
-    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+def row_chunks(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> list[tuple[int, int]]:
+    """Ranges of rows that together are all, each of about so many weights."""
+    step = max(1, elements // max(1, columns))
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
