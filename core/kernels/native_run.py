@@ -17,10 +17,14 @@ from core.kernels.native_experts import NativeExperts
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import stretches
 from core.kernels.native_router import NativeRouter
+from core.kernels.packed_width import PACKED
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 ONE_THREAD_BYTES = 64 << 10
 """Below this many bytes of keys and values one thread attends to them: within a call the others are awake."""
+
+
+_PAST = ("first", "held", "capacity", "mask_row", "splits", "attention_threads", "packed")
 
 
 class _Placed(ctypes.Structure):
@@ -37,7 +41,7 @@ class _Placed(ctypes.Structure):
 class _Past(ctypes.Structure):
     """`Past` of layer.c."""
 
-    _fields_ = tuple((name, _INT) for name in ("first", "held", "capacity", "mask_row", "splits", "attention_threads"))
+    _fields_ = tuple((name, _INT) for name in _PAST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,14 @@ class NativeRun:
         self._past = _Past()
 
     def place(self, number: int, keys: Tensor, values: Tensor) -> None:
-        """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous.
+        """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous;
+        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers are then.
 
         They are not held: a cache that another has replaced has to go.
         """
         placed = self._placed[number]
         placed.keys, placed.values = keys.data_ptr(), values.data_ptr()
-        self._past.capacity = keys.shape[2]
+        self._past.capacity, self._past.packed = keys.shape[2], keys.dtype is PACKED
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, first: int, held: int) -> Tensor:
         """x (1, M, K) -> (1, M, K). Attention sees `held` tokens from place `first` on, of each layer's, and the M

@@ -22,12 +22,14 @@ from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall
 from core.kernels.native_run import NativeRun, RunLayer
 from core.kernels.packed_states import as_stored
+from core.kernels.packed_width import MOST_COLUMNS, PACKED, packed_width
 from core.layers.after_attention import AfterAttention
 from core.layers.attention import MOST_SHARED_ROWS, seen
 from core.layers.kv_cache import CACHE_NAMES, KVCache
 from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 
-KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer)
+KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
 """The layers of a cache whose keys and values our library appends by itself."""
 
 
@@ -251,10 +253,12 @@ def _native_run(layers: Sequence[FusedForward], rows: int) -> NativeRun | None:
 
 
 def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bool:
-    """Whether it holds as many tokens as the first, in as much memory, where x (1, M, K) is and of its type."""
+    """Whether it holds as many tokens as the first, in as much memory, where x (1, M, K) is, as it is or packed."""
     return (
         kept.is_initialized and kept.length == first.length and kept.home is None
-        and kept.keys.device == x.device and kept.keys.dtype is x.dtype and kept.keys.shape == first.keys.shape
+        and kept.keys.device == x.device and kept.keys.dtype in (x.dtype, PACKED)
+        and kept.keys.dtype is first.keys.dtype and kept.keys.shape == first.keys.shape
+        and kept.keys.shape[3] <= packed_width(MOST_COLUMNS)
     )  # fmt: skip
 
 

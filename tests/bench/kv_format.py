@@ -1,10 +1,12 @@
 """What a KV cache of 8 bits costs: attention's time beside that over floats, and how often a model says the same.
 
     python -m tests.bench.kv_format time [--depths 4096,16384] [--heads 32] [--kv-heads 8] [--dim 64] [--rounds 5]
+    python -m tests.bench.kv_format decode MODEL [--format int4] [--depths 256,4000] [--rounds 5]
     python -m tests.bench.kv_format agree FOLDER TEXTFILE [--positions 4000] [--window 1024]
 
 `time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
-caches. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are as
+caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
+`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are as
 long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured: an
 answer to the same text in other chunks is compared, too. The last line is one JSON object.
 """
@@ -25,6 +27,7 @@ from core.events import NO_DRAFT, LoadOptions
 from core.kernels.packed_states import pack
 from core.kernels.packed_width import PACKED, packed_width
 from core.layers.attention import attend
+from core.layers.kv_cache import KVCache
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.spec import KvFormat
@@ -32,6 +35,7 @@ from core.startup.environment import prepare_environment
 
 ENOUGH_BYTES = 512 << 20
 BEGINNING, ANSWER = 48, 112
+CHUNK, TOKENS = 512, 32
 
 
 def seconds(query: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -60,6 +64,38 @@ def time_attention(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         bf16, int8 = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
         found[str(depth)] = {"bf16_us": round(bf16, 1), "int8_us": round(int8, 1), "ratio": round(int8 / bf16, 3)}
         print(depth, found[str(depth)], flush=True)
+    return found
+
+
+def decode_seconds(loaded: LoadedModel, cache: KVCache, rounds: int) -> float:
+    """The median of so many passes over one token."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        loaded.model.forward([7], cache)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def time_decoding(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    prepare_environment()
+    depths = [int(depth) for depth in options.depths.split(",")]
+    wishes = LoadOptions(format=options.format, context=depths[-1] + 512, draft=NO_DRAFT)
+    loaded = next(step for step in load_model(options.model, wishes) if isinstance(step, LoadedModel))
+    config, found = loaded.model.module.config, {}
+    kinds = [KVCache(config, depths[-1] + 512, format=kind) for kind in ("bf16", "int8")]
+    for depth in depths:
+        for cache in kinds:
+            while len(cache.tokens) < depth:
+                loaded.model.forward([5] * min(CHUNK, depth - len(cache.tokens)), cache)
+        times = [[decode_seconds(loaded, cache, TOKENS) for cache in kinds] for _ in range(options.rounds)]
+        bf16, int8 = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+        ratio = statistics.median(int8 / bf16 for bf16, int8 in times)
+        found[str(depth)] = {"bf16_ms": round(bf16, 3), "int8_ms": round(int8, 3), "ratio": round(ratio, 3)}
+        print(depth, found[str(depth)], flush=True)
+        for cache in kinds:
+            cache.rewind(depth)
+    loaded.close()
     return found
 
 
@@ -120,13 +156,19 @@ def main() -> None:
     timed.add_argument("--depths", default="4096,16384")
     for name, value in (("heads", 32), ("kv-heads", 8), ("dim", 64), ("rounds", 5)):
         timed.add_argument(f"--{name}", type=int, default=value)
+    decoded = which.add_parser("decode")
+    decoded.add_argument("model")
+    decoded.add_argument("--format", default="int4")
+    decoded.add_argument("--depths", default="256,4000")
+    decoded.add_argument("--rounds", type=int, default=5)
     agreed = which.add_parser("agree")
     agreed.add_argument("folder", type=Path)
     agreed.add_argument("text", type=Path)
     agreed.add_argument("--positions", type=int, default=4000)
     agreed.add_argument("--window", type=int, default=1000)
     options = parser.parse_args()
-    print(json.dumps(time_attention(options) if options.which == "time" else agree(options)))
+    measured = {"time": time_attention, "decode": time_decoding, "agree": agree}[options.which]
+    print(json.dumps(measured(options)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ EXPORT int64_t hetegen_attention_bytes(const int64_t *shape);
 EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
                               const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
                               void *scratch, int threads);
+/* packed_states.c */
+EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads);
 /* router.c */
 typedef struct Router Router;
 EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m);

@@ -62,7 +62,7 @@ static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 14; }
+EXPORT int hetegen_version(void) { return 15; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

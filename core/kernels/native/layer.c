@@ -12,6 +12,7 @@
 #include "calls.h"
 #include "dispatch.h"
 #include "elements.h"
+#include "packed_states.h"
 
 typedef struct {
     const float *gain; /* NULL = no norm */
@@ -225,8 +226,8 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
 
 /* ---- layers that follow each other ---- */
 
-/* A layer and where its keys and values are kept: [kv_heads][capacity][dim] each; and what follows attention where that is
- * experts: whose router scores so many, of which some are chosen. */
+/* A layer and where its keys and values are kept: [kv_heads][capacity] rows of `dim` or packed ones each; and what follows
+ * attention where that is experts: whose router scores so many, of which some are chosen. */
 typedef struct {
     const Layer *layer;
     void *keys, *values;
@@ -238,15 +239,18 @@ typedef struct {
 } Placed;
 
 /* What the layers of a run share: of the tokens kept, the place of the first that is seen, and how many are; room for them;
- * the mask's stride from row to row; stretches and threads of the attention. */
+ * the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed. */
 typedef struct {
-    int64_t first, held, capacity, mask_row, splits, attention_threads;
+    int64_t first, held, capacity, mask_row, splits, attention_threads, packed;
 } Past;
 
+/* From one key or value to the next, in their elements: bytes where they are packed. */
+static int64_t kept_row(const Layer *l, const Past *p) { return p->packed ? packed_bytes(l->dim) : l->dim; }
+
 static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
-    int64_t q_row = l->heads * l->dim, a_head = p->capacity * l->dim, all = l->kv_heads * a_head;
+    int64_t q_row = l->heads * l->dim, a_row = kept_row(l, p), a_head = p->capacity * a_row, all = l->kv_heads * a_head;
     Shape shape = {1, l->heads, l->kv_heads, m, p->held + m, l->dim, l->dim, m * q_row, l->dim, q_row,
-                   all, a_head, l->dim, all, a_head, l->dim, 0, p->mask_row, p->splits};
+                   all, a_head, a_row, all, a_head, a_row, 0, p->mask_row, p->splits, p->packed};
     return shape;
 }
 
@@ -283,7 +287,13 @@ EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers
 }
 
 /* new [m][kv_heads][dim] behind the `held` tokens from `kept` on. */
-static void append(const Run *r, const Layer *l, const Past *p, const uint8_t *new, uint8_t *kept) {
+static void append(const Run *r, const Layer *l, const Past *p, uint8_t *new, uint8_t *kept, int64_t are_keys) {
+    if (p->packed) {
+        int64_t a_head = l->dim, a_row = l->kv_heads * l->dim, packed_row = kept_row(l, p);
+        int64_t states[] = {l->kv_heads, r->m, l->dim, a_head, a_row, p->capacity * packed_row, packed_row, are_keys};
+        hetegen_states(r->isa, states, new, r->type, kept + p->held * packed_row, 0, 1);
+        return;
+    }
     int64_t a_row = size_of(r, l->dim) / r->m;
     for (int64_t row = 0; row < r->m; row++)
         for (int64_t head = 0; head < l->kv_heads; head++, new += a_row)
@@ -291,7 +301,7 @@ static void append(const Run *r, const Layer *l, const Past *p, const uint8_t *n
 }
 
 static uint8_t *seen_from(const Run *r, const Layer *l, const Past *p, void *kept) {
-    return (uint8_t *)kept + p->first * (size_of(r, l->dim) / r->m);
+    return (uint8_t *)kept + p->first * (p->packed ? kept_row(l, p) : size_of(r, l->dim) / r->m);
 }
 
 /* out = sum + what the chosen experts make of x, its norm. */
@@ -337,8 +347,8 @@ EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const v
         uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
         uint8_t *keys = seen_from(&r, l, past, p->keys), *values = seen_from(&r, l, past, p->values);
         hetegen_layer_begin(isa, l, x, type, m, cos, sin, angles, qkv, rest, threads);
-        append(&r, l, past, k, keys);
-        append(&r, l, past, v, values);
+        append(&r, l, past, k, keys, 1);
+        append(&r, l, past, v, values, 0);
         finish_layer(&r, p, past, x, qkv, keys, values, mask, out, chosen, rest);
     }
 }

@@ -60,6 +60,23 @@ def test_the_same_numbers_as_one_by_one(
         assert logits(path, KVCache(path.module.config, 256)).equal(together)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "qwen3_moe"])
+def test_keys_and_values_of_8_bits_are_packed_as_one_by_one(
+    family: str, dtype: torch.dtype, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load(family, tmp_path, "int8", dtype, num_hidden_layers=LAYERS), next(calls)
+    together, alone = (KVCache(path.module.config, 256, format="int8") for _ in range(2))
+    found = logits(path, together)
+    assert made == [(LAYERS, rows) for rows in (1, 1, 3, 1, 8, 1)]
+    with one_by_one(path.model.placement.runs):
+        assert logits(path, alone).equal(found)
+    held = together.layers[0].held
+    for one, other in zip(together.layers, alone.layers, strict=True):
+        assert one.keys[:, :, :held].equal(other.keys[:, :, :held])
+        assert one.values[:, :, :held].equal(other.values[:, :, :held])
+
+
 def test_the_same_tokens_after_a_cut_and_in_another_cache(
     tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
 ) -> None:
