@@ -38,7 +38,7 @@ from core.events import (
 )
 from core.paths import SHAPE_PREFIX, cache_folder, gpu_runtime
 from core.remote.endpoint import PREFIX as REMOTE_PREFIX
-from core.spec import FormatWish, Hardware, ModelSpec, Plan
+from core.spec import FormatWish, Hardware, KvFormat, ModelSpec, Plan
 from core.startup.environment import importing, prepare_environment
 from core.units import parse_size
 
@@ -178,15 +178,17 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     format: FormatWish = "auto",
+    kv: KvFormat = "bf16",
     simulate_gpu: str | None = None,
     on_progress: Progress | None = None,
 ) -> Model:
     """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError.
 
     `vram` and `ram` limit the memory used, `context` is in tokens; what is not given is decided for this machine.
+    `kv`: keys and values as the model computes them, or in 8 bits ("int8"), which halves their memory.
     """
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu=simulate_gpu)
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, kv=kv, simulate_gpu=simulate_gpu)
     return load_with(source, options, on_progress)
 
 
@@ -228,6 +230,7 @@ def plan(
     threads: int | None = None,
     context: int | None = None,
     format: FormatWish = "auto",
+    kv: KvFormat = "bf16",
     simulate_gpu: str | None = None,
 ) -> Plan:
     """Plan a model for this machine without loading it; one that is not on this disk is looked up on the Hub.
@@ -235,7 +238,7 @@ def plan(
     Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
     """
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, simulate_gpu=simulate_gpu)
+    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, kv=kv, simulate_gpu=simulate_gpu)
     return plan_with(str(source), options).plan
 
 

@@ -6,8 +6,8 @@
 
 `time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
 caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
-`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are as
-long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured: an
+`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are
+as long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured: an
 answer to the same text in other chunks is compared, too. The last line is one JSON object.
 """
 
@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -141,7 +141,7 @@ def agree(options: argparse.Namespace) -> dict[str, float]:
     other = load(options.folder, "int8", options.window + 64)
     found = [likeliest(other, texts, options.window) for texts in (text, own)]
     other.close()
-    result = {}
+    result: dict[str, float] = {}
     for name, right, chunked, told in zip(("text", "own_answers"), wanted, others, found, strict=True):
         result[f"{name}_positions"] = len(right)
         result[f"{name}_int8"] = round(float((told == right).float().mean()), 4)
@@ -167,8 +167,10 @@ def main() -> None:
     agreed.add_argument("--positions", type=int, default=4000)
     agreed.add_argument("--window", type=int, default=1000)
     options = parser.parse_args()
-    measured = {"time": time_attention, "decode": time_decoding, "agree": agree}[options.which]
-    print(json.dumps(measured(options)))
+    measures: Mapping[str, Callable[[argparse.Namespace], Mapping[str, object]]] = {
+        "time": time_attention, "decode": time_decoding, "agree": agree,
+    }  # fmt: skip
+    print(json.dumps(measures[options.which](options)))
 
 
 if __name__ == "__main__":

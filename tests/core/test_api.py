@@ -70,6 +70,15 @@ def test_sizes_are_text_or_bytes(folder: Path) -> None:
         hetegen.plan(folder, ram="three")
 
 
+def test_keys_and_values_may_be_kept_in_8_bits(folder: Path) -> None:
+    plain, packed = (hetegen.plan(folder, context=512, kv=kv) for kv in ("bf16", "int8"))
+    assert packed.memory[0].kv_cache < plain.memory[0].kv_cache
+    with hetegen.load(folder, threads=1, context=512, kv="int8") as model:
+        assert model.plan.kv == "int8"
+        assert model.plan.memory[0].kv_cache == packed.memory[0].kv_cache
+        assert model.generate("hi", temperature=0, max_new_tokens=4).stats.new_tokens > 0
+
+
 def test_progress_is_told(folder: Path) -> None:
     steps: list[Loading] = []
     with hetegen.load(folder, threads=1, on_progress=steps.append) as model:
