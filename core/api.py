@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from core.errors import BadRequest, HeteGenError, ModelNotFound
 from core.events import (
@@ -170,26 +170,26 @@ class Model:
         self._engine.close()
 
 
-def load(
-    source: str | Path | None = None,
-    *,
-    vram: Size | None = None,
-    ram: Size | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    format: FormatWish = "auto",
-    kv: KvFormat = "bf16",
-    simulate_gpu: str | None = None,
-    on_progress: Progress | None = None,
-) -> Model:
-    """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError.
+class Wishes(TypedDict, total=False):
+    """What `load` and `plan` keep to; what is not given is decided for this machine.
 
-    `vram` and `ram` limit the memory used, `context` is in tokens; what is not given is decided for this machine.
-    `kv`: keys and values as the model computes them, or in 8 bits ("int8"), which halves their memory.
+    `vram` and `ram` limit the memory used, `context` is in tokens. `kv`: keys and values as the model computes them,
+    or in 8 bits ("int8"), which halves their memory. `simulate_gpu`: as "vram=6GiB,link=12GB/s".
     """
+
+    vram: Size | None
+    ram: Size | None
+    threads: int | None
+    context: int | None
+    format: FormatWish
+    kv: KvFormat
+    simulate_gpu: str | None
+
+
+def load(source: str | Path | None = None, *, on_progress: Progress | None = None, **wishes: Unpack[Wishes]) -> Model:
+    """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError."""
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, kv=kv, simulate_gpu=simulate_gpu)
-    return load_with(source, options, on_progress)
+    return load_with(source, _options(**wishes), on_progress)
 
 
 def load_with(source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None) -> Model:
@@ -222,24 +222,13 @@ def _engine_for(source: str | Path | None) -> Engine | RemoteEngine:
     return Engine()
 
 
-def plan(
-    source: str | Path,
-    *,
-    vram: Size | None = None,
-    ram: Size | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    format: FormatWish = "auto",
-    kv: KvFormat = "bf16",
-    simulate_gpu: str | None = None,
-) -> Plan:
+def plan(source: str | Path, **wishes: Unpack[Wishes]) -> Plan:
     """Plan a model for this machine without loading it; one that is not on this disk is looked up on the Hub.
 
     Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
     """
     _use_gpu_runtime()
-    options = LoadOptions(_bytes(vram), _bytes(ram), threads, context, format, kv=kv, simulate_gpu=simulate_gpu)
-    return plan_with(str(source), options).plan
+    return plan_with(str(source), _options(**wishes)).plan
 
 
 def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> Planned:
@@ -332,6 +321,11 @@ def _client() -> Client:
     from core.keyring import system_keyring
 
     return Access(hub_environment(os.environ), system_keyring()).client()
+
+
+def _options(vram: Size | None = None, ram: Size | None = None, **others: Any) -> LoadOptions:
+    """Wishes as a record. Raises BadRequest for text that is no size."""
+    return LoadOptions(_bytes(vram), _bytes(ram), **others)
 
 
 def _bytes(size: Size | None) -> int | None:

@@ -7,8 +7,8 @@
 `time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
 caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
 `shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are
-as long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured: an
-answer to the same text in other chunks is compared, too. The last line is one JSON object.
+as long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured:
+an answer to the same text in other chunks is compared, too. The last line is one JSON object.
 """
 
 from __future__ import annotations
