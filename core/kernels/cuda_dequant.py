@@ -102,6 +102,8 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
         like = empty(format, rows, columns)
         assert like.scales is not None
         data = torch.randint(0, 256, like.data.shape, generator=generator, dtype=torch.uint8).view(like.data.dtype)
+        if layout.floats:
+            data &= ~1  # without NaN
         groups, coarse = (rows, layout.groups(columns)), (rows, layout.coarse(columns))
 
         def numbers() -> Scales:

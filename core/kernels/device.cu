@@ -133,7 +133,7 @@ INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, fl
 
 /* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1),
    codes (2) or six bits (3); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book
-   (two bits); groups of 128. ---- */
+   (two bits); groups of 128; bytes are floats. ---- */
 
 #define IS_HALVES(layout) (((layout) & 3) != 0)
 #define IS_CODES(layout) (((layout) & 3) == 2)
@@ -142,6 +142,7 @@ INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, fl
 #define GROUP_OF(layout) ((layout) >> 8 & 1 ? 128 : (layout) >> 4 & 1 ? 16 : 32)
 #define HAS_MINIMUM(layout) ((layout) >> 5 & 1)
 #define BOOK_OF(layout) ((layout) >> 6 & 3)
+#define IS_FLOATS(layout) ((layout) >> 9 & 1)
 #define COARSE 256
 
 static __device__ const float BOOKS[3][16] = {
@@ -156,6 +157,12 @@ INLINE float from_f16(unsigned short bits)
   if (rest >= 0x7C00u)
     return __uint_as_float(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
   return __uint_as_float(sign | 0x3F800000u) * (__uint_as_float(rest << 13) * 5.192296858534828e33f); /* 2^112 */
+}
+
+/* A float of eight bits (four of them the exponent), never NaN: put in place in a longer one, its bits mean 2^-120 of it. */
+INLINE float from_e4m3(unsigned bits)
+{
+  return __uint_as_float((bits & 0x80u) << 24 | 0x3F800000u) * (__uint_as_float((bits & 0x7Fu) << 20) * 1.329227995784916e36f);
 }
 
 /* Bytes of a row's scales and minimums. */
@@ -208,6 +215,8 @@ INLINE long long row_chunks(int width, int layout)
 INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
 {
   unsigned word = word_of(bytes.chunk, i / 4);
+  if (IS_FLOATS(layout))
+    return from_e4m3(word >> 8 * (i % 4) & 0xFFu);
   if (!IS_HALVES(layout))
     return 256.0f * (byte_of(word ^ 0x80808080u, i % 4) - 1.5f);
   if (IS_CODES(layout))

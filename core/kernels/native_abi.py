@@ -93,7 +93,7 @@ def format_number(storage: str) -> int:
     layout = LAYOUTS[cast(Storage, storage)]
     values = 2 if layout.codes else VALUES[layout.bits]
     described = values | SCALE_KINDS[layout.scale] << 2 | (layout.group == 16) << 4 | layout.minimum << 5
-    described |= (layout.group == 128) << 8
+    described |= (layout.group == 128) << 8 | layout.floats << 9
     return GROUPED | (described | (BOOKS[layout.codes] << 6 if layout.codes else 0)) << LAYOUT_BITS
 
 

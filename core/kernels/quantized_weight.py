@@ -1,7 +1,7 @@
 """How the weights of one linear lie in memory: row by row, so that any range of rows is a weight by itself.
 
 - bf16: as stored (bf16, fp16 or fp32 keep their type).
-- of 8 bits: signed bytes (N, columns padded with zeros).
+- of 8 bits: signed bytes, or the bits of floats (e4m3, never NaN): (N, columns padded with zeros).
 - of 4 bits: two weights a byte (N, padded columns / 2); byte i of every 64 holds column i in its low half and column
   64 + i in its high half.
 - of 6 bits: 96 bytes for 128 columns; 64 with the four lower bits as above, then 32 of whose bytes the i-th holds the
@@ -27,6 +27,10 @@ from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
 HALVES = 128
 """Columns whose values of 4 bits lie in one run of bytes."""
+FLOAT8_NAN = 0x7F
+"""The bits of a float of eight bits that is no number, the sign apart."""
+HALF_OF_FLOAT8 = -0x4080
+"""Those bits of fp16 that a float of eight bits has, as a signed number."""
 SCALE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fine": torch.int8}
 FLOATS: dict[torch.dtype, FloatStorage] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -103,12 +107,15 @@ def pack(
 ) -> QuantizedWeight:
     """A weight out of its unpacked parts: w = scale * q (+ minimum), or scale * the code book's q.
 
-    `codes` (N, K), whole groups: of 8 bits -128..127; of 4 bits -8..7, or 0..15 with minimums or a code book.
+    `codes` (N, K), whole groups: of 8 bits -128..127, or float8_e4m3fn; of 4 bits -8..7, or 0..15 with minimums or a
+    code book.
     `columns`: how many of the K are the weight's own.
     """
     layout = LAYOUTS[storage]
     rows, given = codes.shape
     width = layout.columns(given)
+    if layout.floats:
+        codes, scales = _without_nan(codes, scales, layout)
     values = F.pad(codes.to(torch.int8), (0, width - given))
     data = values if layout.bits == 8 else packed_bits((values + layout.zero).to(torch.uint8), layout.bits)
     if layout.group == 0:
@@ -116,6 +123,17 @@ def pack(
         return QuantizedWeight(storage, (rows, columns or given), data, scales.float().reshape(rows))
     kept = scale_rows(layout, width, scales, minimums)
     return QuantizedWeight(storage, (rows, columns or given), data, kept)
+
+
+def _without_nan(codes: Tensor, scales: Scales, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The bits of floats (N, K), 0 where one is NaN, which then the scale of its group is."""
+    assert isinstance(scales, Tensor)
+    bits = codes.view(torch.int8)
+    broken = bits & FLOAT8_NAN == FLOAT8_NAN
+    if not broken.any():
+        return bits, scales
+    groups = F.pad(broken, (0, -bits.shape[1] % layout.group)).view(len(bits), -1, layout.group).any(2)
+    return torch.where(broken, 0, bits), torch.where(groups, torch.nan, scales.float())
 
 
 def packed_bits(values: Tensor, bits: int) -> Tensor:
@@ -170,7 +188,10 @@ def groups_of_coarse(layout: Layout) -> int:
 
 
 def _values(data: Tensor, layout: Layout) -> Tensor:
-    """(N, padded columns) of int8 as they are multiplied with the scales."""
+    """(N, padded columns) of int8, or fp16 where they are floats, as they are multiplied with the scales."""
+    if layout.floats:
+        # Put in place in a float of 16 bits, they are 2^-8 of themselves: torch's own conversion is many times slower.
+        return (data.to(torch.int16) << 7 & HALF_OF_FLOAT8).view(torch.float16) * 256
     if layout.bits == 8:
         return data
     runs = data.view(len(data), -1, 1, HALVES * layout.bits // 8)

@@ -25,7 +25,6 @@ from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
-from core.spec import ITEM_BYTES
 
 PARTS = {"self_attn", "mlp"}
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
@@ -122,12 +121,12 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """What multiplies so many rows of input with all of them, if they are on the CPU and alike or quantised."""
+    """What multiplies so many rows of input with all of them, if they are on the CPU and want inputs of one kind."""
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
-    storages = {one.host.weight.storage for one in linears}
-    alike = len(storages) == 1 or storages.isdisjoint(ITEM_BYTES)
-    return common_library([one.host for one in linears], rows) if alike else None
+    library = common_library([one.host for one in linears], rows)
+    kinds = {library.input_kind(one.host.weight.storage, rows) for one in linears} if library else ()
+    return library if len(kinds) == 1 else None
 
 
 def _kind(layer: Any) -> str:

@@ -1,7 +1,7 @@
 """How quantised weights may lie in memory, as one table: bits, groups, scales, minimums, code books.
 
-A weight is `scale * q`, `scale * q + minimum` or `scale * codes[q]`. Beside each row of the table stands what of GGUF
-and other files lies in it without a second rounding.
+A weight is `scale * q`, `scale * q + minimum` or `scale * codes[q]`; q are whole numbers, or floats of eight bits.
+Beside each row of the table stands what of GGUF and other files lies in it without a second rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Storage = Literal[
     "bf16", "fp16", "fp32", "int8", "int6", "int4",
     "int8g32", "int6g32", "int6g32m", "int6k32m", "int6k16",
     "int4g32", "int4g32b", "int4g32m", "int4g32w", "int4g128w", "int4k16", "int4k16m",
-    "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4",
+    "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4", "fp8",
 ]  # fmt: skip
 """How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
 ScaleKind = Literal["bf16", "fp16", "fp32", "fine"]
@@ -41,8 +41,9 @@ class Layout:
     """One way to keep weights: q of so many `bits`, and a scale for each `group` of columns of a row (0 = the row).
 
     `scale`: the type of a group's scale; `fine` is an integer of 8 bits times a factor of fp16 for each COARSE_COLUMNS.
-    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. A q of 4 or 6 bits is
-    kept as q + `zero`. Rows are padded to a multiple of `width` columns.
+    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. `floats`: q is a float
+    of eight bits (e4m3), never NaN. A q of 4 or 6 bits is kept as q + `zero`. Rows are padded to a multiple of `width`
+    columns.
     """
 
     bits: int
@@ -51,6 +52,7 @@ class Layout:
     minimum: bool = False
     codes: tuple[int, ...] = ()
     width: int = 128
+    floats: bool = False
 
     @property
     def zero(self) -> int:
@@ -101,6 +103,7 @@ LAYOUTS: dict[Storage, Layout] = {
     "nvfp4": Layout(4, 16, "fp16", codes=E2M1),
     "nvfp4w": Layout(4, 16, "fp32", codes=E2M1),  # NVFP4 with a further scale for the whole tensor
     "nf4": Layout(4, 32, "fp32", codes=NF4),  # bitsandbytes, its levels rounded
+    "fp8": Layout(8, 128, "fp32", floats=True),  # FP8 with scales by blocks, by rows or one for all
 }
 """The quantised storages; `bf16`, `fp16` and `fp32` are numbers as they are."""
 

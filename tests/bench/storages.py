@@ -43,7 +43,7 @@ BROUGHT: dict[Storage, tuple[str, int, int]] = {
     "int4g32b": ("w4a16, groups of 32", -8, 7), "int4g32m": ("Q4_1", 0, 15), "int4g32w": ("GPTQ, groups of 32", 0, 15),
     "int4g128w": ("GPTQ, groups of 128", 0, 15), "int4k16": ("Q3_K", -4, 3), "int4k16m": ("Q2_K", 0, 3),
     "iq4nl": ("IQ4_NL", 0, 15), "iq4xs": ("IQ4_XS", 0, 15), "mxfp4": ("MXFP4", 0, 15), "nvfp4": ("NVFP4", 0, 15),
-    "nvfp4w": ("NVFP4, two scales", 0, 15), "nf4": ("nf4", 0, 15),
+    "nvfp4w": ("NVFP4, two scales", 0, 15), "nf4": ("nf4", 0, 15), "fp8": ("FP8 by 128 columns", -448, 448),
 }  # fmt: skip
 """What brings a storage, and the least and greatest code that it uses."""
 PROMPT, TOKENS = 128, 48
@@ -62,6 +62,8 @@ def encoded(storage: Storage, weight: Tensor) -> QuantizedWeight:
     scales, wide = _kept(_steps(groups, low, layout, storage, least, most), layout)
     minimums, lowest = (None, torch.zeros(())) if low is None else _kept(low, layout)
     values = (groups - lowest[..., None]) * torch.where(wide == 0, 0, 1 / wide)[..., None]
+    if layout.floats:
+        return pack(storage, values.view(len(weight), -1).to(torch.float8_e4m3fn), scales, None, columns)
     codes = _nearest(values, layout.codes) if layout.codes else values.round().clamp(least, most)
     return pack(storage, codes.view(len(weight), -1).to(torch.int8), scales, minimums, columns)
 

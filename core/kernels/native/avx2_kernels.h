@@ -148,6 +148,7 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *u
 
 #include "avx2_scales.h"
 #include "avx2_panels.h"
+#include "avx2_float8.h"
 #include "avx2_grouped.h"
 
 /* All rows [begin, end). */
@@ -171,6 +172,6 @@ ROWS(bf16_rows, bf16_few, BF16)
 ROWS(f16_rows, f16_few, F16)
 
 const Kernels *KERNELS(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words, 0};
     return &kernels;
 }

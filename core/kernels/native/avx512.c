@@ -151,8 +151,8 @@ AVX512 INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int R,
         for (; row + R <= end; row += R) kernel(job, row, m0, R, M, shift);                                 \
         for (; row < end; row++) kernel(job, row, m0, 1, M, shift);                                         \
         break;
-#define FEW(name, kernel)                                                                                   \
-    AVX512 static void name(const Job *job, int64_t begin, int64_t end) {                                      \
+#define FEW_FOR(instructions, name, kernel)                                                                 \
+    instructions static void name(const Job *job, int64_t begin, int64_t end) {                             \
         for (int64_t m0 = 0; m0 < job->input->m; m0 += FEW_ROWS) {                                          \
             int64_t row = begin, left = job->input->m - m0;                                                 \
             float shift[FEW_ROWS];                                                                          \
@@ -164,6 +164,7 @@ AVX512 INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int R,
             }                                                                                               \
         }                                                                                                   \
     }
+#define FEW(name, kernel) FEW_FOR(AVX512, name, kernel)
 FEW(int8_rows_few, int8_few)
 FEW(bf16_rows_few, bf16_few)
 FEW(f16_rows_few, f16_few)
@@ -171,6 +172,8 @@ FEW(f16_rows_few, f16_few)
 #include "avx512_panels.h"
 #include "avx512_grouped.h"
 #include "avx512_one.h"
+#include "avx512_float8.h"
+#include "avx512_shorts.h"
 
 AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     const Way way = {SIGNED_BYTES, BY_ROW, 128, 0};
@@ -185,6 +188,11 @@ AVX512 static void int8_rows(const Job *job, int64_t begin, int64_t end, uint8_t
 
 AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     const Layout l = layout_of(job->format);
+    if (job->format == FLOAT8) {
+        if (job->input->shorts) short_rows(job, begin, end, panel);
+        else float8_rows_few(job, begin, end);
+        return;
+    }
     if (job->input->m == 1) {
         one_kernel(job->format)(job, begin, end);
         return;
@@ -212,8 +220,11 @@ static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel)
 }
 
 const Kernels *kernels_avx512(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
-    return &kernels;
+    static const Kernels kernels[2] = {
+        {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL, 0},
+        {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL, 1},
+    };
+    return kernels + takes_shorts();
 }
 
 #else

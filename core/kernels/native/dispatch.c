@@ -61,6 +61,12 @@ static int supported(int isa) { return isa == ISA_NEON && IsProcessorFeaturePres
 static int supported(int isa) { return isa == ISA_NEON; }
 #endif
 
+#if defined(HETEGEN_X86) && !defined(_MSC_VER)
+int has_short_products(void) { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
+#else
+int has_short_products(void) { return 0; }
+#endif
+
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
 EXPORT int hetegen_version(void) { return 15; }
 
@@ -116,6 +122,10 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
         in->scales = (const float *)(buffer + cells * BLOCK * 2);
         return;
     }
+    if (kind == SHORT_FLOATS) {
+        in->shorts = (const uint16_t *)buffer;
+        return;
+    }
     in->q = (const int8_t *)buffer;
     in->lanes = m <= FEW_ROWS ? (const float *)(buffer + cells * BLOCK) : NULL;
     buffer += cells * BLOCK * (m <= FEW_ROWS ? 2 : 1);
@@ -127,6 +137,7 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
 /* The kind of input that weights of `format` want for m rows of it. */
 EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
     if (format == BF16 || format == F16) return FLOATS;
+    if (format == FLOAT8) return kernels_of(isa)->takes_shorts ? SHORT_FLOATS : FLOATS;
     return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
 }
 
@@ -134,6 +145,7 @@ EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
 EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     int64_t cells = even_blocks(columns) * m;
     if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
+    if (kind == SHORT_FLOATS) return cells * BLOCK * (int64_t)sizeof(uint16_t);
     if (kind == WORDS) return cells * BLOCK * 2 + strips(columns) * m * (int64_t)sizeof(float);
     return cells * (BLOCK * (m <= FEW_ROWS ? 2 : 1) + 24);
 }
@@ -173,6 +185,14 @@ static void prepare_words(const Kernels *kernels, const void *x, int type, int64
     }
 }
 
+/* 64 columns in the order in which bytes come out of registers that are unpacked: of each sixteen the first eight, then
+ * of each the others. */
+static void put_shorts(const float *wide, uint16_t *to) {
+    for (int half = 0; half < 2; half++)
+        for (int run = 0; run < 4; run++)
+            for (int i = 0; i < 8; i++) *to++ = float_to_bf16(wide[run * 16 + half * 8 + i]);
+}
+
 void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row, const Input *in) {
     float wide[BLOCK];
     if (in->words) {
@@ -182,6 +202,7 @@ void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, 
     for (int64_t b = 0; b < in->blocks; b++) {
         load_block(kernels, x, type, from, b * BLOCK, in->columns, wide);
         if (in->q) quantize_block(kernels->quantize, wide, in, b, row);
+        else if (in->shorts) put_shorts(wide, (uint16_t *)in->shorts + (b * in->m + row) * BLOCK);
         else
             for (int i = 0; i < 4; i++)
                 memcpy((float *)in->floats + ((b * 4 + i) * in->m + row) * 16, wide + i * 16, 64);

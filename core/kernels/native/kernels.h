@@ -8,6 +8,7 @@
  *                 bytes, or
  *                 64 bytes, of which the i-th holds column i (low half) and column 64 + i (high half), or
  *                 these and 32 more, with the two upper bits of the columns i, 32 + i, 64 + i, 96 + i in the i-th
+ *               or floats of eight bits (e4m3), never NaN, with one float scale for 128 of them: see float8
  * Inputs are cut into blocks of 64 columns, each half block (32) with a scale of its own, so that a channel far
  * larger than the rest costs precision in its own 32 columns only. */
 #ifndef HETEGEN_KERNELS_H
@@ -46,14 +47,15 @@ enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2, SIXES = 3 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
 enum { BOOKS = 3 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPE_PACKED = 3 };
-/* What an input is turned into: floats, or numbers of 8 or 16 bits. */
-enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2 };
+/* What an input is turned into: floats, numbers of 8 or 16 bits, or floats of 16 bits (bf16). */
+enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2, SHORT_FLOATS = 3 };
 
 /* The input of a matmul: m rows of one kind. Values that are used together lie together. */
 typedef struct {
     int64_t m, columns, blocks; /* blocks is even: the last one may be padding */
     const int8_t *q;            /* [blocks][m][64] */
     const int16_t *words;       /* [blocks][m][64] */
+    const uint16_t *shorts;     /* [blocks][m][64], bf16, of each sixteen columns the first eight before all other eights */
     const float *scales;        /* [blocks][m][2]; of words [strips][m] */
     const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
     const float *lanes;         /* [blocks][m][16]: eight times each scale; NULL where m > FEW_ROWS */
@@ -93,7 +95,7 @@ INLINE Layout layout_of(int format) {
     return l;
 }
 
-/* The numbers of our own formats of few bits, and of GGUF's Q4_0, Q4_1 and Q8_0. */
+/* The numbers of our own formats of few bits, of GGUF's Q4_0, Q4_1 and Q8_0, and of floats of eight bits. */
 enum {
     INT4 = GROUPED | (HALVES | SCALE_FINE << 2 | 1 << 5) << 2,
     INT6 = GROUPED | (SIXES | SCALE_FINE << 2) << 2,
@@ -101,6 +103,7 @@ enum {
     INT4_G32 = GROUPED | (HALVES | SCALE_F16 << 2) << 2,
     INT4_G32M = GROUPED | (HALVES | SCALE_F16 << 2 | 1 << 5) << 2,
     INT8_G32 = GROUPED | (SIGNED_BYTES | SCALE_F16 << 2) << 2,
+    FLOAT8 = GROUPED | (SIGNED_BYTES | SCALE_F32 << 2 | 1 << 8 | 1 << 9) << 2,
 };
 
 /* Bytes of 128 columns. */
@@ -114,6 +117,15 @@ static const uint8_t CODE_BOOKS[BOOKS][16] = {
 };
 
 INLINE int64_t groups_of(const Input *in, const Layout *l) { return in->blocks * BLOCK / l->group; }
+
+/* Floats of eight bits: one sign, four exponent, three mantissa. Put in place into a float of 16 bits, the same bits mean
+ * 2^-8 of it, subnormals too, and every one of them is a number of bf16. */
+enum { FLOAT8_GROUP = 128 };
+#define FLOAT8_UNIT 256.0f
+
+INLINE float float8_scale(const Job *job, int64_t row, int64_t group) {
+    return FLOAT8_UNIT * ((const float *)job->scales)[row * job->scale_stride + group];
+}
 
 /* The scales (0) or minimums (1) of a row: where they begin, and where the factors do that fine ones share. */
 typedef struct {
@@ -146,7 +158,11 @@ typedef struct {
     QuantizeKernel quantize;
     WidenKernel widen;
     WordsKernel words; /* not NULL: int8 wants words where m > FEW_ROWS */
+    int takes_shorts;  /* floats of eight bits want short floats */
 } Kernels;
+
+/* Whether the processor multiplies pairs of bf16 in registers of 512 bits, and looks bytes up in two of them. */
+int has_short_products(void);
 
 const Kernels *kernels_avx512(void);
 const Kernels *kernels_avxvnni(void);

@@ -90,6 +90,7 @@ ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t m0, const int M) {
 
 ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M) { float_few(job, row, m0, M, F16); }
 
+#include "neon_float8.h"
 #include "neon_grouped.h"
 
 #define FEW_CASE(kernel, M) \
@@ -111,10 +112,15 @@ ISA INLINE void f16_few(const Job *job, int64_t row, int64_t m0, const int M) { 
 FEW(int8_rows, int8_few)
 FEW(bf16_rows, bf16_few)
 FEW(f16_rows, f16_few)
-FEW(grouped_rows, grouped_few)
+FEW(float8_rows, float8_few)
+FEW(few_groups_rows, grouped_few)
+
+ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    (job->format == FLOAT8 ? float8_rows : few_groups_rows)(job, begin, end, panel);
+}
 
 const Kernels *kernels_neon(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL, 0};
     return &kernels;
 }
 

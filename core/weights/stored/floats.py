@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.spec import E2M1
+from core.spec import E2M1, LAYOUTS
 from core.weights.stored.coded import Coded
 from core.weights.stored.settings import Parts, Settings, weight_settings
 from core.weights.stored.words import nibbles
@@ -23,7 +23,9 @@ def float8(parts: Parts, settings: Settings) -> Coded:
     """FP8 with a scale for the whole weight, for each row, or for each block of rows and columns."""
     codes = parts["codes"]
     scales = grid(parts["scales"]) if "scales" in parts else torch.ones((1, 1))
-    return Coded(codes, scales, block_of(codes.shape, scales.shape, block_settings(settings)))
+    block = block_of(codes.shape, scales.shape, block_settings(settings))
+    keeps = codes.dtype is torch.float8_e4m3fn and (block[1] % LAYOUTS["fp8"].group == 0 or scales.shape[1] == 1)
+    return Coded(codes, scales, block, storage="fp8" if keeps else None)
 
 
 def mxfp4(parts: Parts, _: Settings) -> Coded:

@@ -12,7 +12,7 @@ from core.kernels.native_experts import Activation, ExpertParts, NativeExperts
 from core.kernels.native_library import open_library
 from core.kernels.native_router import NativeRouter, RouterParts, Routing
 from core.kernels.quantize import quantize
-from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.quantized_weight import QuantizedWeight, pack
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 HIDDEN, INNER, EXPERTS, CHOICES = 84, 101, 6, 3
@@ -52,6 +52,9 @@ def expected(parts: ExpertParts, x: Tensor, chosen: Tensor, shares: Tensor) -> T
 def weights(rows: int, columns: int, storage: str) -> list[QuantizedWeight]:
     stored = torch.bfloat16 if storage == "bf16" else torch.float32
     drawn = [torch.randn(rows, columns) * columns**-0.5 for _ in range(EXPERTS)]
+    if storage == "fp8":
+        scales = torch.full((rows, -(-columns // 128)), columns**-0.5)
+        return [pack("fp8", (one * columns**0.5).to(torch.float8_e4m3fn), scales) for one in drawn]
     return [quantize(one.to(stored), storage) for one in drawn]  # type: ignore[arg-type]
 
 
@@ -66,7 +69,7 @@ def choices(rows: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("storage", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("storage", ["int8", "int4", "bf16", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 8, 40])
 def test_every_instruction_set_and_storage(isa: str, storage: str, dtype: torch.dtype, rows: int) -> None:

@@ -25,6 +25,8 @@ def made(storage: Storage, rows: int, columns: int) -> tuple[QuantizedWeight, Te
     layout = LAYOUTS[storage]
     least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, (1 << layout.bits) - layout.zero)
     codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
+    if layout.floats:
+        codes = torch.where(codes & 0x7F == 0x7F, 0, codes).view(torch.float8_e4m3fn)
     count, shared = -(-columns // layout.group), -(-columns // COARSE_COLUMNS)
 
     def scales() -> tuple[Tensor | tuple[Tensor, Tensor], Tensor]:
@@ -99,3 +101,26 @@ def test_packed_rows_come_out_of_a_buffer_as_they_went_in(storage: Storage) -> N
 def test_one_row_of_int8_has_one_scale() -> None:
     weight = pack("int8", torch.tensor([[-127, 5], [3, 4]]), torch.tensor([0.5, 2.0]))
     assert weight.dequantize(torch.float32).tolist() == [[-63.5, 2.5], [6.0, 8.0]]
+
+
+def test_every_float_of_eight_bits_is_what_torch_says() -> None:
+    every = torch.arange(-128, 128).to(torch.int8).view(1, 256)
+    every[every & 0x7F == 0x7F] = 0
+    weight = pack("fp8", every.view(torch.float8_e4m3fn), torch.ones(1, 2))
+    assert torch.equal(weight.dequantize(torch.float32), every.view(torch.float8_e4m3fn).float())
+    for kernel in kernels_for("fp8"):
+        found = kernel.compute(weight, HostInput(torch.eye(256)), 0, 1)
+        assert torch.equal(found.T, every.view(torch.float8_e4m3fn).float()), kernel.name
+        one_by_one = [kernel.compute(weight, HostInput(row[None]), 0, 1) for row in torch.eye(256)[::5]]
+        assert torch.equal(torch.cat(one_by_one), found[::5]), kernel.name
+
+
+def test_a_float_of_eight_bits_that_is_no_number_shows() -> None:
+    codes = torch.ones(3, 256).to(torch.float8_e4m3fn)
+    codes[1, 200] = torch.nan
+    weight = pack("fp8", codes, torch.ones(3, 2))
+    assert weight.dequantize(torch.float32).isnan().any(1).tolist() == [False, True, False]
+    for kernel in kernels_for("fp8"):
+        for m in (1, 3, 20):
+            found = kernel.compute(weight, HostInput(torch.ones(m, 256)), 0, 3)
+            assert found.isnan().all(0).tolist() == [False, True, False], kernel.name

@@ -42,7 +42,7 @@ class PackedBench(Bench):
         assert len(set(self.expected)) > 5, "a model that repeats itself proves nothing"
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "gptq", "compressed mxfp4"])
+@pytest.fixture(scope="module", params=[*KINDS, "gptq", "compressed mxfp4", "fp8 in blocks"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedBench:
     folder = tmp_path_factory.mktemp("packed")
     if request.param not in KINDS:

@@ -267,20 +267,23 @@ FORMATS: dict[str, Format] = {
     ),
     "fp8 in blocks": Format(
         lambda w: float8(w, (128, 128), ".weight_scale_inv"),
-        {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}, "fp8",
     ),
     "fbgemm fp8": Format(
-        lambda w: float8(w, (1, w.shape[1]), ".weight_scale"), {"quant_method": "fbgemm_fp8"},
+        lambda w: float8(w, (1, w.shape[1]), ".weight_scale"), {"quant_method": "fbgemm_fp8"}, "fp8",
     ),
     "compressed fp8 by row": Format(
         lambda w: float8(w, (1, w.shape[1]), ".weight_scale", torch.bfloat16), _config_groups(num_bits=8, type="float"),
+        "fp8",
     ),
-    "compressed fp8": Format(lambda w: float8(w, None, ".weight_scale"), _config_groups(num_bits=8, type="float")),
+    "compressed fp8": Format(
+        lambda w: float8(w, None, ".weight_scale"), _config_groups(num_bits=8, type="float"), "fp8",
+    ),
     "compressed fp8 in blocks": Format(
         lambda w: float8(w, (64, 32), ".weight_scale"),
         _config_groups(num_bits=8, type="float", strategy="block", block_structure=[64, 32]),
     ),
-    "mxfp8": Format(mxfp8, {"quant_method": "mxfp8"}),
+    "mxfp8": Format(mxfp8, {"quant_method": "mxfp8"}, title="FP8"),
     "compressed mxfp4": Format(mxfp4, _config_groups(num_bits=4, type="float", group_size=32), "mxfp4"),
     "modelopt nvfp4": Format(
         lambda w: nvfp4(w, inverse=False), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4w",

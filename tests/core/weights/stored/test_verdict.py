@@ -40,7 +40,8 @@ def test_headers_foretell_how_each_linear_will_lie(name: str, tmp_path: Path) ->
     ("name", "kept", "words"),
     [
         ("awq", True, "The files have the weights quantised (AWQ); they are kept exactly."),
-        ("fp8 in blocks", False, "The files have the weights quantised (FP8); they are converted to 16-bit numbers."),
+        ("fp8 in blocks", True, "The files have the weights quantised (FP8); they are kept exactly."),
+        ("mxfp8", False, "The files have the weights quantised (FP8); they are converted to 16-bit numbers."),
     ],
 )
 def test_the_verdict_before_the_download_knows_both_sizes(

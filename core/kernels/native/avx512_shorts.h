@@ -1,0 +1,191 @@
+/* Floats of eight bits where the processor multiplies pairs of bf16 and looks bytes up in two registers: weights become
+ * bf16, exactly, and 128 columns are summed up before their scale is needed. Inputs are bf16 too, in the order in which
+ * the weights come out of their bytes. More rows of input than FEW_ROWS: 128 columns of 32 rows are widened once, as a
+ * panel of pairs of columns that stays in the innermost cache. Included in avx512.c. */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define SHORTS TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx512vbmi,avx2,f16c,fma")
+
+/* What each of 128 floats of eight bits is in bf16, by halves: sixteen exponents, of which the first has subnormals. */
+#define SAME(high) high, high, high, high, high, high, high, high
+#define EACH(low) low, low + 16, low + 32, low + 48, low + 64, low + 80, low + 96, low + 112
+_Alignas(64) static const uint8_t FLOAT8_HIGH[128] = {
+    0, 59, 59, 59, 60, 60, 60, 60, SAME(60), SAME(61), SAME(61), SAME(62), SAME(62), SAME(63), SAME(63),
+    SAME(64), SAME(64), SAME(65), SAME(65), SAME(66), SAME(66), SAME(67), SAME(67),
+};
+_Alignas(64) static const uint8_t FLOAT8_LOW[128] = {
+    0, 0, 128, 192, 0, 32, 64, 96, EACH(128), EACH(0), EACH(128), EACH(0), EACH(128), EACH(0), EACH(128),
+    EACH(0), EACH(128), EACH(0), EACH(128), EACH(0), EACH(128), EACH(0), EACH(128),
+};
+
+typedef struct {
+    __m512i high[2], low[2];
+} Float8Book;
+
+SHORTS INLINE Float8Book float8_book(void) {
+    Float8Book book = {{_mm512_load_si512(FLOAT8_HIGH), _mm512_load_si512(FLOAT8_HIGH + 64)},
+                       {_mm512_load_si512(FLOAT8_LOW), _mm512_load_si512(FLOAT8_LOW + 64)}};
+    return book;
+}
+
+/* 64 weights as bf16, in the order of short floats: see put_shorts. */
+SHORTS INLINE void widen_shorts(const uint8_t *at, const Float8Book *book, __m512i w[2]) {
+    __m512i bytes = _mm512_loadu_si512(at);
+    __m512i high = _mm512_permutex2var_epi8(book->high[0], bytes, book->high[1]);
+    __m512i low = _mm512_permutex2var_epi8(book->low[0], bytes, book->low[1]);
+    high = _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (bytes & sign) */
+    w[0] = _mm512_unpacklo_epi8(low, high);
+    w[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/* ---- few rows of input ---- */
+
+/* Adds a group of R rows of weights times M rows of input. */
+SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t g, const Float8Book *book, const int R, const int M,
+                               __m512 sum[2][FEW_ROWS]) {
+    const Input *in = job->input;
+    __m512 dot[2][FEW_ROWS];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) dot[r][m] = _mm512_setzero_ps();
+    UNROLL for (int block = 0; block < 2; block++) {
+        const uint16_t *x = in->shorts + ((g * 2 + block) * in->m + m0) * BLOCK;
+        __m512i w[2][2];
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *at = job->weights + (row + r) * job->row_bytes + g * FLOAT8_GROUP + block * BLOCK;
+            ask_ahead_for_bytes(at, job->row_bytes, R);
+            widen_shorts(at, book, w[r]);
+        }
+        UNROLL for (int m = 0; m < M; m++) UNROLL for (int half = 0; half < 2; half++) {
+            __m512bh own = (__m512bh)_mm512_loadu_si512(x + m * BLOCK + half * 32);
+            UNROLL for (int r = 0; r < R; r++) dot[r][m] = _mm512_dpbf16_ps(dot[r][m], (__m512bh)w[r][half], own);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+        __m512 scale = _mm512_set1_ps(((const float *)job->scales)[(row + r) * job->scale_stride + g]);
+        UNROLL for (int m = 0; m < M; m++) sum[r][m] = _mm512_fmadd_ps(dot[r][m], scale, sum[r][m]);
+    }
+}
+
+SHORTS INLINE void short_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
+    const Float8Book book = float8_book();
+    __m512 sum[2][FEW_ROWS];
+    float total[2 * FEW_ROWS];
+    (void)unused;
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < job->input->blocks / 2; g++) short_group(job, row, m0, g, &book, R, M, sum);
+    add_lanes(sum, R, M, total);
+    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++) put(job, m0 + m, row + r, total[r * M + m]);
+}
+FEW_FOR(SHORTS, short_rows_few, short_few)
+
+/* One row of input: sixteen rows' sums are added at once. */
+SHORTS static void short_rows_one(const Job *job, int64_t row, int64_t end) {
+    const Float8Book book = float8_book();
+    __m512 sums[16];
+    for (; row < end; row += 16) {
+        for (int i = 0; i < 16; i++) {
+            __m512 sum[2][FEW_ROWS] = {{_mm512_setzero_ps()}};
+            for (int64_t g = 0; g < job->input->blocks / 2 && row + i < end; g++)
+                short_group(job, row + i, 0, g, &book, 1, 1, sum);
+            sums[i] = sum[0][0];
+        }
+        put_sixteen(job, 0, row, end, add_across(sums));
+    }
+}
+
+/* ---- more rows of input ---- */
+
+enum { SHORT_ROWS = 256 }; /* of input at a time, whose sums lie behind the panel */
+
+/* A group of columns of 32 rows as [64 pairs of columns][PANEL rows][2] of bf16, and the rows' scales. */
+SHORTS INLINE void pack_shorts(const Job *job, int64_t row, int64_t last, int64_t g, const Float8Book *book, uint8_t *panel,
+                               float *scales) {
+    for (int i = 0; i < PANEL; i++)
+        scales[i] = ((const float *)job->scales)[panel_row(row, i, last) * job->scale_stride + g];
+    for (int rows = 0; rows < PANEL; rows += 16)
+        for (int64_t block = 0; block < 2; block++) {
+            __m512i r[2][16];
+            UNROLL for (int i = 0; i < 16; i++) {
+                __m512i w[2];
+                const uint8_t *from = job->weights + panel_row(row, rows + i, last) * job->row_bytes + g * FLOAT8_GROUP;
+                widen_shorts(from + block * BLOCK, book, w);
+                r[0][i] = w[0];
+                r[1][i] = w[1];
+            }
+            UNROLL for (int half = 0; half < 2; half++) {
+                transpose(r[half]);
+                UNROLL for (int i = 0; i < 16; i++)
+                    _mm512_store_si512(panel + (block * 32 + half * 16 + i) * PANEL * 4 + rows * 4, r[half][i]);
+            }
+        }
+}
+
+/* Adds to sum[M][PANEL] what M rows of input make of the panel. */
+SHORTS INLINE void short_tile(const Input *in, int64_t g, int64_t m0, const int M, const uint8_t *panel, const float *scales,
+                              float *sum) {
+    __m512 dot[TILE][2];
+    UNROLL for (int m = 0; m < M; m++) dot[m][0] = dot[m][1] = _mm512_setzero_ps();
+    for (int64_t block = g * 2; block < g * 2 + 2; block++) {
+        const uint16_t *x = in->shorts + (block * in->m + m0) * BLOCK;
+        for (int i = 0; i < BLOCK; i += 2, panel += PANEL * 4) {
+            __m512i w0 = _mm512_load_si512(panel), w1 = _mm512_load_si512(panel + 64);
+            UNROLL for (int m = 0; m < M; m++) {
+                int32_t two;
+                memcpy(&two, x + m * BLOCK + i, 4);
+                __m512bh own = (__m512bh)_mm512_set1_epi32(two);
+                dot[m][0] = _mm512_dpbf16_ps(dot[m][0], (__m512bh)w0, own);
+                dot[m][1] = _mm512_dpbf16_ps(dot[m][1], (__m512bh)w1, own);
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++) UNROLL for (int h = 0; h < 2; h++) {
+        float *to = sum + m * PANEL + h * 16;
+        _mm512_store_ps(to, _mm512_fmadd_ps(dot[m][h], _mm512_load_ps(scales + h * 16), _mm512_load_ps(to)));
+    }
+}
+
+#define SHORT_CASE(M) case M: short_tile(in, g, m, M, panel, scales, sum); break;
+SHORTS INLINE void short_tiles(const Input *in, int64_t from, int64_t to, int64_t g, const uint8_t *panel, const float *scales,
+                               Ahead *ahead, float *sum) {
+    for (int64_t t = 0, count = tiles_of(to - from); t < count; t++) {
+        int64_t m = from + (to - from) * t / count, next = from + (to - from) * (t + 1) / count;
+        ask(ahead);
+        switch (next - m) {
+            SHORT_CASE(1) SHORT_CASE(2) SHORT_CASE(3) SHORT_CASE(4) SHORT_CASE(5) SHORT_CASE(6) SHORT_CASE(7) SHORT_CASE(8)
+        }
+        sum += (next - m) * PANEL;
+    }
+}
+
+/* 32 rows of weights with all rows of input. */
+SHORTS static void multiply_shorts(const Job *job, int64_t row, int64_t end, uint8_t *panel) {
+    const Input *in = job->input;
+    const Float8Book book = float8_book();
+    float *sum = (float *)(panel + FLOAT8_GROUP * PANEL * 2);
+    _Alignas(64) float scales[PANEL];
+    for (int64_t from = 0; from < in->m; from += SHORT_ROWS) {
+        int64_t to = from + SHORT_ROWS < in->m ? from + SHORT_ROWS : in->m, groups = in->blocks / 2;
+        Ahead ahead = ahead_of(job, row, end, tiles_of(to - from) * groups);
+        memset(sum, 0, sizeof(float) * PANEL * (to - from));
+        for (int64_t g = 0; g < groups; g++) {
+            pack_shorts(job, row, end, g, &book, panel, scales);
+            short_tiles(in, from, to, g, panel, scales, &ahead, sum);
+        }
+        put_sums(job, row, end, from, to, sum, NULL);
+    }
+}
+
+static void short_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    if (job->input->m == 1) short_rows_one(job, begin, end);
+    else if (job->input->m <= FEW_ROWS || !panel) short_rows_few(job, begin, end);
+    else
+        for (int64_t row = begin; row < end; row += PANEL) multiply_shorts(job, row, end, panel);
+}
+
+static int takes_shorts(void) { return has_short_products(); }
+#else
+static void short_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
+    (void)job, (void)begin, (void)end, (void)panel;
+}
+
+static int takes_shorts(void) { return 0; }
+#endif
