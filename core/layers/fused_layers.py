@@ -23,6 +23,7 @@ from core.layers import moe
 from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm
+from core.layers.trials import MISFITS
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -212,8 +213,7 @@ def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
     try:
         with _only_attention(layer):
             return all(_agree(layer, fused, _inputs(layer, sizes, half_angles=make.half_angles)) for sizes in tried)
-    # It takes other arguments, or has more or fewer of something than was thought.
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+    except MISFITS:
         return False
     finally:
         layer.self_attn.q_proj.inputs.forget()

@@ -5,6 +5,7 @@ A router is what stands beside an experts module and holds one vector for each e
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from core.kernels.native_library import FEW_ROWS, NativeLibrary, native
 from core.kernels.native_router import KINDS, MOST_EXPERTS, NativeRouter, RouterParts, Routing
 from core.layers import moe
+from core.layers.trials import MISFITS
 
 CORRECTION = "e_score_correction_bias"
 TRIED_ROWS, TRIED_SIZES = 32, (0.3, 1.0, 3.0)
@@ -73,10 +75,14 @@ def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.
     weight = _weight(router)
     held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
     plain = held <= {"weight", "bias", CORRECTION} and experts <= MOST_EXPERTS and router.weight.device.type == "cpu"
-    if not plain or weight is None:
+    # LFM2, MiniMax M2 and others hand the correction over at each call.
+    if not plain or weight is None or len(inspect.signature(router.forward).parameters) > 1:
         return None
     x = _inputs(router, dtype)
-    own = router(x)
+    try:
+        own = router(x)
+    except MISFITS:
+        return None
     if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), router.top_k)):
         return None
     bias, correction = (_floats(getattr(router, name, None)) for name in ("bias", CORRECTION))

@@ -177,6 +177,15 @@ class _Maker:
         return PackedSlidingLayer(layer.sliding_window, self.capacity, allocate, self.home)
 
 
+KNOWN_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+"""What transformers remembers by in most models, and we by layers of our own."""
+
+
+def is_usual(config: Any) -> bool:
+    """Whether a model remembers keys, values and recurrent states and nothing besides."""
+    return all(type(layer) in KNOWN_KINDS or is_stateless(layer) for layer in DynamicCache(config=config).layers)
+
+
 def is_packable(layer: Any) -> bool:
     """Whether a layer of transformers' cache may be kept in 8 bits: keys and values alone, nothing recurrent."""
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

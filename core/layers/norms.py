@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.kernels.native_layer import NormParts
 from core.kernels.native_library import NativeLibrary, native
+from core.layers.trials import MISFITS
 
 TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
 """Sizes of the inputs tried: small ones show what is added to the mean, large ones that nothing is cut off."""
@@ -66,16 +67,16 @@ def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None
     x = _inputs(weight)
     try:
         expected = module(x)
-    except (RuntimeError, ValueError, IndexError):  # it takes something else than (M, K)
+    except MISFITS:  # it takes something else than (M, K), or a gate besides
         return None
     same = (one for one in _candidates(module, weight, library) if _agree(one(x), expected))
     return next(same, None)
 
 
 def _may_be_norm(module: nn.Module) -> bool:
-    """Whether it holds one vector and nothing else, and its forward asks for one tensor."""
-    held = [*module.parameters(), *module.buffers()]
-    if len(held) != 1 or held[0].dim() != 1 or any(True for _ in module.children()):
+    """Whether it holds one vector of weights and nothing else, and its forward asks for one tensor."""
+    held = list(module.parameters())
+    if len(held) != 1 or held[0].dim() != 1 or any(True for _ in (*module.buffers(), *module.children())):
         return False
     asked = inspect.signature(module.forward).parameters.values()
     needed = [one for one in asked if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]

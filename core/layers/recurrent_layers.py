@@ -21,6 +21,7 @@ from core.kernels import native_recurrent
 from core.kernels.native_library import NativeLibrary, native
 from core.kernels.native_recurrent import MOST_KEYS, STATE_TYPES, ScanInputs
 from core.layers import recurrent_trials
+from core.layers.trials import MISFITS
 
 Own = Callable[..., Any]
 
@@ -200,8 +201,7 @@ def _agrees(library: NativeLibrary, name: str, own: Own, dtype: torch.dtype) -> 
     try:
         tried = recurrent_trials.calls(name, convolution)
         return all(recurrent_trials.agree(theirs, ours, make, dtype) for make in tried)
-    # It takes other arguments than was thought, or ours left the call to what there is none of.
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError):
+    except MISFITS:  # or ours left the call to what there is none of
         return False
 
 

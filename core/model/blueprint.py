@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.layers.attention import NAME as ATTENTION
 from core.layers.attention import register as register_attention
-from core.layers.kv_cache import CACHE_NAMES
+from core.layers.kv_cache import CACHE_NAMES, is_usual
 from core.layers.moe import register as register_experts
 from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
 from core.sentence import sentence
@@ -87,8 +87,8 @@ def build(config: Any, dtype: torch.dtype) -> Any:
             with bare_torch(), without_towers(), where(), no_init_weights():
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
-            if attention == ATTENTION and not _asks_for_attention(module):
-                continue
+            if attention == ATTENTION and not (_asks_for_attention(module) and is_usual(module.config)):
+                continue  # who remembers something else besides also does something of its own with masks
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
         # Older architectures have their own classes for attention, and some only the plain way; and each has its own

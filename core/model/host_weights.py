@@ -116,7 +116,8 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         return self._postponed.matrices(module, linear) if later else matrices(module, linear)
 
     def _ready(self, weight: QuantizedWeight) -> HostWeight:
-        return HostWeight(host_matmul(weight, self._kernels.names(weight.storage, *weight.shape)))
+        matmul = host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
+        return HostWeight(matmul, self._source.module.dtype)
 
 
 def _requantized(weight: QuantizedWeight, storage: Storage) -> QuantizedWeight:

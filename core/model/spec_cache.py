@@ -23,7 +23,7 @@ from core.paths import cache_folder, made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
-SURVEY_VERSION = 4
+SURVEY_VERSION = 5
 """Counted up when a survey comes to find something else."""
 KEPT_SPECS = 64
 

@@ -67,8 +67,11 @@ def survey(module: Any, name: str = "") -> ModelSpec:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module multiplies by a weight that may be split: a linear, or GPT-2's transposed Conv1D."""
-    # Subclasses named so compute the same (Falcon's only splits the addition); other subclasses are routers.
-    return type(module) is Conv1D or (isinstance(module, nn.Linear) and type(module).__name__.endswith("Linear"))
+    # A subclass with a forward of its own computes something else: routers, grouped products. Falcon's only splits the
+    # addition.
+    kind = type(module)
+    plain = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
+    return plain or kind is Conv1D or kind.__name__ == "FalconLinear"
 
 
 def is_fused(module: nn.Module) -> bool:

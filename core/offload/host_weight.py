@@ -26,8 +26,10 @@ WIDENED_BYTES = 32 * MIB
 class HostWeight:
     """A weight of `rows` x `columns` (N x K). Ranges begin at multiples of `quantum`."""
 
-    def __init__(self, matmul: ChosenMatmul) -> None:
+    def __init__(self, matmul: ChosenMatmul, dtype: torch.dtype = torch.bfloat16) -> None:
+        """`dtype`: what the model computes in."""
         self._matmul = matmul
+        self._dtype = dtype
         self.weight = matmul.weight
         self.rows, self.columns = matmul.rows, matmul.columns
         self.quantum = QUANTUM
@@ -47,9 +49,8 @@ class HostWeight:
         return BatchedMatmul([weight._matmul for weight in weights])
 
     def whole(self) -> Tensor:
-        """(N, K) as numbers: a view where it is stored so, else in bf16."""
-        weight = self.weight
-        return weight.dequantize(weight.data.dtype if weight.format == "bf16" else torch.bfloat16)
+        """(N, K) as numbers of the type that the model computes in: a view where it is stored so."""
+        return self.weight.dequantize(self._dtype)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
         """The rows' bytes as contiguous host tensors (rows, ...), to be laid end to end."""

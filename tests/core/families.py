@@ -95,6 +95,21 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4, "num_dense_layers": 1,
     },
     "mamba": {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2},
+    "falcon_mamba": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2,
+    },
+    # A product in groups, by a class that is named like a linear; a router that is handed its correction.
+    "deepseek_v4": _COMMON | {
+        "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 32, "qk_rope_head_dim": 8, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 48, "index_head_dim": 16, "index_n_heads": 2,
+        "index_topk": 8, "sliding_window": 24, "o_groups": 2, "o_lora_rank": 16,
+    },
+    "kimi_linear": _COMMON | _FOUR | {
+        "num_key_value_heads": 4, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "kv_lora_rank": 16,
+        "moe_intermediate_size": 48, "v_head_dim": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "minimax_m2": _COMMON | _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8},
     "mamba2": {
         "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2,
         "num_heads": 8, "head_dim": 16, "n_groups": 2,

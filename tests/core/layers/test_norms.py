@@ -52,6 +52,20 @@ def test_norms_of_every_kind_are_recognised(isa: str, dtype: torch.dtype, kind: 
     torch.testing.assert_close(found(x), norm(x), rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
+def test_a_norm_that_asks_for_a_gate_is_left_alone() -> None:
+    class Gated(Norm):
+        def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+            return super().forward(x) * gate.sigmoid()  # type: ignore[union-attr]
+
+    assert recognise(Gated("llama", 64, torch.float32), open_library(instruction_sets()[0])) is None
+
+
+def test_a_module_that_holds_a_table_and_no_weights_is_left_alone() -> None:
+    angles = nn.Module()
+    angles.register_buffer("frequencies", torch.ones(8))
+    assert recognise(angles, open_library(instruction_sets()[0])) is None
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_a_number_stays_visible(dtype: torch.dtype) -> None:
     found = recognise(Norm("llama", 300, dtype), open_library(instruction_sets()[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from core.generation import generate
 from core.layers import kv_layers
 from core.weights.checkpoint import Checkpoint
 from core.weights.weight_files import INDEX
-from tests.core.families import FAMILIES, RARER_FAMILIES, make_model, reference_tokens
-from tests.core.greedy import GreedyPath, pieces, random_prompt
+from tests.core.families import EXPERT_FAMILIES, FAMILIES, RARER_FAMILIES, make_model, reference_tokens
+from tests.core.greedy import OPTIONS, GreedyPath, pieces, random_prompt
 
 LONG = ("llama", "gemma3_text", "qwen3_next")
 RECURRENT = ("qwen3_next",)
@@ -101,6 +102,16 @@ def test_rarer_families_over_two_turns_and_an_edit(tmp_path: Path, family: str) 
     assert path.tokens(longer, 32) == reference_tokens(tmp_path, longer, 32)
     edited = [*longer[:70], *random_prompt(12, seed=8)]
     assert path.tokens(edited, 32) == reference_tokens(tmp_path, edited, 32)
+
+
+@pytest.mark.parametrize("family", RARER_FAMILIES | EXPERT_FAMILIES)
+def test_weights_of_eight_bits_foretell_nearly_the_same(tmp_path: Path, family: str) -> None:
+    make_model(family, tmp_path, spread=0.05)
+    exact, rounded = (GreedyPath(tmp_path, replace(OPTIONS, format=format)) for format in ("auto", "int8"))
+    expected, found = (path.model.forward(PROMPT, path.cache, keep=32) for path in (exact, rounded))
+    # Not of every position: where two experts are nearly alike, rounding chooses the other one.
+    assert torch.cosine_similarity(found, expected, dim=1).median() >= 0.95
+    assert rounded.tokens([*PROMPT, 7], 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
