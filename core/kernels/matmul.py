@@ -57,7 +57,7 @@ def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Ten
 def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
     """(M, end - begin): our own library's product."""
     part = Parts([(weight, begin, end)])
-    prepared = x.prepared(library, weight.storage)
+    prepared = x.ordered(weight.order).prepared(library, weight.storage)
     return library.matmul(part, prepared, x.rows, x.columns, x.dtype)[0]
 
 
@@ -142,7 +142,8 @@ class BatchedMatmul:
         library = self._libraries[bucket(x.rows)]
         if library is None or self._parts is None:
             return [matmul(x) for matmul in self._matmuls]
-        prepared = x.prepared(library, self._matmuls[0].storage)
+        first = self._matmuls[0]
+        prepared = x.ordered(first.weight.order).prepared(library, first.storage)
         return library.matmul(self._parts, prepared, x.rows, x.columns, x.dtype)
 
     def _library(self, index: int) -> NativeLibrary | None:
@@ -151,7 +152,7 @@ class BatchedMatmul:
         alike = all(m.by_bucket[index].library is library for m in self._matmuls)
         if library is None or not alike or len(self._matmuls) > MOST_PARTS:
             return None
-        kinds = {library.input_kind(m.storage, BUCKET_TOKENS[index]) for m in self._matmuls}
+        kinds = {(library.input_kind(m.storage, BUCKET_TOKENS[index]), id(m.weight.order)) for m in self._matmuls}
         return library if len(kinds) == 1 else None
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import TYPES
-from core.kernels.native_library import NativeLibrary
+from core.kernels.native_library import FEW_ROWS, NativeLibrary
 
 
 class HostInput:
     """`x` (M, K) of fp32, bf16 or fp16, and what kernels made of it so far."""
 
-    __slots__ = ("_as", "_prepared", "columns", "dtype", "rows", "x")
+    __slots__ = ("_as", "_ordered", "_prepared", "columns", "dtype", "rows", "x")
 
     def __init__(self, x: Tensor) -> None:
         """`x` (..., K); leading dimensions are taken as one."""
@@ -25,12 +25,23 @@ class HostInput:
         self.dtype = x.dtype
         self._as: dict[torch.dtype, Tensor] = {self.dtype: self.x}
         self._prepared: dict[tuple[str, int], Tensor] = {}
+        self._ordered: dict[int, HostInput] = {}
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """`x` (M, K) as `dtype`."""
         if dtype not in self._as:
             self._as[dtype] = self.x.to(dtype)
         return self._as[dtype]
+
+    def ordered(self, order: Tensor | None) -> HostInput:
+        """The same with columns in this order, made once for all weights that share the tensor."""
+        if order is None:
+            return self
+        if id(order) not in self._ordered:
+            # torch has two ways, of which one is faster for few rows and the other for many.
+            x = self.x.index_select(1, order) if self.rows <= FEW_ROWS else self.x[:, order]
+            self._ordered[id(order)] = HostInput(x)
+        return self._ordered[id(order)]
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
         """The input (M, K) laid out for the library's kernels of `storage`."""

@@ -9,14 +9,16 @@
 - the scales of a row: one for each group, then the groups' minimums; where they are `fine`, bytes, followed by the
   factors of fp16 of the scales and of the minimums.
 
+Where a program quantised columns in an order of its own (GPTQ's act-order), they lie in that order, for then groups are
+of neighbours; inputs are put into it before they are multiplied.
+
 Which storage has which groups and scales stands in `core.spec.storages`. The same bytes are read by the CPU's kernels,
 kept on disk, and sent to a device, where plain torch operations widen them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -42,12 +44,14 @@ Scales = Tensor | tuple[Tensor, Tensor]
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """The weight of one linear, `shape` = (rows N, columns K); `data` and `scales` as the module says. `format` is the
-    storage, and bf16 for numbers of any type."""
+    storage, and bf16 for numbers of any type. `order` (K,): which column of the weight each stored one is, None where
+    they lie as they are."""
 
     format: Storage
     shape: tuple[int, int]
     data: Tensor
     scales: Tensor | None = None
+    order: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -72,7 +76,7 @@ class QuantizedWeight:
     def rows(self, begin: int, end: int) -> QuantizedWeight:
         """Rows [begin, end) as views: nothing is copied, and each part is one contiguous range of bytes."""
         scales = None if self.scales is None else self.scales[begin:end]
-        return QuantizedWeight(self.format, (end - begin, self.shape[1]), self.data[begin:end], scales)
+        return replace(self, shape=(end - begin, self.shape[1]), data=self.data[begin:end], scales=scales)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
         """The bytes of rows [begin, end), one contiguous tensor (rows, ...) for each part, to be laid end to end."""
@@ -85,7 +89,8 @@ class QuantizedWeight:
         for part in self.parts(begin, end):
             views.append(buffer[at : at + part.nbytes].view(part.dtype).view(part.shape))
             at += part.nbytes
-        return _of(self.format, (end - begin, self.shape[1]), views)
+        shape = (end - begin, self.shape[1])
+        return replace(self, shape=shape, data=views[0], scales=views[1] if len(views) > 1 else None)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight as (N, K) of `dtype`, on its own device; a view where it is stored so."""
@@ -99,7 +104,8 @@ class QuantizedWeight:
         wide = values.view(rows, -1, layout.group) * scales[:, :, None]
         if minimums is not None:
             wide += minimums[:, :, None]
-        return wide.view(rows, -1)[:, :columns].to(dtype)
+        found = wide.view(rows, -1)[:, :columns].to(dtype)
+        return found if self.order is None else found[:, self.order.argsort().to(found.device)]
 
 
 def pack(
@@ -213,7 +219,3 @@ def _book(codes: tuple[int, ...], device: torch.device) -> Tensor:
 def _padded(one: Scales, count: int, dtype: torch.dtype) -> Tensor:
     assert isinstance(one, Tensor)
     return F.pad(one.to(dtype), (0, count - one.shape[1]))
-
-
-def _of(format: Storage, shape: tuple[int, int], parts: Sequence[Tensor]) -> QuantizedWeight:
-    return QuantizedWeight(format, shape, parts[0], parts[1] if len(parts) > 1 else None)

@@ -44,6 +44,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         self._cache = PackedCache(folder / FOLDER)
         self._postponed = postponed or Postponed()
         self._made: dict[str, list[HostWeight]] = {}
+        self._orders: dict[bytes, Tensor] = {}
 
     def __getitem__(self, name: str) -> list[HostWeight]:
         return self._made[name]
@@ -116,6 +117,9 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         return self._postponed.matrices(module, linear) if later else matrices(module, linear)
 
     def _ready(self, weight: QuantizedWeight) -> HostWeight:
+        if (order := weight.order) is not None:
+            # One tensor for all weights that have the same: by it they know that they share an input.
+            weight = replace(weight, order=self._orders.setdefault(order.numpy().tobytes(), order))
         matmul = host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
         return HostWeight(matmul, self._source.module.dtype)
 

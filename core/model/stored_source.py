@@ -82,9 +82,13 @@ def _expert_by_expert(child: Any, names: WeightNames, sources: Sources) -> list[
 def _storage(
     matrices: Sequence[Sequence[Piece]], shape: tuple[int, int], sketches: Mapping[str, Coded]
 ) -> Storage | None:
-    """What keeps all of these matrices, None where nothing does or they are not of this shape."""
+    """What keeps all of these matrices, None where nothing does, they are not of this shape, or each of several would
+    want its input in an order of its own."""
     coded = [[sketches[name] for name, _ in matrix] for matrix in matrices]
-    kinds = {one.storage for matrix in coded for one in matrix}
+    every = [one for matrix in coded for one in matrix]
+    if len(every) > 1 and any(one.order is not None for one in every):
+        return None
+    kinds = {one.storage for one in every}
     return next(iter(kinds)) if len(kinds) == 1 and all(_fits(matrix, shape) for matrix in coded) else None
 
 

@@ -6,6 +6,7 @@ The whole weight always stays here, so that any division of its rows can be chan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ class HostWeight:
         self.rows, self.columns = matmul.rows, matmul.columns
         self.quantum = QUANTUM
         self.row_bytes = self.weight.row_bytes
+        self._orders: dict[torch.device, Tensor] = {}
 
     def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
         """(M, K) -> (M, end - begin) on the host, in x's type."""
@@ -61,17 +63,23 @@ class HostWeight:
         rows = self.weight.unpack(buffer, begin, end)
         # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
-        return DeviceRows(rows, matmul)
+        return DeviceRows(rows if matmul else replace(rows, order=self._order(buffer.device)), matmul)
+
+    def _order(self, device: torch.device) -> Tensor | None:
+        """The order of the weight's columns there."""
+        order = self.weight.order
+        return order if order is None else self._orders.setdefault(device, order.to(device))
 
 
 def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | None:
-    """The library that multiplies so many rows of input with all of them, None where one is not multiplied by ours.
+    """The library that multiplies so many rows of input with all of them, None where one is not multiplied by ours, or
+    not with the input as it is.
 
     Where different instruction sets were found to be fastest, which differ by little, it is the one for most bytes.
     """
     nbytes: dict[NativeLibrary | None, int] = {}
     for weight in weights:
-        library = weight.library(rows)
+        library = weight.library(rows) if weight.weight.order is None else None
         nbytes[library] = nbytes.get(library, 0) + weight.weight.nbytes
     return None if None in nbytes else max(nbytes, key=nbytes.__getitem__)
 
@@ -90,9 +98,9 @@ class DeviceRows:
 
     def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
         """`matmul`: the host's kernels, where the device's memory is the host's."""
-        self.weight = weight
+        self.weight = weight if matmul else replace(weight, order=None)
         self.rows = weight.shape[0]
-        self._matmul = matmul
+        self._matmul, self._order = matmul, weight.order
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
         device = weight.data.device
         self._products = None if weight.format == "bf16" or matmul else device_products(weight.format, device)
@@ -105,7 +113,7 @@ class DeviceRows:
             assert isinstance(x, Tensor)
             if self.weight.format == "bf16":
                 return F.linear(x, self.weight.dequantize(x.dtype), bias)
-            y = self._product(x)
+            y = self._product(x if self._order is None else x[:, self._order])
         return (y if bias is None else y + bias).to(x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:

@@ -34,7 +34,10 @@ TAIL_BYTES = len(MARK) + 8
 ALIGNMENT = 64
 SUFFIX = ".weights"
 ABANDONED_S = 3600.0
-DTYPES = {"i8": torch.int8, "u8": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {
+    "i8": torch.int8, "u8": torch.uint8, "i64": torch.int64, "f32": torch.float32, "bf16": torch.bfloat16,
+    "f16": torch.float16,
+}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -74,7 +77,8 @@ class PackedWeights(Mapping[str, QuantizedWeight]):
         entry = self._entries[name]
         parts = [self._tensor(part) for part in entry["parts"]]
         rows, columns = entry["shape"]
-        return QuantizedWeight(entry["format"], (rows, columns), parts[0], parts[1] if len(parts) > 1 else None)
+        order = self._tensor(entry["order"]) if "order" in entry else None
+        return QuantizedWeight(entry["format"], (rows, columns), parts[0], parts[1] if len(parts) > 1 else None, order)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -105,6 +109,8 @@ class PackedWriter:
         """Write one weight. Raises DiskFull."""
         parts = [self._write(part.detach().contiguous()) for part in weight.tensors]
         self._entries[name] = {"format": weight.format, "shape": list(weight.shape), "parts": parts}
+        if weight.order is not None:
+            self._entries[name]["order"] = self._write(weight.order.contiguous())
 
     def finish(self) -> None:
         """Write the index and see that everything is on the disk. Raises DiskFull."""

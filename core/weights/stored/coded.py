@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ class Coded:
     """w = scale * (code - zero), or scale * book[code]; `codes` (N, K) of bytes or float8.
 
     `scales` and `zeros` in fp32, one for each `block` of rows and columns. `order` (K,): the group of each column where
-    the groups' columns do not lie side by side. `unit`: what one step of the engine's code book is worth in `book`.
-    `storage`: what keeps it (without a second rounding, but for ROUNDED), None where nothing does. `flat`: only the
-    number of weights is known yet, as one row.
+    the groups' columns do not lie side by side; packed, they do. `unit`: what one step of the engine's code book is
+    worth in `book`. `storage`: what keeps it (without a second rounding, but for ROUNDED), None where nothing does.
+    `flat`: only the number of weights is known yet, as one row.
     """
 
     codes: Tensor
@@ -43,7 +43,7 @@ class Coded:
     def packed(self, storage: Storage) -> QuantizedWeight:
         """The weight in a storage of the engine that holds its codes as they are."""
         rows, columns = self.codes.shape
-        result = empty(storage, rows, columns)
+        result = replace(empty(storage, rows, columns), order=self._stored_order())
         for begin, end in row_chunks(rows, columns):
             part = self._pack(storage, begin, end)
             for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
@@ -57,10 +57,19 @@ class Coded:
         if layout.minimum:
             assert self.zeros is not None
             # In fp32 exact: of both factors few bits are used.
+            codes = self._in_order(codes)
             return pack(storage, codes, scales, -scales * self._by_group(self.zeros, layout.group, begin, end))
         if self.zeros is not None:
             codes = (codes.to(torch.int16) - self._spread(self.zeros, begin, end).to(torch.int16)).to(torch.int8)
-        return pack(storage, codes, scales)
+        return pack(storage, self._in_order(codes), scales)
+
+    def _stored_order(self) -> Tensor | None:
+        """The columns by their groups, None where they lie so."""
+        return None if self.order is None else self.order.argsort(stable=True)
+
+    def _in_order(self, codes: Tensor) -> Tensor:
+        order = self._stored_order()
+        return codes if order is None else codes[:, order]
 
     def _values(self, begin: int, end: int) -> Tensor:
         codes = self.codes[begin:end]

@@ -90,10 +90,11 @@ def _grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: 
 
 
 def _ordered(coded: Coded, order: Tensor | None, settings: Settings) -> Coded:
-    """With the order of its columns where that is unusual: nothing keeps it so."""
+    """With the order of its columns where that is unusual: kept so where every group is whole."""
     if order is None or _is_plain(order, coded.block[1], settings):
         return coded
-    return replace(coded, order=order.long(), storage=None)
+    whole = order.is_meta or torch.equal(order.long().sort().values, torch.arange(len(order)) // coded.block[1])
+    return replace(coded, order=order.long(), storage=coded.storage if whole else None)
 
 
 def _stored(coded: Coded, bits: int, scale: torch.dtype, *, symmetric: bool) -> Coded:

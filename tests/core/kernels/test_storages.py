@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from core.kernels.matmul import Kernel, kernels_for
+from core.kernels.matmul import BatchedMatmul, ChosenMatmul, Kernel, host_matmul, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
-from core.spec import COARSE_COLUMNS, LAYOUTS, Storage, row_bytes
+from core.spec import BUCKET_NAMES, COARSE_COLUMNS, LAYOUTS, Storage, row_bytes
 
 GROUPED: list[Storage] = [storage for storage, layout in LAYOUTS.items() if layout.group]
 KERNELS = [
@@ -124,3 +126,24 @@ def test_a_float_of_eight_bits_that_is_no_number_shows() -> None:
         for m in (1, 3, 20):
             found = kernel.compute(weight, HostInput(torch.ones(m, 256)), 0, 3)
             assert found.isnan().all(0).tolist() == [False, True, False], kernel.name
+
+
+@pytest.mark.parametrize("m", [1, 3, 40])
+def test_columns_in_an_order_of_their_own(m: int) -> None:
+    torch.manual_seed(3)
+    order = torch.randperm(256)
+    weights = [replace(made("int4g32", rows, 256)[0], order=order) for rows in (48, 20)]
+    x, plain = torch.randn(m, 256), [replace(one, order=None).dequantize(torch.float32) for one in weights]
+    expected = [x[:, order] @ one.T for one in plain]
+    for one, numbers in zip(weights, plain, strict=True):
+        assert torch.equal(one.dequantize(torch.float32)[:, order], numbers)
+        assert one.rows(16, 20).order is order
+    for kernel in kernels_for("int4g32"):
+        found = BatchedMatmul([ChosenMatmul(one, [kernel] * len(BUCKET_NAMES)) for one in weights])(HostInput(x))
+        for one, wanted in zip(found, expected, strict=True):
+            assert (one - wanted).norm() < 0.02 * wanted.norm(), kernel.name
+    mixed = [weights[0], replace(weights[1], order=None)]
+    together = BatchedMatmul([host_matmul(one) for one in mixed])
+    for one, weight in zip(together(HostInput(x)), mixed, strict=True):
+        exact = x @ weight.dequantize(torch.float32).T
+        assert (one - exact).norm() < 0.02 * exact.norm()

@@ -42,7 +42,10 @@ class PackedBench(Bench):
         assert len(set(self.expected)) > 5, "a model that repeats itself proves nothing"
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "gptq", "compressed mxfp4", "fp8 in blocks"])
+STORED = ("gptq", "gptq in order, zero points", "compressed mxfp4", "fp8 in blocks")
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *STORED])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedBench:
     folder = tmp_path_factory.mktemp("packed")
     if request.param not in KINDS:

@@ -227,7 +227,10 @@ FORMATS: dict[str, Format] = {
     "gptq v1, zero points": Format(lambda w: gptq(w, ASYMMETRIC), _gptq(sym=False), "int4g32w"),
     "gptq by row": Format(lambda w: gptq(w, Integers(group=0)), _gptq(group_size=-1), "int4g32"),
     "gptq 64": Format(lambda w: gptq(w, Integers(group=64)), _gptq(group_size=64), "int4g32"),
-    "gptq in order of activations": Format(lambda w: gptq(w, Integers(order=True)), _gptq(desc_act=True)),
+    "gptq in order of activations": Format(lambda w: gptq(w, Integers(order=True)), _gptq(desc_act=True), "int4g32"),
+    "gptq in order, zero points": Format(
+        lambda w: gptq(w, Integers(order=True, symmetric=False)), _gptq(desc_act=True, sym=False), "int4g32w",
+    ),
     "gptq 8 bits": Format(lambda w: gptq(w, Integers(bits=8)), _gptq(bits=8), "int8g32"),
     "gptq 8 bits, zero points": Format(
         lambda w: gptq(w, Integers(bits=8, symmetric=False)), _gptq(bits=8, sym=False),
@@ -248,6 +251,7 @@ FORMATS: dict[str, Format] = {
     ),
     "compressed 4 bits, in order": Format(
         lambda w: compressed(w, Integers(order=True)), _config_groups(num_bits=4, group_size=32, actorder="group"),
+        "int4g32",
     ),
     "compressed 8 bits in words": Format(
         lambda w: compressed(w, Integers(bits=8, group=0, scale=torch.bfloat16)), _config_groups(num_bits=8), "int8",
