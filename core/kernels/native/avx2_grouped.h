@@ -190,6 +190,7 @@ ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t
     if (job->format == FLOAT8) float8_rows(job, begin, end, scratch);
     else if (job->input->m == 1 && l.group == 32 && l.spread == 1) one_kernel(job->format)(job, begin, end);
     else if (l.values == HALVES && l.group == 32 && job->input->m > FEW_ROWS) panels(job, begin, end, scratch, GROUPED);
+    else if (l.values == SIXES && l.group == 32 && job->input->m > FEW_ROWS) six_panels(job, begin, end, scratch);
     else if (takes_unsigned(&l)) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
     else (l.group == 16 ? bytes16_rows : bytes32_rows)(job, begin, end);
 }

@@ -149,6 +149,7 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *u
 #include "avx2_scales.h"
 #include "avx2_panels.h"
 #include "avx2_float8.h"
+#include "avx2_sixes.h"
 #include "avx2_grouped.h"
 
 /* All rows [begin, end). */
