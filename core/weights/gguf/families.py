@@ -98,6 +98,22 @@ GEMMA_CONFIG = CONFIG | {
     "attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
 }  # fmt: skip
+GEMMA4 = GEMMA | {
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2", "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2", "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale*", "ffn_down_exps.scale": "router.per_expert_scale*",
+    "ffn_gate_exps": "experts.gate_up_proj*", "ffn_up_exps": "experts.gate_up_proj*",
+    "ffn_gate_up_exps": "experts.gate_up_proj*", "ffn_down_exps": "experts.down_proj*",
+    "inp_gate": "per_layer_input_gate", "proj": "per_layer_projection", "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale": "layer_scalar*",
+}  # fmt: skip
+GEMMA4_CONFIG = {
+    key: name for key, name in GEMMA_CONFIG.items() if key not in ("attention.head_count_kv", "feed_forward_length")
+} | {
+    "attention.shared_kv_layers": "num_kv_shared_layers",
+    "embedding_length_per_layer_input": "hidden_size_per_layer_input", "expert_count": "num_experts",
+    "expert_used_count": "top_k_experts", "expert_feed_forward_length": "moe_intermediate_size",
+}  # fmt: skip
 LAYER_NORM = {"attention.layer_norm_epsilon": "layer_norm_eps"}
 QWEN35 = ATTENTION | MLP | {
     "post_attention_norm": "post_attention_layernorm", "attn_qkv": "linear_attn.in_proj_qkv",
@@ -145,6 +161,14 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family("gemma2", GEMMA_CONFIG, GEMMA, GEMMA_NORMS, more=(read.rope, read.gemma2_scale)),
     "gemma3": Family(
         "gemma3_text", GEMMA_CONFIG, GEMMA, GEMMA_NORMS, more=(read.gemma3_rope, read.gemma3_scale),
+    ),
+    "gemma4": Family(
+        "gemma4_text", GEMMA4_CONFIG, GEMMA4, more=(read.gemma4,),
+        ends=ENDS | {
+            "per_layer_token_embd": "model.embed_tokens_per_layer",
+            "per_layer_model_proj": "model.per_layer_model_projection",
+            "per_layer_proj_norm": "model.per_layer_projection_norm",
+        },
     ),
     "phi3": Family(
         "phi3", CONFIG | {"attention.sliding_window": "sliding_window"},

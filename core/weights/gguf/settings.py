@@ -10,6 +10,9 @@ Config = dict[str, Any]
 SIGMOID = 2
 """`expert_gating_func` of a router that is no softmax."""
 
+STANDS_STILL = 1e20
+"""What turns that much slower does not turn."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -92,6 +95,44 @@ def gemma3_rope(file: Reading, config: Config) -> None:
         config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
     else:
         config["sliding_window_pattern"] = pattern
+
+
+def gemma4(file: Reading, config: Config) -> None:
+    """Two kinds of layers, each with heads of its own size and number; layers that share keys and values; experts."""
+    layers, pattern = config["num_hidden_layers"], file.get("attention.sliding_window_pattern", 6)
+    if not isinstance(pattern, list):
+        pattern = [(layer + 1) % pattern != 0 for layer in range(layers)]
+    full = pattern.index(False)
+    config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    config["global_head_dim"] = config["head_dim"]
+    config["head_dim"] = file.get("attention.key_length_swa", config["head_dim"])
+    heads, widths = (_by_layer(file, name, layers) for name in ("attention.head_count_kv", "feed_forward_length"))
+    config["num_key_value_heads"], config["num_global_key_value_heads"] = heads[pattern.index(True)], heads[full]
+    config["intermediate_size"], config["use_double_wide_mlp"] = widths[0], widths[-1] > widths[0]
+    config["attention_k_eq_v"] = f"blk.{full}.attn_v.weight" not in file.tensors
+    config["enable_moe_block"] = "num_experts" in config
+    config["vocab_size_per_layer_input"] = config["vocab_size"]
+    config["rope_parameters"] = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": file.get("rope.freq_base_swa", 10000.0)},
+        "full_attention": {
+            "rope_type": "proportional", "rope_theta": file.get("rope.freq_base", 1e6),
+            "partial_rotary_factor": _turning(file),
+        },
+    }  # fmt: skip
+
+
+def _by_layer(file: Reading, key: str, layers: int) -> list[int]:
+    value = file.get(key)
+    found = value if isinstance(value, list) else [value] * layers
+    if len(found) != layers:
+        raise ValueError(key)
+    return found
+
+
+def _turning(file: Reading) -> float:
+    """The part of a head that turns: factors of all else are beyond any frequency."""
+    factors = file.vectors.get("rope_freqs.weight") or [1.0]
+    return sum(factor < STANDS_STILL for factor in factors) / len(factors)
 
 
 def gemma2_scale(_: Reading, config: Config) -> None:

@@ -33,7 +33,15 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 _FALCON: dict[str, Any] = {"intermediate_size": 256, "tie_word_embeddings": False}
-
+_GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 24,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "tie_word_embeddings": False,
+    "final_logit_softcapping": 30.0,
+}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {"tie_word_embeddings": True}),
     "llama-3.1": ("llama", "llama", {"rope_parameters": _LLAMA3}),
@@ -52,6 +60,21 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gemma3", "gemma3_text",
         {"head_dim": 16, "sliding_window": 24, "num_hidden_layers": 7, "query_pre_attn_scalar": 16,
          "tie_word_embeddings": False},
+    ),
+    "gemma4": (
+        "gemma4", "gemma4_text",
+        _GEMMA4 | {
+            "num_hidden_layers": 6, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 32,
+        },
+    ),
+    "gemma4-moe": (
+        "gemma4", "gemma4_text",
+        _GEMMA4 | {
+            "num_hidden_layers": 6, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+            "moe_intermediate_size": 32, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+        },
     ),
     "phi3": ("phi3", "phi3", {"sliding_window": None}),
     "gpt-oss": (
@@ -102,6 +125,11 @@ FLOATS: dict[str, str] = {
     "logits_scaling": "logit_scale", "logit_scale": "logit_scale",
     "final_logit_softcapping": "final_logit_softcapping", "attn_logit_softcapping": "attn_logit_softcapping",
 }  # fmt: skip
+GEMMA4 = {
+    "layer_scalar": "layer_output_scale.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "per_expert_scale": "ffn_down_exps.scale",
+}
 SHORT = {"experts.gate_up_proj": "ffn_gate_up_exps", "experts.down_proj": "ffn_down_exps"}
 Tensors = dict[str, Tensor]
 
@@ -194,6 +222,12 @@ def file_tensors(name: str, model: Any) -> Tensors:
             continue
         for theirs, tensor in _laid_out(name, key, value.detach().clone(), model.config):
             found[theirs or named(names, key)] = tensor
+    if architecture == "gemma4":
+        half = model.config.per_layer_config["full_attention"].head_dim // 2
+        found["rope_freqs.weight"] = torch.tensor([1.0] * (half // 4) + [1e30] * (half - half // 4))
+        for layer in range(model.config.num_hidden_layers)[-model.config.num_kv_shared_layers :]:
+            # Published files have them, though nothing reads them.
+            found.setdefault(f"blk.{layer}.attn_k.weight", torch.randn(32, model.config.hidden_size))
     if "rope_parameters" in MODELS[name][2]:
         found["rope_freqs.weight"] = _llama3_factors(model.config)
     return found
@@ -222,6 +256,10 @@ def _laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple
         yield "", _pairs(part, value, config)
     elif name.startswith("qwen35"):
         yield from _qwen35(f"blk.{layer}", part, value, config)
+    elif name.startswith("gemma4"):
+        own = {f".{key}": theirs for key, theirs in GEMMA4.items()}
+        end = next((theirs for key, theirs in own.items() if f".{part}".endswith(key)), "")
+        yield f"blk.{layer}.{end}" if end else "", value
     elif name.startswith("gemma"):
         yield ("", value + 1) if "norm" in part else ("", value)
     elif name == "falcon" and part.endswith("query_key_value.weight"):
@@ -302,12 +340,14 @@ def _llama3_factors(config: Any) -> Tensor:
 
 
 def _settings(writer: Any, config: Any, architecture: str, name: str) -> None:
+    config.allow_global_per_layer_attribute_access = True  # what differs by layer is written by itself
+
     def prefix(key: str) -> str:
         return f"{architecture}.{key}"
 
     writer.add_uint32(prefix("block_count"), config.num_hidden_layers)
     for table, add in ((KEYS, writer.add_uint32), (FLOATS, writer.add_float32)):
-        written: set[str] = set()
+        written = {"attention.head_count_kv", "feed_forward_length"} if architecture == "gemma4" else set()
         for key, theirs in table.items():
             value = getattr(config, key, None)
             if value is not None and theirs not in written:
@@ -318,11 +358,35 @@ def _settings(writer: Any, config: Any, architecture: str, name: str) -> None:
     writer.add_float32(prefix("rope.freq_base"), theta["rope_theta"])
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_uint32(prefix("rope.dimension_count"), int(head * theta.get("partial_rotary_factor", 1.0)))
+    if architecture == "gemma4":
+        _gemma4_settings(writer, config, prefix)
+        return
     if name == "gpt-oss":
         writer.add_string(prefix("rope.scaling.type"), "yarn")
         writer.add_float32(prefix("rope.scaling.factor"), rope["factor"])
         writer.add_uint32(prefix("rope.scaling.original_context_length"), rope["original_max_position_embeddings"])
     _more_settings(writer, config, prefix, head)
+
+
+def _gemma4_settings(writer: Any, config: Any, prefix: Callable[[str], str]) -> None:
+    layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    width = config.intermediate_size
+    writer.add_array(prefix("attention.sliding_window_pattern"), slides)
+    writer.add_array(prefix("attention.head_count_kv"), [layer.num_key_value_heads for layer in layers])
+    if config.use_double_wide_mlp:
+        wide = [width * (1 + (layer >= first_shared)) for layer in range(config.num_hidden_layers)]
+        writer.add_array(prefix("feed_forward_length"), wide)
+    else:
+        writer.add_uint32(prefix("feed_forward_length"), width)
+    writer.add_uint32(prefix("attention.shared_kv_layers"), config.num_kv_shared_layers)
+    writer.add_uint32(prefix("embedding_length_per_layer_input"), config.hidden_size_per_layer_input)
+    writer.add_uint32(prefix("attention.key_length"), layers[slides.index(False)].head_dim)
+    writer.add_uint32(prefix("attention.key_length_swa"), layers[slides.index(True)].head_dim)
+    writer.add_float32(prefix("rope.freq_base_swa"), config.rope_parameters["sliding_attention"]["rope_theta"])
+    if config.enable_moe_block:
+        writer.add_uint32(prefix("expert_used_count"), config.top_k_experts)
 
 
 def _more_settings(writer: Any, config: Any, prefix: Callable[[str], str], head: int) -> None:
