@@ -19,8 +19,7 @@ from core.hub.gguf_header import HeaderReader, without_vocabulary
 from core.hub.listing import Listing, ModelInfo, Reference, RemoteFile, file_address, list_files, model_info
 from core.hub.retry import Stopped
 from core.sentence import sentence
-from core.weights.gguf.names import is_gguf
-from core.weights.gguf.parts import open_parts
+from core.weights.gguf.parts import is_gguf_file, open_parts
 from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
 from core.weights.weight_files import INDEX, weight_files
 
@@ -88,7 +87,7 @@ def read_config(client: Client, id: str) -> Mapping[str, Any]:
 
 def read_local(folder: Path) -> tuple[Mapping[str, Any], Tensors]:
     """The same of a model on this disk, a folder or a GGUF file. Raises ModelUnreadable."""
-    if is_gguf(folder):
+    if is_gguf_file(folder):
         parts = open_parts(folder)
         return without_vocabulary(parts.settings), {name: place for name, (_, place) in parts.where.items()}
     try:

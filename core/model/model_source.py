@@ -20,8 +20,7 @@ from core.model.ties import tie_weights
 from core.paths import SHAPE_PREFIX, builtin_model
 from core.spec import Storage
 from core.weights.checkpoint import Checkpoint
-from core.weights.gguf.names import is_gguf
-from core.weights.gguf.parts import gguf_in
+from core.weights.gguf.parts import gguf_in, is_gguf_file
 from core.weights.gguf.tokenizer import end_ids, make_tokenizer
 from core.weights.gguf.weights import GgufWeights
 from core.weights.known_shapes import shape
@@ -90,7 +89,7 @@ def open_source(name: str | Path | None) -> Source:
     if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
     folder = find_model(name)
-    if is_gguf(folder):
+    if is_gguf_file(folder):
         return _open_file(folder)
     if (file := gguf_in(folder)) is not None:
         return _open_file(file)

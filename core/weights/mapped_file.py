@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def map_file(file: Path) -> mmap.mmap:
     # ACCESS_READ and not a private mapping: Windows would reserve page-file space for the whole of the latter.
     try:
         with file.open("rb") as handle:
+            if not handle.seek(0, os.SEEK_END):
+                raise ModelUnreadable(
+                    sentence("{} cannot be opened.", file.name), "There is nothing in it.", "Download the model again."
+                )
             return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ModelUnreadable(

@@ -7,11 +7,13 @@ import re
 from pathlib import Path, PurePosixPath
 
 from core.errors import ModelNotFound, ModelUnreadable, UnsupportedModel
-from core.sentence import sentence
+from core.sentence import joined, sentence
 from core.weights.safetensors_header import read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MOST_NAMED = 3
+"""Files that are named where there are several."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NOT_WEIGHTS = re.compile(
     r"consolidated|adapter[._-](model|config|weights)|adapter\.|lora\.|pytorch_lora_weights|optimizer|rng_state",
@@ -49,7 +51,8 @@ def check_folder(folder: Path) -> None:
         ) from error
     except NotADirectoryError as error:
         raise ModelUnreadable(
-            sentence("{} is a file.", folder.name), "A model is a folder with config.json and *.safetensors files.",
+            sentence("{} is a file.", folder.name),
+            "A model is a GGUF file, or a folder with config.json and *.safetensors files.",
             "Choose the folder that holds it.",
         ) from error  # fmt: skip
     except OSError as error:
@@ -59,9 +62,11 @@ def check_folder(folder: Path) -> None:
             "Change its permissions.",
         ) from error
     if not (folder / "config.json").is_file():
+        if any(folder.glob("*.gguf")):
+            raise _several_gguf(folder)
         raise ModelUnreadable(
             sentence("{} holds no model.", folder.name),
-            "There is no config.json in it.",
+            "There is neither a config.json nor a GGUF file in it.",
             "Choose the folder of a whole model.",
         )
 
@@ -114,11 +119,17 @@ def _no_weights(folder: Path) -> UnsupportedModel:
             "Choose a version of the model with safetensors files.",
         )
     if any(folder.glob("*.gguf")):
-        return UnsupportedModel(
-            "This folder holds several GGUF files.",
-            "Each of them is a model, or one version of it.",
-            "Choose one of the files.",
-        )
+        return _several_gguf(folder)
     return UnsupportedModel(
         "There are no weights in this folder.", "No *.safetensors file is there.", "Download the whole model."
+    )
+
+
+def _several_gguf(folder: Path) -> UnsupportedModel:
+    """None of them is a model by itself, or more than one is."""
+    names = sorted(file.name for file in folder.glob("*.gguf"))
+    return UnsupportedModel(
+        "It is not clear which GGUF file of this folder is meant.",
+        sentence("There are {}.", joined(", ", [*names[:MOST_NAMED], *["…"] * (len(names) > MOST_NAMED)])),
+        "Choose one of the files.",
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from core.errors import ModelNotFound, ModelUnreadable
 from core.sentence import sentence
-from core.weights.gguf.header import Header, Settings, TensorPlace, parse, unreadable
-from core.weights.gguf.names import SUFFIX, is_model, split_names
+from core.weights.gguf.header import MAGIC, Header, Settings, TensorPlace, parse, unreadable
+from core.weights.gguf.names import SUFFIX, is_gguf, is_model, split_names
 from core.weights.mapped_file import map_file
 
 
@@ -44,6 +44,17 @@ def split_files(path: Path) -> list[Path]:
             "Download the model again; what is there will be kept.",
         )
     return files
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Whether a file is in GGUF, by its name or by its content: some programs keep models under other names."""
+    if is_gguf(path):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def gguf_in(folder: Path) -> Path | None:

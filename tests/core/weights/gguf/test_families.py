@@ -9,10 +9,11 @@ import gguf
 import pytest
 import torch
 
-from core.errors import HeteGenError, UnsupportedModel
+from core.errors import ModelUnreadable, UnsupportedModel
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
 from core.generation.sampler import make_sampler, resolve
+from core.hub.remote_spec import read_local
 from core.model.gguf_source import open_gguf
 from core.model.model_source import open_source
 from core.runtime.loaded_model import LoadedModel
@@ -139,5 +140,21 @@ def test_a_folder_of_one_file_is_that_model_and_of_several_asks_which(tmp_path: 
     write_gguf("qwen2", model, tmp_path / "m-Q8_0.gguf")
     assert greedy(loaded_model(tmp_path, OPTIONS), 8) == transformers_tokens(model, PROMPT, 8)
     write_gguf("qwen2", model, tmp_path / "m-Q4_0.gguf", Q4_0)
-    with pytest.raises(HeteGenError, match=r"holds no model|several GGUF files"):
+    with pytest.raises(UnsupportedModel, match="not clear which GGUF file") as caught:
         open_source(tmp_path)
+    assert "m-Q4_0.gguf, m-Q8_0.gguf" in str(caught.value)
+
+
+def test_a_file_without_its_ending_is_known_by_its_content(tmp_path: Path) -> None:
+    model = make_model("qwen2")
+    write_gguf("qwen2", model, tmp_path / "m.gguf").rename(tmp_path / "sha256-0123")
+    assert greedy(loaded_model(tmp_path / "sha256-0123", OPTIONS), 8) == transformers_tokens(model, PROMPT, 8)
+    config, tensors = read_local(tmp_path / "sha256-0123")
+    assert config["general.architecture"] == "qwen2"
+    assert tensors
+
+
+def test_an_empty_file_gives_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    with pytest.raises(ModelUnreadable, match="There is nothing in it"):
+        open_source(tmp_path / "m.gguf")
