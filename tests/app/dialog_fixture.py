@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtWidgets import QApplication
-
 from app.catalog.catalog import Catalog
 from app.catalog.downloads import Downloads
 from app.catalog.recommended import Recommended
@@ -22,6 +20,7 @@ from core.hub.fit import Fit, Kind, Tensors, Wishes
 from core.hub.folders import Folders
 from core.spec import DeviceMemory, Prediction
 from core.weights.gguf.header import TensorPlace
+from tests.app.waiting import delete
 from tests.core.hub.fake_hub import Double, Repo, model_files
 from tests.core.keyring_in_memory import Ring
 
@@ -95,8 +94,7 @@ class DialogStage:
         self.downloads.close()
         self.catalog.close()
         self.dialog.close()
-        self.dialog.deleteLater()
-        QApplication.processEvents()
+        delete(self.dialog)
 
 
 def hub_repos() -> tuple[Repo, ...]:

@@ -33,7 +33,7 @@ from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
-from tests.app.waiting import idle, until
+from tests.app.waiting import delete, idle, until
 from tests.core.documents.made import pdf, pdf_with_password
 from tests.core.machines import DESKTOP, model
 
@@ -166,8 +166,7 @@ class Stage:
     def close(self) -> None:
         self.app.window.close()
         self.app.close()
-        self.app.window.deleteLater()
-        QApplication.processEvents()
+        delete(self.app.window)
         self.home.cleanup()
 
 

@@ -37,8 +37,8 @@ class ScriptedEngine:
     """
 
     def __init__(self, *replies: Sequence[Event], load: Sequence[Event] | None = None) -> None:
-        self.replies = list(replies) or [answer("Hello.")]
-        self.load_events = list(load) if load is not None else [Loading("weights", 0.5), MODEL]
+        self.replies: list[Sequence[Event]] = list(replies) or [answer("Hello.")]
+        self.load_events: Sequence[Event] = list(load) if load is not None else [Loading("weights", 0.5), MODEL]
         self.requests: list[Request] = []
         self.sources: list[str] = []
         self.threads: set[int] = set()

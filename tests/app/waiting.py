@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from PySide6.QtWidgets import QApplication
+from PySide6.QtCore import QEvent
+from PySide6.QtWidgets import QApplication, QWidget
+
+
+def delete(widget: QWidget) -> None:
+    """Have it gone now: outside of an event loop Qt keeps what is to be deleted later, and styles all of it anew."""
+    widget.deleteLater()
+    QApplication.processEvents()
+    QApplication.sendPostedEvents(widget, QEvent.Type.DeferredDelete)
 
 
 def until(met: Callable[[], bool], limit_s: float = 30.0, step_s: float = 0.002) -> None:

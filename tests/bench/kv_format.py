@@ -6,9 +6,10 @@
 
 `time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
 caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
-`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that are
-as long, beside the same model with the KV cache as computed. Give it a model in fp32, or its own rounding is measured:
-an answer to the same text in other chunks is compared, too. The last line is one JSON object.
+`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that
+are as long, beside the same model with the KV cache rounded to bf16 (`int8_as_bf16`) and as computed. Give it a model
+in fp32, or its own rounding is measured: how alike the two others are, and an answer to the same text in other chunks,
+is told, too. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +117,11 @@ def likeliest(loaded: LoadedModel, texts: Sequence[Sequence[int]], chunk: int) -
     return torch.cat(found)
 
 
+def same(left: Tensor, right: Tensor) -> float:
+    """The share of equal tokens."""
+    return round(float((left == right).float().mean()), 4)
+
+
 def answered(loaded: LoadedModel, beginning: Sequence[int]) -> list[int]:
     """So many ids, and what the model holds for the likeliest after them."""
     loaded.cache.reset()
@@ -124,6 +131,14 @@ def answered(loaded: LoadedModel, beginning: Sequence[int]) -> list[int]:
         ids.append(token)
         token = int(loaded.model.forward([token], loaded.cache)[-1].argmax())
     return ids
+
+
+class RoundedCache(KVCache):
+    """A KV cache whose keys and values are rounded as one of bf16 rounds them, whatever the model computes in."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        key, value = (states.bfloat16().to(states.dtype) for states in (key_states, value_states))
+        return super().update(key, value, *args, **kwargs)
 
 
 def agree(options: argparse.Namespace) -> dict[str, float]:
@@ -137,15 +152,19 @@ def agree(options: argparse.Namespace) -> dict[str, float]:
     own = [answered(exact, ids[at * step : at * step + BEGINNING]) for at in range(count)]
     wanted = [likeliest(exact, texts, options.window) for texts in (text, own)]
     others = [likeliest(exact, texts, 96) for texts in (text, own)]
+    exact.cache = RoundedCache(exact.model.module.config, options.window + 64)
+    rounded = [likeliest(exact, texts, options.window) for texts in (text, own)]
     exact.close()
     other = load(options.folder, "int8", options.window + 64)
     found = [likeliest(other, texts, options.window) for texts in (text, own)]
     other.close()
     result: dict[str, float] = {}
-    for name, right, chunked, told in zip(("text", "own_answers"), wanted, others, found, strict=True):
+    for name, right, bf16, chunked, told in zip(("text", "own"), wanted, rounded, others, found, strict=True):
         result[f"{name}_positions"] = len(right)
-        result[f"{name}_int8"] = round(float((told == right).float().mean()), 4)
-        result[f"{name}_other_chunks"] = round(float((chunked == right).float().mean()), 4)
+        result[f"{name}_int8_as_bf16"] = same(told, bf16)
+        result[f"{name}_int8"] = same(told, right)
+        result[f"{name}_bf16"] = same(bf16, right)
+        result[f"{name}_other_chunks"] = same(chunked, right)
     return result
 
 

@@ -33,7 +33,7 @@ def words_of(document: Document, tokens: int, *, counted: bool = False, in_parts
 
 def _words_of_picture(document: Document, tokens: int, *, counted: bool) -> ChipWords:
     size = "{} × {}".format(*pixels_of(document.picture))
-    figures = f"{size} · {formatting.tokens(tokens)}" if counted else size
+    figures = f"{size} · {formatting.tokens(tokens)}" if counted and tokens else size
     tip = f"{document.name}\n{tr('Press to see the picture.')}"
     return ChipWords(document.name, figures, tip, document.picture)
 

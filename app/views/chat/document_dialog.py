@@ -10,15 +10,16 @@ from PySide6.QtWidgets import (
     QInputDialog,
     QLabel,
     QLineEdit,
-    QPlainTextEdit,
     QVBoxLayout,
     QWidget,
 )
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, RELATED, Theme
+from app.views.controls.inputs import TextBox
 
 SIZE = (720, 560)
+FIELD_WIDTH = 320
 
 
 class PasswordDialog(QInputDialog):
@@ -32,6 +33,15 @@ class PasswordDialog(QInputDialog):
         self.setTextEchoMode(QLineEdit.EchoMode.Password)
         self.setOkButtonText(tr("Unlock"))
         self.setCancelButtonText(tr("Cancel"))
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        layout = self.layout()
+        assert layout is not None
+        layout.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
+        layout.setSpacing(RELATED)
+        for line in self.findChildren(QLineEdit):
+            line.setMinimumWidth(FIELD_WIDTH)
 
 
 class DocumentDialog(QDialog):
@@ -46,7 +56,7 @@ class DocumentDialog(QDialog):
         says = QLabel(" ".join(part for part in (tr("This is the text as the model reads it."), note) if part), self)
         says.setWordWrap(True)
         says.setTextFormat(Qt.TextFormat.PlainText)
-        self.text = view = QPlainTextEdit(self)
+        self.text = view = TextBox(theme, self)
         view.setReadOnly(True)
         view.setPlainText(text)
         view.setAccessibleName(name)

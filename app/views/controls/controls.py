@@ -90,7 +90,7 @@ class RoundButton(IconButton):
         elif self.underMouse() and self.isEnabled():
             fill = fill.lighter(108)
         painter.setBrush(fill)
-        edge = self._theme.colour("border") if self.fill == "raised" else QColor(Qt.GlobalColor.transparent)
+        edge = self._theme.colour("muted") if self.fill == "raised" else QColor(Qt.GlobalColor.transparent)
         painter.setPen(QPen(edge, 1))
         painter.drawEllipse(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5))
         self._paint_icon(painter, self.token if self.isEnabled() else "muted")

@@ -165,7 +165,10 @@ class SpeedLine(QWidget):
         painter.setPen(QPen(self._theme.colour("muted"), 1, Qt.PenStyle.DashLine))
         painter.drawLine(QPointF(0, y), QPointF(self.width(), y))
         painter.setFont(self._theme.font("small"))
-        painter.drawText(QPointF(INSIDE, y - INSIDE), tr("predicted"))
+        metrics = painter.fontMetrics()
+        above = high - metrics.descent() - 1
+        below = low + metrics.ascent() + 1
+        painter.drawText(QPointF(0, above if above > metrics.ascent() else below), tr("predicted"))
 
     def _y(self, value: float, top: float) -> float:
         return (self.height() - 2) * (1 - value / top) + 1

@@ -104,7 +104,7 @@ class ServerDialog(QDialog):
         line.setAccessibleName(name)
         label.setBuddy(line)
         # The lines begin at one place, however long the names are in this language.
-        label.setMinimumWidth(max(map(label.fontMetrics().horizontalAdvance, (tr("Address"), tr("API key")))))
+        label.setMinimumWidth(max(QLabel(words).sizeHint().width() for words in (tr("Address"), tr("API key"))))
         button.setAccessibleName(tr("Copy: {}").format(name))
         button.clicked.connect(lambda: QGuiApplication.clipboard().setText(line.text()))
         inside = QHBoxLayout(row)
