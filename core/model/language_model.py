@@ -108,7 +108,7 @@ class LanguageModel:
         if self._takes_positions:  # some families (Bamba) would count from 0 at every pass
             start = len(cache.tokens)
             inputs["position_ids"] = torch.arange(start, start + len(ids), device=self.placement.device).unsqueeze(0)
-        if self.vision is not None and (min(ids) < 0 or min(cache.tokens, default=0) < 0):
+        if self.vision is not None and self.vision.concerns(cache.tokens, ids):
             inputs |= self.vision.inputs(cache.tokens, ids, self.placement.device)
         return inputs
 

@@ -44,8 +44,16 @@ class Picture:
 class Vision(Protocol):
     """What turns ids that stand for pictures into what a model's forward takes."""
 
+    def concerns(self, read: Sequence[int], ids: Sequence[int]) -> bool:
+        """Whether a pass over `ids` after `read` needs `inputs`: text without pictures before it does not."""
+
     def inputs(self, read: Sequence[int], ids: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """The forward's arguments for a pass over `ids` (n,) after `read`, beside cache and options."""
+
+
+def begins(id: int) -> bool:
+    """Whether it is the first id of a picture."""
+    return id < 0 and (-id - 1) % PLACES == 0
 
 
 def key_of(id: int) -> int:
@@ -57,7 +65,7 @@ def spans(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Where each picture's ids begin and end among these; other tokens may stand between them."""
     first = last = -1
     for place in (place for place, id in enumerate(ids) if id < 0):
-        if first >= 0 and (-ids[place] - 1) % PLACES == 0:
+        if first >= 0 and begins(ids[place]):
             yield first, last + 1
             first = -1
         first, last = place if first < 0 else first, place

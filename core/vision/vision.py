@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelUnreadable, NoChatTemplate
-from core.model.pictures import PLACES, Picture, key_of
+from core.model.pictures import Picture, begins, key_of
 from core.vision.processor import PictureProcessor
 from core.vision.tower import open_tower, placeholder_id
 
@@ -40,6 +40,8 @@ class ModelVision:
         self._rope_index = getattr(getattr(module, "model", None), "get_rope_index", None)
         self._pictures: OrderedDict[bytes, tuple[Picture, str]] = OrderedDict()
         self._by_key: dict[int, Picture] = {}
+        self._counted: list[int] = []
+        self._moved = 0
 
     def expand(self, text: str, shown: Sequence[bytes]) -> str:
         """A rendered conversation, with what stands for each of its pictures in the place of the template's
@@ -68,6 +70,10 @@ class ModelVision:
             result[place] = id
         return result
 
+    def concerns(self, read: Sequence[int], ids: Sequence[int]) -> bool:
+        """Whether a pass over `ids` after `read` needs `inputs`: text that no picture has moved does not."""
+        return min(ids) < 0 or self._moved_after(read) != 0
+
     def inputs(self, read: Sequence[int], ids: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """The forward's arguments for a pass over `ids` (n,), with one picture at most, after `read`."""
         found = {"input_ids": torch.tensor([[self._placeholder if id < 0 else id for id in ids]], device=device)}
@@ -82,8 +88,7 @@ class ModelVision:
 
     def _positions(self, read: Sequence[int], ids: Sequence[int]) -> Tensor:
         """(3, 1, n): a picture's rows and columns are counted apart, and the text goes on after the longer side."""
-        seen = (self._by_key[key] for key, _ in runs([id for id in read if id < 0]) if key is not None)
-        start = len(read) + sum(picture.advance - picture.count for picture in seen)
+        start = len(read) + self._moved_after(read)
         columns: list[Tensor] = []
         for key, count in runs(ids):
             picture = None if key is None else self._by_key[key]
@@ -94,6 +99,20 @@ class ModelVision:
                 columns.append(start + picture.positions)
                 start += picture.advance
         return torch.cat(columns, 1).unsqueeze(1)
+
+    def _moved_after(self, read: Sequence[int]) -> int:
+        """How far pictures have moved the text that follows; while ids are only added, each is looked at once."""
+        if self._rope_index is None:
+            return 0
+        known = len(self._counted)
+        if read[:known] != self._counted:
+            known = self._moved = 0
+            self._counted.clear()
+        new = read[known:]
+        seen = (self._by_key[key_of(id)] for id in new if begins(id))
+        self._moved += sum(picture.advance - picture.count for picture in seen)
+        self._counted.extend(new)
+        return self._moved
 
     def _remember(self, shown: Sequence[bytes]) -> None:
         for one in shown:
@@ -123,7 +142,7 @@ def runs(ids: Sequence[int]) -> Iterator[tuple[int | None, int]]:
 
     def run_of(id: int) -> tuple[int | None, int]:
         nonlocal beginnings
-        if id < 0 and (-id - 1) % PLACES == 0:
+        if begins(id):
             beginnings += 1
         return (key_of(id), beginnings) if id < 0 else (None, 0)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from core.errors import BadRequest, ModelUnreadable, NoChatTemplate
 from core.events import LoadOptions, Message, Prefill, Request, Sampling, never
@@ -109,6 +110,22 @@ def test_a_conversation_goes_on_after_its_pictures(tmp_path: Path) -> None:
     found, reused = tokens(model, longer, 12)
     assert found == expected_tokens(whole, tmp_path, longer, 12)
     assert reused > 40
+
+
+def test_positions_go_on_from_those_counted_also_after_a_cut(tmp_path: Path) -> None:
+    make_seeing("qwen2_5_vl", tmp_path)
+    model = loaded(tmp_path)
+    three, one = (prompt_ids(model, Request(messages)) for messages in (THREE, ONE))
+    vision = model.model.vision
+    assert vision is not None
+    text = [5] * len(three)
+    assert not vision.concerns(text[:-1], text[-1:])
+    for ids in (three, one, three[: len(three) // 2], three):
+        whole = vision.inputs([], ids, torch.device("cpu"))["position_ids"]
+        for place in (place for place, id in enumerate(ids) if id >= 0):
+            next_one = vision.inputs(ids[:place], [ids[place]], torch.device("cpu"))["position_ids"]
+            assert next_one.equal(whole[..., place : place + 1])
+        assert not vision.concerns(text, [5])
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "gemma3", "llava"])
