@@ -37,6 +37,8 @@ EXPORTS = [
     "experts",
     "route_bytes",
     "route",
+    "mixture_bytes",
+    "mixture",
     "convolve",
     "delta_rule",
     "state_scan",

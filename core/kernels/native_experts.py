@@ -78,6 +78,7 @@ class NativeExperts:
     def __init__(self, library: NativeLibrary, parts: ExpertParts, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.library = library
+        self.hidden = parts.down[0].shape[0]
         self._held = parts, _products(parts.up), _products(parts.down)  # their addresses are in the fields
         self._fields = _fields(parts, self._held[1], self._held[2])
         self.address = ctypes.addressof(self._fields)

@@ -36,6 +36,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation")),
+        ("residual", ctypes.c_double),
         *(
             (name, _INT * (count * PART_FIELDS))
             for name, count in (("qkv", 3), ("out", 1), ("gate_up", 2), ("down", 1))
@@ -55,7 +56,7 @@ class NormParts:
 
 @dataclass(frozen=True, eq=False)
 class LayerParts:
-    """What a layer consists of. `dim`: columns of a head.
+    """What a layer consists of. `dim`: columns of a head; `residual`: what either half adds is multiplied with it.
 
     Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: of storages
     that want the same kind of input for few rows; biases (N,) of the first four, of the layer's type; norms before and
@@ -67,6 +68,7 @@ class LayerParts:
     weights: Sequence[QuantizedWeight]
     biases: Sequence[Tensor | None]
     norms: Sequence[NormParts | None]
+    residual: float = 1.0
 
     def fit(self, dtype: torch.dtype) -> bool:
         """Whether they are of the sizes and types that the library takes for granted."""
@@ -127,7 +129,7 @@ class NativeLayer:
 
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
-    fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim)
+    fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
     fields.qkv, fields.out = _products(q, k, v), _products(out)
     fields.biases, fields.norms = _addresses(parts.biases), (_Norm * 6)(*map(_norm, parts.norms))
     if gated:

@@ -118,6 +118,8 @@ class NativeLibrary:
         self._layers = library.hetegen_layers
         self._experts_bytes = library.hetegen_experts_bytes
         self._experts = library.hetegen_experts
+        self._mixture_bytes = library.hetegen_mixture_bytes
+        self._mixture = library.hetegen_mixture
         self._route_bytes = library.hetegen_route_bytes
         self._route = library.hetegen_route
         self._convolve = library.hetegen_convolve
@@ -258,11 +260,21 @@ class NativeLibrary:
 
     def route(self, router: int, x: Tensor, scores: Tensor, chosen: Tensor, shares: Tensor) -> None:
         """Choose experts for x (M, K) by the router at that address, into `chosen` and `shares` (M, k)."""
-        scratch = torch.empty(self._route_bytes(self._isa, router, x.shape[0]), dtype=torch.uint8)
+        scratch = torch.empty(self._route_bytes(self._isa, router, TYPES[x.dtype], x.shape[0]), dtype=torch.uint8)
         self._route(
             self._isa, router, x.data_ptr(), TYPES[x.dtype], x.shape[0], scores.data_ptr(), chosen.data_ptr(),
             shares.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+
+    def mixture(self, mixture: int, x: Tensor) -> Tensor:
+        """(M, K): what the mixture of experts described at that address makes of `x`: see `native_mixture`."""
+        type, threads, out = TYPES[x.dtype], torch.get_num_threads(), torch.empty_like(x)
+        nbytes = self._mixture_bytes(self._isa, mixture, type, x.shape[0], threads)
+        scratch = torch.empty(nbytes, dtype=torch.uint8)
+        self._mixture(
+            self._isa, mixture, x.data_ptr(), type, x.shape[0], out.data_ptr(), scratch.data_ptr(), threads
+        )  # fmt: skip
+        return out
 
     def convolve(self, call: int, nbytes: int) -> None:
         """The convolution described at the address `call`: see `core.kernels.native_recurrent`."""

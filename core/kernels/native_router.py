@@ -24,8 +24,8 @@ class _Router(ctypes.Structure):
     _fields_ = (
         *((name, _INT) for name in ("experts", "hidden", "choices", "kind", "normed", "rounded_scores")),
         *((name, _INT) for name in ("rounded_shares", "groups", "kept_groups", "group_best")),
-        ("scale", ctypes.c_double),
-        *((name, _ADDRESS) for name in ("weight", "wide", "bias", "correction")),
+        *((name, ctypes.c_double) for name in ("scale", "eps")),
+        *((name, _ADDRESS) for name in ("weight", "wide", "bias", "correction", "gain", "worth")),
     )
 
 
@@ -47,31 +47,33 @@ class Routing:
 
 @dataclass(frozen=True, eq=False)
 class RouterParts:
-    """`weight` (experts, K) of bf16 or fp32, contiguous; `bias` and `correction` (experts,) of fp32: the second counts
-    for the choice and not for the shares."""
+    """`weight` (experts, K) of any storage, and vectors of fp32: `bias` and `correction` (experts,); the second counts
+    for the choice and not for the shares; `gain` (K,) of a root-mean-square norm before, with `eps`; `worth`
+    (experts,) that shares are multiplied with."""
 
-    routing: Routing
-    weight: Tensor
+    weight: QuantizedWeight
     bias: Tensor | None = None
     correction: Tensor | None = None
+    gain: Tensor | None = None
+    eps: float = 0.0
+    worth: Tensor | None = None
 
 
 class NativeRouter:
     """One layer's choice of experts. Inputs are contiguous, of fp32 or bf16, at most FEW_ROWS rows, on the CPU."""
 
-    def __init__(self, library: NativeLibrary, parts: RouterParts) -> None:
+    def __init__(self, library: NativeLibrary, routing: Routing, parts: RouterParts) -> None:
         experts, hidden = parts.weight.shape
-        routing, weight = parts.routing, QuantizedWeight("bf16", (experts, hidden), parts.weight)
         self.routing = routing
         self.library = library
-        narrow = parts.weight.dtype is torch.bfloat16
-        rows = Parts([(weight, 0, experts)]) if narrow else None
+        wide = parts.weight.storage == "fp32"
+        rows = None if wide else Parts([(parts.weight, 0, experts)])
         self._held = parts, rows  # their addresses are in the fields
         self._fields = _Router(
             experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
-            routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale,
-            ctypes.addressof(rows.fields) if rows else None, None if narrow else parts.weight.data_ptr(),
-            _address(parts.bias), _address(parts.correction),
+            routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale, parts.eps,
+            ctypes.addressof(rows.fields) if rows else None, parts.weight.data.data_ptr() if wide else None,
+            *map(_address, (parts.bias, parts.correction, parts.gain, parts.worth)),
         )  # fmt: skip
         self.experts = experts
         self.address = ctypes.addressof(self._fields)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_experts import NativeExperts
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import stretches
-from core.kernels.native_router import NativeRouter
+from core.kernels.native_mixture import NativeMixture
 from core.kernels.packed_width import PACKED
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
@@ -33,8 +32,7 @@ class _Placed(ctypes.Structure):
     _fields_ = (
         *((name, _ADDRESS) for name in ("layer", "keys", "values", "sinks")),
         ("scale", ctypes.c_double),
-        *((name, _ADDRESS) for name in ("router", "experts")),
-        *((name, _INT) for name in ("scored", "choices")),
+        ("mixture", _ADDRESS),
     )
 
 
@@ -46,13 +44,13 @@ class _Past(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class RunLayer:
-    """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `routed`: what chooses its
-    experts, and them, if it has any. All are of one library."""
+    """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `mixture`: its experts, if
+    it has any. All are of one library."""
 
     native: NativeLayer
     sinks: Tensor | None
     scale: float
-    routed: tuple[NativeRouter, NativeExperts] | None = None
+    mixture: NativeMixture | None = None
 
 
 class NativeRun:
@@ -93,10 +91,5 @@ class NativeRun:
 
 def _placed(layer: RunLayer) -> _Placed:
     sinks = None if layer.sinks is None else layer.sinks.data_ptr()
-    if layer.routed is None:
-        return _Placed(layer.native.address, None, None, sinks, layer.scale)
-    router, experts = layer.routed
-    return _Placed(
-        layer.native.address, None, None, sinks, layer.scale,
-        router.address, experts.address, router.experts, router.routing.choices,
-    )  # fmt: skip
+    mixture = None if layer.mixture is None else layer.mixture.address
+    return _Placed(layer.native.address, None, None, sinks, layer.scale, mixture)

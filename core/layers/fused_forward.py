@@ -36,11 +36,11 @@ KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer
 @dataclass(frozen=True)
 class Make:
     """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two;
-    `routed`: after attention come experts that our library chooses and computes, and nothing else."""
+    `residual`: what either half of the layer adds is multiplied with it."""
 
     activation: str
     half_angles: bool
-    routed: bool = False
+    residual: float = 1.0
 
 
 class FusedForward:
@@ -59,7 +59,7 @@ class FusedForward:
         self.one = one
         self.few = few or one
         self.half_angles = make.half_angles
-        self._routed = make.routed
+        self.residual = make.residual
         self.sinks = sinks_of(layer.self_attn)
         self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
         self.scale = float(layer.self_attn.scaling)
@@ -86,7 +86,7 @@ class FusedForward:
         if self.rest is None:
             return native.end(x, call)
         total, normed = native.attend(x, call)
-        return total.add_(self.rest(normed))
+        return total.add_(self.rest(normed) * self.residual if self.residual != 1 else self.rest(normed))
 
     def native(self, rows: int) -> NativeLayer:
         """What computes so many rows of input."""
@@ -97,11 +97,11 @@ class FusedForward:
         native = self.native(rows)
         if self.rest is None:
             return RunLayer(native, self.sinks, self.scale)
-        natives = {self.rest.natives(number) for number in range(min(rows, 2), rows + 1)} if self._routed else {None}
-        routed = natives.pop()
-        if natives or routed is None or routed[1].library is not native.library:
+        made = {self.rest.native(number) for number in range(min(rows, 2), rows + 1)}
+        mixture = made.pop()
+        if made or mixture is None or mixture.library is not native.library:
             return None
-        return RunLayer(native, self.sinks, self.scale, routed)
+        return RunLayer(native, self.sinks, self.scale, mixture)
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""

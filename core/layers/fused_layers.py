@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from core.layers.trials import MISFITS
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
-PARTS = {"self_attn", "mlp"}
+PARTS, EXPERTS = {"self_attn", "mlp"}, "block_sparse_moe"
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(name for name in roles if name): roles
     for roles in (
@@ -86,7 +86,7 @@ def release(layers: list[nn.Module]) -> None:
 
 def _library(layer: nn.Module) -> NativeLibrary | None:
     """What multiplies one row with all of the layer's linears, if it has the parts that we know and no others."""
-    children = dict(layer.named_children())
+    children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
     attention = dict(children["self_attn"].named_children())
@@ -98,17 +98,26 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
     return None if any(one.bias is not None for one in linears[4:]) else _common_library(linears, 1)
 
 
-def _is_gated(layer: Any) -> bool:
-    return dict(layer.mlp.named_children()).keys() == MLP
+def _children(layer: nn.Module) -> dict[str, nn.Module]:
+    """The layer's parts by their usual names: what follows attention is called otherwise in some families."""
+    return {"mlp" if name == EXPERTS else name: child for name, child in layer.named_children()}
 
 
-def _has_experts(layer: Any) -> bool:
-    return any(moe.TOGETHER in vars(module) for module in layer.mlp.modules())
+def _mlp(layer: nn.Module) -> Any:
+    return _children(layer)["mlp"]
+
+
+def _is_gated(layer: nn.Module) -> bool:
+    return dict(_mlp(layer).named_children()).keys() == MLP
+
+
+def _has_experts(layer: nn.Module) -> bool:
+    return any(moe.TOGETHER in vars(module) for module in _mlp(layer).modules())
 
 
 def _norms(layer: nn.Module) -> list[Any]:
     """The layer's norms in the order of `LayerParts`."""
-    children = dict(layer.named_children())
+    children = _children(layer)
     roles = NORMS[frozenset(children.keys() - PARTS)]
     heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
     return [*(children.get(role) for role in roles), *heads]
@@ -116,7 +125,7 @@ def _norms(layer: nn.Module) -> list[Any]:
 
 def _linears(layer: Any) -> list[Any]:
     """Of attention, and of the gated part where that is all that follows."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp = layer.self_attn, _mlp(layer)
     gated = (mlp.gate_proj, mlp.up_proj, mlp.down_proj) if _is_gated(layer) else ()
     return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *gated]
 
@@ -132,7 +141,7 @@ def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
 
 def _kind(layer: Any) -> str:
     """The same for layers that compute the same: their classes and plain values, but for the place in the model."""
-    modules = (layer, layer.self_attn, *layer.mlp.modules())
+    modules = (layer, layer.self_attn, *_mlp(layer).modules())
     return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in modules])
 
 
@@ -152,14 +161,16 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
     if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
         return None
     names = ACTIVATIONS if _is_gated(layer) else ("",)
-    makes = (Make(name, half_angles) for half_angles in (False, True) for name in names)
-    found = next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
-    if found is None or _is_gated(layer):
-        return found
-    return replace(found, routed=AfterAttention(layer.mlp, None).is_plain(attention.q_proj.host.columns))
+    makes = map(Make, *zip(*product(names, (False, True), _residuals(layer)), strict=True))
+    return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
 
 
-def parts_of(layer: Any, activation: str) -> LayerParts:
+def _residuals(layer: nn.Module) -> list[float]:
+    """Any number that the layer keeps may be what its halves' results are multiplied with."""
+    return [1.0, *sorted({value for value in vars(layer).values() if isinstance(value, float)} - {1.0})]
+
+
+def parts_of(layer: Any, activation: str, residual: float = 1.0) -> LayerParts:
     """What our library needs of a layer that has the parts that we know."""
     linears = _linears(layer)
     return LayerParts(
@@ -168,6 +179,7 @@ def parts_of(layer: Any, activation: str) -> LayerParts:
         [one.host.weight for one in linears],
         [one.bias for one in linears[:4]],
         [None if norm is None else norm.parts for norm in _norms(layer)],
+        residual,
     )
 
 
@@ -177,11 +189,11 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 
 def _fused(layer: Any, library: NativeLibrary, make: Make) -> FusedForward:
-    parts, dtype = parts_of(layer, make.activation), _dtype(layer)
+    parts, dtype = parts_of(layer, make.activation, make.residual), _dtype(layer)
     one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
     few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
     return FusedForward(
-        layer, one, few, make, None if _is_gated(layer) else AfterAttention(layer.mlp, _norms(layer)[3])
+        layer, one, few, make, None if _is_gated(layer) else AfterAttention(_mlp(layer), _norms(layer)[3])
     )
 
 
@@ -192,7 +204,7 @@ def _only_attention(layer: Any) -> Iterator[None]:
     if _is_gated(layer):
         yield
         return
-    mlp, own = layer.mlp, layer.mlp.forward
+    mlp, own = _mlp(layer), _mlp(layer).forward
     replaced = "forward" in vars(mlp)
     x, _, _ = _inputs(layer, TRIED_SIZES, half_angles=False)
     pair = isinstance(own(x), tuple)

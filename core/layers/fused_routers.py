@@ -1,6 +1,7 @@
 """Routers of layers with experts as one call of our library for few rows, found by trying each against its own.
 
-A router is what stands beside an experts module and holds one vector for each expert.
+A router is what stands beside an experts module and holds one vector for each expert: itself, or, Gemma 4's, in a
+linear behind a norm.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from core.kernels.native_library import FEW_ROWS, NativeLibrary, native
 from core.kernels.native_router import KINDS, MOST_EXPERTS, NativeRouter, RouterParts, Routing
+from core.kernels.quantized_weight import QuantizedWeight
 from core.layers import moe
 from core.layers.trials import MISFITS
+from core.offload.hetero_linear import HostLinear
 
 CORRECTION = "e_score_correction_bias"
 TRIED_ROWS, TRIED_SIZES = 32, (0.3, 1.0, 3.0)
@@ -46,8 +49,8 @@ def adopt(root: Any) -> None:
     library = native()
     if library is None or root.dtype not in (torch.float32, torch.bfloat16):
         return
-    for router, experts in list(_routers(root)):
-        if (compute := _recognised(router, experts, library, root.dtype)) is not None:
+    for router, parts in list(_routers(root)):
+        if (compute := _recognised(router, parts, library, root.dtype)) is not None:
             router.forward = FusedRouter(router, compute, root.dtype)
 
 
@@ -58,37 +61,66 @@ def release(root: nn.Module) -> None:
             del module.forward
 
 
-def _routers(root: nn.Module) -> Iterator[tuple[Any, int]]:
-    """What holds a vector for each expert, beside a module with experts that we compute in one call; how many."""
+def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts]]:
+    """What holds a vector for each expert, beside a module with experts that we compute in one call."""
     for block in root.modules():
         counts = {child.num_experts for child in block.children() if moe.TOGETHER in vars(child)}
-        for child in block.children():
-            weight = child._parameters.get("weight")
-            rows = 0 if weight is None or weight.dim() != 2 else weight.shape[0]
-            if rows in counts and isinstance(getattr(child, "top_k", None), int) and not list(child.children()):
-                yield child, rows
+        for child in block.children() if counts else ():
+            parts = _plain(child) or _behind_norm(child)
+            if parts is not None and parts.weight.shape[0] in counts and _choices(child):
+                yield child, parts
+
+
+def _choices(router: Any) -> int:
+    """How many experts a row goes to; 0 = not known."""
+    found = getattr(router, "top_k", getattr(getattr(router, "config", None), "top_k_experts", 0))
+    return found if isinstance(found, int) else 0
+
+
+def _plain(router: Any) -> RouterParts | None:
+    """Of a router that holds the vectors itself."""
+    weight = router._parameters.get("weight")
+    held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
+    usual = held <= {"weight", "bias", CORRECTION} and not list(router.children())
+    if not usual or weight is None or weight.dim() != 2 or weight.device.type != "cpu":
+        return None
+    numbers = _numbers(weight.detach())
+    bias, correction = (_floats(getattr(router, name, None)) for name in ("bias", CORRECTION))
+    return None if numbers is None else RouterParts(numbers, bias, correction)
+
+
+def _behind_norm(router: Any) -> RouterParts | None:
+    """Of a router with a norm, a scale for each column and for each expert, and the vectors in a linear."""
+    children, held = dict(router.named_children()), {name for name, _ in router.named_parameters()}
+    proj, eps = children.get("proj"), getattr(router, "eps", None)
+    if children.keys() != {"norm", "proj"} or held != {"scale", "per_expert_scale"} or not isinstance(eps, float):
+        return None
+    root = getattr(router, "scalar_root_size", 1.0)
+    if not isinstance(proj, HostLinear) or not isinstance(root, float):
+        return None
+    if proj.bias is not None or proj.host.weight.order is not None:
+        return None
+    gain, worth = _floats(router.scale * root), _floats(router.per_expert_scale)
+    return RouterParts(proj.host.weight, gain=gain, eps=eps, worth=worth)
 
 
 @torch.inference_mode()
-def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
+def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
     """Ours, if one of its kinds chooses as the router does."""
-    weight = _weight(router)
-    held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
-    plain = held <= {"weight", "bias", CORRECTION} and experts <= MOST_EXPERTS and router.weight.device.type == "cpu"
+    experts, columns = parts.weight.shape
     # LFM2, MiniMax M2 and others hand the correction over at each call.
-    if not plain or weight is None or len(inspect.signature(router.forward).parameters) > 1:
+    if experts > MOST_EXPERTS or len(inspect.signature(router.forward).parameters) > 1:
         return None
-    x = _inputs(router, dtype)
+    x = _inputs(columns, dtype)
     try:
         own = router(x)
     except MISFITS:
         return None
-    if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), router.top_k)):
+    if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), _choices(router))):
         return None
-    bias, correction = (_floats(getattr(router, name, None)) for name in ("bias", CORRECTION))
     expected = _dense(own[1], own[2], experts)
     for routing in _candidates(router, dtype, rounded_shares=own[1].dtype is torch.bfloat16):
-        ours = NativeRouter(library, RouterParts(routing, weight, bias, correction))
+        ours = NativeRouter(library, routing, parts)
         found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, FEW_ROWS)])
         near = (found - expected).abs().sum(1) <= NEAR * expected.abs().sum(1)
         if float(near.float().mean()) >= SAME_ROWS:
@@ -96,13 +128,12 @@ def _recognised(router: Any, experts: int, library: NativeLibrary, dtype: torch.
     return None
 
 
-def _weight(router: Any) -> Tensor | None:
-    """In bf16 where that loses nothing, else in fp32."""
-    own: Tensor = router.weight.detach()
+def _numbers(own: Tensor) -> QuantizedWeight | None:
+    """A weight in bf16 where that loses nothing, else in fp32."""
     narrow = own.to(torch.bfloat16).contiguous()
-    if torch.equal(narrow.to(own.dtype), own):
-        return narrow
-    return own.contiguous() if own.dtype is torch.float32 else None
+    kept = narrow if torch.equal(narrow.to(own.dtype), own) else own.contiguous()
+    rows, columns = own.shape
+    return QuantizedWeight("bf16", (rows, columns), kept) if kept.dtype in (torch.bfloat16, torch.float32) else None
 
 
 def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Iterator[Routing]:
@@ -112,17 +143,17 @@ def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Ite
     roundings = (True, False) if dtype is torch.bfloat16 else (False,)
     tried = product(KINDS, (True, False), roundings, scales, (2, 1) if groups > 1 else (2,))
     for kind, normed, rounded, scale, best in tried:
-        yield Routing(kind, router.top_k, normed, rounded, rounded_shares, scale, groups, kept, best)
+        yield Routing(kind, _choices(router), normed, rounded, rounded_shares, scale, groups, kept, best)
 
 
 def _number(router: Any, *names: str) -> int:
     return next((value for name in names if isinstance(value := getattr(router, name, None), int)), 1)
 
 
-def _inputs(router: Any, dtype: torch.dtype) -> Tensor:
+def _inputs(columns: int, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor(TRIED_SIZES).repeat(TRIED_ROWS)[:TRIED_ROWS, None]
-    return (torch.randn(TRIED_ROWS, router.weight.shape[1], generator=generator) * sizes).to(dtype)
+    return (torch.randn(TRIED_ROWS, columns, generator=generator) * sizes).to(dtype)
 
 
 def _dense(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:

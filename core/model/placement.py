@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers import attention, fused_experts, fused_layers, fused_routers, moe, norms, recurrent_layers
+from core.layers import (
+    attention,
+    fused_experts,
+    fused_layers,
+    fused_mixtures,
+    fused_routers,
+    moe,
+    norms,
+    recurrent_layers,
+)
 from core.layers.cpu_layers import CpuLayers
 from core.layers.expert_cache import ExpertUse
 from core.layers.fused_forward import LayerRun
@@ -52,6 +61,7 @@ class HostPlacement:
         norms.adopt(module)
         fused_experts.adopt(module)
         fused_routers.adopt(module)
+        fused_mixtures.adopt(module)
         self._layers = decoder_layers(module)
         self.runs = fused_layers.adopt(self._layers)
         recurrent_layers.adopt(module)
@@ -73,6 +83,7 @@ class HostPlacement:
     def close(self) -> None:
         """Leave the module tree as it was, but for its linears and norms."""
         fused_layers.release(self._layers)
+        fused_mixtures.release(self._module)
         fused_routers.release(self._module)
         recurrent_layers.release(self._module)
 
@@ -87,6 +98,7 @@ class DevicePlacement:
         DeviceLost: then the linears are in, but know nothing of the device."""
         layers = decoder_layers(module)
         experts = fused_experts.take(module)
+        fused_mixtures.release(module)
         fused_routers.release(module)
         recurrent_layers.release(module)
         self.accelerator = accelerator

@@ -32,7 +32,7 @@ EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, cons
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads);
 /* router.c */
 typedef struct Router Router;
-EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m);
+EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int type, int64_t m);
 EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
                           float *shares, void *scratch, int threads);
 /* experts.c */
@@ -40,5 +40,10 @@ typedef struct Experts Experts;
 EXPORT int64_t hetegen_experts_bytes(int isa, const Experts *e, int type, int64_t m, int64_t choices, int threads);
 EXPORT void hetegen_experts(int isa, const Experts *e, const void *x, int type, int64_t m, int64_t choices,
                             const int64_t *chosen, const float *shares, void *out, void *scratch, int threads);
+/* mixture.c */
+typedef struct Mixture Mixture;
+EXPORT int64_t hetegen_mixture_bytes(int isa, const Mixture *x, int type, int64_t m, int threads);
+EXPORT void hetegen_mixture(int isa, const Mixture *x, const void *rows, int type, int64_t m, void *out, void *scratch,
+                            int threads);
 
 #endif

@@ -12,6 +12,7 @@
 #include "calls.h"
 #include "dispatch.h"
 #include "elements.h"
+#include "gated.h"
 #include "packed_states.h"
 
 typedef struct {
@@ -24,6 +25,7 @@ typedef struct {
  * kind of input for few rows. */
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
+    double residual; /* what either half adds to the states is multiplied with it */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
@@ -33,21 +35,6 @@ typedef struct {
     int isa, type, threads;
     int64_t m;
 } Run;
-
-/* to[i] = a[i] + b[i] */
-INLINE void add_all(const void *a, const void *b, void *to, int64_t count, const int type) {
-    SIMD
-    for (int64_t i = 0; i < count; i++) store(to, i, widened(a, i, type) + widened(b, i, type), type);
-}
-
-/* to[i] = activation(gate[i]) * up[i] */
-INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, const int64_t activation, const int type) {
-    SIMD
-    for (int64_t i = 0; i < count; i++) {
-        float open = rounded(activated(widened(gate, i, type), activation), type);
-        store(to, i, open * widened(up, i, type), type);
-    }
-}
 
 /* x [count][dim] in place: both halves turned into each other by the angles of cos and sin [dim]. Angles of fp32 make
  * torch compute in fp32. */
@@ -70,16 +57,16 @@ INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, con
 }
 
 typedef struct {
-    void (*add)(const void *a, const void *b, void *to, int64_t count, int type);
+    void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
     void (*turn)(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type, int angles);
 } Loops;
 
 /* The loops, compiled for an instruction set and each type by itself. */
 #define LOOPS(name, isa)                                                                                            \
-    isa static void name##_add(const void *a, const void *b, void *to, int64_t count, int type) {                   \
-        if (type == TYPE_F32) add_all(a, b, to, count, TYPE_F32);                                                   \
-        else add_all(a, b, to, count, TYPE_BF16);                                                                   \
+    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) {     \
+        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                           \
+        else add_all(a, b, factor, to, count, TYPE_BF16);                                                           \
     }                                                                                                               \
     isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,      \
                                 int type) {                                                                         \
@@ -146,8 +133,13 @@ static void product(const Run *r, int64_t parts, const int64_t *fields, const vo
 static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
     for (int64_t row = 0; bias && row < r->m; row++) {
         uint8_t *at = (uint8_t *)x + size_of(r, columns) / r->m * row;
-        loops_of(r->isa)->add(at, bias, at, columns, r->type);
+        loops_of(r->isa)->add(at, bias, 1, at, columns, r->type);
     }
+}
+
+/* to = x + what a half of the layer adds to it. */
+static void add_on(const Run *r, const Layer *l, const void *x, const void *added, void *to) {
+    loops_of(r->isa)->add(x, added, (float)l->residual, to, r->m * l->hidden, r->type);
 }
 
 /* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
@@ -188,7 +180,7 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
                       a->threads);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
-    loops_of(r->isa)->add(x, normed(r, &l->after_attention, added, l->hidden, spare), sum, r->m * l->hidden, r->type);
+    add_on(r, l, x, normed(r, &l->after_attention, added, l->hidden, spare), sum);
 }
 
 /* x [m][hidden], also the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
@@ -208,7 +200,7 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     product(&r, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
     loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
     product(&r, 1, l->down, open, l->inner, prepared, added);
-    loops->add(sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out, r.m * l->hidden, type);
+    add_on(&r, l, sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out);
 }
 
 /* As hetegen_layer_end as far as attention goes: sum = x + attention, next = its norm before the gated part. */
@@ -233,9 +225,7 @@ typedef struct {
     void *keys, *values;
     const void *sinks;
     double scale;
-    const Router *router; /* NULL = the layer's own gated part */
-    const Experts *experts;
-    int64_t scored, choices;
+    const Mixture *mixture; /* NULL = the layer's own gated part */
 } Placed;
 
 /* What the layers of a run share: of the tokens kept, the place of the first that is seen, and how many are; room for them;
@@ -255,11 +245,8 @@ static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
 }
 
 static int64_t chosen_bytes(const Run *r, const Placed *p) {
-    if (!p->router) return 0;
-    int64_t words = aligned(r->m * p->scored * 4) + 2 * aligned(r->m * p->choices * 8);
-    int64_t states = 4 * aligned(size_of(r, p->layer->hidden));
-    return words + states + most(hetegen_route_bytes(r->isa, p->router, r->m),
-                                 hetegen_experts_bytes(r->isa, p->experts, r->type, r->m, p->choices, r->threads));
+    if (!p->mixture) return 0;
+    return 4 * aligned(size_of(r, p->layer->hidden)) + hetegen_mixture_bytes(r->isa, p->mixture, r->type, r->m, r->threads);
 }
 
 /* Bytes of scratch memory: of q, k and v, of what experts need, and of a layer's calls. */
@@ -304,15 +291,12 @@ static uint8_t *seen_from(const Run *r, const Layer *l, const Past *p, void *kep
     return (uint8_t *)kept + p->first * (p->packed ? kept_row(l, p) : size_of(r, l->dim) / r->m);
 }
 
-/* out = sum + what the chosen experts make of x, its norm. */
+/* out = sum + what the experts make of x, its norm. */
 static void add_experts(const Run *r, const Placed *p, const void *sum, const void *x, void *out, uint8_t *at) {
     const Layer *l = p->layer;
-    float *scores = (float *)taken(&at, r->m * p->scored * 4), *shares = (float *)taken(&at, r->m * p->choices * 8);
-    int64_t *chosen = (int64_t *)taken(&at, r->m * p->choices * 8);
     void *added = taken(&at, size_of(r, l->hidden)), *spare = taken(&at, size_of(r, l->hidden));
-    hetegen_route(r->isa, p->router, x, r->type, r->m, scores, chosen, shares, at, r->threads);
-    hetegen_experts(r->isa, p->experts, x, r->type, r->m, p->choices, chosen, shares, added, at, r->threads);
-    loops_of(r->isa)->add(sum, normed(r, &l->after_mlp, added, l->hidden, spare), out, r->m * l->hidden, r->type);
+    hetegen_mixture(r->isa, p->mixture, x, r->type, r->m, added, at, r->threads);
+    add_on(r, l, sum, normed(r, &l->after_mlp, added, l->hidden, spare), out);
 }
 
 /* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */
@@ -323,7 +307,7 @@ static void finish_layer(const Run *r, const Placed *p, const Past *past, const 
     const int64_t *sizes = (const int64_t *)&shape;
     float scale = (float)p->scale;
     int threads = (int)past->attention_threads;
-    if (!p->router) {
+    if (!p->mixture) {
         hetegen_layer_end(r->isa, l, x, r->type, sizes, q, keys, values, mask, p->sinks, scale, threads, out, rest,
                           r->threads);
         return;

@@ -1,6 +1,7 @@
 /* Which experts a few rows of input go to, and how much each result counts: one product with a small matrix, and what
  * torch does with its outcome in half a dozen calls. */
 #include "calls.h"
+#include "dispatch.h"
 #include "elements.h"
 #include "thread_pool.h"
 
@@ -12,17 +13,26 @@ struct Router {
     int64_t experts, hidden, choices, kind, normed; /* normed: shares of a row are divided by their sum */
     int64_t rounded_scores, rounded_shares;         /* to bfloat16 */
     int64_t groups, kept_groups, group_best;        /* experts are chosen within the best groups; 1, 1 = all */
-    double scale;
-    const int64_t *weight;        /* fields of hetegen_matmul: bfloat16 [experts][hidden]; NULL = see wide */
+    double scale, eps;
+    const int64_t *weight;        /* fields of hetegen_matmul: [experts][hidden]; NULL = see wide */
     const float *wide;            /* [experts][hidden] */
     const float *bias, *correction; /* [experts]; the correction counts for the choice only; NULL = none */
+    const float *gain, *worth;    /* [hidden] of a norm before the product; [experts] that shares are multiplied with; or NULL */
 };
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int64_t m) {
-    int64_t narrow = hetegen_input_bytes(m, r->hidden, hetegen_input_kind(isa, BF16, m));
-    return aligned(r->weight ? narrow : m * r->hidden * 4);
+static int kind_of(int isa, const Router *r, int64_t m) {
+    return hetegen_input_kind(isa, (int)r->weight[PART_FORMAT], m);
+}
+
+static int64_t normed_bytes(const Router *r, int type, int64_t m) {
+    return r->gain ? aligned(m * r->hidden * item_bytes(type)) : 0;
+}
+
+EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int type, int64_t m) {
+    int64_t input = r->weight ? hetegen_input_bytes(m, r->hidden, kind_of(isa, r, m)) : m * r->hidden * 4;
+    return normed_bytes(r, type, m) + aligned(input);
 }
 
 /* The largest that is not yet taken; the first of equals. */
@@ -77,6 +87,7 @@ static void choose(const Router *r, float *scores, int64_t *chosen, float *share
     if (r->kind == SOFTMAX_OF_CHOSEN) softmax(shares, r->choices);
     for (int64_t k = 0; k < r->choices; k++) {
         float share = (r->normed ? shares[k] / sum : shares[k]) * (float)r->scale;
+        if (r->worth) share *= r->worth[chosen[k]];
         shares[k] = r->rounded_shares ? bf16_to_float(round_bf16(share)) : share;
     }
 }
@@ -129,7 +140,7 @@ static void score(int isa, const Router *r, const void *x, int type, int64_t m, 
         score_wide(r, x, type, m, scores, scratch, threads);
         return;
     }
-    hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, hetegen_input_kind(isa, BF16, m), 1);
+    hetegen_prepare(isa, x, type, m, r->hidden, r->hidden, scratch, kind_of(isa, r, m), 1);
     hetegen_matmul(isa, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
 }
 
@@ -138,7 +149,9 @@ static void score(int isa, const Router *r, const void *x, int type, int64_t m, 
 EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
                           float *shares, void *scratch, int threads) {
     float row[MOST_EXPERTS];
-    score(isa, r, x, type, m, scores, scratch, threads);
+    uint8_t *normed = scratch, *rest = normed + normed_bytes(r, type, m);
+    if (r->gain) hetegen_rms_norm(isa, x, type, m, r->hidden, r->gain, (float)r->eps, 1, normed, 1);
+    score(isa, r, r->gain ? normed : x, type, m, scores, rest, threads);
     for (int64_t i = 0; i < m; i++) {
         float *own = scores + i * r->experts;
         for (int64_t e = 0; e < r->experts; e++) {

@@ -153,7 +153,8 @@ def routed(routing: Routing, scores: Tensor, correction: Tensor) -> tuple[Tensor
 def test_a_router_chooses_as_torch_does(isa: str, routing: Routing, stored: torch.dtype) -> None:
     torch.manual_seed(3)
     weight, bias, correction = torch.randn(16, HIDDEN).to(stored), torch.randn(16), torch.randn(16) / 10
-    native = NativeRouter(open_library(isa), RouterParts(routing, weight, bias, correction))
+    kept = QuantizedWeight("bf16", (16, HIDDEN), weight)
+    native = NativeRouter(open_library(isa), routing, RouterParts(kept, bias, correction))
     x = torch.randn(8, HIDDEN) / 4
     scores, shares, chosen = native(x)
     plain = x @ weight.float().t() + bias

@@ -1,10 +1,11 @@
 """Mixtures of experts in fp32 arithmetic through our library's calls: the same greedy tokens as transformers' own.
 
-The experts' weights are stored in bf16, all others in fp32: so our library computes them, and rounds nothing.
+The weights of linears are stored in bf16, all others in fp32: so our library computes them, and rounds nothing.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.kernels.matmul import host_matmul
-from core.kernels.native_experts import NativeExperts
-from core.kernels.native_library import instruction_sets
-from core.kernels.native_router import NativeRouter
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_library import FEW_ROWS
 from core.kernels.quantize import quantize
-from core.layers import fused_experts, fused_routers, moe
+from core.layers import fused_experts, fused_layers, fused_mixtures, fused_routers, moe
+from core.layers.fused_mixtures import FusedMixture
+from core.layers.fused_routers import FusedRouter
+from core.model.blueprint import decoder_layers
+from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import HostWeight
+from core.spec import bucket
 from tests.core.families import EXPERT_FAMILIES, make_model, reference_tokens
 from tests.core.greedy import GreedyPath, random_prompt
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", *EXPERT_FAMILIES)
-OWN_ROUTERS = ("gemma4_text",)
-"""Families whose routers are computed by transformers: one has a norm and scales of its own."""
+APART = ("gemma4_text",)
+"""Families whose experts stand beside a gated part with norms of its own: router and experts are a call each."""
 TOKENS = 48
+EXACT = {bucket(rows): "widened-fp32" for rows in (FEW_ROWS + 1, 1000)}
+"""What multiplies many rows without rounding them to the weight's type."""
 
 
 def round_weights(folder: Path) -> None:
@@ -36,46 +43,48 @@ def round_weights(folder: Path) -> None:
         save_file(rounded, file, {"format": "pt"})
 
 
-def store_experts_in_bf16(root: Any) -> None:
-    """Of a loaded model in fp32; what is found for such experts is then looked for again."""
-    for module in root.modules():
-        for linears in moe.linears_of(module).values():
-            for linear in linears:
-                linear.host = HostWeight(host_matmul(quantize(linear.host.weight.data.bfloat16(), "bf16")))
-    fused_experts.adopt(root)
-    fused_routers.adopt(root)
+def store_in_bf16(root: Any) -> None:
+    """All linears of a loaded model in fp32; what is found for such linears is then looked for again."""
+    linears = chain.from_iterable(chain(*moe.linears_of(module).values(), [module]) for module in root.modules())
+    for linear in linears:
+        if isinstance(linear, HostLinear):
+            linear.host = HostWeight(host_matmul(quantize(linear.host.weight.data.bfloat16(), "bf16"), EXACT))
+            linear.lead([])
+    for room in (fused_experts, fused_routers, fused_mixtures):
+        room.adopt(root)
+    fused_layers.adopt(decoder_layers(root))
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each of the library's calls is made."""
-    counted = {"experts": 0, "routers": 0}
+def count_few(module: Any, attribute: str, counted: list[int]) -> None:
+    """Count the rows of `module`'s own calls for few rows, which our library should have made."""
+    own = getattr(module, attribute)
 
-    def count(owner: Any, part: str) -> None:
-        own = owner.__call__
+    def counting(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.numel() // x.shape[-1] <= FEW_ROWS:
+            counted.append(x.numel() // x.shape[-1])
+        return own(x, *args, **kwargs)
 
-        def counting(self: Any, x: Tensor, *args: Any) -> Any:
-            counted[part] += 1
-            return own(self, x, *args)
-
-        monkeypatch.setattr(owner, "__call__", counting)
-
-    count(NativeExperts, "experts")
-    count(NativeRouter, "routers")
-    return counted
+    setattr(module, attribute, counting)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_tokens_as_transformers(family: str, tmp_path: Path, calls: dict[str, int]) -> None:
+def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
     make_model(family, tmp_path)
     round_weights(tmp_path)
     prompt = random_prompt(40)
     expected = reference_tokens(tmp_path, prompt, TOKENS)
     path = GreedyPath(tmp_path)
-    store_experts_in_bf16(path.module)
-    layers = sum(bool(moe.linears_of(module)) for module in path.module.modules())
-    calls.update(experts=0, routers=0)
+    store_in_bf16(path.module)
+    forwards = [vars(module).get("forward") for module in path.module.modules()]
+    whole = [forward for forward in forwards if isinstance(forward, FusedMixture)]
+    routers = [forward for forward in forwards if isinstance(forward, FusedRouter)]
+    experts = sum(bool(moe.linears_of(module)) for module in path.module.modules())
+    assert len(routers) == experts > 0
+    assert len(whole) == (0 if family in APART else experts)
+    few: list[int] = []
+    for mixture in whole:
+        count_few(mixture, "own", few)
+    for router in routers:
+        count_few(router, "_own", few)
     assert path.tokens(prompt, TOKENS) == expected
-    assert layers > 0
-    assert calls["experts"] >= layers * (TOKENS - 1)
-    assert calls["routers"] >= layers * (TOKENS - 1) or family in OWN_ROUTERS
+    assert not few

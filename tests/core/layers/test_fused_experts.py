@@ -13,7 +13,7 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
-from core.layers import fused_experts, fused_routers, moe
+from core.layers import fused_experts, fused_mixtures, fused_routers, moe
 from core.layers.fused_experts import FusedExperts
 from core.layers.fused_forward import one_by_one
 from core.layers.fused_routers import FusedRouter
@@ -28,7 +28,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next")
-ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_next")
+ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_next", "gemma4_text")
 
 
 def modules(path: GreedyPath) -> list[Any]:
@@ -90,6 +90,7 @@ def test_a_token_goes_through_the_call_and_a_long_prompt_too(tmp_path: Path, mon
     path.model.forward(PROMPT * 8, cache)
     path.model.forward([1], cache)
     del vars(modules(path)[0])[moe.TOGETHER]
+    fused_mixtures.release(path.module)
     with one_by_one(path.model.placement.runs), pytest.raises(AssertionError, match="by itself"):
         path.model.forward([1], cache)
 

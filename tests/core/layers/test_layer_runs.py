@@ -24,6 +24,7 @@ from tests.core.greedy import GreedyPath
 from tests.core.layers.fused import PROMPT, load
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
+FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "mistral", "granite", "mixtral", "qwen3_moe", "qwen2_moe")
 LAYERS = 4
 PARTS = [PROMPT, [1], [2], [3], PROMPT[:3], PROMPT[:3], [4], PROMPT[:8], PROMPT[:8], [5]]
 """Each number of rows once to be watched, and then together."""
@@ -49,7 +50,7 @@ def logits(path: GreedyPath, cache: KVCache) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("format", ["int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "mistral", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_numbers_as_one_by_one(
     family: str, format: Format, dtype: torch.dtype, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
 ) -> None:

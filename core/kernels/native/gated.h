@@ -1,0 +1,22 @@
+/* What stands around the products of a layer's gated part. */
+#ifndef HETEGEN_GATED_H
+#define HETEGEN_GATED_H
+
+#include "elements.h"
+
+/* to[i] = a[i] + factor * b[i] */
+INLINE void add_all(const void *a, const void *b, float factor, void *to, int64_t count, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) store(to, i, widened(a, i, type) + rounded(factor * widened(b, i, type), type), type);
+}
+
+/* to[i] = activation(gate[i]) * up[i] */
+INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, const int64_t activation, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) {
+        float open = rounded(activated(widened(gate, i, type), activation), type);
+        store(to, i, open * widened(up, i, type), type);
+    }
+}
+
+#endif

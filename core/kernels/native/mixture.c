@@ -1,0 +1,125 @@
+/* What a layer's experts make of a few rows of input in one call: the router's choice, the weighted sum of the chosen
+ * experts, and what an expert that every row goes to adds. */
+#include "calls.h"
+#include "dispatch.h"
+#include "gated.h"
+
+/* All fields are of 8 bytes. Weights are fields of the parts of hetegen_matmul. */
+struct Mixture {
+    const Router *router;
+    const Experts *experts;
+    int64_t scored, choices, hidden; /* experts that the router scores, and how many a row goes to */
+    int64_t inner, activation;       /* of the expert for every row; inner 0 = there is none */
+    int64_t gate_up[2 * PART_FIELDS], down[PART_FIELDS];
+    const int64_t *door; /* a single row: the sigmoid of its product multiplies that expert's result; NULL = none */
+};
+
+typedef struct {
+    void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
+    void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
+    void (*open)(const void *door, void *x, int64_t rows, int64_t columns, int type);
+} Loops;
+
+/* x [rows][columns] in place: each row times the sigmoid of its number in door. */
+INLINE void open_all(const void *door, void *x, int64_t rows, int64_t columns, const int type) {
+    for (int64_t row = 0; row < rows; row++) {
+        float share = rounded(sigmoid(widened(door, row, type)), type);
+        SIMD
+        for (int64_t i = row * columns; i < (row + 1) * columns; i++) store(x, i, share * widened(x, i, type), type);
+    }
+}
+
+#define LOOPS(name, isa)                                                                                        \
+    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
+        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \
+        else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
+    }                                                                                                           \
+    isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,  \
+                                int type) {                                                                     \
+        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);              \
+        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                          \
+        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                            \
+        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                               \
+    }                                                                                                           \
+    isa static void name##_open(const void *door, void *x, int64_t rows, int64_t columns, int type) {           \
+        if (type == TYPE_F32) open_all(door, x, rows, columns, TYPE_F32);                                       \
+        else open_all(door, x, rows, columns, TYPE_BF16);                                                       \
+    }                                                                                                           \
+    static const Loops name = {name##_add, name##_gate, name##_open};
+#include "loops.h"
+
+typedef struct {
+    int isa, type, threads;
+    int64_t m;
+} Run;
+
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static uint8_t *taken(uint8_t **at, int64_t bytes) {
+    uint8_t *from = *at;
+    *at += aligned(bytes);
+    return from;
+}
+
+static int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
+
+static int kind_of(const Run *r, const int64_t *fields) {
+    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
+}
+
+static int64_t prepared_bytes(const Run *r, const Mixture *x) {
+    int64_t first = hetegen_input_bytes(r->m, x->hidden, kind_of(r, x->gate_up));
+    int64_t last = hetegen_input_bytes(r->m, x->inner, kind_of(r, x->down));
+    return most(most(first, last), x->door ? hetegen_input_bytes(r->m, x->hidden, kind_of(r, x->door)) : 0);
+}
+
+static int64_t shared_bytes(const Run *r, const Mixture *x) {
+    if (!x->inner) return 0;
+    int64_t states = 3 * aligned(size_of(r, x->inner)) + aligned(size_of(r, x->hidden)) + aligned(size_of(r, 1));
+    return states + aligned(prepared_bytes(r, x));
+}
+
+/* Bytes of scratch memory that hetegen_mixture needs. */
+EXPORT int64_t hetegen_mixture_bytes(int isa, const Mixture *x, int type, int64_t m, int threads) {
+    Run r = {isa, type, threads, m};
+    int64_t choice = aligned(m * x->scored * 4) + aligned(m * x->choices * 4) + aligned(m * x->choices * 8);
+    int64_t experts = hetegen_experts_bytes(isa, x->experts, type, m, x->choices, threads);
+    return choice + most(most(hetegen_route_bytes(isa, x->router, type, m), experts), shared_bytes(&r, x));
+}
+
+static void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
+                    void *to) {
+    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);
+    hetegen_matmul(r->isa, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
+}
+
+/* out += what the expert for every row makes of the rows. */
+static void add_shared(const Run *r, const Mixture *x, const void *rows, void *out, uint8_t *at) {
+    const Loops *loops = loops_of(r->isa);
+    /* gate and up lie one behind the other, as a product writes its parts */
+    uint8_t *gate = taken(&at, 2 * size_of(r, x->inner)), *up = gate + size_of(r, x->inner);
+    uint8_t *open = taken(&at, size_of(r, x->inner)), *made = taken(&at, size_of(r, x->hidden));
+    uint8_t *door = taken(&at, size_of(r, 1)), *prepared = at;
+    product(r, 2, x->gate_up, rows, x->hidden, prepared, gate);
+    loops->gate(gate, up, open, r->m * x->inner, x->activation, r->type);
+    product(r, 1, x->down, open, x->inner, prepared, made);
+    if (x->door) {
+        product(r, 1, x->door, rows, x->hidden, prepared, door);
+        loops->open(door, made, r->m, x->hidden, r->type);
+    }
+    loops->add(out, made, 1, out, r->m * x->hidden, r->type);
+}
+
+/* rows, out: [m][hidden] of `type` (fp32 or bf16), contiguous, m at most FEW_ROWS. */
+EXPORT void hetegen_mixture(int isa, const Mixture *x, const void *rows, int type, int64_t m, void *out, void *scratch,
+                            int threads) {
+    Run r = {isa, type, threads, m};
+    uint8_t *at = scratch;
+    float *scores = (float *)taken(&at, m * x->scored * 4), *shares = (float *)taken(&at, m * x->choices * 4);
+    int64_t *chosen = (int64_t *)taken(&at, m * x->choices * 8);
+    hetegen_route(isa, x->router, rows, type, m, scores, chosen, shares, at, threads);
+    hetegen_experts(isa, x->experts, rows, type, m, x->choices, chosen, shares, out, at, threads);
+    if (x->inner) add_shared(&r, x, rows, out, at);
+}

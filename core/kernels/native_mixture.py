@@ -1,0 +1,68 @@
+"""What a layer's experts make of a few rows of input in one call of our library, with the choice of experts."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from core.kernels.native_abi import PART_FIELDS
+from core.kernels.native_experts import NativeExperts
+from core.kernels.native_layer import ACTIVATIONS
+from core.kernels.native_library import Parts
+from core.kernels.native_router import NativeRouter
+from core.kernels.quantized_weight import QuantizedWeight
+
+_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Mixture(ctypes.Structure):
+    """`Mixture` of mixture.c."""
+
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("router", "experts")),
+        *((name, _INT) for name in ("scored", "choices", "hidden", "inner", "activation")),
+        ("gate_up", _INT * (2 * PART_FIELDS)),
+        ("down", _INT * PART_FIELDS),
+        ("door", _ADDRESS),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SharedExpert:
+    """An expert that every row goes to: gate and up (N, K) want the same kind of input, down is (K, N). `door` (1, K):
+    the sigmoid of its product multiplies the result."""
+
+    activation: str
+    gate: QuantizedWeight
+    up: QuantizedWeight
+    down: QuantizedWeight
+    door: QuantizedWeight | None = None
+
+    def fit(self, columns: int) -> bool:
+        """Whether the weights are of the sizes that the library takes for granted."""
+        inner = self.gate.shape[0]
+        sized = self.gate.shape == self.up.shape == (inner, columns) and self.down.shape == (columns, inner)
+        return sized and (self.door is None or self.door.shape == (1, columns))
+
+
+class NativeMixture:
+    """One layer's call, of parts of one library. Inputs are contiguous, of `dtype`, of at most FEW_ROWS rows."""
+
+    def __init__(self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None) -> None:
+        self.library, self.dtype = experts.library, experts.dtype
+        door = None if shared is None or shared.door is None else Parts([(shared.door, 0, 1)])
+        self._held = router, experts, shared, door  # their addresses are in the fields
+        self._fields = _Mixture(router.address, experts.address, router.experts, router.routing.choices, experts.hidden)
+        if shared is not None:
+            inner, hidden = shared.gate.shape[0], experts.hidden
+            self._fields.inner, self._fields.activation = inner, ACTIVATIONS[shared.activation]
+            self._fields.gate_up = Parts([(shared.gate, 0, inner), (shared.up, 0, inner)]).fields
+            self._fields.down = Parts([(shared.down, 0, hidden)]).fields
+            self._fields.door = ctypes.addressof(door.fields) if door else None
+        self.address = ctypes.addressof(self._fields)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (M, K) -> (M, K)."""
+        return self.library.mixture(self.address, x)

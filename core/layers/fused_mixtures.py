@@ -1,0 +1,187 @@
+"""Blocks of experts as one call of our library for few rows, found by trying each kind against its own forward.
+
+Such a block has a router and experts that our library computes. It may have a gated part that every row goes to, and a
+linear of one row whose sigmoid that part is multiplied with. What it makes of them is seen, not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.kernels.native_experts import NativeExperts
+from core.kernels.native_layer import ACTIVATIONS
+from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_mixture import NativeMixture, SharedExpert
+from core.kernels.native_router import NativeRouter
+from core.layers import moe
+from core.layers.fused_experts import FusedExperts
+from core.layers.fused_routers import FusedRouter
+from core.layers.trials import MISFITS
+from core.offload.hetero_linear import HostLinear
+from core.offload.host_weight import common_library
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+TRIED_ROWS, TRIED_SIZES = (1, 3), (0.3, 1.0, 3.0)
+NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02}
+"""Largest error, as a fraction of a row's largest number, by type."""
+SAME_ROUNDING = 0.97
+"""Fraction of bf16 outputs that must match bit for bit: the exponential function is not computed as torch does it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What a block consists of. `linears`: gate, up and down of the part that every row goes to, and what opens it."""
+
+    router: NativeRouter
+    experts: FusedExperts
+    linears: Sequence[HostLinear]
+
+    def shared(self, activation: str) -> SharedExpert | None:
+        """The part that every row goes to, None without one."""
+        return SharedExpert(activation, *(one.host.weight for one in self.linears)) if self.linears else None
+
+    def takes(self, rows: int) -> NativeExperts | None:
+        """The experts for so many rows, if one library is to compute all of them."""
+        experts, library = self.experts.native(rows * self.router.routing.choices), self.router.library
+        if rows > FEW_ROWS or experts is None or experts.library is not library:
+            return None
+        hosts = [one.host for one in self.linears]
+        kinds = {library.input_kind(host.weight.storage, rows) for host in hosts[:2]}  # gate and up share their input
+        return experts if not hosts or (common_library(hosts, rows) is library and len(kinds) == 1) else None
+
+
+class FusedMixture:
+    """The forward of one block of experts: ours for few rows, else its own."""
+
+    def __init__(self, own: Any, block: Block, activation: str, *, pair: bool) -> None:
+        """`pair`: its own gives something beside the states, which no layer reads."""
+        self.own = own
+        self._block = block
+        self._pair = pair
+        self._shared = block.shared(activation)
+        self._made: dict[NativeExperts, NativeMixture] = {}
+        self._by_rows = [self._native(rows) for rows in range(1, FEW_ROWS + 1)]
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(..., K) -> (..., K)."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        native = None if args or kwargs else self.native(len(x))
+        if native is None or x.dtype is not native.dtype or x.device.type != "cpu" or not x.is_contiguous():
+            return self.own(hidden_states, *args, **kwargs)
+        y = native(x).view(hidden_states.shape)
+        return (y, None) if self._pair else y
+
+    def native(self, rows: int) -> NativeMixture | None:
+        """What computes so many rows; None where it is not one call of ours."""
+        return self._by_rows[rows - 1] if 0 < rows <= FEW_ROWS else None
+
+    def _native(self, rows: int) -> NativeMixture | None:
+        experts = self._block.takes(rows)
+        if experts is not None and experts not in self._made:
+            self._made[experts] = NativeMixture(self._block.router, experts, self._shared)
+        return None if experts is None else self._made[experts]
+
+
+@dataclass(frozen=True)
+class Make:
+    """How ours computes what a kind of block does."""
+
+    activation: str
+    pair: bool = False
+
+
+def adopt(root: Any) -> None:
+    """Replace the forward of all such blocks of a filled tree on the CPU."""
+    release(root)
+    found: dict[str, Make | None] = {}
+    for module in list(root.modules()):
+        if (block := _block(module)) is None:
+            continue
+        kind = _kind(module)
+        if kind not in found:
+            found[kind] = _make(module, block, root.dtype)
+        if (make := found[kind]) is not None:
+            module.forward = FusedMixture(module.forward, block, make.activation, pair=make.pair)
+
+
+def release(root: nn.Module) -> None:
+    """Give the blocks their own forward back."""
+    for module in root.modules():
+        if isinstance(vars(module).get("forward"), FusedMixture):
+            del module.forward
+
+
+def _block(module: nn.Module) -> Block | None:
+    """The parts of a block that has those that we know and no others."""
+    children = list(module.children())
+    routers = [own.native for one in children if isinstance(own := vars(one).get("forward"), FusedRouter)]
+    experts = [own for one in children if isinstance(own := vars(one).get(moe.TOGETHER), FusedExperts)]
+    shared = [linears for one in children if (linears := _gated(one))]
+    doors = [one for one in children if isinstance(one, HostLinear) and one.host.rows == 1]
+    known = len(routers) == len(experts) == 1 and len(shared) <= 1 and len(doors) <= len(shared)
+    if not known or len(children) != 2 + len(shared) + len(doors):
+        return None
+    parts = [*chain.from_iterable(shared), *doors]
+    return Block(routers[0], experts[0], parts) if _may_be_ours(parts) else None
+
+
+def _gated(module: nn.Module) -> tuple[Any, ...]:
+    """The linears of a gated part on the CPU; () where it is none."""
+    linears = tuple(module._modules.get(name) for name in GATED)
+    others = module._modules.keys() - {*GATED, "act_fn"}
+    return linears if not others and all(isinstance(one, HostLinear) for one in linears) else ()
+
+
+def _may_be_ours(linears: Sequence[HostLinear]) -> bool:
+    """Whether the part that every row goes to is made of weights that fit together, without biases."""
+    shared = SharedExpert("", *(one.host.weight for one in linears)) if linears else None
+    return all(one.bias is None for one in linears) and (shared is None or shared.fit(linears[0].host.columns))
+
+
+def _kind(module: nn.Module) -> str:
+    """The same for blocks that compute the same: their classes and plain values."""
+    return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in module.modules()])
+
+
+def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
+    return ((name, repr(value)) for name, value in vars(module).items() if isinstance(value, moe.PLAIN_VALUES))
+
+
+@torch.inference_mode()
+def _make(module: Any, block: Block, dtype: torch.dtype) -> Make | None:
+    """How ours computes what the block does; None if it computes something else, or is not faster for few rows."""
+    tried = [rows for rows in TRIED_ROWS if block.takes(rows)]
+    try:
+        given = [_inputs(block, rows, dtype) for rows in tried]
+        own = [module.forward(x) for x in given]
+    except MISFITS:
+        return None
+    pair = any(isinstance(one, tuple) for one in own)
+    expected = [one[0] if isinstance(one, tuple) else one for one in own]
+    for activation in ACTIVATIONS if block.linears else ("silu",):
+        fused = FusedMixture(module.forward, block, activation, pair=False)
+        if given and all(map(_agree, map(fused, given), expected)):
+            return Make(activation, pair)
+    return None
+
+
+def _inputs(block: Block, rows: int, dtype: torch.dtype) -> Tensor:
+    native = block.takes(rows)
+    assert native is not None, "only numbers of rows that are ours are tried"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, rows, native.hidden, generator=generator) * torch.tensor(TRIED_SIZES)[None, :rows, None]
+    return x.to(dtype)
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    if expected.shape != found.shape or expected.dtype is not found.dtype:
+        return False
+    largest = expected.float().abs().amax(-1, keepdim=True)
+    near = bool(((found.float() - expected.float()).abs() <= NEAR[found.dtype] * largest).all())
+    return near and (found.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
