@@ -10,6 +10,7 @@ from torch import Tensor
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_experts import Activation, ExpertParts, NativeExperts
 from core.kernels.native_library import open_library
+from core.kernels.native_mixture import NativeMixture, SharedExpert
 from core.kernels.native_router import NativeRouter, RouterParts, Routing
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight, pack
@@ -163,3 +164,36 @@ def test_a_router_chooses_as_torch_does(isa: str, routing: Routing, stored: torc
     wanted, numbers = routed(routing, scores, correction)
     assert torch.equal(chosen, numbers)
     torch.testing.assert_close(shares, wanted.bfloat16().float() if routing.rounded_shares else wanted)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_mixture_adds_the_expert_that_every_row_goes_to(
+    isa: str, dtype: torch.dtype, opened: bool, rows: int
+) -> None:
+    torch.manual_seed(rows)
+    library, made = open_library(isa), parts(SILU, "bf16", dtype, biased=False)
+    vectors = torch.randn(EXPERTS, HIDDEN).bfloat16()
+    routing = Routing("softmax_of_all", CHOICES, normed=True, rounded_scores=False, rounded_shares=False)
+    gain, worth = torch.rand(HIDDEN) + 0.5, torch.rand(EXPERTS)
+    kept = QuantizedWeight("bf16", (EXPERTS, HIDDEN), vectors)
+    router = NativeRouter(library, routing, RouterParts(kept, gain=gain, eps=1e-6, worth=worth))
+    gate, up, down, door = (
+        torch.randn(size).bfloat16() / 4 for size in ((22, HIDDEN), (22, HIDDEN), (HIDDEN, 22), (1, HIDDEN))
+    )
+    packed = [QuantizedWeight("bf16", (len(one), one.shape[1]), one) for one in (gate, up, down, door)]
+    shared = SharedExpert("silu", *packed[: 4 if opened else 3])
+    assert shared.fit(HIDDEN)
+    experts = NativeExperts(library, made, dtype)
+    x = torch.randn(rows, HIDDEN).to(dtype)
+    wide = x.float()
+    scores = (wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt() * gain) @ vectors.float().t()
+    shares, chosen = routed(routing, scores, torch.zeros(EXPERTS))
+    wanted = expected(made, x, chosen, shares * worth[chosen])
+    added = (torch.nn.functional.silu(wide @ gate.float().t()) * (wide @ up.float().t())) @ down.float().t()
+    wanted = wanted + added * (wide @ door.float().t()).sigmoid() if opened else wanted + added
+    found = NativeMixture(router, experts, shared)(x)
+    assert found.dtype is dtype
+    assert (found.float() - wanted).norm() <= (0.02 if dtype is torch.bfloat16 else 1e-5) * wanted.norm()
