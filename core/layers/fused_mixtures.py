@@ -52,8 +52,12 @@ class Block:
         if rows > FEW_ROWS or experts is None or experts.library is not library:
             return None
         hosts = [one.host for one in self.linears]
-        kinds = {library.input_kind(host.weight.storage, rows) for host in hosts[:2]}  # gate and up share their input
-        return experts if not hosts or (common_library(hosts, rows) is library and len(kinds) == 1) else None
+        return experts if not hosts or (common_library(hosts, rows) is library and self._is_alike(rows)) else None
+
+    def _is_alike(self, rows: int) -> bool:
+        """Whether gate and up, which are multiplied together, want the same kind of input."""
+        gate, up = (self.router.library.input_kind(one.host.weight.storage, rows) for one in self.linears[:2])
+        return gate == up
 
 
 class FusedMixture:
