@@ -54,7 +54,7 @@ Raises HeteGenError."""
 
 def fit(plan: Plan, spec: ModelSpec, stored_bytes: int = 0) -> Fit:
     """What a plan says to somebody who has to choose a model. `stored_bytes`: of the files' tensors, where known."""
-    around = spec.resident_bytes + (0 if spec.head_tied else spec.embedding_bytes)
+    around = spec.resident_bytes + spec.lookup_bytes + (0 if spec.head_tied else spec.embedding_bytes)
     return Fit(
         kind=_kind(plan),
         reason=plan.reason,

@@ -34,7 +34,7 @@ class HostInput:
         return self._as[dtype]
 
     def ordered(self, order: Tensor | None) -> HostInput:
-        """The same with columns in this order, made once for all weights that share the tensor."""
+        """The same (M, K) with columns in this order, made once for all weights that share the tensor."""
         if order is None:
             return self
         if id(order) not in self._ordered:

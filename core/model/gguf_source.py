@@ -11,6 +11,7 @@ import torch
 
 from core.layers.moe import fused_names
 from core.model.blueprint import build, config_from
+from core.model.tables import input_table, other_tables
 from core.model.trace import is_fused, is_linear
 from core.spec import Storage
 from core.weights.gguf.blocks import numbers
@@ -29,14 +30,14 @@ MOST_FACTORS = 1 << 14
 class GgufModel:
     """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
     the plan are made of, by the linears' names; `stored`: how those lie that are quantised, None where they are
-    converted; `stored_as`: what people call the file's kind; `table_in_file`: whether the input table stays there."""
+    converted; `stored_as`: what people call the file's kind; `tables_in_file`: the tables of ids that stay there."""
 
     module: Any
     weights: GgufWeights
     linears: Mapping[str, str]
     stored: Mapping[str, Storage | None]
     stored_as: str
-    table_in_file: bool
+    tables_in_file: frozenset[str]
 
     @property
     def packed(self) -> PackedLinears:
@@ -64,18 +65,17 @@ def open_gguf(path: Path) -> GgufModel:
     weights = GgufWeights(files, family_of(files.settings), config, config["num_hidden_layers"])
     linears = dict(_linears(module, weights.targets))
     stored = _stored(linears, weights.targets)
-    table = _table(module)
-    weights.kept = frozenset(linears[name] for name, storage in stored.items() if storage) - {table}
-    if in_file := _stays_in_file(table, linears, stored, weights.targets):
-        weights.table, weights.kept = table, weights.kept | {table}
-    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors), in_file)
+    weights.tables = _in_file(module, linears, stored, weights.targets)
+    kept = {linears[name] for name, storage in stored.items() if storage} - {_table(module)}
+    weights.kept = weights.tables | kept
+    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors), weights.tables)
 
 
 def describe_gguf(
     settings: Settings, tensors: Mapping[str, TensorPlace], source: str
-) -> tuple[Any, dict[str, Storage | None], bool]:
-    """The meta tree, how its linears are stored and whether the input table stays in the file, of one whose header
-    alone is known. Raises HeteGenError."""
+) -> tuple[Any, dict[str, Storage | None], frozenset[str]]:
+    """The meta tree, how its linears are stored and which tables stay in the file, of one whose header alone is known.
+    Raises HeteGenError."""
     # What stretches the positions changes no size.
     vectors = {name: [1.0] * min(tensors[name].elements, MOST_FACTORS) for name in VECTORS if name in tensors}
     config = config_of(settings, tensors, vectors, source)
@@ -83,16 +83,17 @@ def describe_gguf(
     made_of = targets(tensors, family_of(settings), config["num_hidden_layers"])
     linears = dict(_linears(module, made_of))
     stored = _stored(linears, made_of)
-    return module, stored, _stays_in_file(_table(module), linears, stored, made_of)
+    return module, stored, _in_file(module, linears, stored, made_of)
 
 
-def _stays_in_file(
-    table: str, linears: Mapping[str, str], stored: Mapping[str, Storage | None], made_of: Mapping[str, Target]
-) -> bool:
-    """Whether rows of the input table can be read by themselves, and nothing else needs it as numbers: a head that is
-    tied to it stays packed."""
-    tied = [name for name, parameter in linears.items() if parameter == table]
-    return table in made_of and made_of[table].is_by_row and all(stored[name] for name in tied)
+def _in_file(
+    module: Any, linears: Mapping[str, str], stored: Mapping[str, Storage | None], made_of: Mapping[str, Target]
+) -> frozenset[str]:
+    """The tables whose rows can be read by themselves, and that nothing else needs as numbers: a head that is tied to
+    the input table stays packed."""
+    needed = {parameter for name, parameter in linears.items() if not stored.get(name)}
+    tables = (_table(module), *(f"{name}.weight" for name in other_tables(module)))
+    return frozenset(name for name in tables if name in made_of and made_of[name].is_by_row and name not in needed)
 
 
 def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[str, Storage | None]:
@@ -111,5 +112,4 @@ def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, 
 
 def _table(module: Any) -> str:
     """The name of the input table's parameter."""
-    part = module.get_input_embeddings()
-    return next(f"{name}.weight" for name, child in module.named_modules() if child is part)
+    return f"{input_table(module)}.weight"

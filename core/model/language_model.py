@@ -21,6 +21,7 @@ from core.model.file_table import FileTable
 from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed
+from core.model.tables import put
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
@@ -150,9 +151,10 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
             _assign(module, name, finish(name, value[0] if isinstance(value, list) else value))
         yield done / len(work)
     _finish(module, later)
-    if isinstance(checkpoint, GgufWeights) and checkpoint.table:
-        rows = partial(checkpoint.rows, checkpoint.table)
-        module.set_input_embeddings(FileTable(module.get_input_embeddings(), rows))
+    if isinstance(checkpoint, GgufWeights):
+        for table in checkpoint.tables:
+            name = table.removesuffix(".weight")
+            put(module, name, FileTable(module.get_submodule(name), partial(checkpoint.rows, table)))
 
 
 def fill_parts(module: Any, checkpoint: Mapping[str, Tensor]) -> None:

@@ -40,8 +40,8 @@ class Source:
     `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
     for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
     how the files have them, for people, where they are quantised. `files`: what conversions are kept for, () =
-    none are; `part`: which part of them this is, "" = the model. `table_in_file`: whether rows of the input table are
-    read there when they are looked up. `make_tokenizer` makes transformers' tokenizer where none of its files lie in
+    none are; `part`: which part of them this is, "" = the model. `tables_in_file`: tables whose rows are read
+    there when they are looked up. `make_tokenizer` makes transformers' tokenizer where none of its files lie in
     `folder`.
     """
 
@@ -56,7 +56,7 @@ class Source:
     stored: Mapping[str, Storage | None] = field(default_factory=dict)
     stored_as: str = ""
     part: str = ""
-    table_in_file: bool = False
+    tables_in_file: frozenset[str] = frozenset()
     make_tokenizer: Callable[[], Any] | None = None
 
     @property
@@ -162,7 +162,7 @@ def _open_file(path: Path) -> Source:
         files=files.files,
         stored=model.stored,
         stored_as=model.stored_as,
-        table_in_file=model.table_in_file,
+        tables_in_file=model.tables_in_file,
         make_tokenizer=lambda: make_tokenizer(settings, path.name),
     )
 

@@ -31,6 +31,7 @@ from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
 from core.model.held_experts import HeldExperts
+from core.model.tables import other_tables, put
 from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import (
@@ -303,9 +304,9 @@ class DeviceRest:
 
     def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads) -> None:
         self._module = module
-        self._table = module.get_input_embeddings()
+        self._table, self._others = module.get_input_embeddings(), other_tables(module)
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        kept_back = set(self._table.modules())
+        kept_back = {part for table in (self._table, *self._others.values()) for part in table.modules()}
         for child in module.modules():
             if child in kept_back or isinstance(child, HeteroLinear):
                 continue
@@ -322,12 +323,16 @@ class DeviceRest:
         for holder, name, tensor in self._originals:
             holder[name] = moved[id(tensor)]
         module.set_input_embeddings(HostEmbedding(self._table, accelerator))
+        for name, table in self._others.items():
+            put(module, name, HostEmbedding(table, accelerator))
 
     def restore(self) -> None:
         """Put the host's tensors back; the device may be gone."""
         for holder, name, tensor in self._originals:
             holder[name] = tensor
         self._module.set_input_embeddings(self._table)
+        for name, table in self._others.items():
+            put(self._module, name, table)
 
 
 class Uploads:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,12 +18,13 @@ import transformers
 
 from core.files import keep
 from core.model.model_source import Source
+from core.model.tables import input_table, other_tables
 from core.model.trace import survey
 from core.paths import cache_folder, made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
-SURVEY_VERSION = 5
+SURVEY_VERSION = 6
 """Counted up when a survey comes to find something else."""
 KEPT_SPECS = 64
 
@@ -31,17 +32,22 @@ KEPT_SPECS = 64
 def specification_of(source: Source) -> ModelSpec:
     """The specification of a model that is on this disk or made up."""
     return specification(
-        source.module, source.name, cache_folder(), source.stored, source.stored_as, table_in_file=source.table_in_file
+        source.module,
+        source.name,
+        cache_folder(),
+        source.stored,
+        source.stored_as,
+        tables_in_file=source.tables_in_file,
     )
 
 
 def specification(
     module: Any, name: str, folder: Path, stored: Mapping[str, Storage | None] | None = None, stored_as: str = "",
-    *, table_in_file: bool = False,
+    *, tables_in_file: Collection[str] = (),
 ) -> ModelSpec:  # fmt: skip
     """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie
     that the model's files have quantised already, None where they are converted; `stored_as`: what that is called;
-    `table_in_file`: whether the input table takes no memory."""
+    `tables_in_file`: the tables of ids that take no memory."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
@@ -54,8 +60,10 @@ def specification(
         else linear
         for linear in spec.linears
     )
-    table = 0 if table_in_file else spec.embedding_bytes
-    return replace(spec, name=name, linears=linears, stored_as=stored_as, embedding_bytes=table)
+    table = 0 if f"{input_table(module)}.weight" in tables_in_file else spec.embedding_bytes
+    others = [f"{name}.weight" in tables_in_file for name in other_tables(module)]
+    looked_up = 0 if all(others) else spec.lookup_bytes
+    return replace(spec, name=name, linears=linears, stored_as=stored_as, embedding_bytes=table, lookup_bytes=looked_up)
 
 
 def _key(module: Any) -> str:

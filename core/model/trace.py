@@ -23,6 +23,7 @@ from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
 from core.model.language_half import text_config
 from core.model.sight import sight_bytes
+from core.model.tables import other_tables
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
 # Enough tokens to pass through every branch; the figures per token are divided by it.
@@ -42,7 +43,8 @@ def survey(module: Any, name: str = "") -> ModelSpec:
     embeddings = _embeddings(module)
     head = _head_name(module, linears)
     tied = bool(head) and any(module.get_submodule(head).weight is table for table in embeddings)
-    counted = sum(linear.parameters for linear in linears) + sum(t.numel() for t in embeddings)
+    looked_up = sum(p.numel() for table in other_tables(module).values() for p in table.parameters())
+    counted = sum(linear.parameters for linear in linears) + sum(t.numel() for t in embeddings) + looked_up
     everything = sum(p.numel() for p in module.parameters())  # tied weights once
     if tied:
         counted -= module.get_submodule(head).weight.numel()
@@ -57,6 +59,7 @@ def survey(module: Any, name: str = "") -> ModelSpec:
         kv_layers=tuple(_kv_layers(trace.cache, module.dtype)),
         resident_bytes=max(everything - counted, 0) * module.dtype.itemsize,
         embedding_bytes=sum(t.numel() for t in embeddings) * module.dtype.itemsize,
+        lookup_bytes=looked_up * module.dtype.itemsize,
         head=head,
         head_tied=tied,
         stored_dtype=STORED[module.dtype],

@@ -41,7 +41,7 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> Mod
         places = _places(tensors)
         module, stored, in_file = describe_gguf(dict(config), places, name)
         kind = file_kind(config, places)
-        return specification(module, name, cache_folder(), stored, kind, table_in_file=in_file)
+        return specification(module, name, cache_folder(), stored, kind, tables_in_file=in_file)
     return _described(config, _infos(tensors), name)
 
 

@@ -74,9 +74,9 @@ class ModelSpec:
 
     `linears` in the order of the forward pass, the output head among them. `resident_bytes`: norms, biases and other
     small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
-    the head's own weights. `head` is the name of the output head among `linears` ('' if there is none). `stored_as`:
-    how the files have the weights, for people, where they are quantised already. `sight_bytes`: of what sees, which is
-    opened in RAM at the first picture.
+    the head's own weights. `lookup_bytes`: other tables with a row for each token, which lie in RAM. `head` is the name
+    of the output head among `linears` ('' if there is none). `stored_as`: how the files have the weights, for people,
+    where they are quantised already. `sight_bytes`: of what sees, which is opened in RAM at the first picture.
     """
 
     name: str
@@ -95,6 +95,7 @@ class ModelSpec:
     stored_as: str = ""
     parameters: int = 0
     sight_bytes: int = 0
+    lookup_bytes: int = 0
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """How this linear lies in memory: as stored, or in a format of fewer bits; never in more than it was stored.

@@ -60,11 +60,11 @@ class Target:
 
 class GgufWeights(Mapping[str, Tensor]):
     """Numbers by the names in the module tree, made when asked for. What is in `kept` comes as zeros that take no
-    memory: `PackedLinears` has the true weights, and `rows` those of `table`, the input table, where it is kept too."""
+    memory: `PackedLinears` has the true weights, and `rows` those of `tables`, in which ids are looked up."""
 
     def __init__(self, files: GgufFiles, family: Family, config: Config, layers: int) -> None:
         """Raises UnsupportedModel where a tensor has no place in the model."""
-        self.table = ""
+        self.tables: frozenset[str] = frozenset()
         self.files = files
         self.targets = targets(files.tensors, family, layers)
         self.dtype = main_dtype(files.tensors)

@@ -16,6 +16,7 @@ from core.generation.sampler import make_sampler, resolve
 from core.hub.remote_spec import read_local
 from core.model.gguf_source import open_gguf
 from core.model.model_source import open_source
+from core.runtime.fit import describe
 from core.runtime.loaded_model import LoadedModel
 from tests.core.greedy import GREEDY, loaded_model, transformers_tokens
 from tests.core.weights.gguf.tiny_gguf import MODELS, copy_settings, finish, make_model, write_gguf
@@ -78,8 +79,24 @@ def test_the_input_table_stays_in_the_file(name: str, tmp_path: Path) -> None:
     assert loaded.spec.embedding_bytes == 0
 
 
+def test_inputs_by_layer_stay_in_the_file_and_off_the_card(tmp_path: Path) -> None:
+    model = make_model("gemma4")
+    path = write_gguf("gemma4", model, tmp_path / "m.gguf", Q8_0)
+    loaded = loaded_model(path, OPTIONS)
+    table, ids = loaded.model.module.model.embed_tokens_per_layer, torch.tensor([[7, 300, 7, 12]])
+    assert not list(table.parameters())
+    own = model.model.embed_tokens_per_layer
+    own.weight.data = rounded(own.weight.data, Q8_0).bfloat16()
+    assert torch.equal(table(ids), own(ids))
+    assert loaded.spec.lookup_bytes == loaded.spec.embedding_bytes == 0
+    assert loaded.spec.resident_bytes < own.weight.nbytes
+    assert describe(*read_local(path), "m.gguf").lookup_bytes == 0
+    plain = write_gguf("gemma4", make_model("gemma4"), tmp_path / "plain.gguf")
+    assert describe(*read_local(plain), "").lookup_bytes == 2 * own.weight.nbytes
+
+
 @pytest.mark.parametrize("kind", [Q8_0, Q4_0], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", ["llama", "qwen3moe"])
+@pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma4"])
 def test_a_split_between_cpu_and_gpu_changes_nothing(name: str, kind: Any, tmp_path: Path) -> None:
     path = write_gguf(name, make_model(name), tmp_path / "m.gguf", kind)
     alone = loaded_model(path, OPTIONS)
