@@ -19,7 +19,7 @@ from core.kernels.packed_width import PACKED, unpacked
 from core.kernels.quantized_weight import QuantizedWeight
 
 FEW_ROWS = 8
-PANEL_ROWS = 5
+PANEL_ROWS = 9
 """From so many rows of input on a kernel may repack weights, if it is given memory for that."""
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""

@@ -9,11 +9,10 @@ ISA INLINE void widen_float8(const uint8_t *at, __m256 w[2]) {
     w[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1));
 }
 
-ISA INLINE void float8_few(const Job *job, int64_t row, const int M, const float *unused) {
+ISA INLINE void float8_few(const Job *job, int64_t row, const int M) {
     const Input *in = job->input;
     const uint8_t *at = job->weights + row * job->row_bytes;
     __m256 low[FEW_ROWS], high[FEW_ROWS];
-    (void)unused;
     UNROLL for (int m = 0; m < M; m++) low[m] = high[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / 16; b++) {
         const float *x = in->floats + b * in->m * 16;
@@ -66,7 +65,7 @@ ISA static void multiply_float8(const Job *job, int64_t row, int64_t end, Scratc
 }
 
 #define FLOAT8_CASE(M) \
-    case M: for (int64_t row = begin; row < end; row++) float8_few(job, row, M, NULL); break;
+    case M: for (int64_t row = begin; row < end; row++) float8_few(job, row, M); break;
 ISA static void float8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
     switch (job->input->m) {
         FLOAT8_CASE(1) FLOAT8_CASE(2) FLOAT8_CASE(3) FLOAT8_CASE(4)

@@ -72,7 +72,7 @@ ISA static float words(const float *x, int64_t blocks, int16_t *q, int64_t strid
     return broken ? NAN : most > SMALLEST ? most / 32767.0f : 0.0f;
 }
 
-ISA INLINE void int8_few(const Job *job, int64_t row, const int M, const float *shift) {
+ISA INLINE void int8_few(const Job *job, int64_t row, const int M) {
     const Input *in = job->input;
     const uint8_t *w = job->weights + row * job->row_bytes;
     __m256 sum[FEW_ROWS];
@@ -91,7 +91,7 @@ ISA INLINE void int8_few(const Job *job, int64_t row, const int M, const float *
         }
     }
     UNROLL for (int m = 0; m < M; m++) {
-        float total = add_lanes(sum[m]) - (SHIFTED ? shift[m] : 0.0f);
+        float total = add_lanes(sum[m]) - (SHIFTED ? 128 * in->totals[m] : 0.0f);
         put(job, m, row, total * ((const float *)job->scales)[row]);
     }
 }
@@ -136,15 +136,9 @@ ISA INLINE void float_few(const Job *job, int64_t row, const int M, const enum F
     UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(_mm256_add_ps(even[m], odd[m])));
 }
 
-ISA INLINE void bf16_few(const Job *job, int64_t row, const int M, const float *unused) {
-    (void)unused;
-    float_few(job, row, M, BF16);
-}
+ISA INLINE void bf16_few(const Job *job, int64_t row, const int M) { float_few(job, row, M, BF16); }
 
-ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *unused) {
-    (void)unused;
-    float_few(job, row, M, F16);
-}
+ISA INLINE void f16_few(const Job *job, int64_t row, const int M) { float_few(job, row, M, F16); }
 
 #include "avx2_scales.h"
 #include "avx2_panels.h"
@@ -154,15 +148,13 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M, const float *u
 
 /* All rows [begin, end). */
 #define FEW_CASE(kernel, M) \
-    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, M, shift); break;
+    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, M); break;
 #define ROWS(name, kernel, format)                                                            \
     ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {      \
-        float shift[FEW_ROWS];                                                                \
         if (job->input->m > FEW_ROWS) {                                                       \
             panels(job, begin, end, scratch, format);                                         \
             return;                                                                           \
         }                                                                                     \
-        int8_shifts(job->input, 0, shift);                                                    \
         switch (job->input->m) {                                                              \
             FEW_CASE(kernel, 1) FEW_CASE(kernel, 2) FEW_CASE(kernel, 3) FEW_CASE(kernel, 4)   \
             FEW_CASE(kernel, 5) FEW_CASE(kernel, 6) FEW_CASE(kernel, 7) FEW_CASE(kernel, 8)   \
@@ -173,6 +165,6 @@ ROWS(bf16_rows, bf16_few, BF16)
 ROWS(f16_rows, f16_few, F16)
 
 const Kernels *KERNELS(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words, 0};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words, 0, NULL};
     return &kernels;
 }

@@ -2,7 +2,7 @@
  * to a register, and all rows of input are multiplied with it while it lies in the innermost cache. One loop for all ways
  * in which weights lie and are scaled. Included in avx512.c. */
 
-enum { TILE = 8, PANEL_FROM = 5, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
+enum { TILE = 8, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
 
 /* Scales: one for each row, or one for each group of columns with what is added (a minimum, less the shift). */
 enum Scaling { BY_ROW, WITH_SHIFTS };
@@ -242,9 +242,4 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
         }
         put_sums(job, row, end, from, to, sum, way.scaling == BY_ROW ? scales : NULL);
     }
-}
-
-/* Few rows of input are multiplied without a panel; some more too, where there is no memory for one. */
-INLINE int is_few(const Job *job, const uint8_t *panel) {
-    return job->input->m < PANEL_FROM || (!panel && job->input->m <= FEW_ROWS);
 }

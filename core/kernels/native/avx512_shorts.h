@@ -1,6 +1,6 @@
 /* Floats of eight bits where the processor multiplies pairs of bf16 and looks bytes up in two registers: weights become
  * bf16, exactly, and 128 columns are summed up before their scale is needed. Inputs are bf16 too, in the order in which
- * the weights come out of their bytes. More rows of input than FEW_ROWS: 128 columns of 32 rows are widened once, as a
+ * the weights come out of their bytes. More rows of input than MOST_FEW: 128 columns of 32 rows are widened once, as a
  * panel of pairs of columns that stays in the innermost cache. Included in avx512.c. */
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -40,57 +40,32 @@ SHORTS INLINE void widen_shorts(const uint8_t *at, const Float8Book *book, __m51
 
 /* ---- few rows of input ---- */
 
-/* Adds a group of R rows of weights times M rows of input. */
-SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t g, const Float8Book *book, const int R, const int M,
-                               __m512 sum[2][FEW_ROWS]) {
+/* Adds a group of one row of weights times M rows of input. */
+SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t g, const Float8Book *book, const int M,
+                               __m512 sum[FEW_ROWS]) {
     const Input *in = job->input;
-    __m512 dot[2][FEW_ROWS];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) dot[r][m] = _mm512_setzero_ps();
+    const __m512 scale = _mm512_set1_ps(((const float *)job->scales)[row * job->scale_stride + g]);
+    __m512 dot[FEW_ROWS];
+    UNROLL for (int m = 0; m < M; m++) dot[m] = _mm512_setzero_ps();
     UNROLL for (int block = 0; block < 2; block++) {
         const uint16_t *x = in->shorts + ((g * 2 + block) * in->m + m0) * BLOCK;
-        __m512i w[2][2];
-        UNROLL for (int r = 0; r < R; r++) {
-            const uint8_t *at = job->weights + (row + r) * job->row_bytes + g * FLOAT8_GROUP + block * BLOCK;
-            ask_ahead_for_bytes(at, job->row_bytes, R);
-            widen_shorts(at, book, w[r]);
-        }
-        UNROLL for (int m = 0; m < M; m++) UNROLL for (int half = 0; half < 2; half++) {
-            __m512bh own = (__m512bh)_mm512_loadu_si512(x + m * BLOCK + half * 32);
-            UNROLL for (int r = 0; r < R; r++) dot[r][m] = _mm512_dpbf16_ps(dot[r][m], (__m512bh)w[r][half], own);
-        }
+        const uint8_t *at = job->weights + row * job->row_bytes + g * FLOAT8_GROUP + block * BLOCK;
+        __m512i w[2];
+        ask_ahead_for_bytes(at);
+        widen_shorts(at, book, w);
+        UNROLL for (int m = 0; m < M; m++) UNROLL for (int half = 0; half < 2; half++)
+            dot[m] = _mm512_dpbf16_ps(dot[m], (__m512bh)w[half], (__m512bh)_mm512_loadu_si512(x + m * BLOCK + half * 32));
     }
-    UNROLL for (int r = 0; r < R; r++) {
-        __m512 scale = _mm512_set1_ps(((const float *)job->scales)[(row + r) * job->scale_stride + g]);
-        UNROLL for (int m = 0; m < M; m++) sum[r][m] = _mm512_fmadd_ps(dot[r][m], scale, sum[r][m]);
-    }
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fmadd_ps(dot[m], scale, sum[m]);
 }
 
-SHORTS INLINE void short_few(const Job *job, int64_t row, int64_t m0, const int R, const int M, const float *unused) {
+SHORTS INLINE void short_row(const Job *job, int64_t row, const int unused, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const Float8Book book = float8_book();
-    __m512 sum[2][FEW_ROWS];
-    float total[2 * FEW_ROWS];
     (void)unused;
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < job->input->blocks / 2; g++) short_group(job, row, m0, g, &book, R, M, sum);
-    add_lanes(sum, R, M, total);
-    UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < R; r++) put(job, m0 + m, row + r, total[r * M + m]);
+    for (int64_t g = 0; g < job->input->blocks / 2; g++) short_group(job, row, m0, g, &book, M, sum);
 }
-FEW_FOR(SHORTS, short_rows_few, short_few)
-
-/* One row of input: sixteen rows' sums are added at once. */
-SHORTS static void short_rows_one(const Job *job, int64_t row, int64_t end) {
-    const Float8Book book = float8_book();
-    __m512 sums[16];
-    for (; row < end; row += 16) {
-        for (int i = 0; i < 16; i++) {
-            __m512 sum[2][FEW_ROWS] = {{_mm512_setzero_ps()}};
-            for (int64_t g = 0; g < job->input->blocks / 2 && row + i < end; g++)
-                short_group(job, row + i, 0, g, &book, 1, 1, sum);
-            sums[i] = sum[0][0];
-        }
-        put_sixteen(job, 0, row, end, add_across(sums));
-    }
-}
+SIXTEEN_FOR(SHORTS, short_few, short_row, FLOAT8, as_it_is)
+FEW_FOR(SHORTS, short_few)
 
 /* ---- more rows of input ---- */
 
@@ -175,8 +150,7 @@ SHORTS static void multiply_shorts(const Job *job, int64_t row, int64_t end, uin
 }
 
 static void short_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
-    if (job->input->m == 1) short_rows_one(job, begin, end);
-    else if (job->input->m <= FEW_ROWS || !panel) short_rows_few(job, begin, end);
+    if (job->input->m <= MOST_FEW || !panel) short_few(job, begin, end);
     else
         for (int64_t row = begin; row < end; row += PANEL) multiply_shorts(job, row, end, panel);
 }

@@ -127,11 +127,12 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
         return;
     }
     in->q = (const int8_t *)buffer;
-    in->lanes = m <= FEW_ROWS ? (const float *)(buffer + cells * BLOCK) : NULL;
-    buffer += cells * BLOCK * (m <= FEW_ROWS ? 2 : 1);
+    buffer += cells * BLOCK;
     in->scales = (const float *)buffer;
     in->sums = (const int32_t *)(buffer + cells * 8);
-    in->offsets = (const float *)(buffer + cells * 16);
+    in->by_row = (const float *)(buffer + cells * 16);
+    in->offsets = (const float *)(buffer + cells * 24);
+    in->totals = (const float *)(buffer + cells * 32);
 }
 
 /* The kind of input that weights of `format` want for m rows of it. */
@@ -147,7 +148,7 @@ EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
     if (kind == SHORT_FLOATS) return cells * BLOCK * (int64_t)sizeof(uint16_t);
     if (kind == WORDS) return cells * BLOCK * 2 + strips(columns) * m * (int64_t)sizeof(float);
-    return cells * (BLOCK * (m <= FEW_ROWS ? 2 : 1) + 24);
+    return cells * (BLOCK + 32) + m * (int64_t)sizeof(float);
 }
 
 /* 64 columns of a row from column `start` on, zeros past the end. */
@@ -168,9 +169,22 @@ static void quantize_block(QuantizeKernel quantize, const float *wide, const Inp
     float *scales = (float *)in->scales + at * 2;
     int32_t *sums = (int32_t *)in->sums + at * 2;
     quantize(wide, (int8_t *)in->q + at * BLOCK, scales, sums);
-    for (int h = 0; h < 2; h++) ((float *)in->offsets)[row * in->blocks * 2 + block * 2 + h] = scales[h] * (float)sums[h];
-    if (!in->lanes) return;
-    for (int i = 0; i < 16; i++) ((float *)in->lanes)[at * 16 + i] = scales[i / 8];
+    for (int h = 0; h < 2; h++) {
+        int64_t group = (row * in->blocks + block) * 2 + h;
+        ((float *)in->by_row)[group] = scales[h];
+        ((float *)in->offsets)[group] = scales[h] * (float)sums[h];
+    }
+}
+
+/* What remains to be done when a row is quantised. */
+static void finish_row(const Kernels *kernels, const Input *in, int64_t row) {
+    float total = 0;
+    for (int64_t b = 0; b < in->blocks && in->m <= MOST_FEW && kernels->arrange; b += 2) {
+        int8_t *first = (int8_t *)in->q + (b * in->m + row) * BLOCK;
+        kernels->arrange(first, first + in->m * BLOCK);
+    }
+    for (int64_t g = 0; g < in->blocks * 2; g++) total += in->offsets[row * in->blocks * 2 + g];
+    ((float *)in->totals)[row] = total;
 }
 
 static void prepare_words(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row,
@@ -207,6 +221,7 @@ void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, 
             for (int i = 0; i < 4; i++)
                 memcpy((float *)in->floats + ((b * 4 + i) * in->m + row) * 16, wide + i * 16, 64);
     }
+    if (in->q) finish_row(kernels, in, row);
 }
 
 typedef struct {

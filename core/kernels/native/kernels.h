@@ -35,7 +35,7 @@
 #define HETEGEN_ARM 1
 #endif
 
-enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8 };
+enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 16 };
 /* Columns that share a scale where inputs are 16 bits: the sum of so many products with int8 stays within 32 bits. */
 enum { WORD_STRIP = 512 };
 /* AVX2's panels: rows of input whose sums are held at a time, and bytes of one thread's scratch memory. */
@@ -58,8 +58,9 @@ typedef struct {
     const uint16_t *shorts;     /* [blocks][m][64], bf16, of each sixteen columns the first eight before all other eights */
     const float *scales;        /* [blocks][m][2]; of words [strips][m] */
     const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
-    const float *lanes;         /* [blocks][m][16]: eight times each scale; NULL where m > FEW_ROWS */
+    const float *by_row;        /* [m][blocks * 2]: the scales again */
     const float *offsets;       /* [m][blocks * 2]: scale x sum */
+    const float *totals;        /* [m], of the offsets */
     const float *floats;        /* [blocks * 4][m][16] */
 } Input;
 
@@ -150,6 +151,9 @@ typedef void (*QuantizeKernel)(const float *x, int8_t *q, float *scales, int32_t
 /* `blocks` times 64 columns of one row of input, at most WORD_STRIP; q has `stride` values from one block to the next. */
 typedef float (*WordsKernel)(const float *x, int64_t blocks, int16_t *q, int64_t stride);
 
+/* Two blocks of one row of input, as kernels for at most MOST_FEW rows of it take them. */
+typedef void (*ArrangeKernel)(int8_t *first, int8_t *second);
+
 /* 64 numbers of bf16 or f16 as floats. */
 typedef void (*WidenKernel)(const uint16_t *bits, int type, float *to);
 
@@ -159,6 +163,7 @@ typedef struct {
     WidenKernel widen;
     WordsKernel words; /* not NULL: int8 wants words where m > FEW_ROWS */
     int takes_shorts;  /* floats of eight bits want short floats */
+    ArrangeKernel arrange; /* NULL: blocks stay as they are */
 } Kernels;
 
 /* Whether the processor multiplies pairs of bf16 in registers of 512 bits, and looks bytes up in two of them. */
@@ -217,15 +222,6 @@ INLINE float f16_to_float(uint16_t half) {
     }
     memcpy(&value, &bits, 4);
     return value;
-}
-
-/* What shifting int8 weights by 128 adds for each of the (at most FEW_ROWS) rows of input from m0 on. */
-INLINE void int8_shifts(const Input *in, int64_t m0, float *shift) {
-    for (int64_t m = 0; m < FEW_ROWS && m0 + m < in->m && in->q; m++) {
-        float total = 0;
-        for (int64_t g = 0; g < in->blocks * 2; g++) total += in->offsets[(m0 + m) * in->blocks * 2 + g];
-        shift[m] = 128 * total;
-    }
 }
 
 INLINE void put(const Job *job, int64_t m, int64_t row, float value) {

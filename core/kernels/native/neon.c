@@ -120,7 +120,7 @@ ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t
 }
 
 const Kernels *kernels_neon(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL, 0};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, NULL, 0, NULL};
     return &kernels;
 }
 

@@ -147,3 +147,16 @@ def test_columns_in_an_order_of_their_own(m: int) -> None:
     for one, weight in zip(together(HostInput(x)), mixed, strict=True):
         exact = x @ weight.dequantize(torch.float32).T
         assert (one - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(("storage", "kernel"), [one for one in KERNELS if "avx512" in str(one.id)])
+@pytest.mark.parametrize("columns", [64, 130, 1100])
+def test_a_row_of_input_gives_the_same_bits_whatever_is_beside_it(
+    storage: Storage, kernel: Kernel, columns: int
+) -> None:
+    """So that a token that was drafted and checked is the one that would have been drawn without."""
+    weight, _ = made(storage, 21, columns)
+    x = torch.randn(16, columns)
+    alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, 21) for row in x])
+    for count in range(2, 17):
+        assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, 21), alone[:count])
