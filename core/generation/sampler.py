@@ -14,6 +14,7 @@ from torch import Tensor
 from core.errors import BadRequest, BrokenOutput
 from core.events import Sampling
 from core.sentence import sentence
+from core.startup.torch_threads import one_thread
 
 Sampler = Callable[[Tensor, Sequence[int]], int]
 """(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
@@ -30,8 +31,11 @@ FALLBACK = Sampling(
 )
 # The penalty looks back this far, so that its cost and effect stay bounded in long chats.
 PENALTY_TOKENS = 1024
-# A nucleus is nearly always found among this many likeliest ids.
-NUCLEUS = 1024
+# A nucleus is nearly always found among the first number of likeliest ids, and else among the second.
+NUCLEI = (128, 2048)
+# Scores that are looked at together in the search for the largest, and how many such blocks there must be for each of
+# these, so that it is faster than looking at all scores at once.
+BLOCK, WORTHWHILE = 32, 8
 # Below this a temperature means greedy (dividing by less overflows).
 GREEDY_BELOW = 1e-3
 
@@ -137,9 +141,13 @@ def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -
         if draw.temperature < GREEDY_BELOW:
             return int(scores.argmax())
         probabilities, candidates = distribution(scores, draw)
-        return int(candidates[torch.multinomial(probabilities, 1, generator=rng)])
+        return int(candidates[_drawn(probabilities, rng)])
 
     def sample(logits: Tensor, ids: Sequence[int]) -> int:
+        with one_thread():
+            return choose(logits, ids)
+
+    def choose(logits: Tensor, ids: Sequence[int]) -> int:
         scores = penalized(checked_logits(logits), ids, draw.repetition_penalty)
         scores = biased(scores, ids[prompt_length:], draw)
         if mask is None:
@@ -151,9 +159,20 @@ def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -
     return sample
 
 
+def _drawn(probabilities: Tensor, rng: torch.Generator) -> int:
+    """A place in probabilities (n,), drawn; torch.multinomial would draw a number for each of them."""
+    reached = probabilities.cumsum(-1)
+    place = torch.searchsorted(reached, torch.rand(1, generator=rng) * reached[-1], right=True)
+    return min(int(place), len(reached) - 1)
+
+
 def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Probabilities (n,) in falling order and their ids (n,), after temperature, top-k, min-p and top-p."""
-    top, candidates = _likeliest(torch.softmax(scores / draw.temperature, dim=-1), draw)
+    """Probabilities (n,) in falling order and their ids (n,), after temperature, top-k, min-p and top-p; of the whole
+    vocabulary as it stands where nothing is to be cut off."""
+    probabilities = torch.softmax(scores / draw.temperature, dim=-1)
+    if draw.top_k == 0 and draw.min_p == 0 and draw.top_p >= 1:
+        return probabilities, torch.arange(scores.numel())
+    top, candidates = _likeliest(probabilities, draw)
     keep = top >= draw.min_p * top[0]
     keep &= top.cumsum(-1) - top < draw.top_p
     keep[0] = True
@@ -162,16 +181,30 @@ def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
 
 
 def _likeliest(probabilities: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """The top-k (renormalised), or as many as top-p can reach: sorting a whole vocabulary costs more than drawing."""
-    size = probabilities.numel()
-    if 0 < draw.top_k < size:
-        top, candidates = torch.topk(probabilities, draw.top_k)
+    """The top-k (renormalised), or at least as many as top-p and min-p leave, in falling order, with their ids: sorting
+    a whole vocabulary costs more than drawing."""
+    if 0 < draw.top_k < probabilities.numel():
+        top, candidates = largest(probabilities, draw.top_k)
         return top / top.sum(), candidates
-    if size > NUCLEUS:
-        top, candidates = torch.topk(probabilities, NUCLEUS)
-        if float(top.sum()) > draw.top_p:
+    for count in (count for count in NUCLEI if count < probabilities.numel()):
+        top, candidates = largest(probabilities, count)
+        if float(top.sum()) > draw.top_p or float(top[-1]) < draw.min_p * float(top[0]):
             return top, candidates
     return torch.sort(probabilities, descending=True)
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of scores (n,) in falling order, and where they are. All lie in those `count` blocks whose
+    largest ones are largest, and finding these takes one look at each score."""
+    blocks = scores.numel() // BLOCK
+    if blocks < WORTHWHILE * count:
+        return torch.topk(scores, count)
+    start = blocks * BLOCK  # the last ones make no block
+    chosen = torch.topk(scores[:start].view(blocks, BLOCK).amax(1), count).indices.sort().values
+    places = (chosen[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)
+    places = torch.cat((places, torch.arange(start, scores.numel())))
+    top, found = torch.topk(scores[places], count)
+    return top, places[found]
 
 
 def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:

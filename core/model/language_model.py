@@ -25,6 +25,7 @@ from core.model.tables import put
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
+from core.startup.torch_threads import one_thread
 from core.weights.gguf.weights import GgufWeights
 
 
@@ -76,7 +77,7 @@ class LanguageModel:
             with self.placement.failures(), self._layers_apart(ids):
                 output = self.module(**self._inputs(ids, cache, keep))
                 # A device's failures show at the latest here, where its results are waited for.
-                logits: Tensor = output.logits[0, -keep:].float().cpu()
+                logits = _widened(output.logits[0, -keep:].cpu())
                 states = None if self._states is None else self._states[0].cpu()
         except BaseException as error:
             self._undo(cache, known)
@@ -265,6 +266,12 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor
     else:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """(n, vocabulary) in fp32."""
+    with one_thread():
+        return logits.float()
 
 
 def _unknown_id(id: int, rows: int) -> ModelUnreadable:

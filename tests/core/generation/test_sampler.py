@@ -9,11 +9,12 @@ from core.errors import BrokenOutput
 from core.events import Sampling
 from core.generation.sampler import (
     FALLBACK,
-    NUCLEUS,
+    NUCLEI,
     PENALTY_TOKENS,
     Draw,
     distribution,
     from_generation_config,
+    largest,
     make_sampler,
     penalized,
     resolve,
@@ -79,16 +80,45 @@ def test_only_the_right_candidates_are_kept(draw: Draw, kept: int) -> None:
     assert torch.allclose(probabilities, expected)
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999, 1.0])
-@pytest.mark.parametrize("scale", [0.1, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
 def test_the_short_cut_for_large_vocabularies_changes_nothing(top_p: float, scale: float) -> None:
-    logits = scale * torch.randn(4 * NUCLEUS, generator=torch.Generator().manual_seed(4))
+    logits = scale * torch.randn(4 * NUCLEI[1] + 5, generator=torch.Generator().manual_seed(4))
     probabilities, ids = distribution(logits, replace(PLAIN, top_p=top_p))
     everything, order = torch.sort(torch.softmax(logits, -1), descending=True)
     kept = int((everything.cumsum(-1) - everything < top_p).sum())
     assert abs(len(ids) - kept) <= 1  # sums in another order
     assert torch.equal(ids[: kept - 1], order[: kept - 1])
     assert torch.allclose(probabilities[: kept - 1], (everything / everything[:kept].sum())[: kept - 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("min_p", [0.001, 0.2])
+def test_few_likely_ids_of_many_are_found_without_sorting_all(min_p: float) -> None:
+    logits = 4 * torch.randn(4 * NUCLEI[1] + 5, generator=torch.Generator().manual_seed(5))
+    _, ids = distribution(logits, replace(PLAIN, min_p=min_p))
+    everything, order = torch.sort(torch.softmax(logits, -1), descending=True)
+    kept = int((everything >= min_p * everything[0]).sum())
+    assert torch.equal(ids, order[:kept])
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("size", [31, 32, 40 * 32 * 8, 40 * 32 * 8 + 5])
+def test_largest_scores_are_found_wherever_they_lie(count: int, size: int) -> None:
+    for seed in range(10):
+        scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        scores[-1] = 9.0  # behind the last whole block
+        values, places = largest(scores, min(count, size))
+        assert torch.equal(values, torch.topk(scores, min(count, size)).values)
+        assert torch.equal(scores[places], values)
+
+
+def test_nothing_cut_off_draws_from_the_whole_vocabulary() -> None:
+    sample = make_sampler(PLAIN)
+    logits = torch.zeros(4 * NUCLEI[1])
+    drawn = [sample(logits, []) for _ in range(400)]
+    assert len(set(drawn)) > 380
+    assert min(drawn) < 200
+    assert max(drawn) > len(logits) - 200
 
 
 def test_repetition_penalty_makes_seen_ids_less_likely() -> None:
