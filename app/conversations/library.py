@@ -42,12 +42,7 @@ class Library(QObject):
         self._reported.connect(self._on_report)
         self._early: list[notices.Notice] = []
         self._listed = False
-        self._store: Store | None = None
-        try:
-            self._store = Store(path, self._reported.emit)
-        except HeteGenError as error:
-            log.warning("The conversations are not kept: %s", error)
-            self._early.append(notices.not_kept(error))
+        self._store: Store | None = Store(path, self._reported.emit, waits=True)
         chat.added.connect(self._on_added)
         chat.saved.connect(self._on_saved)
         chat.chose.connect(self._on_chose)
@@ -236,3 +231,5 @@ class Library(QObject):
             self.notice.emit(notice)
         else:
             self._early.append(notice)
+        if report.kind == "saved" and self._listed:
+            self.refresh()  # what the file held, where it could not be opened before

@@ -7,6 +7,7 @@ the ones that change something return at once and are on the disk at most 250 ms
 from __future__ import annotations
 
 import json
+import math
 import re
 import sqlite3
 import time
@@ -55,9 +56,10 @@ def ignore(report: Report) -> None:
 class Store:
     """The one reader and writer of a conversation database. `tell` may be called from the store's own thread."""
 
-    def __init__(self, path: Path, tell: Callable[[Report], None] = ignore) -> None:
-        """Open or make the file. Raises StoreFull or StoreUnusable; a damaged file is set aside and recovered."""
-        self._file = StoreFile(path, tell)
+    def __init__(self, path: Path, tell: Callable[[Report], None] = ignore, *, waits: bool = False) -> None:
+        """Open or make the file; a damaged one is set aside and recovered. `waits`: begin in memory where it cannot be
+        opened, and write to it once it can; otherwise raises StoreFull or StoreUnusable."""
+        self._file = StoreFile(path, tell, waits=waits)
         if self._file.read("SELECT 1 FROM messages WHERE ending = ? LIMIT 1", STREAMING):
             self._change("UPDATE messages SET ending = 'stopped' WHERE ending = ?", STREAMING)
             tell(Report("interrupted", "A reply was interrupted when the program last ended; its text was kept."))
@@ -130,8 +132,9 @@ class Store:
         self._change("UPDATE conversations SET deleted_at = NULL WHERE id = ?", conversation)
 
     def purge(self, older_than_s: float = 0.0) -> None:
-        """Remove for good, and overwrite on the disk, whatever was deleted at least this long ago."""
-        limit = time.time() - older_than_s
+        """Remove for good, and overwrite on the disk, whatever was deleted at least this long ago; for 0 all of it,
+        also where the clock was set back since."""
+        limit = time.time() - older_than_s if older_than_s else math.inf
         self._file.change(lambda db: _purge(db, limit))
 
     # Turns

@@ -11,14 +11,23 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from app.conversations.store_recovery import restore, salvage
-from app.conversations.store_schema import StoreDamaged, is_damage, is_full, may_pass, open_database, transaction
+from app.conversations.store_recovery import finish_recovery, recover
+from app.conversations.store_schema import (
+    BUSY_S,
+    StoreDamaged,
+    is_damage,
+    is_full,
+    may_pass,
+    open_database,
+    open_memory,
+    transaction,
+)
+from core.errors import HeteGenError
 from core.sentence import sentence
 
 log = logging.getLogger(__name__)
@@ -34,7 +43,7 @@ Change = Callable[[sqlite3.Connection], None]
 class Report:
     """Something about the file that a user should hear of, in the three sentences of an error."""
 
-    kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted"]
+    kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted", "not_kept"]
     what: str
     why: str = ""
     next_step: str = ""
@@ -87,8 +96,9 @@ class _Changes:
 class StoreFile:
     """Any thread may call any method. `tell` is called from the thread that found the news, often the own one."""
 
-    def __init__(self, path: Path, tell: Callable[[Report], None]) -> None:
-        """Open or make the file. Raises StoreFull or StoreUnusable; a damaged file is set aside and recovered."""
+    def __init__(self, path: Path, tell: Callable[[Report], None], *, waits: bool = False) -> None:
+        """Open or make the file; a damaged one is set aside and recovered. `waits`: begin in memory where it cannot be
+        opened, and write to it once it can; otherwise raises StoreFull or StoreUnusable."""
         self._path = path
         self._tell = tell
         self._files = threading.RLock()  # held while the connections are used
@@ -98,7 +108,13 @@ class StoreFile:
         self._memory: sqlite3.Connection | None = None
         self._held = False  # changes cannot even be kept in memory's database, and stay in the queue
         self._closed = False
-        self._disk = self._opened()
+        self._late = False  # the file could not be opened so far
+        try:
+            self._disk = self._opened(BUSY_S)
+        except HeteGenError as error:
+            if not waits:
+                raise
+            self._disk = self._begin_in_memory(error)
         self._thread = threading.Thread(target=self._keep_writing, name="store", daemon=True)
         self._thread.start()
 
@@ -251,7 +267,7 @@ class StoreFile:
 
     def _replay(self) -> None:
         """Bring what waits in memory to the disk, if it takes it by now."""
-        if self._memory is None:
+        if self._memory is None or (self._late and not self._opened_late()):
             return
         try:
             self._carry_out(self._disk, self._waiting)
@@ -281,30 +297,44 @@ class StoreFile:
                 self._queue.wait_for(lambda: self._closed, FLUSH_S)
             return not self._closed
 
-    def _opened(self) -> sqlite3.Connection:
+    def _begin_in_memory(self, error: HeteGenError) -> sqlite3.Connection:
+        """The database to use until the file can be opened."""
+        self._late = True
+        self._memory = self._memory or open_memory()
+        self._tell(Report("not_kept", error.what, error.why, error.next_step))
+        return self._memory
+
+    def _opened_late(self) -> bool:
+        """Whether the file can be opened by now; nobody waits for it."""
         try:
-            return open_database(self._path)
+            self._disk = self._opened(0.0)
+        except HeteGenError:
+            return False
+        self._late = False
+        return True
+
+    def _opened(self, patience_s: float) -> sqlite3.Connection:
+        finish_recovery(self._path)
+        try:
+            return open_database(self._path, patience_s)
         except StoreDamaged as error:
             return self._recovered(error.why)
 
     def _renew(self) -> None:
         """Damage showed itself in use: recover, and go on with the new file."""
         self._disk.close()
-        self._disk = self._recovered(sentence("It was found while in use."))
+        try:
+            self._disk = self._recovered(sentence("It was found while in use."))
+        except HeteGenError as error:
+            self._disk = self._begin_in_memory(error)
 
     def _recovered(self, why: str) -> sqlite3.Connection:
-        rows = salvage(self._path)
-        aside = _free_name(self._path)
-        self._path.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        aside, messages = recover(self._path)
         database = open_database(self._path)
-        with transaction(database):
-            restore(database, rows)
         self._tell(
             Report(
                 "recovered",
-                sentence("The conversations were damaged; {} messages were recovered.", f"{len(rows.messages):,}"),
+                sentence("The conversations were damaged; {} messages were recovered.", f"{messages:,}"),
                 why,
                 sentence("The damaged file was kept as {}.", aside.name),
             )
@@ -341,9 +371,3 @@ def _is_of_the_file(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         return is_full(error) or is_damage(error) or may_pass(error)
     return isinstance(error, MemoryError)
-
-
-def _free_name(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    names = [path.with_name(f"{path.stem}.damaged-{stamp}{more}{path.suffix}") for more in ("", *"abcdefgh")]
-    return next((name for name in names if not name.exists()), names[0])

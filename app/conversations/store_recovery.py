@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.conversations.store_schema import open_database, transaction, typed
 
 PAGE_BYTES = 4096
 FILE_HEADER_BYTES = 100
@@ -38,6 +41,47 @@ class Salvage:
     messages: tuple[Row, ...]
     documents: tuple[Row, ...] = ()
     attachments: tuple[Row, ...] = ()
+
+
+def recover(path: Path) -> tuple[Path, int]:
+    """Put what can be read of a damaged file into a new one of its name; where the damaged one is now, and how many
+    messages were read. Raises StoreFull, StoreUnusable: then it is where it was."""
+    rows = salvage(path)
+    fresh, aside = _recovered_name(path), _free_name(path)
+    _write(fresh, rows)  # whole, before the damaged one gives up its name
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.replace(aside)
+    fresh.replace(path)
+    return aside, len(rows.messages)
+
+
+def finish_recovery(path: Path) -> None:
+    """Go on with a recovery that was cut off between giving the names."""
+    fresh = _recovered_name(path)
+    if fresh.exists() and not path.exists():
+        fresh.replace(path)
+
+
+def _recovered_name(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.recovered{path.suffix}")
+
+
+def _free_name(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = [path.with_name(f"{path.stem}.damaged-{stamp}{more}{path.suffix}") for more in ("", *"abcdefgh")]
+    return next((name for name in names if not name.exists()), names[0])
+
+
+def _write(path: Path, rows: Salvage) -> None:
+    """Make a new database of these rows, and close it. Raises StoreFull, StoreUnusable."""
+    path.unlink(missing_ok=True)
+    with closing(open_database(path)) as database:
+        try:
+            with transaction(database):
+                restore(database, rows)
+        except sqlite3.Error as error:
+            raise typed(error, path) from error
 
 
 def salvage(path: Path) -> Salvage:

@@ -163,11 +163,20 @@ def transaction(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             database.execute("ROLLBACK")
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """A checked connection at the newest schema. Raises StoreFull, StoreUnusable, StoreDamaged."""
+def open_memory() -> sqlite3.Connection:
+    """An empty database at the newest schema, of this process alone."""
+    database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA foreign_keys = ON")
+    _migrate(database, Path())
+    return database
+
+
+def open_database(path: Path, patience_s: float = BUSY_S) -> sqlite3.Connection:
+    """A checked connection at the newest schema; `patience_s`: how long to wait for one who uses it. Raises StoreFull,
+    StoreUnusable, StoreDamaged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise StoreUnusable(
             "The conversations cannot be opened.",
@@ -180,7 +189,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         _migrate(database, path)
     except sqlite3.Error as error:
         database.close()
-        raise _typed(error, path) from error
+        raise typed(error, path) from error
     except HeteGenError:
         database.close()
         raise
@@ -231,7 +240,8 @@ def back_up(database: sqlite3.Connection, target: Path) -> None:
     unfinished.replace(target)
 
 
-def _typed(error: sqlite3.Error, path: Path) -> HeteGenError:
+def typed(error: sqlite3.Error, path: Path) -> HeteGenError:
+    """The failure that a user hears of where the database at `path` could not be opened."""
     if is_full(error):
         return StoreFull(
             "The conversations cannot be opened.", "The disk is full.", "Free some space, then start again."

@@ -170,11 +170,6 @@ def _open() -> tuple[ActionId, str]:
     return action, tr(words)
 
 
-def not_kept(error: errors.HeteGenError) -> Notice:
-    """The database cannot be opened, so nothing of this session will be there tomorrow."""
-    return Notice(tr("Conversations are not kept"), said_error(error), "warning", "log", tr("Show the log"))
-
-
 def not_written(path: Path, error: OSError) -> Notice:
     """An export failed."""
     return Notice(
@@ -209,6 +204,7 @@ def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
         "saved": ("Saved", "info"),
         "recovered": ("The conversations were damaged", "warning"),
         "interrupted": ("Welcome back", "info"),
+        "not_kept": ("Conversations are not kept", "warning"),
     }
     title, tone = titles.get(kind, ("Conversations", "info"))
     return Notice(

@@ -73,8 +73,8 @@ def disks(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
     """The connections that stores open from here on, to be made full, slow or broken."""
     opened: list[sqlite3.Connection] = []
 
-    def open_and_keep(path: Path) -> sqlite3.Connection:
-        opened.append(open_database(path))
+    def open_and_keep(path: Path, *patience_s: float) -> sqlite3.Connection:
+        opened.append(open_database(path, *patience_s))
         return opened[-1]
 
     monkeypatch.setattr("app.conversations.store_file.open_database", open_and_keep)

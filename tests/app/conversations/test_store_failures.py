@@ -339,6 +339,68 @@ def test_a_second_window_is_told_so(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_is_said_beside_another_window_is_kept_when_that_one_closes(tmp_path: Path) -> None:
+    path, told = tmp_path / "chats.db", list[Report]()
+    first = Store(path)
+    second = Store(path, told.append, waits=True)
+    assert [(report.kind, report.next_step) for report in told] == [("not_kept", "Use or close that window.")]
+    one, other = talk(first, "in the first"), talk(second, "in the second", "its answer")
+    assert second.load(other.id).turns() == other.turns()
+    assert second.unsaved
+    first.close()
+    wait_for(lambda: not second.unsaved)
+    assert {entry.id for entry in second.entries()} == {one.id, other.id}
+    second.close()
+    again = Store(path)
+    assert again.load(other.id).turns() == other.turns()
+    assert again.load(one.id).turns() == one.turns()
+    again.close()
+
+
+def test_a_recovery_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    turns = many(path)
+    path.replace(tmp_path / "chats.recovered.db")  # which was to take the name that is free now
+    store = Store(path)
+    assert {turn.id for entry in store.entries() for turn in store.load(entry.id).turns()} == turns.keys()
+    store.close()
+
+
+def test_without_room_to_recover_the_damaged_file_stays_where_it_is(small_disk: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    many(path)
+    lose_the_header(path)
+    crowded = small_disk / "chats.db"
+    crowded.write_bytes(path.read_bytes()[: 700 << 10])
+    damaged = crowded.read_bytes()
+    with pytest.raises(StoreFull):
+        Store(crowded)
+    assert crowded.read_bytes() == damaged
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    store = Store(crowded)
+    assert len([turn for entry in store.entries() for turn in store.load(entry.id).turns()]) > 50
+    store.close()
+
+
+def test_what_was_deleted_is_removed_also_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "chats.db")
+    conversation = talk(store, "a secret that was deleted", "its answer")
+    kept = talk(store, "what stays")
+    store.delete(conversation.id)
+    store.flush()
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    talk(store, "said in 1970")
+    store.purge()
+    store.close()
+    assert b"secret" not in (tmp_path / "chats.db").read_bytes()
+    again = Store(tmp_path / "chats.db")
+    assert [turn.content for turn in again.load(kept.id).turns()] == ["what stays"]
+    assert len(again.entries()) == 2
+    again.close()
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnusable, match="cannot be opened"):
