@@ -122,7 +122,9 @@ def pack(
     width = layout.columns(given)
     if layout.floats:
         codes, scales = _without_nan(codes, scales, layout)
-    values = F.pad(codes.to(torch.int8), (0, width - given))
+    values = codes.to(torch.int8)
+    if width > given:  # else the weight may be used where it lies
+        values = F.pad(values, (0, width - given))
     data = values if layout.bits == 8 else packed_bits((values + layout.zero).to(torch.uint8), layout.bits)
     if layout.group == 0:
         assert isinstance(scales, Tensor)

@@ -19,7 +19,7 @@ from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
 from core.model.postponed import Postponed, parameter_name
 from core.offload.host_weight import HostWeight
-from core.spec import ITEM_BYTES, Format, LinearSpec, ModelSpec, Storage
+from core.spec import ITEM_BYTES, LAYOUTS, Format, LinearSpec, ModelSpec, Storage
 from core.weights.packed_cache import PackedCache, cache_key
 from core.weights.row_chunks import row_chunks
 
@@ -58,7 +58,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
     def make(self) -> Iterator[float]:
         """Take, find or convert one linear after the other; yields the fraction done."""
         kept: Mapping[str, QuantizedWeight] | None = None
-        if not self._spec.mapped(self._format) and self._source.files:
+        if self._source.files and not self._lies_ready():
             key = cache_key(self._source.files, self._recipe())
             if self._cache.open(key) is None:
                 yield from self._convert_to_disk(key)
@@ -68,6 +68,12 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             self._made[linear.name] = [self._ready(weight) for weight in found]
             release(self._source.module, linear)
             yield done / len(self._spec.linears)
+
+    def _lies_ready(self) -> bool:
+        """Whether all weights can be used where they lie in the model's files."""
+        storages = {linear: self._spec.storage(linear, self._format) for linear in self._spec.linears}
+        floats = "fp8" in storages.values() and all(_is_ready(*pair) for pair in storages.items())
+        return floats or self._spec.mapped(self._format)
 
     def _convert_to_disk(self, key: str) -> Iterator[float]:
         """Converted weights are mapped from the file afterwards, so only one of them is in memory at a time."""
@@ -122,6 +128,13 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             weight = replace(weight, order=self._orders.setdefault(order.numpy().tobytes(), order))
         matmul = host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
         return HostWeight(matmul, self._source.module.dtype)
+
+
+def _is_ready(linear: LinearSpec, storage: Storage) -> bool:
+    """Whether a linear of a model in FP8 is used where it lies: as 16-bit numbers, or in FP8 without padding."""
+    if storage in ITEM_BYTES or linear.experts > 1:
+        return linear.experts == 1 and not linear.converted
+    return linear.stored == storage == "fp8" and linear.columns % LAYOUTS[storage].width == 0
 
 
 def _requantized(weight: QuantizedWeight, storage: Storage) -> QuantizedWeight:

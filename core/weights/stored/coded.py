@@ -41,8 +41,10 @@ class Coded:
         return result
 
     def packed(self, storage: Storage) -> QuantizedWeight:
-        """The weight in a storage of the engine that holds its codes as they are."""
+        """The weight in a storage of the engine that holds its codes as they are; FP8 where it lies, if it can be."""
         rows, columns = self.codes.shape
+        if LAYOUTS[storage].floats and columns % LAYOUTS[storage].width == 0:
+            return self._pack(storage, 0, rows)
         result = replace(empty(storage, rows, columns), order=self._stored_order())
         for begin, end in row_chunks(rows, columns):
             part = self._pack(storage, begin, end)

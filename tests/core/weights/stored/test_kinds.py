@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.model.model_source import open_source
 from core.spec import ROUNDED
@@ -53,3 +54,16 @@ def test_larger_groups_take_less_memory(group: int, tmp_path: Path) -> None:
         assert torch.equal(weight.dequantize(torch.float32), exact[f"{linear}.weight"])
         assert weight.nbytes * 8 == 4.5 * exact[f"{linear}.weight"].numel()
     assert greedy(tmp_path / "m", 16) == reference(tmp_path / "m", exact, random_prompt(40), 16)
+
+
+def test_fp8_without_padding_is_used_where_it_lies(tmp_path: Path) -> None:
+    """Nothing is converted, copied or kept a second time."""
+    sizes = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 384}
+    exact = write_stored(tmp_path / "m", FORMATS["fp8 in blocks"], **sizes)
+    source = open_source(tmp_path / "m")
+    linear = "model.layers.0.mlp.down_proj"
+    weight, codes = source.packed[linear], load_file(tmp_path / "m" / "model.safetensors")[f"{linear}.weight"]
+    assert weight.data.data_ptr() == source.packed[linear].data.data_ptr()
+    assert torch.equal(weight.data.view(torch.float8_e4m3fn).float(), codes.float())
+    assert greedy(tmp_path / "m", 16) == reference(tmp_path / "m", exact, random_prompt(40), 16)
+    assert not list((tmp_path / "m" / "cache").rglob("*.weights"))
