@@ -48,7 +48,7 @@ class SharedExpert:
 
 
 class NativeMixture:
-    """One layer's call, of parts of one library. Inputs are contiguous, of `dtype`, of at most FEW_ROWS rows."""
+    """One layer's call, by the experts' library. Inputs are contiguous, of `dtype`, of at most FEW_ROWS rows."""
 
     def __init__(self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None) -> None:
         self.library, self.dtype = experts.library, experts.dtype

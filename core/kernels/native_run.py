@@ -45,7 +45,7 @@ class _Past(ctypes.Structure):
 @dataclass(frozen=True, eq=False)
 class RunLayer:
     """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `mixture`: its experts, if
-    it has any. All are of one library."""
+    it has any, which are computed by the layer's library."""
 
     native: NativeLayer
     sinks: Tensor | None

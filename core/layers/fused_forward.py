@@ -97,11 +97,8 @@ class FusedForward:
         native = self.native(rows)
         if self.rest is None:
             return RunLayer(native, self.sinks, self.scale)
-        made = {self.rest.native(number) for number in range(min(rows, 2), rows + 1)}
-        mixture = made.pop()
-        if made or mixture is None or mixture.library is not native.library:
-            return None
-        return RunLayer(native, self.sinks, self.scale, mixture)
+        mixtures = [self.rest.native(number) for number in range(min(rows, 2), rows + 1)]
+        return None if None in mixtures else RunLayer(native, self.sinks, self.scale, mixtures[-1])
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""

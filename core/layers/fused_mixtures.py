@@ -47,16 +47,18 @@ class Block:
         return SharedExpert(activation, *(one.host.weight for one in self.linears)) if self.linears else None
 
     def takes(self, rows: int) -> NativeExperts | None:
-        """The experts for so many rows, if one library is to compute all of them."""
-        experts, library = self.experts.native(rows * self.router.routing.choices), self.router.library
-        if rows > FEW_ROWS or experts is None or experts.library is not library:
+        """The experts for so many rows, if our library is to compute all parts: in the way of the experts, for which
+        way is fastest differs by little."""
+        experts = self.experts.native(rows * self.router.routing.choices)
+        if rows > FEW_ROWS or experts is None:
             return None
         hosts = [one.host for one in self.linears]
-        return experts if not hosts or (common_library(hosts, rows) is library and self._is_alike(rows)) else None
+        ours = not hosts or (common_library(hosts, rows) is not None and self._is_alike(experts, rows))
+        return experts if ours else None
 
-    def _is_alike(self, rows: int) -> bool:
+    def _is_alike(self, experts: NativeExperts, rows: int) -> bool:
         """Whether gate and up, which are multiplied together, want the same kind of input."""
-        gate, up = (self.router.library.input_kind(one.host.weight.storage, rows) for one in self.linears[:2])
+        gate, up = (experts.library.input_kind(one.host.weight.storage, rows) for one in self.linears[:2])
         return gate == up
 
 

@@ -127,8 +127,6 @@ class DevicePlacement:
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
         self._drop_ring()
-        # Memory that is given back here goes to copies on other streams: nothing launched may still read it.
-        self.accelerator.synchronize()
         self.plan = plan = self._experts.by_whole_ones(plan)
         self._bucket = -1
         self._experts.shrink()

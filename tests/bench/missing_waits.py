@@ -139,13 +139,6 @@ WAITS = (
         "            pass\n        self._free",
         "closed",
     ),
-    Mutant(
-        "a change of plan waits for what is launched",
-        PLACEMENT,
-        "        self.accelerator.synchronize()\n        self.plan",
-        "        self.plan",
-        "new_memory or change_of_plan",
-    ),
 )
 MOVES = (
     Mutant(
