@@ -143,7 +143,7 @@ class Settings:
         "Guessed words are checked several at once: the answers stay the same and often come sooner.",
         kind="choice", reload=True,
         choices=(
-            (LOOKUP, "From what was said before"), (AUTO, "Also with MTP or a small copy, where that pays"),
+            (LOOKUP, "From what was said before"), (AUTO, "Also MTP or a copy, if it pays"),
             (SELF, "Always with a small copy"), (NO_DRAFT, "Off"),
         ),
     )  # fmt: skip

@@ -206,7 +206,7 @@ def top_of_reply(stage: Stage) -> None:
 def failure(stage: Stage) -> None:
     reply(stage)
     error = NotEnoughMemory(
-        "Qwen3-32B needs 34 GB of memory, and 21 GB are free.", "", "Close other programs or choose int4."
+        "This computer's memory is full.", "", "Close other programs, or choose a shorter context or a smaller model."
     )
     stage.engine.load_events = [Failed(error)]
     stage.app.session.load("/models/Qwen3-32B", Wishes().options)
@@ -363,7 +363,7 @@ def settings_page(words: str) -> Callable[[Stage], None]:
         stage.app.commands.act("settings")
         dialog = stage.subject
         assert isinstance(dialog, SettingsDialog)
-        dialog.show_page(words)
+        dialog.pages.setCurrentRow(SETTINGS_PAGES.index(words))  # whose names are in the language of the window
 
     return scene
 
@@ -418,4 +418,5 @@ IN_GERMAN = (
     "about",
     "settings_appearance",
     "settings_sampling",
+    "settings_model",
 )

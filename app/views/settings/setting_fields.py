@@ -24,7 +24,7 @@ from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, TextBox, TickBox
 
 TYPING_MS = 400
-FIELD_WIDTH = 252
+FIELD_WIDTH = 260
 WHOLE_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}([.,'’_\s])\d{3}(\2\d{3})*)")
 
 

@@ -6,15 +6,26 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QAccessible, QGuiApplication
-from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QPushButton, QStackedWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QApplication,
+    QComboBox,
+    QLabel,
+    QLineEdit,
+    QPlainTextEdit,
+    QPushButton,
+    QStackedWidget,
+)
 from pytestqt.qtbot import QtBot
 
 from app.about.diagnostics import diagnostics, tail, without_home
 from app.about.network_access import ACCESSES
+from app.i18n.translator import install
 from app.monitor.telemetry import Sample
 from app.monitor.telemetry_nvml import GpuSample
 from app.settings.settings import Problem, Settings, declared
-from app.settings.theme import Theme
+from app.settings.theme import RELATED, Theme
+from app.views.controls.inputs import ARROW_ROOM, ChoiceBox
 from app.views.settings.settings_dialog import SettingsDialog
 from app.views.settings.settings_pages import LogPage
 from tests.app.find import find
@@ -32,6 +43,24 @@ def dialog(qtbot: QtBot, tmp_path: Path) -> SettingsDialog:
         made.pages.setCurrentRow(row)
     made.pages.setCurrentRow(0)
     return made
+
+
+@pytest.mark.parametrize("language", ["de", "en"])
+def test_every_choice_can_be_read_whole(language: str, qapp: QApplication, qtbot: QtBot, tmp_path: Path) -> None:
+    words = install(language)
+    try:
+        dialog = SettingsDialog(Theme("light"), Settings(), [], tmp_path / "app.log", str)
+        qtbot.addWidget(dialog)
+        for row in range(dialog.pages.count()):
+            dialog.pages.setCurrentRow(row)
+        boxes = dialog.findChildren(ChoiceBox)
+        assert len(boxes) > 5
+        for box in boxes:
+            room = box.maximumWidth() - ARROW_ROOM - 2 * RELATED
+            texts = [box.itemText(place) for place in range(box.count())]
+            assert max(map(box.fontMetrics().horizontalAdvance, texts)) <= room, texts
+    finally:
+        qapp.removeTranslator(words)
 
 
 def choose(dialog: SettingsDialog, name: str, value: object) -> None:
