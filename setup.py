@@ -43,6 +43,8 @@ EXPORTS = [
     "delta_rule",
     "state_scan",
     "copy",
+    "head_bytes",
+    "head",
 ]
 VECTORISED = "-fno-trapping-math"
 """Else a comparison of floats keeps a loop from doing several at once: nobody reads the exceptions' flags."""

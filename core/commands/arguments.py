@@ -31,6 +31,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--kv", choices=KV_FORMATS, default="bf16", help="keys and values: as computed, or in 8 bits (half the memory)"
     )
     group.add_argument(
+        "--whole-head", action="store_true", help="no copy of the output head in 4 bits that a token reads first"
+    )
+    group.add_argument(
         "--draft", default=LOOKUP, metavar="WHO",
         help="who drafts ahead: auto, lookup, self (an int4 copy), mtp (the model's own head for it), off, or a small "
         "model of the same vocabulary",
@@ -49,6 +52,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         threads=args.threads,
         simulate_gpu=args.simulate_gpu,
         draft=args.draft,
+        whole_head=args.whole_head,
     )
 
 

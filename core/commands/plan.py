@@ -50,6 +50,7 @@ def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
         "memory": {memory.device: _memory(memory) for memory in plan.memory},
         "active_bytes": plan.active_bytes,
         "load_peak_bytes": plan.load_peak,
+        "head_copy_bytes": plan.head_copy,
         "linears": [
             {"name": linear.name, "rows": linear.rows, "decode": _rows(linear.decode), "prefill": _rows(linear.prefill)}
             for linear in plan.linears

@@ -25,7 +25,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
-VERSION = 16
+VERSION = 17
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -77,6 +77,8 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_mixture_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _INT]),
     "hetegen_mixture": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT]),
     "hetegen_experts": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, _LONG, *(_ADDRESS,) * 4, _INT]),
+    "hetegen_head_bytes": (_LONG, [_INT, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT]),
+    "hetegen_head": (_LONG, [_INT, *(_ADDRESS,) * 3, _INT, *(_LONG,) * 3, _ADDRESS, _ADDRESS, _INT]),
     **dict.fromkeys(("hetegen_convolve", "hetegen_delta_rule", "hetegen_state_scan"), (None, [_INT, _ADDRESS, _INT])),
 }
 MOST_PARTS = 16

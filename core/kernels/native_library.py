@@ -122,6 +122,8 @@ class NativeLibrary:
         self._mixture = library.hetegen_mixture
         self._route_bytes = library.hetegen_route_bytes
         self._route = library.hetegen_route
+        self._head_bytes = library.hetegen_head_bytes
+        self._head = library.hetegen_head
         self._convolve = library.hetegen_convolve
         self._delta_rule = library.hetegen_delta_rule
         self._state_scan = library.hetegen_state_scan
@@ -275,6 +277,19 @@ class NativeLibrary:
             self._isa, mixture, x.data_ptr(), type, x.shape[0], out.data_ptr(), scratch.data_ptr(), threads
         )  # fmt: skip
         return out
+
+    def head(self, coarse: Parts, full: Parts, x: Tensor, wanted: int) -> tuple[Tensor, int]:
+        """(M, N) in x's type: x (M, K), of at most FEW_ROWS rows, contiguous, times all rows of a head by its `coarse`
+        copy, and at least `wanted` of each row of input by the `full` one; and how many these are of all."""
+        (m, columns), threads = x.shape, torch.get_num_threads()
+        out = torch.empty((m, full.all_rows), dtype=x.dtype)
+        nbytes = self._head_bytes(self._isa, coarse.fields, full.fields, m, columns, threads)
+        scratch = torch.empty(nbytes, dtype=torch.uint8)
+        again: int = self._head(
+            self._isa, coarse.fields, full.fields, x.data_ptr(), TYPES[x.dtype], m, columns, wanted, out.data_ptr(),
+            scratch.data_ptr(), threads,
+        )  # fmt: skip
+        return out, again
 
     def convolve(self, call: int, nbytes: int) -> None:
         """The convolution described at the address `call`: see `core.kernels.native_recurrent`."""

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
-from core.kernels.matmul import host_matmul
+from core.kernels.matmul import ChosenMatmul, host_matmul
 from core.kernels.quantize import quantize, quantize_pieces
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
 from core.model.postponed import Postponed, parameter_name
 from core.offload.host_weight import HostWeight
-from core.spec import ITEM_BYTES, LAYOUTS, Format, LinearSpec, ModelSpec, Storage
+from core.spec import HEAD_COPY, ITEM_BYTES, LAYOUTS, Format, LinearSpec, ModelSpec, Storage
 from core.weights.packed_cache import PackedCache, cache_key
 from core.weights.row_chunks import row_chunks
 
 FOLDER = "packed"
+HEAD_COPY_NAME = "output head, copied"
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +34,17 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def __init__(
         self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path,
-        postponed: Postponed | None = None,
+        postponed: Postponed | None = None, *, head_copy: bool = False,
     ) -> None:  # fmt: skip
         """`folder`: where converted weights are kept (weights as they lie in the files need none).
-        `postponed`: what the source's tree lacks."""
+        `postponed`: what the source's tree lacks. `head_copy`: whether the copy of the output head is wanted."""
         self._source = source
         self._spec = spec
         self._format: Format = format
         self._kernels = kernels
         self._cache = PackedCache(folder / FOLDER)
         self._postponed = postponed or Postponed()
+        self._head_copy = head_copy and spec.head_copy(format) > 0
         self._made: dict[str, list[HostWeight]] = {}
         self._orders: dict[bytes, Tensor] = {}
 
@@ -65,7 +67,10 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             kept = self._cache.open(key)
         for done, linear in enumerate(self._spec.linears, 1):
             found = self._gathered(linear) if kept is None else (kept[name] for name in matrix_names(linear))
-            self._made[linear.name] = [self._ready(weight) for weight in found]
+            copy = self._copy(kept) if self._head_copy and linear.name == self._spec.head else None
+            self._made[linear.name] = [
+                HostWeight(self._ready(weight), self._source.module.dtype, copy) for weight in found
+            ]
             release(self._source.module, linear)
             yield done / len(self._spec.linears)
 
@@ -80,8 +85,13 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         try:
             with self._cache.write(key, self._source.name) as writer:
                 for done, linear in enumerate(self._spec.linears, 1):
-                    for name, weight in zip(matrix_names(linear), self._converted(linear), strict=True):
+                    for name, weight in zip(
+                        matrix_names(linear), self._converted(linear, self._storage(linear)), strict=True
+                    ):
                         writer.add(name, weight)
+                    if linear.name == self._spec.head and self._spec.head_copy(self._format):
+                        # Whether or not there is memory for it now: unused, it only takes room on the disk.
+                        writer.add(HEAD_COPY_NAME, next(self._converted(linear, HEAD_COPY)))
                     yield done / len(self._spec.linears)
         except (DiskFull, OSError) as error:  # full, read-only, unplugged
             # Not kept, the weights are converted again at every load: slower, and nothing else.
@@ -89,24 +99,32 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def _recipe(self) -> str:
         """Names the conversion: which linears are kept how, where they are not all alike."""
-        storages = [self._spec.storage(linear, self._format) for linear in self._spec.linears]
-        return self._source.part + (storages[0] if len(set(storages)) == 1 else ",".join(storages))
+        storages = [self._storage(linear) for linear in self._spec.linears]
+        copied = f"+{HEAD_COPY}" if self._spec.head_copy(self._format) else ""
+        return self._source.part + (storages[0] if len(set(storages)) == 1 else ",".join(storages)) + copied
+
+    def _copy(self, kept: Mapping[str, QuantizedWeight] | None) -> ChosenMatmul:
+        """The copy of the output head, found with the other weights or made anew."""
+        head = next(linear for linear in self._spec.linears if linear.name == self._spec.head)
+        return self._ready(next(self._converted(head, HEAD_COPY)) if kept is None else kept[HEAD_COPY_NAME])
 
     def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         """As `_converted`, experts in one piece of memory: between what is let go of they would leave holes."""
         if linear.experts == 1 or self._spec.mapped(self._format):
-            yield from self._converted(linear)
+            yield from self._converted(linear, self._storage(linear))
             return
         pieces: list[Tensor] = []
-        for index, weight in enumerate(self._converted(linear)):
+        for index, weight in enumerate(self._converted(linear, self._storage(linear))):
             pieces = pieces or [part.new_empty((linear.experts, *part.shape)) for part in weight.tensors]
             for piece, part in zip(pieces, weight.tensors, strict=True):
                 piece[index] = part
             data, *rest = (piece[index] for piece in pieces)
             yield replace(weight, data=data, scales=rest[0] if rest else None)
 
-    def _converted(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
-        storage = self._spec.storage(linear, self._format)
+    def _storage(self, linear: LinearSpec) -> Storage:
+        return self._spec.storage(linear, self._format)
+
+    def _converted(self, linear: LinearSpec, storage: Storage) -> Iterator[QuantizedWeight]:
         if linear.stored is not None:
             weights = (self._source.packed[name] for name in matrix_names(linear))
             yield from (weight if weight.storage == storage else _requantized(weight, storage) for weight in weights)
@@ -122,12 +140,11 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         later = parameter_name(module, linear) in self._postponed
         return self._postponed.matrices(module, linear) if later else matrices(module, linear)
 
-    def _ready(self, weight: QuantizedWeight) -> HostWeight:
+    def _ready(self, weight: QuantizedWeight) -> ChosenMatmul:
         if (order := weight.order) is not None:
             # One tensor for all weights that have the same: by it they know that they share an input.
             weight = replace(weight, order=self._orders.setdefault(order.numpy().tobytes(), order))
-        matmul = host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
-        return HostWeight(matmul, self._source.module.dtype)
+        return host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
 
 
 def _is_ready(linear: LinearSpec, storage: Storage) -> bool:

@@ -38,7 +38,10 @@ Listener = Callable[[Sequence[int], Tensor], None]
 
 
 class LanguageModel:
-    """ids -> logits, with the KV cache kept right whatever happens in between. `on_states` hears of every pass."""
+    """ids -> logits, with the KV cache kept right whatever happens in between. `on_states` hears of every pass.
+
+    `whole_head`: all logits are to be the output head's own, also where a copy of it could be read first.
+    """
 
     def __init__(self, module: Any, placement: HostPlacement | DevicePlacement | None = None) -> None:
         """`module`: a filled causal language model of transformers; `placement` has put our linears into it."""
@@ -46,6 +49,7 @@ class LanguageModel:
         self.placement = placement or HostPlacement(module, {})
         self.vision: Vision | None = None
         self.on_states: Listener | None = None
+        self.whole_head = False
         self._states: Tensor | None = None
         self._stop: Stop = never
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
@@ -72,7 +76,7 @@ class LanguageModel:
             raise _unknown_id(max(ids), self._vocabulary)
         self._stop = stop
         known = len(cache.tokens)
-        self.placement.begin_pass(max(len(ids), divide_for))
+        self.placement.begin_pass(max(len(ids), divide_for), whole_head=self.whole_head)
         try:
             with self.placement.failures(), self._layers_apart(ids):
                 output = self.module(**self._inputs(ids, cache, keep))

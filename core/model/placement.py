@@ -32,7 +32,7 @@ from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
 from core.model.held_experts import HeldExperts
 from core.model.tables import other_tables, put
-from core.offload.hetero_linear import HeteroLinear, HostInputs, HostLinear, SharedInputs
+from core.offload.hetero_linear import CopiedHead, HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import (
     Chunk,
@@ -50,15 +50,17 @@ Weights = Mapping[str, Sequence[HostWeight]]
 
 
 class HostPlacement:
-    """Everything on the CPU."""
+    """Everything on the CPU. `reads_copy`: whether a copy of the output head is read first, if there is one."""
 
     device = torch.device("cpu")
 
-    def __init__(self, module: Any, weights: Weights) -> None:
+    def __init__(self, module: Any, weights: Weights, *, reads_copy: bool = True) -> None:
+        self.reads_copy = reads_copy
         self._module = module
         self._inputs = HostInputs()
         for name, matrices in weights.items():
-            put_linears(module, name, matrices, lambda weight, bias: HostLinear(weight, bias, self._inputs))
+            put_linears(module, name, matrices, self._make)
+        self._heads = [one for one in module.modules() if isinstance(one, CopiedHead)]
         norms.adopt(module)
         fused_experts.adopt(module)
         fused_routers.adopt(module)
@@ -67,8 +69,10 @@ class HostPlacement:
         self.runs = fused_layers.adopt(self._layers)
         recurrent_layers.adopt(module)
 
-    def begin_pass(self, tokens: int) -> None:
-        """No-op: all rows are on the CPU."""
+    def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
+        """A pass starts; with `whole_head` no logits may come from a copy of the output head."""
+        for head in self._heads:
+            head.whole = whole_head or not self.reads_copy
 
     def end_pass(self) -> None:
         """Let go of what linears share within a pass."""
@@ -80,6 +84,9 @@ class HostPlacement:
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache for this plan."""
         return KVCache(config, plan.context, format=plan.kv)
+
+    def _make(self, weight: HostWeight, bias: Tensor | None) -> HostLinear:
+        return (HostLinear if weight.copied is None else CopiedHead)(weight, bias, self._inputs)
 
     def close(self) -> None:
         """Leave the module tree as it was, but for its linears and norms."""
@@ -157,8 +164,8 @@ class DevicePlacement:
         """Seconds that the CPU has computed its rows since the start."""
         return self._inputs.cpu_s
 
-    def begin_pass(self, tokens: int) -> None:
-        """A pass over `tokens` new tokens starts: divide the rows as the plan says for this many."""
+    def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
+        """A pass over `tokens` new tokens starts: divide the rows as the plan says for this many. The head is whole."""
         if (now := bucket(tokens)) != self._bucket:
             self._bucket = now
             self._divide(now)

@@ -96,6 +96,22 @@ class HostLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class CopiedHead(HostLinear):
+    """An output head with a copy in fewer bits, which is read first for few rows of input, unless `whole`."""
+
+    def __init__(self, weight: HostWeight, bias: Tensor | None, inputs: HostInputs) -> None:
+        super().__init__(weight, bias, inputs)
+        self.whole = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
+        given = HostInput(x)
+        if self.whole or self.host.copied is None or given.rows > self.host.copied.most_rows:
+            return super().forward(x)
+        y = self.host.copied(given).view(*x.shape[:-1], self.host.rows)
+        return y if self.bias is None else y + self.bias
+
+
 class SharedInputs:
     """The last input on the device, brought to the host once for all linears that read it; `cpu_s` is how long the
     CPU has computed on all of them."""

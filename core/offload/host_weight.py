@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.kernels.coarse_head import CoarseHead
 from core.kernels.device_products import device_products
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import QUANTUM, bucket
+from core.spec import QUANTUM, READ_AGAIN, bucket
 from core.units import MIB
 
 WIDENED_BYTES = 32 * MIB
@@ -27,10 +28,13 @@ WIDENED_BYTES = 32 * MIB
 class HostWeight:
     """A weight of `rows` x `columns` (N x K). Ranges begin at multiples of `quantum`."""
 
-    def __init__(self, matmul: ChosenMatmul, dtype: torch.dtype = torch.bfloat16) -> None:
-        """`dtype`: what the model computes in."""
+    def __init__(
+        self, matmul: ChosenMatmul, dtype: torch.dtype = torch.bfloat16, copy: ChosenMatmul | None = None
+    ) -> None:
+        """`dtype`: what the model computes in; `copy`: of an output head, in fewer bits."""
         self._matmul = matmul
         self._dtype = dtype
+        self.copied = None if copy is None else CoarseHead(matmul, copy, READ_AGAIN)
         self.weight = matmul.weight
         self.rows, self.columns = matmul.rows, matmul.columns
         self.quantum = QUANTUM

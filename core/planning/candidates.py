@@ -41,7 +41,7 @@ WORTH_PRICING = 1.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """What lies where; `costs` are those with a half full KV cache."""
+    """What lies where; `costs` are those with a half full KV cache. `head_copy`: bytes of one of the output head."""
 
     machine: MachineRates
     classes: tuple[GroupClass, ...]
@@ -52,6 +52,7 @@ class Candidate:
     host: HostMemory
     costs: FixedCosts
     strategy: Strategy
+    head_copy: int = 0
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
         """The best shares to stream in this bucket, by class, and their times."""
@@ -177,16 +178,28 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
     return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
 
 
-def cpu_candidate(spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int) -> Candidate:
-    """Everything on the CPU."""
-    classes = classify(spec, format, machine)
+def cpu_candidates(
+    spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int
+) -> Iterator[Candidate]:
+    """Everything on the CPU, and the same with a copy of the output head, if there is room for one."""
+    yield _on_cpu(spec, format, machine, budget, context, 0)
+    if not budget.whole_head and (size := spec.head_copy(format)):
+        copied = _on_cpu(spec, format, machine, budget, context, size)
+        if copied.host.fits:
+            yield copied
+
+
+def _on_cpu(
+    spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int, head_copy: int
+) -> Candidate:
+    classes = classify(spec, format, machine, head_copy=head_copy > 0)
     kv_devices = (-1,) * len(spec.kv_layers)
     residents, chunk = nothing_resident(classes), TIERS[0][0]
     on_host = spec.kv_bytes(context)
     room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, Ring())
     host = host_memory(spec, format, classes, residents, room)
     costs = fixed_costs(spec, machine, kv_devices, context // 2)
-    return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen")
+    return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen", head_copy)
 
 
 def _reply_s(candidate: Candidate, decode_s: float) -> float:

@@ -22,6 +22,7 @@ from core.spec import (
     BUCKET_TOKENS,
     DECODE,
     FEW,
+    HEAD_COPY,
     Format,
     KernelRate,
     LinearSpec,
@@ -78,8 +79,10 @@ class Residents:
         return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
 
 
-def classify(spec: ModelSpec, format: Format, machine: MachineRates) -> tuple[GroupClass, ...]:
-    """The model's groups, gathered by make, with this machine's times."""
+def classify(
+    spec: ModelSpec, format: Format, machine: MachineRates, *, head_copy: bool = False
+) -> tuple[GroupClass, ...]:
+    """The model's groups, gathered by make, with this machine's times; with `head_copy` the output head has one."""
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
         groups.setdefault(linear.group, []).append(index)
@@ -87,7 +90,7 @@ def classify(spec: ModelSpec, format: Format, machine: MachineRates) -> tuple[Gr
     for members in groups.values():
         signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
         classes.setdefault(signature, []).append(tuple(members))
-    return tuple(_class(spec, format, machine, members) for members in classes.values())
+    return tuple(_class(spec, format, machine, members, head_copy=head_copy) for members in classes.values())
 
 
 def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
@@ -95,12 +98,16 @@ def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
     return linear.rows, linear.columns, linear.experts, linear.active, storage, at_head
 
 
-def _class(spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]]) -> GroupClass:
+def _class(
+    spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], *, head_copy: bool
+) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
     # The head is asked for the last position of a prompt only, and for all where few rows check what was drafted.
     tokens = BUCKET_TOKENS[: FEW + 1] + (1,) * len(BUCKET_TOKENS[FEW + 1 :])
-    tokens = tokens if linears[0].name == spec.head else BUCKET_TOKENS
+    is_head = linears[0].name == spec.head
+    tokens = tokens if is_head else BUCKET_TOKENS
     work = [_work(spec, format, linear, tokens) for linear in linears]
+    work = _copied(spec, format, work[0]) if is_head and head_copy else work
     profile = machine.profile
     on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]
     on_gpu = [gpu_rate(machine.gpu, one.storage) for one in work] if machine.gpu else on_cpu
@@ -148,6 +155,18 @@ def _work(spec: ModelSpec, format: Format, linear: LinearSpec, tokens: Sequence[
         tuple(2.0 * m * linear.active * linear.rows * linear.columns for m in tokens),
         tuple(DECODE if m == 1 else index for index, m in enumerate(tokens)),
     )
+
+
+def _copied(spec: ModelSpec, format: Format, head: _Work) -> list[_Work]:
+    """The output head's copy and itself: one row of input reads all of the former, and some of the latter again."""
+    share, reads = spec.read_again(format) / head.nbytes, [bucket == DECODE for bucket in head.buckets]
+    copy = replace(
+        head, storage=HEAD_COPY, nbytes=spec.head_copy(format), touched=tuple(map(float, reads)),
+        operations=tuple(one * read for one, read in zip(head.operations, reads, strict=True)),
+    )  # fmt: skip
+    parts = [share if read else 1.0 for read in reads]
+    operations = tuple(one * part for one, part in zip(head.operations, parts, strict=True))
+    return [copy, replace(head, touched=tuple(parts), operations=operations)]
 
 
 def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[float]:

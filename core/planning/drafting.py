@@ -68,7 +68,7 @@ def _gain(target: Plan, draft: Plan) -> float:
 
 
 def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
-    plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT))
+    plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT, whole_head=True))
     if plan.gpu < 0 or not fully_resident(plan):
         return None
     gpu = next(one for one in hardware.gpus if one.index == plan.gpu)
@@ -77,7 +77,7 @@ def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan,
 
 
 def _on_cpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
-    plan = place(draft, replace(hardware, gpus=()), replace(wishes, format=DRAFT_FORMAT, vram=None))
+    plan = place(draft, replace(hardware, gpus=()), replace(wishes, format=DRAFT_FORMAT, vram=None, whole_head=True))
     return None if plan.fits == "no" or plan.from_disk else (plan, plan.memory[0].used)
 
 

@@ -95,6 +95,8 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     for memory in plan.memory:
         place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
         found.append(sentence("In {}: {}.", place, _memory_words(memory)))
+    if plan.head_copy:
+        found.append(_head_copy(plan))
     if spec.sight_bytes:
         found.append(
             sentence("For pictures {} more are taken, when the first one comes.", format_memory(spec.sight_bytes))
@@ -158,6 +160,14 @@ def _cost(plan: Plan) -> str:
         "What {} cost a small model (SmolLM2, 135 million weights): perplexity on English rose by less than {}.",
         words,
         rise,
+    )
+
+
+def _head_copy(plan: Plan) -> str:
+    return sentence(
+        "The output head is kept a second time in 4 bits ({}): a token reads that first, and of the head itself only "
+        "what could be the next word.",
+        format_memory(plan.head_copy),
     )
 
 

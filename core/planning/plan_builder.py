@@ -76,9 +76,10 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         mapped=spec.mapped(format),
         from_disk=best.candidate.host.from_disk,
         active_bytes=spec.active_bytes(format),
-        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk),
+        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk) + best.candidate.head_copy,
         profile=machine.profile,
         expert_rates=expert_rates(spec, format, machine),
+        head_copy=best.candidate.head_copy,
     )
 
 
@@ -154,7 +155,8 @@ def _bytes_per_token(
     cpu = link = gpu = 0
     for item, plan in zip(spec.linears, linears, strict=True):
         size, rows = item.active * spec.row_bytes(item, format), plan.decode
-        cpu += rows.cpu * size
+        is_copied = item.name == spec.head and best.candidate.head_copy
+        cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
     on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, min(context, TYPICAL_CONTEXT))

@@ -174,6 +174,8 @@ class LoadedModel:
             self.to_host()
         if plan.gpu < 0:
             self.plan = plan
+            assert isinstance(self.model.placement, HostPlacement)
+            self.model.placement.reads_copy = plan.head_copy > 0
         elif self.plan.gpu < 0:
             self._to_device(plan)
         else:
@@ -189,7 +191,7 @@ class LoadedModel:
             self.reply_start = 0
         self.keep_expert_uses()
         self.model.placement.close()
-        self.model.placement = HostPlacement(self.source.module, self.weights)
+        self.model.placement = HostPlacement(self.source.module, self.weights, reads_copy=self.plan.head_copy > 0)
 
     def avoid_device(self) -> None:
         """Go on without the GPU until `look_for_device`."""

@@ -56,7 +56,7 @@ def load_model(
             plan = beside.target
         torch.set_num_threads(plan.threads)
         postponed = yield from _read_weights(source, spec, plan)
-        weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed)
+        weights = _host_weights(source, spec, plan, machine, postponed)
         yield from (Loading("convert", 0.4 + 0.3 * fraction) for fraction in weights.make())
         placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
         if plan.gpu >= 0:
@@ -90,6 +90,12 @@ def load_model(
     yield loaded
 
 
+def _host_weights(source: Source, spec: ModelSpec, plan: Plan, machine: Machine, postponed: Postponed) -> HostWeights:
+    """The weights of a plan, not made yet."""
+    copied = plan.head_copy > 0
+    return HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed, head_copy=copied)
+
+
 def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None:
     tokenizer = Tokenizer.of(source)
     if drafting is not None:
@@ -116,7 +122,7 @@ def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> I
 def _decided(options: LoadOptions, plan: Plan, beside: Drafting | None) -> Budget:
     """The user's limits, with what the plan has decided."""
     vram = _left(options.vram, plan, beside)
-    return Budget(vram, options.ram, plan.threads, plan.context, plan.format, plan.kv)
+    return Budget(vram, options.ram, plan.threads, plan.context, plan.format, plan.kv, not plan.head_copy)
 
 
 def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:

@@ -23,6 +23,8 @@ from core.runtime.replanner import Replanner
 from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
+EVEN = 1.0
+"""Temperatures above draw unlikely tokens, as grammars choose among them: then all logits are the head's own."""
 
 
 class Reply:
@@ -86,6 +88,7 @@ class Reply:
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
+        loaded.model.whole_head = self._mask is not None or self._draw.temperature > EVEN
         self._speculation = loaded.speculation(ids)
         chunk = loaded.plan.prefill_chunk
         for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, self._speculation):

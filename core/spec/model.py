@@ -64,6 +64,15 @@ class KvLayer:
         return self.state_bytes + self.bytes_per_token * (min(context, self.window) if self.window else context)
 
 
+HEAD_COPY: Storage = "int4"
+"""How the copy of the output head is kept that is read before it."""
+READ_AGAIN = 2048
+"""So many logits of each token, at least, are computed again from the head itself. With the copy's for the others
+SmolLM2's divergence (KL) from 16 bits grew by a twentieth with 8-bit weights and a fiftieth with 4-bit ones; with 1024,
+by a seventh and a seventeenth (tests/bench/head_copy.py)."""
+LEAST_HEAD = 64 << 20
+"""Bytes of a head that is worth a copy: most processors keep less in their caches from one token to the next."""
+
 VALUES = ".v_proj"
 """What transformers calls the linear that makes the values of attention, where it stands by itself."""
 
@@ -127,6 +136,21 @@ class ModelSpec:
     def row_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Bytes of one row of it."""
         return row_bytes(self.storage(linear, format), linear.columns)
+
+    def head_copy(self, format: Format) -> int:
+        """Bytes of the copy of the output head in HEAD_COPY that may be read before it; 0 where none is worth having:
+        of weights as stored, which are exact, and of small heads."""
+        head = next((linear for linear in self.linears if linear.name == self.head), None)
+        if head is None or format == "bf16" or head.stored == self.storage(head, format):
+            return 0
+        size = self.linear_bytes(head, format)
+        saves = bits_of(self.storage(head, format)) > bits_of(HEAD_COPY)
+        return head.nbytes(HEAD_COPY) if saves and size >= LEAST_HEAD else 0
+
+    def read_again(self, format: Format) -> int:
+        """Bytes of the output head itself that one token reads where there is a copy."""
+        head = next(linear for linear in self.linears if linear.name == self.head)
+        return min(READ_AGAIN, head.rows) * self.row_bytes(head, format)
 
     def mapped(self, format: Format) -> bool:
         """Whether weights in this format are used where they lie in the model's files."""

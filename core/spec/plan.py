@@ -44,7 +44,7 @@ class Profile:
 @dataclass(frozen=True)
 class Budget:
     """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context.
-    `kv`: how keys and values are kept."""
+    `kv`: how keys and values are kept; `whole_head`: that the output head has no copy that is read first."""
 
     vram: int | None = None
     ram: int | None = None
@@ -52,6 +52,7 @@ class Budget:
     context: int | None = None
     format: FormatWish = "auto"
     kv: KvFormat = "bf16"
+    whole_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ class Plan:
     files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the
     weights that one token uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading.
     `few_times`: of a pass over a few tokens. `profile`: the corrections that the times contain. `expert_rates`:
-    what the experts of a mixture cost beside a card.
+    what the experts of a mixture cost beside a card. `head_copy`: bytes of RAM for a copy of the output head in fewer
+    bits, which one token reads first; 0 = none.
     """
 
     model: str
@@ -232,6 +234,7 @@ class Plan:
     profile: Profile = field(default_factory=Profile)
     expert_rates: ExpertRates | None = None
     kv: KvFormat = "bf16"
+    head_copy: int = 0
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

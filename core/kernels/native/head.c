@@ -1,0 +1,217 @@
+/* The output head of a token, read coarse first: all logits from a copy in fewer bits, then those that could be drawn again
+ * from the head itself. Which these are is decided in the order of the rows' coarse logits, so it knows no model's scale. */
+#include "calls.h"
+#include "dispatch.h"
+#include "thread_pool.h"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define PREFETCH(at) __builtin_prefetch(at)
+#elif defined(HETEGEN_X86)
+#include <immintrin.h>
+#define PREFETCH(at) _mm_prefetch((const char *)(at), _MM_HINT_T0)
+#else
+#define PREFETCH(at) ((void)(at))
+#endif
+
+/* SPAN rows are one in the choice, by the largest of their logits; BATCH rows are copied together and multiplied in one
+ * call: one at a time, each would be a stream that ends before the memory has begun to serve it. */
+enum { SPAN = 16, BATCH = 32, ALIGN = 64, STEPS = 16, PANELS_FROM = 5, MOST_STEP = 1024, ROWS_AHEAD = 4 };
+
+typedef struct {
+    int64_t data_bytes, scale_bytes;
+} RowSizes;
+
+typedef struct {
+    const Kernels *kernels;
+    const int64_t *full;
+    Part coarse;
+    int64_t m, rows, spans, step, panel_bytes, wanted;
+    RowSizes sizes; /* of the head's rows */
+    Input *inputs;  /* [m]: each row of input by itself */
+    uint8_t *out;   /* [m][rows] */
+    int type;
+    float *tops;    /* [m][spans] */
+    int32_t *chosen; /* [m][rows] */
+    int64_t *counts; /* [m] */
+    uint8_t *copies; /* [threads] */
+} Head;
+
+static int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
+
+static int64_t item_bytes(int type) { return type == TYPE_F32 ? 4 : 2; }
+
+static int64_t spans_of(int64_t rows) { return (rows + SPAN - 1) / SPAN; }
+
+/* Numbers of `type` as floats. */
+static void widen_some(const Head *h, const uint8_t *from, int64_t count, float *to) {
+    if (h->type == TYPE_F32) memcpy(to, from, (size_t)count * sizeof(float));
+    else if (count == BLOCK) h->kernels->widen((const uint16_t *)from, h->type, to);
+    else
+        for (int64_t i = 0; i < count; i++) {
+            uint16_t bits = ((const uint16_t *)from)[i];
+            to[i] = h->type == TYPE_BF16 ? bf16_to_float(bits) : f16_to_float(bits);
+        }
+}
+
+/* ---- coarse logits ---- */
+
+/* The largest of each span of rows [begin, end), of which there is a whole number but at the end of all. */
+static void top_spans(const Head *h, int64_t m, int64_t begin, int64_t end) {
+    float wide[BLOCK];
+    for (int64_t row = begin; row < end; row += BLOCK) {
+        int64_t count = end - row < BLOCK ? end - row : BLOCK;
+        widen_some(h, h->out + (m * h->rows + row) * item_bytes(h->type), count, wide);
+        for (int64_t span = 0; span * SPAN < count; span++) {
+            float top = -INFINITY;
+            for (int64_t i = span * SPAN; i < (span + 1) * SPAN && i < count; i++) top = wide[i] > top ? wide[i] : top;
+            h->tops[m * h->spans + row / SPAN + span] = top;
+        }
+    }
+}
+
+static void multiply_coarse(const void *context, int64_t task, int64_t thread) {
+    const Head *h = context;
+    int64_t begin = task * h->step, end = begin + h->step < h->rows ? begin + h->step : h->rows;
+    uint8_t *panel = h->coarse.job.scratch ? h->coarse.job.scratch + thread * h->panel_bytes : NULL;
+    h->coarse.kernel(&h->coarse.job, begin, end, panel);
+    for (int64_t m = 0; m < h->m; m++) top_spans(h, m, begin, end);
+}
+
+/* ---- the choice ---- */
+
+/* What at least `wanted` of the spans reach, and hardly more: then all of the `wanted` largest logits do. */
+static float threshold(const float *tops, int64_t count, int64_t wanted) {
+    float low = tops[0], high = tops[0];
+    for (int64_t i = 1; i < count; i++) {
+        low = tops[i] < low ? tops[i] : low;
+        high = tops[i] > high ? tops[i] : high;
+    }
+    for (int step = 0; step < STEPS; step++) {
+        float middle = low + (high - low) / 2;
+        int32_t reach = 0;
+        for (int64_t i = 0; i < count; i++) reach += tops[i] >= middle;
+        if (reach >= wanted) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+static void choose(const void *context, int64_t m, int64_t thread) {
+    const Head *h = context;
+    const float *tops = h->tops + m * h->spans, least = threshold(tops, h->spans, h->wanted);
+    int32_t *chosen = h->chosen + m * h->rows;
+    int64_t found = 0;
+    float wide[SPAN];
+    (void)thread;
+    for (int64_t span = 0; span < h->spans; span++) {
+        if (!(tops[span] >= least)) continue;
+        int64_t row = span * SPAN, count = h->rows - row < SPAN ? h->rows - row : SPAN;
+        widen_some(h, h->out + (m * h->rows + row) * item_bytes(h->type), count, wide);
+        for (int64_t i = 0; i < count; i++)
+            if (wide[i] >= least) chosen[found++] = (int32_t)(row + i);
+    }
+    h->counts[m] = found;
+}
+
+/* ---- the chosen anew ---- */
+
+static int64_t copy_bytes(RowSizes sizes) { return aligned(BATCH * sizes.data_bytes) + aligned(BATCH * sizes.scale_bytes); }
+
+/* Asks for a row that is copied soon: the chosen lie far apart, so the processor foresees nothing. */
+INLINE void ask_for(const uint8_t *at, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) PREFETCH(at + i);
+}
+
+static void multiply_some(const Head *h, int64_t m, const int32_t *chosen, int64_t count, uint8_t *copy) {
+    uint8_t found[BATCH * sizeof(float)], *scales = copy + aligned(BATCH * h->sizes.data_bytes);
+    const uint8_t *data = (const uint8_t *)(intptr_t)h->full[0], *all = (const uint8_t *)(intptr_t)h->full[2];
+    int64_t item = item_bytes(h->type);
+    for (int64_t i = -ROWS_AHEAD; i < count; i++) {
+        if (i + ROWS_AHEAD < count) {
+            ask_for(data + chosen[i + ROWS_AHEAD] * h->full[1], h->sizes.data_bytes);
+            ask_for(all + chosen[i + ROWS_AHEAD] * h->sizes.scale_bytes, h->sizes.scale_bytes);
+        }
+        if (i < 0) continue;
+        memcpy(copy + i * h->sizes.data_bytes, data + chosen[i] * h->full[1], (size_t)h->sizes.data_bytes);
+        memcpy(scales + i * h->sizes.scale_bytes, all + chosen[i] * h->sizes.scale_bytes, (size_t)h->sizes.scale_bytes);
+    }
+    Part part = part_of(h->kernels, h->full, h->inputs + m, found, h->type, NULL);
+    part.job.weights = copy;
+    part.job.scales = scales;
+    part.job.first = 0;
+    part.job.out_stride = count;
+    part.kernel(&part.job, 0, count, NULL);
+    for (int64_t i = 0; i < count; i++)
+        memcpy(h->out + (m * h->rows + chosen[i]) * item, found + i * item, (size_t)item);
+}
+
+static int64_t batches(int64_t count) { return (count + BATCH - 1) / BATCH; }
+
+static void multiply_chosen(const void *context, int64_t task, int64_t thread) {
+    const Head *h = context;
+    int64_t m = 0;
+    for (int64_t own; task >= (own = batches(h->counts[m])); m++) task -= own;
+    int64_t at = task * BATCH, count = h->counts[m] - at < BATCH ? h->counts[m] - at : BATCH;
+    multiply_some(h, m, h->chosen + m * h->rows + at, count, h->copies + thread * copy_bytes(h->sizes));
+}
+
+/* ---- the call ---- */
+
+static RowSizes sizes_of(const int64_t *fields) {
+    static const int SIZES[4] = {2, 2, 4, 1};
+    int format = (int)fields[PART_FORMAT];
+    int item = kernel_of(format) == GROUPED ? SIZES[layout_of(format).scale] : 4;
+    RowSizes sizes = {fields[1], fields[3] * item};
+    return sizes;
+}
+
+static uint8_t *taken(uint8_t **at, int64_t bytes) {
+    uint8_t *own = *at;
+    *at += aligned(bytes);
+    return own;
+}
+
+static int64_t part_bytes(int isa, const int64_t *fields, int64_t m, int64_t columns) {
+    return hetegen_input_bytes(m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m));
+}
+
+static void prepare(Head *h, const int64_t *fields, int isa, const void *x, int64_t m, int64_t from, int64_t columns, Input *in,
+                    uint8_t *buffer) {
+    lay_out(buffer, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m), in);
+    for (int64_t row = 0; row < m; row++) prepare_row(h->kernels, x, h->type, (from + row) * columns, row, in);
+}
+
+/* Bytes of what hetegen_head needs besides. */
+EXPORT int64_t hetegen_head_bytes(int isa, const int64_t *coarse, const int64_t *full, int64_t m, int64_t columns,
+                                  int threads) {
+    int64_t rows = full[5], panels = m >= PANELS_FROM ? threads * hetegen_panel_bytes(columns) : 0;
+    return ALIGN + aligned(part_bytes(isa, coarse, m, columns)) + m * aligned(part_bytes(isa, full, 1, columns)) +
+           aligned(m * spans_of(rows) * (int64_t)sizeof(float)) + aligned(m * rows * (int64_t)sizeof(int32_t)) +
+           threads * copy_bytes(sizes_of(full)) + aligned(panels);
+}
+
+/* x [m][columns] of `type`, m at most FEW_ROWS; out [m][rows] of `type`; coarse, full: fields of hetegen_matmul for all rows
+ * of both. At least `wanted` logits of each row of input are the head's own, and all others are smaller in the copy.
+ * scratch: hetegen_head_bytes. Returns how many are the head's own, of all rows of input together. */
+EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full, const void *x, int type, int64_t m,
+                            int64_t columns, int64_t wanted, void *out, void *scratch, int threads) {
+    uint8_t *at = (uint8_t *)(((uintptr_t)scratch + ALIGN - 1) / ALIGN * ALIGN);
+    int64_t counts[FEW_ROWS], tasks = 0, all = 0;
+    Input few, each[FEW_ROWS];
+    Head h;
+    h.kernels = kernels_of(isa), h.full = full, h.m = m, h.rows = full[5], h.spans = spans_of(full[5]), h.panel_bytes = hetegen_panel_bytes(columns);
+    h.wanted = wanted, h.sizes = sizes_of(full), h.inputs = each, h.out = out, h.type = type, h.counts = counts;
+    prepare(&h, coarse, isa, x, m, 0, columns, &few, taken(&at, part_bytes(isa, coarse, m, columns)));
+    for (int64_t i = 0; i < m; i++)
+        prepare(&h, full, isa, x, 1, i, columns, each + i, taken(&at, part_bytes(isa, full, 1, columns)));
+    h.tops = (float *)taken(&at, m * h.spans * (int64_t)sizeof(float));
+    h.chosen = (int32_t *)taken(&at, m * h.rows * (int64_t)sizeof(int32_t));
+    h.copies = taken(&at, threads * copy_bytes(h.sizes));
+    h.coarse = part_of(h.kernels, coarse, &few, out, type, m >= PANELS_FROM ? at : NULL);
+    h.step = h.rows / (threads * 3) < MOST_STEP ? h.rows / (threads * 3) / BLOCK * BLOCK + BLOCK : MOST_STEP;
+    pool_run(multiply_coarse, &h, (h.rows + h.step - 1) / h.step, threads);
+    pool_run(choose, &h, m, threads);
+    for (int64_t i = 0; i < m; i++) tasks += batches(counts[i]), all += counts[i];
+    pool_run(multiply_chosen, &h, tasks, threads);
+    return all;
+}
