@@ -51,6 +51,14 @@ def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: s
     assert bench.run(first, second, card) == bench.expected
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom", "deepseek_v3"])
+def test_states_that_lie_in_ram_from_the_start(card: SecondCard, tmp_path: Path, family: str) -> None:
+    """Our attention goes to them, attention of its own is given them, and linears multiply what was kept."""
+    bench = Bench(family, tmp_path)
+    first, second = (thirds(bench.spec, turn, kv_on_device=False) for turn in (0, 1))
+    assert bench.run(first, second, card) == bench.expected
+
+
 def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: SecondCard) -> None:
     """What Apple's and Intel's cards would do: this device has torch's product, and none of our kernels."""
     rows = quantize(torch.randn(48, 200).bfloat16(), "int8")
