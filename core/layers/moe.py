@@ -51,7 +51,7 @@ def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top
     out = torch.zeros_like(hidden_states, dtype=torch.float32)
     up, down = (linears[name] for name in fused_names(module))
     gate = module._apply_gate if module.has_gate else module.act_fn
-    chosen = top_k_index.cpu()
+    chosen = top_k_index.cpu()  # once: each comparison below would wait for the device by itself
     for index in torch.unique(chosen).tolist():
         if index >= module.num_experts:
             continue

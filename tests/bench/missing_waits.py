@@ -155,15 +155,13 @@ MOVES = (
         "        return self.table(ids.cpu())",
         "every_family",
     ),
-    Mutant(
-        "ids come to the input table", PLACEMENT, "self.table(ids.cpu())", "self.table(ids)", "every_family or ids_on"
-    ),
+    Mutant("ids come to the input table", PLACEMENT, "self.table(ids.cpu())", "self.table(ids)", "ids_on"),
     Mutant(
         "biases go to the device",
         PLACEMENT,
         "                    linear.bias = self._uploads.tensor(linear.host_bias)",
         "                    pass",
-        "every_family",
+        "every_family and gpt2",
     ),
     Mutant(
         "norms and buffers go to the device",
@@ -201,18 +199,11 @@ MOVES = (
         "in_ram",
     ),
     Mutant(
-        "chosen experts come to the host",
-        "layers/moe.py",
-        "    chosen = top_k_index.cpu()",
-        "    chosen = top_k_index",
-        "every_family",
-    ),
-    Mutant(
         "tokens of an expert go to the device",
         "layers/moe.py",
         "(part.to(hidden_states.device) for part",
         "(part for part",
-        "every_family",
+        "every_family and mixtral",
     ),
 )
 
