@@ -182,8 +182,8 @@ class Library(QObject):
         """Writes what is left."""
         if self._store is not None:
             self._store.purge()
-            # The engine may have written of one that was deleted meanwhile.
-            readings.keep_only(entry.id for entry in self._store.entries())
+            if not self._store.late:  # the engine may have written of one that was deleted meanwhile
+                readings.keep_only(entry.id for entry in self._store.entries())
             self._store.close()
             self._store = None
 

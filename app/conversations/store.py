@@ -209,6 +209,11 @@ class Store:
         """True while the disk is full and changes wait in memory."""
         return self._file.unsaved
 
+    @property
+    def late(self) -> bool:
+        """True while the file could not be opened: what it holds is not among the entries."""
+        return self._file.late
+
     def retry(self) -> None:
         """Try at once whether there is room by now for what waits in memory."""
         self._file.retry()

@@ -108,7 +108,8 @@ class StoreFile:
         self._memory: sqlite3.Connection | None = None
         self._held = False  # changes cannot even be kept in memory's database, and stay in the queue
         self._closed = False
-        self._late = False  # the file could not be opened so far
+        self.late = False
+        """The file could not be opened so far, and nobody knows what it holds."""
         try:
             self._disk = self._opened(BUSY_S)
         except HeteGenError as error:
@@ -267,7 +268,7 @@ class StoreFile:
 
     def _replay(self) -> None:
         """Bring what waits in memory to the disk, if it takes it by now."""
-        if self._memory is None or (self._late and not self._opened_late()):
+        if self._memory is None or (self.late and not self._opened_late()):
             return
         try:
             self._carry_out(self._disk, self._waiting)
@@ -299,7 +300,7 @@ class StoreFile:
 
     def _begin_in_memory(self, error: HeteGenError) -> sqlite3.Connection:
         """The database to use until the file can be opened."""
-        self._late = True
+        self.late = True
         self._memory = self._memory or open_memory()
         self._tell(Report("not_kept", error.what, error.why, error.next_step))
         return self._memory
@@ -310,7 +311,7 @@ class StoreFile:
             self._disk = self._opened(0.0)
         except HeteGenError:
             return False
-        self._late = False
+        self.late = False
         return True
 
     def _opened(self, patience_s: float) -> sqlite3.Connection:

@@ -347,9 +347,11 @@ def test_what_is_said_beside_another_window_is_kept_when_that_one_closes(tmp_pat
     one, other = talk(first, "in the first"), talk(second, "in the second", "its answer")
     assert second.load(other.id).turns() == other.turns()
     assert second.unsaved
+    assert second.late, "what the file holds is not known, and nothing of it may be tidied away"
     first.close()
     wait_for(lambda: not second.unsaved)
     assert {entry.id for entry in second.entries()} == {one.id, other.id}
+    assert not second.late
     second.close()
     again = Store(path)
     assert again.load(other.id).turns() == other.turns()
