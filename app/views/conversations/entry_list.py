@@ -90,8 +90,17 @@ class EntryModel(QAbstractListModel):
 
     def index_of_open(self) -> QModelIndex:
         """Its row, or an invalid index."""
-        rows = (row for row, item in enumerate(self._rows) if isinstance(item, Line) and self.is_open(item))
+        return self.index_of(self._open)
+
+    def index_of(self, conversation: str) -> QModelIndex:
+        """The row of a conversation, or an invalid index."""
+        rows = (row for row, item in enumerate(self._rows) if isinstance(item, Line) and item.entry.id == conversation)
         return self.index(next(rows, -1))
+
+    def line_near(self, row: int) -> QModelIndex:
+        """The row that is no heading and nearest to this one; invalid where there is none."""
+        rows = (number for number, item in enumerate(self._rows) if isinstance(item, Line))
+        return self.index(min(rows, key=lambda number: abs(number - row), default=-1))
 
     def first_line(self) -> int | None:
         """The first row that is no heading."""

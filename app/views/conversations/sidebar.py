@@ -53,7 +53,9 @@ class Sidebar(Pane):
         super().__init__(theme, "side", ("right",), parent)
         self.setAccessibleName(self.tr("Conversations"))
         self._model = EntryModel(self)
-        self._model.renamed.connect(self.renamed)
+        # Later, when the field of the new title is gone and the list has the keyboard again.
+        self._model.renamed.connect(self.renamed, Qt.ConnectionType.QueuedConnection)
+        self._place = "", 0
         self._new = QPushButton(self.tr("New conversation"), self)
         self._new.setToolTip(self.tr("New conversation (Ctrl+N)"))
         self._new.clicked.connect(self.new_requested)
@@ -81,8 +83,10 @@ class Sidebar(Pane):
     def show_entries(self, entries: Sequence[Entry]) -> None:
         """The whole list, in its order; shown while nothing is searched."""
         self._model.set_entries(entries, time.time())
+        self._remember_place()
         if not self._search.text().strip():
             self._model.show_all()
+            self._go_back()
         self._after_change(self.tr("No conversations yet"))
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
@@ -152,6 +156,19 @@ class Sidebar(Pane):
         index = self._model.index_of_open()
         if index.isValid() and not self.list.hasFocus():
             self.list.setCurrentIndex(index)
+
+    def _remember_place(self) -> None:
+        """Where the keyboard is in the list."""
+        index = self.list.currentIndex()
+        line = self._model.line(index)
+        self._place = (line.entry.id if line else "", index.row())
+
+    def _go_back(self) -> None:
+        """To the conversation that the keyboard was at, or where that one was."""
+        name, row = self._place
+        if self.list.hasFocus() and row >= 0:
+            index = self._model.index_of(name)
+            self.list.setCurrentIndex(index if index.isValid() else self._model.line_near(row))
 
     def _select_first(self) -> None:
         row = self._model.first_line()

@@ -19,6 +19,8 @@ from core.spec import Prediction
 SPAN_S = 60.0
 BAR_HEIGHT = 12
 SPARK_HEIGHT = 64
+HEADROOM = 1.4
+"""Room above the highest value, for the words over it."""
 GAP_S = 8.0
 """Longer without a figure is a pause."""
 LEAST_SEGMENT = 2.0
@@ -126,7 +128,7 @@ class SpeedLine(QWidget):
         values = [value for at, value in self._points if value is not None and at >= oldest]
         if self._predicted:
             values.append(self._predicted.high)
-        return max(values, default=0.0) * 1.15 or 1.0
+        return max(values, default=0.0) * HEADROOM or 1.0
 
     def runs(self) -> list[list[QPointF]]:
         """The drawn lines, one for each stretch without a pause."""

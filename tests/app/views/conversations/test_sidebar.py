@@ -112,6 +112,29 @@ def test_renaming_in_place_with_the_keyboard(sidebar: Sidebar, qtbot: QtBot) -> 
     assert signal.args == ["beta", "New name"]
 
 
+def test_the_keyboard_stays_at_its_place_when_the_list_changes(sidebar: Sidebar, qtbot: QtBot) -> None:
+    alpha, gamma = entry("alpha", pinned=True), entry("gamma", 30 * DAY_S)
+    sidebar.renamed.connect(lambda name, title: sidebar.show_entries([alpha, entry(name, title=title), gamma]))
+    sidebar.deleted.connect(lambda: sidebar.show_entries([alpha, gamma]))
+
+    def at() -> str:
+        return str(sidebar.list.currentIndex().data())
+
+    select(sidebar, "Beta")
+    qtbot.keyClick(sidebar.list, Qt.Key.Key_F2)
+    editor = sidebar.list.findChild(QLineEdit)
+    assert isinstance(editor, QLineEdit)
+    editor.setText("Renamed")
+    with qtbot.waitSignal(sidebar.renamed):
+        qtbot.keyClick(editor, Qt.Key.Key_Return)
+    assert (at(), sidebar.list.hasFocus()) == ("Renamed", True)
+    with qtbot.waitSignal(sidebar.opened) as opened:
+        qtbot.keyClick(sidebar.list, Qt.Key.Key_Return)
+    assert opened.args == ["beta", ""]
+    qtbot.keyClick(sidebar.list, Qt.Key.Key_Delete)
+    assert at() in ("Alpha", "Gamma")
+
+
 @pytest.mark.parametrize("text", ["", "   ", "Beta"])
 def test_an_empty_or_unchanged_title_renames_nothing(sidebar: Sidebar, qtbot: QtBot, text: str) -> None:
     with qtbot.assertNotEmitted(sidebar.renamed):

@@ -156,7 +156,7 @@ def test_the_speed_line_keeps_a_minute_and_shows_pauses_as_gaps(theme: Theme, qt
     assert runs[-1][-1].x() == pytest.approx(240)
     assert min(point.x() for run in runs for point in run) >= 0
     assert pixels(line) != empty
-    assert line.top() == pytest.approx(11.5)
+    assert line.top() == pytest.approx(14.0)
     line.set_predicted(Prediction(10, 20, 40))
     assert line.top() == pytest.approx(46)
     assert "10.0" in line.accessibleName()
