@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,22 @@ def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
         assert torch.equal(source.module.get_submodule(name).weight, weight)
     placement.close()
     device.close()
+
+
+def test_what_linears_share_comes_to_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A divided layer of Llama's make: down for q/k/v, o, gate/up and down, and up for each of the seven linears."""
+    bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
+    for name in ("to_host", "to_device"):
+        own = getattr(device, name)
+        monkeypatch.setattr(device, name, lambda x, name=name, own=own: counted.update([name]) or own(x))
+    halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in bench.spec.linears]
+    plan, passes = plan_of(bench.spec, halves, True, Ring()), []
+    own_pass = LanguageModel.forward
+    monkeypatch.setattr(LanguageModel, "forward", lambda *args, **more: passes.append(1) or own_pass(*args, **more))
+    assert bench.run(plan, plan, device) == bench.expected
+    layers = bench.spec.layers
+    assert counted["to_host"] == len(passes) * (4 * layers + 1)  # and the head's
+    assert counted["to_device"] == len(passes) * (7 * layers + 2)  # and the head's, and the looked-up rows
 
 
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])
