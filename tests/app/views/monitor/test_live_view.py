@@ -158,7 +158,7 @@ def test_the_speed_line_keeps_a_minute_and_shows_pauses_as_gaps(theme: Theme, qt
     assert pixels(line) != empty
     assert line.top() == pytest.approx(14.0)
     line.set_predicted(Prediction(10, 20, 40))
-    assert line.top() == pytest.approx(46)
+    assert line.top() == pytest.approx(56)
     assert "10.0" in line.accessibleName()
     assert "predicted 20.0" in line.accessibleName()
 
