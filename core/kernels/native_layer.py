@@ -35,7 +35,7 @@ class _Layer(ctypes.Structure):
     """`Layer` of layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation")),
+        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned")),
         ("residual", ctypes.c_double),
         *(
             (name, _INT * (count * PART_FIELDS))
@@ -56,7 +56,8 @@ class NormParts:
 
 @dataclass(frozen=True, eq=False)
 class LayerParts:
-    """What a layer consists of. `dim`: columns of a head; `residual`: what either half adds is multiplied with it.
+    """What a layer consists of. `dim`: columns of a head, `turned`: those that positions turn, 0 = all; `residual`:
+    what either half adds is multiplied with it.
 
     Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: of storages
     that want the same kind of input for few rows; biases (N,) of the first four, of the layer's type; norms before and
@@ -69,6 +70,7 @@ class LayerParts:
     biases: Sequence[Tensor | None]
     norms: Sequence[NormParts | None]
     residual: float = 1.0
+    turned: int = 0
 
     def fit(self, dtype: torch.dtype) -> bool:
         """Whether they are of the sizes and types that the library takes for granted."""
@@ -100,14 +102,15 @@ class NativeLayer:
         self.heads, self.kv_heads = (weight.shape[0] // parts.dim for weight in parts.weights[:2])
         self.dtype = dtype
         self.library = library
-        self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim
+        self.turned = parts.turned or parts.dim
+        self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim, self.turned
         self._held = parts  # their addresses are in the fields
         self._fields = _fields(parts, self.heads, self.kv_heads)
         self.address = ctypes.addressof(self._fields)
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (1, M, K), cos and sin (1, M, dim) of its type or fp32, all contiguous -> q (1, H, M, dim), k and v
+        """x (1, M, K), cos and sin (1, M, turned) of its type or fp32, all contiguous -> q (1, H, M, dim), k and v
         (1, KVH, M, dim)."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
@@ -130,6 +133,7 @@ class NativeLayer:
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
+    fields.turned = parts.turned or parts.dim
     fields.qkv, fields.out = _products(q, k, v), _products(out)
     fields.biases, fields.norms = _addresses(parts.biases), (_Norm * 6)(*map(_norm, parts.norms))
     if gated:

@@ -76,7 +76,7 @@ class NativeRun:
         """x (1, M, K) -> (1, M, K). Attention sees `held` tokens from place `first` on, of each layer's, and the M
         tokens whose keys and values are written behind them.
 
-        cos and sin (1, M, dim) of its type or fp32, mask (1, 1, M, held + M) of bool; all contiguous in the last.
+        cos and sin (1, M, turned) of its type or fp32, mask (1, 1, M, held + M) of bool; all contiguous in the last.
         """
         one, m = self._one, x.shape[1]
         nbytes = 2 * one.kv_heads * (held + m) * one.dim * x.element_size()

@@ -36,11 +36,13 @@ KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer
 @dataclass(frozen=True)
 class Make:
     """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two;
-    `residual`: what either half of the layer adds is multiplied with it."""
+    `residual`: what either half of the layer adds is multiplied with it; `turned`: columns of a head that positions
+    turn."""
 
     activation: str
     half_angles: bool
     residual: float = 1.0
+    turned: int = 0
 
 
 class FusedForward:
@@ -109,7 +111,7 @@ class FusedForward:
             return False
         if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
             return False
-        shape = (1, rows, self.one.dim // 2 if self.half_angles else self.one.dim)
+        shape = (1, rows, self.one.turned // 2 if self.half_angles else self.one.turned)
         return (
             isinstance(positions, tuple)
             and len(positions) == 2
@@ -139,7 +141,7 @@ class Given:
         return self.mask, self.cos, self.sin
 
     def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
-        """cos and sin (1, M, dim), of angles given for each pair of columns or for all."""
+        """cos and sin (1, M, turned), of angles given for each pair of columns or for all."""
         if not half:
             return self.cos, self.sin
         return torch.cat((self.cos, self.cos), -1), torch.cat((self.sin, self.sin), -1)

@@ -161,7 +161,7 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
     if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
         return None
     names = ACTIVATIONS if _is_gated(layer) else ("",)
-    makes = map(Make, *zip(*product(names, (False, True), _residuals(layer)), strict=True))
+    makes = map(Make, *zip(*product(names, (False, True), _residuals(layer), _turned(attention)), strict=True))
     return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
 
 
@@ -170,7 +170,15 @@ def _residuals(layer: nn.Module) -> list[float]:
     return [1.0, *sorted({value for value in vars(layer).values() if isinstance(value, float)} - {1.0})]
 
 
-def parts_of(layer: Any, activation: str, residual: float = 1.0) -> LayerParts:
+def _turned(attention: Any) -> list[int]:
+    """How many columns of a head positions may turn: so many as the configuration says, or all."""
+    said = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
+    share = said.get("partial_rotary_factor", 1.0) if isinstance(said, dict) else 1.0
+    some = int(attention.head_dim * share) if isinstance(share, float) else 0
+    return [some, attention.head_dim] if 0 < some < attention.head_dim and some % 2 == 0 else [attention.head_dim]
+
+
+def parts_of(layer: Any, activation: str, residual: float = 1.0, turned: int = 0) -> LayerParts:
     """What our library needs of a layer that has the parts that we know."""
     linears = _linears(layer)
     return LayerParts(
@@ -180,6 +188,7 @@ def parts_of(layer: Any, activation: str, residual: float = 1.0) -> LayerParts:
         [one.bias for one in linears[:4]],
         [None if norm is None else norm.parts for norm in _norms(layer)],
         residual,
+        turned,
     )
 
 
@@ -189,7 +198,7 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 
 def _fused(layer: Any, library: NativeLibrary, make: Make) -> FusedForward:
-    parts, dtype = parts_of(layer, make.activation, make.residual), _dtype(layer)
+    parts, dtype = parts_of(layer, make.activation, make.residual, make.turned), _dtype(layer)
     one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
     few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
     return FusedForward(
@@ -206,7 +215,7 @@ def _only_attention(layer: Any) -> Iterator[None]:
         return
     mlp, own = _mlp(layer), _mlp(layer).forward
     replaced = "forward" in vars(mlp)
-    x, _, _ = _inputs(layer, TRIED_SIZES, half_angles=False)
+    x, _, _ = _inputs(layer, TRIED_SIZES, Make("", half_angles=False))
     pair = isinstance(own(x), tuple)
     mlp.forward = lambda states: (states, None) if pair else states
     try:
@@ -224,7 +233,7 @@ def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
     tried = (*((size,) for size in TRIED_SIZES), *together)
     try:
         with _only_attention(layer):
-            return all(_agree(layer, fused, _inputs(layer, sizes, half_angles=make.half_angles)) for sizes in tried)
+            return all(_agree(layer, fused, _inputs(layer, sizes, make)) for sizes in tried)
     except MISFITS:
         return False
     finally:
@@ -244,13 +253,13 @@ def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[T
     return near and (x.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
 
 
-def _inputs(layer: Any, sizes: Sequence[float], *, half_angles: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _inputs(layer: Any, sizes: Sequence[float], make: Make) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rows small and large against what the layer adds to them, a causal mask, and angles."""
     generator = torch.Generator().manual_seed(0)
     dtype, rows = _dtype(layer), len(sizes)
     columns = layer.self_attn.q_proj.host.columns
     x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(sizes)[None, :, None]
-    angles = torch.randn(1, rows, layer.self_attn.head_dim // 2, generator=generator)
-    angles = angles if half_angles else angles.repeat(1, 1, 2)
+    angles = torch.randn(1, rows, (make.turned or layer.self_attn.head_dim) // 2, generator=generator)
+    angles = angles if make.half_angles else angles.repeat(1, 1, 2)
     mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
     return x.to(dtype), mask, (angles.cos().to(dtype), angles.sin().to(dtype))

@@ -25,6 +25,7 @@ typedef struct {
  * kind of input for few rows. */
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
+    int64_t turned; /* columns of a head that positions turn */
     double residual; /* what either half adds to the states is multiplied with it */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
@@ -36,11 +37,11 @@ typedef struct {
     int64_t m;
 } Run;
 
-/* x [count][dim] in place: both halves turned into each other by the angles of cos and sin [dim]. Angles of fp32 make
- * torch compute in fp32. */
-INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, const int type,
-                       const int angles) {
-    int64_t half = dim / 2;
+/* x [count][dim] in place: both halves of the first `turned` columns turned into each other by the angles of cos and sin
+ * [turned]. Angles of fp32 make torch compute in fp32. */
+INLINE void turn_heads(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin,
+                       const int type, const int angles) {
+    int64_t half = turned / 2;
     for (int64_t head = 0; head < count; head++) {
         int64_t at = head * dim;
         SIMD
@@ -59,7 +60,8 @@ INLINE void turn_heads(void *x, int64_t count, int64_t dim, const void *cos, con
 typedef struct {
     void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
-    void (*turn)(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type, int angles);
+    void (*turn)(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin, int type,
+                 int angles);
 } Loops;
 
 /* The loops, compiled for an instruction set and each type by itself. */
@@ -75,11 +77,11 @@ typedef struct {
         else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                                \
         else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                                   \
     }                                                                                                               \
-    isa static void name##_turn(void *x, int64_t count, int64_t dim, const void *cos, const void *sin, int type,    \
-                                int angles) {                                                                       \
-        if (type == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_F32, TYPE_F32);                              \
-        else if (angles == TYPE_F32) turn_heads(x, count, dim, cos, sin, TYPE_BF16, TYPE_F32);                      \
-        else turn_heads(x, count, dim, cos, sin, TYPE_BF16, TYPE_BF16);                                             \
+    isa static void name##_turn(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos,               \
+                                const void *sin, int type, int angles) {                                            \
+        if (type == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_F32, TYPE_F32);                      \
+        else if (angles == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_F32);              \
+        else turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_BF16);                                     \
     }                                                                                                               \
     static const Loops name = {name##_add, name##_gate, name##_turn};
 #include "loops.h"
@@ -145,15 +147,16 @@ static void add_on(const Run *r, const Layer *l, const void *x, const void *adde
 /* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
 static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
                          const void *cos, const void *sin, int angles) {
-    int64_t a_row = size_of(r, l->dim) / r->m, an_angle = l->dim * (angles == TYPE_F32 ? 4 : 2);
+    int64_t a_row = size_of(r, l->dim) / r->m, an_angle = l->turned * (angles == TYPE_F32 ? 4 : 2);
     add_bias(r, bias, x, heads * l->dim);
     normed(r, n, x, heads * l->dim, x);
     for (int64_t row = 0; row < r->m; row++)
-        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, (const uint8_t *)cos + row * an_angle,
-                               (const uint8_t *)sin + row * an_angle, r->type, angles);
+        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, l->turned,
+                               (const uint8_t *)cos + row * an_angle, (const uint8_t *)sin + row * an_angle, r->type,
+                               angles);
 }
 
-/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][dim] of `angles`,
+/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][turned] of `angles`,
  * which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
                                 const void *sin, int angles, void *qkv, void *scratch, int threads) {

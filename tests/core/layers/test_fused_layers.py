@@ -31,7 +31,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
-FUSED += ("granite", "granitemoe", "qwen2_moe")
+FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe")
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 
 
