@@ -1,6 +1,7 @@
 """A 300-page PDF in the window: how late its ticks are while the file is read, indexed and asked about in parts.
 
-`python -m tests.bench.documents [--pages 300] [--questions 20]`: one JSON line.
+`python -m tests.bench.documents [--pages 300] [--questions 20] [--model FOLDER]`: one JSON line. With a model the real
+engine reads and answers; without one, nothing computes.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from typing import Any
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 
+CONTEXT = 4096
+
+
 def pages(count: int) -> list[str]:
     """Pages of about 2,400 characters, each with a number of its own."""
     line = "The survey of harbour {} counted cranes and wrote down their loads in tonnes before the tide came in. "
     return [line.format(number * number) * 24 for number in range(count)]
 
 
-def measure(count: int, questions: int, folder: Path) -> dict[str, Any]:
+def measure(count: int, questions: int, folder: Path, model: str) -> dict[str, Any]:
     """The seconds and the ticks of each step."""
     from PySide6.QtWidgets import QApplication
 
     from app.application import Application, Wishes
+    from app.engine.engine_import import make_engine
     from core.documents.passages import PassageIndex
     from core.documents.reader import read_document
+    from core.events import LoadOptions
     from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
     from tests.bench.ticks import Ticks
     from tests.core.documents.made import pdf
@@ -38,7 +44,8 @@ def measure(count: int, questions: int, folder: Path) -> dict[str, Any]:
     qt = QApplication.instance() or QApplication([])
     file = pdf(folder / "survey.pdf", pages(count))
     engine = ScriptedEngine(answer("So many. " * 40), load=[replace(MODEL, context=8192)])
-    app = Application(Wishes("somebody/model"), lambda: engine)
+    wishes = Wishes(model or "somebody/model", LoadOptions(context=CONTEXT))
+    app = Application(wishes, make_engine if model else lambda: engine)
     ticks = Ticks()
 
     def until(met: Callable[[], bool]) -> float:
@@ -59,6 +66,7 @@ def measure(count: int, questions: int, folder: Path) -> dict[str, Any]:
     for number in range(questions):
         app.window.composer.submitted.emit(f"How many cranes did the survey of harbour {number * number} count?")
         until(lambda: not app.session.state.busy)
+        result.setdefault("answered", []).append(len(app.chat.turn(app.chat.rowCount() - 1).content))
     result["ticks"] = ticks.summary()
     result["asked"] = app.chat.rowCount() // 2
     app.close()
@@ -77,10 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, default=300)
     parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--model", default="", help="a folder; without one a scripted engine answers")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["HETEGEN_HOME"] = home
-        print(json.dumps(measure(asked.pages, asked.questions, Path(home))))
+        print(json.dumps(measure(asked.pages, asked.questions, Path(home), asked.model)))
 
 
 if __name__ == "__main__":

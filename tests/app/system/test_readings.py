@@ -8,8 +8,11 @@ import pytest
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, Wishes
+from app.conversations.chat_model import ChatModel
+from app.conversations.library import Library
 from app.settings.settings import with_value
 from app.system import readings
+from app.system.paths import places
 from app.views.settings.settings_pages import FoldersPage
 from core.paths import kept_reading
 from tests.app.scripted_engine import ScriptedEngine
@@ -66,6 +69,15 @@ def test_at_the_end_nothing_is_left_of_unknown_conversations(app: Application, q
     app.close()
     assert kept_reading(id).exists()
     assert readings.nbytes() == 2_000_000
+
+
+def test_a_second_window_leaves_what_the_first_ones_conversations_have(app: Application, qtbot: QtBot) -> None:
+    id = ask(app, qtbot)
+    keep(id)
+    second = Library(places().conversations, ChatModel(), str)
+    assert second.latest() == ""
+    second.close()
+    assert kept_reading(id).exists()
 
 
 def test_the_settings_show_its_size_and_delete_it(app: Application, qtbot: QtBot) -> None:
