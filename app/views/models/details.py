@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from PySide6.QtCore import QEvent, QObject, Qt, Signal, Slot
-from PySide6.QtGui import QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtGui import QResizeEvent, QShowEvent
+from PySide6.QtWidgets import QBoxLayout, QHBoxLayout, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from app.catalog.catalog import Details
 from app.i18n import formatting
@@ -26,6 +26,8 @@ from core.hub.fit import Fit, Wishes
 from core.spec import format_named
 
 FORMATS = (("auto", "Format: automatic"), ("bf16", "As stored"), ("int8", "8-bit"), ("int4", "4-bit"))
+SIDE_BY_SIDE = 420
+"""Narrower than this the two choices stand below each other."""
 CONTEXTS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 BUTTONS = (
     ("use", "Use this model"),
@@ -126,7 +128,7 @@ class DetailsPane(Pane):
         column = QVBoxLayout(inside)
         column.setContentsMargins(GROUP, GROUP, GROUP, EDGE)
         column.setSpacing(RELATED)
-        wishes = QHBoxLayout()
+        wishes = self._boxes = QHBoxLayout()
         wishes.setSpacing(RELATED)
         for box in (self._format, self._context):
             wishes.addWidget(box, 1)
@@ -161,6 +163,12 @@ class DetailsPane(Pane):
         whole.addWidget(self._guide, 1)
         whole.addWidget(self._scroll, 1)
         whole.addWidget(bar)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        narrow = self.width() < self._theme.grown(SIDE_BY_SIDE)
+        direction = QBoxLayout.Direction.TopToBottom if narrow else QBoxLayout.Direction.LeftToRight
+        self._boxes.setDirection(direction)
 
     def _connect(self) -> None:
         for id, button in self.buttons.items():
