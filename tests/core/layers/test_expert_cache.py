@@ -184,8 +184,8 @@ def test_without_the_cache_tokens_are_the_same_and_all_is_computed(tmp_path: Pat
     placement, model = reply.placed(half(reply.spec), device)
     own = placement.begin_pass
 
-    def resting(tokens: int) -> None:
-        own(tokens)
+    def resting(tokens: int, **more: bool) -> None:
+        own(tokens, **more)
         for cache in caches(model):
             cache.rests = True
 
