@@ -37,14 +37,6 @@ AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *s
     }
 }
 
-/* The first half of the columns of each of four groups, then the second: so both products of a group's columns are added
- * in the same lanes. */
-AVX512 static void arrange(int8_t *first, int8_t *second) {
-    __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
-    _mm512_storeu_si512(first, _mm512_shuffle_i32x4(a, b, 0x88));
-    _mm512_storeu_si512(second, _mm512_shuffle_i32x4(a, b, 0xdd));
-}
-
 /* ---- few rows of input ---- */
 
 /* Bytes that are asked of the memory ahead of use. */
@@ -58,6 +50,7 @@ AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at) { _mm_prefetch((const 
 
 #include "avx512_panels.h"
 #include "avx512_grouped.h"
+#include "avx512_strips.h"
 #include "avx512_few.h"
 #include "avx512_float8.h"
 #include "avx512_shorts.h"

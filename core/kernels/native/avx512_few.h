@@ -3,7 +3,6 @@
  * rows of input, the scales of 512 columns are one register, and sixteen rows' partial sums are added at once. A row of
  * input gives the same bits whatever the others beside it. Included in avx512.c. */
 
-enum { FEW_GROUPS = 16 }; /* groups of 32 columns whose scales fill a register */
 enum { ROWS_IN_CACHE = 64 };
 
 /* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
@@ -61,11 +60,37 @@ AVX512 INLINE void ask_for_pair(const uint8_t *row, int64_t pair, const Layout *
     for (int64_t i = 0; i < pair_bytes(l); i += 64) ask_ahead(row + pair * pair_bytes(l) + i);
 }
 
-/* The values of a pair of blocks, as they lie where rows of input are few: see arrange. */
-AVX512 INLINE void arrange_pair(__m512i w[2]) {
-    __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x88);
-    w[1] = _mm512_shuffle_i32x4(w[0], w[1], 0xdd);
-    w[0] = first;
+/* The values of the strip that begins with pair `first`, turned where M > 1. */
+AVX512 INLINE void unpack_strip(const uint8_t *row, int64_t first, const Layout l, __m512i book, const int M, __m512i w[STRIP_BLOCKS]) {
+    UNROLL for (int i = 0; i < STRIP_PAIRS; i++) ask_for_pair(row, first + i, &l);
+    if (M == 1 || l.values == SIGNED_BYTES || l.values == SIXES) {
+        UNROLL for (int i = 0; i < STRIP_PAIRS; i++) unpack_pair(row, first + i, l.values, book, w + i * 2);
+        if (M > 1) turn_strip(w);
+        return;
+    }
+    const uint8_t *at = row + first * 64;
+    __m512i both[4], halves[2];
+    turn_four(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64), _mm512_loadu_si512(at + 128), _mm512_loadu_si512(at + 192), both);
+    UNROLL for (int i = 0; i < 4; i++) {
+        unpack_halves(both[i], l.values, book, halves);
+        join(halves[0], halves[1], i, w);
+    }
+}
+
+/* A strip in groups of 32 times M rows of input. */
+AVX512 INLINE void strip_of_32(const Input *in, const Layout l, const __m512i book, int64_t g, const OneRow *r, int64_t m0,
+                               const int M, __m512 sum[FEW_ROWS]) {
+    const __m512 own = sixteen_scales(&r->scales, &l, g, 0xffff), shifts = sixteen_shifts(&r->minimums, &l, g, 0xffff, own);
+    const __m512 by_lane = _mm512_permutexvar_ps(groups_by_lane(), own);
+    __m512i w[STRIP_BLOCKS], all[FEW_ROWS];
+    unpack_strip(r->at, g >> 2, l, book, M, w);
+    strip_sums(w, in->q + ((g >> 1) * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
+    UNROLL for (int m = 0; m < M; m++) {
+        int64_t at = (m0 + m) * in->blocks * 2 + g;
+        const __m512 scale = _mm512_mul_ps(by_lane, _mm512_loadu_ps(in->by_row + at));
+        sum[m] = _mm512_fmadd_ps(shifts, _mm512_loadu_ps(in->offsets + at), sum[m]);
+        sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[m]), scale, sum[m]);
+    }
 }
 
 /* The lanes of sixteen scales that four groups of 32 take, from the first on. */
@@ -82,9 +107,9 @@ AVX512 INLINE void pair_of_32(const Input *in, int64_t pair, int64_t m0, const _
     }
 }
 
-/* `groups` groups from g on, whose scales are multiplied into those of the input. */
-AVX512 INLINE void strip_of_32(const Input *in, const Layout l, const __m512i book, int64_t g, const int64_t groups,
-                               const OneRow *r, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
+/* `groups` groups from g on, fewer than a strip, whose scales are multiplied into those of the input. */
+AVX512 INLINE void rest_of_32(const Input *in, const Layout l, const __m512i book, int64_t g, const int64_t groups,
+                              const OneRow *r, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const __mmask16 valid = (__mmask16)((1u << groups) - 1);
     const __m512 own = sixteen_scales(&r->scales, &l, g, valid), shifts = sixteen_shifts(&r->minimums, &l, g, valid, own);
     __m512 scale[FEW_ROWS];
@@ -110,8 +135,8 @@ AVX512 INLINE void grouped32(const Job *job, int64_t row, const int format, int6
     const __m512i book = book_of(&l);
     const OneRow r = one_row(job, row, &l);
     int64_t g = 0;
-    for (; g + FEW_GROUPS <= groups; g += FEW_GROUPS) strip_of_32(job->input, l, book, g, FEW_GROUPS, &r, m0, M, sum);
-    if (g < groups) strip_of_32(job->input, l, book, g, groups - g, &r, m0, M, sum);
+    for (; g + STRIP_LANES <= groups; g += STRIP_LANES) strip_of_32(job->input, l, book, g, &r, m0, M, sum);
+    if (g < groups) rest_of_32(job->input, l, book, g, groups - g, &r, m0, M, sum);
 }
 
 /* Four groups of 16 times M rows of input. Shifts meet the sums of the input's sixteens, made on the way. */
@@ -126,8 +151,31 @@ AVX512 INLINE void four_of_16(const int8_t *x, __m512i w, const __m512 scale[FEW
     }
 }
 
+/* A strip in groups of 16, the scales of every second of which belong together, times M rows of input. */
+AVX512 INLINE void strip_of_16(const Input *in, const Layout l, const __m512i book, int64_t first, const OneRow *r, int64_t m0,
+                               const int M, __m512 sum[FEW_ROWS]) {
+    const __m512i evens = _mm512_slli_epi32(groups_by_lane(), 1), odds = _mm512_or_si512(evens, _mm512_set1_epi32(1));
+    __m512 own[2], shifts[2];
+    __m512i w[STRIP_BLOCKS], dot[2][FEW_ROWS];
+    UNROLL for (int h = 0; h < 2; h++) {
+        own[h] = sixteen_scales(&r->scales, &l, first * 8 + h * 16, 0xffff);
+        shifts[h] = sixteen_shifts(&r->minimums, &l, first * 8 + h * 16, 0xffff, own[h]);
+    }
+    const __m512 by_lane[2] = {_mm512_permutex2var_ps(own[0], evens, own[1]), _mm512_permutex2var_ps(own[0], odds, own[1])};
+    unpack_strip(r->at, first, l, book, M, w);
+    strip_dots(w, in->q + (first * 2 * in->m + m0) * BLOCK, in->m * BLOCK, M, dot);
+    UNROLL for (int m = 0; m < M; m++) {
+        const int64_t at = (m0 + m) * in->blocks * 2 + first * 4;
+        const __m512 scale = _mm512_loadu_ps(in->by_row + at);
+        UNROLL for (int h = 0; h < 2; h++) {
+            sum[m] = _mm512_fmadd_ps(shifts[h], _mm512_loadu_ps(in->sixteens + at * 2 + h * 16), sum[m]);
+            sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[h][m]), _mm512_mul_ps(by_lane[h], scale), sum[m]);
+        }
+    }
+}
+
 /* `pairs` pairs (two at most) of groups of 16 from pair `first` on. */
-AVX512 INLINE void strip_of_16(const Input *in, const Layout l, const __m512i book, int64_t first, const int64_t pairs,
+AVX512 INLINE void pairs_of_16(const Input *in, const Layout l, const __m512i book, int64_t first, const int64_t pairs,
                                const OneRow *r, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     const __mmask16 valid = (__mmask16)((1u << pairs * 8) - 1), halves = (__mmask16)((1u << pairs * 4) - 1);
@@ -159,8 +207,10 @@ AVX512 INLINE void grouped16(const Job *job, int64_t row, const int format, int6
     const __m512i book = book_of(&l);
     const OneRow r = one_row(job, row, &l);
     int64_t pair = 0;
-    for (; pair + 2 <= pairs; pair += 2) strip_of_16(job->input, l, book, pair, 2, &r, m0, M, sum);
-    if (pair < pairs) strip_of_16(job->input, l, book, pair, 1, &r, m0, M, sum);
+    for (; pair + STRIP_PAIRS <= pairs && job->input->m <= MOST_FEW; pair += STRIP_PAIRS)
+        strip_of_16(job->input, l, book, pair, &r, m0, M, sum);
+    for (; pair + 2 <= pairs; pair += 2) pairs_of_16(job->input, l, book, pair, 2, &r, m0, M, sum);
+    if (pair < pairs) pairs_of_16(job->input, l, book, pair, 1, &r, m0, M, sum);
 }
 
 SIXTEEN(int4_few, grouped32, INT4, as_it_is)
@@ -202,32 +252,39 @@ AVX512 INLINE __m512i int8_block(const uint8_t *row, int64_t block) {
     return _mm512_xor_si512(_mm512_loadu_si512(row + block * BLOCK), _mm512_set1_epi8((char)0x80));
 }
 
-/* `pairs` pairs of blocks of a row from pair `first` on; where its blocks are odd, the last pair's second one is zeros of
- * the input. */
-AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t first, const int64_t pairs, int64_t m0, const int M,
-                              __m512 sum[FEW_ROWS]) {
+/* A row may end a block before the input does, which has zeros there. */
+AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const Input *in = job->input;
-    const __mmask16 valid = (__mmask16)((1u << pairs * 4) - 1);
-    __m512 scale[FEW_ROWS];
-    __m512i lanes = four_by_four();
-    UNROLL for (int m = 0; m < M; m++)
-        scale[m] = _mm512_maskz_loadu_ps(valid, in->by_row + (m0 + m) * in->blocks * 2 + first * 4);
-    for (int i = 0; i < pairs; i++, lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4))) {
-        const int64_t block = (first + i) * 2;
-        __m512i w[2] = {int8_block(at, block), _mm512_setzero_si512()};
-        if ((block + 1) * BLOCK < job->row_bytes) w[1] = int8_block(at, block + 1);
-        arrange_pair(w);
-        pair_of_32(in, first + i, m0, w, scale, lanes, M, sum);
+    const int whole = (b + STRIP_BLOCKS) * BLOCK <= job->row_bytes;
+    __m512i w[STRIP_BLOCKS], all[FEW_ROWS];
+    UNROLL for (int i = 0; i < STRIP_BLOCKS - 1; i++) w[i] = int8_block(at, b + i);
+    w[STRIP_BLOCKS - 1] = whole ? int8_block(at, b + STRIP_BLOCKS - 1) : _mm512_setzero_si512();
+    if (M > 1) turn_strip(w);
+    strip_sums(w, in->q + (b * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
+    UNROLL for (int m = 0; m < M; m++) {
+        const __m512 scale = _mm512_loadu_ps(in->by_row + ((m0 + m) * in->blocks + b) * 2);
+        sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[m]), scale, sum[m]);
     }
 }
 
+AVX512 INLINE void int8_pair(const Job *job, const uint8_t *at, int64_t b, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
+    const Input *in = job->input;
+    __m512 scale[FEW_ROWS];
+    __m512i w[2] = {int8_block(at, b), _mm512_setzero_si512()};
+    if ((b + 1) * BLOCK < job->row_bytes) w[1] = int8_block(at, b + 1);
+    UNROLL for (int m = 0; m < M; m++)
+        scale[m] = _mm512_castps128_ps512(_mm_loadu_ps(in->by_row + ((m0 + m) * in->blocks + b) * 2));
+    arrange_pair(w);
+    pair_of_32(in, b / 2, m0, w, scale, four_by_four(), M, sum);
+}
+
 AVX512 INLINE void int8_row(const Job *job, int64_t row, const int unused, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
-    const int64_t pairs = job->input->blocks / 2;
     const uint8_t *at = job->weights + row * job->row_bytes;
-    int64_t pair = 0;
+    const int64_t blocks = job->input->blocks;
+    int64_t b = 0;
     (void)unused;
-    for (; pair + 4 <= pairs; pair += 4) int8_strip(job, at, pair, 4, m0, M, sum);
-    if (pair < pairs) int8_strip(job, at, pair, pairs - pair, m0, M, sum);
+    for (; b + STRIP_BLOCKS <= blocks; b += STRIP_BLOCKS) int8_strip(job, at, b, m0, M, sum);
+    for (; b < blocks; b += 2) int8_pair(job, at, b, m0, M, sum);
 }
 
 /* Less what the shift has added, times the rows' scales. */

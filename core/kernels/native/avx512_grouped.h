@@ -56,22 +56,27 @@ AVX512 INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int
     }
 }
 
+/* The lower and the upper halves of bytes, or what a code book says that they are. */
+AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book, __m512i out[2]) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    out[0] = _mm512_and_si512(both, nibble);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    if (values != CODES) return;
+    out[0] = _mm512_shuffle_epi8(book, out[0]);
+    out[1] = _mm512_shuffle_epi8(book, out[1]);
+}
+
 /* Both halves of the 128 columns of pair p of a row, as unsigned bytes. */
 AVX512 INLINE void unpack_pair(const uint8_t *row, int64_t p, enum Values values, __m512i book, __m512i out[2]) {
-    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80);
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
     if (values == SIGNED_BYTES) {
         out[0] = _mm512_xor_si512(_mm512_loadu_si512(row + p * 128), flip);
         out[1] = _mm512_xor_si512(_mm512_loadu_si512(row + p * 128 + 64), flip);
         return;
     }
     const uint8_t *from = row + p * (values == SIXES ? 96 : 64);
-    __m512i both = _mm512_loadu_si512(from);
-    out[0] = _mm512_and_si512(both, nibble);
-    out[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-    if (values == CODES) {
-        out[0] = _mm512_shuffle_epi8(book, out[0]);
-        out[1] = _mm512_shuffle_epi8(book, out[1]);
-    } else if (values == SIXES) {
+    unpack_halves(_mm512_loadu_si512(from), values, book, out);
+    if (values == SIXES) {
         const __m512i upper = _mm512_set1_epi8(0x30);
         __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
         __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(four), _mm256_srli_epi16(four, 2), 1);

@@ -132,7 +132,8 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
     in->sums = (const int32_t *)(buffer + cells * 8);
     in->by_row = (const float *)(buffer + cells * 16);
     in->offsets = (const float *)(buffer + cells * 24);
-    in->totals = (const float *)(buffer + cells * 32);
+    in->sixteens = (const float *)(buffer + cells * 32);
+    in->totals = (const float *)(buffer + cells * 48);
 }
 
 /* The kind of input that weights of `format` want for m rows of it. */
@@ -148,7 +149,7 @@ EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
     if (kind == SHORT_FLOATS) return cells * BLOCK * (int64_t)sizeof(uint16_t);
     if (kind == WORDS) return cells * BLOCK * 2 + strips(columns) * m * (int64_t)sizeof(float);
-    return cells * (BLOCK + 32) + m * (int64_t)sizeof(float);
+    return cells * (BLOCK + 48) + m * (int64_t)sizeof(float);
 }
 
 /* 64 columns of a row from column `start` on, zeros past the end. */
@@ -179,10 +180,7 @@ static void quantize_block(QuantizeKernel quantize, const float *wide, const Inp
 /* What remains to be done when a row is quantised. */
 static void finish_row(const Kernels *kernels, const Input *in, int64_t row) {
     float total = 0;
-    for (int64_t b = 0; b < in->blocks && in->m <= MOST_FEW && kernels->arrange; b += 2) {
-        int8_t *first = (int8_t *)in->q + (b * in->m + row) * BLOCK;
-        kernels->arrange(first, first + in->m * BLOCK);
-    }
+    if (kernels->arrange && in->m <= MOST_FEW) kernels->arrange(in, row);
     for (int64_t g = 0; g < in->blocks * 2; g++) total += in->offsets[row * in->blocks * 2 + g];
     ((float *)in->totals)[row] = total;
 }

@@ -58,8 +58,9 @@ typedef struct {
     const uint16_t *shorts;     /* [blocks][m][64], bf16, of each sixteen columns the first eight before all other eights */
     const float *scales;        /* [blocks][m][2]; of words [strips][m] */
     const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
-    const float *by_row;        /* [m][blocks * 2]: the scales again */
+    const float *by_row;        /* [m][blocks * 2]: the scales again, in an order of their own where arranged */
     const float *offsets;       /* [m][blocks * 2]: scale x sum */
+    const float *sixteens;      /* [m][blocks * 4]: scale x sum of 16 columns, where arranged */
     const float *totals;        /* [m], of the offsets */
     const float *floats;        /* [blocks * 4][m][16] */
 } Input;
@@ -151,8 +152,8 @@ typedef void (*QuantizeKernel)(const float *x, int8_t *q, float *scales, int32_t
 /* `blocks` times 64 columns of one row of input, at most WORD_STRIP; q has `stride` values from one block to the next. */
 typedef float (*WordsKernel)(const float *x, int64_t blocks, int16_t *q, int64_t stride);
 
-/* Two blocks of one row of input, as kernels for at most MOST_FEW rows of it take them. */
-typedef void (*ArrangeKernel)(int8_t *first, int8_t *second);
+/* Lays a row of input as kernels for at most MOST_FEW rows of it take it. */
+typedef void (*ArrangeKernel)(const Input *in, int64_t row);
 
 /* 64 numbers of bf16 or f16 as floats. */
 typedef void (*WidenKernel)(const uint16_t *bits, int type, float *to);

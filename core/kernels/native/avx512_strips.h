@@ -1,0 +1,120 @@
+/* 512 columns, a strip, at a time: eight blocks of 64 columns, sixteen groups of 32, whose sums are the lanes of one register.
+ * With several rows of input a row's values are turned so that register i holds the i-th four columns of every group: all
+ * products of a group meet in its lane, and its scale is multiplied once. With one row that would take longer than the
+ * products do, and what they give is added across lanes instead: as these are whole numbers, to the same sums. Included in
+ * avx512.c. */
+
+enum { STRIP_BLOCKS = 8, STRIP_PAIRS = 4, STRIP_LANES = 16 };
+
+/* Which group of the strip belongs to which lane. */
+AVX512 INLINE __m512i groups_by_lane(void) { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
+/* Dwords of four registers: lane by lane of 128 bits, out[i] holds the i-th of each. */
+AVX512 INLINE void turn_four(__m512i a, __m512i b, __m512i c, __m512i d, __m512i out[4]) {
+    __m512i low = _mm512_unpacklo_epi32(a, b), high = _mm512_unpackhi_epi32(a, b);
+    __m512i next_low = _mm512_unpacklo_epi32(c, d), next_high = _mm512_unpackhi_epi32(c, d);
+    out[0] = _mm512_unpacklo_epi64(low, next_low);
+    out[1] = _mm512_unpackhi_epi64(low, next_low);
+    out[2] = _mm512_unpacklo_epi64(high, next_high);
+    out[3] = _mm512_unpackhi_epi64(high, next_high);
+}
+
+/* Dwords of the even blocks and of the odd ones, turned, as the registers i and 4 + i of a strip. */
+AVX512 INLINE void join(__m512i even, __m512i odd, int i, __m512i w[STRIP_BLOCKS]) {
+    w[i] = _mm512_shuffle_i32x4(even, odd, 0x88);
+    w[4 + i] = _mm512_shuffle_i32x4(even, odd, 0xdd);
+}
+
+AVX512 INLINE void turn_strip(__m512i w[STRIP_BLOCKS]) {
+    __m512i even[4], odd[4];
+    turn_four(w[0], w[2], w[4], w[6], even);
+    turn_four(w[1], w[3], w[5], w[7], odd);
+    UNROLL for (int i = 0; i < 4; i++) join(even[i], odd[i], i, w);
+}
+
+/* The sums of four registers' dwords, lane by lane of 128 bits. */
+AVX512 INLINE __m512i add_four(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+}
+
+/* ---- products ---- */
+
+/* The products of a strip, turned where M > 1, with M rows of input from x on, `step` bytes from block to block: of the
+ * groups' first halves, and of their second ones. */
+AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i half[2][FEW_ROWS]) {
+    if (M == 1) {
+        __m512i dot[STRIP_BLOCKS];
+        UNROLL for (int i = 0; i < STRIP_BLOCKS; i++)
+            dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + i * step));
+        __m512i even = add_four(dot[0], dot[2], dot[4], dot[6]), odd = add_four(dot[1], dot[3], dot[5], dot[7]);
+        half[0][0] = _mm512_shuffle_i32x4(even, odd, 0x88);
+        half[1][0] = _mm512_shuffle_i32x4(even, odd, 0xdd);
+        return;
+    }
+    UNROLL for (int m = 0; m < M; m++) half[0][m] = half[1][m] = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) UNROLL for (int m = 0; m < M; m++)
+        half[i / 4][m] = _mm512_dpbusd_epi32(half[i / 4][m], w[i], _mm512_loadu_si512(x + i * step + m * BLOCK));
+}
+
+/* The same of whole groups. */
+AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i all[FEW_ROWS]) {
+    if (M == 1) {
+        __m512i half[2][FEW_ROWS];
+        strip_dots(w, x, step, 1, half);
+        all[0] = _mm512_add_epi32(half[0][0], half[1][0]);
+        return;
+    }
+    UNROLL for (int m = 0; m < M; m++) all[m] = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) UNROLL for (int m = 0; m < M; m++)
+        all[m] = _mm512_dpbusd_epi32(all[m], w[i], _mm512_loadu_si512(x + i * step + m * BLOCK));
+}
+
+/* ---- input ---- */
+
+/* A pair of blocks: the first half of the columns of each of four groups, then the second. */
+AVX512 INLINE void arrange_pair(__m512i w[2]) {
+    __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x88);
+    w[1] = _mm512_shuffle_i32x4(w[0], w[1], 0xdd);
+    w[0] = first;
+}
+
+/* What a strip's 16 columns add up to, times their scales: [32], in order. */
+AVX512 INLINE void add_sixteens(const __m512i x[STRIP_BLOCKS], const float *scales, float *to) {
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m512i dot[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), x[half * 4 + i]);
+        __m512i sums = _mm512_permutexvar_epi32(groups_by_lane(), add_four(dot[0], dot[1], dot[2], dot[3]));
+        __m512 each = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(scales + half * 8)));
+        _mm512_storeu_ps(to + half * 16, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), each));
+    }
+}
+
+/* The strip of a row of input that begins at block b. */
+AVX512 INLINE void arrange_strip(const Input *in, int64_t row, int64_t b) {
+    int8_t *at = (int8_t *)in->q + (b * in->m + row) * BLOCK;
+    float *scales = (float *)in->by_row + (row * in->blocks + b) * 2;
+    __m512i x[STRIP_BLOCKS];
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) x[i] = _mm512_loadu_si512(at + i * in->m * BLOCK);
+    add_sixteens(x, scales, (float *)in->sixteens + (row * in->blocks + b) * 4);
+    _mm512_storeu_ps(scales, _mm512_permutexvar_ps(groups_by_lane(), _mm512_loadu_ps(scales)));
+    if (in->m == 1) return;
+    turn_strip(x);
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) _mm512_storeu_si512(at + i * in->m * BLOCK, x[i]);
+}
+
+/* A row of input as the kernels for few rows take it. */
+AVX512 static void arrange(const Input *in, int64_t row) {
+    int64_t b = 0;
+    for (; b + STRIP_BLOCKS <= in->blocks; b += STRIP_BLOCKS) arrange_strip(in, row, b);
+    for (; b < in->blocks; b += 2) {
+        int8_t *at = (int8_t *)in->q + (b * in->m + row) * BLOCK, *next = at + in->m * BLOCK;
+        __m512i x[2] = {_mm512_loadu_si512(at), _mm512_loadu_si512(next)};
+        arrange_pair(x);
+        _mm512_storeu_si512(at, x[0]);
+        _mm512_storeu_si512(next, x[1]);
+    }
+}
