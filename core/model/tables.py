@@ -5,6 +5,7 @@ Only a few rows of them are looked up at a time, so they stay in RAM wherever pr
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -37,5 +38,7 @@ def put(module: Any, name: str, child: nn.Module) -> None:
 
 
 def _is_long(table: Any, rows: int) -> bool:
-    """Whether it has a row for most tokens: the table within a `FileTable` has none, one of positions has fewer."""
-    return table.weight is not None and 2 * table.weight.shape[0] >= rows
+    """Whether it has a row for most tokens and is asked for rows alone: the table within a `FileTable` has none, one of
+    positions has fewer or (OPT's) asks for more than the ids."""
+    asked = inspect.signature(table.forward).parameters
+    return table.weight is not None and 2 * table.weight.shape[0] >= rows and len(asked) == 1

@@ -68,8 +68,8 @@ HEAD_COPY: Storage = "int4"
 """How the copy of the output head is kept that is read before it."""
 READ_AGAIN = 2048
 """So many logits of each token, at least, are computed again from the head itself. With the copy's for the others
-SmolLM2's divergence (KL) from 16 bits grew by 6 % of itself with 8-bit weights and 2 % with 4-bit ones; with 1024, by 17
-and 7 %. The likeliest was the head's own at all 4,213 positions (tests/bench/head_copy.py)."""
+SmolLM2's divergence (KL) from 16 bits grew by 6 % of itself with 8-bit weights and 2 % with 4-bit ones; with 1024, by
+17 and 7 %. The likeliest was the head's own at all 4,213 positions (tests/bench/head_copy.py)."""
 LEAST_HEAD = 64 << 20
 """Bytes of a head that is worth a copy: most processors keep less in their caches from one token to the next."""
 

@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     "a file": (
         in_turn(shutil.rmtree, lambda folder: bytes_to(folder, b"text")), ModelUnreadable, "is a file",
     ),
-    "empty folder": (delete("*"), ModelUnreadable, "no config.json"),
+    "empty folder": (delete("*"), ModelUnreadable, "neither a config.json nor a GGUF"),
     "config cut off": (cut("config.json", 0.5), ModelUnreadable, "config.json cannot be read. It is damaged."),
     "config no text": (write("config.json", b"\xff\xfe\x00"), ModelUnreadable, "config.json cannot be read"),
     "config a list": (write("config.json", "[1]"), ModelUnreadable, "It holds no settings"),
