@@ -24,7 +24,7 @@ from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
 EVEN = 1.0
-"""Temperatures above draw unlikely tokens, as grammars choose among them: then all logits are the head's own."""
+"""Temperatures above draw unlikely tokens."""
 
 
 class Reply:
@@ -88,7 +88,7 @@ class Reply:
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
-        loaded.model.whole_head = self._mask is not None or self._draw.temperature > EVEN
+        loaded.model.whole_head = self._asks_for_all_logits
         self._speculation = loaded.speculation(ids)
         chunk = loaded.plan.prefill_chunk
         for step in generate(loaded.model, loaded.cache, ids, self._sample, self._stop, chunk, self._speculation):
@@ -103,6 +103,12 @@ class Reply:
                 yield change.event
             if change.reread:
                 return
+
+    @property
+    def _asks_for_all_logits(self) -> bool:
+        """Whether unlikely tokens count: grammars choose among them, and probabilities are told of all."""
+        even = self._draw.temperature > EVEN
+        return even or self._mask is not None or self._request.logprobs is not None
 
     def _stats(self) -> Stats:
         stats, ahead = replace(self._clock.stats(), experts=self._loaded.expert_shares), self._speculation

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from core.events import LoadOptions, Sampling, never
+from core.events import LoadOptions, Message, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
@@ -18,6 +19,7 @@ from core.model.host_weights import HEAD_COPY_NAME
 from core.offload.hetero_linear import CopiedHead
 from core.paths import cache_folder
 from core.runtime.loaded_model import LoadedModel
+from core.runtime.reply import Reply
 from core.weights.packed_cache import PackedCache
 from tests.core.greedy import loaded_model
 from tests.core.tiny_tokenizer import chat_model
@@ -136,3 +138,16 @@ def test_limits_let_go_of_the_copy(folder: Path) -> None:
     copied.move_to(plan)
     assert told(copied, PROMPT).equal(told(opened(folder, "int8", whole=True), PROMPT))
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "whole"),
+    [({}, False), ({"logprobs": 2}, True), ({"sampling": Sampling(temperature=1.5, max_new_tokens=2)}, True)],
+)
+def test_replies_in_which_unlikely_tokens_count_read_the_whole_head(
+    folder: Path, wish: dict[str, Any], whole: bool
+) -> None:
+    loaded = opened(folder, "int8")
+    request = Request((Message("user", "hello"),), Sampling(temperature=0.7, max_new_tokens=2))
+    assert list(Reply(loaded, replace(request, **wish), never).events())
+    assert loaded.model.whole_head is whole
