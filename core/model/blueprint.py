@@ -211,7 +211,8 @@ def _special_floats(entry: dict[str, Any]) -> Any:
 
 def _check_cache(module: Any) -> None:
     # A few old architectures keep their past in a form of their own, or write into their weights while they run.
-    keeps_own = hasattr(module.base_model, "_setup_cache") or not module._supports_default_dynamic_cache()
+    supported = getattr(module, "_supports_default_dynamic_cache", None)  # what steers robots generates no text
+    keeps_own = hasattr(module.base_model, "_setup_cache") or supported is None or not supported()
     if not cache_argument(module) or keeps_own:
         raise UnsupportedModel(
             sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
