@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from core.kernels.matmul import Kernel, kernels_for
+from core.kernels.matmul import NATIVE, Kernel, kernels_for
 from core.kernels.native_abi import instruction_sets
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty
@@ -25,6 +25,9 @@ MOST_ROWS = 4096
 """Rows of weights that are timed: more take longer in proportion."""
 WORTHWHILE = 0.95
 """A candidate later in the list must be this much faster: less is noise."""
+OF_OURS = 0.85
+"""Another instruction set of ours must be this much faster: layers are computed in one call only where all of their
+weights are multiplied by one library."""
 ROUNDS = 5
 HOPELESS = 3.0
 """A candidate whose first run takes this many times the best's is not run again."""
@@ -95,7 +98,8 @@ class KernelTable:
         times = [t for t in timings if t.bucket == bucket]
         best = times[0]
         for timing in times[1:]:
-            if timing.seconds < best.seconds * WORTHWHILE:
+            ours = timing.candidate.startswith(NATIVE) and best.candidate.startswith(NATIVE)
+            if timing.seconds < best.seconds * (OF_OURS if ours else WORTHWHILE):
                 best = timing
         return best.candidate
 

@@ -22,6 +22,8 @@ from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import BUCKET_LIMITS, BUCKET_NAMES, BUCKET_TOKENS, LAYOUTS, bucket
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
+NATIVE = "native"
+"""How the names of our own library's candidates begin."""
 CHUNK_BYTES = 2 << 20
 """Weights are widened in chunks of rows of this size, which stay in the processor's cache until they are used."""
 
@@ -84,7 +86,7 @@ def _compiled_offers(storage: str) -> Iterator[Kernel]:
         # Where there is AVX-512, torch's own takes more rows of floats.
         few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
-        yield Kernel(f"native-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
+        yield Kernel(f"{NATIVE}-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
 
 
 def _torch_offers(storage: str) -> Iterator[Kernel]:
