@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.planning.calibration import fully_resident
-from core.planning.candidates import Candidate, best_candidate, comparable, cpu_candidates, gpu_candidates
+from core.planning.candidates import Candidate, best_candidate, comparable, cpu_candidate, gpu_candidates
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
 from core.planning.machine_rates import MachineRates
@@ -116,7 +116,7 @@ def _place_as(
         candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
     # A simulated card was asked for by name; a real one must be worth it.
     if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
-        candidates += cpu_candidates(spec, format, MachineRates(hardware, None, profile, threads), budget, context)
+        candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
     return replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
 
