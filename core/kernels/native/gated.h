@@ -19,4 +19,18 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
     }
 }
 
+/* Both for each type by itself, as parts of a file's LOOPS: functions that loops.h compiles for each instruction set. */
+#define GATED_LOOPS(name, isa)                                                                                  \
+    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
+        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \
+        else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
+    }                                                                                                           \
+    isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,  \
+                                int type) {                                                                     \
+        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);              \
+        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                          \
+        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                            \
+        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                               \
+    }
+
 #endif

@@ -9,11 +9,9 @@
  *
  * Layers that follow each other and whose caches lie in memory are one call: between the calls of a token Python takes
  * as long as the processor takes for a small model's products. */
-#include "calls.h"
-#include "dispatch.h"
-#include "elements.h"
 #include "gated.h"
 #include "packed_states.h"
+#include "products.h"
 
 typedef struct {
     const float *gain; /* NULL = no norm */
@@ -31,11 +29,6 @@ typedef struct {
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
 } Layer;
-
-typedef struct {
-    int isa, type, threads;
-    int64_t m;
-} Run;
 
 /* x [count][dim] in place: both halves of the first `turned` columns turned into each other by the angles of cos and sin
  * [turned]. Angles of fp32 make torch compute in fp32. */
@@ -66,17 +59,7 @@ typedef struct {
 
 /* The loops, compiled for an instruction set and each type by itself. */
 #define LOOPS(name, isa)                                                                                            \
-    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) {     \
-        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                           \
-        else add_all(a, b, factor, to, count, TYPE_BF16);                                                           \
-    }                                                                                                               \
-    isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,      \
-                                int type) {                                                                         \
-        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);                  \
-        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                              \
-        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                                \
-        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                                   \
-    }                                                                                                               \
+    GATED_LOOPS(name, isa)                                                                                          \
     isa static void name##_turn(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos,               \
                                 const void *sin, int type, int angles) {                                            \
         if (type == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_F32, TYPE_F32);                      \
@@ -88,26 +71,10 @@ typedef struct {
 
 /* ---- the scratch memory ---- */
 
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static uint8_t *taken(uint8_t **at, int64_t bytes) {
-    uint8_t *from = *at;
-    *at += aligned(bytes);
-    return from;
-}
-
-static int kind_of(const Run *r, const int64_t *fields) {
-    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
-}
-
 static int64_t prepared_bytes(const Run *r, const Layer *l) {
     int64_t widest = most(most(l->hidden, l->inner), l->heads * l->dim);
     return hetegen_input_bytes(r->m, widest, kind_of(r, l->qkv));
 }
-
-static int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * (r->type == TYPE_F32 ? 4 : 2); }
 
 /* Bytes of scratch memory that either call needs for `m` rows; `shape` is that of the attention. */
 EXPORT int64_t hetegen_layer_bytes(int isa, const Layer *l, int type, int64_t m, const int64_t *shape) {
@@ -124,12 +91,6 @@ static const void *normed(const Run *r, const NormOf *n, const void *x, int64_t 
     hetegen_rms_norm(r->isa, x, r->type, r->m * columns / n->columns, n->columns, n->gain, (float)n->eps,
                      (int)n->rounded, to, 1);
     return to;
-}
-
-static void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
-                    void *to) {
-    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);
-    hetegen_matmul(r->isa, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
 }
 
 static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {

@@ -1,8 +1,7 @@
 /* What a layer's experts make of a few rows of input in one call: the router's choice, the weighted sum of the chosen
  * experts, and what an expert that every row goes to adds. */
-#include "calls.h"
-#include "dispatch.h"
 #include "gated.h"
+#include "products.h"
 
 /* All fields are of 8 bytes. Weights are fields of the parts of hetegen_matmul. */
 struct Mixture {
@@ -30,44 +29,13 @@ INLINE void open_all(const void *door, void *x, int64_t rows, int64_t columns, c
 }
 
 #define LOOPS(name, isa)                                                                                        \
-    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
-        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \
-        else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
-    }                                                                                                           \
-    isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,  \
-                                int type) {                                                                     \
-        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);              \
-        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                          \
-        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                            \
-        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                               \
-    }                                                                                                           \
+    GATED_LOOPS(name, isa)                                                                                      \
     isa static void name##_open(const void *door, void *x, int64_t rows, int64_t columns, int type) {           \
         if (type == TYPE_F32) open_all(door, x, rows, columns, TYPE_F32);                                       \
         else open_all(door, x, rows, columns, TYPE_BF16);                                                       \
     }                                                                                                           \
     static const Loops name = {name##_add, name##_gate, name##_open};
 #include "loops.h"
-
-typedef struct {
-    int isa, type, threads;
-    int64_t m;
-} Run;
-
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static uint8_t *taken(uint8_t **at, int64_t bytes) {
-    uint8_t *from = *at;
-    *at += aligned(bytes);
-    return from;
-}
-
-static int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
-
-static int kind_of(const Run *r, const int64_t *fields) {
-    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
-}
 
 static int64_t prepared_bytes(const Run *r, const Mixture *x) {
     int64_t first = hetegen_input_bytes(r->m, x->hidden, kind_of(r, x->gate_up));
@@ -87,12 +55,6 @@ EXPORT int64_t hetegen_mixture_bytes(int isa, const Mixture *x, int type, int64_
     int64_t choice = aligned(m * x->scored * 4) + aligned(m * x->choices * 4) + aligned(m * x->choices * 8);
     int64_t experts = hetegen_experts_bytes(isa, x->experts, type, m, x->choices, threads);
     return choice + most(most(hetegen_route_bytes(isa, x->router, type, m), experts), shared_bytes(&r, x));
-}
-
-static void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
-                    void *to) {
-    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);
-    hetegen_matmul(r->isa, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
 }
 
 /* out += what the expert for every row makes of the rows. */

@@ -1,0 +1,38 @@
+/* Products for few rows of input, one after another, with what lies between them in scratch memory. */
+#ifndef HETEGEN_PRODUCTS_H
+#define HETEGEN_PRODUCTS_H
+
+#include "calls.h"
+#include "dispatch.h"
+#include "elements.h"
+
+typedef struct {
+    int isa, type, threads;
+    int64_t m;
+} Run;
+
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+INLINE uint8_t *taken(uint8_t **at, int64_t bytes) {
+    uint8_t *from = *at;
+    *at += aligned(bytes);
+    return from;
+}
+
+/* Bytes of m rows of so many numbers. */
+INLINE int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
+
+INLINE int kind_of(const Run *r, const int64_t *fields) {
+    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
+}
+
+/* x [m][columns] times the weights of these parts; `prepared`: room for x as the kernels take it. */
+INLINE void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
+                    void *to) {
+    hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);
+    hetegen_matmul(r->isa, parts, fields, prepared, r->m, columns, to, r->type, NULL, r->threads);
+}
+
+#endif
