@@ -25,7 +25,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
-VERSION = 18
+VERSION = 19
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -66,11 +66,8 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         None,
         [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
     ),
-    "hetegen_layers_bytes": (_LONG, [_INT, _LONG, _ADDRESS, _INT, _LONG, _ADDRESS, _INT]),
-    "hetegen_layers": (
-        None,
-        [_INT, _LONG, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 4, _INT],
-    ),
+    "hetegen_layers_bytes": (_LONG, [_INT, _LONG, _ADDRESS, _INT, _LONG, _INT]),
+    "hetegen_layers": (None, [_INT, _LONG, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT]),
     "hetegen_experts_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _LONG, _INT]),
     "hetegen_route_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG]),
     "hetegen_route": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 4, _INT]),

@@ -237,15 +237,12 @@ class NativeLibrary:
             *out, scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
-    def layers(
-        self, layers: int, count: int, past: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """(1, M, K): x through so many layers described at one address, over a past at another: see `native_run`."""
+    def layers(self, layers: int, count: int, x: Tensor) -> Tensor:
+        """(1, M, K): x through so many layers that are described at that address: see `native_run`."""
         out, m, type, threads = torch.empty_like(x), x.shape[1], TYPES[x.dtype], torch.get_num_threads()
-        scratch = torch.empty(self._layers_bytes(self._isa, count, layers, type, m, past, threads), dtype=torch.uint8)
+        scratch = torch.empty(self._layers_bytes(self._isa, count, layers, type, m, threads), dtype=torch.uint8)
         self._layers(
-            self._isa, count, layers, x.data_ptr(), type, m, cos.data_ptr(), sin.data_ptr(), TYPES[cos.dtype], past,
-            None if mask is None else mask.data_ptr(), out.data_ptr(), scratch.data_ptr(), threads,
+            self._isa, count, layers, x.data_ptr(), type, m, out.data_ptr(), scratch.data_ptr(), threads
         )  # fmt: skip
         return out
 

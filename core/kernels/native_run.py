@@ -7,12 +7,13 @@ which is more than a small model's products take.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from core.kernels.native_abi import TYPES
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import stretches
 from core.kernels.native_mixture import NativeMixture
@@ -23,73 +24,91 @@ ONE_THREAD_BYTES = 64 << 10
 """Below this many bytes of keys and values one thread attends to them: within a call the others are awake."""
 
 
-_PAST = ("first", "held", "capacity", "mask_row", "splits", "attention_threads", "packed")
+_PAST = ("first", "held", "capacity", "mask_row", "splits", "attention_threads", "packed", "angles")
+
+
+class _Past(ctypes.Structure):
+    """`Past` of layer.c."""
+
+    _fields_ = (*((name, _INT) for name in _PAST), *((name, _ADDRESS) for name in ("cos", "sin", "mask")))
 
 
 class _Placed(ctypes.Structure):
     """`Placed` of layer.c."""
 
     _fields_ = (
-        *((name, _ADDRESS) for name in ("layer", "keys", "values", "sinks")),
+        *((name, _ADDRESS) for name in ("layer", "past", "keys", "values", "sinks")),
         ("scale", ctypes.c_double),
         ("mixture", _ADDRESS),
     )
 
 
-class _Past(ctypes.Structure):
-    """`Past` of layer.c."""
-
-    _fields_ = tuple((name, _INT) for name in _PAST)
-
-
 @dataclass(frozen=True, eq=False)
 class RunLayer:
     """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `mixture`: its experts, if
-    it has any, which are computed by the layer's library."""
+    it has any, which are computed by the layer's library; `kind`: the same for layers that see the same tokens and have
+    heads of one size, counted from 0."""
 
     native: NativeLayer
     sinks: Tensor | None
     scale: float
     mixture: NativeMixture | None = None
+    kind: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What layers of one kind see: `held` tokens from place `first` of those kept on, and the M new ones behind them.
+
+    cos and sin (1, M, turned) of the layers' type or fp32, mask (1, 1, M, held + M) of bool, rows contiguous.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    first: int
+    held: int
 
 
 class NativeRun:
-    """Layers of one size, of one type and for one instruction set, and where their keys and values are."""
+    """Layers of one width, of one type and for one instruction set, and where their keys and values are."""
 
     def __init__(self, layers: Sequence[RunLayer]) -> None:
-        self._one = layers[0].native
         self._held = layers  # their addresses are in the fields
-        self._placed = (_Placed * len(layers))(*map(_placed, layers))
-        self._past = _Past()
+        self._library = layers[0].native.library
+        self._ones = {layer.kind: layer.native for layer in layers}
+        self._pasts = (_Past * (1 + max(self._ones)))()
+        self._placed = (_Placed * len(layers))(*map(self._in_place, layers))
 
     def place(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous;
-        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers are then.
+        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers of its kind are then.
 
         They are not held: a cache that another has replaced has to go.
         """
-        placed = self._placed[number]
+        placed, past = self._placed[number], self._pasts[self._held[number].kind]
         placed.keys, placed.values = keys.data_ptr(), values.data_ptr()
-        self._past.capacity, self._past.packed = keys.shape[2], keys.dtype is PACKED
+        past.capacity, past.packed = keys.shape[2], keys.dtype is PACKED
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, first: int, held: int) -> Tensor:
-        """x (1, M, K) -> (1, M, K). Attention sees `held` tokens from place `first` on, of each layer's, and the M
-        tokens whose keys and values are written behind them.
+    def __call__(self, x: Tensor, sights: Mapping[int, Sight]) -> Tensor:
+        """x (1, M, K) -> (1, M, K). `sights`: by kind of layer."""
+        for kind, sight in sights.items():
+            self._look(kind, sight, x)
+        return self._library.layers(ctypes.addressof(self._placed), len(self._placed), x)
 
-        cos and sin (1, M, turned) of its type or fp32, mask (1, 1, M, held + M) of bool; all contiguous in the last.
-        """
-        one, m = self._one, x.shape[1]
-        nbytes = 2 * one.kv_heads * (held + m) * one.dim * x.element_size()
+    def _look(self, kind: int, sight: Sight, x: Tensor) -> None:
+        past, one, keys = self._pasts[kind], self._ones[kind], sight.held + x.shape[1]
+        nbytes = 2 * one.kv_heads * keys * one.dim * x.element_size()
         threads = torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
-        self._past.first, self._past.held, self._past.attention_threads = first, held, threads
-        self._past.mask_row = 0 if mask is None else mask.stride(2)
-        self._past.splits = stretches(one.kv_heads, held + m, threads)
-        return one.library.layers(
-            ctypes.addressof(self._placed), len(self._placed), ctypes.addressof(self._past), x, cos, sin, mask
-        )
+        past.first, past.held, past.attention_threads = sight.first, sight.held, threads
+        past.splits, past.angles = stretches(one.kv_heads, keys, threads), TYPES[sight.cos.dtype]
+        past.cos, past.sin = sight.cos.data_ptr(), sight.sin.data_ptr()
+        past.mask, past.mask_row = None, 0
+        if sight.mask is not None:
+            past.mask, past.mask_row = sight.mask.data_ptr(), sight.mask.stride(2)
 
-
-def _placed(layer: RunLayer) -> _Placed:
-    sinks = None if layer.sinks is None else layer.sinks.data_ptr()
-    mixture = None if layer.mixture is None else layer.mixture.address
-    return _Placed(layer.native.address, None, None, sinks, layer.scale, mixture)
+    def _in_place(self, layer: RunLayer) -> _Placed:
+        sinks = None if layer.sinks is None else layer.sinks.data_ptr()
+        mixture = None if layer.mixture is None else layer.mixture.address
+        past = ctypes.addressof(self._pasts[layer.kind])
+        return _Placed(layer.native.address, past, None, None, sinks, layer.scale, mixture)

@@ -1,26 +1,27 @@
 """The forward of a decoder layer that our library computes, and of several in a row, while few tokens are read at once.
 
-transformers calls one layer after the other all the same. Where layers follow each other directly the first computes
-all of them, and the others hand on what they are given. Whether they do is seen, not known: nothing may stand between
-them, and all must get the same mask and positions, in a pass over as many rows before.
+transformers calls one layer after the other all the same. Where layers follow each other directly the last computes
+all of them, and those before hand on what they are given. Whether they do is seen, not known: nothing may stand between
+them in a pass over as many rows before. Layers of one kind (those with a window, and those without) must get the same
+mask and positions; where they do not, what was put off is computed one by one.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall
-from core.kernels.native_run import NativeRun, RunLayer
+from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
 from core.kernels.packed_width import MOST_COLUMNS, PACKED, packed_width
 from core.layers.after_attention import AfterAttention
@@ -71,19 +72,23 @@ class FusedForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
-        if self.run is not None and self.run.has_made(hidden_states):
+        run, cache = self.run, kwargs.get(self._cache_name)
+        if run is not None and run.puts_off(self, hidden_states, kwargs):
             return hidden_states
         if args or not self.suits(hidden_states, kwargs):
-            return self.own(hidden_states, *args, **kwargs)
-        given = self._given(kwargs)
-        return self.alone(hidden_states, given) if self.run is None else self.run.forward(self, hidden_states, given)
+            x = hidden_states if run is None else run.catch_up(hidden_states, cache)
+            return self.own(x, *args, **kwargs)
+        given = Given(kwargs.get("attention_mask"), *kwargs["position_embeddings"])
+        if run is None:
+            return self.alone(hidden_states, given, cache)
+        return run.forward(self, hidden_states, given, cache)
 
-    def alone(self, x: Tensor, given: Given) -> Tensor:
+    def alone(self, x: Tensor, given: Given, cache: Any) -> Tensor:
         """x (1, M, K) through this layer, (1, M, K)."""
         native = self.native(x.shape[1])
         query, key, value = native.begin(x, *given.angles(self.half_angles))
-        if given.cache is not None:
-            key, value = map(as_stored, given.cache.update(key, value, self.index))
+        if cache is not None:
+            key, value = map(as_stored, cache.update(key, value, self.index))
         call = AttentionCall(query, key, value, seen(given.mask, query, key), self.sinks, self.scale, 0.0)
         if self.rest is None:
             return native.end(x, call)
@@ -94,13 +99,18 @@ class FusedForward:
         """What computes so many rows of input."""
         return self.one if rows == 1 else self.few
 
-    def in_run(self, rows: int) -> RunLayer | None:
+    @property
+    def kind(self) -> Hashable:
+        """The same for layers that see the same tokens by the same angles, and have heads of one size."""
+        return self.window, self.half_angles, self.one.sizes, self.few.sizes
+
+    def in_run(self, rows: int, kind: int = 0) -> RunLayer | None:
         """This layer as a part of a run for up to so many rows; None where Python has to compute some of it."""
         native = self.native(rows)
         if self.rest is None:
-            return RunLayer(native, self.sinks, self.scale)
+            return RunLayer(native, self.sinks, self.scale, kind=kind)
         mixtures = [self.rest.native(number) for number in range(min(rows, 2), rows + 1)]
-        return None if None in mixtures else RunLayer(native, self.sinks, self.scale, mixtures[-1])
+        return None if None in mixtures else RunLayer(native, self.sinks, self.scale, mixtures[-1], kind)
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
@@ -121,24 +131,13 @@ class FusedForward:
             )
         )
 
-    def _given(self, kwargs: Mapping[str, Any]) -> Given:
-        cos, sin = kwargs["position_embeddings"]
-        return Given(kwargs.get("attention_mask"), cos, sin, kwargs.get(self._cache_name))
 
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """What transformers hands to a layer besides its rows: mask (1, 1, M, T), angles (1, M, D), the cache."""
+class Given(NamedTuple):
+    """What transformers hands to a layer besides its rows and the cache: mask (1, 1, M, T), angles (1, M, D)."""
 
     mask: Tensor | None
     cos: Tensor
     sin: Tensor
-    cache: Any
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Mask (1, 1, M, T) and angles (1, M, D)."""
-        return self.mask, self.cos, self.sin
 
     def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
         """cos and sin (1, M, turned), of angles given for each pair of columns or for all."""
@@ -148,61 +147,117 @@ class Given:
 
 
 class LayerRun:
-    """Layers that follow each other, computed by the first one's call."""
+    """Layers that follow each other, computed by the last one's call."""
 
     def __init__(self, layers: Sequence[FusedForward]) -> None:
-        """Layers of one size, for each number of rows of one library."""
+        """Layers of one width, for each number of rows of one library."""
         self.paused = False
         self._layers = layers
+        kinds: dict[Hashable, int] = {}
+        self._kinds = {layer: kinds.setdefault(layer.kind, len(kinds)) for layer in layers}
         self._places = {layer: place for place, layer in enumerate(layers)}
-        self._one, self._few = _native_run(layers, 1), _native_run(layers, layers[0].most_rows)
+        self._most_rows = min(layer.most_rows for layer in layers)
+        self._one, self._few = self._made(1), self._made(self._most_rows)
         self._watch = Watch(len(layers))
-        self._result: Tensor | None = None
+        self._waiting: Tensor | None = None  # what the first layer got, of which nothing is computed yet
+        self._given: dict[int, Given] = {}  # by kind
+        self._count = 0
 
-    def has_made(self, x: Tensor) -> bool:
-        """Whether x (1, M, K) is what all layers of this run make of what the first of them got."""
-        return x is self._result
+    def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the last layer will compute this one, whose kind has been met in this pass."""
+        given = self._given.get(self._kinds[layer]) if x is self._waiting else None
+        if given is None or layer is self._layers[-1]:
+            return False
+        cos, sin = kwargs["position_embeddings"]
+        alike = kwargs.get("attention_mask") is given.mask and cos is given.cos and sin is given.sin
+        self._count += alike
+        return alike
 
-    def forward(self, layer: FusedForward, x: Tensor, given: Given) -> Tensor:
-        """x (1, M, K) through this layer, (1, M, K); or through all of them, where it is the first."""
+    def forward(self, layer: FusedForward, x: Tensor, given: Given, cache: Any) -> Tensor:
+        """x (1, M, K) through this layer; x itself where the last one will compute it; through all in the last."""
         place = self._places[layer]
-        assert place == 0 or self._result is None, "something stands between these layers that did not before"
-        native = self._native(x.shape[1]) if place == 0 else None
-        self._result = None if native is None else self._through_all(native, x, given)
-        if self._result is not None:
-            return self._result
-        y = layer.alone(x, given)
-        self._watch.passed(place, x, y, given)
-        return y
+        if place == 0:
+            self._begin(x)
+        if not self._joins(layer, x, given):
+            x = self.catch_up(x, cache)
+            y = layer.alone(x, given, cache)
+            self._watch.passed(place, x, y)
+            return y
+        return x if place + 1 < len(self._layers) else self._through_all(x, cache)
+
+    def catch_up(self, x: Tensor, cache: Any) -> Tensor:
+        """x (1, M, K) through the layers that were put off, if it is what the first of them got: one by one."""
+        late = self._layers[: self._count] if x is self._waiting else ()
+        given = self._forget()
+        for layer in late:
+            x = layer.alone(x, given[self._kinds[layer]], cache)
+        return x
+
+    def _begin(self, x: Tensor) -> None:
+        self._forget()
+        native = self._native(x.shape[1])
+        self._waiting = x if native is not None and not self.paused and x.shape[1] in self._watch.direct else None
+
+    def _forget(self) -> dict[int, Given]:
+        given, self._given, self._waiting, self._count = self._given, {}, None, 0
+        return given
+
+    def _joins(self, layer: FusedForward, x: Tensor, given: Given) -> bool:
+        """Whether the layer is put off, or the last after all others were."""
+        assert self._waiting is None or self._waiting is x, "something stands between these layers that did not before"
+        if self._waiting is None:
+            return False
+        known = self._given.setdefault(self._kinds[layer], given)
+        alike = all(map(is_, known, given))
+        self._count += alike
+        return alike
 
     def _native(self, rows: int) -> NativeRun | None:
-        """What computes all layers for so many rows, if that may be done."""
-        return (self._one if rows == 1 else self._few) if rows in self._watch.direct and not self.paused else None
+        """What computes all layers for so many rows."""
+        return self._one if rows == 1 else self._few if rows <= self._most_rows else None
 
-    def _through_all(self, native: NativeRun, x: Tensor, given: Given) -> Tensor | None:
-        """None where keys and values are not kept as our library takes it for granted."""
-        rows, kept = x.shape[1], self._kept(given.cache)
-        if not kept or not all(_is_like(one, kept[0], x) for one in kept):
-            return None
-        places = {one.make_room(rows) for one in kept}
-        if len(places) > 1 or kept[0].keys.shape[2] < max(places)[1] + rows:
-            return None
-        first, start = places.pop()
+    def _through_all(self, x: Tensor, cache: Any) -> Tensor:
+        rows, kept = x.shape[1], self._kept(cache)
+        native, sights = self._native(rows), self._sights(kept, x)
+        if native is None or sights is None:
+            return self.catch_up(x, cache)
         for place, one in enumerate(kept):
             native.place(place, one.keys, one.values)
+        y = native(x, sights)
+        for one in kept:
+            one.length += rows
+        self._forget()
+        return y
+
+    def _kept(self, cache: Any) -> list[Any]:
+        """Where the layers keep keys and values; [] in a cache that is not ours."""
+        return [cache.layers[layer.index] for layer in self._layers] if isinstance(cache, KVCache) else []
+
+    def _sights(self, kept: Sequence[Any], x: Tensor) -> dict[int, Sight] | None:
+        """What each kind sees; None where keys and values are not kept as our library takes it for granted."""
+        by_kind: dict[int, list[Any]] = {}
+        for layer, one in zip(self._layers, kept, strict=False):
+            by_kind.setdefault(self._kinds[layer], []).append(one)
+        if not kept or not all(_are_alike(ones, x) for ones in by_kind.values()):
+            return None
+        sights = {kind: self._sight(kind, ones, x.shape[1]) for kind, ones in by_kind.items()}
+        found = {kind: sight for kind, sight in sights.items() if sight is not None}
+        return found if len(found) == len(sights) else None
+
+    def _sight(self, kind: int, kept: Sequence[PreallocatedLayer], rows: int) -> Sight | None:
+        places = {one.make_room(rows) for one in kept}
+        first, start = places.pop()
+        if places or kept[0].keys.shape[2] < start + rows:
+            return None
+        given, half = self._given[kind], next(one.half_angles for one in self._layers if self._kinds[one] == kind)
         mask = None if given.mask is None else given.mask[..., : start - first + rows]
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
-        y = native(x, *given.angles(self._layers[0].half_angles), mask, first, start - first)
-        for one in kept:
-            one.length += rows
-        return y
+        return Sight(*given.angles(half), mask, first, start - first)
 
-    def _kept(self, cache: Any) -> list[PreallocatedLayer]:
-        if not isinstance(cache, KVCache):
-            return []
-        kept = [cache.layers[layer.index] for layer in self._layers]
-        return kept if type(kept[0]) in KEPT_PLAINLY and len({type(one) for one in kept}) == 1 else []
+    def _made(self, rows: int) -> NativeRun | None:
+        parts = [part for one in self._layers if (part := one.in_run(rows, self._kinds[one])) is not None]
+        return NativeRun(parts) if len(parts) == len(self._layers) else None
 
 
 class Watch:
@@ -212,13 +267,12 @@ class Watch:
         self.direct: set[int] = set()
         self._layers = layers
         self._seen = 0
-        self._last: tuple[Tensor | None, ...] = ()  # without the cache, which may be replaced at any time
+        self._last: Tensor | None = None
 
-    def passed(self, place: int, x: Tensor, y: Tensor, given: Given) -> None:
+    def passed(self, place: int, x: Tensor, y: Tensor) -> None:
         """Layer `place` made y (1, M, K) of x."""
-        follows = len(self._last) > 0 and all(map(is_, self._last, (x, *given.tensors)))
-        self._seen = 1 if place == 0 else place + 1 if follows and self._seen == place else 0
-        self._last = (y, *given.tensors)
+        self._seen = 1 if place == 0 else place + 1 if x is self._last and self._seen == place else 0
+        self._last = y
         if self._seen == self._layers:
             self.direct.add(x.shape[1])
 
@@ -238,21 +292,21 @@ def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
 
 def _likeness(layer: FusedForward) -> tuple[Any, ...]:
     """The same for layers that one call may compute."""
-    natives = ((native.library, native.sizes, native.dtype) for native in (layer.one, layer.few))
-    return (*natives, layer.half_angles, layer.most_rows, layer.window, _may_be_linked(layer))
+    natives = ((native.library, native.sizes[0], native.dtype) for native in (layer.one, layer.few))
+    return (*natives, layer.most_rows > 1, _may_be_linked(layer))
 
 
 def _may_be_linked(layer: FusedForward) -> bool:
     return isinstance(layer.index, int) and layer.in_run(1) is not None
 
 
-def _native_run(layers: Sequence[FusedForward], rows: int) -> NativeRun | None:
-    parts = [part for layer in layers if (part := layer.in_run(rows)) is not None]
-    return NativeRun(parts) if len(parts) == len(layers) else None
+def _are_alike(kept: Sequence[Any], x: Tensor) -> bool:
+    """Whether layers of one kind keep their tokens in one way, in as much memory each, where x (1, M, K) is."""
+    first = kept[0]
+    return type(first) in KEPT_PLAINLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
 
 
 def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bool:
-    """Whether it holds as many tokens as the first, in as much memory, where x (1, M, K) is, as it is or packed."""
     return (
         kept.is_initialized and kept.length == first.length and kept.home is None
         and kept.keys.device == x.device and kept.keys.dtype in (x.dtype, PACKED)

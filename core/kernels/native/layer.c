@@ -182,21 +182,25 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
 
 /* ---- layers that follow each other ---- */
 
+/* What layers of one kind share in a pass: of the tokens kept, the place of the first that is seen, and how many are; room
+ * for them; the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed;
+ * the type of the angles cos and sin [m][turned], and the mask [m][held + m], as in hetegen_layer_begin and
+ * hetegen_attention. */
+typedef struct {
+    int64_t first, held, capacity, mask_row, splits, attention_threads, packed, angles;
+    const void *cos, *sin, *mask;
+} Past;
+
 /* A layer and where its keys and values are kept: [kv_heads][capacity] rows of `dim` or packed ones each; and what follows
  * attention where that is experts: whose router scores so many, of which some are chosen. */
 typedef struct {
     const Layer *layer;
+    const Past *past;
     void *keys, *values;
     const void *sinks;
     double scale;
     const Mixture *mixture; /* NULL = the layer's own gated part */
 } Placed;
-
-/* What the layers of a run share: of the tokens kept, the place of the first that is seen, and how many are; room for them;
- * the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed. */
-typedef struct {
-    int64_t first, held, capacity, mask_row, splits, attention_threads, packed;
-} Past;
 
 /* From one key or value to the next, in their elements: bytes where they are packed. */
 static int64_t kept_row(const Layer *l, const Past *p) { return p->packed ? packed_bytes(l->dim) : l->dim; }
@@ -218,22 +222,22 @@ typedef struct {
     int64_t qkv, chosen, layer;
 } Room;
 
-static Room room_for(const Run *r, int64_t count, const Placed *layers, const Past *past) {
-    const Layer *first = layers->layer;
-    Room room = {aligned(size_of(r, (first->heads + 2 * first->kv_heads) * first->dim)), 0, 0};
+static Room room_for(const Run *r, int64_t count, const Placed *layers) {
+    Room room = {0, 0, 0};
     for (const Placed *p = layers; p < layers + count; p++) {
-        Shape shape = shape_of(p->layer, past, r->m);
-        room.layer = most(room.layer, hetegen_layer_bytes(r->isa, p->layer, r->type, r->m, (const int64_t *)&shape));
+        const Layer *l = p->layer;
+        Shape shape = shape_of(l, p->past, r->m);
+        room.qkv = most(room.qkv, aligned(size_of(r, (l->heads + 2 * l->kv_heads) * l->dim)));
+        room.layer = most(room.layer, hetegen_layer_bytes(r->isa, l, r->type, r->m, (const int64_t *)&shape));
         room.chosen = most(room.chosen, chosen_bytes(r, p));
     }
     return room;
 }
 
 /* Bytes of scratch memory that hetegen_layers needs. */
-EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers, int type, int64_t m, const Past *past,
-                                    int threads) {
+EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers, int type, int64_t m, int threads) {
     Run r = {isa, type, threads, m};
-    Room room = room_for(&r, count, layers, past);
+    Room room = room_for(&r, count, layers);
     return room.qkv + room.chosen + room.layer;
 }
 
@@ -264,9 +268,11 @@ static void add_experts(const Run *r, const Placed *p, const void *sum, const vo
 }
 
 /* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */
-static void finish_layer(const Run *r, const Placed *p, const Past *past, const void *x, const void *q, uint8_t *keys,
-                         uint8_t *values, const void *mask, void *out, uint8_t *chosen, uint8_t *rest) {
+static void finish_layer(const Run *r, const Placed *p, const void *x, const void *q, uint8_t *keys, uint8_t *values,
+                         void *out, uint8_t *chosen, uint8_t *rest) {
     const Layer *l = p->layer;
+    const Past *past = p->past;
+    const void *mask = past->mask;
     Shape shape = shape_of(l, past, r->m);
     const int64_t *sizes = (const int64_t *)&shape;
     float scale = (float)p->scale;
@@ -282,21 +288,20 @@ static void finish_layer(const Run *r, const Placed *p, const Past *past, const 
     add_experts(r, p, sum, next, out, chosen);
 }
 
-/* Layers of the same heads and dims: x [m][hidden], cos and sin as in hetegen_layer_begin; mask as in hetegen_attention;
- * out [m][hidden]. */
-EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const void *x, int type, int64_t m,
-                           const void *cos, const void *sin, int angles, const Past *past, const void *mask, void *out,
+/* Layers of one width: x [m][hidden] -> out [m][hidden]. */
+EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const void *x, int type, int64_t m, void *out,
                            void *scratch, int threads) {
     Run r = {isa, type, threads, m};
-    Room room = room_for(&r, count, layers, past);
+    Room room = room_for(&r, count, layers);
     uint8_t *qkv = scratch, *chosen = qkv + room.qkv, *rest = chosen + room.chosen;
     for (const Placed *p = layers; p < layers + count; p++, x = out) {
         const Layer *l = p->layer;
+        const Past *past = p->past;
         uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
         uint8_t *keys = seen_from(&r, l, past, p->keys), *values = seen_from(&r, l, past, p->values);
-        hetegen_layer_begin(isa, l, x, type, m, cos, sin, angles, qkv, rest, threads);
+        hetegen_layer_begin(isa, l, x, type, m, past->cos, past->sin, (int)past->angles, qkv, rest, threads);
         append(&r, l, past, k, keys, 1);
         append(&r, l, past, v, values, 0);
-        finish_layer(&r, p, past, x, qkv, keys, values, mask, out, chosen, rest);
+        finish_layer(&r, p, x, qkv, keys, values, out, chosen, rest);
     }
 }

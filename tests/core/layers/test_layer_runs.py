@@ -36,9 +36,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     made: list[tuple[int, int]] = []
     own = NativeLibrary.layers
 
-    def counted(self: NativeLibrary, layers: int, count: int, past: int, x: Tensor, *rest: Any) -> Tensor:
+    def counted(self: NativeLibrary, layers: int, count: int, x: Tensor) -> Tensor:
         made.append((count, x.shape[1]))
-        return own(self, layers, count, past, x, *rest)
+        return own(self, layers, count, x)
 
     monkeypatch.setattr(NativeLibrary, "layers", counted)
     return iter([made])
@@ -91,16 +91,42 @@ def test_the_same_tokens_after_a_cut_and_in_another_cache(
     assert len(made) > 40
 
 
-def test_layers_with_windows_and_without_are_apart(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
+@pytest.mark.parametrize(("family", "packed"), [("gemma3_text", False), ("gpt_oss", False), ("gpt_oss", True)])
+def test_layers_with_windows_and_without_are_one_call(
+    family: str, packed: bool, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
     kinds = [*["sliding_attention"] * 3, *["full_attention"] * 2]
-    path, made = load("gemma3_text", tmp_path, num_hidden_layers=len(kinds), layer_types=kinds), next(calls)
-    cache = KVCache(path.module.config, 2048)
+    path, made = load(family, tmp_path, num_hidden_layers=len(kinds), layer_types=kinds), next(calls)
     tokens = [[id % 190 + 3] for id in range(SLIDING_SLACK + 80)]  # until the window has moved to the buffer's front
-    together = torch.stack([path.model.forward(token, cache)[-1] for token in tokens])
-    assert {count for count, _ in made} == {2, 3}
+    parts = [*tokens, PROMPT[:5], PROMPT[:5], [9], PROMPT[:8], PROMPT[:8]]
+
+    def found() -> tuple[Tensor, KVCache]:
+        cache = KVCache(path.module.config, 2048, format="int8" if packed else "bf16")
+        return torch.stack([path.model.forward(part, cache)[-1] for part in parts]), cache
+
+    together, first = found()
+    assert {count for count, _ in made} == {len(kinds)}
+    assert [rows for _, rows in made[-4:]] == [1, 5, 1, 8]
     with one_by_one(path.model.placement.runs):
-        cache = KVCache(path.module.config, 2048)
-        assert together.equal(torch.stack([path.model.forward(token, cache)[-1] for token in tokens]))
+        alone, second = found()
+    assert together.equal(alone)
+    for one, other in zip(first.layers, second.layers, strict=True):
+        assert one.keys[:, :, : one.held].equal(other.keys[:, :, : other.held])
+
+
+def test_a_layer_that_is_given_another_mask_gets_what_was_put_off(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    expected = logits(path, KVCache(path.module.config, 256))
+    made.clear()
+
+    def copied(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"position_embeddings": tuple(one.clone() for one in kwargs["position_embeddings"])}
+
+    decoder_layers(path.module)[2].register_forward_pre_hook(copied, with_kwargs=True)
+    assert logits(path, KVCache(path.module.config, 256)).equal(expected)
+    assert not made
 
 
 def test_a_cache_that_was_replaced_is_let_go(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:
