@@ -12,7 +12,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +21,9 @@ from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
 from core.paths import HOME_VARIABLE, gpu_runtime
 from core.startup.environment import prepare_environment
+from core.startup.log import start_log
 
 log = logging.getLogger("app")
-LOG_BYTES, LOG_FILES = 1_000_000, 3
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,19 +65,6 @@ def _load_c10() -> None:
         if library.exists():
             getattr(os, "add_dll_directory")(str(library.parent))  # noqa: B009  Windows only
             ctypes.CDLL(str(library))
-
-
-def start_log(path: Path) -> None:
-    """Log to a file that is turned over; to stderr where there can be no file."""
-    handler: logging.Handler
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8", delay=True)
-    except OSError:
-        handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.captureWarnings(capture=True)
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,29 +13,44 @@ from core.commands import bench, chat, doctor, files, models, plan, quality, ser
 from core.errors import HeteGenError
 from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
-from core.paths import cache_folder, gpu_runtime
+from core.paths import cache_folder, command_log, gpu_runtime
+from core.sentence import sentence
 from core.startup.environment import prepare_environment
+from core.startup.log import start_log
 from core.startup.transformers_index import keep_model_index
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 1 after a failure that the user can act on."""
+    """Run one command. Returns the exit status: 0, or 1 after a failure, of which stderr says a sentence."""
     prepare_environment()
     keep_model_index(cache_folder())
     args = _parser().parse_args(argv)
     _use_utf8()
-    activate(Runtime(gpu_runtime()))
+    start_log(command_log(), logging.WARNING)
     try:
+        activate(Runtime(gpu_runtime()))
         result = args.run(args)
+        if args.json:
+            print(json.dumps(result, ensure_ascii=False))
+        sys.stdout.flush()
     except HeteGenError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _failed(error)
     except KeyboardInterrupt:
-        print("error: stopped.", file=sys.stderr)
+        return _failed("stopped.")
+    except BrokenPipeError:  # who read the output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+    except Exception:  # A defect: its traceback is for who can mend it.
+        log.exception("A command failed unexpectedly")
+        return _failed(sentence("This is a defect of the program; the details are in {}.", command_log()))
     return 0
+
+
+def _failed(why: HeteGenError | str) -> int:
+    print(f"error: {' '.join(str(why).split())}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -55,6 +55,10 @@ class BadRequest(HeteGenError):
     """A request or setting is out of range; `what` names it."""
 
 
+class ModelFailed(HeteGenError):
+    """The model's own program raised an error while it computed. Nothing of the conversation is lost."""
+
+
 class BrokenOutput(HeteGenError):
     """The model computed NaN or infinity instead of probabilities."""
 

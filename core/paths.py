@@ -50,6 +50,20 @@ def cache_folder() -> Path:
     return user_cache_path("HeteGen", appauthor=False)
 
 
+def log_folder() -> Path:
+    """Folder of the logs; under HETEGEN_HOME where that is set."""
+    if home := own_home():
+        return home / "logs"
+    from platformdirs import user_log_path
+
+    return user_log_path("HeteGen", appauthor=False)
+
+
+def command_log() -> Path:
+    """The log of the command line; the window has one of its own beside it."""
+    return log_folder() / "commands.log"
+
+
 def kept_readings() -> Path:
     """The folder for what was read of conversations, one file each; it is made anew when lost."""
     return cache_folder() / "readings"

@@ -78,6 +78,7 @@ WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.DeviceLost: _Words("The graphics card stopped answering", "retry", "Try again"),
     errors.PromptTooLong: _Words("The message is too long", "new_chat", "New conversation"),
     errors.BadRequest: _Words("That setting cannot be used", "settings", "Open settings"),
+    errors.ModelFailed: _Words("The model failed", "retry", "Try again"),
     errors.BrokenOutput: _Words("The model's numbers went wrong", "retry", "Try again"),
     errors.NetworkError: _Words("The network did not answer", "retry", "Try again"),
     errors.AccessDenied: _Words("Access was refused", "token", "Enter a token"),

@@ -12,7 +12,7 @@ from typing import Any
 from core.api import Answer, Model, load_with
 from core.commands.arguments import add_json, add_machine_options, load_options
 from core.documents.picture import prepared
-from core.errors import BadRequest
+from core.errors import BadRequest, HeteGenError
 from core.events import (
     Event,
     Finished,
@@ -64,12 +64,14 @@ def _picture(name: str) -> bytes:
 
 def show(events: Iterable[Event]) -> Answer:
     """Print what a user wants to see of a reply; the collected answer."""
-    answer = Answer()
+    answer, kind = Answer(), ""
     for event in events:
         answer.add(event)
         match event:
             case Piece(text):
-                print(text, end="", flush=True)
+                turned = kind not in ("", event.kind)  # from reasoning to the answer
+                print(f"\n\n{text}" if turned else text, end="", flush=True)
+                kind = event.kind
             case Truncated(messages, _):
                 print(f"({messages} older messages no longer fit into the context)", file=sys.stderr)
             case Replanned(reason):
@@ -106,9 +108,13 @@ def _conversation(model: Model, system: tuple[Message, ...], sampling: Sampling)
         sys.stdin.reconfigure(errors="replace")  # piped questions may be in any encoding
     print("Ask away; an empty line or Ctrl+D ends.", file=sys.stderr)
     while question := _ask():
-        messages.append(Message("user", question))
-        last = show(model.events(Request(tuple(messages), sampling)))
-        messages.append(Message("assistant", last.text, last.reasoning))
+        asked = (*messages, Message("user", question))
+        try:
+            last = show(model.events(Request(asked, sampling)))
+        except HeteGenError as error:
+            print(f"error: {error}", file=sys.stderr)  # the next question may still be answered
+            continue
+        messages = [*asked, Message("assistant", last.text, last.reasoning)]
     return as_json(last)
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from core.errors import ModelFailed
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS, AttentionCall
 from core.kernels.native_run import NativeRun, RunLayer, Sight
@@ -203,14 +204,21 @@ class LayerRun:
         return given
 
     def _joins(self, layer: FusedForward, x: Tensor, given: Given) -> bool:
-        """Whether the layer is put off, or the last after all others were."""
-        assert self._waiting is None or self._waiting is x, "something stands between these layers that did not before"
+        """Whether the layer is put off, or the last after all others were. Raises ModelFailed."""
         if self._waiting is None:
             return False
+        if self._waiting is not x:
+            raise self._interrupted()
         known = self._given.setdefault(self._kinds[layer], given)
         alike = all(map(is_, known, given))
         self._count += alike
         return alike
+
+    def _interrupted(self) -> ModelFailed:
+        """What to say where something changed rows between layers that were put off. Watches anew from now on."""
+        self._forget()
+        self._watch = Watch(len(self._layers))
+        return ModelFailed("The model computes something else than before.", "", "Send the message again.")
 
     def _native(self, rows: int) -> NativeRun | None:
         """What computes all layers for so many rows."""

@@ -195,12 +195,13 @@ def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
     """What to say where a model's forward pass fails."""
     return UnsupportedModel(
         sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
-        sentence("Its own program says: {}.", _reason(error)),
+        sentence("Its own program says: {}.", reason(error)),
         "Choose another model.",
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, without its full stop; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
@@ -209,10 +210,16 @@ def _special_floats(entry: dict[str, Any]) -> Any:
     return float(str(entry["__float__"])) if entry.keys() == {"__float__"} else entry
 
 
+PAST_OF_ITS_OWN = ("_setup_cache", "prompt_length")
+"""Attributes of models that keep a state between passes, or want their whole text in each (CPM-Ant)."""
+
+
 def _check_cache(module: Any) -> None:
     # A few old architectures keep their past in a form of their own, or write into their weights while they run.
     supported = getattr(module, "_supports_default_dynamic_cache", None)  # what steers robots generates no text
-    keeps_own = hasattr(module.base_model, "_setup_cache") or supported is None or not supported()
+    keeps_own = (
+        any(hasattr(module.base_model, name) for name in PAST_OF_ITS_OWN) or supported is None or not supported()
+    )
     if not cache_argument(module) or keeps_own:
         raise UnsupportedModel(
             sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
@@ -222,7 +229,7 @@ def _check_cache(module: Any) -> None:
 
 
 def _no_model(error: Exception) -> ModelUnreadable:
-    return ModelUnreadable("config.json does not describe a model.", f"{_reason(error)}.", "Download the model again.")
+    return ModelUnreadable("config.json does not describe a model.", f"{reason(error)}.", "Download the model again.")
 
 
 def _no_causal_lm(config: Any) -> UnsupportedModel:

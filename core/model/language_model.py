@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.errors import ModelUnreadable, NotEnoughMemory, UnsupportedModel
+from core.errors import HeteGenError, ModelFailed, ModelUnreadable, NotEnoughMemory, UnsupportedModel
 from core.events import Stop, never
 from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache
-from core.model.blueprint import cache_argument, decoder_layers
+from core.model.blueprint import cache_argument, decoder_layers, reason
 from core.model.file_table import FileTable
 from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement
@@ -27,6 +28,8 @@ from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
 from core.startup.torch_threads import one_thread
 from core.weights.gguf.weights import GgufWeights
+
+log = logging.getLogger(__name__)
 
 
 class ForwardStopped(Exception):
@@ -55,7 +58,7 @@ class LanguageModel:
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
         parameters = inspect.signature(module.forward).parameters
         self._keeps_last = "logits_to_keep" in parameters
-        self._takes_positions = "position_ids" in parameters
+        self._takes_positions = "position_ids" in parameters and not _counts_from_padding(module)
         self._cache_argument = cache_argument(module)
         for layer in decoder_layers(module):
             layer.register_forward_pre_hook(self._look_at_stop)
@@ -70,7 +73,7 @@ class LanguageModel:
         Ids below 0 are a picture's: of one at most, and then all of it.
         Rows are divided as for `divide_for` ids where these are fewer: what is fetched ahead then stays useful though
         the number of ids changes from pass to pass.
-        Raises ForwardStopped (the cache is as before, or as at the last mark), NotEnoughMemory.
+        Raises ForwardStopped, NotEnoughMemory, ModelFailed: the cache is as before, or as at the last mark.
         """
         if ids and max(ids) >= self._vocabulary:
             raise _unknown_id(max(ids), self._vocabulary)
@@ -85,9 +88,9 @@ class LanguageModel:
                 states = None if self._states is None else self._states[0].cpu()
         except BaseException as error:
             self._undo(cache, known)
-            if _is_no_memory(error):
-                raise _no_memory() from error
-            raise
+            if (failure := _as_failure(error)) is None:
+                raise
+            raise failure from error
         finally:
             self._states = None
             self.placement.end_pass()
@@ -272,6 +275,14 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 
+def _counts_from_padding(module: nn.Module) -> bool:
+    """Whether positions begin behind the padding token's id, and the model finds them by itself (Kosmos-2)."""
+    return any(
+        hasattr(child, "create_position_ids_from_input_ids") and hasattr(child, "make_weights")
+        for child in module.modules()
+    )
+
+
 def _widened(logits: Tensor) -> Tensor:
     """(n, vocabulary) in fp32."""
     with one_thread():
@@ -289,6 +300,21 @@ def _unknown_id(id: int, rows: int) -> ModelUnreadable:
 def _is_no_memory(error: BaseException) -> bool:
     """Whether the system gave no RAM: torch says so in other words on each system, but names its allocator."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def _as_failure(error: BaseException) -> HeteGenError | None:
+    """What to tell of an error that a forward pass raised; None where it says enough itself."""
+    if _is_no_memory(error):
+        return _no_memory()
+    if isinstance(error, HeteGenError | ForwardStopped) or not isinstance(error, Exception):
+        return None
+    # Each architecture is a program of its own, and fails in its own way.
+    log.error("The model's forward pass failed", exc_info=error)
+    return ModelFailed(
+        "The model failed while it computed the reply.",
+        sentence("Its own program says: {}.", reason(error)),
+        "Send the message again; if it fails again, choose another model.",
+    )
 
 
 def _no_memory() -> NotEnoughMemory:

@@ -37,6 +37,7 @@ OWN_CLASS = {
     "smolvlm": "SmolVLM", "idefics3": "Idefics3", "gemma3": "Gemma3", "gemma4": "Gemma4", "paligemma": "PaliGemma",
     "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "aya_vision": "AyaVision", "lfm2_vl": "Lfm2Vl", "ovis2": "Ovis2",
     "glm4v": "Glm4v", "llama4": "Llama4", "mllama": "Mllama", "qwen2_audio": "Qwen2Audio", "voxtral": "Voxtral",
+    "kosmos-2.5": "Kosmos2_5",
 }  # fmt: skip
 """Kinds of models, and what the names of their classes begin with."""
 

@@ -157,6 +157,7 @@ BROKEN: dict[str, tuple[Damage, type[HeteGenError], str]] = {
     ),
     "no language model": (write("config.json", '{"model_type": "clip"}'), UnsupportedModel, "not a causal language"),
     "a state of its own": (write("config.json", '{"model_type": "rwkv"}'), UnsupportedModel, "cannot be run here"),
+    "its text anew in each pass": (write("config.json", '{"model_type": "cpmant"}'), UnsupportedModel, "be run here"),
     "wrong kind of value": (config(hidden_size="large"), ModelUnreadable, "does not describe a model"),
     "nonsense value": (config(vocab_size=-1), ModelUnreadable, "does not describe a model"),
     "quantised": (config(quantization_config={"quant_method": "hqq"}), UnsupportedModel, "way that is not known (hqq)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, 
 
 def test_chat_prints_the_reply(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chat(folder, "--prompt", "hi") == 0
-    assert "Hello 😀." in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-3:] == ["hm", "", "Hello 😀."]
 
 
 def test_chat_gives_its_figures_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +74,41 @@ def test_a_conversation_reuses_what_was_read(
     assert chat(folder, "--max-new-tokens", "5", "--json") == 0
     _, result = last_line(capsys)
     assert result["reused_tokens"] > 0
+
+
+def test_a_question_that_fails_does_not_end_the_conversation(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'much too long ' * 1000}\nhi\n\n"))
+    assert chat(folder, "--json") == 0
+    captured = capsys.readouterr()
+    assert "error: The message is longer" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["text"] == "Hello 😀."
+
+
+DEFECT = "import sys, core.commands.doctor as d; d.collect = d.run = lambda *_: 1 // 0; import core.__main__ as m; "
+
+
+def test_a_defect_is_one_sentence_and_its_traceback_is_in_the_log(repository: Path, tmp_path: Path) -> None:
+    environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", f"{DEFECT} sys.exit(m.main(['doctor']))"]
+    ran = subprocess.run(command, cwd=repository, env=environ, capture_output=True, timeout=60, text=True)
+    log = tmp_path / "logs" / "commands.log"
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"error: This is a defect of the program; the details are in {log}.\n"
+    assert "ZeroDivisionError" in log.read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another error for it")
+def test_output_that_nobody_reads_on_is_no_defect(repository: Path, tmp_path: Path) -> None:
+    script = "import sys, core.__main__ as m; sys.stdin.read(); sys.exit(m.main(['models', '--json']))"
+    environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=repository, env=environ, **pipes) as ran:  # type: ignore[call-overload]
+        ran.stdout.close()
+        ran.stdin.close()
+        assert b"error" not in ran.stderr.read()
+    assert ran.returncode == 1
 
 
 def test_a_conversation_ends_with_the_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

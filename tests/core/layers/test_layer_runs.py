@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.errors import ModelFailed
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import NativeLibrary
 from core.layers.fused_forward import one_by_one
@@ -138,6 +139,24 @@ def test_a_cache_that_was_replaced_is_let_go(tmp_path: Path, calls: Iterator[lis
     del cache
     gc.collect()
     assert [one() for one in kept] == [None, None]
+
+
+def test_what_comes_between_layers_later_is_a_failure_once_and_then_heeded(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path = load("llama", tmp_path, num_hidden_layers=LAYERS)
+    plain = path.tokens(PROMPT, 12)
+    decoder_layers(path.module)[2].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    read = list(path.cache.tokens)
+    with pytest.raises(ModelFailed):
+        path.model.forward([3], path.cache)
+    assert path.cache.tokens == read
+    path.cache.reset()
+    changed = path.tokens(PROMPT, 12)
+    assert changed != plain
+    with one_by_one(path.model.placement.runs):
+        path.cache.reset()
+        assert path.tokens(PROMPT, 12) == changed
 
 
 def test_nothing_is_left_out_between_two_layers(tmp_path: Path, calls: Iterator[list[tuple[int, int]]]) -> None:

@@ -9,8 +9,22 @@ from pathlib import Path
 import pytest
 
 from core.engine import Engine
-from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling, Stats, Truncated
+from core.errors import ModelFailed
+from core.events import (
+    Event,
+    Failed,
+    Finished,
+    LoadOptions,
+    Message,
+    Piece,
+    Prefill,
+    Request,
+    Sampling,
+    Stats,
+    Truncated,
+)
 from core.generation.tokenizer import Tokenizer
+from core.model.blueprint import decoder_layers
 from tests.core.generation.family_templates import DEEPSEEK_R1, GEMMA, QWEN35
 from tests.core.tiny_tokenizer import TEMPLATE, scripted_model, write_tokenizer
 
@@ -62,6 +76,24 @@ def test_figures_of_a_reply_are_right(tmp_path: Path) -> None:
     assert stats.seed is not None
     again = finish(say(engine)).stats
     assert again.reused_tokens == prompt - 1
+
+
+def test_a_model_whose_program_fails_says_so_and_answers_the_next_time(tmp_path: Path) -> None:
+    engine = loaded(tmp_path, ["Hello."])
+    assert engine.loaded is not None
+    layer = decoder_layers(engine.loaded.model.module)[-1]
+    for raised in (ZeroDivisionError("nothing to share"), AssertionError(), RuntimeError("sizes differ\nat line 3")):
+
+        def fail(*_: object, raised: Exception = raised) -> None:
+            raise raised
+
+        hook = layer.register_forward_pre_hook(fail)
+        failed = say(engine)[-1]
+        hook.remove()
+        assert isinstance(failed, Failed)
+        assert type(failed.error) is ModelFailed
+        assert "\n" not in str(failed.error)
+        assert text(say(engine)) == "Hello."
 
 
 def test_an_emoji_is_one_piece(tmp_path: Path) -> None:
