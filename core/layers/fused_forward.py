@@ -77,7 +77,7 @@ class FusedForward:
         if run is not None and run.puts_off(self, hidden_states, kwargs):
             return hidden_states
         if args or not self.suits(hidden_states, kwargs):
-            x = hidden_states if run is None else run.catch_up(hidden_states, cache)
+            x = hidden_states if run is None else run.catch_up(self, hidden_states, cache)
             return self.own(x, *args, **kwargs)
         given = Given(kwargs.get("attention_mask"), *kwargs["position_embeddings"])
         if run is None:
@@ -180,14 +180,16 @@ class LayerRun:
         if place == 0:
             self._begin(x)
         if not self._joins(layer, x, given):
-            x = self.catch_up(x, cache)
+            x = self.catch_up(layer, x, cache)
             y = layer.alone(x, given, cache)
             self._watch.passed(place, x, y)
             return y
         return x if place + 1 < len(self._layers) else self._through_all(x, cache)
 
-    def catch_up(self, x: Tensor, cache: Any) -> Tensor:
-        """x (1, M, K) through the layers that were put off, if it is what the first of them got: one by one."""
+    def catch_up(self, layer: FusedForward, x: Tensor, cache: Any) -> Tensor:
+        """x (1, M, K) through the layers that were put off before this one, one by one. Raises ModelFailed."""
+        if layer is not self._layers[0]:  # else nothing is put off but by a pass that was stopped
+            self._check_untouched(x)
         late = self._layers[: self._count] if x is self._waiting else ()
         given = self._forget()
         for layer in late:
@@ -205,20 +207,21 @@ class LayerRun:
 
     def _joins(self, layer: FusedForward, x: Tensor, given: Given) -> bool:
         """Whether the layer is put off, or the last after all others were. Raises ModelFailed."""
+        self._check_untouched(x)
         if self._waiting is None:
             return False
-        if self._waiting is not x:
-            raise self._interrupted()
         known = self._given.setdefault(self._kinds[layer], given)
         alike = all(map(is_, known, given))
         self._count += alike
         return alike
 
-    def _interrupted(self) -> ModelFailed:
-        """What to say where something changed rows between layers that were put off. Watches anew from now on."""
+    def _check_untouched(self, x: Tensor) -> None:
+        """Raises ModelFailed where something changed rows between layers that were put off; watches anew from then."""
+        if self._waiting is None or self._waiting is x:
+            return
         self._forget()
         self._watch = Watch(len(self._layers))
-        return ModelFailed("The model computes something else than before.", "", "Send the message again.")
+        raise ModelFailed("The model computes something else than before.", "", "Send the message again.")
 
     def _native(self, rows: int) -> NativeRun | None:
         """What computes all layers for so many rows."""
@@ -228,7 +231,7 @@ class LayerRun:
         rows, kept = x.shape[1], self._kept(cache)
         native, sights = self._native(rows), self._sights(kept, x)
         if native is None or sights is None:
-            return self.catch_up(x, cache)
+            return self.catch_up(self._layers[-1], x, cache)
         for place, one in enumerate(kept):
             native.place(place, one.keys, one.values)
         y = native(x, sights)
