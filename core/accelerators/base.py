@@ -131,11 +131,26 @@ class Accelerator(Protocol):
     def to_device(self, tensor: Tensor) -> Tensor:
         """A small host tensor (...) on the device, for what is launched or called from now on."""
 
+    def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several of one type in one copy, each in its shape."""
+
     def synchronize(self) -> None:
         """Wait until everything is done. Raises DeviceLost."""
 
     def close(self) -> None:
         """Let go of threads and caches; nothing else may be called afterwards."""
+
+
+def laid_together(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
+    """Host tensors of one type end to end in a new one (n,)."""
+    whole = torch.empty(sum(one.numel() for one in tensors), dtype=tensors[0].dtype, pin_memory=pinned)
+    return torch.cat([one.reshape(-1) for one in tensors], out=whole)
+
+
+def taken_apart(whole: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What `laid_together` made of these (n,), wherever it is by now: views in their shapes."""
+    parts = whole.split_with_sizes([one.numel() for one in tensors])
+    return [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
 
 
 def out_of_memory(name: str, wanted: int | None = None, free: int | None = None) -> NotEnoughMemory:

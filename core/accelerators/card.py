@@ -9,7 +9,16 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import DeviceEvent, Memory, Stream, device_lost, not_supported, out_of_memory
+from core.accelerators.base import (
+    DeviceEvent,
+    Memory,
+    Stream,
+    device_lost,
+    laid_together,
+    not_supported,
+    out_of_memory,
+    taken_apart,
+)
 from core.accelerators.capabilities import capabilities_of
 from core.errors import HeteGenError
 from core.spec import COPY_PIECE
@@ -190,6 +199,11 @@ class Card:
                 return tensor.to(self.device)
             staged = tensor if tensor.is_pinned() else tensor.pin_memory()
             return staged.to(self.device, non_blocking=True)
+
+    def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        with self.failures(sum(one.nbytes for one in tensors)):
+            whole = laid_together(tensors, pinned=self.can.streams)
+            return taken_apart(whole.to(self.device, non_blocking=self.can.streams), tensors)
 
     def synchronize(self) -> None:
         with self.failures():

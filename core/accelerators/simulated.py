@@ -22,7 +22,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.accelerators.base import DeviceEvent, Memory, Stream, cannot_pin, out_of_memory
+from core.accelerators.base import DeviceEvent, Memory, Stream, cannot_pin, laid_together, out_of_memory, taken_apart
 from core.accelerators.host_bytes import host_bytes
 from core.accelerators.simulated_queues import (
     CopyQueue,
@@ -176,6 +176,9 @@ class SimulatedAccelerator:
     def to_device(self, tensor: Tensor) -> Tensor:
         self._health.check()
         return _Small(tensor, self._up).result()
+
+    def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return taken_apart(self.to_device(laid_together(tensors)), tensors)
 
     def synchronize(self) -> None:
         # What was launched first, as copies may wait for it: only the thread that settles does it.

@@ -132,18 +132,21 @@ class ChosenMatmul:
 
 
 class BatchedMatmul:
-    """Weights that are multiplied whole with one input (q, k, v), in one run of our library where it may be."""
+    """Weights that are multiplied with one input (q, k, v), in one run of our library where it may be."""
 
-    def __init__(self, matmuls: Sequence[ChosenMatmul]) -> None:
+    def __init__(self, matmuls: Sequence[ChosenMatmul], begins: Sequence[int] = ()) -> None:
+        """`begins`: the first row that is wanted of each, all of them if none are given."""
         self._matmuls = tuple(matmuls)
+        self._begins = tuple(begins) or (0,) * len(matmuls)
         self._libraries = [self._library(index) for index in range(len(BUCKET_NAMES))]
-        self._parts = Parts([(m.weight, 0, m.rows) for m in matmuls]) if any(self._libraries) else None
+        parts = [(m.weight, begin, m.rows) for m, begin in zip(self._matmuls, self._begins, strict=True)]
+        self._parts = Parts(parts) if any(self._libraries) else None
 
     def __call__(self, x: HostInput) -> list[Tensor]:
-        """(M, K) -> (M, N) for each weight, in x's type."""
+        """(M, K) -> (M, rows) for each weight, in x's type."""
         library = self._libraries[bucket(x.rows)]
         if library is None or self._parts is None:
-            return [matmul(x) for matmul in self._matmuls]
+            return [matmul(x, begin) for matmul, begin in zip(self._matmuls, self._begins, strict=True)]
         first = self._matmuls[0]
         prepared = x.ordered(first.weight.order).prepared(library, first.storage)
         return library.matmul(self._parts, prepared, x.rows, x.columns, x.dtype)

@@ -147,6 +147,7 @@ class DevicePlacement:
             yield done / len(plan.linears)
         self._experts.fill()
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
+        self._gather()
         self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
 
     @property
@@ -264,7 +265,7 @@ class DevicePlacement:
     def _schedule(self, tokens: int) -> list[Chunk]:
         """All streamed pieces of one pass in their order: of experts, all linears of one before those of the next."""
         chunks: list[Chunk] = []
-        for _, together in groupby(self.plan.linears, self._owner):
+        for _, together in groupby(computed_order(self.plan.linears), self._owner):
             linears = tuple(together)
             for expert in range(len(self._weights[linears[0].name])):
                 for linear in linears:
@@ -284,6 +285,29 @@ class DevicePlacement:
             for expert, linear in enumerate(linears):
                 linear.division = self.plan.by_name[name].shares[index]
                 linear.chunks = by_linear.get((name, expert), [])
+
+    def _gather(self) -> None:
+        """Let divided linears that read the same input be computed with the first of them."""
+        groups: dict[int, list[HeteroLinear]] = {}
+        for plan in self.plan.linears:
+            one, *others = self._linears[plan.name]
+            if plan.group >= 0 and plan.resident < plan.rows and not others:
+                groups.setdefault(plan.group, []).append(one)
+        for linears in self._linears.values():
+            for linear in linears:
+                linear.lead(())
+        for group in groups.values():
+            for linear in group:
+                linear.lead(group)
+
+
+def computed_order(linears: Sequence[LinearPlan]) -> list[LinearPlan]:
+    """The order of a pass: those of one group with the first of them."""
+    first: dict[int, int] = {}
+    for number, linear in enumerate(linears):
+        first.setdefault(linear.group, number)
+    numbered = sorted(enumerate(linears), key=lambda pair: first[pair[1].group] if pair[1].group >= 0 else pair[0])
+    return [linear for _, linear in numbered]
 
 
 class HostEmbedding(nn.Module):

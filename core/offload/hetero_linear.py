@@ -3,17 +3,20 @@
     x -> [device: resident rows | streamed rows as they arrive]  ||  [CPU: its rows where they lie] -> y
 
 The device's work is only launched here, so it runs while this thread computes the CPU's rows. Linears that are given
-the same input (q/k/v, gate/up) share its copy on the host and its quantised form: the tensor itself is recognised.
+the same input (q/k/v, gate/up) are computed with the first of them: what they read comes to the host once, the CPU has
+the rows of all in one run of its kernels, and these go back in one copy. That it is the same input is seen: the tensor
+itself is recognised.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator, HostCopy
+from core.kernels.matmul import BatchedMatmul
 from core.kernels.prepared_input import HostInput
 from core.offload.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
 from core.offload.parameter_manager import Chunk, Streaming
@@ -113,8 +116,8 @@ class CopiedHead(HostLinear):
 
 
 class SharedInputs:
-    """The last input on the device, brought to the host once for all linears that read it; `cpu_s` is how long the
-    CPU has computed on all of them."""
+    """The last input on the device, brought to the host once for all linears that read it, and what was computed for
+    others with the first that asked. `cpu_s`: how long the CPU has computed on all of them."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.cpu_s = 0.0
@@ -124,6 +127,7 @@ class SharedInputs:
         self._seen: Tensor | None = None
         self._copy: HostCopy | None = None
         self._prepared: HostInput | None = None
+        self._ready: dict[HeteroLinear, tuple[Tensor, Tensor]] = {}
 
     def on_device(self, x: Tensor) -> DeviceInput:
         """`x` (..., K) as the device's products take it."""
@@ -144,13 +148,26 @@ class SharedInputs:
             self._prepared = HostInput(self._copy.result())
         return self._prepared
 
+    def keep(self, linear: HeteroLinear, x: Tensor, y: Tensor) -> None:
+        """Remember what a linear, which was not asked yet, makes of `x` (..., K): `y` (M, N)."""
+        self._ready[linear] = x, y
+
+    def ready(self, linear: HeteroLinear, x: Tensor) -> Tensor | None:
+        """What was remembered of this linear and this input, once."""
+        given, y = self._ready.pop(linear, (None, None))
+        return y if given is x else None
+
     def forget(self) -> None:
         """Let go of the tensors at the end of a pass."""
         self._there = self._on_device = self._seen = self._copy = self._prepared = None
+        self._ready.clear()
 
 
 class HeteroLinear(nn.Module):
-    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order."""
+    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order.
+
+    `group`: the linears that are computed with the first of them, in the order of the pass, this one among them.
+    """
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, accelerator: Accelerator, inputs: SharedInputs) -> None:
         """`bias`: (N,) on the host; `self.bias` is where it is added: here first, on the device when it was moved."""
@@ -163,19 +180,30 @@ class HeteroLinear(nn.Module):
         self.streams: Streaming | None = None
         self.resident: DeviceRows | None = None
         self.division = Rows(0, 0, weight.rows)
-        self.chunks: list[Chunk] = []
+        self.chunks: Sequence[Chunk] = ()
+        self.group: Sequence[HeteroLinear] = ()
+        self._together: dict[tuple[tuple[HeteroLinear, int], ...], BatchedMatmul] = {}
 
     @property
     def weight(self) -> Tensor:
         """The whole weight (N, K) on the device: Mamba's layers multiply by one themselves, or ask for its type."""
         return self.accelerator.to_device(self.host.whole())
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are resident."""
+        return self.resident is not None and self.resident.rows == self.host.rows
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), on the device."""
         if x.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
             x = self.accelerator.to_device(x)
-        whole = self.resident is not None and self.resident.rows == self.host.rows
-        return (self._whole(x) if whole else self._divided(x)).view(*x.shape[:-1], self.host.rows)
+        return (self._whole(x) if self.is_whole else self._divided(x)).view(*x.shape[:-1], self.host.rows)
+
+    def lead(self, group: Sequence[HeteroLinear]) -> None:
+        """Let these be computed with the first of them from now on."""
+        self.group = group
+        self._together.clear()
 
     def _whole(self, x: Tensor) -> Tensor:
         """All rows are resident: the device's own linear, with as little around it as can be."""
@@ -188,48 +216,95 @@ class HeteroLinear(nn.Module):
         return result[0]
 
     def _divided(self, x: Tensor) -> Tensor:
-        given, out = self.inputs.on_device(x), x.new_empty(x.shape[:-1].numel(), self.host.rows)
-        if self.division.cpu:
+        y = self.inputs.ready(self, x)
+        if y is None:
+            y = self._computed(x)
+        return y if self.bias is None else y + self.bias
+
+    def _computed(self, x: Tensor) -> Tensor:
+        """What the linear makes of `x`, (M, N); the others of its group are computed along if it is the first."""
+        if self.group and self.group[0] is not self:
+            # The first read something else, and what is streamed of this one was taken with it.
+            return self._multiply([Share(self, x, streams=False)], x)[0]
+        own, *others = self._multiply([Share(one, x) for one in self.group or (self,)], x)
+        for linear, y in zip(self.group[1:], others, strict=True):
+            self.inputs.keep(linear, x, y)
+        return own
+
+    def _multiply(self, shares: Sequence[Share], x: Tensor) -> list[Tensor]:
+        """`x` (..., K) times all rows of each, (M, N)."""
+        given = self.inputs.on_device(x)
+        hosted = [share for share in shares if share.begin < share.linear.host.rows]
+        if hosted:
             self.inputs.start(x)
-        if self.resident is not None:
-            self._launch(self.resident, given, out, 0)
-        chunks = iter(self.chunks)
-        late = self._launch_ready(given, out, chunks)
-        if self.division.cpu:
-            self._compute_host(out)
-        for chunk in [late, *chunks] if late else ():
-            self._launch_chunk(given, out, chunk)
+        for share in shares:
+            share.launch_resident(given)
+        late = self._launch_ready(given, chunks := iter([(one, chunk) for one in shares for chunk in one.chunks]))
+        if hosted:
+            self._compute_host(hosted)
+        for share, chunk in [late, *chunks] if late else ():
+            share.launch_chunk(given, chunk)
         self.accelerator.settle()
-        return out if self.bias is None else out + self.bias
+        return [share.out for share in shares]
 
-    def _launch(self, rows: DeviceRows, x: DeviceInput, out: Tensor, begin: int) -> None:
-        def compute() -> None:
-            out[:, begin : begin + rows.rows] = rows.linear(x)
-
-        self.accelerator.launch(compute, rows.rows * self.host.row_bytes)
-
-    def _launch_ready(self, x: DeviceInput, out: Tensor, chunks: Iterator[Chunk]) -> Chunk | None:
+    def _launch_ready(self, x: DeviceInput, chunks: Iterator[tuple[Share, Chunk]]) -> tuple[Share, Chunk] | None:
         """Launch what the ring holds already; the first piece that would have to be waited for."""
-        for chunk in chunks:
+        for share, chunk in chunks:
             assert self.streams is not None
             if not self.streams.has_ready(chunk):
-                return chunk
-            self._launch_chunk(x, out, chunk)
+                return share, chunk
+            share.launch_chunk(x, chunk)
         return None
 
-    def _launch_chunk(self, x: DeviceInput, out: Tensor, chunk: Chunk) -> None:
-        assert self.streams is not None
-        if not self.streams.has_ready(chunk):
-            # The ring may be waiting for what is launched: a simulated device computes only when asked to.
-            self.accelerator.settle()
-        with self.streams.take(chunk) as rows:
-            self._launch(rows, x, out, chunk.begin)
-
-    def _compute_host(self, out: Tensor) -> None:
-        begin = self.division.resident + self.division.streamed
-        x = self.inputs.arrived()
+    def _compute_host(self, shares: Sequence[Share]) -> None:
+        """The CPU's rows of these, brought to the device in one copy."""
+        x, together = self.inputs.arrived(), self._batched(shares)
         start = time.perf_counter()
-        y = self.host.matmul(x, begin, self.host.rows)
+        found = together(x)
         self.inputs.cpu_s += time.perf_counter() - start
-        on_device = self.accelerator.to_device(y)
-        self.accelerator.launch(lambda: out[:, begin:].copy_(on_device))
+        for share, there in zip(shares, self.accelerator.together_to_device(found), strict=True):
+            share.launch_arrived(there)
+
+    def _batched(self, shares: Sequence[Share]) -> BatchedMatmul:
+        """What computes the CPU's rows of these."""
+        key = tuple((share.linear, share.begin) for share in shares)
+        if key not in self._together:
+            linears, begins = zip(*key, strict=True)
+            self._together[key] = HostWeight.together([one.host for one in linears], begins)
+        return self._together[key]
+
+
+class Share:
+    """What one linear has to do in a pass: `out` (M, N), whose rows from `begin` on are the CPU's."""
+
+    def __init__(self, linear: HeteroLinear, x: Tensor, *, streams: bool = True) -> None:
+        """Without `streams` the CPU has the streamed rows, too."""
+        self.linear = linear
+        self.chunks = linear.chunks if streams else ()
+        self.begin = linear.division.resident + (linear.division.streamed if streams else 0)
+        self.out = x.new_empty(x.shape[:-1].numel(), linear.host.rows)
+
+    def launch_resident(self, x: DeviceInput) -> None:
+        """Compute the resident rows for x (M, K)."""
+        if self.linear.resident is not None:
+            self._launch(self.linear.resident, x, 0)
+
+    def launch_chunk(self, x: DeviceInput, chunk: Chunk) -> None:
+        """Compute streamed rows for x (M, K), as soon as they are there."""
+        linear = self.linear
+        assert linear.streams is not None
+        if not linear.streams.has_ready(chunk):
+            # The ring may be waiting for what is launched: a simulated device computes only when asked to.
+            linear.accelerator.settle()
+        with linear.streams.take(chunk) as rows:
+            self._launch(rows, x, chunk.begin)
+
+    def launch_arrived(self, y: Tensor) -> None:
+        """Put the CPU's rows (M, N - begin), which are on the device, in their place."""
+        self.linear.accelerator.launch(lambda: self.out[:, self.begin :].copy_(y))
+
+    def _launch(self, rows: DeviceRows, x: DeviceInput, begin: int) -> None:
+        def compute() -> None:
+            self.out[:, begin : begin + rows.rows] = rows.linear(x)
+
+        self.linear.accelerator.launch(compute, rows.rows * self.linear.host.row_bytes)

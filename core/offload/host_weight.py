@@ -50,9 +50,10 @@ class HostWeight:
         return self._matmul.by_bucket[bucket(rows)].library
 
     @staticmethod
-    def together(weights: Sequence[HostWeight]) -> BatchedMatmul:
-        """What multiplies several whole weights with one input, in one run where the kernels allow it."""
-        return BatchedMatmul([weight._matmul for weight in weights])
+    def together(weights: Sequence[HostWeight], begins: Sequence[int] = ()) -> BatchedMatmul:
+        """What multiplies several weights, from these rows on, with one input, in one run where the kernels allow
+        it."""
+        return BatchedMatmul([weight._matmul for weight in weights], begins)
 
     def whole(self) -> Tensor:
         """(N, K) as numbers of the type that the model computes in: a view where it is stored so."""

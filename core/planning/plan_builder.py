@@ -109,7 +109,7 @@ def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], gpu: in
     for share in streamed:
         away = rest if share >= 1 else min(rest, round(share * rest / QUANTUM) * QUANTUM)
         shares.append(Rows(resident, away, rest - away))
-    return LinearPlan(linear.name, rows, (shares[0], shares[1], shares[2], shares[3]), gpu)
+    return LinearPlan(linear.name, rows, (shares[0], shares[1], shares[2], shares[3]), gpu, linear.group)
 
 
 def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[LinearPlan]) -> int:

@@ -71,12 +71,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """One linear's rows by bucket of M. The resident rows are the same in all. `gpu` is an index, -1 = none."""
+    """One linear's rows by bucket of M. The resident rows are the same in all. `gpu` is an index, -1 = none. Linears of
+    one `group` read the same input and are computed together, with one exchange; -1 = with none."""
 
     name: str
     rows: int
     shares: tuple[Rows, Rows, Rows, Rows]
     gpu: int = -1
+    group: int = -1
 
     @property
     def resident(self) -> int:

@@ -47,7 +47,7 @@ def with_host_layers(loaded: LoadedModel, numbers: tuple[int, ...]) -> Plan:
         alone, half = Rows(0, 0, rows), Rows(0, rows // 2, rows - rows // 2)
         there = Rows(rows, 0, 0)
         shares = (alone, alone, half, half) if made.layer in numbers else (there,) * 4
-        linears.append(LinearPlan(linear.name, rows, shares, 0))
+        linears.append(LinearPlan(linear.name, rows, shares, 0, linear.group))
     kv_devices = tuple(-1 if layer.layer in numbers else 0 for layer in loaded.spec.kv_layers)
     ring = Ring(4, 1 << 18)
     return replace(loaded.plan, gpu=0, linears=tuple(linears), kv_devices=kv_devices, host_layers=numbers, ring=ring)

@@ -16,14 +16,16 @@ from core.accelerators.simulation_spec import parse_simulation
 from core.generation.generate import DrawnToken, generate
 from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
+from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import survey
+from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
-from core.offload.parameter_manager import ParameterManager, chunks_of
+from core.offload.parameter_manager import Chunk, ParameterManager, chunks_of
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 from tests.core.second_device import cannot_build
@@ -46,7 +48,7 @@ def plan_of(
 ) -> Plan:
     """A plan that no planner would make, to be carried out all the same."""
     linears = tuple(
-        LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0)
+        LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0, linear.group)
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
     return Plan(
@@ -169,9 +171,9 @@ def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
 
 
 def test_what_linears_share_comes_to_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A divided layer of Llama's make: down for q/k/v, o, gate/up and down, and up for each of the seven linears."""
+    """A divided layer of Llama's make: down and up for q/k/v, o, gate/up and down, each once."""
     bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
-    for name in ("to_host", "to_device"):
+    for name in ("to_host", "to_device", "together_to_device"):
         own = getattr(device, name)
         monkeypatch.setattr(device, name, lambda x, name=name, own=own: counted.update([name]) or own(x))
     halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in bench.spec.linears]
@@ -181,7 +183,24 @@ def test_what_linears_share_comes_to_the_host_once(tmp_path: Path, monkeypatch: 
     assert bench.run(plan, plan, device) == bench.expected
     layers = bench.spec.layers
     assert counted["to_host"] == len(passes) * (4 * layers + 1)  # and the head's
-    assert counted["to_device"] == len(passes) * (7 * layers + 2)  # and the head's, and the looked-up rows
+    assert counted["together_to_device"] == len(passes) * (4 * layers + 1)
+    assert counted["to_device"] == len(passes) * (4 * layers + 2)  # the same, and the looked-up rows
+
+
+def test_who_is_given_something_else_than_the_first_of_its_group_computes_alone() -> None:
+    """What is streamed of it was taken with the first, so the CPU has these rows."""
+    device, weights = SimulatedAccelerator(parse_simulation(LINK)), [torch.randn(64, 32) for _ in range(3)]
+    inputs, x, other = SharedInputs(device), torch.randn(2, 32), torch.randn(2, 32)
+    group = [HeteroLinear(HostWeight(host_matmul(quantize(w, "bf16"))), None, device, inputs) for w in weights]
+    for linear in group:
+        linear.lead(group)
+        linear.division = Rows(0, 0, 64)
+    first = group[0](x)
+    group[1].division, group[1].chunks = Rows(0, 40, 24), (Chunk("gone", 0, 40),)
+    for linear, weight, read in zip(group, weights, (x, other, x), strict=True):
+        found = first if linear is group[0] else linear(read)
+        torch.testing.assert_close(found, read @ weight.T)
+    device.close()
 
 
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])
