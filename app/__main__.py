@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from PySide6.QtGui import QIcon
     from PySide6.QtWidgets import QApplication
 
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
     from app.system.file_open import FileOpen
     from app.system.gc_timer import Collector
     from app.system.single_instance import SingleInstance
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     model = named_model(args)
     if not args.self_test and not instance.claim(model):
         return 0
-    application = Application(Wishes(model, load_options(args), gpu))
+    application = Application(StartOptions(model, load_options(args), gpu))
     if args.self_test:
         from app.self_test import SelfTest
 

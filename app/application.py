@@ -54,7 +54,7 @@ LIMITS_MS = 800
 
 
 @dataclass(frozen=True)
-class Wishes:
+class StartOptions:
     """What the command line asked for, which model and how much of the machine; and what the start settled."""
 
     model: str = ""
@@ -65,9 +65,9 @@ class Wishes:
 class Application(QObject):
     """Everything that lives as long as the window. `close()` saves, stops and joins."""
 
-    def __init__(self, wishes: Wishes, engine: Callable[[], EngineLike] = make_engine) -> None:
+    def __init__(self, start: StartOptions, engine: Callable[[], EngineLike] = make_engine) -> None:
         super().__init__()
-        self._wishes = wishes
+        self._begun_with = start
         self._places: Places = places()
         self.preferences = Preferences(self._places)
         self._remembered = window_state.read(self._window_file)
@@ -79,7 +79,7 @@ class Application(QObject):
         self._words = translator.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
         self.chat = ChatModel()
-        self.gpu = GpuController(Runtime(gpu_runtime()), wishes.gpu, package_client)
+        self.gpu = GpuController(Runtime(gpu_runtime()), start.gpu, package_client)
         self.worker = Worker(self.gpu.guarded(engine))
         self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring, self._places.logs / "tools")
         self.long = LongDocuments(self.chat, lambda: self.session.state)
@@ -262,7 +262,7 @@ class Application(QObject):
             self.about.updates.check()
         self.gpu.greet()
         self.toolbox.open()
-        self.load(self._wishes.model or self._remembered.source or str(builtin_model()))
+        self.load(self._begun_with.model or self._remembered.source or str(builtin_model()))
 
     @Slot(str)
     def load(self, source: str) -> None:
@@ -273,7 +273,7 @@ class Application(QObject):
         return self.preferences.settings
 
     def _options(self) -> LoadOptions:
-        return self.preferences.options(self._wishes.options)
+        return self.preferences.options(self._begun_with.options)
 
     def _sampling(self) -> Sampling:
         return PRESETS.get(self.chat.conversation.preset) or self.preferences.settings.sampling()

@@ -170,7 +170,7 @@ class Model:
         self._engine.close()
 
 
-class Wishes(TypedDict, total=False):
+class LoadArguments(TypedDict, total=False):
     """What `load` and `plan` keep to; what is not given is decided for this machine.
 
     `vram` and `ram` limit the memory used, `context` is in tokens. `kv`: keys and values as the model computes them,
@@ -186,10 +186,12 @@ class Wishes(TypedDict, total=False):
     simulate_gpu: str | None
 
 
-def load(source: str | Path | None = None, *, on_progress: Progress | None = None, **wishes: Unpack[Wishes]) -> Model:
+def load(
+    source: str | Path | None = None, *, on_progress: Progress | None = None, **given: Unpack[LoadArguments]
+) -> Model:
     """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError."""
     _use_gpu_runtime()
-    return load_with(source, _options(**wishes), on_progress)
+    return load_with(source, _options(**given), on_progress)
 
 
 def load_with(source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None) -> Model:
@@ -222,13 +224,13 @@ def _engine_for(source: str | Path | None) -> Engine | RemoteEngine:
     return Engine()
 
 
-def plan(source: str | Path, **wishes: Unpack[Wishes]) -> Plan:
+def plan(source: str | Path, **given: Unpack[LoadArguments]) -> Plan:
     """Plan a model for this machine without loading it; one that is not on this disk is looked up on the Hub.
 
     Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
     """
     _use_gpu_runtime()
-    return plan_with(str(source), _options(**wishes)).plan
+    return plan_with(str(source), _options(**given)).plan
 
 
 def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> Planned:
@@ -324,7 +326,7 @@ def _client() -> Client:
 
 
 def _options(vram: Size | None = None, ram: Size | None = None, **others: Any) -> LoadOptions:
-    """Wishes as a record. Raises BadRequest for text that is no size."""
+    """Arguments as a record. Raises BadRequest for text that is no size."""
     return LoadOptions(_bytes(vram), _bytes(ram), **others)
 
 

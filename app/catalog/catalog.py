@@ -37,7 +37,7 @@ from core.hub.remote_spec import read_config, read_listed, read_local
 from core.hub.removal import discard, remove
 from core.hub.retry import Stopped
 
-Answer = Callable[[Any], None]
+OnResult = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Catalog(QObject):
         self.cache = cache
         self._access, self._folders, self._check_fit = access, folders, check_fit
         self._lanes = {name: TaskThread(name) for name in ("search", "details", "rows", "disk")}
-        self._answers: dict[tuple[str, int], Answer] = {}
+        self._awaited: dict[tuple[str, int], OnResult] = {}
         for name, tasks in self._lanes.items():
             tasks.setObjectName(name)
             tasks.told.connect(self._on_told)
@@ -186,9 +186,9 @@ class Catalog(QObject):
 
         self._run("disk", work, _ignore)
 
-    def _run(self, tasks: str, work: Callable[[Stop, Tell], object], answer: Answer) -> None:
+    def _run(self, tasks: str, work: Callable[[Stop, Tell], object], then: OnResult) -> None:
         ticket = self._lanes[tasks].run(work)
-        self._answers[tasks, ticket] = answer
+        self._awaited[tasks, ticket] = then
 
     def _ask(self, reference: Reference, known: Recommended | None, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
         """Facts, card, headers, verdict, each told as soon as it is there."""
@@ -274,16 +274,16 @@ class Catalog(QObject):
 
     @Slot(int, object)
     def _on_done(self, ticket: int, result: object) -> None:
-        answer = self._answers.pop((self.sender().objectName(), ticket))
+        then = self._awaited.pop((self.sender().objectName(), ticket))
         if result is not None:
-            answer(result)
+            then(result)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         tasks = self.sender().objectName()
-        answer = self._answers.pop((tasks, ticket))
+        then = self._awaited.pop((tasks, ticket))
         self.failed.emit(tasks, error)
-        if answer == self._on_token:
+        if then == self._on_token:
             # It was not kept, but it is used.
             self.trusted.emit()
 

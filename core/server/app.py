@@ -19,7 +19,7 @@ from core.server.body import read, read_body
 from core.server.errors import ApiError, error_response
 from core.server.metrics import metrics_text
 from core.server.schemas import ChatCompletion, Completion, CountTokens, MessageCreate, ResponseCreate
-from core.server.security import Access, Guard
+from core.server.security import AccessRules, Guard
 from core.server.service import Service, client_of, model_id
 
 CLIENT_LEFT = 499
@@ -48,7 +48,7 @@ def make_app(service: Service) -> ASGIApp:
         + [Route("/{path:path}", preflight, methods=["OPTIONS"])],
         exception_handlers={HTTPException: _refused},
     )
-    return Guard(starlette, Access(service.options))
+    return Guard(starlette, AccessRules(service.options))
 
 
 class Routes:

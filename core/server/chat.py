@@ -10,7 +10,7 @@ from typing import Any
 from core.events import Drawn, Finished, FinishReason, Message, Piece, Request, Sampling, Stats, Tool, ToolCall
 from core.events import ToolCallPiece as CallPiece
 from core.server.asked import arguments_of, forced, message, only_one, schema_of, stops, with_turns
-from core.server.exchange import Answer, Exchange
+from core.server.exchange import Exchange, WholeReply
 from core.server.schemas import ChatCompletion, ChatMessage, ChatTool, SamplingFields
 from core.server.service import timings
 from core.server.sse import DONE, data
@@ -92,7 +92,7 @@ def _token(text: str, value: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
 
 
-def whole(answer: Answer, model: str, wish: ChatCompletion) -> dict[str, Any]:
+def whole(answer: WholeReply, model: str, wish: ChatCompletion) -> dict[str, Any]:
     """The JSON object of a reply that was not streamed."""
     said: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if answer.calls else "")}
     if answer.reasoning:

@@ -11,7 +11,7 @@ from core.events import Drawn, Finished, Piece, Request
 from core.server.asked import only_one, stops
 from core.server.chat import finish_reason, sampling_of, usage
 from core.server.errors import ApiError
-from core.server.exchange import Answer, Exchange
+from core.server.exchange import Exchange, WholeReply
 from core.server.schemas import Completion
 from core.server.service import timings
 from core.server.sse import DONE, data
@@ -39,7 +39,7 @@ def _prompt(wish: Completion) -> str:
     return prompts[0]
 
 
-def whole(answer: Answer, model: str, wish: Completion) -> dict[str, Any]:
+def whole(answer: WholeReply, model: str, wish: Completion) -> dict[str, Any]:
     """The JSON object of a text that was not streamed."""
     text = (_prompt(wish) if wish.echo else "") + answer.text
     reason = finish_reason(answer.reason, False)

@@ -71,7 +71,7 @@ class Exchange:
 
 
 @dataclass
-class Answer:
+class WholeReply:
     """All of a reply."""
 
     text: str = ""
@@ -104,9 +104,9 @@ class Answer:
             self.calls[index] = ToolCall(before.id, before.name, before.arguments + arguments)
 
 
-async def collect(exchange: Exchange) -> Answer:
+async def collect(exchange: Exchange) -> WholeReply:
     """The whole answer. Raises ApiError."""
-    answer = Answer()
+    answer = WholeReply()
     finished = False
     async for event in exchange:
         answer.add(event)

@@ -11,7 +11,7 @@ from core.events import Finished, FinishReason, Message, Piece, Prefill, Request
 from core.events import ToolCallPiece as CallPiece
 from core.server.asked import arguments_of, forced, picture_of_source, schema_of, stops, text_of, with_turns
 from core.server.errors import ApiError
-from core.server.exchange import Answer, Exchange
+from core.server.exchange import Exchange, WholeReply
 from core.server.schemas import AnthropicMessage, AnthropicTool, Block, CountTokens, MessageCreate
 from core.server.sse import data
 
@@ -106,7 +106,7 @@ def usage(stats: Stats) -> dict[str, Any]:
     }
 
 
-def whole(answer: Answer, model: str) -> dict[str, Any]:
+def whole(answer: WholeReply, model: str) -> dict[str, Any]:
     """The JSON object of a reply that was not streamed."""
     content: list[dict[str, Any]] = []
     if answer.reasoning:

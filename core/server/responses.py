@@ -12,7 +12,7 @@ from core.events import Finished, FinishReason, Message, Piece, Request, Samplin
 from core.events import ToolCallPiece as CallPiece
 from core.server.asked import forced, message, schema_of, text_of, with_turns
 from core.server.errors import ApiError
-from core.server.exchange import Answer, Exchange
+from core.server.exchange import Exchange, WholeReply
 from core.server.schemas import ResponseCreate, ResponseItem, ResponseTool
 from core.server.service import timings
 from core.server.sse import data
@@ -69,7 +69,7 @@ def _turn(item: ResponseItem, before: list[Message]) -> list[Message]:
             return []  # reasoning and items of OpenAI's own tools
 
 
-def whole(answer: Answer, model: str) -> dict[str, Any]:
+def whole(answer: WholeReply, model: str) -> dict[str, Any]:
     """The JSON object of a reply that was not streamed."""
     items = [_item(kind, text) for kind, text in (("reasoning", answer.reasoning), ("message", answer.text)) if text]
     items += [_call_item(call) for call in answer.calls]

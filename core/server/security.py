@@ -41,7 +41,7 @@ def own_names() -> frozenset[str]:
     return frozenset({name, f"{name}.local", *(address.lower().partition("%")[0] for address in addresses)})
 
 
-class Access:
+class AccessRules:
     """The rules of one server."""
 
     def __init__(self, options: ServerOptions, names: Callable[[], frozenset[str]] = own_names) -> None:
@@ -91,7 +91,7 @@ class Access:
 class Guard:
     """The outermost ASGI application: asks `access` first, and adds CORS headers for origins that were named."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: AccessRules) -> None:
         self._app = app
         self._access = access
 

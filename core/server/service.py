@@ -15,7 +15,7 @@ from core.server.activity import Activity, Live
 from core.server.backend import Backend, Work
 from core.server.body import ClientDisconnect
 from core.server.errors import ApiError, error_body
-from core.server.exchange import Answer, Exchange, collect
+from core.server.exchange import Exchange, WholeReply, collect
 from core.server.options import ServerOptions
 from core.server.sse import EventStream, data, left
 
@@ -64,7 +64,7 @@ class Service:
             exchange.stop()
         raise ApiError(503, "The server was stopped.")
 
-    async def whole(self, http: HttpRequest, exchange: Exchange, shape: Callable[[Answer], Any]) -> Response:
+    async def whole(self, http: HttpRequest, exchange: Exchange, shape: Callable[[WholeReply], Any]) -> Response:
         """The answer as one JSON object. Raises ApiError, ClientDisconnect."""
         answering = asyncio.ensure_future(collect(exchange))
         leaving = asyncio.ensure_future(left(http.receive))

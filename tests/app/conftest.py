@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PySide6.QtCore import SignalInstance
     from pytestqt.wait_signal import SignalBlocker
 
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
     from app.engine.worker import EngineLike
 
 Start = Callable[..., "Application"]
@@ -50,12 +50,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def start(qtbot: QtBot) -> Iterator[Start]:
     """Starts the application with an engine, and waits until it is loaded; all are closed at the end of the test."""
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
 
     started: list[Application] = []
 
-    def begin(engine: EngineLike, wishes: Wishes | None = None, phase: str = "ready") -> Application:
-        app = Application(wishes or Wishes("some/model"), lambda: engine)
+    def begin(engine: EngineLike, wishes: StartOptions | None = None, phase: str = "ready") -> Application:
+        app = Application(wishes or StartOptions("some/model"), lambda: engine)
         started.append(app)
         app.window.show()
         qtbot.waitUntil(lambda: bool(app.session.state.source) and app.session.state.phase == phase)

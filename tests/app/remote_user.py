@@ -10,7 +10,7 @@ from PySide6.QtCore import QEvent, Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QPushButton
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.conversation import Turn
 from app.engine.engine_import import make_engine
 from app.notices.notices import Notice
@@ -100,7 +100,7 @@ def remote_user(start: str = "") -> Iterator[RemoteUser]:
     ring = Ring()
     users = [f"app.{place}.system_keyring" for place in ("controllers.remote", "engine.engine_import", "application")]
     with patch(users[0], lambda: ring), patch(users[1], lambda: ring), patch(users[2], lambda: ring):
-        app = Application(Wishes(start), make_engine)
+        app = Application(StartOptions(start), make_engine)
         app.window.show()
         QApplication.processEvents()
         try:

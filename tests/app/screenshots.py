@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.engine.server_state import ServerState
 from app.i18n import formatting
 from app.monitor.telemetry import Sample
@@ -139,7 +139,7 @@ class Stage:
         os.environ["HETEGEN_HOME"] = self.home.name
         settings.write(places().settings, Settings(theme=mode, font_percent=percent, language=language))
         self.engine = engine or ScriptedEngine(answer(REPLY, THOUGHT), load=[Loading("weights", 0.5), planned()])
-        self.app = Application(Wishes("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
+        self.app = Application(StartOptions("meta-llama/Llama-3.1-8B-Instruct"), lambda: self.engine)
         self.app.window.resize(1180, 780)
 
     @property
@@ -209,7 +209,7 @@ def failure(stage: Stage) -> None:
         "This computer's memory is full.", "", "Close other programs, or choose a shorter context or a smaller model."
     )
     stage.engine.load_events = [Failed(error)]
-    stage.app.session.load("/models/Qwen3-32B", Wishes().options)
+    stage.app.session.load("/models/Qwen3-32B", StartOptions().options)
     until(lambda: stage.app.session.state.phase == "empty")
 
 

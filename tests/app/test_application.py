@@ -15,7 +15,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QLabel, QMessageBox, QPushButton, QSlider
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.store import Entry
 from app.system.paths import places
 from app.system.sleep import SleepWatch
@@ -278,19 +278,19 @@ def test_invalid_stored_settings_are_said(qtbot: QtBot, start: Start) -> None:
 def test_the_command_line_counts_before_the_settings(start: Start) -> None:
     places().settings.parent.mkdir(parents=True)
     places().settings.write_text('{"threads": 3, "context": 2048, "vram_limit_gib": 2, "draft": "self"}', "utf-8")
-    app = start(ScriptedEngine(), Wishes("m", LoadOptions(context=512)))
+    app = start(ScriptedEngine(), StartOptions("m", LoadOptions(context=512)))
     options = app.preferences.options(LoadOptions(context=512))
     assert (options.context, options.threads, options.vram, options.draft) == (512, 3, 2 * 2**30, "self")
     assert app.preferences.options(LoadOptions(draft="off")).draft == "off"
 
 
 def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
-    first = start(ScriptedEngine(), Wishes("/models/mine"))
+    first = start(ScriptedEngine(), StartOptions("/models/mine"))
     first.window.resize(1200, 800)
     first.commands.act("live")
     first.window.close()
     engine = ScriptedEngine()
-    second = start(engine, Wishes())
+    second = start(engine, StartOptions())
     assert engine.sources == ["/models/mine"]
     second.window.resize(1200, 800)
     assert second.window.panes.shown("sidebar")

@@ -32,7 +32,7 @@ def measure(count: int, questions: int, folder: Path, model: str) -> dict[str, A
     """The seconds and the ticks of each step."""
     from PySide6.QtWidgets import QApplication
 
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
     from app.engine.engine_import import make_engine
     from core.documents.passages import PassageIndex
     from core.documents.reader import read_document
@@ -44,7 +44,7 @@ def measure(count: int, questions: int, folder: Path, model: str) -> dict[str, A
     qt = QApplication.instance() or QApplication([])
     file = pdf(folder / "survey.pdf", pages(count))
     engine = ScriptedEngine(answer("So many. " * 40), load=[replace(MODEL, context=8192)])
-    wishes = Wishes(model or "somebody/model", LoadOptions(context=CONTEXT))
+    wishes = StartOptions(model or "somebody/model", LoadOptions(context=CONTEXT))
     app = Application(wishes, make_engine if model else lambda: engine)
     ticks = Ticks()
 

@@ -18,7 +18,7 @@ import psutil
 from PySide6.QtCore import QEventLoop
 from PySide6.QtWidgets import QApplication, QWidget
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.conversation import Conversation, Turn
 from app.settings.theme import Theme
 from app.views.chat.body import Body
@@ -169,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["HETEGEN_HOME"] = home
         qt = QApplication([])
-        app = Application(Wishes("some/model"), lambda: PacedEngine(args.lines, args.tokens_s))
+        app = Application(StartOptions("some/model"), lambda: PacedEngine(args.lines, args.tokens_s))
         app.window.show()
         until(lambda: app.session.state.phase == "ready", 600, 0.0005)
         opened = open_ms(app, stored(app, args.messages))

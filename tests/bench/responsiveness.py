@@ -101,13 +101,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Loads, measures ticks while loading and generating, then Stop in mid-prefill."""
     from PySide6.QtWidgets import QApplication
 
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
     from core.events import LoadOptions
     from tests.bench.ticks import Ticks
 
     qt = QApplication.instance() or QApplication([])
     app = Application(
-        Wishes(f"shape:{args.shape}", LoadOptions(context=args.prompt_tokens + 2000)),
+        StartOptions(f"shape:{args.shape}", LoadOptions(context=args.prompt_tokens + 2000)),
         lambda: RandomModel(args.prompt_tokens),
     )
     ticks = Ticks()

@@ -25,12 +25,12 @@ def measure(model: str, seconds: float, chats: bool) -> None:
     """Start the window with its server, and print a line for each part."""
     from PySide6.QtWidgets import QApplication
 
-    from app.application import Application, Wishes
+    from app.application import Application, StartOptions
     from app.engine.engine_import import make_engine
     from core.events import LoadOptions
 
     qt = QApplication.instance() or QApplication([])
-    app = Application(Wishes(model, LoadOptions(context=1024)), make_engine)
+    app = Application(StartOptions(model, LoadOptions(context=1024)), make_engine)
     app.window.show()
     until(lambda: app.session.state.phase == "ready", 120)
     app.server.open()

@@ -124,12 +124,12 @@ class SplitStrip(QWidget):
             left += width
 
 
-class Figure(QWidget):
+class SpeedLabel(QWidget):
     """A figure and its unit in a place of fixed width."""
 
-    def __init__(self, theme: Theme, widest: str, name: str, parent: QWidget, token: str = "text") -> None:
+    def __init__(self, theme: Theme, widest: str, name: str, parent: QWidget) -> None:
         super().__init__(parent)
-        self._theme, self._widest, self._token = theme, widest, token
+        self._theme, self._widest = theme, widest
         self._text = formatting.UNKNOWN
         self._name = name
         self.setToolTip(name)
@@ -151,7 +151,7 @@ class Figure(QWidget):
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         painter.setFont(self._theme.font())
-        painter.setPen(self._theme.colour(self._token))
+        painter.setPen(self._theme.colour("text"))
         painter.drawText(self.rect(), Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, self._text)
 
 
@@ -169,7 +169,7 @@ class TopBar(Pane):
         self._sidebar = IconButton(theme, "sidebar", tr("Conversations (Ctrl+B)"), self)
         self.model = ModelButton(theme, self)
         self.strip = SplitStrip(theme, self)
-        self.speed = Figure(theme, tr("{} tokens/s").format("8,888"), tr("Speed now"), self)
+        self.speed = SpeedLabel(theme, tr("{} tokens/s").format("8,888"), tr("Speed now"), self)
         self._live = IconButton(theme, "live", tr("Live view (Ctrl+L)"), self)
         self.menu = IconButton(theme, "more", tr("Menu"), self)
         row = QHBoxLayout(self)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.conversation import Turn
 from app.conversations.tool_loop import DENIED
 from app.engine.engine_import import make_local_engine
@@ -52,7 +52,7 @@ def app(request: pytest.FixtureRequest, qtbot: QtBot, monkeypatch: pytest.Monkey
     ring = Ring()
     monkeypatch.setattr("app.application.system_keyring", lambda: ring)
     model = builtin_model() if request.param == "guide" else request.getfixturevalue("smollm2")
-    running = Application(Wishes(str(model), LoadOptions(context=1024)), Willing)
+    running = Application(StartOptions(str(model), LoadOptions(context=1024)), Willing)
     running.window.show()
     running.toolbox.put(script())
     qtbot.waitUntil(lambda: bool(running.toolbox.offered()) and running.session.state.phase == "ready", timeout=120_000)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.conversation import Turn
 from app.conversations.export import from_json
 from app.conversations.store import Store
@@ -33,7 +33,7 @@ def engine() -> ScriptedEngine:
 def app(qtbot: QtBot, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
     ring = Ring()
     monkeypatch.setattr("app.application.system_keyring", lambda: ring)
-    running = Application(Wishes("some/model"), lambda: engine)  # type: ignore[arg-type,return-value]
+    running = Application(StartOptions("some/model"), lambda: engine)  # type: ignore[arg-type,return-value]
     running.window.show()
     running.toolbox.put(script())
     qtbot.waitUntil(lambda: bool(running.toolbox.offered()) and running.session.state.phase == "ready")

@@ -17,7 +17,7 @@ from pytestqt.qtbot import QtBot
 
 from app import REPOSITORY, VERSION
 from app.about.about import licences, read_texts, versions
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.notices import updates
 from app.notices.updates import RELEASES_PAGE, UpdateAnswer, Updates, parts
 from app.settings.theme import Theme
@@ -133,7 +133,7 @@ def test_it_is_asked_at_the_start_only_if_wished(qtbot: QtBot, serve: Serve, wis
     heard = serve(200, release("99.1"))
     places().settings.parent.mkdir(parents=True)
     places().settings.write_text(json.dumps({"update_check": wished}), "utf-8")
-    app = Application(Wishes("some/model"), ScriptedEngine)
+    app = Application(StartOptions("some/model"), ScriptedEngine)
     app.window.show()
     qtbot.waitUntil(lambda: app.session.state.phase == "ready")
     if wished:

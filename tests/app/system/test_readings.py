@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pytestqt.qtbot import QtBot
 
-from app.application import Application, Wishes
+from app.application import Application, StartOptions
 from app.conversations.chat_model import ChatModel
 from app.conversations.library import Library
 from app.settings.settings import with_value
@@ -25,7 +25,7 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def app(qtbot: QtBot, engine: ScriptedEngine) -> Iterator[Application]:
-    made = Application(Wishes("somebody/model"), lambda: engine)
+    made = Application(StartOptions("somebody/model"), lambda: engine)
     qtbot.addWidget(made.window)
     made.window.show()
     qtbot.waitUntil(lambda: made.session.state.phase == "ready")
