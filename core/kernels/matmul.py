@@ -157,7 +157,7 @@ class BatchedMatmul:
         alike = all(m.by_bucket[index].library is library for m in self._matmuls)
         if library is None or not alike or len(self._matmuls) > MOST_PARTS:
             return None
-        kinds = {(library.input_kind(m.storage, BUCKET_TOKENS[index]), id(m.weight.order)) for m in self._matmuls}
+        kinds = {(library.input_kind(m.storage, BUCKET_TOKENS[index]), m.weight.order) for m in self._matmuls}
         return library if len(kinds) == 1 else None
 
 

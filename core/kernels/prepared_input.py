@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from core.kernels.column_order import ColumnOrder
 from core.kernels.native_abi import TYPES
 from core.kernels.native_library import FEW_ROWS, NativeLibrary
 
@@ -25,7 +26,7 @@ class HostInput:
         self.dtype = x.dtype
         self._as: dict[torch.dtype, Tensor] = {self.dtype: self.x}
         self._prepared: dict[tuple[str, int], Tensor] = {}
-        self._ordered: dict[int, HostInput] = {}
+        self._ordered: dict[ColumnOrder, HostInput] = {}
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """`x` (M, K) as `dtype`."""
@@ -33,15 +34,17 @@ class HostInput:
             self._as[dtype] = self.x.to(dtype)
         return self._as[dtype]
 
-    def ordered(self, order: Tensor | None) -> HostInput:
-        """The same (M, K) with columns in this order, made once for all weights that share the tensor."""
+    def ordered(self, order: ColumnOrder | None) -> HostInput:
+        """The same (M, K) with columns in this order, made once for all weights that have it."""
         if order is None:
             return self
-        if id(order) not in self._ordered:
+        if order not in self._ordered:
             # torch has two ways, of which one is faster for few rows and the other for many.
-            x = self.x.index_select(1, order) if self.rows <= FEW_ROWS else self.x[:, order]
-            self._ordered[id(order)] = HostInput(x)
-        return self._ordered[id(order)]
+            columns = order.columns
+            self._ordered[order] = HostInput(
+                self.x.index_select(1, columns) if self.rows <= FEW_ROWS else self.x[:, columns]
+            )
+        return self._ordered[order]
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
         """The input (M, K) laid out for the library's kernels of `storage`."""

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.kernels.column_order import ColumnOrder
 from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
 HALVES = 128
@@ -44,14 +45,13 @@ Scales = Tensor | tuple[Tensor, Tensor]
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """The weight of one linear, `shape` = (rows N, columns K); `data` and `scales` as the module says. `format` is the
-    storage, and bf16 for numbers of any type. `order` (K,): which column of the weight each stored one is, None where
-    they lie as they are."""
+    storage, and bf16 for numbers of any type. `order`: of the stored columns, None where they lie as they are."""
 
     format: Storage
     shape: tuple[int, int]
     data: Tensor
     scales: Tensor | None = None
-    order: Tensor | None = None
+    order: ColumnOrder | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -105,7 +105,7 @@ class QuantizedWeight:
         if minimums is not None:
             wide += minimums[:, :, None]
         found = wide.view(rows, -1)[:, :columns].to(dtype)
-        return found if self.order is None else found[:, self.order.argsort().to(found.device)]
+        return found if self.order is None else self.order.undone(found)
 
 
 def pack(

@@ -46,7 +46,6 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         self._postponed = postponed or Postponed()
         self._head_copy = head_copy and spec.head_copy(format) > 0
         self._made: dict[str, list[HostWeight]] = {}
-        self._orders: dict[bytes, Tensor] = {}
 
     def __getitem__(self, name: str) -> list[HostWeight]:
         return self._made[name]
@@ -141,9 +140,6 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         return self._postponed.matrices(module, linear) if later else matrices(module, linear)
 
     def _ready(self, weight: QuantizedWeight) -> ChosenMatmul:
-        if (order := weight.order) is not None:
-            # One tensor for all weights that have the same: by it they know that they share an input.
-            weight = replace(weight, order=self._orders.setdefault(order.numpy().tobytes(), order))
         return host_matmul(weight, self._kernels.names(weight.storage, *weight.shape))
 
 

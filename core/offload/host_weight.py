@@ -39,7 +39,6 @@ class HostWeight:
         self.rows, self.columns = matmul.rows, matmul.columns
         self.quantum = QUANTUM
         self.row_bytes = self.weight.row_bytes
-        self._orders: dict[torch.device, Tensor] = {}
 
     def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
         """(M, K) -> (M, end - begin) on the host, in x's type."""
@@ -68,12 +67,7 @@ class HostWeight:
         rows = self.weight.unpack(buffer, begin, end)
         # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
-        return DeviceRows(rows if matmul else replace(rows, order=self._order(buffer.device)), matmul)
-
-    def _order(self, device: torch.device) -> Tensor | None:
-        """The order of the weight's columns there."""
-        order = self.weight.order
-        return order if order is None else self._orders.setdefault(device, order.to(device))
+        return DeviceRows(rows, matmul)
 
 
 def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | None:
@@ -103,11 +97,12 @@ class DeviceRows:
 
     def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
         """`matmul`: the host's kernels, where the device's memory is the host's."""
+        device = weight.data.device
         self.weight = weight if matmul else replace(weight, order=None)
         self.rows = weight.shape[0]
-        self._matmul, self._order = matmul, weight.order
+        self._matmul = matmul
+        self._order = None if weight.order is None else weight.order.on(device)
         # Asked for here, so that they are compiled while the model loads and not in its first reply.
-        device = weight.data.device
         self._products = None if weight.format == "bf16" or matmul else device_products(weight.format, device)
 
     def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:

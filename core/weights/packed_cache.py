@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DiskFull
+from core.kernels.column_order import ColumnOrder
 from core.kernels.quantized_weight import QuantizedWeight
 
 VERSION = 2
@@ -77,7 +78,7 @@ class PackedWeights(Mapping[str, QuantizedWeight]):
         entry = self._entries[name]
         parts = [self._tensor(part) for part in entry["parts"]]
         rows, columns = entry["shape"]
-        order = self._tensor(entry["order"]) if "order" in entry else None
+        order = ColumnOrder(self._tensor(entry["order"])) if "order" in entry else None
         return QuantizedWeight(entry["format"], (rows, columns), parts[0], parts[1] if len(parts) > 1 else None, order)
 
     def __iter__(self) -> Iterator[str]:
@@ -110,7 +111,7 @@ class PackedWriter:
         parts = [self._write(part.detach().contiguous()) for part in weight.tensors]
         self._entries[name] = {"format": weight.format, "shape": list(weight.shape), "parts": parts}
         if weight.order is not None:
-            self._entries[name]["order"] = self._write(weight.order.contiguous())
+            self._entries[name]["order"] = self._write(weight.order.columns.contiguous())
 
     def finish(self) -> None:
         """Write the index and see that everything is on the disk. Raises DiskFull."""

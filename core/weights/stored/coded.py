@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from core.kernels.column_order import ColumnOrder
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
 from core.spec import LAYOUTS, Storage
 from core.weights.row_chunks import row_chunks
@@ -45,7 +46,7 @@ class Coded:
         rows, columns = self.codes.shape
         if LAYOUTS[storage].floats and columns % LAYOUTS[storage].width == 0:
             return self._pack(storage, 0, rows)
-        result = replace(empty(storage, rows, columns), order=self._stored_order())
+        result = replace(empty(storage, rows, columns), order=self._column_order())
         for begin, end in row_chunks(rows, columns):
             part = self._pack(storage, begin, end)
             for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
@@ -64,6 +65,10 @@ class Coded:
         if self.zeros is not None:
             codes = (codes.to(torch.int16) - self._spread(self.zeros, begin, end).to(torch.int16)).to(torch.int8)
         return pack(storage, self._in_order(codes), scales)
+
+    def _column_order(self) -> ColumnOrder | None:
+        order = self._stored_order()
+        return None if order is None else ColumnOrder(order)
 
     def _stored_order(self) -> Tensor | None:
         """The columns by their groups, None where they lie so."""

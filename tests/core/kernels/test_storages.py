@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.kernels.column_order import ColumnOrder
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul, Kernel, host_matmul, kernels_for
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
@@ -132,16 +133,19 @@ def test_a_float_of_eight_bits_that_is_no_number_shows() -> None:
 def test_columns_in_an_order_of_their_own(m: int) -> None:
     torch.manual_seed(3)
     order = torch.randperm(256)
-    weights = [replace(made("int4g32", rows, 256)[0], order=order) for rows in (48, 20)]
+    # As they are read from a file: two records of the same order.
+    weights = [replace(made("int4g32", rows, 256)[0], order=ColumnOrder(order.clone())) for rows in (48, 20)]
     x, plain = torch.randn(m, 256), [replace(one, order=None).dequantize(torch.float32) for one in weights]
     expected = [x[:, order] @ one.T for one in plain]
     for one, numbers in zip(weights, plain, strict=True):
         assert torch.equal(one.dequantize(torch.float32)[:, order], numbers)
-        assert one.rows(16, 20).order is order
+        assert one.rows(16, 20).order == ColumnOrder(order) != ColumnOrder(order.flip(0))
     for kernel in kernels_for("int4g32"):
         found = BatchedMatmul([ChosenMatmul(one, [kernel] * len(BUCKET_NAMES)) for one in weights])(HostInput(x))
         for one, wanted in zip(found, expected, strict=True):
             assert (one - wanted).norm() < 0.02 * wanted.norm(), kernel.name
+    shared = HostInput(x)
+    assert shared.ordered(weights[0].order) is shared.ordered(weights[1].order)
     mixed = [weights[0], replace(weights[1], order=None)]
     together = BatchedMatmul([host_matmul(one) for one in mixed])
     for one, weight in zip(together(HostInput(x)), mixed, strict=True):

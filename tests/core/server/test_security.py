@@ -11,7 +11,7 @@ from core.errors import BadRequest
 from core.server.engine_thread import EngineThread
 from core.server.errors import ApiError
 from core.server.options import ServerOptions
-from core.server.security import Access, host_of
+from core.server.security import AccessRules, host_of
 from core.server.server import Server
 from tests.core.server.conftest import LIMITS
 from tests.core.server.wire import ask
@@ -34,7 +34,7 @@ def test_other_names_are_refused_before_anything_else(server: Server, host: str)
 
 
 def test_a_wide_server_goes_by_its_own_names_and_addresses() -> None:
-    access = Access(WIDE, lambda: frozenset({"192.168.1.7", "mybox", "mybox.local"}))
+    access = AccessRules(WIDE, lambda: frozenset({"192.168.1.7", "mybox", "mybox.local"}))
     known = ["192.168.1.7", "mybox", "mybox.local", "box.example", "localhost", "::ffff:192.168.1.7"]
     assert all(access.knows_host(host) for host in known)
     assert not any(access.knows_host(host) for host in ("192.168.1.8", "evil.example", "", "mybox.evil.example"))
@@ -73,7 +73,7 @@ def test_a_key_opens_by_either_header(keyed: Server) -> None:
 def test_pages_may_ask_only_where_their_origin_was_named(keyed: Server) -> None:
     def refusal(origin: str) -> str | None:
         try:
-            Access(keyed.options).check("GET", "/health", Headers({"host": "localhost:1", "origin": origin}))
+            AccessRules(keyed.options).check("GET", "/health", Headers({"host": "localhost:1", "origin": origin}))
         except ApiError as error:
             return error.code
         return None
