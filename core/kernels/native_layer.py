@@ -22,12 +22,15 @@ from core.kernels.native_library import AttentionCall, NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+NORMS = 7
 LAYER_TYPES = (torch.float32, torch.bfloat16)
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
-class _Norm(ctypes.Structure):
+class NormFields(ctypes.Structure):
+    """`NormOf` of norms.h."""
+
     _fields_ = (("gain", _ADDRESS), ("eps", ctypes.c_double), ("rounded", _INT), ("columns", _INT))
 
 
@@ -36,12 +39,12 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned")),
-        ("residual", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("residual", "factor")),
         *(
             (name, _INT * (count * PART_FIELDS))
             for name, count in (("qkv", 3), ("out", 1), ("gate_up", 2), ("down", 1))
         ),
-        *(("biases", _ADDRESS * 4), ("norms", _Norm * 6)),
+        *(("biases", _ADDRESS * 4), ("norms", NormFields * NORMS)),
     )
 
 
@@ -57,11 +60,11 @@ class NormParts:
 @dataclass(frozen=True, eq=False)
 class LayerParts:
     """What a layer consists of. `dim`: columns of a head, `turned`: those that positions turn, 0 = all; `residual`:
-    what either half adds is multiplied with it.
+    what either half adds is multiplied with it; `factor`: so is the layer's result.
 
     Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: of storages
     that want the same kind of input for few rows; biases (N,) of the first four, of the layer's type; norms before and
-    after attention, before and after the gated part, and of q and k: of each head or of all.
+    after attention, before and after the gated part, and of q, k and v: of each head or of all.
     """
 
     dim: int
@@ -71,6 +74,7 @@ class LayerParts:
     norms: Sequence[NormParts | None]
     residual: float = 1.0
     turned: int = 0
+    factor: float = 1.0
 
     def fit(self, dtype: torch.dtype) -> bool:
         """Whether they are of the sizes and types that the library takes for granted."""
@@ -89,7 +93,8 @@ class LayerParts:
         sized = all(vector is None or vector.shape == (length,) for vector, length in vectors)
         typed = dtype in LAYER_TYPES and all(bias is None or bias.dtype is dtype for bias in self.biases)
         by_head = [
-            norm is None or len(norm.gain) in (dim, n) for norm, n in zip(self.norms[4:], (rows, kv_rows), strict=True)
+            norm is None or len(norm.gain) in (dim, n)
+            for norm, n in zip(self.norms[4:], (rows, kv_rows, kv_rows), strict=True)
         ]
         return shapes == expected and whole_heads and sized and typed and all(by_head)
 
@@ -103,6 +108,7 @@ class NativeLayer:
         self.dtype = dtype
         self.library = library
         self.turned = parts.turned or parts.dim
+        self.factor = parts.factor
         self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim, self.turned
         self._held = parts  # their addresses are in the fields
         self._fields = _fields(parts, self.heads, self.kv_heads)
@@ -133,9 +139,9 @@ class NativeLayer:
 def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
-    fields.turned = parts.turned or parts.dim
+    fields.turned, fields.factor = parts.turned or parts.dim, parts.factor
     fields.qkv, fields.out = _products(q, k, v), _products(out)
-    fields.biases, fields.norms = _addresses(parts.biases), (_Norm * 6)(*map(_norm, parts.norms))
+    fields.biases, fields.norms = _addresses(parts.biases), (NormFields * NORMS)(*map(norm_fields, parts.norms))
     if gated:
         gate, up, down = gated
         fields.inner, fields.activation = gate.shape[0], ACTIVATIONS[parts.activation]
@@ -151,5 +157,6 @@ def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p
     return (_ADDRESS * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
 
 
-def _norm(norm: NormParts | None) -> _Norm:
-    return _Norm() if norm is None else _Norm(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain))
+def norm_fields(norm: NormParts | None) -> NormFields:
+    """Fields of a norm as the library takes it; its gain is not held."""
+    return NormFields() if norm is None else NormFields(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain))

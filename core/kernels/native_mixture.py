@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from core.kernels.native_abi import PART_FIELDS
 from core.kernels.native_experts import NativeExperts
-from core.kernels.native_layer import ACTIVATIONS
+from core.kernels.native_layer import ACTIVATIONS, NormFields, NormParts, norm_fields
 from core.kernels.native_library import Parts
 from core.kernels.native_router import NativeRouter
 from core.kernels.quantized_weight import QuantizedWeight
@@ -26,6 +27,7 @@ class _Mixture(ctypes.Structure):
         ("gate_up", _INT * (2 * PART_FIELDS)),
         ("down", _INT * PART_FIELDS),
         ("door", _ADDRESS),
+        ("norms", NormFields * 4),
     )
 
 
@@ -50,10 +52,14 @@ class SharedExpert:
 class NativeMixture:
     """One layer's call, by the experts' library. Inputs are contiguous, of `dtype`, of at most FEW_ROWS rows."""
 
-    def __init__(self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None) -> None:
+    def __init__(
+        self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None,
+        norms: Sequence[NormParts | None] = (None,) * 4,
+    ) -> None:  # fmt: skip
+        """`norms`: before and after the chosen experts, before and after the one for every row."""
         self.library, self.dtype = experts.library, experts.dtype
         door = None if shared is None or shared.door is None else Parts([(shared.door, 0, 1)])
-        self._held = router, experts, shared, door  # their addresses are in the fields
+        self._held = router, experts, shared, door, norms  # their addresses are in the fields
         self._fields = _Mixture(router.address, experts.address, router.experts, router.routing.choices, experts.hidden)
         if shared is not None:
             inner, hidden = shared.gate.shape[0], experts.hidden
@@ -61,6 +67,7 @@ class NativeMixture:
             self._fields.gate_up = Parts([(shared.gate, 0, inner), (shared.up, 0, inner)]).fields
             self._fields.down = Parts([(shared.down, 0, hidden)]).fields
             self._fields.door = ctypes.addressof(door.fields) if door else None
+        self._fields.norms = (NormFields * 4)(*map(norm_fields, norms))
         self.address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor) -> Tensor:

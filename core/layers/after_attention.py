@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from core.layers.fused_mixtures import FusedMixture
 
 
 class AfterAttention:
-    """What the layer's experts, and the norm behind them, make of the normed states."""
+    """What the layer's experts, and the norm behind them, make of the states that attention leaves."""
 
-    def __init__(self, mlp: Any, norm: nn.Module | None) -> None:
+    def __init__(self, mlp: Callable[[Tensor], Any], norm: nn.Module | None) -> None:
+        """`mlp`: a module with experts in it, or what stands for several."""
         self._mlp = mlp
         self._norm = norm
 
@@ -25,5 +27,5 @@ class AfterAttention:
 
     def native(self, rows: int) -> NativeMixture | None:
         """What computes the experts of so many rows, without the norm; None where it is more than one call."""
-        forward = vars(self._mlp).get("forward")
-        return forward.native(rows) if isinstance(forward, FusedMixture) else None
+        mixture = self._mlp if isinstance(self._mlp, FusedMixture) else vars(self._mlp).get("forward")
+        return mixture.native(rows) if isinstance(mixture, FusedMixture) else None

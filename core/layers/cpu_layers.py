@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers.fused_forward import FusedForward, LayerRun, link
+from core.layers.fused_forward import FusedForward, LayerRun, is_none, link
 from core.offload.hetero_linear import SharedInputs
 
 
@@ -89,7 +89,7 @@ class CpuForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
-        if args or not self._fused.suits(hidden_states, kwargs):
+        if not all(map(is_none, args)) or not self._fused.suits(hidden_states, kwargs):
             return self._fused.own(self._luggage.on_device(hidden_states), *args, **kwargs)
         bring, mask = self._luggage.on_host, kwargs.get("attention_mask")
         kwargs["attention_mask"] = None if mask is None else bring(mask)

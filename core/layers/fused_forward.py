@@ -39,12 +39,13 @@ KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer
 class Make:
     """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two;
     `residual`: what either half of the layer adds is multiplied with it; `turned`: columns of a head that positions
-    turn."""
+    turn; `scaled`: the layer's result is multiplied with a number of its own."""
 
     activation: str
     half_angles: bool
     residual: float = 1.0
     turned: int = 0
+    scaled: bool = False
 
 
 class FusedForward:
@@ -76,7 +77,7 @@ class FusedForward:
         run, cache = self.run, kwargs.get(self._cache_name)
         if run is not None and run.puts_off(self, hidden_states, kwargs):
             return hidden_states
-        if args or not self.suits(hidden_states, kwargs):
+        if not all(map(is_none, args)) or not self.suits(hidden_states, kwargs):
             x = hidden_states if run is None else run.catch_up(self, hidden_states, cache)
             return self.own(x, *args, **kwargs)
         given = Given(kwargs.get("attention_mask"), *kwargs["position_embeddings"])
@@ -94,7 +95,8 @@ class FusedForward:
         if self.rest is None:
             return native.end(x, call)
         total, normed = native.attend(x, call)
-        return total.add_(self.rest(normed) * self.residual if self.residual != 1 else self.rest(normed))
+        total.add_(self.rest(normed) * self.residual if self.residual != 1 else self.rest(normed))
+        return total if native.factor == 1 else total.mul_(native.factor)
 
     def native(self, rows: int) -> NativeLayer:
         """What computes so many rows of input."""
@@ -165,7 +167,7 @@ class LayerRun:
         self._count = 0
 
     def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the last layer will compute this one, whose kind has been met in this pass."""
+        """Whether the last layer will compute what this one makes of x (1, M, K): its kind has been met in this pass."""
         given = self._given.get(self._kinds[layer]) if x is self._waiting else None
         if given is None or layer is self._layers[-1]:
             return False
@@ -324,6 +326,11 @@ def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bo
         and kept.keys.dtype is first.keys.dtype and kept.keys.shape == first.keys.shape
         and kept.keys.shape[3] <= packed_width(MOST_COLUMNS)
     )  # fmt: skip
+
+
+def is_none(argument: Any) -> bool:
+    """Whether transformers hands over nothing in that place, as for inputs that only some models of a family have."""
+    return argument is None
 
 
 @contextmanager

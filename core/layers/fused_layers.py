@@ -9,7 +9,8 @@ prompts, other types, unusual masks) goes to the layer's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
 from core.kernels.native_library import FEW_ROWS, NativeLibrary
-from core.layers import moe
+from core.layers import experts_beside, moe
 from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
-from core.layers.norms import NativeRMSNorm
+from core.layers.norms import NativeRMSNorm, without_gain
 from core.layers.trials import MISFITS
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
@@ -34,13 +35,18 @@ NORMS: dict[frozenset[str], tuple[str, ...]] = {
         ("input_layernorm", "", "post_attention_layernorm", ""),
         ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
         ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+        ("input_layernorm", "post_attention_layernorm", "", "post_feedforward_layernorm"),
     )
 }
 """Which norms a layer has, and so which stand before and after attention, before and after the gated part."""
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-HEAD_NORMS = ("q_norm", "k_norm")
+ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
+HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 """The names of the parts, as nearly all architectures have them; one with any other part is left alone."""
+LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared_layer"
+"""What carries keys and values to layers that have none of their own, and marks of those that fill and read it."""
+FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
+"""The buffer of one number that a layer's result may be multiplied with, and one that shows it."""
 PLAIN, PLACE = (bool, int, float, str, type(None)), "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
 """Sizes of the rows tried: small ones show everything that a layer adds."""
@@ -54,14 +60,15 @@ def adopt(layers: list[nn.Module]) -> list[LayerRun]:
     """Replace the forward of all such layers of a filled tree whose linears are all on the CPU. Which of them will be
     computed together."""
     fits: dict[str, Make | None] = {}
+    lent = any(getattr(getattr(layer, "self_attn", None), BORROWS, False) for layer in layers)
     for layer in layers:
-        if (library := _library(layer)) is None:
+        if (library := _library(layer)) is None or (lent and getattr(layer.self_attn, LENDS, False)):
             continue
         kind = _kind(layer)
         if kind not in fits:
             fits[kind] = _make(layer, library)
         if (make := fits[kind]) is not None:
-            layer.forward = _fused(layer, library, make)
+            layer.forward = _fused(layer, library, make, _rest(layer))
     return link(_fused_ones(layers))
 
 
@@ -89,8 +96,10 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
     children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
-    attention = dict(children["self_attn"].named_children())
-    if attention.keys() not in (ATTENTION, {*ATTENTION, *HEAD_NORMS}) or not (_is_gated(layer) or _has_experts(layer)):
+    attention = dict(children["self_attn"].named_children()).keys() - {VALUE_NORM}
+    if attention - {*HEAD_NORMS} not in (ATTENTION, KEYS_AS_VALUES) or len(attention & {*HEAD_NORMS}) == 1:
+        return None
+    if not (_is_gated(layer) or _has_experts(layer)):
         return None
     linears = _linears(layer)
     if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
@@ -99,8 +108,11 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
-    """The layer's parts by their usual names: what follows attention is called otherwise in some families."""
-    return {"mlp" if name == EXPERTS else name: child for name, child in layer.named_children()}
+    """The layer's parts by their usual names: what follows attention is called otherwise in some families, and counts
+    as one part where it is several."""
+    children = {"mlp" if name == EXPERTS else name: child for name, child in layer.named_children()}
+    others = experts_beside.OTHERS if experts_beside.stand_in(layer) else ()
+    return {name: child for name, child in children.items() if name not in others}
 
 
 def _mlp(layer: nn.Module) -> Any:
@@ -108,15 +120,17 @@ def _mlp(layer: nn.Module) -> Any:
 
 
 def _is_gated(layer: nn.Module) -> bool:
-    return dict(_mlp(layer).named_children()).keys() == MLP
+    return dict(_mlp(layer).named_children()).keys() == MLP and not experts_beside.stand_in(layer)
 
 
-def _has_experts(layer: nn.Module) -> bool:
+def _has_experts(layer: Any) -> bool:
+    if experts_beside.stand_in(layer):
+        return moe.TOGETHER in vars(layer.experts)
     return any(moe.TOGETHER in vars(module) for module in _mlp(layer).modules())
 
 
 def _norms(layer: nn.Module) -> list[Any]:
-    """The layer's norms in the order of `LayerParts`."""
+    """The layer's norms with weights, in the order of `LayerParts`."""
     children = _children(layer)
     roles = NORMS[frozenset(children.keys() - PARTS)]
     heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
@@ -127,7 +141,8 @@ def _linears(layer: Any) -> list[Any]:
     """Of attention, and of the gated part where that is all that follows."""
     attention, mlp = layer.self_attn, _mlp(layer)
     gated = (mlp.gate_proj, mlp.up_proj, mlp.down_proj) if _is_gated(layer) else ()
-    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *gated]
+    values = attention.k_proj if getattr(attention, "v_proj", None) is None else attention.v_proj
+    return [attention.q_proj, attention.k_proj, values, attention.o_proj, *gated]
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
@@ -158,11 +173,26 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
     if own - {"sinks"} or getattr(attention, "attn_logit_softcapping", None):
         return None
     numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
-    if not numbers or not parts_of(layer, "silu").fit(_dtype(layer)):
+    if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
         return None
-    names = ACTIVATIONS if _is_gated(layer) else ("",)
-    makes = map(Make, *zip(*product(names, (False, True), _residuals(layer), _turned(attention)), strict=True))
-    return next((make for make in makes if _agrees(layer, _fused(layer, library, make), make)), None)
+    names, scaled = ACTIVATIONS if _is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
+    choices = product(names, (False, True), _residuals(layer), _turned(attention), scaled)
+    with _another_factor(layer):
+        makes = (Make(*choice) for choice in choices)
+        return next((make for make in makes if _agrees(layer, _fused(layer, library, make, _plain(layer)), make)), None)
+
+
+@contextmanager
+def _another_factor(layer: nn.Module) -> Iterator[None]:
+    """Inside, the number that a layer's result may be multiplied with is not 1, as it often is."""
+    own = layer._buffers.get(FACTOR)
+    if own is not None:
+        layer._buffers[FACTOR] = torch.full_like(own, TRIED_FACTOR)
+    try:
+        yield
+    finally:
+        if own is not None:
+            layer._buffers[FACTOR] = own
 
 
 def _residuals(layer: nn.Module) -> list[float]:
@@ -178,17 +208,20 @@ def _turned(attention: Any) -> list[int]:
     return [some, attention.head_dim] if 0 < some < attention.head_dim and some % 2 == 0 else [attention.head_dim]
 
 
-def parts_of(layer: Any, activation: str, residual: float = 1.0, turned: int = 0) -> LayerParts:
+def parts_of(layer: Any, make: Make) -> LayerParts:
     """What our library needs of a layer that has the parts that we know."""
-    linears = _linears(layer)
+    linears, attention = _linears(layer), layer.self_attn
+    value_norm = getattr(attention, VALUE_NORM, None)
+    gainless = None if value_norm is None else without_gain(value_norm, attention.head_dim, _dtype(layer))
     return LayerParts(
         layer.self_attn.head_dim,
-        activation,
+        make.activation,
         [one.host.weight for one in linears],
         [one.bias for one in linears[:4]],
-        [None if norm is None else norm.parts for norm in _norms(layer)],
-        residual,
-        turned,
+        [*(None if norm is None else norm.parts for norm in _norms(layer)), gainless],
+        make.residual,
+        make.turned,
+        float(getattr(layer, FACTOR)) if make.scaled else 1.0,
     )
 
 
@@ -197,13 +230,25 @@ def _dtype(layer: nn.Module) -> torch.dtype:
     return dtype
 
 
-def _fused(layer: Any, library: NativeLibrary, make: Make) -> FusedForward:
-    parts, dtype = parts_of(layer, make.activation, make.residual, make.turned), _dtype(layer)
+def _fused(layer: Any, library: NativeLibrary, make: Make, rest: AfterAttention | None) -> FusedForward:
+    parts, dtype = parts_of(layer, make), _dtype(layer)
     one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
     few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
-    return FusedForward(
-        layer, one, few, make, None if _is_gated(layer) else AfterAttention(_mlp(layer), _norms(layer)[3])
-    )
+    return FusedForward(layer, one, few, make, rest)
+
+
+def _rest(layer: Any) -> AfterAttention | None:
+    """What follows attention where that is not a part of ours, in as few calls as was found."""
+    beside = vars(layer).get(experts_beside.TOGETHER)
+    return _plain(layer) if beside is None else AfterAttention(beside, _norms(layer)[3])
+
+
+def _plain(layer: Any) -> AfterAttention | None:
+    """The same by the layer's own modules."""
+    if _is_gated(layer):
+        return None
+    mlp = experts_beside.ExpertsBeside(layer) if experts_beside.stand_in(layer) else _mlp(layer)
+    return AfterAttention(mlp, _norms(layer)[3])
 
 
 @contextmanager
@@ -213,17 +258,23 @@ def _only_attention(layer: Any) -> Iterator[None]:
     if _is_gated(layer):
         yield
         return
-    mlp, own = _mlp(layer), _mlp(layer).forward
-    replaced = "forward" in vars(mlp)
-    x, _, _ = _inputs(layer, TRIED_SIZES, Make("", half_angles=False))
-    pair = isinstance(own(x), tuple)
-    mlp.forward = lambda states: (states, None) if pair else states
+    experts = layer.experts if experts_beside.stand_in(layer) else _mlp(layer)
+    own, replaced = experts.forward, "forward" in vars(experts)
+    experts.forward = _handing_on(layer, own)
     try:
         yield
     finally:
-        del mlp.forward
+        del experts.forward
         if replaced:
-            mlp.forward = own
+            experts.forward = own
+
+
+def _handing_on(layer: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+    if experts_beside.stand_in(layer):
+        return lambda states, *_: states
+    x, _, _ = _inputs(layer, TRIED_SIZES, Make("", half_angles=False))
+    pair = isinstance(own(x), tuple)
+    return lambda states: (states, None) if pair else states
 
 
 @torch.inference_mode()
@@ -245,7 +296,8 @@ def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[T
     arguments = {"attention_mask": mask, "position_embeddings": positions}
     if not fused.suits(x, arguments):
         return False
-    expected, found = layer.forward(x, **arguments), fused(x, **arguments)
+    lent: dict[str, Any] = {LENT: {}} if LENT in inspect.signature(layer.forward).parameters else {}
+    expected, found = layer.forward(x, **arguments, **lent), fused(x, **arguments)
     if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
         return False
     change = (expected - x).float().abs().amax(-1, keepdim=True)

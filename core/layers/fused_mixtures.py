@@ -6,7 +6,7 @@ linear of one row whose sigmoid that part is multiplied with. What it makes of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from core.kernels.native_experts import NativeExperts
-from core.kernels.native_layer import ACTIVATIONS
+from core.kernels.native_layer import ACTIVATIONS, NormParts
 from core.kernels.native_library import FEW_ROWS
 from core.kernels.native_mixture import NativeMixture, SharedExpert
 from core.kernels.native_router import NativeRouter
-from core.layers import moe
+from core.layers import experts_beside, moe
 from core.layers.fused_experts import FusedExperts
 from core.layers.fused_routers import FusedRouter
+from core.layers.norms import NativeRMSNorm
 from core.layers.trials import MISFITS
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
@@ -36,11 +37,13 @@ SAME_ROUNDING = 0.97
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What a block consists of. `linears`: gate, up and down of the part that every row goes to, and what opens it."""
+    """What a block consists of. `linears`: gate, up and down of the part that every row goes to, and what opens it;
+    `norms`: before and after the chosen experts, before and after that part."""
 
     router: NativeRouter
     experts: FusedExperts
     linears: Sequence[HostLinear]
+    norms: Sequence[NormParts | None] = (None,) * 4
 
     def shared(self, activation: str) -> SharedExpert | None:
         """The part that every row goes to, None without one."""
@@ -90,7 +93,7 @@ class FusedMixture:
     def _native(self, rows: int) -> NativeMixture | None:
         experts = self._block.takes(rows)
         if experts is not None and experts not in self._made:
-            self._made[experts] = NativeMixture(self._block.router, experts, self._shared)
+            self._made[experts] = NativeMixture(self._block.router, experts, self._shared, self._block.norms)
         return None if experts is None else self._made[experts]
 
 
@@ -107,20 +110,34 @@ def adopt(root: Any) -> None:
     release(root)
     found: dict[str, Make | None] = {}
     for module in list(root.modules()):
-        if (block := _block(module)) is None:
+        beside = experts_beside.stand_in(module)
+        if (block := _beside(module) if beside else _block(module)) is None:
             continue
-        kind = _kind(module)
+        own, kind = experts_beside.ExpertsBeside(module) if beside else module.forward, _kind(module)
         if kind not in found:
-            found[kind] = _make(module, block, root.dtype)
+            found[kind] = _make(own, block, root.dtype)
         if (make := found[kind]) is not None:
-            module.forward = FusedMixture(module.forward, block, make.activation, pair=make.pair)
+            vars(module)[experts_beside.TOGETHER if beside else "forward"] = FusedMixture(
+                own, block, make.activation, pair=make.pair
+            )
 
 
 def release(root: nn.Module) -> None:
     """Give the blocks their own forward back."""
     for module in root.modules():
+        vars(module).pop(experts_beside.TOGETHER, None)
         if isinstance(vars(module).get("forward"), FusedMixture):
             del module.forward
+
+
+def _beside(layer: Any) -> Block | None:
+    """The parts of a layer whose experts stand beside its gated part."""
+    router, experts = vars(layer.router).get("forward"), vars(layer.experts).get(moe.TOGETHER)
+    linears, norms = _gated(layer.mlp), [getattr(layer, name) for name in experts_beside.NORMS]
+    ours = isinstance(router, FusedRouter) and isinstance(experts, FusedExperts) and linears and _may_be_ours(linears)
+    if not ours or not all(isinstance(norm, NativeRMSNorm) for norm in norms):
+        return None
+    return Block(router.native, experts, linears, [norm.parts for norm in norms])
 
 
 def _block(module: nn.Module) -> Block | None:
@@ -160,18 +177,18 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 @torch.inference_mode()
-def _make(module: Any, block: Block, dtype: torch.dtype) -> Make | None:
+def _make(own: Callable[[Tensor], Any], block: Block, dtype: torch.dtype) -> Make | None:
     """How ours computes what the block does; None if it computes something else, or is not faster for few rows."""
     tried = [rows for rows in TRIED_ROWS if block.takes(rows)]
     try:
         given = [_inputs(block, rows, dtype) for rows in tried]
-        own = [module.forward(x) for x in given]
+        made = [own(x) for x in given]
     except MISFITS:
         return None
-    pair = any(isinstance(one, tuple) for one in own)
-    expected = [one[0] if isinstance(one, tuple) else one for one in own]
+    pair = any(isinstance(one, tuple) for one in made)
+    expected = [one[0] if isinstance(one, tuple) else one for one in made]
     for activation in ACTIVATIONS if block.linears else ("silu",):
-        fused = FusedMixture(module.forward, block, activation, pair=False)
+        fused = FusedMixture(own, block, activation, pair=False)
         if given and all(map(_agree, map(fused, given), expected)):
             return Make(activation, pair)
     return None

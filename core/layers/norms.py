@@ -73,6 +73,24 @@ def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None
     return next(same, None)
 
 
+@torch.inference_mode()
+def without_gain(module: nn.Module, columns: int, dtype: torch.dtype) -> NormParts | None:
+    """What a norm that holds no weights does with rows of so many columns; None where it is none."""
+    library = native()
+    if library is None or next(module.parameters(), None) is not None:
+        return None
+    gain = torch.ones(columns)
+    x = _inputs(gain.to(dtype))
+    try:
+        expected = module(x)
+    except MISFITS:
+        return None
+    floats = [value for value in vars(module).values() if isinstance(value, float)]
+    candidates = (NormParts(gain, eps, rounded) for eps in floats for rounded in (True, False))
+    same = (one for one in candidates if _agree(library.rms_norm(x, gain, one.eps, one.rounded), expected))
+    return next(same, None)
+
+
 def _may_be_norm(module: nn.Module) -> bool:
     """Whether it holds one vector of weights and nothing else, and its forward asks for one tensor."""
     held = list(module.parameters())

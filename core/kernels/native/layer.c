@@ -10,14 +10,8 @@
  * Layers that follow each other and whose caches lie in memory are one call: between the calls of a token Python takes
  * as long as the processor takes for a small model's products. */
 #include "gated.h"
+#include "norms.h"
 #include "packed_states.h"
-#include "products.h"
-
-typedef struct {
-    const float *gain; /* NULL = no norm */
-    double eps;
-    int64_t rounded, columns;
-} NormOf;
 
 /* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul: of any formats that want the same
  * kind of input for few rows. */
@@ -25,9 +19,10 @@ typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
     int64_t turned; /* columns of a head that positions turn */
     double residual; /* what either half adds to the states is multiplied with it */
+    double factor;   /* the layer's result is multiplied with it */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
-    NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
+    NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
 } Layer;
 
 /* x [count][dim] in place: both halves of the first `turned` columns turned into each other by the angles of cos and sin
@@ -50,8 +45,14 @@ INLINE void turn_heads(void *x, int64_t count, int64_t dim, int64_t turned, cons
     }
 }
 
+INLINE void multiply_all(void *x, float factor, int64_t count, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) store(x, i, factor * widened(x, i, type), type);
+}
+
 typedef struct {
     void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
+    void (*multiply)(void *x, float factor, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
     void (*turn)(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin, int type,
                  int angles);
@@ -66,7 +67,11 @@ typedef struct {
         else if (angles == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_F32);              \
         else turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_BF16);                                     \
     }                                                                                                               \
-    static const Loops name = {name##_add, name##_gate, name##_turn};
+    isa static void name##_multiply(void *x, float factor, int64_t count, int type) {                               \
+        if (type == TYPE_F32) multiply_all(x, factor, count, TYPE_F32);                                             \
+        else multiply_all(x, factor, count, TYPE_BF16);                                                             \
+    }                                                                                                               \
+    static const Loops name = {name##_add, name##_multiply, name##_gate, name##_turn};
 #include "loops.h"
 
 /* ---- the scratch memory ---- */
@@ -85,14 +90,6 @@ EXPORT int64_t hetegen_layer_bytes(int isa, const Layer *l, int type, int64_t m,
 
 /* ---- the two calls ---- */
 
-/* x of `columns` in all, normed into `to`; where there is no norm, x itself. */
-static const void *normed(const Run *r, const NormOf *n, const void *x, int64_t columns, void *to) {
-    if (!n->gain) return x;
-    hetegen_rms_norm(r->isa, x, r->type, r->m * columns / n->columns, n->columns, n->gain, (float)n->eps,
-                     (int)n->rounded, to, 1);
-    return to;
-}
-
 static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
     for (int64_t row = 0; bias && row < r->m; row++) {
         uint8_t *at = (uint8_t *)x + size_of(r, columns) / r->m * row;
@@ -103,6 +100,12 @@ static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
 /* to = x + what a half of the layer adds to it. */
 static void add_on(const Run *r, const Layer *l, const void *x, const void *added, void *to) {
     loops_of(r->isa)->add(x, added, (float)l->residual, to, r->m * l->hidden, r->type);
+}
+
+/* out = x + what the layer's second half adds to it, times the layer's factor. */
+static void finish(const Run *r, const Layer *l, const void *x, void *added, void *spare, void *out) {
+    add_on(r, l, x, normed(r, &l->after_mlp, added, l->hidden, spare), out);
+    if (l->factor != 1) loops_of(r->isa)->multiply(out, (float)l->factor, r->m * l->hidden, r->type);
 }
 
 /* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
@@ -129,6 +132,7 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
     finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin, angles);
     finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin, angles);
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
+    normed(&r, &l->v_norm, v, l->kv_heads * l->dim, v);
 }
 
 typedef struct {
@@ -164,7 +168,7 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     product(&r, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
     loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
     product(&r, 1, l->down, open, l->inner, prepared, added);
-    add_on(&r, l, sum, normed(&r, &l->after_mlp, added, l->hidden, spare), out);
+    finish(&r, l, sum, added, spare, out);
 }
 
 /* As hetegen_layer_end as far as attention goes: sum = x + attention, next = its norm before the gated part. */
@@ -264,7 +268,7 @@ static void add_experts(const Run *r, const Placed *p, const void *sum, const vo
     const Layer *l = p->layer;
     void *added = taken(&at, size_of(r, l->hidden)), *spare = taken(&at, size_of(r, l->hidden));
     hetegen_mixture(r->isa, p->mixture, x, r->type, r->m, added, at, r->threads);
-    add_on(r, l, sum, normed(r, &l->after_mlp, added, l->hidden, spare), out);
+    finish(r, l, sum, added, spare, out);
 }
 
 /* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */

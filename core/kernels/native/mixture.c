@@ -1,7 +1,8 @@
 /* What a layer's experts make of a few rows of input in one call: the router's choice, the weighted sum of the chosen
- * experts, and what an expert that every row goes to adds. */
+ * experts, and what an expert that every row goes to adds. There may be norms before and after either of the two; the
+ * router reads the rows themselves. */
 #include "gated.h"
-#include "products.h"
+#include "norms.h"
 
 /* All fields are of 8 bytes. Weights are fields of the parts of hetegen_matmul. */
 struct Mixture {
@@ -11,6 +12,7 @@ struct Mixture {
     int64_t inner, activation;       /* of the expert for every row; inner 0 = there is none */
     int64_t gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const int64_t *door; /* a single row: the sigmoid of its product multiplies that expert's result; NULL = none */
+    NormOf before_chosen, after_chosen, before_every, after_every; /* of the chosen experts and of that for every row */
 };
 
 typedef struct {
@@ -45,7 +47,7 @@ static int64_t prepared_bytes(const Run *r, const Mixture *x) {
 
 static int64_t shared_bytes(const Run *r, const Mixture *x) {
     if (!x->inner) return 0;
-    int64_t states = 3 * aligned(size_of(r, x->inner)) + aligned(size_of(r, x->hidden)) + aligned(size_of(r, 1));
+    int64_t states = 3 * aligned(size_of(r, x->inner)) + 2 * aligned(size_of(r, x->hidden)) + aligned(size_of(r, 1));
     return states + aligned(prepared_bytes(r, x));
 }
 
@@ -54,6 +56,7 @@ EXPORT int64_t hetegen_mixture_bytes(int isa, const Mixture *x, int type, int64_
     Run r = {isa, type, threads, m};
     int64_t choice = aligned(m * x->scored * 4) + aligned(m * x->choices * 4) + aligned(m * x->choices * 8);
     int64_t experts = hetegen_experts_bytes(isa, x->experts, type, m, x->choices, threads);
+    experts += aligned(size_of(&r, x->hidden));
     return choice + most(most(hetegen_route_bytes(isa, x->router, type, m), experts), shared_bytes(&r, x));
 }
 
@@ -63,7 +66,8 @@ static void add_shared(const Run *r, const Mixture *x, const void *rows, void *o
     /* gate and up lie one behind the other, as a product writes its parts */
     uint8_t *gate = taken(&at, 2 * size_of(r, x->inner)), *up = gate + size_of(r, x->inner);
     uint8_t *open = taken(&at, size_of(r, x->inner)), *made = taken(&at, size_of(r, x->hidden));
-    uint8_t *door = taken(&at, size_of(r, 1)), *prepared = at;
+    uint8_t *spare = taken(&at, size_of(r, x->hidden)), *door = taken(&at, size_of(r, 1)), *prepared = at;
+    rows = normed(r, &x->before_every, rows, x->hidden, spare);
     product(r, 2, x->gate_up, rows, x->hidden, prepared, gate);
     loops->gate(gate, up, open, r->m * x->inner, x->activation, r->type);
     product(r, 1, x->down, open, x->inner, prepared, made);
@@ -71,7 +75,16 @@ static void add_shared(const Run *r, const Mixture *x, const void *rows, void *o
         product(r, 1, x->door, rows, x->hidden, prepared, door);
         loops->open(door, made, r->m, x->hidden, r->type);
     }
-    loops->add(out, made, 1, out, r->m * x->hidden, r->type);
+    loops->add(out, normed(r, &x->after_every, made, x->hidden, made), 1, out, r->m * x->hidden, r->type);
+}
+
+/* out = the weighted sum of the chosen experts. */
+static void add_chosen(const Run *r, const Mixture *x, const void *rows, const int64_t *chosen, const float *shares,
+                       void *out, uint8_t *at) {
+    void *spare = taken(&at, size_of(r, x->hidden));
+    rows = normed(r, &x->before_chosen, rows, x->hidden, spare);
+    hetegen_experts(r->isa, x->experts, rows, r->type, r->m, x->choices, chosen, shares, out, at, r->threads);
+    normed(r, &x->after_chosen, out, x->hidden, out);
 }
 
 /* rows, out: [m][hidden] of `type` (fp32 or bf16), contiguous, m at most FEW_ROWS. */
@@ -82,6 +95,6 @@ EXPORT void hetegen_mixture(int isa, const Mixture *x, const void *rows, int typ
     float *scores = (float *)taken(&at, m * x->scored * 4), *shares = (float *)taken(&at, m * x->choices * 4);
     int64_t *chosen = (int64_t *)taken(&at, m * x->choices * 8);
     hetegen_route(isa, x->router, rows, type, m, scores, chosen, shares, at, threads);
-    hetegen_experts(isa, x->experts, rows, type, m, x->choices, chosen, shares, out, at, threads);
+    add_chosen(&r, x, rows, chosen, shares, out, at);
     if (x->inner) add_shared(&r, x, rows, out, at);
 }

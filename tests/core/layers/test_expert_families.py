@@ -5,7 +5,7 @@ The weights of linears are stored in bf16, all others in fp32: so our library co
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from core.kernels.matmul import host_matmul
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import FEW_ROWS
 from core.kernels.quantize import quantize
-from core.layers import fused_experts, fused_layers, fused_mixtures, fused_routers, moe
+from core.layers import experts_beside, fused_experts, fused_layers, fused_mixtures, fused_routers, moe
 from core.layers.fused_mixtures import FusedMixture
 from core.layers.fused_routers import FusedRouter
 from core.model.blueprint import decoder_layers
@@ -29,8 +29,6 @@ from tests.core.greedy import GreedyPath, random_prompt
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", *EXPERT_FAMILIES)
-APART = ("gemma4_text",)
-"""Families whose experts stand beside a gated part with norms of its own: router and experts are a call each."""
 TOKENS = 48
 EXACT = {bucket(rows): "widened-fp32" for rows in (FEW_ROWS + 1, 1000)}
 """What multiplies many rows without rounding them to the weight's type."""
@@ -75,12 +73,12 @@ def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
     expected = reference_tokens(tmp_path, prompt, TOKENS)
     path = GreedyPath(tmp_path)
     store_in_bf16(path.module)
-    forwards = [vars(module).get("forward") for module in path.module.modules()]
+    places = product(path.module.modules(), ("forward", experts_beside.TOGETHER))
+    forwards = [vars(module).get(place) for module, place in places]
     whole = [forward for forward in forwards if isinstance(forward, FusedMixture)]
     routers = [forward for forward in forwards if isinstance(forward, FusedRouter)]
     experts = sum(bool(moe.linears_of(module)) for module in path.module.modules())
-    assert len(routers) == experts > 0
-    assert len(whole) == (0 if family in APART else experts)
+    assert len(whole) == len(routers) == experts > 0
     few: list[int] = []
     for mixture in whole:
         count_few(mixture, "own", few)

@@ -16,7 +16,7 @@ from core.kernels.native_abi import instruction_sets
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import AttentionCall, open_library
 from core.layers import fused_layers
-from core.layers.fused_forward import FusedForward
+from core.layers.fused_forward import FusedForward, Make
 from core.layers.fused_layers import parts_of
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import decoder_layers
@@ -85,7 +85,7 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     path = load("qwen2", tmp_path, "int8", dtype, **sizes)
     layer: Any = layers_of(path)[0]
     fused_layers.release([layer])
-    native = NativeLayer(open_library(isa), parts_of(layer, "silu"), dtype)
+    native = NativeLayer(open_library(isa), parts_of(layer, Make("silu", half_angles=False)), dtype)
     x = torch.randn(1, rows, 84).to(dtype)
     angles = torch.randn(1, rows, 7).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)

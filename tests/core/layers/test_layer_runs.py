@@ -15,7 +15,8 @@ from torch import Tensor
 from core.errors import ModelFailed
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import NativeLibrary
-from core.layers.fused_forward import one_by_one
+from core.layers.fused_forward import FusedForward, one_by_one
+from core.layers.fused_layers import adopt, release
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import SLIDING_SLACK
 from core.model.blueprint import decoder_layers
@@ -92,12 +93,29 @@ def test_the_same_tokens_after_a_cut_and_in_another_cache(
     assert len(made) > 40
 
 
-@pytest.mark.parametrize(("family", "packed"), [("gemma3_text", False), ("gpt_oss", False), ("gpt_oss", True)])
+GEMMA4_31B = {
+    "attention_k_eq_v": True,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "enable_moe_block": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "packed", "changes"),
+    [
+        ("gemma3_text", False, {}),
+        ("gpt_oss", False, {}),
+        ("gpt_oss", True, {}),
+        ("gemma4_text", False, {}),
+        ("gemma4_text", False, GEMMA4_31B),
+    ],
+)
 def test_layers_with_windows_and_without_are_one_call(
-    family: str, packed: bool, tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+    family: str, packed: bool, changes: dict[str, Any], tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
 ) -> None:
     kinds = [*["sliding_attention"] * 3, *["full_attention"] * 2]
-    path, made = load(family, tmp_path, num_hidden_layers=len(kinds), layer_types=kinds), next(calls)
+    path, made = load(family, tmp_path, num_hidden_layers=len(kinds), layer_types=kinds, **changes), next(calls)
     tokens = [[id % 190 + 3] for id in range(SLIDING_SLACK + 80)]  # until the window has moved to the buffer's front
     parts = [*tokens, PROMPT[:5], PROMPT[:5], [9], PROMPT[:8], PROMPT[:8]]
 
@@ -190,3 +208,16 @@ def test_a_stopped_pass_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
         path.model.forward([expected[5]], path.cache, lambda: next(looks))
     assert len(path.cache.tokens) == held
     assert path.tokens([*PROMPT, *expected[:6]], 6) == expected[6:]
+
+
+def test_layers_that_lend_their_states_compute_them_themselves(tmp_path: Path) -> None:
+    path = load(
+        "gemma4_text", tmp_path, enable_moe_block=False, layer_types=["sliding_attention", "full_attention"] * 2
+    )
+    layers: list[Any] = decoder_layers(path.module)
+    assert all(isinstance(vars(one).get("forward"), FusedForward) for one in layers)
+    release(layers)
+    layers[3].self_attn.is_kv_shared_layer = True
+    layers[3].self_attn.store_full_length_kv = False
+    adopt(layers)
+    assert [isinstance(vars(one).get("forward"), FusedForward) for one in layers[:3]] == [True, True, False]

@@ -1,0 +1,21 @@
+/* Root-mean-square norms between the products of a layer. */
+#ifndef HETEGEN_NORMS_H
+#define HETEGEN_NORMS_H
+
+#include "products.h"
+
+typedef struct {
+    const float *gain; /* NULL = no norm */
+    double eps;
+    int64_t rounded, columns;
+} NormOf;
+
+/* x of `columns` in all, normed into `to`, which may be x; where there is no norm, x itself. */
+INLINE const void *normed(const Run *r, const NormOf *n, const void *x, int64_t columns, void *to) {
+    if (!n->gain) return x;
+    hetegen_rms_norm(r->isa, x, r->type, r->m * columns / n->columns, n->columns, n->gain, (float)n->eps,
+                     (int)n->rounded, to, 1);
+    return to;
+}
+
+#endif

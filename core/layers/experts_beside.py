@@ -1,0 +1,43 @@
+"""Experts that stand beside a layer's gated part, each between norms of its own, as Gemma 4 has them.
+
+s -> norm -> gated part -> norm ; s -> router, s -> norm -> chosen experts -> norm ; the sum of both
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NORMS = (
+    "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2",
+    "pre_feedforward_layernorm", "post_feedforward_layernorm_1",
+)  # fmt: skip
+"""Before and after the chosen experts, before and after the gated part."""
+OTHERS = ("router", "experts", *NORMS)
+"""What stands beside the gated part, and around it."""
+TOGETHER = "hetegen_beside"
+"""Where a layer keeps what computes all of them in one call."""
+
+
+class ExpertsBeside:
+    """What such a layer's own modules make of the states that attention leaves."""
+
+    def __init__(self, layer: Any) -> None:
+        self._parts = layer.mlp, layer.router, layer.experts
+        self._norms = [getattr(layer, name) for name in NORMS]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (1, M, K) -> (1, M, K)."""
+        before_chosen, after_chosen, before_every, after_every = self._norms
+        mlp, router, experts = self._parts
+        rows = x.reshape(-1, x.shape[-1])
+        _, shares, chosen = router(rows)
+        found: Tensor = after_chosen(experts(before_chosen(rows), chosen, shares)).view(x.shape)
+        return torch.add(after_every(mlp(before_every(x))), found)
+
+
+def stand_in(layer: nn.Module) -> bool:
+    """Whether the layer has such experts."""
+    return layer._modules.keys() >= {"mlp", *OTHERS}
