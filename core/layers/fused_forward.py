@@ -167,7 +167,7 @@ class LayerRun:
         self._count = 0
 
     def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the last layer will compute what this one makes of x (1, M, K): its kind has been met in this pass."""
+        """Whether the last layer will do what this one does with x (1, M, K): its kind has been met in this pass."""
         given = self._given.get(self._kinds[layer]) if x is self._waiting else None
         if given is None or layer is self._layers[-1]:
             return False
