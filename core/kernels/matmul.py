@@ -157,8 +157,9 @@ class BatchedMatmul:
         alike = all(m.by_bucket[index].library is library for m in self._matmuls)
         if library is None or not alike or len(self._matmuls) > MOST_PARTS:
             return None
-        kinds = {(library.input_kind(m.storage, BUCKET_TOKENS[index]), m.weight.order) for m in self._matmuls}
-        return library if len(kinds) == 1 else None
+        one_order = len({m.weight.order for m in self._matmuls}) == 1
+        alike = library.alike((m.storage for m in self._matmuls), BUCKET_TOKENS[index])
+        return library if one_order and alike else None
 
 
 def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:

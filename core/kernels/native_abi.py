@@ -34,7 +34,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_copy": (None, [_ADDRESS, _ADDRESS, _LONG]),
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
-    "hetegen_input_kind": (_INT, [_INT, _INT, _LONG]),
+    "hetegen_input_kind": (_INT, [_INT, _INT, _LONG, _INT]),
     "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
     "hetegen_panel_bytes": (_LONG, [_LONG]),
     "hetegen_prepare": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _INT, _INT]),

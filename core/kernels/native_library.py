@@ -7,7 +7,7 @@ the tensors.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -128,10 +128,16 @@ class NativeLibrary:
         self._delta_rule = library.hetegen_delta_rule
         self._state_scan = library.hetegen_state_scan
 
-    def input_kind(self, storage: str, m: int) -> int:
-        """What `matmul` takes for weights of `storage` and `m` rows of input: floats, or numbers of 8 or 16 bits."""
-        kind: int = self._input_kind(self._isa, format_number(storage), m)
+    def input_kind(self, storage: str, m: int, dtype: torch.dtype) -> int:
+        """What `matmul` takes for weights of `storage` and `m` rows of input of `dtype`: floats, or numbers of 8 or 16
+        bits."""
+        kind: int = self._input_kind(self._isa, format_number(storage), m, TYPES[dtype])
         return kind
+
+    def alike(self, storages: Iterable[str], m: int) -> bool:
+        """Whether weights of these storages want one kind of input for `m` rows of it, of whatever type they are."""
+        found = list(storages)
+        return all(len({self.input_kind(one, m, dtype) for one in found}) == 1 for dtype in TYPES)
 
     def prepare(self, x: Tensor, kind: int) -> Tensor:
         """`x` (M, K) laid out for `matmul` as the kind that `input_kind` says."""

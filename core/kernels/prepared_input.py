@@ -48,7 +48,7 @@ class HostInput:
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
         """The input (M, K) laid out for the library's kernels of `storage`."""
-        key = (library.instruction_set, library.input_kind(storage, self.rows))
+        key = (library.instruction_set, library.input_kind(storage, self.rows, self.dtype))
         if key not in self._prepared:
             self._prepared[key] = library.prepare(self.x, key[1])
         return self._prepared[key]

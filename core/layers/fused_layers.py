@@ -150,8 +150,8 @@ def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
     library = common_library([one.host for one in linears], rows)
-    kinds = {library.input_kind(one.host.weight.storage, rows) for one in linears} if library else ()
-    return library if len(kinds) == 1 else None
+    alike = library is not None and library.alike((one.host.weight.storage for one in linears), rows)
+    return library if alike else None
 
 
 def _kind(layer: Any) -> str:

@@ -61,8 +61,7 @@ class Block:
 
     def _is_alike(self, experts: NativeExperts, rows: int) -> bool:
         """Whether gate and up, which are multiplied together, want the same kind of input."""
-        gate, up = (experts.library.input_kind(one.host.weight.storage, rows) for one in self.linears[:2])
-        return gate == up
+        return experts.library.alike((one.host.weight.storage for one in self.linears[:2]), rows)
 
 
 class FusedMixture:

@@ -84,7 +84,8 @@ AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint
 
 static void bf16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     (void)panel;
-    bf16_few(job, begin, end);
+    if (job->input->given) given_few(job, begin, end);
+    else bf16_few(job, begin, end);
 }
 
 static void f16_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {

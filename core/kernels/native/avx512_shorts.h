@@ -1,7 +1,8 @@
-/* Floats of eight bits where the processor multiplies pairs of bf16 and looks bytes up in two registers: weights become
- * bf16, exactly, and 128 columns are summed up before their scale is needed. Inputs are bf16 too, in the order in which
- * the weights come out of their bytes. More rows of input than MOST_FEW: 128 columns of 32 rows are widened once, as a
- * panel of pairs of columns that stays in the innermost cache. Included in avx512.c. */
+/* Where the processor multiplies pairs of bf16 and looks bytes up in two registers. Weights of bf16 are multiplied as they
+ * lie with inputs of bf16. Floats of eight bits become bf16, exactly, and 128 columns are summed up before their scale is
+ * needed; their inputs are in the order in which the weights come out of their bytes. More rows of input than MOST_FEW:
+ * 128 columns of 32 rows are widened once, as a panel of pairs of columns that stays in the innermost cache. Included in
+ * avx512.c. */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define SHORTS TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx512vbmi,avx2,f16c,fma")
@@ -66,6 +67,55 @@ SHORTS INLINE void short_row(const Job *job, int64_t row, const int unused, int6
 }
 SIXTEEN_FOR(SHORTS, short_few, short_row, FLOAT8, as_it_is)
 FEW_FOR(SHORTS, short_few)
+
+/* ---- weights of bf16 ---- */
+
+/* Two rows of weights share each load of the input, this many columns at a time: more do not stay in the innermost cache. */
+enum { STRIP_OF_SHORTS = 1024 };
+
+/* 32 columns of two rows of weights times M rows of input. */
+SHORTS INLINE void given_step(const Input *in, const uint8_t *const row[2], int64_t column, __mmask32 valid, int64_t m0,
+                              const int M, __m512 sum[2][FEW_ROWS]) {
+    const uint16_t *x = in->given + (column / BLOCK * in->m + m0) * BLOCK + column % BLOCK;
+    const __m512bh w[2] = {(__m512bh)_mm512_maskz_loadu_epi16(valid, row[0] + column * 2),
+                           (__m512bh)_mm512_maskz_loadu_epi16(valid, row[1] + column * 2)};
+    UNROLL for (int m = 0; m < M; m++) {
+        const __m512bh own = (__m512bh)_mm512_loadu_si512(x + m * BLOCK);
+        UNROLL for (int r = 0; r < 2; r++) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], w[r], own);
+    }
+}
+
+/* The columns [from, to) of two rows of weights. `ahead`: what is asked for meanwhile, as much as is used. */
+SHORTS INLINE void given_strip(const Input *in, const uint8_t *const row[2], int64_t from, int64_t to, int64_t m0,
+                               const int M, const uint8_t *ahead, __m512 sum[2][FEW_ROWS]) {
+    int64_t c = from;
+    for (; c + BLOCK <= to; c += BLOCK, ahead += 256) {
+        UNROLL for (int i = 0; i < 256; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
+        given_step(in, row, c, 0xffffffffu, m0, M, sum);
+        given_step(in, row, c + 32, 0xffffffffu, m0, M, sum);
+    }
+    for (; c < to; c += 32) given_step(in, row, c, to - c >= 32 ? 0xffffffffu : (1u << (to - c)) - 1, m0, M, sum);
+}
+
+/* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
+SHORTS INLINE void given_few_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {
+    const int64_t columns = job->input->columns, count = end - row < 16 ? end - row : 16;
+    const uint8_t *at = job->weights + row * job->row_bytes, *ahead = at + 16 * job->row_bytes;
+    __m512 sums[FEW_ROWS][16];
+    for (int m = 0; m < M; m++) for (int i = 0; i < 16; i++) sums[m][i] = _mm512_setzero_ps();
+    for (int64_t from = 0; from < columns; from += STRIP_OF_SHORTS) {
+        const int64_t to = from + STRIP_OF_SHORTS < columns ? from + STRIP_OF_SHORTS : columns;
+        for (int64_t i = 0; i < count; i += 2, ahead += (to - from) * 4) {
+            const uint8_t *rows[2] = {at + i * job->row_bytes, at + (i + 1 < count ? i + 1 : i) * job->row_bytes};
+            __m512 sum[2][FEW_ROWS];
+            UNROLL for (int r = 0; r < 2; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = sums[m][i + r];
+            given_strip(job->input, rows, from, to, m0, M, ahead, sum);
+            UNROLL for (int r = 0; r < 2; r++) UNROLL for (int m = 0; m < M; m++) sums[m][i + r] = sum[r][m];
+        }
+    }
+    for (int m = 0; m < M; m++) put_sixteen(job, m0 + m, row, end, add_across(sums[m]));
+}
+FEW_FOR(SHORTS, given_few)
 
 /* ---- more rows of input ---- */
 
@@ -157,6 +207,8 @@ static void short_rows(const Job *job, int64_t begin, int64_t end, uint8_t *pane
 
 static int takes_shorts(void) { return has_short_products(); }
 #else
+static void given_few(const Job *job, int64_t begin, int64_t end) { (void)job, (void)begin, (void)end; }
+
 static void short_rows(const Job *job, int64_t begin, int64_t end, uint8_t *panel) {
     (void)job, (void)begin, (void)end, (void)panel;
 }

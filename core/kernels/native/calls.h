@@ -11,7 +11,7 @@
 #endif
 
 /* dispatch.c */
-EXPORT int hetegen_input_kind(int isa, int format, int64_t m);
+EXPORT int hetegen_input_kind(int isa, int format, int64_t m, int type);
 EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind);
 EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t columns, int64_t stride, void *buffer,
                             int kind, int threads);

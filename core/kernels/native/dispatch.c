@@ -126,6 +126,10 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
         in->shorts = (const uint16_t *)buffer;
         return;
     }
+    if (kind == AS_GIVEN) {
+        in->given = (const uint16_t *)buffer;
+        return;
+    }
     in->q = (const int8_t *)buffer;
     buffer += cells * BLOCK;
     in->scales = (const float *)buffer;
@@ -136,8 +140,9 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
     in->totals = (const float *)(buffer + cells * 48);
 }
 
-/* The kind of input that weights of `format` want for m rows of it. */
-EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
+/* The kind of input that weights of `format` want for m rows of `type`, in which their product is written, too. */
+EXPORT int hetegen_input_kind(int isa, int format, int64_t m, int type) {
+    if (format == BF16 && type == TYPE_BF16) return kernels_of(isa)->takes_shorts ? AS_GIVEN : FLOATS;
     if (format == BF16 || format == F16) return FLOATS;
     if (format == FLOAT8) return kernels_of(isa)->takes_shorts ? SHORT_FLOATS : FLOATS;
     return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
@@ -147,7 +152,7 @@ EXPORT int hetegen_input_kind(int isa, int format, int64_t m) {
 EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     int64_t cells = even_blocks(columns) * m;
     if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
-    if (kind == SHORT_FLOATS) return cells * BLOCK * (int64_t)sizeof(uint16_t);
+    if (kind == SHORT_FLOATS || kind == AS_GIVEN) return cells * BLOCK * (int64_t)sizeof(uint16_t);
     if (kind == WORDS) return cells * BLOCK * 2 + strips(columns) * m * (int64_t)sizeof(float);
     return cells * (BLOCK + 48) + m * (int64_t)sizeof(float);
 }
@@ -205,10 +210,24 @@ static void put_shorts(const float *wide, uint16_t *to) {
             for (int i = 0; i < 8; i++) *to++ = float_to_bf16(wide[run * 16 + half * 8 + i]);
 }
 
+/* A row of bf16, zeros past the end. */
+static void give_row(const uint16_t *x, int64_t row, const Input *in) {
+    for (int64_t b = 0; b < in->blocks; b++) {
+        uint16_t *to = (uint16_t *)in->given + (b * in->m + row) * BLOCK;
+        int64_t left = in->columns - b * BLOCK, count = left < 0 ? 0 : left < BLOCK ? left : BLOCK;
+        memcpy(to, x + b * BLOCK, (size_t)count * 2);
+        memset(to + count, 0, (size_t)(BLOCK - count) * 2);
+    }
+}
+
 void prepare_row(const Kernels *kernels, const void *x, int type, int64_t from, int64_t row, const Input *in) {
     float wide[BLOCK];
     if (in->words) {
         prepare_words(kernels, x, type, from, row, in);
+        return;
+    }
+    if (in->given) {
+        give_row((const uint16_t *)x + from, row, in);
         return;
     }
     for (int64_t b = 0; b < in->blocks; b++) {
@@ -266,14 +285,14 @@ Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, 
 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
  * the addresses and numbers weights, row bytes, scales, scales a row, begin, end, format; for all formats
- * hetegen_input_kind says the same, and `input` is a buffer of hetegen_prepare of that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+ * hetegen_input_kind says the same of out_type, and `input` is a buffer of hetegen_prepare of that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads) {
     Input in;
     Part parts[MOST_PARTS];
     uint8_t *to = out;
     Share share = {parts, count, 0, hetegen_panel_bytes(columns)};
-    lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m), &in);
+    lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m, out_type), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
         parts[i] = part_of(kernels_of(isa), fields, &in, to, out_type, scratch);
         to += m * (parts[i].end - parts[i].begin) * (out_type == TYPE_F32 ? 4 : 2);

@@ -51,10 +51,10 @@ static int64_t up_rows(const Experts *e) { return e->gated ? 2 * e->inner : e->i
 
 /* ---- the scratch memory ---- */
 
-/* No more than so many bytes for each row of an input, whatever kind of input it is. */
+/* No more than so many bytes for each row of an input, whatever kind and type of input it is. */
 static int64_t row_bytes_at_most(int isa, int format, int64_t columns) {
-    int64_t few = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, 1));
-    int64_t many = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, FEW_ROWS + 1));
+    int64_t few = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, 1, TYPE_F32));
+    int64_t many = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, FEW_ROWS + 1, TYPE_F32));
     return aligned(few > many ? few : many);
 }
 
@@ -118,7 +118,7 @@ static void make_groups(Call *c) {
         int64_t start = c->starts[expert], count = c->starts[expert + 1] - start;
         if (!count) continue;
         Group *g = c->groups + c->used;
-        int kind = hetegen_input_kind(c->isa, (int)e->format, count);
+        int kind = hetegen_input_kind(c->isa, (int)e->format, count, c->type);
         g->expert = expert;
         g->start = start;
         g->count = count;

@@ -171,13 +171,14 @@ static uint8_t *taken(uint8_t **at, int64_t bytes) {
     return own;
 }
 
+/* Enough for any type of input. */
 static int64_t part_bytes(int isa, const int64_t *fields, int64_t m, int64_t columns) {
-    return hetegen_input_bytes(m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m));
+    return hetegen_input_bytes(m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m, TYPE_F32));
 }
 
 static void prepare(Head *h, const int64_t *fields, int isa, const void *x, int64_t m, int64_t from, int64_t columns, Input *in,
                     uint8_t *buffer) {
-    lay_out(buffer, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m), in);
+    lay_out(buffer, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m, h->type), in);
     for (int64_t row = 0; row < m; row++) prepare_row(h->kernels, x, h->type, (from + row) * columns, row, in);
 }
 

@@ -47,8 +47,9 @@ enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2, SIXES = 3 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
 enum { BOOKS = 3 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPE_PACKED = 3 };
-/* What an input is turned into: floats, numbers of 8 or 16 bits, or floats of 16 bits (bf16). */
-enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2, SHORT_FLOATS = 3 };
+/* What an input is turned into: floats, numbers of 8 or 16 bits, floats of 16 bits (bf16) in an order of their own, or
+ * bf16 as it is given. */
+enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2, SHORT_FLOATS = 3, AS_GIVEN = 4 };
 
 /* The input of a matmul: m rows of one kind. Values that are used together lie together. */
 typedef struct {
@@ -56,6 +57,7 @@ typedef struct {
     const int8_t *q;            /* [blocks][m][64] */
     const int16_t *words;       /* [blocks][m][64] */
     const uint16_t *shorts;     /* [blocks][m][64], bf16, of each sixteen columns the first eight before all other eights */
+    const uint16_t *given;      /* [blocks][m][64], bf16 */
     const float *scales;        /* [blocks][m][2]; of words [strips][m] */
     const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
     const float *by_row;        /* [m][blocks * 2]: the scales again, in an order of their own where arranged */
@@ -163,7 +165,7 @@ typedef struct {
     QuantizeKernel quantize;
     WidenKernel widen;
     WordsKernel words; /* not NULL: int8 wants words where m > FEW_ROWS */
-    int takes_shorts;  /* floats of eight bits want short floats */
+    int takes_shorts;  /* floats of eight bits want short floats, and weights of bf16 take inputs of bf16 as they are */
     ArrangeKernel arrange; /* NULL: blocks stay as they are */
 } Kernels;
 

@@ -25,7 +25,7 @@ INLINE uint8_t *taken(uint8_t **at, int64_t bytes) {
 INLINE int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
 
 INLINE int kind_of(const Run *r, const int64_t *fields) {
-    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m);
+    return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m, r->type);
 }
 
 /* x [m][columns] times the weights of these parts; `prepared`: room for x as the kernels take it. */

@@ -23,7 +23,7 @@ struct Router {
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static int kind_of(int isa, const Router *r, int64_t m) {
-    return hetegen_input_kind(isa, (int)r->weight[PART_FORMAT], m);
+    return hetegen_input_kind(isa, (int)r->weight[PART_FORMAT], m, TYPE_F32);
 }
 
 static int64_t normed_bytes(const Router *r, int type, int64_t m) {

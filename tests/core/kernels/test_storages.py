@@ -164,3 +164,21 @@ def test_a_row_of_input_gives_the_same_bits_whatever_is_beside_it(
     alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, 21) for row in x])
     for count in range(2, 17):
         assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, 21), alone[:count])
+
+
+@pytest.mark.parametrize(
+    "kernel", [one for one in kernels_for("bf16") if "avx512" in one.name], ids=lambda one: one.name
+)
+@pytest.mark.parametrize("columns", [64, 100, 2500])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_16_bits_gives_the_same_bits_whatever_is_beside_it(
+    kernel: Kernel, columns: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(4)
+    weight = QuantizedWeight("bf16", (37, columns), torch.randn(37, columns).bfloat16())
+    x = torch.randn(8, columns).to(dtype)
+    alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, 37) for row in x])
+    exact = x.double() @ weight.data.double().T
+    assert float((alone.double() - exact).norm() / exact.norm()) < (4e-3 if dtype is torch.bfloat16 else 1e-6)
+    for count in range(2, 9):
+        assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, 37), alone[:count])
