@@ -25,7 +25,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
-VERSION = 20
+VERSION = 21
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -50,7 +50,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_attention_bytes": (_LONG, [_ADDRESS]),
     "hetegen_attention": (
         None,
-        [_INT, *(_ADDRESS,) * 6, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
+        [_INT, *(_ADDRESS,) * 5, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
     "hetegen_states": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _INT]),
     "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
@@ -60,11 +60,11 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     ),
     "hetegen_layer_end": (
         None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
+        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 5, _FLOAT, _INT, _ADDRESS, _ADDRESS, _INT],
     ),
     "hetegen_layer_attend": (
         None,
-        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 6, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
+        [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 5, _FLOAT, _INT, *(_ADDRESS,) * 3, _INT],
     ),
     "hetegen_layers_bytes": (_LONG, [_INT, _LONG, _ADDRESS, _INT, _LONG, _INT]),
     "hetegen_layers": (None, [_INT, _LONG, _ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _INT]),
@@ -82,7 +82,7 @@ MOST_PARTS = 16
 """Weights that one `hetegen_matmul` takes at most."""
 PART_FIELDS = 7
 """Numbers that describe each of them."""
-SHAPE_FIELDS = 20
+SHAPE_FIELDS = 25
 """Numbers that describe an attention call."""
 
 

@@ -23,19 +23,21 @@ PANEL_ROWS = 9
 """From so many rows of input on a kernel may repack weights, if it is given memory for that."""
 FLOAT_PANELS = ("avxvnni", "avx2")
 """The instruction sets with kernels for more rows of input than these where weights are floats."""
-NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(*[0, 1, 1] + [0] * 17)
+NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(0, 1, 1)
 """The shape of one that needs no memory."""
 SPLIT_KEYS = 256
 """A stretch of keys shorter than this is not worth a task of its own."""
 ONE_THREAD_BYTES = 256 << 10
 """Below this many bytes, work runs on one thread."""
+_ADDRESS = ctypes.c_void_p
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
     """query (B, H, S, D), key and value (B, KVH, T, D) of fp32 or bf16, last dimension contiguous, or both packed.
 
-    `mask` (B, 1, S, T) of bool, True where a key is seen; `sinks` (H,) of fp32; `softcap` 0 = none.
+    `mask` (B, 1, S, T) of bool, True where a key is seen; `sinks` (H,) of fp32; `softcap` 0 = none; `recent`: of packed
+    keys and values the last R as floats (1, KVH, R, D), of the query's type, which are read instead.
     """
 
     query: Tensor
@@ -45,6 +47,7 @@ class AttentionCall:
     sinks: Tensor | None
     scale: float
     softcap: float
+    recent: tuple[Tensor, Tensor] | None = None
 
     @property
     def value_dim(self) -> int:
@@ -52,28 +55,38 @@ class AttentionCall:
         return unpacked(self.value.shape[3]) if self.value.dtype is PACKED else self.value.shape[3]
 
     @property
-    def addresses(self) -> tuple[int | None, ...]:
-        """Addresses of query, key, value, mask and sinks, in the library's order."""
-        tensors = (self.query, self.key, self.value, self.mask, self.sinks)
-        return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    def addresses(self) -> tuple[object, ...]:
+        """Addresses of query, keys and values, mask and sinks, in the library's order."""
+        recent = self.recent or (None, None)
+        states = (_ADDRESS * 4)(*map(_address, (self.key, self.value, *recent)))
+        return _address(self.query), states, _address(self.mask), _address(self.sinks)
 
     def shape(self, threads: int) -> tuple[int, ...]:
         """Sizes and strides in the library's order."""
         q, k, v, mask = self.query, self.key, self.value, self.mask
         kv_heads, keys = k.shape[1], k.shape[2]
+        recent = 0 if self.recent is None else self.recent[0].shape[2]
+        strides = () if self.recent is None else (*self.recent[0].stride()[1:3], *self.recent[1].stride()[1:3])
         return (
             *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], self.value_dim),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
             *((mask.stride(0), mask.stride(2)) if mask is not None else (0, 0)),
-            stretches(q.shape[0] * kv_heads, keys, threads),
+            stretches(q.shape[0] * kv_heads, keys, threads, recent),
             int(v.dtype is PACKED),
+            *(recent, *(strides or (0,) * 4)),
         )
 
 
-def stretches(heads: int, keys: int, threads: int) -> int:
-    """Into how many tasks the keys of each of so many heads are cut."""
+def stretches(heads: int, keys: int, threads: int, recent: int = 0) -> int:
+    """Into how many tasks the keys of each of so many heads are cut; the last `recent` of them are one."""
+    if recent:
+        return 1 + (stretches(heads, keys - recent, threads) if keys > recent else 0)
     wanted = -(-4 * threads // heads) if threads > 1 else 1
     return max(1, min(wanted, keys // SPLIT_KEYS))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Parts:

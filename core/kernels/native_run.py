@@ -24,7 +24,10 @@ ONE_THREAD_BYTES = 64 << 10
 """Below this many bytes of keys and values one thread attends to them: within a call the others are awake."""
 
 
-_PAST = ("first", "held", "capacity", "mask_row", "splits", "attention_threads", "packed", "angles")
+_PAST = (
+    "first", "held", "capacity", "mask_row", "splits", "attention_threads", "packed", "recent_first", "recent_held",
+    "recent_capacity", "angles",
+)  # fmt: skip
 
 
 class _Past(ctypes.Structure):
@@ -37,7 +40,7 @@ class _Placed(ctypes.Structure):
     """`Placed` of layer.c."""
 
     _fields_ = (
-        *((name, _ADDRESS) for name in ("layer", "past", "keys", "values", "sinks")),
+        *((name, _ADDRESS) for name in ("layer", "past", "keys", "values", "recent_keys", "recent_values", "sinks")),
         ("scale", ctypes.c_double),
         ("mixture", _ADDRESS),
     )
@@ -59,6 +62,7 @@ class RunLayer:
 @dataclass(frozen=True, eq=False)
 class Sight:
     """What layers of one kind see: `held` tokens from place `first` of those kept on, and the M new ones behind them.
+    Of packed ones the `recent` newest are seen as they were, from place `recent_first` on.
 
     cos and sin (1, M, turned) of the layers' type or fp32, mask (1, 1, M, held + M) of bool, rows contiguous.
     """
@@ -68,6 +72,8 @@ class Sight:
     mask: Tensor | None
     first: int
     held: int
+    recent_first: int = 0
+    recent: int = 0
 
 
 class NativeRun:
@@ -80,15 +86,19 @@ class NativeRun:
         self._pasts = (_Past * (1 + max(self._ones)))()
         self._placed = (_Placed * len(layers))(*map(self._in_place, layers))
 
-    def place(self, number: int, keys: Tensor, values: Tensor) -> None:
+    def place(self, number: int, keys: Tensor, values: Tensor, *recent: Tensor) -> None:
         """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous;
-        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers of its kind are then.
+        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers of its kind are then, and
+        the newest in two more of any capacity as they are.
 
         They are not held: a cache that another has replaced has to go.
         """
         placed, past = self._placed[number], self._pasts[self._held[number].kind]
         placed.keys, placed.values = keys.data_ptr(), values.data_ptr()
         past.capacity, past.packed = keys.shape[2], keys.dtype is PACKED
+        if past.packed:
+            placed.recent_keys, placed.recent_values = (one.data_ptr() for one in recent)
+            past.recent_capacity = recent[0].shape[2]
 
     def __call__(self, x: Tensor, sights: Mapping[int, Sight]) -> Tensor:
         """x (1, M, K) -> (1, M, K). `sights`: by kind of layer."""
@@ -101,7 +111,9 @@ class NativeRun:
         nbytes = 2 * one.kv_heads * keys * one.dim * x.element_size()
         threads = torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
         past.first, past.held, past.attention_threads = sight.first, sight.held, threads
-        past.splits, past.angles = stretches(one.kv_heads, keys, threads), TYPES[sight.cos.dtype]
+        past.recent_first, past.recent_held = sight.recent_first, sight.recent
+        past.splits = stretches(one.kv_heads, keys, threads, sight.recent + x.shape[1] if past.packed else 0)
+        past.angles = TYPES[sight.cos.dtype]
         past.cos, past.sin = sight.cos.data_ptr(), sight.sin.data_ptr()
         past.mask, past.mask_row = None, 0
         if sight.mask is not None:
@@ -111,4 +123,4 @@ class NativeRun:
         sinks = None if layer.sinks is None else layer.sinks.data_ptr()
         mixture = None if layer.mixture is None else layer.mixture.address
         past = ctypes.addressof(self._pasts[layer.kind])
-        return _Placed(layer.native.address, past, None, None, sinks, layer.scale, mixture)
+        return _Placed(layer=layer.native.address, past=past, sinks=sinks, scale=layer.scale, mixture=mixture)

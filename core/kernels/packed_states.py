@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +23,40 @@ TYPES = (torch.float32, torch.bfloat16)
 """What the library packs."""
 
 
+class Stored(NamedTuple):
+    """Keys or values as they lie: floats (B, H, T, D); or packed (1, H, T, packed_width(D)), and then in `recent`
+    (1, H, R, D) the last R of them as they were."""
+
+    rows: Tensor
+    recent: Tensor | None = None
+
+    def floats(self, dtype: torch.dtype, *, mixed: bool) -> Tensor:
+        """(B, H, T, D) of `dtype` if they were packed, where they lie."""
+        if self.rows.dtype is not PACKED:
+            return self.rows
+        if self.recent is None:
+            return widen(self.rows, dtype, mixed=mixed)
+        older = self.rows.shape[2] - self.recent.shape[2]
+        if older == 0:
+            return self.recent.to(dtype)
+        return torch.cat((widen(self.rows[:, :, :older], dtype, mixed=mixed), self.recent.to(dtype)), 2)
+
+
 class PackedRows(Tensor):
     """Keys or values as a model gets them back from its cache: its own floats to every function but our attention.
 
-    Most models hand them to attention as they are, which takes `rows`; some compute with them first, and need not know.
+    Most models hand them to attention as they are, which takes `stored`; some compute with them first, and need not
+    know.
     """
 
-    rows: Tensor
-    floats: torch.dtype
+    stored: Stored
     mixed: bool
 
     @classmethod
-    def of(cls, rows: Tensor, floats: torch.dtype, *, mixed: bool) -> PackedRows:
-        """Rows (1, H, T, packed_width(D)) that stand for (1, H, T, D) of `floats`."""
-        made: PackedRows = Tensor._make_subclass(cls, rows)
-        made.rows, made.floats, made.mixed = rows, floats, mixed
+    def of(cls, stored: Stored, *, mixed: bool) -> PackedRows:
+        """Packed rows that stand for floats of the type of the recent ones."""
+        made: PackedRows = Tensor._make_subclass(cls, stored.rows)
+        made.stored, made.mixed = stored, mixed
         return made
 
     @classmethod
@@ -49,12 +68,15 @@ class PackedRows(Tensor):
 
 
 def _as_floats(one: Any) -> Any:
-    return widen(one.rows, one.floats, mixed=one.mixed) if isinstance(one, PackedRows) else one
+    if not isinstance(one, PackedRows):
+        return one
+    assert one.stored.recent is not None
+    return one.stored.floats(one.stored.recent.dtype, mixed=one.mixed)
 
 
-def as_stored(states: Tensor) -> Tensor:
-    """The rows (1, H, T, packed_width(D)) where these are packed, else the floats (1, H, T, D) that they are."""
-    return states.rows if isinstance(states, PackedRows) else states
+def as_stored(states: Tensor) -> Stored:
+    """Keys or values (B, H, T, D) that a cache has handed over, as they lie."""
+    return states.stored if isinstance(states, PackedRows) else Stored(states)
 
 
 def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.kernels.native_library import AttentionCall, NativeLibrary, native
-from core.kernels.packed_states import as_stored, widen
+from core.kernels.packed_states import Stored, as_stored
 from core.kernels.packed_width import PACKED
 from core.startup.torch_stubs import bare_torch
 
@@ -57,29 +57,28 @@ def attend(
     The mask is as `sdpa_mask` makes it: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
     bounds scores by tanh, `s_aux` (H,) holds the logit of a key without value ("sink") for each head.
     """
-    key, value = as_stored(key), as_stored(value)
-    if key.device != query.device:
+    keys, values = as_stored(key), as_stored(value)
+    home = keys.rows.device
+    if home != query.device:
         # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
-        mask, sinks = (None if one is None else one.to(key.device) for one in (attention_mask, s_aux))
-        there, _ = attend(module, query.to(key.device), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
+        mask, sinks = (None if one is None else one.to(home) for one in (attention_mask, s_aux))
+        there, _ = attend(module, query.to(home), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
     library, by_torch = native(), kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout
     causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
-    few = library is not None and not causal and not by_torch and suits(query, key, value, attention_mask)
-    if key.dtype is PACKED and not few:
-        key, value = widen(key, query.dtype, mixed=True), widen(value, query.dtype, mixed=False)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if library is not None and not causal and not by_torch and suits(query, keys, values, attention_mask):
+        return attend_few(library, query, keys, values, attention_mask, scale, softcap, s_aux), None
+    key, value = keys.floats(query.dtype, mixed=True), values.floats(query.dtype, mixed=False)
     if by_torch:
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
         )
         return out
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if causal:
         # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
         return attend_prompt(query, key, value, None, scale, softcap, s_aux), None
-    if library is not None and few:
-        return attend_few(library, query, key, value, attention_mask, scale, softcap, s_aux), None
     one_row = query.shape[2] == 1 and softcap is None and s_aux is None
     mask = _all_seen(query, key) if attention_mask is None and not one_row else attention_mask
     return attend_prompt(query, key, value, mask, scale, softcap, s_aux), None
@@ -93,8 +92,9 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
 # ---- few query rows
 
 
-def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether the compiled kernel takes query (B, H, S, D), key and value (B, KVH, T, D), and is faster."""
+def suits(query: Tensor, keys: Stored, values: Stored, mask: Tensor | None) -> bool:
+    """Whether the compiled kernel takes query (B, H, S, D), keys and values of T tokens, and is faster."""
+    key, value = keys.rows, values.rows
     shared = query.shape[1] // key.shape[1] * query.shape[2]
     plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
     same = (
@@ -102,18 +102,29 @@ def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
         and key.dtype in (query.dtype, PACKED)
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
     )
+    typed = keys.recent is None or keys.recent.dtype is query.dtype
     masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
     real = type(query) is Tensor  # a survey's tensors have no memory
-    return real and plain and same and masked and shared <= MOST_SHARED_ROWS
+    return real and plain and same and typed and masked and shared <= MOST_SHARED_ROWS
 
 
 def attend_few(
-    library: NativeLibrary, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float,
+    library: NativeLibrary, query: Tensor, keys: Stored, values: Stored, mask: Tensor | None, scale: float,
     softcap: float | None, sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """(B, S, H, D) with the compiled kernel."""
     own = None if sinks is None else sinks.float().contiguous()
-    return library.attention(AttentionCall(query, key, value, seen(mask, query, key), own, scale, softcap or 0.0))
+    return library.attention(call_for(query, keys, values, mask, own, scale, softcap or 0.0))
+
+
+def call_for(
+    query: Tensor, keys: Stored, values: Stored, mask: Tensor | None, sinks: Tensor | None, scale: float,
+    softcap: float = 0.0,
+) -> AttentionCall:  # fmt: skip
+    """What the compiled kernel is asked of query (B, H, S, D) with the part that it needs of a mask (B, 1, S, T)."""
+    recent = None if keys.recent is None or values.recent is None else (keys.recent, values.recent)
+    part = seen(mask, query, keys.rows)
+    return AttentionCall(query, keys.rows, values.rows, part, sinks, scale, softcap, recent)
 
 
 def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

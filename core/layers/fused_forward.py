@@ -21,12 +21,12 @@ from torch import Tensor
 
 from core.errors import ModelFailed
 from core.kernels.native_layer import NativeLayer
-from core.kernels.native_library import FEW_ROWS, AttentionCall
+from core.kernels.native_library import FEW_ROWS
 from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
-from core.kernels.packed_width import MOST_COLUMNS, PACKED, packed_width
+from core.kernels.packed_width import MOST_COLUMNS, packed_width
 from core.layers.after_attention import AfterAttention
-from core.layers.attention import MOST_SHARED_ROWS, seen
+from core.layers.attention import MOST_SHARED_ROWS, call_for
 from core.layers.kv_cache import CACHE_NAMES, KVCache
 from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
 from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
@@ -89,9 +89,9 @@ class FusedForward:
         """x (1, M, K) through this layer, (1, M, K)."""
         native = self.native(x.shape[1])
         query, key, value = native.begin(x, *given.angles(self.half_angles))
-        if cache is not None:
-            key, value = map(as_stored, cache.update(key, value, self.index))
-        call = AttentionCall(query, key, value, seen(given.mask, query, key), self.sinks, self.scale, 0.0)
+        states = (key, value) if cache is None else cache.update(key, value, self.index)
+        keys, values = map(as_stored, states)
+        call = call_for(query, keys, values, given.mask, self.sinks, self.scale)
         if self.rest is None:
             return native.end(x, call)
         total, normed = native.attend(x, call)
@@ -235,7 +235,7 @@ class LayerRun:
         if native is None or sights is None:
             return self.catch_up(self._layers[-1], x, cache)
         for place, one in enumerate(kept):
-            native.place(place, one.keys, one.values)
+            native.place(place, *one.tensors)
         y = native(x, sights)
         for one in kept:
             one.length += rows
@@ -258,15 +258,15 @@ class LayerRun:
         return found if len(found) == len(sights) else None
 
     def _sight(self, kind: int, kept: Sequence[PreallocatedLayer], rows: int) -> Sight | None:
-        places = {one.make_room(rows) for one in kept}
-        first, start = places.pop()
+        places = {_room(one, rows) for one in kept}
+        first, start, *recent = places.pop()
         if places or kept[0].keys.shape[2] < start + rows:
             return None
         given, half = self._given[kind], next(one.half_angles for one in self._layers if self._kinds[one] == kind)
         mask = None if given.mask is None else given.mask[..., : start - first + rows]
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
-        return Sight(*given.angles(half), mask, first, start - first)
+        return Sight(*given.angles(half), mask, first, start - first, *recent)
 
     def _made(self, rows: int) -> NativeRun | None:
         parts = [part for one in self._layers if (part := one.in_run(rows, self._kinds[one])) is not None]
@@ -319,10 +319,16 @@ def _are_alike(kept: Sequence[Any], x: Tensor) -> bool:
     return type(first) in KEPT_PLAINLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
 
 
+def _room(kept: PreallocatedLayer, rows: int) -> tuple[int, ...]:
+    """Places for so many more tokens: see `make_room` and `recent_room`."""
+    first, start = kept.make_room(rows)
+    return first, start, *kept.recent_room(rows, start - first)
+
+
 def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bool:
     return (
         kept.is_initialized and kept.length == first.length and kept.home is None
-        and kept.keys.device == x.device and kept.keys.dtype in (x.dtype, PACKED)
+        and kept.keys.device == x.device and kept.floats is x.dtype
         and kept.keys.dtype is first.keys.dtype and kept.keys.shape == first.keys.shape
         and kept.keys.shape[3] <= packed_width(MOST_COLUMNS)
     )  # fmt: skip

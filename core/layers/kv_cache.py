@@ -205,7 +205,7 @@ def is_stateless(layer: Any) -> bool:
 
 
 def _tensors(layer: Any) -> list[Tensor]:
-    values = [getattr(layer, "keys", None), getattr(layer, "values", None)]
+    values = list(layer.tensors) if isinstance(layer, PreallocatedLayer) else []
     for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
         values.extend(states.values())
     return [value for value in values if isinstance(value, torch.Tensor)]

@@ -1,7 +1,8 @@
 """What the KV cache held of one conversation, in a file of records, each with the states of the tokens that came since.
 
 A record is a mark, the length of a header, the header (JSON: whose states, which tokens, which tensors), the tensors'
-bytes, and a checksum. A record that was cut off or damaged ends what can be used of the file.
+bytes, and a checksum. A record that was cut off or damaged ends what can be used of the file. The last may be of no new
+tokens: it has what is held of the newest ones besides, and the next one takes its place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from core.events import Stop
 from core.layers.kv_states import LayerStates
 
-MARK = b"HETEGKV1"
+MARK = b"HETEGKV2"
 """Changes with the format."""
 ALIGNMENT = 64
 DTYPES = {"i8": torch.int8, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -57,11 +58,15 @@ def read(path: Path, key: str) -> Kept | None:
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     records = list(_sound(data, key))
-    if not records:
+    grown = [record for record in records if record.tokens]
+    if not grown:
         return None
-    tokens = [token for record in records for token in record.tokens]
-    pieces = [_layers(data, record) for record in records]
-    return Kept(tokens, records[-1].header["reply_start"], [_joined(parts) for parts in zip(*pieces, strict=True)])
+    tokens = [token for record in grown for token in record.tokens]
+    layers = [_joined(parts) for parts in zip(*(_layers(data, record) for record in grown), strict=True)]
+    if grown[-1] is not records[-1]:
+        newest = _layers(data, records[-1])
+        layers = [one._replace(recent=other.tensors) for one, other in zip(layers, newest, strict=True)]
+    return Kept(tokens, records[-1].header["reply_start"], layers)
 
 
 def append(
@@ -81,6 +86,7 @@ def append(
                 if begin < following:
                     new = [_part(layer, begin, following) for layer in layers]
                     _write(file, key, tokens[begin:following], reply_start, new, stop)
+            _write_recent(file, key, reply_start, layers, stop)
         except BaseException:
             file.truncate(end)
             raise
@@ -94,6 +100,7 @@ def replace(
     try:
         with fresh.open("wb") as file:
             _write(file, key, tokens, reply_start, layers, stop)
+            _write_recent(file, key, reply_start, layers, stop)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
@@ -118,6 +125,11 @@ def _write(
                 raise Interrupted
             _write_tensor(checked, tensor)
     file.write(checked.sum.to_bytes(ALIGNMENT, "little"))
+
+
+def _write_recent(file: BinaryIO, key: str, reply_start: int, layers: Sequence[LayerStates], stop: Stop) -> None:
+    if any(layer.recent for layer in layers):
+        _write(file, key, [], reply_start, [LayerStates(layer.recent) for layer in layers], stop)
 
 
 class _Checked:
@@ -160,7 +172,7 @@ def _shared(file: BinaryIO, key: str, tokens: Sequence[int]) -> tuple[int, int]:
     known = end = 0
     for record in _records(_FileBytes(file), key):
         own = record.tokens
-        if own != list(tokens[known : known + len(own)]):
+        if not own or own != list(tokens[known : known + len(own)]):
             break
         known, end = known + len(own), record.end
     return known, end

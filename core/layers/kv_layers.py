@@ -47,14 +47,28 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         tokens = key_states.shape[-2]
-        first, start = self.make_room(tokens)
-        self._write(start, start + tokens, key_states, value_states)
+        seen = self._append(*self.make_room(tokens), key_states, value_states)
         self.length += tokens
-        return self._hand_over(first, start + tokens)
+        return seen
 
     def make_room(self, tokens: int) -> tuple[int, int]:
         """Places in the buffers: of the first token that attention sees, and where `tokens` new ones belong."""
         return 0, self.length
+
+    def recent_room(self, tokens: int, seen: int) -> tuple[int, int]:
+        """The same in the buffers that the newest tokens have besides, if they have: of the first of `seen` tokens that
+        lies there, and how many do."""
+        return 0, 0
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The buffers (1, H, capacity, dim): of keys, of values, and those that the newest have besides."""
+        return (self.keys, self.values) if self.is_initialized else ()
+
+    @property
+    def floats(self) -> torch.dtype | None:
+        """The type of keys and values as the model computes them, if that is known."""
+        return self.dtype if self.is_initialized else None
 
     def move(self, allocate: Allocate) -> None:
         """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
@@ -85,13 +99,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         there[:, :, : self.held] = states[:, :, : self.held]
         return there
 
-    def _write(self, begin: int, end: int, key_states: Tensor, value_states: Tensor) -> None:
-        """Put (1, heads, end - begin, dim) into the buffers."""
-        self.keys[:, :, begin:end] = key_states
-        self.values[:, :, begin:end] = value_states
-
-    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
+    def _append(self, first: int, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (1, heads, n, dim) into the buffers from `start` on, and hand over what is there from `first` on."""
+        end = start + key_states.shape[-2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        keys, values = self.keys[:, :, first:end], self.values[:, :, first:end]
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Keys and values of one layer in 8 bits: half the memory, wherever they lie.
+"""Keys and values of one layer in 8 bits: half the memory, wherever they lie; the newest also as they were.
 
 Our attention reads packed rows as they are where the CPU computes few rows, and widens them elsewhere.
 """
@@ -8,30 +8,67 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.kernels.packed_states import PackedRows, pack, widen
+from core.kernels.packed_states import PackedRows, Stored, pack
 from core.kernels.packed_width import PACKED, packed_width
-from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
+from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer
+from core.layers.kv_recent import RecentStates
 
 
 class PackedLayer(PreallocatedLayer):
     """Packed keys and values of one full-attention layer: (1, heads, capacity, bytes of a row) each."""
 
-    _floats = torch.float32
+    recent: RecentStates
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(_packed_like(key_states), _packed_like(value_states))
+        self.recent = RecentStates()
 
-    def _write(self, begin: int, end: int, key_states: Tensor, value_states: Tensor) -> None:
-        self._floats = key_states.dtype
-        pack(key_states, self.keys[:, :, begin:end], mixed=True)
-        pack(value_states, self.values[:, :, begin:end], mixed=False)
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*super().tensors, *self.recent.tensors) if self.is_initialized else ()
 
-    def _hand_over(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.keys[:, :, begin:end], self.values[:, :, begin:end]
+    @property
+    def floats(self) -> torch.dtype | None:
+        return self.recent.dtype if self.is_initialized else None
+
+    def recent_room(self, tokens: int, seen: int) -> tuple[int, int]:
+        first, recent = self.recent.make_room(tokens, self.length)
+        return first + max(0, recent - seen), min(recent, seen)
+
+    def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
+        super().fill(keys, values, first)
+        self.recent.hold(None, self.length, self.allocate)
+
+    def fill_recent(self, keys: Tensor, values: Tensor) -> None:
+        """Hold these states (1, heads, n, dim), as they were, of the newest of the tokens that are held."""
+        self.recent.hold((keys, values), self.length, self.allocate)
+
+    def newest(self) -> tuple[Tensor, ...]:
+        """Keys and values of the newest tokens as they were, (1, heads, n, dim) each, if they are known."""
+        return self.recent.held(self.length)
+
+    def move(self, allocate: Allocate) -> None:
+        recent = self.recent.copied(allocate) if self.is_initialized and allocate != self.allocate else ()
+        super().move(allocate)
+        if recent:
+            self.recent.keys, self.recent.values = recent
+
+    def _append(self, first: int, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        end = start + key_states.shape[2]
+        pack(key_states, self.keys[:, :, start:end], mixed=True)
+        pack(value_states, self.values[:, :, start:end], mixed=False)
+        recent = self.recent.add(key_states, value_states, self.length, self.allocate)
+        seen = slice(first, end)
+        return self._handed(self.keys[:, :, seen], recent[0], mixed=True), self._handed(
+            self.values[:, :, seen], recent[1], mixed=False
+        )
+
+    def _handed(self, packed: Tensor, recent: Tensor, *, mixed: bool) -> Tensor:
+        """What a model gets: packed rows, or floats where its attention is its own."""
+        stored = Stored(packed, recent[:, :, -packed.shape[2] :])
         if self.home is None:
-            return PackedRows.of(keys, self._floats, mixed=True), PackedRows.of(values, self._floats, mixed=False)
-        keys, values = widen(keys, self._floats, mixed=True), widen(values, self._floats, mixed=False)
-        return keys.to(self.home), values.to(self.home)
+            return PackedRows.of(stored, mixed=mixed)
+        return stored.floats(recent.dtype, mixed=mixed).to(self.home)
 
 
 class PackedSlidingLayer(PackedLayer, SlidingLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,19 +16,24 @@ from core.layers.recurrent_cache import RecurrentLayer
 
 
 class LayerStates(NamedTuple):
-    """What one layer holds. `first`: the place in the text of the first token whose keys and values these are."""
+    """What one layer holds. `first`: the place in the text of the first token whose keys and values these are;
+    `recent`: what it holds of the newest tokens besides."""
 
     tensors: Mapping[str, Tensor]
     first: int = 0
+    recent: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.recent.values()))
 
     def copied(self) -> LayerStates:
         """The same in RAM, of their own."""
-        return LayerStates({name: one.to("cpu", copy=True) for name, one in self.tensors.items()}, self.first)
+        tensors, recent = (
+            {name: one.to("cpu", copy=True) for name, one in some.items()} for some in (self.tensors, self.recent)
+        )
+        return LayerStates(tensors, self.first, recent)
 
 
 def grows_only(cache: KVCache) -> bool:
@@ -48,6 +54,8 @@ def restore(cache: KVCache, tokens: Sequence[int], states: Sequence[LayerStates]
     for layer, held in zip(cache.layers, states, strict=True):
         if isinstance(layer, PreallocatedLayer):
             layer.fill(held.tensors["keys"], held.tensors["values"], held.first)
+        if isinstance(layer, PackedLayer) and held.recent:
+            layer.fill_recent(held.recent["keys"], held.recent["values"])
         if isinstance(layer, RecurrentLayer):
             _restore_recurrent(layer, held.tensors, device)
     cache.tokens[:] = tokens
@@ -62,7 +70,8 @@ def _states(layer: Any) -> LayerStates:
     if isinstance(layer, RecurrentLayer):
         for kind, states in (("conv", layer.conv_states), ("recurrent", layer.recurrent_states)):
             found |= {f"{kind} {at}": state for at, state in states.items() if state is not None}
-    return LayerStates(found, first)
+    recent = layer.newest() if isinstance(layer, PackedLayer) else ()
+    return LayerStates(found, first, dict(zip(("keys", "values"), recent, strict=False)))
 
 
 def _restore_recurrent(layer: RecurrentLayer, tensors: Mapping[str, Tensor], device: torch.device | str) -> None:

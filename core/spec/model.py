@@ -51,19 +51,30 @@ SNAPSHOTS = 4
 @dataclass(frozen=True)
 class KvLayer:
     """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always.
-    `packed_per_token`: bytes for each token in 8 bits; 0 = it cannot be kept so."""
+    `packed_per_token`: bytes for each token in 8 bits, 0 = it cannot be kept so; `recent_bytes`: of the newest tokens
+    beside those."""
 
     layer: int
     bytes_per_token: int
     window: int = 0
     state_bytes: int = 0
     packed_per_token: int = 0
+    recent_bytes: int = 0
 
     def nbytes(self, context: int) -> int:
         """Bytes for `context` tokens."""
-        return self.state_bytes + self.bytes_per_token * (min(context, self.window) if self.window else context)
+        tokens = min(context, self.window) if self.window else context
+        return self.state_bytes + self.recent_bytes + self.bytes_per_token * tokens
+
+    def packed(self) -> KvLayer:
+        """The same in 8 bits, if it can be kept so."""
+        if not self.packed_per_token or self.recent_bytes:
+            return self
+        return replace(self, bytes_per_token=self.packed_per_token, recent_bytes=RECENT_ROOM * self.bytes_per_token)
 
 
+RECENT, RECENT_ROOM = 64, 96
+"""Where keys and values are kept in 8 bits, those of so many tokens are read as they were; room for so many."""
 HEAD_COPY: Storage = "int4"
 """How the copy of the output head is kept that is read before it."""
 READ_AGAIN = 2048
@@ -166,8 +177,7 @@ class ModelSpec:
         """The same model with its keys and values kept in this format."""
         if format == "bf16":
             return self
-        packed = (replace(one, bytes_per_token=one.packed_per_token or one.bytes_per_token) for one in self.kv_layers)
-        return replace(self, kv_layers=tuple(packed))
+        return replace(self, kv_layers=tuple(one.packed() for one in self.kv_layers))
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of the whole KV cache for `context` tokens."""

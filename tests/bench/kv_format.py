@@ -7,9 +7,10 @@
 `time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
 caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
 `shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that
-are as long, beside the same model with the KV cache rounded to bf16 (`int8_as_bf16`) and as computed. Give it a model
-in fp32, or its own rounding is measured: how alike the two others are, and an answer to the same text in other chunks,
-is told, too. The last line is one JSON object.
+are as long, beside the same model with the KV cache rounded to bf16 (`int8_as_bf16`) and as computed. What is kept in 8
+bits is read `--step` tokens at once: a pass sees its own tokens as they are. Give it a model in fp32, or its own
+rounding is measured: how alike the two others are, and an answer to the same text in other chunks, is told, too. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def agree(options: argparse.Namespace) -> dict[str, float]:
     rounded = [likeliest(exact, texts, options.window) for texts in (text, own)]
     exact.close()
     other = load(options.folder, "int8", options.window + 64)
-    found = [likeliest(other, texts, options.window) for texts in (text, own)]
+    found = [likeliest(other, texts, options.step) for texts in (text, own)]
     other.close()
     result: dict[str, float] = {}
     for name, right, bf16, chunked, told in zip(("text", "own"), wanted, rounded, others, found, strict=True):
@@ -185,6 +186,7 @@ def main() -> None:
     agreed.add_argument("text", type=Path)
     agreed.add_argument("--positions", type=int, default=4000)
     agreed.add_argument("--window", type=int, default=1000)
+    agreed.add_argument("--step", type=int, default=1)
     options = parser.parse_args()
     measures: Mapping[str, Callable[[argparse.Namespace], Mapping[str, object]]] = {
         "time": time_attention, "decode": time_decoding, "agree": agree,

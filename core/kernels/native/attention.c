@@ -40,11 +40,11 @@ INLINE void run_task(const Attention *a, int64_t index, const int type) {
         int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
         int64_t k = s.b * n->k_batch + s.kv_head * n->k_head, v = s.b * n->v_batch + s.kv_head * n->v_head;
         for (int64_t i = 0; i < count; i++)
-            widen_row(a->k, k + (key + i) * n->k_row, n->dim, type, t.tile + i * n->dim);
+            widen_row(a->k, k + (key - a->first + i) * n->k_row, n->dim, type, t.tile + i * n->dim);
         for (int64_t row = 0; row < rows; row++)
             weigh_row(a, &t, row, score_row(a, &t, row, seen_by(a, s.b, row, key), count), count);
         for (int64_t i = 0; i < count; i++)
-            widen_row(a->v, v + (key + i) * n->v_row, n->value_dim, type, t.tile + i * n->value_dim);
+            widen_row(a->v, v + (key - a->first + i) * n->v_row, n->value_dim, type, t.tile + i * n->value_dim);
         for (int64_t row = 0; row < rows; row++) add_values(a, &t, row, count);
     }
 }
@@ -103,18 +103,34 @@ TASKS(task_avx2, TARGET("avx2,fma"))
 #define task_avx2 task_plain
 #endif
 
+/* `recent`: the call as the last stretch of each head sees it, if that lies as floats beside packed ones. */
 typedef struct {
-    const Attention *a;
+    Attention a, recent;
     int isa;
 } Work;
 
 static void do_task(const void *context, int64_t index, int64_t thread) {
     const Work *w = context;
+    const Shape *n = &w->a.n;
+    const Attention *a = n->recent && index % n->splits == n->splits - 1 ? &w->recent : &w->a;
     (void)thread;
-    if (w->isa == 3 && attention_suits_avx512(&w->a->n)) attention_task_avx512(w->a, index);
-    else if (w->isa >= 1 && w->isa <= 3 && attention_suits_avx2(&w->a->n)) attention_task_avx2(w->a, index);
-    else if (w->isa >= 1 && w->isa <= 3) task_avx2(w->a, index);
-    else task_plain(w->a, index);
+    if (w->isa == 3 && attention_suits_avx512(n)) attention_task_avx512(a, index);
+    else if (w->isa >= 1 && w->isa <= 3 && attention_suits_avx2(n)) attention_task_avx2(a, index);
+    else if (w->isa >= 1 && w->isa <= 3) task_avx2(a, index);
+    else task_plain(a, index);
+}
+
+static Attention over_recent(Attention a, const void *k, const void *v) {
+    Shape *n = &a.n;
+    a.k = k;
+    a.v = v;
+    a.first = n->keys - n->recent;
+    n->packed = 0;
+    n->k_head = n->recent_k_head;
+    n->k_row = n->recent_k_row;
+    n->v_head = n->recent_v_head;
+    n->v_row = n->recent_v_row;
+    return a;
 }
 
 EXPORT int64_t hetegen_attention_bytes(const int64_t *shape) {
@@ -123,12 +139,12 @@ EXPORT int64_t hetegen_attention_bytes(const int64_t *shape) {
 }
 
 /* `shape` is the fields of Shape in their order; type fp32 or bf16; scratch: hetegen_attention_bytes. */
-EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
-                              const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
-                              void *scratch, int threads) {
-    Attention a = {*(const Shape *)shape, q, k, v, (const uint8_t *)mask, (const float *)sinks, scale, softcap, out, type,
-                   (float *)scratch};
-    Work work = {&a, isa};
+EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const States *states, const void *mask,
+                              const void *sinks, float scale, float softcap, void *out, int type, void *scratch,
+                              int threads) {
+    Attention a = {*(const Shape *)shape, q, states->k, states->v, 0, (const uint8_t *)mask, (const float *)sinks, scale,
+                   softcap, out, type, (float *)scratch};
+    Work work = {a, over_recent(a, states->recent_k, states->recent_v), isa};
     pool_run(do_task, &work, a.n.batch * a.n.kv_heads * a.n.splits, threads);
     for (int64_t b = 0; b < a.n.batch; b++)
         for (int64_t kv_head = 0; kv_head < a.n.kv_heads; kv_head++)

@@ -21,15 +21,18 @@
 enum { TILE_KEYS = 32 };
 
 /* Strides are in elements; the last dimension of q, k and v is contiguous; mask bytes are 1 where a key is seen. With
- * `packed` keys and values are rows of packed_states.h, and their strides are bytes. */
+ * `packed` keys and values are rows of packed_states.h, and their strides are bytes; the last `recent` of them, which are
+ * a stretch of their own, are read as floats, with the strides that follow. */
 typedef struct {
     int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
     int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, mask_row, splits, packed;
+    int64_t recent, recent_k_head, recent_k_row, recent_v_head, recent_v_row;
 } Shape;
 
 typedef struct {
     Shape n;
     const void *q, *k, *v;
+    int64_t first; /* of the keys, the one that k and v begin with */
     const uint8_t *mask; /* NULL = all keys are seen */
     const float *sinks;  /* one a head, NULL = none: a key without value */
     float scale, softcap; /* softcap 0 = none */
@@ -161,7 +164,9 @@ typedef struct {
 INLINE Stretch stretch_of(const Attention *a, int64_t index) {
     const Shape *n = &a->n;
     int64_t split = index % n->splits, rest = index / n->splits;
-    Stretch s = {rest / n->kv_heads, rest % n->kv_heads, n->keys * split / n->splits, n->keys * (split + 1) / n->splits};
+    int64_t older = n->keys - n->recent, splits = n->recent ? n->splits - 1 : n->splits;
+    Stretch s = {rest / n->kv_heads, rest % n->kv_heads, older, n->keys};
+    if (split < splits) s.begin = older * split / splits, s.end = older * (split + 1) / splits;
     return s;
 }
 

@@ -17,8 +17,8 @@ VECTOR INLINE void run_task(const Attention *a, int64_t index, const int type) {
     start_task(a, &t, &s);
     for (int64_t key = s.begin; key < s.end; key += TILE_KEYS) {
         int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
-        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + key * n->k_row;
-        int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + key * n->v_row;
+        int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + (key - a->first) * n->k_row;
+        int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + (key - a->first) * n->v_row;
         int64_t next = s.end - key - count < TILE_KEYS ? s.end - key - count : TILE_KEYS;
         ask_for(a->v, v, n->v_row, count, n->value_dim, type);
         ask_for(a->k, k + count * n->k_row, n->k_row, next, n->dim, type);

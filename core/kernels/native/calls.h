@@ -23,11 +23,14 @@ EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
 /* norm.c */
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
                              float eps, int rounded, void *out, int threads);
-/* attention.c */
+/* attention.c: where keys and values are, and the newest of them as floats where they are packed. */
+typedef struct {
+    void *k, *v, *recent_k, *recent_v;
+} States;
 EXPORT int64_t hetegen_attention_bytes(const int64_t *shape);
-EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const void *k, const void *v,
-                              const void *mask, const void *sinks, float scale, float softcap, void *out, int type,
-                              void *scratch, int threads);
+EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const States *states, const void *mask,
+                              const void *sinks, float scale, float softcap, void *out, int type, void *scratch,
+                              int threads);
 /* packed_states.c */
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads);
 /* router.c */

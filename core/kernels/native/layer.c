@@ -136,7 +136,9 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
 }
 
 typedef struct {
-    const void *shape, *q, *k, *v, *mask, *sinks;
+    const int64_t *shape;
+    const void *q, *mask, *sinks;
+    const States *states;
     float scale;
     int threads;
 } Attended;
@@ -144,7 +146,7 @@ typedef struct {
 /* sum = x + what the layer's attention adds to it; `seen` and `added` are scratch memory. */
 static void attend(const Run *r, const Layer *l, const void *x, const Attended *a, void *sum, uint8_t *seen,
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
-    hetegen_attention(r->isa, a->shape, a->q, a->k, a->v, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
+    hetegen_attention(r->isa, a->shape, a->q, a->states, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
                       a->threads);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
@@ -153,10 +155,10 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
 
 /* x [m][hidden], also the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
 EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
-                              const void *k, const void *v, const void *mask, const void *sinks, float scale,
+                              const States *states, const void *mask, const void *sinks, float scale,
                               int attention_threads, void *out, void *scratch, int threads) {
     Run r = {isa, type, threads, ((const Shape *)shape)->queries};
-    Attended attended = {shape, q, k, v, mask, sinks, scale, attention_threads};
+    Attended attended = {shape, q, mask, sinks, states, scale, attention_threads};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
     uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *spare = taken(&at, size_of(&r, l->hidden));
@@ -173,10 +175,10 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
 
 /* As hetegen_layer_end as far as attention goes: sum = x + attention, next = its norm before the gated part. */
 EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
-                                 const void *k, const void *v, const void *mask, const void *sinks, float scale,
+                                 const States *states, const void *mask, const void *sinks, float scale,
                                  int attention_threads, void *sum, void *next, void *scratch, int threads) {
     Run r = {isa, type, threads, ((const Shape *)shape)->queries};
-    Attended attended = {shape, q, k, v, mask, sinks, scale, attention_threads};
+    Attended attended = {shape, q, mask, sinks, states, scale, attention_threads};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
     uint8_t *spare = taken(&at, size_of(&r, l->hidden));
@@ -187,32 +189,34 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
 /* ---- layers that follow each other ---- */
 
 /* What layers of one kind share in a pass: of the tokens kept, the place of the first that is seen, and how many are; room
- * for them; the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed;
- * the type of the angles cos and sin [m][turned], and the mask [m][held + m], as in hetegen_layer_begin and
- * hetegen_attention. */
+ * for them; the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed,
+ * and the first three of the newest that are then kept as they are; the type of the angles cos and sin [m][turned], and the
+ * mask [m][held + m], as in hetegen_layer_begin and hetegen_attention. */
 typedef struct {
-    int64_t first, held, capacity, mask_row, splits, attention_threads, packed, angles;
+    int64_t first, held, capacity, mask_row, splits, attention_threads, packed;
+    int64_t recent_first, recent_held, recent_capacity, angles;
     const void *cos, *sin, *mask;
 } Past;
 
-/* A layer and where its keys and values are kept: [kv_heads][capacity] rows of `dim` or packed ones each; and what follows
- * attention where that is experts: whose router scores so many, of which some are chosen. */
+/* A layer and where its keys and values are kept: [kv_heads][capacity] rows of `dim` or packed ones each, of which the
+ * newest are kept as they are as well, [kv_heads][recent_capacity]; and what follows attention where that is experts:
+ * whose router scores so many, of which some are chosen. */
 typedef struct {
     const Layer *layer;
     const Past *past;
-    void *keys, *values;
+    void *keys, *values, *recent_keys, *recent_values;
     const void *sinks;
     double scale;
     const Mixture *mixture; /* NULL = the layer's own gated part */
 } Placed;
 
-/* From one key or value to the next, in their elements: bytes where they are packed. */
-static int64_t kept_row(const Layer *l, const Past *p) { return p->packed ? packed_bytes(l->dim) : l->dim; }
-
 static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
-    int64_t q_row = l->heads * l->dim, a_row = kept_row(l, p), a_head = p->capacity * a_row, all = l->kv_heads * a_head;
+    int64_t q_row = l->heads * l->dim, a_row = p->packed ? packed_bytes(l->dim) : l->dim;
+    int64_t a_head = p->capacity * a_row, all = l->kv_heads * a_head;
+    int64_t recent = p->packed ? p->recent_held + m : 0, recent_head = p->recent_capacity * l->dim;
     Shape shape = {1, l->heads, l->kv_heads, m, p->held + m, l->dim, l->dim, m * q_row, l->dim, q_row,
-                   all, a_head, a_row, all, a_head, a_row, 0, p->mask_row, p->splits, p->packed};
+                   all, a_head, a_row, all, a_head, a_row, 0, p->mask_row, p->splits, p->packed,
+                   recent, recent_head, l->dim, recent_head, l->dim};
     return shape;
 }
 
@@ -245,22 +249,47 @@ EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers
     return room.qkv + room.chosen + room.layer;
 }
 
-/* new [m][kv_heads][dim] behind the `held` tokens from `kept` on. */
-static void append(const Run *r, const Layer *l, const Past *p, uint8_t *new, uint8_t *kept, int64_t are_keys) {
-    if (p->packed) {
-        int64_t a_head = l->dim, a_row = l->kv_heads * l->dim, packed_row = kept_row(l, p);
-        int64_t states[] = {l->kv_heads, r->m, l->dim, a_head, a_row, p->capacity * packed_row, packed_row, are_keys};
-        hetegen_states(r->isa, states, new, r->type, kept + p->held * packed_row, 0, 1);
-        return;
-    }
+/* new [m][kv_heads][dim] into rows of `dim` from `kept` on, of which each head has `capacity`. */
+static void copy_rows(const Run *r, const Layer *l, const uint8_t *new, uint8_t *kept, int64_t capacity) {
     int64_t a_row = size_of(r, l->dim) / r->m;
     for (int64_t row = 0; row < r->m; row++)
         for (int64_t head = 0; head < l->kv_heads; head++, new += a_row)
-            memcpy(kept + (head * p->capacity + p->held + row) * a_row, new, (size_t)a_row);
+            memcpy(kept + (head * capacity + row) * a_row, new, (size_t)a_row);
 }
 
-static uint8_t *seen_from(const Run *r, const Layer *l, const Past *p, void *kept) {
-    return (uint8_t *)kept + p->first * (p->packed ? kept_row(l, p) : size_of(r, l->dim) / r->m);
+/* The same into packed rows. */
+static void pack_rows(const Run *r, const Layer *l, const Past *p, uint8_t *new, uint8_t *kept, int64_t are_keys) {
+    int64_t a_row = packed_bytes(l->dim);
+    int64_t rows[] = {l->kv_heads, r->m, l->dim, l->dim, l->kv_heads * l->dim, p->capacity * a_row, a_row, are_keys};
+    hetegen_states(r->isa, rows, new, r->type, kept, 0, 1);
+}
+
+/* A layer's k and v behind the tokens that are seen. */
+static void append(const Run *r, const Layer *l, const Past *p, uint8_t *k, uint8_t *v, const States *seen) {
+    int64_t a_float = size_of(r, l->dim) / r->m, end = p->held * (p->packed ? packed_bytes(l->dim) : a_float);
+    uint8_t *keys = (uint8_t *)seen->k + end, *values = (uint8_t *)seen->v + end;
+    if (!p->packed) {
+        copy_rows(r, l, k, keys, p->capacity);
+        copy_rows(r, l, v, values, p->capacity);
+        return;
+    }
+    pack_rows(r, l, p, k, keys, 1);
+    pack_rows(r, l, p, v, values, 0);
+    copy_rows(r, l, k, (uint8_t *)seen->recent_k + p->recent_held * a_float, p->recent_capacity);
+    copy_rows(r, l, v, (uint8_t *)seen->recent_v + p->recent_held * a_float, p->recent_capacity);
+}
+
+/* Where the tokens that are seen begin. */
+static States seen_of(const Run *r, const Placed *p) {
+    const Past *past = p->past;
+    int64_t a_float = size_of(r, p->layer->dim) / r->m, recent = past->recent_first * a_float;
+    int64_t first = past->first * (past->packed ? packed_bytes(p->layer->dim) : a_float);
+    States seen = {(uint8_t *)p->keys + first, (uint8_t *)p->values + first, NULL, NULL};
+    if (past->packed) {
+        seen.recent_k = (uint8_t *)p->recent_keys + recent;
+        seen.recent_v = (uint8_t *)p->recent_values + recent;
+    }
+    return seen;
 }
 
 /* out = sum + what the experts make of x, its norm. */
@@ -272,8 +301,8 @@ static void add_experts(const Run *r, const Placed *p, const void *sum, const vo
 }
 
 /* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */
-static void finish_layer(const Run *r, const Placed *p, const void *x, const void *q, uint8_t *keys, uint8_t *values,
-                         void *out, uint8_t *chosen, uint8_t *rest) {
+static void finish_layer(const Run *r, const Placed *p, const void *x, const void *q, const States *seen, void *out,
+                         uint8_t *chosen, uint8_t *rest) {
     const Layer *l = p->layer;
     const Past *past = p->past;
     const void *mask = past->mask;
@@ -282,12 +311,11 @@ static void finish_layer(const Run *r, const Placed *p, const void *x, const voi
     float scale = (float)p->scale;
     int threads = (int)past->attention_threads;
     if (!p->mixture) {
-        hetegen_layer_end(r->isa, l, x, r->type, sizes, q, keys, values, mask, p->sinks, scale, threads, out, rest,
-                          r->threads);
+        hetegen_layer_end(r->isa, l, x, r->type, sizes, q, seen, mask, p->sinks, scale, threads, out, rest, r->threads);
         return;
     }
     void *sum = taken(&chosen, size_of(r, l->hidden)), *next = taken(&chosen, size_of(r, l->hidden));
-    hetegen_layer_attend(r->isa, l, x, r->type, sizes, q, keys, values, mask, p->sinks, scale, threads, sum, next, rest,
+    hetegen_layer_attend(r->isa, l, x, r->type, sizes, q, seen, mask, p->sinks, scale, threads, sum, next, rest,
                          r->threads);
     add_experts(r, p, sum, next, out, chosen);
 }
@@ -302,10 +330,9 @@ EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const v
         const Layer *l = p->layer;
         const Past *past = p->past;
         uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
-        uint8_t *keys = seen_from(&r, l, past, p->keys), *values = seen_from(&r, l, past, p->values);
+        States seen = seen_of(&r, p);
         hetegen_layer_begin(isa, l, x, type, m, past->cos, past->sin, (int)past->angles, qkv, rest, threads);
-        append(&r, l, past, k, keys, 1);
-        append(&r, l, past, v, values, 0);
-        finish_layer(&r, p, x, qkv, keys, values, out, chosen, rest);
+        append(&r, l, past, k, v, &seen);
+        finish_layer(&r, p, x, qkv, &seen, out, chosen, rest);
     }
 }

@@ -10,7 +10,7 @@ enum { MOST_STATE_COLUMNS = 1024, ROWS_AT_ONCE = 64 };
 /* Rows of `heads`; strides in elements, of packed ones in bytes. `mixed`: keys. */
 typedef struct {
     int64_t heads, rows, dim, head, row, packed_head, packed_row, mixed;
-} States;
+} Rows;
 
 /* Packs at most STATE_GROUP numbers; their scale, which is rounded to bf16 before it is used. NaN where one of them is
  * not finite. */
@@ -33,7 +33,7 @@ INLINE float pack_group(const float *x, int64_t count, int8_t *to) {
     return scale;
 }
 
-INLINE void pack_row(const void *from, int64_t at, const States *s, const int type, int8_t *to) {
+INLINE void pack_row(const void *from, int64_t at, const Rows *s, const int type, int8_t *to) {
     float x[MOST_STATE_COLUMNS];
     widen_row(from, at, s->dim, type, x);
     if (s->mixed) mix(x, s->dim);
@@ -44,7 +44,7 @@ INLINE void pack_row(const void *from, int64_t at, const States *s, const int ty
     }
 }
 
-INLINE void unpack_row(const int8_t *from, const States *s, const int type, void *to, int64_t at) {
+INLINE void unpack_row(const int8_t *from, const Rows *s, const int type, void *to, int64_t at) {
     float x[MOST_STATE_COLUMNS];
     widen_packed(from, s->dim, x);
     if (s->mixed) mix(x, s->dim);
@@ -57,7 +57,7 @@ INLINE void unpack_row(const int8_t *from, const States *s, const int type, void
 }
 
 typedef struct {
-    States s;
+    Rows s;
     void *floats;
     int8_t *packed;
     int isa, type, widens;
@@ -65,7 +65,7 @@ typedef struct {
 
 /* Some rows of one head. */
 INLINE void do_rows(const Packing *p, int64_t index) {
-    const States *s = &p->s;
+    const Rows *s = &p->s;
     int64_t parts = (s->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, head = index / parts, row = index % parts * ROWS_AT_ONCE;
     int64_t end = row + ROWS_AT_ONCE < s->rows ? row + ROWS_AT_ONCE : s->rows;
     for (; row < end; row++) {
@@ -90,8 +90,8 @@ static void do_task(const void *context, int64_t index, int64_t thread) {
     else rows_plain(p, index);
 }
 
-/* Packs floats (fp32 or bf16) of [heads][rows][dim], or widens packed ones to them; `shape` is the fields of States. */
+/* Packs floats (fp32 or bf16) of [heads][rows][dim], or widens packed ones to them; `shape` is the fields of Rows. */
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads) {
-    Packing p = {*(const States *)shape, floats, (int8_t *)packed, isa, type, widens};
+    Packing p = {*(const Rows *)shape, floats, (int8_t *)packed, isa, type, widens};
     pool_run(do_task, &p, p.s.heads * ((p.s.rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), threads);
 }

@@ -75,6 +75,7 @@ def test_few_rows_on_every_instruction_set(
     shared=st.sampled_from([1, 2, 5]),
     queries=st.integers(1, 12),
     keys=st.integers(1, 700),
+    newest=st.sampled_from([0, 1, 40, 1000]),
     dims=st.sampled_from([(8, 8), (64, 64), (80, 80), (96, 64), (33, 17), (128, 128), (64, 256)]),
     softcap=st.sampled_from([None, 5.0]),
     with_sinks=st.booleans(),
@@ -82,7 +83,7 @@ def test_few_rows_on_every_instruction_set(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_few_rows_over_packed_keys_and_values(
-    shared: int, queries: int, keys: int, dims: tuple[int, int], softcap: float | None, with_sinks: bool,
+    shared: int, queries: int, keys: int, newest: int, dims: tuple[int, int], softcap: float | None, with_sinks: bool,
     with_mask: bool, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     query = torch.randn(1, queries, 2 * shared, dims[0]).to(dtype).transpose(1, 2)
@@ -93,12 +94,16 @@ def test_few_rows_over_packed_keys_and_values(
     if mask is not None:
         mask[..., 0] = True
     sinks = torch.randn(2 * shared) if with_sinks else None
-    floats = widen(key, torch.float32, mixed=True), widen(value, torch.float32, mixed=False)
+    count, floats = min(newest, keys), (widen(key, dtype, mixed=True), widen(value, dtype, mixed=False))
+    recent = tuple(torch.randn(1, 2, 1100, dim).to(dtype)[:, :, 7 : 7 + count] for dim in dims)
+    for states, new in zip(floats, recent, strict=True):
+        states[:, :, keys - count :] = new
     wanted = expected(query, *floats, mask, softcap, sinks)
     for name in instruction_sets():
-        found = open_library(name).attention(
-            AttentionCall(query, key, value, mask, sinks, dims[0] ** -0.5, softcap or 0.0)
+        call = AttentionCall(
+            query, key, value, mask, sinks, dims[0] ** -0.5, softcap or 0.0, (recent[0], recent[1]) if count else None
         )
+        found = open_library(name).attention(call)
         assert found.shape == (1, queries, 2 * shared, dims[1])
         assert (found.double() - wanted).abs().max() < TOLERANCE[dtype] * 4
 

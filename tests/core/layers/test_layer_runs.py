@@ -70,6 +70,8 @@ def test_keys_and_values_of_8_bits_are_packed_as_one_by_one(
 ) -> None:
     path, made = load(family, tmp_path, "int8", dtype, num_hidden_layers=LAYERS), next(calls)
     together, alone = (KVCache(path.module.config, 256, format="int8") for _ in range(2))
+    for cache in (together, alone):  # so many that older ones are seen packed
+        path.model.forward(PROMPT * 10, cache)
     found = logits(path, together)
     assert made == [(LAYERS, rows) for rows in (1, 1, 3, 1, 8, 1)]
     with one_by_one(path.model.placement.runs):
@@ -78,6 +80,26 @@ def test_keys_and_values_of_8_bits_are_packed_as_one_by_one(
     for one, other in zip(together.layers, alone.layers, strict=True):
         assert one.keys[:, :, :held].equal(other.keys[:, :, :held])
         assert one.values[:, :, :held].equal(other.values[:, :, :held])
+        assert all(map(torch.equal, one.newest(), other.newest()))
+
+
+def test_dropped_drafts_leave_the_newest_tokens_of_8_bits_as_they_were(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    plain, drafted = (KVCache(path.module.config, 256, format="int8") for _ in range(2))
+    ids, told = [id % 190 + 3 for id in range(220)], []
+    for id in ids:
+        told.append(path.model.forward([id], plain)[-1])
+        length = len(drafted.tokens)
+        path.model.forward([id, *PROMPT[: id % 7]], drafted)
+        drafted.rewind(length)
+        assert told[-1].equal(path.model.forward([id], drafted)[-1])
+    assert {rows for _, rows in made} == {1, 2, 3, 4, 5, 6, 7}
+    plain.rewind(100)  # further back than they are held: packed ones are seen in their place
+    again = torch.stack([path.model.forward([id], plain)[-1] for id in ids[100:]])
+    assert not again[0].equal(told[100])
+    assert torch.nn.functional.cosine_similarity(again, torch.stack(told[100:])).mean() > 0.99
 
 
 def test_the_same_tokens_after_a_cut_and_in_another_cache(

@@ -193,6 +193,30 @@ def test_a_cache_of_8_bits_is_kept_as_it_is(tmp_path: Path, family: str) -> None
     assert reused == 0, "it was kept in another format"
 
 
+def test_a_file_of_8_bits_has_the_newest_tokens_once_and_does_without_them(tmp_path: Path) -> None:
+    model = chat_model(tmp_path / "model", "llama", hidden_size=256, intermediate_size=128, head_dim=64)
+    options, turns = LoadOptions(context=512, threads=1, kv="int8"), [FIRST]
+    engine = started(model, options)
+    for more in ("the dog", "the fox", "one"):
+        ask(engine, *turns, most=1)
+        turns += [Message("assistant", more), MORE]
+    loaded = engine.loaded
+    assert loaded is not None
+    loaded.settle(finish=True)
+    size, tokens = kept_reading("one").stat().st_size, len(loaded.cache.tokens)
+    held = loaded.spec.with_kv("int8").kv_bytes(tokens)
+    assert held * 0.9 < size < 1.01 * held + 8192
+    engine.close()
+    data = bytearray(kept_reading("one").read_bytes())
+    data[-5000] ^= 1
+    kept_reading("one").write_bytes(data)
+    again = started(model, options)
+    said, reused = ask(again, *turns)
+    again.close()
+    assert said
+    assert reused > 100, "what is damaged is of the newest tokens only, and packed ones stand for them"
+
+
 def test_with_states_on_a_graphics_card(tmp_path: Path) -> None:
     model = chat_model(tmp_path / "model")
     options = LoadOptions(context=512, simulate_gpu="vram=1GiB,link=12GB/s")
