@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 6
+PROFILE_VERSION = 7
 """Counted up when what is measured changes its meaning."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import statistics
 import threading
 import time
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from core.accelerators.base import Accelerator
 from core.kernels.autotune import KernelTable
+from core.kernels.large_pages import empty_on_large_pages
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty
@@ -40,9 +40,8 @@ def weight_of(storage: Storage) -> QuantizedWeight:
 
 
 def filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
-    """(ROWS, columns) in memory of its own: the C library would keep what was given back for later."""
-    memory = mmap.mmap(-1, ROWS * columns * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(ROWS, columns).fill_(value)
+    """(ROWS, columns) in memory like that of a model's weights."""
+    return empty_on_large_pages((ROWS, columns), dtype).fill_(value)
 
 
 class CpuLoad:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from core.kernels.large_pages import empty_on_large_pages
 from core.kernels.matmul import NATIVE, Kernel, kernels_for
 from core.kernels.native_abi import instruction_sets
 from core.kernels.prepared_input import HostInput
@@ -117,7 +118,7 @@ def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = 
     missing = [shape for shape in wanted if not table.has(*shape)]
     if not missing:
         return table
-    memory = torch.full((COLD_BYTES,), 60, dtype=torch.uint8)
+    memory = empty_on_large_pages((COLD_BYTES,), torch.uint8).fill_(60)
     made = [timing for shape in missing for timing in _time_shape(*shape, memory)]
     return KernelTable(table.threads, table.instructions, (*before, *made))
 

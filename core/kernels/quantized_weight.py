@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.column_order import ColumnOrder
+from core.kernels.large_pages import empty_on_large_pages
 from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
 HALVES = 128
@@ -159,10 +160,10 @@ def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
     """Memory for a quantised weight."""
     layout = LAYOUTS[storage]
     kind = torch.int8 if layout.bits == 8 else torch.uint8
-    data = torch.empty((rows, layout.columns(columns) * layout.bits // 8), dtype=kind)
+    data = empty_on_large_pages((rows, layout.columns(columns) * layout.bits // 8), kind)
     scale = SCALE_TYPES[layout.scale]
     count = layout.scale_bytes(columns) // scale.itemsize
-    scales = torch.empty((rows, count) if layout.group else (rows,), dtype=scale)
+    scales = empty_on_large_pages((rows, count) if layout.group else (rows,), scale)
     return QuantizedWeight(storage, (rows, columns), data, scales)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
+from core.kernels.large_pages import empty_on_large_pages
 from core.kernels.matmul import ChosenMatmul, host_matmul
 from core.kernels.quantize import quantize, quantize_pieces
 from core.kernels.quantized_weight import QuantizedWeight
@@ -114,7 +115,9 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             return
         pieces: list[Tensor] = []
         for index, weight in enumerate(self._converted(linear, self._storage(linear))):
-            pieces = pieces or [part.new_empty((linear.experts, *part.shape)) for part in weight.tensors]
+            pieces = pieces or [
+                empty_on_large_pages((linear.experts, *part.shape), part.dtype) for part in weight.tensors
+            ]
             for piece, part in zip(pieces, weight.tensors, strict=True):
                 piece[index] = part
             data, *rest = (piece[index] for piece in pieces)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.kernels.large_pages import empty_on_large_pages
+
 # One block is drawn and laid down again and again: drawing every weight of a large model would take minutes.
 BLOCK = 1 << 22
 STANDARD_DEVIATION = 0.02
@@ -46,7 +48,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
     def _drawn(self, shape: torch.Size, dtype: torch.dtype, begin: int) -> Tensor:
         """The numbers from place `begin` on of the block, laid down again and again."""
-        flat, at = torch.empty(shape.numel(), dtype=dtype), 0
+        flat, at = empty_on_large_pages((shape.numel(),), dtype), 0
         while at < flat.numel():
             piece = self._blocks[dtype][(begin + at) % BLOCK :][: flat.numel() - at]
             flat[at : at + piece.numel()] = piece
