@@ -241,7 +241,7 @@ def log_probabilities(scores: Tensor, token: int, count: int) -> tuple[float, li
 
 
 def checked_logits(logits: Tensor) -> Tensor:
-    """The logits (vocabulary,) in fp32. Raises BrokenOutput where none of them is a number."""
+    """The logits (vocabulary,) in fp32. Raises BrokenOutput where one is NaN or the largest is infinite."""
     scores = logits.float()
     # +inf and NaN both make the maximum non-finite; single -inf entries are legal (masked tokens).
     if not math.isfinite(float(scores.max())):

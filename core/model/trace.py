@@ -56,7 +56,7 @@ def survey(module: Any, name: str = "") -> ModelSpec:
         vocab=text_config(module.config).vocab_size,
         context_limit=context_limit(module.config),
         linears=linears,
-        kv_layers=tuple(_kv_layers(trace.cache, module.dtype)),
+        kv_layers=tuple(_kv_layers(trace.cache)),
         resident_bytes=max(everything - counted, 0) * module.dtype.itemsize,
         embedding_bytes=sum(t.numel() for t in embeddings) * module.dtype.itemsize,
         lookup_bytes=looked_up * module.dtype.itemsize,
@@ -189,7 +189,7 @@ def _owner(linear: LinearSpec) -> str:
     return linear.name if linear.experts == 1 else linear.name.rpartition(".")[0]
 
 
-def _kv_layers(cache: Any, dtype: torch.dtype) -> Iterator[KvLayer]:
+def _kv_layers(cache: Any) -> Iterator[KvLayer]:
     for index, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         per_token = sum(_tensor_bytes(t) for t in (keys, values) if t is not None) // TRACED_TOKENS

@@ -45,14 +45,14 @@ def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
     """What was decided, why, and what would change it, in sentences for people."""
     lines = [plan.reason, *plan.reasons, *figures(plan, spec)]
     asked = Budget(threads=plan.threads, context=plan.context, format=plan.format, kv=plan.kv)
-    for what, machine, budget in _wishes(plan, spec, hardware, asked):
+    for what, machine, budget in _changes(plan, hardware, asked):
         better = place(spec, machine, budget, plan.strategy, plan.profile)
         if better.fits != "no" and better.decode.likely > plan.decode.likely * WORTH_SAYING:
             lines.append(f"{what}: {tok_s(plan.decode.likely)} -> {tok_s(better.decode.likely)} tokens per second.")
     return lines
 
 
-def _wishes(plan: Plan, spec: ModelSpec, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
+def _changes(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
     """What a user could change: words, and the machine and budget as they would be."""
     idle = idle_machine(hardware)
     for now, then in zip(hardware.gpus, idle.gpus, strict=True):

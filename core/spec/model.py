@@ -190,8 +190,3 @@ class ModelSpec:
     def active_bytes(self, format: Format) -> int:
         """Bytes of all linears that one token uses: all, or of experts those that it is sent to."""
         return sum(linear.active * linear.rows * self.row_bytes(linear, format) for linear in self.linears)
-
-    @property
-    def active_parameters(self) -> int:
-        """Weights of all linears that one token uses."""
-        return sum(linear.active * linear.rows * linear.columns for linear in self.linears)

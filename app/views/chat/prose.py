@@ -53,7 +53,6 @@ class ProseWriter:
 
     def __init__(self, theme: Theme) -> None:
         self._theme = theme
-        self._colours = theme.colours
         self._plain = self._char("message", "text")
         self._metrics = QFontMetricsF(theme.font("message"))
         self._line = self._metrics.height()

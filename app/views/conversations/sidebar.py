@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QPoint, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QKeyEvent, QKeySequence, QShortcut
@@ -26,8 +25,6 @@ from app.views.conversations.entry_view import EntryView
 from app.views.conversations.undo_bar import UndoBar
 
 SEARCH_DELAY_MS = 120
-
-ExportForm = Literal["markdown", "json"]
 
 
 class Sidebar(Pane):

@@ -74,7 +74,7 @@ def _crumbs(part: Tensor, width: int) -> Tensor:
     return runs >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
 
 
-def _bits(part: Tensor, width: int) -> Tensor:
+def _bits(part: Tensor) -> Tensor:
     """Bytes (N, blocks, width) -> (N, blocks, 8, width): single bits, the lowest of all bytes first."""
     return part[:, :, None] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
 
@@ -128,7 +128,7 @@ def _q2_k(blocks: Tensor) -> Parts:
 
 def _q3_k(blocks: Tensor) -> Parts:
     # The third bit says, where it is not set, that 4 is to be taken off.
-    high = _bits(blocks[:, :, :32], 32).reshape(*blocks.shape[:2], 2, 4, 32)
+    high = _bits(blocks[:, :, :32]).reshape(*blocks.shape[:2], 2, 4, 32)
     codes = _crumbs(blocks[:, :, 32:96], 32).to(torch.int8) - ((high ^ 1) << 2).to(torch.int8)
     part = blocks[:, :, 96:108]
     low = torch.cat((part[:, :, :8] & 15, part[:, :, :8] >> 4), dim=2)
@@ -154,7 +154,7 @@ def _q4_k(blocks: Tensor) -> Parts:
 def _q5_k(blocks: Tensor) -> Parts:
     d, dmin = _fp16(blocks[:, :, :2]), _fp16(blocks[:, :, 2:4])
     fine, low = _six_bits(blocks[:, :, 4:16])
-    codes = _halves_of_32(blocks[:, :, 48:]) | _bits(blocks[:, :, 16:48], 32).reshape(*blocks.shape[:2], 4, 2, 32) << 4
+    codes = _halves_of_32(blocks[:, :, 48:]) | _bits(blocks[:, :, 16:48]).reshape(*blocks.shape[:2], 4, 2, 32) << 4
     return _row(codes), (fine, d), (low, -dmin)
 
 

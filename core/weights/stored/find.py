@@ -55,7 +55,7 @@ class Found:
 
 def find_stored(tensors: Mapping[str, TensorInfo], stored: StoredFormat) -> Found:
     """Tell quantised weights and their parts from plain tensors. Raises UnsupportedModel, ModelUnreadable."""
-    weights = {weight.name: weight for weight in _weights(tensors, stored)}
+    weights = {weight.name: weight for weight in _weights(tensors)}
     used = {name for weight in weights.values() for name in _consumed(weight, tensors)}
     plain = {name: info for name, info in tensors.items() if name not in used}
     for name, info in plain.items():
@@ -68,7 +68,7 @@ def find_stored(tensors: Mapping[str, TensorInfo], stored: StoredFormat) -> Foun
     return Found(plain, weights)
 
 
-def _weights(tensors: Mapping[str, TensorInfo], stored: StoredFormat) -> Iterator[StoredWeight]:
+def _weights(tensors: Mapping[str, TensorInfo]) -> Iterator[StoredWeight]:
     scaled = any(name.endswith(("_scale", "_scale_inv", ".scale")) for name in tensors)
     for name, info in tensors.items():
         for kind in KINDS:
