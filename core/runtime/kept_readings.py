@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -108,9 +108,16 @@ def _on_host(layer: LayerStates) -> LayerStates:
 
 def _make_room(newest: Path, room: int) -> None:
     os.utime(newest)
-    files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in kept_readings().glob("*.kv"))
+    files = sorted(_ages_and_sizes(kept_readings()))
     total = sum(size for _, size, _ in files)
     for _, size, path in files:
         if total > room and path != newest:
             remove(path)
             total -= size
+
+
+def _ages_and_sizes(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    for path in folder.glob("*.kv"):
+        with suppress(FileNotFoundError):  # deleted meanwhile with its conversation
+            found = path.stat()
+            yield found.st_mtime_ns, found.st_size, path

@@ -7,7 +7,7 @@ enum { ROWS_IN_CACHE = 64 };
 
 /* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
 #define SIXTEEN_FOR(isa, name, kernel, format, finish)                                                                   \
-    isa INLINE void name##_sixteen(   const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {             \
+    isa INLINE void name##_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {                \
         __m512 sums[FEW_ROWS][16];                                                                                     \
         for (int i = 0; i < 16; i++) {                                                                                 \
             __m512 sum[FEW_ROWS];                                                                                      \

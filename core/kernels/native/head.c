@@ -199,9 +199,9 @@ EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full,
     uint8_t *at = (uint8_t *)(((uintptr_t)scratch + ALIGN - 1) / ALIGN * ALIGN);
     int64_t counts[FEW_ROWS], tasks = 0, all = 0;
     Input few, each[FEW_ROWS];
-    Head h;
-    h.kernels = kernels_of(isa), h.full = full, h.m = m, h.rows = full[5], h.spans = spans_of(full[5]), h.panel_bytes = hetegen_panel_bytes(columns);
-    h.wanted = wanted, h.sizes = sizes_of(full), h.inputs = each, h.out = out, h.type = type, h.counts = counts;
+    Head h = {.kernels = kernels_of(isa), .full = full, .m = m, .rows = full[5], .spans = spans_of(full[5]),
+              .panel_bytes = hetegen_panel_bytes(columns), .wanted = wanted, .sizes = sizes_of(full), .inputs = each,
+              .out = out, .type = type, .counts = counts};
     prepare(&h, coarse, isa, x, m, 0, columns, &few, taken(&at, part_bytes(isa, coarse, m, columns)));
     for (int64_t i = 0; i < m; i++)
         prepare(&h, full, isa, x, 1, i, columns, each + i, taken(&at, part_bytes(isa, full, 1, columns)));
@@ -212,7 +212,10 @@ EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full,
     h.step = h.rows / (threads * 3) < MOST_STEP ? h.rows / (threads * 3) / BLOCK * BLOCK + BLOCK : MOST_STEP;
     pool_run(multiply_coarse, &h, (h.rows + h.step - 1) / h.step, threads);
     pool_run(choose, &h, m, threads);
-    for (int64_t i = 0; i < m; i++) tasks += batches(counts[i]), all += counts[i];
+    for (int64_t i = 0; i < m; i++) {
+        tasks += batches(counts[i]);
+        all += counts[i];
+    }
     pool_run(multiply_chosen, &h, tasks, threads);
     return all;
 }

@@ -177,6 +177,15 @@ def test_a_disk_that_takes_nothing_ends_no_reply(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_conversation_deleted_meanwhile_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / "gone.kv", *listed(folder, pattern)])
+    engine = started(chat_model(tmp_path / "model"))
+    ask(engine, FIRST)
+    engine.close()
+    assert kept_reading("one").exists()
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_cache_of_8_bits_is_kept_as_it_is(tmp_path: Path, family: str) -> None:
     model = chat_model(tmp_path / "model", family)
