@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,17 @@ class State:
     def busy(self) -> bool:
         """A reply is awaited or runs."""
         return self.asked or self.phase in ("reading", "replying", "calling")
+
+    @property
+    def figures(self) -> Stats | None:
+        """The figures to show: the speed is that of now while a reply is written, else the mean of the last one; before
+        the first one only the context is known."""
+        if self.stats is not None:
+            now = self.stats.tok_s if self.phase == "replying" else None
+            return replace(self.stats, tok_s=self.stats.mean_tok_s if now is None else now)
+        if self.model is None or self.begun or not self.model.context:
+            return None
+        return Stats(context_limit=self.model.context)
 
 
 def host_of(source: str) -> str:

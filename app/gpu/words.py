@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.gpu.state import GpuState
-from app.i18n.translator import said, said_error, tr
+from app.i18n.formatting import format_bytes
+from app.i18n.translator import number, said, said_error, tr
 from core.hub.progress import duration
-from core.units import format_bytes
 
 LINE_BYTES_S = 100e6 / 8
 """A line of 100 Mbit/s, for a time that is told before anything is measured."""
@@ -90,7 +90,7 @@ def _fetching(state: GpuState, place: str) -> Page:
         return Page(tr("Unpacking…"), tr("{} of {}").format(done, total), "", (("pause", tr("Pause")),), share)
     parts = [tr("{} of {}").format(done, total)]
     if advance.rate:
-        parts.append(f"{advance.rate / 1e6:.1f} MB/s")
+        parts.append(number(f"{advance.rate / 1e6:.1f} MB/s"))
     if advance.eta_s:
         parts.append(tr("{} left").format(duration(advance.eta_s)))
     return Page(tr("Downloading…"), ", ".join(parts), advance.note, (("pause", tr("Pause")),), share)

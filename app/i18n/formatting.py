@@ -5,19 +5,35 @@ Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rate
 
 from __future__ import annotations
 
-from app.i18n.translator import tr
+from app.i18n.translator import number, tr
+from core import units
 from core.spec import Confidence, Prediction
-from core.units import GIB, format_bytes
+from core.units import GIB
 
 UNKNOWN = "n/a"
 TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
+
+
+def format_bytes(nbytes: float) -> str:
+    """14.2 GB, decimal as on disks."""
+    return number(units.format_bytes(nbytes))
+
+
+def format_memory(nbytes: float) -> str:
+    """32.0 GB, as memory is sold."""
+    return number(units.format_memory(nbytes))
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """31.5 GB/s."""
+    return number(units.format_rate(bytes_per_s))
 
 
 def rate(tokens_per_s: float | None) -> str:
     """23.4, 112; without the unit."""
     if tokens_per_s is None:
         return UNKNOWN
-    return f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}"
+    return number(f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}")
 
 
 def seconds(value: float | None) -> str:
@@ -25,20 +41,20 @@ def seconds(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     if value < 1:
-        return f"{value:.2f} s"
+        return number(f"{value:.2f} s")
     if value < 60:
-        return f"{value:.1f} s"
+        return number(f"{value:.1f} s")
     return f"{int(value) // 60} min {int(value) % 60} s"
 
 
 def of_memory(used: float, total: float) -> str:
     """12.4 of 32.0 GB."""
-    return tr("{} of {} GB").format(f"{used / GIB:.1f}", f"{total / GIB:.1f}")
+    return tr("{} of {} GB").format(number(f"{used / GIB:.1f}"), number(f"{total / GIB:.1f}"))
 
 
 def count(value: int | None) -> str:
     """1,234."""
-    return UNKNOWN if value is None else f"{value:,}"
+    return UNKNOWN if value is None else number(f"{value:,}")
 
 
 def percent(value: float | None) -> str:
@@ -48,7 +64,7 @@ def percent(value: float | None) -> str:
 
 def tokens(value: int) -> str:
     """1 token, 412 tokens."""
-    return tr("1 token") if value == 1 else tr("{} tokens").format(f"{value:,}")
+    return tr("1 token") if value == 1 else tr("{} tokens").format(count(value))
 
 
 def receipt(figures: dict[str, object]) -> str:
@@ -76,7 +92,8 @@ def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | No
     """What was found here, in one sentence. `cards`: name and free memory of each graphics card."""
     parts = [tr("{}-core CPU").format(cores) if cores else "CPU", f"{ram / GIB:.0f} GB RAM" if ram else ""]
     parts += [
-        tr("{} with {} GB free").format(name, f"{free / GIB:.1f}") if free is not None else name for name, free in cards
+        tr("{} with {} GB free").format(name, number(f"{free / GIB:.1f}")) if free is not None else name
+        for name, free in cards
     ]
     parts += [] if cards else [tr("no graphics card")]
     *first, last = (part for part in parts if part)
@@ -96,4 +113,4 @@ def confidence(word: Confidence) -> str:
 
 def of(used: int, limit: int) -> str:
     """443 of 8,192."""
-    return tr("{} of {}").format(f"{used:,}", f"{limit:,}")
+    return tr("{} of {}").format(count(used), count(limit))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,8 @@ from core.sentence import Sentence
 
 log = logging.getLogger(__name__)
 SENTENCE = "sentence"
+NUMBER = re.compile(r"\d{1,3}((,\d{3})*(\.\d+)? [kMGT]?B(/s)?|(,\d{3})+|\.\d)")
+"""What fills a sentence's gap and is a size, a large count or a number of one decimal; versions have other forms."""
 
 
 def tr(text: str) -> str:
@@ -26,9 +29,17 @@ def tr(text: str) -> str:
     return QCoreApplication.translate("", text)
 
 
+def number(written: str) -> str:
+    """Digits written as in English ("1,234.5 GB"), as the user's language writes them."""
+    sample = tr("1,234.5")
+    return written.translate({ord(","): sample[1], ord("."): sample[5]})
+
+
 def said(sentence: str) -> str:
     """A sentence of the engine in the user's language: its template is looked up, its arguments are filled in."""
     if not isinstance(sentence, Sentence):
+        if NUMBER.fullmatch(sentence):
+            return number(sentence)
         return QCoreApplication.translate(SENTENCE, sentence)
     template = QCoreApplication.translate(SENTENCE, sentence.template)
     return template.format(*(said(arg) if isinstance(arg, str) else arg for arg in sentence.args))

@@ -46,9 +46,9 @@ class Observer(QObject):
         if state.model is not self._model or state.options != self._options:
             self._model, self._options = state.model, state.options
             self._show_plan(state.model)
-        if state.stats is not self._stats:
-            self._stats = state.stats
-            self.figured.emit(state.stats)
+        if state.figures != self._stats:
+            self._stats = state.figures
+            self.figured.emit(self._stats)
         if self._replying and state.phase != "replying":
             self.explained.emit(None)
         self._replying = state.phase == "replying"

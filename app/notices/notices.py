@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from app import VERSION
+from app.i18n import formatting
 from app.i18n.translator import said, said_error, tr
 from app.notices.updates import UpdateAnswer
 from core import errors
-from core.units import format_bytes
 
 ActionId = Literal[
     "",
@@ -149,12 +149,15 @@ def still_reading() -> Notice:
 def files_too_long(tokens: int, room: int, larger: LargerContext | None) -> Notice:
     """The attached files have more tokens than there is room for; `larger`: the context that would hold them."""
     words = tr("About {} tokens, and room for about {}: each question is given the parts that fit it.")
-    words = words.format(f"{tokens:,}", f"{room:,}")
+    words = words.format(formatting.count(tokens), formatting.count(room))
     title = tr("The attached files are too long to be read whole")
     if larger is None:
         return Notice(title, words, "warning")
     cost = tr("A context of {} holds them whole, for {} more memory and about {} instead of {} tokens/s.").format(
-        f"{larger.context:,}", format_bytes(larger.more_bytes), f"{larger.tok_s:.1f}", f"{larger.tok_s_now:.1f}"
+        formatting.count(larger.context),
+        formatting.format_bytes(larger.more_bytes),
+        formatting.rate(larger.tok_s),
+        formatting.rate(larger.tok_s_now),
     )
     return Notice(title, f"{words} {cost}", "warning", "enlarge", tr("Raise the context"))
 

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QLabel, QWidget
 from app.conversations.attached import Excerpt
 from app.conversations.conversation import Turn
 from app.i18n import formatting
-from app.i18n.translator import said, tr
+from app.i18n.translator import number, said, tr
 from app.notices import notices
 from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.body import Body
@@ -290,4 +290,4 @@ def _details(turn: Turn) -> str:
 
 
 def _figure(value: object) -> str:
-    return f"{value:,.1f}" if isinstance(value, float) else said(unpack(value))
+    return number(f"{value:,.1f}") if isinstance(value, float) else said(unpack(value))

@@ -11,6 +11,7 @@ from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import GROUP, INSIDE, RELATED, STATUS_LINE, Theme
 from app.views.controls.controls import Pane
+from core.events import Stats
 
 PHASES = {
     "empty": "No model",
@@ -84,14 +85,10 @@ class StatusLine(Pane):
     def show_state(self, state: State) -> None:
         """What goes on, and the figures of the reply."""
         self._phase.setText(_words(state))
-        stats = state.stats
-        self._first.show_text(formatting.seconds(stats.ttft_s if stats else None))
-        if stats and stats.context_limit:
-            self._context.show_text(formatting.of(stats.context_used, stats.context_limit))
-        elif state.model and not state.begun:
-            self._context.show_text(formatting.of(0, state.model.context))
-        else:
-            self._context.show_text(formatting.UNKNOWN)
+        known = state.figures or Stats()
+        self._first.show_text(formatting.seconds(known.ttft_s))
+        limit = known.context_limit
+        self._context.show_text(formatting.of(known.context_used, limit) if limit else formatting.UNKNOWN)
 
     def show_machine(self, cpu_percent: float | None, ram_used: float | None, ram_total: float | None) -> None:
         """CPU in percent, memory in bytes; None = not known."""
@@ -108,5 +105,5 @@ class StatusLine(Pane):
 
 def _words(state: State) -> str:
     if state.phase == "reading" and state.prefill and state.prefill.total:
-        return f"{tr(PHASES['reading'])}, {state.prefill.done / state.prefill.total:.0%}"
+        return f"{tr(PHASES['reading'])}, {formatting.percent(100 * state.prefill.done / state.prefill.total)}"
     return tr(PHASES[state.phase])

@@ -101,7 +101,7 @@ class SplitStrip(QWidget):
             "streamed": tr("streamed over the link"),
             "cpu": tr("computed by the CPU"),
         }
-        words = ", ".join(f"{share:.0%} {names[token]}" for token, share in shares if share > 0)
+        words = ", ".join(f"{formatting.percent(100 * share)} {names[token]}" for token, share in shares if share > 0)
         self.setToolTip(tr("Weights: {}").format(words or formatting.UNKNOWN))
         self.setAccessibleName(self.toolTip())
         self.update()
@@ -200,10 +200,8 @@ class TopBar(Pane):
             self.model.show_model(name_of(state.source), tr("resting"))
         else:
             self.model.show_model(tr("No model"), "")
-        speed = state.stats.tok_s if state.stats and state.phase == "replying" else None
-        mean = state.stats.mean_tok_s if state.stats else None
-        shown = speed if speed is not None else mean
-        self.speed.show_text(tr("{} tokens/s").format(formatting.rate(shown)))
+        speed = state.figures.tok_s if state.figures else None
+        self.speed.show_text(tr("{} tokens/s").format(formatting.rate(speed)))
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

@@ -115,7 +115,7 @@ class DetailsPane(Pane):
         for value, text in FORMATS:
             self._format.addItem(self.tr(text), value)
         for tokens in CONTEXTS:
-            text = self.tr("{} tokens").format(f"{tokens:,}") if tokens else self.tr("Context: automatic")
+            text = self.tr("{} tokens").format(formatting.count(tokens)) if tokens else self.tr("Context: automatic")
             self._context.addItem(text, tokens)
         for box in (self._format, self._context):
             box.setSizeAdjustPolicy(ChoiceBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)

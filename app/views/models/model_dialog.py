@@ -15,6 +15,7 @@ from PySide6.QtWidgets import QFileDialog, QWidget
 from app.catalog.catalog import Catalog, Details
 from app.catalog.downloads import Downloads, Transfer
 from app.catalog.recommended import Recommended
+from app.i18n.formatting import format_bytes
 from app.settings.theme import Theme
 from app.views.models import words
 from app.views.models.frame import ModelDialogFrame
@@ -26,7 +27,6 @@ from core.errors import HeteGenError
 from core.hub.fit import Fit, Wishes
 from core.hub.installed import Installed, Verification
 from core.hub.listing import ModelInfo, Reference
-from core.units import format_bytes
 
 
 class ModelDialog(ModelDialogFrame):

@@ -8,14 +8,14 @@ from PySide6.QtCore import QCoreApplication
 
 from app.catalog.downloads import Transfer
 from app.i18n import formatting
-from app.i18n.translator import said
+from app.i18n.formatting import format_bytes, format_memory, format_rate
+from app.i18n.translator import number, said
 from core.errors import BadRequest
 from core.hub.fit import Fit, Kind
 from core.hub.gguf_choices import Judged
 from core.hub.installed import Installed, Verification
 from core.hub.listing import ModelInfo
 from core.hub.progress import duration
-from core.units import format_bytes, format_memory, format_rate
 
 VERDICTS: dict[Kind, tuple[str, str, str]] = {
     "fits": ("Fits", "check", "ok"),
@@ -48,7 +48,7 @@ def parameters(count: int) -> str:
     if not count:
         return tr("{} parameters").format(formatting.UNKNOWN)
     if count >= BILLION:
-        return tr("{} billion parameters").format(f"{count / 1e9:.1f}")
+        return tr("{} billion parameters").format(number(f"{count / 1e9:.1f}"))
     return tr("{} million parameters").format(f"{count / 1e6:.0f}")
 
 
@@ -82,7 +82,7 @@ def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
 
 def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "") -> str:
     """The second line of a row. `form`: what stands for the size where files of several are to be chosen from."""
-    short = f"{count / 1e9:.1f} B" if count >= BILLION else f"{count / 1e6:.0f} M"
+    short = number(f"{count / 1e9:.1f} B") if count >= BILLION else f"{count / 1e6:.0f} M"
     licence = license or tr("licence {}").format(formatting.UNKNOWN)
     parts = [short if count else formatting.UNKNOWN, form or size(nbytes), licence]
     return " · ".join([*parts, tr("gated")] if gated else parts)
@@ -102,7 +102,7 @@ def speed(fit: Fit) -> str:
 
 def figures(fit: Fit) -> list[str]:
     """What a verdict rests on, a line each."""
-    context = tr("Context: {} of {} tokens").format(f"{fit.context:,}", f"{fit.context_limit:,}")
+    context = tr("Context: {} of {} tokens").format(formatting.count(fit.context), formatting.count(fit.context_limit))
     lines = [sizes(fit), *memory(fit), context]
     return [*lines, tr("The speed is {}.").format(formatting.confidence(fit.confidence))] if speed(fit) else lines
 
@@ -171,7 +171,7 @@ def info_line(info: ModelInfo) -> str:
     """Downloads, likes, date."""
     day = info.updated[:10] or formatting.UNKNOWN
     words = tr("{} downloads a month · {} likes · updated {}")
-    return words.format(f"{info.downloads:,}", f"{info.likes:,}", day)
+    return words.format(formatting.count(info.downloads), formatting.count(info.likes), day)
 
 
 def plain_card(card: str) -> str:

@@ -9,7 +9,8 @@ from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 from app.i18n import formatting
-from app.i18n.translator import said, tr
+from app.i18n.formatting import format_rate
+from app.i18n.translator import number, said, tr
 from app.monitor.bottleneck import Explanation
 from app.monitor.live_records import Outlook, Wish, idle_devices, with_sample
 from app.monitor.telemetry import Sample, Sampler
@@ -20,7 +21,6 @@ from app.views.monitor.gauges import Figure, SpeedLine
 from app.views.monitor.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.monitor.what_if import WhatIf
 from core.events import ExpertShares, Stats
-from core.units import format_rate
 
 SPEEDS = (
     ("tok_s", "Writing", "Tokens per second, now"),
@@ -99,7 +99,9 @@ class LiveView(Pane):
         predicted = outlook.decode_tok_s if outlook else None
         self.line.set_predicted(predicted)
         words = (
-            f"{formatting.rate(predicted.low)}–{formatting.rate(predicted.high)}" if predicted else formatting.UNKNOWN
+            tr("{} tokens/s").format(f"{formatting.rate(predicted.low)}–{formatting.rate(predicted.high)}")
+            if predicted
+            else formatting.UNKNOWN
         )
         self.speeds["predicted"].show_value(words)
         self._show_split()
@@ -249,10 +251,10 @@ def _rate(bytes_s: float | None) -> str:
 def _link(into: float | None, out: float | None) -> str:
     if into is None or out is None:
         return formatting.UNKNOWN
-    return f"{into / 1e9:.1f} / {out / 1e9:.1f} GB/s"
+    return number(f"{into / 1e9:.1f} / {out / 1e9:.1f} GB/s")
 
 
 def _power(watts: float | None, limit: float | None) -> str:
     if watts is None:
         return formatting.UNKNOWN
-    return f"{watts:.0f} W" if limit is None else f"{watts:.0f} of {limit:.0f} W"
+    return f"{watts:.0f} W" if limit is None else tr("{} of {}").format(f"{watts:.0f}", f"{limit:.0f} W")

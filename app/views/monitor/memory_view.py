@@ -9,11 +9,11 @@ from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from app.i18n import formatting
+from app.i18n.formatting import format_memory
 from app.i18n.translator import tr
 from app.monitor.live_records import DeviceMap, Split
 from app.settings.theme import INSIDE, Theme
 from app.views.monitor.gauges import Part, ShareBar
-from core.units import format_memory
 
 SQUARE, COLUMN_GAP = 8, 12
 
@@ -39,7 +39,11 @@ def parts_of_split(split: Split) -> list[Part]:
         ("streamed", split.streamed, tr("streamed {}")),
         ("cpu", split.cpu, tr("CPU {}")),
     )
-    return [Part(token, share, words.format(f"{share:.0%}")) for token, share, words in named if share >= 0.0005]
+    return [
+        Part(token, share, words.format(formatting.percent(100 * share)))
+        for token, share, words in named
+        if share >= 0.0005
+    ]
 
 
 class Legend(QWidget):

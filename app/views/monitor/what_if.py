@@ -138,7 +138,7 @@ class WhatIf(QWidget):
 
     def _show_words(self) -> None:
         self._context_words.setText(formatting.tokens(self._tokens()) if self._now else formatting.UNKNOWN)
-        share = f"{self._vram.value() / self._vram.maximum():.0%}"
+        share = formatting.percent(100 * self._vram.value() / self._vram.maximum())
         self._vram_words.setText(share if self._vram.isEnabled() else formatting.UNKNOWN)
         self._context.setAccessibleDescription(self._context_words.text())
         self._vram.setAccessibleDescription(self._vram_words.text())

@@ -9,6 +9,7 @@ from PySide6.QtGui import QGuiApplication, QPainter, QPaintEvent
 from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from app.engine.server_state import ServerState
+from app.i18n import formatting
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import TickBox
@@ -153,11 +154,11 @@ class ServerDialog(QDialog):
 
 def _live_line(live: Live) -> str:
     stage = {"waiting": tr("waiting"), "reading": tr("reading the prompt")}.get(live.stage, tr("replying"))
-    speed = "" if live.tok_s is None else ", " + tr("{} tokens/s").format(f"{live.tok_s:.1f}")
+    speed = "" if live.tok_s is None else ", " + tr("{} tokens/s").format(formatting.rate(live.tok_s))
     return f"{live.client}  {live.path}  {stage}{speed}"
 
 
 def _log_line(entry: Entry) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(entry.at))
     tokens = f"  {entry.tokens} " + tr("tokens") if entry.tokens else ""
-    return f"{at}  {entry.status}  {entry.path}  {entry.client}  {entry.seconds:.1f} s{tokens}"
+    return f"{at}  {entry.status}  {entry.path}  {entry.client}  {formatting.seconds(entry.seconds)}{tokens}"

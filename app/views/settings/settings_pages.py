@@ -12,9 +12,9 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWi
 
 from app.about.diagnostics import tail
 from app.about.network_access import ACCESSES, HUB, NEVER
+from app.i18n.formatting import format_bytes
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.log_box import LogBox
-from core.units import format_bytes
 
 LOG_LINES = 2000
 

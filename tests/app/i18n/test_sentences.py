@@ -15,6 +15,7 @@ import pytest
 from PySide6.QtCore import QCoreApplication
 from pytestqt.qtbot import QtBot
 
+from app.i18n import formatting
 from app.i18n.translator import catalogue, install, languages, said
 from app.monitor.bottleneck import Situation, explain
 from app.monitor.live_records import outlook
@@ -147,6 +148,23 @@ def test_what_fills_a_gap_is_translated_too(german: None) -> None:
     found = said(sentence("{} It is too big for this computer.", inner))
     assert not re.search(r"\b(the|of|is|must|for)\b", found)
     assert said(joined("; ", ["4-bit weights", "8-bit weights"])) == f"{said('4-bit weights')}; {said('8-bit weights')}"
+
+
+@pytest.mark.parametrize(
+    ("english", "written"),
+    [("2,048", "2.048"), ("1.5 GB", "1,5 GB"), ("12,345.6 MB/s", "12.345,6 MB/s"), ("3.4", "3,4"),
+     ("550.54.14", "550.54.14"), ("551.23", "551.23"), ("127.0.0.1", "127.0.0.1"), ("Qwen2.5", "Qwen2.5")],
+)  # fmt: skip
+def test_numbers_are_the_languages_own_and_versions_are_no_numbers(german: None, english: str, written: str) -> None:
+    found = sentence("{} It is too big for this computer.", english)
+    assert said(found).startswith(f"{written} ")
+    assert str(found).startswith(f"{english} ")
+
+
+def test_figures_of_the_window_are_german_too(german: None) -> None:
+    assert formatting.of(1204, 8192) == "1.204 von 8.192"
+    assert formatting.receipt({"tok_s": 1234.0, "ttft_s": 0.62}) == "1.234 Tokens/s, 0,62 s bis zum ersten Token"
+    assert formatting.format_memory(3 * GIB // 2) == "1,5 GB"
 
 
 def test_a_sentence_outlives_copies_pickles_and_json(german: None) -> None:

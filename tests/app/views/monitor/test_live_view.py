@@ -62,10 +62,10 @@ def test_the_plan_is_told_in_words(view: LiveView) -> None:
     assert view.memory.bars[0].words == (
         "weights 3.7 GB, KV cache 477 MB, workspace 191 MB, staging 95 MB, others 1.0 GB, free 2.5 GB"
     )
-    assert view.decode.words == "in VRAM 34%, streamed 21%, CPU 45%"
-    assert view.prefill.words == "in VRAM 34%, streamed 66%"
+    assert view.decode.words == "in VRAM 34 %, streamed 21 %, CPU 45 %"
+    assert view.prefill.words == "in VRAM 34 %, streamed 66 %"
     assert view.reason.text() == "Most of it lies in RAM."
-    assert view.speeds["predicted"].value == "9.0–13.0"
+    assert view.speeds["predicted"].value == "9.0–13.0 tokens/s"
 
 
 def test_other_programs_follow_the_machine(view: LiveView) -> None:
