@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     opened = FileOpen()
     opened.asked.connect(application.load)
     qt.installEventFilter(opened)
+    application.window.fit_screen()
     application.window.show()
     code = qt.exec()
     if application.restarts:

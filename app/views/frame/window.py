@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QByteArray, Qt, Signal, Slot
+from PySide6.QtCore import QByteArray, QMargins, Qt, Signal, Slot
 from PySide6.QtGui import (
     QAccessible,
     QAccessibleAnnouncementEvent,
@@ -65,6 +65,9 @@ ANNOUNCED = 1000
 """Characters of a reply that a screen reader is given at once."""
 KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
 """What the menu leaves out."""
+
+TITLE_BAR = 32
+"""What a system puts above a window, in pixels, about."""
 
 
 class MainWindow(QMainWindow):
@@ -171,6 +174,11 @@ class MainWindow(QMainWindow):
     def restore(self, state: str) -> None:
         """Size and place as they were; nonsense is ignored by Qt."""
         self.restoreGeometry(QByteArray.fromBase64(state.encode()))
+
+    def fit_screen(self) -> None:
+        """Be no larger than the screen has room for, with the system's frame around it."""
+        room = self.screen().availableGeometry().size().shrunkBy(QMargins(0, 0, 0, TITLE_BAR))
+        self.resize(self.size().boundedTo(room))
 
     def _chat_pane(self) -> QWidget:
         pane = Pane(self.theme, "window")

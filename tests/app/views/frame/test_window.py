@@ -49,6 +49,15 @@ def _text(view: ReplyMessage) -> str:
     return "\n".join(edit.toPlainText() for edit in find(view, Body, "Reply").edits())
 
 
+def test_a_small_screen_holds_all_of_the_window(start: Start) -> None:
+    window = start(ScriptedEngine()).window
+    room = window.screen().availableGeometry()
+    assert window.width() > room.width(), "as it would be without"
+    window.fit_screen()
+    assert window.width() == room.width()
+    assert window.height() < room.height()
+
+
 def test_shift_enter_breaks_the_line(qtbot: QtBot, start: Start) -> None:
     app = start(ScriptedEngine())
     edit = app.window.composer.edit
