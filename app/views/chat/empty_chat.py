@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QRectF, Qt, Signal
-from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtCore import QRect, QRectF, Qt, Signal
+from PySide6.QtGui import QFont, QFontMetrics, QPainter, QPaintEvent, QPen, QResizeEvent
 from PySide6.QtWidgets import QAbstractButton, QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
@@ -24,6 +24,12 @@ PROMPTS = (
 )
 
 
+WRAPPED = int(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft | Qt.TextFlag.TextWordWrap)
+SIDE, ABOVE, BETWEEN = 14, 11, 3
+"""Pixels around a card's words, and between what it is about and the prompt."""
+NO_END = 10_000
+
+
 class PromptCard(QAbstractButton):
     """A prompt to try: what it is about, and its words; with an icon, something else that can be done."""
 
@@ -41,27 +47,33 @@ class PromptCard(QAbstractButton):
         self.setAccessibleName(f"{about}: {prompt}")
         self.update()
 
+    def height_for(self, width: int) -> int:
+        """The height that all of its words take at a width, in pixels."""
+        inner = QRect(0, 0, width - 2 * SIDE - (ICON + RELATED if self._icon else 0), NO_END)
+        heights = (QFontMetrics(font).boundingRect(inner, WRAPPED, words).height() for font, _, words in self._lines())
+        return sum(heights) + BETWEEN + 2 * ABOVE
+
+    def _lines(self) -> tuple[tuple[QFont, str, str], ...]:
+        bold = self._theme.font()
+        bold.setWeight(bold.Weight.DemiBold)
+        return (bold, "text", self._about), (self._theme.font(), "muted", self.prompt)
+
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(QPen(self._theme.colour("border"), 1))
         painter.setBrush(self._theme.colour("hover" if self.underMouse() or self.isDown() else "window"))
         painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), CARD_RADIUS, CARD_RADIUS)
-        box = self.rect().adjusted(14, 11, -14, -11)
+        box = self.rect().adjusted(SIDE, ABOVE, -SIDE, NO_END)
         if self._icon:
-            ratio, middle = self.devicePixelRatioF(), box.center().y() - ICON // 2
+            ratio, middle = self.devicePixelRatioF(), self.rect().center().y() - ICON // 2
             painter.drawPixmap(box.right() - ICON, middle, self._theme.pixmap(self._icon, "accent", ICON, ratio))
             box.setRight(box.right() - ICON - RELATED)
-        bold = self._theme.font()
-        bold.setWeight(bold.Weight.DemiBold)
-        painter.setFont(bold)
-        painter.setPen(self._theme.colour("text"))
-        painter.drawText(box, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft, self._about)
-        painter.setFont(self._theme.font())
-        painter.setPen(self._theme.colour("muted"))
-        below = box.adjusted(0, painter.fontMetrics().lineSpacing() + 3, 0, 4)
-        wrap = Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft | Qt.TextFlag.TextWordWrap
-        painter.drawText(below, int(wrap), self.prompt)
+        for font, colour, words in self._lines():
+            painter.setFont(font)
+            painter.setPen(self._theme.colour(colour))
+            painter.drawText(box, WRAPPED, words)
+            box.setTop(box.top() + painter.fontMetrics().boundingRect(box, WRAPPED, words).height() + BETWEEN)
         if self.hasFocus():
             paint_focus(painter, self._theme, QRectF(self.rect()), CARD_RADIUS)
 
@@ -78,7 +90,8 @@ class EmptyChat(QWidget):
         self._mark = QLabel(self)
         self._title = QLabel(tr("What would you like to know?"), self)
         self._machine = QLabel(self)
-        self._machine.setWordWrap(True)
+        for label in (self._title, self._machine):
+            label.setWordWrap(True)
         self._cards = [PromptCard(theme, self) for _ in PROMPTS]
         self._advice = PromptCard(theme, self, "download")
         self._advice.clicked.connect(self._on_advice)
@@ -131,14 +144,11 @@ class EmptyChat(QWidget):
         self._fit_cards((self.width() - 2 * side - RELATED) // 2)
 
     def _fit_cards(self, width: int) -> None:
-        """All cards as high as the one with the longest prompt."""
-        metrics = QFontMetrics(self._theme.font())
-        longest = max(metrics.horizontalAdvance(card.prompt) for card in self._cards)
-        lines = 2 + longest // max(1, width - 40)
+        """All cards as high as the highest."""
+        height = max(card.height_for(width) for card in self._cards)
         for card in self._cards:
-            card.setFixedHeight(lines * metrics.lineSpacing() + 28)
-        lines = 2 + metrics.horizontalAdvance(self._advice.prompt) // max(1, 2 * width - 80)
-        self._advice.setFixedHeight(lines * metrics.lineSpacing() + 28)
+            card.setFixedHeight(height)
+        self._advice.setFixedHeight(self._advice.height_for(2 * width + RELATED))
 
     def _on_clicked(self) -> None:
         card = self.sender()

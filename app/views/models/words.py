@@ -82,7 +82,9 @@ def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
 
 def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "") -> str:
     """The second line of a row. `form`: what stands for the size where files of several are to be chosen from."""
-    short = number(f"{count / 1e9:.1f} B") if count >= BILLION else f"{count / 1e6:.0f} M"
+    short = (
+        tr("{} B").format(number(f"{count / 1e9:.1f}")) if count >= BILLION else tr("{} M").format(f"{count / 1e6:.0f}")
+    )
     licence = license or tr("licence {}").format(formatting.UNKNOWN)
     parts = [short if count else formatting.UNKNOWN, form or size(nbytes), licence]
     return " · ".join([*parts, tr("gated")] if gated else parts)
