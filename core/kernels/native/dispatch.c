@@ -74,31 +74,47 @@ EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && support
 
 /* ---- sharing rows among threads ---- */
 
-/* Chunks taken in turn: a core that others use, or an efficiency core, takes fewer. With few rows of input they are
- * larger, because the memory's rate drops where one begins. */
-static int64_t chunk_rows(int64_t rows, int64_t m, int threads) {
-    int64_t chunk = rows / (threads * (m <= FEW_ROWS ? 3 : 32));
-    chunk -= chunk % PANEL;
-    return chunk < PANEL ? PANEL : chunk > 1024 ? 1024 : chunk;
+/* Rows are taken in turn, a stretch at a time: a core that others use, or an efficiency core, takes fewer. */
+enum { MOST_STRETCHES = 1024, LEAST_FEW = 2 * PANEL, MOST_TAKEN = 1024 };
+
+/* Rows of the next stretch of those that are left. With few rows of input the memory decides, whose rate drops where a
+ * stretch begins: they begin large and become smaller, so that all threads end together. */
+static int64_t next_rows(int64_t all, int64_t left, int64_t m, int threads) {
+    int few = m <= FEW_ROWS;
+    int64_t rows = few ? left / (2 * threads) : all / (32 * threads), least = few ? LEAST_FEW : PANEL;
+    rows -= rows % PANEL;
+    rows = rows < least ? least : rows > MOST_TAKEN ? MOST_TAKEN : rows;
+    return left - rows < least ? left : rows;
 }
 
-static int64_t chunks_of(const Share *s, const Part *part) { return (part->end - part->begin + s->step - 1) / s->step; }
+/* Where the stretches of so many rows begin, and where the last one ends; returns how many there are. */
+static int64_t divide(int64_t rows, int64_t m, int threads, int64_t *bounds) {
+    int64_t count = 0, at = 0;
+    while (at < rows) {
+        bounds[count++] = at;
+        at += threads > 1 && count < MOST_STRETCHES ? next_rows(rows, rows - at, m, threads) : rows - at;
+    }
+    bounds[count] = rows;
+    return count;
+}
 
-static void run_chunk(const void *share, int64_t chunk, int64_t thread) {
+static void run_stretch(const void *share, int64_t number, int64_t thread) {
     const Share *s = share;
-    const Part *part = s->parts;
-    for (int64_t own; chunk >= (own = chunks_of(s, part)); part++) chunk -= own;
-    int64_t row = part->begin + chunk * s->step, stop = row + s->step < part->end ? row + s->step : part->end;
-    part->kernel(&part->job, row, stop, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
+    int64_t begin = s->bounds[number], left = s->bounds[number + 1] - begin;
+    for (const Part *part = s->parts; left > 0; part++) {
+        int64_t rows = part->end - part->begin, from = part->begin + begin, own = rows - begin < left ? rows - begin : left;
+        begin -= rows;
+        if (own <= 0) continue;
+        part->kernel(&part->job, from, from + own, part->job.scratch ? part->job.scratch + thread * s->panel_bytes : NULL);
+        left -= own, begin = 0;
+    }
 }
 
 void run_parts(Share *share, int64_t m, int threads) {
-    int64_t rows = 0, chunks = 0;
+    int64_t rows = 0, bounds[MOST_STRETCHES + 1];
     for (int64_t i = 0; i < share->count; i++) rows += share->parts[i].end - share->parts[i].begin;
-    share->step = threads > 1 ? chunk_rows(rows, m, threads) : rows;
-    if (rows <= 0) return;
-    for (int64_t i = 0; i < share->count; i++) chunks += chunks_of(share, share->parts + i);
-    pool_run(run_chunk, share, chunks, threads);
+    share->bounds = bounds;
+    pool_run(run_stretch, share, divide(rows, m, threads, bounds), threads);
 }
 
 /* ---- input buffers ---- */
@@ -291,7 +307,7 @@ EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const 
     Input in;
     Part parts[MOST_PARTS];
     uint8_t *to = out;
-    Share share = {parts, count, 0, hetegen_panel_bytes(columns)};
+    Share share = {parts, count, NULL, hetegen_panel_bytes(columns)};
     lay_out((uint8_t *)input, m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m, out_type), &in);
     for (int64_t i = 0; i < count && i < MOST_PARTS; i++, fields += PART_FIELDS) {
         parts[i] = part_of(kernels_of(isa), fields, &in, to, out_type, scratch);

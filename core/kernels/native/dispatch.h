@@ -13,10 +13,12 @@ typedef struct {
     int64_t begin, end;
 } Part;
 
-/* Parts that are multiplied one after the other; the whole run of rows is shared among threads. */
+/* Parts that are multiplied one after the other; the whole run of rows is shared among threads, in stretches. */
 typedef struct {
     Part *parts;
-    int64_t count, step, panel_bytes;
+    int64_t count;
+    const int64_t *bounds;
+    int64_t panel_bytes;
 } Share;
 
 const Kernels *kernels_of(int isa);

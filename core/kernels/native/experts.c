@@ -143,7 +143,7 @@ static void prepare_pair(const void *context, int64_t place, int64_t thread) {
 
 /* out: [places][rows] */
 static void multiply(Call *c, int down, uint8_t *out, int64_t rows) {
-    Share share = {c->parts, c->used, 0, panel_of(c->e)};
+    Share share = {c->parts, c->used, NULL, panel_of(c->e)};
     const int64_t *fields = down ? c->e->down_fields : c->e->up_fields;
     for (int64_t i = 0; i < c->used; i++) {
         const Group *g = c->groups + i;

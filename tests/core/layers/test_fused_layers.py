@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
+from core.errors import ModelFailed
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_layer import NativeLayer
@@ -64,7 +65,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
     with monkeypatch.context() as patch:
         for layer in layers_of(path):
             patch.setattr(layer.forward, "own", refuse)
-        with pytest.raises(AssertionError, match="own forward"):
+        with pytest.raises(ModelFailed, match="own forward"):
             logits(path, parts)
         patch.setattr(fused_layers, "FEW_ROWS", 1)
         logits(path, [[token] for token in PROMPT])
