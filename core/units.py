@@ -34,7 +34,7 @@ def parse_rate(text: str) -> float:
     size = parse_size(text.strip().removesuffix("/s"))
     if size <= 0:
         raise BadRequest(
-            sentence("{} is not a rate.", f"{text!r}"), "It must be more than nothing.", "Write for example 12GB/s."
+            sentence("{} is not a rate.", f"{text!r}"), "It must be more than 0.", "Write for example 12GB/s."
         )
     return float(size)
 

@@ -90,6 +90,16 @@ WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.DocumentLocked: _Words("The file needs a password", "attach", "Attach another file…"),
 }
 _ANY = _Words("That did not work", "retry", "Try again")
+REPORTS: dict[str, tuple[str, Tone]] = {
+    "full": ("The disk is full", "warning"),
+    "held": ("Not saved at the moment", "warning"),
+    "left_out": ("Not everything was saved", "warning"),
+    "saved": ("Saved", "info"),
+    "recovered": ("The conversations were damaged", "warning"),
+    "interrupted": ("Welcome back", "info"),
+    "not_kept": ("Conversations are not kept", "warning"),
+}
+"""What the store has to say about its file: the title, and how serious it is."""
 
 
 def for_error(error: errors.HeteGenError) -> Notice:
@@ -201,21 +211,8 @@ def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
 
 def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
     """What the store has to say about its file."""
-    titles = {
-        "full": ("The disk is full", "warning"),
-        "held": ("The disk refuses", "warning"),
-        "left_out": ("Not everything was saved", "warning"),
-        "saved": ("Saved", "info"),
-        "recovered": ("The conversations were damaged", "warning"),
-        "interrupted": ("Welcome back", "info"),
-        "not_kept": ("Conversations are not kept", "warning"),
-    }
-    title, tone = titles.get(kind, ("Conversations", "info"))
-    return Notice(
-        tr(title),
-        " ".join(said(part) for part in (what, why, next_step) if part),
-        "warning" if tone == "warning" else "info",
-    )
+    title, tone = REPORTS.get(kind, ("Conversations", "info"))
+    return Notice(tr(title), " ".join(said(part) for part in (what, why, next_step) if part), tone)
 
 
 def for_update(answer: UpdateAnswer) -> Notice:

@@ -11,10 +11,12 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.about.network_access import ACCESSES, HUB, NEVER
+from app.catalog.recommended import recommended
 from app.i18n.translator import Catalogue, catalogue, install, languages
+from app.notices.notices import REPORTS, WORDS
 from app.settings.settings import declared
 from app.settings.theme import Theme
-from app.views.chat.empty_chat import PROMPTS
+from app.views.chat.empty_chat import GUIDE_PROMPTS, PROMPTS
 from app.views.chat.message import ENDS, ReplyMessage, UserMessage
 from app.views.conversations.sidebar import Sidebar
 from app.views.frame.notice_bar import PHASES as LOADING
@@ -60,6 +62,9 @@ def said_by_tables() -> Iterator[str]:
     for _, name, tip in SPEEDS + MACHINE:
         yield from (name, tip)
     yield from (*MEANINGS.values(), *SOURCES.values())
+    yield from (text for words in WORDS.values() for text in (words.title, words.button))
+    yield from (title for title, _ in REPORTS.values())
+    yield from (about for about, _ in GUIDE_PROMPTS)
     yield from (HUB, NEVER, *(words for _, words in FORMATS), *FITS.values())
 
 
@@ -71,6 +76,16 @@ def test_every_text_has_its_translation_with_the_same_gaps(language: str) -> Non
     for text, translated in words.items():
         assert translated.strip(), text
         assert text.count("{}") == translated.count("{}"), text
+
+
+def test_no_translation_is_of_a_text_that_is_gone() -> None:
+    said = {entry.summary for entry in recommended(assets())}
+    for path in (*APP.rglob("*.py"), *(APP.parent / "core").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    for language in (code for code in languages() if code != "en"):
+        assert set(json.loads((assets() / "translations" / f"{language}.json").read_text("utf-8"))) - said == set()
 
 
 def test_german_is_there() -> None:
