@@ -5,7 +5,7 @@ The host copy of every weight stays where it is, so evicting rows is letting go 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, TypeVar
@@ -30,18 +30,16 @@ from core.layers.fused_forward import LayerRun
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
+from core.model.device_copies import DeviceCopies, DeviceRest, Place, Uploads
 from core.model.held_experts import HeldExperts
-from core.model.tables import other_tables, put
 from core.offload.hetero_linear import CopiedHead, HeteroLinear, HostInputs, HostLinear, SharedInputs
-from core.offload.host_weight import DeviceRows, HostWeight
+from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import (
     Chunk,
     ParameterManager,
     SerialCopies,
     Streaming,
     chunks_of,
-    copied_rows,
-    follow,
 )
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
@@ -100,10 +98,11 @@ class DevicePlacement:
     """Resident and streamed rows on one device, the rest on the CPU."""
 
     def __init__(
-        self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = ()
-    ) -> None:
-        """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. Raises NotEnoughMemory,
-        DeviceLost: then the linears are in, but know nothing of the device."""
+        self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = (),
+        apart: Collection[nn.Module] = (),
+    ) -> None:  # fmt: skip
+        """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. What is `apart` stays
+        where it lies. Raises NotEnoughMemory, DeviceLost: then the linears are in, but know nothing of the device."""
         layers = decoder_layers(module)
         experts = fused_experts.take(module)
         fused_mixtures.release(module)
@@ -126,7 +125,7 @@ class DevicePlacement:
         self._experts = HeldExperts(module, experts, accelerator, self._inputs, weights)
         try:
             self._upload_biases()
-            self._rest = DeviceRest(module, accelerator, self._uploads)
+            self._rest = DeviceRest(module, accelerator, self._uploads, apart)
         except BaseException:
             self._leave_linears()
             raise
@@ -182,6 +181,11 @@ class DevicePlacement:
 
     def failures(self) -> AbstractContextManager[None]:
         return self.accelerator.failures()
+
+    def copies(self, places: Sequence[Place]) -> DeviceCopies:
+        """Copies of more tensors on the device, in their places. Raises NotEnoughMemory, DeviceLost."""
+        with self.failures():
+            return DeviceCopies(places, self._uploads)
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
         """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
@@ -308,82 +312,6 @@ def computed_order(linears: Sequence[LinearPlan]) -> list[LinearPlan]:
         first.setdefault(linear.group, number)
     numbered = sorted(enumerate(linears), key=lambda pair: first[pair[1].group] if pair[1].group >= 0 else pair[0])
     return [linear for _, linear in numbered]
-
-
-class HostEmbedding(nn.Module):
-    """The input table stays in RAM; only the looked-up rows travel."""
-
-    def __init__(self, table: nn.Module, accelerator: Accelerator) -> None:
-        super().__init__()
-        self.table = table
-        self._accelerator = accelerator
-
-    @property
-    def weight(self) -> Any:
-        """The table (V, H), on the host."""
-        return self.table.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(1, n) -> (1, n, H), on the device."""
-        return self._accelerator.to_device(self.table(ids.cpu()))
-
-
-class DeviceRest:
-    """Moves all non-linear parameters and buffers to the device; `restore` undoes it."""
-
-    def __init__(self, module: Any, accelerator: Accelerator, uploads: Uploads) -> None:
-        self._module = module
-        self._table, self._others = module.get_input_embeddings(), other_tables(module)
-        self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        kept_back = {part for table in (self._table, *self._others.values()) for part in table.modules()}
-        for child in module.modules():
-            if child in kept_back or isinstance(child, HeteroLinear):
-                continue
-            for holder in (child._parameters, child._buffers):
-                for name, tensor in holder.items():
-                    if tensor is not None:
-                        self._originals.append((holder, name, tensor))
-        moved: dict[int, Any] = {}
-        for _, _, tensor in self._originals:
-            if id(tensor) not in moved:
-                copy = uploads.tensor(tensor.data)
-                moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
-        # Only when all are there: the device may be lost or full in between.
-        for holder, name, tensor in self._originals:
-            holder[name] = moved[id(tensor)]
-        module.set_input_embeddings(HostEmbedding(self._table, accelerator))
-        for name, table in self._others.items():
-            put(module, name, HostEmbedding(table, accelerator))
-
-    def restore(self) -> None:
-        """Put the host's tensors back; the device may be gone."""
-        for holder, name, tensor in self._originals:
-            holder[name] = tensor
-        self._module.set_input_embeddings(self._table)
-        for name, table in self._others.items():
-            put(self._module, name, table)
-
-
-class Uploads:
-    """Copies to the device that are waited for: weights that come to stay."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._stream = accelerator.stream()
-
-    def tensor(self, tensor: Tensor) -> Tensor:
-        """A copy (...) of the tensor's shape on the device. Raises NotEnoughMemory, DeviceLost."""
-        copy = self._accelerator.empty(tensor.shape, tensor.dtype)
-        follow(self._accelerator, self._stream)
-        self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
-        self._stream.synchronize()
-        return copy
-
-    def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
-        """Rows of a weight, in the bytes that they have on the host. Raises NotEnoughMemory, DeviceLost."""
-        nbytes = sum(part.nbytes for part in weight.parts(begin, end))
-        buffer = self._accelerator.empty((nbytes,), torch.uint8)
-        return copied_rows(self._accelerator, self._stream, weight, begin, end, buffer)
 
 
 Linear = TypeVar("Linear", bound=nn.Module)

@@ -98,9 +98,9 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     if plan.head_copy:
         found.append(_head_copy(plan))
     if spec.sight_bytes:
-        found.append(
-            sentence("For pictures {} more are taken, when the first one comes.", format_memory(spec.sight_bytes))
-        )
+        where = "the computer's memory" if plan.sight_gpu < 0 else "the graphics card"
+        size = format_memory(spec.sight_bytes)
+        found.append(sentence("For pictures {} more are taken in {}, when the first one comes.", size, where))
     on_card = sum(device >= 0 for device in plan.kv_devices)
     if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"

@@ -15,6 +15,7 @@ from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
 from core.planning.machine_rates import MachineRates
 from core.planning.plan_builder import assemble
+from core.planning.sight import with_sight
 from core.spec import COMFORTABLE_TOK_S, FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
 from core.units import GIB, MIB, format_memory
 
@@ -118,7 +119,8 @@ def _place_as(
     if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
-    return replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
+    plan = replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
+    return with_sight(plan, spec, hardware, budget)
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

@@ -23,13 +23,14 @@ from core.paths import cache_folder
 from core.planning.expert_cache import popularity
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
+from core.planning.sight import without_sight
 from core.runtime.drafting import DraftModel
 from core.runtime.expert_uses import keep_uses, recall_uses
 from core.runtime.kept_readings import KeptReadings
 from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
 from core.vision.processor import load_processor
-from core.vision.tower import has_tower, placeholder_id
+from core.vision.tower import Tower, has_tower, placeholder_id
 from core.vision.vision import ModelVision
 from core.weights.packed_cache import cache_key
 
@@ -61,7 +62,7 @@ class LoadedModel:
     `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply; `said`: that reply,
     if it can be carried on.
     `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
-    `can_use_device`: False once the GPU was lost or full for good.
+    `can_use_device`: False once the GPU was lost or full for good. `tower`: what sees, once there was a picture.
     """
 
     name: str
@@ -81,6 +82,7 @@ class LoadedModel:
     said: SaidReply | None = None
     drafts: bool = True
     draft: DraftModel | None = None
+    tower: Tower | None = None
 
     @property
     def sees(self) -> bool:
@@ -103,6 +105,22 @@ class LoadedModel:
         processor = load_processor(folder, module.config, self.tokenizer.backend, placeholder)
         vision = ModelVision(module, self.source.weights, processor)
         self.model.vision = self.tokenizer.vision = vision
+        self.tower = vision.tower
+        self._place_sight()
+
+    @property
+    def sight_to_come(self) -> int:
+        """Bytes of the card that what sees takes at the first picture."""
+        return 0 if self.plan.gpu < 0 or self.tower is not None else self.plan.memory[-1].sight
+
+    def look_from_ram(self) -> bool:
+        """Let what sees lie in RAM from now on; whether it lay on a card."""
+        was_there = self.tower is not None and self.plan.sight_gpu >= 0
+        self.budget = replace(self.budget, sight_on_card=False)
+        self.plan = without_sight(self.plan)
+        if was_there:
+            self._place_sight()
+        return was_there
 
     def speculation(self, ids: Sequence[int]) -> Speculation | None:
         """What drafts ahead in a reply to these ids; None where nothing is to."""
@@ -190,6 +208,8 @@ class LoadedModel:
             self.cache = KVCache(self.source.module.config, self.plan.context, format=self.plan.kv)
             self.reply_start = 0
         self.keep_expert_uses()
+        if self.tower is not None:
+            self.tower.come_back()
         self.model.placement.close()
         self.model.placement = HostPlacement(self.source.module, self.weights, reads_copy=self.plan.head_copy > 0)
 
@@ -204,6 +224,7 @@ class LoadedModel:
         if self.machine.forget_lost() and self.plan.gpu >= 0:
             self.to_host()
         self.can_use_device = True
+        self.budget = replace(self.budget, sight_on_card=True)
 
     def learn(self, profile: Profile) -> None:
         """Keep what a reply has taught of this model's speed here, and of its experts."""
@@ -233,6 +254,8 @@ class LoadedModel:
         self.settle(finish=True)
         self.keep_expert_uses()
         self.drop_draft()
+        if self.tower is not None:
+            self.tower.come_back()
         self.model.placement.close()
         self.machine.close()
 
@@ -245,8 +268,9 @@ class LoadedModel:
     def _to_device(self, plan: Plan) -> None:
         device = self.machine.accelerator(plan.gpu)
         device.limit(self.budget.vram)
+        apart = [] if self.tower is None else self.tower.parts
         try:
-            placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers)
+            placement = DevicePlacement(self.source.module, self.weights, plan, device, self.spec.kv_layers, apart)
             self.model.placement = placement
             placement.recall_expert_uses(recall_uses(cache_folder(), self.source.files))
             self._rearrange(plan)
@@ -267,6 +291,16 @@ class LoadedModel:
                 pass
             self.cache.move(there, home)
         self.plan = with_pinning_note(plan, placement)
+        self._place_sight()
+
+    def _place_sight(self) -> None:
+        """Let what sees lie where the plan has it, or in RAM where the card has no room after all."""
+        if self.tower is None:
+            return
+        try:
+            self.tower.lie(self.model.placement, on_device=self.plan.sight_gpu >= 0)
+        except NotEnoughMemory:
+            self.look_from_ram()
 
     def _cache_comes_along(self) -> bool:
         placement = self.model.placement

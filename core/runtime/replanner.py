@@ -85,6 +85,9 @@ class Replanner:
         if isinstance(error, NotEnoughMemory):
             if error.device == "cpu":
                 return None  # without the card there would be even less room
+            if self._loaded.look_from_ram():
+                what = sentence("The graphics memory was full; the processor looks at pictures now.")
+                return Replanned(what, self._loaded.plan)
             if (change := self._step_down()) is not None:
                 return change
         self._loaded.avoid_device()
@@ -142,7 +145,8 @@ class Replanner:
 
     def _look_at_memory(self, accelerator: Accelerator) -> Change:
         loaded = self._loaded
-        decision, self._watch = watch_memory(loaded.plan, accelerator.memory().free, self._watch, loaded.budget.vram)
+        free = accelerator.memory().free - loaded.sight_to_come
+        decision, self._watch = watch_memory(loaded.plan, free, self._watch, loaded.budget.vram)
         if isinstance(decision, Keep):
             return UNCHANGED
         if isinstance(decision, Shrink):
@@ -186,4 +190,4 @@ class Replanner:
 
 
 def _arrangement(plan: Plan) -> tuple[object, ...]:
-    return plan.linears, plan.ring, plan.kv_devices, plan.host_layers
+    return plan.linears, plan.ring, plan.kv_devices, plan.host_layers, plan.sight_gpu

@@ -44,7 +44,8 @@ class Profile:
 @dataclass(frozen=True)
 class Budget:
     """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context.
-    `kv`: how keys and values are kept; `whole_head`: that the output head has no copy that is read first."""
+    `kv`: how keys and values are kept; `whole_head`: that the output head has no copy that is read first;
+    `sight_on_card`: whether what sees may lie on a card."""
 
     vram: int | None = None
     ram: int | None = None
@@ -53,6 +54,7 @@ class Budget:
     format: FormatWish = "auto"
     kv: KvFormat = "bf16"
     whole_head: bool = False
+    sight_on_card: bool = True
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Plan:
     weights that one token uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading.
     `few_times`: of a pass over a few tokens. `profile`: the corrections that the times contain. `expert_rates`:
     what the experts of a mixture cost beside a card. `head_copy`: bytes of RAM for a copy of the output head in fewer
-    bits, which one token reads first; 0 = none.
+    bits, which one token reads first; 0 = none. `sight_gpu`: the card that what sees is to lie on, -1 = RAM.
     """
 
     model: str
@@ -237,6 +239,7 @@ class Plan:
     expert_rates: ExpertRates | None = None
     kv: KvFormat = "bf16"
     head_copy: int = 0
+    sight_gpu: int = -1
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

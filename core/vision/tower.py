@@ -1,16 +1,23 @@
-"""The parts of a model that see, put into its tree when the first picture comes: a text chat never pays for them."""
+"""The parts of a model that see, put into its tree when the first picture comes: a text chat never pays for them.
+
+They may lie elsewhere than the model that reads: what is given to them travels there, and what they see travels back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from core.errors import UnsupportedModel
 from core.model.blueprint import whole_tree
+from core.model.device_copies import DeviceCopies, Place, places_of
 from core.model.language_half import Nothing
 from core.model.language_model import fill_parts
+from core.model.placement import DevicePlacement, HostPlacement
 from core.model.sight import HEARS
 from core.sentence import sentence
 
@@ -29,12 +36,59 @@ def placeholder_id(config: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def open_tower(module: Any, checkpoint: Mapping[str, Tensor]) -> None:
-    """Put what sees into the tree, with its weights. Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory; the
-    tree is then as before."""
+class Tower:
+    """What sees, opened in RAM; `parts` are the modules that were put into the tree."""
+
+    def __init__(self, module: Any, checkpoint: Mapping[str, Tensor]) -> None:
+        """Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory; the tree is then as before."""
+        self.parts, self._alone = open_tower(module, checkpoint)
+        self._copies: list[DeviceCopies] = []
+        self._device = self._home = torch.device("cpu")
+        for part in self.parts:
+            part.register_forward_pre_hook(self._enter, with_kwargs=True)
+            part.register_forward_hook(self._leave)
+
+    def lie(self, placement: HostPlacement | DevicePlacement, *, on_device: bool) -> None:
+        """Serve a model that is placed so, from its device or from RAM. Raises NotEnoughMemory, DeviceLost: then as
+        after `come_back`."""
+        self.come_back()
+        if not isinstance(placement, DevicePlacement):
+            return
+        try:
+            # Single weights are used together with what the model reads: they are where that is.
+            self._copies.append(placement.copies([one for one in self._alone if one.is_in_ram]))
+            if on_device:
+                self._copies.append(placement.copies(places_of(one for part in self.parts for one in part.modules())))
+        except BaseException:
+            self.come_back()
+            raise
+        self._home = placement.device
+        self._device = placement.device if on_device else torch.device("cpu")
+
+    def come_back(self) -> None:
+        """Serve a model in RAM; a device may be gone."""
+        for copies in self._copies:
+            copies.restore()
+        self._copies.clear()
+        self._device = self._home = torch.device("cpu")
+
+    def _enter(self, part: nn.Module, args: Any, kwargs: Any) -> Any:
+        return _moved((args, kwargs), self._device)
+
+    def _leave(self, part: nn.Module, args: Any, output: Any) -> Any:
+        return _moved(output, self._home)
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    return tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, values)
+
+
+def open_tower(module: Any, checkpoint: Mapping[str, Tensor]) -> tuple[list[nn.Module], list[Place]]:
+    """Put what sees into the tree, with its weights: modules, and single weights of others. Raises UnsupportedModel,
+    ModelUnreadable, NotEnoughMemory; the tree is then as before."""
     whole = whole_tree(module.config, module.dtype)
     closed = dict(_stand_ins(module))
-    alone = [(holder, name) for holder, name in _alone(module, whole)]
+    alone = _alone(module, whole)
     try:
         for path in closed:
             _put(module, path, _part(whole, path))
@@ -47,6 +101,8 @@ def open_tower(module: Any, checkpoint: Mapping[str, Tensor]) -> None:
         for path, name in alone:
             module.get_submodule(path)._parameters[name] = None
         raise
+    holders = [(module.get_submodule(path)._parameters, name) for path, name in alone]
+    return [module.get_submodule(path) for path in closed], [Place(*one, one[0][one[1]]) for one in holders]
 
 
 def _stand_ins(module: Any) -> list[tuple[str, nn.Module]]:

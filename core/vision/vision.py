@@ -18,7 +18,7 @@ from torch import Tensor
 from core.errors import ModelUnreadable, NoChatTemplate
 from core.model.pictures import Picture, begins, key_of
 from core.vision.processor import PictureProcessor
-from core.vision.tower import open_tower, placeholder_id
+from core.vision.tower import Tower, placeholder_id
 
 REMEMBERED = 32
 """Pictures kept as the processor made them; one of a megapixel takes about 12 MB."""
@@ -31,7 +31,7 @@ class ModelVision:
 
     def __init__(self, module: Any, checkpoint: Mapping[str, Tensor], processor: PictureProcessor) -> None:
         """Opens the tower. Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory."""
-        open_tower(module, checkpoint)
+        self.tower = Tower(module, checkpoint)
         placeholder = placeholder_id(module.config)
         assert placeholder is not None
         self._placeholder: int = placeholder

@@ -15,7 +15,7 @@ from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
-from core.model.placement import HostEmbedding, Uploads
+from core.model.device_copies import HostEmbedding, Uploads
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, chunks_of, copied_rows
