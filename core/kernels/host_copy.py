@@ -5,10 +5,12 @@ One thread moves some 10 GB/s; the link of a recent card takes two or three time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from core.kernels.native_library import copy_past_caches
+from torch import Tensor
+
+from core.kernels.native_library import copy_past_caches, copy_rows_past_caches
 from core.units import KIB
 
 PAGE = 4096
@@ -25,9 +27,25 @@ class CopyPool:
 
     def copy(self, to: int, start: int, nbytes: int) -> None:
         """Copy between addresses that do not overlap."""
+        self._share(nbytes, lambda begin, end: copy_past_caches(to + begin, start + begin, end - begin))
+
+    def lay(self, to: int, part: Tensor) -> None:
+        """Copy a tensor (rows, ...), each row of which is contiguous, to an address, row after row."""
+        if part.is_contiguous():
+            self.copy(to, part.data_ptr(), part.nbytes)
+            return
+        start, nbytes, stride = part.data_ptr(), part[0].nbytes, part.stride(0) * part.element_size()
+
+        def some(begin: int, end: int) -> None:
+            first, last = -(-begin // nbytes), -(-end // nbytes)  # rows that begin in this strip
+            copy_rows_past_caches(to + first * nbytes, start + first * stride, last - first, nbytes, stride)
+
+        self._share(part.nbytes, some)
+
+    def _share(self, nbytes: int, copy: Callable[[int, int], None]) -> None:
         own, *rest = strips(nbytes, self._threads)
-        waiting = [self._others.submit(copy_past_caches, to + begin, start + begin, end - begin) for begin, end in rest]
-        copy_past_caches(to + own[0], start + own[0], own[1] - own[0])
+        waiting = [self._others.submit(copy, begin, end) for begin, end in rest]
+        copy(*own)
         for one in waiting:
             one.result()
 

@@ -25,13 +25,14 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """From the best to the least, with the library's numbers."""
-VERSION = 21
+VERSION = 22
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
 _INT, _LONG, _ADDRESS, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_copy": (None, [_ADDRESS, _ADDRESS, _LONG]),
+    "hetegen_copy_rows": (None, [_ADDRESS, _ADDRESS, _LONG, _LONG, _LONG]),
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
     "hetegen_input_kind": (_INT, [_INT, _INT, _LONG, _INT]),

@@ -330,6 +330,15 @@ def copy_past_caches(to: int, start: int, nbytes: int) -> None:
     _copy()(to, start, nbytes)
 
 
+def copy_rows_past_caches(to: int, start: int, rows: int, nbytes: int, stride: int) -> None:
+    """Copy so many rows of `nbytes`, which begin every `stride` bytes, to an address, end to end."""
+    if (compiled := library()) is not None:
+        compiled.hetegen_copy_rows(to, start, rows, nbytes, stride)
+        return
+    for row in range(rows):
+        ctypes.memmove(to + row * nbytes, start + row * stride, nbytes)
+
+
 @cache
 def _copy() -> Callable[[int, int, int], object]:
     compiled = library()

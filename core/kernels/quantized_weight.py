@@ -79,8 +79,20 @@ class QuantizedWeight:
         scales = None if self.scales is None else self.scales[begin:end]
         return replace(self, shape=(end - begin, self.shape[1]), data=self.data[begin:end], scales=scales)
 
+    def cut(self, begin: int, end: int) -> QuantizedWeight:
+        """Columns [begin, end), cut where `cut_columns` says: numbers as views, scales of groups put together anew."""
+        assert self.order is None, "columns in an order of their own are no range"
+        layout = LAYOUTS.get(self.format)
+        shape = (self.shape[0], end - begin)
+        if layout is None:
+            return replace(self, shape=shape, data=self.data[:, begin:end])
+        first, last = (column * layout.bits // 8 for column in (begin, layout.columns(end)))
+        scales = _cut_scales(self.scales, layout, self.shape[1], begin, end) if layout.group else self.scales
+        return replace(self, shape=shape, data=self.data[:, first:last], scales=scales)
+
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
-        """The bytes of rows [begin, end), one contiguous tensor (rows, ...) for each part, to be laid end to end."""
+        """The bytes of rows [begin, end), one tensor (rows, ...) for each part, to be laid end to end; each row is
+        contiguous, and all are where the weight was not cut."""
         return self.rows(begin, end).tensors
 
     def unpack(self, buffer: Tensor, begin: int, end: int) -> QuantizedWeight:
@@ -189,6 +201,19 @@ def group_scales(kept: Tensor, layout: Layout, columns: int) -> tuple[Tensor, Te
         shared = coarse.float().view(len(kept), parts, -1).repeat_interleave(groups_of_coarse(layout), dim=2)
         wide = (fine.float().view(len(kept), parts, groups) * shared[:, :, :groups]).view(len(kept), -1)
     return wide[:, :groups], wide[:, groups:] if layout.minimum else None
+
+
+def _cut_scales(kept: Tensor | None, layout: Layout, columns: int, begin: int, end: int) -> Tensor:
+    """The scales and minimums (N, ...) of columns [begin, end) of rows of `columns`."""
+    assert kept is not None
+    parts, groups, coarse = 2 if layout.minimum else 1, layout.groups(columns), layout.coarse(columns)
+    first, last = (layout.columns(column) // layout.group for column in (begin, end))
+    blocks = [kept[:, at * groups + first : at * groups + last] for at in range(parts)]
+    if coarse:
+        shared = kept[:, parts * groups :].view(len(kept), parts, 2 * coarse)
+        upper, lower = (2 * -(-column // COARSE_COLUMNS) for column in (begin, end))
+        blocks += [shared[:, at, upper:lower] for at in range(parts)]
+    return torch.cat(blocks, dim=1)
 
 
 def groups_of_coarse(layout: Layout) -> int:

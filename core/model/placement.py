@@ -41,6 +41,7 @@ from core.offload.parameter_manager import (
     Streaming,
     chunks_of,
 )
+from core.offload.shares import Role
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, bucket
 
 Weights = Mapping[str, Sequence[HostWeight]]
@@ -138,15 +139,15 @@ class DevicePlacement:
         self._experts.shrink()
         for linear in self._divided(plan):
             for one in self._linears[linear.name]:
-                if one.resident is not None and one.resident.rows > linear.resident:
+                if not 0 <= _held(one, linear) <= linear.resident:
                     one.resident = None
         self._make_ring()
         for done, linear in enumerate(self._divided(plan), 1):
             self._promote(linear)
             yield done / len(plan.linears)
         self._experts.fill()
+        self._assign()
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
-        self._gather()
         self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
 
     @property
@@ -243,10 +244,12 @@ class DevicePlacement:
 
     def _promote(self, plan: LinearPlan) -> None:
         for linear, weight in zip(self._linears[plan.name], self._weights[plan.name], strict=True):
-            if (linear.resident.rows if linear.resident else 0) == plan.resident:
+            if _held(linear, plan) == plan.resident:
                 continue
             linear.resident = None  # before the new rows, so that both need not fit at once
-            if plan.resident:
+            if plan.resident and plan.by_columns:
+                linear.resident = self._uploads.rows(weight.cut(0, plan.resident), 0, weight.rows)
+            elif plan.resident:
                 linear.resident = self._uploads.rows(weight, 0, plan.resident)
 
     def _make_ring(self) -> None:
@@ -290,19 +293,29 @@ class DevicePlacement:
                 linear.division = self.plan.by_name[name].shares[index]
                 linear.chunks = by_linear.get((name, expert), [])
 
-    def _gather(self) -> None:
-        """Let divided linears that read the same input be computed with the first of them."""
+    def _assign(self) -> None:
+        """Let divided linears that read the same input be computed with the first of them, and those that come after
+        such a group take what either side has of it."""
         groups: dict[int, list[HeteroLinear]] = {}
+        feeding = {plan.after for plan in self.plan.linears if plan.by_columns}
         for plan in self.plan.linears:
-            one, *others = self._linears[plan.name]
-            if plan.group >= 0 and plan.resident < plan.rows and not others:
-                groups.setdefault(plan.group, []).append(one)
-        for linears in self._linears.values():
-            for linear in linears:
-                linear.lead(())
-        for group in groups.values():
-            for linear in group:
-                linear.lead(group)
+            roles = [Role(by_columns=plan.by_columns)] * len(self._linears[plan.name])
+            if plan.group >= 0 and plan.resident < plan.rows and len(roles) == 1 and not plan.by_columns:
+                group = groups.setdefault(plan.group, [])
+                group.append(self._linears[plan.name][0])
+                roles = [Role(group, plan.group in feeding)]
+            for linear, role in zip(self._linears[plan.name], roles, strict=True):
+                linear.play(role)
+
+
+def _held(linear: HeteroLinear, plan: LinearPlan) -> int:
+    """How much of a linear lies on the device, as the plan counts it; -1 where it is divided the other way."""
+    if linear.resident is None:
+        return 0
+    rows, columns = linear.resident.weight.shape
+    if plan.by_columns:
+        return columns if rows == linear.host.rows else -1
+    return rows if columns == linear.host.columns else -1
 
 
 def computed_order(linears: Sequence[LinearPlan]) -> list[LinearPlan]:

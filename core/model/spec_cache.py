@@ -24,7 +24,7 @@ from core.paths import cache_folder, made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
-SURVEY_VERSION = 6
+SURVEY_VERSION = 7
 """Counted up when a survey comes to find something else."""
 KEPT_SPECS = 64
 

@@ -6,8 +6,9 @@ are those that the pass fills. Takes about 0.1 s, reads no weights and allocates
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -17,11 +18,13 @@ from torch.func import functional_call
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
+from core.errors import UnsupportedModel
 from core.kernels.packed_width import packed_width
 from core.layers.kv_cache import is_packable
 from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
 from core.model.language_half import text_config
+from core.model.pairs import PairTrace
 from core.model.sight import sight_bytes
 from core.model.tables import other_tables
 from core.spec import KvLayer, LinearSpec, ModelSpec
@@ -39,7 +42,7 @@ STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
 def survey(module: Any, name: str = "") -> ModelSpec:
     """The specification of a causal language model on the meta device."""
     trace = _Trace(module)
-    linears = tuple(_linears(module, trace))
+    linears = with_pairs(module, tuple(_linears(module, trace)))
     embeddings = _embeddings(module)
     head = _head_name(module, linears)
     tied = bool(head) and any(module.get_submodule(head).weight is table for table in embeddings)
@@ -94,7 +97,7 @@ class _Trace:
             if is_linear(child) or is_fused(child)
         ]
         try:
-            self._run(module)
+            _run(module, self.cache)
         finally:
             for handle in handles:
                 handle.remove()
@@ -105,25 +108,50 @@ class _Trace:
 
         return record
 
-    def _run(self, module: Any) -> None:
-        # Brings a computer algebra system along, which a start with known models can do without.
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
-        fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-        with _left_as_it_is(module), fake, torch.no_grad():
-            named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-            values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
-            options = {
-                "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long),
-                cache_argument(module): self.cache,
-                "use_cache": True,
-            }
-            try:
-                functional_call(module, values, (), options, tie_weights=False)
-            # Each architecture fails in its own way at numbers that make no sense, or without a picture.
-            except Exception as error:
-                raise cannot_run(module, error) from error
+def _run(module: Any, cache: DynamicCache) -> None:
+    """One pass on fake tensors. Raises UnsupportedModel."""
+    # Brings a computer algebra system along, which a start with known models can do without.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with _left_as_it_is(module), fake, torch.no_grad():
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
+        options = {
+            "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long),
+            cache_argument(module): cache,
+            "use_cache": True,
+        }
+        try:
+            functional_call(module, values, (), options, tie_weights=False)
+        # Each architecture fails in its own way at numbers that make no sense, or without a picture.
+        except Exception as error:
+            raise cannot_run(module, error) from error
+
+
+def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
+    """The same, those marked that come after all of a group and nothing else, of as many columns as that has rows."""
+    inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts == 1}
+    traced = PairTrace({name: child for name, child in inner.items() if is_linear(child)})
+    try:
+        _run(module, DynamicCache(config=module.config))
+    except UnsupportedModel:  # what stands for tensors is not known to some models: they run all the same
+        return tuple(linears)
+    finally:
+        traced.remove()
+    named, groups = {one.name: one for one in linears}, dict[int, set[str]]()
+    for one in linears:
+        groups.setdefault(one.group, set()).add(one.name)
+
+    def after(linear: LinearSpec) -> int:
+        sources = traced.pairs.get(linear.name, frozenset())
+        group = next((named[name].group for name in sources), -1)
+        alike = all(named[name].rows == linear.columns for name in sources)
+        return group if group >= 0 and alike and groups[group] == set(sources) else -1
+
+    return tuple(replace(linear, after=after(linear)) for linear in linears)
 
 
 @contextmanager

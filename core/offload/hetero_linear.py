@@ -11,15 +11,17 @@ itself is recognised.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator, HostCopy
 from core.kernels.matmul import BatchedMatmul
 from core.kernels.prepared_input import HostInput
+from core.offload.halves import Halves, Later
 from core.offload.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
 from core.offload.parameter_manager import Chunk, Streaming
+from core.offload.shares import ALONE, ColumnShare, Role, RowShare, Share
 from core.spec import Rows
 
 
@@ -115,6 +117,20 @@ class CopiedHead(HostLinear):
         return y if self.bias is None else y + self.bias
 
 
+class Brought:
+    """An input on its way to the host."""
+
+    def __init__(self, copy: HostCopy) -> None:
+        self._copy = copy
+        self._prepared: HostInput | None = None
+
+    def __call__(self) -> HostInput:
+        """As the CPU's kernels want it, waited for."""
+        if self._prepared is None:
+            self._prepared = HostInput(self._copy.result())
+        return self._prepared
+
+
 class SharedInputs:
     """The last input on the device, brought to the host once for all linears that read it, and what was computed for
     others with the first that asked. `cpu_s`: how long the CPU has computed on all of them."""
@@ -125,9 +141,8 @@ class SharedInputs:
         self._there: Tensor | None = None
         self._on_device: DeviceInput | None = None
         self._seen: Tensor | None = None
-        self._copy: HostCopy | None = None
-        self._prepared: HostInput | None = None
-        self._ready: dict[HeteroLinear, tuple[Tensor, Tensor]] = {}
+        self._brought: Brought | None = None
+        self._ready: dict[HeteroLinear, tuple[Tensor, Tensor | Halves]] = {}
 
     def on_device(self, x: Tensor) -> DeviceInput:
         """`x` (..., K) as the device's products take it."""
@@ -135,39 +150,29 @@ class SharedInputs:
             self._there, self._on_device = x, device_input(x.reshape(-1, x.shape[-1]))
         return self._on_device
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> Brought:
         """Begin to bring `x` (..., K) to the host, unless that was done for the linear before."""
-        if self._seen is not x:
-            self._seen, self._prepared = x, None
-            self._copy = self._accelerator.to_host(x)
+        if self._brought is None or self._seen is not x:
+            self._seen, self._brought = x, Brought(self._accelerator.to_host(x))
+        return self._brought
 
-    def arrived(self) -> HostInput:
-        """The input that was started last."""
-        if self._prepared is None:
-            assert self._copy is not None
-            self._prepared = HostInput(self._copy.result())
-        return self._prepared
-
-    def keep(self, linear: HeteroLinear, x: Tensor, y: Tensor) -> None:
-        """Remember what a linear, which was not asked yet, makes of `x` (..., K): `y` (M, N)."""
+    def keep(self, linear: HeteroLinear, x: Tensor, y: Tensor | Halves) -> None:
+        """Remember what a linear, which was not asked yet, makes of `x` (..., K): `y` (..., N)."""
         self._ready[linear] = x, y
 
-    def ready(self, linear: HeteroLinear, x: Tensor) -> Tensor | None:
+    def ready(self, linear: HeteroLinear, x: Tensor) -> Tensor | Halves | None:
         """What was remembered of this linear and this input, once."""
         given, y = self._ready.pop(linear, (None, None))
         return y if given is x else None
 
     def forget(self) -> None:
         """Let go of the tensors at the end of a pass."""
-        self._there = self._on_device = self._seen = self._copy = self._prepared = None
+        self._there = self._on_device = self._seen = self._brought = None
         self._ready.clear()
 
 
 class HeteroLinear(nn.Module):
-    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order.
-
-    `group`: the linears that are computed with the first of them, in the order of the pass, this one among them.
-    """
+    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order."""
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, accelerator: Accelerator, inputs: SharedInputs) -> None:
         """`bias`: (N,) on the host; `self.bias` is where it is added: here first, on the device when it was moved."""
@@ -181,8 +186,8 @@ class HeteroLinear(nn.Module):
         self.resident: DeviceRows | None = None
         self.division = Rows(0, 0, weight.rows)
         self.chunks: Sequence[Chunk] = ()
-        self.group: Sequence[HeteroLinear] = ()
-        self._together: dict[tuple[tuple[HeteroLinear, int], ...], BatchedMatmul] = {}
+        self.role = ALONE
+        self._together: dict[tuple[tuple[HostWeight, int], ...], BatchedMatmul] = {}
 
     @property
     def weight(self) -> Tensor:
@@ -191,19 +196,23 @@ class HeteroLinear(nn.Module):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows are resident."""
-        return self.resident is not None and self.resident.rows == self.host.rows
+        """Whether all of it is resident."""
+        return self.resident is not None and self.resident.weight.shape == self.host.weight.shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N), on the device."""
-        if x.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
-            x = self.accelerator.to_device(x)
-        return (self._whole(x) if self.is_whole else self._divided(x)).view(*x.shape[:-1], self.host.rows)
-
-    def lead(self, group: Sequence[HeteroLinear]) -> None:
-        """Let these be computed with the first of them from now on."""
-        self.group = group
+    def play(self, role: Role) -> None:
+        """Have this part in what is computed together from now on."""
+        self.role = role
         self._together.clear()
+        self.host.forget_cuts()
+
+    def forward(self, x: Tensor | Halves) -> Tensor | Halves:
+        """(..., K) -> (..., N), on the device, or on both sides."""
+        if isinstance(x, Halves) and self.role.by_columns:
+            return self._added([ColumnShare(self, x.lead, x.of, x.there)], lambda: HostInput(x.here()))[0]
+        given = x.whole() if isinstance(x, Halves) else x
+        if given.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
+            given = self.accelerator.to_device(given)
+        return self._whole(given) if self.is_whole else self._divided(given)
 
     def _whole(self, x: Tensor) -> Tensor:
         """All rows are resident: the device's own linear, with as little around it as can be."""
@@ -213,98 +222,74 @@ class HeteroLinear(nn.Module):
             lambda: result.append(resident.linear(given, self.bias)), self.host.rows * self.host.row_bytes
         )
         self.accelerator.settle()
-        return result[0]
+        return result[0].view(*x.shape[:-1], self.host.rows)
 
-    def _divided(self, x: Tensor) -> Tensor:
-        y = self.inputs.ready(self, x)
-        if y is None:
-            y = self._computed(x)
-        return y if self.bias is None else y + self.bias
-
-    def _computed(self, x: Tensor) -> Tensor:
-        """What the linear makes of `x`, (M, N); the others of its group are computed along if it is the first."""
-        if self.group and self.group[0] is not self:
+    def _divided(self, x: Tensor) -> Tensor | Halves:
+        """What the linear makes of `x` (..., K); the others of its group are computed along if it is the first."""
+        if (ready := self.inputs.ready(self, x)) is not None:
+            return ready
+        if self.role.by_columns:
+            border = self.division.resident + self.division.streamed
+            share = ColumnShare(self, x.shape[:-1], x.dtype, [x])
+            return self._added([share], self.inputs.start(x[..., border:]) if share.hosted else None)[0]
+        group = self.role.group or (self,)
+        if group[0] is not self:
             # The first read something else, and what is streamed of this one was taken with it.
-            return self._multiply([Share(self, x, streams=False)], x)[0]
-        own, *others = self._multiply([Share(one, x) for one in self.group or (self,)], x)
-        for linear, y in zip(self.group[1:], others, strict=True):
+            return self._by_rows([RowShare(self, x, streams=False)], x)[0]
+        stays = self.role.feeds and self.division.cpu > 0
+        shares = [RowShare(one, x, stays=stays) for one in group]
+        own, *others = self._halved(shares, x) if stays else self._by_rows(shares, x)
+        for linear, y in zip(group[1:], others, strict=True):
             self.inputs.keep(linear, x, y)
         return own
 
-    def _multiply(self, shares: Sequence[Share], x: Tensor) -> list[Tensor]:
-        """`x` (..., K) times all rows of each, (M, N)."""
-        given = self.inputs.on_device(x)
-        hosted = [share for share in shares if share.begin < share.linear.host.rows]
-        if hosted:
-            self.inputs.start(x)
-        for share in shares:
-            share.launch_resident(given)
-        late = self._launch_ready(given, chunks := iter([(one, chunk) for one in shares for chunk in one.chunks]))
-        if hosted:
-            self._compute_host(hosted)
-        for share, chunk in [late, *chunks] if late else ():
-            share.launch_chunk(given, chunk)
+    def _by_rows(self, shares: Sequence[RowShare], x: Tensor) -> Sequence[Tensor]:
+        """`x` (..., K) times all rows of each, (..., N)."""
+        return self._added(shares, self.inputs.start(x) if any(share.hosted for share in shares) else None)
+
+    def _added(self, shares: Sequence[Share], brought: Callable[[], HostInput] | None) -> list[Tensor]:
+        """All of each on the device, (..., N); what the CPU multiplies is `brought`."""
+        late = self._launched(shares)
+        hosted = [share for share in shares if share.hosted]
+        if hosted and brought is not None:
+            found = self._multiplied(hosted, brought)
+            for share, there in zip(hosted, self.accelerator.together_to_device(found), strict=True):
+                share.launch_arrived(there)
+        self._launch_late(late)
         self.accelerator.settle()
-        return [share.out for share in shares]
+        return [share.result() for share in shares]
 
-    def _launch_ready(self, x: DeviceInput, chunks: Iterator[tuple[Share, Chunk]]) -> tuple[Share, Chunk] | None:
-        """Launch what the ring holds already; the first piece that would have to be waited for."""
-        for share, chunk in chunks:
-            assert self.streams is not None
-            if not self.streams.has_ready(chunk):
-                return share, chunk
-            share.launch_chunk(x, chunk)
-        return None
+    def _halved(self, shares: Sequence[RowShare], x: Tensor) -> list[Halves]:
+        """Each where it is computed. The CPU begins when its part is asked for, or while the link is waited for."""
+        brought = self.inputs.start(x)
+        late = self._launched(shares)
+        found = Later(lambda: self._multiplied(shares, brought))
+        if late:
+            found()
+        self._launch_late(late)
+        return [share.halves(found, number) for number, share in enumerate(shares)]
 
-    def _compute_host(self, shares: Sequence[Share]) -> None:
-        """The CPU's rows of these, brought to the device in one copy."""
-        x, together = self.inputs.arrived(), self._batched(shares)
-        start = time.perf_counter()
-        found = together(x)
-        self.inputs.cpu_s += time.perf_counter() - start
-        for share, there in zip(shares, self.accelerator.together_to_device(found), strict=True):
-            share.launch_arrived(there)
+    def _launched(self, shares: Sequence[Share]) -> list[tuple[Share, Chunk]]:
+        """Launch what is resident, and what the ring holds already; what would have to be waited for."""
+        for share in shares:
+            share.launch_resident()
+        waiting = [(share, chunk) for share in shares for chunk in share.chunks]
+        while waiting and self.streams is not None and self.streams.has_ready(waiting[0][1]):
+            share, chunk = waiting.pop(0)
+            share.launch_chunk(chunk)
+        return waiting
 
-    def _batched(self, shares: Sequence[Share]) -> BatchedMatmul:
-        """What computes the CPU's rows of these."""
-        key = tuple((share.linear, share.begin) for share in shares)
+    def _launch_late(self, waiting: Sequence[tuple[Share, Chunk]]) -> None:
+        for share, chunk in waiting:
+            share.launch_chunk(chunk)
+
+    def _multiplied(self, shares: Sequence[Share], brought: Callable[[], HostInput]) -> list[Tensor]:
+        """The CPU's part of each, (M, n)."""
+        x, key = brought(), tuple(share.on_host for share in shares)
         if key not in self._together:
-            linears, begins = zip(*key, strict=True)
-            self._together[key] = HostWeight.together([one.host for one in linears], begins)
-        return self._together[key]
-
-
-class Share:
-    """What one linear has to do in a pass: `out` (M, N), whose rows from `begin` on are the CPU's."""
-
-    def __init__(self, linear: HeteroLinear, x: Tensor, *, streams: bool = True) -> None:
-        """Without `streams` the CPU has the streamed rows, too."""
-        self.linear = linear
-        self.chunks = linear.chunks if streams else ()
-        self.begin = linear.division.resident + (linear.division.streamed if streams else 0)
-        self.out = x.new_empty(x.shape[:-1].numel(), linear.host.rows)
-
-    def launch_resident(self, x: DeviceInput) -> None:
-        """Compute the resident rows for x (M, K)."""
-        if self.linear.resident is not None:
-            self._launch(self.linear.resident, x, 0)
-
-    def launch_chunk(self, x: DeviceInput, chunk: Chunk) -> None:
-        """Compute streamed rows for x (M, K), as soon as they are there."""
-        linear = self.linear
-        assert linear.streams is not None
-        if not linear.streams.has_ready(chunk):
-            # The ring may be waiting for what is launched: a simulated device computes only when asked to.
-            linear.accelerator.settle()
-        with linear.streams.take(chunk) as rows:
-            self._launch(rows, x, chunk.begin)
-
-    def launch_arrived(self, y: Tensor) -> None:
-        """Put the CPU's rows (M, N - begin), which are on the device, in their place."""
-        self.linear.accelerator.launch(lambda: self.out[:, self.begin :].copy_(y))
-
-    def _launch(self, rows: DeviceRows, x: DeviceInput, begin: int) -> None:
-        def compute() -> None:
-            self.out[:, begin : begin + rows.rows] = rows.linear(x)
-
-        self.linear.accelerator.launch(compute, rows.rows * self.linear.host.row_bytes)
+            weights, begins = zip(*key, strict=True)
+            self._together[key] = HostWeight.together(weights, begins)
+        start = time.perf_counter()
+        found = self._together[key](x)
+        self.inputs.cpu_s += time.perf_counter() - start
+        return found

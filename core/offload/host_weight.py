@@ -39,6 +39,7 @@ class HostWeight:
         self.rows, self.columns = matmul.rows, matmul.columns
         self.quantum = QUANTUM
         self.row_bytes = self.weight.row_bytes
+        self._cuts: dict[tuple[int, int], HostWeight] = {}
 
     def matmul(self, x: HostInput, begin: int, end: int) -> Tensor:
         """(M, K) -> (M, end - begin) on the host, in x's type."""
@@ -53,6 +54,17 @@ class HostWeight:
         """What multiplies several weights, from these rows on, with one input, in one run where the kernels allow
         it."""
         return BatchedMatmul([weight._matmul for weight in weights], begins)
+
+    def cut(self, begin: int, end: int) -> HostWeight:
+        """Columns [begin, end) as a weight of its own, which is kept: hardly more than some scales is copied for it."""
+        if (begin, end) not in self._cuts:
+            cut = ChosenMatmul(self.weight.cut(begin, end), self._matmul.by_bucket)
+            self._cuts[begin, end] = HostWeight(cut, self._dtype)
+        return self._cuts[begin, end]
+
+    def forget_cuts(self) -> None:
+        """Let go of the parts that were cut."""
+        self._cuts.clear()
 
     def whole(self) -> Tensor:
         """(N, K) as numbers of the type that the model computes in: a view where it is stored so."""

@@ -34,12 +34,19 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows `begin` to `end` of one linear (of one `expert` where it has several): what fits into one buffer."""
+    """Rows `begin` to `end` of one linear (of one `expert` where it has several), of all its columns or of these: what
+    fits into one buffer."""
 
     linear: str
     begin: int
     end: int
     expert: int = 0
+    columns: tuple[int, int] | None = None
+
+    def weight(self, weights: Mapping[str, Sequence[HostWeight]]) -> HostWeight:
+        """What it is a range of rows of."""
+        whole = weights[self.linear][self.expert]
+        return whole if self.columns is None else whole.cut(*self.columns)
 
 
 @dataclass
@@ -65,12 +72,18 @@ class Fetched:
 def chunks_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Chunk]:
     """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
     rows = plan.at(tokens)
-    begin, end = rows.resident, rows.resident + rows.streamed
+    begin, end, columns = rows.resident, rows.resident + rows.streamed, None
+    if plan.by_columns and rows.streamed:
+        columns, begin, end = (begin, end), 0, weight.rows
+        weight = weight.cut(*columns)
+    elif plan.by_columns:
+        return []
     fitting = buffer_bytes // weight.row_bytes
     per_buffer = fitting // weight.quantum * weight.quantum or fitting
     if end > begin and not per_buffer:
         raise ValueError(f"a buffer of {buffer_bytes} bytes holds no row of {plan.name}")
-    return [Chunk(plan.name, at, min(at + per_buffer, end), expert) for at in range(begin, end, per_buffer or 1)]
+    step = per_buffer or 1
+    return [Chunk(plan.name, at, min(at + step, end), expert, columns) for at in range(begin, end, step)]
 
 
 class Streaming(Protocol):
@@ -116,7 +129,7 @@ class SerialCopies:
         assert self._slot is not None
         # Not for order, which `copied_rows` keeps: nothing is to overlap here.
         self._accelerator.synchronize()
-        weight = self._weights[chunk.linear][chunk.expert]
+        weight = chunk.weight(self._weights)
         yield copied_rows(self._accelerator, self._stream, weight, chunk.begin, chunk.end, self._slot)
 
     def close(self) -> None:
@@ -136,8 +149,8 @@ def copied_rows(
 ) -> DeviceRows:
     """Rows copied from where they lie into a device's buffer (nbytes,), and waited for. Raises DeviceLost."""
     follow(accelerator, stream)
-    at = 0
-    for part in weight.parts(begin, end):
+    at, parts = 0, [part.contiguous() for part in weight.parts(begin, end)]
+    for part in parts:
         accelerator.copy_async(buffer[at : at + part.nbytes], part, stream)
         at += part.nbytes
     stream.synchronize()
@@ -275,7 +288,7 @@ class ParameterManager:
 
     def _fetch(self, chunk: Chunk, slot: Slot) -> DeviceRows:
         slot.copied.synchronize()
-        weight = self._weights[chunk.linear][chunk.expert]
+        weight = chunk.weight(self._weights)
         nbytes = self._pack(weight.parts(chunk.begin, chunk.end), slot.host)
         self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
@@ -283,13 +296,13 @@ class ParameterManager:
         return weight.on_device(slot.device, chunk.begin, chunk.end)
 
     def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
-        """Lay contiguous host tensors one behind the other into a byte buffer; the bytes written.
+        """Lay host tensors, of contiguous rows, one behind the other into a byte buffer; the bytes written.
 
         Not by torch, which would start a second pool of threads here that competes with the one that computes.
         """
         at = 0
         for part in parts:
-            self._copiers.copy(buffer.data_ptr() + at, part.data_ptr(), part.nbytes)
+            self._copiers.lay(buffer.data_ptr() + at, part)
             at += part.nbytes
         return at
 

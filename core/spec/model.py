@@ -15,6 +15,8 @@ class LinearSpec:
     `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
     `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
     how the model's files have it, where they are quantised already; `converted`: in a way that nothing here keeps.
+    `after`: the group whose results are all that it reads, each of its columns what one row of all of them gives
+    (down after gate and up); -1 = none.
     """
 
     name: str
@@ -27,6 +29,7 @@ class LinearSpec:
     has_bias: bool = False
     stored: Storage | None = None
     converted: bool = False
+    after: int = -1
 
     @property
     def parameters(self) -> int:

@@ -74,13 +74,21 @@ class Rows:
 @dataclass(frozen=True)
 class LinearPlan:
     """One linear's rows by bucket of M. The resident rows are the same in all. `gpu` is an index, -1 = none. Linears of
-    one `group` read the same input and are computed together, with one exchange; -1 = with none."""
+    one `group` read the same input and are computed together, with one exchange; -1 = with none. One that comes `after`
+    a group, and has no other input, is divided by its columns as those are by their rows: `rows` and `shares` count
+    columns then, and neither side's results go to the other in between."""
 
     name: str
     rows: int
     shares: tuple[Rows, Rows, Rows, Rows]
     gpu: int = -1
     group: int = -1
+    after: int = -1
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns are counted."""
+        return self.after >= 0
 
     @property
     def resident(self) -> int:

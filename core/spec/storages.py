@@ -107,8 +107,17 @@ LAYOUTS: dict[Storage, Layout] = {
 }
 """The quantised storages; `bf16`, `fp16` and `fp32` are numbers as they are."""
 
+REORDERED: frozenset[Storage] = frozenset(("int4g32w", "int4g128w"))
+"""Storages whose columns may lie in an order of their own."""
+
 ROUNDED: frozenset[Storage] = frozenset(("nf4",))
 """Storages of what files bring that round it a second time, by little: their code books are of whole numbers."""
+
+
+def cut_columns(storage: Storage) -> int:
+    """Columns at whose multiples a weight can be cut, so that either part is one by itself."""
+    layout = LAYOUTS.get(storage)
+    return 1 if layout is None else max(layout.width, COARSE_COLUMNS if layout.scale == "fine" else 1)
 
 
 def row_bytes(storage: Storage, columns: int) -> int:

@@ -20,6 +20,7 @@ EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const 
 EXPORT int64_t hetegen_panel_bytes(int64_t columns);
 /* copy.c */
 EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
+EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t bytes, int64_t stride);
 /* norm.c */
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
                              float eps, int rounded, void *out, int threads);

@@ -33,3 +33,7 @@ EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes) {
 #else
 EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes) { memcpy(to, from, (size_t)bytes); }
 #endif
+
+EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t bytes, int64_t stride) {
+    for (int64_t row = 0; row < rows; row++) hetegen_copy((char *)to + row * bytes, (const char *)from + row * stride, bytes);
+}

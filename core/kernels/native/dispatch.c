@@ -68,7 +68,7 @@ int has_short_products(void) { return 0; }
 #endif
 
 /* Changes with any change of these calls: a library left over from an older build is then not used. */
-EXPORT int hetegen_version(void) { return 21; }
+EXPORT int hetegen_version(void) { return 22; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from core.model.trace import survey
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, chunks_of
+from core.offload.shares import Role
 from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 from tests.core.second_device import cannot_build
@@ -45,12 +48,16 @@ def plan_of(
     ring: Ring,
     strategy: Strategy = "hetegen",
     host_layers: tuple[int, ...] = (),
+    *,
+    paired: bool = False,
 ) -> Plan:
-    """A plan that no planner would make, to be carried out all the same."""
+    """A plan that no planner would make, to be carried out all the same. `paired`: linears that come after others are
+    divided by columns as the first of those is by rows."""
     linears = tuple(
         LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0, linear.group)
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
+    linears = tuple(pairs_of(spec, linears)) if paired else linears
     return Plan(
         model=spec.name, strategy=strategy, format="bf16", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
@@ -59,6 +66,17 @@ def plan_of(
         decode_times=Times(), few_times=Times(), prefill_times=Times(),
         bytes_per_token=BytesPerToken(), ideal_ms=1.0,
     )  # fmt: skip
+
+
+def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[LinearPlan]:
+    """Those that come after others by columns, and the others alike."""
+    first = {linear.group: linear for linear in reversed(linears)}
+    after = {one.after for one in spec.linears if one.after >= 0 and first[one.after].resident < first[one.after].rows}
+    for one, plan in zip(spec.linears, linears, strict=True):
+        if one.after in after:
+            yield replace(plan, rows=one.columns, shares=first[one.after].shares, after=one.after)
+        else:
+            yield replace(plan, shares=first[one.group].shares) if one.group in after else plan
 
 
 @st.composite
@@ -82,7 +100,7 @@ def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
             shares[number] = (alone, alone, *(Rows(0, divided, linear.rows - divided),) * 2)
     ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))), draw(st.integers(1, 3)))
     strategy = draw(st.sampled_from(("hetegen", "serial")))
-    return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted)
+    return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted, paired=draw(st.booleans()))
 
 
 class Bench:
@@ -193,7 +211,7 @@ def test_who_is_given_something_else_than_the_first_of_its_group_computes_alone(
     inputs, x, other = SharedInputs(device), torch.randn(2, 32), torch.randn(2, 32)
     group = [HeteroLinear(HostWeight(host_matmul(quantize(w, "bf16"))), None, device, inputs) for w in weights]
     for linear in group:
-        linear.lead(group)
+        linear.play(Role(group))
         linear.division = Rows(0, 0, 64)
     first = group[0](x)
     group[1].division, group[1].chunks = Rows(0, 40, 24), (Chunk("gone", 0, 40),)
@@ -201,6 +219,22 @@ def test_who_is_given_something_else_than_the_first_of_its_group_computes_alone(
         found = first if linear is group[0] else linear(read)
         torch.testing.assert_close(found, read @ weight.T)
     device.close()
+
+
+def test_neither_half_of_a_gated_part_leaves_its_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where down is divided by the columns that gate and up are by rows: down and up for q/k/v, o, and all three."""
+    bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
+    for name in ("to_host", "together_to_device"):
+        own = getattr(device, name)
+        monkeypatch.setattr(device, name, lambda x, name=name, own=own: counted.update([name]) or own(x))
+    halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in bench.spec.linears]
+    plan, passes = plan_of(bench.spec, halves, True, Ring(), paired=True), []
+    own_pass = LanguageModel.forward
+    monkeypatch.setattr(LanguageModel, "forward", lambda *args, **more: passes.append(1) or own_pass(*args, **more))
+    assert sum(linear.by_columns for linear in plan.linears) == bench.spec.layers
+    assert bench.run(plan, plan, device) == bench.expected
+    assert counted["to_host"] == len(passes) * (3 * bench.spec.layers + 1)
+    assert counted["together_to_device"] == len(passes) * (3 * bench.spec.layers + 1)
 
 
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])

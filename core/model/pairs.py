@@ -1,0 +1,71 @@
+"""Which linears read nothing but what one group of others gives, number by number: down after gate and up.
+
+Found by tracing one more forward pass, in which what linears give is not a tensor but says where it comes from, as long
+as nothing is done to it but what goes number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from core.offload.pointwise import Function, Pointwise
+
+
+class Traced(Pointwise):
+    """What linears gave. `sources`: their names; whoever asks for the tensor itself lets them `escape`."""
+
+    def __init__(self, tensor: Tensor, sources: frozenset[str], escaped: set[str]) -> None:
+        self.tensor = tensor
+        self.sources = sources
+        self.escaped = escaped
+
+    def whole(self) -> Tensor:
+        self.escaped.update(self.sources)
+        return self.tensor
+
+    def applied(self, function: Function, arguments: Sequence[Any], more: Mapping[str, Any]) -> Traced:
+        traced = [one for one in arguments if isinstance(one, Traced)]
+        tensors = (one.tensor if isinstance(one, Traced) else one for one in arguments)
+        return Traced(function(*tensors, **more), frozenset().union(*(one.sources for one in traced)), self.escaped)
+
+
+class PairTrace:
+    """Hooks on linears, by name: what each reads."""
+
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        self._escaped: set[str] = set()
+        self._reads: dict[str, list[frozenset[str]]] = {}
+        self._handles = [self._hook(name, linear) for name, linear in linears.items()]
+
+    def remove(self) -> None:
+        """Take the hooks out again."""
+        for handles in self._handles:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def pairs(self) -> dict[str, frozenset[str]]:
+        """The linears that read what others give and nobody else reads, with the names of those."""
+        read_once = [reads[0] for reads in self._reads.values() if len(reads) == 1]
+        counted = [name for sources in read_once for name in sources]
+        return {
+            name: reads[0]
+            for name, reads in self._reads.items()
+            if len(reads) == 1 and not reads[0] & self._escaped and all(counted.count(one) == 1 for one in reads[0])
+        }
+
+    def _hook(self, name: str, linear: nn.Module) -> tuple[Any, Any]:
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            given = next(iter(inputs), None)
+            if not isinstance(given, Traced):
+                return None
+            self._reads.setdefault(name, []).append(given.sources)
+            return (given.tensor, *inputs[1:])
+
+        def after(_: nn.Module, inputs: Any, made: Tensor) -> Traced:
+            return Traced(made, frozenset((name,)), self._escaped)
+
+        return linear.register_forward_pre_hook(before), linear.register_forward_hook(after)

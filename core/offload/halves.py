@@ -1,0 +1,71 @@
+"""The results of linears that the next one takes where they lie: some columns on the device, the others on the host.
+
+Gate and up are divided by rows, and down by the same columns: what the CPU makes of its rows of gate and up is all that
+its columns of down read, so neither half leaves its side before down, whose two sums are added. Activation and product
+between them go number by number, and are applied to each half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Accelerator
+from core.offload.pointwise import Function, Pointwise
+
+Made = TypeVar("Made")
+
+
+class Later(Generic[Made]):
+    """Something that is computed when it is first asked for."""
+
+    def __init__(self, compute: Callable[[], Made]) -> None:
+        self._compute = compute
+        self._made: list[Made] = []
+
+    def __call__(self) -> Made:
+        """What `compute` gives, every time."""
+        if not self._made:
+            self._made.append(self._compute())
+            del self._compute  # and what it holds
+        return self._made[0]
+
+
+class Halves(Pointwise):
+    """`there`: the first columns (..., k), in a list that is filled by what is launched; `here`: the other columns.
+
+    What is done to the first half is launched at once; the other waits, so that the device has all of its work before
+    the CPU begins with its own.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, there: list[Tensor], here: Later[Tensor], lead: tuple[int, ...], of: torch.dtype
+    ) -> None:
+        """`lead`: the shape (...) before the columns; `of`: the type of the numbers."""
+        self.there = there
+        self.here = here
+        self.lead = lead
+        self.of = of
+        self._accelerator = accelerator
+
+    def applied(self, function: Function, arguments: Sequence[Any], more: Mapping[str, Any]) -> Halves:
+        there: list[Tensor] = []
+        self._accelerator.launch(lambda: there.append(_apply(function, arguments, more, lambda one: one.there[0])))
+        here = Later(lambda: _apply(function, arguments, more, lambda one: one.here()))
+        return Halves(self._accelerator, there, here, self.lead, self.of)
+
+    def whole(self) -> Tensor:
+        """(..., N) on the device."""
+        others = self._accelerator.to_device(self.here())
+        self._accelerator.settle()
+        return torch.cat((self.there[0], others), dim=-1)
+
+
+def _apply(
+    function: Function, arguments: Sequence[Any], more: Mapping[str, Any], half: Callable[[Halves], Tensor]
+) -> Tensor:
+    made: Tensor = function(*(half(one) if isinstance(one, Halves) else one for one in arguments), **more)
+    return made

@@ -1,0 +1,154 @@
+"""What one linear has to do in a pass: what of it is launched, streamed and left to the CPU, and where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from core.offload.halves import Halves, Later
+from core.offload.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
+from core.offload.parameter_manager import Chunk
+
+if TYPE_CHECKING:
+    from core.offload.hetero_linear import HeteroLinear
+
+
+@dataclass(frozen=True)
+class Role:
+    """A linear's part in what is computed together. `group`: those that are computed with the first of them, in the
+    order of the pass, itself among them. `feeds`: one alone reads their results, and is divided `by_columns`."""
+
+    group: Sequence[HeteroLinear] = ()
+    feeds: bool = False
+    by_columns: bool = False
+
+
+ALONE = Role()
+
+
+class Share(Protocol):
+    """One linear's part in a pass. `hosted`: the CPU has some of it, `on_host`: a weight and its first row."""
+
+    chunks: Sequence[Chunk]
+    hosted: bool
+    on_host: tuple[HostWeight, int]
+
+    def launch_resident(self) -> None:
+        """Multiply what is resident."""
+
+    def launch_chunk(self, chunk: Chunk) -> None:
+        """Multiply a streamed piece, as soon as it is there."""
+
+    def launch_arrived(self, y: Tensor) -> None:
+        """Take in the CPU's part (M, n), which is on the device."""
+
+    def result(self) -> Tensor:
+        """(..., N) on the device, when all of it was launched and settled."""
+
+
+class RowShare:
+    """One that is divided by rows: `out` (M, n) on the device, and the CPU's from `begin` on."""
+
+    def __init__(self, linear: HeteroLinear, x: Tensor, *, streams: bool = True, stays: bool = False) -> None:
+        """Without `streams` the CPU has the streamed rows, too; what `stays` on the host has no place on the device."""
+        self.linear = linear
+        self.chunks = linear.chunks if streams else ()
+        self.begin = linear.division.resident + (linear.division.streamed if streams else 0)
+        self.hosted = self.begin < linear.host.rows
+        self.on_host = linear.host, self.begin
+        self.lead = x.shape[:-1]
+        self._x = linear.inputs.on_device(x)
+        self._out = x.new_empty(prod(self.lead), self.begin if stays else linear.host.rows)
+
+    def launch_resident(self) -> None:
+        if self.linear.resident is not None:
+            self._launch(self.linear.resident, 0)
+
+    def launch_chunk(self, chunk: Chunk) -> None:
+        with_streamed(self.linear, chunk, lambda rows: self._launch(rows, chunk.begin))
+
+    def launch_arrived(self, y: Tensor) -> None:
+        self.linear.accelerator.launch(lambda: self._out[:, self.begin :].copy_(y))
+
+    def result(self) -> Tensor:
+        y = self._out.view(*self.lead, self.linear.host.rows)
+        return y if self.linear.bias is None else y + self.linear.bias
+
+    def halves(self, found: Later[list[Tensor]], number: int) -> Halves:
+        """What the device has of it (..., n), and the CPU among what is `found`, each with its part of the bias."""
+        there, bias, host_bias = list[Tensor](), self.linear.bias, self.linear.host_bias
+
+        def launched() -> None:
+            own = self._out.view(*self.lead, self.begin)
+            there.append(own if bias is None else own + bias[: self.begin])
+
+        def computed() -> Tensor:
+            own = found()[number].view(*self.lead, -1)
+            return own if host_bias is None else own + host_bias[self.begin :]
+
+        self.linear.accelerator.launch(launched)
+        return Halves(self.linear.accelerator, there, Later(computed), self.lead, self._out.dtype)
+
+    def _launch(self, rows: DeviceRows, begin: int) -> None:
+        def compute() -> None:
+            self._out[:, begin : begin + rows.rows] = rows.linear(self._x)
+
+        self.linear.accelerator.launch(compute, rows.rows * self.linear.host.row_bytes)
+
+
+class ColumnShare:
+    """One that is divided by columns: each side multiplies its own, and the sums are added on the device."""
+
+    def __init__(self, linear: HeteroLinear, lead: Sequence[int], dtype: torch.dtype, there: list[Tensor]) -> None:
+        """`there`: the input (..., K) or its first columns, which the device has when this is launched."""
+        self.linear = linear
+        self.chunks = linear.chunks
+        rows, host = linear.division, linear.host
+        border = rows.resident + rows.streamed
+        self.hosted = border < host.columns
+        self.on_host = (host.cut(border, host.columns) if self.hosted and border else host), 0
+        self._lead = lead
+        self._there = there
+        self._out = torch.zeros(prod(lead), host.rows, dtype=dtype, device=linear.accelerator.device)
+
+    def launch_resident(self) -> None:
+        if (rows := self.linear.resident) is not None:
+            self._launch(rows, 0, (0, rows.weight.shape[1]))
+
+    def launch_chunk(self, chunk: Chunk) -> None:
+        columns = chunk.columns
+        assert columns is not None
+        with_streamed(self.linear, chunk, lambda rows: self._launch(rows, chunk.begin, columns))
+
+    def launch_arrived(self, y: Tensor) -> None:
+        self.linear.accelerator.launch(lambda: self._out.add_(y))
+
+    def result(self) -> Tensor:
+        y = self._out.view(*self._lead, self.linear.host.rows)
+        return y if self.linear.bias is None else y + self.linear.bias
+
+    def _launch(self, rows: DeviceRows, begin: int, columns: tuple[int, int]) -> None:
+        def compute() -> None:
+            self._out[:, begin : begin + rows.rows] += rows.linear(self._input(columns))
+
+        self.linear.accelerator.launch(compute, rows.weight.nbytes)
+
+    def _input(self, columns: tuple[int, int]) -> DeviceInput:
+        """These columns of the input, (M, n)."""
+        x = self._there[0]
+        return device_input(x.reshape(-1, x.shape[-1])[:, slice(*columns)].contiguous())
+
+
+def with_streamed(linear: HeteroLinear, chunk: Chunk, launch: Callable[[DeviceRows], None]) -> None:
+    """Launch something with a streamed piece."""
+    assert linear.streams is not None
+    if not linear.streams.has_ready(chunk):
+        # The ring may be waiting for what is launched: a simulated device computes only when asked to.
+        linear.accelerator.settle()
+    with linear.streams.take(chunk) as rows:
+        launch(rows)
