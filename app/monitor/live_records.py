@@ -116,7 +116,9 @@ def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> O
 
 def split(plan: Plan, spec: ModelSpec, bucket: int) -> Split:
     """The division of all linears in one phase, weighted by their bytes."""
-    sizes = [item.experts * spec.row_bytes(item, plan.format) for item in spec.linears]
+    sizes = [
+        spec.linear_bytes(item, plan.format) / one.rows for item, one in zip(spec.linears, plan.linears, strict=True)
+    ]
     rows = [linear.shares[bucket] for linear in plan.linears]
     resident = sum(size * part.resident for size, part in zip(sizes, rows, strict=True))
     streamed = sum(size * part.streamed for size, part in zip(sizes, rows, strict=True))

@@ -52,7 +52,13 @@ def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
         "load_peak_bytes": plan.load_peak,
         "head_copy_bytes": plan.head_copy,
         "linears": [
-            {"name": linear.name, "rows": linear.rows, "decode": _rows(linear.decode), "prefill": _rows(linear.prefill)}
+            {
+                "name": linear.name,
+                "rows": linear.rows,
+                "decode": _rows(linear.decode),
+                "prefill": _rows(linear.prefill),
+                **({"divided": "columns"} if linear.by_columns else {}),
+            }
             for linear in plan.linears
         ],
         "host_layers": list(plan.host_layers),

@@ -49,6 +49,8 @@ def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: in
 def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
     """(M, end - begin): torch's product of int8 weights with 16-bit inputs."""
     assert weight.scales is not None
+    if not weight.data.is_contiguous():  # cut by columns
+        return widened(torch.bfloat16, weight, x, begin, end)
     wide = x.to(torch.bfloat16)
     if wide.shape[1] != weight.data.shape[1]:
         wide = F.pad(wide, (0, weight.data.shape[1] - wide.shape[1]))

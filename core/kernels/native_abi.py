@@ -81,7 +81,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
 }
 MOST_PARTS = 16
 """Weights that one `hetegen_matmul` takes at most."""
-PART_FIELDS = 7
+PART_FIELDS = 8
 """Numbers that describe each of them."""
 SHAPE_FIELDS = 25
 """Numbers that describe an attention call."""

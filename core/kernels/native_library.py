@@ -103,7 +103,7 @@ class Parts:
             data, scales = weight.data, weight.scales
             fields += (data.data_ptr(), data.stride(0) * data.element_size())
             fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
-            fields += (begin, end, format_number(weight.storage))
+            fields += (begin, end, format_number(weight.storage), data.shape[1] * data.element_size())
         self.fields = (ctypes.c_int64 * len(fields))(*fields)
 
 

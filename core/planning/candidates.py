@@ -112,7 +112,9 @@ def gpu_candidates(
     classes = classify(spec, format, machine)
     everything = sum(item.count * item.nbytes for item in classes)
 
-    def candidate(residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring) -> Candidate:
+    def candidate(
+        residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring, classes: tuple[GroupClass, ...]
+    ) -> Candidate:
         on_card, on_host = kv_split(spec, kv_devices, context)
         room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, ring)
         if gpu.unified:
@@ -122,19 +124,32 @@ def gpu_candidates(
         costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
 
+    makes = [classes, *_paired(spec, format, machine, strategy)]
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
         free = limit - spec.resident_bytes - gpu_workspace(spec, format, gpu, chunk)
         for kv_part in KV_PARTS:
             kv_devices = _kv_devices(spec, gpu.index, kv_part)
             room = free - kv_split(spec, kv_devices, context)[0]
             used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
-            if room >= used.total:
-                for residents in resident_choices(classes, room - used.total, machine, strategy):
-                    yield candidate(residents, kv_devices, chunk, used)
+            for make in makes if room >= used.total else ():
+                for residents in resident_choices(make, room - used.total, machine, strategy):
+                    found = candidate(residents, kv_devices, chunk, used, make)
+                    if make is classes or found.host.weights >= everything:
+                        yield found
         ring = _ring(strategy, gpu.link, most)
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
             for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
-                yield candidate(residents, kv_devices, chunk, ring)
+                yield candidate(residents, kv_devices, chunk, ring, classes)
+
+
+def _paired(
+    spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy
+) -> Iterator[tuple[GroupClass, ...]]:
+    """The classes in which linears that come after others are divided with them, if there are any: what is cheaper is
+    that neither side's results travel in between, so nothing where all of them are on one side. They take all weights
+    in RAM: their rows are everywhere in those of the file."""
+    if strategy not in STREAMING and any(spec.can_follow(linear, format) for linear in spec.linears):
+        yield classify(spec, format, machine, paired=True)
 
 
 def _whole_layers(

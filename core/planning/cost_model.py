@@ -1,7 +1,8 @@
 """How long one pass takes under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
 
-Linears that read one input form a group, which is exchanged between CPU and GPU once; groups of the same make form a
-class. One pass, with the link fetching ahead across linears:
+Linears that read one input form a group, which is exchanged between CPU and GPU once, together with a linear that comes
+after it where both are divided alike; groups of the same make form a class. One pass, with the link fetching ahead
+across linears:
 
     group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
     pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
@@ -46,7 +47,7 @@ Make = tuple[int, int, int, int, str, bool]
 @dataclass(frozen=True)
 class GroupClass:
     """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
-    CPU rows. `chosen`: experts, of which a token uses some."""
+    CPU rows. `chosen`: experts, of which a token uses some. `paired`: one comes after the others, divided alike."""
 
     members: tuple[tuple[int, ...], ...]
     layers: tuple[int, ...]
@@ -61,6 +62,7 @@ class GroupClass:
     exchange_out: tuple[float, ...]
     streamable: tuple[bool, ...]
     chosen: bool = False
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class Residents:
 
 
 def classify(
-    spec: ModelSpec, format: Format, machine: MachineRates, *, head_copy: bool = False
+    spec: ModelSpec, format: Format, machine: MachineRates, *, head_copy: bool = False, paired: bool = False
 ) -> tuple[GroupClass, ...]:
-    """The model's groups, gathered by make, with this machine's times; with `head_copy` the output head has one."""
+    """The model's groups, gathered by make, with this machine's times; with `head_copy` the output head has one, and
+    `paired` those that come after a group belong to it, where they can be divided alike."""
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
-        groups.setdefault(linear.group, []).append(index)
+        own = linear.after if paired and spec.can_follow(linear, format) else linear.group
+        groups.setdefault(own, []).append(index)
     classes: dict[tuple[Make, ...], list[tuple[int, ...]]] = {}
     for members in groups.values():
         signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
@@ -102,6 +106,7 @@ def _class(
     spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], *, head_copy: bool
 ) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
+    paired = linears[-1].group != linears[0].group
     # The head is asked for the last position of a prompt only, and for all where few rows check what was drafted.
     tokens = BUCKET_TOKENS[: FEW + 1] + (1,) * len(BUCKET_TOKENS[FEW + 1 :])
     is_head = linears[0].name == spec.head
@@ -114,7 +119,7 @@ def _class(
     launch = machine.gpu.launch_s if machine.gpu else 0.0
     # The experts of a token are one call.
     call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
-    into, back = _exchange(machine, linears, tokens)
+    into, back = _exchange(machine, linears[0], linears[-1:] if paired else linears, tokens)
     return GroupClass(
         members=tuple(members),
         layers=tuple(spec.linears[group[0]].layer for group in members),
@@ -133,6 +138,7 @@ def _class(
             for b in range(len(tokens))
         ),
         chosen=any(linear.experts > linear.active for linear in linears),
+        paired=paired,
     )
 
 
@@ -179,13 +185,14 @@ def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[flo
 
 
 def _exchange(
-    machine: MachineRates, linears: Sequence[LinearSpec], tokens: Sequence[int]
+    machine: MachineRates, first: LinearSpec, linears: Sequence[LinearSpec], tokens: Sequence[int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds to bring the input to the CPU (with the wait), and to bring all outputs back, by bucket."""
+    """Seconds to bring the `first` one's input to the CPU (with the wait), and to bring all outputs of these back, by
+    bucket."""
     if machine.gpu is None:
         return (0.0,) * len(tokens), (0.0,) * len(tokens)
     link, overhead = machine.gpu.link, machine.profile.overhead
-    columns = linears[0].columns
+    columns = first.columns
     rows = sum(linear.rows for linear in linears)
     # All results travel in one copy; each but the first costs a call more to be put in its place.
     waits = overhead * (link.sync_s + link.back_s + machine.gpu.launch_s * (len(linears) - 1))

@@ -33,7 +33,9 @@ def streamed_share(plan: Plan, spec: ModelSpec, bucket: int = DECODE) -> float:
 
 
 def _share(plan: Plan, spec: ModelSpec, rows: Sequence[int], of: Sequence[int]) -> float:
-    sizes = [item.experts * spec.row_bytes(item, plan.format) for item in spec.linears]
+    sizes = [
+        spec.linear_bytes(item, plan.format) / one.rows for item, one in zip(spec.linears, plan.linears, strict=True)
+    ]
     whole = sum(count * size for count, size in zip(of, sizes, strict=True))
     return sum(count * size for count, size in zip(rows, sizes, strict=True)) / max(1, whole)
 

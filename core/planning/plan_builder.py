@@ -34,7 +34,9 @@ from core.spec import (
     Prediction,
     Rows,
     Strategy,
+    cut_columns,
     kin,
+    row_bytes,
 )
 
 SLOW_TOK_S = 2.0
@@ -46,7 +48,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
     """The plan of the chosen layout; its `reason` is still empty."""
     machine = best.candidate.machine
     hardware = machine.hardware
-    linears = _linear_plans(spec, best)
+    linears = _linear_plans(spec, format, best)
     confidence = _confidence(spec, machine, format)
     decode = _prediction(1 / best.decode.total, confidence)
     reading = _bytes_per_token(spec, format, linears, best, context)
@@ -83,7 +85,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
     )
 
 
-def _linear_plans(spec: ModelSpec, best: Chosen) -> tuple[LinearPlan, ...]:
+def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[LinearPlan, ...]:
     plans: dict[int, LinearPlan] = {}
     index = best.candidate.machine.gpu.index if best.candidate.machine.gpu else -1
     for number, item in enumerate(best.candidate.classes):
@@ -97,6 +99,8 @@ def _linear_plans(spec: ModelSpec, best: Chosen) -> tuple[LinearPlan, ...]:
                     # It only ever sees the last position.
                     streamed = streamed[:1] * len(streamed)
                 plans[member] = _rows_of(spec.linears[member], part, streamed, index)
+            if item.paired and part < 1:
+                plans |= _pair(spec, format, members, part, streamed, index)
     return tuple(plans[number] for number in range(len(spec.linears)))
 
 
@@ -104,18 +108,38 @@ def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], gpu: in
     """Fractions into rows: residents rounded down (they must fit), streamed rows to the nearest quantum."""
     rows = linear.rows
     resident = rows if part >= 1 else int(part * rows) // QUANTUM * QUANTUM
-    rest = rows - resident
-    shares = []
-    for share in streamed:
-        away = rest if share >= 1 else min(rest, round(share * rest / QUANTUM) * QUANTUM)
-        shares.append(Rows(resident, away, rest - away))
-    return LinearPlan(linear.name, rows, (shares[0], shares[1], shares[2], shares[3]), gpu, linear.group)
+    return LinearPlan(linear.name, rows, _shares(rows, resident, streamed, QUANTUM), gpu, linear.group)
+
+
+def _shares(count: int, resident: int, streamed: Sequence[float], quantum: int) -> tuple[Rows, Rows, Rows, Rows]:
+    """By bucket: the residents, and these shares of the rest."""
+    rest = count - resident
+    away = [rest if share >= 1 else min(rest, round(share * rest / quantum) * quantum) for share in streamed]
+    one, few, some, many = (Rows(resident, sent, rest - sent) for sent in away)
+    return one, few, some, many
+
+
+def _pair(
+    spec: ModelSpec, format: Format, members: Sequence[int], part: float, streamed: Sequence[float], gpu: int
+) -> dict[int, LinearPlan]:
+    """Linears by rows and the last, which comes after them, by the same columns."""
+    last = spec.linears[members[-1]]
+    storage, count = spec.storage(last, format), last.columns
+    quantum = max(QUANTUM, cut_columns(storage))
+    resident, room = int(part * count) // quantum * quantum, part * row_bytes(storage, count)
+    while resident and row_bytes(storage, resident) > room:  # scales of whole rows lie on both sides
+        resident -= quantum
+    shares = _shares(count, resident, streamed, quantum)
+    named = ((member, spec.linears[member]) for member in members)
+    return {
+        member: LinearPlan(one.name, count, shares, gpu, one.group, last.after if one is last else -1)
+        for member, one in named
+    }
 
 
 def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[LinearPlan]) -> int:
     return sum(
-        item.experts * plan.resident * spec.row_bytes(item, format)
-        for item, plan in zip(spec.linears, linears, strict=True)
+        spec.part_bytes(item, plan, plan.resident, format) for item, plan in zip(spec.linears, linears, strict=True)
     )
 
 
@@ -152,17 +176,17 @@ def device_name(gpu: Gpu) -> str:
 def _bytes_per_token(
     spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> BytesPerToken:
-    cpu = link = gpu = 0
+    cpu = link = gpu = 0.0
     for item, plan in zip(spec.linears, linears, strict=True):
-        size, rows = item.active * spec.row_bytes(item, format), plan.decode
+        size, rows = item.active / item.experts * spec.linear_bytes(item, format) / plan.rows, plan.decode
         is_copied = item.name == spec.head and best.candidate.head_copy
         cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
     on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, min(context, TYPICAL_CONTEXT))
     if best.candidate.machine.gpu is None:
-        return BytesPerToken(cpu + on_host + spec.resident_bytes)
-    return BytesPerToken(cpu + on_host, link, gpu + on_gpu + spec.resident_bytes)
+        return BytesPerToken(round(cpu) + on_host + spec.resident_bytes)
+    return BytesPerToken(round(cpu) + on_host, round(link), round(gpu) + on_gpu + spec.resident_bytes)
 
 
 def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> float:

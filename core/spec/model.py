@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from core.spec.formats import Format, KvFormat
-from core.spec.storages import FloatStorage, Storage, bits_of, row_bytes
+from core.spec.plan import LinearPlan
+from core.spec.storages import REORDERED, FloatStorage, Storage, bits_of, cut_columns, row_bytes
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,21 @@ class ModelSpec:
         """What people call a format of this model's weights: "as stored" by the files' own name."""
         return self.stored_as if format == "bf16" and self.stored_as else format
 
+    def can_follow(self, linear: LinearSpec, format: Format) -> bool:
+        """Whether a linear that comes after others can be cut by columns as they are by rows."""
+        storage = self.storage(linear, format)
+        return linear.after >= 0 and storage not in REORDERED and linear.columns >= 2 * cut_columns(storage)
+
     def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Bytes of one linear, all experts together, in this format."""
         return linear.nbytes(self.storage(linear, format))
+
+    def part_bytes(self, linear: LinearSpec, plan: LinearPlan, count: int, format: Format) -> int:
+        """Bytes of so many of its rows, or columns, as a plan counts them."""
+        storage = self.storage(linear, format)
+        if plan.by_columns:
+            return linear.rows * row_bytes(storage, count) if count else 0
+        return linear.experts * count * row_bytes(storage, linear.columns)
 
     def row_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Bytes of one row of it."""

@@ -135,4 +135,4 @@ def _feed_forward(config: dict[str, object], layer: int, hidden: int, at: str) -
     else:
         inner = int(str(config["intermediate_size"]))
         first = [LinearSpec(f"{at}.{name}", inner, hidden, 10 * layer + 2, layer) for name in ("gate", "up")]
-    return [*first, LinearSpec(f"{at}.down", hidden, inner, 10 * layer + 3, layer)]
+    return [*first, LinearSpec(f"{at}.down", hidden, inner, 10 * layer + 3, layer, after=10 * layer + 2)]

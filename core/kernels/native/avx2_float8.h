@@ -11,7 +11,7 @@ ISA INLINE void widen_float8(const uint8_t *at, __m256 w[2]) {
 
 ISA INLINE void float8_few(const Job *job, int64_t row, const int M) {
     const Input *in = job->input;
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     __m256 low[FEW_ROWS], high[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) low[m] = high[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / 16; b++) {
@@ -36,7 +36,7 @@ ISA static void pack_float8(const Job *job, int64_t row, int64_t end, int64_t st
             __m256i low[8], high[8];
             UNROLL for (int i = 0; i < 8; i++) {
                 const int64_t own = row + half + i < end ? row + half + i : end - 1;
-                const uint8_t *from = job->weights + own * job->row_bytes + start + step;
+                const uint8_t *from = job->weights + own * job->stride + start + step;
                 __m256 scale = _mm256_set1_ps(float8_scale(job, own, (start + step) / FLOAT8_GROUP)), w[2];
                 if (step % 64 == 0) _mm_prefetch((const char *)from + STEPS, _MM_HINT_T1);
                 widen_float8(from, w);

@@ -73,7 +73,7 @@ INLINE int takes_unsigned(const Layout *l) { return l->values == HALVES || l->va
 /* One row of weights times one of input, in groups of 32 with scales of their own. */
 ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
     const Input *in = job->input;
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     const RowScales scales = row_scales(job, &l, row, 0), minimums = row_scales(job, &l, row, 1);
     const __m128 zero = _mm_set1_ps((float)shifted_by(&l));
     const int is_unsigned = takes_unsigned(&l);
@@ -130,7 +130,7 @@ static OneKernel one_kernel(int format) {
 ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M, const int group, const int halves) {
     const Input *in = job->input;
     const Layout l = layout_of(job->format);
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     const int64_t step = pair_bytes(&l);
     Strip strip;
     __m256 sum[2][FEW_ROWS]; /* where registers suffice: one chain of sums would be too slow */

@@ -74,7 +74,7 @@ ISA static float words(const float *x, int64_t blocks, int16_t *q, int64_t strid
 
 ISA INLINE void int8_few(const Job *job, int64_t row, const int M) {
     const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->row_bytes;
+    const uint8_t *w = job->weights + row * job->stride;
     __m256 sum[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
     for (int64_t b = 0; b < job->row_bytes / BLOCK; b++) {
@@ -118,7 +118,7 @@ ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, const 
 
 ISA INLINE void float_few(const Job *job, int64_t row, const int M, const enum Format format) {
     const Input *in = job->input;
-    const uint16_t *w = (const uint16_t *)(job->weights + row * job->row_bytes);
+    const uint16_t *w = (const uint16_t *)(job->weights + row * job->stride);
     int64_t b = 0;
     __m256 even[FEW_ROWS], odd[FEW_ROWS];
     UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm256_setzero_ps();

@@ -47,7 +47,7 @@ ISA INLINE void store_steps(__m256i r[8], uint8_t *to) {
 
 /* The address of panel row `i`; rows past the end repeat the last one. */
 INLINE const uint8_t *panel_row(const Job *job, int64_t row, int64_t end, int i) {
-    return job->weights + (row + i < end ? row + i : end - 1) * job->row_bytes;
+    return job->weights + (row + i < end ? row + i : end - 1) * job->stride;
 }
 
 

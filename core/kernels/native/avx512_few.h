@@ -52,7 +52,7 @@ typedef struct {
 } OneRow;
 
 AVX512 INLINE OneRow one_row(const Job *job, int64_t row, const Layout *l) {
-    OneRow r = {job->weights + row * job->row_bytes, row_scales(job, l, row, 0), row_scales(job, l, row, 1)};
+    OneRow r = {job->weights + row * job->stride, row_scales(job, l, row, 0), row_scales(job, l, row, 1)};
     return r;
 }
 
@@ -279,7 +279,7 @@ AVX512 INLINE void int8_pair(const Job *job, const uint8_t *at, int64_t b, int64
 }
 
 AVX512 INLINE void int8_row(const Job *job, int64_t row, const int unused, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     const int64_t blocks = job->input->blocks;
     int64_t b = 0;
     (void)unused;
@@ -334,13 +334,13 @@ AVX512 INLINE void float_sixteen(const Job *job, int64_t row, int64_t end, int64
     const Input *in = job->input;
     const int R = M < SHARED_FROM ? 1 : 2;
     const int64_t strip = R == 1 ? in->columns : STRIP_OF_FLOATS, count = end - row < 16 ? end - row : 16;
-    const uint8_t *at = job->weights + row * job->row_bytes, *ahead = R == 1 ? at + AHEAD : at + 16 * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride, *ahead = R == 1 ? at + AHEAD : at + 16 * job->stride;
     __m512 sums[FEW_ROWS][16];
     for (int m = 0; m < M; m++) for (int i = 0; i < 16; i++) sums[m][i] = _mm512_setzero_ps();
     for (int64_t from = 0; from < in->columns; from += strip) {
         const int64_t to = from + strip < in->columns ? from + strip : in->columns;
         for (int64_t i = 0; i < count; i += R, ahead += R * (to - from) * 2) {
-            const uint8_t *rows[2] = {at + i * job->row_bytes, at + (i + 1 < count ? i + 1 : i) * job->row_bytes};
+            const uint8_t *rows[2] = {at + i * job->stride, at + (i + 1 < count ? i + 1 : i) * job->stride};
             __m512 sum[2][FEW_ROWS];
             UNROLL for (int r = 0; r < R; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = sums[m][i + r];
             float_strip(in, rows, from, to, m0, format, R, M, ahead, sum);

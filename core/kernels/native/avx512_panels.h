@@ -55,8 +55,8 @@ AVX512 INLINE void ask(Ahead *ahead) {
 /* Rows from row + PANEL on as far as one panel goes, in `turns` turns. */
 INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
     int64_t from = row + PANEL < end ? row + PANEL : end, to = from + PANEL < end ? from + PANEL : end;
-    int64_t lines = ((to - from) * job->row_bytes + 63) / 64;
-    Ahead ahead = {job->weights + from * job->row_bytes, job->weights + to * job->row_bytes, (lines + turns - 1) / turns};
+    int64_t lines = ((to - from) * job->stride + 63) / 64;
+    Ahead ahead = {job->weights + from * job->stride, job->weights + to * job->stride, (lines + turns - 1) / turns};
     return ahead;
 }
 
@@ -95,7 +95,7 @@ AVX512 INLINE void pack_pair(const Job *job, int64_t row, int64_t last, int64_t 
         for (int half = 0; half < PANEL; half += 16) {
             __m512i r[16], upper[16];
             UNROLL for (int i = 0; i < 16; i++) {
-                const uint8_t *from = job->weights + panel_row(row, half + i, last) * job->row_bytes + pair * step;
+                const uint8_t *from = job->weights + panel_row(row, half + i, last) * job->stride + pair * step;
                 r[i] = _mm512_loadu_si512(from + at);
                 if (way.values == SIXES)
                     upper[i] = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(from + BLOCK)));

@@ -50,7 +50,7 @@ SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t 
     UNROLL for (int m = 0; m < M; m++) dot[m] = _mm512_setzero_ps();
     UNROLL for (int block = 0; block < 2; block++) {
         const uint16_t *x = in->shorts + ((g * 2 + block) * in->m + m0) * BLOCK;
-        const uint8_t *at = job->weights + row * job->row_bytes + g * FLOAT8_GROUP + block * BLOCK;
+        const uint8_t *at = job->weights + row * job->stride + g * FLOAT8_GROUP + block * BLOCK;
         __m512i w[2];
         ask_ahead_for_bytes(at);
         widen_shorts(at, book, w);
@@ -100,13 +100,13 @@ SHORTS INLINE void given_strip(const Input *in, const uint8_t *const row[2], int
 /* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
 SHORTS INLINE void given_few_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {
     const int64_t columns = job->input->columns, count = end - row < 16 ? end - row : 16;
-    const uint8_t *at = job->weights + row * job->row_bytes, *ahead = at + 16 * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride, *ahead = at + 16 * job->stride;
     __m512 sums[FEW_ROWS][16];
     for (int m = 0; m < M; m++) for (int i = 0; i < 16; i++) sums[m][i] = _mm512_setzero_ps();
     for (int64_t from = 0; from < columns; from += STRIP_OF_SHORTS) {
         const int64_t to = from + STRIP_OF_SHORTS < columns ? from + STRIP_OF_SHORTS : columns;
         for (int64_t i = 0; i < count; i += 2, ahead += (to - from) * 4) {
-            const uint8_t *rows[2] = {at + i * job->row_bytes, at + (i + 1 < count ? i + 1 : i) * job->row_bytes};
+            const uint8_t *rows[2] = {at + i * job->stride, at + (i + 1 < count ? i + 1 : i) * job->stride};
             __m512 sum[2][FEW_ROWS];
             UNROLL for (int r = 0; r < 2; r++) UNROLL for (int m = 0; m < M; m++) sum[r][m] = sums[m][i + r];
             given_strip(job->input, rows, from, to, m0, M, ahead, sum);
@@ -131,7 +131,7 @@ SHORTS INLINE void pack_shorts(const Job *job, int64_t row, int64_t last, int64_
             __m512i r[2][16];
             UNROLL for (int i = 0; i < 16; i++) {
                 __m512i w[2];
-                const uint8_t *from = job->weights + panel_row(row, rows + i, last) * job->row_bytes + g * FLOAT8_GROUP;
+                const uint8_t *from = job->weights + panel_row(row, rows + i, last) * job->stride + g * FLOAT8_GROUP;
                 widen_shorts(from + block * BLOCK, book, w);
                 r[0][i] = w[0];
                 r[1][i] = w[1];

@@ -293,15 +293,16 @@ enum { MOST_PARTS = 16 };
 Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, void *out, int out_type, void *scratch) {
     int64_t begin = fields[4], end = fields[5];
     int format = (int)fields[PART_FORMAT];
-    Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], (const void *)(intptr_t)fields[2], fields[3], input,
+    Job job = {(const uint8_t *)(intptr_t)fields[0], fields[1], fields[7], (const void *)(intptr_t)fields[2], fields[3], input,
                out, end - begin, begin, (enum Type)out_type, (uint8_t *)scratch, format};
     Part part = {job, kernels->rows[kernel_of(format)], begin, end};
     return part;
 }
 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
- * the addresses and numbers weights, row bytes, scales, scales a row, begin, end, format; for all formats
- * hetegen_input_kind says the same of out_type, and `input` is a buffer of hetegen_prepare of that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+ * the addresses and numbers weights, bytes from row to row, scales, scales from row to row, begin, end, format, bytes of
+ * a row; for all formats hetegen_input_kind says the same of out_type, and `input` is a buffer of hetegen_prepare of that
+ * kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads) {
     Input in;

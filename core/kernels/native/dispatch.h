@@ -4,7 +4,7 @@
 
 #include "kernels.h"
 
-enum { PART_FIELDS = 7, PART_FORMAT = 6 };
+enum { PART_FIELDS = 8, PART_FORMAT = 6 };
 
 /* Rows [begin, end) of one weight, multiplied with the input of their own job. */
 typedef struct {

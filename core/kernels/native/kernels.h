@@ -69,7 +69,7 @@ typedef struct {
 
 typedef struct {
     const uint8_t *weights;
-    int64_t row_bytes;
+    int64_t stride, row_bytes; /* from one row to the next, and of a row: of a weight cut by columns fewer */
     const void *scales;
     int64_t scale_stride; /* scales from one row to the next */
     const Input *input;

@@ -34,7 +34,7 @@ ISA static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums
 
 ISA INLINE void int8_few(const Job *job, int64_t row, int64_t m0, const int M) {
     const Input *in = job->input;
-    const int8_t *w = (const int8_t *)job->weights + row * job->row_bytes;
+    const int8_t *w = (const int8_t *)job->weights + row * job->stride;
     float32x4_t sum[FEW_ROWS];
     for (int m = 0; m < M; m++) sum[m] = vdupq_n_f32(0);
     for (int64_t g = 0; g < job->row_bytes / GROUP; g++) {
@@ -69,7 +69,7 @@ ISA INLINE void float_step(const Input *in, const uint16_t *w, int64_t b, int64_
 
 ISA INLINE void float_few(const Job *job, int64_t row, int64_t m0, const int M, const enum Format format) {
     const Input *in = job->input;
-    const uint16_t *w = (const uint16_t *)(job->weights + row * job->row_bytes);
+    const uint16_t *w = (const uint16_t *)(job->weights + row * job->stride);
     int64_t b = 0;
     float32x4_t even[FEW_ROWS], odd[FEW_ROWS];
     for (int m = 0; m < M; m++) even[m] = odd[m] = vdupq_n_f32(0);

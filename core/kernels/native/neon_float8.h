@@ -13,7 +13,7 @@ ISA INLINE void widen_float8(const uint8_t *at, float32x4_t w[4]) {
 
 ISA INLINE void float8_few(const Job *job, int64_t row, int64_t m0, const int M) {
     const Input *in = job->input;
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     float32x4_t even[FEW_ROWS], odd[FEW_ROWS];
     for (int m = 0; m < M; m++) even[m] = odd[m] = vdupq_n_f32(0);
     for (int64_t b = 0; b < job->row_bytes / 16; b++) {

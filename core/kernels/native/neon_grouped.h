@@ -67,7 +67,7 @@ ISA INLINE float32x4_t grouped_dot(const int8x16_t *w, const int8_t *x, const fl
 ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M) {
     const Input *in = job->input;
     const Layout l = layout_of(job->format);
-    const uint8_t *at = job->weights + row * job->row_bytes;
+    const uint8_t *at = job->weights + row * job->stride;
     const RowScales scales = row_scales(job, &l, row, 0), minimums = row_scales(job, &l, row, 1);
     float32x4_t sum[FEW_ROWS];
     for (int m = 0; m < M; m++) sum[m] = vdupq_n_f32(0);

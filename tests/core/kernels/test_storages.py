@@ -11,8 +11,9 @@ from torch import Tensor
 from core.kernels.column_order import ColumnOrder
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul, Kernel, host_matmul, kernels_for
 from core.kernels.prepared_input import HostInput
+from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
-from core.spec import BUCKET_NAMES, COARSE_COLUMNS, LAYOUTS, Storage, row_bytes
+from core.spec import BUCKET_NAMES, COARSE_COLUMNS, LAYOUTS, Storage, cut_columns, row_bytes
 
 GROUPED: list[Storage] = [storage for storage, layout in LAYOUTS.items() if layout.group]
 KERNELS = [
@@ -127,6 +128,30 @@ def test_a_float_of_eight_bits_that_is_no_number_shows() -> None:
         for m in (1, 3, 20):
             found = kernel.compute(weight, HostInput(torch.ones(m, 256)), 0, 3)
             assert found.isnan().all(0).tolist() == [False, True, False], kernel.name
+
+
+@pytest.mark.parametrize("storage", [*GROUPED, "int8", "bf16"])
+def test_a_weight_is_cut_by_columns(storage: Storage) -> None:
+    """Each part is the same numbers, and both products add up to the whole one's."""
+    torch.manual_seed(4)
+    rows, columns = 48, 1300
+    plain = torch.randn(rows, columns)
+    weight = made(storage, rows, columns)[0] if storage in GROUPED else quantize(plain.bfloat16(), storage)
+    at = 2 * cut_columns(storage) if storage != "bf16" else 333
+    parts = [weight.cut(0, at), weight.cut(at, columns)]
+    numbers = weight.dequantize(torch.float32)
+    assert torch.equal(torch.cat([part.dequantize(torch.float32) for part in parts], 1), numbers)
+    assert all(part.data.untyped_storage().data_ptr() == weight.data.untyped_storage().data_ptr() for part in parts)
+    for m in (1, 3, 40):
+        x = torch.randn(m, columns)
+        expected = x @ numbers.T
+        for kernel in kernels_for(weight.storage):
+            if m <= kernel.most_rows:
+                halves = (x[:, :at].contiguous(), x[:, at:].contiguous())
+                found = sum(
+                    kernel.compute(part, HostInput(half), 0, rows) for part, half in zip(parts, halves, strict=True)
+                )
+                assert (found - expected).norm() < 0.02 * expected.norm(), (kernel.name, m)
 
 
 @pytest.mark.parametrize("m", [1, 3, 40])

@@ -22,6 +22,8 @@ from core.spec import (
     Link,
     ModelSpec,
     Plan,
+    cut_columns,
+    row_bytes,
 )
 from core.units import GIB, MIB
 from tests.core import machines
@@ -44,10 +46,14 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     usual_layer = st.tuples(*(st.tuples(rows, st.just(group)) for group in (0, 0, 0, 1, 2, 2, 3)))
     shapes = draw(st.one_of(any_layer, usual_layer))
     experts = draw(st.sampled_from([1, 1, 1, 8, 64]))
+    inner = draw(rows) if len(shapes) == 7 and experts == 1 and draw(st.booleans()) else 0
     for layer in range(layers):
         for number, (rows, group) in enumerate(shapes):
             many = experts if number == len(shapes) - 1 else 1
-            linears.append(LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many)))
+            one = LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many))
+            if inner and group >= 2:
+                one = replace(one, rows=inner) if group == 2 else replace(one, columns=inner, after=4 * layer + 2)
+            linears.append(one)
     vocab = draw(st.integers(2, 150_000))
     tied = draw(st.booleans())
     linears.append(LinearSpec("head", vocab, hidden, 10_000))
@@ -100,18 +106,25 @@ STRATEGIES = st.sampled_from(["hetegen", "stream", "cpu", "serial"])
 def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> None:
     """What must hold for every plan."""
     assert [linear.name for linear in plan.linears] == [linear.name for linear in spec.linears]
-    quantum = QUANTUM
     for linear, made in zip(plan.linears, spec.linears, strict=True):
+        quantum = max(QUANTUM, cut_columns(spec.storage(made, plan.format))) if linear.by_columns else QUANTUM
+        counted = made.columns if linear.by_columns else made.rows
+        if linear.by_columns:
+            before = [one for one in plan.linears if one.group == linear.after]
+            assert made.after == linear.after
+            assert plan.strategy in ("hetegen", "cpu")
+            assert before
+            assert {one.shares for one in before} == {linear.shares}
         for tokens, rows in zip(BUCKET_TOKENS, linear.shares, strict=True):
             assert min(rows.resident, rows.streamed, rows.cpu) >= 0
-            assert rows.total == made.rows
+            assert rows.total == counted
             assert rows.resident == linear.resident
-            assert rows.resident % quantum == 0 or rows.resident == made.rows
+            assert rows.resident % quantum == 0 or rows.resident == counted
             assert rows.streamed % quantum == 0 or rows.cpu == 0
-            assert plan.gpu >= 0 or rows.cpu == made.rows
+            assert plan.gpu >= 0 or rows.cpu == counted
             assert not rows.streamed or plan.ring.total
             assert not rows.streamed or made.touched(tokens) >= NEARLY_ALL
-            assert made.layer not in plan.host_layers or tokens > FEW_TOKENS or rows.cpu == made.rows
+            assert made.layer not in plan.host_layers or tokens > FEW_TOKENS or rows.cpu == counted
     for layer, device in zip(spec.kv_layers, plan.kv_devices, strict=True):
         assert layer.layer not in plan.host_layers or device == -1
     assert set(plan.kv_devices) <= {plan.gpu, -1}
@@ -120,7 +133,9 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
     assert plan.prefill.likely > 0
     assert plan.reason.endswith(".")
     held = sum(
-        made.experts * linear.resident * spec.row_bytes(made, plan.format)
+        made.experts * made.rows * row_bytes(spec.storage(made, plan.format), linear.resident)
+        if linear.by_columns
+        else made.experts * linear.resident * spec.row_bytes(made, plan.format)
         for linear, made in zip(plan.linears, spec.linears, strict=True)
     )
     for memory in plan.memory:
@@ -325,6 +340,24 @@ def test_dear_exchanges_keep_groups_whole() -> None:
         return sum(0 < linear.resident < linear.rows for linear in plan.linears)
 
     assert shared(2e-3) < shared(1e-6)
+
+
+def test_a_gated_part_is_divided_alike_where_exchanges_cost() -> None:
+    """Down by the columns that gate and up are by rows: two exchanges of a layer are one."""
+
+    def pairs(sync_s: float, **changes: object) -> int:
+        card = DESKTOP.gpus[0]
+        link = replace(card.link, sync_s=sync_s, back_s=sync_s / 2)
+        machine = replace(DESKTOP, gpus=(replace(card, link=link, bytes_s=100e9),))
+        spec = replace(model("llama-3.1-8b"), **changes)
+        plan = place(spec, machine, Budget(format="int8", vram=5 * GIB), "cpu")
+        alone = replace(spec, linears=tuple(replace(one, after=-1) for one in spec.linears))
+        assert plan.decode.likely >= place(alone, machine, Budget(format="int8", vram=5 * GIB), "cpu").decode.likely
+        return sum(linear.by_columns for linear in plan.linears)
+
+    assert pairs(50e-6) == 32
+    reordered = [replace(one, stored="int4g128w") for one in model("llama-3.1-8b").linears]
+    assert pairs(50e-6, linears=tuple(reordered)) == 0, "columns may lie in an order of their own"
 
 
 def test_linears_of_one_group_are_divided_alike() -> None:

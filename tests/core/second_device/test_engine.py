@@ -19,7 +19,8 @@ from core.model.device_copies import HostEmbedding, Uploads
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, chunks_of, copied_rows
-from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage
+from core.offload.shares import Role
+from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage, cut_columns
 from tests.core.families import FAMILIES, RARER_FAMILIES
 from tests.core.kernels.test_storages import made
 from tests.core.offload.test_hetero_linear import Bench, plan_of
@@ -86,6 +87,32 @@ def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Sto
     linear.streams, linear.chunks = ring, chunks_of(plan, 1, host, 40 * host.row_bytes)
     assert len(linear.chunks) > 3
     for _ in range(4):
+        ring.begin_pass(linear.chunks)
+        x = torch.randn(2, columns)
+        expected = host.matmul(HostInput(x), 0, rows)
+        found = linear(card.to_device(x)).cpu()
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        linear.inputs.forget()
+    ring.close()
+    card.synchronize()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_storage_is_divided_by_columns(card: SecondCard, storage: Storage) -> None:
+    """Resident, streamed and CPU columns, of an input that lies on the device."""
+    rows, columns, unit = 300, 1536, max(64, cut_columns(storage))
+    host = weight_of(storage, rows, columns)
+    shares = (Rows(2 * unit, unit, columns - 3 * unit),) * 4
+    plan = LinearPlan("one", columns, shares, 0, 1, 0)
+    linear = HeteroLinear(host, None, card, SharedInputs(card))
+    linear.play(Role(by_columns=True))
+    linear.division = plan.at(1)
+    linear.resident = Uploads(card).rows(host.cut(0, 2 * unit), 0, rows)
+    buffer = 40 * host.cut(2 * unit, 3 * unit).row_bytes
+    ring = ParameterManager(card, Ring(2, buffer), {"one": [host]})
+    linear.streams, linear.chunks = ring, chunks_of(plan, 1, host, buffer)
+    assert len(linear.chunks) > 3
+    for _ in range(3):
         ring.begin_pass(linear.chunks)
         x = torch.randn(2, columns)
         expected = host.matmul(HostInput(x), 0, rows)
