@@ -238,7 +238,8 @@ class HeteroLinear(nn.Module):
             return self._by_rows([RowShare(self, x, streams=False)], x)[0]
         stays = self.role.feeds and self.division.cpu > 0
         shares = [RowShare(one, x, stays=stays) for one in group]
-        own, *others = self._halved(shares, x) if stays else self._by_rows(shares, x)
+        made: Sequence[Tensor | Halves] = self._halved(shares, x) if stays else self._by_rows(shares, x)
+        own, *others = made
         for linear, y in zip(group[1:], others, strict=True):
             self.inputs.keep(linear, x, y)
         return own
