@@ -48,8 +48,8 @@ AVX512 INLINE void ask_ahead(const uint8_t *at) { _mm_prefetch((const char *)at 
  * cache than into the second one. */
 AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at) { _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1); }
 
-#include "avx512_panels.h"
 #include "avx512_grouped.h"
+#include "avx512_panels.h"
 #include "avx512_strips.h"
 #include "avx512_few.h"
 #include "avx512_float8.h"
@@ -77,7 +77,7 @@ AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint
         return;
     }
     for (int64_t row = begin; row < end; row += PANEL) {
-        pack_strips(job, &l, row, end, scales_at(panel));
+        pack_scales(job, l, row, end, scales_at(panel));
         switch (l.values) { GROUPED_WAY(SIGNED_BYTES) GROUPED_WAY(HALVES) GROUPED_WAY(CODES) GROUPED_WAY(SIXES) }
     }
 }

@@ -2,12 +2,6 @@
  * floats for a strip of columns at a time; what a row's values are shifted by is taken back with its minimums, as one
  * product of two numbers a group. */
 
-enum { STRIP_GROUPS = SCALE_STRIP / 16 };
-
-typedef struct {
-    float scales[STRIP_GROUPS], shifts[STRIP_GROUPS]; /* shift: minimum - zero x scale */
-} Strip;
-
 /* The first 8 lanes take the first of two numbers, the others the second. */
 AVX512 INLINE __m512i two_by_eight(void) { return _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1); }
 
@@ -45,17 +39,6 @@ AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, 
     return l->zero ? _mm512_fnmadd_ps(_mm512_set1_ps((float)l->zero), scales, low) : low;
 }
 
-/* The scales of a row for the columns from group g on. */
-AVX512 INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {
-    RowScales scales = row_scales(job, l, row, 0), minimums = row_scales(job, l, row, 1);
-    for (int64_t i = 0; i < SCALE_STRIP / l->group && g + i < scales.groups * l->spread; i += 16) {
-        __mmask16 valid = sixteen_of(scales.groups * l->spread, g + i);
-        __m512 scale = sixteen_scales(&scales, l, g + i, valid);
-        _mm512_storeu_ps(strip->scales + i, scale);
-        _mm512_storeu_ps(strip->shifts + i, sixteen_shifts(&minimums, l, g + i, valid, scale));
-    }
-}
-
 /* The lower and the upper halves of bytes, or what a code book says that they are. */
 AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book, __m512i out[2]) {
     const __m512i nibble = _mm512_set1_epi8(15);
@@ -87,20 +70,6 @@ AVX512 INLINE void unpack_pair(const uint8_t *row, int64_t p, enum Values values
 
 AVX512 INLINE __m512i book_of(const Layout *l) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)CODE_BOOKS[l->book]));
-}
-
-/* Scales and shifts of a panel: [groups][2][PANEL]. */
-AVX512 static void pack_strips(const Job *job, const Layout *l, int64_t row, int64_t last, float *out) {
-    Strip strip;
-    int64_t groups = groups_of(job->input, l), some = SCALE_STRIP / l->group;
-    for (int i = 0; i < PANEL; i++)
-        for (int64_t g = 0; g < groups; g += some) {
-            widen_strip(job, l, row + i < last ? row + i : last - 1, g, &strip);
-            for (int64_t k = 0; k < some && g + k < groups; k++) {
-                out[(g + k) * 2 * PANEL + i] = strip.scales[k];
-                out[((g + k) * 2 + 1) * PANEL + i] = strip.shifts[k];
-            }
-        }
 }
 
 #define GROUPED_WAY(values) \

@@ -2,7 +2,7 @@
  * to a register, and all rows of input are multiplied with it while it lies in the innermost cache. One loop for all ways
  * in which weights lie and are scaled. Included in avx512.c. */
 
-enum { TILE = 8, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
+enum { TILE = 7, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
 
 /* Scales: one for each row, or one for each group of columns with what is added (a minimum, less the shift). */
 enum Scaling { BY_ROW, WITH_SHIFTS };
@@ -38,6 +38,39 @@ AVX512 INLINE void transpose(__m512i r[16]) {
     UNROLL for (int i = 0; i < 16; i++) r[i] = t[i];
 }
 
+/* ---- scales ---- */
+
+/* Row i of a panel; past the end the last one is repeated. */
+INLINE int64_t panel_row(int64_t row, int64_t i, int64_t last) { return row + i < last ? row + i : last - 1; }
+
+/* Sixteen registers, of which r[i] has sixteen groups of row i, as runs of PANEL floats from `to` on, 2 * PANEL apart: of
+ * one group each. */
+AVX512 INLINE void put_groups(__m512 rows[16], int64_t groups, float *to) {
+    __m512i r[16];
+    UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(rows[i]);
+    transpose(r);
+    UNROLL for (int i = 0; i < 16; i++)
+        if (i < groups) _mm512_store_ps(to + i * 2 * PANEL, _mm512_castsi512_ps(r[i]));
+}
+
+/* Scales and shifts of a panel: [groups][2][PANEL]. */
+AVX512 INLINE void pack_scales(const Job *job, const Layout l, int64_t row, int64_t last, float *out) {
+    int64_t groups = groups_of(job->input, &l);
+    for (int half = 0; half < PANEL; half += 16)
+        for (int64_t g = 0; g < groups; g += 16) {
+            __m512 scales[16], shifts[16];
+            __mmask16 valid = sixteen_of(groups, g);
+            for (int i = 0; i < 16; i++) {
+                int64_t own = panel_row(row, half + i, last);
+                RowScales s = row_scales(job, &l, own, 0), minimums = row_scales(job, &l, own, 1);
+                scales[i] = sixteen_scales(&s, &l, g, valid);
+                shifts[i] = sixteen_shifts(&minimums, &l, g, valid, scales[i]);
+            }
+            put_groups(scales, groups - g, out + g * 2 * PANEL + half);
+            put_groups(shifts, groups - g, out + (g * 2 + 1) * PANEL + half);
+        }
+}
+
 /* ---- panels ---- */
 
 /* The rows after this panel's, asked for little by little while it is used: all at once would fill the memory's queue,
@@ -59,9 +92,6 @@ INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
     Ahead ahead = {job->weights + from * job->stride, job->weights + to * job->stride, (lines + turns - 1) / turns};
     return ahead;
 }
-
-/* Row i of a panel; past the end the last one is repeated. */
-INLINE int64_t panel_row(int64_t row, int64_t i, int64_t last) { return row + i < last ? row + i : last - 1; }
 
 /* 64 bytes of each of sixteen rows as sixteen runs of four columns; two such, 64 columns apart, if they are halves.
  * `upper`: the upper bits of six, eight runs of four bytes. */
@@ -149,18 +179,21 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
     }
 }
 
-INLINE int64_t tiles_of(int64_t m) { return (m + TILE - 1) / TILE; }
+/* The most rows of a tile: with one more the sums would not fit beside the dot products, which took a tenth longer. */
+INLINE int64_t tile_rows(const Way way) { return way.scaling == BY_ROW ? TILE : TILE - 1; }
+
+INLINE int64_t tiles_of(int64_t m, int64_t rows) { return (m + rows - 1) / rows; }
 
 /* Rows [from, to) of input with a panel, cut into tiles of nearly one size: those of one row would take as long as
  * those of four. */
 #define TILE_CASE(M) case M: tile(in, g, groups, panel, scales, m, M, way.scaling, way.zero, ahead, sum); break;
 AVX512 INLINE void tiles(const Input *in, int64_t from, int64_t to, int64_t g, int64_t groups, const uint8_t *panel,
                          const float *scales, const Way way, Ahead *ahead, float *sum) {
-    int64_t count = tiles_of(to - from);
+    int64_t count = tiles_of(to - from, tile_rows(way));
     for (int64_t t = 0; t < count; t++) {
         int64_t m = from + (to - from) * t / count, next = from + (to - from) * (t + 1) / count;
         switch (next - m) {
-            TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
+            TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7)
         }
         sum += (next - m) * PANEL;
     }
@@ -213,7 +246,7 @@ AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int6
         ask(&ahead);
         pack_pair(job, row, end, pair, panel + pair * PAIR * PANEL, way);
     }
-    for (int64_t t = 0, count = tiles_of(in->m); t < count; t++) {
+    for (int64_t t = 0, count = tiles_of(in->m, tile_rows(way)); t < count; t++) {
         int64_t from = in->m * t / count, to = in->m * (t + 1) / count;
         memset(sum, 0, sizeof sum);
         tiles(in, from, to, 0, groups, panel, scales, way, NULL, sum);
@@ -231,7 +264,7 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
         multiply_whole(job, row, end, groups, panel_whole(job, panel), scales, way);
         return;
     }
-    Ahead ahead = ahead_of(job, row, end, tiles_of(in->m) * groups);
+    Ahead ahead = ahead_of(job, row, end, tiles_of(in->m, tile_rows(way)) * groups);
     for (int64_t from = 0; from < in->m; from += MOST_SUMS) {
         int64_t to = from + MOST_SUMS < in->m ? from + MOST_SUMS : in->m;
         memset(sum, 0, sizeof(float) * PANEL * (to - from));

@@ -171,11 +171,11 @@ SHORTS INLINE void short_tile(const Input *in, int64_t g, int64_t m0, const int 
 #define SHORT_CASE(M) case M: short_tile(in, g, m, M, panel, scales, sum); break;
 SHORTS INLINE void short_tiles(const Input *in, int64_t from, int64_t to, int64_t g, const uint8_t *panel, const float *scales,
                                Ahead *ahead, float *sum) {
-    for (int64_t t = 0, count = tiles_of(to - from); t < count; t++) {
+    for (int64_t t = 0, count = tiles_of(to - from, TILE); t < count; t++) {
         int64_t m = from + (to - from) * t / count, next = from + (to - from) * (t + 1) / count;
         ask(ahead);
         switch (next - m) {
-            SHORT_CASE(1) SHORT_CASE(2) SHORT_CASE(3) SHORT_CASE(4) SHORT_CASE(5) SHORT_CASE(6) SHORT_CASE(7) SHORT_CASE(8)
+            SHORT_CASE(1) SHORT_CASE(2) SHORT_CASE(3) SHORT_CASE(4) SHORT_CASE(5) SHORT_CASE(6) SHORT_CASE(7)
         }
         sum += (next - m) * PANEL;
     }
@@ -189,7 +189,7 @@ SHORTS static void multiply_shorts(const Job *job, int64_t row, int64_t end, uin
     _Alignas(64) float scales[PANEL];
     for (int64_t from = 0; from < in->m; from += SHORT_ROWS) {
         int64_t to = from + SHORT_ROWS < in->m ? from + SHORT_ROWS : in->m, groups = in->blocks / 2;
-        Ahead ahead = ahead_of(job, row, end, tiles_of(to - from) * groups);
+        Ahead ahead = ahead_of(job, row, end, tiles_of(to - from, TILE) * groups);
         memset(sum, 0, sizeof(float) * PANEL * (to - from));
         for (int64_t g = 0; g < groups; g++) {
             pack_shorts(job, row, end, g, &book, panel, scales);

@@ -35,7 +35,7 @@
 #define HETEGEN_ARM 1
 #endif
 
-enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 16 };
+enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 12 };
 /* Columns that share a scale where inputs are 16 bits: the sum of so many products with int8 stays within 32 bits. */
 enum { WORD_STRIP = 512 };
 /* AVX2's panels: rows of input whose sums are held at a time, and bytes of one thread's scratch memory. */

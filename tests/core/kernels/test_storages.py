@@ -185,9 +185,9 @@ def test_a_row_of_input_gives_the_same_bits_whatever_is_beside_it(
 ) -> None:
     """So that a token that was drafted and checked is the one that would have been drawn without."""
     weight, _ = made(storage, 21, columns)
-    x = torch.randn(16, columns)
+    x = torch.randn(12, columns)
     alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, 21) for row in x])
-    for count in range(2, 17):
+    for count in range(2, 13):
         assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, 21), alone[:count])
 
 
