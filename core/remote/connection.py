@@ -92,11 +92,15 @@ class Connection:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise NetworkError(
-                sentence("{} was not understood.", self.host),
-                "Its answer is not what a model server sends.",
-                "Check the address: it often ends in /v1.",
-            ) from error
+            raise self.strange() from error
+
+    def strange(self) -> NetworkError:
+        """The sentence for an answer that is no model server's."""
+        return NetworkError(
+            sentence("{} was not understood.", self.host),
+            "Its answer is not what a model server sends.",
+            "Check the address: it often ends in /v1.",
+        )
 
     def lost(self, error: Exception | None = None) -> HeteGenError:
         """The sentence for a line that could not be opened or broke."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from core.remote.endpoint import Endpoint, parse_source
 from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
+SERVER_ERROR = 500
 REASONING = ("reasoning_content", "reasoning")
 """What servers call a thought: llama.cpp, vLLM and DeepSeek the first, Ollama and newer vLLM the second."""
 REASONS: Mapping[str, FinishReason] = {"length": "length"}
@@ -106,7 +108,7 @@ class _Reply:
     def events(self, connection: Connection, stop: Stop) -> Iterator[Event]:
         try:
             for part in connection.events("/chat/completions", self._body, stop):
-                yield from self._part(part)
+                yield from self._read(part, connection)
                 if stop():
                     raise Stopped
         except Stopped:
@@ -116,6 +118,16 @@ class _Reply:
             if not self._complete:
                 raise
         yield Finished(self._reason, self._figures())
+
+    def _read(self, part: Mapping[str, Any], connection: Connection) -> list[Event]:
+        """What a part of the stream means. Raises HeteGenError for an error that came in it, and for what no server
+        should send."""
+        try:
+            if part.get("error"):
+                raise connection.refusal(SERVER_ERROR, json.dumps(part).encode())
+            return list(self._part(part))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise connection.strange() from error
 
     def _part(self, part: Mapping[str, Any]) -> Iterator[Event]:
         if isinstance(usage := part.get("usage"), dict):
@@ -238,7 +250,8 @@ def _find(connection: Connection, wanted: str, stop: Stop) -> Loaded:
 
 def _context(model: Mapping[str, Any]) -> int:
     """Tokens of context, as our own server, vLLM and llama.cpp say it; 0 = not said."""
-    meta = model.get("meta") or {}
+    said = model.get("meta")
+    meta = said if isinstance(said, dict) else {}
     for value in (model.get("context_length"), model.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train")):
         if isinstance(value, int):
             return value

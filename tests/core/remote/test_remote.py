@@ -194,6 +194,11 @@ def broken(handler: Fake) -> None:
     [
         (broken, NetworkError, "was lost"),
         (lambda handler: handler.stream(b"data: <html>\n\n"), NetworkError, "not understood"),
+        *(
+            (lambda handler, part=part: handler.stream(delta(content="Half"), part), NetworkError, "not understood")
+            for part in (["a list"], {"choices": ["words"]}, {"usage": {"prompt_tokens": "many"}}, {"choices": 7})
+        ),
+        (lambda handler: handler.stream({"error": {"message": "Out of memory"}}), NetworkError, "Out of memory."),
         (lambda handler: handler.say(500, "boom"), NetworkError, "failed"),
         (lambda handler: handler.say(400, {"error": {"message": "Too long."}}), BadRequest, "Too long"),
         (lambda handler: handler.say(404, {"error": "model is gone"}), ModelNotFound, "model is gone"),
@@ -220,6 +225,14 @@ def test_a_silent_server_is_left_as_soon_as_the_user_stops() -> None:
         over.set()
     assert isinstance(last, Finished)
     assert last.reason == "stopped"
+
+
+@pytest.mark.parametrize("entry", [{"meta": "none"}, {"meta": {"n_ctx": "4k"}}, {"max_model_len": None}])
+def test_a_context_that_is_no_number_is_not_known(entry: dict[str, Any]) -> None:
+    with fake(models={"data": [{"id": "m", **entry}]}) as (url, _):
+        *_, last = RemoteEngine().load(Endpoint(url, "m").source, LoadOptions())
+    assert isinstance(last, Loaded)
+    assert last.context == 0
 
 
 def test_models_are_found_by_name_or_believed() -> None:
