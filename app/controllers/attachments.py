@@ -14,6 +14,7 @@ from PySide6.QtGui import QImage
 from app.controllers.long_documents import Larger, LongDocuments, larger_context
 from app.conversations.attached import as_read, tokens_about
 from app.conversations.session import Session
+from app.engine.app_state import State
 from app.engine.task_thread import TaskThread, Tell
 from app.engine.worker import Worker
 from app.i18n.translator import said, tr
@@ -78,6 +79,8 @@ class Attachments(QObject):
         """What was said of files that are too long."""
         self.pending: list[Pending] = []
         """The files of the next question."""
+        self._model = self._conversation = ""
+        """What the files were judged for."""
         self._counting: dict[int, int] = {}
         """By the ticket of a count: the ticket of the file."""
         self._reader = TaskThread("documents")
@@ -85,6 +88,7 @@ class Attachments(QObject):
         self._reader.done.connect(self._on_read)
         self._reader.failed.connect(self._on_unreadable)
         worker.told.connect(self._on_told)
+        session.changed.connect(self._on_state)
 
     @Slot(object)
     def add(self, paths: Sequence[Path]) -> None:
@@ -184,13 +188,13 @@ class Attachments(QObject):
         state, in_parts = self._session.state, self.in_parts()
         documents = [each.document for each in self.pending if each.document is not None]
         self._long.prepare(each for each in documents if each.digest in in_parts)
+        self._take_back()
         if not in_parts or state.model is None:
             return
         needed = sum(each.tokens for each in self.pending)
         room = self._room("")
         self.larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
         cost = self.larger.cost if self.larger is not None else None
-        self._take_back()
         self._told = notices.files_too_long(needed, room, cost)
         self.notice.emit(self._told)
 
@@ -209,6 +213,20 @@ class Attachments(QObject):
 
     def _reply_tokens(self) -> int:
         return min(self._reply() or REPLY_TOKENS, REPLY_TOKENS)
+
+    @Slot(object)
+    def _on_state(self, state: State) -> None:
+        """Another model counts in its own way and has another context, another conversation has used another part."""
+        model = f"{state.model.name} {state.model.context}" if state.model else ""
+        before = self._model, self._conversation
+        self._model, self._conversation = model, self._session.conversation
+        if model and model != before[0]:
+            for each in self.pending:
+                if each.document is not None:
+                    self._counted(each, each.document)
+        if self.pending and before != (self._model, self._conversation):
+            self._offer()
+            self._show()
 
     @Slot(int, object)
     def _on_progress(self, ticket: int, far: tuple[int, int]) -> None:

@@ -193,6 +193,11 @@ class Session(QObject):
         begun = bool(self._chat.rowCount())
         self.model.change(phase=phase, prefill=None, stats=None, begun=begun)
 
+    @property
+    def conversation(self) -> str:
+        """The id of the conversation that is shown."""
+        return self._chat.conversation.id
+
     def so_far(self) -> tuple[Message, ...]:
         """What the model was given and has said in the conversation that is shown."""
         path = self._chat.conversation.path()

@@ -20,9 +20,10 @@ from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.chat.message import UserMessage
 from app.views.chat.pictures import PictureDialog, Thumbnail
 from core.documents.document import Document
-from core.events import Loading, LoadOptions
+from core.errors import BadRequest
+from core.events import Failed, Loading, LoadOptions
 from tests.app.conftest import Start
-from tests.app.scripted_engine import MODEL, ScriptedEngine, answer, ask
+from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer, ask
 from tests.core.documents.made import pdf_with_password
 from tests.core.vision.seeing import picture
 
@@ -109,6 +110,40 @@ def test_what_was_said_of_a_long_file_goes_with_it(app: Application, qtbot: QtBo
     assert app.window.notices.notices == [told.args[0]]
     app.attachments.remove(0)
     assert app.window.notices.notices == []
+
+
+def test_another_conversation_judges_anew_what_fits(
+    app: Application, engine: ScriptedEngine, tmp_path: Path, qtbot: QtBot
+) -> None:
+    (tmp_path / "first.md").write_text("one " * 900)
+    (tmp_path / "second.md").write_text("two " * 900)
+    engine.replies = [answer("42.", stats=replace(END, context_used=1000))]
+    attach(app, qtbot, tmp_path / "first.md")
+    ask(qtbot, app, "What is it?")
+    asked = app.chat.conversation.id
+    attach(app, qtbot, tmp_path / "second.md")
+    assert [words.endswith("read in parts") for words in chips(app)] == [True]
+    assert len(app.window.notices.notices) == 1
+    app.window.actions_by_id["new_chat"].trigger()
+    assert [words.endswith("read in parts") for words in chips(app)] == [False]
+    assert app.window.notices.notices == []
+    app.library.open(asked, "")
+    assert [words.endswith("read in parts") for words in chips(app)] == [True]
+    qtbot.waitUntil(lambda: app.long.is_ready(app.attachments.pending[0].document))
+    ask(qtbot, app, "And now?")
+    assert 100 < engine.requests[-1].messages[-1].content.count("two") < 900
+
+
+def test_files_that_came_before_the_model_are_counted_by_it(
+    app: Application, engine: ScriptedEngine, notes: Path, monkeypatch: pytest.MonkeyPatch, qtbot: QtBot
+) -> None:
+    app.session.model.rest()
+    with monkeypatch.context() as patch, qtbot.waitSignal(app.worker.told):
+        patch.setattr(engine, "count", lambda _: iter([Failed(BadRequest("No model is loaded.", "", ""))]))
+        app.window.files.emit([notes])
+    assert not counted(app)
+    app.session.reload()
+    qtbot.waitUntil(lambda: counted(app))
 
 
 def test_a_question_waits_for_the_files_being_read(app: Application, engine: ScriptedEngine, notes: Path) -> None:
