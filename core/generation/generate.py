@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from core.events import Prefill, Stop
-from core.generation.sampler import Sampler
-from core.generation.speculation import Speculation
+from core.generation.sampler import Sampler, TokenSampler
+from core.generation.speculation import Speculation, likeliest
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel
 from core.model.pictures import passes, spans
@@ -92,7 +92,7 @@ def _decode(
         while True:
             logits = model.forward(ids[-1:], cache, stop)
             yield from drawn(logits, (), ids, sample)
-    speculation.prepare(ids)
+    speculation.prepare(ids, sample.guess if isinstance(sample, TokenSampler) else likeliest)
     while True:
         drafted = speculation.draft(ids, cache.capacity - len(ids))
         rows = MOST_ROWS if speculation.expects_drafts else 1

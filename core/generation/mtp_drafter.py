@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.generation.model_drafter import PREFILL_CHUNK, GreedyDrafter
+from core.generation.guesses import Guesses
+from core.generation.model_drafter import PREFILL_CHUNK, ChainDrafter
 from core.layers.kv_cache import KVCache, common_prefix
 from core.model.language_model import LanguageModel
 from core.model.mtp import Join
@@ -88,28 +89,24 @@ class MtpReading:
         self._states = self._states[:kept]
 
 
-class MtpDrafter(GreedyDrafter):
+class MtpDrafter(ChainDrafter):
     """Drafts a chain: the head's first guess is of the model's own state, each further one of the head's last."""
 
-    def __init__(self, name: str, reading: MtpReading, vocabulary: int) -> None:
-        super().__init__(name, vocabulary)
+    def __init__(self, name: str, reading: MtpReading, vocabulary: int, guesses: Guesses | None = None) -> None:
+        super().__init__(name, vocabulary, guesses)
         self._reading = reading
 
-    def prepare(self, ids: Sequence[int]) -> None:
-        """The head has read them with the model."""
-
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """The likeliest continuation of `ids`, as long as the head is sure of it."""
+        """How `ids` may go on, as long as guessing pays."""
         try:
-            return self._chain(self._reading.read(ids), room)
+            return self._chain(ids, self._reading.read(ids), room)
         finally:
             self._reading.forget_drafts()
 
-    def _chain(self, scores: Tensor | None, room: int) -> list[int]:
-        drafted = list[int]()
+    def _chain(self, ids: Sequence[int], scores: Tensor | None, room: int) -> list[int]:
+        self._begin()
+        told = list(ids)
         while scores is not None:
-            token, sure = self._likeliest(scores)
-            drafted.append(token)
-            more = sure and len(drafted) < min(self._size, room)
-            scores = self._reading.step([token]) if more else None
-        return drafted
+            told.append(self._next(scores, told))
+            scores = self._reading.step(told[-1:]) if self._goes_on(room) else None
+        return told[len(ids) :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+from core.generation.speculation import Guess
 from core.planning.speculation import MOST_ROWS
 
 NGRAM = 3
@@ -21,7 +22,7 @@ class PromptLookup:
         self._indexed = 0
         self._size = LEAST_DRAFT
 
-    def prepare(self, ids: Sequence[int]) -> None:
+    def prepare(self, ids: Sequence[int], guess: Guess) -> None:
         """No-op: the index is made when it is first asked."""
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.errors import BadRequest, BrokenOutput
 from core.events import Sampling
+from core.generation.chance import draw_from, uniform
 from core.sentence import sentence
 from core.startup.torch_threads import one_thread
 
@@ -36,6 +37,8 @@ NUCLEI = (128, 2048)
 # Scores that are looked at together in the search for the largest, and how many such blocks there must be for each of
 # these, so that it is faster than looking at all scores at once.
 BLOCK, WORTHWHILE = 32, 8
+# The id that stands for all that are not likely.
+OTHERS_ID = -2
 # Below this a temperature means greedy (dividing by less overflows).
 GREEDY_BELOW = 1e-3
 
@@ -133,37 +136,65 @@ def resolve(wish: Sampling, model_defaults: Sampling) -> Draw:
     )
 
 
-def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> Sampler:
-    """The function that turns logits into the next id, with a random stream of its own."""
-    rng = torch.Generator().manual_seed(draw.seed)
+class TokenSampler:
+    """Turns logits into the next id. The same logits at the same place of a text give the same id."""
 
-    def pick(scores: Tensor) -> int:
-        if draw.temperature < GREEDY_BELOW:
-            return int(scores.argmax())
-        probabilities, candidates = distribution(scores, draw)
-        return int(candidates[_drawn(probabilities, rng)])
+    def __init__(self, draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> None:
+        self._draw = draw
+        self._mask = mask
+        self._prompt_length = prompt_length
 
-    def sample(logits: Tensor, ids: Sequence[int]) -> int:
+    def __call__(self, logits: Tensor, ids: Sequence[int]) -> int:
+        """The id that follows `ids`, whose scores are logits (vocabulary,)."""
         with one_thread():
-            return choose(logits, ids)
+            scores = self._scores(logits, ids)
+            if self._mask is None:
+                return self._pick(scores, len(ids))
+            token = self._pick(self._mask.allow(scores), len(ids))
+            self._mask.accept(token)
+            return token
 
-    def choose(logits: Tensor, ids: Sequence[int]) -> int:
-        scores = penalized(checked_logits(logits), ids, draw.repetition_penalty)
-        scores = biased(scores, ids[prompt_length:], draw)
-        if mask is None:
-            return pick(scores)
-        token = pick(mask.allow(scores))
-        mask.accept(token)
+    def guess(self, logits: Tensor, ids: Sequence[int]) -> tuple[int, float]:
+        """What a draft's logits (vocabulary,) make of the same draw, and that token's probability by them."""
+        with one_thread():
+            scores = self._scores(logits, ids)
+            token = self._pick(scores, len(ids))
+            sharp = scores if self._is_greedy else scores / self._draw.temperature
+            return token, float(torch.exp(sharp[token] - sharp.logsumexp(-1)))
+
+    @property
+    def _is_greedy(self) -> bool:
+        return self._draw.temperature < GREEDY_BELOW
+
+    def _scores(self, logits: Tensor, ids: Sequence[int]) -> Tensor:
+        scores = penalized(checked_logits(logits), ids, self._draw.repetition_penalty)
+        return biased(scores, ids[self._prompt_length :], self._draw)
+
+    def _pick(self, scores: Tensor, place: int) -> int:
+        if self._is_greedy:
+            return int(scores.argmax())
+        return draw_from_many(*distribution(scores, self._draw), self._draw.seed, place)
+
+
+def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> TokenSampler:
+    """What turns logits into the next id; its random numbers are those of `draw`'s seed."""
+    return TokenSampler(draw, mask, prompt_length)
+
+
+def draw_from_many(probabilities: Tensor, candidates: Tensor, seed: int, place: int) -> int:
+    """One of candidates (n,), as `draw_from` draws. Where there are many, those that are not among the likeliest are
+    one candidate at first: noise for each costs more than all else."""
+    if len(candidates) <= NUCLEI[-1]:
+        return draw_from(probabilities, candidates, seed, place)
+    top, chosen = largest(probabilities, NUCLEI[0])
+    rest = probabilities.index_fill(0, chosen, 0.0)
+    reached = rest.cumsum(-1)
+    shares, ids = torch.cat((top, reached[-1:])), torch.cat((candidates[chosen], torch.tensor([OTHERS_ID])))
+    token = draw_from(shares, ids, seed, place)
+    if token >= 0:
         return token
-
-    return sample
-
-
-def _drawn(probabilities: Tensor, rng: torch.Generator) -> int:
-    """A place in probabilities (n,), drawn; torch.multinomial would draw a number for each of them."""
-    reached = probabilities.cumsum(-1)
-    place = torch.searchsorted(reached, torch.rand(1, generator=rng) * reached[-1], right=True)
-    return min(int(place), len(reached) - 1)
+    found = torch.searchsorted(reached, uniform(seed, place) * reached[-1:], right=True)
+    return int(candidates[min(int(found), len(reached) - 1)])
 
 
 def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -211,7 +242,8 @@ def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     """Repetition penalty of CTRL (Keskar et al. 2019): seen ids' logits divided (or, below 0, multiplied) by it."""
     if penalty == 1.0 or not ids:
         return logits
-    seen = torch.tensor(sorted({id for id in ids[-PENALTY_TOKENS:] if id >= 0}))  # below 0 are pictures
+    known = logits.numel()  # below 0 are pictures; a draft's table may be shorter
+    seen = torch.tensor(sorted({id for id in ids[-PENALTY_TOKENS:] if 0 <= id < known}), dtype=torch.long)
     chosen = logits[seen]
     result = logits.clone()
     result[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
@@ -225,7 +257,8 @@ def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
         return scores
     result = scores.clone()
     if penalties:
-        seen, counts = torch.unique(torch.tensor(drawn), return_counts=True)
+        known = [id for id in drawn if id < result.numel()]
+        seen, counts = torch.unique(torch.tensor(known, dtype=torch.long), return_counts=True)
         result[seen] -= draw.presence_penalty + draw.frequency_penalty * counts
     for token, bias in draw.logit_bias:
         if token < result.numel():

@@ -1,26 +1,45 @@
 """Lossless speculation: drafted tokens are checked in one pass with the certain one, and kept only where right.
 
-A drafted token is taken only if it is what the sampler draws there anyway, so greedy replies stay what they are, and
-sampled ones keep their distribution: the draft is certain of its token, for which this is the rejection sampling of
-Leviathan et al. (2023). Several drafters compete by what they were measured to gain, and all rest where they lose.
+A drafted token is taken only if it is what the sampler draws there anyway, so replies stay what they are, greedy and
+sampled ones. What decides a draw is the same for whoever drafts (core/generation/chance.py), so a model that drafts
+guesses the draw and not only the likeliest token. Several drafters compete by what they were measured to gain, and all
+rest where they lose.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.generation.sampler import checked_logits
 
 # Passes of one token that are timed before the first draft.
 TIMED_PASSES = 4
 # A drafter must have paid this much over its last passes, or it rests for REST passes, longer each time.
 WORTHWHILE = 1.03
 REST, LONGEST_REST = 24, 768
-# What a drafter is taken to gain before it was tried, and when it is tried again.
+# What a drafter is taken to gain before it was tried, and when it is tried again; it counts as so many plain passes.
 AT_FIRST, AFTER_REST = 1.5, 1.1
-MEMORY = 0.7
+ASSUMED_PASSES = 3
+# The weight of what was seen before at each pass, with a draft and without.
+MEMORY, PLAIN_MEMORY = 0.95, 0.7
 # After this many passes without a draft, rows are divided for one token again.
 HOLD_PASSES = 8
+
+
+Guess = Callable[[Tensor, Sequence[int]], tuple[int, float]]
+"""(scores (vocabulary,), ids so far) -> the next id as the sampler would draw it, and its probability by the scores."""
+
+
+def likeliest(scores: Tensor, ids: Sequence[int]) -> tuple[int, float]:
+    """The Guess of greedy replies, for scores (vocabulary,)."""
+    chances = torch.softmax(checked_logits(scores), dim=-1)
+    token = int(chances.argmax())
+    return token, float(chances[token])
 
 
 class Drafter(Protocol):
@@ -28,8 +47,9 @@ class Drafter(Protocol):
 
     name: str
 
-    def prepare(self, ids: Sequence[int]) -> None:
-        """Get ready to draft after `ids`, which were just read; not counted as drafting."""
+    def prepare(self, ids: Sequence[int], guess: Guess) -> None:
+        """Get ready to draft after `ids`, which were just read; not counted as drafting. Drafts are what `guess` makes
+        of scores."""
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         """At most `room` tokens that may follow `ids`; none where there is nothing to go by."""
@@ -42,18 +62,28 @@ class Record:
     """What one drafter has gained lately, and for how many more passes it rests."""
 
     def __init__(self) -> None:
-        self.gain = AT_FIRST
         self.resting = 0
         self._rest = REST
+        self._tokens = self._spent = 0.0
+        self._assume(AT_FIRST)
 
-    def add(self, gain: float, taken: int) -> None:
-        """Count a pass that was `gain` times as fast as plain decoding."""
-        self.gain = MEMORY * self.gain + (1 - MEMORY) * gain
+    @property
+    def gain(self) -> float:
+        """How many times as fast as plain decoding."""
+        return self._tokens / self._spent
+
+    def add(self, tokens: int, spent: float) -> None:
+        """Count a pass that gave so many tokens in the time of `spent` plain passes, drafting included."""
+        self._tokens = MEMORY * self._tokens + tokens
+        self._spent = MEMORY * self._spent + spent
         if self.gain < WORTHWHILE:
             self.resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
-            self.gain = AFTER_REST
-        elif taken:
+            self._assume(AFTER_REST)
+        elif tokens > 1:
             self._rest = REST
+
+    def _assume(self, gain: float) -> None:
+        self._tokens, self._spent = gain * ASSUMED_PASSES, float(ASSUMED_PASSES)
 
 
 class Speculation:
@@ -84,10 +114,10 @@ class Speculation:
         """Whether the next passes are likely to have several rows: then the ring fetches for such, not for one."""
         return self._since_draft < HOLD_PASSES
 
-    def prepare(self, ids: Sequence[int]) -> None:
-        """The prompt was read."""
+    def prepare(self, ids: Sequence[int], guess: Guess = likeliest) -> None:
+        """The prompt was read; `guess` makes of a draft's scores what the reply's sampler makes of the model's."""
         for drafter, _ in self._drafters:
-            drafter.prepare(ids)
+            drafter.prepare(ids, guess)
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         """The best drafter's proposal for what follows `ids`, at most `room` tokens; often none."""
@@ -116,11 +146,11 @@ class Speculation:
         self.drafter = drafter.name
         self.drafted += drafted
         self.taken += taken
-        spent = self._draft_s + seconds
-        record.add((1 + taken) * self._plain_s / spent if spent > 0 else 1.0, taken)
+        record.add(1 + taken, (self._draft_s + seconds) / self._plain_s)
         drafter.checked(drafted, taken, self._draft_s / self._plain_s, seconds / self._plain_s)
 
     def _time_plain(self, seconds: float) -> None:
         seconds = max(seconds, 1e-9)
-        self._plain_s = MEMORY * self._plain_s + (1 - MEMORY) * seconds if self._timed else seconds
+        before = self._plain_s if self._timed else seconds
+        self._plain_s = PLAIN_MEMORY * before + (1 - PLAIN_MEMORY) * seconds
         self._timed += 1

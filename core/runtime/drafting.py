@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from core.errors import BadRequest
 from core.events import AUTO, LOOKUP, MTP, NO_DRAFT, SELF, LoadOptions
+from core.generation.guesses import Guesses
 from core.generation.model_drafter import ModelDrafter, SelfDrafter
 from core.generation.mtp_drafter import MtpDrafter, MtpReading
 from core.generation.speculation import Drafter
@@ -24,7 +25,7 @@ from core.model.mtp import join_of, open_mtp
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.spec_cache import specification_of
 from core.paths import cache_folder
-from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, without_kv
+from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, prices, without_kv
 from core.sentence import sentence
 from core.spec import ModelSpec, Plan
 
@@ -55,15 +56,16 @@ class DraftModel:
     cache: KVCache | None
     vocabulary: int
     reading: MtpReading | None = None
+    guesses: Guesses = field(default_factory=Guesses)
 
     def drafter(self, target: KVCache, ids: Sequence[int]) -> Drafter:
         """A drafter for one reply, to `ids`, of the model whose cache is `target`."""
         if self.reading is not None:
             self.reading.begin(ids)
-            return MtpDrafter(self.name, self.reading, self.vocabulary)
+            return MtpDrafter(self.name, self.reading, self.vocabulary, self.guesses)
         if self.cache is None:
-            return SelfDrafter(self.name, self.model, target, self.vocabulary)
-        return ModelDrafter(self.name, self.model, self.cache, self.vocabulary)
+            return SelfDrafter(self.name, self.model, target, self.vocabulary, self.guesses)
+        return ModelDrafter(self.name, self.model, self.cache, self.vocabulary, self.guesses)
 
     def close(self) -> None:
         """Give a GPU's memory back."""
@@ -150,6 +152,7 @@ def load_draft(
     cache = None if wanted.kind is Kind.COPY else placement.make_cache(source.module.config, found.draft)
     model = LanguageModel(source.module, placement)
     made = DraftModel(_shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab))
+    made.guesses = Guesses(prices(found.target, found.draft))
     if wanted.kind is Kind.HEAD and cache is not None:
         made.reading = MtpReading(model, join_of(source.module), cache)
         target.on_states = made.reading.see

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_the_same_seed_draws_the_same_ids() -> None:
 def test_drawn_frequencies_are_the_probabilities() -> None:
     sample = make_sampler(PLAIN)
     count = 4000
-    counts = Counter(sample(HALVES, []) for _ in range(count))
+    counts = Counter(sample(HALVES, range(place)) for place in range(count))
     for token, probability in enumerate(HALVES.exp().tolist()):
         deviation = math.sqrt(count * probability * (1 - probability))
         assert abs(counts[token] - count * probability) < 4 * deviation
@@ -115,7 +116,7 @@ def test_largest_scores_are_found_wherever_they_lie(count: int, size: int) -> No
 def test_nothing_cut_off_draws_from_the_whole_vocabulary() -> None:
     sample = make_sampler(PLAIN)
     logits = torch.zeros(4 * NUCLEI[1])
-    drawn = [sample(logits, []) for _ in range(400)]
+    drawn = [sample(logits, range(place)) for place in range(400)]
     assert len(set(drawn)) > 380
     assert min(drawn) < 200
     assert max(drawn) > len(logits) - 200
@@ -145,7 +146,7 @@ def test_logits_that_are_no_numbers_are_reported(bad: float) -> None:
 def test_masked_ids_are_never_drawn() -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0])
     sample = make_sampler(PLAIN)
-    assert {sample(logits, []) for _ in range(50)} == {1, 3}
+    assert {sample(logits, range(place)) for place in range(50)} == {1, 3}
 
 
 def test_half_precision_logits_are_widened() -> None:
@@ -173,3 +174,25 @@ def test_wishes_come_before_the_model_and_the_model_before_the_fallback() -> Non
 )
 def test_generation_config_gives_defaults(config: dict[str, object], expected: Sampling) -> None:
     assert from_generation_config(config) == expected
+
+
+@pytest.mark.parametrize("size", [300, 20_000])
+def test_noise_is_of_its_own_for_every_place_and_token(size: int) -> None:
+    """As many of a flat distribution's draws fall into each tenth of the ids, and each pair of tenths of two draws."""
+    sample, logits = make_sampler(PLAIN), torch.zeros(size)
+    tenths = [sample(logits, range(place)) * 10 // size for place in range(4000)]
+    pairs = Counter(pairwise(tenths))
+    for counts, kinds in ((Counter(tenths), 10), (pairs, 100)):
+        expected = sum(counts.values()) / kinds
+        chi_square = sum((counts[key] - expected) ** 2 / expected for key in counts) + (kinds - len(counts)) * expected
+        # Four deviations above the mean.
+        assert chi_square < kinds + 4 * math.sqrt(2 * kinds)
+
+
+def test_a_draft_guesses_the_draw_itself() -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * 3
+    sample = make_sampler(replace(PLAIN, top_p=0.95, repetition_penalty=1.2))
+    for place in range(20):
+        token, confidence = sample.guess(logits, range(place))
+        assert token == sample(logits, range(place))
+        assert 0 < confidence <= 1

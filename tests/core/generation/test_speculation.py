@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from core.generation.generate import DrawnToken, drawn, generate
 from core.generation.model_drafter import ModelDrafter, SelfDrafter
 from core.generation.prompt_lookup import PromptLookup
-from core.generation.sampler import Draw, distribution, make_sampler
-from core.generation.speculation import HOLD_PASSES, REST, TIMED_PASSES, Drafter, Speculation
+from core.generation.sampler import Draw, TokenSampler, distribution, make_sampler
+from core.generation.speculation import HOLD_PASSES, REST, TIMED_PASSES, Drafter, Guess, Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
@@ -26,6 +27,7 @@ from tests.core.families import VOCABULARY, make_model
 HYBRIDS = ("qwen3_next", "qwen3_5_text", "bamba", "falcon_h1", "lfm2")
 DRAWS = int(os.environ.get("HETEGEN_DRAWS", "4000"))
 GREEDY = Draw(0.0, 0, 1.0, 0.0, 1.0, seed=5, max_new_tokens=None)
+SAMPLED = Draw(0.7, 0, 0.95, 0.0, 1.1, seed=5, max_new_tokens=None)
 
 
 class Oracle:
@@ -36,7 +38,7 @@ class Oracle:
     def __init__(self, text: Sequence[int], wrong: int = 0, size: int = MOST_ROWS - 1) -> None:
         self._text, self._wrong, self._size = list(text), wrong, size
 
-    def prepare(self, ids: Sequence[int]) -> None:
+    def prepare(self, ids: Sequence[int], guess: Guess) -> None:
         pass
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
@@ -88,17 +90,18 @@ def test_drafting_changes_no_token(family: str, temperature: float, tmp_path: Pa
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", *HYBRIDS])
 @pytest.mark.parametrize("makes", [ModelDrafter, SelfDrafter])
-def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], tmp_path: Path) -> None:
+@pytest.mark.parametrize("draw", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], draw: Draw, tmp_path: Path) -> None:
     """Another model of the same layers drafts badly, the same one perfectly: both leave the reply as it is."""
     made, prompt = filled(make_model(family, tmp_path / "target")), prompt_of(40)
     torch.manual_seed(77)
     other = filled(make_model(family, tmp_path / "other"))
-    plain = tokens(made, prompt, GREEDY, [])
+    plain = tokens(made, prompt, draw, [])
     for drafting in (other, made):
         cache = KVCache(made.config, 512)
         own = cache if makes is SelfDrafter else KVCache(drafting.config, 512)
         speculation = Speculation([makes("draft", drafting.model, own, VOCABULARY)])
-        assert said(made, prompt, GREEDY, speculation, cache, 96) == plain
+        assert said(made, prompt, draw, speculation, cache, 96) == plain
         assert speculation.drafted > 0
     assert speculation.taken > 0.9 * speculation.drafted
     assert speculation.drafter == "draft"
@@ -115,19 +118,43 @@ def test_a_second_turn_goes_on_from_both_caches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drafted", [[2, 7], [9, 9], [2, 9]])
 def test_what_is_drawn_is_distributed_as_without_a_draft(drafted: list[int]) -> None:
-    """Chi-square of the second token, over the draws whose first one was the drafted one."""
+    """Chi-square of both tokens, of the second over the draws whose first one was the drafted one."""
     logits = torch.tensor([[0.0, 0.5, 2.0, 1.0], [1.0, 0.2, 0.0, 0.7], [0.0, 0.0, 0.0, 0.0]])
     logits = torch.cat([logits, torch.full((3, 6), -3.0)], dim=1)
-    sample = make_sampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed=11, max_new_tokens=None))
-    runs = [[one.id for one in drawn(logits, drafted, [], sample)] for _ in range(DRAWS)]
+    runs = [[one.id for one in drawn(logits, drafted, [], sampler(seed))] for seed in range(DRAWS)]
     for place in range(2):
-        there = [run[place] for run in runs if len(run) > place]
-        probabilities, ids = distribution(logits[place], Draw(0.8, 0, 0.97, 0.0, 1.0, 11, None))
-        counts = torch.tensor([there.count(int(one)) for one in ids], dtype=torch.float)
-        assert counts.sum() == len(there)
-        expected = probabilities * len(there)
-        # Passed by chance once in ten thousand times, for as many degrees of freedom as there are (at most 9).
-        assert len(there) < 100 or float(((counts - expected) ** 2 / expected).sum()) < 35
+        check_distribution(logits[place], [run[place] for run in runs if len(run) > place])
+
+
+def sampler(seed: int) -> TokenSampler:
+    return make_sampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed, max_new_tokens=None))
+
+
+def check_distribution(logits: Tensor, there: list[int]) -> None:
+    """Chi-square of the tokens drawn from logits (V,)."""
+    probabilities, ids = distribution(logits, Draw(0.8, 0, 0.97, 0.0, 1.0, 11, None))
+    counts = torch.tensor([there.count(int(one)) for one in ids], dtype=torch.float)
+    assert counts.sum() == len(there)
+    expected = probabilities * len(there)
+    # Passed by chance once in ten thousand times, for as many degrees of freedom as there are (at most 9).
+    assert len(there) < 100 or float(((counts - expected) ** 2 / expected).sum()) < 35
+
+
+def test_who_sees_nearly_the_same_draws_nearly_always_the_same() -> None:
+    torch.manual_seed(8)
+    logits = torch.randn(1, 40) * 2
+    seen = logits + 0.15 * torch.randn(1, 40)
+    guesses = [sampler(seed).guess(seen[0], [])[0] for seed in range(DRAWS)]
+    runs = [[one.id for one in drawn(logits, [], [], sampler(seed))] for seed in range(DRAWS)]
+    check_distribution(logits[0], [run[0] for run in runs])
+    right = sum(guess == run[0] for guess, run in zip(guesses, runs, strict=True)) / DRAWS
+    wide = [
+        torch.zeros(40).scatter(0, *reversed(distribution(one[0], Draw(0.8, 0, 0.97, 0.0, 1.0, 11, None))))
+        for one in (logits, seen)
+    ]
+    apart = float((wide[0] - wide[1]).abs().sum()) / 2
+    assert right > (1 - apart) / (1 + apart) - 0.03
+    assert right > float(wide[0].max()) + 0.2, "more than the likeliest token would be"
 
 
 def passed(speculation: Speculation, ids: list[int], taken: int, seconds: float) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from core.events import LoadOptions, Message, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
-from core.generation.speculation import Speculation
+from core.generation.speculation import Guess, Speculation
 from core.model.host_weights import HEAD_COPY_NAME
 from core.offload.hetero_linear import CopiedHead
 from core.paths import cache_folder
@@ -79,7 +79,7 @@ class Foretelling:
     def __init__(self, reply: list[int]) -> None:
         self._reply = reply
 
-    def prepare(self, ids: Sequence[int]) -> None:
+    def prepare(self, ids: Sequence[int], guess: Guess) -> None:
         """Nothing to read."""
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
