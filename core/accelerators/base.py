@@ -132,7 +132,7 @@ class Accelerator(Protocol):
         """A small host tensor (...) on the device, for what is launched or called from now on."""
 
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same of several of one type in one copy, each in its shape."""
+        """The same of several (...) of one type in one copy, each in its shape."""
 
     def synchronize(self) -> None:
         """Wait until everything is done. Raises DeviceLost."""

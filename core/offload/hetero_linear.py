@@ -161,7 +161,7 @@ class SharedInputs:
         self._ready[linear] = x, y
 
     def ready(self, linear: HeteroLinear, x: Tensor) -> Tensor | Halves | None:
-        """What was remembered of this linear and this input, once."""
+        """What was remembered (..., N) of this linear and this input (..., K), once."""
         given, y = self._ready.pop(linear, (None, None))
         return y if given is x else None
 

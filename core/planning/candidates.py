@@ -131,11 +131,13 @@ def gpu_candidates(
             kv_devices = _kv_devices(spec, gpu.index, kv_part)
             room = free - kv_split(spec, kv_devices, context)[0]
             used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
-            for make in makes if room >= used.total else ():
-                for residents in resident_choices(make, room - used.total, machine, strategy):
-                    found = candidate(residents, kv_devices, chunk, used, make)
-                    if make is classes or found.host.weights >= everything:
-                        yield found
+            choices = [
+                (make, residents)
+                for make in (makes if room >= used.total else ())
+                for residents in resident_choices(make, room - used.total, machine, strategy)
+            ]
+            found = [candidate(residents, kv_devices, chunk, used, make) for make, residents in choices]
+            yield from (one for one in found if one.classes is classes or one.host.weights >= everything)
         ring = _ring(strategy, gpu.link, most)
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
             for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):

@@ -34,6 +34,7 @@ from core.events import Failed, Finished, LoadOptions, Message, Piece, Replanned
 from core.runtime.loaded_model import LoadedModel
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, Ring, Rows
 from core.startup.environment import prepare_environment
+from tests.core.offload.test_hetero_linear import pairs_of
 from tests.core.second_device import SecondDevice, put_in, second_device
 from tests.core.tiny_tokenizer import chat_model
 
@@ -179,6 +180,8 @@ def random_plan(loaded: LoadedModel, chance: random.Random) -> Plan:
         linears.append(
             LinearPlan(linear.name, linear.rows, (shares[0], shares[1], shares[2], shares[3]), 0, linear.group)
         )
+    if chance.random() < 0.5:
+        linears = list(pairs_of(spec, tuple(linears)))
     ring = Ring(chance.randint(1, 4), chance.choice((4096, 65536, 1 << 20)), chance.randint(1, 2))
     return replace(
         loaded.plan, gpu=0, linears=tuple(linears), kv_devices=tuple(_homes(spec.kv_layers, chance)),
@@ -218,7 +221,7 @@ def first_answer(soak: Soak, model: Path) -> str:
 
 def run(soak: Soak, seconds: float) -> dict[str, Any]:
     """Rounds until the time is over or one breaks a rule; the figures."""
-    until, rounds, wrong, warm, most = time.monotonic() + seconds, 0, "", 0, 0
+    until, rounds, wrong, warm, most, course = time.monotonic() + seconds, 0, "", 0, 0, list[int]()
     while time.monotonic() < until and not wrong:
         wrong, rounds = soak.round(), rounds + 1
         if rounds % 10 == 0:
@@ -226,12 +229,14 @@ def run(soak: Soak, seconds: float) -> dict[str, Any]:
             now = psutil.Process(os.getpid()).memory_info().rss
             warm = now if rounds == WARM_ROUNDS else warm
             most = max(most, now) if warm else 0
+            course += [now >> 20] if rounds % 100 == 0 else []
             if warm and now - warm > MOST_GROWTH:
                 wrong = f"memory grew from {warm} to {now} bytes"
     soak.device.set(lost=0)
     return {
         "rounds": rounds, "wrong": wrong, "happened": dict(soak.happened), "warm_rss": warm, "most_rss": most,
         "last_rss": psutil.Process(os.getpid()).memory_info().rss, "launches": soak.launches,
+        "rss_mb_every_100": course,
     }  # fmt: skip
 
 
