@@ -35,8 +35,6 @@ class ToolHost:
         self._links: dict[str, Link] = {}
         self._lines: dict[str, Lines] = {}
         self._telling = False
-        for lines in self._lines.values():
-            lines.write()
 
     def use(self, servers: Sequence[ToolServer]) -> None:
         """Keep to these servers: those that are on are started, the others ended."""

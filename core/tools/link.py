@@ -40,6 +40,7 @@ class Link:
         self._changed = changed
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
+        self._relisting: asyncio.Task[None] | None = None  # a task that nobody holds may be collected
         self._settled = asyncio.Event()
         self._over = asyncio.Event()
         self._lost: HeteGenError | None = None
