@@ -42,7 +42,7 @@ INLINE void run_task(const Attention *a, int64_t index, const int type) {
         for (int64_t i = 0; i < count; i++)
             widen_row(a->k, k + (key - a->first + i) * n->k_row, n->dim, type, t.tile + i * n->dim);
         for (int64_t row = 0; row < rows; row++)
-            weigh_row(a, &t, row, score_row(a, &t, row, seen_by(a, s.b, row, key), count), count);
+            weigh_row(a, &t, row, score_row(a, &t, row, seen_by(a, s.b, row, key), count));
         for (int64_t i = 0; i < count; i++)
             widen_row(a->v, v + (key - a->first + i) * n->v_row, n->value_dim, type, t.tile + i * n->value_dim);
         for (int64_t row = 0; row < rows; row++) add_values(a, &t, row, count);

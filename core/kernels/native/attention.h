@@ -117,7 +117,7 @@ INLINE void load_queries(const Attention *a, int64_t b, int64_t kv_head, float *
 }
 
 /* Turns a row's scores into weights and lets what was summed so far follow a larger top. */
-INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile_top, int64_t count) {
+INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile_top) {
     float *scores = t->scores + row * TILE_KEYS, *values = t->values + row * a->n.value_dim;
     float top = tile_top > t->top[row] ? tile_top : t->top[row];
     float base = top == -INFINITY ? 0.0f : top, sum = 0;
@@ -129,14 +129,16 @@ INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile
         t->top[row] = top;
     }
     SIMD
-    for (int64_t i = 0; i < count; i++) scores[i] = exponential(scores[i] - base);
+    for (int i = 0; i < TILE_KEYS; i++) scores[i] = exponential(scores[i] - base);
     SIMD_SUM(sum)
-    for (int64_t i = 0; i < count; i++) sum += scores[i];
+    for (int i = 0; i < TILE_KEYS; i++) sum += scores[i];
     t->sum[row] += sum;
 }
 
-/* Soft cap and mask for one row's dot products; returns the largest score. */
+/* Soft cap and mask for one row's dot products with `count` keys; returns the largest score. The rest of a tile is not
+ * seen: loops over whole tiles need no steps of single numbers at their ends. */
 INLINE float finish_scores(const Attention *a, float *scores, const uint8_t *seen, int64_t count) {
+    for (int64_t i = count; i < TILE_KEYS; i++) scores[i] = -INFINITY;
     if (a->softcap > 0) {
         SIMD
         for (int64_t i = 0; i < count; i++)
@@ -147,7 +149,7 @@ INLINE float finish_scores(const Attention *a, float *scores, const uint8_t *see
     }
     float top = -INFINITY;
     SIMD_MAX(top)
-    for (int64_t i = 0; i < count; i++) top = scores[i] > top ? scores[i] : top;
+    for (int i = 0; i < TILE_KEYS; i++) top = scores[i] > top ? scores[i] : top;
     return top;
 }
 

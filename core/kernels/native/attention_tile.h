@@ -9,6 +9,9 @@ VECTOR INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t
             _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
 }
 
+/* Of so many keys, those of one block. */
+VECTOR INLINE int64_t some(int64_t keys) { return keys < SCORED_KEYS ? keys : SCORED_KEYS; }
+
 VECTOR INLINE void run_task(const Attention *a, int64_t index, const int type) {
     const Shape *n = &a->n;
     Task t = task_at(a, index);
@@ -19,14 +22,14 @@ VECTOR INLINE void run_task(const Attention *a, int64_t index, const int type) {
         int64_t count = s.end - key < TILE_KEYS ? s.end - key : TILE_KEYS;
         int64_t k = s.b * n->k_batch + s.kv_head * n->k_head + (key - a->first) * n->k_row;
         int64_t v = s.b * n->v_batch + s.kv_head * n->v_head + (key - a->first) * n->v_row;
-        int64_t next = s.end - key - count < TILE_KEYS ? s.end - key - count : TILE_KEYS;
-        ask_for(a->v, v, n->v_row, count, n->value_dim, type);
-        ask_for(a->k, k + count * n->k_row, n->k_row, next, n->dim, type);
-        for (int64_t first = 0; first < count; first += SCORED_KEYS)
+        for (int64_t first = 0; first < count; first += SCORED_KEYS) {
+            ask_for(a->v, v + first * n->v_row, n->v_row, some(count - first), n->value_dim, type);
+            ask_for(a->k, k + (TILE_KEYS + first) * n->k_row, n->k_row, some(s.end - key - TILE_KEYS - first), n->dim, type);
             for (int64_t row = 0; row < rows; row += 4) score_block(a, &t, row, k, count, first, type);
+        }
         for (int64_t row = 0; row < rows; row++) {
             float top = finish_scores(a, t.scores + row * TILE_KEYS, seen_by(a, s.b, row, key), count);
-            weigh_row(a, &t, row, top, count);
+            weigh_row(a, &t, row, top);
         }
         add_tile(a, &t, v, count, type);
     }
