@@ -16,18 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Function = Callable[..., Any]
-OPERATORS: dict[str, Function] = {
-    "mul": operator.mul, "add": operator.add, "sub": operator.sub, "truediv": operator.truediv, "pow": operator.pow,
-}  # fmt: skip
 BY_NUMBER: frozenset[Function] = frozenset((
-    *OPERATORS.values(), operator.neg, F.silu, F.gelu, F.relu, F.relu6, F.sigmoid, F.tanh, F.softplus, torch.relu,
+    operator.mul, operator.add, operator.sub, operator.truediv, operator.pow, operator.neg, F.silu, F.gelu, F.relu,
+    F.relu6, F.sigmoid, F.tanh, F.softplus, torch.relu,
     torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.square, torch.pow, torch.mul, torch.add, torch.sub,
 ))  # fmt: skip
 """Functions whose result has at each place what they make of the numbers at that place."""
 
 
+def _forwards(function: Function) -> Function:
+    return lambda self, other: ask(function, (self, other), {})
+
+
+def _backwards(function: Function) -> Function:
+    return lambda self, other: ask(function, (other, self), {})
+
+
 class Pointwise(ABC):
     """Base of such stand-ins."""
+
+    __add__, __radd__ = _forwards(operator.add), _backwards(operator.add)
+    __sub__, __rsub__ = _forwards(operator.sub), _backwards(operator.sub)
+    __mul__, __rmul__ = _forwards(operator.mul), _backwards(operator.mul)
+    __truediv__, __rtruediv__ = _forwards(operator.truediv), _backwards(operator.truediv)
+    __pow__, __rpow__ = _forwards(operator.pow), _backwards(operator.pow)
 
     @abstractmethod
     def whole(self) -> Tensor:
@@ -71,16 +83,3 @@ def _whole(argument: Any) -> Any:
     if isinstance(argument, list | tuple):
         return type(argument)(map(_whole, argument))
     return argument.whole() if isinstance(argument, Pointwise) else argument
-
-
-def _forwards(function: Function) -> Function:
-    return lambda self, other: ask(function, (self, other), {})
-
-
-def _backwards(function: Function) -> Function:
-    return lambda self, other: ask(function, (other, self), {})
-
-
-for _name, _function in OPERATORS.items():
-    setattr(Pointwise, f"__{_name}__", _forwards(_function))
-    setattr(Pointwise, f"__r{_name}__", _backwards(_function))
