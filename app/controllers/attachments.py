@@ -27,9 +27,8 @@ from core.documents.document import Document, picture_document
 from core.documents.reader import read_document
 from core.errors import DocumentLocked, HeteGenError
 from core.events import Counted, Message, Request, Stop
+from core.generation.context_window import context_for, room_for_prompt
 
-REPLY_TOKENS = 512
-"""Kept free for the reply where no length is set."""
 QUESTION_TOKENS = 512
 """Kept free for the question in a larger context."""
 
@@ -181,7 +180,7 @@ class Attachments(QObject):
         model = self._session.state.model
         if model is None or not model.context:
             return sys.maxsize
-        return max(0, model.context - self._used() - tokens_about(text) - self._reply_tokens())
+        return max(0, room_for_prompt(model.context, self._reply()) - self._used() - tokens_about(text))
 
     def _offer(self) -> None:
         """Says that files are too long, and offers the context that would hold them."""
@@ -193,7 +192,7 @@ class Attachments(QObject):
             return
         needed = sum(each.tokens for each in self.pending)
         room = self._room("")
-        self.larger = larger_context(state, needed + self._used() + REPLY_TOKENS + QUESTION_TOKENS)
+        self.larger = larger_context(state, context_for(needed + self._used() + QUESTION_TOKENS))
         cost = self.larger.cost if self.larger is not None else None
         self._told = notices.files_too_long(needed, room, cost)
         self.notice.emit(self._told)
@@ -210,9 +209,6 @@ class Attachments(QObject):
         if state.stats is not None and state.stats.context_used:
             return state.stats.context_used
         return sum(tokens_about(message.content) for message in self._session.so_far())
-
-    def _reply_tokens(self) -> int:
-        return min(self._reply() or REPLY_TOKENS, REPLY_TOKENS)
 
     @Slot(object)
     def _on_state(self, state: State) -> None:

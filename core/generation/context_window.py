@@ -6,6 +6,7 @@ for many turns after each step instead of changing at every one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from core.errors import PromptTooLong
@@ -25,6 +26,11 @@ def room_for_prompt(context: int, max_new_tokens: int | None) -> int:
     """Tokens that the prompt may have so that a reply of a fair length still fits."""
     reserve = min(int(context * RESERVE_SHARE), RESERVE_TOKENS, max_new_tokens or RESERVE_TOKENS)
     return context - reserve
+
+
+def context_for(tokens: int) -> int:
+    """The least context with so much room for a prompt."""
+    return tokens + min(math.ceil(tokens * RESERVE_SHARE / (1 - RESERVE_SHARE)), RESERVE_TOKENS)
 
 
 def recent(messages: Sequence[Message], count: int) -> list[Message]:

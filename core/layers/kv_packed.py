@@ -33,7 +33,7 @@ class PackedLayer(PreallocatedLayer):
 
     def recent_room(self, tokens: int, seen: int) -> tuple[int, int]:
         first, recent = self.recent.make_room(tokens, self.length)
-        return first + max(0, recent - seen), min(recent, seen)
+        return (first, recent) if recent <= seen else (first + recent - seen, seen)
 
     def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
         super().fill(keys, values, first)

@@ -37,15 +37,10 @@ class RecentStates:
     def make_room(self, tokens: int, length: int) -> tuple[int, int]:
         """Let at most MOST_IN_PLACE tokens follow `length` others; the place of the first that is seen, and how many
         are seen before them."""
-        self.start = min(self.start, length)
         held = length - self.start
-        if held + tokens > RECENT_ROOM:
-            kept = min(held, RECENT - 1)
-            for one in self.tensors:
-                one[:, :, :kept] = one[:, :, held - kept : held].clone()
-            self.start, held = length - kept, kept
-        seen = min(held, RECENT - 1)
-        return held - seen, seen
+        if held < 0 or held + tokens > RECENT_ROOM:
+            held = self._moved_up(length)
+        return (held - RECENT + 1, RECENT - 1) if held >= RECENT else (0, held)
 
     def add(self, keys: Tensor, values: Tensor, length: int, allocate: Allocate) -> tuple[Tensor, Tensor]:
         """Hold states (1, H, T, D) of tokens that follow `length` others; what is seen of the newest, (1, H, R, D)."""
@@ -92,6 +87,15 @@ class RecentStates:
         both = [torch.cat((one, new.to(one.device)), 2) for one, new in zip(older, (keys, values), strict=True)]
         self._put((both[0], both[1]), length + keys.shape[2])
         return both[0], both[1]
+
+    def _moved_up(self, length: int) -> int:
+        """Hold no more of `length` tokens than are seen; how many."""
+        held = max(0, length - self.start)
+        kept = min(held, RECENT - 1)
+        for one in self.tensors:
+            one[:, :, :kept] = one[:, :, held - kept : held].clone()
+        self.start = length - kept
+        return kept
 
     def _put(self, states: tuple[Tensor, Tensor], length: int) -> None:
         count = min(states[0].shape[2], RECENT_ROOM)

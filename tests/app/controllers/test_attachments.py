@@ -93,7 +93,7 @@ def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
     with qtbot.waitSignal(app.attachments.notice) as told:
         attach(app, qtbot, notes, tmp_path / "long.md")
     assert told.args[0].title == "The attached files are too long to be read whole"
-    assert f"about {3003 + len(READ.split()):,} tokens, and room for about 1,4" in told.args[0].sentence.lower()
+    assert f"about {3003 + len(READ.split()):,} tokens, and room for about 1,500" in told.args[0].sentence.lower()
     assert [words.endswith("read in parts") for words in chips(app)] == [False, True]
     qtbot.waitUntil(lambda: all(app.long.is_ready(each.document) for each in app.attachments.pending[1:]))
     ask(qtbot, app, "What is it?")
@@ -110,6 +110,12 @@ def test_what_was_said_of_a_long_file_goes_with_it(app: Application, qtbot: QtBo
     assert app.window.notices.notices == [told.args[0]]
     app.attachments.remove(0)
     assert app.window.notices.notices == []
+
+
+def test_a_short_file_is_read_whole_in_a_short_context(start: Start, notes: Path, qtbot: QtBot) -> None:
+    app = start(ScriptedEngine(answer("42."), load=[replace(MODEL, context=256)]))
+    attach(app, qtbot, notes)
+    assert chips(app) == [f"notes.md, {len(READ.split())} tokens"]
 
 
 def test_another_conversation_judges_anew_what_fits(

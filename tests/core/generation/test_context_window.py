@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from core.errors import PromptTooLong
 from core.events import Message, Truncated
-from core.generation.context_window import fit, room_for_prompt
+from core.generation.context_window import context_for, fit, room_for_prompt
 
 SYSTEM = Message("system", "s" * 10)
 
@@ -30,6 +30,8 @@ def test_room_is_kept_for_the_reply() -> None:
     assert room_for_prompt(4096, None) == 4096 - 1024
     assert room_for_prompt(400, None) == 300
     assert room_for_prompt(4096, 10) == 4086
+    for tokens in range(1, 9000, 7):
+        assert room_for_prompt(context_for(tokens) - 2, None) < tokens <= room_for_prompt(context_for(tokens), None)
 
 
 def test_the_oldest_turns_go_first_and_the_figures_are_right() -> None:
