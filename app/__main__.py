@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from app import ID, NAME, VERSION
 from core.commands.arguments import add_machine_options, load_options
@@ -22,6 +23,9 @@ from core.gpu_runtime.store import Runtime
 from core.paths import HOME_VARIABLE, gpu_runtime
 from core.startup.environment import prepare_environment
 from core.startup.log import start_log
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QApplication
 
 log = logging.getLogger("app")
 
@@ -108,22 +112,11 @@ def run(args: argparse.Namespace) -> int:
     sys.excepthook = log_uncaught
     threading.excepthook = log_uncaught_in_thread
 
-    from PySide6.QtGui import QIcon
-    from PySide6.QtWidgets import QApplication
-
     from app.application import Application, StartOptions
     from app.system.file_open import FileOpen
-    from app.system.gc_timer import Collector
     from app.system.single_instance import SingleInstance
-    from core.paths import assets
 
-    qt = QApplication(sys.argv[:1])
-    Collector(qt)
-    qt.setApplicationName(NAME)
-    qt.setApplicationVersion(VERSION)
-    qt.setDesktopFileName(ID)
-    qt.setWindowIcon(QIcon(str(assets() / "logo" / "logo.svg")))
-    qt.setStyle("Fusion")
+    qt = make_qt()
     instance = SingleInstance(places().data)
     model = named_model(args)
     if not args.self_test and not instance.claim(model):
@@ -145,6 +138,24 @@ def run(args: argparse.Namespace) -> int:
         instance.release()
         start_again()
     return code
+
+
+def make_qt() -> QApplication:
+    """Qt's own part of the program, under our name."""
+    from PySide6.QtGui import QIcon
+    from PySide6.QtWidgets import QApplication
+
+    from app.system.gc_timer import Collector
+    from core.paths import assets
+
+    qt = QApplication(sys.argv[:1])
+    Collector(qt)
+    qt.setApplicationName(NAME)
+    qt.setApplicationVersion(VERSION)
+    qt.setDesktopFileName(ID)
+    qt.setWindowIcon(QIcon(str(assets() / "logo" / "logo.svg")))
+    qt.setStyle("Fusion")
+    return qt
 
 
 def named_model(args: argparse.Namespace) -> str:
