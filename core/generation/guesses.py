@@ -22,7 +22,7 @@ class Guesses:
     """Kept from one reply to the next. Confidences are probabilities by the scores that the guesses were made of."""
 
     def __init__(self, prices: Prices = FIRST_PRICES) -> None:
-        self._right = [ASSUMED * (1 + 2 * (step + 0.5) / STEPS) / 3 for step in range(STEPS)]
+        self._right = [ASSUMED * (2 + (step + 0.5) / STEPS) / 3 for step in range(STEPS)]
         self._all = [ASSUMED] * STEPS
         self._acceptance = LIKELY_ACCEPTANCE
         self._prices = prices

@@ -17,6 +17,7 @@ from core.errors import HeteGenError, ModelFailed, ModelUnreadable, NotEnoughMem
 from core.events import Stop, never
 from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache
+from core.layers.layer_list import keep_lists
 from core.layers.rotary import stay_in_thread
 from core.model.blueprint import cache_argument, decoder_layers, reason
 from core.model.file_table import FileTable
@@ -58,6 +59,7 @@ class LanguageModel:
         self._stop: Stop = never
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
         stay_in_thread(module)
+        keep_lists(module)
         parameters = inspect.signature(module.forward).parameters
         self._keeps_last = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters and not _counts_from_padding(module)

@@ -1,0 +1,45 @@
+"""What is learned of guesses: drafts are long where they come true and are cheap, and short elsewhere."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import pytest
+
+from core.generation.guesses import Guesses
+from core.planning.speculation import MOST_ROWS, Prices
+
+
+def length(guesses: Guesses, confidence: float) -> int:
+    """How many guesses of this confidence a draft has."""
+    tried = takewhile(lambda count: guesses.pays([confidence] * count), range(1, MOST_ROWS))
+    return 1 + sum(1 for _ in tried)
+
+
+def test_drafts_grow_where_guesses_come_true_and_shrink_where_they_do_not() -> None:
+    right, wrong = Guesses(Prices(0.4, 0.05)), Guesses(Prices(0.4, 0.05))
+    before = length(right, 0.9)
+    for _ in range(60):
+        right.learn([0.9] * 4, 4, 1.6, 1.2)
+        wrong.learn([0.9] * 4, 0, 1.6, 1.2)
+    assert length(wrong, 0.9) == 1
+    assert length(right, 0.9) >= max(before, 5)
+    assert right.chance(0.9) > 0.97 > 0.1 > wrong.chance(0.9)
+
+
+def test_each_confidence_is_learned_by_itself() -> None:
+    guesses = Guesses()
+    for number in range(200):
+        guesses.learn([0.95, 0.2], 2 if number % 2 else 1, 0.9, 1.1)
+    assert guesses.chance(0.95) > 0.97
+    assert guesses.chance(0.2) == pytest.approx(0.5, abs=0.05)
+    assert guesses.pays([0.95])
+    assert not guesses.pays([0.2])
+
+
+@pytest.mark.parametrize(("draft", "longer"), [(0.02, True), (0.9, False)])
+def test_dear_guesses_make_short_drafts(draft: float, longer: bool) -> None:
+    guesses = Guesses()
+    for _ in range(20):
+        guesses.learn([0.9] * 2, 2, 2 * draft, 1.1)
+    assert (length(guesses, 0.9) == MOST_ROWS - 1) is longer
