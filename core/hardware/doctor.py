@@ -21,7 +21,7 @@ UNTRIED = (
     "No real graphics card has computed yet: the code for NVIDIA, AMD, Intel and Apple ran on a device made for tests.",
     "The kernels for graphics cards were compiled for NVIDIA and for three of AMD's, and run only on a processor.",
     "The torch fetched for an NVIDIA card was installed, but never ran on one; AMD's and Intel's are not fetched.",
-    "CUDA graphs and the paper's paired exchange are not built: without a card nobody can measure them.",
+    "CUDA graphs are not built, and what the paper's paired exchange brings was measured on a simulated card only.",
     "Speeds with a graphics card are predictions, and those of a simulated card.",
 )
 """What no machine of those who make this program could run, each one sentence."""

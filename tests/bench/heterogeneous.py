@@ -1,12 +1,13 @@
 """What the heterogeneous core promises, measured on the simulated card (which computes on the CPU's own cores).
 
-    python -m tests.bench.heterogeneous strategies|rings|predictions|phases|live|memory [--shape NAME] [--json]
+    python -m tests.bench.heterogeneous strategies|rings|predictions|phases|pairs|live|memory [--shape NAME] [--json]
         [--cores 0] [--prompt-tokens 512] [--new-tokens 24] [--format F]
 
 `strategies`: each way to use the card, the link at a quarter of the CPU's measured rate. `rings`: streaming through
 buffers of other numbers and sizes. `predictions`: predicted against measured decoding, over formats, links and VRAM.
 `phases`: the shares of decoding and of prefill, each in its own phase and in the other's; `--cores 1` gives the card a
-core of its own, without which it computes on the CPU's and only decoding can tell. `live`: VRAM cut in mid-reply and
+core of its own, without which it computes on the CPU's and only decoding can tell. `pairs`: layers whose linears are
+exchanged one by one, by input, and with down divided by the columns of gate and up. `live`: VRAM cut in mid-reply and
 given back. `memory`: the most RAM held beside the program and the simulated card's memory, and the plan's figure. Keep
 the machine quiet meanwhile.
 """
@@ -40,7 +41,7 @@ from core.planning.planner import place
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.runtime.replanner import Replanner
-from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Strategy, kin
+from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Rows, Strategy, kin
 from core.startup.environment import prepare_environment
 from core.units import GIB, KIB, MIB
 
@@ -247,6 +248,44 @@ def everywhere(linear: LinearPlan, bucket: int) -> LinearPlan:
     return replace(linear, shares=(rows,) * len(BUCKET_TOKENS))  # type: ignore[arg-type]
 
 
+def pairs(options: argparse.Namespace) -> Iterator[Row]:
+    """Half of every linear resident and half the CPU's, in turn: each exchanged by itself, those of one input together,
+    and down divided by the columns that gate and up are by rows."""
+    model = Model(options.shape, options.format or "int8")
+    machine = machine_with(2, 8e9, options.cores)
+    plan = replace(model.plan(machine, "cpu"), ring=Ring(), host_layers=())
+    spec = model.spec
+    together = tuple(halved(one, linear.rows, -1) for one, linear in zip(plan.linears, spec.linears, strict=True))
+    followed = {linear.after for linear in spec.linears if spec.can_follow(linear, plan.format)}
+    ways = {
+        "apart": tuple(replace(one, group=-1) for one in together),
+        "together": together,
+        "paired": tuple(
+            halved(one, linear.columns, linear.after) if linear.after in followed else one
+            for one, linear in zip(together, spec.linears, strict=True)
+        ),
+    }
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
+    for _ in range(IN_TURN):
+        for way, linears in ways.items():
+            placed = replace(plan, linears=linears)
+            runs[way].append(model.run(machine, placed, options.new_tokens, options.prompt_tokens))
+    for way, found in runs.items():
+        steps = sorted(1e3 * seconds for run in found for seconds in run.steps_s)
+        yield {
+            "way": way,
+            "decode_ms": [round(1e3 * run.decode_s, 2) for run in found],
+            "p20_ms": round(steps[len(steps) // 5], 2),
+        }
+
+
+def halved(plan: LinearPlan, count: int, after: int) -> LinearPlan:
+    """A half to each side, in every phase."""
+    half = count // 512 * 256
+    rows = Rows(half, 0, count - half)
+    return replace(plan, rows=count, shares=(rows, rows, rows, rows), gpu=0, after=after)
+
+
 def live(options: argparse.Namespace) -> Iterator[Row]:
     """VRAM cut from 6 GiB to 1 GiB and given back, while one reply is decoded."""
     cut, back, end = 10, 25, 50
@@ -308,7 +347,7 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     parts = {
         "strategies": strategies, "rings": rings, "predictions": predictions, "phases": phases, "live": live,
-        "memory": memory,
+        "pairs": pairs, "memory": memory,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
