@@ -241,6 +241,7 @@ class DevicePlacement:
             for linear in linears:
                 linear.resident = None
                 linear.bias = linear.host_bias
+                linear.host.forget_cuts()
 
     def _promote(self, plan: LinearPlan) -> None:
         for linear, weight in zip(self._linears[plan.name], self._weights[plan.name], strict=True):
@@ -306,6 +307,8 @@ class DevicePlacement:
                 roles = [Role(group, plan.group in feeding)]
             for linear, role in zip(self._linears[plan.name], roles, strict=True):
                 linear.play(role)
+                if 0 < (border := plan.rows - plan.decode.cpu) < plan.rows and plan.by_columns:
+                    linear.host.copy_columns(border)
 
 
 def _held(linear: HeteroLinear, plan: LinearPlan) -> int:

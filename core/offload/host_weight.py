@@ -58,9 +58,17 @@ class HostWeight:
     def cut(self, begin: int, end: int) -> HostWeight:
         """Columns [begin, end) as a weight of its own, which is kept: hardly more than some scales is copied for it."""
         if (begin, end) not in self._cuts:
-            cut = ChosenMatmul(self.weight.cut(begin, end), self._matmul.by_bucket)
-            self._cuts[begin, end] = HostWeight(cut, self._dtype)
+            self._keep(begin, end, self.weight.cut(begin, end))
         return self._cuts[begin, end]
+
+    def copy_columns(self, begin: int) -> None:
+        """Let those from `begin` on lie beside each other, so that a few rows of input are multiplied with them as fast
+        as with a weight that was not cut: the processor reads ahead what does not belong to them otherwise."""
+        cut = self.weight.cut(begin, self.columns)
+        self._keep(begin, self.columns, replace(cut, data=cut.data.contiguous()))
+
+    def _keep(self, begin: int, end: int, cut: QuantizedWeight) -> None:
+        self._cuts[begin, end] = HostWeight(ChosenMatmul(cut, self._matmul.by_bucket), self._dtype)
 
     def forget_cuts(self) -> None:
         """Let go of the parts that were cut."""

@@ -137,19 +137,24 @@ def gpu_candidates(
                 for residents in resident_choices(make, room - used.total, machine, strategy)
             ]
             found = [candidate(residents, kv_devices, chunk, used, make) for make, residents in choices]
-            yield from (one for one in found if one.classes is classes or one.host.weights >= everything)
+            yield from (one for one in found if one.classes is classes or _has_room(one, everything))
         ring = _ring(strategy, gpu.link, most)
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
             for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
                 yield candidate(residents, kv_devices, chunk, ring, classes)
 
 
+def _has_room(candidate: Candidate, everything: int) -> bool:
+    """Whether all weights fit into RAM, and the columns that are copied."""
+    host = candidate.host
+    return host.weights >= everything and host.left >= candidate.residents.copied(candidate.classes)
+
+
 def _paired(
     spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy
 ) -> Iterator[tuple[GroupClass, ...]]:
     """The classes in which linears that come after others are divided with them, if there are any: what is cheaper is
-    that neither side's results travel in between, so nothing where all of them are on one side. They take all weights
-    in RAM: their rows are everywhere in those of the file."""
+    that neither side's results travel in between, so nothing where all of them are on one side."""
     if strategy not in STREAMING and any(spec.can_follow(linear, format) for linear in spec.linears):
         yield classify(spec, format, machine, paired=True)
 

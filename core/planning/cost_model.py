@@ -47,7 +47,8 @@ Make = tuple[int, int, int, int, str, bool]
 @dataclass(frozen=True)
 class GroupClass:
     """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
-    CPU rows. `chosen`: experts, of which a token uses some. `paired`: one comes after the others, divided alike."""
+    CPU rows. `chosen`: experts, of which a token uses some. `after`: bytes of one that
+    comes after the others and is divided alike, 0 = none."""
 
     members: tuple[tuple[int, ...], ...]
     layers: tuple[int, ...]
@@ -62,7 +63,7 @@ class GroupClass:
     exchange_out: tuple[float, ...]
     streamable: tuple[bool, ...]
     chosen: bool = False
-    paired: bool = False
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Residents:
     part: tuple[float, ...]
     host_layers: tuple[int, ...] = ()
     host_groups: tuple[int, ...] = ()
+
+    def copied(self, classes: Sequence[GroupClass]) -> int:
+        """Bytes of RAM for the columns of those that come after others: beside each other the CPU reads them fast."""
+        shares = zip(classes, self.whole, self.part, strict=True)
+        return round(sum((item.count - whole) * (1 - part) * item.after for item, whole, part in shares))
 
     def hosted(self, bucket: int) -> tuple[int, ...]:
         """How many groups of each class the CPU computes as parts of whole layers."""
@@ -138,7 +144,7 @@ def _class(
             for b in range(len(tokens))
         ),
         chosen=any(linear.experts > linear.active for linear in linears),
-        paired=paired,
+        after=work[-1].nbytes if paired else 0,
     )
 
 

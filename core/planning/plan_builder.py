@@ -18,6 +18,7 @@ from core.planning.memory_budget import (
     vram_margin,
 )
 from core.spec import (
+    DECODE,
     FEW,
     QUANTUM,
     BytesPerToken,
@@ -78,7 +79,9 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         mapped=spec.mapped(format),
         from_disk=best.candidate.host.from_disk,
         active_bytes=spec.active_bytes(format),
-        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk) + best.candidate.head_copy,
+        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk)
+        + best.candidate.head_copy
+        + best.candidate.residents.copied(best.candidate.classes),
         profile=machine.profile,
         expert_rates=expert_rates(spec, format, machine),
         head_copy=best.candidate.head_copy,
@@ -99,7 +102,7 @@ def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[Linear
                     # It only ever sees the last position.
                     streamed = streamed[:1] * len(streamed)
                 plans[member] = _rows_of(spec.linears[member], part, streamed, index)
-            if item.paired and part < 1:
+            if item.after and part < 1:
                 plans |= _pair(spec, format, members, part, streamed, index)
     return tuple(plans[number] for number in range(len(spec.linears)))
 
@@ -122,14 +125,16 @@ def _shares(count: int, resident: int, streamed: Sequence[float], quantum: int) 
 def _pair(
     spec: ModelSpec, format: Format, members: Sequence[int], part: float, streamed: Sequence[float], gpu: int
 ) -> dict[int, LinearPlan]:
-    """Linears by rows and the last, which comes after them, by the same columns."""
+    """Linears by rows and the last, which comes after them, by the same columns; alike for one row and a few, so that
+    the CPU's columns need to be copied once."""
     last = spec.linears[members[-1]]
     storage, count = spec.storage(last, format), last.columns
     quantum = max(QUANTUM, cut_columns(storage))
     resident, room = int(part * count) // quantum * quantum, part * row_bytes(storage, count)
     while resident and row_bytes(storage, resident) > room:  # scales of whole rows lie on both sides
         resident -= quantum
-    shares = _shares(count, resident, streamed, quantum)
+    alike = [streamed[DECODE]] * (FEW + 1)
+    shares = _shares(count, resident, [*alike, *streamed[FEW + 1 :]], quantum)
     named = ((member, spec.linears[member]) for member in members)
     return {
         member: LinearPlan(one.name, count, shares, gpu, one.group, last.after if one is last else -1)
@@ -148,15 +153,16 @@ def _memory(
 ) -> tuple[DeviceMemory, ...]:
     hardware, gpu = best.candidate.machine.hardware, best.candidate.machine.gpu
     on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context)
+    copied = best.candidate.residents.copied(best.candidate.classes)
     cpu = DeviceMemory(
         "cpu",
-        best.candidate.host.weights,
+        best.candidate.host.weights + copied,
         on_host,
         host_workspace(spec, best.candidate.chunk),
         best.candidate.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),
-        parked_prefixes(spec, context, best.candidate.host.left),
+        parked_prefixes(spec, context, best.candidate.host.left - copied),
         spec.sight_bytes,
     )
     if gpu is None:
