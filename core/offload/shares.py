@@ -114,16 +114,24 @@ class ColumnShare:
         self.on_host = (host.cut(border, host.columns) if self.hosted and border else host), 0
         self._lead = lead
         self._there = there
-        self._out = torch.zeros(prod(lead), host.rows, dtype=dtype, device=linear.accelerator.device)
+        make = torch.zeros if linear.resident is None else torch.empty
+        self._out = make(prod(lead), host.rows, dtype=dtype, device=linear.accelerator.device)
 
     def launch_resident(self) -> None:
         if (rows := self.linear.resident) is not None:
-            self._launch(rows, 0, (0, rows.weight.shape[1]))
+            self.linear.accelerator.launch(
+                lambda: self._out.copy_(rows.linear(self._input((0, rows.weight.shape[1])))), rows.weight.nbytes
+            )
 
     def launch_chunk(self, chunk: Chunk) -> None:
         columns = chunk.columns
         assert columns is not None
-        with_streamed(self.linear, chunk, lambda rows: self._launch(rows, chunk.begin, columns))
+
+        def add(rows: DeviceRows) -> None:
+            self._out[:, chunk.begin : chunk.end] += rows.linear(self._input(columns))
+
+        accelerator = self.linear.accelerator
+        with_streamed(self.linear, chunk, lambda rows: accelerator.launch(lambda: add(rows), rows.weight.nbytes))
 
     def launch_arrived(self, y: Tensor) -> None:
         self.linear.accelerator.launch(lambda: self._out.add_(y))
@@ -131,12 +139,6 @@ class ColumnShare:
     def result(self) -> Tensor:
         y = self._out.view(*self._lead, self.linear.host.rows)
         return y if self.linear.bias is None else y + self.linear.bias
-
-    def _launch(self, rows: DeviceRows, begin: int, columns: tuple[int, int]) -> None:
-        def compute() -> None:
-            self._out[:, begin : begin + rows.rows] += rows.linear(self._input(columns))
-
-        self.linear.accelerator.launch(compute, rows.weight.nbytes)
 
     def _input(self, columns: tuple[int, int]) -> DeviceInput:
         """These columns of the input, (M, n)."""
