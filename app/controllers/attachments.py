@@ -236,6 +236,9 @@ class Attachments(QObject):
         place = self._place(ticket)
         if place is None or read is None:
             return
+        if read.document in (each.document for each in self.pending):
+            self.remove(place)  # one question needs no file twice
+            return
         self.pending[place] = replace(self.pending[place], document=read.document, tokens=read.tokens)
         self._counted(self.pending[place], read.document)
 

@@ -48,7 +48,7 @@ def read(path: Path, limits: Limits, password: str, progress: Callable[[int, int
             sentence("It holds {} characters, and at most {} are read.", f"{length:,}", f"{limits.characters:,}"),
             "Attach a part of it.",
         )
-    if not length:
+    if not any(page.strip() for page in document.pages):
         raise unreadable(path.name, "It is empty.")
     return document
 

@@ -112,6 +112,12 @@ def test_what_was_said_of_a_long_file_goes_with_it(app: Application, qtbot: QtBo
     assert app.window.notices.notices == []
 
 
+def test_a_file_that_is_there_already_is_not_attached_twice(app: Application, notes: Path, qtbot: QtBot) -> None:
+    (notes.parent / "same.md").write_bytes(notes.read_bytes())
+    attach(app, qtbot, notes, notes, notes.parent / "same.md")
+    assert [words.partition(",")[0] for words in chips(app)] == ["notes.md", "same.md"]
+
+
 def test_a_short_file_is_read_whole_in_a_short_context(start: Start, notes: Path, qtbot: QtBot) -> None:
     app = start(ScriptedEngine(answer("42."), load=[replace(MODEL, context=256)]))
     attach(app, qtbot, notes)

@@ -79,6 +79,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "a folder": (lambda folder: folder, "not a file"),
     "nothing there": (lambda folder: folder / "gone.txt", "No such file"),
     "empty": (written("e.txt", b""), "It is empty"),
+    "nothing but space": (written("s.txt", b" \n\t\r\n  "), "It is empty"),
     "a program": (written("p.txt", b"\x7fELF" + bytes(range(256)) * 9), "can be attached"),
     "zeros called text": (written("z.txt", bytes(4096)), "can be attached"),
     "a picture called text": (written("p.txt", b"\x89PNG\r\n\x1a\n" + bytes(64)), "no picture"),
