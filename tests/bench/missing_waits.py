@@ -144,8 +144,8 @@ MOVES = (
     Mutant(
         "the input comes to the host",
         LINEAR,
-        "            self._copy = self._accelerator.to_host(x)",
-        "            self._copy = type('Same', (), {'result': lambda _: x})()",
+        "Brought(self._accelerator.to_host(x))",
+        "Brought(type('Same', (), {'result': lambda _: x})())",
         STREAMING,
     ),
     Mutant(
@@ -180,7 +180,7 @@ MOVES = (
     Mutant(
         "states in RAM go to the device",
         LINEAR,
-        "            x = self.accelerator.to_device(x)",
+        "            given = self.accelerator.to_device(given)",
         "            pass",
         "in_ram",
     ),
