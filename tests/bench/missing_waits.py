@@ -39,7 +39,7 @@ class Mutant:
 
 
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
-PLACEMENT, CACHE = "model/placement.py", "layers/kv_layers.py"
+PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
 CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
 WAITS = (
@@ -113,7 +113,7 @@ WAITS = (
     Mutant("copies to new memory wait for who had it", RING, "    follow(accelerator, stream)\n", "", "new_memory"),
     Mutant(
         "the same of tensors that are no rows",
-        PLACEMENT,
+        COPIES,
         "        follow(self._accelerator, self._stream)\n",
         "",
         "new_memory",
@@ -127,7 +127,7 @@ WAITS = (
     ),
     Mutant(
         "tensors that come to stay are waited for",
-        PLACEMENT,
+        COPIES,
         "        self._stream.synchronize()\n",
         "",
         "come_to_stay",
@@ -150,12 +150,12 @@ MOVES = (
     ),
     Mutant(
         "looked-up rows of the input table go to the device",
-        PLACEMENT,
+        COPIES,
         "        return self._accelerator.to_device(self.table(ids.cpu()))",
         "        return self.table(ids.cpu())",
         "every_family",
     ),
-    Mutant("ids come to the input table", PLACEMENT, "self.table(ids.cpu())", "self.table(ids)", "ids_on"),
+    Mutant("ids come to the input table", COPIES, "self.table(ids.cpu())", "self.table(ids)", "ids_on"),
     Mutant(
         "biases go to the device",
         PLACEMENT,
@@ -165,7 +165,7 @@ MOVES = (
     ),
     Mutant(
         "norms and buffers go to the device",
-        PLACEMENT,
+        COPIES,
         "            holder[name] = moved[id(tensor)]",
         "            pass",
         "every_family",
@@ -194,7 +194,7 @@ MOVES = (
     Mutant(
         "a query travels to states that lie elsewhere",
         "layers/attention.py",
-        "    if key.device != query.device:",
+        "    if home != query.device:",
         "    if False:",
         "in_ram",
     ),
