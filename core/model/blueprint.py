@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def whole_tree(config: Any, dtype: torch.dtype) -> Any:
     """The tree of a model with everything that sees and hears, on the meta device. Raises UnsupportedModel."""
     from transformers.initialization import no_init_weights
 
+    # transformers writes into a config which attention was asked for, and the language half's own reads it there.
+    config = deepcopy(config)
     family = auto_class(config)
     if family is None:
         raise _no_causal_lm(config)

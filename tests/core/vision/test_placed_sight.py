@@ -13,6 +13,7 @@ from core.planning.planner import explain
 from core.planning.sight import without_sight
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
+from tests.core.layers.test_cpu_layers import with_host_layers
 from tests.core.second_device import SecondDevice, put_in
 from tests.core.vision.seeing import IMAGES, expected_tokens, make_seeing
 from tests.core.vision.test_seeing import GREEDY, ONE, THREE, tokens
@@ -52,6 +53,20 @@ def test_the_same_tokens_on_a_device_from_ram_and_from_there(
         assert device_of_tower(model) == where
         model.close()
         assert device_of_tower(model) == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3"])
+def test_the_same_tokens_where_the_processor_has_layers_and_their_states(
+    kind: str, second: SecondDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in(second, monkeypatch)
+    expected = expected_tokens(make_seeing(kind, tmp_path), tmp_path, THREE, 6)
+    model = placed(tmp_path, ROOMY)
+    for hosted in ((model.spec.layers - 1,), tuple(range(model.spec.layers)), ()):
+        model.move_to(with_host_layers(model, hosted))
+        model.cache.reset()
+        assert tokens(model, THREE, 6)[0] == expected
+    model.close()
 
 
 def test_the_plan_says_where_what_sees_lies(tmp_path: Path) -> None:
