@@ -71,7 +71,11 @@ def plan_of(
 def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[LinearPlan]:
     """Those that come after others by columns, and the others alike."""
     first = {linear.group: linear for linear in reversed(linears)}
-    after = {one.after for one in spec.linears if one.after >= 0 and first[one.after].resident < first[one.after].rows}
+    after = {
+        one.after
+        for one in spec.linears
+        if spec.can_follow(one, "bf16") and first[one.after].resident < first[one.after].rows
+    }
     for one, plan in zip(spec.linears, linears, strict=True):
         if one.after in after:
             yield replace(plan, rows=one.columns, shares=first[one.after].shares, after=one.after)
