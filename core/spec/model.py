@@ -147,8 +147,7 @@ class ModelSpec:
     def can_follow(self, linear: LinearSpec, format: Format) -> bool:
         """Whether a linear that comes after others can be cut by columns as they are by rows."""
         storage = self.storage(linear, format)
-        kept = linear.stored is None and storage not in REORDERED  # packed in the files: cut, some gave other tokens
-        return linear.after >= 0 and kept and linear.columns >= 2 * cut_columns(storage)
+        return linear.after >= 0 and storage not in REORDERED and linear.columns >= 2 * cut_columns(storage)
 
     def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Bytes of one linear, all experts together, in this format."""

@@ -29,7 +29,19 @@ from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, chunks_of
 from core.offload.shares import Role
-from core.spec import BUCKET_TOKENS, BytesPerToken, LinearPlan, ModelSpec, Plan, Prediction, Ring, Rows, Strategy, Times
+from core.spec import (
+    BUCKET_TOKENS,
+    BytesPerToken,
+    LinearPlan,
+    ModelSpec,
+    Plan,
+    Prediction,
+    Ring,
+    Rows,
+    Strategy,
+    Times,
+    cut_columns,
+)  # fmt: skip
 from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
 from tests.core.second_device import cannot_build
 
@@ -69,18 +81,28 @@ def plan_of(
 
 
 def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[LinearPlan]:
-    """Those that come after others by columns, and the others alike."""
+    """Those that come after others by columns, where these can be cut, and the others alike."""
     first = {linear.group: linear for linear in reversed(linears)}
-    after = {
-        one.after
-        for one in spec.linears
-        if spec.can_follow(one, "bf16") and first[one.after].resident < first[one.after].rows
-    }
+    following = [one for one in spec.linears if spec.can_follow(one, "bf16")]
+    cut = {one.after: at_borders(first[one.after].shares, cut_columns(spec.storage(one, "bf16"))) for one in following}
+    cut = {group: shares for group, shares in cut.items() if shares[0].resident < first[group].rows}
     for one, plan in zip(spec.linears, linears, strict=True):
-        if one.after in after:
-            yield replace(plan, rows=one.columns, shares=first[one.after].shares, after=one.after)
+        if one.after in cut:
+            yield replace(plan, rows=one.columns, shares=cut[one.after], after=one.after)
         else:
-            yield replace(plan, shares=first[one.group].shares) if one.group in after else plan
+            yield replace(plan, shares=cut[one.group]) if one.group in cut else plan
+
+
+def at_borders(shares: tuple[Rows, Rows, Rows, Rows], every: int) -> tuple[Rows, Rows, Rows, Rows]:
+    """No more than these on the device, in multiples of so many, but for what goes there whole."""
+
+    def bordered(rows: Rows) -> Rows:
+        count, resident = rows.resident + rows.streamed + rows.cpu, rows.resident // every * every
+        there = (rows.resident + rows.streamed) // every * every if rows.cpu else count
+        return Rows(resident, there - resident, count - there)
+
+    one, few, some, many = map(bordered, shares)
+    return one, few, some, many
 
 
 @st.composite
