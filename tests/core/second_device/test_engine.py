@@ -73,6 +73,19 @@ def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: Sec
     torch.testing.assert_close(found.float(), x.float() @ rows.dequantize(torch.float32).T, rtol=0.02, atol=0.1)
 
 
+def check_products(card: SecondCard, linear: HeteroLinear, ring: ParameterManager, passes: int) -> None:
+    """What a divided linear makes of inputs, against its whole weight on the host."""
+    for _ in range(passes):
+        ring.begin_pass(linear.chunks)
+        x = torch.randn(2, linear.host.columns)
+        expected = linear.host.matmul(HostInput(x), 0, linear.host.rows)
+        found = linear(card.to_device(x)).cpu()
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        linear.inputs.forget()
+    ring.close()
+    card.synchronize()
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Storage) -> None:
     """A resident, a streamed and a CPU part, one after the other round a ring of two buffers, again and again."""
@@ -86,15 +99,7 @@ def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Sto
     ring = ParameterManager(card, Ring(2, 40 * host.row_bytes), {"one": [host]})
     linear.streams, linear.chunks = ring, chunks_of(plan, 1, host, 40 * host.row_bytes)
     assert len(linear.chunks) > 3
-    for _ in range(4):
-        ring.begin_pass(linear.chunks)
-        x = torch.randn(2, columns)
-        expected = host.matmul(HostInput(x), 0, rows)
-        found = linear(card.to_device(x)).cpu()
-        assert (found - expected).norm() < 0.02 * expected.norm()
-        linear.inputs.forget()
-    ring.close()
-    card.synchronize()
+    check_products(card, linear, ring, passes=4)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -112,15 +117,7 @@ def test_every_storage_is_divided_by_columns(card: SecondCard, storage: Storage)
     ring = ParameterManager(card, Ring(2, buffer), {"one": [host]})
     linear.streams, linear.chunks = ring, chunks_of(plan, 1, host, buffer)
     assert len(linear.chunks) > 3
-    for _ in range(3):
-        ring.begin_pass(linear.chunks)
-        x = torch.randn(2, columns)
-        expected = host.matmul(HostInput(x), 0, rows)
-        found = linear(card.to_device(x)).cpu()
-        assert (found - expected).norm() < 0.02 * expected.norm()
-        linear.inputs.forget()
-    ring.close()
-    card.synchronize()
+    check_products(card, linear, ring, passes=3)
 
 
 def test_a_slow_link_and_slow_kernels_change_nothing(second: SecondDevice, card: SecondCard, tmp_path: Path) -> None:
