@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB for what a token reads whole, where the system gives them out when asked (Linux).
 
 With pages of 4 KiB a core that streams weights waits for the translation of their addresses: measured 24 - 38 GB/s
-against 33 - 51 (tests/bench/RESULTS.md, "Seventh round"). Weights that lie in mapped files have them as the system's
+against 33 - 51 (tests/bench/RESULTS.md, "Large pages"). Weights that lie in mapped files have them as the system's
 cache has them.
 """
 
