@@ -46,13 +46,14 @@ EXPORTS = [
     "head_bytes",
     "head",
 ]
-VECTORISED = "-fno-trapping-math"
-"""Else a comparison of floats keeps a loop from doing several at once: nobody reads the exceptions' flags."""
+VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
+"""Else a comparison of floats, or a root, keeps a loop from doing several at once: nobody reads the exceptions' flags or
+errno."""
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "Windows": (["/O2", "/openmp", "/std:c11"], []),
-    "Darwin": (["-O3", "-std=gnu11", "-fvisibility=hidden", "-fopenmp-simd", VECTORISED], []),
+    "Darwin": (["-O3", "-std=gnu11", "-fvisibility=hidden", *VECTORISED], []),
 }
-DEFAULT_OPTIONS = (["-O3", "-std=gnu11", "-fvisibility=hidden", "-fopenmp-simd", VECTORISED, "-pthread"], ["-pthread"])
+DEFAULT_OPTIONS = (["-O3", "-std=gnu11", "-fvisibility=hidden", *VECTORISED, "-pthread"], ["-pthread"])
 
 
 class BuildNative(build_ext):

@@ -59,63 +59,94 @@ INLINE void importance(const float *x, float *w) {
     for (int i = 0; i < GROUP; i++) w[i] = sqrtf(square / GROUP + x[i] * x[i]);
 }
 
-/* The scale and minimum of least weighted error for the q that `steps` steps from `low` on round to, in 0..15; and how
- * much of the group it explains. */
-INLINE float refit_shifted(const float *x, const float *w, float low, float inverse, Fit *fit) {
-    float all = 0, sum = 0, q1 = 0, q2 = 0, product = 0;
-    SIMD_SUM(all, sum, q1, q2, product)
-    for (int i = 0; i < GROUP; i++) {
-        float q = clamped(round_even((x[i] - low) * inverse), 0.0f, 15.0f), wq = w[i] * q;
-        all += w[i];
-        sum += w[i] * x[i];
-        q1 += wq;
-        q2 += wq * q;
-        product += wq * x[i];
-    }
-    float determinant = all * q2 - q1 * q1;
-    if (!(determinant > 1e-6f * all * q2)) return -1.0f;
-    fit->scale = (all * product - sum * q1) / determinant;
-    fit->minimum = (q2 * sum - q1 * product) / determinant;
-    return fit->scale * product + fit->minimum * sum;
+/* The fit that explains most of its group; one whose gain is no number, or no gain, is none. */
+INLINE Fit best_of(const float *scales, const float *minimums, const float *gains, Fit none) {
+    float most = -1;
+    int best = -1;
+    SIMD_MAX(most)
+    for (int t = 0; t < TRIED; t++) most = gains[t] > most ? gains[t] : most;
+    for (int t = TRIED - 1; t >= 0; t--) best = gains[t] == most && most > -1 ? t : best;
+    if (best < 0) return none;
+    Fit fit = {scales[best], minimums[best]};
+    return fit;
 }
 
-/* x: a group in units of its extreme. */
-INLINE Fit fit_shifted(const float *x) {
-    float w[GROUP], low = x[0], high = x[0], best_gain = -1, gain;
-    importance(x, w);
-    for (int i = 1; i < GROUP; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
-    Fit best = {(high - low) / 15.0f, low}, fit;
-    for (int t = 0; t < TRIED && high > low; t++) {
-        gain = refit_shifted(x, w, low, (14.0f + 0.1f * (float)t) / (high - low), &fit);
-        if (gain > best_gain) {
-            best_gain = gain;
-            best = fit;
+/* What the q of every way to round add up to, all ways side by side: no sum is added across lanes. */
+typedef struct {
+    float q[TRIED], square[TRIED], product[TRIED];
+} Tries;
+
+INLINE void try_shifted(const float *x, const float *w, float low, const float *inverse, Tries *sums) {
+    for (int i = 0; i < GROUP; i++) {
+        const float above = x[i] - low, weight = w[i], weighted = w[i] * x[i];
+        SIMD
+        for (int t = 0; t < TRIED; t++) {
+            float q = round_even(above * inverse[t]);
+            q = q > 15.0f ? 15.0f : q;
+            sums->q[t] += weight * q;
+            sums->square[t] += weight * q * q;
+            sums->product[t] += weighted * q;
         }
     }
-    return best;
+}
+
+/* The scale and minimum of least weighted error for a group x, in units of its extreme, whose q, 0..15, are rounded in
+ * TRIED ways: as if from 14 to 15.5 steps led from the lowest to the highest value. */
+INLINE Fit fit_shifted(const float *x) {
+    float w[GROUP], inverse[TRIED], scales[TRIED], minimums[TRIED], gains[TRIED], low = x[0], high = x[0], all = 0, sum = 0;
+    Tries sums = {{0}, {0}, {0}};
+    importance(x, w);
+    SIMD_MIN(low)
+    for (int i = 0; i < GROUP; i++) low = x[i] < low ? x[i] : low;
+    SIMD_MAX(high)
+    for (int i = 0; i < GROUP; i++) high = x[i] > high ? x[i] : high;
+    SIMD_SUM(all, sum)
+    for (int i = 0; i < GROUP; i++) {
+        all += w[i];
+        sum += w[i] * x[i];
+    }
+    Fit rounded = {(high - low) / 15.0f, low};
+    if (!(high > low)) return rounded;
+    for (int t = 0; t < TRIED; t++) inverse[t] = (14.0f + 0.1f * (float)t) / (high - low);
+    try_shifted(x, w, low, inverse, &sums);
+    SIMD
+    for (int t = 0; t < TRIED; t++) {
+        float determinant = all * sums.square[t] - sums.q[t] * sums.q[t], least = 1e-6f * all * sums.square[t];
+        float scale = (all * sums.product[t] - sum * sums.q[t]) / determinant;
+        float minimum = (sums.square[t] * sum - sums.q[t] * sums.product[t]) / determinant;
+        scales[t] = scale;
+        minimums[t] = minimum;
+        gains[t] = determinant > least ? scale * sums.product[t] + minimum * sum : -1.0f;
+    }
+    return best_of(scales, minimums, gains, rounded);
+}
+
+INLINE void try_even(const float *x, const float *inverse, Tries *sums) {
+    for (int i = 0; i < GROUP; i++) {
+        const float value = x[i];
+        SIMD
+        for (int t = 0; t < TRIED; t++) {
+            float q = clamped(round_even(value * inverse[t]), -32.0f, 31.0f);
+            sums->square[t] += q * q;
+            sums->product[t] += q * value;
+        }
+    }
 }
 
 /* As fit_shifted, without a minimum and for -32..31; the extreme, here 1 or -1, becomes about -32. */
 INLINE Fit fit_even(const float *x) {
-    Fit best = {0, 0};
-    float best_gain = -1, extreme = extreme_of(x, GROUP, &(int){0});
+    float inverse[TRIED], scales[TRIED], gains[TRIED], extreme = extreme_of(x, GROUP, &(int){0});
+    const float minimums[TRIED] = {0};
+    const Fit none = {0, 0};
+    Tries sums = {{0}, {0}, {0}};
+    for (int t = 0; t < TRIED; t++) inverse[t] = -(30.5f + 0.2f * (float)t) * extreme;
+    try_even(x, inverse, &sums);
+    SIMD
     for (int t = 0; t < TRIED; t++) {
-        float inverse = -(30.5f + 0.2f * (float)t) * extreme, square = 0, product = 0;
-        SIMD_SUM(square, product)
-        for (int i = 0; i < GROUP; i++) {
-            float q = clamped(round_even(x[i] * inverse), -32.0f, 31.0f);
-            square += q * q;
-            product += q * x[i];
-        }
-        if (square > 0 && product * product / square > best_gain) {
-            best_gain = product * product / square;
-            best.scale = product / square;
-        }
+        scales[t] = sums.product[t] / sums.square[t];
+        gains[t] = sums.square[t] > 0 ? sums.product[t] * scales[t] : -1.0f;
     }
-    return best;
+    return best_of(scales, minimums, gains, none);
 }
 
 /* The factor of fp16 by which no number exceeds FINEST steps. */
