@@ -31,6 +31,12 @@ def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
     return quantize_pieces([weight], format, rows, columns)
 
 
+def quantize_into(weight: Tensor, result: QuantizedWeight) -> QuantizedWeight:
+    """The same in memory that is there already, of the shape and storage of `result`; returns it."""
+    _encode(weight, result)
+    return result
+
+
 def quantize_pieces(pieces: Iterable[Tensor], format: Storage, rows: int, columns: int) -> QuantizedWeight:
     """The weight (N, K) whose rows the `pieces` (n, K) hold one behind the other; one piece is needed at a time."""
     result, begin = empty(format, rows, columns), 0

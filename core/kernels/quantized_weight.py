@@ -170,13 +170,18 @@ def packed_bits(values: Tensor, bits: int) -> Tensor:
 
 def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
     """Memory for a quantised weight."""
+    return empty_stack(storage, 1, rows, columns)[0]
+
+
+def empty_stack(storage: Storage, count: int, rows: int, columns: int) -> list[QuantizedWeight]:
+    """Memory for `count` quantised weights of one shape, in one piece."""
     layout = LAYOUTS[storage]
     kind = torch.int8 if layout.bits == 8 else torch.uint8
-    data = empty_on_large_pages((rows, layout.columns(columns) * layout.bits // 8), kind)
+    data = empty_on_large_pages((count, rows, layout.columns(columns) * layout.bits // 8), kind)
     scale = SCALE_TYPES[layout.scale]
-    count = layout.scale_bytes(columns) // scale.itemsize
-    scales = empty_on_large_pages((rows, count) if layout.group else (rows,), scale)
-    return QuantizedWeight(storage, (rows, columns), data, scales)
+    each = layout.scale_bytes(columns) // scale.itemsize
+    scales = empty_on_large_pages((count, rows, each) if layout.group else (count, rows), scale)
+    return [QuantizedWeight(storage, (rows, columns), *pair) for pair in zip(data, scales, strict=True)]
 
 
 def scale_rows(layout: Layout, columns: int, scales: Scales, minimums: Scales | None) -> Tensor:

@@ -14,8 +14,8 @@ from core.errors import DiskFull
 from core.kernels.autotune import KernelTable
 from core.kernels.large_pages import empty_on_large_pages
 from core.kernels.matmul import ChosenMatmul, host_matmul
-from core.kernels.quantize import quantize, quantize_pieces
-from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.quantize import quantize, quantize_into, quantize_pieces
+from core.kernels.quantized_weight import QuantizedWeight, empty_stack
 from core.model.linear_weights import matrices, matrix_names, release
 from core.model.model_source import Source
 from core.model.postponed import Postponed, parameter_name
@@ -110,11 +110,20 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         """As `_converted`, experts in one piece of memory: between what is let go of they would leave holes."""
+        storage = self._storage(linear)
         if linear.experts == 1 or self._spec.mapped(self._format):
-            yield from self._converted(linear, self._storage(linear))
-            return
+            yield from self._converted(linear, storage)
+        elif linear.stored is None and storage in LAYOUTS:
+            places = empty_stack(storage, linear.experts, linear.rows, linear.columns)
+            yield from (quantize_into(*pair) for pair in zip(self._matrices(linear), places, strict=True))
+            self._source.let_go()
+        else:
+            yield from self._laid_together(linear, storage)
+
+    def _laid_together(self, linear: LinearSpec, storage: Storage) -> Iterator[QuantizedWeight]:
+        """Experts as they are made, copied into one piece of memory."""
         pieces: list[Tensor] = []
-        for index, weight in enumerate(self._converted(linear, self._storage(linear))):
+        for index, weight in enumerate(self._converted(linear, storage)):
             pieces = pieces or [
                 empty_on_large_pages((linear.experts, *part.shape), part.dtype) for part in weight.tensors
             ]

@@ -34,26 +34,26 @@ class RandomWeights(Mapping[str, Tensor]):
         wanted = self._tensors[name]
         if wanted.dim() < 2:
             return torch.zeros(wanted.shape, dtype=wanted.dtype) + (not name.endswith("bias"))
-        return self._drawn(wanted.shape, wanted.dtype, 0)
+        return self._fill(empty_on_large_pages(wanted.shape, wanted.dtype), 0)
 
     def part(self, name: str, index: int) -> Tensor:
         """`checkpoint[name][index]`, made by itself."""
         wanted = self._tensors[name][index]
-        return self._drawn(wanted.shape, wanted.dtype, index * wanted.numel())
+        return self._fill(torch.empty_like(wanted, device="cpu"), index * wanted.numel())
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         """`checkpoint[name][begin:end]` of a matrix, made by itself."""
         wanted = self._tensors[name][begin:end]
-        return self._drawn(wanted.shape, wanted.dtype, begin * wanted.shape[1])
+        return self._fill(torch.empty_like(wanted, device="cpu"), begin * wanted.shape[1])
 
-    def _drawn(self, shape: torch.Size, dtype: torch.dtype, begin: int) -> Tensor:
-        """The numbers from place `begin` on of the block, laid down again and again."""
-        flat, at = empty_on_large_pages((shape.numel(),), dtype), 0
+    def _fill(self, weight: Tensor, begin: int) -> Tensor:
+        """Write the numbers from place `begin` on of the block, laid down again and again; returns the weight."""
+        flat, at = weight.view(-1), 0
         while at < flat.numel():
-            piece = self._blocks[dtype][(begin + at) % BLOCK :][: flat.numel() - at]
+            piece = self._blocks[weight.dtype][(begin + at) % BLOCK :][: flat.numel() - at]
             flat[at : at + piece.numel()] = piece
             at += piece.numel()
-        return flat.view(shape)
+        return weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -124,3 +124,10 @@ def test_a_large_head_is_converted_some_rows_at_a_time() -> None:
     # The input table as stored, the head as it is kept, and not the head as stored.
     assert found["peak"] <= found["told"] < 2 * head
     assert found["peak"] <= head + packed + (48 << 20)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system tells it in another way")
+def test_experts_that_are_converted_leave_no_holes() -> None:
+    cut = {"hidden_size": 768, "num_experts": 24, "num_hidden_layers": 8, "vocab_size": 4096}
+    found = loaded_peak(f"{SHAPE_PREFIX}qwen3-moe-8l", **cut)
+    assert found["peak"] <= found["told"]
