@@ -47,7 +47,7 @@ EXPORTS = [
     "head",
 ]
 VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
-"""Else a comparison of floats, or a root, keeps a loop from doing several at once: nobody reads the exceptions' flags or
+"""Else a comparison of floats, or a root, keeps a loop from doing several at once: nobody reads the flags or
 errno."""
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "Windows": (["/O2", "/openmp", "/std:c11"], []),
