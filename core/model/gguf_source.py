@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from core.model.trace import is_fused, is_linear
 from core.spec import Storage
 from core.weights.gguf.blocks import numbers
 from core.weights.gguf.config import VECTORS, config_of, family_of
+from core.weights.gguf.families import HEAD_ENDS
 from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import Settings, TensorPlace
 from core.weights.gguf.kind import file_kind
-from core.weights.gguf.weights import GgufWeights, Target, main_dtype, targets
+from core.weights.gguf.weights import GgufWeights, Target, head_tensors, main_dtype, targets
 from core.weights.packed_linears import PackedLinears, Piece
 
 MOST_FACTORS = 1 << 14
@@ -62,13 +63,28 @@ def open_gguf(path: Path) -> GgufModel:
     }
     config = config_of(files.settings, files.tensors, vectors, path.name)
     module = build(config_from(dict(config)), main_dtype(files.tensors))
-    weights = GgufWeights(files, family_of(files.settings), config, config["num_hidden_layers"])
+    made_of = targets(files.tensors, family_of(files.settings), config["num_hidden_layers"])
+    return _model(module, GgufWeights(files, config, made_of))
+
+
+def open_head(whole: GgufWeights, module: Any) -> GgufModel:
+    """The MTP head in the file of these weights, which has one, as what `module` consists of (see core/model/mtp.py).
+    Raises UnsupportedModel."""
+    files, family = whole.files, family_of(whole.files.settings)
+    tensors = head_tensors(files.tensors, whole.config["num_hidden_layers"])
+    made_of = targets(tensors, replace(family, ends={**family.ends, **HEAD_ENDS}), layers=1)
+    return _model(module, GgufWeights(files, whole.config, made_of))
+
+
+def _model(module: Any, weights: GgufWeights) -> GgufModel:
+    """The model of these weights: what of them linears take as it is, and which tables stay in the file."""
     linears = dict(_linears(module, weights.targets))
     stored = _stored(linears, weights.targets)
     weights.tables = _in_file(module, linears, stored, weights.targets)
     kept = {linears[name] for name, storage in stored.items() if storage} - {_table(module)}
     weights.kept = weights.tables | kept
-    return GgufModel(module, weights, linears, stored, file_kind(files.settings, files.tensors), weights.tables)
+    kind = file_kind(weights.files.settings, weights.files.tensors)
+    return GgufModel(module, weights, linears, stored, kind, weights.tables)
 
 
 def describe_gguf(

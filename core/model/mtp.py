@@ -5,6 +5,7 @@ embedding of the token that follows, its output goes through a norm of its own a
 the token after that one. Given its own output in place of the model's it guesses further ahead.
 
 Two layouts are published: `mtp.*` (Qwen3-Next, 3.5, 3.6) and one layer more than config.json counts (GLM, DeepSeek).
+GGUF files have the latter, whatever the model.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from core.errors import HeteGenError
 from core.model.blueprint import build, decoder_layers
+from core.model.gguf_source import open_head
 from core.model.language_half import text_config
 from core.model.model_source import Source
 from core.model.ties import tie_weights
 from core.model.weight_names import WeightNames
+from core.weights.gguf.weights import GgufWeights
 
 PART = "mtp"
 """What distinguishes the head's conversions and surveys from those of the model in the same files."""
@@ -60,11 +63,10 @@ class Join(nn.Module):
 
 def open_mtp(source: Source) -> Source | None:
     """The head that lies in this model's files, as a source; None where there is none that is understood."""
-    names = dict(_renamed(source)) if source.folder is not None else {}
-    if "model.join.eh_proj.weight" not in names:
-        return None
     try:
-        return _source(source, names)
+        if isinstance(source.weights, GgufWeights):
+            return _of_gguf(source, source.weights)
+        return _of_checkpoint(source) if source.folder is not None else None
     except HeteGenError:  # a layer of another kind than the model's own
         return None
 
@@ -75,7 +77,38 @@ def join_of(module: Any) -> Join:
     return found
 
 
-def _source(source: Source, names: dict[str, str]) -> Source | None:
+def _of_checkpoint(source: Source) -> Source | None:
+    names = dict(_renamed(source))
+    module = _tree(source) if "model.join.eh_proj.weight" in names else None
+    if module is None:
+        return None
+    prefix = f"{module.base_model_prefix}."
+    weights = Renamed(source.weights, {ours.replace("model.", prefix, 1): name for ours, name in names.items()})
+    tie_weights(module, weights, weights)
+    nbytes = sum(weights[name].nbytes for name in weights)
+    return replace(
+        source, name=_title(source), module=module, weights=weights, nbytes=nbytes, packed={}, stored={},
+        stored_as="", part=PART,
+    )  # fmt: skip
+
+
+def _of_gguf(source: Source, weights: GgufWeights) -> Source | None:
+    module = _tree(source) if weights.has_head else None
+    if module is None:
+        return None
+    head = open_head(weights, module)
+    return replace(
+        source, name=_title(source), module=module, weights=head.weights, nbytes=head.weights.nbytes,
+        packed=head.packed, stored=head.stored, part=PART, tables_in_file=head.tables_in_file,
+    )  # fmt: skip
+
+
+def _title(source: Source) -> str:
+    return f"{source.name} MTP"
+
+
+def _tree(source: Source) -> Any | None:
+    """A model of one layer, of the kind of the source's own, behind a Join; None where it has no such parts."""
     module = build(_config(source.module.config), source.module.dtype)
     base, layers = module.base_model, decoder_layers(module)
     if len(layers) != 1 or not isinstance(getattr(base, "norm", None), nn.Module):
@@ -83,14 +116,7 @@ def _source(source: Source, names: dict[str, str]) -> Source | None:
     base.join = Join(base.norm, text_config(module.config).hidden_size, module.dtype)
     base.join.eval().requires_grad_(False)
     layers[0].register_forward_pre_hook(lambda layer, given: (base.join(given[0]), *given[1:]))
-    prefix = f"{module.base_model_prefix}."
-    weights = Renamed(source.weights, {ours.replace("model.", prefix, 1): name for ours, name in names.items()})
-    tie_weights(module, weights, weights)
-    nbytes = sum(weights[name].nbytes for name in weights)
-    return replace(
-        source, name=f"{source.name} MTP", module=module, weights=weights, nbytes=nbytes, packed={}, stored={},
-        stored_as="", part=PART,
-    )  # fmt: skip
+    return module
 
 
 class Renamed(Mapping[str, Tensor]):

@@ -16,6 +16,11 @@ from core.weights.gguf.layouts import Layout
 from core.weights.gguf.settings import Reading, Write
 
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+HEAD_ENDS = {
+    "nextn.eh_proj": "model.join.eh_proj", "nextn.enorm": "model.join.enorm", "nextn.hnorm": "model.join.hnorm",
+    "nextn.shared_head_norm": "model.norm",
+}  # fmt: skip
+"""What lies around the layer of an MTP head, by its names in the tree of core/model/mtp.py."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ QWEN35_LAYOUTS = {
     "attn_qkv": lay.grouped_values_after_keys, "attn_gate": lay.grouped_values, "ssm_alpha": lay.grouped_heads,
     "ssm_beta": lay.grouped_heads, "ssm_conv1d": lay.convolution, "ssm_out": lay.grouped_columns,
     "ssm_a": lay.logarithm, "ssm_dt": lay.grouped_heads,
+    "nextn.enorm": lay.minus_one, "nextn.hnorm": lay.minus_one, "nextn.shared_head_norm": lay.minus_one,
 }  # fmt: skip
 DEEPSEEK = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_q_a": "self_attn.q_a_proj",

@@ -24,6 +24,11 @@ LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>.+)")
 SUFFIX = re.compile(r"(?P<stem>.+?)(?P<suffix>\.weight|\.bias)?")
 ORDER = ("gate", "up")
 """Of fused parts, whose rows come first."""
+SHARED = ("token_embd.weight", "output.weight")
+"""What an MTP head has in common with its model."""
+AROUND, COPIES = "nextn.", ("nextn.embed_tokens", "nextn.shared_head_head")
+"""How names begin of what lies around the layer of an MTP head, and those of its own copies of what is shared."""
+HEAD_NORM = "nextn.shared_head_norm.weight"
 
 
 @dataclass
@@ -62,14 +67,14 @@ class GgufWeights(Mapping[str, Tensor]):
     """Numbers by the names in the module tree, made when asked for. What is in `kept` comes as zeros that take no
     memory: `PackedLinears` has the true weights, and `rows` those of `tables`, in which ids are looked up."""
 
-    def __init__(self, files: GgufFiles, family: Family, config: Config, layers: int) -> None:
-        """Raises UnsupportedModel where a tensor has no place in the model."""
+    def __init__(self, files: GgufFiles, config: Config, made_of: dict[str, Target]) -> None:
+        """`config`: that of the model in these files; `made_of`: what `targets` says of the part that is wanted."""
         self.tables: frozenset[str] = frozenset()
         self.files = files
-        self.targets = targets(files.tensors, family, layers)
+        self.config = config
+        self.targets = made_of
         self.dtype = main_dtype(files.tensors)
         self.kept: frozenset[str] = frozenset()
-        self._config = config
 
     def __getitem__(self, name: str) -> Tensor:
         target = self.targets[name]
@@ -86,7 +91,12 @@ class GgufWeights(Mapping[str, Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.files.nbytes
+        return sum(place.nbytes for target in self.targets.values() for place in target.sources.values())
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the file has an MTP head: a layer behind the last, and how its input is joined."""
+        return f"blk.{self.config['num_hidden_layers']}.{AROUND}eh_proj.weight" in self.files.tensors
 
     def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
         """One parameter as numbers, in its shape (...) in the tree, whether it is kept packed or not."""
@@ -98,10 +108,10 @@ class GgufWeights(Mapping[str, Tensor]):
             for stem, place in target.sources.items()
         }
         if change is not None:
-            return change(self._config, parts).to(dtype)
+            return change(self.config, parts).to(dtype)
         whole = next(iter(parts.values())) if len(parts) == 1 else torch.cat(list(parts.values()), dim=target.axis)
         if target.layout.rows is not None:
-            whole = whole.index_select(target.axis, target.layout.rows(self._config, whole.shape[target.axis]))
+            whole = whole.index_select(target.axis, target.layout.rows(self.config, whole.shape[target.axis]))
         return whole.transpose(-1, -2) if target.turned else whole
 
     def rows(self, name: str, places: Tensor) -> Tensor:
@@ -120,7 +130,7 @@ class GgufWeights(Mapping[str, Tensor]):
         raws = [self._rows(place, expert) for place in target.sources.values()]
         raw = raws[0] if len(raws) == 1 else torch.cat(raws)
         if target.layout.rows is not None:
-            raw = raw[target.layout.rows(self._config, len(raw))]
+            raw = raw[target.layout.rows(self.config, len(raw))]
         return packed(raw, next(iter(target.sources.values())).type)
 
     def _rows(self, place: TensorPlace, expert: int | None) -> Tensor:
@@ -139,6 +149,19 @@ def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> 
         layout = family.layouts.get(stem, Layout())
         turned = family.experts_turned and ".experts." in target and not name.endswith(".bias")
         found.setdefault(target, Target(layout, turned)).sources[stem] = place
+    return found
+
+
+def head_tensors(tensors: Mapping[str, TensorPlace], layers: int) -> dict[str, TensorPlace]:
+    """Those of an MTP head, the first layer behind `layers`, named as in a model of one layer."""
+    stem = f"blk.{layers}."
+    found = {name: tensors[name] for name in SHARED if name in tensors}
+    for name, place in tensors.items():
+        rest = name.removeprefix(stem)
+        if name.startswith(stem) and not rest.startswith(COPIES):
+            found[rest if rest.startswith(AROUND) else f"blk.0.{rest}"] = place
+    if HEAD_NORM not in found and "output_norm.weight" in tensors:
+        found["output_norm.weight"] = tensors["output_norm.weight"]
     return found
 
 

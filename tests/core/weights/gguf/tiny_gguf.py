@@ -152,18 +152,22 @@ def make_model(name: str, seed: int = 0) -> Any:
 
 
 def write_gguf(
-    name: str, model: Any, path: Path, kind: Any = None, *, add: Callable[[Any], None] | None = None
-) -> Path:
+    name: str, model: Any, path: Path, kind: Any = None, *, add: Callable[[Any], None] | None = None,
+    behind: Tensors | None = None,
+) -> Path:  # fmt: skip
     """The model as a file; matrices of linears quantised as `kind` (a GGMLQuantizationType), all else in F32.
 
-    `add` writes further settings."""
+    `add` writes further settings; `behind`: the tensors of one more layer, which guesses ahead."""
     architecture = MODELS[name][0]
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_uint32(f"{architecture}.block_count", model.config.num_hidden_layers + bool(behind))
+    if behind:
+        writer.add_uint32(f"{architecture}.nextn_predict_layers", 1)
     _settings(writer, model.config, architecture, name)
     write_vocabulary(writer)
     if add is not None:
         add(writer)
-    for key, tensor in file_tensors(name, model).items():
+    for key, tensor in (file_tensors(name, model) | (behind or {})).items():
         data = tensor.float().contiguous().numpy()
         if kind is None or tensor.dim() < 2 or tensor.shape[-1] % 32 or "ffn_gate_inp" in key:
             writer.add_tensor(key, data)
@@ -220,7 +224,7 @@ def file_tensors(name: str, model: Any) -> Tensors:
     for key, value in model.state_dict().items():
         if key == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        for theirs, tensor in _laid_out(name, key, value.detach().clone(), model.config):
+        for theirs, tensor in laid_out(name, key, value.detach().clone(), model.config):
             found[theirs or named(names, key)] = tensor
     if architecture == "gemma4":
         half = model.config.per_layer_config["full_attention"].head_dim // 2
@@ -242,7 +246,7 @@ def named(names: Any, key: str) -> str:
     return str(found)
 
 
-def _laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
+def laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
     """What a parameter becomes: the file's name ("" = by the package's table) and the tensor."""
     layer = key.split(".layers.")[1].split(".")[0] if ".layers." in key else ""
     part = key.rpartition(f".layers.{layer}.")[2] if layer else key
@@ -345,7 +349,6 @@ def _settings(writer: Any, config: Any, architecture: str, name: str) -> None:
     def prefix(key: str) -> str:
         return f"{architecture}.{key}"
 
-    writer.add_uint32(prefix("block_count"), config.num_hidden_layers)
     for table, add in ((KEYS, writer.add_uint32), (FLOATS, writer.add_float32)):
         written = {"attention.head_count_kv", "feed_forward_length"} if architecture == "gemma4" else set()
         for key, theirs in table.items():
@@ -405,4 +408,6 @@ def _more_settings(writer: Any, config: Any, prefix: Callable[[str], str], head:
         writer.add_bool(prefix("use_parallel_residual"), config.use_parallel_residual)
 
 
-__all__ = ["MODELS", "VOCABULARY", "copy_settings", "file_tensors", "finish", "make_model", "write_gguf"]
+__all__ = [
+    "MODELS", "VOCABULARY", "copy_settings", "file_tensors", "finish", "laid_out", "make_model", "named", "write_gguf",
+]  # fmt: skip

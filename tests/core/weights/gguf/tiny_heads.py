@@ -1,0 +1,37 @@
+"""MTP heads of tiny models as llama.cpp's converter writes them: one more layer behind the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+from torch import Tensor
+
+from tests.core.weights.gguf.tiny_gguf import MODELS, Tensors, laid_out, named
+
+AROUND = {"model.join.": "", "model.norm.": "shared_head.norm."}
+"""The converter's names within a layer for what lies around it in our tree."""
+
+
+def head_tensors(name: str, head: Mapping[str, Tensor], config: Any) -> Tensors:
+    """The file's tensors of a head whose tensors have the names of our tree, for the model `name` of `config`."""
+    layer = f"model.layers.{config.num_hidden_layers}."
+    renamed = {"model.layers.0.": layer} | {ours: f"{layer}{theirs}" for ours, theirs in AROUND.items()}
+    found: Tensors = {}
+    for key, value in head.items():
+        stem = next((ours for ours in renamed if key.startswith(ours)), None)
+        if stem is not None:
+            own = renamed[stem] + key.removeprefix(stem)
+            for theirs, tensor in laid_out(name, own, value.detach().clone(), config):
+                found[theirs or _named(name, own, config.num_hidden_layers + 1)] = tensor
+    return found
+
+
+def _named(name: str, key: str, layers: int) -> str:
+    """The package's table knows the parts around the layer for GLM alone."""
+    kinds = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
+    around = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM4_MOE, layers).get_name(key, try_suffixes=(".weight",))
+    if around is not None and ".nextn." in around:
+        return str(around)
+    return named(gguf.get_tensor_name_map(kinds[MODELS[name][0]], layers), key)
