@@ -50,7 +50,7 @@ def bundle() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     if lacking := licences.collect(WORK / "licences"):
         raise SystemExit(f"No licence text for {', '.join(lacking)}: see licences.py.")
-    _kernels()
+    kernels()
     _made_before()
     if SYSTEM == "windows":
         import windows
@@ -82,7 +82,7 @@ def finish() -> None:
         (BUNDLE / "hetegen-cli").symlink_to("hetegen")
 
 
-def _kernels() -> None:
+def kernels() -> None:
     """The compiled kernels in a folder of their own: those beside the sources may be in use, and may be too old."""
     shutil.rmtree(WORK / "native", ignore_errors=True)
     sources = [path.stat().st_mtime for path in (ROOT / "core/kernels/native").iterdir()]
@@ -92,6 +92,9 @@ def _kernels() -> None:
             shutil.copy2(made, WORK / "native/core/kernels")
             return
     run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", WORK / "native", "--build-temp", WORK / "objects")
+    # A package does without where there is no compiler; what is handed out does not.
+    if not list((WORK / "native").glob("core/kernels/_native*")):
+        raise SystemExit("The kernels were not compiled: see the compiler's messages above.")
 
 
 def _made_before() -> None:

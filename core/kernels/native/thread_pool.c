@@ -161,7 +161,8 @@ void pool_run(PoolTask task, const void *context, int64_t count, int threads) {
 #endif
 
 void pool_run(PoolTask task, const void *context, int64_t count, int threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t index = 0; index < count; index++) task(context, index, omp_get_thread_num());
+    int64_t index; /* MSVC takes no declaration in the loop itself */
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && count > 1)
+    for (index = 0; index < count; index++) task(context, index, omp_get_thread_num());
 }
 #endif

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,8 @@ pytestmark = pytest.mark.skipif(not library_files(), reason="the package was bui
 CALLERS = 6
 ROUNDS = 60
 MOST_HELPERS = 9
+SOURCES = Path(__file__).parents[3] / "core" / "kernels" / "native"
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +69,31 @@ def test_callers_at_once_with_changing_numbers_of_threads_get_what_one_alone_get
     with ThreadPoolExecutor(CALLERS) as pool:
         for done in [pool.submit(call, seed) for seed in range(CALLERS)]:
             done.result()
+
+
+@pytest.mark.parametrize("options", [["-fopenmp"], []], ids=["OpenMP", "no threads"])
+@pytest.mark.parametrize(("count", "threads"), [(0, 3), (1, 3), (200, 1), (200, 3)])
+def test_elsewhere_than_on_linux_and_macos_every_task_is_done_once(
+    tmp_path: Path, options: list[str], count: int, threads: int
+) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no gcc to compile the pool as for another system")
+    built = tmp_path / "pool.so"
+    command = [compiler, "-U__linux__", "-shared", "-fPIC", *options, SOURCES / "thread_pool.c", "-o", built]
+    subprocess.run(command, check=True)
+    done: list[tuple[int, int]] = []
+    ctypes.CDLL(str(built)).pool_run(
+        TASK(lambda _, index, worker: done.append((index, worker))), None, ctypes.c_int64(count), threads
+    )
+    assert sorted(index for index, _ in done) == list(range(count))
+    assert all(0 <= worker < threads for _, worker in done)
+
+
+def test_loops_for_openmp_declare_nothing_which_microsofts_compiler_refuses() -> None:
+    loops = [
+        found for file in SOURCES.glob("*.[ch]")
+        for found in re.findall(r"#pragma omp parallel for.*\n\s*for \((.*);.*;", file.read_text("utf-8"))
+    ]  # fmt: skip
+    assert loops
+    assert not [loop for loop in loops if re.match(r"\w+ \w", loop)]
