@@ -1,10 +1,11 @@
-"""Multiplying on the CPU: how weights lie in memory, the kernels for each format, and which of them is used.
+"""Matrix products on the CPU: the memory layout of weights, the kernels for each storage format, and their selection.
 
-`quantized_weight`  QuantizedWeight: one linear's rows in a canonical form of which any range is a weight by itself
-`native_library`    our own compiled library (native/*.c), found at run time, never required; `native_*` call its parts
-`prepared_input`    HostInput: an input prepared once for all weights that read it
-`matmul`            the candidates, ours and torch's, and HostMatmul, which calls the right one by rows of input
-`autotune`          times the candidates on this machine and keeps the table of what won
-`device_products`   the same products on a card
-Importing this imports nothing.
+`quantized_weight`  QuantizedWeight: a linear's weight in a canonical row layout; any range of rows is itself a weight
+`native_library`    our compiled library (native/*.c), optional and looked up at run time; the `native_*` modules wrap
+                    its calls
+`prepared_input`    HostInput: an input converted once for all weights that read it
+`matmul`            the candidate kernels, ours and torch's, and HostMatmul, which picks one by the number of input rows
+`autotune`          times the candidates on this machine and keeps a table of the winners
+`device_products`   the same products on a GPU
+Importing this package imports nothing.
 """

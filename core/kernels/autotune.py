@@ -1,7 +1,7 @@
-"""Which candidate multiplies fastest here: timed by storage, shape and rows of input, and kept as plain records.
+"""Times the candidate kernels on this machine by storage, shape and number of input rows; keeps the results as records.
 
-The table is data: `hardware.profile` keeps it with the machine's profile, `doctor` prints it. Without one, or for a
-shape that was not timed, the nearest shape decides, and without any the candidates' own order.
+The table is plain data: `hardware.profile` stores it with the machine's profile and `doctor` prints it. A shape that
+was not timed uses the nearest timed shape of its storage; without any timing, the order of the candidates decides.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from core.kernels.quantized_weight import QuantizedWeight, empty
 from core.spec import BUCKET_NAMES, BUCKET_TIMED, LAYOUTS, Storage
 
 MOST_ROWS = 4096
-"""Rows of weights that are timed: more take longer in proportion."""
+"""Weights are timed with at most this many rows; beyond it, time grows in proportion to rows."""
 WORTHWHILE = 0.95
-"""A candidate later in the list must be this much faster: less is noise."""
+"""A later candidate must take less than this fraction of the best time to win; a smaller difference is noise."""
 OF_OURS = 0.85
-"""Another instruction set of ours must be this much faster: layers are computed in one call only where all of their
-weights are multiplied by one library."""
+"""The same threshold between two instruction sets of our library. It is stricter because a layer runs as one native
+call only where all of its weights use the same library."""
 ROUNDS = 5
 HOPELESS = 3.0
-"""A candidate whose first run takes this many times the best's is not run again."""
+"""A candidate is dropped once its fastest run exceeds the fastest run of any other by this factor."""
 FEWEST_RUNS, LONG_S = 2, 0.05
-"""Stop timing a candidate after FEWEST_RUNS runs that total LONG_S seconds."""
+"""A candidate is not timed again after more than FEWEST_RUNS runs that together took longer than LONG_S seconds."""
 WAKING_S = 0.2
 COLD_BYTES = 96 << 20
 COPIES = 32
-"""Copies of the weights, at most: one for every run of a few candidates."""
+"""Maximum number of weight copies that are cycled through so that each run reads from memory, not from the cache."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one candidate took for `rows` x `columns` weights and the rows of input of bucket `bucket`."""
+    """Seconds that one candidate took for a `rows` x `columns` weight with the input rows of bucket `bucket`."""
 
     storage: str
     rows: int
@@ -54,35 +54,37 @@ class Timing:
 
 @dataclass(frozen=True)
 class KernelTable:
-    """All timings made on this machine with `threads` threads and `instructions`."""
+    """All timings made on this machine with `threads` threads and these instruction sets."""
 
     threads: int
     instructions: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = field(default=())
 
     def names(self, storage: str, rows: int, columns: int) -> tuple[str, ...]:
-        """The candidate to use in each bucket for a weight of this shape; empty where nothing was timed."""
+        """Return the candidate to use in each bucket for a weight of this shape; empty if the storage was never
+        timed."""
         nearest = self._nearest(storage, _timed_rows(rows), columns)
         return tuple(self._best(nearest, b) for b in range(len(BUCKET_NAMES))) if nearest else ()
 
     def rate(self, storage: str, rows: int, columns: int, bucket: int) -> float | None:
-        """Weights (rows x columns) per second of the best candidate, None where nothing was timed."""
+        """Return the best candidate's rate in weight elements (rows x columns) per second; None if nothing was
+        timed."""
         times = [t for t in self._nearest(storage, _timed_rows(rows), columns) if t.bucket == bucket]
         best = min(times, key=lambda t: t.seconds, default=None)
         return best.rows * best.columns / best.seconds if best else None
 
     def has(self, storage: str, rows: int, columns: int) -> bool:
-        """True if exactly this shape (or one that is timed like it) was timed."""
+        """Return whether exactly this shape, or one that is timed like it, was timed."""
         wanted = (storage, _timed_rows(rows), columns)
         return any((t.storage, t.rows, t.columns) == wanted for t in self.timings)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` takes."""
+        """Return the table as JSON data for `from_json`."""
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> KernelTable:
-        """Raises KeyError or TypeError where `data` is not what `to_json` made."""
+        """Build a table from the result of `to_json`. Raises KeyError or TypeError for anything else."""
         timings = tuple(Timing(**timing) for timing in data["timings"])
         return KernelTable(int(data["threads"]), tuple(data["instructions"]), timings)
 
@@ -95,7 +97,7 @@ class KernelTable:
 
     @staticmethod
     def _best(timings: Sequence[Timing], bucket: int) -> str:
-        """The first candidate that no later one beats by more than noise."""
+        """Return the first candidate that no later one beats by more than the noise threshold."""
         times = [t for t in timings if t.bucket == bucket]
         best = times[0]
         for timing in times[1:]:
@@ -106,12 +108,12 @@ class KernelTable:
 
 
 def usable(table: KernelTable | None) -> bool:
-    """True if the table was made under the conditions of now."""
+    """Return whether the table was made with the current thread count and instruction sets."""
     return table is not None and (table.threads, table.instructions) == (torch.get_num_threads(), instruction_sets())
 
 
 def measure(shapes: Iterable[tuple[str, int, int]], known: KernelTable | None = None) -> KernelTable:
-    """Time every candidate for the (storage, rows, columns) that `known` lacks, in seconds; the result holds both."""
+    """Time every candidate for the (storage, rows, columns) missing from `known`; return a table with old and new."""
     before = known.timings if known is not None and usable(known) else ()
     table = KernelTable(torch.get_num_threads(), instruction_sets(), before)
     wanted = dict.fromkeys((storage, _timed_rows(rows), columns) for storage, rows, columns in shapes)
@@ -134,7 +136,7 @@ def _time_shape(storage: str, rows: int, columns: int, memory: torch.Tensor) -> 
 
 
 def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
-    """Compute until the system has given each thread a core of its own: the first matmuls take twice as long."""
+    """Run products until the system has moved each thread to its own core: the first matmuls take twice as long."""
     x, until = torch.ones(1, weights[0].shape[1], dtype=torch.bfloat16), time.perf_counter() + WAKING_S
     for weight in cycle(weights):
         if time.perf_counter() > until:
@@ -143,9 +145,9 @@ def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
 
 
 def median_times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
-    """Median seconds of each candidate for x (M, K), run in turn, so that other work of the machine falls on all."""
+    """Return the median seconds of each candidate for x (M, K), run round-robin so that other load hits all alike."""
     times: list[list[float]] = [[] for _ in candidates]
-    # Of the same weights, whoever came first would read from memory and the others from the cache.
+    # Rotate through copies: with a single weight, the first candidate would read it from memory, the rest from cache.
     cold = cycle(weights)
     for _ in range(ROUNDS + 1):
         for offer, own in zip(candidates, times, strict=True):
@@ -157,12 +159,12 @@ def median_times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight
             start = time.perf_counter()
             offer.compute(weight, HostInput(x), 0, weight.shape[0])
             own.append(time.perf_counter() - start)
-    # The first run of each also pays for being the first.
+    # Drop each candidate's first run: it includes one-time setup.
     return [statistics.median(own[1:] or own) for own in times]
 
 
 def _weights(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[QuantizedWeight]:
-    """Weights at different places, so that none is in the cache when its turn comes; their values do not matter."""
+    """Yield weights at distinct addresses, so that none is cached when its turn comes; their values do not matter."""
     row_bytes = _row_bytes(storage, columns)
     for number in range(max(1, min(COPIES, len(memory) // (rows * row_bytes)))):
         start = number * rows * row_bytes

@@ -1,4 +1,5 @@
-"""Logits of an output head of which a copy in 4 bits is read first, and only what could be drawn again in full."""
+"""Computes the logits of an output head from a 4-bit copy first, then recomputes the top candidates at full
+precision."""
 
 from __future__ import annotations
 
@@ -13,31 +14,34 @@ from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import DECODE
 
 SPAN = 16
-"""Rows that are one in the choice, by the largest of their logits; as in head.c."""
+"""Adjacent rows that are selected together, by the largest of their coarse logits; must match head.c."""
 
 
 class CoarseHead:
-    """A head (N, K) and its copy, multiplied with few rows of input. Logits that are computed again are what the head
-    gives for their row of input alone, bit for bit: drafted tokens stay those of one token after the other."""
+    """An output head (N, K) and its coarse copy, for few rows of input.
+
+    Recomputed logits equal bit for bit what the full head gives for that input row alone, so that verifying drafted
+    tokens yields the same tokens as decoding one at a time.
+    """
 
     most_rows = 1
-    """Rows of input that it pays for: with more the products decide, and those of 4 bits take as long as those of 8.
-    The call itself takes as many as FEW_ROWS."""
+    """Input rows up to which this is faster. With more rows, compute dominates memory traffic, and a 4-bit product
+    takes as long as an 8-bit one. The call itself accepts up to FEW_ROWS rows."""
 
     def __init__(self, full: ChosenMatmul, copy: ChosenMatmul, wanted: int) -> None:
-        """`wanted`: logits of each row of input that are computed again, at least."""
+        """`wanted`: the minimum number of logits to recompute for each row of input."""
         self._full, self._copy, self._wanted = full, copy, wanted
         self._parts = [Parts([(one.weight, 0, one.rows)]) for one in (copy, full)]
         self._library = full.by_bucket[DECODE].library or native()
 
     def __call__(self, x: HostInput) -> Tensor:
-        """(M, K) -> (M, N) in x's type, M at most FEW_ROWS."""
+        """Return the logits (M, N) of x (M, K) in x's type; M is at most FEW_ROWS."""
         if self._library is None:
             return self._with_torch(x)
         return self.counted(self._library, x)[0]
 
     def counted(self, library: NativeLibrary, x: HostInput) -> tuple[Tensor, int]:
-        """The same (M, N) by our library's call, and how many logits were computed again."""
+        """Return the same logits (M, N) from the native call, and the number of logits that were recomputed."""
         copy, full = self._parts
         return library.head(copy, full, x.x.contiguous(), self._wanted)
 
@@ -53,14 +57,14 @@ class CoarseHead:
 
 
 def _least(logits: Tensor, wanted: int) -> Tensor:
-    """(M,): the `wanted`-th largest of the spans' largest logits; the `wanted` largest logits reach it."""
+    """Return (M,): the `wanted`-th largest of the spans' maxima. At least the `wanted` largest logits reach it."""
     padded = F.pad(logits, (0, -logits.shape[1] % SPAN), value=-torch.inf)
     tops = padded.view(len(logits), -1, SPAN).amax(2)
     return tops.topk(min(wanted, tops.shape[1]), 1).values[:, -1]
 
 
 def _gathered(weight: QuantizedWeight, places: Tensor) -> QuantizedWeight:
-    """Some rows of a weight, in this order."""
+    """Return the rows `places` of a weight, in this order."""
     assert weight.scales is not None
     shape = (len(places), weight.shape[1])
     return QuantizedWeight(weight.format, shape, weight.data[places], weight.scales[places])

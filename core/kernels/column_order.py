@@ -1,4 +1,4 @@
-"""The order in which a program quantised a weight's columns (GPTQ's act-order), where that is not their own."""
+"""The column permutation of a weight that was quantised in another order than its own (GPTQ's act-order)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor
 
 
 class ColumnOrder:
-    """`columns` (K,), int64 on the host: which column of the weight each stored one is. Orders of the same columns are
-    equal wherever they were read from, so that weights with one input (q, k and v) can share it in their order."""
+    """`columns` (K,), int64 on the host: the original column index of each stored column.
+
+    Orders compare equal by content, wherever they were read from, so that weights with one input (q, k and v) can share
+    the permuted input.
+    """
 
     __slots__ = ("_digest", "_places", "columns")
 
@@ -26,11 +29,11 @@ class ColumnOrder:
         return hash(self._digest)
 
     def on(self, device: torch.device) -> Tensor:
-        """The columns (K,) on a device, copied there once."""
+        """Return the permutation (K,) on `device`; copied there once."""
         if device not in self._places:
             self._places[device] = self.columns.to(device)
         return self._places[device]
 
     def undone(self, values: Tensor) -> Tensor:
-        """Values (..., K) in this order, as (..., K) in the columns' own."""
+        """Return values (..., K), given in stored order, as (..., K) in the original column order."""
         return values[..., self.on(values.device).argsort()]

@@ -1,8 +1,8 @@
-"""Products with quantised rows that lie on a graphics card: kernels of our own, compiled there at first use.
+"""Matrix products with quantised weights on a GPU: our own kernels, compiled at first use.
 
-torch can only widen such rows first, which reads and writes several times what the rows weigh. NVRTC (or HIPRTC) comes
-with every build of torch for a card, so no toolkit is needed. What was compiled is tried against torch's own arithmetic
-before it is used; where anything is missing or wrong, widening serves, and is slower.
+torch alone would have to dequantise the rows first, which reads and writes several times their size. NVRTC (or HIPRTC)
+ships with every GPU build of torch, so no toolkit is needed. The compiled kernels are checked against torch before they
+are used; if anything is missing or wrong, the slower dequantisation is used instead.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_
 from core.spec import LAYOUTS, Storage
 
 MOST_ROWS = 8
-"""Rows of input that one product takes, as in device.cu; with more of them, widening first costs less."""
+"""Input rows per product, as in device.cu; with more rows, dequantising first is cheaper."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
 OWN: Storage = "int8"
-"""The storage that has kernels to itself; all others share one that is told how they lie."""
+"""The storage with a dedicated kernel; all others share one kernel that takes the layout as an argument."""
 KERNELS = ("int8_product", "grouped_product", "int8_widen", "grouped_widen")
 AGREES = 0.01
-"""Largest error, as a fraction of the largest output; rounding weights to bf16 makes far less of a sound result."""
+"""Maximum error as a fraction of the largest output; rounding weights to bf16 stays far below it."""
 
 Launch = Callable[[str, int, Sequence[Tensor | int]], None]
-"""(kernel, blocks, arguments): enqueues it on the current stream of its card."""
+"""(kernel name, blocks, arguments): launches the kernel on the current stream of its GPU."""
 
 
 class DeviceKernels:
-    """The compiled kernels of one card."""
+    """The compiled kernels of one GPU."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
     def takes(self, x: Tensor) -> bool:
-        """Whether `product` takes so many rows of input (M, K)."""
+        """Return whether `product` accepts an input (M, K) of this many rows."""
         return x.shape[0] <= MOST_ROWS
 
     def product(self, weight: QuantizedWeight, x: Tensor) -> Tensor:
-        """x (M, K), M <= MOST_ROWS, of any floating type, times the weight (N, K): (M, N) of fp32."""
+        """Return x (M, K), M <= MOST_ROWS, any floating type, times the transposed weight (N, K), as (M, N) of fp32."""
         rows, width = weight.shape[0], _width(weight)
         y = torch.empty(x.shape[0], rows, device=x.device)
         self._run("product", weight, -(-rows // ROWS_PER_BLOCK), _padded(x, width), y, rows, width, x.shape[0])
         return y
 
     def widen(self, weight: QuantizedWeight) -> Tensor:
-        """The weight as bf16 (N, K)."""
+        """Return the dequantised weight as bf16 (N, K)."""
         rows = weight.shape[0]
         wide = torch.empty(rows, _width(weight), dtype=torch.bfloat16, device=weight.data.device)
         blocks = -(-weight.data.nbytes // (CHUNK_BYTES * THREADS))
@@ -69,13 +69,13 @@ class DeviceKernels:
 
 @cache
 def device_kernels(device: torch.device) -> DeviceKernels | None:
-    """The kernels for this card; None, with a line in the log, where they cannot be had or compute something else."""
+    """Return the kernels for this GPU; None, with a log line, if they cannot be built or compute wrong results."""
     if device.type != "cuda":
         return None
     try:
         kernels = DeviceKernels(_launcher(device))
         wrong = [name for name in LAYOUTS if not agrees(kernels, random_weight(name, 37, 300, device))]
-    # Private parts of torch and libraries of the driver: whatever they lack, there is the slower way.
+    # This uses private parts of torch and libraries of the driver: if any is missing, the slower path remains.
     except (RuntimeError, OSError, AttributeError, ImportError, KeyError) as error:
         logging.getLogger(__name__).warning("no kernels for %s: %s", device, error)
         return None
@@ -86,7 +86,7 @@ def device_kernels(device: torch.device) -> DeviceKernels | None:
 
 
 def agrees(kernels: DeviceKernels, weight: QuantizedWeight) -> bool:
-    """Whether products and widened rows are those of torch for this weight."""
+    """Return whether products and dequantised rows match torch's for this weight."""
     device = weight.data.device
     x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(device)
     expected = x @ weight.dequantize(torch.float32).T
@@ -95,7 +95,7 @@ def agrees(kernels: DeviceKernels, weight: QuantizedWeight) -> bool:
 
 
 def random_weight(format: Storage, rows: int, columns: int, device: torch.device) -> QuantizedWeight:
-    """A weight of random bytes and scales, as `weights` lays it out."""
+    """Return a weight of random bytes and scales in the layout of `quantized_weight`."""
     generator = torch.Generator().manual_seed(1)
     layout = LAYOUTS[format]
     if format != OWN:
@@ -103,7 +103,7 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
         assert like.scales is not None
         data = torch.randint(0, 256, like.data.shape, generator=generator, dtype=torch.uint8).view(like.data.dtype)
         if layout.floats:
-            data &= ~1  # without NaN
+            data &= ~1  # clears the last bit, so that no value is NaN
         groups, coarse = (rows, layout.groups(columns)), (rows, layout.coarse(columns))
 
         def numbers() -> Scales:
@@ -120,7 +120,8 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
-    """x (M, K) as fp32 (M, width), zeros beyond K; a tensor of its own, for the kernels read 16 bytes at a time."""
+    """Return x (M, K) as fp32 (M, width), zero beyond K; always a new, aligned tensor: kernels load 16 bytes at
+    once."""
     make = torch.empty if x.shape[1] == width else torch.zeros
     wide = make(x.shape[0], width, device=x.device)
     wide[:, : x.shape[1]] = x
@@ -128,12 +129,12 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 
 def _width(weight: QuantizedWeight) -> int:
-    """Columns of a padded row."""
+    """Return the number of columns of a padded row."""
     return weight.data.shape[1] * 8 // LAYOUTS[weight.format].bits
 
 
 def _launcher(device: torch.device) -> Launch:
-    """Compile for this card and load. Raises RuntimeError, OSError, AttributeError."""
+    """Compile the kernels for this GPU and load them. Raises RuntimeError, OSError, AttributeError."""
     from torch.cuda._utils import _cuda_load_module
 
     with torch.cuda.device(device):
@@ -157,7 +158,7 @@ def _compile(device: torch.device) -> bytes:
 
 
 def compile_source(library: Any, architecture: str) -> bytes:
-    """device.cu as machine code, by NVRTC or what has its calls. Raises RuntimeError with the compiler's words."""
+    """Compile device.cu with NVRTC or a library with its API. Raises RuntimeError with the compiler's message."""
     source = Path(__file__).with_name("device.cu").read_bytes()
     program = ctypes.c_void_p()
     _check(library.nvrtcCreateProgram(ctypes.byref(program), source, b"device.cu", 0, None, None))

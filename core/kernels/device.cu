@@ -1,17 +1,17 @@
-/* Products with quantised weights on a graphics card; device.py compiles this there, by NVRTC or HIPRTC.
+/* Products with quantised weights on a GPU; cuda_dequant.py compiles this at run time with NVRTC or HIPRTC.
 
-   It is the part of C that CUDA, HIP and the tests' own stand-in for a card share: no headers, no templates, no
-   operations on whole warps. How weights lie in memory is told in quantized_weight.py. x is fp32 and as wide as a padded row, so
-   no chunk of 16 bytes needs an end of its own.
+   It uses only the subset of C that CUDA, HIP and the tests' emulation of a GPU share: no headers, no templates, no
+   warp-wide operations. quantized_weight.py documents the weight layout. x is fp32, padded to the width of a row, so
+   that chunks of 16 bytes need no special case at the end.
 
-   A value q of few bits becomes a float without a conversion, which cards do slowly: its bits are put below the leading
-   one of 1.0, so that 1 + q / 2^bits is what they mean. Both formats store q = value + 2^bits / 2, hence
+   Integer-to-float conversion is slow on GPUs. Instead, the bits of a value q are placed below the leading one of 1.0,
+   which gives 1 + q / 2^bits. Both formats store q = value + 2^bits / 2, hence
    sum(value x) = 2^bits (sum((1 + q / 2^bits) x) - 1.5 sum(x)). */
 
 #define LANES 32 /* threads that share rows */
 #define WARPS 4
 #define THREADS (LANES * WARPS)
-#define EACH 4 /* rows of LANES threads: they read x once for all of them */
+#define EACH 4 /* rows per LANES threads: x is read once for all of them */
 #define MOST 8 /* rows of x in one call */
 #define CHUNK 16
 
@@ -31,17 +31,17 @@ INLINE bf16 to_bf16(float value)
 {
   unsigned bits = __float_as_uint(value);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
-    return 0x7FC0; /* rounding would carry some NaNs over to infinity */
+    return 0x7FC0; /* rounding would turn some NaNs into infinity */
   return (bf16)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
-/* 1 + q / 256 for byte `index` of a word of bytes, each a value + 128. */
+/* Return 1 + q / 256 for byte `index` of a word of bytes, each holding value + 128. */
 INLINE float byte_of(unsigned word, int index)
 {
   return __uint_as_float(ONE | (word >> 8 * index & 0xFFu) << (BELOW_ONE - 8));
 }
 
-/* 1 + q / 16 for half byte `index` of a word. */
+/* Return 1 + q / 16 for nibble `index` of a word. */
 INLINE float half_byte_of(unsigned word, int index)
 {
   return __uint_as_float(ONE | (word >> 4 * index & 0xFu) << (BELOW_ONE - 4));
@@ -52,7 +52,7 @@ INLINE unsigned word_of(uint4 chunk, int index)
   return index == 0 ? chunk.x : index == 1 ? chunk.y : index == 2 ? chunk.z : chunk.w;
 }
 
-/* Sixteen bytes of int8 with 16 values of x, but for the scale. */
+/* Return the unscaled dot product of sixteen int8 values with 16 values of x. */
 INLINE float dot_bytes(uint4 chunk, const float *x, float x_sum)
 {
   float sum = 0;
@@ -62,7 +62,7 @@ INLINE float dot_bytes(uint4 chunk, const float *x, float x_sum)
   return 256.0f * (sum - 1.5f * x_sum);
 }
 
-/* Sixteen values of x; their sum. */
+/* Load sixteen values of x; return their sum. */
 INLINE float load_x(const float *x, float *values)
 {
   float sum = 0;
@@ -75,7 +75,7 @@ INLINE float load_x(const float *x, float *values)
   return sum;
 }
 
-/* The lanes' parts of EACH rows for each of `count` rows of x, added up and written to y (count, rows). */
+/* Sum the lanes' partial results of EACH rows for each of `count` rows of x, and write them to y (count, rows). */
 INLINE void add_up(float part[EACH][MOST], float *shared, float *y, int rows, int count)
 {
   int first = blockIdx.x * WARPS * EACH;
@@ -100,7 +100,7 @@ INLINE void add_up(float part[EACH][MOST], float *shared, float *y, int rows, in
 #define FIRST_ROW (((int)blockIdx.x * WARPS + (int)threadIdx.x / LANES) * EACH)
 #define LANE ((int)threadIdx.x % LANES)
 
-/* y (count, rows) = x (count, width) times int8 rows of `width` bytes with a scale each. */
+/* Compute y (count, rows) = x (count, width) times int8 rows of `width` bytes with one scale each. */
 INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, float *y, int rows, int width,
                                  int count, float *shared)
 {
@@ -131,9 +131,9 @@ INLINE void int8_rows(const uint4 *data, const float *scales, const float *x, fl
   add_up(part, shared, y, rows, count);
 }
 
-/* ---- grouped storages: `layout` holds, from the lowest bit on, as native/kernels.h says: bytes (0), half bytes (1),
-   codes (2) or six bits (3); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book
-   (two bits); groups of 128; bytes are floats. ---- */
+/* ---- grouped storages: `layout` encodes, from the lowest bit on, as in native/kernels.h: bytes (0), nibbles (1),
+ * codes (2) or six bits (3); scales of bf16, fp16, fp32 or fine (0-3); groups of 16 columns; minimums; the code book
+ * (two bits); groups of 128; float8 bytes. ---- */
 
 #define IS_HALVES(layout) (((layout) & 3) != 0)
 #define IS_CODES(layout) (((layout) & 3) == 2)
@@ -159,13 +159,13 @@ INLINE float from_f16(unsigned short bits)
   return __uint_as_float(sign | 0x3F800000u) * (__uint_as_float(rest << 13) * 5.192296858534828e33f); /* 2^112 */
 }
 
-/* A float of eight bits (four of them the exponent), never NaN: put in place in a longer one, its bits mean 2^-120 of it. */
+/* Convert a float8 (e4m3, never NaN): its bits, shifted into the fields of a float, read as 2^-120 of its value. */
 INLINE float from_e4m3(unsigned bits)
 {
   return __uint_as_float((bits & 0x80u) << 24 | 0x3F800000u) * (__uint_as_float((bits & 0x7Fu) << 20) * 1.329227995784916e36f);
 }
 
-/* Bytes of a row's scales and minimums. */
+/* Return the bytes of a row's scales and minimums. */
 INLINE int scale_bytes(int width, int layout)
 {
   int groups = width / GROUP_OF(layout), kind = SCALE_OF(layout);
@@ -173,7 +173,7 @@ INLINE int scale_bytes(int width, int layout)
   return one * (1 + HAS_MINIMUM(layout));
 }
 
-/* The scale (0) or minimum (1) of the group that a column is in; `row` is where the row's scales begin. */
+/* Return the scale (0) or minimum (1) of the group of a column; `row` points to the row's scales. */
 INLINE float group_number(const unsigned char *row, int width, int layout, int column, int minimum)
 {
   int groups = width / GROUP_OF(layout), at = column / GROUP_OF(layout) + minimum * groups;
@@ -188,12 +188,12 @@ INLINE float group_number(const unsigned char *row, int width, int layout, int c
   return (float)((const signed char *)row)[at] * from_f16(coarse[column / COARSE + minimum * factors]);
 }
 
-/* Sixteen bytes of a row's values, and of the upper bits where values have six. */
+/* Sixteen bytes of a row's values, and the bytes with their upper bits for six-bit values. */
 typedef struct {
   uint4 chunk, upper;
 } Bytes;
 
-/* Chunk `at` of the bytes of a row; `row` is where they begin. */
+/* Load chunk `at` of a row; `row` points to its first byte. */
 INLINE Bytes chunk_of(const uint4 *row, int at, int layout)
 {
   Bytes bytes;
@@ -202,7 +202,7 @@ INLINE Bytes chunk_of(const uint4 *row, int at, int layout)
   return bytes;
 }
 
-/* Chunks of 16 bytes in a row, for each row as long as all of them together. */
+/* Return the number of 16-byte chunks of values in a row (upper bits of six-bit values not counted). */
 INLINE int chunks_of(int width, int layout) { return width / ((IS_HALVES(layout) ? 2 : 1) * CHUNK); }
 
 INLINE long long row_chunks(int width, int layout)
@@ -210,8 +210,7 @@ INLINE long long row_chunks(int width, int layout)
   return IS_SIXES(layout) ? width / 128 * 6 : chunks_of(width, layout);
 }
 
-/* Value `i` of 16 of a chunk, but for scale and minimum: a byte, or one of its low (0) or high (1) halves; `at` is the
-   chunk's number. */
+/* Return value `i` of 16 of chunk `at`, without scale and minimum: a byte, or its low (0) or high (1) nibble. */
 INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
 {
   unsigned word = word_of(bytes.chunk, i / 4);
@@ -225,17 +224,17 @@ INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
   if (!IS_SIXES(layout))
     return half;
   unsigned upper = word_of(bytes.upper, i / 4) >> 8 * (i % 4) >> (at % 4 / 2 * 2 + high * 4) & 3u;
-  /* without a minimum `half` is less 8, and all is to be less 32 */
+  /* without a minimum `half` is already reduced by 8, and the total offset is 32 */
   return half - (HAS_MINIMUM(layout) ? 0.0f : 24.0f) + 16.0f * (float)upper;
 }
 
-/* The first column of one half of a chunk. */
+/* Return the first column of the low or high half of a chunk. */
 INLINE int chunk_column(int at, int high, int layout)
 {
   return IS_HALVES(layout) ? at / 4 * 128 + at % 4 * CHUNK + 64 * high : at * CHUNK;
 }
 
-/* y (count, rows) = x (count, width) times grouped rows. */
+/* Compute y (count, rows) = x (count, width) times grouped rows. */
 INLINE void grouped_rows(const uint4 *data, const unsigned char *scales, const float *x, float *y, int rows, int width,
                          int count, int layout, float *shared)
 {
@@ -277,11 +276,11 @@ INLINE void grouped_rows(const uint4 *data, const unsigned char *scales, const f
   add_up(part, shared, y, rows, count);
 }
 
-/* Half bytes and six bits with fine scales, the former with minimums: the storages that models are converted to. */
+/* 4 bits with fine scales and minimums, and 6 bits with fine scales: the storages that models are converted to. */
 #define INT4 (1 | 3 << 2 | 1 << 5)
 #define INT6 (3 | 3 << 2)
 
-/* Told the layout and that there is one row of x, the compiler keeps everything in registers. */
+/* With the layout and a single row of x as constants, the compiler keeps everything in registers. */
 #define ROWS_OF(count, layout) grouped_rows(data, scales, x, y, rows, width, count, layout, shared)
 
 KERNEL void grouped_product(const uint4 *data, const unsigned char *scales, const float *x, float *y, int rows,
@@ -298,7 +297,7 @@ KERNEL void grouped_product(const uint4 *data, const unsigned char *scales, cons
     ROWS_OF(count, layout);
 }
 
-/* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
+/* Dequantise the rows to bf16 (rows, width); one thread per chunk of 16 bytes. */
 KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *wide, int rows, int width, int layout)
 {
   int halves = IS_HALVES(layout) ? 2 : 1;
@@ -319,7 +318,7 @@ KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *
   }
 }
 
-/* One row of x is the common case; told so, the compiler keeps everything in registers. */
+/* One row of x is the common case; as a constant, it lets the compiler keep everything in registers. */
 #define PRODUCT(name, scale)                                                                                          \
   KERNEL void name##_product(const uint4 *data, const scale *scales, const float *x, float *y, int rows, int width,   \
                              int count)                                                                               \
@@ -333,7 +332,7 @@ KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *
 
 PRODUCT(int8, float)
 
-/* The rows as bf16 (rows, width); a thread for each chunk of 16 bytes. */
+/* Dequantise the rows to bf16 (rows, width); one thread per chunk of 16 bytes. */
 KERNEL void int8_widen(const uint4 *data, const float *scales, bf16 *wide, int rows, int width)
 {
   long long at = (long long)blockIdx.x * THREADS + threadIdx.x;

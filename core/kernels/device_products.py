@@ -1,7 +1,7 @@
-"""What multiplies quantised rows on a device without widening them first, chosen by trial.
+"""Selects what multiplies quantised weights on a device without dequantising them first; each choice is verified there.
 
-Our own kernels on NVIDIA's and AMD's cards; on others torch's product with weights of eight bits, where their backend
-has one that is right. Everything else is widened to 16 bits and multiplied.
+NVIDIA and AMD GPUs use our own kernels. Other devices use torch's int8 product where their backend has a correct one.
+Everything else is dequantised to 16 bits and multiplied.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from core.spec import Storage
 
 
 class DeviceProducts(Protocol):
-    """Products with weights (N, K) that lie on one device."""
+    """Products with weights (N, K) that reside on one device."""
 
     def takes(self, x: Tensor) -> bool:
-        """Whether `product` is made for an input like this (M, K); others are multiplied with widened rows."""
+        """Return whether `product` accepts this input (M, K); other inputs are multiplied with dequantised rows."""
 
     def product(self, weight: QuantizedWeight, x: Tensor) -> Tensor:
-        """x (M, K) times the weight: (M, N) of any floating type."""
+        """Return x (M, K) times the transposed weight, as (M, N) of any floating type."""
 
     def widen(self, weight: QuantizedWeight) -> Tensor:
-        """The weight as bf16 (N, K)."""
+        """Return the dequantised weight as bf16 (N, K)."""
 
 
 class TorchInt8:
-    """torch's product with int8 rows, for inputs of 16 bits: wider ones would be rounded."""
+    """torch's product with int8 weights, for 16-bit inputs only: it would round wider ones."""
 
     def takes(self, x: Tensor) -> bool:
         return x.shape[0] <= MOST_ROWS and x.dtype.itemsize == 2
@@ -47,7 +47,7 @@ class TorchInt8:
 
 
 def device_products(storage: Storage, device: torch.device) -> DeviceProducts | None:
-    """The products for rows of this kind there; None where widening them first is all there is."""
+    """Return the products for this storage on `device`; None if the weights must be dequantised first."""
     if device.type == "cuda":
         return device_kernels(device)
     return TorchInt8() if storage == "int8" and multiplies_int8(device) else None
@@ -55,7 +55,7 @@ def device_products(storage: Storage, device: torch.device) -> DeviceProducts | 
 
 @cache
 def multiplies_int8(device: torch.device) -> bool:
-    """Whether the device's backend of torch has a product with int8 rows, and it is right."""
+    """Return whether torch's backend for this device has an int8 product with correct results."""
     weight = random_weight("int8", 48, 256, device)
     x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = x.float() @ weight.dequantize(torch.float32).cpu().T

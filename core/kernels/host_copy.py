@@ -1,6 +1,6 @@
-"""Multithreaded copies in RAM past the caches, as into pinned buffers, which this CPU will not read again.
+"""Multithreaded RAM copies with non-temporal stores, for destinations this CPU will not read again (pinned buffers).
 
-One thread moves some 10 GB/s; the link of a recent card takes two or three times as much.
+One thread copies about 10 GB/s; the link of a recent GPU takes two to three times as much.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ LEAST_STRIP = 512 * KIB
 
 
 class CopyPool:
-    """`threads` that copy together, the caller among them."""
+    """A pool of `threads` threads that copy together; the calling thread is one of them."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._others = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="copying")
 
     def copy(self, to: int, start: int, nbytes: int) -> None:
-        """Copy between addresses that do not overlap."""
+        """Copy `nbytes` between two addresses; the ranges must not overlap."""
         self._share(nbytes, lambda begin, end: copy_past_caches(to + begin, start + begin, end - begin))
 
     def lay(self, to: int, part: Tensor) -> None:
-        """Copy a tensor (rows, ...), each row of which is contiguous, to an address, row after row."""
+        """Copy a tensor (rows, ...) whose rows are each contiguous to an address, packing the rows end to end."""
         if part.is_contiguous():
             self.copy(to, part.data_ptr(), part.nbytes)
             return
@@ -50,12 +50,12 @@ class CopyPool:
             one.result()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._others.shutdown()
 
 
 def strips(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
-    """`nbytes` in at most this many ranges of nearly the same length, at least one."""
+    """Split `nbytes` into 1 to `most` ranges [begin, end) of nearly equal length."""
     count = max(1, min(most, nbytes // LEAST_STRIP))
     length = -(-nbytes // count // PAGE) * PAGE if count > 1 else nbytes
     for number in range(count):

@@ -1,8 +1,7 @@
-"""Memory in pages of 2 MiB for what a token reads whole, where the system gives them out when asked (Linux).
+"""Allocates weights on 2 MiB pages where the system grants them on request (Linux, transparent huge pages).
 
-With pages of 4 KiB a core that streams weights waits for the translation of their addresses: measured 24 - 38 GB/s
-against 33 - 51 (tests/bench/RESULTS.md, "Large pages"). Weights that lie in mapped files have them as the system's
-cache has them.
+With 4 KiB pages, address translation limits a core that streams weights: measured 24 - 38 GB/s against 33 - 51
+(tests/bench/RESULTS.md, "Large pages"). Weights in memory-mapped files keep the page size of the system's page cache.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from torch import Tensor
 
 PAGE = 2 << 20
 CHUNK = 16 * PAGE
-"""Small tensors share pieces of so many bytes; one is given back when nothing in it is used any more."""
+"""Small tensors share chunks of this size; a chunk is freed once none of its tensors is in use."""
 ALIGNMENT = 64
 
 
 class _Chunks:
-    """Hands out room for small tensors, one behind the other."""
+    """A bump allocator for small tensors."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
 
     def take(self, nbytes: int) -> Tensor:
-        """(nbytes,) of uint8."""
+        """Return an uninitialised tensor (nbytes,) of uint8."""
         with self._lock:
             if self._used + nbytes > len(self._chunk):
                 self._chunk, self._used = _mapped(CHUNK), 0
@@ -40,7 +39,7 @@ class _Chunks:
 
 
 def empty_on_large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor (*shape) in RAM, for weights that live as long as their model."""
+    """Return an uninitialised tensor (*shape) in RAM, for weights that live as long as their model."""
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     if not (nbytes and hasattr(mmap, "MADV_HUGEPAGE")):
         return torch.empty(tuple(shape), dtype=dtype)
@@ -54,9 +53,9 @@ def _chunks() -> _Chunks:
 
 
 def _mapped(nbytes: int) -> Tensor:
-    """(nbytes,) of uint8 in memory of its own, from the beginning of a large page on."""
+    """Return (nbytes,) of uint8 in a mapping of its own, aligned to a large page."""
     memory = mmap.mmap(-1, nbytes + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them: small pages serve as well
+    with suppress(OSError):  # a kernel without huge pages: small pages work as well
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     begin = -whole.data_ptr() % PAGE

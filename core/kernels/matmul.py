@@ -1,7 +1,7 @@
-"""The candidates that multiply an input with rows of a weight on the CPU, and the object that calls the chosen one.
+"""Candidate kernels that multiply an input with rows of a weight on the CPU, and the object that calls the chosen one.
 
 A candidate is a function (weight, input, begin, end) -> (M, end - begin) in the input's dtype. All but the native ones
-are torch's; none copies the whole weight. Which is fastest differs by CPU, shape and rows of input: see `autotune`.
+use torch; none copies the whole weight. The fastest depends on CPU, shape and number of input rows: see `autotune`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from core.spec import BUCKET_LIMITS, BUCKET_NAMES, BUCKET_TOKENS, LAYOUTS, bucke
 
 Candidate = Callable[[QuantizedWeight, HostInput, int, int], Tensor]
 NATIVE = "native"
-"""How the names of our own library's candidates begin."""
+"""Name prefix of the candidates of our compiled library."""
 CHUNK_BYTES = 2 << 20
-"""Weights are widened in chunks of rows of this size, which stay in the processor's cache until they are used."""
+"""Weights are dequantised in row chunks of this size, which stay in the cache until they are used."""
 
 
 # ---- candidates
 
 
 def linear(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """(M, end - begin): torch's own product, in the type that the weight is stored in."""
+    """Return (M, end - begin) by torch's own product, in the type in which the weight is stored."""
     return F.linear(x.to(weight.data.dtype), weight.data[begin:end]).to(x.dtype)
 
 
 def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """(M, end - begin): torch's own product after widening a chunk of rows to `dtype`, chunk after chunk."""
+    """Return (M, end - begin) by torch's product, dequantising one chunk of rows to `dtype` at a time."""
     chunk = max(16, CHUNK_BYTES // (weight.shape[1] * dtype.itemsize))
     y = torch.empty((x.rows, end - begin), dtype=x.dtype)
     for start in range(begin, end, chunk):
@@ -47,7 +47,7 @@ def widened(dtype: torch.dtype, weight: QuantizedWeight, x: HostInput, begin: in
 
 
 def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """(M, end - begin): torch's product of int8 weights with 16-bit inputs."""
+    """Return (M, end - begin) by torch's product of int8 weights with 16-bit inputs."""
     assert weight.scales is not None
     if not weight.data.is_contiguous():  # cut by columns
         return widened(torch.bfloat16, weight, x, begin, end)
@@ -59,7 +59,7 @@ def int8pack(weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Ten
 
 
 def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begin: int, end: int) -> Tensor:
-    """(M, end - begin): our own library's product."""
+    """Return (M, end - begin) by our compiled library."""
     part = Parts([(weight, begin, end)])
     prepared = x.ordered(weight.order).prepared(library, weight.storage)
     return library.matmul(part, prepared, x.rows, x.columns, x.dtype)[0]
@@ -67,7 +67,7 @@ def compiled(library: NativeLibrary, weight: QuantizedWeight, x: HostInput, begi
 
 @dataclass(frozen=True)
 class Kernel:
-    """A candidate and the most rows of input for which it makes sense; `library` where it is our own."""
+    """A candidate and the most input rows for which it is considered; `library` if it is one of ours."""
 
     name: str
     compute: Candidate
@@ -76,7 +76,7 @@ class Kernel:
 
 
 def kernels_for(storage: str) -> tuple[Kernel, ...]:
-    """The candidates for a kind of storage on this machine, the likeliest to win first."""
+    """Return the candidates for a storage on this machine, the likeliest winner first."""
     return (*_compiled_offers(storage), *_torch_offers(storage))
 
 
@@ -85,7 +85,7 @@ def _compiled_offers(storage: str) -> Iterator[Kernel]:
         return
     names = instruction_sets()
     for name in names:
-        # Where there is AVX-512, torch's own takes more rows of floats.
+        # With AVX-512, torch's own kernels serve larger inputs with float weights.
         few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
         yield Kernel(f"{NATIVE}-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
@@ -106,18 +106,18 @@ def _torch_offers(storage: str) -> Iterator[Kernel]:
 
 
 class HostMatmul(Protocol):
-    """A weight on the CPU that multiplies: rows = output features N, columns = K."""
+    """A weight on the CPU that can be multiplied: rows = output features N, columns = input features K."""
 
     rows: int
     columns: int
     nbytes: int
 
     def __call__(self, x: Tensor | HostInput, begin: int = 0, end: int | None = None) -> Tensor:
-        """(M, K) -> (M, end - begin) in x's dtype, with the weight's rows [begin, end)."""
+        """Return (M, end - begin) in x's dtype: x (M, K) times the weight's rows [begin, end)."""
 
 
 class ChosenMatmul:
-    """A HostMatmul that calls one candidate for each bucket of rows of input."""
+    """A HostMatmul that calls one candidate for each bucket of input rows."""
 
     def __init__(self, weight: QuantizedWeight, by_bucket: Sequence[Kernel]) -> None:
         self.weight = weight
@@ -127,17 +127,17 @@ class ChosenMatmul:
         self.by_bucket = tuple(by_bucket)
 
     def __call__(self, x: Tensor | HostInput, begin: int = 0, end: int | None = None) -> Tensor:
-        """(M, K) -> (M, end - begin) in x's dtype, with the weight's rows [begin, end)."""
+        """Return (M, end - begin) in x's dtype: x (M, K) times the weight's rows [begin, end)."""
         given = x if isinstance(x, HostInput) else HostInput(x)
         stop = self.rows if end is None else end
         return self.by_bucket[bucket(given.rows)].compute(self.weight, given, begin, stop)
 
 
 class BatchedMatmul:
-    """Weights that are multiplied with one input (q, k, v), in one run of our library where it may be."""
+    """Weights that share one input (q, k, v), multiplied in one native call where possible."""
 
     def __init__(self, matmuls: Sequence[ChosenMatmul], begins: Sequence[int] = ()) -> None:
-        """`begins`: the first row that is wanted of each, all of them if none are given."""
+        """`begins`: the first row to compute of each weight; all rows if none are given."""
         self._matmuls = tuple(matmuls)
         self._begins = tuple(begins) or (0,) * len(matmuls)
         self._libraries = [self._library(index) for index in range(len(BUCKET_NAMES))]
@@ -145,7 +145,7 @@ class BatchedMatmul:
         self._parts = Parts(parts) if any(self._libraries) else None
 
     def __call__(self, x: HostInput) -> list[Tensor]:
-        """(M, K) -> (M, rows) for each weight, in x's type."""
+        """Return (M, rows) in x's type for each weight, for x (M, K)."""
         library = self._libraries[bucket(x.rows)]
         if library is None or self._parts is None:
             return [matmul(x, begin) for matmul, begin in zip(self._matmuls, self._begins, strict=True)]
@@ -154,7 +154,7 @@ class BatchedMatmul:
         return library.matmul(self._parts, prepared, x.rows, x.columns, x.dtype)
 
     def _library(self, index: int) -> NativeLibrary | None:
-        """The one that all of them are multiplied with in this bucket, if there is one."""
+        """Return the library that can multiply all of the weights in one call in this bucket, if there is one."""
         library = self._matmuls[0].by_bucket[index].library
         alike = all(m.by_bucket[index].library is library for m in self._matmuls)
         if library is None or not alike or len(self._matmuls) > MOST_PARTS:
@@ -165,7 +165,7 @@ class BatchedMatmul:
 
 
 def host_matmul(weight: QuantizedWeight, names: Mapping[int, str] | Sequence[str] = ()) -> ChosenMatmul:
-    """`weight` with the named candidate for each bucket; without a name, or with one not offered here, the first."""
+    """Bind `weight` to the named candidate in each bucket; the first applicable one where no known name is given."""
     found = kernels_for(weight.storage)
     wanted = dict(enumerate(names)) if not isinstance(names, Mapping) else dict(names)
     return ChosenMatmul(weight, [_offer(found, wanted.get(b), b) for b in range(len(BUCKET_NAMES))])

@@ -1,6 +1,7 @@
-"""The compiled library: found beside this file, checked against its ABI version and opened; and its numbers of formats.
+"""Finds the compiled library beside this file, checks its ABI version and loads it; holds its format numbers.
 
-Absent or built for another system, it is None, and torch computes. The calls themselves are `native_library`'s.
+If it is missing or built for another system, `library` returns None and torch computes. The calls are wrapped by
+`native_library`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from core.spec import E2M1, IQ4, LAYOUTS, NF4, Storage
 
 FORMATS = {"int8": 0, "bf16": 1, "fp16": 2}
 GROUPED, LAYOUT_BITS = 3, 2
-"""The kernel for all layouts, and the bit of a format's number from which on it says which."""
+"""The format number of the kernel for all grouped layouts, and the bit position above which the layout is encoded."""
 VALUES = {8: 0, 4: 1, 6: 3}
-"""How a value without a code book is kept, by its bits."""
+"""Code of the value encoding of storages without a code book, by bits per value."""
 SCALE_KINDS = {"bf16": 0, "fp16": 1, "fp32": 2, "fine": 3}
 BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
-"""From the best to the least, with the library's numbers."""
+"""Best first, with the library's numbers."""
 VERSION = 22
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
@@ -80,16 +81,17 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     **dict.fromkeys(("hetegen_convolve", "hetegen_delta_rule", "hetegen_state_scan"), (None, [_INT, _ADDRESS, _INT])),
 }
 MOST_PARTS = 16
-"""Weights that one `hetegen_matmul` takes at most."""
+"""Maximum number of weights in one `hetegen_matmul` call."""
 PART_FIELDS = 8
-"""Numbers that describe each of them."""
+"""Integers that describe each of them."""
 SHAPE_FIELDS = 25
-"""Numbers that describe an attention call."""
+"""Integers that describe the shape of an attention call."""
 
 
 @cache
 def format_number(storage: str) -> int:
-    """The library's number of a storage: a kernel, and how grouped weights lie, as kernels.h says."""
+    """Return the library's number of a storage: the kernel, and the layout of grouped weights as encoded in
+    kernels.h."""
     if storage in FORMATS:
         return FORMATS[storage]
     layout = LAYOUTS[cast(Storage, storage)]
@@ -101,7 +103,7 @@ def format_number(storage: str) -> int:
 
 @cache
 def library_files() -> tuple[Path, ...]:
-    """The compiled libraries that the package was built with; that for this Python first, if there is one."""
+    """Return the compiled libraries in the package, the one built for this Python first."""
     folder = Path(__file__).parent
     found = sorted(file for pattern in PATTERNS for file in folder.glob(pattern))
     own = sysconfig.get_config_var("EXT_SUFFIX") or ""
@@ -110,7 +112,7 @@ def library_files() -> tuple[Path, ...]:
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the library has kernels for and this processor knows, best first."""
+    """Return the instruction sets that both the library and this processor support, best first."""
     compiled = library()
     if compiled is None:
         return ()
@@ -119,7 +121,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The first of `library_files` that fits this system and this version; None without one."""
+    """Load the first of `library_files` that fits this system and ABI version; None if there is none."""
     return next((opened for file in library_files() if (opened := _opened(file)) is not None), None)
 
 
@@ -130,6 +132,6 @@ def _opened(file: Path) -> ctypes.CDLL | None:
             call = getattr(library, name)
             call.restype, call.argtypes = result, arguments
     except (OSError, AttributeError):
-        # Built for another system, or by an older version of this package: torch's kernels do the work.
+        # Built for another system, or by an older version of this package: torch's kernels are used instead.
         return None
     return library if library.hetegen_version() == VERSION else None

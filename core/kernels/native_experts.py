@@ -1,4 +1,4 @@
-"""The experts of one layer as one call of our library: those that some row of input chose, and their weighted sum."""
+"""A layer's routed experts as one native call: computes the experts that any input row chose, and the weighted sums."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
 GATES = {"silu": 0, "gelu_tanh": 1, "clamped": 2}
-"""What may open the gate: `clamped` is gpt-oss's, limited and leaning."""
+"""Activations of the gate; `clamped` is gpt-oss's, with `alpha` and `limit`."""
 PLAIN = {"relu_squared": 3}
-"""Activations of experts without a gate."""
+"""Activations of experts without a gate projection."""
 EXPERT_TYPES = (torch.float32, torch.bfloat16)
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Experts(ctypes.Structure):
-    """`Experts` of experts.c."""
+    """Mirrors `Experts` in experts.c."""
 
     _fields_ = (
         *((name, _INT) for name in ("format", "hidden", "inner", "experts", "activation", "gated", "interleaved")),
@@ -34,7 +34,7 @@ class _Experts(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """What stands between an expert's two products. `interleaved`: rows of gate and up follow each other in turn."""
+    """The activation between an expert's two products. `interleaved`: gate and up rows alternate in one weight."""
 
     name: str
     interleaved: bool = False
@@ -54,11 +54,11 @@ class ExpertParts:
 
     @property
     def gated(self) -> bool:
-        """Whether a gate multiplies what goes up."""
+        """Whether a gate projection multiplies the up projection."""
         return self.activation.name in GATES
 
     def fit(self, dtype: torch.dtype) -> bool:
-        """Whether they are of the sizes and types that the library takes for granted."""
+        """Return whether shapes and types are those that the library assumes."""
         rows, hidden = self.up[0].shape
         inner = rows // 2 if self.gated else rows
         alike = {weight.shape for weight in self.up} == {(rows, hidden)}
@@ -73,22 +73,22 @@ class ExpertParts:
 
 
 class NativeExperts:
-    """One layer's call. All tensors are of `dtype` and on the CPU; the parts must `fit` it."""
+    """The native call of one layer. All tensors are of `dtype` and on the CPU; the parts must `fit` it."""
 
     def __init__(self, library: NativeLibrary, parts: ExpertParts, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.library = library
         self.hidden = parts.down[0].shape[0]
-        self._held = parts, _products(parts.up), _products(parts.down)  # their addresses are in the fields
+        self._held = parts, _products(parts.up), _products(parts.down)  # keeps alive what the fields point to
         self._fields = _fields(parts, self._held[1], self._held[2])
         self.address = ctypes.addressof(self._fields)
 
     def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> NativeExperts:
-        """The same call with the same weights that lie elsewhere."""
+        """Return the same call for weights of the same shapes at other addresses."""
         return NativeExperts(self.library, replace(self._held[0], up=up, down=down), self.dtype)
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """x (M, K); chosen and shares (M, k), an expert's number and what its result counts -> (M, K)."""
+        """Return (M, K) for x (M, K); `chosen` and `shares` (M, k) hold each row's expert indices and their weights."""
         return self.library.experts(self.address, x, chosen.contiguous(), shares.float().contiguous())
 
 

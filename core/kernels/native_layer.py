@@ -1,11 +1,11 @@
-"""A decoder layer of the commonest make in two calls of our library, for few rows of input.
+"""A decoder layer of the most common architecture in two native calls, for few rows of input.
 
-    x -> norm -> q, k, v -> (norms of q and k) -> rotary positions -> attention -> linear -> norm -> + x = s
+    x -> norm -> q, k, v -> (norms of q and k) -> rotary embedding -> attention -> linear -> norm -> + x = s
     s -> norm -> activation(gate) * up -> linear -> norm -> + s
 
-Each norm may be missing. Where something else follows than the second line (experts), the second call ends before it,
-with s and its norm. Between the two calls the caller appends keys and values to its cache. Otherwise a token makes
-dozens of calls for each layer, and with a billion parameters the time between the products is a fifth of the whole.
+Each norm is optional. Where the second line differs (experts), the second call stops before it and returns s and its
+norm. Between the two calls the caller appends keys and values to its cache. Without this, a token makes dozens of calls
+per layer; with a billion parameters, the time between products is a fifth of the total.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class NormFields(ctypes.Structure):
-    """`NormOf` of norms.h."""
+    """Mirrors `NormOf` in norms.h."""
 
     _fields_ = (("gain", _ADDRESS), ("eps", ctypes.c_double), ("rounded", _INT), ("columns", _INT))
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` of layer.c."""
+    """Mirrors `Layer` in layer.c."""
 
     _fields_ = (
         *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned")),
@@ -50,7 +50,7 @@ class _Layer(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class NormParts:
-    """A root-mean-square norm as `NativeLibrary.rms_norm` takes it."""
+    """An RMS norm with the arguments of `NativeLibrary.rms_norm`."""
 
     gain: Tensor
     eps: float
@@ -59,12 +59,15 @@ class NormParts:
 
 @dataclass(frozen=True, eq=False)
 class LayerParts:
-    """What a layer consists of. `dim`: columns of a head, `turned`: those that positions turn, 0 = all; `residual`:
-    what either half adds is multiplied with it; `factor`: so is the layer's result.
+    """The parts of a decoder layer.
 
-    Weights of q, k, v, output, and of gate, up and down unless the caller computes what follows attention: of storages
-    that want the same kind of input for few rows; biases (N,) of the first four, of the layer's type; norms before and
-    after attention, before and after the gated part, and of q, k and v: of each head or of all.
+    `dim`: columns of a head. `turned`: columns that the rotary embedding rotates, 0 = all. `residual`: factor of what
+    attention and the gated part add. `factor`: factor of the layer's result.
+
+    `weights`: q, k, v and output, then gate, up and down unless the caller computes what follows attention; their
+    storages take the same kind of prepared input for few rows. `biases` (N,): of the first four weights, in the layer's
+    type. `norms`: before and after attention, before and after the gated part, then of q, k and v, per head or over all
+    heads.
     """
 
     dim: int
@@ -77,7 +80,7 @@ class LayerParts:
     factor: float = 1.0
 
     def fit(self, dtype: torch.dtype) -> bool:
-        """Whether they are of the sizes and types that the library takes for granted."""
+        """Return whether shapes and types are those that the library assumes."""
         shapes = [weight.shape for weight in self.weights]
         (rows, hidden), (kv_rows, _), dim = shapes[0], shapes[1], self.dim
         expected = [(rows, hidden), (kv_rows, hidden), (kv_rows, hidden), (hidden, rows)]
@@ -100,7 +103,7 @@ class LayerParts:
 
 
 class NativeLayer:
-    """One layer's two calls. All tensors are of `dtype` and on the CPU; the parts must `fit` it."""
+    """The two native calls of one layer. All tensors are of `dtype` and on the CPU; the parts must `fit` it."""
 
     def __init__(self, library: NativeLibrary, parts: LayerParts, dtype: torch.dtype) -> None:
         self.dim = parts.dim
@@ -110,14 +113,14 @@ class NativeLayer:
         self.turned = parts.turned or parts.dim
         self.factor = parts.factor
         self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim, self.turned
-        self._held = parts  # their addresses are in the fields
+        self._held = parts  # keeps alive what the fields point to
         self._fields = _fields(parts, self.heads, self.kv_heads)
         self.address = ctypes.addressof(self._fields)
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (1, M, K), cos and sin (1, M, turned) of its type or fp32, all contiguous -> q (1, H, M, dim), k and v
-        (1, KVH, M, dim)."""
+        """Return q (1, H, M, dim), k and v (1, KVH, M, dim) of x (1, M, K); cos and sin (1, M, turned) are of x's type
+        or fp32, all contiguous."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
         self.library.layer_begin(self.address, x, cos, sin, qkv)
@@ -125,11 +128,12 @@ class NativeLayer:
         return self._by_head(q, m, self.heads), self._by_head(k, m, self.kv_heads), self._by_head(v, m, self.kv_heads)
 
     def end(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """x (1, M, K) as given to `begin`, and the attention that its rows ask for -> (1, M, K)."""
+        """Return the layer's output (1, M, K) for the x (1, M, K) given to `begin` and the attention of its rows."""
         return self.library.layer_end(self.address, x, call)
 
     def attend(self, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Attention's part of `end`: x with what attention adds, and the norm of that, (1, M, K) each."""
+        """Compute only the attention part of `end`: return x plus the attention output, and its norm, (1, M, K)
+        each."""
         return self.library.layer_attend(self.address, x, call)
 
     def _by_head(self, states: Tensor, m: int, heads: int) -> Tensor:
@@ -158,5 +162,5 @@ def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p
 
 
 def norm_fields(norm: NormParts | None) -> NormFields:
-    """Fields of a norm as the library takes it; its gain is not held."""
+    """Return the library's fields of a norm; the caller must keep its gain alive."""
     return NormFields() if norm is None else NormFields(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain))

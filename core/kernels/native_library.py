@@ -1,7 +1,6 @@
-"""Calls of the compiled kernels with tensors: products, norms, attention, whole layers, experts.
+"""Calls the compiled kernels with tensors: products, norms, attention, whole layers, experts.
 
-The calls take addresses and know nothing of formats beyond their numbers; `matmul` and `prepared_input` own
-the tensors.
+The C functions take addresses and format numbers only; `matmul` and `prepared_input` own the tensors.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from core.kernels.quantized_weight import QuantizedWeight
 
 FEW_ROWS = 8
 PANEL_ROWS = 9
-"""From so many rows of input on a kernel may repack weights, if it is given memory for that."""
+"""From this many input rows on, a kernel may repack weights into panels, if it is given scratch memory."""
 FLOAT_PANELS = ("avxvnni", "avx2")
-"""The instruction sets with kernels for more rows of input than these where weights are floats."""
+"""The instruction sets whose kernels for float weights also take more than FEW_ROWS input rows."""
 NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(0, 1, 1)
-"""The shape of one that needs no memory."""
+"""An attention shape that needs no scratch memory."""
 SPLIT_KEYS = 256
-"""A stretch of keys shorter than this is not worth a task of its own."""
+"""Fewer keys than this are not worth a task of their own."""
 ONE_THREAD_BYTES = 256 << 10
-"""Below this many bytes, work runs on one thread."""
+"""Work on fewer bytes than this runs on one thread."""
 _ADDRESS = ctypes.c_void_p
 
 
@@ -36,8 +35,8 @@ _ADDRESS = ctypes.c_void_p
 class AttentionCall:
     """query (B, H, S, D), key and value (B, KVH, T, D) of fp32 or bf16, last dimension contiguous, or both packed.
 
-    `mask` (B, 1, S, T) of bool, True where a key is seen; `sinks` (H,) of fp32; `softcap` 0 = none; `recent`: of packed
-    keys and values the last R as floats (1, KVH, R, D), of the query's type, which are read instead.
+    `mask` (B, 1, S, T) is bool, True where a key is visible; `sinks` (H,) is fp32; `softcap` 0 = none. `recent`: the
+    last R keys and values (1, KVH, R, D) as floats of the query's type, read instead of their packed copies.
     """
 
     query: Tensor
@@ -62,7 +61,7 @@ class AttentionCall:
         return _address(self.query), states, _address(self.mask), _address(self.sinks)
 
     def shape(self, threads: int) -> tuple[int, ...]:
-        """Sizes and strides in the library's order."""
+        """Return sizes and strides in the library's order."""
         q, k, v, mask = self.query, self.key, self.value, self.mask
         kv_heads, keys = k.shape[1], k.shape[2]
         recent = 0 if self.recent is None else self.recent[0].shape[2]
@@ -78,7 +77,7 @@ class AttentionCall:
 
 
 def stretches(heads: int, keys: int, threads: int, recent: int = 0) -> int:
-    """Into how many tasks the keys of each of so many heads are cut; the last `recent` of them are one."""
+    """Return the number of tasks that each head's keys are split into; the last `recent` keys are one task."""
     if recent:
         return 1 + (stretches(heads, keys - recent, threads) if keys > recent else 0)
     wanted = -(-4 * threads // heads) if threads > 1 else 1
@@ -90,11 +89,11 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 class Parts:
-    """Rows of at most MOST_PARTS weights of one width for `matmul`: their addresses are looked up once. Their storages
-    want the same kind of input."""
+    """Row ranges of at most MOST_PARTS weights of equal width for `matmul`; their addresses are looked up once. Their
+    storages must take the same kind of prepared input."""
 
     def __init__(self, parts: Sequence[tuple[QuantizedWeight, int, int]]) -> None:
-        """Take weights, each with a range of rows [begin, end)."""
+        """`parts`: weights, each with a range of rows [begin, end)."""
         self._held = parts
         self.rows = tuple(end - begin for _, begin, end in parts)
         self.all_rows = sum(self.rows)
@@ -108,7 +107,7 @@ class Parts:
 
 
 class NativeLibrary:
-    """One instruction set of the library. Inputs are (M, K), their last dimension contiguous."""
+    """The library for one instruction set. Inputs are (M, K), last dimension contiguous."""
 
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
@@ -142,18 +141,18 @@ class NativeLibrary:
         self._state_scan = library.hetegen_state_scan
 
     def input_kind(self, storage: str, m: int, dtype: torch.dtype) -> int:
-        """What `matmul` takes for weights of `storage` and `m` rows of input of `dtype`: floats, or numbers of 8 or 16
-        bits."""
+        """Return the kind of input `matmul` takes for weights of `storage` and `m` input rows of `dtype`: floats, or
+        integers of 8 or 16 bits."""
         kind: int = self._input_kind(self._isa, format_number(storage), m, TYPES[dtype])
         return kind
 
     def alike(self, storages: Iterable[str], m: int) -> bool:
-        """Whether weights of these storages want one kind of input for `m` rows of it, of whatever type they are."""
+        """Return whether weights of these storages take one kind of input for `m` rows, whatever the input's type."""
         found = list(storages)
         return all(len({self.input_kind(one, m, dtype) for one in found}) == 1 for dtype in TYPES)
 
     def prepare(self, x: Tensor, kind: int) -> Tensor:
-        """`x` (M, K) laid out for `matmul` as the kind that `input_kind` says."""
+        """Convert `x` (M, K) for `matmul` to a kind returned by `input_kind`."""
         m, columns = x.shape
         buffer = torch.empty(self._input_bytes(m, columns, kind), dtype=torch.uint8)
         self._prepare(
@@ -163,7 +162,7 @@ class NativeLibrary:
         return buffer
 
     def matmul(self, parts: Parts, prepared: Tensor, m: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
-        """(M, rows) of `dtype` for each part: the prepared input times its rows of `columns` columns."""
+        """Return (M, rows) of `dtype` for each part: the prepared input times the part's rows of `columns` columns."""
         threads = torch.get_num_threads()
         out = torch.empty(m * parts.all_rows, dtype=dtype)
         scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m >= PANEL_ROWS else None
@@ -176,9 +175,10 @@ class NativeLibrary:
         return [own.view(m, -1) for own in out.split_with_sizes([m * rows for rows in parts.rows])]
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float, rounded: bool) -> Tensor:  # noqa: FBT001  the library's own
-        """x / sqrt(mean(x^2) + eps) * gain over the last dimension, in x's shape and type.
+        """Return x / sqrt(mean(x^2) + eps) * gain over the last dimension, in x's shape and type.
 
-        `x` (..., K), contiguous; `gain` (K,) of fp32. `rounded`: to x's type before the multiplication with the gain.
+        `x` is (..., K), contiguous; `gain` is (K,) of fp32. `rounded`: round to x's type before multiplying with the
+        gain.
         """
         out = torch.empty_like(x)
         self._rms_norm(
@@ -188,7 +188,7 @@ class NativeLibrary:
         return out
 
     def encode(self, storage: str, weight: Tensor, data: Tensor, scales: Tensor) -> None:
-        """Convert `weight` (N, K), last dimension contiguous, into int8 or int4 `data` and `scales` in place."""
+        """Quantise `weight` (N, K), last dimension contiguous, into `data` and `scales` in place."""
         rows, columns = weight.shape
         self._encode(
             self._isa, format_number(storage), weight.data_ptr(), TYPES[weight.dtype], rows, columns, weight.stride(0),
@@ -196,7 +196,7 @@ class NativeLibrary:
         )  # fmt: skip
 
     def attention(self, call: AttentionCall) -> Tensor:
-        """(B, S, H, D), contiguous, in the query's type."""
+        """Return the attention output (B, S, H, D), contiguous, in the query's type."""
         q = call.query
         threads = _threads_for(call.key.nbytes + call.value.nbytes)
         shape = (ctypes.c_int64 * SHAPE_FIELDS)(*call.shape(threads))
@@ -209,11 +209,11 @@ class NativeLibrary:
         return out
 
     def pack(self, states: Tensor, packed: Tensor, *, mixed: bool) -> None:
-        """Write states (1, H, T, D), of fp32 or bf16, into `packed` (1, H, T, packed_width(D)): `packed_states`."""
+        """Quantise states (1, H, T, D), fp32 or bf16, into `packed` (1, H, T, packed_width(D)): see `packed_states`."""
         self._convert_states(states, packed, mixed=mixed, widens=False)
 
     def widen(self, packed: Tensor, states: Tensor, *, mixed: bool) -> None:
-        """Write what `packed` (1, H, T, packed_width(D)) holds into states (1, H, T, D)."""
+        """Dequantise `packed` (1, H, T, packed_width(D)) into `states` (1, H, T, D)."""
         self._convert_states(states, packed, mixed=mixed, widens=True)
 
     def _convert_states(self, states: Tensor, packed: Tensor, *, mixed: bool, widens: bool) -> None:
@@ -224,7 +224,7 @@ class NativeLibrary:
         )  # fmt: skip
 
     def layer_begin(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, qkv: Tensor) -> None:
-        """Compute the first half of the layer at an address for x (1, M, K), into `qkv`: see `native_layer`."""
+        """Compute the first half of the layer at address `layer` for x (1, M, K) into `qkv`: see `native_layer`."""
         m = x.shape[1]
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], m, NO_ATTENTION), dtype=torch.uint8)
         self._layer_begin(
@@ -233,13 +233,13 @@ class NativeLibrary:
         )  # fmt: skip
 
     def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:
-        """Compute the second half: what `call` attends to, through the rest of the layer, (1, M, K) as x."""
+        """Compute the second half: the attention of `call` and the rest of the layer, (1, M, K) as x."""
         out = torch.empty_like(x)
         self._after_attention(self._layer_end, layer, x, call, out.data_ptr())
         return out
 
     def layer_attend(self, layer: int, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Attention's part of `layer_end`: x (1, M, K) with what attention adds, and the norm of that."""
+        """Compute the attention part of `layer_end`: return x (1, M, K) plus the attention output, and its norm."""
         both = torch.empty((2, *x.shape), dtype=x.dtype)
         total, normed = both.unbind()
         self._after_attention(self._layer_attend, layer, x, call, total.data_ptr(), normed.data_ptr())
@@ -257,7 +257,7 @@ class NativeLibrary:
         )  # fmt: skip
 
     def layers(self, layers: int, count: int, x: Tensor) -> Tensor:
-        """(1, M, K): x through so many layers that are described at that address: see `native_run`."""
+        """Return x (1, M, K) after the `count` layers described at address `layers`, (1, M, K): see `native_run`."""
         out, m, type, threads = torch.empty_like(x), x.shape[1], TYPES[x.dtype], torch.get_num_threads()
         scratch = torch.empty(self._layers_bytes(self._isa, count, layers, type, m, threads), dtype=torch.uint8)
         self._layers(
@@ -266,7 +266,7 @@ class NativeLibrary:
         return out
 
     def experts(self, experts: int, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """(M, K): what the experts described at that address make of `x`: see `core.kernels.native_experts`."""
+        """Return the output (M, K) of the experts described at address `experts` for `x`: see `native_experts`."""
         (m, choices), threads, out = chosen.shape, torch.get_num_threads(), torch.empty_like(x)
         nbytes = self._experts_bytes(self._isa, experts, TYPES[x.dtype], m, choices, threads)
         scratch = torch.empty(nbytes, dtype=torch.uint8)
@@ -277,7 +277,8 @@ class NativeLibrary:
         return out
 
     def route(self, router: int, x: Tensor, scores: Tensor, chosen: Tensor, shares: Tensor) -> None:
-        """Choose experts for x (M, K) by the router at that address, into `chosen` and `shares` (M, k)."""
+        """Route x (M, K) by the router at address `router`; fill `scores` (M, experts), `chosen` and `shares` (M,
+        k)."""
         scratch = torch.empty(self._route_bytes(self._isa, router, TYPES[x.dtype], x.shape[0]), dtype=torch.uint8)
         self._route(
             self._isa, router, x.data_ptr(), TYPES[x.dtype], x.shape[0], scores.data_ptr(), chosen.data_ptr(),
@@ -285,7 +286,7 @@ class NativeLibrary:
         )  # fmt: skip
 
     def mixture(self, mixture: int, x: Tensor) -> Tensor:
-        """(M, K): what the mixture of experts described at that address makes of `x`: see `native_mixture`."""
+        """Return the output (M, K) of the mixture of experts described at address `mixture`: see `native_mixture`."""
         type, threads, out = TYPES[x.dtype], torch.get_num_threads(), torch.empty_like(x)
         nbytes = self._mixture_bytes(self._isa, mixture, type, x.shape[0], threads)
         scratch = torch.empty(nbytes, dtype=torch.uint8)
@@ -295,8 +296,9 @@ class NativeLibrary:
         return out
 
     def head(self, coarse: Parts, full: Parts, x: Tensor, wanted: int) -> tuple[Tensor, int]:
-        """(M, N) in x's type: x (M, K), of at most FEW_ROWS rows, contiguous, times all rows of a head by its `coarse`
-        copy, and at least `wanted` of each row of input by the `full` one; and how many these are of all."""
+        """Return the logits (M, N) of x (M, K), contiguous, at most FEW_ROWS rows, in x's type, and the number of
+        recomputed logits. All rows are computed with the `coarse` copy, then at least `wanted` per input row with
+        `full`."""
         (m, columns), threads = x.shape, torch.get_num_threads()
         out = torch.empty((m, full.all_rows), dtype=x.dtype)
         nbytes = self._head_bytes(self._isa, coarse.fields, full.fields, m, columns, threads)
@@ -308,30 +310,30 @@ class NativeLibrary:
         return out, again
 
     def convolve(self, call: int, nbytes: int) -> None:
-        """The convolution described at the address `call`: see `core.kernels.native_recurrent`."""
+        """Run the convolution described at address `call`: see `core.kernels.native_recurrent`."""
         self._convolve(self._isa, call, _threads_for(nbytes))
 
     def delta_rule(self, call: int, nbytes: int) -> None:
-        """The gated delta rule described at the address `call`, over a state of `nbytes`."""
+        """Run the gated delta rule described at address `call`, over a state of `nbytes`."""
         self._delta_rule(self._isa, call, _threads_for(nbytes))
 
     def state_scan(self, call: int, nbytes: int) -> None:
-        """The scan of Mamba-2 described at the address `call`, over a state of `nbytes`."""
+        """Run Mamba-2's scan described at address `call`, over a state of `nbytes`."""
         self._state_scan(self._isa, call, _threads_for(nbytes))
 
 
 def _threads_for(nbytes: int) -> int:
-    """Waiting for other threads costs more than they save on little work, and far more on a busy machine."""
+    """Return the thread count for work on `nbytes`; small work loses more by waiting for threads than it gains."""
     return torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
 
 
 def copy_past_caches(to: int, start: int, nbytes: int) -> None:
-    """Copy between addresses past the caches; Python's lock is released meanwhile."""
+    """Copy between two addresses with non-temporal stores; the GIL is released meanwhile."""
     _copy()(to, start, nbytes)
 
 
 def copy_rows_past_caches(to: int, start: int, rows: int, nbytes: int, stride: int) -> None:
-    """Copy so many rows of `nbytes`, which begin every `stride` bytes, to an address, end to end."""
+    """Copy `rows` rows of `nbytes`, spaced `stride` bytes apart, to an address, end to end."""
     if (compiled := library()) is not None:
         compiled.hetegen_copy_rows(to, start, rows, nbytes, stride)
         return
@@ -348,14 +350,14 @@ def _copy() -> Callable[[int, int, int], object]:
 
 @cache
 def native() -> NativeLibrary | None:
-    """The library with this processor's best instruction set; None if there is no library or none fits."""
+    """Return the library with this processor's best instruction set; None if there is no usable library."""
     usable = instruction_sets()
     return open_library(usable[0]) if usable else None
 
 
 @cache
 def open_library(instruction_set: str) -> NativeLibrary:
-    """The library with one of `instruction_sets()`."""
+    """Return the library for one of `instruction_sets()`."""
     compiled = library()
     assert compiled is not None
     return NativeLibrary(compiled, instruction_set)

@@ -1,4 +1,4 @@
-"""What a layer's experts make of a few rows of input in one call of our library, with the choice of experts."""
+"""A mixture-of-experts block for few rows of input as one native call: routing, routed experts, and a shared expert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Mixture(ctypes.Structure):
-    """`Mixture` of mixture.c."""
+    """Mirrors `Mixture` in mixture.c."""
 
     _fields_ = (
         *((name, _ADDRESS) for name in ("router", "experts")),
@@ -33,8 +33,8 @@ class _Mixture(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class SharedExpert:
-    """An expert that every row goes to: gate and up (N, K) want the same kind of input, down is (K, N). `door` (1, K):
-    the sigmoid of its product multiplies the result."""
+    """An expert that every row goes through: gate and up (N, K) take the same kind of prepared input, down is (K, N).
+    `door` (1, K): the result is multiplied with the sigmoid of its product."""
 
     activation: str
     gate: QuantizedWeight
@@ -43,23 +43,24 @@ class SharedExpert:
     door: QuantizedWeight | None = None
 
     def fit(self, columns: int) -> bool:
-        """Whether the weights are of the sizes that the library takes for granted."""
+        """Return whether shapes are those that the library assumes."""
         inner = self.gate.shape[0]
         sized = self.gate.shape == self.up.shape == (inner, columns) and self.down.shape == (columns, inner)
         return sized and (self.door is None or self.door.shape == (1, columns))
 
 
 class NativeMixture:
-    """One layer's call, by the experts' library. Inputs are contiguous, of `dtype`, of at most FEW_ROWS rows."""
+    """The native call of one block, by the experts' library. Inputs are contiguous, of `dtype`, at most FEW_ROWS
+    rows."""
 
     def __init__(
         self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None,
         norms: Sequence[NormParts | None] = (None,) * 4,
     ) -> None:  # fmt: skip
-        """`norms`: before and after the chosen experts, before and after the one for every row."""
+        """`norms`: before and after the routed experts, before and after the shared expert."""
         self.library, self.dtype = experts.library, experts.dtype
         door = None if shared is None or shared.door is None else Parts([(shared.door, 0, 1)])
-        self._held = router, experts, shared, door, norms  # their addresses are in the fields
+        self._held = router, experts, shared, door, norms  # keeps alive what the fields point to
         self._fields = _Mixture(router.address, experts.address, router.experts, router.routing.choices, experts.hidden)
         if shared is not None:
             inner, hidden = shared.gate.shape[0], experts.hidden
@@ -71,5 +72,5 @@ class NativeMixture:
         self.address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (M, K) -> (M, K)."""
+        """Return the block's output (M, K) for x (M, K)."""
         return self.library.mixture(self.address, x)

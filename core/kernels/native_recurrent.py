@@ -1,7 +1,7 @@
-"""Layers that remember by a state of fixed size, in one call each of our library: for one token or many.
+"""Recurrent layers (layers with a state of fixed size) as one native call each, for any number of tokens.
 
-All tensors are on the CPU; inputs and outputs are of fp32 or bf16, states of fp32. Rows of inputs may be apart, columns
-may not. A token's result does not depend on how many are computed in one call.
+All tensors are on the CPU; inputs and outputs are fp32 or bf16, states fp32. Input rows may be strided, columns are
+contiguous. A token's result does not depend on how many tokens one call computes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _fields(numbers: str, addresses: str) -> list[tuple[str, type]]:
 
 
 class _Convolution(ctypes.Structure):
-    """`Convolution` of recurrent.c, as those that follow."""
+    """Mirrors `Convolution` in recurrent.c; the structures below mirror its `Delta` and `Scan`."""
 
     _fields_ = (*_fields("rows channels stride kept_rows taps silu", "kept x weight bias out"), ("type", ctypes.c_int))
 
@@ -51,10 +51,10 @@ class _Scan(ctypes.Structure):
 def convolve(
     library: NativeLibrary, x: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, *, silu: bool
 ) -> Tensor:
-    """x (T, C) -> (T, C): each channel's last inputs weighed, with SiLU if asked for.
+    """Return the causal convolution (T, C) of x (T, C) per channel, followed by SiLU if asked for.
 
-    `weight` (taps, C) and `bias` (C,) of fp32. `kept` (R, C), contiguous: the inputs before the first, taken for zeros
-    where there is none; afterwards it holds the last R.
+    `weight` (taps, C) and `bias` (C,) are fp32. `kept` (R, C), contiguous, holds the inputs before the first one, zeros
+    if None; it is updated to the last R inputs.
     """
     (rows, channels), out = x.shape, torch.empty(x.shape, dtype=x.dtype)
     kept_rows = 0 if kept is None else kept.shape[0]
@@ -70,10 +70,10 @@ def delta_rule(
     library: NativeLibrary, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, before: Tensor | None,
     after: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The gated delta rule: q, k (T, KH, K) and v (T, VH, V) -> (T, VH, V), q and k made of unit length.
+    """Apply the gated delta rule: q, k (T, KH, K) and v (T, VH, V) -> (T, VH, V); q and k are L2-normalised first.
 
-    `decay` and `beta` (T, VH) of fp32, contiguous. `before` (VH, K, V): the state, None = zeros; `after`, which may be
-    the same, holds the next.
+    `decay` and `beta` (T, VH) are fp32, contiguous. `before` (VH, K, V) is the initial state, zeros if None; the final
+    state is written to `after`, which may be the same tensor.
     """
     (rows, key_heads, key_dim), (_, heads, value_dim) = k.shape, v.shape
     out, keys = torch.empty(v.shape, dtype=v.dtype), torch.empty(rows * key_heads * 2 * key_dim)
@@ -87,7 +87,8 @@ def delta_rule(
 
 @dataclass(frozen=True, eq=False)
 class ScanInputs:
-    """x (T, H, P), b and c (T, G, N); `step` and `decay` (T, H), `skip` (H,) of fp32, contiguous."""
+    """Inputs of `state_scan`: x (T, H, P), b and c (T, G, N); `step`, `decay` (T, H) and `skip` (H,) fp32,
+    contiguous."""
 
     x: Tensor
     b: Tensor
@@ -100,9 +101,10 @@ class ScanInputs:
 def state_scan(
     library: NativeLibrary, inputs: ScanInputs, before: Tensor | None, after: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Mamba-2: (T, H, P) of `dtype`.
+    """Apply Mamba-2's state space scan; return (T, H, P) of `dtype`.
 
-    `before` (H, P, N): the state, None = zeros; `after`, which may be the same, holds the next.
+    `before` (H, P, N) is the initial state, zeros if None; the final state is written to `after`, which may be the
+    same.
     """
     x, b, c = inputs.x, inputs.b, inputs.c
     (rows, heads, dim), (_, groups, states) = x.shape, b.shape

@@ -1,4 +1,4 @@
-"""The choice of experts for a few rows of input in one call of our library."""
+"""Expert routing for a few rows of input as one native call."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
 KINDS = {"softmax_of_all": 0, "softmax_of_chosen": 1, "sigmoid_of_each": 2}
-"""What makes shares of the scores, and whether before or after the choice."""
+"""How scores become expert weights: softmax before the choice, softmax over the chosen ones, or a sigmoid of each."""
 MOST_EXPERTS = 1024
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Router(ctypes.Structure):
-    """`Router` of router.c."""
+    """Mirrors `Router` in router.c."""
 
     _fields_ = (
         *((name, _INT) for name in ("experts", "hidden", "choices", "kind", "normed", "rounded_scores")),
@@ -31,8 +31,9 @@ class _Router(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Routing:
-    """How shares are made. `normed`: those of a row are divided by their sum; the rounding is to bf16; experts are
-    chosen in the best `kept_groups` of `groups`, each of which counts as its `group_best` best experts (1 or 2)."""
+    """How experts are chosen and weighted. `normed`: a row's weights are divided by their sum. `rounded_*`: rounded to
+    bf16. Experts are chosen from the best `kept_groups` of `groups`; a group's score is the sum of its `group_best`
+    best experts' scores (1 or 2)."""
 
     kind: str
     choices: int
@@ -47,9 +48,9 @@ class Routing:
 
 @dataclass(frozen=True, eq=False)
 class RouterParts:
-    """`weight` (experts, K) of any storage, and vectors of fp32: `bias` and `correction` (experts,); the second counts
-    for the choice and not for the shares; `gain` (K,) of a root-mean-square norm before, with `eps`; `worth`
-    (experts,) that shares are multiplied with."""
+    """`weight` (experts, K) of any storage, and vectors of fp32: `bias` (experts,); `correction` (experts,), added for
+    the choice but not for the weights; `gain` (K,) and `eps` of an RMS norm before the product; `worth` (experts,), a
+    factor of the expert weights."""
 
     weight: QuantizedWeight
     bias: Tensor | None = None
@@ -60,7 +61,7 @@ class RouterParts:
 
 
 class NativeRouter:
-    """One layer's choice of experts. Inputs are contiguous, of fp32 or bf16, at most FEW_ROWS rows, on the CPU."""
+    """One layer's router. Inputs are contiguous, fp32 or bf16, at most FEW_ROWS rows, on the CPU."""
 
     def __init__(self, library: NativeLibrary, routing: Routing, parts: RouterParts) -> None:
         experts, hidden = parts.weight.shape
@@ -68,7 +69,7 @@ class NativeRouter:
         self.library = library
         wide = parts.weight.storage == "fp32"
         rows = None if wide else Parts([(parts.weight, 0, experts)])
-        self._held = parts, rows  # their addresses are in the fields
+        self._held = parts, rows  # keeps alive what the fields point to
         self._fields = _Router(
             experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
             routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale, parts.eps,
@@ -79,7 +80,7 @@ class NativeRouter:
         self.address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (M, K) -> scores (M, experts) and shares (M, k) of fp32, chosen experts (M, k)."""
+        """Return scores (M, experts), expert weights (M, k), both fp32, and chosen experts (M, k) for x (M, K)."""
         scores = torch.empty((x.shape[0], self.experts))
         shares = torch.empty((x.shape[0], self.routing.choices))
         chosen = torch.empty((x.shape[0], self.routing.choices), dtype=torch.int64)

@@ -1,7 +1,7 @@
-"""Decoder layers that follow each other, with their keys and values, in one call of our library, for few rows of input.
+"""Consecutive decoder layers, including their KV caches, as one native call, for few rows of input.
 
-The work is that of `native_layer`, layer after layer. Python and torch take some 80 microseconds between two layers,
-which is more than a small model's products take.
+Each layer computes what `native_layer` does. Python and torch take about 80 microseconds between two layers, more than
+a small model's products.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core.kernels.packed_width import PACKED
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 ONE_THREAD_BYTES = 64 << 10
-"""Below this many bytes of keys and values one thread attends to them: within a call the others are awake."""
+"""With fewer bytes of keys and values, one thread computes attention. Lower than elsewhere: here the pool is awake."""
 
 
 _PAST = (
@@ -31,13 +31,13 @@ _PAST = (
 
 
 class _Past(ctypes.Structure):
-    """`Past` of layer.c."""
+    """Mirrors `Past` in layer.c."""
 
     _fields_ = (*((name, _INT) for name in _PAST), *((name, _ADDRESS) for name in ("cos", "sin", "mask")))
 
 
 class _Placed(ctypes.Structure):
-    """`Placed` of layer.c."""
+    """Mirrors `Placed` in layer.c."""
 
     _fields_ = (
         *((name, _ADDRESS) for name in ("layer", "past", "keys", "values", "recent_keys", "recent_values", "sinks")),
@@ -48,9 +48,11 @@ class _Placed(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class RunLayer:
-    """One layer of a run: `sinks` (H,) of fp32 and `scale` of its attention's scores; `mixture`: its experts, if
-    it has any, which are computed by the layer's library; `kind`: the same for layers that see the same tokens and have
-    heads of one size, counted from 0."""
+    """One layer of a run.
+
+    `sinks` (H,) of fp32 and `scale` belong to its attention; `mixture`: its experts, if any, computed by the layer's
+    library; `kind`: an index from 0, equal for layers that see the same tokens with heads of the same size.
+    """
 
     native: NativeLayer
     sinks: Tensor | None
@@ -61,10 +63,11 @@ class RunLayer:
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What layers of one kind see: `held` tokens from place `first` of those kept on, and the M new ones behind them.
-    Of packed ones the `recent` newest are seen as they were, from place `recent_first` on.
+    """The tokens that layers of one kind attend to: `held` cached ones from cache position `first` on, then the M new
+    ones.
 
-    cos and sin (1, M, turned) of the layers' type or fp32, mask (1, 1, M, held + M) of bool, rows contiguous.
+    Of packed caches, the `recent` newest tokens are read unpacked, from position `recent_first` on.
+    cos and sin are (1, M, turned) of the layers' type or fp32; mask is (1, 1, M, held + M) of bool, rows contiguous.
     """
 
     cos: Tensor
@@ -77,21 +80,21 @@ class Sight:
 
 
 class NativeRun:
-    """Layers of one width, of one type and for one instruction set, and where their keys and values are."""
+    """Layers of one width, one type and one instruction set, and the addresses of their KV caches."""
 
     def __init__(self, layers: Sequence[RunLayer]) -> None:
-        self._held = layers  # their addresses are in the fields
+        self._held = layers  # keeps alive what the fields point to
         self._library = layers[0].native.library
         self._ones = {layer.kind: layer.native for layer in layers}
         self._pasts = (_Past * (1 + max(self._ones)))()
         self._placed = (_Placed * len(layers))(*map(self._in_place, layers))
 
     def place(self, number: int, keys: Tensor, values: Tensor, *recent: Tensor) -> None:
-        """Layer `number` keeps its keys and values there in the next call, (1, KVH, capacity, dim) each, contiguous;
-        or (1, KVH, capacity, packed_width(dim)) where they are packed, as those of all layers of its kind are then, and
-        the newest in two more of any capacity as they are.
+        """Set the KV cache of layer `number` for the next call: `keys`, `values` (1, KVH, capacity, dim), contiguous.
 
-        They are not held: a cache that another has replaced has to go.
+        Packed ones are (1, KVH, capacity, packed_width(dim)), as then for all layers of the kind; `recent` holds the
+        newest keys and values unpacked, with a capacity of their own. The run keeps no reference, so a replaced cache
+        can be freed.
         """
         placed, past = self._placed[number], self._pasts[self._held[number].kind]
         placed.keys, placed.values = keys.data_ptr(), values.data_ptr()
@@ -101,7 +104,7 @@ class NativeRun:
             past.recent_capacity = recent[0].shape[2]
 
     def __call__(self, x: Tensor, sights: Mapping[int, Sight]) -> Tensor:
-        """x (1, M, K) -> (1, M, K). `sights`: by kind of layer."""
+        """Return x (1, M, K) after all layers, (1, M, K). `sights`: by kind of layer."""
         for kind, sight in sights.items():
             self._look(kind, sight, x)
         return self._library.layers(ctypes.addressof(self._placed), len(self._placed), x)

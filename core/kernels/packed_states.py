@@ -1,8 +1,8 @@
-"""Keys and values of 8 bits: packed when they are appended, widened for what computes with floats.
+"""The 8-bit KV cache: states are quantised when they are appended and dequantised for code that computes with floats.
 
-A packed row (packed_width(D) bytes) has one signed byte for each column, then a scale of bf16 for each 32 of them. The
-columns of keys are mixed before (`mixed`): a few of them are far larger than the rest and would take all the precision.
-Queries that are mixed alike give the same products.
+A packed row (packed_width(D) bytes) has one signed byte per column, then a bf16 scale for each 32 columns. Keys go
+through a Hadamard transform first (`mixed`): a few of their columns are far larger than the rest and would take all the
+precision. Queries that are transformed alike give the same dot products.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from core.kernels.packed_width import GROUP, MOST_COLUMNS, PACKED, unpacked
 
 LARGEST = 127
 TYPES = (torch.float32, torch.bfloat16)
-"""What the library packs."""
+"""Float types that the library packs."""
 
 
 class Stored(NamedTuple):
-    """Keys or values as they lie: floats (B, H, T, D); or packed (1, H, T, packed_width(D)), and then in `recent`
-    (1, H, R, D) the last R of them as they were."""
+    """Keys or values as stored: floats (B, H, T, D); or packed (1, H, T, packed_width(D)), with the last R of them
+    unpacked in `recent` (1, H, R, D)."""
 
     rows: Tensor
     recent: Tensor | None = None
 
     def floats(self, dtype: torch.dtype, *, mixed: bool) -> Tensor:
-        """(B, H, T, D) of `dtype` if they were packed, where they lie."""
+        """Return the states as floats (B, H, T, D): packed ones dequantised to `dtype`, others unchanged."""
         if self.rows.dtype is not PACKED:
             return self.rows
         if self.recent is None:
@@ -43,10 +43,10 @@ class Stored(NamedTuple):
 
 
 class PackedRows(Tensor):
-    """Keys or values as a model gets them back from its cache: its own floats to every function but our attention.
+    """Packed keys or values as a cache returns them to a model: every function but our attention sees floats.
 
-    Most models hand them to attention as they are, which takes `stored`; some compute with them first, and need not
-    know.
+    Most models pass them unchanged to attention, which reads `stored`. Some compute with them first; for these,
+    `__torch_function__` dequantises.
     """
 
     stored: Stored
@@ -54,7 +54,7 @@ class PackedRows(Tensor):
 
     @classmethod
     def of(cls, stored: Stored, *, mixed: bool) -> PackedRows:
-        """Packed rows that stand for floats of the type of the recent ones."""
+        """Wrap packed rows; they behave as floats of the type of their recent states."""
         made: PackedRows = Tensor._make_subclass(cls, stored.rows)
         made.stored, made.mixed = stored, mixed
         return made
@@ -75,12 +75,12 @@ def _as_floats(one: Any) -> Any:
 
 
 def as_stored(states: Tensor) -> Stored:
-    """Keys or values (B, H, T, D) that a cache has handed over, as they lie."""
+    """Return keys or values (B, H, T, D), as returned by a cache, in their stored form."""
     return states.stored if isinstance(states, PackedRows) else Stored(states)
 
 
 def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:
-    """Write states (1, H, T, D) into `packed` (1, H, T, packed_width(D)), wherever that lies."""
+    """Quantise states (1, H, T, D) into `packed` (1, H, T, packed_width(D)), on whichever device that is."""
     states = states.to(packed.device)
     library = _library(states, states.shape[3], states.dtype)
     if library is not None and states.stride(3) == 1:
@@ -98,7 +98,7 @@ def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:
 
 
 def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool) -> Tensor:
-    """(1, H, T, D) of `dtype`: what `packed` (1, H, T, packed_width(D)) holds, where it lies."""
+    """Dequantise `packed` (1, H, T, packed_width(D)) to (1, H, T, D) of `dtype` on its own device."""
     columns = unpacked(packed.shape[3])
     library = _library(packed, columns, dtype)
     if library is not None and packed.stride(3) == 1:
@@ -111,13 +111,14 @@ def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool) -> Tensor:
 
 
 def _library(tensor: Tensor, columns: int, dtype: torch.dtype) -> NativeLibrary | None:
-    """What converts rows of so many columns from or to this type where the tensor lies."""
+    """Return the library if it can convert rows of `columns` columns from or to `dtype` on the tensor's device."""
     plain = tensor.device.type == "cpu" and type(tensor) is Tensor and tensor.shape[0] == 1
     return native() if plain and columns <= MOST_COLUMNS and dtype in TYPES else None
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """Each run of 2^n columns, the most that divide them all, through an orthogonal Hadamard transform."""
+    """Apply an orthonormal Hadamard transform to each run of 2^n columns, 2^n being the largest power that divides
+    D."""
     size = x.shape[-1] & -x.shape[-1]
     runs = x.reshape(*x.shape[:-1], -1, size)
     return (runs @ _hadamard(size).to(x.device)).view(x.shape)

@@ -1,4 +1,4 @@
-"""An input of linears on the CPU, prepared once for all that read it (q, k and v; gate and up)."""
+"""The input of CPU linears, converted once for all weights that read it (q, k and v; gate and up)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from core.kernels.native_library import FEW_ROWS, NativeLibrary
 
 
 class HostInput:
-    """`x` (M, K) of fp32, bf16 or fp16, and what kernels made of it so far."""
+    """An input `x` (M, K) of fp32, bf16 or fp16, with a cache of its conversions."""
 
     __slots__ = ("_as", "_ordered", "_prepared", "columns", "dtype", "rows", "x")
 
     def __init__(self, x: Tensor) -> None:
-        """`x` (..., K); leading dimensions are taken as one."""
+        """`x` (..., K): leading dimensions are flattened into one."""
         assert x.dtype in TYPES
         self.x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if self.x.stride(1) != 1:
@@ -29,17 +29,17 @@ class HostInput:
         self._ordered: dict[ColumnOrder, HostInput] = {}
 
     def to(self, dtype: torch.dtype) -> Tensor:
-        """`x` (M, K) as `dtype`."""
+        """Return `x` (M, K) as `dtype`."""
         if dtype not in self._as:
             self._as[dtype] = self.x.to(dtype)
         return self._as[dtype]
 
     def ordered(self, order: ColumnOrder | None) -> HostInput:
-        """The same (M, K) with columns in this order, made once for all weights that have it."""
+        """Return the input (M, K) with its columns in this order; computed once for all weights that share it."""
         if order is None:
             return self
         if order not in self._ordered:
-            # torch has two ways, of which one is faster for few rows and the other for many.
+            # index_select is faster for few rows, advanced indexing for many.
             columns = order.columns
             self._ordered[order] = HostInput(
                 self.x.index_select(1, columns) if self.rows <= FEW_ROWS else self.x[:, columns]
@@ -47,7 +47,7 @@ class HostInput:
         return self._ordered[order]
 
     def prepared(self, library: NativeLibrary, storage: str) -> Tensor:
-        """The input (M, K) laid out for the library's kernels of `storage`."""
+        """Return the input (M, K) in the layout of the library's kernels for `storage`."""
         key = (library.instruction_set, library.input_kind(storage, self.rows, self.dtype))
         if key not in self._prepared:
             self._prepared[key] = library.prepare(self.x, key[1])

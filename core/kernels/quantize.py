@@ -1,7 +1,7 @@
-"""Turning stored weights into the formats that `kernels.weights` describes, without calibration data.
+"""Quantises weights into the formats that `quantized_weight` describes, without calibration data.
 
-Rows are converted in chunks, so that little more memory than the result's is needed. Where a weight holds NaN or
-infinity the scale is not a number, so that it shows in every output.
+Rows are converted in chunks, so that peak memory is little more than the result. Where a weight holds NaN or infinity,
+the scale becomes NaN, so that the error shows in every output.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from core.spec import COARSE_COLUMNS, GROUP, ITEM_BYTES, LAYOUTS, Layout, Storag
 
 CHUNK_ELEMENTS = 1 << 20
 TRIED = 16
-"""Ways to round a group that are tried; for each the scale (and minimum) of least error is found."""
+"""Rounding grids tried per group; for each, the scale (and minimum) of least squared error is computed."""
 FINEST, TINY = 127, 1e-6
 
 
 def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
-    """`weight` (N, K) of any floating type in `format`; a storage of floats keeps it as it is."""
+    """Quantise `weight` (N, K) of any floating type to `format`; a float storage keeps the tensor as it is."""
     rows, columns = weight.shape
     if format in ITEM_BYTES:
         return QuantizedWeight("bf16", (rows, columns), weight)
@@ -32,13 +32,13 @@ def quantize(weight: Tensor, format: Storage) -> QuantizedWeight:
 
 
 def quantize_into(weight: Tensor, result: QuantizedWeight) -> QuantizedWeight:
-    """The same in memory that is there already, of the shape and storage of `result`; returns it."""
+    """Quantise `weight` (N, K) into the existing memory of `result`, of the same shape; return `result`."""
     _encode(weight, result)
     return result
 
 
 def quantize_pieces(pieces: Iterable[Tensor], format: Storage, rows: int, columns: int) -> QuantizedWeight:
-    """The weight (N, K) whose rows the `pieces` (n, K) hold one behind the other; one piece is needed at a time."""
+    """Quantise a weight (N, K) given as consecutive `pieces` (n, K) of rows; one piece is in memory at a time."""
     result, begin = empty(format, rows, columns), 0
     for piece in pieces:
         _encode(piece, result.rows(begin, begin := begin + len(piece)))
@@ -55,7 +55,7 @@ def _encode(weight: Tensor, result: QuantizedWeight) -> None:
 
 
 def encode_with_torch(weight: Tensor, result: QuantizedWeight) -> None:
-    """Fill `result` from `weight` (N, K) where the compiled library cannot: slower, else the same."""
+    """Fill `result` from `weight` (N, K) without the compiled library: the same values, slower."""
     rows, columns = result.shape
     chunk = max(1, CHUNK_ELEMENTS // max(1, columns))
     encode = _encode_int8 if result.format == "int8" else _encode_fine
@@ -65,7 +65,7 @@ def encode_with_torch(weight: Tensor, result: QuantizedWeight) -> None:
 
 
 def _encode_int8(weight: Tensor, out: QuantizedWeight) -> None:
-    """Symmetric, one scale per row."""
+    """Quantise symmetrically, with one scale per row."""
     assert out.scales is not None
     scales = weight.abs().amax(1) / 127
     out.scales.copy_(torch.where(scales.isfinite(), scales, torch.nan))
@@ -74,7 +74,7 @@ def _encode_int8(weight: Tensor, out: QuantizedWeight) -> None:
 
 
 def _encode_fine(weight: Tensor, out: QuantizedWeight) -> None:
-    """In groups of 32 whose scales are whole steps of a factor that 256 columns share; with 4 bits also minimums."""
+    """Quantise in groups of 32 columns with int8 scales, times an fp16 factor per 256 columns; 4 bits add minimums."""
     assert out.scales is not None
     layout, rows = LAYOUTS[out.format], len(weight)
     width = layout.columns(weight.shape[1])
@@ -95,9 +95,9 @@ def _encode_fine(weight: Tensor, out: QuantizedWeight) -> None:
 
 
 def _fit_shifted(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and minimums (G, 1) for groups (G, 32) in units of their extremes, which 0..15 are multiplied with.
+    """Fit scales and minimums (G, 1) for values 0..15 to groups (G, 32), which are in units of their extremes.
 
-    The error of a large weight counts for more: by the root of its square plus the mean square.
+    Errors are weighted by sqrt(w^2 + mean(w^2)), so that those of large weights count more.
     """
     weights = (groups.square().mean(1, keepdim=True) + groups.square()).sqrt()
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
@@ -118,7 +118,7 @@ def _fit_shifted(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_even(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_fit_shifted`, without minimums and for -32..31."""
+    """Fit scales without minimums, for values -32..31; otherwise as `_fit_shifted`."""
     extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))
     best, best_gain = torch.zeros_like(extreme), torch.full_like(extreme, -1)
     for tried in range(TRIED):
@@ -131,8 +131,8 @@ def _fit_even(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fine(numbers: Tensor, broken: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Numbers (N, groups) as whole steps of int8, and the factors (N, coarse) of fp16, rounded up: no step is beyond
-    FINEST. `broken` (N, coarse): where the factor is to be no number."""
+    """Return numbers (N, groups) as int8 steps, and the fp16 factors (N, coarse), rounded up so that no step exceeds
+    FINEST. `broken` (N, coarse): where the factor must be NaN."""
     largest = _by_coarse(numbers, layout).abs().amax(2)
     factors = (largest / FINEST).half()
     up = torch.where(factors.float() * FINEST < largest, (factors.view(torch.int16) + 1).view(torch.half), factors)
@@ -142,12 +142,12 @@ def _fine(numbers: Tensor, broken: Tensor, layout: Layout) -> tuple[Tensor, Tens
 
 
 def _by_coarse(numbers: Tensor, layout: Layout) -> Tensor:
-    """(N, groups) as (N, coarse, groups that share a factor), padded with zeros."""
+    """Reshape (N, groups) to (N, coarse, groups that share a factor), padded with zeros."""
     shared = COARSE_COLUMNS // layout.group
     return F.pad(numbers, (0, -numbers.shape[1] % shared)).view(len(numbers), -1, shared)
 
 
 def _inverse(scales: Tensor) -> Tensor:
-    """1 / scale, and 0 where the scale is 0 or so small that its inverse is infinite."""
+    """Return 1 / scale, and 0 where the inverse is infinite (a scale of 0 or a tiny one)."""
     inverse = scales.reciprocal()
     return torch.where(inverse.isinf(), 0.0, inverse)

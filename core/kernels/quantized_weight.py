@@ -1,19 +1,19 @@
-"""How the weights of one linear lie in memory: row by row, so that any range of rows is a weight by itself.
+"""The memory layout of a linear's weight: row by row, so that any range of rows is itself a weight.
 
 - bf16: as stored (bf16, fp16 or fp32 keep their type).
-- of 8 bits: signed bytes, or the bits of floats (e4m3, never NaN): (N, columns padded with zeros).
-- of 4 bits: two weights a byte (N, padded columns / 2); byte i of every 64 holds column i in its low half and column
-  64 + i in its high half.
-- of 6 bits: 96 bytes for 128 columns; 64 with the four lower bits as above, then 32 of whose bytes the i-th holds the
-  two upper bits of the columns i, 32 + i, 64 + i and 96 + i, from the lowest bits on.
-- the scales of a row: one for each group, then the groups' minimums; where they are `fine`, bytes, followed by the
-  factors of fp16 of the scales and of the minimums.
+- 8 bits: signed bytes, or the bits of floats (e4m3, never NaN): (N, columns padded with zeros).
+- 4 bits: two weights per byte (N, padded columns / 2); byte i of each run of 64 holds column i of 128 in its low nibble
+  and column 64 + i in its high nibble.
+- 6 bits: 96 bytes for 128 columns: 64 bytes with the four lower bits as above, then 32 bytes of which byte i holds the
+  two upper bits of columns i, 32 + i, 64 + i and 96 + i, from the lowest bits on.
+- the scales of a row: one per group, then the groups' minimums. `fine` scales and minimums are int8, followed by the
+  fp16 factors of the scales and of the minimums.
 
-Where a program quantised columns in an order of its own (GPTQ's act-order), they lie in that order, for then groups are
-of neighbours; inputs are put into it before they are multiplied.
+A weight that was quantised in another column order (GPTQ's act-order) is stored in that order, because groups are then
+adjacent columns; inputs are permuted before the product.
 
-Which storage has which groups and scales stands in `core.spec.storages`. The same bytes are read by the CPU's kernels,
-kept on disk, and sent to a device, where plain torch operations widen them.
+`core.spec.storages` lists the groups and scales of each storage. The CPU kernels read these bytes, the disk cache keeps
+them, and devices receive them unchanged and dequantise them with plain torch operations.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from core.kernels.large_pages import empty_on_large_pages
 from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
 HALVES = 128
-"""Columns whose values of 4 bits lie in one run of bytes."""
+"""Columns whose 4-bit values share one run of bytes."""
 FLOAT8_NAN = 0x7F
-"""The bits of a float of eight bits that is no number, the sign apart."""
+"""The bits of a float8 (e4m3fn) NaN, without the sign."""
 HALF_OF_FLOAT8 = -0x4080
-"""Those bits of fp16 that a float of eight bits has, as a signed number."""
+"""Mask of the fp16 bits that a float8 occupies once shifted into place, as a signed number."""
 SCALE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fine": torch.int8}
 FLOATS: dict[torch.dtype, FloatStorage] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 Scales = Tensor | tuple[Tensor, Tensor]
-"""(N, groups) numbers; or where they are fine (N, groups) integers and (N, columns / 256) factors."""
+"""(N, groups) numbers; for `fine` scales, (N, groups) integers and (N, columns / 256) factors."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """The weight of one linear, `shape` = (rows N, columns K); `data` and `scales` as the module says. `format` is the
-    storage, and bf16 for numbers of any type. `order`: of the stored columns, None where they lie as they are."""
+    """The weight of one linear, `shape` = (rows N, columns K); the module docstring describes `data` and `scales`.
+    `format` is the storage, and bf16 for floats of any type. `order`: the permutation of the stored columns, None if
+    there is none."""
 
     format: Storage
     shape: tuple[int, int]
@@ -61,7 +62,7 @@ class QuantizedWeight:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, all parts together."""
+        """Bytes of one row, data and scales together."""
         return sum(part[0].numel() * part.element_size() for part in self.tensors)
 
     @property
@@ -71,16 +72,16 @@ class QuantizedWeight:
 
     @property
     def storage(self) -> Storage:
-        """How the weight really lies in memory: bf16 told apart from fp16 and fp32."""
+        """The actual storage: unlike `format`, it tells bf16, fp16 and fp32 apart."""
         return FLOATS[self.data.dtype] if self.format == "bf16" else self.format
 
     def rows(self, begin: int, end: int) -> QuantizedWeight:
-        """Rows [begin, end) as views: nothing is copied, and each part is one contiguous range of bytes."""
+        """Return rows [begin, end) as views: nothing is copied, and each tensor is one contiguous range of bytes."""
         scales = None if self.scales is None else self.scales[begin:end]
         return replace(self, shape=(end - begin, self.shape[1]), data=self.data[begin:end], scales=scales)
 
     def cut(self, begin: int, end: int) -> QuantizedWeight:
-        """Columns [begin, end), cut where `cut_columns` says: numbers as views, scales of groups put together anew."""
+        """Return columns [begin, end), whose bounds come from `cut_columns`: data as views, group scales rearranged."""
         assert self.order is None, "columns in an order of their own are no range"
         layout = LAYOUTS.get(self.format)
         shape = (self.shape[0], end - begin)
@@ -91,12 +92,12 @@ class QuantizedWeight:
         return replace(self, shape=shape, data=self.data[:, first:last], scales=scales)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
-        """The bytes of rows [begin, end), one tensor (rows, ...) for each part, to be laid end to end; each row is
-        contiguous, and all are where the weight was not cut."""
+        """Return the tensors (rows, ...) of rows [begin, end), which callers copy end to end. Each row is contiguous;
+        whole tensors are so only if the weight was not cut by columns."""
         return self.rows(begin, end).tensors
 
     def unpack(self, buffer: Tensor, begin: int, end: int) -> QuantizedWeight:
-        """Rows [begin, end) out of the bytes of `parts` in `buffer` (uint8, any device), as views."""
+        """Return rows [begin, end) as views of `buffer` (uint8, any device), which holds the bytes of `parts`."""
         views: list[Tensor] = []
         at = 0
         for part in self.parts(begin, end):
@@ -106,7 +107,7 @@ class QuantizedWeight:
         return replace(self, shape=shape, data=views[0], scales=views[1] if len(views) > 1 else None)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weight as (N, K) of `dtype`, on its own device; a view where it is stored so."""
+        """Return the weight as (N, K) of `dtype` on its own device; a view if it is stored in that type."""
         if self.scales is None:
             return self.data.to(dtype)
         layout, (rows, columns) = LAYOUTS[self.format], self.shape
@@ -124,11 +125,10 @@ class QuantizedWeight:
 def pack(
     storage: Storage, codes: Tensor, scales: Scales, minimums: Scales | None = None, columns: int | None = None
 ) -> QuantizedWeight:
-    """A weight out of its unpacked parts: w = scale * q (+ minimum), or scale * the code book's q.
+    """Build a weight from unpacked parts: w = scale * q (+ minimum), or scale * codebook[q].
 
-    `codes` (N, K), whole groups: of 8 bits -128..127, or float8_e4m3fn; of 4 bits -8..7, or 0..15 with minimums or a
-    code book.
-    `columns`: how many of the K are the weight's own.
+    `codes` (N, K), K a multiple of the group: for 8 bits -128..127 or float8_e4m3fn; for 4 bits -8..7, or 0..15 with
+    minimums or a code book. `columns`: how many of the K columns belong to the weight, the rest being padding.
     """
     layout = LAYOUTS[storage]
     rows, given = codes.shape
@@ -136,7 +136,7 @@ def pack(
     if layout.floats:
         codes, scales = _without_nan(codes, scales, layout)
     values = codes.to(torch.int8)
-    if width > given:  # else the weight may be used where it lies
+    if width > given:  # otherwise the codes are used without a copy
         values = F.pad(values, (0, width - given))
     data = values if layout.bits == 8 else packed_bits((values + layout.zero).to(torch.uint8), layout.bits)
     if layout.group == 0:
@@ -147,7 +147,7 @@ def pack(
 
 
 def _without_nan(codes: Tensor, scales: Scales, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The bits of floats (N, K), 0 where one is NaN, which then the scale of its group is."""
+    """Return the bits of float8 codes (N, K) with NaNs replaced by 0, and scales that are NaN for groups with NaNs."""
     assert isinstance(scales, Tensor)
     bits = codes.view(torch.int8)
     broken = bits & FLOAT8_NAN == FLOAT8_NAN
@@ -158,7 +158,7 @@ def _without_nan(codes: Tensor, scales: Scales, layout: Layout) -> tuple[Tensor,
 
 
 def packed_bits(values: Tensor, bits: int) -> Tensor:
-    """Values of 4 or 6 bits (N, whole runs of 128) as the bytes that hold them."""
+    """Pack values of 4 or 6 bits (N, K), K a multiple of 128, into bytes."""
     rows, lows = len(values), (values & 15).view(len(values), -1, 2, HALVES // 2)
     both = lows[:, :, 0] | lows[:, :, 1] << 4
     if bits == 4:
@@ -169,12 +169,12 @@ def packed_bits(values: Tensor, bits: int) -> Tensor:
 
 
 def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
-    """Memory for a quantised weight."""
+    """Allocate a quantised weight, uninitialised."""
     return empty_stack(storage, 1, rows, columns)[0]
 
 
 def empty_stack(storage: Storage, count: int, rows: int, columns: int) -> list[QuantizedWeight]:
-    """Memory for `count` quantised weights of one shape, in one piece."""
+    """Allocate `count` quantised weights of one shape in one piece, uninitialised."""
     layout = LAYOUTS[storage]
     kind = torch.int8 if layout.bits == 8 else torch.uint8
     data = empty_on_large_pages((count, rows, layout.columns(columns) * layout.bits // 8), kind)
@@ -185,7 +185,7 @@ def empty_stack(storage: Storage, count: int, rows: int, columns: int) -> list[Q
 
 
 def scale_rows(layout: Layout, columns: int, scales: Scales, minimums: Scales | None) -> Tensor:
-    """Scales and minimums (N, ...) of rows of `columns` columns, laid one behind the other."""
+    """Concatenate scales and minimums (N, ...) of rows of `columns` columns in their storage layout."""
     assert (minimums is not None) == layout.minimum
     both = [scales] if minimums is None else [scales, minimums]
     if layout.scale != "fine":
@@ -197,7 +197,7 @@ def scale_rows(layout: Layout, columns: int, scales: Scales, minimums: Scales | 
 
 
 def group_scales(kept: Tensor, layout: Layout, columns: int) -> tuple[Tensor, Tensor | None]:
-    """The scales (N, groups) of padded rows of `columns` columns in fp32, and the minimums, if there are any."""
+    """Return scales (N, groups) and minimums, if any, of padded rows of `columns` columns in fp32."""
     groups, parts = layout.groups(columns), 2 if layout.minimum else 1
     if layout.scale != "fine":
         wide = kept.float()
@@ -209,7 +209,7 @@ def group_scales(kept: Tensor, layout: Layout, columns: int) -> tuple[Tensor, Te
 
 
 def _cut_scales(kept: Tensor | None, layout: Layout, columns: int, begin: int, end: int) -> Tensor:
-    """The scales and minimums (N, ...) of columns [begin, end) of rows of `columns`."""
+    """Return the scales and minimums (N, ...) of columns [begin, end) of rows with `columns` columns."""
     assert kept is not None
     parts, groups, coarse = 2 if layout.minimum else 1, layout.groups(columns), layout.coarse(columns)
     first, last = (layout.columns(column) // layout.group for column in (begin, end))
@@ -222,14 +222,14 @@ def _cut_scales(kept: Tensor | None, layout: Layout, columns: int, begin: int, e
 
 
 def groups_of_coarse(layout: Layout) -> int:
-    """Groups whose fine scales share one factor."""
+    """Return the number of groups whose fine scales share one factor."""
     return COARSE_COLUMNS // layout.group
 
 
 def _values(data: Tensor, layout: Layout) -> Tensor:
-    """(N, padded columns) of int8, or fp16 where they are floats, as they are multiplied with the scales."""
+    """Return the unscaled values (N, padded columns): int8, or fp16 for float8 storages."""
     if layout.floats:
-        # Put in place in a float of 16 bits, they are 2^-8 of themselves: torch's own conversion is many times slower.
+        # Shifted into fp16's fields, a float8 reads as 2^-8 of its value; torch's own conversion is many times slower.
         return (data.to(torch.int16) << 7 & HALF_OF_FLOAT8).view(torch.float16) * 256
     if layout.bits == 8:
         return data

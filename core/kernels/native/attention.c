@@ -1,7 +1,8 @@
-/* Attention of few query rows over a long KV cache: every key and value is read once for all query heads that share it.
+/* Attention of few query rows over a long KV cache: each key and value is read once for all query heads that share it.
  *
- * The work is cut into one task for each KV head and stretch of keys; each keeps its own largest score, sum and weighted
- * values (online softmax), which are put together at the end. The loops are plain, compiled for each instruction set. */
+ * The work is split into one task per KV head and split of the keys. Each task keeps its own maximum score, sum and
+ * weighted values (online softmax), which are merged at the end. The loops are plain C, compiled per instruction
+ * set. */
 #include "attention.h"
 #include "calls.h"
 #include "thread_pool.h"
@@ -49,13 +50,13 @@ INLINE void run_task(const Attention *a, int64_t index, const int type) {
     }
 }
 
-/* total = values x share, or that added to it. */
+/* total = values * share, or total += values * share. */
 INLINE void add_stretch(const float *values, float share, int64_t dim, int adds, float *total) {
     SIMD
     for (int64_t d = 0; d < dim; d++) total[d] = (adds ? total[d] : 0.0f) + values[d] * share;
 }
 
-/* A row of the result, from `at` on: total / sum, and zeros where no key was seen. */
+/* Write a row of the result at offset `at`: total / sum, or zeros where every key is masked. */
 INLINE void put_row(const Attention *a, int64_t at, const float *total, float sum) {
     int64_t dim = a->n.value_dim;
     float *floats = (float *)a->out + at;
@@ -69,7 +70,7 @@ INLINE void put_row(const Attention *a, int64_t at, const float *total, float su
     }
 }
 
-/* Puts the stretches of one query row together, in the memory of the first. */
+/* Merge the splits of one query row in the memory of the first split, and write the result. */
 static void finish_row(const Attention *a, int64_t b, int64_t kv_head, int64_t row) {
     const Shape *n = &a->n;
     int64_t first = (b * n->kv_heads + kv_head) * n->splits, head = kv_head * (n->heads / n->kv_heads) + row / n->queries;
@@ -103,7 +104,7 @@ TASKS(task_avx2, TARGET("avx2,fma"))
 #define task_avx2 task_plain
 #endif
 
-/* `recent`: the call as the last stretch of each head sees it, if that lies as floats beside packed ones. */
+/* `recent`: the call for the last split of each head, which reads the unpacked recent states. */
 typedef struct {
     Attention a, recent;
     int isa;
@@ -138,7 +139,7 @@ EXPORT int64_t hetegen_attention_bytes(const int64_t *shape) {
     return task_floats(n) * n->batch * n->kv_heads * n->splits * (int64_t)sizeof(float);
 }
 
-/* `shape` is the fields of Shape in their order; type fp32 or bf16; scratch: hetegen_attention_bytes. */
+/* `shape`: the fields of Shape in order; type: fp32 or bf16; scratch: hetegen_attention_bytes. */
 EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const States *states, const void *mask,
                               const void *sinks, float scale, float softcap, void *out, int type, void *scratch,
                               int threads) {

@@ -1,4 +1,4 @@
-/* What the attention kernels share: one call, and one task's part of the scratch memory. */
+/* Definitions that the attention kernels share: one call, and one task's part of the scratch memory. */
 #ifndef HETEGEN_ATTENTION_H
 #define HETEGEN_ATTENTION_H
 
@@ -20,9 +20,9 @@
 
 enum { TILE_KEYS = 32 };
 
-/* Strides are in elements; the last dimension of q, k and v is contiguous; mask bytes are 1 where a key is seen. With
- * `packed` keys and values are rows of packed_states.h, and their strides are bytes; the last `recent` of them, which are
- * a stretch of their own, are read as floats, with the strides that follow. */
+/* Strides are in elements; the last dimension of q, k and v is contiguous; mask bytes are 1 where a key is visible. If
+ * `packed`, keys and values are rows of packed_states.h with strides in bytes; the last `recent` of them form a split
+ * of their own and are read as floats with the recent_* strides. */
 typedef struct {
     int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
     int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, mask_row, splits, packed;
@@ -32,16 +32,17 @@ typedef struct {
 typedef struct {
     Shape n;
     const void *q, *k, *v;
-    int64_t first; /* of the keys, the one that k and v begin with */
-    const uint8_t *mask; /* NULL = all keys are seen */
-    const float *sinks;  /* one a head, NULL = none: a key without value */
+    int64_t first; /* index of the key at which k and v begin */
+    const uint8_t *mask; /* NULL = all keys are visible */
+    const float *sinks;  /* one per head, NULL = none: an extra score without a value */
     float scale, softcap; /* softcap 0 = none */
     void *out; /* [batch][queries][heads][value_dim] */
     int type;
     float *scratch;
 } Attention;
 
-/* One task's memory: queries, weighted values, largest scores, sums, a tile's scores, a tile of keys or values. */
+/* One task's scratch memory: queries, weighted values, maximum scores, sums, a tile's scores, a tile of keys or
+ * values. */
 typedef struct {
     float *q, *values, *top, *sum, *scores, *tile;
 } Task;
@@ -66,7 +67,7 @@ INLINE Task task_at(const Attention *a, int64_t index) {
     return t;
 }
 
-/* e^x within two units of the last place; 0 below the range of floats. */
+/* e^x within two units in the last place; 0 for x < -87. */
 INLINE float exponential(float x) {
     float clamped = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
     float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;
@@ -84,7 +85,7 @@ INLINE float exponential(float x) {
     return x < -87.0f ? 0.0f : p * power;
 }
 
-/* Branches would keep the compiler from doing several at once; what is not a number stays so. */
+/* Branch-free, so that the compiler vectorises it; NaN stays NaN. */
 INLINE uint16_t round_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
@@ -92,7 +93,7 @@ INLINE uint16_t round_bf16(float value) {
     return (uint16_t)(value == value ? nearest : (bits >> 16) | 0x40);
 }
 
-/* What keys and values are: floats as the queries, or packed. */
+/* The type of keys and values: that of the queries, or packed. */
 INLINE int states_type(const Attention *a) { return a->n.packed ? TYPE_PACKED : a->type; }
 
 INLINE void widen_row(const void *from, int64_t at, int64_t count, const int type, float *to) {
@@ -116,7 +117,7 @@ INLINE void load_queries(const Attention *a, int64_t b, int64_t kv_head, float *
     }
 }
 
-/* Turns a row's scores into weights and lets what was summed so far follow a larger top. */
+/* Turn a row's scores into softmax weights, rescaling the running sum and values if the maximum grows. */
 INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile_top) {
     float *scores = t->scores + row * TILE_KEYS, *values = t->values + row * a->n.value_dim;
     float top = tile_top > t->top[row] ? tile_top : t->top[row];
@@ -135,8 +136,8 @@ INLINE void weigh_row(const Attention *a, const Task *t, int64_t row, float tile
     t->sum[row] += sum;
 }
 
-/* Soft cap and mask for one row's dot products with `count` keys; returns the largest score. The rest of a tile is not
- * seen: loops over whole tiles need no steps of single numbers at their ends. */
+/* Apply soft cap and mask to one row's dot products with `count` keys; return the maximum. The rest of the tile
+ * becomes -infinity, so that later loops cover whole tiles without a scalar tail. */
 INLINE float finish_scores(const Attention *a, float *scores, const uint8_t *seen, int64_t count) {
     for (int64_t i = count; i < TILE_KEYS; i++) scores[i] = -INFINITY;
     if (a->softcap > 0) {
@@ -153,12 +154,12 @@ INLINE float finish_scores(const Attention *a, float *scores, const uint8_t *see
     return top;
 }
 
-/* The part of the mask for a row and the keys from `key` on. */
+/* The mask of a query row from key `key` on; NULL = none. */
 INLINE const uint8_t *seen_by(const Attention *a, int64_t b, int64_t row, int64_t key) {
     return a->mask ? a->mask + b * a->n.mask_batch + row % a->n.queries * a->n.mask_row + key : NULL;
 }
 
-/* The keys [begin, end) of task `index`, its batch and KV head. */
+/* The keys [begin, end) of a task, its batch element and KV head. */
 typedef struct {
     int64_t b, kv_head, begin, end;
 } Stretch;

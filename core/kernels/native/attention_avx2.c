@@ -1,5 +1,5 @@
-/* Attention for AVX2, where the dimensions are multiples of 8: keys and values are widened as they are loaded, and each
- * load serves four query rows. */
+/* Attention for AVX2, for head dimensions that are multiples of 8: keys and values are widened as they are loaded, and
+ * each load serves four query rows. */
 #include "attention.h"
 
 #if defined(HETEGEN_X86)
@@ -9,7 +9,7 @@
 
 int attention_suits_avx2(const Shape *n) { return n->dim % 8 == 0 && n->value_dim % 8 == 0; }
 
-/* Eight numbers from column `d` on of the row of `dim` that begins `row` elements from the start. */
+/* Load eight values from column `d` on of a row of `dim` columns, which starts at element `row`. */
 AVX2 INLINE __m256 load_eight(const void *from, int64_t row, int64_t d, int64_t dim, const int type) {
     if (type == TYPE_F32) return _mm256_loadu_ps((const float *)from + row + d);
     if (type == TYPE_PACKED) {
@@ -21,14 +21,14 @@ AVX2 INLINE __m256 load_eight(const void *from, int64_t row, int64_t d, int64_t 
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-/* The sums of eight registers' lanes: lane i of the result belongs to v[i]. */
+/* Sum the lanes of each of eight registers: lane i of the result is the sum of v[i]. */
 AVX2 INLINE __m256 add_across(const __m256 v[8]) {
     __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
     __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 
-/* Dot products of four rows of queries with the two keys at `k`; past the ends the last row and key are repeated. */
+/* Dot products of four query rows with two keys from `k` on; past the ends the last row and key are repeated. */
 AVX2 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int64_t k, int64_t keys, int64_t first,
                              const int type) {
     int64_t last_row = task_rows(&a->n) - row - 1;
@@ -50,7 +50,7 @@ AVX2 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int
     for (int i = 0; i < 4 && i <= last_row; i++) memcpy(t->scores + (row + i) * TILE_KEYS + first, sums + i * 2, 8);
 }
 
-/* Adds R rows' weighted values of a tile, C registers of eight numbers from column `d` on. */
+/* Add the weighted values of a tile to R rows, C registers of eight columns each from column `d` on. */
 AVX2 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64_t v, int64_t count, int64_t d, const int R,
                            const int C, const int type) {
     __m256 sum[8];

@@ -1,5 +1,5 @@
-/* Attention for AVX-512, where the dimensions are multiples of 16 (all common ones): keys and values are widened as they are
- * loaded, four query rows share each load, and sixteen dot products are summed across their lanes at once. */
+/* Attention for AVX-512, for head dimensions that are multiples of 16 (all common ones): keys and values are widened as
+ * they are loaded, four query rows share each load, and sixteen dot products are reduced across lanes at once. */
 #include "attention.h"
 
 #if defined(HETEGEN_X86)
@@ -11,7 +11,7 @@ int attention_suits_avx512(const Shape *n) {
     return n->dim % 16 == 0 && n->value_dim % 16 == 0 && n->value_dim <= 16 * MOST_VALUE_LANES;
 }
 
-/* Sixteen numbers from column `d` on of the row of `dim` that begins `row` elements from the start. */
+/* Load sixteen values from column `d` on of a row of `dim` columns, which starts at element `row`. */
 AVX512 INLINE __m512 load_sixteen(const void *from, int64_t row, int64_t d, int64_t dim, const int type) {
     if (type == TYPE_F32) return _mm512_loadu_ps((const float *)from + row + d);
     if (type == TYPE_PACKED) {
@@ -23,7 +23,7 @@ AVX512 INLINE __m512 load_sixteen(const void *from, int64_t row, int64_t d, int6
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-/* Dot products of four rows of queries with the four keys at `k`; past the ends the last row and key are repeated. */
+/* Dot products of four query rows with four keys from `k` on; past the ends the last row and key are repeated. */
 AVX512 INLINE void score_block(const Attention *a, const Task *t, int64_t row, int64_t k, int64_t keys, int64_t first,
                             const int type) {
     int64_t last_row = task_rows(&a->n) - row - 1, last_key = keys - first - 1;
@@ -52,7 +52,7 @@ AVX512 INLINE void score_block(const Attention *a, const Task *t, int64_t row, i
     }
 }
 
-/* Adds R rows' weighted values of a tile, C registers of sixteen numbers a row. */
+/* Add the weighted values of a tile to R rows, C registers of sixteen columns each. */
 AVX512 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64_t v, int64_t count, const int R,
                           const int C, const int type) {
     __m512 sum[16];

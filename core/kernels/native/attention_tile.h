@@ -1,6 +1,6 @@
-/* One task of attention, tile of keys after tile. The file that includes this has defined its instruction set, VECTOR; the
- * keys that score_block takes at once, SCORED_KEYS; and score_block, finish_scores, weigh_row and add_tile. */
-/* Asks for rows of keys or values that will soon be used: the stretches are too short for the processor to foresee. */
+/* The tile loop of one attention task. The including file defines its instruction set VECTOR, the number of keys per
+ * score_block SCORED_KEYS, and score_block, finish_scores, weigh_row and add_tile. */
+/* Prefetch rows of keys or values: the splits are too short for the hardware prefetcher. */
 VECTOR INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t rows, int64_t dim, const int type) {
     int64_t size = type == TYPE_F32 ? 4 : type == TYPE_BF16 ? 2 : 1;
     int64_t bytes = type == TYPE_PACKED ? packed_bytes(dim) : dim * size;
@@ -9,7 +9,7 @@ VECTOR INLINE void ask_for(const void *from, int64_t at, int64_t stride, int64_t
             _mm_prefetch((const char *)from + (at + row * stride) * size + byte, _MM_HINT_T0);
 }
 
-/* Of so many keys, those of one block. */
+/* Clamp a number of keys to one block. */
 VECTOR INLINE int64_t some(int64_t keys) { return keys < SCORED_KEYS ? keys : SCORED_KEYS; }
 
 VECTOR INLINE void run_task(const Attention *a, int64_t index, const int type) {

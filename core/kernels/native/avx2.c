@@ -1,5 +1,5 @@
-/* The kernels of avx2_kernels.h without AVX-VNNI: pairs of bytes are multiplied and added in 16 bits, which cannot
- * overflow here, because the unsigned side is at most 127 (absolute values) or 63. */
+/* The kernels of avx2_kernels.h without AVX-VNNI: pairs of byte products are summed in 16 bits. That cannot overflow,
+ * because the unsigned operand is at most 128 (absolute values) or 63. */
 #include "kernels.h"
 
 #if defined(HETEGEN_X86)

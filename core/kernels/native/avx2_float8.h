@@ -1,7 +1,7 @@
-/* Floats of eight bits on AVX2: widened to floats while they are read, for few rows of input, and once into a panel for
- * more. Included in avx2_kernels.h. */
+/* float8 weights on AVX2: widened to floats as they are read for few rows of input, and once into a panel for more.
+ * Included in avx2_kernels.h. */
 
-/* Sixteen weights, FLOAT8_UNIT times too small. */
+/* Widen sixteen weights to floats, too small by the factor FLOAT8_UNIT. */
 ISA INLINE void widen_float8(const uint8_t *at, __m256 w[2]) {
     __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
     __m256i bits = _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16((short)0xbf80));
@@ -29,7 +29,7 @@ ISA INLINE void float8_few(const Job *job, int64_t row, const int M) {
     UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(_mm256_add_ps(low[m], high[m])));
 }
 
-/* `steps` columns of 16 rows from column `start` on, for the panels of floats: whole sixteens. */
+/* Pack `steps` columns of 16 rows from column `start` on into a float panel; steps is a multiple of 16. */
 ISA static void pack_float8(const Job *job, int64_t row, int64_t end, int64_t start, int64_t steps, uint8_t *panel) {
     for (int half = 0; half < PANEL_ROWS; half += 8)
         for (int64_t step = 0; step < steps; step += 16) {
@@ -48,7 +48,7 @@ ISA static void pack_float8(const Job *job, int64_t row, int64_t end, int64_t st
         }
 }
 
-/* 16 rows of weights times all rows of input. */
+/* Multiply 16 rows of weights with all rows of input. */
 ISA static void multiply_float8(const Job *job, int64_t row, int64_t end, Scratch *s) {
     float by[PANEL_ROWS];
     for (int i = 0; i < PANEL_ROWS; i++) by[i] = 1.0f;

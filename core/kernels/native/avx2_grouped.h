@@ -1,9 +1,9 @@
-/* Grouped weights for AVX2, one loop for all of their layouts: included in avx2_kernels.h. What a row's values are shifted
- * by is taken back with its minimums, as one product of two numbers a group. */
+/* Grouped weights on AVX2, one loop for all layouts. Included in avx2_kernels.h. The offset that makes values unsigned
+ * is corrected together with the minimums, as one product per group. */
 
 enum { ROWS_IN_CACHE = 16 };
 
-/* The four groups of 32 columns of pair p of a row, as the multiplier takes them. */
+/* Unpack the four groups of 32 columns of pair p of a row as operands for the multiplier. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m256i w[4]) {
     const __m256i nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
     if (l->values == SIGNED_BYTES) {
@@ -34,7 +34,7 @@ ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m2
     UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
 }
 
-/* The numbers of one or two groups in the lanes of 32 columns. */
+/* Broadcast the scales of one group of 32 or two groups of 16 to the lanes of 32 columns. */
 ISA INLINE __m256 to_lanes(const float *numbers, const int group) {
     if (group == 32) return _mm256_broadcast_ss(numbers);
     return _mm256_set_m128(_mm_broadcast_ss(numbers + 1), _mm_broadcast_ss(numbers));
@@ -49,14 +49,14 @@ ISA INLINE void add_shifts(const Input *in, int64_t g, const Strip *strip, int64
     *sum = _mm256_add_ps(*sum, _mm256_zextps128_ps256(all));
 }
 
-/* 32 columns of one row; their factor is the first lane of `by`. */
+/* Add 32 columns of one row; their scale is the first lane of `by`. */
 ISA INLINE __m256 add_group(__m256i values, const int8_t *x, __m128 by, __m256 sum, const int is_unsigned) {
     __m256i own = _mm256_loadu_si256((const __m256i *)x);
     __m256 dot = _mm256_cvtepi32_ps(is_unsigned ? DOT(values, own) : DOT_SIGNED(values, own));
     return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
 }
 
-/* Four scales from group g on; where fine, times the factor that they share. */
+/* Four scales from group g on; fine ones are multiplied with their shared factor. */
 ISA INLINE __m128 four_scales(const RowScales *s, const Layout *l, int64_t g, __m128 factor) {
     int32_t bytes;
     if (l->scale == SCALE_F32) return _mm_loadu_ps((const float *)s->each + g);
@@ -70,7 +70,7 @@ ISA INLINE __m128 four_scales(const RowScales *s, const Layout *l, int64_t g, __
 
 INLINE int takes_unsigned(const Layout *l) { return l->values == HALVES || l->values == SIXES; }
 
-/* One row of weights times one of input, in groups of 32 with scales of their own. */
+/* Multiply one row of weights with one row of input, for groups of 32 columns with a scale each. */
 ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
     const Input *in = job->input;
     const uint8_t *at = job->weights + row * job->stride;
@@ -101,7 +101,7 @@ ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
     put(job, 0, row, add_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), _mm256_zextps128_ps256(shift))));
 }
 
-/* All rows [row, end) of a layout that is known when this is compiled, so that nothing is tested in the loop. */
+/* All rows [row, end) of a layout that is a compile-time constant, so that the loop has no layout branches. */
 #define ONE_WAY(name, layout)                                               \
     ISA static void name(const Job *job, int64_t row, int64_t end) {        \
         const Layout l = layout;                                            \
@@ -114,7 +114,7 @@ ONE_WAY(int4g32m_one, layout_of(INT4_G32M))
 ONE_WAY(int8g32_one, layout_of(INT8_G32))
 ONE_WAY(grouped32_rows_one, layout_of(job->format))
 
-/* The kernel for a format's rows and one row of input: of the formats that most models have, one of its own. */
+/* Select the kernel for one row of input; common formats have a specialised one. */
 typedef void (*OneKernel)(const Job *job, int64_t begin, int64_t end);
 static OneKernel one_kernel(int format) {
     switch (format) {
@@ -133,7 +133,7 @@ ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M
     const uint8_t *at = job->weights + row * job->stride;
     const int64_t step = pair_bytes(&l);
     Strip strip;
-    __m256 sum[2][FEW_ROWS]; /* where registers suffice: one chain of sums would be too slow */
+    __m256 sum[2][FEW_ROWS]; /* two accumulators where registers suffice: a single dependency chain would be too slow */
     UNROLL for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm256_setzero_ps();
     for (int64_t pair = 0; pair < in->blocks / 2; pair++) {
         __m256i w[4];

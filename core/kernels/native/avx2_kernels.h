@@ -1,13 +1,13 @@
-/* Kernels for AVX2, compiled twice: with the multiplier of AVX-VNNI and without. The including file defines ISA, the table's
- * name KERNELS, and for 32 bytes each:
+/* Kernels for AVX2, compiled twice: with and without AVX-VNNI's multiplier. The including file defines ISA, the name
+ * KERNELS of the table, and for 32 bytes each:
  *   DOT(u, x)          eight sums of four products, u unsigned (at most 63), x signed
- *   DOT_SIGNED(w, x)   the same for signed w, or for w shifted by 128 where SHIFTED is 1 */
+ *   DOT_SIGNED(w, x)   the same for signed w, or for w + 128 if SHIFTED is 1 */
 #include "kernels.h"
 
 #include <immintrin.h>
 
-/* Bytes that are asked of the memory ahead of use: into the second cache where weights are hardly unpacked, so that the
- * memory decides; on a Zen 5 it gave a sixth less into the innermost one. */
+/* Prefetch distance in bytes. Weights that need little unpacking are prefetched into L2: on Zen 5, memory-bound kernels
+ * were a sixth slower when prefetching into L1. */
 enum { AHEAD = 8192 };
 
 ISA INLINE float add_lanes(__m256 v) {
@@ -35,7 +35,7 @@ ISA static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums
         UNROLL for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(x + i * 8);
             top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
-            rest = _mm256_add_ps(rest, _mm256_sub_ps(v[i], v[i])); /* NaN where NaN or infinite */
+            rest = _mm256_add_ps(rest, _mm256_sub_ps(v[i], v[i])); /* NaN if any is NaN or infinite */
         }
         int broken = _mm256_movemask_ps(_mm256_cmp_ps(rest, rest, _CMP_UNORD_Q)) != 0;
         float most = largest(top);
@@ -146,7 +146,7 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M) { float_few(jo
 #include "avx2_sixes.h"
 #include "avx2_grouped.h"
 
-/* All rows [begin, end). */
+/* All rows [begin, end), by the number of input rows. */
 #define FEW_CASE(kernel, M) \
     case M: for (int64_t row = begin; row < end; row++) kernel(job, row, M); break;
 #define ROWS(name, kernel, format)                                                            \

@@ -1,26 +1,27 @@
-/* More rows of input than FEW_ROWS, for AVX2: PANEL_ROWS rows of weights at a time are turned into a panel, a strip of
- * columns after the other, and every tile of TILE_ROWS rows of input is multiplied with it while it is in the cache.
+/* More input rows than FEW_ROWS on AVX2: PANEL_ROWS rows of weights at a time are packed into a panel, one strip of
+ * columns after another, and each tile of TILE_ROWS input rows is multiplied with it while it is in the cache.
  *
- * A panel is made of steps. One step holds 4 bytes of each row, and meets the same 4 bytes of an input:
+ * A panel consists of steps. One step holds 4 bytes of each row, which are multiplied with the same 4 bytes of an
+ * input:
  *   bf16, f16   one column as a float
- *   int8        two columns in 16 bits, as the input then is; summed in 32 bits over a whole strip
- *   halves      four columns in 8 bits, summed in 16 bits over the 32 columns of a group
- * The including file defines ISA and, besides what avx2_kernels.h asks for,
- *   ADD_PAIRS(sum, w, x)   sum + eight sums of two products of 16 bits
- *   ADD_BYTES(sum, u, x)   sum of products of bytes, u at most 15, for the eight steps of a group
- *   WIDE(sum)              that sum in 32 bits */
+ *   int8        two columns as 16 bits, like the input; summed in 32 bits over a whole strip
+ *   halves      four columns as 8 bits, summed in 16 bits over the 32 columns of a group
+ * In addition to what avx2_kernels.h requires, the including file defines
+ *   ADD_PAIRS(sum, w, x)   sum + eight sums of two 16-bit products
+ *   ADD_BYTES(sum, u, x)   sum + byte products, u at most 15, for the eight steps of a group
+ *   WIDE(sum)              that sum as 32 bits */
 
 enum { PANEL_ROWS = 16, TILE_ROWS = 6, STEPS = 256, STEP_BYTES = PANEL_ROWS * 4, GROUP_STEPS = 8 };
 
 typedef struct {
     float sums[PANEL_SUMS][PANEL_ROWS];
-    float scales[STEPS / GROUP_STEPS][PANEL_ROWS]; /* halves: of each group in the strip */
+    float scales[STEPS / GROUP_STEPS][PANEL_ROWS]; /* halves: one per group of the strip */
     float shifts[STEPS / GROUP_STEPS][PANEL_ROWS];
     uint8_t panel[STEPS * STEP_BYTES];
 } Scratch;
 typedef char scratch_fits[sizeof(Scratch) <= PANEL_SCRATCH ? 1 : -1];
 
-/* Eight rows of eight dwords become eight columns of eight. */
+/* Transpose an 8 x 8 matrix of dwords. */
 ISA INLINE void transpose(__m256i r[8]) {
     __m256i t[8];
     UNROLL for (int i = 0; i < 8; i += 2) {
@@ -45,7 +46,7 @@ ISA INLINE void store_steps(__m256i r[8], uint8_t *to) {
     UNROLL for (int i = 0; i < 8; i++) _mm256_store_si256((__m256i *)(to + i * STEP_BYTES), r[i]);
 }
 
-/* The address of panel row `i`; rows past the end repeat the last one. */
+/* The address of panel row `i`; past the end the last row is repeated. */
 INLINE const uint8_t *panel_row(const Job *job, int64_t row, int64_t end, int i) {
     return job->weights + (row + i < end ? row + i : end - 1) * job->stride;
 }
@@ -100,7 +101,7 @@ ISA static void pack_halves(const Job *job, int64_t row, int64_t end, int64_t st
             }
 }
 
-/* The scales and shifts of a panel's groups from `first` on. */
+/* Pack the scales and shifts of a panel's groups from group `first` on. */
 ISA static void pack_scales(const Job *job, int64_t row, int64_t end, int64_t first, int64_t groups, Scratch *s) {
     const Layout l = layout_of(job->format);
     Strip strip;
@@ -118,10 +119,10 @@ ISA INLINE void add_to(float *sum, __m256 value, __m256 by) {
     _mm256_storeu_ps(sum, _mm256_fmadd_ps(value, by, _mm256_loadu_ps(sum)));
 }
 
-/* A tile: M rows of input times the panel's strip, added to M rows of sums. Each row has two registers, by name, because
- * a compiler that sees an array keeps it in memory; rows from M on are dropped. */
+/* A tile: M input rows times the panel's strip, added to M rows of sums. Each row has two named registers, because
+ * compilers keep an array in memory. Code for rows from M on is eliminated. */
 #if defined(__GNUC__) || defined(__clang__)
-#define IN_TURN(a, b) __asm__("" : "+x"(a), "+x"(b)) /* else all rows are begun at once, and registers run out */
+#define IN_TURN(a, b) __asm__("" : "+x"(a), "+x"(b)) /* keeps the compiler from interleaving all rows and spilling */
 #else
 #define IN_TURN(a, b)
 #endif
@@ -220,7 +221,7 @@ ISA INLINE void tile_halves(const Input *in, int64_t start, int64_t steps, const
     }
 }
 
-/* Rounded to the nearest even; what is not a number stays so. */
+/* Round to nearest even; NaN stays NaN. */
 ISA INLINE __m128i narrow_bf16(__m256 value) {
     __m256i bits = _mm256_castps_si256(value), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
@@ -243,7 +244,7 @@ ISA INLINE void put_eight(const Job *job, int64_t m, int64_t row, int64_t end, _
                                                     : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* `by`: a factor for each row of the panel. */
+/* `by`: a factor per panel row. */
 ISA static void put_sums(const Job *job, int64_t row, int64_t end, int64_t m0, int64_t count, const Scratch *s,
                          const float *by) {
     for (int64_t m = 0; m < count; m++)
@@ -264,11 +265,11 @@ TILES(float_tiles, tile_floats)
 TILES(int8_tiles, tile_int8)
 TILES(halves_tiles, tile_halves)
 
-/* The rows of one panel times the rows of input [m0, m0 + count). */
+/* Multiply the rows of one panel with input rows [m0, m0 + count). */
 ISA INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, int64_t m0, int64_t count, Scratch *s,
                                const enum Format format) {
     const Input *in = job->input;
-    const int64_t width = format == INT8 ? 2 : format == GROUPED ? 4 : 1; /* columns of a step */
+    const int64_t width = format == INT8 ? 2 : format == GROUPED ? 4 : 1; /* columns per step */
     int64_t columns = format == INT8 ? job->row_bytes : format == GROUPED ? job->row_bytes * 2 : (in->columns + 7) / 8 * 8;
     float by[PANEL_ROWS];
     memset(s->sums, 0, (size_t)count * sizeof s->sums[0]);

@@ -1,20 +1,20 @@
-/* The scales of grouped weights on AVX2, of any type, widened to floats for a strip of columns at a time: included in
+/* The scales of grouped weights on AVX2, of any type, widened to floats for one strip of columns at a time. Included in
  * avx2_kernels.h. */
 
 enum { STRIP_GROUPS = SCALE_STRIP / 16 };
 
 typedef struct {
-    float scales[STRIP_GROUPS], shifts[STRIP_GROUPS]; /* shift: minimum - zero x scale */
+    float scales[STRIP_GROUPS], shifts[STRIP_GROUPS]; /* shift = minimum - zero * scale */
 } Strip;
 
-/* The factor that the fine scales around group g share, in every lane. */
+/* Broadcast the factor that the fine scales around group g share. */
 ISA INLINE __m128 coarse_factor(const RowScales *s, const Layout *l, int64_t g) {
     uint16_t factor;
     memcpy(&factor, s->coarse + g * l->group / COARSE * 2, 2);
     return _mm_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(factor)));
 }
 
-/* Eight scales from group g on as floats, zeros past the end: where fine, they share one factor. */
+/* Eight scales from group g on as floats, zeros past the end. Fine scales here share one factor. */
 ISA INLINE __m256 eight_scales(const RowScales *s, const Layout *l, int64_t g) {
     static const int SIZES[4] = {2, 2, 4, 1};
     uint8_t last[32] = {0};
@@ -30,7 +30,7 @@ ISA INLINE __m256 eight_scales(const RowScales *s, const Layout *l, int64_t g) {
     return _mm256_mul_ps(fine, _mm256_broadcastss_ps(coarse_factor(s, l, g)));
 }
 
-/* What the multiplier's values are shifted by. */
+/* The offset that makes values unsigned for the multiplier. */
 INLINE int shifted_by(const Layout *l) { return l->values == HALVES || l->values == SIXES ? l->zero : SHIFTED ? 128 : 0; }
 
 ISA INLINE void widen_strip(const Job *job, const Layout *l, int64_t row, int64_t g, Strip *strip) {

@@ -1,11 +1,11 @@
-/* Prompts with six-bit weights in groups of 32 on AVX2: panels as those of halves, but two products of values up to 63 are
- * all that 16 bits hold. One half of a panel's rows at a time, so that the sums stay in registers. Included in
- * avx2_kernels.h, which asks for
- *   ADD_TWO(sum, u0, x0, u1, x1)   eight sums of eight products of bytes, u at most 63 */
+/* Many input rows with six-bit weights in groups of 32 on AVX2: panels as for halves, but 16 bits hold the sum of only
+ * two pairs of products with values up to 63. Half of a panel's rows at a time, so that the sums stay in registers.
+ * Included in avx2_kernels.h. Requires
+ *   ADD_TWO(sum, u0, x0, u1, x1)   sum + eight sums of eight byte products, u at most 63 */
 
-enum { SIXES_RUN = 96 }; /* bytes of 128 columns: 64 of lower bits, 32 of upper ones */
+enum { SIXES_RUN = 96 }; /* bytes per 128 columns: 64 of lower bits, 32 of upper bits */
 
-/* 128 columns of one row: groups of 32, each with the upper bits at another place of the same bytes. */
+/* Unpack 128 columns of one row into groups of 32; each group's upper bits are two other bits of the same 32 bytes. */
 ISA INLINE void unpack_sixes(const uint8_t *from, __m256i w[4]) {
     const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30);
     __m256i first = _mm256_loadu_si256((const __m256i *)from), second = _mm256_loadu_si256((const __m256i *)(from + 32));
@@ -18,7 +18,7 @@ ISA INLINE void unpack_sixes(const uint8_t *from, __m256i w[4]) {
     UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_or_si256(w[q], _mm256_and_si256(shifted[q], upper));
 }
 
-/* `steps` steps of four columns from column `start` on, whole runs. */
+/* Pack `steps` steps of four columns from column `start` on; whole runs of 128 columns. */
 ISA static void pack_sixes(const Job *job, int64_t row, int64_t end, int64_t start, int64_t steps, uint8_t *panel) {
     for (int half = 0; half < PANEL_ROWS; half += 8)
         for (int64_t step = 0; step < steps; step += 32) {
@@ -34,7 +34,7 @@ ISA static void pack_sixes(const Job *job, int64_t row, int64_t end, int64_t sta
         }
 }
 
-/* A tile: M rows of input times one group of eight of the panel's rows, whose steps begin at `panel`; `sum` is theirs. */
+/* A tile: M input rows times one group of columns for eight panel rows; `panel` and `sum` point to theirs. */
 #define SIXES_SUMS(r) __m256i a##r = _mm256_setzero_si256();
 #define SIXES_STEP(r)                                                                                        \
     if (r < M) a##r = ADD_TWO(a##r, w0, four_bytes(x + r * BLOCK + i * 4), w1, four_bytes(x + r * BLOCK + i * 4 + 4));
@@ -67,7 +67,7 @@ ISA INLINE void tile_sixes(const Input *in, int64_t start, int64_t steps, const 
 }
 TILES(sixes_tiles, tile_sixes)
 
-/* 16 rows of weights times all rows of input. */
+/* Multiply 16 rows of weights with all rows of input. */
 ISA static void multiply_sixes(const Job *job, int64_t row, int64_t end, Scratch *s) {
     float by[PANEL_ROWS];
     int64_t columns = job->row_bytes / SIXES_RUN * 128;

@@ -1,6 +1,6 @@
-/* Kernels for AVX-512 with VNNI. Few rows of input: every row of weights is read once, in order, and multiplied with all
- * of them (the memory's rate decides). More rows: 32 rows of weights are repacked into a panel that stays in the cache,
- * four columns of sixteen rows to a register, and used for all rows of input (the multipliers decide). */
+/* Kernels for AVX-512 with VNNI. Few rows of input (memory-bound): each row of weights is read once, in order, and
+ * multiplied with all of them. More rows (compute-bound): 32 rows of weights are repacked into a panel that stays in
+ * the cache, four columns of sixteen rows per register, and used for all rows of input. */
 #include "kernels.h"
 
 #if defined(HETEGEN_X86)
@@ -8,7 +8,7 @@
 
 /* ---- input ---- */
 
-/* Sixteen weights as floats; `valid` of them are there. */
+/* Sixteen weights as floats; lanes outside `valid` are zero. */
 AVX512 INLINE __m512 widen(const uint16_t *w, __mmask16 valid, const enum Format format) {
     __m256i bits = _mm256_maskz_loadu_epi16(valid, w);
     if (format == F16) return _mm512_cvtph_ps(bits);
@@ -23,7 +23,7 @@ AVX512 static void widen_block(const uint16_t *bits, int type, float *to) {
 AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums) {
     for (int h = 0; h < 2; h++, x += GROUP, q += GROUP) {
         __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-        __m512 rest = _mm512_add_ps(_mm512_sub_ps(a, a), _mm512_sub_ps(b, b)); /* NaN where NaN or infinite */
+        __m512 rest = _mm512_add_ps(_mm512_sub_ps(a, a), _mm512_sub_ps(b, b)); /* NaN if any is NaN or infinite */
         float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
         int broken = _mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q) != 0;
         __m512 factor = _mm512_set1_ps(!broken && top > SMALLEST ? 127.0f / top : 0.0f);
@@ -39,13 +39,13 @@ AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *s
 
 /* ---- few rows of input ---- */
 
-/* Bytes that are asked of the memory ahead of use: into the second cache, and into the innermost one. */
+/* Prefetch distances in bytes: into the L2 cache, and into the L1 cache. */
 enum { AHEAD = 8192, JUST_AHEAD = 4096 };
 
 AVX512 INLINE void ask_ahead(const uint8_t *at) { _mm_prefetch((const char *)at + JUST_AHEAD, _MM_HINT_T0); }
 
-/* For weights that are hardly unpacked, so that the memory decides: on a Zen 5 it gave a sixth less into the innermost
- * cache than into the second one. */
+/* For weights that need little unpacking, where memory is the limit: on Zen 5, prefetching into L1 was a sixth slower
+ * than into L2. */
 AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at) { _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1); }
 
 #include "avx512_grouped.h"

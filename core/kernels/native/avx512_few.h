@@ -1,11 +1,11 @@
-/* Few rows of input on AVX-512: decoding, and checking what was drafted. Rows of weights are not taken together: each would
- * be a stream of its own, and from memory four streams were read at two thirds of the rate. Each is unpacked once for all
- * rows of input, the scales of 512 columns are one register, and sixteen rows' partial sums are added at once. A row of
- * input gives the same bits whatever the others beside it. Included in avx512.c. */
+/* Few rows of input on AVX-512: decoding, and verifying drafted tokens. Rows of weights are read one at a time: four
+ * concurrent streams reached only two thirds of the memory bandwidth of one. Each row is unpacked once for all input
+ * rows, the scales of 512 columns fill one register, and the partial sums of sixteen rows are reduced together. An
+ * input row gives the same bits whatever the other rows are. Included in avx512.c. */
 
 enum { ROWS_IN_CACHE = 64 };
 
-/* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
+/* Multiply weight rows [row, row + 16), at most up to `end`, with input rows [m0, m0 + M). */
 #define SIXTEEN_FOR(isa, name, kernel, format, finish)                                                                   \
     isa INLINE void name##_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {                \
         __m512 sums[FEW_ROWS][16];                                                                                     \
@@ -19,8 +19,8 @@ enum { ROWS_IN_CACHE = 64 };
     }
 #define FEW_CASE(name, M) \
     case M: for (int64_t r = row; r < stop; r += 16) name##_sixteen(job, r, stop, m0, M); break;
-/* All rows [begin, end) of a format that is known when this is compiled, so that nothing is tested in the loops, times all
- * rows of input, FEW_ROWS of them at a time. */
+/* All rows [begin, end) of a format that is a compile-time constant, so that the loops have no format branches, times
+ * all input rows, at most FEW_ROWS at a time. */
 #define FEW_FOR(isa, name)                                                                                             \
     isa static void name(const Job *job, int64_t begin, int64_t end) {                                                 \
         const int64_t all = job->input->m, turns = (all + FEW_ROWS - 1) / FEW_ROWS;                                    \
@@ -45,7 +45,7 @@ AVX512 INLINE __m512 as_it_is(const Job *job, int64_t row, int64_t end, int64_t 
 
 /* ---- groups ---- */
 
-/* A row of weights, and where the groups' scales and minimums are. */
+/* A row of weights and its groups' scales and minimums. */
 typedef struct {
     const uint8_t *at;
     RowScales scales, minimums;
@@ -60,7 +60,7 @@ AVX512 INLINE void ask_for_pair(const uint8_t *row, int64_t pair, const Layout *
     for (int64_t i = 0; i < pair_bytes(l); i += 64) ask_ahead(row + pair * pair_bytes(l) + i);
 }
 
-/* The values of the strip that begins with pair `first`, turned where M > 1. */
+/* Unpack the strip that begins with pair `first`, transposed if M > 1. */
 AVX512 INLINE void unpack_strip(const uint8_t *row, int64_t first, const Layout l, __m512i book, const int M, __m512i w[STRIP_BLOCKS]) {
     UNROLL for (int i = 0; i < STRIP_PAIRS; i++) ask_for_pair(row, first + i, &l);
     if (M == 1 || l.values == SIGNED_BYTES || l.values == SIXES) {
@@ -77,7 +77,7 @@ AVX512 INLINE void unpack_strip(const uint8_t *row, int64_t first, const Layout 
     }
 }
 
-/* A strip in groups of 32 times M rows of input. */
+/* Multiply a strip in groups of 32 columns with M input rows. */
 AVX512 INLINE void strip_of_32(const Input *in, const Layout l, const __m512i book, int64_t g, const OneRow *r, int64_t m0,
                                const int M, __m512 sum[FEW_ROWS]) {
     const __m512 own = sixteen_scales(&r->scales, &l, g, 0xffff), shifts = sixteen_shifts(&r->minimums, &l, g, 0xffff, own);
@@ -93,10 +93,10 @@ AVX512 INLINE void strip_of_32(const Input *in, const Layout l, const __m512i bo
     }
 }
 
-/* The lanes of sixteen scales that four groups of 32 take, from the first on. */
+/* Lane indices that broadcast the first four of sixteen scales to four lanes each. */
 AVX512 INLINE __m512i four_by_four(void) { return _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3); }
 
-/* A pair of blocks, whose values are w, times M rows of input: their scales are in these lanes of `scale`. */
+/* Multiply a pair of blocks with values w with M input rows; `lanes` selects their scales in `scale`. */
 AVX512 INLINE void pair_of_32(const Input *in, int64_t pair, int64_t m0, const __m512i w[2], const __m512 scale[FEW_ROWS],
                               __m512i lanes, const int M, __m512 sum[FEW_ROWS]) {
     const int8_t *x = in->q + (pair * 2 * in->m + m0) * BLOCK, *next = x + in->m * BLOCK;
@@ -107,7 +107,7 @@ AVX512 INLINE void pair_of_32(const Input *in, int64_t pair, int64_t m0, const _
     }
 }
 
-/* `groups` groups from g on, fewer than a strip, whose scales are multiplied into those of the input. */
+/* Multiply the last `groups` groups from g on, fewer than a strip, with M input rows. */
 AVX512 INLINE void rest_of_32(const Input *in, const Layout l, const __m512i book, int64_t g, const int64_t groups,
                               const OneRow *r, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const __mmask16 valid = (__mmask16)((1u << groups) - 1);
@@ -139,7 +139,7 @@ AVX512 INLINE void grouped32(const Job *job, int64_t row, const int format, int6
     if (g < groups) rest_of_32(job->input, l, book, g, groups - g, &r, m0, M, sum);
 }
 
-/* Four groups of 16 times M rows of input. Shifts meet the sums of the input's sixteens, made on the way. */
+/* Multiply four groups of 16 with M input rows. Shifts are multiplied with sums of 16 input columns, computed here. */
 AVX512 INLINE void four_of_16(const int8_t *x, __m512i w, const __m512 scale[FEW_ROWS], const __m512 shift[FEW_ROWS],
                               __m512i lanes, const int M, __m512 sum[FEW_ROWS]) {
     UNROLL for (int m = 0; m < M; m++) {
@@ -151,7 +151,7 @@ AVX512 INLINE void four_of_16(const int8_t *x, __m512i w, const __m512 scale[FEW
     }
 }
 
-/* A strip in groups of 16, the scales of every second of which belong together, times M rows of input. */
+/* Multiply a strip in groups of 16 with M input rows; even and odd groups have separate scale registers. */
 AVX512 INLINE void strip_of_16(const Input *in, const Layout l, const __m512i book, int64_t first, const OneRow *r, int64_t m0,
                                const int M, __m512 sum[FEW_ROWS]) {
     const __m512i evens = _mm512_slli_epi32(groups_by_lane(), 1), odds = _mm512_or_si512(evens, _mm512_set1_epi32(1));
@@ -174,7 +174,7 @@ AVX512 INLINE void strip_of_16(const Input *in, const Layout l, const __m512i bo
     }
 }
 
-/* `pairs` pairs (two at most) of groups of 16 from pair `first` on. */
+/* Multiply `pairs` pairs of blocks (at most two) in groups of 16, from pair `first` on, with M input rows. */
 AVX512 INLINE void pairs_of_16(const Input *in, const Layout l, const __m512i book, int64_t first, const int64_t pairs,
                                const OneRow *r, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -187,7 +187,7 @@ AVX512 INLINE void pairs_of_16(const Input *in, const Layout l, const __m512i bo
         scale[m] = _mm512_mul_ps(own, _mm512_permutexvar_ps(twice, eight));
         shift[m] = _mm512_mul_ps(shifts, _mm512_permutexvar_ps(twice, eight));
     }
-    const int arranged = in->m <= MOST_FEW; /* so that a block has every second group */
+    const int arranged = in->m <= MOST_FEW; /* then a block holds every second group of the pair */
     __m512i lanes = arranged ? _mm512_add_epi32(four_by_four(), four_by_four()) : four_by_four();
     const __m512i second = _mm512_set1_epi32(arranged ? 1 : 4);
     for (int64_t pair = first; pair < first + pairs; pair++, lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(8))) {
@@ -230,7 +230,7 @@ FEW(grouped32_few)
 SIXTEEN(grouped16_few, grouped16, job->format, as_it_is)
 FEW(grouped16_few)
 
-/* The kernel for a format's rows: of the formats that most models have, one of its own. */
+/* Select the kernel for a grouped format; common formats have a specialised one. */
 typedef void (*FewKernel)(const Job *job, int64_t begin, int64_t end);
 static FewKernel few_kernel(int format) {
     switch (format) {
@@ -246,13 +246,13 @@ static FewKernel few_kernel(int format) {
 
 /* ---- int8 ---- */
 
-/* Weights are shifted to unsigned bytes for the multiplier. */
+/* Load a block of weights, offset to unsigned bytes for the multiplier. */
 AVX512 INLINE __m512i int8_block(const uint8_t *row, int64_t block) {
     ask_ahead_for_bytes(row + block * BLOCK);
     return _mm512_xor_si512(_mm512_loadu_si512(row + block * BLOCK), _mm512_set1_epi8((char)0x80));
 }
 
-/* A row may end a block before the input does, which has zeros there. */
+/* A row of weights may end one block before the input, which is zero there. */
 AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const Input *in = job->input;
     const int whole = (b + STRIP_BLOCKS) * BLOCK <= job->row_bytes;
@@ -287,7 +287,7 @@ AVX512 INLINE void int8_row(const Job *job, int64_t row, const int unused, int64
     for (; b < blocks; b += 2) int8_pair(job, at, b, m0, M, sum);
 }
 
-/* Less what the shift has added, times the rows' scales. */
+/* Subtract the contribution of the offset and multiply with the rows' scales. */
 AVX512 INLINE __m512 int8_scaled(const Job *job, int64_t row, int64_t end, int64_t m, __m512 sums) {
     const __mmask16 valid = end - row >= 16 ? 0xffff : (__mmask16)((1u << (end - row)) - 1);
     __m512 scales = _mm512_maskz_loadu_ps(valid, (const float *)job->scales + row);
@@ -298,11 +298,11 @@ FEW(int8_few)
 
 /* ---- floats ---- */
 
-/* From so many rows of input on, two rows of weights share each load of them, for STRIP_OF_FLOATS columns at a time: the
- * input does not fit in the innermost cache. */
+/* From SHARED_FROM input rows on, two weight rows share each input load, for STRIP_OF_FLOATS columns at a time, because
+ * the input no longer fits in L1. */
 enum { SHARED_FROM = 4, STRIP_OF_FLOATS = 512 };
 
-/* Sixteen columns of R rows of weights times M rows of input. */
+/* Multiply sixteen columns of R weight rows with M input rows. */
 AVX512 INLINE void float_step(const Input *in, const uint8_t *const row[2], int64_t m0, int64_t b, __mmask16 valid,
                               const int format, const int R, const int M, __m512 sum[2][FEW_ROWS]) {
     const float *x = in->floats + (b * in->m + m0) * 16;
@@ -314,7 +314,7 @@ AVX512 INLINE void float_step(const Input *in, const uint8_t *const row[2], int6
     }
 }
 
-/* The columns [from, to) of R rows of weights. `ahead`: what is asked for meanwhile, as much as is used. */
+/* Multiply columns [from, to) of R weight rows. `ahead`: the address to prefetch, as many bytes as are used. */
 AVX512 INLINE void float_strip(const Input *in, const uint8_t *const row[2], int64_t from, int64_t to, int64_t m0,
                                const int format, const int R, const int M, const uint8_t *ahead, __m512 sum[2][FEW_ROWS]) {
     int64_t b = from / 16;
@@ -329,7 +329,7 @@ AVX512 INLINE void float_strip(const Input *in, const uint8_t *const row[2], int
     }
 }
 
-/* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
+/* Multiply weight rows [row, row + 16), at most up to `end`, with input rows [m0, m0 + M). */
 AVX512 INLINE void float_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M, const int format) {
     const Input *in = job->input;
     const int R = M < SHARED_FROM ? 1 : 2;

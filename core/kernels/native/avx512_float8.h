@@ -1,6 +1,6 @@
-/* Floats of eight bits on AVX-512: widened to floats while they are read. Included in avx512.c. */
+/* float8 weights on AVX-512, widened to floats as they are read. Included in avx512.c. */
 
-/* Sixteen weights, FLOAT8_UNIT times too small. */
+/* Widen sixteen weights to floats, too small by the factor FLOAT8_UNIT. */
 AVX512 INLINE __m512 widen_float8(const uint8_t *at) {
     __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
     return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16((short)0xbf80)));

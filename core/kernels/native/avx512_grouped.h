@@ -1,13 +1,13 @@
-/* Grouped weights on AVX-512, one loop for all of their layouts: included in avx512.c. Scales of any type are widened to
- * floats for a strip of columns at a time; what a row's values are shifted by is taken back with its minimums, as one
- * product of two numbers a group. */
+/* Grouped weights on AVX-512, one loop for all layouts. Included in avx512.c. Scales of any type are widened to floats
+ * for one strip of columns at a time. The offset that makes values unsigned is corrected together with the minimums, as
+ * one product per group. */
 
-/* The first 8 lanes take the first of two numbers, the others the second. */
+/* Lane indices: 0 for the first eight lanes, 1 for the others. */
 AVX512 INLINE __m512i two_by_eight(void) { return _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1); }
 
-/* Sixteen fine scales from group g on, of which `valid` are there: 8 bits each, times a factor for COARSE columns. */
+/* Sixteen fine scales (int8 times a factor per COARSE columns) from group g on; lanes outside `valid` are zero. */
 AVX512 INLINE __m512 sixteen_fine(const RowScales *s, const int group, int64_t g, __mmask16 valid) {
-    const int each = COARSE / 32; /* a copy of variable length would be made byte by byte */
+    const int each = COARSE / 32; /* a memcpy of variable length would be compiled to a byte loop */
     __mmask8 there = group == 32 && valid >> each ? 3 : 1;
     __m128i bits = _mm_maskz_loadu_epi16(there, s->coarse + (group == 32 ? g >> 3 : g >> 4) * 2);
     __m512 factors = _mm512_castps128_ps512(_mm_cvtph_ps(bits));
@@ -16,7 +16,7 @@ AVX512 INLINE __m512 sixteen_fine(const RowScales *s, const int group, int64_t g
     return _mm512_mul_ps(fine, _mm512_permutexvar_ps(two_by_eight(), factors));
 }
 
-/* Which of the sixteen groups from g on are there. */
+/* The lane mask of the sixteen groups from g on. */
 AVX512 INLINE __mmask16 sixteen_of(int64_t groups, int64_t g) {
     return groups - g >= 16 ? 0xffff : (__mmask16)((1u << (groups - g)) - 1);
 }
@@ -33,13 +33,13 @@ AVX512 INLINE __m512 sixteen_scales(const RowScales *s, const Layout *l, int64_t
     return sixteen_fine(s, l->group, g, valid);
 }
 
-/* What a row's values are shifted by in sixteen groups, given their scales: minimum - zero x scale. */
+/* The shifts of sixteen groups, given their scales: minimum - zero * scale. */
 AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, int64_t g, __mmask16 valid, __m512 scales) {
     __m512 low = l->minimum ? sixteen_scales(minimums, l, g, valid) : _mm512_setzero_ps();
     return l->zero ? _mm512_fnmadd_ps(_mm512_set1_ps((float)l->zero), scales, low) : low;
 }
 
-/* The lower and the upper halves of bytes, or what a code book says that they are. */
+/* Split bytes into low and high nibbles, looked up in the code book if there is one. */
 AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book, __m512i out[2]) {
     const __m512i nibble = _mm512_set1_epi8(15);
     out[0] = _mm512_and_si512(both, nibble);
@@ -49,7 +49,7 @@ AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book,
     out[1] = _mm512_shuffle_epi8(book, out[1]);
 }
 
-/* Both halves of the 128 columns of pair p of a row, as unsigned bytes. */
+/* Unpack the 128 columns of pair p of a row as unsigned bytes, 64 columns per register. */
 AVX512 INLINE void unpack_pair(const uint8_t *row, int64_t p, enum Values values, __m512i book, __m512i out[2]) {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     if (values == SIGNED_BYTES) {

@@ -1,20 +1,21 @@
-/* Many rows of input on AVX-512: 128 columns of 32 rows of weights are repacked into a panel, four columns of sixteen rows
- * to a register, and all rows of input are multiplied with it while it lies in the innermost cache. One loop for all ways
- * in which weights lie and are scaled. Included in avx512.c. */
+/* Many rows of input on AVX-512: 128 columns of 32 rows of weights are repacked into a panel, four columns of sixteen
+ * rows per register, and all input rows are multiplied with it while it is in L1. One loop covers all layouts and kinds
+ * of scales. Included in avx512.c. */
 
 enum { TILE = 7, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
 
-/* Scales: one for each row, or one for each group of columns with what is added (a minimum, less the shift). */
+/* One scale per row, or a scale and a shift (minimum - zero * scale) per group of columns. */
 enum Scaling { BY_ROW, WITH_SHIFTS };
 
-/* `zero`: what values are shifted by to be unsigned; taken back with the shifts where there are some. */
+/* `zero`: the offset that makes values unsigned; with BY_ROW it is subtracted, with WITH_SHIFTS it is part of the
+ * shifts. */
 typedef struct {
     enum Values values;
     enum Scaling scaling;
     int zero, book;
 } Way;
 
-/* Registers r[i] = 16 dwords of row i become r[i] = dword i of 16 rows. */
+/* Transpose a 16 x 16 matrix of dwords. */
 AVX512 INLINE void transpose(__m512i r[16]) {
     __m512i t[16];
     UNROLL for (int i = 0; i < 16; i += 2) {
@@ -40,11 +41,10 @@ AVX512 INLINE void transpose(__m512i r[16]) {
 
 /* ---- scales ---- */
 
-/* Row i of a panel; past the end the last one is repeated. */
+/* The index of panel row i; past the end the last row is repeated. */
 INLINE int64_t panel_row(int64_t row, int64_t i, int64_t last) { return row + i < last ? row + i : last - 1; }
 
-/* Sixteen registers, of which r[i] has sixteen groups of row i, as runs of PANEL floats from `to` on, 2 * PANEL apart: of
- * one group each. */
+/* Transpose sixteen groups of sixteen rows (r[i] = row i) and store them by group, 2 * PANEL floats apart. */
 AVX512 INLINE void put_groups(__m512 rows[16], int64_t groups, float *to) {
     __m512i r[16];
     UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(rows[i]);
@@ -53,7 +53,7 @@ AVX512 INLINE void put_groups(__m512 rows[16], int64_t groups, float *to) {
         if (i < groups) _mm512_store_ps(to + i * 2 * PANEL, _mm512_castsi512_ps(r[i]));
 }
 
-/* Scales and shifts of a panel: [groups][2][PANEL]. */
+/* Pack the scales and shifts of a panel: [groups][2][PANEL]. */
 AVX512 INLINE void pack_scales(const Job *job, const Layout l, int64_t row, int64_t last, float *out) {
     int64_t groups = groups_of(job->input, &l);
     for (int half = 0; half < PANEL; half += 16)
@@ -73,11 +73,11 @@ AVX512 INLINE void pack_scales(const Job *job, const Layout l, int64_t row, int6
 
 /* ---- panels ---- */
 
-/* The rows after this panel's, asked for little by little while it is used: all at once would fill the memory's queue,
- * and the processor would wait. */
+/* The rows after this panel's, prefetched in small portions while the panel is used: a burst would fill the memory
+ * queue and stall the core. */
 typedef struct {
     const uint8_t *at, *end;
-    int64_t lines; /* at a time */
+    int64_t lines; /* per portion */
 } Ahead;
 
 AVX512 INLINE void ask(Ahead *ahead) {
@@ -85,7 +85,7 @@ AVX512 INLINE void ask(Ahead *ahead) {
         _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
 }
 
-/* Rows from row + PANEL on as far as one panel goes, in `turns` turns. */
+/* Up to PANEL rows from row + PANEL on, divided into `turns` portions. */
 INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
     int64_t from = row + PANEL < end ? row + PANEL : end, to = from + PANEL < end ? from + PANEL : end;
     int64_t lines = ((to - from) * job->stride + 63) / 64;
@@ -93,8 +93,8 @@ INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
     return ahead;
 }
 
-/* 64 bytes of each of sixteen rows as sixteen runs of four columns; two such, 64 columns apart, if they are halves.
- * `upper`: the upper bits of six, eight runs of four bytes. */
+/* Transpose 64 bytes of each of sixteen rows into sixteen runs of four columns; packed formats give a second block of
+ * runs, 64 columns further. `upper`: the upper bits of six-bit values, eight runs of four bytes. */
 AVX512 INLINE void pack_sixteen(__m512i r[16], __m512i upper[16], uint8_t *panel, const enum Values values, __m512i book) {
     const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80), two = _mm512_set1_epi8(0x30);
     transpose(r);
@@ -116,7 +116,7 @@ AVX512 INLINE void pack_sixteen(__m512i r[16], __m512i upper[16], uint8_t *panel
     }
 }
 
-/* A pair of blocks as a panel: [2][16 runs of four columns][PANEL rows][4]. */
+/* Pack a pair of blocks into a panel: [2][16 runs of four columns][PANEL rows][4]. */
 AVX512 INLINE void pack_pair(const Job *job, int64_t row, int64_t last, int64_t pair, uint8_t *panel, const Way way) {
     const __m512i book = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)CODE_BOOKS[way.book]));
     const int64_t step = way.values == SIGNED_BYTES ? PAIR : way.values == SIXES ? BLOCK * 3 / 2 : BLOCK;
@@ -136,7 +136,7 @@ AVX512 INLINE void pack_pair(const Job *job, int64_t row, int64_t last, int64_t 
 
 /* ---- products ---- */
 
-/* Adds the products of 32 columns: M rows of input, BLOCK apart, with the panel's rows. */
+/* Add the dot products of 32 columns: M input rows, BLOCK bytes apart, with the panel's rows. */
 AVX512 INLINE void dots(const int8_t *x, const uint8_t *w, const int M, __m512i dot[TILE][2]) {
     UNROLL for (int i = 0; i < 8; i++) {
         __m512i w0 = _mm512_load_si512(w + i * PANEL * 4), w1 = _mm512_load_si512(w + i * PANEL * 4 + 64);
@@ -150,8 +150,9 @@ AVX512 INLINE void dots(const int8_t *x, const uint8_t *w, const int M, __m512i 
     }
 }
 
-/* Adds to sum[M][PANEL] what M rows of input make of the panel's `groups` groups from group g on. `scales` are those of
- * group g on. The sums live in memory: in registers they would drive out the dot products. `ahead` NULL = nothing is asked for. */
+/* Add to sum[M][PANEL] the products of M input rows with the panel's `groups` groups from group g on; `scales` begins
+ * with those of group g. The sums live in memory: in registers they would displace the dot products. `ahead` NULL = no
+ * prefetch. */
 AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_t *panel, const float *scales, int64_t m0,
                         const int M, const enum Scaling scaling, const int zero, Ahead *ahead, float *sum) {
     for (int64_t end = g + groups; g < end; g++, panel += GROUP * PANEL) {
@@ -179,13 +180,13 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
     }
 }
 
-/* The most rows of a tile: with one more the sums would not fit beside the dot products, which took a tenth longer. */
+/* The most rows per tile: one more with shifts would spill the dot products, which was a tenth slower. */
 INLINE int64_t tile_rows(const Way way) { return way.scaling == BY_ROW ? TILE : TILE - 1; }
 
 INLINE int64_t tiles_of(int64_t m, int64_t rows) { return (m + rows - 1) / rows; }
 
-/* Rows [from, to) of input with a panel, cut into tiles of nearly one size: those of one row would take as long as
- * those of four. */
+/* Multiply input rows [from, to) with a panel, in tiles of nearly equal size: a tile of one row takes as long as one of
+ * four. */
 #define TILE_CASE(M) case M: tile(in, g, groups, panel, scales, m, M, way.scaling, way.zero, ahead, sum); break;
 AVX512 INLINE void tiles(const Input *in, int64_t from, int64_t to, int64_t g, int64_t groups, const uint8_t *panel,
                          const float *scales, const Way way, Ahead *ahead, float *sum) {
@@ -199,7 +200,7 @@ AVX512 INLINE void tiles(const Input *in, int64_t from, int64_t to, int64_t g, i
     }
 }
 
-/* Rounded to the nearest even; what is not a number stays so. */
+/* Round to nearest even; NaN stays NaN. */
 AVX512 INLINE __m256i narrow_bf16(__m512 value) {
     __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -226,21 +227,21 @@ AVX512 static void put_sums(const Job *job, int64_t row, int64_t end, int64_t fr
         }
 }
 
-/* Scratch memory: the panel, the sums, the scales. */
+/* Layout of the scratch memory: the panel, the sums, the scales. */
 INLINE float *scales_at(uint8_t *panel) { return (float *)(panel + PAIR * PANEL) + MOST_SUMS * PANEL; }
 
-/* Where a panel of all columns lies: behind the scales of all groups. */
+/* The address of a panel of all columns: after the scales of all groups. */
 INLINE uint8_t *panel_whole(const Job *job, uint8_t *panel) {
     return (uint8_t *)(scales_at(panel) + (job->input->blocks + 1) / 2 * 2 * 4 * PANEL);
 }
 
-/* 32 rows of weights, repacked as a whole, with many rows of input, one tile after the other: its sums stay in the
- * innermost cache, which from WIDE_FROM rows on is worth more than that the panel does. */
+/* Multiply 32 fully repacked rows of weights with many input rows, one tile at a time. A tile's sums then stay in L1,
+ * which from WIDE_FROM rows on saves more than keeping the panel there. */
 AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int64_t groups, uint8_t *panel, const float *scales,
                                   const Way way) {
     const Input *in = job->input;
     _Alignas(64) float sum[TILE * PANEL];
-    /* Asking between products costs them a twelfth where there are many: here it is done while repacking. */
+    /* With many products, prefetching between them costs a twelfth; here it is done while repacking. */
     Ahead ahead = ahead_of(job, row, end, (groups + PAIR / GROUP - 1) / (PAIR / GROUP));
     for (int64_t pair = 0; pair * (PAIR / GROUP) < groups; pair++) {
         ask(&ahead);
@@ -254,7 +255,7 @@ AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int6
     }
 }
 
-/* 32 rows of weights with all rows of input. */
+/* Multiply 32 rows of weights with all rows of input. */
 AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint8_t *panel, const Way way) {
     const Input *in = job->input;
     float *sum = (float *)(panel + PAIR * PANEL), *scales = scales_at(panel);

@@ -1,13 +1,13 @@
-/* Where the processor multiplies pairs of bf16 and looks bytes up in two registers. Weights of bf16 are multiplied as they
- * lie with inputs of bf16. Floats of eight bits become bf16, exactly, and 128 columns are summed up before their scale is
- * needed; their inputs are in the order in which the weights come out of their bytes. More rows of input than MOST_FEW:
- * 128 columns of 32 rows are widened once, as a panel of pairs of columns that stays in the innermost cache. Included in
- * avx512.c. */
+/* Kernels for processors with AVX512_BF16 (products of bf16 pairs) and VBMI (byte lookups in two registers). bf16
+ * weights are multiplied as stored with bf16 inputs. float8 weights are converted to bf16, exactly, and 128 columns are
+ * summed before their scale is applied; their inputs are permuted to the order in which conversion yields the weights.
+ * With more input rows than MOST_FEW, 128 columns of 32 rows are widened once into a panel of column pairs that stays
+ * in L1. Included in avx512.c. */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define SHORTS TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx512vbmi,avx2,f16c,fma")
 
-/* What each of 128 floats of eight bits is in bf16, by halves: sixteen exponents, of which the first has subnormals. */
+/* The bf16 value of each of the 128 positive float8 codes, as high and low bytes; the first exponent has subnormals. */
 #define SAME(high) high, high, high, high, high, high, high, high
 #define EACH(low) low, low + 16, low + 32, low + 48, low + 64, low + 80, low + 96, low + 112
 _Alignas(64) static const uint8_t FLOAT8_HIGH[128] = {
@@ -29,7 +29,7 @@ SHORTS INLINE Float8Book float8_book(void) {
     return book;
 }
 
-/* 64 weights as bf16, in the order of short floats: see put_shorts. */
+/* Convert 64 weights to bf16, in the order of put_shorts. */
 SHORTS INLINE void widen_shorts(const uint8_t *at, const Float8Book *book, __m512i w[2]) {
     __m512i bytes = _mm512_loadu_si512(at);
     __m512i high = _mm512_permutex2var_epi8(book->high[0], bytes, book->high[1]);
@@ -41,7 +41,7 @@ SHORTS INLINE void widen_shorts(const uint8_t *at, const Float8Book *book, __m51
 
 /* ---- few rows of input ---- */
 
-/* Adds a group of one row of weights times M rows of input. */
+/* Add the products of one group of one weight row with M input rows. */
 SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t g, const Float8Book *book, const int M,
                                __m512 sum[FEW_ROWS]) {
     const Input *in = job->input;
@@ -70,10 +70,10 @@ FEW_FOR(SHORTS, short_few)
 
 /* ---- weights of bf16 ---- */
 
-/* Two rows of weights share each load of the input, this many columns at a time: more do not stay in the innermost cache. */
+/* Two weight rows share each input load, this many columns at a time: more do not stay in L1. */
 enum { STRIP_OF_SHORTS = 1024 };
 
-/* 32 columns of two rows of weights times M rows of input. */
+/* Multiply 32 columns of two weight rows with M input rows. */
 SHORTS INLINE void given_step(const Input *in, const uint8_t *const row[2], int64_t column, __mmask32 valid, int64_t m0,
                               const int M, __m512 sum[2][FEW_ROWS]) {
     const uint16_t *x = in->given + (column / BLOCK * in->m + m0) * BLOCK + column % BLOCK;
@@ -85,7 +85,7 @@ SHORTS INLINE void given_step(const Input *in, const uint8_t *const row[2], int6
     }
 }
 
-/* The columns [from, to) of two rows of weights. `ahead`: what is asked for meanwhile, as much as is used. */
+/* Multiply columns [from, to) of two weight rows. `ahead`: the address to prefetch, as many bytes as are used. */
 SHORTS INLINE void given_strip(const Input *in, const uint8_t *const row[2], int64_t from, int64_t to, int64_t m0,
                                const int M, const uint8_t *ahead, __m512 sum[2][FEW_ROWS]) {
     int64_t c = from;
@@ -97,7 +97,7 @@ SHORTS INLINE void given_strip(const Input *in, const uint8_t *const row[2], int
     for (; c < to; c += 32) given_step(in, row, c, to - c >= 32 ? 0xffffffffu : (1u << (to - c)) - 1, m0, M, sum);
 }
 
-/* Rows [row, row + 16) of weights, as far as `end`, times rows [m0, m0 + M) of input. */
+/* Multiply weight rows [row, row + 16), at most up to `end`, with input rows [m0, m0 + M). */
 SHORTS INLINE void given_few_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {
     const int64_t columns = job->input->columns, count = end - row < 16 ? end - row : 16;
     const uint8_t *at = job->weights + row * job->stride, *ahead = at + 16 * job->stride;
@@ -119,9 +119,9 @@ FEW_FOR(SHORTS, given_few)
 
 /* ---- more rows of input ---- */
 
-enum { SHORT_ROWS = 256 }; /* of input at a time, whose sums lie behind the panel */
+enum { SHORT_ROWS = 256 }; /* input rows per pass; their sums lie after the panel */
 
-/* A group of columns of 32 rows as [64 pairs of columns][PANEL rows][2] of bf16, and the rows' scales. */
+/* Pack a group of columns of 32 rows as bf16 [64 pairs of columns][PANEL rows][2], and the rows' scales. */
 SHORTS INLINE void pack_shorts(const Job *job, int64_t row, int64_t last, int64_t g, const Float8Book *book, uint8_t *panel,
                                float *scales) {
     for (int i = 0; i < PANEL; i++)
@@ -144,7 +144,7 @@ SHORTS INLINE void pack_shorts(const Job *job, int64_t row, int64_t last, int64_
         }
 }
 
-/* Adds to sum[M][PANEL] what M rows of input make of the panel. */
+/* Add the products of M input rows with the panel to sum[M][PANEL]. */
 SHORTS INLINE void short_tile(const Input *in, int64_t g, int64_t m0, const int M, const uint8_t *panel, const float *scales,
                               float *sum) {
     __m512 dot[TILE][2];
@@ -181,7 +181,7 @@ SHORTS INLINE void short_tiles(const Input *in, int64_t from, int64_t to, int64_
     }
 }
 
-/* 32 rows of weights with all rows of input. */
+/* Multiply 32 rows of weights with all rows of input. */
 SHORTS static void multiply_shorts(const Job *job, int64_t row, int64_t end, uint8_t *panel) {
     const Input *in = job->input;
     const Float8Book book = float8_book();

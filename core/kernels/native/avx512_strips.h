@@ -1,15 +1,15 @@
-/* 512 columns, a strip, at a time: eight blocks of 64 columns, sixteen groups of 32, whose sums are the lanes of one register.
- * With several rows of input a row's values are turned so that register i holds the i-th four columns of every group: all
- * products of a group meet in its lane, and its scale is multiplied once. With one row that would take longer than the
- * products do, and what they give is added across lanes instead: as these are whole numbers, to the same sums. Included in
- * avx512.c. */
+/* Products of a strip of 512 columns: eight blocks of 64 columns or sixteen groups of 32, whose sums are the lanes of
+ * one register. With several input rows, a row's values are transposed so that register i holds the i-th four columns
+ * of every group: all products of a group accumulate in its lane, and its scale is applied once. With one input row,
+ * transposing would take longer than the products; their sums are reduced across lanes instead. Both give the same
+ * integer sums. Included in avx512.c. */
 
 enum { STRIP_BLOCKS = 8, STRIP_PAIRS = 4, STRIP_LANES = 16 };
 
-/* Which group of the strip belongs to which lane. */
+/* The group of the strip that each lane belongs to. */
 AVX512 INLINE __m512i groups_by_lane(void) { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
-/* Dwords of four registers: lane by lane of 128 bits, out[i] holds the i-th of each. */
+/* Transpose the dwords of four registers within each 128 bits: out[i] holds the i-th dword of each. */
 AVX512 INLINE void turn_four(__m512i a, __m512i b, __m512i c, __m512i d, __m512i out[4]) {
     __m512i low = _mm512_unpacklo_epi32(a, b), high = _mm512_unpackhi_epi32(a, b);
     __m512i next_low = _mm512_unpacklo_epi32(c, d), next_high = _mm512_unpackhi_epi32(c, d);
@@ -19,7 +19,7 @@ AVX512 INLINE void turn_four(__m512i a, __m512i b, __m512i c, __m512i d, __m512i
     out[3] = _mm512_unpackhi_epi64(high, next_high);
 }
 
-/* Dwords of the even blocks and of the odd ones, turned, as the registers i and 4 + i of a strip. */
+/* Combine transposed dwords of the even and the odd blocks into registers i and 4 + i of a strip. */
 AVX512 INLINE void join(__m512i even, __m512i odd, int i, __m512i w[STRIP_BLOCKS]) {
     w[i] = _mm512_shuffle_i32x4(even, odd, 0x88);
     w[4 + i] = _mm512_shuffle_i32x4(even, odd, 0xdd);
@@ -32,7 +32,7 @@ AVX512 INLINE void turn_strip(__m512i w[STRIP_BLOCKS]) {
     UNROLL for (int i = 0; i < 4; i++) join(even[i], odd[i], i, w);
 }
 
-/* The sums of four registers' dwords, lane by lane of 128 bits. */
+/* Sum the dwords of each of four registers within each 128 bits. */
 AVX512 INLINE __m512i add_four(__m512i a, __m512i b, __m512i c, __m512i d) {
     __m512i first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     __m512i second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
@@ -41,8 +41,8 @@ AVX512 INLINE __m512i add_four(__m512i a, __m512i b, __m512i c, __m512i d) {
 
 /* ---- products ---- */
 
-/* The products of a strip, turned where M > 1, with M rows of input from x on, `step` bytes from block to block: of the
- * groups' first halves, and of their second ones. */
+/* Multiply a strip (transposed if M > 1) with M input rows at x, `step` bytes between blocks. half[0] holds the sums of
+ * the groups' first halves, half[1] those of their second halves. */
 AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i half[2][FEW_ROWS]) {
     if (M == 1) {
         __m512i dot[STRIP_BLOCKS];
@@ -58,7 +58,7 @@ AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, in
         half[i / 4][m] = _mm512_dpbusd_epi32(half[i / 4][m], w[i], _mm512_loadu_si512(x + i * step + m * BLOCK));
 }
 
-/* The same of whole groups. */
+/* The same for whole groups. */
 AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i all[FEW_ROWS]) {
     if (M == 1) {
         __m512i half[2][FEW_ROWS];
@@ -73,14 +73,14 @@ AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const int8_t *x, in
 
 /* ---- input ---- */
 
-/* A pair of blocks: the first half of the columns of each of four groups, then the second. */
+/* Reorder a pair of blocks: the first half of the columns of each of its four groups, then the second halves. */
 AVX512 INLINE void arrange_pair(__m512i w[2]) {
     __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x88);
     w[1] = _mm512_shuffle_i32x4(w[0], w[1], 0xdd);
     w[0] = first;
 }
 
-/* What a strip's 16 columns add up to, times their scales: [32], in order. */
+/* Write the sums of each 16 columns of a strip, times their scales, to to[32], in order. */
 AVX512 INLINE void add_sixteens(const __m512i x[STRIP_BLOCKS], const float *scales, float *to) {
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     UNROLL for (int half = 0; half < 2; half++) {
@@ -93,7 +93,7 @@ AVX512 INLINE void add_sixteens(const __m512i x[STRIP_BLOCKS], const float *scal
     }
 }
 
-/* The strip of a row of input that begins at block b. */
+/* Reorder the strip of an input row that begins at block b. */
 AVX512 INLINE void arrange_strip(const Input *in, int64_t row, int64_t b) {
     int8_t *at = (int8_t *)in->q + (b * in->m + row) * BLOCK;
     float *scales = (float *)in->by_row + (row * in->blocks + b) * 2;
@@ -106,7 +106,7 @@ AVX512 INLINE void arrange_strip(const Input *in, int64_t row, int64_t b) {
     UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) _mm512_storeu_si512(at + i * in->m * BLOCK, x[i]);
 }
 
-/* A row of input as the kernels for few rows take it. */
+/* Reorder an input row for the kernels that take few rows. */
 AVX512 static void arrange(const Input *in, int64_t row) {
     int64_t b = 0;
     for (; b + STRIP_BLOCKS <= in->blocks; b += STRIP_BLOCKS) arrange_strip(in, row, b);

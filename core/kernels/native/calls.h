@@ -1,4 +1,4 @@
-/* The library's calls that others of its parts make as well. */
+/* Exported functions that other parts of the library call as well. */
 #ifndef HETEGEN_CALLS_H
 #define HETEGEN_CALLS_H
 
@@ -24,7 +24,7 @@ EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t 
 /* norm.c */
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
                              float eps, int rounded, void *out, int threads);
-/* attention.c: where keys and values are, and the newest of them as floats where they are packed. */
+/* attention.c: addresses of keys and values, and of their unpacked recent part if they are packed. */
 typedef struct {
     void *k, *v, *recent_k, *recent_v;
 } States;

@@ -1,5 +1,5 @@
-/* Weights on their way to a device pass through memory that the processor does not read again: they are written past its
- * caches, which saves reading what is overwritten, and leaves the caches to those who compute meanwhile. */
+/* Copies for weights on their way to a device, through buffers that the processor does not read again. Non-temporal
+ * stores save reading the lines that are overwritten and leave the caches to other threads. */
 #include "calls.h"
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-/* The library's front: which instruction set runs, how rows are shared among threads, and the calls that Python makes. */
+/* The entry points: instruction set selection, division of rows among threads, and the exported products. */
 #include "dispatch.h"
 #include "calls.h"
 #include "thread_pool.h"
@@ -37,7 +37,7 @@ static int supported(int isa) {
 static int supported(int isa) {
     int basic[4], wide[4], more[4];
     __cpuid(basic, 1);
-    if (!(basic[2] >> 27 & 1)) return 0; /* the system does not save the wide registers */
+    if (!(basic[2] >> 27 & 1)) return 0; /* the system does not save the AVX registers */
     unsigned long long saved = _xgetbv(0);
     __cpuidex(wide, 7, 0);
     __cpuidex(more, 7, 1);
@@ -67,18 +67,18 @@ int has_short_products(void) { return __builtin_cpu_supports("avx512bf16") && __
 int has_short_products(void) { return 0; }
 #endif
 
-/* Changes with any change of these calls: a library left over from an older build is then not used. */
+/* Changes with every change of the exported calls: Python rejects a library left over from another version. */
 EXPORT int hetegen_version(void) { return 22; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
 /* ---- sharing rows among threads ---- */
 
-/* Rows are taken in turn, a stretch at a time: a core that others use, or an efficiency core, takes fewer. */
+/* Threads take stretches of rows dynamically: a core that other processes use, or an efficiency core, takes fewer. */
 enum { MOST_STRETCHES = 1024, LEAST_FEW = 2 * PANEL, MOST_TAKEN = 1024 };
 
-/* Rows of the next stretch of those that are left. With few rows of input the memory decides, whose rate drops where a
- * stretch begins: they begin large and become smaller, so that all threads end together. */
+/* The number of rows of the next stretch. With few input rows the products are memory-bound, and bandwidth drops at the
+ * start of a stretch; stretches therefore begin large and shrink, so that all threads finish together. */
 static int64_t next_rows(int64_t all, int64_t left, int64_t m, int threads) {
     int few = m <= FEW_ROWS;
     int64_t rows = few ? left / (2 * threads) : all / (32 * threads), least = few ? LEAST_FEW : PANEL;
@@ -87,7 +87,7 @@ static int64_t next_rows(int64_t all, int64_t left, int64_t m, int threads) {
     return left - rows < least ? left : rows;
 }
 
-/* Where the stretches of so many rows begin, and where the last one ends; returns how many there are. */
+/* Write the bounds of the stretches of `rows` rows; return their number. */
 static int64_t divide(int64_t rows, int64_t m, int threads, int64_t *bounds) {
     int64_t count = 0, at = 0;
     while (at < rows) {
@@ -156,7 +156,7 @@ void lay_out(uint8_t *buffer, int64_t m, int64_t columns, int kind, Input *in) {
     in->totals = (const float *)(buffer + cells * 48);
 }
 
-/* The kind of input that weights of `format` want for m rows of `type`, in which their product is written, too. */
+/* The kind of input for weights of `format` and m rows of `type`, which is also the type of the output. */
 EXPORT int hetegen_input_kind(int isa, int format, int64_t m, int type) {
     if (format == BF16 && type == TYPE_BF16) return kernels_of(isa)->takes_shorts ? AS_GIVEN : FLOATS;
     if (format == BF16 || format == F16) return FLOATS;
@@ -164,7 +164,7 @@ EXPORT int hetegen_input_kind(int isa, int format, int64_t m, int type) {
     return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
 }
 
-/* Bytes of the buffer that hetegen_prepare fills. */
+/* The size of the buffer that hetegen_prepare fills. */
 EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     int64_t cells = even_blocks(columns) * m;
     if (kind == FLOATS) return cells * BLOCK * (int64_t)sizeof(float);
@@ -173,7 +173,7 @@ EXPORT int64_t hetegen_input_bytes(int64_t m, int64_t columns, int kind) {
     return cells * (BLOCK + 48) + m * (int64_t)sizeof(float);
 }
 
-/* 64 columns of a row from column `start` on, zeros past the end. */
+/* Load 64 columns of a row from column `start` on as floats, zeros past the end. */
 static void load_block(const Kernels *kernels, const void *x, int type, int64_t row_start, int64_t start,
                        int64_t columns, float *wide) {
     int64_t count = columns - start < BLOCK ? columns - start : BLOCK;
@@ -198,7 +198,7 @@ static void quantize_block(QuantizeKernel quantize, const float *wide, const Inp
     }
 }
 
-/* What remains to be done when a row is quantised. */
+/* Finish a quantised row: reorder it if the kernels need that, and sum its offsets. */
 static void finish_row(const Kernels *kernels, const Input *in, int64_t row) {
     float total = 0;
     if (kernels->arrange && in->m <= MOST_FEW) kernels->arrange(in, row);
@@ -218,15 +218,15 @@ static void prepare_words(const Kernels *kernels, const void *x, int type, int64
     }
 }
 
-/* 64 columns in the order in which bytes come out of registers that are unpacked: of each sixteen the first eight, then
- * of each the others. */
+/* Write 64 columns in the order in which unpacking bytes to words yields them: the first eight of each sixteen, then
+ * the second eight of each. */
 static void put_shorts(const float *wide, uint16_t *to) {
     for (int half = 0; half < 2; half++)
         for (int run = 0; run < 4; run++)
             for (int i = 0; i < 8; i++) *to++ = float_to_bf16(wide[run * 16 + half * 8 + i]);
 }
 
-/* A row of bf16, zeros past the end. */
+/* Copy a row of bf16, zeros past the end. */
 static void give_row(const uint16_t *x, int64_t row, const Input *in) {
     for (int64_t b = 0; b < in->blocks; b++) {
         uint16_t *to = (uint16_t *)in->given + (b * in->m + row) * BLOCK;
@@ -282,7 +282,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 
 /* ---- matmul ---- */
 
-/* Bytes of one thread's panel for weights of `columns` columns. */
+/* The size of one thread's panel for weights of `columns` columns. */
 EXPORT int64_t hetegen_panel_bytes(int64_t columns) {
     int64_t whole = even_blocks(columns) * PANEL * (BLOCK + 4 * (int64_t)sizeof(float));
     return whole + PANEL_SCRATCH;
@@ -299,10 +299,10 @@ Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, 
     return part;
 }
 
-/* For each part: out[m][end - begin] = input x weights[begin:end]', one part behind the other. The fields of a part are
- * the addresses and numbers weights, bytes from row to row, scales, scales from row to row, begin, end, format, bytes of
- * a row; for all formats hetegen_input_kind says the same of out_type, and `input` is a buffer of hetegen_prepare of that
- * kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, where m > 8. */
+/* For each part: out[m][end - begin] = input x weights[begin:end]', the parts' outputs one after another. The fields of
+ * a part are: address of the weights, bytes between rows, address of the scales, scales between rows, begin, end,
+ * format, bytes of a row. All formats must have the same hetegen_input_kind for out_type; `input` is a buffer that
+ * hetegen_prepare filled with that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, if m > 8. */
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads) {
     Input in;

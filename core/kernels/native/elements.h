@@ -1,4 +1,4 @@
-/* Single numbers of a layer's states, of fp32 or bf16, and the activations between its products. */
+/* Element access for states of fp32 or bf16, and activation functions. */
 #ifndef HETEGEN_ELEMENTS_H
 #define HETEGEN_ELEMENTS_H
 

@@ -1,4 +1,4 @@
-/* Stored weights into int8, int6 and int4, row by row; the same arithmetic as core/kernels/quantize.py, which explains it. */
+/* Quantises weights to int8, int6 and int4, row by row. core/kernels/quantize.py documents the method. */
 #include "attention.h"
 #include "calls.h"
 #include "thread_pool.h"
@@ -30,7 +30,7 @@ INLINE void load_columns(const Encoding *e, int64_t row, int64_t start, int64_t 
     else widen_row(e->weights, at, count, TYPE_F32, to);
 }
 
-/* The value farthest from zero, and in `broken` whether any is NaN or infinite. */
+/* The value farthest from zero; `broken` is set if any is NaN or infinite. */
 INLINE float extreme_of(const float *x, int64_t count, int *broken) {
     float most = 0, least = 0, rest = 0;
     SIMD_MAX(most)
@@ -43,14 +43,14 @@ INLINE float extreme_of(const float *x, int64_t count, int *broken) {
     return most > -least ? most : least;
 }
 
-/* What a group's values are: scale x q + minimum. */
+/* A group's values are scale * q + minimum. */
 typedef struct {
     float scale, minimum;
 } Fit;
 
 INLINE float clamped(float value, float least, float most) { return value < least ? least : value > most ? most : value; }
 
-/* Large weights count for more, small ones not for nothing: the root of square plus mean square. */
+/* Error weights sqrt(mean(x^2) + x^2): errors of large weights count more, those of small ones still count. */
 INLINE void importance(const float *x, float *w) {
     float square = 0;
     SIMD_SUM(square)
@@ -59,7 +59,7 @@ INLINE void importance(const float *x, float *w) {
     for (int i = 0; i < GROUP; i++) w[i] = sqrtf(square / GROUP + x[i] * x[i]);
 }
 
-/* The fit that explains most of its group; one whose gain is no number, or no gain, is none. */
+/* The fit with the largest gain; `none` if no gain is valid. */
 INLINE Fit best_of(const float *scales, const float *minimums, const float *gains, Fit none) {
     float most = -1;
     int best = -1;
@@ -71,7 +71,7 @@ INLINE Fit best_of(const float *scales, const float *minimums, const float *gain
     return fit;
 }
 
-/* What the q of every way to round add up to, all ways side by side: no sum is added across lanes. */
+/* Sums over a group's q for all tried roundings side by side, so that no sum crosses lanes. */
 typedef struct {
     float q[TRIED], square[TRIED], product[TRIED];
 } Tries;
@@ -90,8 +90,8 @@ INLINE void try_shifted(const float *x, const float *w, float low, const float *
     }
 }
 
-/* The scale and minimum of least weighted error for a group x, in units of its extreme, whose q, 0..15, are rounded in
- * TRIED ways: as if from 14 to 15.5 steps led from the lowest to the highest value. */
+/* The scale and minimum of least weighted error for a group x in units of its extreme. Its q, 0..15, are rounded in
+ * TRIED ways: as if 14 to 15.5 steps spanned the range from lowest to highest value. */
 INLINE Fit fit_shifted(const float *x) {
     float w[GROUP], inverse[TRIED], scales[TRIED], minimums[TRIED], gains[TRIED], low = x[0], high = x[0], all = 0, sum = 0;
     Tries sums = {{0}, {0}, {0}};
@@ -133,7 +133,7 @@ INLINE void try_even(const float *x, const float *inverse, Tries *sums) {
     }
 }
 
-/* As fit_shifted, without a minimum and for -32..31; the extreme, here 1 or -1, becomes about -32. */
+/* As fit_shifted, without a minimum and for -32..31. The extreme, here 1 or -1, maps to about -32. */
 INLINE Fit fit_even(const float *x) {
     float inverse[TRIED], scales[TRIED], gains[TRIED], extreme = extreme_of(x, GROUP, &(int){0});
     const float minimums[TRIED] = {0};
@@ -149,13 +149,13 @@ INLINE Fit fit_even(const float *x) {
     return best_of(scales, minimums, gains, none);
 }
 
-/* The factor of fp16 by which no number exceeds FINEST steps. */
+/* The fp16 factor, rounded up so that no number exceeds FINEST steps. */
 INLINE uint16_t factor_for(float largest) {
     uint16_t bits = float_to_f16(largest / FINEST);
     return f16_to_float(bits) * FINEST < largest ? (uint16_t)(bits + 1) : bits;
 }
 
-/* Numbers of `count` groups as fine ones, in place; the factor. */
+/* Replace the numbers of `count` groups by their fine approximations; return the factor's bits. */
 INLINE uint16_t make_fine(float *numbers, int64_t count, int broken, int8_t *fine) {
     float largest = 0;
     for (int64_t g = 0; g < count; g++) largest = fabsf(numbers[g]) > largest ? fabsf(numbers[g]) : largest;
@@ -168,7 +168,7 @@ INLINE uint16_t make_fine(float *numbers, int64_t count, int broken, int8_t *fin
     return bits;
 }
 
-/* Scales and minimums for the groups of COARSE columns x; whether a weight of them is NaN or infinite. */
+/* Fit scales and minimums for `count` groups from x on; return whether any weight is NaN or infinite. */
 INLINE int fit_groups(const float *x, int64_t count, const int shifted, float *scales, float *minimums) {
     int any = 0, broken;
     for (int64_t g = 0; g < count; g++) {
@@ -183,7 +183,7 @@ INLINE int fit_groups(const float *x, int64_t count, const int shifted, float *s
     return any;
 }
 
-/* 128 values as kernels.h says, of 4 or 6 bits. */
+/* Pack 128 values of 4 or 6 bits as described in kernels.h. */
 INLINE void pack_pair(const uint8_t *values, const int shifted, uint8_t *to) {
     for (int i = 0; i < PAIR / 2; i++) to[i] = (uint8_t)((values[i] & 15) | values[i + PAIR / 2] << 4);
     for (int i = 0; i < PAIR / 4 && !shifted; i++)
@@ -206,7 +206,7 @@ INLINE void round_groups(const float *x, int64_t count, const int shifted, const
         pack_pair(values + pair * PAIR, shifted, to + pair * (shifted ? PAIR / 2 : PAIR * 3 / 4));
 }
 
-/* int4 (`shifted`: with minimums) or int6: COARSE columns at a time, whose scales share a factor. */
+/* Encode a row as int4 (`shifted`: with minimums) or int6, COARSE columns at a time, whose scales share a factor. */
 INLINE void encode_fine(const Encoding *e, int64_t row, const int shifted) {
     int64_t groups = e->row_bytes / (shifted ? PAIR / 2 : PAIR * 3 / 4) * (PAIR / GROUP);
     int64_t factors = (groups + SHARING - 1) / SHARING, parts = shifted ? 2 : 1;
@@ -276,7 +276,7 @@ static void encode_rows(const void *context, int64_t task, int64_t thread) {
     }
 }
 
-/* weights: [rows][stride] of `type`; data and scales as kernels.h says. */
+/* weights: [rows][stride] of `type`; data and scales as described in kernels.h. */
 EXPORT void hetegen_encode(int isa, int format, const void *weights, int type, int64_t rows, int64_t columns,
                            int64_t stride, void *data, int64_t row_bytes, void *scales, int64_t scale_stride,
                            int threads) {

@@ -1,24 +1,24 @@
-/* All experts that some rows of input chose, in one call: the work of each stage is shared among threads as one run of
- * rows, whichever experts they belong to, so that a token wakes the threads once for gate and up and once for down.
+/* All experts chosen by some rows of input, in one call. Each stage's rows, of all experts together, are divided among
+ * the threads, so that a token wakes the threads once for gate and up and once for down.
  *
- *   group    (row, choice) pairs by expert: a "place" is a pair's position in that order
- *   up       each pair's row of x, quantised straight into its expert's input -> gate and up
+ *   group    sort (row, choice) pairs by expert; a "place" is a pair's position in that order
+ *   up       each pair's row of x, quantised into its expert's input -> gate and up
  *   gate     + bias, activation(gate) * up, quantised into the input of down -> down
- *   add      out[row] = sum of its pairs' results (+ bias) times their shares */
+ *   add      out[row] = sum over its pairs of share * (result + bias) */
 #include "calls.h"
 #include "dispatch.h"
 #include "elements.h"
 #include "thread_pool.h"
 
-/* All fields are of 8 bytes. `gated`: the rows of up are gate and up, one behind the other or in turn (`interleaved`). */
+/* All fields are 8 bytes. `gated`: the rows of up are gate then up, or alternate if `interleaved`. */
 struct Experts {
     int64_t format, hidden, inner, experts, activation, gated, interleaved;
     double alpha, limit;                       /* of CLAMPED */
     const int64_t *up_fields, *down_fields;    /* [experts][PART_FIELDS] as in hetegen_matmul */
-    const void *up_bias, *down_bias;           /* [experts][rows] of the type of x; NULL = none */
+    const void *up_bias, *down_bias;           /* [experts][rows] in the type of x; NULL = none */
 };
 
-/* One expert that is used: its number, its places, and what it multiplies. */
+/* An expert in use: its index, its places, and its inputs. */
 typedef struct {
     int64_t expert, start, count;
     Input up, down;
@@ -28,18 +28,18 @@ typedef struct {
     const Experts *e;
     const Kernels *kernels;
     int isa, type, threads;
-    int64_t m, choices; /* rows of x, experts a row chooses */
+    int64_t m, choices; /* rows of x, experts per row */
     const void *x;
     const float *shares; /* [m][choices] */
     void *out;
     /* scratch */
     int32_t *starts; /* [experts + 1]: the first place of each */
     int32_t *pairs;  /* [places]: row * choices + choice */
-    int32_t *places; /* [m * choices]: -1 = no expert of ours */
-    int32_t *owners; /* [places]: the group */
+    int32_t *places; /* [m * choices]: -1 = not one of these experts */
+    int32_t *owners; /* [places]: index into groups */
     Group *groups;
-    Part *parts; /* of each group */
-    int64_t used, most; /* groups, and the most places of one */
+    Part *parts; /* one per group */
+    int64_t used, most; /* number of groups, and the most places of one */
     uint8_t *up_buffer, *down_buffer, *wide, *open, *down, *panels;
 } Call;
 
@@ -51,7 +51,7 @@ static int64_t up_rows(const Experts *e) { return e->gated ? 2 * e->inner : e->i
 
 /* ---- the scratch memory ---- */
 
-/* No more than so many bytes for each row of an input, whatever kind and type of input it is. */
+/* An upper bound of the bytes per input row, for any kind and type of input. */
 static int64_t row_bytes_at_most(int isa, int format, int64_t columns) {
     int64_t few = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, 1, TYPE_F32));
     int64_t many = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, FEW_ROWS + 1, TYPE_F32));
@@ -66,7 +66,7 @@ static uint8_t *taken(uint8_t **at, int64_t bytes) {
     return from;
 }
 
-/* Divides the scratch memory; with NULL it only counts. */
+/* Divide the scratch memory; return its size. With scratch NULL only the size is meaningful. */
 static int64_t divide(Call *c, uint8_t *scratch) {
     const Experts *e = c->e;
     int64_t places = c->m * c->choices, used = places < e->experts ? places : e->experts, item = item_bytes(c->type);
@@ -93,7 +93,7 @@ EXPORT int64_t hetegen_experts_bytes(int isa, const Experts *e, int type, int64_
 
 /* ---- grouping ---- */
 
-/* Counts each expert's pairs and gives every pair its place. */
+/* Count each expert's pairs and assign every pair its place. */
 static void place_pairs(Call *c, const int64_t *chosen) {
     int64_t count = c->m * c->choices, experts = c->e->experts;
     memset(c->starts, 0, (size_t)(experts + 1) * 4);
@@ -105,11 +105,11 @@ static void place_pairs(Call *c, const int64_t *chosen) {
         c->places[i] = valid ? c->starts[chosen[i]]++ : -1;
         if (valid) c->pairs[c->places[i]] = (int32_t)i;
     }
-    for (int64_t i = experts; i > 0; i--) c->starts[i] = c->starts[i - 1]; /* they were moved on while filling */
+    for (int64_t i = experts; i > 0; i--) c->starts[i] = c->starts[i - 1]; /* filling has advanced them by one expert */
     c->starts[0] = 0;
 }
 
-/* A group for each expert that is used. One row of x is the input of all, and prepared once. */
+/* Make a group for each expert in use. A single row of x is the input of all groups and is prepared once. */
 static void make_groups(Call *c) {
     const Experts *e = c->e;
     int64_t up_row = c->m > 1 ? row_bytes_at_most(c->isa, (int)e->format, e->hidden) : 0;
@@ -182,7 +182,7 @@ INLINE void gate_row(const Experts *e, void *wide, const void *bias, void *to, c
         store(to, i, gated(e, widened(wide, i * step, type), widened(wide, i * step + up, type), activation, type), type);
 }
 
-/* Adds `share` times a row (+ bias) to the sums of some columns. */
+/* Add `share` times columns [at, at + count) of a row (+ bias) to the sums. */
 INLINE void add_row(const void *row, const void *bias, int64_t at, int64_t count, float share, float *sum, const int type) {
     if (bias) {
         SIMD
@@ -248,8 +248,8 @@ static void add_pairs(const void *context, int64_t row, int64_t thread) {
     loops_of(c->isa)->sum(c, row, c->type);
 }
 
-/* x, out: [m][hidden] of `type` (fp32 or bf16), contiguous; chosen, shares: [m][choices], an expert's number and what its
- * result counts; numbers that no expert has are left out. scratch: hetegen_experts_bytes, 64-byte aligned. */
+/* x, out: [m][hidden] of `type` (fp32 or bf16), contiguous; chosen, shares: [m][choices], expert indices and their
+ * weights. Indices out of range are skipped. scratch: hetegen_experts_bytes, 64-byte aligned. */
 EXPORT void hetegen_experts(int isa, const Experts *e, const void *x, int type, int64_t m, int64_t choices,
                             const int64_t *chosen, const float *shares, void *out, void *scratch, int threads) {
     Call c = {.e = e, .kernels = kernels_of(isa), .isa = isa, .type = type, .threads = threads, .m = m,

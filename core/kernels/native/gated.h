@@ -1,4 +1,4 @@
-/* What stands around the products of a layer's gated part. */
+/* The element-wise loops of a gated MLP. */
 #ifndef HETEGEN_GATED_H
 #define HETEGEN_GATED_H
 
@@ -19,7 +19,7 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
     }
 }
 
-/* Both for each type by itself, as parts of a file's LOOPS: functions that loops.h compiles for each instruction set. */
+/* Both loops specialised by type, as part of a file's LOOPS, which loops.h compiles for each instruction set. */
 #define GATED_LOOPS(name, isa)                                                                                  \
     isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
         if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \

@@ -1,5 +1,5 @@
-/* The output head of a token, read coarse first: all logits from a copy in fewer bits, then those that could be drawn again
- * from the head itself. Which these are is decided in the order of the rows' coarse logits, so it knows no model's scale. */
+/* The output head in two passes: all logits from a coarse copy with fewer bits, then the largest ones again from the
+ * head itself. The selection depends only on the order of the coarse logits, so it is independent of their scale. */
 #include "calls.h"
 #include "dispatch.h"
 #include "thread_pool.h"
@@ -13,8 +13,8 @@
 #define PREFETCH(at) ((void)(at))
 #endif
 
-/* SPAN rows are one in the choice, by the largest of their logits; BATCH rows are copied together and multiplied in one
- * call: one at a time, each would be a stream that ends before the memory has begun to serve it. */
+/* SPAN rows are selected together, by the largest of their logits. BATCH rows are gathered and multiplied in one call:
+ * one row alone would end before the memory pipeline is full. */
 enum { SPAN = 16, BATCH = 32, ALIGN = 64, STEPS = 16, PANELS_FROM = 5, MOST_STEP = 1024, ROWS_AHEAD = 4 };
 
 typedef struct {
@@ -26,8 +26,8 @@ typedef struct {
     const int64_t *full;
     Part coarse;
     int64_t m, rows, spans, step, panel_bytes, wanted;
-    RowSizes sizes; /* of the head's rows */
-    Input *inputs;  /* [m]: each row of input by itself */
+    RowSizes sizes; /* of the full head's rows */
+    Input *inputs;  /* [m]: each input row alone */
     uint8_t *out;   /* [m][rows] */
     int type;
     float *tops;    /* [m][spans] */
@@ -42,7 +42,7 @@ static int64_t item_bytes(int type) { return type == TYPE_F32 ? 4 : 2; }
 
 static int64_t spans_of(int64_t rows) { return (rows + SPAN - 1) / SPAN; }
 
-/* Numbers of `type` as floats. */
+/* Widen `count` values of the head's output type to floats. */
 static void widen_some(const Head *h, const uint8_t *from, int64_t count, float *to) {
     if (h->type == TYPE_F32) memcpy(to, from, (size_t)count * sizeof(float));
     else if (count == BLOCK) h->kernels->widen((const uint16_t *)from, h->type, to);
@@ -55,7 +55,7 @@ static void widen_some(const Head *h, const uint8_t *from, int64_t count, float 
 
 /* ---- coarse logits ---- */
 
-/* The largest of each span of rows [begin, end), of which there is a whole number but at the end of all. */
+/* The maximum of each span of rows [begin, end); only the last span may be incomplete. */
 static void top_spans(const Head *h, int64_t m, int64_t begin, int64_t end) {
     float wide[BLOCK];
     for (int64_t row = begin; row < end; row += BLOCK) {
@@ -79,7 +79,8 @@ static void multiply_coarse(const void *context, int64_t task, int64_t thread) {
 
 /* ---- the choice ---- */
 
-/* What at least `wanted` of the spans reach, and hardly more: then all of the `wanted` largest logits do. */
+/* A threshold that at least `wanted` span maxima reach, and hardly more, by bisection; the `wanted` largest logits
+ * reach it, too. */
 static float threshold(const float *tops, int64_t count, int64_t wanted) {
     float low = tops[0], high = tops[0];
     for (int64_t i = 1; i < count; i++) {
@@ -113,11 +114,11 @@ static void choose(const void *context, int64_t m, int64_t thread) {
     h->counts[m] = found;
 }
 
-/* ---- the chosen anew ---- */
+/* ---- recomputing the selected logits ---- */
 
 static int64_t copy_bytes(RowSizes sizes) { return aligned(BATCH * sizes.data_bytes) + aligned(BATCH * sizes.scale_bytes); }
 
-/* Asks for a row that is copied soon: the chosen lie far apart, so the processor foresees nothing. */
+/* Prefetch a row that is copied soon: the selected rows are scattered, which defeats the hardware prefetcher. */
 INLINE void ask_for(const uint8_t *at, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) PREFETCH(at + i);
 }
@@ -171,7 +172,7 @@ static uint8_t *taken(uint8_t **at, int64_t bytes) {
     return own;
 }
 
-/* Enough for any type of input. */
+/* The input buffer's size for any type of input. */
 static int64_t part_bytes(int isa, const int64_t *fields, int64_t m, int64_t columns) {
     return hetegen_input_bytes(m, columns, hetegen_input_kind(isa, (int)fields[PART_FORMAT], m, TYPE_F32));
 }
@@ -182,7 +183,7 @@ static void prepare(Head *h, const int64_t *fields, int isa, const void *x, int6
     for (int64_t row = 0; row < m; row++) prepare_row(h->kernels, x, h->type, (from + row) * columns, row, in);
 }
 
-/* Bytes of what hetegen_head needs besides. */
+/* Bytes of scratch memory that hetegen_head needs. */
 EXPORT int64_t hetegen_head_bytes(int isa, const int64_t *coarse, const int64_t *full, int64_t m, int64_t columns,
                                   int threads) {
     int64_t rows = full[5], panels = m >= PANELS_FROM ? threads * hetegen_panel_bytes(columns) : 0;
@@ -191,9 +192,9 @@ EXPORT int64_t hetegen_head_bytes(int isa, const int64_t *coarse, const int64_t 
            threads * copy_bytes(sizes_of(full)) + aligned(panels);
 }
 
-/* x [m][columns] of `type`, m at most FEW_ROWS; out [m][rows] of `type`; coarse, full: fields of hetegen_matmul for all rows
- * of both. At least `wanted` logits of each row of input are the head's own, and all others are smaller in the copy.
- * scratch: hetegen_head_bytes. Returns how many are the head's own, of all rows of input together. */
+/* x [m][columns] of `type`, m at most FEW_ROWS; out [m][rows] of `type`; coarse, full: hetegen_matmul's fields of all
+ * rows of both. At least `wanted` logits per input row come from the full head; all others have smaller coarse logits.
+ * scratch: hetegen_head_bytes. Returns the number of logits from the full head, over all input rows. */
 EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full, const void *x, int type, int64_t m,
                             int64_t columns, int64_t wanted, void *out, void *scratch, int threads) {
     uint8_t *at = (uint8_t *)(((uintptr_t)scratch + ALIGN - 1) / ALIGN * ALIGN);

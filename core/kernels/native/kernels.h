@@ -1,16 +1,16 @@
-/* What the kernels of every instruction set share: the quantised input, one job, and the table of kernels.
+/* Definitions that the kernels of every instruction set share: the prepared input, a job, and the table of kernels.
  *
- * Weights lie row by row (one row = one output feature), so any range of rows is a valid weight by itself:
- *   int8   signed bytes, columns padded with zeros to a multiple of 64; one float scale a row
+ * Weights are stored row by row (one row = one output feature), so any range of rows is itself a valid weight:
+ *   int8   signed bytes, columns padded with zeros to a multiple of 64; one float scale per row
  *   bf16, f16   as stored
- *   grouped     columns padded to a multiple of 128; a scale for 16, 32 or 128 of them, then the groups' minimums, if there are
- *               any: see Layout and core/spec/storages.py. Of 128 columns lie in the row
- *                 bytes, or
- *                 64 bytes, of which the i-th holds column i (low half) and column 64 + i (high half), or
- *                 these and 32 more, with the two upper bits of the columns i, 32 + i, 64 + i, 96 + i in the i-th
- *               or floats of eight bits (e4m3), never NaN, with one float scale for 128 of them: see float8
- * Inputs are cut into blocks of 64 columns, each half block (32) with a scale of its own, so that a channel far
- * larger than the rest costs precision in its own 32 columns only. */
+ *   grouped     columns padded to a multiple of 128; a scale per 16, 32 or 128 of them, then the groups' minimums
+ *               (optional): see Layout and core/spec/storages.py. A row stores 128 columns as
+ *                 128 bytes, or
+ *                 64 bytes, of which byte i holds column i (low nibble) and column 64 + i (high nibble), or
+ *                 these and 32 more, of which byte i holds the two upper bits of columns i, 32 + i, 64 + i, 96 + i
+ *               or float8 (e4m3, never NaN), with one float scale per 128 columns: see float8_scale
+ * Inputs are divided into blocks of 64 columns; each half block (32) has its own scale, so that an outlier channel
+ * costs precision only in its own 32 columns. */
 #ifndef HETEGEN_KERNELS_H
 #define HETEGEN_KERNELS_H
 
@@ -36,59 +36,60 @@
 #endif
 
 enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 12 };
-/* Columns that share a scale where inputs are 16 bits: the sum of so many products with int8 stays within 32 bits. */
+/* Columns that share a scale with 16-bit inputs: the sum of that many products with int8 fits in 32 bits. */
 enum { WORD_STRIP = 512 };
-/* AVX2's panels: rows of input whose sums are held at a time, and bytes of one thread's scratch memory. */
+/* AVX2 panels: input rows whose sums are held at a time, and bytes of one thread's scratch memory. */
 enum { PANEL_SUMS = 512, PANEL_SCRATCH = 53248 };
 enum Format { INT8 = 0, BF16 = 1, F16 = 2, GROUPED = 3, FORMATS = 4 };
-/* Columns of grouped weights whose scales are widened at a time, and that share a factor where scales are fine. */
+/* Columns of grouped weights whose scales are widened at a time, and columns that share a factor of fine scales. */
 enum { SCALE_STRIP = 512, COARSE = 256 };
 enum Values { SIGNED_BYTES = 0, HALVES = 1, CODES = 2, SIXES = 3 };
 enum ScaleKind { SCALE_BF16 = 0, SCALE_F16 = 1, SCALE_F32 = 2, SCALE_FINE = 3 };
 enum { BOOKS = 3 };
 enum Type { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPE_PACKED = 3 };
-/* What an input is turned into: floats, numbers of 8 or 16 bits, floats of 16 bits (bf16) in an order of their own, or
- * bf16 as it is given. */
+/* The kinds of prepared input: floats, integers of 8 or 16 bits, bf16 in a permuted order, or bf16 as given. */
 enum Kind { FLOATS = 0, BYTES = 1, WORDS = 2, SHORT_FLOATS = 3, AS_GIVEN = 4 };
 
-/* The input of a matmul: m rows of one kind. Values that are used together lie together. */
+/* The prepared input of a matmul: m rows of one kind. Values that are used together are adjacent. */
 typedef struct {
     int64_t m, columns, blocks; /* blocks is even: the last one may be padding */
     const int8_t *q;            /* [blocks][m][64] */
     const int16_t *words;       /* [blocks][m][64] */
-    const uint16_t *shorts;     /* [blocks][m][64], bf16, of each sixteen columns the first eight before all other eights */
+    const uint16_t *shorts;     /* [blocks][m][64], bf16: the first eight of each sixteen columns, then the second
+       eight */
     const uint16_t *given;      /* [blocks][m][64], bf16 */
-    const float *scales;        /* [blocks][m][2]; of words [strips][m] */
-    const int32_t *sums;        /* [blocks][m][2], of 32 columns of q */
-    const float *by_row;        /* [m][blocks * 2]: the scales again, in an order of their own where arranged */
-    const float *offsets;       /* [m][blocks * 2]: scale x sum */
-    const float *sixteens;      /* [m][blocks * 4]: scale x sum of 16 columns, where arranged */
-    const float *totals;        /* [m], of the offsets */
+    const float *scales;        /* [blocks][m][2]; for words [strips][m] */
+    const int32_t *sums;        /* [blocks][m][2]: sums of 32 columns of q */
+    const float *by_row;        /* [m][blocks * 2]: the scales again, permuted where arranged */
+    const float *offsets;       /* [m][blocks * 2]: scale * sum */
+    const float *sixteens;      /* [m][blocks * 4]: scale * sum of 16 columns, only where arranged */
+    const float *totals;        /* [m]: sum of the offsets */
     const float *floats;        /* [blocks * 4][m][16] */
 } Input;
 
 typedef struct {
     const uint8_t *weights;
-    int64_t stride, row_bytes; /* from one row to the next, and of a row: of a weight cut by columns fewer */
+    int64_t stride, row_bytes; /* bytes between rows, and bytes of a row, which are fewer if the weight is cut by
+       columns */
     const void *scales;
-    int64_t scale_stride; /* scales from one row to the next */
+    int64_t scale_stride; /* scales between rows */
     const Input *input;
     void *out; /* [m][out_stride]; column 0 belongs to row `first` */
     int64_t out_stride, first;
     enum Type out_type;
-    uint8_t *scratch; /* one panel for each thread, where m > FEW_ROWS or the format asks */
-    int format;       /* as Python gives it: kernel_of, layout_of */
+    uint8_t *scratch; /* one panel per thread, if m > FEW_ROWS or the format needs it */
+    int format;       /* the number that Python passes: see kernel_of, layout_of */
 } Job;
 
-/* How grouped weights lie: a row is w = scale q (+ minimum), q shifted by `zero` to what the multiplier takes. Each scale
- * is for `spread` groups in turn. */
+/* The layout of grouped weights: w = scale * (q - zero) (+ minimum), q as the multiplier takes it. Each stored scale
+ * serves `spread` consecutive groups of 32. */
 typedef struct {
     enum Values values;
     enum ScaleKind scale;
     int group, minimum, book, zero, spread;
 } Layout;
 
-/* The number of a format: which kernel in the lowest two bits, and how grouped weights lie in those above. */
+/* A format's number: the kernel in the lowest two bits, the layout of grouped weights above. */
 INLINE int kernel_of(int format) { return format & 3; }
 
 INLINE Layout layout_of(int format) {
@@ -99,7 +100,7 @@ INLINE Layout layout_of(int format) {
     return l;
 }
 
-/* The numbers of our own formats of few bits, of GGUF's Q4_0, Q4_1 and Q8_0, and of floats of eight bits. */
+/* The numbers of our own formats of few bits, of GGUF's Q4_0, Q4_1 and Q8_0, and of float8. */
 enum {
     INT4 = GROUPED | (HALVES | SCALE_FINE << 2 | 1 << 5) << 2,
     INT6 = GROUPED | (SIXES | SCALE_FINE << 2) << 2,
@@ -110,10 +111,10 @@ enum {
     FLOAT8 = GROUPED | (SIGNED_BYTES | SCALE_F32 << 2 | 1 << 8 | 1 << 9) << 2,
 };
 
-/* Bytes of 128 columns. */
+/* The bytes of 128 columns. */
 INLINE int64_t pair_bytes(const Layout *l) { return l->values == SIGNED_BYTES ? 128 : l->values == SIXES ? 96 : 64; }
 
-/* The code books, each code + 128: floats of four bits (doubled), GGUF's IQ4, and nf4. */
+/* The code books, each code + 128: fp4 (doubled), GGUF's IQ4, and NF4. */
 static const uint8_t CODE_BOOKS[BOOKS][16] = {
     {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116},
     {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
@@ -122,8 +123,8 @@ static const uint8_t CODE_BOOKS[BOOKS][16] = {
 
 INLINE int64_t groups_of(const Input *in, const Layout *l) { return in->blocks * BLOCK / l->group; }
 
-/* Floats of eight bits: one sign, four exponent, three mantissa. Put in place into a float of 16 bits, the same bits mean
- * 2^-8 of it, subnormals too, and every one of them is a number of bf16. */
+/* float8 e4m3: one sign bit, four exponent bits, three mantissa bits. Shifted into the fields of an fp16, the bits read
+ * as 2^-8 of the value, subnormals included; every value is exactly representable in bf16. */
 enum { FLOAT8_GROUP = 128 };
 #define FLOAT8_UNIT 256.0f
 
@@ -131,7 +132,7 @@ INLINE float float8_scale(const Job *job, int64_t row, int64_t group) {
     return FLOAT8_UNIT * ((const float *)job->scales)[row * job->scale_stride + group];
 }
 
-/* The scales (0) or minimums (1) of a row: where they begin, and where the factors do that fine ones share. */
+/* The scales (0) or minimums (1) of a row: their address, and that of the factors that fine ones share. */
 typedef struct {
     const uint8_t *each, *coarse;
     int64_t groups;
@@ -148,28 +149,29 @@ INLINE RowScales row_scales(const Job *job, const Layout *l, int64_t row, int mi
 
 
 typedef void (*RowsKernel)(const Job *job, int64_t begin, int64_t end, uint8_t *panel);
-/* One block of 64 columns of one row of input; scales[2], sums[2]. */
+/* Quantises one block of 64 columns of one input row; scales[2], sums[2]. */
 typedef void (*QuantizeKernel)(const float *x, int8_t *q, float *scales, int32_t *sums);
 
-/* `blocks` times 64 columns of one row of input, at most WORD_STRIP; q has `stride` values from one block to the next. */
+/* Quantises `blocks` blocks of 64 columns of one input row, at most WORD_STRIP columns; `stride`: values between
+ * blocks. */
 typedef float (*WordsKernel)(const float *x, int64_t blocks, int16_t *q, int64_t stride);
 
-/* Lays a row of input as kernels for at most MOST_FEW rows of it take it. */
+/* Reorders a quantised input row for kernels that take at most MOST_FEW rows. */
 typedef void (*ArrangeKernel)(const Input *in, int64_t row);
 
-/* 64 numbers of bf16 or f16 as floats. */
+/* Widens 64 values of bf16 or f16 to floats. */
 typedef void (*WidenKernel)(const uint16_t *bits, int type, float *to);
 
 typedef struct {
-    RowsKernel rows[FORMATS]; /* NULL = not made for this instruction set */
+    RowsKernel rows[FORMATS]; /* NULL = not available for this instruction set */
     QuantizeKernel quantize;
     WidenKernel widen;
-    WordsKernel words; /* not NULL: int8 wants words where m > FEW_ROWS */
-    int takes_shorts;  /* floats of eight bits want short floats, and weights of bf16 take inputs of bf16 as they are */
-    ArrangeKernel arrange; /* NULL: blocks stay as they are */
+    WordsKernel words; /* not NULL: int8 takes words if m > FEW_ROWS */
+    int takes_shorts;  /* float8 weights take permuted bf16, and bf16 weights take bf16 inputs as given */
+    ArrangeKernel arrange; /* NULL: blocks are not reordered */
 } Kernels;
 
-/* Whether the processor multiplies pairs of bf16 in registers of 512 bits, and looks bytes up in two of them. */
+/* Whether the processor has AVX512_BF16 and AVX512_VBMI. */
 int has_short_products(void);
 
 const Kernels *kernels_avx512(void);
@@ -177,7 +179,7 @@ const Kernels *kernels_avxvnni(void);
 const Kernels *kernels_avx2(void);
 const Kernels *kernels_neon(void);
 
-/* Below this an input is taken for zero: 127 / x would overflow. */
+/* Inputs below this are treated as zero: 127 / x would overflow. */
 #define SMALLEST 1e-30f
 
 INLINE float bf16_to_float(uint16_t bits) {
@@ -205,7 +207,7 @@ INLINE uint16_t float_to_f16(float value) {
     if (bits >= 0x47800000) return (uint16_t)(sign | 0x7c00);
     if (bits < 0x38800000) {
         memcpy(&scaled, &bits, 4);
-        scaled += 0.5f; /* the half's subnormals are multiples of 2^-24, as are floats in [0.5, 1) */
+        scaled += 0.5f; /* fp16 subnormals are multiples of 2^-24, as are floats in [0.5, 1) */
         memcpy(&bits, &scaled, 4);
         return (uint16_t)(sign | (bits - 0x3f000000));
     }

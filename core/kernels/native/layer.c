@@ -1,32 +1,32 @@
-/* A decoder layer for few rows of input in two calls, where Python would make a dozen and torch some thirty small ones:
+/* A decoder layer for few rows of input in two calls, where Python would make a dozen calls and torch some thirty:
  *
- *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary positions
+ *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary embedding
  *           ...the caller appends k and v to its cache...
- *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + that sum
+ *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + sum
  *
- * or, where something else follows than activation(gate) * up -> down (experts), `attend` ends before it. Each norm may
- * be missing. What is between two products is rounded to the type of x wherever torch would write a tensor of it.
+ * If something else than activation(gate) * up -> down follows (experts), `attend` stops before it. Each norm is
+ * optional. Intermediate results are rounded to the type of x wherever torch would store a tensor of that type.
  *
- * Layers that follow each other and whose caches lie in memory are one call: between the calls of a token Python takes
- * as long as the processor takes for a small model's products. */
+ * Consecutive layers whose caches are in memory run as one call: between the calls of a token, Python takes as long as
+ * a small model's products. */
 #include "gated.h"
 #include "norms.h"
 #include "packed_states.h"
 
-/* All fields are of 8 bytes. Weights are the fields of the parts of hetegen_matmul: of any formats that want the same
- * kind of input for few rows. */
+/* All fields are 8 bytes. Weights are part fields of hetegen_matmul; their formats must take the same kind of input for
+ * few rows. */
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
-    int64_t turned; /* columns of a head that positions turn */
-    double residual; /* what either half adds to the states is multiplied with it */
-    double factor;   /* the layer's result is multiplied with it */
+    int64_t turned; /* columns of a head that the rotary embedding rotates */
+    double residual; /* factor of what attention and the gated part add to the states */
+    double factor;   /* factor of the layer's result */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
 } Layer;
 
-/* x [count][dim] in place: both halves of the first `turned` columns turned into each other by the angles of cos and sin
- * [turned]. Angles of fp32 make torch compute in fp32. */
+/* Apply the rotary embedding to x [count][dim] in place: both halves of the first `turned` columns, with cos and sin
+ * [turned]. With fp32 angles, torch computes in fp32. */
 INLINE void turn_heads(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin,
                        const int type, const int angles) {
     int64_t half = turned / 2;
@@ -58,7 +58,7 @@ typedef struct {
                  int angles);
 } Loops;
 
-/* The loops, compiled for an instruction set and each type by itself. */
+/* The loops, compiled for an instruction set and specialised by type. */
 #define LOOPS(name, isa)                                                                                            \
     GATED_LOOPS(name, isa)                                                                                          \
     isa static void name##_turn(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos,               \
@@ -97,18 +97,18 @@ static void add_bias(const Run *r, const void *bias, void *x, int64_t columns) {
     }
 }
 
-/* to = x + what a half of the layer adds to it. */
+/* to = x + residual * added. */
 static void add_on(const Run *r, const Layer *l, const void *x, const void *added, void *to) {
     loops_of(r->isa)->add(x, added, (float)l->residual, to, r->m * l->hidden, r->type);
 }
 
-/* out = x + what the layer's second half adds to it, times the layer's factor. */
+/* out = (x + residual * norm(added)) * factor. */
 static void finish(const Run *r, const Layer *l, const void *x, void *added, void *spare, void *out) {
     add_on(r, l, x, normed(r, &l->after_mlp, added, l->hidden, spare), out);
     if (l->factor != 1) loops_of(r->isa)->multiply(out, (float)l->factor, r->m * l->hidden, r->type);
 }
 
-/* Biases, norm and positions of the heads of q or k: x [m][heads][dim]. */
+/* Apply bias, norm and rotary embedding to the heads of q or k: x [m][heads][dim]. */
 static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
                          const void *cos, const void *sin, int angles) {
     int64_t a_row = size_of(r, l->dim) / r->m, an_angle = l->turned * (angles == TYPE_F32 ? 4 : 2);
@@ -120,8 +120,8 @@ static void finish_heads(const Run *r, const Layer *l, const void *bias, const N
                                angles);
 }
 
-/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][turned] of `angles`,
- * which is `type` or fp32. */
+/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][turned] of type
+ * `angles`, which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
                                 const void *sin, int angles, void *qkv, void *scratch, int threads) {
     Run r = {isa, type, threads, m};
@@ -143,7 +143,7 @@ typedef struct {
     int threads;
 } Attended;
 
-/* sum = x + what the layer's attention adds to it; `seen` and `added` are scratch memory. */
+/* sum = x + the attention block's output; `seen` and `added` are scratch memory. */
 static void attend(const Run *r, const Layer *l, const void *x, const Attended *a, void *sum, uint8_t *seen,
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
     hetegen_attention(r->isa, a->shape, a->q, a->states, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
@@ -153,7 +153,7 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
     add_on(r, l, x, normed(r, &l->after_attention, added, l->hidden, spare), sum);
 }
 
-/* x [m][hidden], also the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
+/* x [m][hidden]: the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
 EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
                               const States *states, const void *mask, const void *sinks, float scale,
                               int attention_threads, void *out, void *scratch, int threads) {
@@ -162,7 +162,7 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
     uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *spare = taken(&at, size_of(&r, l->hidden));
-    /* gate and up lie one behind the other, as a product writes its parts */
+    /* gate and up are adjacent: a product writes its parts one after another */
     uint8_t *gate = taken(&at, 2 * size_of(&r, l->inner)), *up = gate + size_of(&r, l->inner);
     uint8_t *open = taken(&at, size_of(&r, l->inner));
     const Loops *loops = loops_of(isa);
@@ -173,7 +173,7 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     finish(&r, l, sum, added, spare, out);
 }
 
-/* As hetegen_layer_end as far as attention goes: sum = x + attention, next = its norm before the gated part. */
+/* The attention part of hetegen_layer_end: sum = x + attention, next = its norm before the gated part. */
 EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
                                  const States *states, const void *mask, const void *sinks, float scale,
                                  int attention_threads, void *sum, void *next, void *scratch, int threads) {
@@ -186,21 +186,21 @@ EXPORT void hetegen_layer_attend(int isa, const Layer *l, const void *x, int typ
     if (normed(&r, &l->before_mlp, sum, l->hidden, next) != next) memcpy(next, sum, (size_t)size_of(&r, l->hidden));
 }
 
-/* ---- layers that follow each other ---- */
+/* ---- consecutive layers ---- */
 
-/* What layers of one kind share in a pass: of the tokens kept, the place of the first that is seen, and how many are; room
- * for them; the mask's stride from row to row; stretches and threads of the attention; whether keys and values are packed,
- * and the first three of the newest that are then kept as they are; the type of the angles cos and sin [m][turned], and the
- * mask [m][held + m], as in hetegen_layer_begin and hetegen_attention. */
+/* What layers of one kind share in a forward pass. first, held: position of the first visible cached token, and number
+ * of visible ones. capacity: of the cache. mask_row: the mask's row stride. splits, attention_threads: of the
+ * attention. packed: whether keys and values are packed; then recent_first, recent_held, recent_capacity are the same
+ * for their unpacked recent part. angles: the type of cos and sin [m][turned]. mask [m][held + m] as in
+ * hetegen_attention. */
 typedef struct {
     int64_t first, held, capacity, mask_row, splits, attention_threads, packed;
     int64_t recent_first, recent_held, recent_capacity, angles;
     const void *cos, *sin, *mask;
 } Past;
 
-/* A layer and where its keys and values are kept: [kv_heads][capacity] rows of `dim` or packed ones each, of which the
- * newest are kept as they are as well, [kv_heads][recent_capacity]; and what follows attention where that is experts:
- * whose router scores so many, of which some are chosen. */
+/* A layer and its KV cache: [kv_heads][capacity] rows of `dim` elements or packed rows each; if packed, the newest
+ * tokens are also kept unpacked, [kv_heads][recent_capacity]. */
 typedef struct {
     const Layer *layer;
     const Past *past;
@@ -225,7 +225,7 @@ static int64_t chosen_bytes(const Run *r, const Placed *p) {
     return 4 * aligned(size_of(r, p->layer->hidden)) + hetegen_mixture_bytes(r->isa, p->mixture, r->type, r->m, r->threads);
 }
 
-/* Bytes of scratch memory: of q, k and v, of what experts need, and of a layer's calls. */
+/* Bytes of scratch memory for q, k and v, for experts, and for a layer's calls. */
 typedef struct {
     int64_t qkv, chosen, layer;
 } Room;
@@ -249,7 +249,7 @@ EXPORT int64_t hetegen_layers_bytes(int isa, int64_t count, const Placed *layers
     return room.qkv + room.chosen + room.layer;
 }
 
-/* new [m][kv_heads][dim] into rows of `dim` from `kept` on, of which each head has `capacity`. */
+/* Copy new [m][kv_heads][dim] to rows of `dim` from `kept` on, `capacity` rows per head. */
 static void copy_rows(const Run *r, const Layer *l, const uint8_t *new, uint8_t *kept, int64_t capacity) {
     int64_t a_row = size_of(r, l->dim) / r->m;
     for (int64_t row = 0; row < r->m; row++)
@@ -264,7 +264,7 @@ static void pack_rows(const Run *r, const Layer *l, const Past *p, uint8_t *new,
     hetegen_states(r->isa, rows, new, r->type, kept, 0, 1);
 }
 
-/* A layer's k and v behind the tokens that are seen. */
+/* Append a layer's k and v to its cache, after the visible tokens. */
 static void append(const Run *r, const Layer *l, const Past *p, uint8_t *k, uint8_t *v, const States *seen) {
     int64_t a_float = size_of(r, l->dim) / r->m, end = p->held * (p->packed ? packed_bytes(l->dim) : a_float);
     uint8_t *keys = (uint8_t *)seen->k + end, *values = (uint8_t *)seen->v + end;
@@ -279,7 +279,7 @@ static void append(const Run *r, const Layer *l, const Past *p, uint8_t *k, uint
     copy_rows(r, l, v, (uint8_t *)seen->recent_v + p->recent_held * a_float, p->recent_capacity);
 }
 
-/* Where the tokens that are seen begin. */
+/* The addresses of the first visible token. */
 static States seen_of(const Run *r, const Placed *p) {
     const Past *past = p->past;
     int64_t a_float = size_of(r, p->layer->dim) / r->m, recent = past->recent_first * a_float;
@@ -292,7 +292,7 @@ static States seen_of(const Run *r, const Placed *p) {
     return seen;
 }
 
-/* out = sum + what the experts make of x, its norm. */
+/* out = sum + the experts' output for x, the norm of sum. */
 static void add_experts(const Run *r, const Placed *p, const void *sum, const void *x, void *out, uint8_t *at) {
     const Layer *l = p->layer;
     void *added = taken(&at, size_of(r, l->hidden)), *spare = taken(&at, size_of(r, l->hidden));
@@ -300,7 +300,7 @@ static void add_experts(const Run *r, const Placed *p, const void *sum, const vo
     finish(r, l, sum, added, spare, out);
 }
 
-/* What follows the first half of a layer, with q as hetegen_layer_begin has left it. */
+/* Compute the rest of a layer, with q as hetegen_layer_begin left it. */
 static void finish_layer(const Run *r, const Placed *p, const void *x, const void *q, const States *seen, void *out,
                          uint8_t *chosen, uint8_t *rest) {
     const Layer *l = p->layer;
@@ -320,7 +320,7 @@ static void finish_layer(const Run *r, const Placed *p, const void *x, const voi
     add_experts(r, p, sum, next, out, chosen);
 }
 
-/* Layers of one width: x [m][hidden] -> out [m][hidden]. */
+/* Run layers of one width: x [m][hidden] -> out [m][hidden]. */
 EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const void *x, int type, int64_t m, void *out,
                            void *scratch, int threads) {
     Run r = {isa, type, threads, m};

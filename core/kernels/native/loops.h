@@ -1,4 +1,4 @@
-/* The loops of the file that includes this, for each instruction set, and the choice among them. The file has defined
+/* Compiles the loops of the including file for each instruction set and selects among them. The file defines
  * LOOPS(name, target): functions compiled for the target, and a `static const Loops name` of them. */
 #if defined(HETEGEN_X86)
 LOOPS(avx2, TARGET("avx2,fma"))

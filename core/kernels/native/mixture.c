@@ -1,18 +1,18 @@
-/* What a layer's experts make of a few rows of input in one call: the router's choice, the weighted sum of the chosen
- * experts, and what an expert that every row goes to adds. There may be norms before and after either of the two; the
- * router reads the rows themselves. */
+/* A mixture-of-experts block for a few rows of input in one call: routing, the weighted sum of the routed experts, and
+ * a shared expert that every row goes through. Both may have norms before and after; the router reads the rows
+ * unnormed. */
 #include "gated.h"
 #include "norms.h"
 
-/* All fields are of 8 bytes. Weights are fields of the parts of hetegen_matmul. */
+/* All fields are 8 bytes. Weights are part fields of hetegen_matmul. */
 struct Mixture {
     const Router *router;
     const Experts *experts;
-    int64_t scored, choices, hidden; /* experts that the router scores, and how many a row goes to */
-    int64_t inner, activation;       /* of the expert for every row; inner 0 = there is none */
+    int64_t scored, choices, hidden; /* experts that the router scores, and how many a row goes through */
+    int64_t inner, activation;       /* of the shared expert; inner 0 = none */
     int64_t gate_up[2 * PART_FIELDS], down[PART_FIELDS];
-    const int64_t *door; /* a single row: the sigmoid of its product multiplies that expert's result; NULL = none */
-    NormOf before_chosen, after_chosen, before_every, after_every; /* of the chosen experts and of that for every row */
+    const int64_t *door; /* a single row: the sigmoid of its product scales the shared expert's result; NULL = none */
+    NormOf before_chosen, after_chosen, before_every, after_every; /* of the routed experts and of the shared one */
 };
 
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
     void (*open)(const void *door, void *x, int64_t rows, int64_t columns, int type);
 } Loops;
 
-/* x [rows][columns] in place: each row times the sigmoid of its number in door. */
+/* Scale each row of x [rows][columns] in place with the sigmoid of its element of door. */
 INLINE void open_all(const void *door, void *x, int64_t rows, int64_t columns, const int type) {
     for (int64_t row = 0; row < rows; row++) {
         float share = rounded(sigmoid(widened(door, row, type)), type);
@@ -60,10 +60,10 @@ EXPORT int64_t hetegen_mixture_bytes(int isa, const Mixture *x, int type, int64_
     return choice + most(most(hetegen_route_bytes(isa, x->router, type, m), experts), shared_bytes(&r, x));
 }
 
-/* out += what the expert for every row makes of the rows. */
+/* out += the shared expert's result. */
 static void add_shared(const Run *r, const Mixture *x, const void *rows, void *out, uint8_t *at) {
     const Loops *loops = loops_of(r->isa);
-    /* gate and up lie one behind the other, as a product writes its parts */
+    /* gate and up are adjacent: a product writes its parts one after another */
     uint8_t *gate = taken(&at, 2 * size_of(r, x->inner)), *up = gate + size_of(r, x->inner);
     uint8_t *open = taken(&at, size_of(r, x->inner)), *made = taken(&at, size_of(r, x->hidden));
     uint8_t *spare = taken(&at, size_of(r, x->hidden)), *door = taken(&at, size_of(r, 1)), *prepared = at;
@@ -78,7 +78,7 @@ static void add_shared(const Run *r, const Mixture *x, const void *rows, void *o
     loops->add(out, normed(r, &x->after_every, made, x->hidden, made), 1, out, r->m * x->hidden, r->type);
 }
 
-/* out = the weighted sum of the chosen experts. */
+/* out = the weighted sum of the routed experts. */
 static void add_chosen(const Run *r, const Mixture *x, const void *rows, const int64_t *chosen, const float *shares,
                        void *out, uint8_t *at) {
     void *spare = taken(&at, size_of(r, x->hidden));

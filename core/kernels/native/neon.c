@@ -8,7 +8,7 @@
 
 enum { ROWS_IN_CACHE = 32 };
 
-/* Four sums of four products each, over 32 bytes: enough lanes for one scale. */
+/* Four sums of eight products each, over 32 bytes with a common scale. */
 ISA INLINE int32x4_t dot(int8x16_t w0, int8x16_t w1, const int8_t *x) {
     return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w0, vld1q_s8(x)), w1, vld1q_s8(x + 16));
 }
@@ -19,7 +19,7 @@ ISA static void quantize(const float *x, int8_t *q, float *scales, int32_t *sums
         for (int i = 0; i < GROUP; i++) {
             float size = fabsf(x[i]);
             top = size > top ? size : top;
-            rest += x[i] - x[i]; /* NaN where NaN or infinite */
+            rest += x[i] - x[i]; /* NaN if any is NaN or infinite */
         }
         int broken = rest != rest;
         float factor = !broken && top > SMALLEST ? 127.0f / top : 0.0f;

@@ -1,6 +1,6 @@
-/* Floats of eight bits for NEON, widened to floats while they are read. Included in neon.c. */
+/* float8 weights on NEON, widened to floats as they are read. Included in neon.c. */
 
-/* Sixteen weights, FLOAT8_UNIT times too small. */
+/* Widen sixteen weights to floats, too small by the factor FLOAT8_UNIT. */
 ISA INLINE void widen_float8(const uint8_t *at, float32x4_t w[4]) {
     int8x16_t bytes = vld1q_s8((const int8_t *)at);
     for (int h = 0; h < 2; h++) {

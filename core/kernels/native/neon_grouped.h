@@ -1,7 +1,7 @@
-/* Grouped weights for NEON, one loop for all of their layouts: included in neon.c. Scales of any type are widened to
- * floats for 128 columns at a time. */
+/* Grouped weights on NEON, one loop for all layouts. Included in neon.c. Scales of any type are widened to floats for
+ * 128 columns at a time. */
 
-/* Four scales from group g on as floats: where fine, they share one factor. */
+/* Four scales from group g on as floats; fine ones share one factor. */
 ISA INLINE float32x4_t four_scales(const RowScales *s, const Layout *l, int64_t g) {
     if (l->spread > 1) return vdupq_n_f32(((const float *)s->each)[g / l->spread]);
     if (l->scale == SCALE_F32) return vld1q_f32((const float *)s->each + g);
@@ -26,7 +26,7 @@ ISA INLINE void widen_pair(const RowScales *scales, const RowScales *minimums, c
     }
 }
 
-/* The 128 columns of pair p of a row as signed bytes. */
+/* Unpack the 128 columns of pair p of a row as signed bytes. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, int8x16_t w[8]) {
     if (l->values == SIGNED_BYTES) {
         for (int i = 0; i < 8; i++) w[i] = vld1q_s8((const int8_t *)row + p * 128 + i * 16);
@@ -52,7 +52,7 @@ ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, int8
     }
 }
 
-/* 32 columns: the products of two sixteens, each with its scale, and its minimum times the sum of the input. */
+/* 32 columns: two products of sixteen, each times its scale, and the minimums times the sums of the input. */
 ISA INLINE float32x4_t grouped_dot(const int8x16_t *w, const int8_t *x, const float *scales, const float *minimums,
                                    const int group, const int minimum) {
     int8x16_t x0 = vld1q_s8(x), x1 = vld1q_s8(x + 16), one = vdupq_n_s8(1);

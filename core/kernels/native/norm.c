@@ -1,4 +1,4 @@
-/* Root-mean-square norms, row by row: one pass over a row that is in the cache, where torch makes seven. */
+/* RMS norms, row by row: two passes over a row that is in the cache, where torch makes seven. */
 #include "attention.h"
 #include "calls.h"
 #include "thread_pool.h"
@@ -11,7 +11,7 @@ typedef struct {
     int64_t columns;
     const float *gain;
     float eps;
-    int rounded; /* to the type of x before the gain */
+    int rounded; /* round to the type of x before the gain */
     void *out;
 } Norm;
 

@@ -1,4 +1,4 @@
-/* Root-mean-square norms between the products of a layer. */
+/* RMS norms between the products of a layer. */
 #ifndef HETEGEN_NORMS_H
 #define HETEGEN_NORMS_H
 
@@ -10,7 +10,7 @@ typedef struct {
     int64_t rounded, columns;
 } NormOf;
 
-/* x of `columns` in all, normed into `to`, which may be x; where there is no norm, x itself. */
+/* Normalise x, m rows of `columns`, into `to`, which may be x; return x itself if there is no norm. */
 INLINE const void *normed(const Run *r, const NormOf *n, const void *x, int64_t columns, void *to) {
     if (!n->gain) return x;
     hetegen_rms_norm(r->isa, x, r->type, r->m * columns / n->columns, n->columns, n->gain, (float)n->eps,

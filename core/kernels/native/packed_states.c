@@ -1,4 +1,4 @@
-/* Packs keys and values into 8 bits, and widens them for what computes with floats. */
+/* Quantises keys and values to 8 bits, and dequantises them for code that computes with floats. */
 #include "packed_states.h"
 
 #include "attention.h"
@@ -7,13 +7,13 @@
 
 enum { MOST_STATE_COLUMNS = 1024, ROWS_AT_ONCE = 64 };
 
-/* Rows of `heads`; strides in elements, of packed ones in bytes. `mixed`: keys. */
+/* The rows of `heads` heads; strides in elements, of packed rows in bytes. `mixed`: 1 for keys. */
 typedef struct {
     int64_t heads, rows, dim, head, row, packed_head, packed_row, mixed;
 } Rows;
 
-/* Packs at most STATE_GROUP numbers; their scale, which is rounded to bf16 before it is used. NaN where one of them is
- * not finite. */
+/* Quantise at most STATE_GROUP values; return their scale, rounded to bf16 before use. NaN if one of them is not
+ * finite. */
 INLINE float pack_group(const float *x, int64_t count, int8_t *to) {
     float top = 0, rest = 0;
     SIMD_MAX(top)
@@ -28,7 +28,7 @@ INLINE float pack_group(const float *x, int64_t count, int8_t *to) {
     for (int64_t d = 0; d < count; d++) {
         float value = x[d] * factor;
         value = value > 127.0f ? 127.0f : value < -127.0f ? -127.0f : value;
-        to[d] = (int8_t)(int32_t)((value + 12582912.0f) - 12582912.0f); /* to the nearest */
+        to[d] = (int8_t)(int32_t)((value + 12582912.0f) - 12582912.0f); /* round to nearest */
     }
     return scale;
 }
@@ -63,7 +63,7 @@ typedef struct {
     int isa, type, widens;
 } Packing;
 
-/* Some rows of one head. */
+/* Convert up to ROWS_AT_ONCE rows of one head. */
 INLINE void do_rows(const Packing *p, int64_t index) {
     const Rows *s = &p->s;
     int64_t parts = (s->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, head = index / parts, row = index % parts * ROWS_AT_ONCE;
@@ -90,7 +90,7 @@ static void do_task(const void *context, int64_t index, int64_t thread) {
     else rows_plain(p, index);
 }
 
-/* Packs floats (fp32 or bf16) of [heads][rows][dim], or widens packed ones to them; `shape` is the fields of Rows. */
+/* Quantise floats (fp32 or bf16) of [heads][rows][dim], or dequantise to them; `shape`: the fields of Rows in order. */
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads) {
     Packing p = {*(const Rows *)shape, floats, (int8_t *)packed, isa, type, widens};
     pool_run(do_task, &p, p.s.heads * ((p.s.rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), threads);

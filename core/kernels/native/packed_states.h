@@ -1,7 +1,8 @@
-/* Keys and values of 8 bits: a row of `dim` numbers is that many bytes, then a scale of bf16 for each 32 of them.
+/* 8-bit keys and values: a row of `dim` columns is `dim` bytes, then a bf16 scale for each 32 of them.
  *
- * Keys have a few columns far larger than the rest, which would take all the precision of their group. They are mixed
- * before: a Hadamard transform spreads each column over all, and leaves products with queries that are mixed as well. */
+ * A few columns of keys are far larger than the rest and would take all the precision of their group. Keys therefore go
+ * through a Hadamard transform, which spreads each column over all and preserves dot products with queries that are
+ * transformed alike. */
 #ifndef HETEGEN_PACKED_STATES_H
 #define HETEGEN_PACKED_STATES_H
 
@@ -26,10 +27,10 @@ INLINE void widen_packed(const int8_t *row, int64_t dim, float *to) {
     }
 }
 
-/* Columns that are mixed with each other: the largest power of two that divides `dim`. */
+/* The number of columns that are mixed with each other: the largest power of two that divides `dim`. */
 INLINE int64_t mixed_columns(int64_t dim) { return dim & -dim; }
 
-/* The orthogonal Hadamard transform of each run of mixed_columns; it undoes itself. */
+/* The orthonormal Hadamard transform of each run of mixed_columns; it is its own inverse. */
 INLINE void mix(float *x, int64_t dim) {
     int64_t size = mixed_columns(dim);
     float norm = 1.0f / sqrtf((float)size);

@@ -1,4 +1,4 @@
-/* Products for few rows of input, one after another, with what lies between them in scratch memory. */
+/* Consecutive products for few rows of input, with intermediate results in scratch memory. */
 #ifndef HETEGEN_PRODUCTS_H
 #define HETEGEN_PRODUCTS_H
 
@@ -21,14 +21,14 @@ INLINE uint8_t *taken(uint8_t **at, int64_t bytes) {
     return from;
 }
 
-/* Bytes of m rows of so many numbers. */
+/* Bytes of m rows of `columns` elements. */
 INLINE int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
 
 INLINE int kind_of(const Run *r, const int64_t *fields) {
     return hetegen_input_kind(r->isa, (int)fields[PART_FORMAT], r->m, r->type);
 }
 
-/* x [m][columns] times the weights of these parts; `prepared`: room for x as the kernels take it. */
+/* Multiply x [m][columns] with the weights of `parts` parts; `prepared`: room for the prepared input. */
 INLINE void product(const Run *r, int64_t parts, const int64_t *fields, const void *x, int64_t columns, void *prepared,
                     void *to) {
     hetegen_prepare(r->isa, x, r->type, r->m, columns, columns, prepared, kind_of(r, fields), 1);

@@ -1,8 +1,8 @@
-/* Layers that remember by a state of fixed size: causal convolutions over time, the gated delta rule, and Mamba-2.
+/* Recurrent layers, with a state of fixed size: causal convolutions over time, the gated delta rule, and Mamba-2.
  *
- * Tokens are taken one after the other, few or many: a state is cut into blocks of columns (or rows) that do not need each
- * other, and a task carries one block, which stays in the first-level cache, through all tokens. A token's result does
- * not depend on how many are read in one call. Loops are plain, compiled for each instruction set. */
+ * Tokens are processed one after another. The state is divided into independent blocks of columns (or rows); a task
+ * carries one block, which stays in L1, through all tokens. A token's result does not depend on how many tokens one
+ * call computes. The loops are plain C, compiled for each instruction set. */
 #include "calls.h"
 #include "elements.h"
 #include "thread_pool.h"
@@ -11,9 +11,10 @@ enum { WIDTH = 32, MOST_KEYS = 256, CHANNELS = 512, HEAD_ROWS = 16 };
 
 /* ---- convolution ---- */
 
-/* Rows of the input before the first are the last of `kept`, and zero before that. Afterwards `kept` is the last of both. */
+/* Input rows before the first are the last of `kept`, and zeros before that. The call updates `kept` to the last
+ * rows. */
 typedef struct {
-    int64_t rows, channels, stride, kept_rows, taps, silu; /* stride: elements from one row of x to the next */
+    int64_t rows, channels, stride, kept_rows, taps, silu; /* stride: elements between rows of x */
     void *kept;                                            /* [kept_rows][channels] */
     const void *x;
     const float *weight, *bias; /* [taps][channels], [channels] or NULL */
@@ -61,7 +62,7 @@ INLINE void convolve(const Convolution *c, int64_t block, const int type) {
 
 /* ---- gated delta rule ---- */
 
-/* For each value head: S = decay S; S += k (beta (v - S'k))'; out = S'q. Strides are from one token to the next. */
+/* For each value head: S = decay S; S += k (beta (v - S'k))'; out = S'q. Strides are between tokens. */
 typedef struct {
     int64_t rows, key_heads, value_heads, key_dim, value_dim, q_stride, k_stride, v_stride;
     const void *q, *k, *v;
@@ -69,11 +70,11 @@ typedef struct {
     const float *before;       /* [value_heads][key_dim][value_dim], NULL = zeros */
     float *after;              /* the same; may be `before` */
     void *out;                 /* [rows][value_heads][value_dim] */
-    float *keys;               /* scratch: [rows][key_heads][2][key_dim], what `normalise` makes of q and k */
+    float *keys;               /* scratch: [rows][key_heads][2][key_dim], q and k after `normalise` */
     int type;
 } Delta;
 
-/* Both of unit length, and q divided by the root of its columns. */
+/* Normalise q and k to unit length, and divide q by sqrt(key_dim). */
 INLINE void normalise(const Delta *d, int64_t row, const int type) {
     int64_t n = d->key_dim;
     for (int64_t head = 0; head < d->key_heads; head++) {
@@ -89,7 +90,7 @@ INLINE void normalise(const Delta *d, int64_t row, const int type) {
     }
 }
 
-/* to[c] = sum of by[i] s[i][c]; two sums at a time, so that one addition need not wait for the last. */
+/* to[c] = sum of by[i] s[i][c], with two accumulators to shorten the dependency chain. */
 INLINE void weigh_rows(const float *s, const float *by, int64_t n, float *to) {
     float odd[WIDTH];
     for (int c = 0; c < WIDTH; c++) to[c] = odd[c] = 0;
@@ -141,7 +142,7 @@ INLINE void delta_block(const Delta *d, int64_t index, const int type) {
 
 /* ---- Mamba-2 ---- */
 
-/* For each head: S = decay S + (step x) b'; out = S c + skip x. Strides are from one token to the next. */
+/* For each head: S = decay S + (step x) b'; out = S c + skip x. Strides are between tokens. */
 typedef struct {
     int64_t rows, heads, groups, dim, states, x_stride, b_stride, c_stride;
     const void *x, *b, *c;
@@ -192,7 +193,7 @@ INLINE void scan_block(const Scan *s, int64_t index, const int type) {
     }
 }
 
-/* ---- for each instruction set and type ---- */
+/* ---- specialisation by instruction set and type ---- */
 
 typedef struct {
     PoolTask convolve, normalise, delta, widen, scan;

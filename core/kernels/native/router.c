@@ -1,5 +1,5 @@
-/* Which experts a few rows of input go to, and how much each result counts: one product with a small matrix, and what
- * torch does with its outcome in half a dozen calls. */
+/* Expert routing for a few rows of input: one product with a small matrix, then the choice of experts and their
+ * weights, for which torch makes half a dozen calls. */
 #include "calls.h"
 #include "dispatch.h"
 #include "elements.h"
@@ -8,16 +8,16 @@
 enum Shares { SOFTMAX_OF_ALL = 0, SOFTMAX_OF_CHOSEN = 1, SIGMOID_OF_EACH = 2 };
 enum { MOST_EXPERTS = 1024 };
 
-/* All fields are of 8 bytes. */
+/* All fields are 8 bytes. */
 struct Router {
-    int64_t experts, hidden, choices, kind, normed; /* normed: shares of a row are divided by their sum */
+    int64_t experts, hidden, choices, kind, normed; /* normed: a row's shares are divided by their sum */
     int64_t rounded_scores, rounded_shares;         /* to bfloat16 */
-    int64_t groups, kept_groups, group_best;        /* experts are chosen within the best groups; 1, 1 = all */
+    int64_t groups, kept_groups, group_best;        /* experts are chosen within the best groups; 1, 1 = no groups */
     double scale, eps;
-    const int64_t *weight;        /* fields of hetegen_matmul: [experts][hidden]; NULL = see wide */
+    const int64_t *weight;        /* hetegen_matmul's fields: [experts][hidden]; NULL = see wide */
     const float *wide;            /* [experts][hidden] */
-    const float *bias, *correction; /* [experts]; the correction counts for the choice only; NULL = none */
-    const float *gain, *worth;    /* [hidden] of a norm before the product; [experts] that shares are multiplied with; or NULL */
+    const float *bias, *correction; /* [experts]; the correction affects the choice, not the shares; NULL = none */
+    const float *gain, *worth;    /* [hidden]: norm before the product; [experts]: factor of the shares; NULL = none */
 };
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -35,7 +35,7 @@ EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int type, int64_t m
     return normed_bytes(r, type, m) + aligned(input);
 }
 
-/* The largest that is not yet taken; the first of equals. */
+/* The index of the largest value, the first of equals. */
 static int64_t best_of(const float *x, int64_t count) {
     int64_t best = 0;
     for (int64_t i = 1; i < count; i++)
@@ -49,7 +49,7 @@ static void softmax(float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] /= sum;
 }
 
-/* Leaves experts out whose group is not among the best: a group counts as its best expert, or its two best. */
+/* Exclude experts outside the best groups: a group's score is its best expert's, or the sum of its two best. */
 static void keep_groups(const Router *r, float *x) {
     float sums[MOST_EXPERTS];
     int64_t size = r->experts / r->groups;
@@ -69,7 +69,7 @@ static void keep_groups(const Router *r, float *x) {
     }
 }
 
-/* scores [experts] of one row, of which shares are made; `wanted` are what is chosen by. */
+/* Choose experts by the scores [experts] of one row; `wanted` holds the scores with corrections. */
 static void choose(const Router *r, float *scores, int64_t *chosen, float *shares) {
     float wanted[MOST_EXPERTS], sum = 0;
     if (r->kind == SOFTMAX_OF_ALL) softmax(scores, r->experts);
@@ -92,7 +92,7 @@ static void choose(const Router *r, float *scores, int64_t *chosen, float *share
     }
 }
 
-/* Experts whose scores are one task. */
+/* Experts scored per task. */
 enum { SOME_EXPERTS = 32 };
 
 typedef struct {
@@ -144,7 +144,7 @@ static void score(int isa, const Router *r, const void *x, int type, int64_t m, 
     hetegen_matmul(isa, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
 }
 
-/* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts] as the product says; chosen, shares [m][choices].
+/* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts]: the product plus bias; chosen, shares [m][choices].
  * scratch: hetegen_route_bytes. */
 EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
                           float *shares, void *scratch, int threads) {

@@ -1,5 +1,5 @@
-/* The row functions of the file that includes this, for each instruction set: row_plain, row_avx2 and row_avx512, the
- * latter two being the first where the build has no such instructions. The file has defined ROWS(name, target). */
+/* Compiles the row functions of the including file for each instruction set: row_plain, row_avx2 and row_avx512. The
+ * last two alias the first on other architectures. The file defines ROWS(name, target). */
 ROWS(row_plain, )
 #if defined(HETEGEN_X86)
 ROWS(row_avx2, TARGET("avx2,fma"))

@@ -1,6 +1,6 @@
-/* On Linux a thread pool of our own: whoever comes takes the next task, and nobody waits for a thread that took none. With
- * OpenMP every call ends when all threads have arrived; on a machine with other work to do the system lets a woken
- * thread wait for milliseconds, and a token has a hundred calls. Elsewhere the system's own ways are used. */
+/* Linux: a thread pool of our own, in which any thread takes the next task and no call waits for a thread that took
+ * none. An OpenMP call ends only when all threads have arrived; on a busy machine, the scheduler may delay a woken
+ * thread by milliseconds, and a token makes a hundred calls. Other systems: Grand Central Dispatch or OpenMP. */
 #include "thread_pool.h"
 
 #if defined(__linux__)
@@ -12,7 +12,7 @@
 enum { MOST_THREADS = 128, TASK_BITS = 20 };
 #define TASK_MASK ((1ull << TASK_BITS) - 1)
 #define CALL_SHIFT (2 * TASK_BITS + 8)
-/* Between two calls of one token lie some dozens of microseconds. */
+/* Time to spin for the next call: the calls of one token are some dozens of microseconds apart. */
 #define SPIN_NS 150000
 #define LOOKS_PER_CLOCK 64
 
@@ -21,9 +21,9 @@ typedef struct {
     const void *context;
 } Call;
 
-/* The state of the current call in one word, so that taking a task and seeing which call it belongs to is one step:
- * number of the call (16 bits), threads that may help (8), tasks (20), next task (20). The call itself may be read only
- * by who has taken a task of it: until that is done the call cannot end. */
+/* The state of the current call in one word, so that taking a task and checking its call is one atomic step: call
+ * number (16 bits), threads that may help (8), task count (20), next task (20). Only a thread that has taken a task may
+ * read `call`: the call cannot end before that task is done. */
 static _Atomic uint64_t state;
 static _Atomic int64_t done;
 static Call call;
@@ -31,7 +31,7 @@ static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER; /* one call at a tim
 static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static _Atomic int sleepers;
-static int helpers; /* threads started, besides the callers */
+static int helpers; /* threads started, callers not counted */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -47,7 +47,7 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
-/* Take and do tasks until none is left for this worker. */
+/* Take and run tasks until none is left for this worker. */
 static void help(uint64_t worker) {
     uint64_t word = atomic_load_explicit(&state, memory_order_acquire);
     for (;;) {
@@ -87,7 +87,7 @@ static void *helper(void *argument) {
     return NULL;
 }
 
-/* As many helpers as wanted, or as the system gives. */
+/* Start helper threads until there are `wanted`, or as many as the system allows. */
 static void grow(int wanted) {
     while (helpers < wanted && helpers < MOST_THREADS - 1) {
         pthread_t thread;
@@ -116,14 +116,14 @@ static void run_shared(PoolTask task, const void *context, int64_t count, int th
     help(0);
     for (int looks = 1; atomic_load_explicit(&done, memory_order_acquire) < count; looks++) {
         pause_briefly();
-        /* A helper in the middle of its task may be waiting for this very core. */
+        /* A helper in the middle of its task may be waiting for this core. */
         if (looks % 1024 == 0) sched_yield();
     }
 }
 
 void pool_run(PoolTask task, const void *context, int64_t count, int threads) {
     if (threads > MOST_THREADS) threads = MOST_THREADS;
-    /* Another thread's call has the pool: this one gets by alone. */
+    /* Another thread's call holds the pool: run on this thread alone. */
     if (threads > 1 && count > 1 && count <= (int64_t)TASK_MASK && pthread_mutex_trylock(&calling) == 0) {
         run_shared(task, context, count, threads);
         pthread_mutex_unlock(&calling);
