@@ -300,6 +300,8 @@ class Attachments(QObject):
             for each in self.pending
         ]
         self._window.chips.show_chips(chips)
+        seen = [each.document is not None and bool(each.document.picture) for each in self.pending]
+        self._window.composer.set_wordless(bool(seen) and all(seen))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
         yield f"<details><summary>Reasoning</summary>\n\n{turn.reasoning.strip()}\n\n</details>"
     for document in turn.attached:
         yield _quote(f"Attached: {_one_line(document.name)}")
-    if turn.content.strip() or turn.end != CALLED:
+    if turn.content.strip() or not (turn.attached or turn.end == CALLED):
         yield turn.content.strip() or "*(empty)*"
     if figures := _figures(turn.receipt):
         yield f"*{figures}*"

@@ -139,7 +139,7 @@ class Session(QObject):
         """Asks a new question at the end of the conversation; `in_parts`: the digests of attached documents that do
         not fit. False if nothing was asked."""
         text = without_halves(text)
-        if not text.strip() or self.state.busy:
+        if not (text.strip() or any(each.picture for each in attached)) or self.state.busy:
             return False
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())

@@ -146,7 +146,7 @@ class Store:
         """
         now = time.time() if created is None else created
         row = (turn.id, conversation, turn.parent, turn.role, _ending(turn), now, *_growing(turn))
-        title = title_from(without_halves(turn.content)) if turn.role == "user" else ""
+        title = title_of(turn) if turn.role == "user" else ""
         parent, name, attached = turn.parent, turn.id, turn.attached
 
         def change(db: sqlite3.Connection) -> None:
@@ -229,6 +229,11 @@ class Store:
     def _change(self, sql: str, *values: object) -> None:
         sound = tuple(without_halves(value) if isinstance(value, str) else value for value in values)
         self._file.change(lambda db: _execute(db, sql, sound))
+
+
+def title_of(question: Turn) -> str:
+    """A short title out of a first question; the name of its picture where it has no words."""
+    return title_from(without_halves(question.content)) or next((each.name for each in question.attached), "")
 
 
 def title_from(question: str) -> str:

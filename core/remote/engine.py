@@ -198,7 +198,8 @@ def _message(message: Message) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.pictures:
         shown = [{"type": "image_url", "image_url": {"url": data_url(each)}} for each in message.pictures]
-        body["content"] = [*shown, {"type": "text", "text": message.content}]
+        said = [{"type": "text", "text": message.content}] if message.content else []
+        body["content"] = [*shown, *said]
     if message.tool_calls:
         body["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -52,6 +52,19 @@ def picture_narrow(stage: Stage) -> None:
     picture(stage)
 
 
+def picture_wordless(stage: Stage) -> None:
+    """A picture that was sent without words."""
+    stage.show()
+    stage.engine.load_events = [replace(planned(), sees=True)]
+    stage.app.session.load("Qwen/Qwen3-VL-4B-Instruct", LoadOptions())
+    until(lambda: stage.app.session.state.model is not None and stage.app.session.state.model.sees)
+    harbour = draw_harbour(Path(stage.home.name) / "Harbour.png", (1600, 1000))
+    attach(stage, [harbour])
+    stage.engine.replies = [answer("A **sailing boat** under a low sun.")]
+    stage.ask("")
+    attach(stage, [harbour])
+
+
 def picture_opened(stage: Stage) -> None:
     picture(stage)
     stage.app.attachments.open(0)
@@ -65,5 +78,5 @@ def picture_unseen(stage: Stage) -> None:
 
 
 PICTURE_SCENES: dict[str, Callable[[Stage], None]] = {
-    scene.__name__: scene for scene in (picture, picture_narrow, picture_opened, picture_unseen)
+    scene.__name__: scene for scene in (picture, picture_narrow, picture_wordless, picture_opened, picture_unseen)
 }

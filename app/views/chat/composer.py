@@ -35,7 +35,7 @@ class ContextRing(QWidget):
         words = (
             tr("Context: {} tokens used").format(formatting.of(used, limit))
             if limit
-            else tr("Context: {}").format(formatting.UNKNOWN)
+            else tr("Context: {}").format(formatting.unknown())
         )
         self.setToolTip(words)
         self.setAccessibleName(words)
@@ -93,7 +93,7 @@ class Composer(QWidget):
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._theme = theme
-        self._busy = False
+        self._busy = self._wordless = False
         self.enter_sends = True
         self.edit = MessageEdit(self)
         self.edit.files.connect(self.files)
@@ -129,6 +129,11 @@ class Composer(QWidget):
             self._busy = busy
             self._send.set_icon("stop" if busy else "send", tr("Stop") if busy else tr("Send"))
             self._on_text()
+
+    def set_wordless(self, allowed: bool) -> None:
+        """Whether what goes with the question says enough without words, as a picture does."""
+        self._wordless = allowed
+        self._on_text()
 
     def take_focus(self) -> None:
         """Puts the cursor into the field."""
@@ -170,12 +175,12 @@ class Composer(QWidget):
 
     def _submit(self) -> None:
         text = self.edit.toPlainText()
-        if text.strip() and not self._busy:
+        if (text.strip() or self._wordless) and not self._busy:
             self.edit.clear()
             self.submitted.emit(text)
 
     def _on_text(self) -> None:
-        self._send.setEnabled(self._busy or not self.edit.document().isEmpty())
+        self._send.setEnabled(self._busy or self._wordless or not self.edit.document().isEmpty())
         self._fit()
 
     def _fit(self) -> None:

@@ -136,9 +136,10 @@ class UserMessage(MessageView):
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)
         self._text.set_text(self.turn.content)
+        self.row.show_only({"copy", "edit"} if self.turn.content else {"edit"})
 
     def measure(self, width: int) -> int:
-        self._text.setVisible(self.editor is None)
+        self._text.setVisible(self.editor is None and bool(self.turn.content))
         self.row.setVisible(self.editor is None)
         pictures = self._pictures.measure(width)
         self._pictures.setGeometry(0, 0, width, pictures)
@@ -152,15 +153,18 @@ class UserMessage(MessageView):
         return self._measure_text(top, width)
 
     def _measure_text(self, top: int, width: int) -> int:
+        self._box = self._lay_text(top, width) if self.turn.content else QRectF()
+        size = self.row.sizeHint().width()
+        bottom = (round(self._box.bottom()) if self.turn.content else top) + INSIDE
+        self.row.setGeometry(width - size, bottom, size, TARGET)
+        return bottom + TARGET
+
+    def _lay_text(self, top: int, width: int) -> QRectF:
         inner = min(self._text.natural_width(), round(width * WIDEST) - 2 * PAD)
         height = self._text.measure(inner)
         left = width - inner - 2 * PAD
         self._text.setGeometry(left + PAD, top + PAD - 2, inner, height)
-        self._box = QRectF(left, top, inner + 2 * PAD, height + 2 * PAD - 4)
-        size = self.row.sizeHint().width()
-        bottom = round(self._box.bottom()) + INSIDE
-        self.row.setGeometry(width - size, bottom, size, TARGET)
-        return bottom + TARGET
+        return QRectF(left, top, inner + 2 * PAD, height + 2 * PAD - 4)
 
     def _on_opened(self, place: int) -> None:
         self.opened.emit(self._texts[place])

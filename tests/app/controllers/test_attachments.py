@@ -19,10 +19,12 @@ from app.views.chat.chips import Chip
 from app.views.chat.document_dialog import DocumentDialog, PasswordDialog
 from app.views.chat.message import UserMessage
 from app.views.chat.pictures import PictureDialog, Thumbnail
+from app.views.controls.controls import RoundButton
 from core.documents.document import Document
 from core.errors import BadRequest
 from core.events import Failed, Loading, LoadOptions
 from tests.app.conftest import Start
+from tests.app.find import find
 from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer, ask
 from tests.core.documents.made import pdf_with_password
 from tests.core.vision.seeing import picture
@@ -327,3 +329,21 @@ def test_a_picture_is_pasted(seeing: Application, engine: ScriptedEngine, qtbot:
     assert chips(seeing)[0].startswith("Pasted picture, 70 × 60")
     ask(qtbot, seeing, "What is it?")
     assert len(engine.requests[-1].messages[-1].pictures) == 1
+
+
+def test_a_picture_says_enough_without_words(
+    seeing: Application, engine: ScriptedEngine, photo: Path, notes: Path, qtbot: QtBot
+) -> None:
+    composer = seeing.window.composer
+    send = find(composer, RoundButton, "Send")
+    assert not send.isEnabled()
+    attach(seeing, qtbot, photo)
+    assert send.isEnabled()
+    send.click()
+    qtbot.waitUntil(lambda: seeing.chat.rowCount() == 2 and not seeing.session.state.busy)
+    asked = engine.requests[-1].messages[-1]
+    assert (asked.content, asked.pictures) == ("", (picture(1),))
+    assert not send.isEnabled()
+    assert seeing.library.title(seeing.chat.conversation.id) == "photo.png"
+    attach(seeing, qtbot, notes)
+    assert not send.isEnabled(), "a text needs a question"
