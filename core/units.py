@@ -54,6 +54,11 @@ def format_rate(bytes_per_second: float) -> str:
     return f"{format_bytes(bytes_per_second)}/s"
 
 
+def format_share(share: float) -> str:
+    """A part of a whole for people: '64 %' of 0.64."""
+    return f"{100 * share:.0f} %"
+
+
 def _written(count: float, step: int) -> str:
     for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
         value = count / step**power

@@ -11,6 +11,8 @@ from pathlib import Path
 import PySide6
 from PySide6.QtCore import qVersion
 
+from app.i18n.formatting import unknown
+
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "numpy", "jinja2", "psutil",
     "nvidia-ml-py", "platformdirs", "keyring", "markdown-it-py", "pygments",
@@ -93,4 +95,4 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "n/a"
+        return unknown()

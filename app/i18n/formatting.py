@@ -10,8 +10,12 @@ from core import units
 from core.spec import Confidence, Prediction
 from core.units import GIB
 
-UNKNOWN = "n/a"
 TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
+
+
+def unknown() -> str:
+    """What stands in the place of a figure that is not known."""
+    return tr("n/a")
 
 
 def format_bytes(nbytes: float) -> str:
@@ -32,14 +36,14 @@ def format_rate(bytes_per_s: float) -> str:
 def rate(tokens_per_s: float | None) -> str:
     """23.4, 112; without the unit."""
     if tokens_per_s is None:
-        return UNKNOWN
+        return unknown()
     return number(f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}")
 
 
 def seconds(value: float | None) -> str:
     """0.34 s, 4.2 s, 1 min 20 s."""
     if value is None:
-        return UNKNOWN
+        return unknown()
     if value < 1:
         return number(f"{value:.2f} s")
     if value < 60:
@@ -54,12 +58,12 @@ def of_memory(used: float, total: float) -> str:
 
 def count(value: int | None) -> str:
     """1,234."""
-    return UNKNOWN if value is None else number(f"{value:,}")
+    return unknown() if value is None else number(f"{value:,}")
 
 
 def percent(value: float | None) -> str:
     """42 %, from 0-100."""
-    return UNKNOWN if value is None else f"{value:.0f} %"
+    return unknown() if value is None else units.format_share(value / 100)
 
 
 def tokens(value: int) -> str:

@@ -25,6 +25,7 @@ from core.events import (
     Truncated,
 )
 from core.sentence import sentence
+from core.units import format_share
 
 
 def add(subparsers: Any) -> None:
@@ -130,5 +131,5 @@ def _ask() -> str:
 def show_progress(step: Loading) -> None:
     """Keep one line of a terminal up to date while a model is loaded."""
     if sys.stderr and sys.stderr.isatty():
-        text = "" if step.fraction >= 1 else f"{step.phase} {step.fraction:.0%}"
+        text = "" if step.fraction >= 1 else f"{step.phase} {format_share(step.fraction)}"
         print(f"\r\033[K{text}", end="", flush=True, file=sys.stderr)

@@ -19,7 +19,7 @@ from core.hub.progress import Progress, Report, duration
 from core.hub.removal import own_bytes, remove
 from core.hub.token import find_token, is_meant
 from core.keyring import system_keyring
-from core.units import format_bytes, format_rate
+from core.units import format_bytes, format_rate, format_share
 
 TERMINAL_S, LOG_S = 0.2, 5.0
 
@@ -74,7 +74,7 @@ def run_models(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print the models of the cache."""
     models = installed(default_cache())
     for model in models:
-        whole = "" if model.complete else f", {model.bytes / max(model.total, 1):.0%} here"
+        whole = "" if model.complete else f", {format_share(model.bytes / max(model.total, 1))} here"
         id, colon, file = model.id.partition(":")
         print(f"{id}@{model.revision[:8]}{colon}{file}  {format_bytes(model.total)}{whole}")
     if not models:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from core.sentence import joined, sentence
 from core.spec import DECODE, PREFILL, ROUNDED, DeviceMemory, Hardware, ModelSpec, Plan
-from core.units import format_memory
+from core.units import format_memory, format_share
 
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
 CONVERTED_WORDS = {"bf16": "16-bit numbers", "int8": "8-bit weights", "int4": "4-bit weights"}
@@ -56,10 +56,10 @@ def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     elif streamed >= 0.005:
         rest = sentence(
             "of the rest the processor computes {} while {} is streamed to the card",
-            f"{1 - streamed:.0%}",
-            f"{streamed:.0%}",
+            format_share(1 - streamed),
+            format_share(streamed),
         )
-    return sentence("{} of the weights lie in the graphics card's memory; {}.", f"{share:.0%}", rest)
+    return sentence("{} of the weights lie in the graphics card's memory; {}.", format_share(share), rest)
 
 
 def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
@@ -117,15 +117,17 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
             sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
         )
     if part := _held_experts(plan, spec):
-        used = f"{plan.profile.covered(part):.0%}"
+        used = format_share(plan.profile.covered(part))
         found.append(
             sentence(
-                "The card holds {} of the experts; in earlier replies they were {} of those used.", f"{part:.0%}", used
+                "The card holds {} of the experts; in earlier replies they were {} of those used.",
+                format_share(part),
+                used,
             )
         )
     if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
         found.append(
-            sentence("While it reads prompts, {} of the other weights are streamed to the card.", f"{share:.0%}")
+            sentence("While it reads prompts, {} of the other weights are streamed to the card.", format_share(share))
         )
     return found
 
@@ -152,7 +154,7 @@ def _stored(plan: Plan, spec: ModelSpec) -> str:
         return sentence("The files have the weights quantised ({}); they are converted to {}.", spec.stored_as, words)
     return sentence(
         "The files have the weights quantised ({}); {} of them are kept exactly, the rest is converted to {}.",
-        spec.stored_as, f"{kept:.0%}", words,
+        spec.stored_as, format_share(kept), words,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Reading(QWidget):
         super().__init__(parent)
         self._theme, self._name, self._widest = theme, name, widest
         self.setToolTip(tip)
-        self.show_text(formatting.UNKNOWN)
+        self.show_text(formatting.unknown())
         theme.changed.connect(self._fit)
         self._fit()
 
@@ -88,13 +88,13 @@ class StatusLine(Pane):
         known = state.figures or Stats()
         self._first.show_text(formatting.seconds(known.ttft_s))
         limit = known.context_limit
-        self._context.show_text(formatting.of(known.context_used, limit) if limit else formatting.UNKNOWN)
+        self._context.show_text(formatting.of(known.context_used, limit) if limit else formatting.unknown())
 
     def show_machine(self, cpu_percent: float | None, ram_used: float | None, ram_total: float | None) -> None:
         """CPU in percent, memory in bytes; None = not known."""
         self._cpu.show_text(formatting.percent(cpu_percent))
         if ram_used is None or ram_total is None:
-            self._ram.show_text(formatting.UNKNOWN)
+            self._ram.show_text(formatting.unknown())
         else:
             self._ram.show_text(formatting.of_memory(ram_used, ram_total))
 

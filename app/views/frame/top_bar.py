@@ -102,7 +102,7 @@ class SplitStrip(QWidget):
             "cpu": tr("computed by the CPU"),
         }
         words = ", ".join(f"{formatting.percent(100 * share)} {names[token]}" for token, share in shares if share > 0)
-        self.setToolTip(tr("Weights: {}").format(words or formatting.UNKNOWN))
+        self.setToolTip(tr("Weights: {}").format(words or formatting.unknown()))
         self.setAccessibleName(self.toolTip())
         self.update()
 
@@ -130,12 +130,12 @@ class SpeedLabel(QWidget):
     def __init__(self, theme: Theme, widest: str, name: str, parent: QWidget) -> None:
         super().__init__(parent)
         self._theme, self._widest = theme, widest
-        self._text = formatting.UNKNOWN
+        self._text = formatting.unknown()
         self._name = name
         self.setToolTip(name)
         theme.changed.connect(self._fit)
         self._fit()
-        self.show_text(formatting.UNKNOWN)
+        self.show_text(formatting.unknown())
 
     def show_text(self, text: str) -> None:
         """Another figure."""

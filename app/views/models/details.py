@@ -231,7 +231,7 @@ class DetailsPane(Pane):
             if row.is_whole
             else self.tr("{}, {} to download, licence {}.")
         )
-        parts.append(line.format(words.parameters(count), words.size(download), license or formatting.UNKNOWN))
+        parts.append(line.format(words.parameters(count), words.size(download), license or formatting.unknown()))
         return "\n".join(parts)
 
     def _problem_of(self, row: Row) -> HeteGenError | None:

@@ -46,7 +46,7 @@ def tr(text: str) -> str:
 def parameters(count: int) -> str:
     """8.0 billion parameters, 362 million parameters."""
     if not count:
-        return tr("{} parameters").format(formatting.UNKNOWN)
+        return tr("{} parameters").format(formatting.unknown())
     if count >= BILLION:
         return tr("{} billion parameters").format(number(f"{count / 1e9:.1f}"))
     return tr("{} million parameters").format(f"{count / 1e6:.0f}")
@@ -54,7 +54,7 @@ def parameters(count: int) -> str:
 
 def size(count: int) -> str:
     """A size in bytes, or that it is not known."""
-    return format_bytes(count) if count else tr("size {}").format(formatting.UNKNOWN)
+    return format_bytes(count) if count else tr("size {}").format(formatting.unknown())
 
 
 def owner_and_name(id: str) -> tuple[str, str]:
@@ -85,8 +85,8 @@ def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "")
     short = (
         tr("{} B").format(number(f"{count / 1e9:.1f}")) if count >= BILLION else tr("{} M").format(f"{count / 1e6:.0f}")
     )
-    licence = license or tr("licence {}").format(formatting.UNKNOWN)
-    parts = [short if count else formatting.UNKNOWN, form or size(nbytes), licence]
+    licence = license or tr("licence {}").format(formatting.unknown())
+    parts = [short if count else formatting.unknown(), form or size(nbytes), licence]
     return " · ".join([*parts, tr("gated")] if gated else parts)
 
 
@@ -171,7 +171,7 @@ def unfinished(model: Installed) -> str:
 
 def info_line(info: ModelInfo) -> str:
     """Downloads, likes, date."""
-    day = info.updated[:10] or formatting.UNKNOWN
+    day = info.updated[:10] or formatting.unknown()
     words = tr("{} downloads a month · {} likes · updated {}")
     return words.format(formatting.count(info.downloads), formatting.count(info.likes), day)
 

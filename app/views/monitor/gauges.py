@@ -55,7 +55,7 @@ class ShareBar(QWidget):
         shown = tuple(part for part in parts if part.amount > 0)
         if (shown, total) != (self._parts, self._total):
             self._parts, self._total = shown, total
-            self.setAccessibleName(f"{self._name}: {', '.join(part.words for part in shown) or formatting.UNKNOWN}")
+            self.setAccessibleName(f"{self._name}: {', '.join(part.words for part in shown) or formatting.unknown()}")
             self.update()
 
     def segments(self) -> list[tuple[Part, QRectF]]:
@@ -189,9 +189,9 @@ class Figure(QWidget):
 
     def __init__(self, theme: Theme, name: str, tip: str = "", parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._theme, self._name, self._value = theme, name, formatting.UNKNOWN
+        self._theme, self._name, self._value = theme, name, formatting.unknown()
         self.setToolTip(f"{name}: {tip}" if tip else name)
-        self.setAccessibleName(f"{name}: {formatting.UNKNOWN}")
+        self.setAccessibleName(f"{name}: {formatting.unknown()}")
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme.changed.connect(self.updateGeometry)
 
@@ -224,5 +224,5 @@ class Figure(QWidget):
         room = self.width() - metrics.horizontalAdvance(self._value) - INSIDE * 2
         name = metrics.elidedText(self._name, Qt.TextElideMode.ElideRight, max(0, room))
         painter.drawText(self.rect(), middle | Qt.AlignmentFlag.AlignLeft, name)
-        painter.setPen(self._theme.colour("muted" if self._value == formatting.UNKNOWN else "text"))
+        painter.setPen(self._theme.colour("muted" if self._value == formatting.unknown() else "text"))
         painter.drawText(self.rect(), middle | Qt.AlignmentFlag.AlignRight, self._value)

@@ -101,7 +101,7 @@ class LiveView(Pane):
         words = (
             tr("{} tokens/s").format(f"{formatting.rate(predicted.low)}–{formatting.rate(predicted.high)}")
             if predicted
-            else formatting.UNKNOWN
+            else formatting.unknown()
         )
         self.speeds["predicted"].show_value(words)
         self._show_split()
@@ -119,7 +119,7 @@ class LiveView(Pane):
         self.speeds["ttft"].show_value(formatting.seconds(known.ttft_s))
         self.speeds["prompt"].show_value(_per_second(known.prompt_tok_s))
         limit = known.context_limit
-        self.speeds["context"].show_value(formatting.of(known.context_used, limit) if limit else formatting.UNKNOWN)
+        self.speeds["context"].show_value(formatting.of(known.context_used, limit) if limit else formatting.unknown())
         self.speeds["experts"].setVisible(known.experts is not None)
         if known.experts is not None:
             self.speeds["experts"].show_value(_experts(known.experts))
@@ -154,7 +154,7 @@ class LiveView(Pane):
             (self.prefill, self.tr("Reading the prompt"), self._outlook.prefill if self._outlook else None),
         )
         for bar, name, split in phases:
-            bar.show_parts(name, parts_of_split(split) if split else (), 1.0, "" if split else formatting.UNKNOWN)
+            bar.show_parts(name, parts_of_split(split) if split else (), 1.0, "" if split else formatting.unknown())
 
     def _lay_out(self) -> None:
         inside = QWidget()
@@ -219,7 +219,7 @@ def _experts(shares: ExpertShares) -> str:
 
 
 def _per_second(rate: float | None) -> str:
-    return formatting.UNKNOWN if rate is None else tr("{} tokens/s").format(formatting.rate(rate))
+    return formatting.unknown() if rate is None else tr("{} tokens/s").format(formatting.rate(rate))
 
 
 def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
@@ -234,27 +234,27 @@ def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
         "vram": _of(known.vram_used, known.vram_total),
         "link": _link(known.link_in_bytes_s, known.link_out_bytes_s),
         "power": _power(known.power_w, known.power_limit_w),
-        "heat": formatting.UNKNOWN if heat is None else f"{heat:.0f} °C",
+        "heat": formatting.unknown() if heat is None else f"{heat:.0f} °C",
     }
 
 
 def _of(used: int | None, total: int | None) -> str:
     if used is None or total is None:
-        return formatting.UNKNOWN
+        return formatting.unknown()
     return formatting.of_memory(used, total)
 
 
 def _rate(bytes_s: float | None) -> str:
-    return formatting.UNKNOWN if bytes_s is None else format_rate(bytes_s)
+    return formatting.unknown() if bytes_s is None else format_rate(bytes_s)
 
 
 def _link(into: float | None, out: float | None) -> str:
     if into is None or out is None:
-        return formatting.UNKNOWN
+        return formatting.unknown()
     return number(f"{into / 1e9:.1f} / {out / 1e9:.1f} GB/s")
 
 
 def _power(watts: float | None, limit: float | None) -> str:
     if watts is None:
-        return formatting.UNKNOWN
+        return formatting.unknown()
     return f"{watts:.0f} W" if limit is None else tr("{} of {}").format(f"{watts:.0f}", f"{limit:.0f} W")

@@ -165,6 +165,6 @@ class MemoryView(QWidget):
         for bar, device in zip(self.bars, devices, strict=False):
             name = tr("Memory (RAM)") if device.kind == "cpu" else device.name
             total = "" if device.total is None else f" · {format_memory(device.total)}"
-            rest = tr("free {}").format(formatting.UNKNOWN if device.free is None else format_memory(device.free))
+            rest = tr("free {}").format(formatting.unknown() if device.free is None else format_memory(device.free))
             bar.show_parts(f"{name}{total}", parts_of(device), float(device.total or 0), rest)
             bar.show()

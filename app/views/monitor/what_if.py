@@ -74,7 +74,7 @@ class WhatIf(QWidget):
         """The outlook for the last wish; None = it cannot be told."""
         self._memory.setVisible(answer is not None)
         if answer is None:
-            self._verdict.setText(formatting.UNKNOWN)
+            self._verdict.setText(formatting.unknown())
             return
         speed = answer.decode_tok_s
         words = self.tr("{}: about {}–{} tokens/s with {}, {}.").format(
@@ -137,9 +137,9 @@ class WhatIf(QWidget):
         return MIN_CONTEXT * (1 << whole) * (3 if half else 2) // 2
 
     def _show_words(self) -> None:
-        self._context_words.setText(formatting.tokens(self._tokens()) if self._now else formatting.UNKNOWN)
+        self._context_words.setText(formatting.tokens(self._tokens()) if self._now else formatting.unknown())
         share = formatting.percent(100 * self._vram.value() / self._vram.maximum())
-        self._vram_words.setText(share if self._vram.isEnabled() else formatting.UNKNOWN)
+        self._vram_words.setText(share if self._vram.isEnabled() else formatting.unknown())
         self._context.setAccessibleDescription(self._context_words.text())
         self._vram.setAccessibleDescription(self._vram_words.text())
         self._apply.setEnabled(False)
