@@ -1032,6 +1032,8 @@ double second_device_get(const char* name) {
   auto& d = device();
   Lock lock(d.mutex);
   std::string key = name;
+  if (key == "pinned")
+    reclaim_pinned(); // what was given back is taken back when somebody asks or needs it
   return key == "violations" ? d.violations
       : key == "plugged"     ? double(d.plugged)
       : key == "launches"    ? double(d.launches)
