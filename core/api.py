@@ -283,7 +283,7 @@ def _raising(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def _use_gpu_runtime() -> None:
-    """Have the CUDA build of torch imported that was downloaded, if there is one that works."""
+    """Have the build of torch for a graphics card imported that was downloaded, if there is one that works."""
     if "torch" in sys.modules:
         return
     from core.gpu_runtime.start import activate

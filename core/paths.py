@@ -75,7 +75,7 @@ def kept_reading(conversation: str) -> Path:
 
 
 def gpu_runtime() -> Path:
-    """Folder of the CUDA build of torch that a user has fetched; under HETEGEN_HOME where that is set."""
+    """Folder of the build of torch for cards that a user has fetched; under HETEGEN_HOME where that is set."""
     if home := own_home():
         return home / "data" / "gpu-runtime"
     from platformdirs import user_data_path

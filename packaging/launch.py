@@ -31,7 +31,7 @@ def main() -> int:
     if sys.argv[1:2] == [TRY_CARD]:
         from core.accelerators.trial import main as try_card
 
-        try_card(int(sys.argv[2]))
+        try_card(int(sys.argv[2]), sys.argv[3])
     if sys.argv[1:2] == [READ_DOCUMENT]:
         from core.documents.__main__ import main as read_document
 

@@ -33,10 +33,10 @@ ACCESSES = (
         "The names of the files. Nothing about you, this computer or your conversations.",
     ),
     OnlineUse(
-        "Fetching the runtime for an NVIDIA card",
+        "Fetching the runtime for a graphics card",
         "When you press See what is needed, and then Download, on the page Graphics card.",
-        "To download.pytorch.org: the names of PyTorch's files and of NVIDIA's libraries. Nothing about "
-        "you, this computer or your conversations.",
+        "To download.pytorch.org and, for Intel's libraries, pypi.org and files.pythonhosted.org: the names of "
+        "PyTorch's files and of the card maker's libraries. Nothing about you, this computer or your conversations.",
     ),
     OnlineUse(
         "The local server",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,12 +19,13 @@ from app.notices import notices
 from app.settings.theme import Theme
 from core.errors import HeteGenError
 from core.events import Stop
-from core.gpu_runtime.cards import find_nvidia
-from core.gpu_runtime.cuda_choice import Nvidia, choose
 from core.gpu_runtime.install import Advance, install
-from core.gpu_runtime.start import Attempt, Standing, computes_on_cards, own_torch
+from core.gpu_runtime.start import Attempt, Find, Standing, driver_for, maker_of_torch, own_torch
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt, kernel
+from core.graphics.builds import NoRuntime, choose, maker_of
+from core.graphics.card import GraphicsCard, Maker
+from core.graphics.find import find_cards
 from core.hub.client import Client
 from core.hub.environment import hub_environment
 from core.hub.partial_file import disk_error
@@ -48,7 +50,7 @@ class GpuController(QObject):
         standing: Standing,
         client: Callable[[], Client],
         pages: Sequence[str] = (),
-        find: Callable[[], Nvidia | None] = find_nvidia,
+        find: Find = find_cards,
         attempt: Attempt = attempt,
     ) -> None:
         """`pages`: package indexes in place of PyTorch's own."""
@@ -56,6 +58,7 @@ class GpuController(QObject):
         self._runtime, self._standing, self._client, self._pages = runtime, standing, client, pages
         self._find, self._attempt = find, attempt
         self.state = GpuState()
+        self._cards: tuple[GraphicsCard, ...] = ()
         self._tasks = TaskThread("gpu-runtime")
         self._then: dict[int, Callable[[object], None]] = {}
         self._job = 0
@@ -69,7 +72,7 @@ class GpuController(QObject):
     def greet(self) -> None:
         """Look for cards; a notice when one is not used."""
         if self.state.stage == "unknown":
-            self._run(lambda stop, tell: self._find(), self._on_found_cards)
+            self._run(lambda stop, tell: tuple(self._find()), self._on_found_cards)
 
     def open(self, theme: Theme, parent: QWidget) -> QWidget:
         """Shows the page."""
@@ -140,8 +143,7 @@ class GpuController(QObject):
         from core.gpu_runtime.wheel_index import PAGES, Indexes
         from core.gpu_runtime.wheel_selection import find_needed
 
-        machine = self.state.machine or Nvidia("", ())
-        build = choose(machine)
+        build, _ = choose(self._cards)
         with self._client() as client:
             return find_needed(Indexes(client, self._pages or PAGES, build.tag), build, own_torch(), stop)
 
@@ -154,8 +156,8 @@ class GpuController(QObject):
         return self._try(stop, tell)
 
     def _try(self, stop: Stop, tell: Tell) -> TrialResult:
-        machine = self.state.machine or Nvidia("", ())
-        result = self._attempt(self._runtime.folder(self._runtime.installed()), machine.driver)
+        version = self._runtime.installed()
+        result = self._attempt(self._runtime.folder(version), driver_for(version, self._cards))
         try:
             self._runtime.keep_result(result)
         except OSError as error:
@@ -185,7 +187,7 @@ class GpuController(QObject):
             raise _not_removed(error) from error
 
     def _on_removed(self, nothing: object) -> None:
-        self._set(GpuState(self._offer_or_none(self.state.machine), self.state.machine))
+        self._set(self._without_runtime())
 
     def _run(self, work: Callable[[Stop, Tell], object], then: Callable[[object], None]) -> None:
         self._job = self._tasks.run(work)
@@ -195,23 +197,37 @@ class GpuController(QObject):
         self.state = state
         self.changed.emit(state)
 
-    def _offer_or_none(self, machine: Nvidia | None) -> Stage:
-        if computes_on_cards():
-            return "built_in"
-        return "offer" if machine and machine.cards else "none"
+    def _without_runtime(self) -> GpuState:
+        """What the page shows where nothing was fetched."""
+        if sys.platform == "darwin":
+            return GpuState("built_in")
+        own = maker_of_torch()
+        if own and (not self._cards or any(card.maker == own for card in self._cards)):
+            return GpuState("built_in", self._card_of(own))
+        try:
+            _, card = choose(self._cards)
+        except NoRuntime as error:
+            first = next(iter(self._cards), None)
+            return GpuState("hindered", first, error=error) if first else GpuState("none")
+        return GpuState("offer", card)
 
-    def _on_found_cards(self, machine: object) -> None:
-        assert machine is None or isinstance(machine, Nvidia)
+    def _card_of(self, maker: Maker | None) -> GraphicsCard | None:
+        return next((card for card in self._cards if card.maker == maker), None)
+
+    def _on_found_cards(self, cards: object) -> None:
+        assert isinstance(cards, tuple)
+        self._cards = cards
         standing = self._standing
         if not standing.version:
-            self._set(GpuState(self._offer_or_none(machine), machine))
-            if self.state.stage == "offer" and machine and not self._runtime.was_offered():
+            self._set(self._without_runtime())
+            if self.state.stage == "offer" and self.state.card and not self._runtime.was_offered():
                 self._runtime.mark_offered()
-                self.notice.emit(notices.gpu_offered(machine.cards[0].name))
+                self.notice.emit(notices.gpu_offered(self.state.card.name))
             return
         stage: Stage = "used" if standing.used else "trying" if standing.untried else "unused"
         size = self._runtime.installed_bytes()
-        self._set(GpuState(stage, machine, None, None, None, standing.version, standing.device, standing.why, size))
+        card = self._card_of(maker_of(standing.version))
+        self._set(GpuState(stage, card, None, None, None, standing.version, standing.device, standing.why, size))
         if standing.untried:
             self._run(self._try, self._on_tried_anew)
         elif not standing.used:

@@ -6,27 +6,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from core.errors import HeteGenError
-from core.gpu_runtime.cuda_choice import Nvidia
 from core.gpu_runtime.install import Advance
+from core.graphics.card import GraphicsCard
 
 if TYPE_CHECKING:
     from core.gpu_runtime.wheel_selection import Needed
 
-Phase = Literal["unknown", "none", "built_in", "offer", "asking", "found", "fetching", "paused", "trying", "ready"]
-Stage = Phase | Literal["used", "unused", "removing", "leaving"]
+Phase = Literal["unknown", "none", "built_in", "hindered", "offer", "asking", "found", "fetching", "paused", "trying"]
+Stage = Phase | Literal["ready", "used", "unused", "removing", "leaving"]
 
 
 @dataclass(frozen=True)
 class GpuState:
-    """What the page shows. `error`: why the last step failed; `why`: why an installed runtime is not used.
+    """What the page shows. `card`: the one that it is about. `error`: why the last step failed, or the card cannot be
+    used; `why`: why an installed runtime is not used.
 
-    Stages: unknown (not asked yet), none (no card), built_in (torch is for CUDA by itself), offer, asking the indexes,
-    found what is needed, fetching, paused, trying, ready for a restart, used, unused, removing, leaving with the next
-    start.
+    Stages: unknown (not asked yet), none (no card), built_in (the program's own torch is for it), hindered (there is a
+    card, but it cannot be used), offer, asking the indexes, found what is needed, fetching, paused, trying, ready for a
+    restart, used, unused, removing, leaving with the next start.
     """
 
     stage: Stage = "unknown"
-    machine: Nvidia | None = None
+    card: GraphicsCard | None = None
     needed: Needed | None = None
     advance: Advance | None = None
     error: HeteGenError | None = None

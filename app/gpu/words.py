@@ -33,8 +33,7 @@ def page(state: GpuState, place: str) -> Page:
 
 
 def _card(state: GpuState) -> str:
-    machine = state.machine
-    return machine.cards[0].name if machine and machine.cards else tr("The graphics card")
+    return state.card.name if state.card else tr("The graphics card")
 
 
 def _unknown(state: GpuState, place: str) -> Page:
@@ -43,9 +42,9 @@ def _unknown(state: GpuState, place: str) -> Page:
 
 def _none(state: GpuState, place: str) -> Page:
     return Page(
-        tr("No NVIDIA card was found"),
-        tr("The processor does all the work. Other makers' cards are not used yet."),
-        tr("If there is an NVIDIA card in this computer, install its driver and start again."),
+        tr("No graphics card was found"),
+        tr("The processor does all the work."),
+        tr("If there is one in this computer, install its driver and start again."),
     )
 
 
@@ -53,13 +52,24 @@ def _built_in(state: GpuState, place: str) -> Page:
     return Page(tr("{} is used").format(_card(state)), tr("This program's own PyTorch can compute on it."))
 
 
+def _hindered(state: GpuState, place: str) -> Page:
+    return Page(tr("{} cannot be used").format(_card(state)), tr("The processor does all the work."))
+
+
 def _offer(state: GpuState, place: str) -> Page:
+    words = tr("This program came with the PyTorch for processors. The one for {} cards is fetched only if you wish.")
     return Page(
         tr("{} is not used yet").format(_card(state)),
-        tr("This program came with the PyTorch for processors. The one for NVIDIA cards is fetched only if you wish."),
-        tr("Looking asks download.pytorch.org how large it is; nothing is downloaded yet."),
+        words.format(state.card.maker if state.card else ""),
+        _looking(state),
         (("look", tr("See what is needed")),),
     )
+
+
+def _looking(state: GpuState) -> str:
+    if state.card and state.card.maker == "Intel":
+        return tr("Looking asks download.pytorch.org and pypi.org how large it is; nothing is downloaded yet.")
+    return tr("Looking asks download.pytorch.org how large it is; nothing is downloaded yet.")
 
 
 def _asking(state: GpuState, place: str) -> Page:
@@ -74,8 +84,8 @@ def _found(state: GpuState, place: str) -> Page:
         duration(needed.download_bytes / LINE_BYTES_S),
         format_bytes(needed.disk_bytes),
     )
-    details = tr("PyTorch {} for CUDA {}, in {} files, each checked by its SHA-256. Kept in {}").format(
-        needed.version, needed.cuda, len(needed.wheels), place
+    details = tr("PyTorch {} for {}, in {} files, each checked by its SHA-256. Kept in {}").format(
+        needed.version, needed.build.title, len(needed.wheels), place
     )
     return Page(tr("Use {}").format(_card(state)), sentence, details, (("fetch", tr("Download")),))
 
@@ -150,7 +160,8 @@ def _kept(state: GpuState, place: str) -> str:
 
 
 _PAGES = {
-    "unknown": _unknown, "none": _none, "built_in": _built_in, "offer": _offer, "asking": _asking, "found": _found,
+    "unknown": _unknown, "none": _none, "built_in": _built_in, "hindered": _hindered, "offer": _offer,
+    "asking": _asking, "found": _found,
     "fetching": _fetching, "paused": _paused, "trying": _trying, "ready": _ready, "used": _used, "unused": _unused,
     "removing": _removing, "leaving": _leaving,
 }  # fmt: skip

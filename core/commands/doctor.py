@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.commands.arguments import add_json, add_machine_options
 from core.spec import BUCKET_NAMES
-from core.units import format_bytes, format_rate
+from core.units import format_bytes, format_rate, format_share
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from core.kernels.autotune import KernelTable
@@ -47,14 +47,14 @@ def chosen_kernels(table: KernelTable) -> dict[str, dict[str, str]]:
 
 
 def gpu_runtime() -> dict[str, str | bool]:
-    """The CUDA build of torch that was fetched: its version, the card it computes on, or why it is not used."""
-    from core.gpu_runtime.cards import find_nvidia
+    """The build of torch for cards that was fetched: its version, the card it computes on, or why it is not used."""
     from core.gpu_runtime.start import own_torch, stand
     from core.gpu_runtime.store import Runtime
+    from core.graphics.find import find_cards
     from core.paths import gpu_runtime as folder
 
     runtime = Runtime(folder())
-    standing = stand(runtime, own_torch(), find_nvidia(), runtime.result())
+    standing = stand(runtime, own_torch(), find_cards(), runtime.result())
     return {"version": standing.version, "used": standing.used, "device": standing.device, "why": standing.why}
 
 
@@ -68,6 +68,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"Disk      reads {format_rate(report['disk_bytes_s'])}"
     for gpu in report["gpus"]:
         yield from _gpu_lines(gpu)
+    yield from (f"Card      {_card_line(card)}" for card in report["cards"])
     if (runtime := report["gpu_runtime"])["version"]:
         yield f"Runtime   {runtime['version']}: {runtime['device'] or runtime['why']}"
     for storage, names in report["chosen_kernels"].items():
@@ -75,6 +76,11 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"Untried   {said}" for said in report["untried"] if report["gpus"])
     for found in report["findings"]:
         yield f"To fix    {found['what']} {found['how']}"
+
+
+def _card_line(card: dict[str, Any]) -> str:
+    driver = f"driver {card['driver']}" if card["driver"] else "no driver for computing"
+    return ", ".join(filter(None, (card["name"], card["architecture"], driver)))
 
 
 def _gpu_lines(gpu: dict[str, Any]) -> Iterator[str]:
@@ -87,5 +93,5 @@ def _gpu_lines(gpu: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"          streaming {format_rate(link['staged'])}; while both run the CPU keeps"
-        f" {gpu['cpu_under_copy']:.0%} and the link {gpu['link_under_cpu']:.0%}"
+        f" {format_share(gpu['cpu_under_copy'])} and the link {format_share(gpu['link_under_cpu'])}"
     )

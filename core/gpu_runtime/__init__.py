@@ -1,1 +1,1 @@
-"""The CUDA build of torch beside a program that ships the one for processors: chosen, fetched, tried, used, removed."""
+"""A build of torch for graphics cards beside a program that ships the one for processors: fetched, tried, used."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from core.gpu_runtime.cards import find_nvidia
-from core.gpu_runtime.cuda_choice import Nvidia
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
+from core.graphics.builds import maker_of
+from core.graphics.card import GraphicsCard, Maker
+from core.graphics.find import find_cards
+from core.sentence import sentence
+from core.startup.torch_folder import packages_of, use_packages
 
 Attempt = Callable[[Path, str], TrialResult]
+Find = Callable[[], Sequence[GraphicsCard]]
+LIBRARIES: dict[str, Maker] = {"torch_cuda": "NVIDIA", "torch_hip": "AMD", "torch_xpu": "Intel"}
+"""The libraries by which builds of torch for graphics cards are known."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +42,40 @@ def own_torch() -> str:
         return ""
 
 
-def computes_on_cards() -> bool:
-    """Whether the torch that an import would find now is a build for CUDA. Nothing is imported."""
+def maker_of_torch() -> Maker | None:
+    """Whose cards the torch that an import would find now can compute on. Nothing is imported."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        return False
-    libraries = Path(spec.origin).parent / "lib"
-    return any((libraries / name).exists() for name in ("libtorch_cuda.so", "torch_cuda.dll"))
+        return None
+    folder = Path(spec.origin).parent / "lib"
+    for name, maker in LIBRARIES.items():
+        if (folder / f"lib{name}.so").exists() or (folder / f"{name}.dll").exists():
+            return maker
+    return None
 
 
-def stand(runtime: Runtime, torch: str, machine: Nvidia | None, result: TrialResult | None) -> Standing:
+def driver_for(version: str, cards: Sequence[GraphicsCard]) -> str:
+    """The driver of the cards that a build is for; "" where none of them answers."""
+    return next((card.driver for card in cards if card.maker == maker_of(version) and card.driver), "")
+
+
+def stand(runtime: Runtime, torch: str, cards: Sequence[GraphicsCard], result: TrialResult | None) -> Standing:
     """The decision, from what is known; without a verdict the runtime is not used."""
     found = runtime.installed()
     if not found:
         return Standing()
     if _public(found) != torch:
-        return Standing(found, why=f"The GPU runtime is for torch {_public(found)}, and this program has {torch}.")
-    if machine is None or not machine.cards:
-        return Standing(found, why="No NVIDIA card answers.")
-    if result is None or not _is_of(result, found, machine):
-        return Standing(found, why="The GPU runtime was not tried with this driver.")
+        why = sentence("The GPU runtime is for torch {}, and this program has {}.", _public(found), torch)
+        return Standing(found, why=why)
+    driver = driver_for(found, cards)
+    if not driver:
+        return Standing(found, why=sentence("No {} card answers.", maker_of(found) or ""))
+    if result is None or not _is_of(result, found, driver):
+        return Standing(found, why=sentence("The GPU runtime was not tried with this driver."))
     return Standing(found, result.works, result.device, result.why)
 
 
-def activate(
-    runtime: Runtime, find: Callable[[], Nvidia | None] = find_nvidia, attempt: Attempt | None = attempt
-) -> Standing:
+def activate(runtime: Runtime, find: Find = find_cards, attempt: Attempt | None = attempt) -> Standing:
     """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk.
 
     `attempt` may take minutes; without one, a runtime that has to be tried is not used by this start.
@@ -73,23 +86,25 @@ def activate(
             return Standing()
         return _activate(runtime, find, attempt)
     except OSError as error:
-        return Standing(runtime.installed(), why=f"The GPU runtime's folder cannot be used: {error.strerror or error}.")
+        why = sentence("The GPU runtime's folder cannot be used: {}.", error.strerror or error)
+        return Standing(runtime.installed(), why=why)
 
 
-def _activate(runtime: Runtime, find: Callable[[], Nvidia | None], attempt: Attempt | None) -> Standing:
+def _activate(runtime: Runtime, find: Find, attempt: Attempt | None) -> Standing:
     found = runtime.installed()
     if not found:
         return Standing()
-    torch, machine, result = own_torch(), find(), runtime.result()
-    if machine and machine.cards and _public(found) == torch and not (result and _is_of(result, found, machine)):
+    torch, cards, result = own_torch(), find(), runtime.result()
+    driver = driver_for(found, cards)
+    if driver and _public(found) == torch and not (result and _is_of(result, found, driver)):
         if attempt is None:
-            return replace(stand(runtime, torch, machine, result), untried=True)
-        result = attempt(runtime.folder(found), machine.driver)
+            return replace(stand(runtime, torch, cards, result), untried=True)
+        result = attempt(runtime.folder(found), driver)
         runtime.keep_result(result)
-    standing = stand(runtime, torch, machine, result)
+    standing = stand(runtime, torch, cards, result)
     if standing.used:
         runtime.hold()
-        sys.path.insert(0, str(runtime.folder(found)))
+        use_packages(packages_of(runtime.folder(found)))
     return standing
 
 
@@ -97,6 +112,6 @@ def _public(found: str) -> str:
     return found.partition("+")[0]
 
 
-def _is_of(result: TrialResult, found: str, machine: Nvidia) -> bool:
+def _is_of(result: TrialResult, found: str, driver: str) -> bool:
     """Whether a verdict is on this build with this driver."""
-    return (result.version, result.driver) == (found, machine.driver)
+    return (result.version, result.driver) == (found, driver)

@@ -1,6 +1,6 @@
 """The runtime's folder: what is installed, how its trial went, what is marked for the next start.
 
-gpu-runtime/VERSION/          torch and NVIDIA's libraries, with stamp.json, written last
+gpu-runtime/VERSION/          torch and the maker's libraries as in an environment, with stamp.json, written last
 gpu-runtime/VERSION.partial/  one being unpacked
 gpu-runtime/downloads/        wheels on their way, as a cache of the Hub's kind
 gpu-runtime/verdict.json      how the last trial ended
@@ -22,6 +22,7 @@ from pathlib import Path
 from core.files import write_whole
 from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
+from core.sentence import pack, unpack
 
 STAMP = "stamp.json"
 DOWNLOADS = "gpu-runtime"
@@ -84,13 +85,13 @@ class Runtime:
         if self._starting.exists():
             return None
         try:
-            return TrialResult(**{name: str(value) for name, value in _read(self.root / "verdict.json").items()})
+            return TrialResult(**{name: unpack(value) for name, value in _read(self.root / "verdict.json").items()})
         except TypeError:
             return None
 
     def keep_result(self, result: TrialResult) -> None:
         """Remember how a trial ended. Raises OSError."""
-        write_whole(self.root / "verdict.json", json.dumps(asdict(result)))
+        write_whole(self.root / "verdict.json", json.dumps(asdict(result) | {"why": pack(result.why)}))
         self.arrived()
 
     def set_out(self) -> None:

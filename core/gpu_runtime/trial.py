@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from core.gpu_runtime.store import TrialResult
+from core.sentence import pack, sentence, unpack
+from core.startup.torch_folder import packages_of, use_packages
 
 ARGUMENT = "--try-gpu-runtime"
 """With which a bundle's own program, having no Python beside it, does what `main` does."""
@@ -36,15 +38,15 @@ def _outcome(command: list[str]) -> tuple[str, str]:
             creationflags=flags,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return "", f"It did not answer within {LIMIT_S} seconds."
+        return "", sentence("It did not answer within {} seconds.", LIMIT_S)
     except OSError as error:
-        return "", f"It could not be started: {error.strerror or error}."
+        return "", sentence("It could not be started: {}.", error.strerror or error)
     lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
     try:
         told = json.loads(lines[-1])
-        return str(told["device"]), str(told["why"])
+        return str(told["device"]), unpack(told["why"])
     except (IndexError, ValueError, KeyError, TypeError):
-        return "", f"It crashed when it was tried (exit code {done.returncode})."
+        return "", sentence("It crashed when it was tried (exit code {}).", done.returncode)
 
 
 def kernel() -> tuple[str, str]:
@@ -54,12 +56,12 @@ def kernel() -> tuple[str, str]:
 
         card = torch.accelerator.current_accelerator(check_available=True)
         if card is None:
-            return "", f"torch {torch.__version__} finds no card that it can use."
+            return "", sentence("PyTorch {} finds no card that it can use.", torch.__version__)
         side = torch.arange(SIDE, dtype=torch.float32)
         # Whole numbers of this size are exact in fp32, whatever the order of the sums.
         left, right = (side[:, None] + side) % 7, (side[:, None] * 3 + side) % 5
         if not torch.equal((left.to(card) @ right.to(card)).cpu(), left @ right):
-            return "", "The card multiplied wrongly."
+            return "", sentence("The card multiplied wrongly.")
         return torch.get_device_module(card).get_device_name(), ""
     except Exception as error:  # noqa: BLE001  Any failure whatever means the same: not this runtime.
         return "", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -67,11 +69,11 @@ def kernel() -> tuple[str, str]:
 
 def main(folder: str) -> int:
     """Try the runtime, in the other process, and print one line of JSON, last."""
-    sys.path.insert(0, folder)
+    use_packages(packages_of(Path(folder)))
     device, why = kernel()
     if device and not _comes_from(folder):
-        device, why = "", "Another torch was loaded in its place."
-    print(json.dumps({"device": device, "why": why}), flush=True)
+        device, why = "", sentence("Another torch was loaded in its place.")
+    print(json.dumps({"device": device, "why": pack(why)}), flush=True)
     # A driver that failed may hang or crash when libraries are unloaded, after all has been said.
     sys.stdout.flush()
     os._exit(0)

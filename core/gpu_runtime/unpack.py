@@ -1,4 +1,4 @@
-"""Wheels unpacked side by side into one folder, as a package installer would, and nothing outside of it."""
+"""Wheels unpacked into one folder as a package installer would into an environment, and nothing outside of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from core.errors import DiskFull, DownloadFailed
 from core.events import Stop
 from core.hub.retry import Stopped
 from core.sentence import sentence
+from core.startup.torch_folder import PACKAGES
 
 BLOCK_BYTES = 4 << 20
 RESERVE_BYTES = 256 << 20
 SKIPPED = {"include", "cmake"}
 """Folders for those who compile against the libraries: thousands of files."""
+SCHEMES = {"data": PurePosixPath(), "purelib": PACKAGES, "platlib": PACKAGES}
+"""Where the parts of a wheel's .data folder go; the rest of them are programs and headers."""
 
 
 def unpack(wheels: Sequence[Path], folder: Path, stop: Stop, report: Callable[[int, int], None]) -> int:
@@ -65,12 +68,22 @@ def _wanted(wheel: Path, entries: Iterable[zipfile.ZipInfo]) -> Iterator[zipfile
                 sentence("{} would write to {}.", wheel.name, f"{entry.filename!r}"),
                 "Remove it.",
             )
-        if not entry.is_dir() and not SKIPPED & set(path.parts):
+        if not entry.is_dir() and not SKIPPED & set(path.parts) and _place(path):
             yield entry
 
 
+def _place(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a file of a wheel belongs, below the folder; None for those that are not wanted."""
+    if not path.parts[0].endswith(".data"):
+        return PACKAGES / path
+    scheme, *rest = path.parts[1:]
+    return SCHEMES[scheme].joinpath(*rest) if scheme in SCHEMES and rest else None
+
+
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> Iterator[int]:
-    target = folder / entry.filename
+    place = _place(PurePosixPath(entry.filename))
+    assert place is not None
+    target = folder / place
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with archive.open(entry) as source, target.open("wb") as file:

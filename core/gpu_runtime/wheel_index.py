@@ -15,15 +15,16 @@ from packaging.version import Version
 
 from core.errors import AccessDenied, DownloadFailed, ModelNotFound
 from core.events import Stop
-from core.gpu_runtime.cuda_choice import NoRuntime
+from core.graphics.builds import NoRuntime
 from core.hub.client import Client
 from core.hub.retry import Retries, retry
 from core.sentence import sentence
 
 PAGE_BYTES = 32 << 20
 METADATA_BYTES = 4 << 20
-PAGES = ("https://download.pytorch.org/whl/{tag}",)
-"""Where wheels are looked for, in this order: PyTorch's own index for a CUDA version, which is complete."""
+PAGES = ("https://download.pytorch.org/whl/{tag}", "https://pypi.org/simple")
+"""Where wheels are looked for, in this order: PyTorch's own index for a build, then Python's, which has those of
+Intel's libraries that PyTorch's leaves out."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def best(wheels: Iterable[Wheel], wanted: Requirement, tags: Sequence[Tag]) -> W
 
 
 class Indexes:
-    """The indexes for one CUDA version, read through a client. Nothing is kept between questions."""
+    """The indexes for one build of torch, read through a client. Nothing is kept between questions."""
 
     def __init__(self, client: Client, pages: Sequence[str], tag: str, retries: Retries | None = None) -> None:
         self._client = client

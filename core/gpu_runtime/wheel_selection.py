@@ -1,7 +1,8 @@
-"""What has to be fetched for a CUDA build of torch: its wheel and NVIDIA's libraries, with their sizes."""
+"""What has to be fetched for a build of torch: its wheel and the libraries of the card's maker, with their sizes."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,14 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from core.events import Stop, never
-from core.gpu_runtime.cuda_choice import CudaBuild
 from core.gpu_runtime.wheel_index import Indexes, Wheel
+from core.graphics.builds import Build
 from core.hub.listing import RemoteFile
-
-FOLLOWED = ("nvidia-", "cuda-toolkit")
-"""Requirements of torch that are fetched: others are here already, and triton compiles kernels that we never use."""
-UNPACKED = 1.6
-"""Bytes on the disk for each byte of a wheel, as measured with torch 2.13 for CUDA 13.0."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Needed:
     """The wheels of one runtime; `version` is torch's with the build's tag, as "2.13.0+cu130"."""
 
     version: str
-    cuda: str
+    build: Build
     wheels: tuple[tuple[Wheel, RemoteFile], ...]
 
     @property
@@ -36,36 +32,37 @@ class Needed:
     @property
     def disk_bytes(self) -> int:
         """Bytes on the disk once it is set up; an estimate."""
-        return round(self.download_bytes * UNPACKED)
+        return round(self.download_bytes * self.build.unpacked)
 
     def address(self, file: RemoteFile) -> str:
         """Where a file is fetched from."""
         return next(wheel.url for wheel, known in self.wheels if known == file)
 
 
-def find_needed(indexes: Indexes, build: CudaBuild, torch: str, stop: Stop = never) -> Needed:
+def find_needed(indexes: Indexes, build: Build, torch: str, stop: Stop = never) -> Needed:
     """Ask the indexes what `torch` (a public version, as "2.13.0") needs. Raises NoRuntime, NetworkError, Stopped."""
     version = f"{torch}+{build.tag}"
     found: dict[str, Wheel] = {}
-    waiting = [Requirement(f"torch=={version}")]
+    # First come, first chosen: what torch itself requires, each in one version, before what that requires in turn.
+    waiting = deque([Requirement(f"torch=={version}")])
     seen: set[str] = set()
     while waiting:
-        wanted = waiting.pop()
+        wanted = waiting.popleft()
         if str(wanted) in seen:
             continue
         seen.add(str(wanted))
         name = canonicalize_name(wanted.name)
         wheel = found.setdefault(name, indexes.find(wanted, stop)) if name not in found else found[name]
-        waiting += followed(indexes.requirements(wheel, stop), wanted.extras)
+        waiting += followed(indexes.requirements(wheel, stop), wanted.extras, build.followed)
     sizes = {name: indexes.size(wheel, stop) for name, wheel in found.items()}
     files = ((wheel, RemoteFile(wheel.file, sizes[name], "", wheel.sha256)) for name, wheel in found.items())
-    return Needed(version, build.cuda, tuple(files))
+    return Needed(version, build, tuple(files))
 
 
-def followed(requirements: list[Requirement], extras: set[str]) -> Iterator[Requirement]:
-    """Those that hold on this system with these extras, and are not here already."""
+def followed(requirements: list[Requirement], extras: set[str], names: tuple[str, ...]) -> Iterator[Requirement]:
+    """Those with names that begin so, which hold on this system with these extras."""
     for wanted in requirements:
-        if canonicalize_name(wanted.name).startswith(FOLLOWED) and _holds(wanted, extras):
+        if canonicalize_name(wanted.name).startswith(names) and _holds(wanted, extras):
             yield wanted
 
 

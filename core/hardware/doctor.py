@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from core.graphics.builds import NoRuntime, choose
+from core.graphics.card import GraphicsCard
 from core.hardware.cpu_info import on_battery
 from core.spec import BUCKET_NAMES, Cpu, Gpu, Hardware
 from core.units import GIB, format_bytes
@@ -20,7 +22,8 @@ SLOW_LINK, USELESS_LINK = 6e9, 2e9
 UNTRIED = (
     "No real graphics card has computed yet: the code for NVIDIA, AMD, Intel and Apple ran on a device made for tests.",
     "The kernels for graphics cards were compiled for NVIDIA and for three of AMD's, and run only on a processor.",
-    "The torch fetched for an NVIDIA card was installed, but never ran on one; AMD's and Intel's are not fetched.",
+    "The torch fetched for NVIDIA's cards was installed, but never ran on one; those for AMD's and Intel's came from a "
+    "server made for tests only.",
     "CUDA graphs are not built, and what the paper's paired exchange brings was measured on a simulated card only.",
     "Speeds with a graphics card are predictions, and those of a simulated card.",
 )
@@ -45,19 +48,22 @@ class Software:
     cuda: str
     driver: str
     compiled_kernels: tuple[str, ...]
+    cards: tuple[GraphicsCard, ...] = ()
 
 
 def software() -> Software:
     """Versions of all that computes, and what the native library can do here."""
     import torch
 
+    from core.graphics.find import find_cards
     from core.hardware.profile import driver_version
     from core.kernels.native_abi import instruction_sets
 
-    cuda = torch.version.cuda or getattr(torch.version, "hip", None) or ""
+    cuda = torch.version.cuda or torch.version.hip or torch.version.xpu or ""
     return Software(
-        platform.platform(), platform.python_version(), torch.__version__, cuda, driver_version(), instruction_sets()
-    )
+        platform.platform(), platform.python_version(), torch.__version__, cuda, driver_version(), instruction_sets(),
+        find_cards(),
+    )  # fmt: skip
 
 
 def describe_machine(hardware: Hardware, installed: Software) -> dict[str, Any]:
@@ -71,6 +77,7 @@ def describe_machine(hardware: Hardware, installed: Software) -> dict[str, Any]:
         "compiled_kernels": list(installed.compiled_kernels),
         **_cpu(hardware.cpu),
         "gpus": [_gpu(gpu) for gpu in hardware.gpus],
+        "cards": [asdict(card) for card in installed.cards],
         "disk_bytes_s": round(hardware.disk_bytes_s),
         "measured": hardware.measured,
         "untried": list(UNTRIED),
@@ -87,14 +94,23 @@ def findings(hardware: Hardware, installed: Software) -> list[Finding]:
 def _about_gpus(hardware: Hardware, installed: Software) -> Iterator[Finding]:
     for words in hardware.unusable:
         yield Finding(f"A graphics card is not used. {words}", "Mend that, then run doctor again.")
-    if installed.driver and not hardware.gpus and not hardware.unusable:
-        reason = "is made for the processor only" if not installed.cuda else "cannot use it"
-        yield Finding(
-            f"There is an NVIDIA card, but the installed torch ({installed.torch}) {reason}.",
-            "Open Graphics card… in the window's menu, which fetches the torch for it and says the size before.",
-        )
+    if installed.cards and not hardware.gpus and not hardware.unusable:
+        yield _about_unused(installed)
     for gpu in hardware.gpus:
         yield from _about_gpu(gpu)
+
+
+def _about_unused(installed: Software) -> Finding:
+    """What stands in the way of the card that could be used, or of the first one."""
+    try:
+        _, card = choose(installed.cards)
+    except NoRuntime as error:
+        return Finding(f"{error.what} {error.why}".strip(), error.next_step or "The processor does all the work.")
+    reason = "is made for the processor only" if not installed.cuda else "cannot use it"
+    return Finding(
+        f"There is an {card.name} (driver {card.driver}), but the installed torch ({installed.torch}) {reason}.",
+        "Open Graphics card… in the window's menu, which fetches the torch for it and says the size before.",
+    )
 
 
 def _about_gpu(gpu: Gpu) -> Iterator[Finding]:

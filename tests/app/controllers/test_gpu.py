@@ -17,15 +17,14 @@ from app.controllers.gpu import GpuController
 from app.notices.notices import Notice
 from app.settings.theme import Theme
 from app.views.settings.gpu_dialog import GpuDialog
-from core.gpu_runtime.cuda_choice import Nvidia, NvidiaCard
 from core.gpu_runtime.start import Attempt, Standing
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
+from core.graphics.card import GraphicsCard
 from core.hub.client import Client
 from core.hub.retry import Retries
 from tests.app.scripted_engine import ScriptedEngine
-from tests.core.gpu_runtime.conftest import MACHINE
-from tests.core.gpu_runtime.wheels import VERSION, Index, runtime_wheels
+from tests.core.gpu_runtime.wheels import CUDA, ROCM, VERSION, XPU, Index, Offer
 
 QUICK = Retries(limit=1, first_s=0.01)
 
@@ -33,9 +32,9 @@ QUICK = Retries(limit=1, first_s=0.01)
 class Stage:
     """A desk and its dialog over an index."""
 
-    def __init__(self, index: Index, root: Path, machine: Nvidia | None, standing: Standing) -> None:
+    def __init__(self, index: Index, root: Path, cards: list[GraphicsCard], standing: Standing) -> None:
         self.index, self.runtime, self.notices = index, Runtime(root), list[Notice]()
-        self.machine = machine
+        self.cards = cards
         self.desk = self.made(standing)
         self.window = QWidget()
         self.theme = Theme("light", 100)
@@ -51,7 +50,7 @@ class Stage:
             standing,
             lambda: Client(self.index.address, retries=QUICK),
             pages or self.index.pages,
-            lambda: self.machine,
+            lambda: self.cards,
             attempt,
         )
         desk.notice.connect(self.notices.append)
@@ -64,10 +63,13 @@ class Stage:
 
 
 @pytest.fixture
-def stage(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr("app.controllers.gpu.computes_on_cards", lambda: False)
-    with Index(runtime_wheels()) as index:
-        made = Stage(index, tmp_path / "gpu-runtime", MACHINE, Standing())
+def stage(
+    qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Stage]:
+    monkeypatch.setattr("app.controllers.gpu.maker_of_torch", lambda: None)
+    offer = getattr(request, "param", CUDA)
+    with Index(offer) as index:
+        made = Stage(index, tmp_path / "gpu-runtime", [offer.card], Standing())
         yield made
         made.desk.close()
         made.window.deleteLater()
@@ -81,7 +83,13 @@ def test_a_card_is_offered_once(qtbot: QtBot, stage: Stage) -> None:
     assert not stage.index.ranges
 
 
-def test_fetched_tried_and_removed_by_keyboard_alone(qtbot: QtBot, stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("stage", "offer", "title"),
+    [(CUDA, CUDA, "CUDA 13.0"), (ROCM, ROCM, "ROCm 7.2"), (XPU, XPU, "Intel XPU")],
+    indirect=["stage"],
+    ids=lambda value: getattr(value, "tag", ""),
+)
+def test_fetched_tried_and_removed_by_keyboard_alone(qtbot: QtBot, stage: Stage, offer: Offer, title: str) -> None:
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
     for press, then in (("look", "found"), ("fetch", "ready")):
@@ -89,7 +97,7 @@ def test_fetched_tried_and_removed_by_keyboard_alone(qtbot: QtBot, stage: Stage)
         qtbot.waitUntil(lambda then=then: stage.desk.state.stage == then)
         if then == "found":
             assert "to download, about" in dialog.sentence.text()
-            assert VERSION in dialog.details.text()
+            assert f"PyTorch {offer.version} for {title}, in" in dialog.details.text()
     assert dialog.headline.text() == "It works on Fake Card"
     with qtbot.waitSignal(stage.desk.restart_wished):
         QTest.keyClick(dialog.buttons["restart"], Qt.Key.Key_Space)
@@ -123,7 +131,7 @@ def test_an_index_that_does_not_answer_is_said(qtbot: QtBot, stage: Stage) -> No
 
 
 def test_a_runtime_that_does_not_work_says_why(qtbot: QtBot, stage: Stage) -> None:
-    stage.index.wheels |= runtime_wheels("raise ImportError('libcuda.so.1 is missing')")
+    stage.index.wheels |= CUDA.wheels("raise ImportError('libcuda.so.1 is missing')")
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
     stage.desk.act("look")
@@ -134,18 +142,45 @@ def test_a_runtime_that_does_not_work_says_why(qtbot: QtBot, stage: Stage) -> No
     assert set(dialog.buttons) == {"try", "remove"}
 
 
-@pytest.mark.parametrize("machine", [None, Nvidia("560.1", (NvidiaCard("New Card", (12, 0)),))])
-def test_where_nothing_can_be_done_it_is_said(qtbot: QtBot, stage: Stage, machine: Nvidia | None) -> None:
-    stage.machine = machine
+@pytest.mark.parametrize(
+    ("cards", "headline", "words"),
+    [
+        ([], "No graphics card was found", "The processor does all the work."),
+        (
+            [GraphicsCard("NVIDIA", "New Card", "12.0", "560.1")],
+            "New Card cannot be used",
+            "Version 580 or newer is needed. Install a newer driver from NVIDIA",
+        ),
+        ([GraphicsCard("Intel", "UHD", "", "1.6")], "UHD cannot be used", "It is of an older kind."),
+    ],
+)
+def test_where_nothing_can_be_done_it_is_said(
+    qtbot: QtBot, stage: Stage, cards: list[GraphicsCard], headline: str, words: str
+) -> None:
+    stage.cards = cards
     dialog = stage.open()
-    qtbot.waitUntil(lambda: stage.desk.state.stage in ("offer", "none"))
-    if machine is None:
-        assert "No NVIDIA card was found" in dialog.headline.text()
-        assert not dialog.buttons
-        return
-    stage.desk.act("look")
-    qtbot.waitUntil(lambda: stage.desk.state.error is not None)
-    assert "Version 580 or newer is needed" in dialog.sentence.text()
+    qtbot.waitUntil(lambda: stage.desk.state.stage in ("hindered", "none"))
+    assert dialog.headline.text() == headline
+    assert words in dialog.sentence.text()
+    assert not dialog.buttons
+    assert not stage.notices
+
+
+def test_a_card_that_this_torch_computes_on_is_not_offered(
+    qtbot: QtBot, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.controllers.gpu.maker_of_torch", lambda: "NVIDIA")
+    dialog = stage.open()
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "built_in")
+    assert dialog.headline.text() == "Fake Card is used"
+
+
+def test_another_makers_card_than_this_torch_computes_on_is_offered(
+    qtbot: QtBot, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.controllers.gpu.maker_of_torch", lambda: "AMD")
+    stage.desk.greet()
+    qtbot.waitUntil(lambda: stage.desk.state.stage == "offer")
 
 
 def test_one_that_is_installed_but_not_used_is_told_at_the_start(qtbot: QtBot, stage: Stage) -> None:
@@ -213,13 +248,13 @@ def test_one_in_use_that_fails_at_the_start_is_told_and_remembered(
     qtbot: QtBot, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.runtime.root.mkdir()
-    stage.runtime.keep_result(TrialResult(VERSION, MACHINE.driver, "Fake Card"))
+    stage.runtime.keep_result(TrialResult(VERSION, CUDA.card.driver, "Fake Card"))
     stage.begin(Standing(VERSION, used=True, device="Fake Card"))
     monkeypatch.setattr("app.controllers.gpu.kernel", lambda: ("", "CUDA error: out of memory"))
     engine = ScriptedEngine()
     assert stage.desk.guarded(lambda: engine)() is engine
     qtbot.waitUntil(lambda: stage.desk.state.stage == "unused")
-    assert stage.runtime.result() == TrialResult(VERSION, MACHINE.driver, "", "CUDA error: out of memory")
+    assert stage.runtime.result() == TrialResult(VERSION, CUDA.card.driver, "", "CUDA error: out of memory")
     assert "out of memory" in stage.notices[0].sentence
     stage.desk.act("remove")
     assert stage.desk.state.stage == "leaving"

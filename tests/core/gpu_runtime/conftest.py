@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.gpu_runtime.cuda_choice import BUILDS, Nvidia, NvidiaCard
+from core.gpu_runtime.start import own_torch
 from core.gpu_runtime.store import Runtime
 from core.gpu_runtime.wheel_index import Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
@@ -13,15 +13,21 @@ from core.hub.client import Client
 from core.hub.downloader import DownloadOptions
 from core.hub.progress import Pace
 from core.hub.retry import Retries
-from tests.core.gpu_runtime.wheels import Index, runtime_wheels
+from tests.core.gpu_runtime.wheels import OFFERS, Index, Offer
 
-MACHINE = Nvidia("580.65.06", (NvidiaCard("Fake Card", (8, 9)),))
 QUICK = Retries(limit=2, first_s=0.01, longest_s=0.02)
 
 
+@pytest.fixture(params=OFFERS, ids=lambda offer: offer.tag)
+def offer(request: pytest.FixtureRequest) -> Offer:
+    """The build for each maker's cards in turn."""
+    assert isinstance(request.param, Offer)
+    return request.param
+
+
 @pytest.fixture
-def index() -> Iterator[Index]:
-    with Index(runtime_wheels()) as served:
+def index(offer: Offer) -> Iterator[Index]:
+    with Index(offer) as served:
         yield served
 
 
@@ -32,14 +38,8 @@ def client(index: Index) -> Iterator[Client]:
 
 
 @pytest.fixture
-def needed(client: Client, index: Index) -> Needed:
-    return find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], index_torch())
-
-
-def index_torch() -> str:
-    from core.gpu_runtime.start import own_torch
-
-    return own_torch()
+def needed(client: Client, index: Index, offer: Offer) -> Needed:
+    return find_needed(Indexes(client, index.pages, offer.tag), offer.build, own_torch())
 
 
 @pytest.fixture

@@ -11,48 +11,51 @@ import pytest
 
 from core.errors import DiskFull, DownloadFailed, NetworkError
 from core.events import never
-from core.gpu_runtime.cuda_choice import BUILDS, NoRuntime
 from core.gpu_runtime.install import Advance, install
+from core.gpu_runtime.start import own_torch
 from core.gpu_runtime.store import DOWNLOADS, Runtime
 from core.gpu_runtime.unpack import unpack
 from core.gpu_runtime.wheel_index import Indexes
 from core.gpu_runtime.wheel_selection import Needed, find_needed
+from core.graphics.builds import NoRuntime
 from core.hub.client import Client
 from core.hub.downloader import DownloadOptions
 from core.hub.retry import Stopped
-from tests.core.gpu_runtime.conftest import QUICK, index_torch
-from tests.core.gpu_runtime.wheels import PADDING, VERSION, Index, wheel
-
-CUBLAS = "nvidia_cublas-13.1.1-py3-none-any.whl"
+from tests.core.gpu_runtime.conftest import QUICK
+from tests.core.gpu_runtime.wheels import PACKAGES, PADDING, XPU, Index, Offer, wheel
 
 
-def test_what_torch_needs_here_and_is_not_here_already(needed: Needed, index: Index):
+def test_what_torch_needs_here_and_is_not_here_already(needed: Needed, index: Index, offer: Offer):
     files = {file.path for _, file in needed.wheels}
-    assert files == set(index.wheels) - {"nvidia_cublas-13.0.9-py3-none-any.whl"}
-    assert needed.version == VERSION
+    assert files == set(index.wheels) - offer.left
+    assert needed.version == offer.version
     assert needed.download_bytes == sum(len(index.wheels[file]) for file in files)
     assert needed.disk_bytes > needed.download_bytes
 
 
-def test_a_version_that_is_not_offered_is_said(client: Client, index: Index):
-    with pytest.raises(NoRuntime, match=r"torch==1\.0\+cu130 is not offered"):
-        find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], "1.0")
+def test_a_version_that_is_not_offered_is_said(client: Client, index: Index, offer: Offer):
+    with pytest.raises(NoRuntime, match=rf"torch==1\.0\+{offer.tag} is not offered"):
+        find_needed(Indexes(client, index.pages, offer.tag), offer.build, "1.0")
 
 
-def test_a_wheel_without_a_checksum_is_not_taken(client: Client, index: Index, monkeypatch: pytest.MonkeyPatch):
+def test_a_wheel_without_a_checksum_is_not_taken(
+    client: Client, index: Index, offer: Offer, monkeypatch: pytest.MonkeyPatch
+):
     page = index.page
     monkeypatch.setattr(index, "page", lambda tag, name: (page(tag, name) or "").replace("#sha256=", "#md5="))
     with pytest.raises(NoRuntime):
-        find_needed(Indexes(client, index.pages, "cu130"), BUILDS[0], index_torch())
+        find_needed(Indexes(client, index.pages, offer.tag), offer.build, own_torch())
 
 
-def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions):
+def test_fetched_unpacked_and_stamped(
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, offer: Offer
+):
     heard: list[Advance] = []
     install(client, runtime, needed, heard.append, never, manner)
-    folder = runtime.folder(VERSION)
-    assert runtime.installed() == VERSION
-    assert (folder / "nvidia/cu13/lib/libcublas.so").read_bytes() == PADDING
-    assert not (folder / "torch/include").exists()
+    folder = runtime.folder(offer.version)
+    assert runtime.installed() == offer.version
+    assert (folder / offer.lies).read_bytes() == PADDING
+    assert not (folder / PACKAGES / "torch/include").exists()
     assert runtime.installed_bytes() == sum(
         path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "stamp.json"
     )
@@ -61,39 +64,39 @@ def test_fetched_unpacked_and_stamped(client: Client, runtime: Runtime, needed: 
 
 
 def test_a_cut_download_goes_on_where_it_was(
-    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index, offer: Offer
 ):
-    index.cut = {CUBLAS: 300_000}
+    index.cut = {offer.library: 300_000}
     install(client, runtime, needed, manner=manner)
-    assert (CUBLAS, "bytes=300000-") in index.ranges
-    assert runtime.installed() == VERSION
+    assert (offer.library, "bytes=300000-") in index.ranges
+    assert runtime.installed() == offer.version
 
 
 def test_paused_and_taken_up_by_another_run(
-    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index, offer: Offer
 ):
     with pytest.raises(Stopped):
         install(client, runtime, needed, stop=lambda: True, manner=manner)
     assert runtime.installed() == ""
-    here = runtime.downloads.partial(DOWNLOADS, next(f.etag for _, f in needed.wheels if f.path == CUBLAS))
-    here.write_bytes(index.wheels[CUBLAS][:500_000])
+    here = runtime.downloads.partial(DOWNLOADS, next(f.etag for _, f in needed.wheels if f.path == offer.library))
+    here.write_bytes(index.wheels[offer.library][:500_000])
     install(client, runtime, needed, manner=manner)
-    assert (CUBLAS, "bytes=500000-") in index.ranges
-    assert runtime.installed() == VERSION
+    assert (offer.library, "bytes=500000-") in index.ranges
+    assert runtime.installed() == offer.version
 
 
 def test_damage_is_never_installed(
-    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index
+    client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index, offer: Offer
 ):
-    index.flipped = {CUBLAS}
+    index.flipped = {offer.library}
     with pytest.raises(DownloadFailed, match="checksum was wrong"):
         install(client, runtime, needed, manner=manner)
     assert runtime.installed() == ""
 
 
-def test_no_network_is_said(runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index):
+def test_no_network_is_said():
     with Client("http://127.0.0.1:9", retries=QUICK) as nobody, pytest.raises(NetworkError, match="cannot be reached"):
-        find_needed(Indexes(nobody, ("http://127.0.0.1:9/whl/{tag}",), "cu130"), BUILDS[0], index_torch())
+        find_needed(Indexes(nobody, ("http://127.0.0.1:9/whl/{tag}",), XPU.tag), XPU.build, own_torch())
 
 
 @pytest.mark.parametrize("free", [1000, (256 << 20) + 3_000_000])
@@ -102,6 +105,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
     runtime: Runtime,
     needed: Needed,
     manner: DownloadOptions,
+    offer: Offer,
     monkeypatch: pytest.MonkeyPatch,
     free: int,
 ):
@@ -114,7 +118,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
     assert runtime.installed() == ""
     monkeypatch.undo()
     install(client, runtime, needed, manner=manner)
-    assert runtime.installed() == VERSION
+    assert runtime.installed() == offer.version
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/etc/evil", "a/../../evil", "C:\\evil", "a\\..\\evil"])

@@ -7,25 +7,35 @@ import io
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
 from core.gpu_runtime.start import own_torch
+from core.graphics.builds import BUILDS, Build
+from core.graphics.card import GraphicsCard
 
-VERSION = f"{own_torch()}+cu130"
 WORKS = """
 import types
 class Tensor:
     def __getitem__(self, at): return self
     __add__ = __mul__ = __mod__ = __matmul__ = lambda self, other: self
-    def to(self, device): return self
+    def to(self, device):
+        assert device == {device!r}
+        return self
     def cpu(self): return self
 float32, __version__ = None, "fake"
 arange = lambda *a, **k: Tensor()
 equal = lambda a, b: True
-accelerator = types.SimpleNamespace(current_accelerator=lambda check_available: "cuda")
+accelerator = types.SimpleNamespace(current_accelerator=lambda check_available: {device!r})
 get_device_module = lambda device: types.SimpleNamespace(get_device_name=lambda: "Fake Card")
 """
+LIKE_A_LINKER = """
+from pathlib import Path
+if not (Path(__file__).parent / "lib" / "../../../.." / "libsycl.so.9").exists():
+    raise ImportError("libsycl.so.9: cannot open shared object file")
+"""
+"""What the paths inside torch's libraries for Intel lead to."""
 PADDING = bytes(range(256)) * 4096
 """A library of a megabyte, stored as it is: cuts happen in the middle of it."""
 
@@ -50,12 +60,47 @@ TORCH_NEEDS = (
     'nvidia-elsewhere==1; platform_system == "Plan9"',
 )  # fmt: skip
 TOOLKIT_NEEDS = ("nvidia-cublas==13.1.*; extra == 'cublas'", "nvidia-npp==13.0.*; extra == 'npp'")
+XPU_NEEDS = (
+    "intel-sycl-rt==2026.0.0", "onemkl-sycl-blas==2026.0.0", "mkl==2026.0.0", "tcmlib==1.5.0", "sympy>=1.13",
+    "triton-xpu==3.7.2", 'impi-rt==2021.18.0; platform_system == "Plan9"',
+)  # fmt: skip
 
 
-def runtime_wheels(torch: str = WORKS) -> dict[str, bytes]:
-    """What a runtime needs: torch, and two of NVIDIA's libraries behind a package of names only."""
+@dataclass(frozen=True)
+class Offer:
+    """A build of torch as an index offers it, for `card`. `library`: a large wheel of it, whose content comes to lie at
+    `lies`; `left`: wheels that are offered and not wanted."""
+
+    tag: str
+    device: str
+    card: GraphicsCard
+    library: str
+    lies: str
+    left: frozenset[str] = frozenset()
+    name: str = "Fake Card"
+
+    @property
+    def version(self) -> str:
+        return f"{own_torch()}+{self.tag}"
+
+    @property
+    def build(self) -> Build:
+        return next(build for build in BUILDS if build.tag == self.tag)
+
+    def torch(self) -> str:
+        """The source of a torch that works."""
+        return WORKS.format(device=self.device) + (LIKE_A_LINKER if self.tag == "xpu" else "")
+
+    def wheels(self, torch: str = "") -> dict[str, bytes]:
+        """What the index serves, with this as torch's source."""
+        files = {"torch/__init__.py": (torch or self.torch()).encode(), "torch/include/ATen/a.h": b""}
+        return _WHEELS[self.tag](self.version, {**files, "torch/lib/libtorch.so": b""})
+
+
+def _cuda(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
+    """torch, and two of NVIDIA's libraries, one behind a package of names only."""
     return {
-        **wheel("torch", VERSION, {"torch/__init__.py": torch.encode(), "torch/include/ATen/a.h": b""}, TORCH_NEEDS),
+        **wheel("torch", version, torch, TORCH_NEEDS),
         **wheel("cuda_toolkit", "13.0.3", {}, TOOLKIT_NEEDS),
         **wheel("nvidia_cublas", "13.1.1", {"nvidia/cu13/lib/libcublas.so": PADDING}),
         **wheel("nvidia_cublas", "13.0.9", {}),
@@ -63,11 +108,55 @@ def runtime_wheels(torch: str = WORKS) -> dict[str, bytes]:
     }
 
 
-class Index:
-    """Serves `wheels`. `cut`: name -> bytes after which the next answer ends; `flipped`: sent with a wrong byte."""
+def _rocm(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
+    """torch alone, which has AMD's libraries in it."""
+    return wheel("torch", version, {**torch, "torch/lib/librocblas.so": PADDING}, ("triton-rocm==3.7.1", "sympy"))
 
-    def __init__(self, wheels: Mapping[str, bytes]) -> None:
-        self.wheels = dict(wheels)
+
+def _xpu(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
+    """torch, and Intel's libraries, which lie beside the packages, not in them."""
+    sycl = {"lib/libsycl.so.9": PADDING, "Library/bin/sycl9.dll": b"sycl", "include/sycl.hpp": b""}
+    return {
+        **wheel("torch", version, torch, XPU_NEEDS),
+        **wheel("intel_sycl_rt", "2026.0.0", _data("intel_sycl_rt-2026.0.0", sycl), ("tcmlib>=1",)),
+        **wheel("onemkl_sycl_blas", "2026.0.0", _data("onemkl_sycl_blas-2026.0.0", {"lib/libmkl_sycl_blas.so.6": b""}),
+                ("mkl<2027,>=2026", "tbb==2023.*")),
+        **wheel("mkl", "2026.0.0", _data("mkl-2026.0.0", {"lib/libmkl_core.so.3": b"mkl"})),
+        **wheel("mkl", "2026.1.0", {}),
+        **wheel("tbb", "2023.0.0", _data("tbb-2023.0.0", {"lib/libtbb.so.12": b"tbb"})),
+        **wheel("tcmlib", "1.5.0", {"tcmlib-1.5.0.data/purelib/tcm.py": b"", "tcmlib-1.5.0.data/scripts/tcm": b""}),
+        **wheel("tcmlib", "1.6.0", {}),
+    }  # fmt: skip
+
+
+def _data(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {f"{name}.data/data/{path}": content for path, content in files.items()}
+
+
+_WHEELS = {"cu130": _cuda, "rocm7.2": _rocm, "xpu": _xpu}
+PACKAGES = "lib/python/site-packages"
+CUDA = Offer(
+    "cu130", "cuda", GraphicsCard("NVIDIA", "Fake Card", "8.9", "580.65.06"), "nvidia_cublas-13.1.1-py3-none-any.whl",
+    f"{PACKAGES}/nvidia/cu13/lib/libcublas.so", frozenset({"nvidia_cublas-13.0.9-py3-none-any.whl"}),
+)  # fmt: skip
+ROCM = Offer(
+    "rocm7.2", "cuda", GraphicsCard("AMD", "Fake Card", "gfx1100", "6.14.0"),
+    f"torch-{own_torch()}+rocm7.2-py3-none-any.whl", f"{PACKAGES}/torch/lib/librocblas.so",
+)  # fmt: skip
+XPU = Offer(
+    "xpu", "xpu", GraphicsCard("Intel", "Fake Card", "Battlemage", "32.0.101.8860"),
+    "intel_sycl_rt-2026.0.0-py3-none-any.whl", "lib/libsycl.so.9",
+    frozenset({"mkl-2026.1.0-py3-none-any.whl", "tcmlib-1.6.0-py3-none-any.whl"}),
+)  # fmt: skip
+OFFERS = (CUDA, ROCM, XPU)
+VERSION = CUDA.version
+
+
+class Index:
+    """Serves an offer. `cut`: name -> bytes after which the next answer ends; `flipped`: sent with a wrong byte."""
+
+    def __init__(self, offer: Offer = CUDA) -> None:
+        self.tag, self.wheels = offer.tag, offer.wheels()
         self.cut: dict[str, int] = {}
         self.flipped: set[str] = set()
         self.ranges: list[tuple[str, str]] = []
@@ -87,7 +176,7 @@ class Index:
 
     def page(self, index: str, project: str) -> str | None:
         """torch on PyTorch's index, all else on Python's."""
-        if (index == "cu130") is not (project == "torch"):
+        if (index == self.tag) is not (project == "torch"):
             return None
         found = [file for file in self.wheels if file.partition("-")[0].replace("_", "-") == project]
         links = (f'<a href="/files/{quote(file)}#sha256={sha256(self.wheels[file])}">{file}</a>' for file in found)

@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
+from core.graphics.card import GraphicsCard
 from core.hardware.doctor import Software, describe_machine, findings, software
 from core.spec import Hardware
 from core.units import GIB
 from tests.core.machines import A10, DESKTOP, LAPTOP, simulated
 
 INSTALLED = Software("Linux", "3.11", "2.13+cu130", "13.0", "580.1", ("avx2",))
+ARC = GraphicsCard("Intel", "Intel Arc B580", "Battlemage", "1.6.33578")
+OLD_DRIVER = GraphicsCard("NVIDIA", "RTX", "8.9", "470.1")
 NO_CARD = replace(INSTALLED, driver="", cuda="", torch="2.13+cpu")
 
 
@@ -32,7 +35,11 @@ def link(**changes: Any) -> Hardware:
 @pytest.mark.parametrize(
     ("hardware", "installed", "word"),
     [
-        (LAPTOP, replace(INSTALLED, cuda=""), "NVIDIA card"),
+        (LAPTOP, replace(NO_CARD, cards=(ARC,)), "There is an Intel Arc B580 (driver 1.6.33578), but"),
+        (LAPTOP, replace(INSTALLED, cards=(ARC,)), "(2.13+cu130) cannot use it"),
+        (LAPTOP, replace(NO_CARD, cards=(GraphicsCard("Intel", "Arc"),)), "The Arc has no driver for computing."),
+        (LAPTOP, replace(NO_CARD, cards=(OLD_DRIVER,)), "driver 470.1 of the RTX is too old"),
+        (LAPTOP, replace(NO_CARD, cards=(GraphicsCard("Intel", "UHD", "", "1"),)), "The UHD is not supported"),
         (replace(DESKTOP, gpus=(replace(DESKTOP.gpus[0], vram_free=GIB),)), INSTALLED, "Other programs hold"),
         (link(h2d_pinned=1e9), INSTALLED, "only 1.0 GB"),
         (link(h2d_pinned=5e9, h2d_pageable=1e9), INSTALLED, "which is little"),
@@ -60,9 +67,10 @@ def test_the_description_is_json() -> None:
     assert told["gpus"][0]["link"]["h2d_pinned"] == 30e9
     assert told["kernels"][0]["flops"].keys() == {"1", "2-8", "9-64", ">64"}
     assert told["ram_total"] == 128 * GIB
+    assert told["cards"] == []
     for untried in (
         "NVIDIA, AMD, Intel and Apple",
-        "AMD's and Intel's are not fetched",
+        "came from a server made for tests only",
         "CUDA graphs",
         "paired exchange",
     ):

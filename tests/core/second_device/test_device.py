@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.accelerators.trial import tried, try_card
+from core.accelerators.card_checks import try_card
+from core.accelerators.trial import tried
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
 from tests.core.second_device import SecondCard, SecondDevice, second_device

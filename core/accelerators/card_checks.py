@@ -1,0 +1,68 @@
+"""What is tried of a card in the process that its trial starts: a product, copies each way, our own kernels."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from core.accelerators.capabilities import has_unified_memory, name_of
+from core.accelerators.card import Card
+from core.accelerators.trial import Trial
+from core.kernels.cuda_dequant import device_kernels
+from core.kernels.device_products import multiplies_int8
+from core.units import MIB
+
+SIDE, COPY = 512, 16 * MIB
+TOLERANCE = 0.02
+"""Of the largest number of a product: rounding to bf16 makes less of it."""
+
+
+def try_card(device: torch.device) -> Trial:
+    """All that is tried, in this process. Raises HeteGenError, RuntimeError."""
+    card = Card(device)
+    if not multiplies(card):
+        return Trial("It multiplied wrongly when it was tried.", name_of(device), device.type)
+    up_s, down_s, whole = copies(card)
+    if not whole:
+        return Trial("Copies to it and back came back changed when it was tried.", name_of(device), device.type)
+    own = card.can.own_kernels and device_kernels(device) is not None
+    found = Trial(
+        "", name_of(device), device.type, has_unified_memory(device), own, multiplies_int8(device), COPY / up_s,
+        COPY / down_s,
+    )  # fmt: skip
+    card.close()
+    return found
+
+
+def multiplies(card: Card) -> bool:
+    """Whether a product in bf16 is that of the processor."""
+    left, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(2))
+    found = card.to_host(card.to_device(left) @ card.to_device(right)).result()
+    return _agree(found.float(), left.float() @ right.float())
+
+
+def copies(card: Card) -> tuple[float, float, bool]:
+    """Seconds of a copy up and of one down, and whether every byte came back; ordered by events alone."""
+    source, back, there = card.pinned(COPY), card.pinned(COPY), card.empty((COPY,), torch.uint8)
+    source.copy_(torch.randint(0, 256, (COPY,), dtype=torch.uint8))
+    up, down, arrived, read = card.stream(), card.stream(), card.event(), card.event()
+    card.synchronize()
+    start = time.perf_counter()
+    card.copy_async(there, source, up)
+    arrived.record(up)
+    card.wait(arrived)
+    doubled: list[torch.Tensor] = []
+    card.launch(lambda: doubled.append(there + 1))
+    card.record(read)
+    arrived.synchronize()
+    arrived_s = time.perf_counter() - start
+    down.wait(read)
+    start = time.perf_counter()
+    card.copy_async(back, doubled[0], down)
+    down.synchronize()
+    return arrived_s, time.perf_counter() - start, torch.equal(back, source + 1)
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
