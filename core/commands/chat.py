@@ -31,7 +31,13 @@ from core.units import format_share
 def add(subparsers: Any) -> None:
     """Add the command `chat` and its options."""
     parser = subparsers.add_parser("chat", help="ask a model; without --prompt a conversation")
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="a folder or a Hub id; the built-in guide if left out")
+    which = parser.add_mutually_exclusive_group()
+    # Left out, it must not overwrite what --model said, as a default would.
+    which.add_argument(
+        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS,
+        help="a folder or a Hub id; the built-in guide if left out",
+    )  # fmt: skip
+    which.add_argument("--model", metavar="MODEL", help="the same")
     parser.add_argument("--prompt", metavar="TEXT")
     parser.add_argument("--picture", metavar="FILE", action="append", default=[], help="show it with --prompt")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")

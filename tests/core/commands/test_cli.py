@@ -40,6 +40,14 @@ def test_chat_prints_the_reply(folder: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.splitlines()[-3:] == ["hm", "", "Hello 😀."]
 
 
+def test_the_model_may_be_named_without_its_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--threads", "1", "--temperature", "0"]
+    assert main(["chat", str(folder), "--prompt", "hi", *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Hello 😀."
+    with pytest.raises(SystemExit):
+        main(["chat", str(folder), "--model", str(folder), "--prompt", "hi", *options])
+
+
 def test_chat_gives_its_figures_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chat(folder, "--prompt", "hi", "--json") == 0
     _, result = last_line(capsys)
