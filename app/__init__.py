@@ -1,4 +1,7 @@
-"""The window around the engine. Names and version have their home here; importing this imports nothing."""
+"""The desktop window around the engine.
+
+Holds the program's names and version. Importing this package imports nothing else.
+"""
 
 NAME = "HeteGen"
 ID = "org.hetegen.HeteGen"

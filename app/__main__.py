@@ -1,4 +1,4 @@
-"""The program: arguments, log, what happens to errors nobody caught; then the window."""
+"""Entry point of the desktop program: arguments, logging, hooks for uncaught errors, then the window."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger("app")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """Parse the command line; `None` reads `sys.argv`."""
     parser = argparse.ArgumentParser("hetegen", description=f"{NAME}: chat with models larger than the graphics card.")
     parser.add_argument("file", nargs="?", default="", metavar="FILE", help="a .gguf file, as a double click gives it")
     parser.add_argument("--model", default="", metavar="PATH_OR_ID", help="the model to load (default: the last one)")
@@ -44,17 +44,20 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def guard_streams() -> None:
-    """A windowed bundle has neither stdout nor stderr, and libraries that print would fall over that."""
+    """Replace missing stdout and stderr by the null device.
+
+    A windowed bundle has neither, and libraries that print would fail.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  Open to the end.
 
 
 def load_c10_first() -> None:
-    """Load torch's c10.dll before Qt, on Windows: later it fails to start (WinError 1114).
+    """Load torch's c10.dll before Qt on Windows; loaded later, it fails to start (WinError 1114).
 
-    The two ship different C++ runtimes, and the first one wins. Loading this one small library settles it without
-    importing torch, which would take a second before the window shows.
+    Torch and Qt ship different C++ runtimes, and the first one loaded wins. Loading this one small library settles it
+    without importing torch, which would delay the window by a second.
     """
     if sys.platform == "win32":
         _load_c10()
@@ -72,25 +75,25 @@ def _load_c10() -> None:
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An error nobody caught: to the log and to stderr; the window goes on."""
+    """Write an uncaught exception to the log and to stderr; the window stays open."""
     text = "".join(traceback.format_exception(kind, error, trace))
     log.error("Uncaught:\n%s", text)
     sys.stderr.write(text)
 
 
 def log_uncaught_in_thread(failure: threading.ExceptHookArgs) -> None:
-    """The same for Python's own threads."""
+    """Handle uncaught exceptions of Python threads like those of the main thread."""
     if failure.exc_value is not None:
         log_uncaught(failure.exc_type, failure.exc_value, failure.exc_traceback)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; its exit code."""
+    """Run the program and return its exit code."""
     prepare_environment()
     guard_streams()
     args = arguments(argv)
     if args.self_test:
-        # The user's own conversations and settings are none of its business.
+        # The self-test must not touch the user's own conversations and settings.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
             os.environ[HOME_VARIABLE] = home
             os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -101,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The program with its arguments read; its exit code."""
-    # A trial may take minutes without a window: where one is due, the window begins without the card and tries then.
+    """Run the program with parsed arguments and return its exit code."""
+    # A trial of the GPU runtime may take minutes. If one is due, start without the card and try it once the window is
+    # open.
     gpu = activate(Runtime(gpu_runtime()), attempt=None)
     load_c10_first()
 
@@ -141,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_qt() -> QApplication:
-    """Qt's own part of the program, under our name."""
+    """Create the QApplication with the program's name, icon and style."""
     from PySide6.QtGui import QIcon
     from PySide6.QtWidgets import QApplication
 
@@ -159,15 +163,15 @@ def make_qt() -> QApplication:
 
 
 def named_model(args: argparse.Namespace) -> str:
-    """The model of the command line, by a name that means the same in every folder."""
+    """Return the model given on the command line; a path is made absolute."""
     model = args.model or args.file
     return str(Path(model).absolute()) if model and Path(model).exists() else str(model)
 
 
 def start_again() -> None:
-    """The same program with the same arguments, in a process of its own."""
+    """Start the program again in a new process with the same arguments."""
     own = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "app"]
-    # PyInstaller's bootloader must not take it for a helper of this process.
+    # Keeps PyInstaller's bootloader from treating the new process as a helper of this one.
     subprocess.Popen([*own, *sys.argv[1:]], env=os.environ | {"PYINSTALLER_RESET_ENVIRONMENT": "1"})
 
 

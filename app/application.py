@@ -1,4 +1,4 @@
-"""Builds the objects of the application and makes every connection between them. One page."""
+"""Creates the application's objects and connects their signals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LIMITS_MS = 800
 
 @dataclass(frozen=True)
 class StartOptions:
-    """What the command line asked for, which model and how much of the machine; and what the start settled."""
+    """Options of this start: the model and limits from the command line, and the state of the GPU runtime."""
 
     model: str = ""
     options: LoadOptions = field(default_factory=LoadOptions)
@@ -63,7 +63,7 @@ class StartOptions:
 
 
 class Application(QObject):
-    """Everything that lives as long as the window. `close()` saves, stops and joins."""
+    """Owner of everything that lives as long as the window. `close()` saves, stops and joins."""
 
     def __init__(self, start: StartOptions, engine: Callable[[], EngineLike] = make_engine) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ class Application(QObject):
         self._remembered = window_state.read(self._window_file)
         self._closed = False
         self.restarts = False
-        """Whether the program is to be started again once it has ended."""
+        """Whether the program is to be started again after it has ended."""
         self._sample: Sample | None = None
-        # Kept by a name of ours: Qt does not own translators.
+        # Qt does not own installed translators: keep a reference.
         self._words = translator.install(self.preferences.settings.language)
         self.theme = Theme(self.preferences.mode, self.preferences.settings.font_percent)
         self.chat = ChatModel()
@@ -101,7 +101,7 @@ class Application(QObject):
         self.server = ServerController(self.theme, self.worker, self.window)
         self.remote = RemoteController(self.theme, self._places.config / "servers.json", self.window)
         self.tools = ToolController(self.theme, self.toolbox, self.window)
-        # Not with every digit that is typed.
+        # Typing a limit changes it with every digit: wait until the user pauses.
         self._limits_later = QTimer(self, singleShot=True, interval=LIMITS_MS)
         self._limits_later.timeout.connect(self._apply_limits)
         self.sleep_watch = SleepWatch(parent=self)
@@ -217,11 +217,11 @@ class Application(QObject):
 
     @Slot()
     def close(self) -> None:
-        """Ends the reply, keeps everything, frees the model and joins the threads."""
+        """End the reply, save everything, free the model and join the threads."""
         if self._closed:
             return
         self._closed = True
-        # A timer that still runs must not be left to the collector, which may come in any thread.
+        # A timer that still runs must not be left to the garbage collector, which may run in any thread.
         self.sleep_watch.stop()
         self.idle.stop()
         self._limits_later.stop()
@@ -266,7 +266,7 @@ class Application(QObject):
 
     @Slot(str)
     def load(self, source: str) -> None:
-        """Makes another model ready."""
+        """Load another model."""
         self.session.load(source, self._options())
 
     def _settings(self) -> Settings:
@@ -312,7 +312,7 @@ class Application(QObject):
         self.window.close()
 
     def diagnostics(self) -> str:
-        """A text for a bug report: versions, this machine, the loaded model and its plan; no word of a chat."""
+        """Compose a text for a bug report: versions, machine, model and plan, but no chat text."""
         facts = model_facts(self.session.state.model)
         return diagnostics(self.preferences.settings, self._sample, self._places.log, facts)
 
@@ -341,7 +341,7 @@ class Application(QObject):
         self.session.show(conversation)
         self.sidebar.set_current(conversation.id)
         if turn:
-            # Found by searching: what comes next is reading, or asking more.
+            # The user came from the search: scroll to the hit.
             self.window.transcript.show_turn(turn)
             self.window.composer.take_focus()
 

@@ -1,4 +1,4 @@
-"""Loads a model, asks it once through the real window and thread, and says in one JSON line how that went."""
+"""The self-test: loads a model, asks it once through the real window and thread, and prints one JSON line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT_S = 180
 
 
 class SelfTest(QObject):
-    """One run. `run()` gives the exit code: 0 if a reply came."""
+    """One test run. `run()` returns the exit code, 0 if a reply came."""
 
     def __init__(self, application: Application) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class SelfTest(QObject):
         self._asked = False
 
     def run(self) -> int:
-        """Shows the window, waits for the reply, prints, closes."""
+        """Show the window, wait for the reply, print the report and close."""
         session = self._app.session
         self._app.window.shown.connect(self._on_shown)
         session.changed.connect(self._on_state)

@@ -1,1 +1,1 @@
-"""About this program, its diagnostics, and what it does online."""
+"""The about box: versions, licences, diagnostics, and the list of network accesses."""

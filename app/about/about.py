@@ -1,4 +1,4 @@
-"""What the program is made of: versions, and the licences of every library, from source and from a bundle."""
+"""Versions and licences of the program and its libraries, for a source checkout and for a bundle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "numpy", "jinja2", "psutil",
     "nvidia-ml-py", "platformdirs", "keyring", "markdown-it-py", "pygments",
 )  # fmt: skip
-"""Installed beside a source checkout; a bundle brings an index of its own."""
+"""Libraries listed when running from source. A bundle brings its own index."""
 TEXT_NAMES = ("licen", "copying", "notice", "authors")
 
 
 @dataclass(frozen=True)
 class Licence:
-    """One part of the program: `kind` is the licence's short name, `texts` the files that hold its words."""
+    """One part of the program. `kind`: the licence's short name; `texts`: the files with its full text."""
 
     name: str
     version: str
@@ -32,18 +32,18 @@ class Licence:
 
 
 def versions() -> tuple[tuple[str, str], ...]:
-    """Names and versions of what matters when something is asked or reported. Imports none of it."""
+    """Return names and versions for bug reports, without importing the packages."""
     found = [(name, _version(name)) for name in ("torch", "transformers")]
     return (("Qt", qVersion()), ("PySide6", PySide6.__version__), *found, ("Python", platform.python_version()))
 
 
 def qt_folder() -> Path:
-    """Where the libraries of Qt lie, which a user may replace."""
+    """Return the folder of the Qt libraries, which users may replace."""
     return Path(PySide6.__file__).resolve().parent
 
 
 def licences(folder: Path) -> list[Licence]:
-    """All parts and their licences: ours and Qt's first. `folder`: `assets/licences`."""
+    """List all parts with their licences, HeteGen and Qt first. `folder`: `assets/licences`."""
     notice, lesser = folder / "NOTICE.txt", (folder / "LGPL-3.0.txt", folder / "GPL-3.0.txt")
     index = folder / "texts" / "index.tsv"
     others = _from_index(index) if index.is_file() else _from_environment(folder)
@@ -55,12 +55,12 @@ def licences(folder: Path) -> list[Licence]:
 
 
 def read_texts(licence: Licence) -> str:
-    """The words of a licence."""
+    """Return the full text of a licence."""
     return "\n\n\n".join(path.read_text("utf-8", errors="replace").strip() for path in licence.texts)
 
 
 def _from_index(index: Path) -> Iterator[Licence]:
-    """A bundle's own list: library, version, licence and texts, the first line naming the columns."""
+    """Read a bundle's index: one library per line (name, version, licence, texts) after a header line."""
     for line in index.read_text("utf-8").splitlines()[1:]:
         name, number, kind, texts = (line.split("\t") + [""] * 4)[:4]
         paths = (index.parent / text for text in texts.split(", ") if text)

@@ -1,4 +1,4 @@
-"""A text about this program and computer that can be pasted into a bug report. No chat text, no names, no tokens."""
+"""A text on this program and computer for bug reports. Contains no chat text, no names and no tokens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from core.units import format_memory
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
 PRIVATE = ("system_prompt", "models_folder", "hf_endpoint")
-"""Settings whose value is the user's own; only whether they are set is told."""
+"""Settings with private values; the text only tells whether they are set."""
 LOG_LINES = 80
 
 
 def diagnostics(settings: Settings, sample: Sample | None, log: Path, facts: Mapping[str, str] | None = None) -> str:
-    """`facts`: further lines, such as the loaded model and its plan."""
+    """Compose the diagnostics. `facts`: further lines, such as the loaded model and its plan."""
     lines = [f"{NAME} {VERSION}", f"{platform.platform()}, Python {platform.python_version()}"]
     lines += [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     lines.append(f"SQLite {sqlite3.sqlite_version}, {'bundle' if getattr(sys, 'frozen', False) else 'from source'}")
@@ -37,14 +37,14 @@ def diagnostics(settings: Settings, sample: Sample | None, log: Path, facts: Map
 
 
 def model_facts(model: Loaded | None) -> dict[str, str]:
-    """Lines on the loaded model and its plan; none without one."""
+    """Describe the loaded model and its plan; empty if no model is loaded."""
     if model is None:
         return {}
     return {"Model": f"{model.name}, {model.format_name}, {model.context} tokens", "Plan": model.plan_reason}
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a text file; nothing where there is no file."""
+    """Return the last lines of a text file; empty if it cannot be read."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, lines)]
@@ -53,7 +53,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def without_home(text: str) -> str:
-    """The text with the home folder, which holds the user's name, as ~."""
+    """Replace the home folder, which contains the user's name, by "~"."""
     home = str(Path.home())
     if len(home) < 3:
         return text

@@ -1,4 +1,4 @@
-"""Every network access there is, in words for people: shown in the settings, and the whole truth of it."""
+"""Every network access of the program, in words for users. The settings show this list; it must be complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OnlineUse:
-    """One reason to go online: what for, when, and what the other side learns."""
+    """One kind of network access: what for, when, and what the other side learns."""
 
     what: str
     when: str

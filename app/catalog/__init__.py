@@ -1,1 +1,1 @@
-"""Models on the Hub and on this disk, their downloads, and which of them suit this machine."""
+"""Models on the Hub and on this disk, their downloads, and how well they suit this machine."""

@@ -1,4 +1,7 @@
-"""The models that can be chosen: on this disk, recommended, found on the Hub; asked for in threads, told by signals."""
+"""The models a user can choose: on this disk, recommended, or found on the Hub.
+
+Requests run in worker threads; signals report their results.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,11 @@ OnResult = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Details:
-    """What is known of one model so far. `choices`: the files of a repository that holds several models in GGUF, with
-    a verdict each. `error`: why no more is known; `asking`: more is on its way."""
+    """What is known of one model so far.
+
+    `choices`: the GGUF files of a repository with several models, each with a verdict. `error`: why no more is known.
+    `asking`: whether more is on its way.
+    """
 
     id: str
     info: ModelInfo | None = None
@@ -58,9 +64,12 @@ class Details:
 
 
 class Catalog(QObject):
-    """Signals: `listed(tuple of Installed)`; `found(Page, is_more)`; `detailed(Details)`, growing; for rows
-    `fit_found(id, Fit)`; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is used;
-    `token_known(source)`; `failed("search" or "disk", error)`."""
+    """Lists, searches, inspects, verifies and removes models.
+
+    Signals: `listed(tuple of Installed)`; `found(Page, is_more)`; `detailed(Details)`, repeated as more becomes known;
+    `fit_found(id, Fit)` for list rows; `verified(id, Verification)`; `removed(id, bytes)`; `trusted` once a token is in
+    use; `token_known(source)`; `failed(lane, error)`, with the lane "search", "details", "rows" or "disk".
+    """
 
     listed = Signal(object)
     found = Signal(object, bool)
@@ -93,7 +102,7 @@ class Catalog(QObject):
         self._access.close()
 
     def leave(self) -> None:
-        """Stop without waiting: a server that does not answer may keep a thread for a while."""
+        """Stop without joining: a server that does not answer can keep a thread for a while."""
         for tasks in self._lanes.values():
             tasks.leave()
 
@@ -103,11 +112,11 @@ class Catalog(QObject):
         return all(tasks.ended for tasks in self._lanes.values())
 
     def refresh(self) -> None:
-        """List what is on this disk."""
+        """List the models on this disk."""
         self._run("disk", lambda stop, tell: (*installed(self.cache), *self._folders.installed()), self.listed.emit)
 
     def search(self, text: str, sort: Sort) -> None:
-        """Ask the Hub; an older search is given up."""
+        """Search the Hub, cancelling an earlier search."""
 
         def work(stop: Stop, tell: Tell) -> Page:
             return search(self._access.client(), text, sort, stop=stop)
@@ -116,11 +125,11 @@ class Catalog(QObject):
         self._run("search", work, self._on_first_page)
 
     def more(self, following: str) -> None:
-        """The next page of the last search."""
+        """Fetch the next page of the last search."""
         self._run("search", lambda stop, tell: next_page(self._access.client(), following, stop), self._on_next_page)
 
     def look(self, reference: Reference, here: Installed | None, known: Recommended | None, wishes: Wishes) -> None:
-        """Find out about one model, from the disk where it is here, else from the Hub; the last one asked for wins."""
+        """Inspect one model, on the disk if it is complete there, else on the Hub. Cancels an earlier inspection."""
         self._lanes["details"].stop_all()
         self._details = Details(reference.name)
         if here is not None and here.complete:
@@ -129,14 +138,14 @@ class Catalog(QObject):
             self._run("details", lambda stop, tell: self._ask(reference, known, wishes, stop, tell), self._on_details)
 
     def check_fit(self, wishes: Wishes) -> None:
-        """The same model with other wishes."""
+        """Judge the same model again with other wishes."""
         details = self._details
         if (details.config or details.choices) and not details.asking:
             self._lanes["details"].stop_all()
             self._run("details", lambda stop, tell: self._with_verdict(details, wishes), self._on_details)
 
     def preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo]) -> None:
-        """FitCheck the rows of a list, in their order; an older list is given up."""
+        """Judge the rows of a list in order, cancelling an earlier list."""
         self._lanes["rows"].stop_all()
         if self._check_fit is not None:
             self._run("rows", lambda stop, tell: self._preview(recommended, found, stop, tell), _ignore)
@@ -150,7 +159,7 @@ class Catalog(QObject):
         self._run("disk", work, self._on_verified)
 
     def remove(self, model: Installed) -> None:
-        """Delete a model of the cache; a folder is only taken off the list."""
+        """Delete a cached model. A folder outside the cache is only removed from the list."""
 
         def work(stop: Stop, tell: Tell) -> tuple[str, int]:
             if not model.revision:
@@ -161,11 +170,11 @@ class Catalog(QObject):
         self._run("disk", work, self._on_removed)
 
     def add_folder(self, folder: Path) -> None:
-        """Use a folder of safetensors in place."""
+        """Add a folder of safetensors, used in place."""
         self._run("disk", lambda stop, tell: self._folders.add(folder), self._on_changed)
 
     def use_token(self, value: str) -> None:
-        """Use and keep a token."""
+        """Use a token and store it in the keyring."""
 
         def work(stop: Stop, tell: Tell) -> bool:
             self._access.use_token(value)
@@ -174,11 +183,11 @@ class Catalog(QObject):
         self._run("disk", work, self._on_token)
 
     def ask_token(self) -> None:
-        """Find out where the token comes from; looking into a keyring can take a while."""
+        """Find out where the token comes from. Runs in a thread because a keyring can be slow."""
         self._run("disk", lambda stop, tell: self._access.token_source(), self.token_known.emit)
 
     def forget_token(self) -> None:
-        """Take the kept token out of the keyring."""
+        """Delete the stored token from the keyring."""
 
         def work(stop: Stop, tell: Tell) -> bool:
             self._access.forget_token()
@@ -191,7 +200,7 @@ class Catalog(QObject):
         self._awaited[tasks, ticket] = then
 
     def _ask(self, reference: Reference, known: Recommended | None, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
-        """Facts, card, headers, verdict, each told as soon as it is there."""
+        """Fetch facts, card and headers, then judge; report each step as soon as it is known."""
         details = Details(reference.name)
         try:
             client = self._access.client()
@@ -213,7 +222,7 @@ class Catalog(QObject):
         return self._with_verdict(details, wishes)
 
     def _with_choices(self, details: Details, listing: Listing, wishes: Wishes, stop: Stop, tell: Tell) -> Details:
-        """The models in GGUF of a repository, told one by one as their verdicts are found."""
+        """Judge the GGUF files of a repository and report each verdict as it is found."""
         if self._check_fit is not None:
             for judged in judge(self._access.client(), listing, self._check_fit, wishes, stop):
                 details = replace(details, choices=(*details.choices, judged))
@@ -226,7 +235,7 @@ class Catalog(QObject):
         try:
             return read_card(self._access.client(), id, commit)
         except HeteGenError:
-            # Many models have no card, and a gated one does not show it: the rest may still be told.
+            # Many models have no card, and a gated model does not show it. Go on with the rest.
             return ""
 
     def _look_here(self, here: Installed, wishes: Wishes, tell: Tell) -> Details:
@@ -253,7 +262,7 @@ class Catalog(QObject):
 
     def _preview(self, recommended: Sequence[Recommended], found: Sequence[ModelInfo], stop: Stop, tell: Tell) -> None:
         assert self._check_fit is not None
-        # Of several files of a repository none is known before it is looked at.
+        # A repository with several GGUF files has no single verdict before one of them is inspected.
         for id in [entry.id for entry in recommended] + [info.id for info in found if not info.gguf_only]:
             if stop():
                 return
@@ -262,7 +271,7 @@ class Catalog(QObject):
                 config = known or read_config(self._access.client(), id)
                 tell((id, self._check_fit(config, {}, Wishes())))
             except HeteGenError:
-                # A row without a verdict says so; the details give the reason.
+                # The row shows that it has no verdict; the details give the reason.
                 continue
 
     @Slot(int, object)
@@ -284,7 +293,7 @@ class Catalog(QObject):
         then = self._awaited.pop((tasks, ticket))
         self.failed.emit(tasks, error)
         if then == self._on_token:
-            # It was not kept, but it is used.
+            # The token could not be stored, but it is in use.
             self.trusted.emit()
 
     def _on_first_page(self, page: Page) -> None:

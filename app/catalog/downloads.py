@@ -1,6 +1,6 @@
-"""Downloads as the window sees them: queued, running, paused, failed, done; one model at a time, in a thread.
+"""Downloads as the window shows them: queued, running, paused, failed or done. One model downloads at a time.
 
-The state of each is a frozen record; what an earlier run of the program left unfinished is seen by `catalog`.
+The state of each download is a frozen record. Downloads that an earlier run left unfinished are listed by `catalog`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ Phase = Literal["queued", "running", "paused", "failed", "done"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """One model's download; of one in GGUF `id` names the file, too. `progress` None = nothing known yet; `error` says
-    why it failed, or paused by itself."""
+    """The state of one download.
+
+    `id` also names the file if the model is a GGUF file. `progress` is None until something is known. `error` says why
+    the download failed, or why it paused by itself.
+    """
 
     id: str
     phase: Phase
@@ -35,12 +38,15 @@ class Transfer:
 
     @property
     def is_active(self) -> bool:
-        """Whether it runs or waits for its turn."""
+        """Whether the download runs or is queued."""
         return self.phase in ("queued", "running")
 
 
 class Downloads(QObject):
-    """`changed(Transfer)` with every step of a download; `given_up(id)` once nothing works on its files any more."""
+    """The queue of downloads, worked off in a worker thread.
+
+    Signals: `changed(Transfer)` at every step of a download; `given_up(id)` once no job uses its files any more.
+    """
 
     changed = Signal(object)
     given_up = Signal(str)
@@ -58,24 +64,24 @@ class Downloads(QObject):
         self._tasks.failed.connect(self._on_failed)
 
     def transfer(self, id: str) -> Transfer | None:
-        """The state of a model's download in this run of the program."""
+        """Return the state of a model's download in this run of the program."""
         return self._transfers.get(id)
 
     def unfinished(self) -> list[str]:
-        """Models whose download runs, waits, is paused or failed in this run of the program, oldest first."""
+        """List the downloads of this run that are not done, oldest first."""
         return [id for id, transfer in self._transfers.items() if transfer.phase != "done"]
 
     @property
     def busy(self) -> bool:
-        """Something runs or waits."""
+        """Whether a download runs or is queued."""
         return any(transfer.is_active for transfer in self._transfers.values())
 
     def limit(self, bytes_s: float | None) -> None:
-        """The rate that all downloads share; None = no limit. Works at once."""
+        """Set the rate shared by all downloads, effective at once; None = no limit."""
         self._pace.bytes_s = bytes_s
 
     def start(self, id: str, revision: str = "main") -> None:
-        """Download a model, or go on with it; `revision` pins a repair to the commit that is here."""
+        """Start or resume a download. `revision` pins a repair to the installed commit."""
         known = self._transfers.get(id)
         if known is not None and known.is_active:
             return
@@ -83,13 +89,13 @@ class Downloads(QObject):
         self._set(Transfer(id, "queued", known.progress if known else None))
 
     def resume_interrupted(self) -> None:
-        """Go on with what the network, and not a user, has paused."""
+        """Resume the downloads that a network error has paused; those paused by the user stay paused."""
         for id, transfer in list(self._transfers.items()):
             if transfer.phase == "paused" and isinstance(transfer.error, NetworkError):
                 self.start(id)
 
     def pause(self, id: str) -> None:
-        """Stop soon, keeping every byte."""
+        """Stop soon and keep every byte."""
         known = self._transfers.get(id)
         if known is None or not known.is_active:
             return
@@ -99,7 +105,7 @@ class Downloads(QObject):
         self._set(replace(known, phase="paused"))
 
     def give_up(self, id: str) -> None:
-        """Stop for good: nothing is known of the download any more; `given_up` says when its files may be deleted."""
+        """Stop and forget a download. `given_up` says when its files may be deleted."""
         self.pause(id)
         self._transfers.pop(id, None)
         if id in self._tickets.values():
@@ -108,7 +114,7 @@ class Downloads(QObject):
             self.given_up.emit(id)
 
     def close(self) -> None:
-        """Pause everything and join."""
+        """Pause all downloads and join the thread."""
         self._tasks.close()
 
     def _work(self, reference: Reference) -> Work:
@@ -140,14 +146,14 @@ class Downloads(QObject):
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         id = self._tickets.pop(ticket)
         if not self._has_left(id):
-            # What room on the disk or the network's return will cure is a pause.
+            # Free disk space or the network's return can cure these: pause instead of failing.
             phase: Phase = "paused" if isinstance(error, DiskFull | NetworkError) else "failed"
             self._set(Transfer(id, phase, self._progress(id), error))
 
     def _has_left(self, id: str) -> bool:
-        """Whether an ended job has no word on its model's state any more."""
+        """Whether an ended job must not change its model's state any more."""
         if id in self._tickets.values():
-            # Paused and started again: the newer job has the word.
+            # Paused and started again: the newer job sets the state.
             return True
         if id in self._leaving:
             self._leaving.discard(id)

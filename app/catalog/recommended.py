@@ -1,4 +1,4 @@
-"""The models that are recommended before anybody has searched: facts in a file, so that they are there offline."""
+"""The recommended models. Their facts are in a file of the program, so the list works offline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recommended:
-    """One model. `download_bytes` of its safetensors; `config` holds the dimensions that a verdict needs."""
+    """One recommended model. `download_bytes`: size of its safetensors; `config`: the dimensions for a verdict."""
 
     id: str
     summary: str
@@ -24,6 +24,6 @@ class Recommended:
 
 
 def recommended(assets: Path) -> tuple[Recommended, ...]:
-    """The list, smallest first."""
+    """Read the list, smallest model first."""
     entries = json.loads((assets / "recommended-models.json").read_text("utf-8"))
     return tuple(sorted((Recommended(**entry) for entry in entries), key=lambda entry: entry.parameters))

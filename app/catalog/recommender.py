@@ -1,4 +1,4 @@
-"""Finds the one recommended model that suits this machine best, in a thread, while the guide is loaded."""
+"""Finds the recommended model that suits this machine best, in a worker thread."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from core.hub.fit import Fit, FitCheck, Wishes
 from core.spec import COMFORTABLE_TOK_S
 
 MOST_DOWNLOAD_BYTES = 20e9
-"""Who has just started is not sent to fetch more than this."""
+"""Largest download suggested to a new user."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A model to get, and what the planner says of it here."""
+    """A model to download, and the planner's verdict for this machine."""
 
     model: Recommended
     fit: Fit
 
 
 class Recommender(QObject):
-    """`found(Recommendation)` once, some time after `ask`; nothing if no model suits."""
+    """Judges the recommended models in a worker thread.
+
+    Signal: `found(Recommendation)` once, some time after `ask`; never if no model suits.
+    """
 
     found = Signal(object)
 
@@ -42,17 +45,17 @@ class Recommender(QObject):
         self._tasks.done.connect(self._on_done)
 
     def ask(self) -> None:
-        """Begins to look; later calls do nothing."""
+        """Start judging; later calls do nothing."""
         if not self._asked:
             self._asked = True
             self._tasks.run(self._work)
 
     def pause(self, paused: bool) -> None:
-        """Judges no further model while a reply is written."""
+        """Suspend judging before the next model while a reply is written."""
         (self._may_work.clear if paused else self._may_work.set)()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._may_work.set()
         self._tasks.close()
 
@@ -70,7 +73,7 @@ class Recommender(QObject):
 
 
 def best(models: Sequence[Recommended], check_fit: FitCheck, stop: Stop) -> Recommendation | None:
-    """The largest model that runs comfortably and is not too much to fetch; else the fastest that runs at all."""
+    """Return the largest model that runs comfortably and is not too large to download, else the fastest one."""
     runs: list[Recommendation] = []
     for model in sorted((model for model in models if not model.gated), key=lambda each: -each.parameters):
         if stop():

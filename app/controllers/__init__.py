@@ -1,1 +1,1 @@
-"""What a wish of the user sets in motion: between views and features."""
+"""Controllers: carry out what users ask for, between the views and the features."""

@@ -1,4 +1,4 @@
-"""The about box and what it knows of newer versions; asked on request, and at the start where the user wants that."""
+"""The about box and its check for updates, made on request, or at the start if the user has enabled it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from app.settings.theme import Theme
 
 
 class AboutController(QObject):
-    """Signals: `link(address)` that is to be opened; `notice(Notice)` of a newer version while the box is closed."""
+    """Opens the about box.
+
+    Signals: `link(address)` to open; `notice(Notice)` on a newer version while the box is closed.
+    """
 
     link = Signal(str)
     notice = Signal(object)
@@ -25,7 +28,7 @@ class AboutController(QObject):
 
     @Slot()
     def open(self) -> None:
-        """Show the box, with the last answer."""
+        """Show the box with the last answer."""
         # Imported late: most starts never open it.
         from app.views.settings.about_dialog import AboutDialog
 

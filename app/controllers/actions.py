@@ -1,4 +1,4 @@
-"""What menus, shortcuts, buttons and links do. Dialogs for files and links are opened here."""
+"""Actions of menus, shortcuts, buttons and links, including the dialogs for files and links."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".jso
 
 
 def unsaved_box(parent: QWidget) -> QMessageBox:
-    """The question before a window closes over what could not be saved."""
+    """Build the question shown before a window closes with unsaved conversations."""
     box = QMessageBox(QMessageBox.Icon.Warning, NAME, tr("The disk does not take the last words: they are not saved."))
     box.setParent(parent, box.windowFlags())
     box.setInformativeText(tr("Free some space and try again, or save all conversations in another place."))
@@ -37,15 +37,18 @@ def unsaved_box(parent: QWidget) -> QMessageBox:
 
 
 def suggested(title: str, ending: str) -> str:
-    """Where an export may go: among the user's documents, under a name that every system allows."""
+    """Suggest a path for an export: in the user's documents, with a name that every system allows."""
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
     name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
     return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
 
 
 class Actions(QObject):
-    """Signals: `load_wished(source)`, `type_wished(larger, smaller or normal)`, and what is to be opened: settings,
-    models, the log, the card, the about box."""
+    """Dispatcher of user actions.
+
+    Signals: `load_wished(source)`; `type_wished("larger", "smaller" or "normal")`; one `…_wished` for each dialog to
+    open.
+    """
 
     load_wished = Signal(str)
     type_wished = Signal(str)
@@ -67,7 +70,7 @@ class Actions(QObject):
 
     @Slot(str)
     def act(self, action: str) -> None:
-        """Carries out an action of the window by its id."""
+        """Carry out an action of the window by its id."""
         match action:
             case "new_chat":
                 self._session.show(self._library.new())
@@ -138,7 +141,7 @@ class Actions(QObject):
 
     @Slot(object)
     def act_on_notice(self, notice: Notice) -> None:
-        """The button of a notice."""
+        """Carry out the action of a notice's button."""
         if notice.action == "copy_details":
             QGuiApplication.clipboard().setText(notice.details)
         else:
@@ -146,7 +149,7 @@ class Actions(QObject):
 
     @Slot(str)
     def submit(self, text: str) -> None:
-        """Asks; what cannot be asked now goes back into the field."""
+        """Ask a question. If it cannot be asked now, put the text back into the composer."""
         ready = self._attachments.ready(text)
         if ready is None or not self._session.submit(text, ready.documents, ready.in_parts):
             self._window.composer.set_text(text)
@@ -155,7 +158,7 @@ class Actions(QObject):
 
     @Slot()
     def recall(self) -> None:
-        """Up in an empty field: the last question, to be changed in its place."""
+        """Edit the last question in place (Up in an empty composer)."""
         for row in range(self._chat.rowCount() - 1, -1, -1):
             turn = self._chat.turn(row)
             view = self._window.transcript.view_of(turn.id)
@@ -165,7 +168,7 @@ class Actions(QObject):
 
     @Slot(str, str)
     def wish(self, action: str, id: str) -> None:
-        """A button under a turn."""
+        """Carry out a button under a turn."""
         if action in ("previous", "next") and not self._session.state.busy:
             self._chat.switch(id, -1 if action == "previous" else 1)
         elif action == "regenerate":
@@ -177,7 +180,7 @@ class Actions(QObject):
 
     @Slot(str, str)
     def export(self, id: str, form: str) -> None:
-        """Writes a conversation (all, for the id "") where the user says."""
+        """Export a conversation, or all of them if `id` is "", to a file chosen by the user."""
         words, ending = FORMS[form]
         title = self._library.title(id) if id else tr("Conversations")
         name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
@@ -185,7 +188,7 @@ class Actions(QObject):
             self._library.write(id, form, Path(name))
 
     def may_quit(self) -> bool:
-        """Whether the window may close: what a full disk has kept in memory would be lost, so the user is asked."""
+        """Return whether the window may close, asking first if unsaved conversations would be lost."""
         while self._library.unsaved:
             box = unsaved_box(self._window)
             box.exec()
@@ -208,23 +211,23 @@ class Actions(QObject):
 
     @Slot()
     def import_file(self) -> None:
-        """Reads conversations from a file of the user's choice."""
+        """Import conversations from a file chosen by the user."""
         name, _ = QFileDialog.getOpenFileName(self._window, tr("Import"), "", IMPORTED)
         if name:
             self._library.read(Path(name))
 
     @Slot(str)
     def open_link(self, address: str) -> None:
-        """A link from a reply or a model's card leads out of the program."""
+        """Ask before opening a link from a reply or a model card in the browser."""
         self._ask_to_open(address, tr("The model wrote this address. It opens in your browser."))
 
     @Slot(str)
     def open_page(self, address: str) -> None:
-        """A page of the project itself."""
+        """Ask before opening a page of the project in the browser."""
         self._ask_to_open(address, tr("It opens in your browser."))
 
     def _ask_to_open(self, address: str, whose: str) -> None:
-        """Asks, with the whole address in view."""
+        """Ask before opening, with the whole address in view."""
         url = QUrl(address)
         if url.scheme() not in SAFE_SCHEMES:
             return

@@ -1,4 +1,4 @@
-"""The files attached to the next question: read, counted, shown as chips, and handed over when it is asked."""
+"""The files attached to the next question: read, counted, shown as chips, and handed over with it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from core.events import Counted, Message, Request, Stop
 from core.generation.context_window import context_for, room_for_prompt
 
 QUESTION_TOKENS = 512
-"""Kept free for the question in a larger context."""
+"""Reserved for the question when a larger context is offered."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A file on its way into a question; `document` is None while it is being read, `of` its pages if that is known."""
+    """A file attached to the next question.
+
+    `document` is None while it is read; `done` of `of` pages are read (0 = unknown).
+    """
 
     path: Path
     ticket: int
@@ -55,8 +58,11 @@ class Ready:
 
 
 class Attachments(QObject):
-    """`notice(Notice)` for a file that cannot be read and for files that do not fit, `withdrawn(Notice)` when they are
-    asked about or taken away; `load_wished(LoadOptions)` for a larger context."""
+    """Reads and counts attached files in the background and shows them as chips.
+
+    Signals: `notice(Notice)` if a file cannot be read or files do not fit; `withdrawn(Notice)` when that notice no
+    longer applies; `load_wished(LoadOptions)` to load the model with a larger context.
+    """
 
     notice = Signal(object)
     withdrawn = Signal(object)
@@ -75,13 +81,13 @@ class Attachments(QObject):
         self.larger: Larger | None = None
         """The larger context that was offered."""
         self._told: notices.Notice | None = None
-        """What was said of files that are too long."""
+        """The current notice that files are too long."""
         self.pending: list[Pending] = []
         """The files of the next question."""
         self._model = self._conversation = ""
-        """What the files were judged for."""
+        """The model and conversation that the files were judged for."""
         self._counting: dict[int, int] = {}
-        """By the ticket of a count: the ticket of the file."""
+        """Maps the ticket of a token count to the ticket of its file."""
         self._reader = TaskThread("documents")
         self._reader.told.connect(self._on_progress)
         self._reader.done.connect(self._on_read)
@@ -91,7 +97,7 @@ class Attachments(QObject):
 
     @Slot(object)
     def add(self, paths: Sequence[Path]) -> None:
-        """Reads files, one after the other."""
+        """Read files, one after another."""
         for path in paths:
             self.pending.append(Pending(path, self._reader.run(partial(_read, path))))
         self._show()
@@ -99,7 +105,7 @@ class Attachments(QObject):
 
     @Slot(int)
     def remove(self, place: int) -> None:
-        """Takes a file away, also one that is still being read."""
+        """Remove a file, even while it is being read."""
         self._reader.stop(self.pending.pop(place).ticket)
         if not self.in_parts():
             self._take_back()
@@ -108,21 +114,21 @@ class Attachments(QObject):
 
     @Slot(int)
     def open(self, place: int) -> None:
-        """Shows the text of a file that was read."""
+        """Show the text of a file that has been read."""
         document = self.pending[place].document
         if document is not None:
             self.show_document(document)
 
     @Slot(object)
     def show_document(self, document: Document) -> None:
-        """Shows a document's text as the model reads it."""
+        """Show a picture, or a document's text as the model reads it."""
         if document.picture:
             PictureDialog(self._window.theme, document.name, document.picture, self._window).open()
             return
         DocumentDialog(self._window.theme, document.name, as_read(document), said(document.note), self._window).open()
 
     def ready(self, text: str) -> Ready | None:
-        """The documents for a question; None, and a notice, while they are being read."""
+        """Return the documents for a question, or None after a notice if they cannot be asked about yet."""
         documents = tuple(each.document for each in self.pending if each.document is not None)
         if self._says_that_it_is_blind(documents):
             return None
@@ -136,7 +142,7 @@ class Attachments(QObject):
 
     @Slot(object)
     def show_picture(self, image: QImage) -> None:
-        """Takes a picture that is no file, as from the clipboard."""
+        """Attach a picture that is not a file, such as one from the clipboard."""
         name = tr("Pasted picture")
         self.pending.append(Pending(Path(name), self._reader.run(partial(_pasted, name, image))))
         self._show()
@@ -150,12 +156,12 @@ class Attachments(QObject):
 
     @Slot()
     def enlarge(self) -> None:
-        """Loads the model with the context that was offered."""
+        """Load the model with the context that was offered."""
         if self.larger is not None:
             self.load_wished.emit(self.larger.options)
 
     def clear(self) -> None:
-        """Takes all away: the question was asked."""
+        """Remove all files once the question has been asked."""
         for each in self.pending:
             self._reader.stop(each.ticket)
         self.pending.clear()
@@ -163,11 +169,11 @@ class Attachments(QObject):
         self._show()
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stop reading."""
         self._reader.close()
 
     def in_parts(self, text: str = "") -> frozenset[str]:
-        """The digests of the files that do not fit: the short ones are read whole as long as there is room."""
+        """Return the digests of the files that do not fit. Shorter files are kept whole first."""
         room, found = self._room(text), set()
         for each in sorted((each for each in self.pending if each.document is not None), key=lambda one: one.tokens):
             room -= each.tokens
@@ -176,14 +182,14 @@ class Attachments(QObject):
         return frozenset(found)
 
     def _room(self, text: str) -> int:
-        """Tokens that the files may have; very many where the context is not known, as of some remote models."""
+        """Tokens left for files; unlimited if the context is unknown, as with some remote models."""
         model = self._session.state.model
         if model is None or not model.context:
             return sys.maxsize
         return max(0, room_for_prompt(model.context, self._reply()) - self._used() - tokens_about(text))
 
     def _offer(self) -> None:
-        """Says that files are too long, and offers the context that would hold them."""
+        """Tell the user that files are too long, and offer the context that would hold them."""
         state, in_parts = self._session.state, self.in_parts()
         documents = [each.document for each in self.pending if each.document is not None]
         self._long.prepare(each for each in documents if each.digest in in_parts)
@@ -198,13 +204,13 @@ class Attachments(QObject):
         self.notice.emit(self._told)
 
     def _take_back(self) -> None:
-        """What was said of files that are too long holds no more."""
+        """Withdraw the notice that files are too long."""
         if self._told is not None:
             self.withdrawn.emit(self._told)
             self._told = None
 
     def _used(self) -> int:
-        """The tokens of the conversation so far: the engine's figure, else a guess."""
+        """Tokens of the conversation so far: the engine's figure, otherwise an estimate."""
         state = self._session.state
         if state.stats is not None and state.stats.context_used:
             return state.stats.context_used
@@ -212,7 +218,7 @@ class Attachments(QObject):
 
     @Slot(object)
     def _on_state(self, state: State) -> None:
-        """Another model counts in its own way and has another context, another conversation has used another part."""
+        """Judge the files again: another model counts differently, and another conversation leaves other room."""
         model = f"{state.model.name} {state.model.context}" if state.model else ""
         before = self._model, self._conversation
         self._model, self._conversation = model, self._session.conversation
@@ -237,13 +243,13 @@ class Attachments(QObject):
         if place is None or read is None:
             return
         if read.document in (each.document for each in self.pending):
-            self.remove(place)  # one question needs no file twice
+            self.remove(place)  # the same file twice
             return
         self.pending[place] = replace(self.pending[place], document=read.document, tokens=read.tokens)
         self._counted(self.pending[place], read.document)
 
     def _counted(self, pending: Pending, document: Document) -> None:
-        """Has the model's own tokenizer count, unless it could not see the picture."""
+        """Have the model's own tokenizer count the document, unless it is a picture that the model cannot see."""
         if not self._says_that_it_is_blind([document]):
             pictures = (document.picture,) if document.picture else ()
             asked = Request((Message("user", as_read(document), pictures=pictures),))
@@ -281,7 +287,7 @@ class Attachments(QObject):
 
     @Slot(int, object)
     def _on_told(self, ticket: int, event: object) -> None:
-        """A count by the model's own tokenizer; without a model the guess stays."""
+        """Store the exact token count; without a model the estimate stays."""
         place = self._place(self._counting.pop(ticket, 0))
         if place is not None and isinstance(event, Counted):
             self.pending[place] = replace(self.pending[place], tokens=event.tokens, counted=True)
@@ -306,7 +312,7 @@ class Attachments(QObject):
 
 @dataclass(frozen=True)
 class Read:
-    """What was found in a file, and how the model reads it."""
+    """A file's content, the text the model reads, and its estimated tokens."""
 
     document: Document
     text: str
@@ -322,5 +328,5 @@ def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Read | None
 
 
 def _pasted(name: str, image: QImage, stop: Stop, tell: Tell) -> Read:
-    """In the reader's thread: a large picture takes a while to be written as a file."""
+    """Encode a pasted picture, in the reader's thread because large pictures take a while."""
     return Read(picture_document(name, as_png(image)), "", 0)

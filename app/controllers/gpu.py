@@ -1,4 +1,4 @@
-"""Everything behind the page on the graphics card: what is there, fetching the runtime for it, trying, removing."""
+"""The page on graphics cards: finding cards, fetching the GPU runtime, trying and removing it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 class GpuController(QObject):
-    """Signals: `changed(GpuState)`; `notice(Notice)`; `restart_wished`."""
+    """Carries out the wishes of the graphics card page, with the slow steps in a worker thread.
+
+    Signals: `changed(GpuState)`; `notice(Notice)`; `restart_wished`.
+    """
 
     changed = Signal(object)
     notice = Signal(object)
@@ -53,7 +56,7 @@ class GpuController(QObject):
         find: Find = find_cards,
         attempt: Attempt = attempt,
     ) -> None:
-        """`pages`: package indexes in place of PyTorch's own."""
+        """`pages`: package indexes to use instead of PyTorch's own."""
         super().__init__()
         self._runtime, self._standing, self._client, self._pages = runtime, standing, client, pages
         self._find, self._attempt = find, attempt
@@ -70,12 +73,12 @@ class GpuController(QObject):
 
     @Slot()
     def greet(self) -> None:
-        """Look for cards; a notice when one is not used."""
+        """Look for cards; post a notice if one is not used."""
         if self.state.stage == "unknown":
             self._run(lambda stop, tell: tuple(self._find()), self._on_found_cards)
 
     def open(self, theme: Theme, parent: QWidget) -> QWidget:
-        """Shows the page."""
+        """Show the page."""
         # Imported late: most starts never open it.
         from app.views.settings.gpu_dialog import GpuDialog
 
@@ -89,7 +92,7 @@ class GpuController(QObject):
 
     @Slot(str)
     def act(self, wish: str) -> None:
-        """A button of the page: look, fetch, pause, try, remove, restart."""
+        """Carry out a button of the page: look, fetch, pause, try, remove or restart."""
         match wish:
             case "look":
                 self._set(replace(self.state, stage="asking", error=None))
@@ -108,7 +111,7 @@ class GpuController(QObject):
                 self.restart_wished.emit()
 
     def guarded(self, make: Callable[[], EngineLike]) -> Callable[[], EngineLike]:
-        """What makes the engine, in its thread: a runtime in use first has to compute there once."""
+        """Wrap the engine's factory: in the engine's thread, first prove that the runtime in use can compute."""
 
         def make_on_card() -> EngineLike:
             if self._standing.used:
@@ -119,9 +122,10 @@ class GpuController(QObject):
 
     @Slot()
     def close(self) -> None:
-        """Pause and join."""
+        """Pause downloads and join the thread."""
         self._tasks.close()
-        # What never came back would keep this object in a circle, for the collector to find in any thread.
+        # Left-over callbacks would keep this object in a reference cycle, which the garbage collector may break in any
+        # thread.
         self._then.clear()
 
     def _prove(self) -> None:
@@ -139,7 +143,7 @@ class GpuController(QObject):
             self._disproved.emit(why)
 
     def _look(self, stop: Stop, tell: Tell) -> Needed:
-        # Imported late, and the library of package names with them: few starts fetch anything.
+        # Imported late, with the library for package names: few starts fetch anything.
         from core.gpu_runtime.wheel_index import PAGES, Indexes
         from core.gpu_runtime.wheel_selection import find_needed
 
@@ -252,7 +256,7 @@ class GpuController(QObject):
         )
 
     def _on_tried_anew(self, result: object) -> None:
-        """After the driver has changed: nobody has asked for this trial, so its outcome is told."""
+        """Report a trial that the user did not ask for: it ran because the driver has changed."""
         self._on_tried(result)
         if isinstance(result, TrialResult):
             self.notice.emit(notices.gpu_ready() if result.works else notices.gpu_unused(result.why))
@@ -291,5 +295,5 @@ def _not_removed(error: OSError) -> HeteGenError:
 
 
 def package_client() -> Client:
-    """The client for indexes and servers of Python packages; no token is ever sent there."""
+    """Return the client for Python package indexes and servers. It never sends a token."""
     return Client("https://download.pytorch.org", offline=hub_environment(os.environ).offline)

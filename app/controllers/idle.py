@@ -1,4 +1,4 @@
-"""Gives the model's memory back some minutes after the last reply: a setting."""
+"""Frees the model's memory some minutes after the last reply, if the settings say so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINUTE_MS = 60_000
 
 
 class IdleRest(QObject):
-    """Lets the model rest once nothing was asked for a while, unless programs may ask through the local server."""
+    """Unloads an idle model, unless the local server runs and programs may ask."""
 
     def __init__(self, model: ModelSession, settings: Callable[[], Settings], server: ServerController) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class IdleRest(QObject):
 
     @Slot(object)
     def on_state(self, state: State) -> None:
-        """Counts from here where the model waits for a question, and not at all otherwise."""
+        """Restart the timer while the model waits for a question; stop it otherwise."""
         minutes = self._settings().keep_loaded_minutes
         if state.phase == "ready" and minutes is not None and not self._server.runs:
             self._timer.start(minutes * MINUTE_MS)
@@ -33,5 +33,5 @@ class IdleRest(QObject):
             self._timer.stop()
 
     def stop(self) -> None:
-        """Counts no more."""
+        """Stop the timer."""
         self._timer.stop()

@@ -1,4 +1,4 @@
-"""Documents that are too long for the context: which parts of them a question is asked with, and a larger context."""
+"""Documents that are too long for the context: choosing passages for each question, and offering a larger context."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from core.events import LoadOptions, Stop
 from core.planning.planner import place
 
 PARTS_TOKENS = 3000
-"""Found parts have at most this many tokens: on a slow processor more would be waited for too long."""
+"""Most tokens of passages per question. More would take too long to read on a slow processor."""
 PARTS_SHARE = 4
-"""And at most this part of the context, so that the next questions find others."""
+"""Passages take at most 1/N of the context, which leaves room for those of the next questions."""
 REMEMBERED = 2
-"""What the last questions were asked with is not looked for again."""
+"""Passages given with the last N questions are not selected again."""
 STEP = 1024
-"""A larger context is a multiple of this."""
+"""A larger context is a multiple of this many tokens."""
 
 
 class LongDocuments(QObject):
-    """Keeps an index of each long document of the conversation that is shown, made in a thread of its own."""
+    """Keeps an index of each long document of the open conversation, built in a worker thread."""
 
     def __init__(self, chat: ChatModel, state: Callable[[], State]) -> None:
         super().__init__()
@@ -43,18 +43,21 @@ class LongDocuments(QObject):
         chat.opened.connect(self._on_opened)
 
     def prepare(self, documents: Iterable[Document]) -> None:
-        """Makes the indexes that are not there yet."""
+        """Build the missing indexes."""
         for document in documents:
             if document.digest not in {*self._indexes, *self._making.values()}:
                 self._making[self._maker.run(partial(_index, document))] = document.digest
 
     def is_ready(self, document: Document) -> bool:
-        """Whether parts of it can be found."""
+        """Whether the document's index is built."""
         return document.digest in self._indexes
 
     def parts(self, question: Turn, new: Collection[str]) -> Mapping[str, object] | None:
-        """The parts that go with a question, of the documents with these digests and of those that were read in parts
-        before, as `parts_to_table` keeps them; None while an index is still made."""
+        """Select the passages that go with a question, in the form of `parts_to_table`.
+
+        Covers the documents with the digests `new` and those that were read in parts before. None while an index is
+        being built.
+        """
         chat = self._chat.conversation
         before = chat.chain(question.parent)
         documents = chat.documents(question.parent) | {each.digest: each for each in question.attached}
@@ -72,7 +75,7 @@ class LongDocuments(QObject):
         })  # fmt: skip
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._maker.close()
 
     def _find(self, digest: str, text: str, budget: int, seen: Collection[Span]) -> tuple[Span, ...]:
@@ -104,14 +107,14 @@ def _index(document: Document, stop: Stop, tell: Tell) -> PassageIndex:
 
 @dataclass(frozen=True)
 class Larger:
-    """A larger context that this computer has the memory for: what to load with, and what it costs."""
+    """A larger context that fits in this computer's memory: the options to load with, and the cost."""
 
     options: LoadOptions
     cost: LargerContext
 
 
 def larger_context(state: State, tokens: int) -> Larger | None:
-    """The context that holds so many tokens, as the planner sees it; None where it has no place for it."""
+    """Plan a context of at least `tokens` tokens; None if the model or the memory does not allow it."""
     model = state.model
     if model is None or model.plan is None or model.spec is None or model.hardware is None:
         return None

@@ -1,4 +1,4 @@
-"""Everything behind the model dialog, built when it is first opened: Hub, cache, downloads, the planner's judge."""
+"""The model dialog and what it needs: Hub access, cache, downloads and the fit check. Built when first opened."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ MEGABYTE = 1e6
 
 
 class ModelController(QObject):
-    """Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card; `remote_wished` for a model
-    of another computer."""
+    """Opens the model dialog and applies changed settings to it.
+
+    Signals: `chosen(path)` of a model to load; `link(address)` pressed in a model card; `remote_wished` to use a model
+    on another computer.
+    """
 
     chosen = Signal(str)
     link = Signal(str)
@@ -51,7 +54,7 @@ class ModelController(QObject):
         self._built: tuple[Catalog, Downloads, ModelDialog] | None = None
         self._made_for: HubEnvironment | None = None
         self._left: list[Catalog] = []
-        """Catalogs for settings that have been changed since; their threads are still waiting for a server."""
+        """Catalogs of former settings whose threads still wait for a server."""
 
     @Slot()
     def open(self) -> None:
@@ -60,7 +63,7 @@ class ModelController(QObject):
 
     @Slot(str)
     def open_at(self, text: str) -> None:
-        """Show the dialog with this model, or these words, looked for."""
+        """Show the dialog and search for this model or text."""
         if self._built is None:
             self._build()
         if self._built is not None:
@@ -68,7 +71,7 @@ class ModelController(QObject):
 
     @Slot(object)
     def on_settings(self, settings: Settings) -> None:
-        """The rate limit holds at once; another folder or address from the next opening on."""
+        """Apply the rate limit at once, and another folder or address the next time the dialog opens."""
         if self._built is None:
             return
         self._built[1].limit(_bytes_s(settings))
@@ -77,7 +80,7 @@ class ModelController(QObject):
 
     @Slot()
     def after_sleep(self) -> None:
-        """The network was away for a while."""
+        """Resume the downloads that lost the network."""
         if self._built is not None:
             self._built[1].resume_interrupted()
 
@@ -90,7 +93,7 @@ class ModelController(QObject):
         self._left.clear()
 
     def _leave(self) -> None:
-        """Give the dialog and what is behind it up; joining a thread that waits for a server would stop the window."""
+        """Close the dialog and its services; joining a thread that waits for a server would block the window."""
         if self._built is None:
             return
         catalog, downloads, dialog = self._built
@@ -105,7 +108,7 @@ class ModelController(QObject):
         for catalog in [one for one in self._left if one.ended]:
             catalog.close()
             self._left.remove(catalog)
-        # Imported late: most starts never open it, and the window would show a twentieth later.
+        # Imported late: most starts never open it, and importing it would delay the window by 50 ms.
         from app.catalog.catalog import Catalog
         from app.catalog.downloads import Downloads
         from app.views.models.model_dialog import ModelDialog
@@ -142,7 +145,7 @@ class ModelController(QObject):
 
 
 def environment(settings: Settings, variables: Mapping[str, str]) -> HubEnvironment:
-    """The variables that every Hugging Face program respects, with what the settings say over them."""
+    """Return the Hub environment variables, overridden by the settings."""
     found = hub_environment(variables)
     if settings.hf_endpoint:
         found = replace(found, endpoint=settings.hf_endpoint.rstrip("/"))
@@ -152,7 +155,7 @@ def environment(settings: Settings, variables: Mapping[str, str]) -> HubEnvironm
 
 
 def late_fit_check(options: Callable[[], LoadOptions]) -> FitCheck:
-    """A check that reads torch from the disk, and measures the machine, when it is first asked."""
+    """Return a fit check that imports torch and measures the machine on its first call."""
     made: list[FitCheck] = []
     lock = Lock()
 

@@ -1,4 +1,4 @@
-"""The settings in force: read at the start, written with every change, shown in a dialog that is made when wished."""
+"""The settings in force: read at the start, written at every change, edited in a dialog."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class Preferences(QObject):
-    """Signals: `changed(Settings)` after each change, `limited` if it was one of the limits of memory; `notice(Notice)`
-    when it could not be written."""
+    """Owner of the settings.
+
+    Signals: `changed(Settings)` after each change; `limited` if a memory limit changed; `notice(Notice)` if the file
+    could not be written.
+    """
 
     changed = Signal(object)
     limited = Signal()
@@ -44,11 +47,11 @@ class Preferences(QObject):
 
     @property
     def mode(self) -> Mode:
-        """The scheme as the theme knows it."""
+        """The colour scheme as a theme mode; "system" for an unknown value."""
         return next((known for known in MODES if known == self.settings.theme), "system")
 
     def options(self, asked: LoadOptions) -> LoadOptions:
-        """What a load may use: the command line's word counts, then the settings'."""
+        """Combine the options for a load: the command line takes precedence over the settings."""
         kept = self.settings
         return replace(
             asked,
@@ -62,7 +65,7 @@ class Preferences(QObject):
         )
 
     def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:
-        """Shows the dialog; it takes effect as it is changed."""
+        """Show the dialog. Changes take effect immediately."""
         # Imported late: most starts never open it.
         from app.views.settings.settings_dialog import SettingsDialog
 
@@ -84,7 +87,7 @@ class Preferences(QObject):
 
     @Slot(str)
     def size_type(self, wish: str) -> None:
-        """One step larger or smaller, or back to normal."""
+        """Change the font size: one step "larger" or "smaller", or back to "normal"."""
         name, now = "font_percent", self.settings.font_percent
         step = int(settings.declared()[name].step)
         wished = {"larger": now + step, "smaller": now - step, "normal": Settings.font_percent}[wish]
@@ -105,12 +108,12 @@ class Preferences(QObject):
 
 
 def remove_readings() -> None:
-    """Deletes what is kept of what was read of conversations."""
+    """Delete the KV caches kept on disk."""
     readings.keep_only(())
 
 
 def open_folder(path: str) -> None:
-    """Opens a folder in the system's own file manager."""
+    """Open a folder in the system's file manager."""
     QDesktopServices.openUrl(QUrl.fromLocalFile(path))
 
 

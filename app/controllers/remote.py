@@ -1,4 +1,4 @@
-"""Remote models: an address is tested beside the window, and its model is loaded as any other."""
+"""Remote models: addresses are tested in a worker thread, and a remote model is loaded like a local one."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from core.remote.saved import SavedEndpoint, put, read_saved, write_saved
 
 
 class RemoteController(QObject):
-    """Signals: `changed(RemoteState)`; `chosen(source)` when a remote model is to answer."""
+    """Tests, saves and connects remote servers.
+
+    Signals: `changed(RemoteState)`; `chosen(source)` when a remote model is to answer.
+    """
 
     changed = Signal(object)
     chosen = Signal(str)
 
     def __init__(self, theme: Theme, path: Path, window: QWidget) -> None:
-        """`path`: where servers are kept."""
+        """`path`: the file of saved servers."""
         super().__init__()
         self._theme, self._path, self._window = theme, path, window
-        # Naming a computer and connecting may take seconds.
+        # Resolving a name and connecting may take seconds.
         self._thread = TaskThread("remote")
         self._thread.told.connect(self._on_told)
         self._thread.done.connect(self._on_done)
         self._thread.failed.connect(self._on_failed)
-        # Not behind a test that waits for a computer, nor stopped with it.
+        # A thread of its own: storing a key must not wait for a test, nor be cancelled with it.
         self._keys = TaskThread("keys of remote models")
         self._keys.done.connect(self._on_kept)
         self._ticket = 0
@@ -59,14 +62,14 @@ class RemoteController(QObject):
 
     @Slot(str, str)
     def test(self, address: str, key: str) -> None:
-        """Try to reach the server, step by step; an empty key is the one kept for it."""
+        """Test the server step by step. An empty key means the stored one."""
         self._thread.stop_all()
         self._set(replace(self.state, address=address, busy=True, outcomes=()))
         self._ticket = self._thread.run(lambda stop, tell: _test(address, key, stop, tell))
 
     @Slot(object, str, str)
     def save(self, server: SavedEndpoint, key: str, former: str) -> None:
-        """Keep a server in the place of the one named `former`, and its key, if one was entered, in the keyring."""
+        """Save a server in place of the one named `former`. A key, if given, goes to the keyring."""
         try:
             url = server.url
         except HeteGenError as error:
@@ -78,7 +81,7 @@ class RemoteController(QObject):
 
     @Slot(str)
     def remove(self, name: str) -> None:
-        """Forget a server, and its key unless another one has the same address."""
+        """Delete a server, and its key unless another server has the same address."""
         gone = [one for one in self.state.saved if one.name == name]
         left = tuple(one for one in self.state.saved if one.name != name)
         self._keep(left)
@@ -87,11 +90,11 @@ class RemoteController(QObject):
 
     @Slot(object, str, str)
     def connect_to(self, server: SavedEndpoint, key: str, former: str) -> None:
-        """Keep a server, and let its model answer from now on."""
+        """Save a server and load its model."""
         self.save(server, key, former)
         if server in self.state.saved:
             source = Endpoint(server.url, server.model).source
-            # Once the key is kept: who loads the model looks it up.
+            # Queued behind the key: loading the model looks it up.
             self._keys.run(lambda stop, tell: source)
 
     def _forget(self, url: str) -> None:
@@ -102,7 +105,7 @@ class RemoteController(QObject):
         self._set(replace(self.state, saved=saved))
 
     def close(self) -> None:
-        """Stop and join; the window closes."""
+        """Stop and join; called when the window closes."""
         self._thread.close()
         self._keys.close()
 

@@ -1,4 +1,4 @@
-"""The local server beside the chat: started and stopped from its page, which is made when it is opened."""
+"""The local server beside the chat, started and stopped from its page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ALL_ADDRESSES = "0.0.0.0"
 
 
 class ServerController(QObject):
-    """Signals: `changed(ServerState)`; `started` once it listens."""
+    """Starts and stops the local server in a worker thread.
+
+    Signals: `changed(ServerState)`; `started` once it listens.
+    """
 
     changed = Signal(object)
     started = Signal()
@@ -34,7 +37,7 @@ class ServerController(QObject):
         self._theme, self._window = theme, window
         self._backend = ServerBackend(worker)
         self._server: Server | None = None
-        # Starting imports the server and may ask the keyring, which takes a moment.
+        # Starting imports the server and may ask the keyring: both take a moment.
         self._thread = TaskThread("server")
         self._thread.done.connect(self._on_done)
         self._thread.failed.connect(self._on_failed)
@@ -44,7 +47,7 @@ class ServerController(QObject):
 
     @property
     def runs(self) -> bool:
-        """Whether programs may ask now."""
+        """Whether the server accepts requests."""
         return self.state.phase == "on"
 
     @Slot()
@@ -62,19 +65,19 @@ class ServerController(QObject):
         dialog.open()
 
     def set_model(self, model: Loaded | None) -> None:
-        """Take note of which model answers now."""
+        """Set the model that answers requests."""
         self._backend.set_model(model)
 
     @Slot(bool)
     def start(self, wide: bool) -> None:
-        """Listen on this computer, or for its network too."""
+        """Listen on this computer only, or on its network too if `wide`."""
         if self.state.phase == "off":
             self._set(ServerState("starting", wide=wide))
             self._thread.run(lambda stop, tell: _start(self._backend, wide))
 
     @Slot()
     def stop(self) -> None:
-        """End every reply to clients, and listen no more."""
+        """End all replies to clients and stop listening."""
         server = self._server
         if server is not None and self.state.phase == "on":
             self._server = None
@@ -83,7 +86,7 @@ class ServerController(QObject):
 
     @Slot()
     def change_key(self) -> None:
-        """Make another key, and let the server that runs start anew with it."""
+        """Create another key and restart the running server with it."""
         server = self._server
         if server is not None and self.state.phase == "on":
             self._server = None
@@ -91,7 +94,7 @@ class ServerController(QObject):
             self._thread.run(lambda stop, tell: _with_new_key(self._backend, server))
 
     def close(self) -> None:
-        """Stop and join; the window closes."""
+        """Stop and join; called when the window closes."""
         self._look.stop()
         self._thread.close()
         if self._server is not None:
@@ -126,7 +129,7 @@ class ServerController(QObject):
 
 
 def _with_new_key(backend: ServerBackend, server: Server) -> Server:
-    """Raises BadRequest."""
+    """Restart the server with a new key. Raises BadRequest."""
     from core.keyring import system_keyring
     from core.server.key import replace_key
     from core.server.server import Server
@@ -137,7 +140,7 @@ def _with_new_key(backend: ServerBackend, server: Server) -> Server:
 
 
 def _start(backend: ServerBackend, wide: bool) -> Server:
-    """Raises BadRequest."""
+    """Start the server. Raises BadRequest."""
     from core.keyring import system_keyring
     from core.server.key import kept_key
     from core.server.options import ServerOptions

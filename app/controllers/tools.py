@@ -1,4 +1,4 @@
-"""The page of tool servers: opened when it is asked for, its wishes carried out by the toolbox."""
+"""The page of tool servers. The toolbox carries out its wishes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.tools.toolbox import Toolbox
 
 
 class ToolController(QObject):
-    """Connects the page with the toolbox while it is shown."""
+    """Opens the page and connects it with the toolbox."""
 
     def __init__(self, theme: Theme, toolbox: Toolbox, window: QWidget) -> None:
         super().__init__()

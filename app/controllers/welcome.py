@@ -1,4 +1,4 @@
-"""The empty chat: this computer in one line, and a model that suits it better than the built-in one."""
+"""The empty chat: a line about this computer, and a suggested model that suits it better than the built-in one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADVICE_MS = 4000
 
 
 class WelcomeController(QObject):
-    """Fills the empty chat; asks for advice only while the built-in model waits for a question."""
+    """Fills the empty chat; looks for a model to suggest only while the built-in model is idle."""
 
     def __init__(self, empty: EmptyChat, recommender: Recommender) -> None:
         super().__init__()
@@ -29,24 +29,24 @@ class WelcomeController(QObject):
 
     @Slot(object)
     def on_state(self, state: State) -> None:
-        """The built-in model invites to another one; a reply comes before the advice."""
+        """Schedule the suggestion while the built-in model is idle; pause it during a reply."""
         self._recommender.pause(state.busy)
         guide = state.source in ("", str(builtin_model()))
         self._empty.set_guide(guide)
         if guide and state.phase == "ready":
-            # Not at once, and not beside a reply: it measures the machine, and the first question is worth more.
+            # Delayed, and never beside a reply: judging measures the machine, and the first question comes first.
             self._later.start()
         else:
             self._later.stop()
 
     @Slot(object)
     def on_sample(self, sample: Sample) -> None:
-        """Shows the machine with the memory that is free now."""
+        """Show the machine and its memory."""
         cards = tuple((card.name, free_memory(card)) for card in sample.gpus)
         self._empty.set_machine(formatting.machine(self._cores, sample.ram_total, cards))
 
     def close(self) -> None:
-        """Ends the timer and the thread."""
+        """Stop the timer and the thread."""
         self._later.stop()
         self._recommender.close()
 
@@ -57,6 +57,6 @@ class WelcomeController(QObject):
 
 
 def free_memory(card: GpuSample) -> int | None:
-    """Bytes of a card's memory that a model could have: what this program holds itself counts as free."""
+    """Bytes of a card's memory that a model could use; memory held by this program counts as free."""
     held = card.vram_used if card.vram_others is None else card.vram_others
     return None if card.vram_total is None or held is None else card.vram_total - held

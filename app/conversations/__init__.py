@@ -1,1 +1,1 @@
-"""Conversations: the records, the store on disk, the session that asks the engine."""
+"""Conversations: the records, the store on disk, and the session that asks the engine."""

@@ -1,4 +1,4 @@
-"""Attached documents: how the model reads them, how long they are about, and how files hold them."""
+"""Attached documents: how the model reads them, their estimated tokens, and how files store them."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from core.sentence import pack, unpack
 
 FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
 CHARACTERS_PER_TOKEN = 4
-"""A rule of thumb for the time before a tokenizer has counted."""
+"""Rule of thumb, used until the tokenizer has counted."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Parts of a document that is too long to be read whole."""
+    """Passages of a document that is too long to be read whole."""
 
     document: Document
     spans: tuple[Span, ...]
 
     @property
     def pages(self) -> list[int]:
-        """The numbers of the pages that parts are of, from 1."""
+        """The numbers, from 1, of the pages with passages."""
         return sorted({span.page + 1 for span in self.spans})
 
     @property
     def quotes(self) -> list[tuple[int, str]]:
-        """The parts with the numbers of their pages, those that touch each other as one."""
+        """The passages with their page numbers, adjacent ones joined."""
         pages = self.document.pages
         return [(one.page + 1, pages[one.page][one.start : one.end].strip()) for one in joined(self.spans)]
 
 
 def as_read(document: Document) -> str:
-    """The text exactly as the model reads it: framed by the file's name, pages told apart where there are several. ""
-    for a picture, which is not read."""
+    """Return the text exactly as the model reads it: framed by the file's name, pages marked if there are several.
+
+    Empty for a picture, which is not read as text.
+    """
     if document.picture:
         return ""
     pages = document.pages
@@ -45,7 +47,7 @@ def as_read(document: Document) -> str:
 
 
 def excerpt_as_read(excerpt: Excerpt) -> str:
-    """Its parts as the model reads them, with the numbers of their pages."""
+    """Return the passages as the model reads them, with page numbers."""
     of = len(excerpt.document.pages)
     if of == 1:
         return _framed(excerpt.document, "\n[…]\n".join(text for _, text in excerpt.quotes), ' part="excerpts"')
@@ -62,29 +64,29 @@ def _framed(document: Document, text: str, part: str = "") -> str:
 
 
 def _harmless(text: str) -> str:
-    """The text without marks that would end the frame around it or begin another."""
+    """Escape marks that would end the frame around the text or begin another."""
     return FRAME.sub("&lt;", text)
 
 
 def question(text: str, attached: Iterable[Document], excerpts: Iterable[Excerpt] = ()) -> str:
-    """The user's words after the documents, and the parts of documents, that they are about; not its pictures."""
+    """Return the user's words preceded by the documents and passages; pictures are not included."""
     texts = filter(None, map(as_read, attached))
     return "\n\n".join([*texts, *map(excerpt_as_read, excerpts), text])
 
 
 def tokens_about(text: str) -> int:
-    """A guess at the number of tokens; signs beyond ASCII, by their bytes, take up to one each."""
+    """Estimate the number of tokens. Characters beyond ASCII count by their UTF-8 bytes, up to about one token each."""
     beyond = len(text.encode(errors="replace")) - len(text)
     return -(-(len(text) + beyond * 3 // 2) // CHARACTERS_PER_TOKEN)
 
 
 def parts_to_table(parts: Mapping[str, Iterable[Span]]) -> dict[str, object]:
-    """Which parts of which documents (by their digests) a question was asked with, as JSON keeps it."""
+    """Convert the passages of each document (by digest) to JSON."""
     return {digest: [list(span) for span in spans] for digest, spans in parts.items()}
 
 
 def parts_from_table(table: object, documents: Mapping[str, Document]) -> list[Excerpt]:
-    """What `parts_to_table` kept, of those documents that are there; anything else is left out."""
+    """Inverse of `parts_to_table`. Drops documents that are missing and malformed entries."""
     kept = table if isinstance(table, dict) else {}
     return [Excerpt(documents[digest], _spans(rows)) for digest, rows in kept.items() if digest in documents]
 
@@ -95,12 +97,12 @@ def _spans(rows: object) -> tuple[Span, ...]:
 
 
 def to_table(document: Document) -> dict[str, object]:
-    """The document as JSON keeps it."""
+    """Convert a document to JSON."""
     return {"name": document.name, "pages": list(document.pages), "note": pack(document.note)}
 
 
 def from_table(table: Mapping[str, Any]) -> Document:
-    """The document that `to_table` was given. Raises KeyError or TypeError for anything else."""
+    """Inverse of `to_table`. Raises KeyError or TypeError for anything else."""
     pages = table["pages"]
     if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
         raise TypeError(pages)

@@ -1,4 +1,4 @@
-"""The conversation that is shown, as a Qt list model; pieces of a running reply are joined on a short timer."""
+"""The open conversation as a Qt list model. Pieces of a running reply are merged on a short timer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Index = QModelIndex | QPersistentModelIndex
 
 
 class ChatModel(QAbstractListModel):
-    """Rows are the turns of the path shown. While a reply streams, each flush changes its one row once.
+    """List model whose rows are the turns of the path shown. While a reply streams, each flush changes one row once.
 
-    Signals: `opened` when another conversation is shown; `added(Turn)` and `saved(Turn)` for whoever keeps turns
-    (a new turn, a turn whose text or figures changed); `chose(Turn)` when another version is shown.
+    Signals: `opened` when another conversation is shown; `added(Turn)` for a new turn and `saved(Turn)` for a changed
+    one, for the store; `chose(Turn)` when another version is shown.
     """
 
     opened = Signal()
@@ -55,20 +55,20 @@ class ChatModel(QAbstractListModel):
         return self.conversation.versions(turn.id) if role == VersionsRole else None
 
     def turn(self, row: int) -> Turn:
-        """The turn in a row."""
+        """Return the turn in a row."""
         return self._path[row]
 
     def row(self, id: str) -> int:
-        """The row of a turn that is shown. Raises StopIteration if it is not."""
+        """Return the row of a turn. Raises StopIteration if it is not shown."""
         return next(row for row, turn in enumerate(self._path) if turn.id == id)
 
     @property
     def running(self) -> Turn | None:
-        """The reply that is being written."""
+        """The reply that is being written, or None."""
         return self._running
 
     def show(self, conversation: Conversation) -> None:
-        """Shows another conversation."""
+        """Show another conversation."""
         self.flush()
         self.beginResetModel()
         self.conversation = conversation
@@ -77,32 +77,32 @@ class ChatModel(QAbstractListModel):
         self.opened.emit()
 
     def add(self, turn: Turn) -> Turn:
-        """Puts a turn into the conversation; the path then runs through it."""
+        """Add a turn to the conversation; the path then runs through it."""
         self.conversation.add(turn)
         self._repath()
         self.added.emit(turn)
         return turn
 
     def switch(self, id: str, step: int) -> None:
-        """Shows the version beside a turn."""
+        """Show the version `step` places beside a turn."""
         chosen = self.conversation.switch(id, step)
         if chosen != id:
             self._repath()
             self.chose.emit(self.conversation.turn(chosen))
 
     def start_reply(self, turn: Turn) -> None:
-        """Lets pieces belong to this turn, which is in the conversation already."""
+        """Begin a reply: further pieces go to this turn, which must be in the conversation."""
         self._running = turn
         turn.end = ""
         self._thinking_since = None
         self._timer.start()
 
     def push(self, piece: Piece) -> None:
-        """Takes a piece of the running reply; it is shown at the next flush."""
+        """Queue a piece of the running reply until the next flush."""
         self._pending.append(piece)
 
     def flush(self) -> None:
-        """Joins the waiting pieces into the running reply and says so once."""
+        """Append the queued pieces to the running reply and report one change."""
         turn = self._running
         if turn is None or not self._pending:
             return
@@ -117,7 +117,7 @@ class ChatModel(QAbstractListModel):
         self.changed(turn)
 
     def finish_reply(self, end: str, receipt: dict[str, object]) -> Turn | None:
-        """The running reply is over: flushes what is left, sets its end and figures, and gives the turn."""
+        """End the running reply: flush, set its end and figures, and return the turn."""
         self.flush()
         turn, self._running = self._running, None
         self._timer.stop()
@@ -125,13 +125,13 @@ class ChatModel(QAbstractListModel):
         if turn is None:
             return None
         self._end_thinking(turn)
-        # A reply that was to be carried on, and was not, keeps the figures it had.
+        # A reply that was to be continued, and was not, keeps its figures.
         turn.end, turn.receipt = end, receipt or turn.receipt
         self.changed(turn)
         return turn
 
     def changed(self, turn: Turn) -> None:
-        """Tells views and keeper that a turn is no longer as it was."""
+        """Report a changed turn to the views and the store."""
         for row in range(len(self._path) - 1, -1, -1):
             if self._path[row] is turn:
                 self.dataChanged.emit(self.index(row), self.index(row))
@@ -144,7 +144,7 @@ class ChatModel(QAbstractListModel):
             self._thinking_since = None
 
     def _repath(self) -> None:
-        """Moves the rows to the conversation's path, touching only those after the fork."""
+        """Move the rows to the conversation's path, changing only those after the fork."""
         path = self.conversation.path()
         same = 0
         while same < min(len(path), len(self._path)) and path[same] is self._path[same]:

@@ -1,6 +1,6 @@
-"""A conversation as a tree of turns: edits and new replies stand beside the old ones, nothing is overwritten.
+"""A conversation as a tree of turns: edits and new replies are added beside the old ones; nothing is overwritten.
 
-Plain data, no Qt. One path through the tree is shown; at each fork `chosen` says which way it goes.
+Plain data without Qt. One path through the tree is shown; `chosen` holds the branch taken at each fork.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from core.events import Message, Role, ToolCall
 
 OPEN_CALLS = ("asking", "running")
 CALL_ENDS = (*OPEN_CALLS, "done", "failed", "denied", "stopped")
-"""How a call stands: it waits for the user, it runs; it ended, with an error, forbidden, or before its result."""
+"""States of a tool call: waiting for the user, running; done, failed, denied, or stopped before its result."""
 CALLED = "called"
-"""How a reply ends that asks for tools."""
+"""The end of a reply that calls tools."""
 
 PARTS = "parts"
-"""The entry in a question's receipt that says which parts of long documents it was asked with."""
+"""Receipt entry of a question: which passages of long documents went with it."""
 
 
 @dataclass
 class Turn:
-    """One message. `end` is how a reply ended ("" while it runs); `receipt` holds its figures, by name.
+    """One message.
 
-    A turn of role `tool` is one call of the reply before it (`call`) with its result; its `end` is one of CALL_ENDS.
+    `end`: how a reply ended ("" while it runs); `receipt`: its figures by name. A turn with the role `tool` is one call
+    of the reply before it (`call`) with its result, and its `end` is one of CALL_ENDS.
     """
 
     role: Role
@@ -38,44 +39,44 @@ class Turn:
     end: str = ""
     receipt: dict[str, object] = field(default_factory=dict)
     left_out: int = 0
-    """How many of the oldest turns the engine had to leave out of the prompt of this reply."""
+    """Number of oldest turns that the engine left out of this reply's prompt."""
     id: str = field(default_factory=lambda: uuid4().hex)
     parent: str | None = None
     attached: tuple[Document, ...] = ()
-    """The documents that the model reads before this text."""
+    """Documents that the model reads before this text."""
     call: ToolCall | None = None
 
     @property
     def open(self) -> bool:
-        """A call that waits for the user or for its result."""
+        """Whether this is a call that waits for the user or for its result."""
         return self.role == "tool" and self.end in OPEN_CALLS
 
 
 def call_table(call: ToolCall) -> dict[str, str]:
-    """A call as JSON keeps it."""
+    """Convert a tool call to JSON."""
     return asdict(call)
 
 
 def call_from(table: Mapping[str, Any]) -> ToolCall:
-    """The call that `call_table` was given. Raises KeyError or TypeError for anything else."""
+    """Inverse of `call_table`. Raises KeyError or TypeError for anything else."""
     return ToolCall(*(str(table[name]) for name in ("id", "name", "arguments")))
 
 
 class Conversation:
-    """The turns of one chat. The first turns have the parent None; ids are unique."""
+    """The turns of one chat. First turns have the parent None; ids are unique."""
 
     def __init__(self, id: str | None = None, title: str = "", system: str = "") -> None:
         self.id = id or uuid4().hex
         self.title = title
         self.system = system
         self.preset = ""
-        """The sampling preset of this conversation; "" = as in the settings."""
+        """The conversation's sampling preset; "" = the settings apply."""
         self._turns: dict[str, Turn] = {}
         self._children: dict[str | None, list[str]] = {}
         self._chosen: dict[str | None, str] = {}
 
     def add(self, turn: Turn) -> Turn:
-        """Puts a turn under its parent and chooses it."""
+        """Add a turn under its parent and choose it."""
         if turn.parent is not None and turn.parent not in self._turns:
             raise KeyError(turn.parent)
         self._turns[turn.id] = turn
@@ -84,15 +85,15 @@ class Conversation:
         return turn
 
     def turn(self, id: str) -> Turn:
-        """The turn of this id."""
+        """Return the turn with this id."""
         return self._turns[id]
 
     def turns(self) -> list[Turn]:
-        """Every turn of the tree, parents before children."""
+        """List every turn of the tree, parents before children."""
         return list(self._turns.values())
 
     def path(self) -> list[Turn]:
-        """The turns that are shown, from the first to the last."""
+        """List the turns shown, from first to last."""
         result: list[Turn] = []
         at: str | None = None
         while (following := self._chosen.get(at)) is not None:
@@ -101,12 +102,12 @@ class Conversation:
         return result
 
     def versions(self, id: str) -> tuple[int, int]:
-        """Which version this turn is, counted from 1, and how many stand beside each other."""
+        """Return the number of this version, from 1, and the number of versions."""
         siblings = self._children[self._turns[id].parent]
         return siblings.index(id) + 1, len(siblings)
 
     def switch(self, id: str, step: int) -> str:
-        """Shows the version `step` places beside this turn (stays at the ends); its id."""
+        """Choose the version `step` places beside this turn, stopping at the ends; return its id."""
         parent = self._turns[id].parent
         siblings = self._children[parent]
         at = max(0, min(len(siblings) - 1, siblings.index(id) + step))
@@ -114,7 +115,7 @@ class Conversation:
         return siblings[at]
 
     def choose(self, id: str) -> None:
-        """Makes the path run through this turn."""
+        """Let the path run through this turn."""
         at: str | None = id
         while at is not None:
             parent = self._turns[at].parent
@@ -122,7 +123,7 @@ class Conversation:
             at = parent
 
     def chain(self, until: str | None) -> list[Turn]:
-        """The turns from the first down to and with `until`."""
+        """List the turns from the first to `until`, inclusive."""
         chain: list[Turn] = []
         while until is not None:
             chain.append(self._turns[until])
@@ -130,13 +131,13 @@ class Conversation:
         return chain[::-1]
 
     def messages(self, until: str) -> tuple[Message, ...]:
-        """What the model is given: the system prompt and the turns down to and with `until`."""
+        """Return the model's input: the system prompt and the turns up to `until`, inclusive."""
         found = [Message("system", self.system)] if self.system else []
         for turn in self.chain(until):
             if turn.call is None:
                 found.append(self._message(turn))
             else:
-                # The calls that follow a reply are its own.
+                # The calls that follow a reply belong to it.
                 reply = next(at for at in range(len(found) - 1, -1, -1) if found[at].role != "tool")
                 found[reply] = replace(found[reply], tool_calls=(*found[reply].tool_calls, turn.call))
                 found.append(Message("tool", turn.content or "(no result)", tool_call_id=turn.call.id))
@@ -147,16 +148,16 @@ class Conversation:
         return Message(turn.role, self._content(turn), turn.reasoning, pictures=pictures)
 
     def excerpts(self, id: str) -> list[Excerpt]:
-        """The parts of long documents that were found for a question."""
+        """Return the passages that were found for a question."""
         parts = self._turns[id].receipt.get(PARTS)
         return parts_from_table(parts, self.documents(id)) if parts else []
 
     def documents(self, until: str | None) -> dict[str, Document]:
-        """The documents attached down to and with a turn, by their digests."""
+        """Return the documents attached up to a turn, inclusive, by digest."""
         return {document.digest: document for turn in self.chain(until) for document in turn.attached}
 
     def _content(self, turn: Turn) -> str:
-        """What the model reads of a turn: documents whole, but where only parts of them were read."""
+        """Return the text of a turn as the model reads it: documents whole, or their passages."""
         excerpts = self.excerpts(turn.id)
         in_parts = {excerpt.document.digest for excerpt in excerpts}
         whole = [document for document in turn.attached if document.digest not in in_parts]

@@ -1,4 +1,4 @@
-"""A conversation as files hold it."""
+"""A conversation as files store it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.conversations.conversation import Conversation
 
 @dataclass(frozen=True)
 class Document:
-    """A conversation with what belongs to it outside the tree. `created`: seconds since 1970 by the turn's id."""
+    """A conversation and its data outside of the tree. `created`: seconds since 1970 by turn id."""
 
     conversation: Conversation
     pinned: bool = False

@@ -1,6 +1,7 @@
-"""Conversations as files: Markdown for people, JSON for keeping and for other programs; `imports` reads JSON back in.
+"""Conversations as files: Markdown for people, JSON for keeping and for other programs.
 
-The JSON holds the whole tree with every version; Markdown only the branch that is shown. Knows no database.
+JSON holds the whole tree with every version, and `imports` reads it back; Markdown holds only the branch shown. This
+module knows no database.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Document", "NotAnExport", "from_json", "read_json", "to_json", "to_m
 
 
 def to_markdown(document: Document) -> str:
-    """The shown branch under headings; reasoning folded, the figures of each reply in small print."""
+    """Format the branch shown: a heading per turn, reasoning folded, and the figures of each reply."""
     conversation = document.conversation
     parts = [f"# {_one_line(conversation.title) or 'Conversation'}"]
     if conversation.system:
@@ -48,7 +49,7 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
 
 
 def _call(turn: Turn, call: ToolCall) -> str:
-    """A call of a tool, folded: what was asked, and what came of it."""
+    """Format a tool call, folded: its arguments and its result."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", turn.content)), default=0))
     result = f"{fence}\n{turn.content.strip()}\n{fence}"
     return (
@@ -71,7 +72,7 @@ def _quote(text: str) -> str:
 
 
 def to_json(documents: Iterable[Document]) -> str:
-    """All versions of the given conversations; `from_json` reads it back as it was."""
+    """Serialise conversations with all versions; `from_json` restores them."""
     saved = {"format": FORMAT, "version": VERSION, "conversations": [_table_of(document) for document in documents]}
     return json.dumps(saved, indent=1, ensure_ascii=False)
 

@@ -1,6 +1,6 @@
-"""Keeps the conversation that is shown on the disk, and opens, lists, finds, exports and imports the others.
+"""The conversations on this computer: stores the open one; opens, lists, searches, exports and imports the others.
 
-Stands between the chat model, the store and the sidebar; shows nothing itself.
+Stands between the chat model, the store and the sidebar, and shows nothing itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Library(QObject):
-    """Signals: `listed(list[Entry])`; `found(list[Hit])`; `opening(Conversation, turn id)`; `notice(Notice)`."""
+    """Keeper of the user's conversations.
+
+    Signals: `listed(list[Entry])`; `found(list[Hit])`; `opening(Conversation, turn id)`; `notice(Notice)`.
+    """
 
     listed = Signal(object)
     found = Signal(object)
@@ -38,7 +41,7 @@ class Library(QObject):
     def __init__(self, path: Path, chat: ChatModel, system: Callable[[], str]) -> None:
         super().__init__()
         self._chat, self._system = chat, system
-        # A report may come from the store's own thread; the signal brings it here.
+        # The store may report from its own thread; a queued signal brings the report here.
         self._reported.connect(self._on_report)
         self._early: list[notices.Notice] = []
         self._listed = False
@@ -49,7 +52,7 @@ class Library(QObject):
 
     @Slot()
     def refresh(self) -> None:
-        """Lists everything anew, and says what had to be said before anybody listened."""
+        """List everything again, and post the notices that came before anybody listened."""
         self._listed = True
         for early in self._early:
             self.notice.emit(early)
@@ -57,17 +60,17 @@ class Library(QObject):
         self.listed.emit(self._store.entries() if self._store else [])
 
     def new(self) -> Conversation:
-        """An empty conversation with the user's system prompt; it is stored with its first turn."""
+        """Create an empty conversation with the user's system prompt. It is stored with its first turn."""
         return Conversation(system=self._system())
 
     def latest(self) -> str:
-        """The id of the conversation that was used last, "" if there is none."""
+        """Return the id of the conversation used last, "" if there is none."""
         entries = self._store.entries() if self._store else []
         return max(entries, key=lambda entry: entry.updated).id if entries else ""
 
     @Slot(str, str)
     def open(self, id: str, turn: str) -> None:
-        """Shows a conversation, if wished at a turn (which may stand in a version that is hidden)."""
+        """Open a conversation, optionally at a turn, which may be in a hidden version."""
         if self._store is None or (id == self._chat.conversation.id and not turn):
             return
         try:
@@ -85,7 +88,7 @@ class Library(QObject):
 
     @Slot(str, str)
     def describe(self, system: str, preset: str) -> None:
-        """Another system prompt and sampling preset for the conversation that is shown."""
+        """Change the system prompt and sampling preset of the open conversation."""
         conversation = self._chat.conversation
         conversation.system, conversation.preset = system, preset
         if self._store is not None and conversation.turns():
@@ -95,21 +98,21 @@ class Library(QObject):
 
     @Slot(str, str)
     def rename(self, id: str, title: str) -> None:
-        """Another title."""
+        """Change a conversation's title."""
         if self._store:
             self._store.rename(id, title)
             self.refresh()
 
     @Slot(str, bool)
     def pin(self, id: str, pinned: bool) -> None:
-        """Pinned ones stand at the top of the list."""
+        """Pin a conversation to the top of the list, or unpin it."""
         if self._store:
             self._store.pin(id, pinned)
             self.refresh()
 
     @Slot(str)
     def delete(self, id: str) -> None:
-        """Takes a conversation out of the list; it can be brought back until `purge`."""
+        """Remove a conversation from the list; `undelete` restores it until `purge`."""
         if self._store:
             self._store.delete(id)
             readings.remove(id)
@@ -119,38 +122,38 @@ class Library(QObject):
 
     @Slot(str)
     def undelete(self, id: str) -> None:
-        """Brings a deleted conversation back."""
+        """Restore a deleted conversation."""
         if self._store:
             self._store.undelete(id)
             self.refresh()
 
     @Slot(str)
     def purge(self, id: str) -> None:
-        """What was deleted longer than a moment ago is overwritten on the disk."""
+        """Overwrite on disk what was deleted more than a moment ago."""
         if self._store:
             self._store.purge(5.0)
 
     @Slot(str)
     def search(self, text: str) -> None:
-        """Finds words in titles and turns."""
+        """Search titles and turns."""
         if self._store and text:
             self.found.emit(self._store.search(text))
 
     @property
     def unsaved(self) -> bool:
-        """Something waits in memory for room on the disk, and would be lost with the window."""
+        """Whether changes wait in memory for disk space; they would be lost with the window."""
         if self._store is None:
             return False
         self._store.retry()
         return self._store.unsaved
 
     def title(self, id: str) -> str:
-        """A conversation's title, or ""."""
+        """Return a conversation's title, "" if there is none."""
         entries = self._store.entries() if self._store else []
         return next((entry.title for entry in entries if entry.id == id), "")
 
     def write(self, id: str, form: str, path: Path) -> bool:
-        """Exports one conversation, or all for the id ""; whether that was possible."""
+        """Export one conversation, or all if `id` is ""; return whether it was written."""
         if self._store is None:
             return False
         ids = [id] if id else [entry.id for entry in self._store.entries()]
@@ -165,7 +168,7 @@ class Library(QObject):
         return True
 
     def read(self, path: Path) -> None:
-        """Imports every conversation of a file."""
+        """Import all conversations of a file."""
         if self._store is None:
             return
         try:
@@ -179,10 +182,10 @@ class Library(QObject):
         self.refresh()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write what is left and close the store."""
         if self._store is not None:
             self._store.purge()
-            if not self._store.late:  # the engine may have written of one that was deleted meanwhile
+            if not self._store.late:  # the engine may have stored a KV cache of a conversation deleted meanwhile
                 readings.keep_only(entry.id for entry in self._store.entries())
             self._store.close()
             self._store = None
@@ -232,4 +235,4 @@ class Library(QObject):
         else:
             self._early.append(notice)
         if report.kind == "saved" and self._listed:
-            self.refresh()  # what the file held, where it could not be opened before
+            self.refresh()  # the conversations of a file that could not be opened before

@@ -1,6 +1,6 @@
-"""Which model is loaded and how much it may use: loading, resting, waking and planning anew. Keeps the `State`.
+"""The loaded model and its limits: loading, unloading when idle, waking and re-planning. Keeps the `State`.
 
-Knows no conversation: `session` asks and answers with the model.
+Knows no conversation; `session` asks and answers with the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class ModelSession(QObject):
-    """Signals: `changed(State)`; `notice(Notice)`; `ready(Loaded)` after a load, `ended` before one is given up."""
+    """Loads the model and tracks its state.
+
+    Signals: `changed(State)`; `notice(Notice)`; `ready(Loaded)` after a load; `ended` when a load fails or is
+    cancelled.
+    """
 
     changed = Signal(object)
     notice = Signal(object)
@@ -38,45 +42,45 @@ class ModelSession(QObject):
         worker.failed.connect(self._on_failed)
 
     def change(self, **fields: Any) -> None:
-        """Changes these fields of the state, and says so."""
+        """Replace these fields of the state and emit `changed`."""
         self._set(replace(self.state, **fields))
 
     def load(self, source: str, options: LoadOptions) -> None:
-        """Makes another model ready."""
+        """Load another model."""
         self._load_ticket = self._worker.load(source, options)
         begun = State("loading", source, loading=Loading("start", 0), options=options)
         self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
 
     def cancel_load(self) -> None:
-        """Ends the running load."""
+        """Cancel the running load."""
         if self.state.phase == "loading":
             self._worker.stop_all()
 
     def replan(self, options: LoadOptions) -> None:
-        """Keeps the loaded model to other limits of memory: its weights move, after the reply that runs."""
+        """Apply other memory limits to the loaded model; its weights move after the running reply."""
         if self.state.model is not None:
             self._plan_ticket = self._worker.replan(options.vram, options.ram)
         self.change(options=options)
 
     def after_sleep(self) -> None:
-        """The computer was asleep: what it did to the graphics card is found out, and planned for."""
+        """Plan again after a sleep, which may have changed the graphics card's state."""
         model = self.state.model
         if model is not None and model.hardware is not None and model.hardware.gpus:
             self.replan(self.state.options)
 
     def rest(self) -> None:
-        """Gives the model's memory back until the next question."""
+        """Unload the model until the next question."""
         if self.state.phase == "ready":
             self._worker.unload()
             self.change(phase="resting", model=None, stats=None)
 
     def wake(self) -> None:
-        """Loads the model that rests."""
+        """Load a resting model again."""
         if self.state.phase == "resting":
             self.load(self.state.source, self.state.options)
 
     def on_replanned(self, event: Replanned) -> None:
-        """Another plan is in force, which is worth a notice where linears moved."""
+        """Store the new plan; post a notice if linears moved."""
         model = self.state.model
         if event.plan is not None and model is not None:
             self.change(model=replace(model, plan=event.plan))
@@ -135,5 +139,5 @@ class ModelSession(QObject):
 
 
 def failure_notice(error: HeteGenError) -> notices.Notice:
-    """The notice for a command that the worker could not carry out: a failure with a next step, or a defect."""
+    """Return the notice for a command that the worker could not carry out: a failure with a next step, or a bug."""
     return notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_error(error)

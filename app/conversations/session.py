@@ -1,6 +1,6 @@
-"""Questions and replies: wishes become the worker's commands, its events become changes of the chat and the `State`.
+"""Questions and replies: users' actions become worker commands; engine events change the chat and the `State`.
 
-Stands between the views and the worker; knows no widgets. Which model answers is `model_session`'s.
+Stands between the views and the worker, and knows no widgets. `model_session` decides which model answers.
 """
 
 from __future__ import annotations
@@ -43,17 +43,22 @@ from core.sentence import pack
 log = logging.getLogger(__name__)
 
 FindParts = Callable[[Turn, Collection[str]], Mapping[str, object] | None]
-"""(question, digests of attached documents that do not fit) -> the parts of long documents that go with it, None while
-they cannot be found yet."""
+"""Maps a question and the digests of its documents that do not fit to the passages that go with it.
+
+None while the passages cannot be found yet.
+"""
 
 
 def no_parts(question: Turn, new: Collection[str]) -> Mapping[str, object]:
-    """The FindParts of those who read everything whole."""
+    """The FindParts of callers without long documents."""
     return {}
 
 
 class Session(QObject):
-    """Signals: `changed(State)`; `notice(Notice)`; `finished(Turn)` once per finished reply."""
+    """Sends questions to the engine and writes the replies into the chat model.
+
+    Signals: `changed(State)`; `notice(Notice)`; `finished(Turn)` once per finished reply.
+    """
 
     changed = Signal(object)
     notice = Signal(object)
@@ -68,7 +73,7 @@ class Session(QObject):
         find_parts: FindParts = no_parts,
         keeps: Callable[[], bool] = bool,
     ) -> None:
-        """`keeps`: whether what the model reads of a conversation is kept on disk."""
+        """`keeps`: whether KV caches of conversations are kept on disk."""
         super().__init__()
         self._find_parts, self._keeps = find_parts, keeps
         self.model = ModelSession(worker)
@@ -80,9 +85,9 @@ class Session(QObject):
         self._sampling = sampling
         self._chat_ticket = 0
         self._asked: Turn | None = None
-        """The question that waits for the model, or the reply that is to be carried on."""
+        """The question that waits for the model, or the reply to be continued."""
         self._asked_with = Sampling()
-        """The sampling of the last request: the settings may change while its reply is written."""
+        """The sampling of the last request; the settings may change while its reply is written."""
         self.model.changed.connect(self.changed)
         self.model.notice.connect(self.notice)
         self.model.ready.connect(self._on_ready)
@@ -93,29 +98,29 @@ class Session(QObject):
 
     @property
     def state(self) -> State:
-        """What the views need to know at any time."""
+        """The state for the views."""
         return self.model.state
 
     def load(self, source: str, options: LoadOptions) -> None:
-        """Makes another model ready; a running reply is stopped and kept, a question that waits is answered by it."""
+        """Load another model. A running reply is stopped and kept; a waiting question is answered by the new model."""
         if self._asked is None:
             self._leave_reply()
         self.model.load(source, options)
 
     def reload(self) -> None:
-        """Loads the last model again."""
+        """Load the last model again."""
         if self.state.source:
             self.load(self.state.source, self.state.options)
 
     def retry(self) -> None:
-        """Does again what failed last: the load if no model is there, else the last reply."""
+        """Repeat what failed last: the load if there is no model, else the last reply."""
         if self.state.model is None:
             self.reload()
         elif self._chat.rowCount():
             self.regenerate(self._chat.turn(self._chat.rowCount() - 1).id)
 
     def stop(self) -> None:
-        """Ends the running reply, or gives up the one that waits for a model."""
+        """Stop the running reply, or give up the question that waits for a model."""
         if self.tools.runs:
             self.tools.stop()
             self.model.change(phase="ready")
@@ -129,15 +134,17 @@ class Session(QObject):
             self.model.change(asked=False)
 
     def end(self) -> None:
-        """The program ends: what was said so far is kept."""
+        """Stop everything at the end of the program; what was said so far is kept."""
         self._worker.stop_all()
         self.tools.stop()
         self._asked = None
         self._finish("stopped", {})
 
     def submit(self, text: str, attached: tuple[Document, ...] = (), in_parts: Collection[str] = ()) -> bool:
-        """Asks a new question at the end of the conversation; `in_parts`: the digests of attached documents that do
-        not fit. False if nothing was asked."""
+        """Ask a new question at the end of the conversation. False if it was not asked.
+
+        `in_parts`: the digests of attached documents that do not fit.
+        """
         text = without_halves(text)
         if not (text.strip() or any(each.picture for each in attached)) or self.state.busy:
             return False
@@ -149,7 +156,7 @@ class Session(QObject):
         return self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts)
 
     def regenerate(self, id: str) -> None:
-        """Writes another version of a reply (of the reply to this turn, if it is the user's)."""
+        """Write another version of a reply; for a user's turn, of the reply to it."""
         turn = self._chat.conversation.turn(id)
         question = turn if turn.role == "user" else self._parent(turn)
         self.model.wake()
@@ -157,7 +164,7 @@ class Session(QObject):
             self._answer(question)
 
     def edit(self, id: str, text: str) -> bool:
-        """Puts a changed version beside a turn; the user's own is then answered. False if it was not taken."""
+        """Add a changed version beside a turn; a user's turn is then answered. False if it was not accepted."""
         old, text = self._chat.conversation.turn(id), without_halves(text.strip())
         if not text or text == old.content.strip():
             return False
@@ -175,7 +182,7 @@ class Session(QObject):
         return self._put(Turn("user", text, parent=old.parent, attached=old.attached), in_parts)
 
     def go_on(self, id: str) -> None:
-        """Carries on with a reply that ended early."""
+        """Continue a reply that ended early."""
         turn = self._chat.conversation.turn(id)
         if turn.role != "assistant":
             return
@@ -185,7 +192,7 @@ class Session(QObject):
             self._ask(turn)
 
     def show(self, conversation: Conversation) -> None:
-        """Shows another conversation; a running reply is stopped and kept."""
+        """Show another conversation. A running reply is stopped and kept."""
         self.stop()
         self._leave_reply()
         self._chat.show(conversation)
@@ -195,11 +202,11 @@ class Session(QObject):
 
     @property
     def conversation(self) -> str:
-        """The id of the conversation that is shown."""
+        """The id of the open conversation."""
         return self._chat.conversation.id
 
     def so_far(self) -> tuple[Message, ...]:
-        """What the model was given and has said in the conversation that is shown."""
+        """Return the open conversation as the model was given it."""
         path = self._chat.conversation.path()
         return self._chat.conversation.messages(path[-1].id) if path else ()
 
@@ -209,7 +216,7 @@ class Session(QObject):
         return self.state.phase in ("ready", "loading") and not self.state.asked
 
     def _put(self, question: Turn, in_parts: Collection[str]) -> bool:
-        """Asks a question with the parts of long documents that go with it; False while they cannot be found yet."""
+        """Ask a question together with its passages; False while they cannot be found yet."""
         parts = self._find_parts(question, in_parts)
         if parts is None:
             self.notice.emit(notices.still_reading())
@@ -229,7 +236,7 @@ class Session(QObject):
         self._ask(question)
 
     def _ask(self, last: Turn) -> None:
-        """Has a question answered, or a reply carried on, at once or when the model is there."""
+        """Have a question answered, or a reply continued, now or when the model is loaded."""
         if self.state.phase == "loading":
             self._asked = last
             self.model.change(asked=True)
@@ -294,7 +301,7 @@ class Session(QObject):
                 pass
 
     def _on_finished(self, reason: FinishReason, stats: Stats) -> None:
-        """The reply is over, or its tools are used before it goes on. A call that was cut short is not made."""
+        """End the reply, or run its tools before it goes on. Calls of a reply that was cut short are not made."""
         reply, calls = self._chat.running, self._calls.calls() if reason == "stop" else ()
         self._finish(CALLED if calls else reason, self._receipt(stats))
         self.model.change(phase="calling" if calls and reply else "ready", prefill=None, stats=stats)
@@ -314,13 +321,13 @@ class Session(QObject):
 
     @Slot(int)
     def _on_done(self, ticket: int) -> None:
-        # A reply whose engine said neither Finished nor Failed must not leave the window waiting.
+        # The engine said neither Finished nor Failed: do not leave the window waiting.
         if ticket == self._chat_ticket and self.state.busy and not self.tools.runs:
             self._finish("stopped", {})
             self.model.change(phase="ready", prefill=None)
 
     def _leave_reply(self) -> None:
-        """What is still to come of the running reply goes nowhere."""
+        """Keep the running reply as it is and ignore the rest of it."""
         self.tools.stop()
         self._finish("stopped", {})
         self._chat_ticket = 0

@@ -1,7 +1,7 @@
-"""The conversations on this computer's disk: trees of turns, written while they are being said.
+"""The conversations on disk: trees of turns, written while they are being said.
 
-What is shown is `conversation`; this keeps it, finds it again and lists it. Every method may be called from any thread;
-the ones that change something return at once and are on the disk at most 250 ms later (see `store_file`).
+Every method may be called from any thread. Changes return at once and are on disk at most 250 ms later (see
+`store_file`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from core.files import without_halves
 TITLE_CHARACTERS = 48
 STREAMING, CALL = "streaming", "call"
 MARK_START, MARK_END = "\ue000", "\ue001"
-"""Stand around the found words in a Hit's snippet (private-use characters, by which no text means anything)."""
+"""Marks around the found words in a Hit's snippet: private-use characters, which no text uses with a meaning."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the list. Times are seconds since 1970; `options` are its own settings (JSON values)."""
+    """One line of the list. Times are seconds since 1970; `options`: the conversation's own settings as JSON values."""
 
     id: str
     title: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hit:
-    """A place where a search found something; `turn` is None when it was the title."""
+    """One search result. `turn` is None if the title matched."""
 
     entry: Entry
     turn: str | None
@@ -50,15 +50,18 @@ class Hit:
 
 
 def ignore(report: Report) -> None:
-    """The listener of those who do not listen."""
+    """Listener that does nothing."""
 
 
 class Store:
-    """The one reader and writer of a conversation database. `tell` may be called from the store's own thread."""
+    """The only reader and writer of a conversation database. `tell` may be called from the store's own thread."""
 
     def __init__(self, path: Path, tell: Callable[[Report], None] = ignore, *, waits: bool = False) -> None:
-        """Open or make the file; a damaged one is set aside and recovered. `waits`: begin in memory where it cannot be
-        opened, and write to it once it can; otherwise raises StoreFull or StoreUnusable."""
+        """Open or create the file; a damaged one is set aside and recovered.
+
+        `waits`: if the file cannot be opened, begin in memory and write to the file once it can be; otherwise raise
+        StoreFull or StoreUnusable.
+        """
         self._file = StoreFile(path, tell, waits=waits)
         if self._file.read("SELECT 1 FROM messages WHERE ending = ? LIMIT 1", STREAMING):
             self._change("UPDATE messages SET ending = 'stopped' WHERE ending = ?", STREAMING)
@@ -67,12 +70,12 @@ class Store:
     # Conversations
 
     def entries(self) -> list[Entry]:
-        """All conversations that are not deleted: pinned ones first, then the latest."""
+        """List all conversations that are not deleted, pinned ones first, then the latest."""
         rows = self._file.read(f"SELECT {_ENTRY} FROM conversations c WHERE {_ALIVE} ORDER BY pinned DESC, {_LATEST}")
         return [_entry(row) for row in rows]
 
     def entry(self, conversation: str) -> Entry:
-        """One of them, also a deleted one. Raises BadRequest when there is none."""
+        """Return one conversation's entry, even if deleted. Raises BadRequest if there is none."""
         rows = self._file.read(f"SELECT {_ENTRY} FROM conversations c WHERE id = ?", conversation)
         if not rows:
             raise BadRequest("There is no such conversation.")
@@ -81,9 +84,9 @@ class Store:
     def put(
         self, conversation: Conversation, options: Mapping[str, Any] | None = None, created: float | None = None
     ) -> None:
-        """Store a conversation, new or known: title, system prompt, options (None: as before). Turns come by `add`.
+        """Insert or update a conversation's title, system prompt and options; `add` stores its turns.
 
-        `created`: when a new one began, if that was not now.
+        `options` None keeps the stored ones. `created`: when a new conversation began, if not now.
         """
         now = time.time() if created is None else created
         text = json.dumps(dict(options)) if options is not None else None
@@ -96,7 +99,7 @@ class Store:
         )
 
     def load(self, conversation: str) -> Conversation:
-        """The whole tree, showing the branch that was shown last. Raises BadRequest when there is none."""
+        """Load the whole tree with the branch shown last. Raises BadRequest if there is none."""
         found = self._file.read("SELECT title, system, chosen FROM conversations WHERE id = ?", conversation)
         if not found:
             raise BadRequest("There is no such conversation.")
@@ -116,33 +119,36 @@ class Store:
         return loaded
 
     def rename(self, conversation: str, title: str) -> None:
-        """Give a conversation another title."""
+        """Change a conversation's title."""
         self._change("UPDATE conversations SET title = ? WHERE id = ?", title, conversation)
 
     def pin(self, conversation: str, pinned: bool) -> None:
-        """Put a conversation at the head of the list, or back among the others."""
+        """Pin a conversation to the top of the list, or unpin it."""
         self._change("UPDATE conversations SET pinned = ? WHERE id = ?", int(pinned), conversation)
 
     def delete(self, conversation: str) -> None:
-        """Take it out of the list; `undelete` brings it back until it is purged."""
+        """Mark a conversation as deleted; `undelete` restores it until it is purged."""
         self._change("UPDATE conversations SET deleted_at = ? WHERE id = ?", time.time(), conversation)
 
     def undelete(self, conversation: str) -> None:
-        """Put a deleted conversation back into the list."""
+        """Restore a deleted conversation."""
         self._change("UPDATE conversations SET deleted_at = NULL WHERE id = ?", conversation)
 
     def purge(self, older_than_s: float = 0.0) -> None:
-        """Remove for good, and overwrite on the disk, whatever was deleted at least this long ago; for 0 all of it,
-        also where the clock was set back since."""
+        """Remove for good, and overwrite on disk, what was deleted at least `older_than_s` ago.
+
+        0 removes all of it, even if the clock was set back since.
+        """
         limit = time.time() - older_than_s if older_than_s else math.inf
         self._file.change(lambda db: _purge(db, limit))
 
     # Turns
 
     def add(self, conversation: str, turn: Turn, created: float | None = None) -> None:
-        """Store a new turn under its parent and let the shown branch run through it.
+        """Insert a turn under its parent and let the shown branch run through it.
 
-        A conversation that is not stored yet is, and one without a title takes it from its first question.
+        Inserts the conversation if it is not stored yet. A conversation without a title takes it from its first
+        question.
         """
         now = time.time() if created is None else created
         row = (turn.id, conversation, turn.parent, turn.role, _ending(turn), now, *_growing(turn))
@@ -160,12 +166,12 @@ class Store:
         self._file.change(change)
 
     def keep(self, turn: Turn) -> None:
-        """Store a turn's text and figures as they are now. Cheap enough to be called for every piece of a reply."""
+        """Store a turn's current text and figures. Cheap enough to be called for every piece of a reply."""
         row = (_ending(turn), *_growing(turn), turn.id)
         self._file.change_latest(turn.id, lambda db: _update(db, row))
 
     def choose(self, turn: str) -> None:
-        """Let the shown branch run through this turn (also one that a search found in a hidden version)."""
+        """Let the shown branch run through this turn, which may be in a hidden version."""
 
         def change(db: sqlite3.Connection) -> None:
             place: str | None = turn
@@ -178,13 +184,13 @@ class Store:
         self._file.change(change)
 
     def created(self, conversation: str) -> dict[str, float]:
-        """When each turn was stored: seconds since 1970 by the turn's id."""
+        """Return when each turn was stored: seconds since 1970 by turn id."""
         return dict(self._file.read("SELECT id, created FROM messages WHERE conversation = ?", conversation))
 
     # Search
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
-        """One hit per conversation whose title or turns hold every word of `text` (as beginnings of words)."""
+        """Return one hit per conversation whose title or turns contain every word of `text` as a prefix."""
         best: dict[str, Hit] = {}
         for row in self._found(without_halves(text).replace("\0", " ").strip(), limit):
             best.setdefault(row[0], Hit(_entry(row[:6]), row[6], " ".join(row[7].split())))
@@ -194,7 +200,7 @@ class Store:
         if not text:
             return []
         words = re.findall(r"\w+", text)
-        # Chinese, Japanese, Thai and others write without spaces: a word index finds nothing inside a sentence there.
+        # Chinese, Japanese, Thai and others write without spaces: a word index finds nothing inside their sentences.
         if not words or any(ord(character) >= 0x0E00 for character in text):
             pattern = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
             titles = self._file.read(_LIKE_TITLES, pattern, limit)
@@ -206,24 +212,24 @@ class Store:
 
     @property
     def unsaved(self) -> bool:
-        """True while the disk is full and changes wait in memory."""
+        """Whether the disk is full and changes wait in memory."""
         return self._file.unsaved
 
     @property
     def late(self) -> bool:
-        """True while the file could not be opened: what it holds is not among the entries."""
+        """Whether the file could not be opened yet; `entries` then lacks its conversations."""
         return self._file.late
 
     def retry(self) -> None:
-        """Try at once whether there is room by now for what waits in memory."""
+        """Try now to write what waits in memory."""
         self._file.retry()
 
     def flush(self) -> None:
-        """Wait until everything so far is written (or kept in memory, if the disk is full)."""
+        """Wait until all changes are written, or kept in memory if the disk is full."""
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is left and let go of the file; afterwards the object is of no use."""
+        """Write what is left and close the file; the object cannot be used afterwards."""
         self._file.close()
 
     def _change(self, sql: str, *values: object) -> None:
@@ -237,7 +243,7 @@ def title_of(question: Turn) -> str:
 
 
 def title_from(question: str) -> str:
-    """A short title out of a first question: its first line with words, without Markdown signs."""
+    """Derive a title from a first question: its first line with words, without Markdown signs."""
     plain = re.sub(r"[`*#>~]+", "", question)
     line = next((" ".join(line.split()) for line in plain.splitlines() if re.search(r"\w", line)), "")
     if len(line) <= TITLE_CHARACTERS:
@@ -288,7 +294,7 @@ def _execute(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> No
 def _purge(db: sqlite3.Connection, limit: float) -> None:
     if not db.execute("DELETE FROM conversations WHERE deleted_at <= ?", (limit,)).rowcount:
         return
-    # A word index only marks deleted words until its parts are merged.
+    # A full-text index only marks deleted words until its segments are merged.
     for index in ("message_words", "title_words"):
         db.execute(f"INSERT INTO {index}({index}) VALUES('optimize')")
 
@@ -318,7 +324,7 @@ def _growing(turn: Turn) -> tuple[object, ...]:
     return (
         turn.reasoning_s,
         turn.left_out,
-        # A call takes no column of its own: few messages are one, and files of older versions have none.
+        # A tool call has no column of its own: few messages are calls, and older files lack the column.
         json.dumps(turn.receipt if turn.call is None else {CALL: call_table(turn.call)}),
         without_halves(turn.reasoning),
         without_halves(turn.content),
@@ -331,7 +337,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 
 def _with_parents(turns: list[Turn]) -> Iterator[Turn]:
-    """The turns, parents before children; one whose parent could not be saved follows the one before it."""
+    """Yield the turns, parents before children. A turn whose parent was lost follows the turn before it."""
     known: set[str] = set()
     last: str | None = None
     for turn in turns:

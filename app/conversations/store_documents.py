@@ -1,4 +1,4 @@
-"""Attached documents in the database: each text once, whichever turns and conversations it is attached to."""
+"""Attached documents in the database. Each text is stored once, whichever turns and conversations use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTACHED_TO = (
 
 
 def attach(database: sqlite3.Connection, message: str, documents: Sequence[Document]) -> None:
-    """Keep the documents with a message, which is stored already."""
+    """Store the documents of a message, which must be stored already."""
     for place, document in enumerate(documents):
         pages, note = json.dumps(list(document.pages)), json.dumps(pack(document.note))
         digest = sha256(f"{pages}\n{note}".encode()).hexdigest()
@@ -32,7 +32,7 @@ def attach(database: sqlite3.Connection, message: str, documents: Sequence[Docum
 
 
 def by_message(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Document, ...]]:
-    """The documents of each message, from the rows of `ATTACHED_TO`."""
+    """Group the rows of `ATTACHED_TO` by message."""
     found: dict[str, tuple[Document, ...]] = {}
     for message, name, pages, note in rows:
         document = Document(name, tuple(json.loads(pages)), unpack(json.loads(note)))

@@ -1,9 +1,9 @@
-"""The file under the conversations: one connection, changes in order, and what to do when the disk says no.
+"""The database file: one connection, changes in order, and recovery from disk errors.
 
-Changes are queued and written together by this object's own thread, at most FLUSH_S late, so that whoever makes them
-never waits for the disk. When the disk refuses them, being full or out of order, they go on in memory and are replayed
-as soon as it takes them; when the file turns out to be damaged, what can be read is moved to a new one; a change that
-is wrong in itself is left out. Listeners hear of all that as a `Report`.
+Changes are queued, and this object's own thread writes them together at most FLUSH_S later, so that callers never wait
+for the disk. While the disk refuses them, because it is full or fails, changes go on in memory and are replayed once it
+accepts them. If the file is damaged, its readable rows move to a new file. A change that is wrong in itself is left
+out. Listeners receive a `Report` of each of these.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FLUSH_S = 0.15
 RETRY_S = 2.0
 
 Change = Callable[[sqlite3.Connection], None]
-"""Carried out inside a transaction, perhaps again later on another connection: it must not look at anything else."""
+"""Runs inside a transaction, and may run again on another connection: it must depend on nothing else."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Something about the file that a user should hear of, in the three sentences of an error."""
+    """News of the file for the user, in the three sentences of an error."""
 
     kind: Literal["full", "held", "left_out", "saved", "recovered", "interrupted", "not_kept"]
     what: str
@@ -72,7 +72,7 @@ SAVED = Report("saved", "The conversation is saved again.")
 
 @dataclass
 class _Changes:
-    """Changes in order, and after them those of which only the latest for its key counts."""
+    """Queued changes: ordered ones, then those of which only the latest of its key counts."""
 
     ordered: list[Change] = field(default_factory=list)
     latest: dict[str, Change] = field(default_factory=dict)
@@ -94,22 +94,25 @@ class _Changes:
 
 
 class StoreFile:
-    """Any thread may call any method. `tell` is called from the thread that found the news, often the own one."""
+    """Thread-safe access to the database file. `tell` is called from the thread that found the news, often its own."""
 
     def __init__(self, path: Path, tell: Callable[[Report], None], *, waits: bool = False) -> None:
-        """Open or make the file; a damaged one is set aside and recovered. `waits`: begin in memory where it cannot be
-        opened, and write to it once it can; otherwise raises StoreFull or StoreUnusable."""
+        """Open or create the file; a damaged one is set aside and recovered.
+
+        `waits`: if the file cannot be opened, begin in memory and write to the file once it can be; otherwise raise
+        StoreFull or StoreUnusable.
+        """
         self._path = path
         self._tell = tell
         self._files = threading.RLock()  # held while the connections are used
         self._queue = threading.Condition()  # held only to add or take changes
         self._queued = _Changes()
-        self._waiting = _Changes()  # for the disk to take them
+        self._waiting = _Changes()  # kept in the memory database until the disk accepts them
         self._memory: sqlite3.Connection | None = None
-        self._held = False  # changes cannot even be kept in memory's database, and stay in the queue
+        self._held = False  # not even the memory database takes changes; they stay queued
         self._closed = False
         self.late = False
-        """The file could not be opened so far, and nobody knows what it holds."""
+        """Whether the file could not be opened yet; its contents are unknown."""
         try:
             self._disk = self._opened(BUSY_S)
         except HeteGenError as error:
@@ -121,7 +124,7 @@ class StoreFile:
 
     @property
     def unsaved(self) -> bool:
-        """True while the disk takes nothing and changes wait in memory."""
+        """Whether the disk accepts nothing and changes wait in memory."""
         return self._held or bool(self._waiting)
 
     def change(self, change: Change) -> None:
@@ -131,13 +134,13 @@ class StoreFile:
             self._queue.notify()
 
     def change_latest(self, key: str, change: Change) -> None:
-        """Queue a change that makes a still queued one of the same key needless."""
+        """Queue a change that replaces a queued one of the same key."""
         with self._queue:
             self._queued.latest[key] = change
             self._queue.notify()
 
     def read(self, sql: str, *values: object) -> list[Any]:
-        """Rows, with every queued change in them."""
+        """Run a query after writing every queued change."""
         with self._files:
             self.flush()
             try:
@@ -149,9 +152,9 @@ class StoreFile:
                 return self._current.execute(sql, values).fetchall()
 
     def flush(self) -> None:
-        """Write all that is queued; on return it is on the disk, or in memory if that takes nothing.
+        """Write all queued changes to disk, or to memory if the disk refuses them.
 
-        Raises what cannot be mended; then all of it is queued as before.
+        An error that cannot be repaired is raised; the changes then stay queued.
         """
         with self._files:
             with self._queue:
@@ -165,18 +168,18 @@ class StoreFile:
                 raise
 
     def retry(self) -> None:
-        """Write what is queued and what waits, as far as the disk takes it by now."""
+        """Write queued and waiting changes as far as the disk accepts them."""
         with self._files:
             try:
                 self.flush()
                 self._replay()
-            except Exception:  # noqa: BLE001  Nothing is lost, it stays queued; the thread must live to try again.
+            except Exception:  # noqa: BLE001  Nothing is lost, changes stay queued; the thread must live to try again.
                 self._hold()
             else:
                 self._let_go()
 
     def close(self) -> None:
-        """Write what is left and let go of the file; afterwards the object is of no use."""
+        """Write what is left and close the file; the object cannot be used afterwards."""
         if self._closed:
             return
         with self._files:
@@ -201,7 +204,7 @@ class StoreFile:
             self._queued = changes
 
     def _hold(self) -> None:
-        """Nothing can be written at all, for a reason that nobody thought of."""
+        """Report that nothing can be written, for an unforeseen reason."""
         if not self._held:
             log.exception("The conversations cannot be written; it is tried again.")
             self._held = True
@@ -225,13 +228,13 @@ class StoreFile:
             self._waiting.take(done)
 
     def _carry_out(self, database: sqlite3.Connection, changes: _Changes) -> _Changes:
-        """Carry out all changes but those that no file would take, in one step; what was carried out.
+        """Apply all changes in one transaction, except those that are wrong in themselves; return the applied ones.
 
-        Raises what is wrong with the file; then nothing was.
+        Errors of the file itself are raised, and then no change was applied.
         """
         try:
             _apply(database, changes)
-        except Exception as error:  # A change may be wrong in any way; the others must not suffer.
+        except Exception as error:  # A change may fail in any way; the others must not suffer.
             if _is_of_the_file(error):
                 raise
         else:
@@ -267,7 +270,7 @@ class StoreFile:
         self._tell(why)
 
     def _replay(self) -> None:
-        """Bring what waits in memory to the disk, if it takes it by now."""
+        """Write the changes that wait in memory to the disk, if it accepts them by now."""
         if self._memory is None or (self.late and not self._opened_late()):
             return
         try:
@@ -288,7 +291,7 @@ class StoreFile:
             self.retry()
 
     def _wait(self) -> bool:
-        """Sleep until there is something to write, and then a little for more of it; False when closed."""
+        """Sleep until there is something to write, then a little longer to collect more; False when closed."""
         with self._queue:
             if self._held:
                 self._queue.wait_for(lambda: self._closed, RETRY_S)
@@ -299,14 +302,14 @@ class StoreFile:
             return not self._closed
 
     def _begin_in_memory(self, error: HeteGenError) -> sqlite3.Connection:
-        """The database to use until the file can be opened."""
+        """Return the database to use until the file can be opened."""
         self.late = True
         self._memory = self._memory or open_memory()
         self._tell(Report("not_kept", error.what, error.why, error.next_step))
         return self._memory
 
     def _opened_late(self) -> bool:
-        """Whether the file can be opened by now; nobody waits for it."""
+        """Whether the file can be opened by now, without waiting for other users of it."""
         try:
             self._disk = self._opened(0.0)
         except HeteGenError:
@@ -322,7 +325,7 @@ class StoreFile:
             return self._recovered(error.why)
 
     def _renew(self) -> None:
-        """Damage showed itself in use: recover, and go on with the new file."""
+        """Recover from damage found in use, and continue with the new file."""
         self._disk.close()
         try:
             self._disk = self._recovered(sentence("It was found while in use."))
@@ -350,14 +353,14 @@ def _apply(database: sqlite3.Connection, changes: _Changes) -> None:
 
 
 def _apply_what_is_sound(database: sqlite3.Connection, changes: _Changes) -> set[Change]:
-    """Each change by itself, and yet all in one step; those that are wrong in themselves and were left out."""
+    """Apply each change alone, all in one transaction; return those that are wrong in themselves and left out."""
     wrong: set[Change] = set()
     with transaction(database):
         for change in changes:
             database.execute("SAVEPOINT one")
             try:
                 change(database)
-            except Exception as error:  # Whatever it is, only this change has it.
+            except Exception as error:  # Whatever the error, only this change is affected.
                 if _is_of_the_file(error):
                     raise
                 log.exception("A change could not be saved and was left out.")
@@ -368,7 +371,7 @@ def _apply_what_is_sound(database: sqlite3.Connection, changes: _Changes) -> set
 
 
 def _is_of_the_file(error: Exception) -> bool:
-    """Would any other change have failed as well?"""
+    """Whether the file, rather than this change, caused the error."""
     if isinstance(error, sqlite3.Error):
         return is_full(error) or is_damage(error) or may_pass(error)
     return isinstance(error, MemoryError)

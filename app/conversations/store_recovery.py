@@ -1,7 +1,7 @@
-"""Gets the readable rows out of a damaged conversation database, page by page, without trusting its structure.
+"""Recovers the readable rows of a damaged conversation database, page by page, without trusting its structure.
 
-SQLite's own reader gives up where a tree is broken; the leaf pages of a table, however, can each be read alone
-(sqlite.org/fileformat2.html, sections 1.6, 2.1 and 2.3). Rows are told apart by their number of columns.
+SQLite itself gives up where a tree is broken, but each leaf page of a table can be read alone
+(sqlite.org/fileformat2.html, sections 1.6, 2.1 and 2.3). Rows are recognised by their number of columns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Row = tuple[Value, ...]
 
 @dataclass(frozen=True)
 class Salvage:
-    """The rows that could be read, in the order of the tables' columns."""
+    """The rows that could be read, with the columns in table order."""
 
     conversations: tuple[Row, ...]
     messages: tuple[Row, ...]
@@ -44,11 +44,14 @@ class Salvage:
 
 
 def recover(path: Path) -> tuple[Path, int]:
-    """Put what can be read of a damaged file into a new one of its name; where the damaged one is now, and how many
-    messages were read. Raises StoreFull, StoreUnusable: then it is where it was."""
+    """Move the readable rows of a damaged file to a new file of the same name.
+
+    Returns the damaged file's new path and the number of messages recovered. Raises StoreFull, StoreUnusable; the
+    damaged file then stays in place.
+    """
     rows = salvage(path)
     fresh, aside = _recovered_name(path), _free_name(path)
-    _write(fresh, rows)  # whole, before the damaged one gives up its name
+    _write(fresh, rows)  # complete before the damaged file is renamed
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.replace(aside)
@@ -57,7 +60,7 @@ def recover(path: Path) -> tuple[Path, int]:
 
 
 def finish_recovery(path: Path) -> None:
-    """Go on with a recovery that was cut off between giving the names."""
+    """Finish a recovery that was interrupted between the two renames."""
     fresh = _recovered_name(path)
     if fresh.exists() and not path.exists():
         fresh.replace(path)
@@ -74,7 +77,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _write(path: Path, rows: Salvage) -> None:
-    """Make a new database of these rows, and close it. Raises StoreFull, StoreUnusable."""
+    """Create a database with these rows and close it. Raises StoreFull, StoreUnusable."""
     path.unlink(missing_ok=True)
     with closing(open_database(path)) as database:
         try:
@@ -85,7 +88,7 @@ def _write(path: Path, rows: Salvage) -> None:
 
 
 def salvage(path: Path) -> Salvage:
-    """Read what can be read of the file and its write-ahead log. Raises OSError when the file cannot be read at all."""
+    """Read the rows of a file and its write-ahead log. Raises OSError if the file cannot be read at all."""
     _merge_log(path)
     pages = _Pages(path.read_bytes())
     kinds = (_is_conversation, _is_message, _is_document, _is_attachment)
@@ -102,7 +105,7 @@ def _in_order(rows: dict[int, Row]) -> tuple[Row, ...]:
 
 
 def _merge_log(path: Path) -> None:
-    # A log that SQLite itself cannot apply any more is lost; the pages of the main file are not.
+    # If SQLite cannot apply the log any more, its changes are lost; the pages of the main file are not.
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -128,7 +131,7 @@ def _is_message(row: Row) -> bool:
 
 
 def _is_document(row: Row) -> bool:
-    """Its pages must be whole: a text that was cut would count as another one."""
+    """Accept only documents with all pages: a truncated text would count as another document."""
     return len(row) == DOCUMENT_COLUMNS and _is_digest(row[1]) and _is_list_of_texts(row[2]) and _is_json(row[3])
 
 
@@ -165,7 +168,7 @@ def _is_time(value: Value) -> bool:
 
 
 def restore(database: sqlite3.Connection, rows: Salvage) -> None:
-    """Put salvaged rows into an empty database; a message whose parent was lost follows the one before it."""
+    """Insert salvaged rows into an empty database. A message whose parent was lost follows the one before it."""
     known: set[Value] = set()
     for row in rows.conversations:
         database.execute("INSERT OR IGNORE INTO conversations VALUES(?,?,?,?,?,?,?,?,?,?)", (*row[:7], *_options(row)))
@@ -188,7 +191,7 @@ def restore(database: sqlite3.Connection, rows: Salvage) -> None:
 
 
 def _restore_documents(database: sqlite3.Connection, rows: Salvage, messages: set[Value]) -> None:
-    """Put back the documents whose messages are there; those of lost messages are lost with them."""
+    """Insert the documents of recovered messages; documents of lost messages are dropped."""
     digests = {row[1] for row in rows.documents}
     attachments = [row for row in rows.attachments if row[1] in messages and row[4] in digests]
     used = {row[4] for row in attachments}
@@ -209,7 +212,7 @@ def _is_table(text: Value) -> bool:
 
 
 class _Pages:
-    """The file as a row of equal pages, numbered from 1."""
+    """The file as a sequence of equal pages, numbered from 1."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -230,7 +233,7 @@ class _Pages:
         for index in range(cells):
             place = start + LEAF_HEADER_BYTES + 2 * index
             offset = int.from_bytes(page[place : place + 2], "big")
-            # A cell of a torn page: anything may stand there.
+            # A cell of a torn page may contain anything.
             with suppress(IndexError, ValueError, KeyError):
                 yield self._row(page, offset)
 
@@ -243,7 +246,7 @@ class _Pages:
         return (rowid, *values[1:])
 
     def _payload(self, page: bytes, offset: int, length: int) -> bytes:
-        """The bytes of one row, followed through its overflow pages as far as the chain holds."""
+        """Return the bytes of one row, following its overflow pages as far as the chain is intact."""
         local = _local_bytes(length, self._size)
         parts = [page[offset : offset + local]]
         missing = length - local
@@ -266,7 +269,7 @@ def _page_size(data: bytes) -> int:
 
 
 def _local_bytes(length: int, page_size: int) -> int:
-    """How much of a table row of `length` bytes lies on its leaf page (no bytes are reserved at page ends)."""
+    """Return how many bytes of a `length`-byte row lie on its leaf page (no bytes are reserved at page ends)."""
     most = page_size - 35
     if length <= most:
         return length
@@ -309,7 +312,7 @@ def _value(payload: bytes, place: int, kind: int) -> tuple[Value, int]:
         size = INTEGER_BYTES[kind]
         return int.from_bytes(payload[place : place + size], "big", signed=True), place + size
     size = (kind - 12) // 2
-    # A chain of overflow pages that broke leaves a shorter text: better than none.
+    # A broken chain of overflow pages yields a shorter text, which is better than none.
     chunk = payload[place : place + size]
     return chunk.decode("utf-8", "replace") if kind % 2 else chunk, place + size
 

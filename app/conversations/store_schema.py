@@ -1,6 +1,6 @@
-"""The tables of the conversation database, their versions, and how a file is opened and brought up to date.
+"""Tables and migrations of the conversation database, and opening a file.
 
-Knows SQL and nothing of chats in use. `PRAGMA user_version` is the number of migrations that have run.
+Knows SQL and no conversations in use. `PRAGMA user_version` counts the migrations that have run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from core.errors import DiskFull, HeteGenError
 from core.sentence import sentence
 
-# chosen stands before the long columns: SQLite reads a row from its beginning, through its overflow pages.
+# `chosen` stands before the long columns: SQLite reads a row from its start, through its overflow pages.
 TABLES = """
 CREATE TABLE conversations(
     number INTEGER PRIMARY KEY,
@@ -46,7 +46,7 @@ CREATE INDEX messages_of ON messages(conversation);
 CREATE INDEX messages_running ON messages(ending) WHERE ending = 'streaming';
 """
 
-# A reply is indexed once, when it ends: indexing a growing text again and again would cost its square.
+# Index a reply once, when it ends: indexing a growing text again and again would take quadratic time.
 SEARCH = """
 UPDATE messages SET ending = 'stopped' WHERE ending = 'streaming';
 CREATE VIRTUAL TABLE message_words USING fts5(
@@ -82,7 +82,7 @@ CREATE TRIGGER title_removed AFTER DELETE ON conversations BEGIN
 END;
 """
 
-# Texts are told apart by what they say: a file attached twice is stored once, and goes with its last message.
+# Texts are identified by a digest: a file attached twice is stored once, and is deleted with its last message.
 DOCUMENTS = """
 CREATE TABLE documents(
     number INTEGER PRIMARY KEY,
@@ -129,31 +129,31 @@ class StoreFull(DiskFull):
 
 
 class StoreUnusable(HeteGenError):
-    """The conversations cannot be opened: in use elsewhere, forbidden, or made by a newer version."""
+    """The conversations cannot be opened: in use elsewhere, not permitted, or written by a newer version."""
 
 
 class StoreDamaged(HeteGenError):
-    """The file is not a sound database (any more)."""
+    """The file is not a valid database (any more)."""
 
 
 def is_full(error: sqlite3.Error) -> bool:
-    """Did the disk, a quota or a size limit refuse the bytes?"""
+    """Whether the disk, a quota or a size limit refused the bytes."""
     return getattr(error, "sqlite_errorcode", None) in FULL_CODES
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Does the error mean that the file's contents are wrong? (Extended codes keep the plain one in the low byte.)"""
+    """Whether the file's contents are damaged. Extended error codes keep the primary code in their low byte."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in DAMAGE_CODES
 
 
 def may_pass(error: sqlite3.Error) -> bool:
-    """Did the disk refuse for a reason that may be gone in a moment, whatever was written?"""
+    """Whether the disk refused for a reason that may soon be gone, whatever was written."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in PASSING_CODES
 
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All of the block or nothing of it."""
+    """Run the block in a transaction, rolled back on an exception."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield database
@@ -164,7 +164,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def open_memory() -> sqlite3.Connection:
-    """An empty database at the newest schema, of this process alone."""
+    """Open an empty in-memory database with the newest schema."""
     database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA foreign_keys = ON")
     _migrate(database, Path())
@@ -172,8 +172,10 @@ def open_memory() -> sqlite3.Connection:
 
 
 def open_database(path: Path, patience_s: float = BUSY_S) -> sqlite3.Connection:
-    """A checked connection at the newest schema; `patience_s`: how long to wait for one who uses it. Raises StoreFull,
-    StoreUnusable, StoreDamaged."""
+    """Open and check a database, and bring it to the newest schema.
+
+    `patience_s`: how long to wait for another user of the file. Raises StoreFull, StoreUnusable, StoreDamaged.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
@@ -197,10 +199,10 @@ def open_database(path: Path, patience_s: float = BUSY_S) -> sqlite3.Connection:
 
 
 def _configure(database: sqlite3.Connection) -> None:
-    # Exclusive: one writer for sure, no shared-memory file, and WAL works on network homes too.
+    # Exclusive: a single writer, no shared-memory file, and WAL works on network homes too.
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("PRAGMA journal_mode = WAL")
-    # FULL: what was written survives a power cut as well. Deleted text is overwritten with zeros.
+    # FULL: writes survive a power cut. secure_delete: deleted text is overwritten with zeros.
     database.execute("PRAGMA synchronous = FULL")
     database.execute("PRAGMA secure_delete = ON")
     database.execute("PRAGMA foreign_keys = ON")
@@ -232,7 +234,7 @@ def _migrate(database: sqlite3.Connection, path: Path) -> None:
 
 
 def back_up(database: sqlite3.Connection, target: Path) -> None:
-    """A whole copy of the database at `target`; a copy that is there already is replaced only by a complete one."""
+    """Copy the database to `target`. An existing copy is replaced only by a complete one."""
     unfinished = target.with_name(target.name + ".part")
     unfinished.unlink(missing_ok=True)
     with closing(sqlite3.connect(unfinished)) as copy:
@@ -241,7 +243,7 @@ def back_up(database: sqlite3.Connection, target: Path) -> None:
 
 
 def typed(error: sqlite3.Error, path: Path) -> HeteGenError:
-    """The failure that a user hears of where the database at `path` could not be opened."""
+    """Return the error shown to the user if the database at `path` could not be opened."""
     if is_full(error):
         return StoreFull(
             "The conversations cannot be opened.", "The disk is full.", "Free some space, then start again."

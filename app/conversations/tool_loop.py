@@ -1,5 +1,6 @@
-"""The calls that a reply asks for: collected while it streams, then carried out one after the other, each only if the
-user allows it; when all have their results the reply goes on.
+"""The tool calls of a reply: collected while it streams, then run one after another with the user's permission.
+
+Once every call has its result, the reply goes on.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from core.tools.results import LONGEST
 from core.tools.server import ToolResult
 
 MOST_ROUNDS = 16
-"""Calls in a row after one question: then the model has to answer without tools."""
+"""Most rounds of calls after one question; then the model has to answer without tools."""
 MOST_CALLS = 16
-"""Calls in one reply."""
+"""Most calls in one reply."""
 CHARACTERS_PER_TOKEN = 2
-"""Of a result, for each token of the context: about half of it may be filled."""
+"""Characters of a result per token of context, so that it fills about half of the context."""
 DENIED = "The user did not allow this call."
 STOPPED = "The user stopped this call."
 
 
 class CallCollector:
-    """Joins the pieces of a reply's calls."""
+    """Joins the streamed pieces of a reply's calls."""
 
     def __init__(self) -> None:
         self._calls: list[ToolCall] = []
         self._at: dict[int, int] = {}
 
     def push(self, piece: ToolCallPiece) -> None:
-        """Take the next piece. A new id begins a new call: some servers give each the index 0."""
+        """Take the next piece. A new id begins a new call, because some servers give every call the index 0."""
         place = self._at.get(piece.index)
         if place is None or (piece.id and piece.id != self._calls[place].id):
             place = self._at[piece.index] = len(self._calls)
@@ -47,17 +48,20 @@ class CallCollector:
         self._calls[place] = replace(call, name=name, arguments=call.arguments + piece.arguments)
 
     def calls(self) -> tuple[ToolCall, ...]:
-        """The calls of the whole reply."""
+        """Return the complete calls."""
         return tuple(call for call in self._calls if call.name)[:MOST_CALLS]
 
 
 class ToolLoop(QObject):
-    """Signals: `finished(Turn)` with the last call's turn, after which the reply goes on."""
+    """Runs a reply's calls in order, asking the user where needed.
+
+    Signal: `finished(Turn)` with the last call's turn, after which the reply goes on.
+    """
 
     finished = Signal(object)
 
     def __init__(self, chat: ChatModel, toolbox: Toolbox, context: Callable[[], int]) -> None:
-        """`context`: tokens that the loaded model's conversation may have, 0 = not known."""
+        """`context`: tokens of the loaded model's context, 0 = unknown."""
         super().__init__()
         self._chat, self._toolbox, self._context = chat, toolbox, context
         self._turns: list[Turn] = []
@@ -65,11 +69,11 @@ class ToolLoop(QObject):
 
     @property
     def runs(self) -> bool:
-        """Whether calls are being carried out."""
+        """Whether calls are running or waiting."""
         return bool(self._turns)
 
     def offered(self, last: Turn) -> tuple[Tool, ...]:
-        """The tools for the reply to `last`; none when the question has led to too many calls already."""
+        """Return the tools for the reply to `last`; none after too many rounds of calls."""
         rounds, turn = 0, last
         while turn.role != "user" and turn.parent is not None:
             rounds += turn.role == "assistant"
@@ -77,10 +81,10 @@ class ToolLoop(QObject):
         return self._toolbox.offered() if rounds < MOST_ROUNDS else ()
 
     def begin(self, reply: Turn, calls: tuple[ToolCall, ...]) -> None:
-        """Carry out the calls of a reply."""
+        """Start the calls of a reply."""
         parent = reply.id
         for call in calls:
-            # Ids of servers may come twice in a conversation.
+            # Servers may use an id twice in a conversation: make it unique.
             own = replace(call, id=f"{call.id[:40]}_{uuid4().hex[:6]}")
             turn = self._chat.add(Turn("tool", end="asking", parent=parent, call=own))
             self._turns.append(turn)
@@ -90,7 +94,7 @@ class ToolLoop(QObject):
         self._next()
 
     def decide(self, id: str, decision: str) -> None:
-        """The user's word on a call that asks: "once", "always" or "never"."""
+        """Apply the user's decision on a call: "once", "always" or "never"."""
         turn = next((turn for turn in self._turns if turn.id == id and turn.end == "asking"), None)
         if turn is None or turn.call is None:
             return
@@ -104,7 +108,7 @@ class ToolLoop(QObject):
             self._next()
 
     def stop(self) -> None:
-        """Give up what waits or runs; the reply does not go on."""
+        """Cancel waiting and running calls; the reply does not go on."""
         turns, self._turns = self._turns, []
         for turn in turns:
             if turn.open and turn.call is not None:
@@ -119,7 +123,7 @@ class ToolLoop(QObject):
         self._toolbox.permit(offer.server, offer.name, permission)
 
     def _next(self) -> None:
-        """Carry out every call that needs no word of the user; once all have ended, the reply goes on."""
+        """Run the calls up to the first that waits for the user; once all have ended, let the reply go on."""
         for turn in self._turns:
             if turn.end == "asking":
                 self._consider(turn)
@@ -130,7 +134,7 @@ class ToolLoop(QObject):
             self.finished.emit(last)
 
     def _check(self, turn: Turn) -> None:
-        """End a call that cannot be made: the user is not asked for it, and the model is told why."""
+        """Fail a call that cannot be made: the user is not asked about it, and the model is told why."""
         assert turn.call is not None
         try:
             self._toolbox.offer(turn.call.name)

@@ -1,1 +1,1 @@
-"""The worker thread that runs the engine, and the state that the window keeps of it."""
+"""The worker thread that runs the engine, and the window's state of it."""

@@ -1,7 +1,7 @@
-"""Imports torch and the engine in their thread while the window goes on: whoever holds Python's lock stops it.
+"""Imports torch and the engine in the engine's thread without blocking the window, which needs the GIL as well.
 
-Measured on two cores, the window's longest pause in a start fell from 330 ms to 40 ms: a third of a second went to the
-linking of torch's libraries, and 150-250 ms to each of three rounds of the garbage collector (`startup.environment`).
+Measured on two cores: the window's longest pause at start fell from 330 ms to 40 ms. Linking torch's libraries had
+taken a third of a second, and each of three rounds of the garbage collector 150-250 ms (`startup.environment`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
 
 
 def make_engine() -> EngineLike:
-    """Called in the engine's thread. A remote model needs neither torch nor the local engine."""
+    """Create the engine, in its thread. A remote model needs neither torch nor the local engine."""
     return RoutedEngine(make_local_engine, lambda: RemoteEngine(lambda url: key_of(system_keyring(), url)))
 
 
 def make_local_engine() -> EngineLike:
-    """Called in the engine's thread: torch is imported here and nowhere earlier."""
+    """Create the local engine, in its thread. Torch is imported here and nowhere earlier."""
     link_torch()
     keep_model_index(cache_folder())
     with importing():
@@ -39,15 +39,15 @@ def make_local_engine() -> EngineLike:
 
 
 def link_torch() -> None:
-    """Load torch's libraries without holding Python's lock, as its import would. What fails here is left to that.
+    """Load torch's libraries without holding the GIL; importing torch would hold it. Errors are left to the import.
 
-    Nothing else may be imported meanwhile: a compiled module would wait for the linker with Python's lock in its hand.
+    Nothing else may be imported meanwhile: a compiled module would wait for the linker while holding the GIL.
     """
     found = importlib.util.find_spec("torch")
     if sys.platform == "win32" or found is None or found.origin is None:
         return
     folder, ending = Path(found.origin).parent / "lib", "dylib" if sys.platform == "darwin" else "so"
-    # ctypes lets go of the lock while it calls a function, but not while it opens a library.
+    # ctypes releases the GIL while it calls a function, but not while it opens a library.
     dlopen = ctypes.CDLL(None).dlopen
     dlopen.restype, dlopen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
     for name in LIBRARIES:

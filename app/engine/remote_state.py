@@ -1,4 +1,4 @@
-"""What is known of a server that a user wants to reach: the state behind the page of remote models."""
+"""State of the page of remote models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from core.remote.saved import SavedEndpoint
 
 @dataclass(frozen=True)
 class RemoteState:
-    """`outcomes`: the steps of the last test so far; `busy` while it runs; `address` as it was typed; `saved`: the
-    servers that are kept."""
+    """What is known of the servers.
+
+    `outcomes`: the steps of the last test so far; `busy`: whether it runs; `address`: as typed; `saved`: the servers
+    kept.
+    """
 
     address: str = ""
     busy: bool = False
@@ -20,5 +23,5 @@ class RemoteState:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that the server named."""
+        """The models that the server offers."""
         return self.outcomes[-1].models if self.outcomes else ()

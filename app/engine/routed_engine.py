@@ -1,4 +1,4 @@
-"""Local models and remote ones behind one interface: the name of what is loaded decides who answers."""
+"""Local and remote models behind one interface; the name of the loaded model selects the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.remote.endpoint import PREFIX
 
 
 class RoutedEngine:
-    """Engines are made when they are first needed: a remote model needs no torch."""
+    """Forwards to a local or a remote engine, each created when first needed: a remote model needs no torch."""
 
     def __init__(self, make_local: Callable[[], EngineLike], make_remote: Callable[[], EngineLike]) -> None:
         self._make = {False: make_local, True: make_remote}
@@ -18,25 +18,25 @@ class RoutedEngine:
         self._is_remote = False
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
-        """Give up what is loaded, and load `source` where it belongs."""
+        """Close the loaded model and load `source` with its engine."""
         self.close()
         self._is_remote = source.startswith(PREFIX)
         return self._engine.load(source, options, stop)
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
-        """Answer with the model that was loaded last."""
+        """Answer with the model loaded last."""
         return self._engine.chat(request, stop)
 
     def count(self, request: Request) -> Iterator[Event]:
-        """Count a prompt's tokens with the model that was loaded last."""
+        """Count a prompt's tokens with the model loaded last."""
         return self._engine.count(request)
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
-        """Keep the model to limits of memory."""
+        """Apply memory limits to the model."""
         return self._engine.replan(vram, ram)
 
     def close(self) -> None:
-        """Give models up; the engines stay."""
+        """Close the models; the engines stay."""
         for engine in self._made.values():
             engine.close()
 

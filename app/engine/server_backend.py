@@ -1,4 +1,4 @@
-"""The window's engine as the local server sees it: clients of the server take turns with the chat."""
+"""The window's engine as a backend of the local server, shared between its clients and the chat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from core.server.fair_queue import FairQueue
 
 
 class ServerBackend(QObject):
-    """A core.server Backend. At most one job of a client waits in the worker's own queue at a time, so that a question
-    in the window waits for one of them at most."""
+    """A core.server Backend.
+
+    At most one client's job waits in the worker's queue at a time, so that a question in the window waits for at most
+    one.
+    """
 
     _wanted = Signal()
 
@@ -30,7 +33,7 @@ class ServerBackend(QObject):
         worker.failed.connect(self._on_done)
 
     def set_model(self, model: Loaded | None) -> None:
-        """Take note of which model answers now."""
+        """Set the model that answers requests."""
         self._model = model
 
     def model(self) -> Loaded | None:
@@ -40,7 +43,7 @@ class ServerBackend(QObject):
         return models_on_disk()
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn; called in the server's thread."""
+        """Queue a job; called in the server's thread."""
         self._queue.put(job)
         self._wanted.emit()
 
@@ -56,7 +59,7 @@ class ServerBackend(QObject):
             self._next()
 
     def _run(self, engine: EngineLike, stop: Stop) -> Iterator[Event]:
-        """Carry out whichever job is next; in the engine's thread. Its events go to its client alone."""
+        """Run the next job, in the engine's thread. Its events go to its client only."""
         if (job := self._queue.take(wait=False)) is not None:
             job.run(engine, stop)
         return iter(())

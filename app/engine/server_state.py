@@ -1,4 +1,4 @@
-"""What the server's page shows, as one frozen record."""
+"""State of the server page, as one frozen record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Phase = Literal["off", "starting", "on", "stopping"]
 
 @dataclass(frozen=True)
 class ServerState:
-    """`wide`: other computers can connect, with `key`. `error`: why the last start failed."""
+    """What the page shows. `wide`: other computers can connect, with `key`. `error`: why the last start failed."""
 
     phase: Phase = "off"
     address: str = ""

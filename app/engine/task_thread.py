@@ -1,4 +1,4 @@
-"""A thread for one kind of slow work: jobs run one after the other, and their news and results come back as signals."""
+"""A worker thread for one kind of slow work. Jobs run one after another; signals carry their news and results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 Tell = Callable[[object], None]
 Work = Callable[[Stop, Tell], object]
-"""Given a `stop` to ask and a `tell` for news on the way; returns its result, or raises HeteGenError or Stopped."""
+"""Takes `stop`, to be polled, and `tell`, for news; returns a result, or raises HeteGenError or Stopped."""
 
 
 class Defect(HeteGenError):
-    """A job failed in a way that nobody foresaw; `details` is the traceback."""
+    """An unforeseen failure of a job, i.e. a bug. `details`: the traceback."""
 
     def __init__(self, details: str) -> None:
         super().__init__("Something went wrong inside.", "This is a defect of the program; the log has the details.")
@@ -37,7 +37,7 @@ class _Job:
 
 
 class _Runner(QObject):
-    """Lives in the thread and runs one job after the other."""
+    """Lives in the thread and runs its jobs."""
 
     told = Signal(int, object)
     done = Signal(int, object)
@@ -59,7 +59,7 @@ class _Runner(QObject):
             self.done.emit(job.ticket, None)
         except HeteGenError as error:
             self.failed.emit(job.ticket, error)
-        except Exception:  # noqa: BLE001  A defect must reach the window and the log, or the thread would die unseen.
+        except Exception:  # noqa: BLE001  A bug must reach the window and the log, or the thread would die unseen.
             defect = Defect(traceback.format_exc())
             log.error("A job of the thread %s failed unexpectedly:\n%s", self.thread().objectName(), defect.details)
             self.failed.emit(job.ticket, defect)
@@ -74,8 +74,11 @@ class _Runner(QObject):
 
 
 class TaskThread(QObject):
-    """Signals carry the ticket that `run` returned: `told(ticket, news)` on the way, then `done(ticket, result)` (None
-    when stopped) or `failed(ticket, HeteGenError)`, a Defect for a bug. The thread starts with the first job."""
+    """Runs jobs in a worker thread, started with the first job.
+
+    Signals carry the ticket returned by `run`: `told(ticket, news)` during the job, then `done(ticket, result)` (None
+    if stopped) or `failed(ticket, HeteGenError)`, a Defect for a bug.
+    """
 
     told = Signal(int, object)
     done = Signal(int, object)
@@ -84,8 +87,10 @@ class TaskThread(QObject):
     _leave = Signal()
 
     def __init__(self, name: str, runs_stopped: bool = False, at_end: Callable[[], None] = lambda: None) -> None:
-        """`runs_stopped`: jobs that were stopped are run and heard all the same, as they say themselves how they ended.
-        `at_end` is called in the thread after its last job."""
+        """`runs_stopped`: run stopped jobs all the same and forward their news; they report themselves how they end.
+
+        `at_end` is called in the thread after its last job.
+        """
         super().__init__()
         self._hears_stopped = runs_stopped
         self._tickets = count(1)
@@ -104,11 +109,11 @@ class TaskThread(QObject):
 
     @property
     def busy(self) -> bool:
-        """True while a job is running or waiting."""
+        """Whether a job runs or waits."""
         return bool(self._waiting)
 
     def run(self, work: Work) -> int:
-        """Do this after what is already waiting; a thread that was closed runs nothing any more."""
+        """Queue a job and return its ticket. A closed thread ignores it."""
         job = _Job(next(self._tickets), work)
         if self._closed:
             return job.ticket
@@ -119,12 +124,12 @@ class TaskThread(QObject):
         return job.ticket
 
     def stop(self, ticket: int) -> None:
-        """Ask one job to end; nothing happens if it has."""
+        """Ask one job to stop; no effect if it has ended."""
         if ticket in self._waiting:
             self._waiting[ticket].stopped.set()
 
     def stop_all(self) -> None:
-        """Ask everything that runs or waits to end."""
+        """Ask all running and waiting jobs to stop."""
         for job in self._waiting.values():
             job.stopped.set()
 
@@ -133,13 +138,13 @@ class TaskThread(QObject):
         self._closed = True
         self.stop_all()
         if self._hears_stopped:
-            self._leave.emit()  # after the jobs that wait: each says how it ended
+            self._leave.emit()  # behind the waiting jobs: each reports how it ended
         else:
             self._thread.quit()
 
     @property
     def ended(self) -> bool:
-        """Whether its thread has nothing more to do."""
+        """Whether the thread has ended."""
         return not self._thread.isRunning()
 
     def close(self) -> None:
@@ -150,7 +155,7 @@ class TaskThread(QObject):
 
     @Slot(int, object)
     def _on_told(self, ticket: int, news: object) -> None:
-        # News of a job that was asked to stop would only surprise.
+        # Drop news of a job that was asked to stop.
         job = self._waiting.get(ticket)
         if job is not None and (self._hears_stopped or not job.stopped.is_set()):
             self.told.emit(ticket, news)

@@ -1,7 +1,7 @@
-"""The thread that runs the engine: commands are queued down, events come up as signals.
+"""The thread that runs the engine: commands are queued, events come back as signals.
 
-The engine (and with it torch) is made inside the thread by the first command, so the window is on the screen before
-torch is read from the disk.
+The first command creates the engine, and imports torch, inside the thread: the window is on the screen before torch is
+read from disk.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ from core.events import Event, LoadOptions, Request, Stop
 
 
 class EngineLike(Protocol):
-    """What the worker needs of `core.engine.Engine`."""
+    """The part of `core.engine.Engine` that the worker uses."""
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
-        """Make a model ready, as events."""
+        """Load a model and yield its events."""
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
-        """Answer a request, as events."""
+        """Answer a request and yield its events."""
 
     def count(self, request: Request) -> Iterator[Event]:
-        """Count the tokens of a request's prompt, as an event."""
+        """Count the tokens of a request's prompt and yield the result."""
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
-        """Keep the model to other limits of memory in bytes, as events."""
+        """Apply other memory limits, in bytes, and yield the events."""
 
     def close(self) -> None:
-        """Give the model's memory back."""
+        """Free the model's memory."""
 
 
 class Worker(TaskThread):
-    """The engine as the window sees it. Every command returns a ticket; `told` carries its core.events.Event."""
+    """The engine as used by the window. Every command returns a ticket; `told` carries its core.events.Event."""
 
     def __init__(self, make_engine: Callable[[], EngineLike]) -> None:
         super().__init__("engine", runs_stopped=True, at_end=self._give_back)
         self._make_engine = make_engine
-        self._engine: EngineLike | None = None  # made, used and closed in the thread alone
+        self._engine: EngineLike | None = None  # created, used and closed in the thread only
 
     def load(self, source: str, options: LoadOptions) -> int:
-        """Makes another model ready; whatever runs is stopped first."""
+        """Load another model, stopping whatever runs."""
         self.stop_all()
         return self._send(lambda engine, stop: engine.load(source, options, stop))
 
     def chat(self, request: Request) -> int:
-        """Answers a request after what is already queued."""
+        """Answer a request, after the queued commands."""
         return self._send(lambda engine, stop: engine.chat(request, stop))
 
     def count(self, request: Request) -> int:
-        """Counts the tokens of a request's prompt, after what is already queued."""
+        """Count the tokens of a request's prompt, after the queued commands."""
         return self._send(lambda engine, stop: engine.count(request))
 
     def replan(self, vram: int | None, ram: int | None) -> int:
-        """Keeps the loaded model to other limits of memory (bytes), after what is already queued."""
+        """Apply other memory limits, in bytes, to the loaded model, after the queued commands."""
         return self._send(lambda engine, stop: engine.replan(vram, ram))
 
     def serve(self, work: Callable[[EngineLike, Stop], Iterator[Event]]) -> int:
-        """Gives a client of the local server its turn, after what is already queued."""
+        """Run a job of the local server's client, after the queued commands."""
         return self._send(work)
 
     def unload(self) -> int:
-        """Gives the model up after what is queued."""
+        """Unload the model, after the queued commands."""
         return self._send(_unload)
 
     def _send(self, command: Callable[[EngineLike, Stop], Iterator[Event]]) -> int:

@@ -1,1 +1,1 @@
-"""The runtime for a graphics card: its state and its words."""
+"""State and words of the graphics card page."""

@@ -1,4 +1,4 @@
-"""What is known of the graphics card and of the runtime for it: the state behind its page."""
+"""State of the graphics card page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Stage = Phase | Literal["ready", "used", "unused", "removing", "leaving"]
 
 @dataclass(frozen=True)
 class GpuState:
-    """What the page shows. `card`: the one that it is about. `error`: why the last step failed, or the card cannot be
-    used; `why`: why an installed runtime is not used.
+    """What is known of the graphics card and its runtime.
 
-    Stages: unknown (not asked yet), none (no card), built_in (the program's own torch is for it), hindered (there is a
-    card, but it cannot be used), offer, asking the indexes, found what is needed, fetching, paused, trying, ready for a
-    restart, used, unused, removing, leaving with the next start.
+    `card`: the card that the page is about. `error`: why the last step failed, or the card cannot be used; `why`: why
+    an installed runtime is not used. Stages: unknown (not asked yet), none (no card), built_in (the installed torch
+    supports the card), hindered (there is a card, but it cannot be used), offer, asking the indexes, found what is
+    needed, fetching, paused, trying, ready for a restart, used, unused, removing, leaving at the next start.
     """
 
     stage: Stage = "unknown"

@@ -1,4 +1,4 @@
-"""The words of the page on the graphics card: what is so, what it costs, which buttons there are."""
+"""Words of the graphics card page: the situation, the cost, and the buttons."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from app.i18n.translator import number, said, said_error, tr
 from core.hub.progress import duration
 
 LINE_BYTES_S = 100e6 / 8
-"""A line of 100 Mbit/s, for a time that is told before anything is measured."""
+"""A 100 Mbit/s line, for estimates before anything is measured."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """`buttons`: (wish, words), the one to be pressed first. `share`: of a bar 0-1, -1 = not known, None = no bar."""
+    """The page. `buttons`: (wish, words), the default first. `share`: progress 0-1, -1 = unknown, None = no bar."""
 
     headline: str
     sentence: str
@@ -25,7 +25,7 @@ class Page:
 
 
 def page(state: GpuState, place: str) -> Page:
-    """The page for a state; `place` is the folder of the runtime."""
+    """Compose the page for a state. `place`: the folder of the runtime."""
     described = _PAGES[state.stage](state, place)
     if state.error is None:
         return described

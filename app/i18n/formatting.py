@@ -1,6 +1,6 @@
-"""Numbers as people read them. What is not known reads "n/a", never 0.
+"""Numbers as people read them. Unknown values read "n/a", never 0.
 
-Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rates with 10^9.
+Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rates use 10^9.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
 
 
 def unknown() -> str:
-    """What stands in the place of a figure that is not known."""
+    """Return the placeholder of an unknown figure, "n/a" in the user's language."""
     return tr("n/a")
 
 
 def format_bytes(nbytes: float) -> str:
-    """14.2 GB, decimal as on disks."""
+    """Format a file size: "14.2 GB", decimal as on disks."""
     return number(units.format_bytes(nbytes))
 
 
 def format_memory(nbytes: float) -> str:
-    """32.0 GB, as memory is sold."""
+    """Format a memory size: "32.0 GB", binary as memory is sold."""
     return number(units.format_memory(nbytes))
 
 
 def format_rate(bytes_per_s: float) -> str:
-    """31.5 GB/s."""
+    """Format a data rate: "31.5 GB/s"."""
     return number(units.format_rate(bytes_per_s))
 
 
 def rate(tokens_per_s: float | None) -> str:
-    """23.4, 112; without the unit."""
+    """Format tokens per second without the unit: "23.4", "112"."""
     if tokens_per_s is None:
         return unknown()
     return number(f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}")
 
 
 def seconds(value: float | None) -> str:
-    """0.34 s, 4.2 s, 1 min 20 s."""
+    """Format a duration: "0.34 s", "4.2 s", "1 min 20 s"."""
     if value is None:
         return unknown()
     if value < 1:
@@ -52,27 +52,27 @@ def seconds(value: float | None) -> str:
 
 
 def of_memory(used: float, total: float) -> str:
-    """12.4 of 32.0 GB."""
+    """Format a part of a memory: "12.4 of 32.0 GB"."""
     return tr("{} of {} GB").format(number(f"{used / GIB:.1f}"), number(f"{total / GIB:.1f}"))
 
 
 def count(value: int | None) -> str:
-    """1,234."""
+    """Format a count: "1,234"."""
     return unknown() if value is None else number(f"{value:,}")
 
 
 def percent(value: float | None) -> str:
-    """42 %, from 0-100."""
+    """Format a percentage, given as 0-100: "42 %"."""
     return unknown() if value is None else units.format_share(value / 100)
 
 
 def tokens(value: int) -> str:
-    """1 token, 412 tokens."""
+    """Format a number of tokens: "1 token", "412 tokens"."""
     return tr("1 token") if value == 1 else tr("{} tokens").format(count(value))
 
 
 def receipt(figures: dict[str, object]) -> str:
-    """The line under a finished reply: "23.4 tokens/s, 0.6 s to first token, 412 tokens"."""
+    """Format the line under a finished reply: "23.4 tokens/s, 0.6 s to first token, 412 tokens"."""
     speed, first, new = figures.get("tok_s"), figures.get("ttft_s"), figures.get("new_tokens")
     parts = []
     if isinstance(speed, int | float):
@@ -85,7 +85,7 @@ def receipt(figures: dict[str, object]) -> str:
 
 
 def advice(name: str, nbytes: int, speed: Prediction) -> str:
-    """Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9-14 tokens/s."""
+    """Describe a suggested model: "Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9–14 tokens/s"."""
     minutes = max(1, round(nbytes / TYPICAL_DOWNLOAD_BYTES_S / 60))
     return tr("{}, {} ({} min at 100 Mbit/s), about {} tokens/s").format(
         name, format_bytes(nbytes), minutes, f"{speed.low:.0f}–{speed.high:.0f}"
@@ -93,7 +93,7 @@ def advice(name: str, nbytes: int, speed: Prediction) -> str:
 
 
 def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | None], ...]) -> str:
-    """What was found here, in one sentence. `cards`: name and free memory of each graphics card."""
+    """Describe this computer in one sentence. `cards`: name and free memory of each graphics card."""
     parts = [tr("{}-core CPU").format(cores) if cores else "CPU", f"{ram / GIB:.0f} GB RAM" if ram else ""]
     parts += [
         tr("{} with {} GB free").format(name, number(f"{free / GIB:.1f}")) if free is not None else name
@@ -105,7 +105,7 @@ def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | No
 
 
 def confidence(word: Confidence) -> str:
-    """How much is known of a predicted speed."""
+    """Describe how well a predicted speed is founded."""
     match word:
         case "measured":
             return tr("measured on this computer")
@@ -116,5 +116,5 @@ def confidence(word: Confidence) -> str:
 
 
 def of(used: int, limit: int) -> str:
-    """443 of 8,192."""
+    """Format a part of a limit: "443 of 8,192"."""
     return tr("{} of {}").format(count(used), count(limit))

@@ -1,7 +1,7 @@
-"""The words of the window in other languages: one JSON file per language in `assets/translations`, English to other.
+"""Translations of the window: one JSON file per language in `assets/translations`, from English.
 
-Every text that is passed through Qt's `tr` or `translate` is looked up; what a file does not have stays English. What
-errors, plans and explanations say has files of its own beside them, in `sentences`.
+Every text passed through Qt's `tr` or `translate` is looked up; missing ones stay English. The sentences of errors,
+plans and explanations have their own files in `sentences`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from core.sentence import Sentence
 log = logging.getLogger(__name__)
 SENTENCE = "sentence"
 NUMBER = re.compile(r"\d{1,3}((,\d{3})*(\.\d+)? [kMGT]?B(/s)?|(,\d{3})+|\.\d)")
-"""What fills a sentence's gap and is a size, a large count or a number of one decimal; versions have other forms."""
+"""Arguments of a sentence that are sizes, large counts or numbers with one decimal; versions look different."""
 
 
 def tr(text: str) -> str:
-    """The text in the user's language, for those who are no QObject."""
+    """Translate a text outside of QObjects."""
     return QCoreApplication.translate("", text)
 
 
 def number(written: str) -> str:
-    """Digits written as in English ("1,234.5 GB"), as the user's language writes them."""
+    """Convert a number from English notation ("1,234.5 GB") to that of the user's language."""
     sample = tr("1,234.5")
     return written.translate({ord(","): sample[1], ord("."): sample[5]})
 
 
 def said(sentence: str) -> str:
-    """A sentence of the engine in the user's language: its template is looked up, its arguments are filled in."""
+    """Translate an engine sentence: look up its template, then fill in its arguments."""
     if not isinstance(sentence, Sentence):
         if NUMBER.fullmatch(sentence):
             return number(sentence)
@@ -46,12 +46,12 @@ def said(sentence: str) -> str:
 
 
 def said_error(error: HeteGenError) -> str:
-    """What happened, why, and the next step."""
+    """Compose an error's text: what happened, why, and the next step."""
     return " ".join(said(part) for part in (error.what, error.why, error.next_step) if part)
 
 
 class Catalogue(QTranslator):
-    """A translator over a table of texts, whatever the context, and one of templates for the context SENTENCE."""
+    """A translator with one table of texts for all contexts, and one of templates for the context SENTENCE."""
 
     def __init__(self, words: Mapping[str, str], sentences: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__()
@@ -62,18 +62,18 @@ class Catalogue(QTranslator):
         return not self._words
 
     def translate(self, context: str, text: str, disambiguation: str | None = None, n: int = -1) -> str:
-        # None, and not "", is how Qt is told that there is no translation.
+        # None, not "", tells Qt that there is no translation.
         table = self._sentences if context == SENTENCE else self._words
         return table.get(text)  # type: ignore[return-value]
 
 
 def languages() -> tuple[str, ...]:
-    """The codes of the languages there are files for, and English."""
+    """List the codes of the available languages, English first."""
     return ("en", *sorted(path.stem for path in (assets() / "translations").glob("*.json")))
 
 
 def catalogue(language: str) -> Catalogue:
-    """The words of a language; "system" is the system's own. Empty for English and for what is not there."""
+    """Load a language's catalogue; "system" means the system's language. Empty for English and unknown languages."""
     code = QLocale.system().name()[:2] if language == "system" else language
     path = assets() / "translations" / f"{code}.json"
     if code == "en" or code not in languages():
@@ -87,14 +87,14 @@ def catalogue(language: str) -> Catalogue:
 
 
 def install(language: str) -> Catalogue:
-    """Let the application speak a language, before its widgets are made."""
+    """Install the translator of a language; call it before creating widgets."""
     app = QCoreApplication.instance()
     assert app is not None
     for former in app.findChildren(Catalogue):
         QCoreApplication.removeTranslator(former)
         former.deleteLater()
     words = catalogue(language)
-    # Qt's to delete: if Python's collector did it in the middle of a translation, it would wait for that for ever.
+    # Owned by Qt: if Python's garbage collector deleted it during a translation, it would deadlock.
     words.setParent(app)
     QCoreApplication.installTranslator(words)
     return words

@@ -1,1 +1,1 @@
-"""Utilisation and speed, live: what is measured, and what it means."""
+"""Live utilisation and speed: what is measured, and what limits it."""

@@ -1,4 +1,4 @@
-"""Says in one sentence what a model's speed is bound by on this machine now, and what would help. Pure, no Qt."""
+"""Explains in one sentence what limits the speed on this machine now, and what would help. Pure, without Qt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.units import format_bytes, format_memory, format_rate
 Bound = Literal["disk", "heat", "power", "battery", "programs", "ram", "link", "gpu", "steps"]
 
 PAGING_BYTES_S = 50e6
-"""More than this from the disk while writing a reply, with memory nearly full, is not chance."""
+"""A higher disk rate during a reply, with memory nearly full, means paging."""
 LITTLE_RAM = 0.06
 BUSY_OTHERS_PERCENT = 20.0
 MUCH_VRAM = 0.08
@@ -25,7 +25,7 @@ BEHIND = 0.8
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known while a reply is being written. `tok_s`: measured now, None = not measured yet."""
+    """What is known during a reply. `tok_s`: the measured speed, None = not measured yet."""
 
     sample: Sample
     outlook: Outlook
@@ -33,13 +33,13 @@ class Situation:
 
     @property
     def behind(self) -> bool:
-        """Is it clearly slower than predicted?"""
+        """Whether the reply is clearly slower than predicted."""
         return self.tok_s is not None and self.tok_s < BEHIND * self.outlook.decode_tok_s.likely
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """`sentence` says what holds the speed down, `help` what would change that."""
+    """An explanation. `sentence`: what limits the speed; `help`: what would change that."""
 
     bound: Bound
     sentence: str
@@ -47,7 +47,7 @@ class Explanation:
 
 
 def explain(situation: Situation) -> Explanation:
-    """The most telling cause: first what is wrong now, then what bounds even an undisturbed machine."""
+    """Return the most telling cause: first what is wrong now, then what limits even an undisturbed machine."""
     for cause in CAUSES:
         if found := cause(situation):
             return found
@@ -120,7 +120,7 @@ def _power(situation: Situation) -> Explanation | None:
 
 
 def _vram(situation: Situation) -> Explanation | None:
-    """Weights wait in RAM while other programs hold the card's memory."""
+    """Check whether other programs hold the card's memory while weights stay in RAM."""
     if situation.outlook.bytes_per_token.cpu + situation.outlook.bytes_per_token.link == 0:
         return None
     for card in situation.sample.gpus:
@@ -143,7 +143,7 @@ CAUSES: tuple[Callable[[Situation], Explanation | None], ...] = (_disk, _heat, _
 
 
 def _engine(situation: Situation) -> Explanation:
-    """Nothing disturbs: which engine takes the most of a token's time?"""
+    """Return the engine that takes most of a token's time on an undisturbed machine."""
     outlook = situation.outlook
     times, read = outlook.times, outlook.bytes_per_token
     small_steps = times.overhead + times.attention

@@ -1,4 +1,4 @@
-"""What the live view shows, as frozen records, and how they are made from a plan and a sample. No Qt."""
+"""The live view's data as frozen records, made from a plan and a sample. No Qt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from core.spec import (
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """Who holds a device's memory, in bytes. None = not known."""
+    """The use of a device's memory in bytes; None = unknown."""
 
     name: str
     kind: Literal["gpu", "cpu"]
@@ -38,16 +38,16 @@ class DeviceMap:
     other: int | None = None
     """Held by other programs and the system."""
     index: int = -1
-    """The card's number in NVML's order where it is known, -1 for RAM."""
+    """The card's index in NVML's order if known; -1 for RAM."""
 
     @property
     def own(self) -> int:
-        """Bytes that the model takes there."""
+        """Bytes taken by the model."""
         return self.weights + self.kv_cache + self.workspace + self.staging
 
     @property
     def free(self) -> int | None:
-        """What nobody holds; less than nothing reads as nothing."""
+        """Free bytes, never negative; None if unknown."""
         if self.total is None or self.other is None:
             return None
         return max(0, self.total - self.other - self.own)
@@ -55,7 +55,7 @@ class DeviceMap:
 
 @dataclass(frozen=True)
 class Split:
-    """Shares of the weight bytes that are resident in VRAM, streamed to it, and computed by the CPU; sum 1."""
+    """Shares of the weight bytes: resident in VRAM, streamed to it, computed by the CPU. They add up to 1."""
 
     resident: float
     streamed: float
@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A plan as people see it: where everything lies, how it is computed, how fast that will be."""
+    """A plan as shown to users: where everything lies, how it is computed, and how fast."""
 
     devices: tuple[DeviceMap, ...]
     decode: Split
@@ -77,7 +77,7 @@ class Outlook:
     format: Format
     context: int
     times: Times
-    """Where one token's time goes, as predicted."""
+    """The predicted parts of one token's time."""
     bytes_per_token: BytesPerToken
     kv: KvFormat = "bf16"
     tip: str = ""
@@ -86,7 +86,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the what-if sliders ask for. `vram_share`: part of the card's memory that may be used, 0-1."""
+    """Position of the what-if sliders. `vram_share`: part of the card's memory that may be used, 0-1."""
 
     context: int
     format: FormatWish
@@ -95,7 +95,7 @@ class Wish:
 
 
 def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> Outlook:
-    """A plan, made ready to be shown."""
+    """Convert a plan for display."""
     return Outlook(
         devices=devices(plan, hardware),
         decode=split(plan, spec, DECODE),
@@ -115,7 +115,7 @@ def outlook(plan: Plan, spec: ModelSpec, hardware: Hardware, tip: str = "") -> O
 
 
 def split(plan: Plan, spec: ModelSpec, bucket: int) -> Split:
-    """The division of all linears in one phase, weighted by their bytes."""
+    """Return the split over all linears in one phase, weighted by their bytes."""
     sizes = [
         spec.linear_bytes(item, plan.format) / one.rows for item, one in zip(spec.linears, plan.linears, strict=True)
     ]
@@ -127,7 +127,7 @@ def split(plan: Plan, spec: ModelSpec, bucket: int) -> Split:
 
 
 def devices(plan: Plan, hardware: Hardware) -> tuple[DeviceMap, ...]:
-    """Memory by device as the plan has it: the card first, where there is one."""
+    """Return the planned memory by device, graphics cards first."""
     cards = {f"{gpu.kind}:{gpu.index}": gpu for gpu in hardware.gpus}
     maps = []
     for memory in plan.memory:
@@ -156,7 +156,7 @@ def _name(gpu: Gpu | None) -> str:
 
 
 def with_sample(device: DeviceMap, sample: Sample) -> DeviceMap:
-    """The same device with what other programs hold now, where the sample knows it."""
+    """Update what other programs hold from a sample, if it is known there."""
     if device.kind == "cpu":
         return replace(device, total=sample.ram_total or device.total, other=_other_ram(device, sample))
     card = next((card for card in sample.gpus if card.name == device.name), None)
@@ -170,7 +170,7 @@ def with_sample(device: DeviceMap, sample: Sample) -> DeviceMap:
 def _other_ram(device: DeviceMap, sample: Sample) -> int | None:
     if sample.ram_used is None or sample.own_ram is None:
         return device.other
-    # Mapped weights are pages that the system may drop: psutil counts them as ours, and as available to all.
+    # Mapped weights are pages that the system may drop: psutil counts them both as ours and as available.
     return max(0, sample.ram_used - max(0, sample.own_ram - device.weights))
 
 
@@ -181,7 +181,7 @@ def _other_vram(device: DeviceMap, used: int | None, others: int | None) -> int 
 
 
 def idle_devices(sample: Sample) -> tuple[DeviceMap, ...]:
-    """Memory by device while no model is loaded."""
+    """Return the memory by device while no model is loaded."""
     cards = [
         DeviceMap(card.name, "gpu", card.vram_total, other=card.vram_used, index=card.index) for card in sample.gpus
     ]

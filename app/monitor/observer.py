@@ -1,6 +1,6 @@
-"""Feeds the live view and the status line: the plan in force, samples of the machine, what bounds the speed.
+"""Feeds the live view and the status line: the plan in force, machine samples, and what limits the speed.
 
-Answers the what-if sliders by planning anew, which costs milliseconds and loads nothing.
+Answers the what-if sliders by planning again, which takes milliseconds and loads nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from core.spec import Hardware, Plan
 
 
 class Observer(QObject):
-    """Signals: `outlooked(Outlook | None, context limit, vram share)`; `figured(Stats | None)`; `split(tuple)` for the
-    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `replan_wished(LoadOptions)` where moving
-    weights is enough for it, else `reload_wished(LoadOptions)`.
+    """Derives the live figures from the session's state and the machine samples.
+
+    Signals: `outlooked(Outlook | None, context limit, vram share)`; `figured(Stats | None)`; `split(tuple)` for the
+    strip; `explained(Explanation | None)`; `answered(Outlook)` to a wish; `replan_wished(LoadOptions)` if moving
+    weights is enough, otherwise `reload_wished(LoadOptions)`.
     """
 
     outlooked = Signal(object, int, float)
@@ -42,7 +44,7 @@ class Observer(QObject):
 
     @Slot(object)
     def on_state(self, state: State) -> None:
-        """Another model, other figures."""
+        """Show the plan and figures of the new state."""
         if state.model is not self._model or state.options != self._options:
             self._model, self._options = state.model, state.options
             self._show_plan(state.model)
@@ -55,7 +57,7 @@ class Observer(QObject):
 
     @Slot(object)
     def on_sample(self, sample: Sample) -> None:
-        """Tells, while a reply is written, why it is not faster."""
+        """During a reply, explain what limits its speed."""
         if self._replying and self._outlook is not None:
             speed = self._stats.tok_s if self._stats else None
             reason: Explanation = explain(Situation(sample, self._outlook, speed))
@@ -63,7 +65,7 @@ class Observer(QObject):
 
     @Slot(object)
     def on_wish(self, wish: Wish) -> None:
-        """What would be, if."""
+        """Plan for a wish and show the outcome."""
         model = self._model
         if model is None or model.plan is None or model.spec is None or model.hardware is None:
             return
@@ -74,7 +76,7 @@ class Observer(QObject):
 
     @Slot(object)
     def on_apply(self, wish: Wish) -> None:
-        """The wish becomes the plan: at once where only the split changes."""
+        """Apply a wish: re-plan if only the split changes, otherwise reload."""
         model = self._model
         if model is None or model.hardware is None:
             return
@@ -108,7 +110,7 @@ class Observer(QObject):
 
 
 def emptied(hardware: Hardware, plan: Plan) -> Hardware:
-    """The machine as it was before this model was loaded: what the model holds is free for another plan."""
+    """Return the machine as it was before this model was loaded: its memory counts as free for another plan."""
     before = {memory.device: memory.free_before for memory in plan.memory}
     cpu = replace(hardware.cpu, ram_free=before.get("cpu", hardware.cpu.ram_free))
     gpus = tuple(replace(gpu, vram_free=before.get(f"{gpu.kind}:{gpu.index}", gpu.vram_free)) for gpu in hardware.gpus)

@@ -1,6 +1,6 @@
-"""How busy this computer is: CPU, memory, disk, battery, graphics cards. No Qt; a thread of its own at <= 2 Hz.
+"""Load of this computer: CPU, memory, disk, battery, graphics cards. No Qt; sampled in a thread at most at 2 Hz.
 
-Whatever cannot be read is None, never 0: a figure that is not known must not look like an idle machine.
+Whatever cannot be read is None, never 0: an unknown figure must not look like an idle machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal")
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading. Percentages are of the whole machine, 0-100; sizes in bytes; rates since the sample before."""
+    """One reading. Percentages are of the whole machine, 0-100; sizes in bytes; rates since the previous sample."""
 
     at: float
     """time.monotonic() of the reading."""
@@ -34,7 +34,7 @@ class Sample:
     ram_total: int | None = None
     ram_available: int | None = None
     own_ram: int | None = None
-    """Resident set of this process. Pages of memory-mapped weights count, although the system may drop them."""
+    """Resident set of this process. Includes pages of memory-mapped weights, which the system may drop."""
     disk_read_bytes_s: float | None = None
     on_battery: bool | None = None
     battery_percent: float | None = None
@@ -42,21 +42,21 @@ class Sample:
 
     @property
     def ram_used(self) -> int | None:
-        """What cannot be had by anyone: total less available."""
+        """Total less available memory."""
         if self.ram_total is None or self.ram_available is None:
             return None
         return self.ram_total - self.ram_available
 
     @property
     def others_cpu_percent(self) -> float | None:
-        """What other programs use of the CPU."""
+        """CPU use of other programs."""
         if self.cpu_percent is None or self.own_cpu_percent is None:
             return None
         return max(0.0, self.cpu_percent - self.own_cpu_percent)
 
 
 class MachineProbe:
-    """Reads everything once per call; one thread at a time. Figures that need two readings begin with None."""
+    """Reads all figures once per call, from one thread at a time. Figures that need two readings start as None."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -66,7 +66,7 @@ class MachineProbe:
         self._began = False
 
     def read(self) -> Sample:
-        """The figures of now; rates are those since the last reading."""
+        """Take a sample; rates refer to the time since the previous one."""
         now = time.monotonic()
         memory = psutil.virtual_memory()
         cpu, own_cpu = psutil.cpu_percent(), self._process.cpu_percent() / self._cores
@@ -109,14 +109,14 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; nothing happens when it has begun already."""
+        """Start the thread; no effect if it runs."""
         if self._thread is None:
             self._end.clear()
             self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread; it may be started again."""
+        """Stop and join the thread; it may be started again."""
         if self._thread is not None:
             self._end.set()
             self._thread.join()
@@ -126,7 +126,7 @@ class Sampler:
         machine = MachineProbe()
         try:
             machine.read()
-            # Rates and CPU percentages need a reading before; a short one makes the first figures come soon.
+            # Rates and CPU percentages need an earlier reading; a short first pause shows figures soon.
             pause = min(0.25, self._interval)
             while not self._end.wait(pause):
                 pause = self._interval

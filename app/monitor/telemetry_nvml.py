@@ -1,4 +1,4 @@
-"""What NVIDIA cards say of themselves through NVML. Imported late, and empty where there is no library or no card."""
+"""Figures of NVIDIA cards from NVML. Imported late; empty without the library or a card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHERS_SHOWN = 3
 
 @dataclass(frozen=True)
 class GpuSample:
-    """One card. Sizes in bytes, rates in bytes per second as the card sees them: `link_in` comes from the host."""
+    """One card. Sizes in bytes, rates in bytes per second as seen by the card: `link_in` comes from the host."""
 
     index: int
     name: str
@@ -38,14 +38,14 @@ class GpuSample:
 
     @property
     def vram_others(self) -> int | None:
-        """What other programs (and the driver) hold."""
+        """Memory held by other programs and the driver."""
         if self.vram_used is None or self.vram_own is None:
             return None
         return max(0, self.vram_used - self.vram_own)
 
 
 class Nvml:
-    """A connection to the driver. It is opened with the first reading, and again some time after it was lost."""
+    """A connection to the driver, opened with the first reading and again some time after it was lost."""
 
     def __init__(self, own_pid: int) -> None:
         self._own_pid = own_pid
@@ -54,7 +54,7 @@ class Nvml:
         self._counters: dict[int, tuple[float, int, int]] = {}
 
     def read(self, now: float) -> tuple[GpuSample, ...]:
-        """A sample of each card; `now` is time.monotonic()."""
+        """Return a sample of each card. `now`: time.monotonic()."""
         if self._library is None and not self._open(now):
             return ()
         nvml = self._library
@@ -121,7 +121,7 @@ class Nvml:
         )
 
     def _holders(self, handle: Any) -> tuple[int | None, tuple[tuple[str, int], ...]]:
-        """Bytes held by this process, and the largest other holders; Windows does not tell the sizes."""
+        """Return the bytes held by this process and the largest other holders; Windows does not report sizes."""
         nvml = self._library
         asks = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
         lists = [found for ask in asks if (found := _known(nvml, ask, handle)) is not None]
@@ -129,14 +129,14 @@ class Nvml:
         if not lists or any(size is None for size in held.values()):
             return None, ()
         names = {pid: program_of(pid) for pid in held if pid != self._own_pid}
-        # In a container the driver speaks of the host's process numbers, and cannot be understood.
+        # In a container the driver reports process ids of the host, which mean nothing here.
         if any(name is None for name in names.values()):
             return held.get(self._own_pid), ()
         others = sorted(((str(name), held[pid]) for pid, name in names.items()), key=lambda pair: -pair[1])
         return held.get(self._own_pid, 0), tuple(others[:OTHERS_SHOWN])
 
     def _link(self, index: int, handle: Any, now: float) -> tuple[float | None, float | None]:
-        """Bytes per second in and out since the last reading: from the card's counters, else from a 20 ms sample."""
+        """Return bytes per second in and out, from counters since the last reading, else from a 20 ms sample."""
         nvml = self._library
         fields = [nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES]
         values = _known(nvml, nvml.nvmlDeviceGetFieldValues, handle, fields)
@@ -155,7 +155,7 @@ class Nvml:
 
 
 def _known(nvml: Any, ask: Callable[..., Any], *values: Any) -> Any:
-    """The answer, or None where this card or driver does not give it."""
+    """Call an NVML function; None if this card or driver does not support it."""
     try:
         return ask(*values)
     except nvml.NVMLError:
@@ -163,7 +163,7 @@ def _known(nvml: Any, ask: Callable[..., Any], *values: Any) -> Any:
 
 
 def program_of(pid: int) -> str | None:
-    """The name of a running program; None if it has ended or may not be asked."""
+    """Return the name of a running program; None if it has ended or may not be queried."""
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:

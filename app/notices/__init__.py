@@ -1,1 +1,1 @@
-"""What the window tells the user outside of the chat."""
+"""Messages of the window outside of the chat."""

@@ -1,6 +1,6 @@
-"""The words for what went wrong: each kind of error becomes a title, a sentence, a next step and a button.
+"""The words for failures: each kind of error has a title, a sentence, a next step and a button.
 
-The one home of such words. Knows the error types of `core.errors` and the ids of the window's actions, no widgets.
+The only module with such words. Knows the error types of `core.errors` and the ids of the window's actions; no widgets.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Tone = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Notice:
-    """What a notice bar shows. `action` is the id of the window's action behind the button named `button`."""
+    """Contents of a notice bar. `action`: id of the window's action behind the button labelled `button`."""
 
     title: str
     sentence: str
@@ -58,7 +58,7 @@ class _Words:
 
 @dataclass(frozen=True)
 class LargerContext:
-    """What a larger context costs: bytes more of memory, and tokens per second then and now."""
+    """The cost of a larger context: additional bytes of memory, and tokens per second then and now."""
 
     context: int
     more_bytes: int
@@ -67,7 +67,7 @@ class LargerContext:
 
 
 NAMED = 5
-"""How many of the conversations that could not be imported are named."""
+"""At most this many conversations that could not be imported are named."""
 _OPEN: tuple[ActionId, str] = ("open_model", "Open another model…")
 WORDS: dict[type[errors.HeteGenError], _Words] = {
     errors.ModelNotFound: _Words("The model was not found", *_OPEN),
@@ -99,17 +99,17 @@ REPORTS: dict[str, tuple[str, Tone]] = {
     "interrupted": ("Welcome back", "info"),
     "not_kept": ("Conversations are not kept", "warning"),
 }
-"""What the store has to say about its file: the title, and how serious it is."""
+"""Title and tone of the store's reports."""
 
 
 def for_error(error: errors.HeteGenError) -> Notice:
-    """The notice for an error that a user can act on."""
+    """Return the notice for an error that a user can act on."""
     words = next((WORDS[kind] for kind in type(error).__mro__ if kind in WORDS), _ANY)
     return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
 
 
 def for_defect(details: str) -> Notice:
-    """The notice for an error of ours: nothing the user did was wrong."""
+    """Return the notice for a bug: nothing the user did was wrong."""
     return Notice(
         tr("Something went wrong inside"),
         tr("This is a defect of the program; the log has the details. The window goes on working."),
@@ -121,17 +121,17 @@ def for_defect(details: str) -> Notice:
 
 
 def load_cancelled(name: str) -> Notice:
-    """Loading was stopped by the user."""
+    """Report that the user cancelled a load."""
     return Notice(tr("Loading was cancelled"), tr("{} is not loaded.").format(name), "info", *_open())
 
 
 def no_model() -> Notice:
-    """A question was asked while nothing is loaded."""
+    """Report a question without a loaded model."""
     return Notice(tr("No model is loaded"), tr("Load one to get an answer."), "info", *_open())
 
 
 def reply_awaited() -> Notice:
-    """A changed question was sent while a reply was written, or a question waited for the model."""
+    """Report that an edited question was sent during a reply, or while a question waits for the model."""
     return Notice(
         tr("A reply is still awaited"),
         tr("Your text stays where it is: send it when the reply has ended, or stop the reply."),
@@ -140,24 +140,24 @@ def reply_awaited() -> Notice:
 
 
 def cannot_chat(name: str) -> Notice:
-    """The model has no chat template."""
+    """Report a model without a chat template."""
     words = tr("{} has no chat template, so it cannot tell the turns apart.").format(name)
     return for_error(errors.NoChatTemplate(words))
 
 
 def cannot_see(name: str) -> Notice:
-    """A picture was attached, and the model only reads."""
+    """Report a picture attached for a model that reads text only."""
     words = tr("{} only reads text. Open a model that sees, or take the picture away.").format(name)
     return Notice(tr("This model cannot see pictures"), words, "warning", *_open())
 
 
 def still_reading() -> Notice:
-    """A question was asked while its files are being read."""
+    """Report a question whose files are still being read."""
     return Notice(tr("The files are still being read"), tr("Send the message when they are there."), "info")
 
 
 def files_too_long(tokens: int, room: int, larger: LargerContext | None) -> Notice:
-    """The attached files have more tokens than there is room for; `larger`: the context that would hold them."""
+    """Report attached files with more tokens than fit. `larger`: the context that would hold them."""
     words = tr("About {} tokens, and room for about {}: each question is given the parts that fit it.")
     words = words.format(formatting.count(tokens), formatting.count(room))
     title = tr("The attached files are too long to be read whole")
@@ -173,7 +173,7 @@ def files_too_long(tokens: int, room: int, larger: LargerContext | None) -> Noti
 
 
 def left_out(turns: int) -> str:
-    """The line over a reply whose prompt was shortened."""
+    """Return the line above a reply whose prompt was shortened."""
     if turns == 1:
         return tr("The oldest message was left out to fit the context.")
     return tr("The {} oldest messages were left out to fit the context.").format(turns)
@@ -185,7 +185,7 @@ def _open() -> tuple[ActionId, str]:
 
 
 def not_written(path: Path, error: OSError) -> Notice:
-    """An export failed."""
+    """Report a file that could not be written."""
     return Notice(
         tr("The file could not be written"),
         f"{path.name}: {error.strerror or error}.",
@@ -196,12 +196,12 @@ def not_written(path: Path, error: OSError) -> Notice:
 
 
 def exported(path: Path) -> Notice:
-    """An export worked."""
+    """Report a finished export."""
     return Notice(tr("Exported"), tr("It lies in {}.").format(path), "info")
 
 
 def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
-    """An import worked, for all conversations but the `unreadable` ones."""
+    """Report an import of all conversations except the `unreadable` ones."""
     words = tr("One conversation.") if count == 1 else tr("{} conversations.").format(count)
     if not unreadable:
         return Notice(tr("Imported"), words, "info")
@@ -210,13 +210,13 @@ def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
 
 
 def for_report(kind: str, what: str, why: str, next_step: str) -> Notice:
-    """What the store has to say about its file."""
+    """Return the notice for a report of the store."""
     title, tone = REPORTS.get(kind, ("Conversations", "info"))
     return Notice(tr(title), " ".join(said(part) for part in (what, why, next_step) if part), tone)
 
 
 def for_update(answer: UpdateAnswer) -> Notice:
-    """What was found out about newer versions."""
+    """Return the notice for the outcome of an update check."""
     if answer.error is not None:
         words = tr("It could not be found out whether there is a newer version. {}").format(said_error(answer.error))
         return Notice(tr("Updates"), words, "warning")
@@ -227,17 +227,17 @@ def for_update(answer: UpdateAnswer) -> Notice:
 
 
 def setting_ignored(sentence: str) -> Notice:
-    """A stored setting was not valid."""
+    """Report a stored setting that was not valid."""
     return Notice(tr("A setting was not used"), said(sentence), "warning", "settings", tr("Open settings"))
 
 
 def replanned(reason: str) -> Notice:
-    """Weights were moved between the devices while a reply is written."""
+    """Report that weights moved between the devices."""
     return Notice(tr("The split has changed"), said(reason), "info")
 
 
 def gpu_offered(card: str) -> Notice:
-    """A card was found that this program's torch cannot use."""
+    """Report a card that this program's torch cannot use yet."""
     return Notice(
         tr("{} is not used yet").format(card),
         tr("What it takes can be fetched; you are told the size before."),
@@ -248,7 +248,7 @@ def gpu_offered(card: str) -> Notice:
 
 
 def gpu_ready() -> Notice:
-    """The runtime was tried with a new driver while the window was open."""
+    """Report that the runtime works with a new driver, tried while the window was open."""
     return Notice(
         tr("The card can be used again"),
         tr("The GPU runtime works with the new driver, from the next start of the program on."),
@@ -259,5 +259,5 @@ def gpu_ready() -> Notice:
 
 
 def gpu_unused(why: str) -> Notice:
-    """A runtime for the card is installed, and the processor computes nevertheless."""
+    """Report that an installed runtime is not used."""
     return Notice(tr("The processor is used, not the card"), said(why), "warning", "gpu", tr("Details…"))

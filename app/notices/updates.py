@@ -1,4 +1,4 @@
-"""Whether a newer version was released: asks GitHub once, only when a user wished it. Says so also when it fails."""
+"""The update check: asks GitHub once, only on the user's request, and reports failures as well."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)*")
 
 @dataclass(frozen=True)
 class UpdateAnswer:
-    """`version` is the newest one and `page` tells of it; where it is `unknown`, `error` says why."""
+    """The outcome of a check. `version`: the newest one, described at `page`; `error`: why it is `unknown`."""
 
     kind: Literal["newest", "newer", "unknown"]
     version: str = ""
@@ -35,7 +35,10 @@ class UpdateAnswer:
 
 
 class Updates(QObject):
-    """`answered(UpdateAnswer)` after each `check`."""
+    """Checks for updates in a worker thread.
+
+    Signal: `answered(UpdateAnswer)` after each `check`.
+    """
 
     answered = Signal(object)
 
@@ -47,7 +50,7 @@ class Updates(QObject):
 
     @Slot()
     def check(self) -> None:
-        """Ask."""
+        """Start a check."""
         self._tasks.run(_ask)
 
     def close(self) -> None:
@@ -69,7 +72,7 @@ def _ask(stop: Stop, tell: Tell) -> UpdateAnswer:
 
 
 def newest(api: str, stop: Stop) -> UpdateAnswer:
-    """The newest release against this program's version. Raises NetworkError."""
+    """Compare the newest release with this program's version. Raises NetworkError."""
     offline = hub_environment(os.environ).offline
     with Client(api, offline=offline, retries=Retries(limit=1)) as client:
         url = client.url(f"repos{urlsplit(REPOSITORY).path}/releases/latest")
@@ -93,7 +96,7 @@ def _compare(release: object, host: str) -> UpdateAnswer:
 
 
 def parts(version: str) -> tuple[int, ...]:
-    """A version's numbers, to be compared: "1.10" comes after "1.9" and is the same as "1.10.0"."""
+    """Return a version's numbers for comparison: "1.10" is later than "1.9" and equal to "1.10.0"."""
     numbers = [int(part) for part in version.split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()

@@ -1,1 +1,1 @@
-"""Settings and their declarations, colours and type."""
+"""Settings with their declarations, and the theme."""

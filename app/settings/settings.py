@@ -1,7 +1,7 @@
 """Every setting, declared once: type, default, bounds and words. Dialog, file and validation are built from it.
 
-A stored value that is no longer valid falls back to its default and is reported; keys that this version does not
-know are kept, so that an older and a newer version can share one file.
+A stored value that is not valid falls back to its default and is reported. Unknown keys are kept, so that an older and
+a newer version can share one file.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Kind = Literal["bool", "int", "float", "text", "choice", "folder", "url"]
 
 @dataclass(frozen=True)
 class Declared:
-    """What the dialog and the validation need to know of one setting.
+    """Declaration of one setting, for the dialog and the validation.
 
-    `choices`: (value, label) pairs. `low`, `high`, `step` are in `unit`. `unset`: the word for None, where None is
-    allowed. `lines`: height of a text field. `reload`: a loaded model has to be planned anew for it.
+    `choices`: (value, label) pairs. `low`, `high`, `step` are in `unit`. `unset`: the word for None, if None is
+    allowed. `lines`: height of a text field. `reload`: takes effect when a model is loaded again.
     """
 
     section: str
@@ -46,7 +46,7 @@ class Declared:
 
 
 def setting(default: Any, section: str, label: str, help: str = "", **more: Any) -> Any:
-    """A dataclass field that carries its own declaration."""
+    """Return a dataclass field with its declaration."""
     return field(default=default, metadata={"declared": Declared(section, label, help, **more)})
 
 
@@ -64,7 +64,7 @@ PRESETS: Mapping[str, Sampling] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole state of the settings dialog. None means: decide by itself."""
+    """All settings. None means automatic."""
 
     theme: str = setting(
         "system", APPEARANCE, "Theme", kind="choice",
@@ -166,7 +166,7 @@ class Settings:
     )
 
     def sampling(self) -> Sampling:
-        """The chosen preset, or the custom values."""
+        """Return the chosen preset, or the custom values."""
         if self.sampling_preset == "custom":
             return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
         return PRESETS[self.sampling_preset]
@@ -174,7 +174,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Problem:
-    """One stored value that was not used, and why, in a sentence; `key` is empty when the whole file is meant."""
+    """A stored value that was not used, and why. `key` is empty if the whole file is meant."""
 
     key: str
     sentence: str
@@ -182,7 +182,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a settings file holds, made valid. `unknown`: entries of other versions, to be written back."""
+    """The validated contents of a settings file. `unknown`: entries of other versions, to be written back."""
 
     settings: Settings
     problems: tuple[Problem, ...] = ()
@@ -191,20 +191,20 @@ class Reading:
 
 @cache
 def declared() -> Mapping[str, Declared]:
-    """Declarations by field name, in the order of the dialog."""
+    """Return the declarations by field name, in the dialog's order."""
     return {entry.name: entry.metadata["declared"] for entry in fields(Settings)}
 
 
 @cache
 def accepted_types() -> Mapping[str, tuple[type, ...]]:
-    """Field name -> the types its value may have; NoneType among them where None is allowed."""
+    """Return the accepted types of each field, including NoneType if None is allowed."""
     hints = get_type_hints(Settings)
     unions = (Union, types.UnionType)
     return {name: get_args(hint) if get_origin(hint) in unions else (hint,) for name, hint in hints.items()}
 
 
 def objection(name: str, value: object) -> str | None:
-    """Why `value` cannot be the setting `name`, in one sentence; None when it can."""
+    """Explain in one sentence why `value` is not valid for the setting `name`; None if it is."""
     entry, accepted = declared()[name], accepted_types()[name]
     if not _has_type(value, accepted):
         return sentence("{} cannot be {}.", entry.label, json.dumps(value, default=str)[:80])
@@ -218,7 +218,7 @@ def objection(name: str, value: object) -> str | None:
 
 
 def _has_type(value: object, accepted: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):  # bool is an int to Python, not to a user
+    if isinstance(value, bool):  # bool is an int for Python, but not for a user
         return bool in accepted
     if isinstance(value, int) and float in accepted:
         return True
@@ -250,7 +250,7 @@ def _url_objection(entry: Declared, value: str) -> str | None:
 
 
 def with_value(settings: Settings, name: str, value: object) -> Settings:
-    """A copy with one value changed. Raises ValueError with the sentence to show."""
+    """Return a copy with one value changed. Raises ValueError with the sentence to show."""
     if words := objection(name, value):
         raise ValueError(words)
     if isinstance(value, int) and not isinstance(value, bool) and float in accepted_types()[name]:
@@ -260,7 +260,7 @@ def with_value(settings: Settings, name: str, value: object) -> Settings:
 
 
 def read(path: Path) -> Reading:
-    """The settings stored at `path`; defaults for whatever is missing or invalid. Never raises for the contents."""
+    """Read the settings, with defaults for missing or invalid values. Never raises because of the contents."""
     try:
         stored = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -302,7 +302,7 @@ def _moved(path: Path, aside: Path) -> bool:
 
 
 def write(path: Path, settings: Settings, unknown: Mapping[str, Any] | None = None) -> None:
-    """Store the settings in one step: a reader sees the old or the new file, never half of one. Raises OSError."""
+    """Write the settings atomically: a reader sees the old file or the new one. Raises OSError."""
     values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
     text = json.dumps({**(unknown or {}), **values}, indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Every colour, font and measure of the window, as tokens; the only module that knows their values."""
+"""Colours, fonts and measures of the window as tokens. The only module that knows their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES: tuple[Mode, ...] = ("system", "light", "dark")
 FontRole = Literal["base", "message", "small", "code", "heading1", "heading2", "heading3", "title"]
 
 INSIDE, RELATED, GROUP, EDGE = 4, 8, 16, 24
-"""Space inside a thing, between related things, between groups, at the edges (pixels)."""
+"""Spacing in pixels: inside an item, between related items, between groups, at the edges."""
 CARD_RADIUS, BUTTON_RADIUS, LINE = 10, 6, 1
 TARGET, ICON = 28, 20
 TOP_BAR, STATUS_LINE = 44, 28
@@ -28,7 +28,7 @@ BASE_POINTS, LINE_HEIGHT, FLUSH_MS = 10.5, 1.5, 25
 
 @dataclass(frozen=True)
 class Colours:
-    """One scheme: every colour the window uses, by what it means, as #RRGGBB."""
+    """A colour scheme: every colour of the window by its meaning, as #RRGGBB."""
 
     window: str
     side: str
@@ -47,10 +47,10 @@ class Colours:
     ok: str
     warn: str
     tint: str
-    """Behind the user's own messages."""
+    """Background of the user's messages."""
     hover: str
     code: str
-    """Behind code."""
+    """Background of code."""
     selection: str
 
 
@@ -106,11 +106,11 @@ TEXT_ON = (
     ("on_accent", ("accent",)),
     *((name, ("window", "side", "raised", "code")) for name in ("danger", "resident", "streamed", "cpu", "ok", "warn")),
 )
-"""Which colours are used for text, and on which backgrounds: each pair is held to a contrast of 4.5."""
+"""Text colours with their backgrounds. Tests require a contrast of 4.5 for each pair."""
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG contrast ratio of two colours, 1 to 21."""
+    """Return the WCAG contrast ratio of two colours, 1 to 21."""
     high, low = sorted((_luminance(QColor(one)), _luminance(QColor(other))), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
@@ -122,7 +122,10 @@ def _luminance(colour: QColor) -> float:
 
 
 class Theme(QObject):
-    """The scheme in force. `changed` is emitted when colours or sizes are no longer what they were."""
+    """The colour scheme and font size in use.
+
+    Signal: `changed` when colours or sizes have changed.
+    """
 
     changed = Signal()
 
@@ -137,54 +140,54 @@ class Theme(QObject):
 
     @property
     def colours(self) -> Colours:
-        """The colours in force."""
+        """The colours in use."""
         return DARK if self.dark else LIGHT
 
     @property
     def dark(self) -> bool:
-        """Whether the dark scheme is in force."""
+        """Whether the dark scheme is in use."""
         if self._mode != "system":
             return self._mode == "dark"
         return QGuiApplication.styleHints().colorScheme() == Qt.ColorScheme.Dark
 
     def colour(self, token: str) -> QColor:
-        """The colour of a token of `Colours`."""
+        """Return the colour of a token of `Colours`."""
         return QColor(getattr(self.colours, token))
 
     @property
     def percent(self) -> int:
-        """The size of type, 80-160."""
+        """The font size in percent, 80-160."""
         return self._percent
 
     def grown(self, width: int) -> int:
-        """A width that holds words: as much wider as the type is larger than normal."""
+        """Scale a width that holds text by the font size, never below its normal value."""
         return round(width * max(100, self._percent) / 100)
 
     def choose(self, mode: Mode, percent: int) -> None:
-        """Follows the user's settings: the scheme and the size of type (80-160 %)."""
+        """Apply the user's scheme and font size (80-160 %)."""
         if (mode, percent) != (self._mode, self._percent):
             self._mode, self._percent = mode, max(80, min(160, percent))
             self._apply()
             self.changed.emit()
 
     def font(self, role: FontRole = "base") -> QFont:
-        """The font of a role, at the user's size."""
+        """Return the font of a role at the user's size."""
         family = QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont) if role == "code" else self._system_font
         font = QFont(family)
         font.setPointSizeF(_POINTS[role] * self._percent / 100)
         if role in ("heading1", "heading2", "heading3", "title"):
             font.setWeight(QFont.Weight.DemiBold)
         if role != "code":
-            # Figures of one width, so that numbers can change without moving anything.
+            # Tabular figures: numbers can change without moving anything.
             font.setFeature(QFont.Tag("tnum"), 1)
         return font
 
     def pixmap(self, name: str, token: str, size: int = ICON, ratio: float = 2.0) -> QPixmap:
-        """One of our icons in a colour, `size` logical pixels square."""
+        """Render an icon in a token's colour, `size` logical pixels square."""
         return _tinted(name, getattr(self.colours, token), size, ratio)
 
     def icon(self, name: str, token: str = "text") -> QIcon:
-        """One of our icons for menus and buttons that draw themselves."""
+        """Return an icon for menus and standard buttons."""
         return QIcon(self.pixmap(name, token))
 
     def _on_system_scheme(self) -> None:
@@ -228,7 +231,7 @@ def _tinted(name: str, colour: str, size: int, ratio: float) -> QPixmap:
 
 
 def palette(c: Colours) -> QPalette:
-    """The colours as Qt's own palette, for everything that the style draws."""
+    """Build the Qt palette for everything that the style draws."""
     result = QPalette()
     role = QPalette.ColorRole
     pairs = {
@@ -262,7 +265,7 @@ def palette(c: Colours) -> QPalette:
 
 
 def stylesheet(c: Colours) -> str:
-    """The style sheet of the whole application, made from the tokens."""
+    """Build the application's style sheet from the tokens."""
     return f"""
 QToolTip {{ background: {c.raised}; color: {c.text}; border: {LINE}px solid {c.border}; padding: {INSIDE}px; }}
 QMenu {{ background: {c.raised}; color: {c.text}; border: {LINE}px solid {c.border};

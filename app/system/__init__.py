@@ -1,1 +1,1 @@
-"""The operating system's side: folders, start, sleep, a single instance, the window's place."""
+"""The operating system: folders, start, sleep, single instance, and the window's saved state."""

@@ -1,4 +1,4 @@
-"""Files that the system hands to the program: on macOS a double click is an event and no argument."""
+"""Files that the system asks the program to open: on macOS a double click sends an event instead of an argument."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from PySide6.QtGui import QFileOpenEvent
 
 
 class FileOpen(QObject):
-    """An event filter for the application: `asked(path)` when the system wants a file opened."""
+    """Event filter for the application.
+
+    Signal: `asked(path)` when the system asks to open a file.
+    """
 
     asked = Signal(str)
 

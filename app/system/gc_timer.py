@@ -1,7 +1,7 @@
-"""Python's garbage is collected by the window's thread alone.
+"""Runs Python's garbage collector in the window's thread only.
 
-Qt wants its objects deleted in the thread that they live in, but Python's own collector runs in whichever thread
-allocates: the engine's, say, while it writes a reply. A dialog's timers found there would crash the program.
+Qt objects must be deleted in the thread they live in, but Python's automatic collection runs in whichever thread
+allocates, such as the engine's during a reply. Collecting a dialog's timers there would crash the program.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from PySide6.QtCore import QObject, QTimer, Slot
 
 EVERY_MS = 1000
 AFTER_START_MS = 10_000
-"""By then torch is imported, whose many objects are frozen: to look through them would stop the window."""
+"""Delay until torch is imported and its many objects are frozen: scanning them would block the window."""
 
 
 class Collector(QObject):
-    """Collects garbage by a timer, in place of the automatic collection."""
+    """Collects garbage on a timer instead of automatically."""
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -28,7 +28,7 @@ class Collector(QObject):
 
     @Slot()
     def collect(self) -> None:
-        """The oldest generation whose turn it is, by Python's own thresholds."""
+        """Collect the oldest generation that is due by Python's own thresholds."""
         counts = enumerate(zip(gc.get_count(), gc.get_threshold(), strict=True))
         due = [generation for generation, (count, limit) in counts if 0 < limit < count]
         if due:

@@ -1,6 +1,6 @@
-"""Where this program keeps its own files on this computer. Knows nothing of what is in them.
+"""The folders of this program's own files. Knows nothing of their contents.
 
-Models are not here: they lie in the Hugging Face cache, which is shared with other programs.
+Models are elsewhere, in the Hugging Face cache, which is shared with other programs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core.paths import own_home
 
 @dataclass(frozen=True)
 class Places:
-    """The four folders. They need not exist yet: `make()` creates them."""
+    """The four folders. They need not exist yet; `make()` creates them."""
 
     data: Path
     config: Path
@@ -27,30 +27,30 @@ class Places:
 
     @property
     def conversations(self) -> Path:
-        """The database of the conversations."""
+        """The conversation database."""
         return self.data / "conversations.db"
 
     @property
     def settings(self) -> Path:
-        """The file of the settings."""
+        """The settings file."""
         return self.config / "settings.json"
 
     @property
     def log(self) -> Path:
-        """The log that is written now."""
+        """The current log file."""
         return self.logs / "hetegen.log"
 
     def make(self) -> Places:
-        """Create the folders that are missing. Raises OSError where the disk forbids it."""
+        """Create missing folders. Raises OSError if the disk does not allow it."""
         for folder in (self.data, self.config, self.cache, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         return self
 
 
 def places(environ: Mapping[str, str] = os.environ) -> Places:
-    """The operating system's own folders, or all four under HETEGEN_HOME where that is set."""
+    """Return the operating system's folders for this program, or folders under HETEGEN_HOME if it is set."""
     if root := own_home(environ):
         return Places(root / "data", root / "config", root / "cache", root / "logs")
-    # roaming stays off: a chat history does not belong into a Windows profile that travels over the network.
+    # Not roaming: a chat history must not go into a Windows profile that travels over the network.
     dirs = PlatformDirs(NAME, appauthor=False, roaming=False)
     return Places(dirs.user_data_path, dirs.user_config_path, dirs.user_cache_path, dirs.user_log_path)

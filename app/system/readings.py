@@ -1,4 +1,4 @@
-"""The files in which the engine keeps what was read of conversations (see `core.paths`): their size, and their end."""
+"""The KV caches of conversations that the engine keeps on disk (see `core.paths`): their size and removal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.paths import kept_reading, kept_readings
 
 
 def nbytes() -> int:
-    """Bytes of all of them."""
+    """Return the total size of all files."""
     total = 0
     for path in kept_readings().glob("*"):
         with suppress(OSError):
@@ -18,13 +18,13 @@ def nbytes() -> int:
 
 
 def remove(conversation: str) -> None:
-    """Deletes what was read of one conversation."""
+    """Delete the files of one conversation."""
     with suppress(OSError):
         kept_reading(conversation).unlink(missing_ok=True)
 
 
 def keep_only(conversations: Iterable[str]) -> None:
-    """Deletes what was read of all others."""
+    """Delete the files of all other conversations."""
     known = {kept_reading(each) for each in conversations}
     for path in kept_readings().glob("*"):
         if path not in known:

@@ -1,4 +1,4 @@
-"""Finds what lies in `assets/`, the same way from source and from a bundle."""
+"""Finds files in `assets/`, from source and in a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ICONS = (
 
 
 def icon_source(name: str) -> str:
-    """The SVG text of one of our icons; its strokes are `currentColor`."""
+    """Return the SVG text of an icon, whose strokes are `currentColor`. Raises KeyError for an unknown name."""
     if name not in ICONS:
         raise KeyError(name)
     return (assets() / "icons" / f"{name}.svg").read_text(encoding="utf-8")

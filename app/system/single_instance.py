@@ -1,4 +1,4 @@
-"""One window per person: a second start shows the first one's window, hands its file over, and ends."""
+"""One window per user: a second start raises the first window, hands it the file, and ends."""
 
 from __future__ import annotations
 
@@ -18,48 +18,53 @@ log = logging.getLogger(__name__)
 CONNECT_MS, ANSWER_MS = 500, 2000
 ANSWER, END = b"!", b"\n"
 MOST_BYTES = 1 << 16
-"""The longest name that is taken from another start."""
+"""Longest message accepted from another start."""
 ENDING_S = 30.0
-"""How long a program is waited for that has closed its window, but still saves and joins its threads."""
+"""How long to wait for a program that has closed its window but is still saving and joining threads."""
 
 
 class SingleInstance(QObject):
-    """`woken` when the program was started again, and `asked(path)` where that was with a model. `claim()` first."""
+    """The local socket between starts of the program; call `claim()` first.
+
+    Signals: `woken` when the program was started again; `asked(path)` if that start named a model.
+    """
 
     woken = Signal()
     asked = Signal(str)
 
     def __init__(self, data: Path) -> None:
         super().__init__()
-        # Another data folder is another program: portable copies and tests do not wake each other.
+        # Part of the name: portable copies and tests with another data folder are separate programs.
         owner = hashlib.sha256(f"{getpass.getuser()} {data}".encode()).hexdigest()
         self.name = f"{ID}-{owner[:16]}"
-        """The local address that the first program listens on."""
+        """The local socket name on which the first program listens."""
         self._server = QLocalServer(self)
         self._server.setSocketOptions(QLocalServer.SocketOption.UserAccessOption)
         self._server.newConnection.connect(self._on_call)
 
     def claim(self, model: str = "") -> bool:
-        """True if this is the first; else the first one is told to show itself, and to open `model` ("" = none). One
-        that is ending is waited for."""
+        """Return whether this is the first start; if not, raise the first window and let it open `model`.
+
+        An empty `model` opens none. Waits for a first program that is ending.
+        """
         end = time.monotonic() + ENDING_S
         while (answered := self._call(model)) is None and time.monotonic() < end:
             time.sleep(0.1)
         if answered:
             return False
         if not self._server.listen(self.name):
-            # Nobody answers there: what is left of a program that crashed.
+            # Nobody answers: remove what a crashed program left.
             QLocalServer.removeServer(self.name)
             if not self._server.listen(self.name):
                 log.warning("Whether another window is open cannot be told: %s", self._server.errorString())
         return True
 
     def release(self) -> None:
-        """Another may be the first from now on."""
+        """Give up the claim: another start may be the first from now on."""
         self._server.close()
 
     def _call(self, model: str) -> bool | None:
-        """Whether a window answers; None where somebody is there who does not."""
+        """Return whether a window answers; None if a program is there but does not answer."""
         socket = QLocalSocket()
         socket.connectToServer(self.name)
         if not socket.waitForConnected(CONNECT_MS):
@@ -72,7 +77,7 @@ class SingleInstance(QObject):
 
     @staticmethod
     def _is_answered(socket: QLocalSocket) -> bool:
-        # What has arrived before, while something was written or the other end was closed, counts, too.
+        # Data that arrived before this call, or before the other end closed, counts as well.
         return socket.bytesAvailable() > 0 or socket.waitForReadyRead(ANSWER_MS) or socket.bytesAvailable() > 0
 
     @Slot()
@@ -93,7 +98,7 @@ class SingleInstance(QObject):
         self._listen(caller)
 
     def _listen(self, caller: QLocalSocket) -> None:
-        """Take the model's name once all of it has arrived; who says too much or nonsense is not heard."""
+        """Read a model's name once its line is complete; ignore callers that send too much or nonsense."""
         if not caller.canReadLine():
             if caller.bytesAvailable() > MOST_BYTES:
                 caller.abort()

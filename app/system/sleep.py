@@ -1,6 +1,6 @@
-"""Notices that the computer was asleep: by the clock on the wall, which went on while this program's timer stood still.
+"""Detects that the computer was asleep: wall-clock time went on while this program's timer stood still.
 
-No system tells all programs alike. A clock that is put forward looks the same, which does no harm.
+No portable notification exists. Setting the clock forward looks the same, which does no harm.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 LOOK_MS = 5000
 LONGEST_PAUSE_S = 60.0
-"""A busy computer may hold a timer up; so long it does not."""
+"""Longest delay of a timer on a busy computer; a longer one means sleep."""
 
 
 class SleepWatch(QObject):
-    """`woke` soon after the computer does."""
+    """Watches for sleep.
+
+    Signal: `woke` soon after the computer wakes.
+    """
 
     woke = Signal()
 
@@ -28,17 +31,17 @@ class SleepWatch(QObject):
         self._timer.timeout.connect(self.look)
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start watching."""
         self._looked_at = self._clock()
         self._timer.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._timer.stop()
 
     @Slot()
     def look(self) -> None:
-        """Compare the clock with the last look."""
+        """Compare the clock with the previous look."""
         now = self._clock()
         slept, self._looked_at = now - self._looked_at > LONGEST_PAUSE_S, now
         if slept:

@@ -1,7 +1,7 @@
-"""What must be settled before Qt and torch are imported, and words for what keeps a bundle from starting.
+"""Setup before Qt and torch are imported, and messages for what keeps a bundle from starting.
 
-Knows the environment, streams and system libraries; nothing of the window. Imports nothing but the standard library
-and what sets the variables.
+Knows the environment, streams and system libraries, and nothing of the window. Imports only the standard library and
+what sets the variables.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ PACKAGES = {
     "libxcb-util": "libxcb-util1", "libxcb-xfixes": "libxcb-xfixes0", "libxcb-xkb": "libxcb-xkb1",
     "libstdc++": "libstdc++6", "libgcc_s": "libgcc-s1", "libgssapi_krb5": "libgssapi-krb5-2",
 }  # fmt: skip
-"""Debian's package of each system library that the window needs."""
+"""Debian package of each system library that the window needs."""
 CERTIFICATES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-"""Whom Debian, Fedora, openSUSE, and Alpine, Arch and macOS trust."""
+"""Certificate bundles of Debian; Fedora; openSUSE; Alpine, Arch and macOS."""
 MESSAGE_BOXES = (
     ("zenity", "--error", "--no-markup", "--title=HeteGen", "--text={}"),
     ("kdialog", "--title", "HeteGen", "--error", "{}"),
     ("xmessage", "-center", "{}"),
 )
-"""Programs that show a sentence where Qt cannot."""
+"""Programs that can show a message without Qt."""
 
 
 class CannotStart(Exception):
-    """Why the program cannot run here, and what to do: whole sentences."""
+    """Why the program cannot run here, and what to do, in whole sentences."""
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """The environment that the libraries are to find. Called once, before any of them is imported."""
+    """Set up the environment. Call once, before any library is imported."""
     prepare_environment(environ)
     restore_library_path(environ)
     find_certificates(environ)
@@ -56,7 +56,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def restore_library_path(environ: MutableMapping[str, str]) -> None:
-    """The bootloader's LD_LIBRARY_PATH is for this process only: a browser started with ours may crash."""
+    """Undo the bootloader's LD_LIBRARY_PATH for child processes: a browser started with ours may crash."""
     if not getattr(sys, "frozen", False):
         return
     for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
@@ -66,7 +66,10 @@ def restore_library_path(environ: MutableMapping[str, str]) -> None:
 
 
 def find_certificates(environ: MutableMapping[str, str], places: Sequence[str] = CERTIFICATES) -> None:
-    """A bundle's OpenSSL looks where the system that it was built on keeps them; Windows is asked another way."""
+    """Point a bundle's OpenSSL to this system's certificates; it would look where the build system keeps them.
+
+    Windows certificates are found in another way.
+    """
     if not getattr(sys, "frozen", False) or "SSL_CERT_FILE" in environ or "SSL_CERT_DIR" in environ:
         return
     if found := next((place for place in places if Path(place).is_file()), None):
@@ -74,7 +77,7 @@ def find_certificates(environ: MutableMapping[str, str], places: Sequence[str] =
 
 
 def ensure_home(environ: MutableMapping[str, str]) -> None:
-    """Services and containers may run without a home; folders that are gone at the next start are better than none."""
+    """Create a temporary home for services and containers that have none; it does not last, but is better than none."""
     if _home_exists():
         return
     home = Path(tempfile.mkdtemp(prefix="hetegen-"))
@@ -90,9 +93,9 @@ def _home_exists() -> bool:
 
 
 def check_window(platform: str = "") -> None:
-    """Whether Qt can show a window here. Raises CannotStart with the missing library by name.
+    """Check that Qt can show a window here. Raises CannotStart naming the missing library.
 
-    Qt itself would end the process with an abort where its plugin for X11 lacks a library.
+    Qt itself aborts the process if its X11 plugin lacks a library.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -114,16 +117,16 @@ def _import_qt() -> Path:
 
 
 def load_library(library: Path) -> None:
-    """Load a library that Qt needs. Raises CannotStart, which names what is missing."""
+    """Load a library that Qt needs. Raises CannotStart naming what is missing."""
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
-        # In a bundle PyInstaller's own words hide the loader's, which name what is missing.
+        # In a bundle, PyInstaller's message hides the loader's, which names what is missing.
         raise CannotStart(missing(str(error.__cause__ or error))) from error
 
 
 def missing(message: str) -> str:
-    """The loader's message in words, with the package to install where it is known.
+    """Describe a missing library from the loader's message, with the package to install if it is known.
 
     >>> missing("libEGL.so.1: cannot open shared object file: No such file or directory")
     'The system library libEGL.so.1 is missing. On Debian or Ubuntu: sudo apt install libegl1'
@@ -137,7 +140,7 @@ def missing(message: str) -> str:
 
 
 def say(sentence: str) -> None:
-    """Tell a user without Qt: on stderr, and in a box if the desktop has a program for that."""
+    """Tell a user without Qt: on stderr, and in a message box if the desktop has a program for that."""
     print(f"error: {sentence}", file=sys.stderr)
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or sys.stderr.isatty():
         return

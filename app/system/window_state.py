@@ -1,4 +1,4 @@
-"""What the window remembers from one start to the next: its place, folded panes, the last model."""
+"""The window's state kept between starts: geometry, folded panes, last model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WindowState:
-    """Plain values; nonsense in the file is the same as nothing."""
+    """The state as plain values; invalid stored values count as missing."""
 
     geometry: str = ""
     sidebar: bool = True
@@ -21,7 +21,7 @@ class WindowState:
 
 
 def read(path: Path) -> WindowState:
-    """The stored state, with defaults for what is missing or of the wrong kind."""
+    """Read the state, with defaults for missing or invalid values."""
     try:
         stored = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -33,7 +33,7 @@ def read(path: Path) -> WindowState:
 
 
 def write(path: Path, state: WindowState) -> None:
-    """Stores the state; not being able to is no reason to trouble anybody."""
+    """Write the state; a failure is only logged."""
     fresh = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Markdown, formulas and source code, made ready for display while they stream."""
+"""Markdown, formulas and source code, prepared for display while they stream."""

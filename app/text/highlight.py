@@ -1,6 +1,6 @@
-"""Colours code as it streams in: each line is read once, by the lexer in the state in which the last line left it.
+"""Highlights code as it streams in: each line is lexed once, from the state in which the last line left the lexer.
 
-pygments' own lexers start from the beginning with every call; here their state tables are driven line by line.
+Pygments' lexers start from the beginning with every call, so their state tables are driven line by line here.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ TOKENS = (
     (Literal, "streamed"),
 )
 LONGEST_STEP = 400
-"""Characters of a line that the lexer is given at most; what is longer stays plain."""
+"""Longest line, in characters, that is highlighted; longer ones stay plain."""
 
 
 class Highlighter:
-    """The colours of one piece of code, line by line."""
+    """Highlights one block of code, line by line."""
 
     def __init__(self, language: str) -> None:
         self._lexer = _lexer(language)
         self._stack = ["root"]
 
     def line(self, text: str) -> Iterator[tuple[str, str]]:
-        """(run of characters, colour token) pairs of one line with its line break; together they are the line."""
+        """Yield (run of characters, colour token) pairs of one line including its line break."""
         if self._lexer is None or len(text) > LONGEST_STEP:
             yield text, "text"
             return
@@ -73,7 +73,7 @@ class Highlighter:
         lexer = self._lexer
         assert lexer is not None
         if isinstance(lexer, ExtendedRegexLexer) or not isinstance(lexer, RegexLexer):
-            # These keep a state that cannot be reached from outside: each line is read by itself.
+            # These keep a state that cannot be reached from outside: lex each line by itself.
             yield from lexer.get_tokens_unprocessed(text)
             return
         at = idle = 0
@@ -87,7 +87,7 @@ class Highlighter:
                         yield at, action, found.group()
                     else:
                         yield from action(lexer, found)
-                # A state table may push and pop without reading; so many steps in one place would be an endless loop.
+                # A state table may push and pop without consuming; too many such steps would be an endless loop.
                 idle = idle + 1 if found.end() == at else 0
                 at = found.end()
                 if new_state is not None:
@@ -95,7 +95,7 @@ class Highlighter:
                 break
             else:
                 if text[at] == "\n":
-                    # As in pygments: a line break that no rule takes leads back to the beginning.
+                    # As in Pygments: a line break that no rule consumes resets the state.
                     self._stack = ["root"]
                     yield at, Text, "\n"
                 else:
@@ -120,7 +120,7 @@ class Highlighter:
 
 
 def colour_of(token: _TokenType) -> str:
-    """The colour token of `app.settings.theme` for a token of pygments."""
+    """Map a Pygments token to a colour token of `app.settings.theme`."""
     return next((colour for kind, colour in TOKENS if token in kind), "text")
 
 

@@ -1,8 +1,8 @@
-"""Splits Markdown, as it streams in, into runs that will never change again and a short tail that still may.
+"""Splits streaming Markdown into finished runs, which never change again, and a short tail, which may.
 
-The cost of a reply is linear: a finished run is rendered once, only the tail is rendered again. Every fence becomes
-a piece of code of its own; every list item is a run of its own. Lines without end and nesting without end are cut.
-Knows text only, no Qt and no rendering.
+Rendering a reply takes linear time: each finished run is rendered once, and only the tail is rendered again. Each fence
+becomes a code block, and each list item a run. Endless lines and endless nesting are cut. Knows text only, no Qt and no
+rendering.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LONGEST_LINE, LONGEST_WORD = 2000, 500
-"""Characters after which a line, and one without spaces, is broken: reading and laying out cost more than length."""
+"""Characters after which a line, or a line without spaces, is broken: layout takes more than linear time."""
 LONGEST_RUN, LONGEST_TABLE = 3000, 20_000
-"""Characters after which a paragraph, a table is ended by force."""
+"""Characters after which a paragraph, or a table, is ended."""
 DEEPEST = 8
 
 _FENCE = re.compile(r"^(\s*)(?:(?:[-*+]|\d{1,9}[.)])\s+)?(`{3,}|~{3,})[ \t]*([^`\n]*)$")
@@ -26,7 +26,7 @@ _DELIMITERS = re.compile(r"^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-*:?\s*)*\|?\s*$")
 
 @dataclass(frozen=True)
 class Prose:
-    """A finished run of Markdown without code fences. `level`: how deep inside list items it stands."""
+    """A finished run of Markdown without code fences. `level`: depth in list items."""
 
     text: str
     level: int = 0
@@ -34,7 +34,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class CodeStart:
-    """A fence opens. `language` is its first word, lower case, or empty."""
+    """The start of a fence. `language`: its first word in lower case, or empty."""
 
     language: str
     level: int = 0
@@ -42,21 +42,21 @@ class CodeStart:
 
 @dataclass(frozen=True)
 class CodeText:
-    """Whole lines of the open fence, each with its line break; or a piece of an endless line, without one."""
+    """Whole lines of the open fence with their line breaks, or a piece of an overlong line without one."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class CodeEnd:
-    """The open fence is closed."""
+    """The end of the open fence."""
 
 
 Part = Prose | CodeStart | CodeText | CodeEnd
 
 
 class Splitter:
-    """Takes text piece by piece. `push` gives what is finished; `tail` is what is not."""
+    """Takes text piece by piece. `push` yields what is finished; `tail` is the rest."""
 
     def __init__(self) -> None:
         self._line = ""
@@ -68,12 +68,12 @@ class Splitter:
 
     @property
     def in_code(self) -> bool:
-        """A fence is open."""
+        """Whether a fence is open."""
         return self._fence is not None
 
     @property
     def tail(self) -> Prose:
-        """The unfinished run, or in code the unfinished line (empty while it may be the closing fence)."""
+        """The unfinished run, or the unfinished line of code (empty while it may be the closing fence)."""
         if self._fence is not None:
             shown = "" if self._line.strip()[:1] == self._fence[0] else self._line[self._dedent :]
             return Prose(shown)
@@ -81,7 +81,7 @@ class Splitter:
         return Prose("\n".join([*self._run, line]), self._level if self._run else self._level_of(line))
 
     def push(self, text: str) -> Iterator[Part]:
-        """Takes the next piece of the text."""
+        """Take the next piece of text."""
         *lines, self._line = (self._line + text.replace("\r\n", "\n").replace("\0", "\ufffd")).split("\n")
         for line in lines:
             yield from self._take(line)
@@ -90,7 +90,7 @@ class Splitter:
             yield from self._take_long(head)
 
     def finish(self) -> Iterator[Part]:
-        """The text is complete."""
+        """Finish the text."""
         if self._line:
             line, self._line = self._line, ""
             yield from self._take(line)
@@ -169,14 +169,15 @@ class Splitter:
 
     def _level_of(self, line: str) -> int:
         indent = len(line.expandtabs(4)) - len(line.expandtabs(4).lstrip(" "))
-        # Models often indent by two where three are needed ("1. " with "  - " below), so one column less will do.
+        # Models often indent by two where three are needed ("1. " with "  - " below): accept one column less.
         return sum(indent >= column - 1 for column in self._columns)
 
     def _opens_item(self, line: str) -> bool:
         item = _ITEM.match(line)
         if item is None or _RULE.match(line):
             return False
-        # "In the year" / "1984. It was": a number that begins a line in mid-paragraph is no list, unless it is 1.
+        # "In the year" / "1984. It was": a number at a line start inside a paragraph is not a list item, unless it is
+        # 1.
         in_paragraph = bool(self._run) and not _ITEM.match(self._run[0])
         return not in_paragraph or not item[2][0].isdigit() or item[2][:-1] == "1"
 
@@ -189,7 +190,7 @@ class Splitter:
 
 
 def _broken(line: str) -> tuple[str, str]:
-    """A long line in two: at a space, if there is one, without tearing what is joined."""
+    """Split a long line, at a space if there is one, never inside a joined emoji."""
     at = line.rfind(" ", LONGEST_WORD, LONGEST_LINE) + 1 or LONGEST_WORD
     while at < len(line) and (line[at] in "\u200d\ufe0f" or line[at - 1] == "\u200d"):
         at += 1

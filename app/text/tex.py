@@ -1,7 +1,7 @@
-"""TeX as readable text: Greek letters, operators, fractions, roots, powers and indices in Unicode.
+"""Converts TeX to readable text: Greek letters, operators, fractions, roots, powers and indices in Unicode.
 
-Not a typesetter: what has no character of its own stays as words, and nothing is ever lost. Indices and powers
-without characters of their own come as runs to be set lower or higher.
+Not a typesetter: commands without a Unicode character stay as words, and nothing is lost. Powers and indices without
+Unicode characters become raised or lowered runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SCRIPT = re.compile(rf"([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 LONGEST, ROUNDS = 2000, 12
 _LOWER, _HIGHER, _END = "\ue000", "\ue001", "\ue002"
-"""Around what is to be set lower or higher: characters that no text has a meaning for."""
+"""Marks around raised and lowered text: private-use characters, which no text uses with a meaning."""
 _MARKS = re.compile(f"([{_LOWER}{_HIGHER}{_END}])")
 
 Level = Literal["line", "lower", "higher"]
@@ -49,14 +49,14 @@ Level = Literal["line", "lower", "higher"]
 
 @dataclass(frozen=True)
 class Run:
-    """A piece of a formula, and where it stands."""
+    """A piece of a formula and its vertical position."""
 
     text: str
     level: Level = "line"
 
 
 def runs(tex: str) -> list[Run]:
-    """A formula without its TeX commands, in pieces. Longer ones than LONGEST are left as they are."""
+    """Convert a formula to runs. Formulas longer than LONGEST stay as they are."""
     if len(tex) > LONGEST:
         return [Run(tex)]
     pieces, levels = [], list[Level](["line"])
@@ -105,7 +105,7 @@ def _script(found: re.Match[str]) -> str:
     table = _UP if found[1] == "^" else _DOWN
     if inner and all(character in table for character in inner):
         return "".join(table[character] for character in inner)
-    # A command inside has to be resolved first; braces that stay mark it for the next round.
+    # Resolve commands inside first; the remaining braces mark the script for the next round.
     if "\\" in inner:
         return found[0]
     return f"{_HIGHER if found[1] == '^' else _LOWER}{inner}{_END}"

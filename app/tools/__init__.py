@@ -1,1 +1,1 @@
-"""Tool servers as the window keeps them: the book on the disk, what models are offered, calls and their answers."""
+"""Tool servers in the window: their book on disk, the tools offered to models, and calls."""

@@ -1,4 +1,4 @@
-"""What the page of tools shows, as one frozen record."""
+"""State of the tools page, as one frozen record."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from core.tools.server import ServerStatus
 
 @dataclass(frozen=True)
 class ToolsState:
-    """What the page of tools shows. `keyless`: keys could not be kept, and are forgotten with the program's end."""
+    """What the page shows. `keyless`: keys could not be stored and are forgotten when the program ends."""
 
     book: Book = field(default_factory=Book)
     statuses: tuple[ServerStatus, ...] = ()
     keyless: bool = False
 
     def status(self, name: str) -> ServerStatus:
-        """What is known of one server."""
+        """Return what is known of one server."""
         return next((one for one in self.statuses if one.name == name), ServerStatus(name))

@@ -1,6 +1,6 @@
-"""The tools of the window: which servers there are, what they offer, who may call what; calls are answered by signals.
+"""The window's tools: configured servers, their offers, permissions, and calls answered by signals.
 
-Everything that may wait (keyring, servers) happens in threads of its own.
+Whatever may block (keyring, servers) runs in worker threads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Toolbox(QObject):
-    """Signals: `changed(ToolsState)`; `answered(call id, ToolResult)` once for every call that was not cancelled."""
+    """Keeps the tool servers and calls their tools.
+
+    Signals: `changed(ToolsState)`; `answered(call id, ToolResult)` once for every call that was not cancelled.
+    """
 
     changed = Signal(object)
     answered = Signal(str, object)
@@ -42,7 +45,7 @@ class Toolbox(QObject):
     _ended = Signal(str, object)
 
     def __init__(self, path: Path, keyring: Callable[[], Keyring], logs: Path | None = None) -> None:
-        """`path`: where the book is kept; `logs`: the folder of the servers' logs."""
+        """`path`: file of the book; `logs`: folder of the servers' logs."""
         super().__init__()
         self.state = ToolsState()
         self._path, self._keyring, self._logs = path, keyring, logs
@@ -54,12 +57,12 @@ class Toolbox(QObject):
         self._reading = 0
 
     def open(self) -> None:
-        """Read what is kept, and start its servers."""
+        """Read the book and start its servers."""
         if self._path.exists():
             self._reading = self._thread.run(lambda stop, tell: read_book(self._path, self._keyring()))
 
     def close(self) -> None:
-        """End calls, servers and threads."""
+        """Cancel calls, end servers and join threads."""
         for id in list(self._calls):
             self.cancel(id)
         self._thread.close()
@@ -68,7 +71,7 @@ class Toolbox(QObject):
 
     @cached_property
     def _host(self) -> ToolHost:
-        # Imported late, and asyncio with it: most starts have no tool server.
+        # Imported late, with asyncio: most starts have no tool server.
         from core.tools.host import ToolHost
 
         return ToolHost(self._told.emit, self._logs)
@@ -76,37 +79,37 @@ class Toolbox(QObject):
     # Servers
 
     def put(self, server: ToolServer, former: str = "") -> None:
-        """Keep a server, in the place of the one named `former`."""
+        """Save a server in place of the one named `former`."""
         self._keep(self.state.book.put(server, former))
 
     def remove(self, name: str) -> None:
-        """Forget a server, its keys, and what was allowed."""
+        """Remove a server with its keys and permissions."""
         self._keep(self.state.book.without(name))
 
     def switch(self, name: str, *, on: bool) -> None:
-        """Start a server, or end it."""
+        """Start or end a server."""
         self.put(replace(self.server(name), on=on))
 
     def restart(self, name: str) -> None:
-        """Start a server anew, to see whether it works."""
+        """Restart a server, to see whether it works."""
         if self.server(name).on:
             self._host.restart(self.server(name))
         else:
             self.switch(name, on=True)
 
     def server(self, name: str) -> ToolServer:
-        """The server of this name. Raises StopIteration if there is none."""
+        """Return the server of this name. Raises StopIteration if there is none."""
         return next(server for server in self.state.book.servers if server.name == name)
 
     # Calls
 
     def offered(self) -> tuple[Tool, ...]:
-        """The tools that models may ask for now."""
+        """List the tools that models may call now."""
         allowed = self.state.book.permission
         return tuple(offer.tool for offer in self._offers() if allowed(offer.server, offer.name) != "never")
 
     def offer(self, name: str) -> Offer:
-        """The tool that models know by this name. Raises BadRequest."""
+        """Return the tool that models know by this name. Raises BadRequest."""
         found = next((offer for offer in self._offers() if offer.tool.name == name), None)
         if found is None:
             names = ", ".join(tool.name for tool in self.offered())
@@ -114,23 +117,23 @@ class Toolbox(QObject):
         return found
 
     def permission(self, name: str) -> Permission:
-        """Whether a tool may be called unasked. Raises BadRequest for a name that no tool has."""
+        """Return whether a tool may be called without asking. Raises BadRequest for an unknown name."""
         offer = self.offer(name)
         return self.state.book.permission(offer.server, offer.name)
 
     def permit(self, server: str, tool: str, permission: Permission) -> None:
-        """Keep whether a tool may be called unasked."""
+        """Save whether a tool may be called without asking."""
         self._keep(self.state.book.permit(server, tool, permission))
 
     def call(self, call: ToolCall, longest: int = LONGEST) -> None:
-        """Have a tool called; `answered` brings what came of it. Raises BadRequest for what cannot be called."""
+        """Call a tool; `answered` reports the result. Raises BadRequest if it cannot be called."""
         offer, arguments = self.offer(call.name), arguments_of(call)
         future = self._host.call(offer.server, offer.name, arguments, longest)
         self._calls[call.id] = future
         future.add_done_callback(lambda done: self._ended.emit(call.id, done))
 
     def cancel(self, id: str) -> None:
-        """Give a call up; it is not answered any more."""
+        """Cancel a call; it is not answered any more."""
         if (future := self._calls.pop(id, None)) is not None:
             future.cancel()
 
@@ -176,7 +179,7 @@ class Toolbox(QObject):
 
 
 def arguments_of(call: ToolCall) -> dict[str, object]:
-    """The arguments that a model wrote. Raises BadRequest."""
+    """Parse the arguments that a model wrote. Raises BadRequest."""
     try:
         found = json.loads(call.arguments.strip() or "{}")
     except (ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""Conversations out of files: our own exports and those of other chat programs."""
+"""Importing conversations from files: our own exports and those of other chat programs."""

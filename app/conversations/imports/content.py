@@ -1,4 +1,4 @@
-"""The text of a message, whatever form a program gives it: plain, or parts of many kinds."""
+"""The text of a message in any program's form: plain, or parts of many kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 THOUGHT = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*", re.DOTALL)
-# Open WebUI keeps a thought as a folded quotation in the text.
+# Open WebUI stores a thought as a folded quotation in the text.
 FOLDED = re.compile(
     r"<details\s+type=\"(?:reasoning|tool_calls|code_interpreter)\"[^>]*>\s*"
     r"(?:<summary>.*?</summary>)?(.*?)</details>\s*",
@@ -21,7 +21,7 @@ RESULTS = ("tool_result", "tool_response", "function_call_output", "toolCallResu
 
 
 def text_of(content: Any) -> tuple[str, str]:
-    """What a content says, and what belongs beside it: thoughts, calls of tools, their results. Raises TypeError."""
+    """Return what a message says, and what belongs beside it: thoughts, tool calls and results. Raises TypeError."""
     if content is None:
         return "", ""
     if isinstance(content, str):
@@ -36,7 +36,7 @@ def text_of(content: Any) -> tuple[str, str]:
 
 
 def split_thought(text: str) -> tuple[str, str]:
-    """An answer without the thought that its text begins with or folds away, and that thought."""
+    """Return an answer without thoughts at its beginning or folded into it, and those thoughts."""
     begun = THOUGHT.match(text)
     thoughts = [begun[1].strip()] if begun else []
     text = text[begun.end() :] if begun else text
@@ -49,12 +49,12 @@ def _unquoted(text: str) -> str:
 
 
 def call(name: Any, arguments: Any) -> str:
-    """A call of a tool, for people."""
+    """Format a tool call for people."""
     return _fenced(f"{name or 'tool'}({_written(arguments)})")
 
 
 def result(value: Any) -> str:
-    """What a tool gave back, for people."""
+    """Format a tool's result for people."""
     try:
         text, _ = text_of(value)
     except TypeError:
@@ -96,7 +96,7 @@ def _first_text(part: dict[str, Any], kind: str) -> str:
 
 
 def _kinds(content: Any) -> list[str]:
-    """What a message without words holds."""
+    """Return the kinds of the attachments of a message without words."""
     parts = [part for part in (content if isinstance(content, list) else [content]) if isinstance(part, dict)]
     names = [str(part.get("type") or part.get("content_type") or "") for part in parts]
     kinds = ("image", "audio", "video", "file", "document")

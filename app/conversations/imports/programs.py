@@ -1,7 +1,7 @@
-"""One reader for each program's export: from its JSON to tables like our own.
+"""One reader per program: from its exported JSON to tables like our own.
 
-ChatGPT and Open WebUI keep trees, Claude trees or lists, LM Studio lists of versions; Jan, ShareGPT and programs that
-speak to OpenAI's or Anthropic's interface keep lists of messages.
+ChatGPT and Open WebUI store trees, Claude trees or lists, LM Studio lists of versions. Jan, ShareGPT and programs that
+speak OpenAI's or Anthropic's API store lists of messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPEAKER = ("role", "from", "sender", "author", "speaker")
 
 
 def conversations(saved: Any) -> Iterator[Any]:
-    """The single conversations of an export: each is one for `read`."""
+    """Yield the single conversations of an export, each an input for `read`."""
     if isinstance(saved, dict):
         several = next((saved[key] for key in GROUPS if _are_conversations(saved.get(key))), None)
         if several is None:
@@ -38,14 +38,14 @@ def conversations(saved: Any) -> Iterator[Any]:
 
 
 def title_of(saved: Any) -> str:
-    """What a conversation is called, "" if it has no name."""
+    """Return a conversation's title, "" if it has none."""
     if not isinstance(saved, dict):
         return ""
     return next((title for key in TITLES if isinstance(title := saved.get(key), str) and title.strip()), "")
 
 
 def read(saved: Any) -> Table:
-    """One conversation of any program. Raises KeyError, TypeError, ValueError, AttributeError."""
+    """Read one conversation of any program. Raises KeyError, TypeError, ValueError, AttributeError."""
     if isinstance(saved, list):
         return _messages({"messages": saved})
     if isinstance(saved.get("chat"), dict):
@@ -171,7 +171,7 @@ def _called(each: Table) -> tuple[Any, Any]:
 
 
 def _attached(said: Table) -> str:
-    """The text of files that a user added to a question, as Claude exports it."""
+    """Return the text of files attached to a question, as Claude exports it."""
     files = said.get("attachments") or []
     texts = [
         f"\n\n{file.get('file_name') or 'File'}:\n{file['extracted_content']}"
@@ -187,7 +187,7 @@ def _speaker(said: Table) -> Any:
 
 
 def is_message(value: Any) -> bool:
-    """Whether this is a single message, and no conversation."""
+    """Whether this is a single message rather than a conversation."""
     if not isinstance(value, dict) or any(isinstance(value.get(key), list | dict) for key in ("messages", "mapping")):
         return False
     return any(key in value for key in SPEAKER) or value.get("type") in ("function_call", "function_call_output")
@@ -198,7 +198,7 @@ def _are_conversations(value: Any) -> bool:
 
 
 def _threads(messages: Iterable[Table]) -> Iterator[Table]:
-    """Messages by the thread they belong to, as Jan's files and some logs mix them."""
+    """Group messages by their thread: Jan's files and some logs mix threads."""
     threads: dict[str, list[Table]] = {}
     for message in messages:
         threads.setdefault(str(message.get("thread_id") or message.get("conversation_id") or ""), []).append(message)

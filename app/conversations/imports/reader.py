@@ -1,4 +1,7 @@
-"""Files to conversations: encodings, JSON or JSON by lines, archives; what cannot be read is named and left out."""
+"""Reading conversations from files: encodings, JSON, JSON lines and archives.
+
+Conversations that cannot be read are named and left out.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ UNKNOWN = "It does not hold conversations in a known form."
 
 
 class NotAnExport(HeteGenError):
-    """The file does not hold conversations in a form that is known here."""
+    """The file holds no conversations in a known form."""
 
 
 class Imported(list[Document]):
-    """The conversations of a file; `unreadable`: the names of those in it that could not be read."""
+    """The conversations of a file. `unreadable`: the names of those that could not be read."""
 
     def __init__(self, documents: Iterable[Document] = (), unreadable: Iterable[str] = ()) -> None:
         super().__init__(documents)
@@ -38,7 +41,7 @@ class Imported(list[Document]):
 
 
 def read_json(path: Path) -> Imported:
-    """The conversations in a file, under new ids. Raises NotAnExport."""
+    """Read the conversations of a file, under new ids. Raises NotAnExport."""
     try:
         if path.stat().st_size > MAX_IMPORT_BYTES:
             raise refusal(path.name, "It is larger than any export.")
@@ -54,7 +57,7 @@ def read_json(path: Path) -> Imported:
 
 
 def from_json(text: str, source: str = "the file") -> Imported:
-    """Our own export or another program's, as JSON or as JSON by lines. Raises NotAnExport."""
+    """Read our own export or another program's, as JSON or JSON lines. Raises NotAnExport."""
     try:
         saved = _sound(_parsed(text))
         if isinstance(saved, dict) and saved.get("format") == FORMAT:
@@ -84,7 +87,7 @@ def _read_all(conversations: list[Any], read: Callable[[Any], dict[str, Any]], s
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """The file, or the conversations in an archive, as ChatGPT and Claude send them."""
+    """Yield the file, or the conversations in an archive as sent by ChatGPT and Claude."""
     if not zipfile.is_zipfile(path):
         yield path.read_bytes()
         return
@@ -119,7 +122,7 @@ def _line(line: str) -> Any:
 
 
 def _of_lines(values: list[Any]) -> Any:
-    """Lines of messages are one conversation; a broken one among them is missing, a broken conversation is named."""
+    """Join lines of messages into one conversation without broken lines; keep broken conversations, to be named."""
     whole = [value for value in values if value is not None]
     if not whole:
         raise ValueError("no line is JSON")
@@ -128,7 +131,7 @@ def _of_lines(values: list[Any]) -> Any:
 
 
 def _sound(value: Any) -> Any:
-    """The value with texts that files can hold: JSON may write half of a surrogate pair as an escape."""
+    """Return the value without lone surrogates, which JSON can escape but files cannot hold."""
     match value:
         case str():
             return without_halves(value)
@@ -186,7 +189,7 @@ def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
 
 
 def refusal(source: str, why: str) -> NotAnExport:
-    """The error for a file of which nothing can be read."""
+    """Build the error for a file of which nothing can be read."""
     return NotAnExport(
         sentence("{} cannot be imported.", source), why, "Choose a file that was exported by a chat program."
     )

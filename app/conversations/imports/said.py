@@ -1,4 +1,4 @@
-"""What was said, as every program's export can be brought to: messages that follow one another in a tree."""
+"""The common form of all imports: messages in a tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_call": "tool", "tool_call": "tool",
     "tool_response": "tool", "ipython": "tool", "function_response": "tool",
 }  # fmt: skip
-# Seconds since 1970 are never as large as these; milliseconds, microseconds and nanoseconds are.
+# Times above the first number are in units of which a second has the second number.
 SMALLER_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
@@ -25,7 +25,7 @@ class NothingSaid(ValueError):
 
 @dataclass(frozen=True)
 class Said:
-    """One message of an export. `aside`: thoughts, calls of tools and their results: they go with the next answer."""
+    """One message of an export. `aside`: thoughts, tool calls and their results, to go with the next answer."""
 
     id: Hashable
     parent: Hashable
@@ -37,12 +37,12 @@ class Said:
 
 
 def role(value: Any) -> str:
-    """One of ours for what a program calls a role. Raises KeyError."""
+    """Map a program's name of a role to ours. Raises KeyError."""
     return ROLES[str(value).strip().lower()]
 
 
 def seconds(value: Any) -> float | None:
-    """A time in seconds since 1970, however it is written; None if it is none."""
+    """Parse a time in any form to seconds since 1970; None if it is not a time."""
     try:
         if isinstance(value, str):
             value = float(value) if value.replace(".", "", 1).isdigit() else datetime.fromisoformat(value).timestamp()
@@ -56,12 +56,12 @@ def seconds(value: Any) -> float | None:
 
 
 def chained(messages: Sequence[Said]) -> list[Said]:
-    """Messages that follow one another."""
+    """Link messages so that each one follows the one before it."""
     return [replace(message, id=n, parent=n - 1 if n else None) for n, message in enumerate(messages)]
 
 
 def table(title: Any, messages: Sequence[Said], current: Hashable = None, system: str = "") -> dict[str, Any]:
-    """A table like those of our own exports. Raises NothingSaid, or ValueError if what was said has no words."""
+    """Build a table like those of our own exports. Raises NothingSaid, or ValueError if no message has words."""
     if not any(said.role in ("user", "assistant") for said in messages):
         raise NothingSaid
     systems = [system, *dict.fromkeys(said.content for said in messages if said.role == "system")]
@@ -73,7 +73,7 @@ def table(title: Any, messages: Sequence[Said], current: Hashable = None, system
 
 
 class _Walk:
-    """Goes through the tree, parents before children; messages without an answer hand their asides on."""
+    """Walk over the tree, parents before children. Messages without an answer hand their asides on."""
 
     def __init__(self, messages: Sequence[Said]) -> None:
         known = {said.id for said in messages}
@@ -83,7 +83,7 @@ class _Walk:
         self._shown: dict[Hashable, Hashable] = {}
 
     def turns(self, current: Hashable) -> Iterator[dict[str, Any]]:
-        """The turns, of which the one that `current` led to is marked as shown."""
+        """Yield the turns; the one that `current` led to is marked as shown."""
         found = list(self._found())
         shown = self._shown.get(current) if current is not None else None
         for turn in found:

@@ -1,1 +1,1 @@
-"""Transcript and composer."""
+"""The chat: transcript and composer."""

@@ -1,4 +1,4 @@
-"""The text of one reply: prose and code under each other, fed as it streams, selected as if it were one text."""
+"""The text of one reply: prose and code blocks below each other, fed as it streams, selectable as one text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from app.views.chat.prose import STEP
 from app.views.chat.text import CodeView, ProseView
 
 SLICE_S = 0.008
-"""The longest time spent on writing before the window gets its turn again."""
+"""Longest time spent on layout before returning to the event loop."""
 REST = 6
-"""A tail that was slow to show (a long table) is shown again after this many times as long."""
+"""A tail that took long to show (a large table) is shown again after this multiple of that time."""
 Segment = ProseView | CodeView
 Edit = ProseView | QPlainTextEdit
 
 
 class Body(QWidget):
-    """Signals: `grown` when the height may have changed; `link(str)` when a link is pressed."""
+    """Lays out the segments of a reply.
+
+    Signals: `grown` when the height may have changed; `link(str)` when a link is pressed.
+    """
 
     grown = Signal()
     link = Signal(str)
@@ -42,7 +45,7 @@ class Body(QWidget):
         self._anchor: tuple[int, int] | None = None
 
     def feed(self, text: str, finished: bool) -> None:
-        """Shows `text`, of which what came before is a beginning; `finished`: nothing will follow."""
+        """Show `text`, which extends the text fed before. `finished`: nothing will follow."""
         if self._finished and (not finished or len(text) < self._fed):
             self._restart()
         self._waiting.extend(self._splitter.push(text[self._fed :]))
@@ -54,11 +57,11 @@ class Body(QWidget):
 
     @property
     def settled(self) -> bool:
-        """Everything that was fed is shown."""
+        """Whether everything that was fed is shown."""
         return not self._waiting
 
     def measure(self, width: int) -> int:
-        """Places the segments at this width; the whole height."""
+        """Lay out the segments at this width and return the total height."""
         top = 0
         for segment in self.segments:
             left = segment.level * STEP if isinstance(segment, CodeView) else 0
@@ -71,12 +74,12 @@ class Body(QWidget):
         return top
 
     def selected_text(self) -> str:
-        """What is selected, over all segments."""
+        """Return the selection over all segments."""
         parts = (edit.textCursor().selectedText().replace("\u2029", "\n") for edit in self.edits())
         return "\n".join(part.replace("\u2028", "\n").rstrip("\n") for part in parts if part)
 
     def clear_selection(self) -> None:
-        """Selects nothing any more."""
+        """Clear the selection of all segments."""
         for edit in self.edits():
             cursor = edit.textCursor()
             if cursor.hasSelection():
@@ -84,7 +87,7 @@ class Body(QWidget):
                 edit.setTextCursor(cursor)
 
     def _restart(self) -> None:
-        """A finished text that goes on is read again from its beginning: its last run may be longer than it was."""
+        """Start over with a finished text that goes on: its last run may have become longer."""
         for segment in self.segments:
             segment.hide()
             segment.deleteLater()
@@ -131,7 +134,7 @@ class Body(QWidget):
         self._rest_until = time.perf_counter() + REST * (time.perf_counter() - began) if tail.text else 0.0
 
     def _settle_tail(self) -> None:
-        """Before code begins, the prose above must not keep the tail that has become something else."""
+        """Clear the tail of the prose above: it has become something else."""
         if self.segments and isinstance(self.segments[-1], ProseView):
             self.segments[-1].set_tail(Prose(""))
             self._heights.pop(self.segments[-1], None)
@@ -159,7 +162,7 @@ class Body(QWidget):
         segment.show()
 
     def edits(self) -> list[Edit]:
-        """The fields of prose and code, from top to bottom."""
+        """Return the text widgets of prose and code, from top to bottom."""
         return [segment.edit if isinstance(segment, CodeView) else segment for segment in self.segments]
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
@@ -191,7 +194,7 @@ class Body(QWidget):
         return False
 
     def _drag_to(self, point: QPoint) -> bool:
-        """Selects from where the button went down to here. False where the one text can do that by itself."""
+        """Extend the selection from the pressed position to `point`. False if one segment can do it alone."""
         assert self._anchor is not None
         start, position = self._anchor
         edits = self.edits()

@@ -1,4 +1,4 @@
-"""What a chip says about a document."""
+"""The words of a document's chip."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from core.documents.document import Document
 
 
 def words_while_reading(name: str, done: int, of: int) -> ChipWords:
-    """How far the reading of a file is, where that is known."""
+    """Describe the progress of reading a file."""
     return ChipWords(name, tr("Reading… {} of {} pages").format(done, of) if of else tr("Reading…"))
 
 
 def words_of(document: Document, tokens: int, *, counted: bool = False, in_parts: bool = False) -> ChipWords:
-    """Pages and tokens of a document, and whether it is read in parts; of a picture, its size."""
+    """Describe a document by pages, tokens and whether it is read in parts; a picture by its size."""
     if document.picture:
         return _words_of_picture(document, tokens, counted=counted)
     known = formatting.tokens(tokens) if counted else tr("about {}").format(formatting.tokens(tokens))
@@ -39,5 +39,5 @@ def _words_of_picture(document: Document, tokens: int, *, counted: bool) -> Chip
 
 
 def words_in_turn(document: Document, *, in_parts: bool) -> ChipWords:
-    """The same for a document of a question that was asked; its tokens are guessed."""
+    """Describe a document of an asked question, with estimated tokens."""
     return words_of(document, tokens_about(as_read(document)), in_parts=in_parts)

@@ -1,4 +1,4 @@
-"""Attached files as chips: name, pages and tokens; a press opens the text, a cross takes it away."""
+"""Attached files as chips: name, pages and tokens. A press opens the text; a cross removes the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDEST = 480
 
 @dataclass(frozen=True)
 class ChipWords:
-    """What a chip says: the file's name, and its figures or that it is being read; a picture is seen, too."""
+    """Contents of a chip: the file's name, its figures or reading progress, and the picture if it is one."""
 
     name: str
     figures: str
@@ -28,7 +28,10 @@ class ChipWords:
 
 
 class Chip(QWidget):
-    """One file. Signals: `opened(place)`, `removed(place)`."""
+    """One file.
+
+    Signals: `opened(place)`; `removed(place)`.
+    """
 
     opened = Signal(int)
     removed = Signal(int)
@@ -81,7 +84,10 @@ class Chip(QWidget):
 
 
 class ChipRow(QWidget):
-    """Chips side by side, in as many lines as they need. Signals: `opened(place)`, `removed(place)`."""
+    """A row of chips that wraps to as many lines as needed.
+
+    Signals: `opened(place)`; `removed(place)`.
+    """
 
     opened = Signal(int)
     removed = Signal(int)
@@ -93,13 +99,13 @@ class ChipRow(QWidget):
         self._chips: list[Chip] = []
 
     def show_chips(self, words: Sequence[ChipWords]) -> None:
-        """Other chips than before."""
+        """Replace the chips."""
         if tuple(words) != self._shown:
             self._shown = tuple(words)
             self._make()
 
     def measure(self, width: int, *, right: bool = False) -> int:
-        """Places the chips within this width, if wished at its right; the height."""
+        """Lay out the chips within this width, right-aligned if `right`, and return the height."""
         lines: list[list[Chip]] = [[]]
         for chip in self._chips:
             if lines[-1] and _length([*lines[-1], chip]) > width:
@@ -125,7 +131,7 @@ class ChipRow(QWidget):
 
 
 class ComposerChips(ChipRow):
-    """The chips over the field where the user writes: as wide as it, and gone while there are none."""
+    """The chips above the composer: as wide as it, and hidden when there are none."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, parent, removable=True)

@@ -1,4 +1,4 @@
-"""Where the user writes: one rounded field that grows, with send (or stop) and how full the context is."""
+"""The composer: a rounded text field that grows, a button to send or stop, and the context ring."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED,
 from app.views.controls.controls import IconButton, RoundButton
 
 MOST = 0.4
-"""The share of the window's height that the field may grow to."""
+"""Largest share of the window's height that the composer takes."""
 PAD = 10
 
 
 class ContextRing(QWidget):
-    """How much of the context is used, as a thin ring; the words are in its tip."""
+    """A thin ring showing how much of the context is used, with a tool tip."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -30,7 +30,7 @@ class ContextRing(QWidget):
         self.set_use(0, 0)
 
     def set_use(self, used: int, limit: int) -> None:
-        """Tokens used, of how many; a limit of 0 means that it is not known."""
+        """Set the tokens used and the context's size, 0 if unknown."""
         self._used, self._limit = used, limit
         words = (
             tr("Context: {} tokens used").format(formatting.of(used, limit))
@@ -56,13 +56,15 @@ class ContextRing(QWidget):
 
 
 def files_in(data: QMimeData) -> list[Path]:
-    """The files of this computer among what is dropped or pasted."""
+    """Return the local files among dropped or pasted data."""
     return [Path(url.toLocalFile()) for url in data.urls() if url.isLocalFile()]
 
 
 class MessageEdit(QPlainTextEdit):
-    """A field for text that hands files on instead of writing their addresses: `files(list[Path])`, and
-    `picture(QImage)` that was pasted."""
+    """A text field that hands over files instead of inserting their paths.
+
+    Signals: `files(list[Path])`; `picture(QImage)` that was pasted.
+    """
 
     files = Signal(object)
     picture = Signal(object)
@@ -73,15 +75,18 @@ class MessageEdit(QPlainTextEdit):
     def insertFromMimeData(self, source: QMimeData) -> None:
         if files := files_in(source):
             self.files.emit(files)
-        elif source.hasImage() and not source.hasText():  # spreadsheets copy their cells as a picture, too
+        elif source.hasImage() and not source.hasText():  # spreadsheets copy their cells as a picture as well
             self.picture.emit(QImage(source.imageData()))
         else:
             super().insertFromMimeData(source)
 
 
 class Composer(QWidget):
-    """Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field); `attach_requested`;
-    `files(list[Path])` that were dropped or pasted; `picture(QImage)` that was pasted."""
+    """The field for the user's message, with its buttons.
+
+    Signals: `submitted(text)`; `stop_requested`; `recall_requested` (Up in an empty field); `attach_requested`;
+    `files(list[Path])` dropped or pasted; `picture(QImage)` pasted.
+    """
 
     submitted = Signal(str)
     stop_requested = Signal()
@@ -116,7 +121,7 @@ class Composer(QWidget):
         self._on_text()
 
     def show_state(self, state: State) -> None:
-        """Send or stop, and how full the context is."""
+        """Update the button and the context ring."""
         self.set_busy(state.busy)
         if state.stats and state.stats.context_limit:
             self.ring.set_use(state.stats.context_used, state.stats.context_limit)
@@ -124,7 +129,7 @@ class Composer(QWidget):
             self.ring.set_use(0, state.model.context if state.model and not state.begun else 0)
 
     def set_busy(self, busy: bool) -> None:
-        """Makes the send button a stop button while a reply is awaited."""
+        """Turn the send button into a stop button while a reply is awaited, and back."""
         if busy != self._busy:
             self._busy = busy
             self._send.set_icon("stop" if busy else "send", tr("Stop") if busy else tr("Send"))
@@ -136,11 +141,11 @@ class Composer(QWidget):
         self._on_text()
 
     def take_focus(self) -> None:
-        """Puts the cursor into the field."""
+        """Give the text field keyboard focus."""
         self.edit.setFocus()
 
     def set_text(self, text: str) -> None:
-        """Puts a text into the field."""
+        """Replace the text."""
         self.edit.setPlainText(text)
         self.edit.moveCursor(self.edit.textCursor().MoveOperation.End)
 
@@ -159,7 +164,7 @@ class Composer(QWidget):
                 self._submit()
                 return True
             if shift:
-                # A plain paragraph, not Qt's line separator, which would reach the model.
+                # A plain paragraph instead of Qt's line separator, which would reach the model.
                 self.edit.textCursor().insertText("\n")
                 return True
         if event.key() == Qt.Key.Key_Up and not self.edit.toPlainText():

@@ -23,7 +23,10 @@ FIELD_WIDTH = 320
 
 
 class PasswordDialog(QInputDialog):
-    """Asks for the password of a file; `textValueSelected(password)`, or `rejected`."""
+    """Asks for the password of a file.
+
+    Signals: `textValueSelected(password)`; `rejected`.
+    """
 
     def __init__(self, name: str, why: str, parent: QWidget) -> None:
         super().__init__(parent)
@@ -45,7 +48,7 @@ class PasswordDialog(QInputDialog):
 
 
 class DocumentDialog(QDialog):
-    """Shows a text, over it what is to be said about it."""
+    """Shows a text below a note about it."""
 
     def __init__(self, theme: Theme, name: str, text: str, note: str, parent: QWidget) -> None:
         super().__init__(parent)

@@ -1,4 +1,4 @@
-"""What stands where the conversation will be: the mark, a sentence on this machine, prompts to try."""
+"""The empty chat: logo, a sentence about this machine, and prompts to try."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PROMPTS = (
 
 WRAPPED = int(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft | Qt.TextFlag.TextWordWrap)
 SIDE, ABOVE, BETWEEN = 14, 11, 3
-"""Pixels around a card's words, and between what it is about and the prompt."""
+"""Pixels around a card's text, and between its title and the prompt."""
 NO_END = 10_000
 
 
 class PromptCard(QAbstractButton):
-    """A prompt to try: what it is about, and its words; with an icon, something else that can be done."""
+    """A button with a prompt to try; with an icon, another action."""
 
     def __init__(self, theme: Theme, parent: QWidget, icon: str = "") -> None:
         super().__init__(parent)
@@ -42,13 +42,13 @@ class PromptCard(QAbstractButton):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
     def set_prompt(self, about: str, prompt: str) -> None:
-        """Other words."""
+        """Set the title and the prompt."""
         self._about, self.prompt = about, prompt
         self.setAccessibleName(f"{about}: {prompt}")
         self.update()
 
     def height_for(self, width: int) -> int:
-        """The height that all of its words take at a width, in pixels."""
+        """Return the height, in pixels, of the full text at a width."""
         inner = QRect(0, 0, width - 2 * SIDE - (ICON + RELATED if self._icon else 0), NO_END)
         heights = (QFontMetrics(font).boundingRect(inner, WRAPPED, words).height() for font, _, words in self._lines())
         return sum(heights) + BETWEEN + 2 * ABOVE
@@ -79,7 +79,10 @@ class PromptCard(QAbstractButton):
 
 
 class EmptyChat(QWidget):
-    """`chosen(prompt)` when one of the prompts is pressed; `model_wished(id)` for the recommended model."""
+    """Placeholder shown before the first question.
+
+    Signals: `chosen(prompt)` when a prompt is pressed; `model_wished(id)` for the recommended model.
+    """
 
     chosen = Signal(str)
     model_wished = Signal(str)
@@ -117,18 +120,18 @@ class EmptyChat(QWidget):
         self._on_theme()
 
     def set_guide(self, guide: bool) -> None:
-        """The guide is asked about this program, other models about the world."""
+        """Choose the prompts: about this program for the built-in guide, general ones for other models."""
         for card, (about, prompt) in zip(self._cards, GUIDE_PROMPTS if guide else PROMPTS, strict=True):
             # The guide understands English only; other models most languages.
             card.set_prompt(tr(about), prompt if guide else tr(prompt))
         self._fit_cards(self._cards[0].width())
 
     def set_machine(self, sentence: str) -> None:
-        """What was found on this machine."""
+        """Set the sentence about this machine."""
         self._machine.setText(sentence)
 
     def advise(self, id: str, words: str) -> None:
-        """One model that suits this machine, in a sentence."""
+        """Show a recommended model, described by `words`."""
         self._advised = id
         self._advice.set_prompt(tr("Recommended for this computer"), words)
         self._advice.show()
@@ -144,7 +147,7 @@ class EmptyChat(QWidget):
         self._fit_cards((self.width() - 2 * side - RELATED) // 2)
 
     def _fit_cards(self, width: int) -> None:
-        """All cards as high as the highest."""
+        """Make all cards as high as the highest one."""
         height = max(card.height_for(width) for card in self._cards)
         for card in self._cards:
             card.setFixedHeight(height)

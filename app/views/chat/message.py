@@ -23,7 +23,7 @@ from app.views.chat.text import PlainView
 from core.sentence import unpack
 
 WIDEST = 0.8
-"""The share of the column that the user's own messages may take."""
+"""Largest share of the column's width for the user's messages."""
 ENDS = {
     "length": "Stopped at the longest allowed reply.",
     "context": "Stopped because the context is full.",
@@ -34,7 +34,7 @@ ENDS = {
 
 
 class MessageView(QWidget):
-    """What both kinds share.
+    """Base of the views of both kinds of turns.
 
     Signals: `wished(action, turn id)`; `edited(turn id, text)`; `grown`; `link(str)`; `freed` when an edit has ended;
     `opened(Document)` when a chip is pressed.
@@ -50,7 +50,7 @@ class MessageView(QWidget):
     save_word = "Save"
 
     def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
-        """`excerpts`: the parts of long documents that the question was asked with."""
+        """`excerpts`: the passages of long documents that went with the question."""
         super().__init__(parent)
         self.theme = theme
         self.turn = turn
@@ -60,15 +60,15 @@ class MessageView(QWidget):
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
 
     def show_turn(self, versions: tuple[int, int]) -> None:
-        """Brings the view up to the turn as it is now."""
+        """Update the view to the turn's current state."""
         self.row.set_versions(*versions)
 
     def measure(self, width: int) -> int:
-        """Lays everything out at this width; the height."""
+        """Lay out everything at this width and return the height."""
         raise NotImplementedError
 
     def begin_edit(self, text: str = "") -> None:
-        """Lets the user change the text in its place, or go on with a text that was being written there."""
+        """Open the in-place editor, with the turn's text or with an interrupted draft."""
         if self.editor is None:
             self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self)
             self.editor.done.connect(self._on_edited)
@@ -80,7 +80,7 @@ class MessageView(QWidget):
             self.editor.edit.moveCursor(self.editor.edit.textCursor().MoveOperation.End)
 
     def end_edit(self) -> None:
-        """Leaves the text as it was."""
+        """Close the editor and discard its text."""
         if self.editor is not None:
             editor, self.editor = self.editor, None
             editor.hide()
@@ -98,7 +98,7 @@ class MessageView(QWidget):
         if text.strip() == self.turn.content.strip():
             self.end_edit()
         elif text.strip():
-            # Once it is taken, another version stands here and this view goes. Until then the text must not be lost.
+            # Once accepted, a new version replaces this view. Keep the text until then.
             self.edited.emit(self.turn.id, text)
 
     def _on_wished(self, action: str) -> None:
@@ -112,7 +112,7 @@ class MessageView(QWidget):
 
 
 class UserMessage(MessageView):
-    """The user's own words, as typed, in a tinted block on the right."""
+    """The user's text, as typed, in a tinted block on the right."""
 
     offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
     save_word = "Send"
@@ -130,7 +130,7 @@ class UserMessage(MessageView):
         self._pictures = PictureRow([each for each in turn.attached if each.picture], self)
         self._pictures.opened.connect(self.opened)
         self._box = QRectF()
-        # The versions are always seen: nothing invisible may stand between them and the edge.
+        # The versions are always visible: no hidden button may stand between them and the edge.
         self.row.put_versions_last()
 
     def show_turn(self, versions: tuple[int, int]) -> None:
@@ -178,7 +178,7 @@ class UserMessage(MessageView):
 
 
 class ReplyMessage(MessageView):
-    """The model's words over the whole column; under them the receipt and the actions."""
+    """The model's text over the whole column, with the receipt and actions below."""
 
     offered = (
         ("copy", "copy", "Copy"),
@@ -257,7 +257,7 @@ class ReplyMessage(MessageView):
         self._receipt.setText(metrics.elidedText(self._line, Qt.TextElideMode.ElideRight, width))
         words = self._receipt.sizeHint().width()
         if words > width - size - RELATED:
-            # Too little room beside the buttons: a line of its own.
+            # Not enough room beside the buttons: use a line of its own.
             top += TARGET
         self._receipt.setGeometry(max(0, width - words), top, min(words, width), TARGET)
         return top + TARGET
@@ -286,7 +286,7 @@ def _line_under(turn: Turn) -> str:
 
 
 def _details(turn: Turn) -> str:
-    """Every figure of the receipt, for the tip."""
+    """List all figures of the receipt for the tool tip."""
     names = {"model": "Model", "format": "Format", "seed": "Seed", "prompt_tokens": "Prompt tokens", "plan": "Plan",
              "reused_tokens": "Reused from the cache", "prompt_tok_s": "Prompt tokens/s"}  # fmt: skip
     rows = [(tr(names[key]), turn.receipt[key]) for key in names if turn.receipt.get(key) not in (None, "")]

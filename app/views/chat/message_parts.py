@@ -1,4 +1,4 @@
-"""The parts of a turn: its row of actions, the editor in its place, the folded reasoning."""
+"""Parts of a turn: the row of actions, the in-place editor, and folded text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ PAD = 12
 
 
 class ActionRow(QWidget):
-    """Copy, edit, regenerate, versions: drawn on hover and focus, always in their place. `wished(action)`."""
+    """Copy, edit, regenerate, versions: drawn on hover and focus, always in the same place.
+
+    Signal: `wished(action)`.
+    """
 
     wished = Signal(str)
 
@@ -41,12 +44,12 @@ class ActionRow(QWidget):
         self.set_lively(False)
 
     def put_versions_last(self) -> None:
-        """Arrows and count to the right of the actions."""
+        """Move arrows and version number to the right of the actions."""
         self._row.removeItem(self._versions)
         self._row.addLayout(self._versions)
 
     def set_versions(self, at: int, of: int) -> None:
-        """Version `at` of `of`; the arrows are there only when there is something to switch to."""
+        """Show version `at` of `of`; hidden if there is only one."""
         for widget in (self._older, self._count, self._newer):
             widget.setVisible(of > 1)
         self._count.setText(f"{at}/{of}")
@@ -54,22 +57,22 @@ class ActionRow(QWidget):
         self._newer.setEnabled(at < of)
 
     def set_lively(self, lively: bool) -> None:
-        """Draws everything, or only what has the focus."""
+        """Draw all buttons, or only the focused one."""
         for button in self._buttons.values():
             button.set_faint(not lively)
-        # Versions stay readable: that there are others must not be a secret.
+        # Versions stay visible, so that users see that there are others.
         self._older.set_faint(False)
         self._newer.set_faint(False)
         self._count.setStyleSheet(f"color: {self._theme.colours.muted};")
 
     def show_only(self, actions: set[str]) -> None:
-        """Leaves out the actions that make no sense now."""
+        """Hide the actions that do not apply now."""
         for action, button in self._buttons.items():
             if action not in ("previous", "next"):
                 button.setVisible(action in actions)
 
     def copied(self) -> None:
-        """Answers the press on copy."""
+        """Confirm a press on copy."""
         self._buttons["copy"].set_icon("check", tr("Copied"))
         QTimer.singleShot(COPIED_MS, self, self._forget_copied)
 
@@ -89,7 +92,10 @@ class ActionRow(QWidget):
 
 
 class Editor(QWidget):
-    """A turn being changed in its place. `done(text)`, `cancelled()`."""
+    """The in-place editor of a turn.
+
+    Signals: `done(text)`; `cancelled()`.
+    """
 
     done = Signal(str)
     cancelled = Signal()
@@ -119,7 +125,7 @@ class Editor(QWidget):
         column.addLayout(row)
 
     def measure(self, width: int) -> int:
-        """The height that shows the text, within reason."""
+        """Return a height that shows the text, within limits."""
         lines = max(2, min(14, self.edit.document().blockCount() + len(self.edit.toPlainText()) // max(20, width // 8)))
         return lines * self.edit.fontMetrics().lineSpacing() + TARGET + 3 * PAD + RELATED
 
@@ -145,7 +151,10 @@ class Editor(QWidget):
 
 
 class Folded(QWidget):
-    """A line that a press opens to the text it stands for. `grown` when it is opened or folded."""
+    """A line that expands to its text when pressed.
+
+    Signal: `grown` when it is expanded or folded.
+    """
 
     grown = Signal()
 
@@ -169,17 +178,17 @@ class Folded(QWidget):
         self._text.hide()
 
     def show_text(self, words: str, text: str) -> None:
-        """The line, and the text that it opens to."""
+        """Set the line and its text."""
         self.button.setText(words.replace("&", "&&"))
         self.button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
         self._show_sign()
         self._fresh = text
-        # A folded text is not laid out: that would cost with every piece for nothing.
+        # Do not lay out folded text: this would cost time with every piece for nothing.
         if self._open:
             self._text.set_text(text)
 
     def measure(self, width: int) -> int:
-        """The height at this width."""
+        """Lay out at this width and return the height."""
         self.button.setGeometry(-6, 0, min(width, self.button.sizeHint().width() + RELATED), TARGET)
         if not self._open:
             return TARGET
@@ -204,13 +213,13 @@ class Folded(QWidget):
 
 
 class Reasoning(Folded):
-    """What the model thought before it answered, with the time it took."""
+    """The model's reasoning before its answer, and the time it took."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(theme, tr("Reasoning"), parent)
 
     def show_reasoning(self, text: str, seconds: float | None) -> None:
-        """The thoughts so far; `seconds` is None while they go on."""
+        """Show the reasoning so far; `seconds` is None while it goes on."""
         words = (
             tr("Thinking…")
             if seconds is None
@@ -222,7 +231,7 @@ class Reasoning(Folded):
 
 
 class Quotes(Folded):
-    """Which parts of a long document a reply could know of, word for word with the numbers of their pages."""
+    """The passages of a long document that went with a question, verbatim with page numbers."""
 
     def __init__(self, theme: Theme, excerpt: Excerpt, parent: QWidget) -> None:
         super().__init__(theme, tr("Parts of the document"), parent)
