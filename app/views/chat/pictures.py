@@ -1,4 +1,4 @@
-"""Pictures of a conversation: small in a chip, larger over the question, whole in a dialog."""
+"""Pictures in a conversation: an icon in a chip, a thumbnail above the question, full size in a dialog."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from app.settings.theme import BUTTON_RADIUS, EDGE, INSIDE, RELATED, Theme
 from core.documents.document import Document
 
 CHIP, SHOWN, WHOLE = QSize(20, 20), QSize(280, 200), QSize(900, 640)
-"""The largest sizes, in points."""
+"""Largest sizes, in device-independent pixels."""
 LARGEST = 2048
-"""Pixels of the longer side of what is pasted."""
+"""Longer side, in pixels, to which pasted pictures are scaled down."""
 
 
 def pixels_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture's file, without reading all of it; 0 where it is none."""
+    """Return a picture's width and height without decoding it; 0 for data that is not a picture."""
     with opened(data) as reader:
         size = reader.size()
         turned = reader.transformation() & QImageIOHandler.Transformation.TransformationRotate90
@@ -41,16 +41,16 @@ def pixels_of(data: bytes) -> tuple[int, int]:
 
 
 def small_picture(data: bytes) -> QIcon:
-    """The picture for a chip."""
+    """Return the picture as the icon of a chip."""
     return QIcon(scaled(data, CHIP, 2.0))
 
 
 @lru_cache(maxsize=16)
 def scaled(data: bytes, most: QSize, ratio: float) -> QPixmap:
-    """The picture, upright, no larger than this many points, for a screen of this ratio."""
+    """Decode a picture, upright, to at most this size in device-independent pixels."""
     room = most * ratio
     with opened(data) as reader:
-        # Said before it is read: a JPEG is then not even unpacked whole.
+        # Set before reading: a JPEG is then decoded at a smaller size.
         if max(size := reader.size().toTuple()) > max(room.toTuple()):
             side = max(room.toTuple())
             reader.setScaledSize(QSize(*size).scaled(side, side, Qt.AspectRatioMode.KeepAspectRatio))
@@ -67,7 +67,7 @@ def scaled(data: bytes, most: QSize, ratio: float) -> QPixmap:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[QImageReader]:
-    """A reader of a picture's file, which turns it upright; it does not keep alive what it reads from."""
+    """Open a reader of a picture file that applies its orientation. Valid inside the `with` block only."""
     buffer = QBuffer()
     buffer.setData(QByteArray(data))
     buffer.open(QIODevice.OpenModeFlag.ReadOnly)
@@ -79,7 +79,7 @@ def opened(data: bytes) -> Iterator[QImageReader]:
 
 
 def as_png(image: QImage) -> bytes:
-    """An image, as from the clipboard, as the content of a file; no larger than models look."""
+    """Encode an image, such as one from the clipboard, as PNG, no larger than models need."""
     if max(image.width(), image.height()) > LARGEST:
         image = image.scaled(
             LARGEST, LARGEST, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
@@ -92,7 +92,7 @@ def as_png(image: QImage) -> bytes:
 
 
 class Thumbnail(QPushButton):
-    """A picture over a question; a press shows all of it."""
+    """A thumbnail above a question; a press shows the whole picture."""
 
     def __init__(self, name: str, data: bytes, parent: QWidget) -> None:
         super().__init__(parent)
@@ -118,7 +118,10 @@ class Thumbnail(QPushButton):
 
 
 class PictureRow(QWidget):
-    """Thumbnails side by side at the right, in as many lines as they need. Signal: `opened(Document)`."""
+    """Right-aligned thumbnails that wrap to as many lines as needed.
+
+    Signal: `opened(Document)`.
+    """
 
     opened = Signal(object)
 
@@ -129,7 +132,7 @@ class PictureRow(QWidget):
             thumbnail.clicked.connect(partial(self.opened.emit, picture))
 
     def measure(self, width: int) -> int:
-        """Place them within this width; the height, 0 for none."""
+        """Lay out the thumbnails within this width and return the height, 0 if there are none."""
         lines: list[list[Thumbnail]] = [[]]
         for one in self._thumbnails:
             if lines[-1] and _width([*lines[-1], one]) > width:
@@ -150,7 +153,7 @@ def _width(line: Sequence[QWidget]) -> int:
 
 
 class PictureDialog(QDialog):
-    """Shows a picture as large as there is room."""
+    """Shows a picture as large as it fits."""
 
     def __init__(self, theme: Theme, name: str, data: bytes, parent: QWidget) -> None:
         super().__init__(parent)

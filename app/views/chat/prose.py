@@ -1,4 +1,4 @@
-"""Writes Markdown into a text document through a cursor, in the theme's fonts and colours. No images, no HTML."""
+"""Writes Markdown into a QTextDocument in the theme's fonts and colours. No images, no HTML."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from app.settings.theme import LINE_HEIGHT, RELATED, FontRole, Theme
 from app.text.tex import Run, runs
 
 QUOTE_LEVEL = QTextFormat.Property.UserProperty + 1
-"""Block property: inside how many quotes the block stands; the view paints the bars."""
+"""Block property: nesting depth of quotes. The view paints the bars."""
 STEP = 24
-"""Pixels by which each list or quote level stands further in."""
+"""Indentation, in pixels, of each list or quote level."""
 MOST_COLUMNS = 24
 INSIDE_ITEMS = 4
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`]+[^\s<>\"'`.,;:!?)\]}]")
@@ -40,7 +40,7 @@ _MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the next block stands."""
+    """Where the next block goes."""
 
     level: int = 0
     quote: int = 0
@@ -49,7 +49,7 @@ class _Place:
 
 
 class ProseWriter:
-    """Appends Markdown at a cursor. One writer per document; it keeps no text."""
+    """Appends Markdown at a cursor. Use one writer per document; it stores no text."""
 
     def __init__(self, theme: Theme) -> None:
         self._theme = theme
@@ -58,7 +58,7 @@ class ProseWriter:
         self._line = self._metrics.height()
 
     def write(self, cursor: QTextCursor, text: str, level: int = 0) -> None:
-        """Appends one run of Markdown. A document that is empty, or ends in an empty block, is begun there."""
+        """Append one run of Markdown, starting in the last block if that is empty."""
         if level:
             first = len(text) - len(text.lstrip(" "))
             text = "\n".join(line[min(first, len(line) - len(line.lstrip(" "))) :] for line in text.split("\n"))
@@ -140,7 +140,7 @@ class ProseWriter:
             form = cursor.blockFormat()
             form.setTextIndent(-wide)
             form.setLeftMargin(form.leftMargin() - STEP + wide)
-            # Qt counts tab stops from where the first line begins.
+            # Qt counts tab stops from the start of the first line.
             form.setTabPositions([QTextOption.Tab(wide, QTextOption.TabType.LeftTab)])
             cursor.setBlockFormat(form)
             cursor.insertText(f"{marker}\t", self._char("message", "muted"))
@@ -239,7 +239,7 @@ class ProseWriter:
         return form
 
     def _table(self, cursor: QTextCursor, tokens: list[Token], start: int) -> int:
-        """Writes the table that begins at `start`; the place of its last token."""
+        """Write the table that begins at `start`; return the index of its last token."""
         end = next(at for at in range(start, len(tokens)) if tokens[at].type == "table_close")
         rows: list[list[tuple[Token, str]]] = []
         for at in range(start, end):
@@ -292,7 +292,7 @@ class ProseWriter:
 @cache
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
-    # The splitter has taken the fences out; four spaces are more often a model's careless indent than code.
+    # The splitter has removed the fences; four spaces are more often careless indentation by a model than code.
     parser.disable(["code", "html_block", "html_inline"])
     parser.inline.ruler.before("escape", "maths", _maths_rule)
     return parser

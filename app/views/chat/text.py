@@ -1,6 +1,6 @@
 """The two kinds of text in a message: prose that wraps, and code with its language and a copy button.
 
-Both give their whole height (the transcript scrolls, they do not) and load nothing that the text names.
+Both take their full height, since the transcript scrolls instead, and load nothing that the text names.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ LONGEST_DOCUMENT = 8000
 
 
 class _Document(QTextDocument):
-    """A document that loads nothing: images named by a model are never fetched, from the network or from the disk."""
+    """A document that loads nothing: images named by a model are fetched neither from the network nor from disk."""
 
     def loadResource(self, kind: int, name: QUrl | str) -> object:
         return None
 
 
 class TextView(QTextBrowser):
-    """Read-only text that wraps and is as high as it needs. `link(str)` when a link is pressed."""
+    """Read-only wrapped text that is as high as needed.
+
+    Signal: `link(str)` when a link is pressed.
+    """
 
     link = Signal(str)
 
@@ -58,7 +61,7 @@ class TextView(QTextBrowser):
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        # Wrapped at a width that is told, not at the widget's own: it is measured before it is placed.
+        # Wrap at a given width instead of the widget's own, because the text is measured before it is placed.
         self.setLineWrapMode(QTextBrowser.LineWrapMode.FixedPixelWidth)
         self.setWordWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
         self.setOpenLinks(False)
@@ -70,7 +73,7 @@ class TextView(QTextBrowser):
         self.anchorClicked.connect(self._on_anchor)
 
     def measure(self, width: int) -> int:
-        """The height at this width."""
+        """Wrap at this width and return the height."""
         if width != self.lineWrapColumnOrWidth():
             self.setLineWrapColumnOrWidth(width)
         return round(self.document().size().height() + 0.49)
@@ -82,7 +85,7 @@ class TextView(QTextBrowser):
         event.ignore()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        # Page keys and the arrows without a selection belong to the transcript.
+        # Page keys belong to the transcript.
         paging = (Qt.Key.Key_PageUp, Qt.Key.Key_PageDown, Qt.Key.Key_Home, Qt.Key.Key_End, Qt.Key.Key_Escape)
         if event.key() in paging and not event.modifiers():
             event.ignore()
@@ -94,7 +97,7 @@ class TextView(QTextBrowser):
 
 
 class ProseView(TextView):
-    """Markdown of which the last run may still change."""
+    """Markdown whose last run may still change."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, parent)
@@ -103,7 +106,7 @@ class ProseView(TextView):
         self._tail = Prose("")
 
     def commit(self, run: Prose) -> None:
-        """Adds a run that will not change again."""
+        """Append a run that will not change again."""
         self._drop_tail()
         cursor = QTextCursor(self.document())
         cursor.beginEditBlock()
@@ -113,11 +116,11 @@ class ProseView(TextView):
 
     @property
     def full(self) -> bool:
-        """Whether what follows belongs into a view of its own: the cost of one document grows with its length."""
+        """Whether to continue in another view: the cost of changing a document grows with its length."""
         return self._fixed > LONGEST_DOCUMENT
 
     def set_tail(self, tail: Prose) -> None:
-        """Shows what may still change, in place of the last tail."""
+        """Show the run that may still change, replacing the previous tail."""
         if tail == self._tail:
             return
         self._drop_tail()
@@ -156,7 +159,7 @@ class ProseView(TextView):
 
 
 class PlainView(TextView):
-    """Text exactly as it was typed."""
+    """Text shown exactly as typed."""
 
     def __init__(
         self, theme: Theme, role: FontRole = "message", token: str = "text", parent: QWidget | None = None
@@ -169,7 +172,7 @@ class PlainView(TextView):
         self._length = 0
 
     def set_text(self, text: str) -> None:
-        """Shows this text; what is only longer than before is appended."""
+        """Show this text. A longer text than before is taken as its continuation and appended."""
         if len(text) < self._length:
             self.clear()
             self._length = 0
@@ -182,7 +185,7 @@ class PlainView(TextView):
         self._length = len(text)
 
     def natural_width(self) -> int:
-        """The width that the longest line would take."""
+        """Return the width of the longest line."""
         metrics = QFontMetrics(self._form.font())
         lines = self.toPlainText().split("\n", 200)
         return max(metrics.horizontalAdvance(line[:400]) for line in lines) + 2
@@ -215,7 +218,7 @@ class _Code(QPlainTextEdit):
 
 
 class CodeView(QWidget):
-    """A piece of code: header with language and copy button, lines that scroll sideways and never wrap."""
+    """A block of code: a header with language and copy button, and lines that scroll sideways instead of wrapping."""
 
     def __init__(self, theme: Theme, language: str, level: int = 0, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -235,35 +238,35 @@ class CodeView(QWidget):
 
     @property
     def source(self) -> str:
-        """The code as it was written."""
+        """The code as written."""
         return "".join(self._source) + self._tail
 
     def append(self, lines: str) -> None:
-        """Adds whole lines, or a piece of an endless one."""
+        """Append whole lines, or a piece of an overlong one."""
         self._set_tail_text("")
         self._source.append(lines)
         cursor = QTextCursor(self.edit.document())
         cursor.movePosition(QTextCursor.MoveOperation.End)
         cursor.beginEditBlock()
         for line in lines.splitlines(keepends=True):
-            # A piece of an endless line is shown as a line of its own; the source keeps it as it was.
+            # A piece of an overlong line is shown as its own line; the source keeps it unbroken.
             for run, colour in self._highlighter.line(line if line.endswith("\n") else line + "\n"):
                 cursor.insertText(run, self._format(colour))
         cursor.endEditBlock()
 
     def set_tail(self, text: str) -> None:
-        """Shows the line that is being written."""
+        """Show the line that is being written."""
         if text != self._tail:
             self._set_tail_text(text)
 
     def measure(self, width: int) -> int:
-        """The height at this width."""
+        """Return the height at this width."""
         document = self.edit.document()
         lines = document.blockCount()
         if lines > 1 and not document.lastBlock().text():
             lines -= 1
         wide = self.edit.document().idealWidth() > width - 24 if lines < 400 else True
-        # What the editor itself takes for a line: with fractional sizes of type the font's own figure is less.
+        # Ask the editor for its line height: with fractional font sizes the font metrics give less.
         line = self.edit.blockBoundingRect(document.firstBlock()).height()
         return HEADER + round(lines * line + 0.49) + 12 + (SCROLL_BAR if wide else 0)
 
@@ -305,7 +308,7 @@ class CodeView(QWidget):
 
 
 def broken(text: str) -> str:
-    """The text with its endless lines broken, so that laying one out cannot freeze the window."""
+    """Break overlong lines, because laying one out could freeze the window."""
     if len(text) <= LONGEST_LINE:
         return text
     return "\n".join(

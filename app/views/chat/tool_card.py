@@ -1,4 +1,4 @@
-"""A call of a tool in the transcript: its name and arguments, the user's yes or no, and its result, folded."""
+"""A tool call in the transcript: name and arguments, the user's decision, and the folded result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.views.chat.message_parts import PAD
 from app.views.chat.text import PlainView
 
 SHOWN = 8000
-"""Characters of arguments or of a result that are laid out."""
+"""Longest text, in characters, of arguments or results that is laid out."""
 STATES = {
     "asking": ("Waits for you", "warn"),
     "running": ("Running…", "muted"),
@@ -31,7 +31,10 @@ DECISIONS = (("once", "Allow once"), ("always", "Always allow"), ("never", "Neve
 
 
 class ToolCard(MessageView):
-    """`wished("allow_once" | "allow_always" | "allow_never", turn id)` when the user decides."""
+    """The view of one tool call.
+
+    Signal: `wished("allow_once", "allow_always" or "allow_never", turn id)` when the user decides.
+    """
 
     def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
         super().__init__(theme, turn, excerpts, parent)
@@ -100,7 +103,7 @@ class ToolCard(MessageView):
 
     def _show_texts(self) -> None:
         assert self.turn.call is not None
-        # A folded text is not laid out: that costs, and nobody sees it.
+        # Do not lay out folded text: it takes time and nobody sees it.
         texts = (_indented(self.turn.call.arguments), self.turn.content) if self.unfolded else ("", "")
         for name, view, text in zip(self._names, self._texts, texts, strict=True):
             view.set_text(text[:SHOWN] + ("…" if len(text) > SHOWN else ""))

@@ -1,6 +1,6 @@
-"""The conversation as it scrolls by. Only the turns near the window's view exist as widgets.
+"""The scrolling conversation. Only the turns near the viewport have widgets.
 
-Heights of the others are estimated and corrected when they come near; what the user looks at never moves.
+The heights of the others are estimated and corrected as they come near; what the user looks at does not move.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from app.views.chat.tool_card import ToolCard
 from app.views.controls.controls import RoundButton
 
 GAP = 12
-"""Between two turns, besides the row of actions."""
+"""Pixels between two turns, besides the row of actions."""
 SLACK = 24
-"""So near to the end counts as at the end."""
+"""Pixels from the end that count as at the end."""
 KEPT = 1.5
-"""Widgets are kept as far outside the view as this many heights of it."""
+"""Widgets are kept up to this many viewport heights outside of the view."""
 
 
 class Transcript(QAbstractScrollArea):
-    """Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `opened(Document)` when a chip is
-    pressed; `freed` when what had the keyboard's focus has gone."""
+    """View of the chat model.
+
+    Signals: `wished(action, turn id)`; `edited(turn id, text)`; `link(str)`; `opened(Document)` when a chip is pressed;
+    `freed` when the widget with keyboard focus has gone.
+    """
 
     freed = Signal()
     wished = Signal(str, str)
@@ -71,26 +74,26 @@ class Transcript(QAbstractScrollArea):
 
     @property
     def following(self) -> bool:
-        """The view stays at the end while the reply grows."""
+        """Whether the view follows the end while the reply grows."""
         return self._following
 
     def view_of(self, id: str) -> MessageView | None:
-        """The widget of a turn, if it is near the view."""
+        """Return the widget of a turn, if it is near the viewport."""
         return self._views.get(id)
 
     def go_to_end(self) -> None:
-        """Shows the last turn and stays with it."""
+        """Scroll to the last turn and follow it."""
         self._following = True
         self.arrange()
 
     def show_turn(self, id: str) -> None:
-        """Scrolls a turn to the top of the view."""
+        """Scroll a turn to the top of the view."""
         self._following = False
         self._anchor = (self._ids.index(id), -GROUP)
         self.arrange()
 
     def arrange(self) -> None:
-        """Makes, measures and places the widgets that the view needs."""
+        """Create, measure and place the widgets that the view needs."""
         if self._arranging or not self.viewport().width():
             return
         self._arranging = True
@@ -100,7 +103,7 @@ class Transcript(QAbstractScrollArea):
             self._arranging = False
 
     def _arrange(self) -> None:
-        # Of the whole width: with the viewport's, the text would jump when the scroll bar comes.
+        # Based on the whole width: with the viewport's, the text would jump when the scroll bar appears.
         width = min(COLUMN_WIDTH, self.width() - 2 * EDGE)
         if width != self._width:
             self._width = width
@@ -114,7 +117,7 @@ class Transcript(QAbstractScrollArea):
         self._place(tops, position)
 
     def _tops(self) -> list[int]:
-        """Where each turn begins, and at last where all end."""
+        """Return the top of each turn, and the end of the last."""
         return list(accumulate((height + GAP for height in self._heights), initial=EDGE))
 
     def _position(self, tops: list[int]) -> int:
@@ -135,7 +138,7 @@ class Transcript(QAbstractScrollArea):
         return range(first, min(last, len(self._ids)))
 
     def _realise(self, tops: list[int], position: int) -> bool:
-        """Measures what is near. True if a height was not what it was thought to be."""
+        """Measure the turns near the view; True if a height differs from its estimate."""
         surprised = False
         for row in self._near(tops, position, self.viewport().height() / 4):
             id = self._ids[row]
@@ -177,7 +180,7 @@ class Transcript(QAbstractScrollArea):
     def _remove_view(self, id: str) -> None:
         view = self._views.pop(id)
         self._measured.discard(id)
-        # The window's own, not the application's: a dialog may be in front.
+        # The window's focus widget, not the application's: a dialog may be in front.
         focus = self.window().focusWidget()
         if focus is not None and view.isAncestorOf(focus):
             self.freed.emit()
@@ -185,7 +188,7 @@ class Transcript(QAbstractScrollArea):
         view.deleteLater()
 
     def _place(self, tops: list[int], position: int) -> None:
-        # As the composer is: centred in the whole width.
+        # Centred in the whole width, like the composer.
         left = (self.width() - self._width) // 2
         rows = {id: row for row, id in enumerate(self._ids)} if len(self._views) else {}
         for id, view in self._views.items():
@@ -220,7 +223,7 @@ class Transcript(QAbstractScrollArea):
         self._soon()
 
     def _on_added(self, turn: Turn) -> None:
-        """A new turn is what the user waits for; another version of an old one is shown where it stands."""
+        """Follow a new turn, which the user waits for; another version of an old one is shown in place."""
         self._following = True
         self._soon()
 
@@ -258,7 +261,7 @@ class Transcript(QAbstractScrollArea):
         self.arrange()
 
     def _remember(self, value: int) -> None:
-        """What stands at the top of the view is what must not move."""
+        """Anchor the view at the turn at its top, which must not move."""
         tops = self._tops()
         row = max(0, min(len(self._ids) - 1, bisect_right(tops, value) - 1))
         self._anchor = (row, value - tops[row])
@@ -275,7 +278,7 @@ class Transcript(QAbstractScrollArea):
         self.viewport().update()
 
     def scrollContentsBy(self, dx: int, dy: int) -> None:
-        """Placing is done by `arrange`."""
+        """No-op: `arrange` places the widgets."""
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

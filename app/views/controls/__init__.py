@@ -1,1 +1,1 @@
-"""Widgets that the other views are made of."""
+"""Basic widgets used by the other views."""

@@ -1,4 +1,4 @@
-"""The small controls that the other views are made of: they draw themselves from the theme's tokens."""
+"""Small controls that draw themselves from the theme's tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.settings.theme import BUTTON_RADIUS, ICON, TARGET, Theme
 
 
 class IconButton(QAbstractButton):
-    """A square button with one of our icons. While `faint` it shows only on hover and focus, keeping its place."""
+    """A square button with an icon. While `faint`, it is drawn only on hover and focus, but keeps its place."""
 
     def __init__(self, theme: Theme, icon: str, name: str, parent: QWidget | None = None, size: int = TARGET) -> None:
         super().__init__(parent)
@@ -25,18 +25,18 @@ class IconButton(QAbstractButton):
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
 
     def describe(self, name: str) -> None:
-        """The words for the tip and for those who cannot see the icon."""
+        """Set the tool tip and the accessible name."""
         self.setAccessibleName(name)
         self.setToolTip(name)
 
     def set_icon(self, icon: str, name: str) -> None:
-        """Another icon, with its words."""
+        """Set the icon and its name."""
         self._icon = icon
         self.describe(name)
         self.update()
 
     def set_faint(self, faint: bool) -> None:
-        """Faint buttons are drawn only under the mouse or with the focus."""
+        """Set whether the button is drawn only on hover and focus."""
         if faint != self._faint:
             self._faint = faint
             self.update()
@@ -75,7 +75,7 @@ class IconButton(QAbstractButton):
 
 
 class RoundButton(IconButton):
-    """The one filled button of a view: send, stop, jump to the end."""
+    """A filled round button: send, stop, jump to the end."""
 
     def __init__(self, theme: Theme, icon: str, name: str, parent: QWidget | None = None, size: int = 32) -> None:
         super().__init__(theme, icon, name, parent, size)
@@ -99,7 +99,7 @@ class RoundButton(IconButton):
 
 
 class Pane(QWidget):
-    """A surface in one of the theme's colours, with a line on the sides that are named ("top", "bottom" ...)."""
+    """A surface in a theme colour, with a line on each named side ("top", "bottom" ...)."""
 
     def __init__(self, theme: Theme, token: str, lines: tuple[str, ...] = (), parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -122,7 +122,7 @@ class Pane(QWidget):
 
 
 def paint_focus(painter: QPainter, theme: Theme, box: QRectF, radius: float = BUTTON_RADIUS) -> None:
-    """The ring around what has the keyboard's focus."""
+    """Draw the focus ring."""
     painter.setOpacity(1)
     painter.setBrush(Qt.BrushStyle.NoBrush)
     painter.setPen(QPen(theme.colour("accent"), 2))

@@ -1,4 +1,4 @@
-"""A choice, a tick, a search line and a text field in the theme's looks; the style's own signs do not follow it."""
+"""Combo box, check box, search field and text field in the theme's look, which the style's own signs do not follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOX = 18
 
 
 class ChoiceBox(QComboBox):
-    """One of several values. The wheel scrolls the page instead of changing it."""
+    """Combo box. The wheel scrolls the page instead of changing the value."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -26,7 +26,7 @@ class ChoiceBox(QComboBox):
         )
 
     def closed_text(self) -> str:
-        """What stands in the box while its list is closed."""
+        """Return the text shown while the list is closed."""
         return self.currentText()
 
     def initStyleOption(self, option: QStyleOptionComboBox) -> None:
@@ -48,7 +48,7 @@ class ChoiceBox(QComboBox):
 
 
 class TickBox(QCheckBox):
-    """A box that is on or off."""
+    """Check box."""
 
     def __init__(self, theme: Theme, words: str, parent: QWidget | None = None) -> None:
         super().__init__(words, parent)
@@ -78,12 +78,12 @@ class TickBox(QCheckBox):
             paint_focus(painter, self._theme, QRectF(self.rect()))
 
     def hitButton(self, place: object) -> bool:
-        """Whether a press here ticks it: everywhere."""
+        """Accept a press anywhere on the widget."""
         return True
 
 
 class SearchBox(QLineEdit):
-    """A line to search with: our signs for searching and for clearing."""
+    """Search field with the theme's icons."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -105,7 +105,7 @@ class SearchBox(QLineEdit):
 
 
 class TextBox(QPlainTextEdit):
-    """Several lines of plain text."""
+    """Multi-line plain text field."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -123,7 +123,7 @@ class TextBox(QPlainTextEdit):
 
 
 def list_style(c: Colours) -> str:
-    """The style sheet of a list of pages or things at the side of a dialog."""
+    """Return the style sheet of a list at the side of a dialog."""
     return (
         f"QListWidget {{ background: transparent; outline: none; }}"
         f"QListWidget::item {{ padding: {RELATED - 1}px {RELATED}px; margin: 1px {RELATED}px; "

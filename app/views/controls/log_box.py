@@ -1,4 +1,4 @@
-"""Lines of a log: read only, in type of one width, following its end unless the reader has gone up."""
+"""A read-only log in a monospaced font that follows its end unless the user scrolled up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.views.controls.inputs import TextBox
 
 
 class LogBox(TextBox):
-    """Shows lines; the newest are at the end."""
+    """Shows lines of a log, newest last."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, parent)
@@ -22,7 +22,7 @@ class LogBox(TextBox):
         self.setFont(theme.font("code"))
 
     def show_lines(self, lines: Iterable[str]) -> None:
-        """Show these lines in place of those before."""
+        """Replace the lines."""
         text = "\n".join(lines)
         if text == self.toPlainText():
             return

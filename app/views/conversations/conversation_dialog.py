@@ -1,4 +1,4 @@
-"""What holds for one conversation only: its system prompt and how its replies are sampled."""
+"""Settings of one conversation: system prompt and sampling preset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ AS_SETTINGS = "As in the settings"
 
 
 class ConversationDialog(QDialog):
-    """`applied(system prompt, preset)`; the preset "" means: as in the settings."""
+    """Edits the settings of the open conversation.
+
+    Signal: `applied(system prompt, preset)`; the preset "" means as in the settings.
+    """
 
     applied = Signal(str, str)
 

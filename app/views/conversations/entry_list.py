@@ -1,4 +1,4 @@
-"""The rows of the conversation list: headings by age, a line per conversation, the found passage when searching."""
+"""Model and delegate of the conversation list: headings by age, a row per conversation, snippets of search hits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Index = QModelIndex | QPersistentModelIndex
 DAY_S = 86_400
 MARGIN = RELATED
 LEAD = 18
-"""At most this many characters stand before the first found word."""
+"""Longest text, in characters, before the first found word."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A conversation in the list; `turn` and `snippet` (with marks) tell where a search found something."""
+    """A conversation in the list. `turn` and `snippet` (with marks): where a search found something."""
 
     entry: Entry
     turn: str = ""
@@ -43,7 +43,7 @@ class Line:
 
 
 def groups(entries: Sequence[Entry], now: float) -> Iterator[tuple[str, list[Entry]]]:
-    """Entries under headings, pinned ones first, each heading once; empty ones are left out."""
+    """Group entries under headings, pinned ones first, omitting empty groups."""
     midnight = time.mktime((*time.localtime(now)[:3], 0, 0, 0, 0, 0, -1))
     limits = (("Today", midnight), ("Yesterday", midnight - DAY_S), ("Last 7 days", midnight - 7 * DAY_S))
     found: dict[str, list[Entry]] = {name: [] for name in ("Pinned", *(name for name, _ in limits), "Earlier")}
@@ -54,7 +54,10 @@ def groups(entries: Sequence[Entry], now: float) -> Iterator[tuple[str, list[Ent
 
 
 class EntryModel(QAbstractListModel):
-    """Rows are headings (text) and `Line`s. A title that is edited is only said, by `renamed(id, title)`."""
+    """List model of headings (text) and `Line`s.
+
+    Signal: `renamed(id, title)` for an edited title; the model itself does not change.
+    """
 
     renamed = Signal(str, str)
 
@@ -65,49 +68,49 @@ class EntryModel(QAbstractListModel):
         self._open = ""
 
     def set_entries(self, entries: Sequence[Entry], now: float) -> None:
-        """Take the list over; `show_all` shows it."""
+        """Set the list; `show_all` shows it."""
         self._all = []
         for heading, members in groups(entries, now):
             self._all += [heading, *(Line(entry) for entry in members)]
 
     def show_all(self) -> None:
-        """Shows the conversations by age."""
+        """Show the conversations by age."""
         self._show(self._all)
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
-        """Shows what a search has found."""
+        """Show search hits."""
         self._show([Line(hit.entry, hit.turn or "", hit.snippet if hit.turn else "") for hit in hits])
 
     def set_open(self, conversation: str) -> None:
-        """Which conversation the window shows."""
+        """Set the conversation shown in the window."""
         self._open = conversation
         if self._rows:
             self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
 
     def is_open(self, line: Line) -> bool:
-        """Whether this conversation is shown."""
+        """Whether this conversation is open."""
         return line.entry.id == self._open
 
     def index_of_open(self) -> QModelIndex:
-        """Its row, or an invalid index."""
+        """Return the row of the open conversation, or an invalid index."""
         return self.index_of(self._open)
 
     def index_of(self, conversation: str) -> QModelIndex:
-        """The row of a conversation, or an invalid index."""
+        """Return the row of a conversation, or an invalid index."""
         rows = (row for row, item in enumerate(self._rows) if isinstance(item, Line) and item.entry.id == conversation)
         return self.index(next(rows, -1))
 
     def line_near(self, row: int) -> QModelIndex:
-        """The row that is no heading and nearest to this one; invalid where there is none."""
+        """Return the conversation nearest to a row, or an invalid index."""
         rows = (number for number, item in enumerate(self._rows) if isinstance(item, Line))
         return self.index(min(rows, key=lambda number: abs(number - row), default=-1))
 
     def first_line(self) -> int | None:
-        """The first row that is no heading."""
+        """Return the first row that is not a heading."""
         return next((row for row, item in enumerate(self._rows) if isinstance(item, Line)), None)
 
     def line(self, index: Index) -> Line | None:
-        """The conversation in a row; None for headings and rows that are gone."""
+        """Return the conversation in a row; None for headings and rows that are gone."""
         item = self._rows[index.row()] if index.isValid() and index.row() < len(self._rows) else None
         return item if isinstance(item, Line) else None
 
@@ -147,7 +150,7 @@ class EntryModel(QAbstractListModel):
 
 
 class EntryDelegate(QStyledItemDelegate):
-    """Draws the rows from the theme, and edits a title in its place."""
+    """Paints rows from the theme, and edits titles in place."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -245,7 +248,7 @@ class EntryDelegate(QStyledItemDelegate):
 
 
 def runs(snippet: str) -> list[tuple[str, bool]]:
-    """The pieces of a snippet and whether each was searched for; a long way to the first found word is shortened."""
+    """Split a snippet into (text, was found) pieces, shortening a long lead before the first found word."""
     if (start := snippet.find(MARK_START)) > LEAD:
         snippet = "…" + snippet[start - LEAD + 4 :]
     pieces = re.split(f"([{MARK_START}{MARK_END}])", snippet)

@@ -1,4 +1,4 @@
-"""The list of conversations as a widget: what its keys and clicks mean."""
+"""The conversation list as a widget, with its keys and clicks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.views.conversations.entry_list import EntryDelegate, EntryModel
 
 
 class EntryView(QListView):
-    """The list itself. Enter opens, F2 renames, Delete deletes; the menu key and a right click open the menu."""
+    """List view: Enter opens, F2 renames, Delete deletes; the menu key and a right click open the menu."""
 
     activated_at = Signal(QModelIndex)
     delete_pressed = Signal(QModelIndex)

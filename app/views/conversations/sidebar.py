@@ -1,4 +1,4 @@
-"""The conversations: a button for a new one, a search field, the list by age, and a bar that takes a deletion back."""
+"""The sidebar: a button for a new conversation, a search field, the list by age, and a bar to undo a deletion."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SEARCH_DELAY_MS = 120
 
 
 class Sidebar(Pane):
-    """Thin: it shows the entries or hits it is given, and says what the user wants done.
+    """Shows the entries or hits it is given, and emits what the user wants done.
 
     Signals: `new_requested`; `opened(id, turn)` (turn is "" unless a search hit was opened); `renamed(id, title)`;
-    `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_expired(id)`;
-    `export_requested(id, "markdown" | "json")`; `import_requested`; `searched(text)`, "" when the search is over.
+    `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_expired(id)`; `export_requested(id,
+    "markdown" or "json")`; `import_requested`; `searched(text)`, "" when the search ends.
     """
 
     new_requested = Signal()
@@ -50,7 +50,7 @@ class Sidebar(Pane):
         super().__init__(theme, "side", ("right",), parent)
         self.setAccessibleName(self.tr("Conversations"))
         self._model = EntryModel(self)
-        # Later, when the field of the new title is gone and the list has the keyboard again.
+        # Queued: the title editor must be gone and the list have keyboard focus again.
         self._model.renamed.connect(self.renamed, Qt.ConnectionType.QueuedConnection)
         self._place = "", 0
         self._new = QPushButton(self.tr("New conversation"), self)
@@ -78,7 +78,7 @@ class Sidebar(Pane):
         self.show_entries(())
 
     def show_entries(self, entries: Sequence[Entry]) -> None:
-        """The whole list, in its order; shown while nothing is searched."""
+        """Set the whole list, shown unless a search is active."""
         self._model.set_entries(entries, time.time())
         self._remember_place()
         if not self._search.text().strip():
@@ -87,18 +87,18 @@ class Sidebar(Pane):
         self._after_change(self.tr("No conversations yet"))
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
-        """What the search found."""
+        """Show search hits."""
         self._model.show_hits(hits)
         self._after_change(self.tr("Nothing found."))
 
     def set_current(self, conversation: str) -> None:
-        """Mark the conversation that is open."""
+        """Mark the open conversation."""
         self._model.set_open(conversation)
         self._select_open()
 
     @Slot()
     def focus_search(self) -> None:
-        """Ctrl+K."""
+        """Focus the search field (Ctrl+K)."""
         self._search.setFocus(Qt.FocusReason.ShortcutFocusReason)
         self._search.selectAll()
 
@@ -155,13 +155,13 @@ class Sidebar(Pane):
             self.list.setCurrentIndex(index)
 
     def _remember_place(self) -> None:
-        """Where the keyboard is in the list."""
+        """Remember the current row of the list."""
         index = self.list.currentIndex()
         line = self._model.line(index)
         self._place = (line.entry.id if line else "", index.row())
 
     def _go_back(self) -> None:
-        """To the conversation that the keyboard was at, or where that one was."""
+        """Return to the remembered conversation, or to the row where it was."""
         name, row = self._place
         if self.list.hasFocus() and row >= 0:
             index = self._model.index_of(name)
@@ -216,8 +216,8 @@ class Sidebar(Pane):
         menu.popup(place)
 
     def menu_for(self, line: Line, index: QModelIndex) -> QMenu:
-        """What can be done with one conversation."""
-        # The list may change while the menu is open: the row is followed, the conversation is not looked up again.
+        """Return the menu of one conversation."""
+        # The list may change while the menu is open: a persistent index follows the row.
         row = QPersistentModelIndex(index)
         name, is_pinned = line.entry.id, line.entry.pinned
         menu = QMenu(self)

@@ -1,4 +1,4 @@
-"""Says what was deleted, for some seconds, with a button that brings it back."""
+"""A bar that shows a deletion for some seconds, with a button to undo it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ UNDO_MS = 10_000
 
 
 class UndoBar(Pane):
-    """Signals: `undone(id)` when it is wanted back, `expired(id)` when the deletion stands."""
+    """Offers to undo the last deletion.
+
+    Signals: `undone(id)`; `expired(id)` when the deletion is final.
+    """
 
     undone = Signal(str)
     expired = Signal(str)
@@ -33,7 +36,7 @@ class UndoBar(Pane):
         self.hide()
 
     def offer(self, conversation: str, title: str) -> None:
-        """Offer to bring this one back; the deletion offered before stands."""
+        """Offer to undo this deletion; an earlier one becomes final."""
         self.expire()
         self._deleted = conversation
         words = self.tr("Deleted “{}”").format(title or self.tr("Untitled"))
@@ -45,7 +48,7 @@ class UndoBar(Pane):
 
     @Slot()
     def expire(self) -> None:
-        """The deletion stands."""
+        """Make the deletion final."""
         self._timer.stop()
         self.hide()
         gone, self._deleted = self._deleted, ""

@@ -1,4 +1,4 @@
-"""Notices over the composer: what happened, the next step, and a button that does it. And the progress of a load."""
+"""Notices above the composer: what happened, the next step, and its button. Also the progress of a load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST = 3
 
 
 class BarCard(QWidget):
-    """A rounded surface with a line around it."""
+    """A rounded surface with a border."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -46,7 +46,10 @@ class BarCard(QWidget):
 
 
 class NoticeCard(BarCard):
-    """One notice. `pressed(Notice)` when its button is; `closed`."""
+    """One notice.
+
+    Signals: `pressed(Notice)` for its button; `closed`.
+    """
 
     pressed = Signal(object)
     closed = Signal()
@@ -82,7 +85,10 @@ class NoticeCard(BarCard):
 
 
 class LoadCard(BarCard):
-    """How far the load is, in words and as a bar, with a button that ends it. `cancelled`."""
+    """The progress of a load, in words and as a bar.
+
+    Signal: `cancelled`.
+    """
 
     cancelled = Signal()
 
@@ -115,7 +121,7 @@ class LoadCard(BarCard):
         self.hide()
 
     def show_state(self, state: State) -> None:
-        """Follows the load; hidden when there is none."""
+        """Show the load's progress; hide the card if there is no load."""
         loading = state.loading if state.phase == "loading" else None
         if loading is None:
             self.hide()
@@ -130,7 +136,7 @@ class LoadCard(BarCard):
         self._left.setStyleSheet(f"color: {self.theme.colours.muted};")
 
     def _remaining(self, fraction: float) -> str:
-        """What is left at the pace of this phase; nothing where it does not say how far it is, as when measuring."""
+        """Estimate the remaining time at this phase's pace; empty if the phase reports no progress, like measuring."""
         spent, done = time.monotonic() - self._began, fraction - self._from
         if spent < 1.5 or done < 0.05:
             return ""
@@ -138,7 +144,10 @@ class LoadCard(BarCard):
 
 
 class NoticeBar(QWidget):
-    """A short stack of cards. `acted(Notice)` when a button is pressed; `load_cancelled`."""
+    """A short stack of notices.
+
+    Signals: `acted(Notice)` when a button is pressed; `load_cancelled`.
+    """
 
     acted = Signal(object)
     load_cancelled = Signal()
@@ -157,11 +166,11 @@ class NoticeBar(QWidget):
 
     @property
     def notices(self) -> list[Notice]:
-        """What is shown, the newest last."""
+        """The notices shown, newest last."""
         return [card.notice for card in self._cards]
 
     def add(self, notice: Notice) -> None:
-        """Shows a notice; the same one is not shown twice, and the oldest gives way."""
+        """Show a notice. An equal one is replaced, and the oldest gives way."""
         for card in [card for card in self._cards if card.notice == notice] + self._cards[
             : max(0, len(self._cards) - MOST + 1)
         ]:
@@ -174,17 +183,17 @@ class NoticeBar(QWidget):
         self._settle()
 
     def withdraw(self, notice: Notice) -> None:
-        """Takes a notice away that no longer holds; no-op where it is not shown."""
+        """Remove a notice that no longer applies; no effect if it is not shown."""
         for card in [card for card in self._cards if card.notice == notice]:
             self._remove(card)
 
     def clear(self) -> None:
-        """Takes all notices away."""
+        """Remove all notices."""
         for card in list(self._cards):
             self._remove(card)
 
     def show_state(self, state: State) -> None:
-        """A load that begins or ends."""
+        """Update the progress of a load."""
         self.load.show_state(state)
         self._settle()
 

@@ -1,4 +1,4 @@
-"""Three panes side by side; in a narrow window the outer two lie over the middle one, one at a time."""
+"""Three panes side by side. In a narrow window the outer two overlay the middle one, one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROWTH = 0.4
 
 
 class Panes(QWidget):
-    """Places the panes. Which are folded in a wide window is remembered through narrow ones."""
+    """Lays out the panes. Folding chosen in a wide window survives narrow ones."""
 
     def __init__(self, theme: Theme, middle: QWidget, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -29,27 +29,27 @@ class Panes(QWidget):
 
     @property
     def narrow(self) -> bool:
-        """Too narrow for panes beside each other."""
+        """Whether the window is too narrow for panes side by side."""
         return self.width() < OVERLAY_BELOW * self._growth
 
     def add(self, name: str, widget: QWidget) -> None:
-        """Puts a pane to its side of the middle."""
+        """Add a pane beside the middle one."""
         self._sides[name] = widget
         widget.setParent(self)
         self._lay_out()
 
     def shown(self, name: str) -> bool:
-        """The pane can be seen now."""
+        """Whether the pane is visible now."""
         if name not in self._sides:
             return False
         return self._over == name if self.narrow else name not in self._folded
 
     def unfolded(self, name: str) -> bool:
-        """The pane is shown when there is room."""
+        """Whether the pane is shown when there is room."""
         return name not in self._folded
 
     def set_folded(self, name: str, folded: bool) -> None:
-        """Folds a pane, or unfolds it."""
+        """Fold or unfold a pane."""
         if self.narrow:
             self._over = "" if folded else name
         elif folded:
@@ -59,12 +59,12 @@ class Panes(QWidget):
         self._lay_out()
 
     def prefer_folded(self, name: str, folded: bool) -> None:
-        """What is to be so when there is room."""
+        """Set whether a pane is folded when there is room."""
         (self._folded.add if folded else self._folded.discard)(name)
         self._lay_out()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        # A press beside an overlaid pane puts it away.
+        # A press beside an overlaid pane closes it.
         if self._over and event.type() == QEvent.Type.MouseButtonPress:
             self.set_folded(self._over, folded=True)
         return False
@@ -83,7 +83,7 @@ class Panes(QWidget):
 
     @property
     def _growth(self) -> float:
-        """Panes grow with the type, but less, so that the chat keeps its room."""
+        """Panes grow with the font, but less, so that the chat keeps its room."""
         return 1 + GROWTH * max(0, self._theme.percent - 100) / 100
 
     def _width_of(self, name: str) -> int:

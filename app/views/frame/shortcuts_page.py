@@ -1,4 +1,4 @@
-"""The keys, on one page (F1)."""
+"""The keyboard shortcuts, on one page (F1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALWAYS = (
 
 
 class ShortcutsPage(QDialog):
-    """(words, keys) pairs of the window's actions, and those that are always so."""
+    """Lists (words, keys) pairs of the window's actions, and fixed keys."""
 
     def __init__(self, theme: Theme, actions: tuple[tuple[str, str], ...], parent: QWidget) -> None:
         super().__init__(parent)
@@ -42,7 +42,7 @@ class ShortcutsPage(QDialog):
         QPainter(self).fillRect(self.rect(), self._theme.colour("window"))
 
     def _caps(self, keys: str) -> QHBoxLayout:
-        """Each key, or keys pressed together, as on a cap of its own."""
+        """Lay out each key, or key combination, as a cap."""
         c = self._theme.colours
         row = QHBoxLayout()
         row.setSpacing(INSIDE)

@@ -1,4 +1,4 @@
-"""The line at the bottom: what the engine is doing, time to the first token, context, CPU and memory."""
+"""The status line: the engine's phase, time to first token, context, CPU and memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHASES = {
 
 
 class Reading(QWidget):
-    """A name and a figure, in a place of fixed width: "CPU  23 %"."""
+    """A name and a figure in a place of fixed width: "CPU  23 %"."""
 
     def __init__(self, theme: Theme, name: str, widest: str, tip: str, parent: QWidget) -> None:
         super().__init__(parent)
@@ -36,7 +36,7 @@ class Reading(QWidget):
         self._fit()
 
     def show_text(self, text: str) -> None:
-        """Another figure."""
+        """Set the figure."""
         self._text = text
         name = f"{self._name} {text}"
         if name != self.accessibleName():
@@ -83,7 +83,7 @@ class StatusLine(Pane):
         self._on_theme()
 
     def show_state(self, state: State) -> None:
-        """What goes on, and the figures of the reply."""
+        """Show the phase and the reply's figures."""
         self._phase.setText(_words(state))
         known = state.figures or Stats()
         self._first.show_text(formatting.seconds(known.ttft_s))
@@ -91,7 +91,7 @@ class StatusLine(Pane):
         self._context.show_text(formatting.of(known.context_used, limit) if limit else formatting.unknown())
 
     def show_machine(self, cpu_percent: float | None, ram_used: float | None, ram_total: float | None) -> None:
-        """CPU in percent, memory in bytes; None = not known."""
+        """Show CPU in percent and memory in bytes; None = unknown."""
         self._cpu.show_text(formatting.percent(cpu_percent))
         if ram_used is None or ram_total is None:
             self._ram.show_text(formatting.unknown())

@@ -1,4 +1,4 @@
-"""The bar over the chat: the model and how it is loaded, its split, the speed now. Changing figures move nothing."""
+"""The bar above the chat: the model and its facts, its split, and the speed. Changing figures move nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from app.views.controls.controls import IconButton, Pane, paint_focus
 from core.events import Loaded
 
 STRIP_FROM = 800
-"""Narrower, the model's name needs the room; the split stands in the live view too."""
+"""Narrowest window, in pixels, with the split; below, the model's name needs the room. The live view shows it too."""
 
 
 class ModelButton(QAbstractButton):
-    """The loaded model, its format and context; opens the choice of models."""
+    """A button with the loaded model, its format and context; opens the model dialog."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -31,7 +31,7 @@ class ModelButton(QAbstractButton):
         self.show_model(tr("No model"), "")
 
     def show_model(self, name: str, facts: str) -> None:
-        """The name, and in a quieter colour what is to be said about it."""
+        """Set the name, and the facts shown in a muted colour."""
         self._name, self._facts = name, facts
         self.setAccessibleName(f"Model: {name} {facts}".strip())
         self.setToolTip(tr("Choose a model (Ctrl+M)"))
@@ -83,18 +83,18 @@ class ModelButton(QAbstractButton):
 
 
 class SplitStrip(QWidget):
-    """Where the weights live, as one bar in the devices' colours; the words are in its tip."""
+    """Where the weights are, as a bar in the devices' colours, with a tool tip."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
         self._theme = theme
         self.shares: tuple[tuple[str, float], ...] = ()
-        """(token, share) pairs that add up to 1; empty while nothing is loaded."""
+        """(token, share) pairs that add up to 1; empty if nothing is loaded."""
         self.setFixedSize(140, 8)
         self.set_shares(())
 
     def set_shares(self, shares: tuple[tuple[str, float], ...]) -> None:
-        """(token, share) pairs that add up to 1; empty while nothing is loaded."""
+        """Set the (token, share) pairs, which add up to 1; empty if nothing is loaded."""
         self.shares = shares
         names = {
             "resident": tr("in graphics memory"),
@@ -116,7 +116,7 @@ class SplitStrip(QWidget):
         for token, share in self.shares:
             width = share * self.width()
             painter.setBrush(self._theme.colour(token))
-            # Clipped to the rounded bar, so that only the outer ends are round.
+            # Clipped to the rounded bar: only the outer ends are round.
             painter.save()
             painter.setClipRect(QRectF(left, 0, width, 8))
             painter.drawRoundedRect(QRectF(self.rect()), 4, 4)
@@ -125,7 +125,7 @@ class SplitStrip(QWidget):
 
 
 class SpeedLabel(QWidget):
-    """A figure and its unit in a place of fixed width."""
+    """A figure with its unit in a place of fixed width."""
 
     def __init__(self, theme: Theme, widest: str, name: str, parent: QWidget) -> None:
         super().__init__(parent)
@@ -138,7 +138,7 @@ class SpeedLabel(QWidget):
         self.show_text(formatting.unknown())
 
     def show_text(self, text: str) -> None:
-        """Another figure."""
+        """Set the figure."""
         if text != self._text or not self.accessibleName():
             self._text = text
             self.setAccessibleName(f"{self._name}: {text}")
@@ -156,7 +156,10 @@ class SpeedLabel(QWidget):
 
 
 class TopBar(Pane):
-    """Signals: `model_pressed`, `sidebar_pressed`, `live_pressed`, `menu_pressed`."""
+    """The top bar.
+
+    Signals: `model_pressed`; `sidebar_pressed`; `live_pressed`; `menu_pressed`.
+    """
 
     model_pressed = Signal()
     sidebar_pressed = Signal()
@@ -190,7 +193,7 @@ class TopBar(Pane):
         self.model.clicked.connect(self.model_pressed)
 
     def show_state(self, state: State) -> None:
-        """The model and the speed, as they are now."""
+        """Show the current model and speed."""
         model = state.model
         if model is not None:
             self.model.show_model(model.name, _facts(model, host_of(state.source)))
@@ -209,6 +212,6 @@ class TopBar(Pane):
 
 
 def _facts(model: Loaded, host: str) -> str:
-    """Format and context of a local model; the computer's name of one that is elsewhere."""
+    """Describe a local model by format and context, a remote one by its host and context."""
     facts = [host or model.format_name, formatting.tokens(model.context) if model.context else ""]
     return " · ".join(fact for fact in facts if fact)

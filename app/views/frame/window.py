@@ -1,4 +1,4 @@
-"""The main window: top bar, three panes, status line. Places things and opens menus; decides nothing."""
+"""The main window: top bar, three panes, status line. Lays out widgets and opens menus; decides nothing."""
 
 from __future__ import annotations
 
@@ -60,19 +60,22 @@ ACTIONS = (
     ("about", "About HeteGen…", "info", ""),
     ("quit", "Quit", "close", "Ctrl+Q"),
 )
-"""(id, words, icon, keys) of everything that can be done."""
+"""(id, words, icon, keys) of every action."""
 ANNOUNCED = 1000
-"""Characters of a reply that a screen reader is given at once."""
+"""Longest announcement of a reply, in characters, for screen readers."""
 KEYS_ONLY = ("regenerate", "larger", "smaller", "normal")
-"""What the menu leaves out."""
+"""Actions without a menu entry."""
 
 TITLE_BAR = 32
-"""What a system puts above a window, in pixels, about."""
+"""Approximate height of a title bar, in pixels."""
 
 
 class MainWindow(QMainWindow):
-    """Signals: `acted(action id)`; `model_chosen(path)`; `files(list[Path])` to attach; `shown` once; `search_wished`;
-    `closing`."""
+    """The program's window.
+
+    Signals: `acted(action id)`; `model_chosen(path)`; `files(list[Path])` to attach; `shown` once; `search_wished`;
+    `closing`.
+    """
 
     acted = Signal(str)
     model_chosen = Signal(str)
@@ -86,7 +89,7 @@ class MainWindow(QMainWindow):
         self.theme = theme
         self._was_shown = False
         self.may_close: Callable[[], bool] = lambda: True
-        """Asked before the window closes."""
+        """Called before the window closes; False keeps it open."""
         self._state_at_close = ""
         self.setWindowTitle(NAME)
         self.setMinimumSize(*WINDOW_MINIMUM)
@@ -117,66 +120,66 @@ class MainWindow(QMainWindow):
         theme.changed.connect(self._on_theme)
 
     def set_side(self, name: str, widget: QWidget) -> None:
-        """Puts a pane to the left ("sidebar") or to the right ("live") of the chat."""
+        """Put a pane to the left ("sidebar") or right ("live") of the chat."""
         self.panes.add(name, widget)
 
     def fold(self, name: str) -> None:
-        """Folds a pane, or unfolds it."""
+        """Toggle a pane."""
         self.panes.set_folded(name, folded=self.panes.shown(name))
 
     def search(self) -> None:
-        """Goes to the search field, unfolding its pane."""
+        """Focus the search field, unfolding its pane."""
         self.panes.set_folded("sidebar", folded=False)
         self.search_wished.emit()
 
     def show_shortcuts(self) -> None:
-        """The keys, on one page."""
+        """Show the page of keyboard shortcuts."""
         ShortcutsPage(self.theme, tuple((words, keys) for _, words, _, keys in ACTIONS if keys), self).open()
 
     def ask_for_folder(self) -> None:
-        """Lets the user choose a model's folder."""
+        """Let the user choose a model folder."""
         if path := QFileDialog.getExistingDirectory(self, tr("Open a model folder")):
             self.model_chosen.emit(path)
 
     def ask_for_model_file(self) -> None:
-        """Lets the user choose a model's file."""
+        """Let the user choose a model file."""
         path, _ = QFileDialog.getOpenFileName(self, tr("Open a model file"), "", f"GGUF (*{SUFFIX})")
         if path:
             self.model_chosen.emit(path)
 
     def ask_for_files(self) -> None:
-        """Lets the user choose files to attach."""
+        """Let the user choose files to attach."""
         names, _ = QFileDialog.getOpenFileNames(self, tr("Attach files"))
         if names:
             self.files.emit([Path(name) for name in names])
 
     @Slot()
     def wake(self) -> None:
-        """Comes to the front: the program was started again."""
+        """Bring the window to the front, because the program was started again."""
         self.setWindowState(self.windowState() & ~Qt.WindowState.WindowMinimized)
         self.show()
         self.raise_()
         self.activateWindow()
 
     def announce(self, words: str) -> None:
-        """Tells of a reply that is whole: to those who listen instead of reading, and who look at another window."""
+        """Announce a finished reply to screen readers, and alert users who look at another window."""
         if not self.isActiveWindow():
             QApplication.alert(self)
         if words and QAccessible.isActive():
             QAccessible.updateAccessibility(QAccessibleAnnouncementEvent(self, words[:ANNOUNCED]))
 
     def state(self) -> str:
-        """Size and place, to be kept."""
+        """Return the geometry, to be saved."""
         if self._state_at_close:
             return self._state_at_close
         return bytes(self.saveGeometry().toBase64().data()).decode()
 
     def restore(self, state: str) -> None:
-        """Size and place as they were; nonsense is ignored by Qt."""
+        """Restore a saved geometry; Qt ignores invalid values."""
         self.restoreGeometry(QByteArray.fromBase64(state.encode()))
 
     def fit_screen(self) -> None:
-        """Be no larger than the screen has room for, with the system's frame around it."""
+        """Shrink the window to the screen's available size, including its frame."""
         room = self.screen().availableGeometry().size().shrunkBy(QMargins(0, 0, 0, TITLE_BAR))
         self.resize(self.size().boundedTo(room))
 
@@ -253,7 +256,7 @@ class MainWindow(QMainWindow):
             self._take(files)
 
     def _take(self, files: list[Path]) -> None:
-        """What was dropped or pasted: a model is opened, all else attached."""
+        """Open dropped or pasted models; attach all other files."""
         models = [file for file in files if is_gguf(file)]
         if models:
             self.model_chosen.emit(str(models[0]))
@@ -261,7 +264,7 @@ class MainWindow(QMainWindow):
             self.files.emit(others)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        # Not a shortcut: an editor in the transcript takes Esc for itself first.
+        # Not a shortcut: an editor in the transcript handles Esc first.
         if event.key() == Qt.Key.Key_Escape:
             self.acted.emit("stop")
         else:
@@ -271,7 +274,7 @@ class MainWindow(QMainWindow):
         if not self.may_close():
             event.ignore()
             return
-        # Gone at once for the user; ending the reply and freeing the model may take a moment.
+        # Hide at once; ending the reply and freeing the model may take a moment.
         self._state_at_close = self.state()
         self.hide()
         self.closing.emit()

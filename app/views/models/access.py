@@ -1,4 +1,4 @@
-"""The token for the Hub: asked for beside a model whose owner wants it, and kept, replaced or forgotten at the foot."""
+"""The Hub token: asked for beside a model that requires it, and managed at the foot of the dialog."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCES: dict[TokenSource, str] = {
 
 
 class AccessForm(QWidget):
-    """The way to the licence that must be accepted, and a field for the token.
+    """A link to the licence that must be accepted, and a field for the token.
 
     Signals: `token_given(text)`; `link(address)`.
     """
@@ -55,7 +55,7 @@ class AccessForm(QWidget):
         column.addLayout(row)
 
     def show_model(self, id: str) -> None:
-        """Whose licence it is."""
+        """Set the model whose licence is linked."""
         label = tr("Licence and access of {}").format(id)
         self._licence.setText(
             f'<a style="color: {self._theme.colours.accent}" href="https://huggingface.co/{id}">{label}</a>'
@@ -69,7 +69,7 @@ class AccessForm(QWidget):
 
 
 class TokenButton(QPushButton):
-    """Where the token comes from, another one, and forgetting it.
+    """A button to see where the token comes from, to replace it, and to forget it.
 
     Signals: `asked`, to be answered by `show_source`; `token_given(text)`; `forgotten`.
     """
@@ -86,17 +86,17 @@ class TokenButton(QPushButton):
 
     @Slot(str)
     def show_source(self, source: TokenSource) -> None:
-        """What there is, and what can be done with it."""
+        """Open the menu for a token from `source`."""
         self.menu_for(source).popup(self.mapToGlobal(self.rect().topLeft()))
 
     def menu_for(self, source: TokenSource) -> QMenu:
-        """The menu where the token comes from `source`."""
+        """Build the menu for a token from `source`."""
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         menu.addAction(tr(SOURCES[source])).setEnabled(False)
         menu.addSeparator()
         menu.addAction(tr("Enter another…") if source != "none" else tr("Enter one…"), self._enter)
-        # Only what was kept here is ours to forget.
+        # Only a token stored by this program can be forgotten.
         if source == "keyring":
             menu.addAction(tr("Forget it"), self.forgotten.emit)
         return menu

@@ -1,4 +1,4 @@
-"""The right half of the model dialog: one model's facts, verdict, what can be done with it, and its card."""
+"""The right half of the model dialog: one model's facts, verdict, actions and card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from core.spec import format_named
 
 FORMATS = (("auto", "Format: automatic"), ("bf16", "As stored"), ("int8", "8-bit"), ("int4", "4-bit"))
 SIDE_BY_SIDE = 420
-"""Narrower than this the two choices stand below each other."""
+"""Narrowest width, in pixels, with the two combo boxes side by side."""
 CONTEXTS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 BUTTONS = (
     ("use", "Use this model"),
@@ -41,11 +41,14 @@ BUTTONS = (
     ("folder", "Open folder"),
     ("remove", "Delete…"),
 )
-"""(id, words) of everything that can be done with a model, in order; the first that is shown is the main one."""
+"""(id, words) of every action on a model, in order; the first one shown is the primary button."""
 
 
 class DetailsPane(Pane):
-    """Signals: `wished(Wishes)`; `pressed(button id)`; `token_given(text)`; `link(address)`."""
+    """Shows one model.
+
+    Signals: `wished(Wishes)`; `pressed(button id)`; `token_given(text)`; `link(address)`.
+    """
 
     wished = Signal(object)
     pressed = Signal(str)
@@ -56,7 +59,7 @@ class DetailsPane(Pane):
         super().__init__(theme, "window", ("left",), parent)
         self._row: Row | None = None
         self.details: Details | None = None
-        """What is known of the model that is shown."""
+        """What is known of the model shown."""
         self._note = ""
         self._error: HeteGenError | None = None
         self._title, self._facts, self._popular, self._problem = (wrapping_label(self) for _ in range(4))
@@ -77,7 +80,7 @@ class DetailsPane(Pane):
         self.show_row(None)
 
     def show_row(self, row: Row | None) -> None:
-        """Another model, or the same with another state."""
+        """Show another model, or a new state of the same one."""
         if row is None or self._row is None or row.id != self._row.id:
             self.details, self._note, self._error = None, "", None
             self.files.forget()
@@ -86,7 +89,7 @@ class DetailsPane(Pane):
         self._show()
 
     def show_details(self, details: Details, here: Collection[str] = ()) -> None:
-        """More is known; `here`: paths of the repository's files that are here or on their way."""
+        """Show more details. `here`: paths of the repository's files that are downloaded or downloading."""
         if self._row is None or details.id != self._row.id:
             return
         before, self.details = self.details, details
@@ -98,17 +101,17 @@ class DetailsPane(Pane):
         self._show()
 
     def show_note(self, note: str, error: HeteGenError | None = None) -> None:
-        """What came of checking, deleting and the like."""
+        """Show the outcome of checking, deleting and the like."""
         self._note, self._error = note, error
         self._show()
 
     @property
     def shown(self) -> str:
-        """The id of the model that is shown, or ""."""
+        """The id of the model shown, or ""."""
         return self._row.id if self._row else ""
 
     def wishes(self) -> Wishes:
-        """What the boxes say."""
+        """Return the choices in the combo boxes."""
         return Wishes(format_named(self._format.currentData()), self._context.currentData())
 
     def _fill_boxes(self) -> None:
@@ -185,7 +188,7 @@ class DetailsPane(Pane):
         self._theme.changed.connect(self._on_theme)
 
     def _show_card(self, text: str) -> None:
-        # Not finished first: a body that is finished takes more text for the rest of the same one.
+        # Reset first: a finished body takes more text as the continuation of the same one.
         self._body.feed("", False)
         self._body.feed(text, True)
 
@@ -244,7 +247,7 @@ class DetailsPane(Pane):
         denied = isinstance(error, AccessDenied)
         self._problem.setText(said_error(error) if error else self._note)
         self._problem.setVisible(bool(self._problem.text()))
-        # That a licence is to be accepted is no failure.
+        # A licence that is still to be accepted is not a failure.
         token = "text" if denied else "danger" if error else "muted"
         self._problem.setStyleSheet(f"color: {getattr(self._theme.colours, token)};")
         self.access.setVisible(denied)
@@ -269,12 +272,12 @@ class DetailsPane(Pane):
             self._body.setFixedHeight(self._body.measure(width))
 
     def showEvent(self, event: QShowEvent) -> None:
-        # A label that gets another parent under an application-wide style sheet forgets its font.
+        # A label that is reparented under an application-wide style sheet loses its font.
         self._on_theme()
         super().showEvent(event)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        # The viewport's width, not the pane's: it changes when the scroll bar comes, too.
+        # Watch the viewport's width, which, unlike the pane's, also changes with the scroll bar.
         if event.type() == QEvent.Type.Resize:
             self._measure()
         return False
@@ -297,7 +300,7 @@ class DetailsPane(Pane):
 
 
 def possible(row: Row | None, *, can_repair: bool = False) -> set[str]:
-    """What can be done with a model in its state."""
+    """Return the actions that a model's state allows."""
     if row is None:
         return set()
     phase = row.transfer.phase if row.transfer else None
@@ -306,7 +309,7 @@ def possible(row: Row | None, *, can_repair: bool = False) -> set[str]:
     if phase == "failed":
         return {"retry", "cancel"}
     if row.is_whole:
-        # A folder used in place has no commit: there is nothing to compare or to repair it with.
+        # A folder used in place has no commit to compare or repair it with.
         managed = {"verify", "repair"} if row.here and row.here.revision else set()
         return {"use", "folder", "remove"} | (managed if can_repair else managed - {"repair"})
     if row.is_loading:

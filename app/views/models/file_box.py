@@ -1,4 +1,4 @@
-"""Which file of a repository with several models in GGUF: each with its size and verdict, the best one chosen first."""
+"""The choice among a repository's GGUF files, each with size and verdict. The best one is preselected."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from core.hub.gguf_choices import Judged, best_choice
 
 LEAST_LETTERS = 10
 AROUND = 64
-"""Pixels beside the words: icon, arrow, margins."""
+"""Pixels beside the text: icon, arrow, margins."""
 
 
 class FileBox(ChoiceBox):
-    """`picked` when the user has chosen another file. `wanted`: the file or kind that the name searched for gave."""
+    """Combo box of files. `wanted`: the file or kind named in the search.
+
+    Signal: `picked` when the user chose another file.
+    """
 
     picked = Signal()
 
@@ -38,16 +41,16 @@ class FileBox(ChoiceBox):
 
     @property
     def chosen(self) -> Judged | None:
-        """The file that is shown as chosen."""
+        """The file that is selected."""
         return self._choices[self.currentIndex()] if 0 <= self.currentIndex() < len(self._choices) else None
 
     def forget(self) -> None:
-        """Another repository comes."""
+        """Clear the box for another repository."""
         self._picked = ""
         self.show_choices(())
 
     def show_choices(self, choices: tuple[Judged, ...], here: Collection[str] = ()) -> None:
-        """These files; `here`: paths of those that are here, or on their way, which come before the recommended one."""
+        """Show these files. `here`: paths of downloaded or downloading ones, preferred to the recommended one."""
         self._choices = choices
         self.setVisible(bool(choices))
         self._refill()
@@ -71,7 +74,7 @@ class FileBox(ChoiceBox):
         self.view().setMinimumWidth(widest + AROUND)
 
     def closed_text(self) -> str:
-        """The verdict on the chosen file stands below."""
+        """Return the file without its verdict, which is shown below."""
         chosen = self.chosen
         return "" if chosen is None else words.choice(chosen, is_best=chosen is best_choice(self._choices))
 

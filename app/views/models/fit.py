@@ -1,4 +1,4 @@
-"""Whether a model fits, in the model dialog: the verdict on one, and what the four of them mean."""
+"""Verdicts in the model dialog: the one on a model, and the meaning of all four."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEANINGS: dict[Kind, str] = {
 
 
 def wrapping_label(parent: QWidget) -> QLabel:
-    """Plain text of any length that can be selected."""
+    """Create a label for selectable plain text of any length."""
     label = QLabel(parent)
     label.setWordWrap(True)
     label.setTextFormat(Qt.TextFormat.PlainText)
@@ -29,7 +29,7 @@ def wrapping_label(parent: QWidget) -> QLabel:
 
 
 class FitView(QWidget):
-    """One model's verdict: its sign and word, the reason, and the figures it rests on."""
+    """The verdict on one model: icon and word, reason, and figures."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -46,7 +46,7 @@ class FitView(QWidget):
             grid.addWidget(label, at, 1)
 
     def show_fit(self, fit: Fit | None, asking: bool) -> None:
-        """`asking`: an answer is on its way."""
+        """Show a verdict. `asking`: an answer is on its way."""
         self._figures.setFont(self._theme.font("small"))
         self._figures.setStyleSheet(f"color: {self._theme.colours.muted};")
         for widget in (self._icon, self._reason, self._figures):
@@ -65,7 +65,7 @@ class FitView(QWidget):
 
 
 class FitGuide(QWidget):
-    """What stands beside the list while no model is chosen: what there is to be seen, and the four verdicts."""
+    """Placeholder while no model is chosen: what the dialog shows, and the four verdicts."""
 
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -103,7 +103,7 @@ class FitGuide(QWidget):
 
     @Slot()
     def show_theme(self) -> None:
-        """Fonts and colours as they are now."""
+        """Apply the current fonts and colours."""
         colours = self._theme.colours
         self._title.setFont(self._theme.font("heading1"))
         for label in (self._what, *self._meanings):

@@ -1,4 +1,4 @@
-"""The model dialog's widgets and where they stand. What they do is `model_dialog`'s and `search`'s."""
+"""The widgets of the model dialog and their layout. Behaviour is in `model_dialog` and `search`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SORTS: tuple[tuple[Sort, str], ...] = (
 
 
 class ModelDialogFrame(QDialog):
-    """Search on top, the list on the left, details on the right, the folder of models at the bottom."""
+    """Search on top, list on the left, details on the right, models folder at the bottom."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -113,7 +113,7 @@ class ModelDialogFrame(QDialog):
         whole.addWidget(bar)
 
     def say(self, words: str, *, can_retry: bool = False) -> None:
-        """Shows a line under the list, with a button to try again where that may help; "" hides it."""
+        """Show a line under the list, with a button to retry if that may help; "" hides it."""
         self.note.setText(words)
         self.note.setVisible(bool(words))
         self.again.setVisible(can_retry)

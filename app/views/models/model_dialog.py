@@ -1,6 +1,6 @@
-"""Models: those on this computer, recommended ones, the Hub; with a verdict before the download. Asks and shows.
+"""The model dialog: models on this computer, recommended ones, and the Hub, each with a verdict before the download.
 
-It talks to `Catalog` and `Downloads` only, which do all that is slow in threads of their own.
+Talks only to `Catalog` and `Downloads`, which do all slow work in threads.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ from core.hub.listing import ModelInfo, Reference
 
 
 class ModelDialog(ModelDialogFrame):
-    """Signals: `chosen(path or id)` when a model is to be loaded; `link(address)` when a link of a card is pressed;
-    `remote_wished` when a model of another computer is to be used instead."""
+    """The dialog's behaviour.
+
+    Signals: `chosen(path or id)` to load a model; `link(address)` pressed in a model card; `remote_wished` to use a
+    model on another computer instead.
+    """
 
     chosen = Signal(str)
     link = Signal(str)
@@ -55,7 +58,7 @@ class ModelDialog(ModelDialogFrame):
         self._rebuild()
 
     def open_at(self, text: str) -> None:
-        """Show the dialog with this in the search field; "" = as it was."""
+        """Show the dialog and search for `text`, if any."""
         if text:
             self.search.setText(text)
         self.show()
@@ -63,7 +66,7 @@ class ModelDialog(ModelDialogFrame):
         self.search.setFocus()
 
     def current(self) -> Row | None:
-        """The selected model."""
+        """Return the selected model."""
         return self.rows.row(self.list.currentIndex())
 
     def _connect(self) -> None:
@@ -112,7 +115,7 @@ class ModelDialog(ModelDialogFrame):
         super().keyPressEvent(event)
 
     def _rebuild(self) -> None:
-        """The list from what is known, with the selection kept."""
+        """Rebuild the list, keeping the selection."""
         chosen = self.details.shown
         rows = self.collection.sections(self._downloads)
         self._rebuilding = True
@@ -121,13 +124,13 @@ class ModelDialog(ModelDialogFrame):
         self._select(chosen)
 
     def _select(self, id: str) -> None:
-        """Select this model if it is in the list. No other one instead: to look at a model is to ask the Hub."""
+        """Select this model if it is in the list. Never select another instead: looking at a model queries the Hub."""
         self.list.setCurrentIndex(self.rows.index_of(id))
         self._on_selected()
 
     def _look(self, row: Row) -> None:
         id, _, file = row.id.partition(":")
-        # Of a repository of files all are looked at, whichever is here.
+        # A repository of files is inspected as a whole, whichever file is installed.
         here = row.here if row.here and row.here.id == row.id else None
         self._catalog.look(Reference(id, file=file), here, row.known, self.details.wishes())
 
@@ -249,7 +252,7 @@ class ModelDialog(ModelDialogFrame):
 
     @Slot()
     def _on_file_chosen(self) -> None:
-        """The row of a repository stands for the file that is chosen beside it."""
+        """Let the repository's row stand for the file chosen beside it."""
         id, judged = self.details.shown, self.details.files.chosen
         if judged is None:
             return
@@ -262,12 +265,12 @@ class ModelDialog(ModelDialogFrame):
     def _on_fit_found(self, id: str, fit: Fit) -> None:
         self.collection.keep_fit(id, fit)
         self._change(id)
-        # The best for this machine come first, unless somebody is reading the list already.
+        # Put the best models for this machine first, unless somebody is reading the list already.
         if self.collection.is_judged and not self.details.shown:
             self._rebuild()
 
     def _change(self, id: str) -> None:
-        """What is said of one model, in its row and beside it."""
+        """Update a model's row and details."""
         row = self.collection.row(id, self._downloads)
         self.rows.change(row)
         if self.details.shown == id:
@@ -279,7 +282,7 @@ class ModelDialog(ModelDialogFrame):
         for id in dict.fromkeys((transfer.id, transfer.id.partition(":")[0])):
             self._change(id)
         if before is None or before.transfer is None or before.transfer.phase != transfer.phase:
-            # It may change its place in the list, and what is on the disk has changed with it.
+            # Its position in the list may change, and so has what is on the disk.
             self._rebuild()
             self._catalog.refresh()
 

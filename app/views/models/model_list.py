@@ -1,4 +1,4 @@
-"""What stands in the model dialog's list: from all that is known of models to headings and rows. No widgets."""
+"""The model dialog's list: from everything known of models to headings and rows. No widgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE, UNFINISHED, RECOMMENDED, FOUND = "On this computer", "Downloads", "Recomme
 
 
 class Collection:
-    """Models by name: on this disk, recommended, found. `found` is None while the list is not a search's."""
+    """Models by name: installed, recommended and found. `found` is None unless a search is active."""
 
     def __init__(self, recommended: Sequence[Recommended]) -> None:
         self.recommended = {entry.id: entry for entry in recommended}
@@ -27,33 +27,33 @@ class Collection:
         self._chosen: dict[str, str] = {}
 
     def set_installed(self, models: Sequence[Installed]) -> None:
-        """What is on this disk; of several versions the first, which is the best, counts."""
+        """Set the models on this disk. The first of several versions counts, which is the best."""
         self._installed = {model.id: model for model in reversed(models)}
 
     def set_found(self, models: Sequence[ModelInfo]) -> None:
-        """The results of a search."""
+        """Set the results of a search."""
         self.found = list(models)
         self._infos.update((info.id, info) for info in models)
 
     def keep(self, info: ModelInfo) -> None:
-        """More facts about one model."""
+        """Store facts about one model."""
         self._infos[info.id] = info
 
     def keep_fit(self, id: str, fit: Fit) -> None:
-        """Takes note of whether a model fits."""
+        """Store a model's verdict."""
         self._fits[id] = fit
 
     def choose(self, id: str, model: str) -> None:
-        """Which of a repository's models in GGUF its row stands for."""
+        """Set which of a repository's GGUF files its row stands for."""
         self._chosen[id] = model
 
     def files_here(self, id: str, downloads: Downloads) -> list[str]:
-        """The files of a repository that are here or on their way."""
+        """List the files of a repository that are downloaded or downloading."""
         names = [*downloads.unfinished(), *self._installed]
         return [name.partition(":")[2] for name in names if name.startswith(f"{id}:")]
 
     def sections(self, downloads: Downloads) -> list[str | Row]:
-        """Headings and rows, in the order of the list."""
+        """Return headings and rows in list order."""
         if self.found is not None:
             parts = [(FOUND, [info.id for info in self.found])]
         else:
@@ -67,7 +67,7 @@ class Collection:
         return rows
 
     def row(self, id: str, downloads: Downloads) -> Row:
-        """All that is known of one model."""
+        """Return what is known of one model."""
         info = self._infos.get(id)
         model = self._chosen.get(id, "" if info is not None and info.gguf_only else id)
         return Row(
@@ -82,23 +82,23 @@ class Collection:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there is a verdict on every recommended model."""
+        """Whether every recommended model has a verdict."""
         return self.recommended.keys() <= self._fits.keys()
 
     def _ranked(self) -> list[str]:
-        """Recommended models: smallest first, and once all are judged the best that run well on this machine first."""
+        """Rank recommended models: smallest first, or, once all are judged, the best that run well here first."""
         if not self.is_judged:
             return list(self.recommended)
         return sorted(self.recommended, key=lambda id: _rank(self._fits[id], self.recommended[id].parameters))
 
     def _begun(self, downloads: Downloads) -> list[str]:
-        """Models on their way: in this run of the program, then those that an earlier one left."""
+        """List begun downloads: those of this run, then those that an earlier run left."""
         running = downloads.unfinished()
         return [*running, *(id for id, model in self._installed.items() if not model.complete and id not in running)]
 
 
 def _rank(fit: Fit, parameters: int) -> tuple[int, int]:
-    """More parameters are better among those that run well; among the others fewer come nearer to it."""
+    """Rank larger models higher among those that run well; among the others, smaller ones are closer to it."""
     if fit.kind in ("fits", "cpu_help") and fit.tok_s.low >= COMFORTABLE_TOK_S:
         return 0, -parameters
     return (2 if fit.kind == "no" else 1), parameters

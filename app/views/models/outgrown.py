@@ -1,4 +1,4 @@
-"""What to do with a model that this computer is too small for: serve it on a larger one, and connect to that."""
+"""Advice for a model that is too large for this computer: serve it on a larger one and connect to that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ PAD = 12
 
 
 class Outgrown(QWidget):
-    """A card with the command to run there; `connect_wished` opens the page of remote models."""
+    """A card with the command to run on the larger computer.
+
+    Signal: `connect_wished` to open the page of remote models.
+    """
 
     connect_wished = Signal()
 
@@ -52,7 +55,7 @@ class Outgrown(QWidget):
         column.addLayout(row)
 
     def show_model(self, id: str, fit: Fit | None, context: int | None) -> None:
-        """Show the command for a model that does not fit; for any other nothing."""
+        """Show the command for a model that does not fit; hide the card otherwise."""
         self.setVisible(fit is not None and fit.kind == "no")
         if fit is None or fit.kind != "no":
             return

@@ -1,4 +1,4 @@
-"""The page of remote models: an address, a key, a test that says which step fails, and a model to answer from there."""
+"""The page of remote models: address, key, a test that tells which step fails, and the model to use."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ DONE, FAILED = "✓", "✕"
 
 
 class RemoteDialog(QDialog):
-    """Signals: `test_wished(address, key)`; with the name that a server had before: `save_wished(SavedEndpoint, key,
-    former)`, `connect_wished(SavedEndpoint, key, former)`; `remove_wished(name)`."""
+    """Edits, tests and connects remote servers. `former`: the name that a server had before.
+
+    Signals: `test_wished(address, key)`; `save_wished(SavedEndpoint, key, former)`; `connect_wished(SavedEndpoint, key,
+    former)`; `remove_wished(name)`.
+    """
 
     test_wished = Signal(str, str)
     save_wished = Signal(object, str, str)
@@ -88,13 +91,13 @@ class RemoteDialog(QDialog):
 
     @property
     def former(self) -> str:
-        """The name of the kept server that is being looked at, "" for a new one."""
+        """The name of the selected server, "" for a new one."""
         row = self.list.currentRow()
         return self._state.saved[row].name if 0 <= row < len(self._state.saved) else ""
 
     @Slot(object)
     def show_state(self, state: RemoteState) -> None:
-        """Show how far a test is, and the servers that are kept."""
+        """Show the progress of a test and the saved servers."""
         self._show_saved(state)
         self.test.setText(tr("Testing…") if state.busy else tr("Test"))
         self.test.setEnabled(not state.busy and bool(self.address.text().strip()))
@@ -221,7 +224,7 @@ class RemoteDialog(QDialog):
 
     @Slot(int)
     def _on_chosen(self, row: int) -> None:
-        """Fill the form with a kept server, or empty it for a new one."""
+        """Fill the form with a saved server, or clear it for a new one."""
         one = self._state.saved[row] if 0 <= row < len(self._state.saved) else SavedEndpoint("", "")
         self.name.setText(one.name)
         self.address.setText(one.address)
@@ -252,7 +255,7 @@ class RemoteDialog(QDialog):
 
 
 def step_line(outcome: Outcome) -> str:
-    """One step of a test in words: what is so, or what is not."""
+    """Describe the outcome of one test step."""
     words = {
         "address": (tr("The address can be read"), tr("The address cannot be read")),
         "name": (tr("The computer is found by its name"), tr("The computer is not found by its name")),

@@ -1,4 +1,4 @@
-"""Taking a model away: asked first, and only once nothing works on its files any more."""
+"""Removing a model: after a question, and only once no job uses its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.hub.installed import Installed
 
 
 class Removal(QObject):
-    """Deletes models of the cache, gives downloads up, takes folders off the list."""
+    """Deletes cached models, gives up downloads, and removes folders from the list."""
 
     def __init__(self, catalog: Catalog, downloads: Downloads, window: QWidget) -> None:
         super().__init__(window)
@@ -22,7 +22,7 @@ class Removal(QObject):
         downloads.given_up.connect(self._on_given_up)
 
     def ask(self, row: Row) -> None:
-        """Remove a model if the user says so."""
+        """Ask the user, then remove a model."""
         question, told, does = words.removal(row.model, row.here)
         box = QMessageBox(QMessageBox.Icon.NoIcon, self._window.windowTitle(), question, parent=self._window)
         box.setTextFormat(Qt.TextFormat.PlainText)
@@ -34,7 +34,7 @@ class Removal(QObject):
             self.remove(row)
 
     def remove(self, row: Row) -> None:
-        """Removes a model without asking."""
+        """Remove a model without asking."""
         path = self._catalog.cache.repo(row.model.partition(":")[0])
         self._removing[row.model] = row.here or Installed(row.model, "begun", path, 0, 0, complete=False)
         self._downloads.give_up(row.model)

@@ -1,4 +1,4 @@
-"""The list of the model dialog: headings, and rows 64 high with name, facts, verdict and a running download."""
+"""Model and delegate of the model dialog's list: headings, and rows with name, facts, verdict and download progress."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ ALIGN_LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the list, and whatever is known of it. `model`: what of it is downloaded and used: the id, or of a
-    repository with several models in GGUF the chosen one, "" while none is."""
+    """One model of the list and what is known of it.
+
+    `model`: what is downloaded and used: the id, or, in a repository with several GGUF files, the chosen one ("" if
+    none is).
+    """
 
     id: str
     here: Installed | None = None
@@ -64,26 +67,26 @@ class Row:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all files are here."""
+        """Whether all files are installed."""
         return self.here is not None and self.here.complete
 
     @property
     def is_loading(self) -> bool:
-        """A download runs, waits, is paused or failed."""
+        """Whether a download runs, is queued, paused or failed."""
         if self.transfer is not None and self.transfer.phase != "done":
             return True
         return self.here is not None and not self.here.complete
 
     @property
     def status(self) -> str:
-        """The download's line, empty where there is none."""
+        """Status line of the download, empty if there is none."""
         if self.transfer is not None and self.transfer.phase != "done":
             return words.transfer(self.transfer)
         return words.unfinished(self.here) if self.here and not self.here.complete else ""
 
     @property
     def share(self) -> float:
-        """Part of the download that is here, 0-1."""
+        """Downloaded share, 0-1."""
         progress = self.transfer.progress if self.transfer else None
         if progress is not None and progress.total:
             return progress.done / progress.total
@@ -91,14 +94,14 @@ class Row:
 
 
 class RowsModel(QAbstractListModel):
-    """Rows are headings (text) and `Row`s."""
+    """List model of headings (text) and `Row`s."""
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._rows: list[str | Row] = []
 
     def set_rows(self, rows: Sequence[str | Row]) -> None:
-        """Another list. One with the same models in the same places only changes what is said of them."""
+        """Replace the list. If the models and their order are the same, only their data changes."""
         if [_key(row) for row in rows] == [_key(row) for row in self._rows]:
             self._rows = list(rows)
             if rows:
@@ -109,23 +112,23 @@ class RowsModel(QAbstractListModel):
         self.endResetModel()
 
     def change(self, row: Row) -> None:
-        """Another state of a model, where it stands in the list."""
+        """Replace a model's row in place."""
         if (index := self.index_of(row.id)).isValid():
             self._rows[index.row()] = row
             self.dataChanged.emit(index, index)
 
     def row(self, index: Index) -> Row | None:
-        """The model in a row; None for headings and rows that are gone."""
+        """Return the model in a row; None for headings and rows that are gone."""
         item = self._rows[index.row()] if index.isValid() and index.row() < len(self._rows) else None
         return item if isinstance(item, Row) else None
 
     def index_of(self, id: str) -> QModelIndex:
-        """The first row of a model, or an invalid index."""
+        """Return the first row of a model, or an invalid index."""
         at = next((at for at, row in enumerate(self._rows) if isinstance(row, Row) and row.id == id), -1)
         return self.index(at)
 
     def first(self) -> QModelIndex:
-        """The first row that is a model."""
+        """Return the first row that is a model."""
         return self.index(next((at for at, row in enumerate(self._rows) if isinstance(row, Row)), -1))
 
     def rowCount(self, parent: Index | None = None) -> int:
@@ -151,7 +154,10 @@ class RowsModel(QAbstractListModel):
 
 
 class ModelList(QListView):
-    """The list itself. `entered_on` when a model is chosen by Return or a double click, `toggled(id)` by Space."""
+    """List view.
+
+    Signals: `entered_on` when a model is chosen by Return or a double click; `toggled(id)` by Space.
+    """
 
     entered_on = Signal()
     toggled = Signal(str)
@@ -172,7 +178,7 @@ class ModelList(QListView):
 
 
 def spoken_row(row: Row) -> str:
-    """A row for those who listen."""
+    """Describe a row for screen readers."""
     parts = [row.id, row.facts.replace(" · ", ", ")]
     if row.fit:
         parts += [words.tr(words.VERDICTS[row.fit.kind][0]), words.speed(row.fit).replace("–", " to ")]
@@ -182,7 +188,10 @@ def spoken_row(row: Row) -> str:
 
 
 class RowsDelegate(QStyledItemDelegate):
-    """Draws the rows from the theme. `toggled(id)`: the pause or resume sign of a download was pressed."""
+    """Paints rows from the theme.
+
+    Signal: `toggled(id)` when the pause or resume sign of a download is pressed.
+    """
 
     toggled = Signal(str)
 
@@ -219,7 +228,7 @@ class RowsDelegate(QStyledItemDelegate):
         return False
 
     def sign_box(self, box: QRect) -> QRect:
-        """Where a row's pause or resume sign is pressed."""
+        """Return the clickable area of a row's pause or resume sign."""
         side = TARGET
         return QRect(box.right() - side - RELATED * 2, box.center().y() - side // 2, side, side)
 
@@ -249,7 +258,7 @@ class RowsDelegate(QStyledItemDelegate):
 
     def _paint_name(self, painter: QPainter, box: QRect, row: Row) -> None:
         right = QRect(box)
-        # A running download needs the room; the verdict stands beside it in the details.
+        # A running download needs the room; the details show the verdict.
         if row.fit is not None and not row.is_loading:
             word, icon, token = words.VERDICTS[row.fit.kind]
             word = words.tr(word)
@@ -263,7 +272,7 @@ class RowsDelegate(QStyledItemDelegate):
         self._paint_id(painter, right, row.id)
 
     def _paint_id(self, painter: QPainter, box: QRect, id: str) -> None:
-        """The model's name, and behind it as much of its owner as there is room for."""
+        """Paint the model's name, then as much of its owner as fits."""
         owner, name = words.owner_and_name(id)
         font = self._theme.font()
         font.setWeight(QFont.Weight.DemiBold)

@@ -1,4 +1,4 @@
-"""The model dialog's search: words go to the Hub after a pause in typing, whole names are shown at once."""
+"""The model dialog's search: text is sent to the Hub after a pause in typing; full names are shown at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ SEARCH_MS = 350
 
 
 class ModelSearch(QObject):
-    """Signals: `found(list[ModelInfo])`, all results so far; `named(Reference)` for a whole name; `cleared` without
-    words."""
+    """Searches as the user types.
+
+    Signals: `found(list[ModelInfo])`, all results so far; `named(Reference)` for a full name; `cleared` for an empty
+    field.
+    """
 
     found = Signal(object)
     named = Signal(object)
@@ -26,7 +29,7 @@ class ModelSearch(QObject):
         self._catalog, self._dialog = catalog, dialog
         self._results: list[ModelInfo] = []
         self._following = ""
-        """Where the Hub's next page of results begins; "" after the last one."""
+        """Address of the next page of results; "" after the last one."""
         self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
         self._delay.timeout.connect(self._on_search)
         dialog.search.textChanged.connect(self._on_typed)
@@ -58,7 +61,7 @@ class ModelSearch(QObject):
             self._begin()
             self.named.emit(exact)
         elif self._words:
-            # The list stays as it is until there is an answer.
+            # The list stays as it is until results arrive.
             self._dialog.say(tr("Searching…"))
             self._catalog.search(self._words, self._dialog.sort.currentData())
 
@@ -91,7 +94,7 @@ class ModelSearch(QObject):
 
 
 def exact_reference(text: str) -> Reference | None:
-    """A whole name (owner/name) or an address; None for words to search for."""
+    """Parse a full name (owner/name) or an address; None for words to search for."""
     if "/" not in text:
         return None
     try:

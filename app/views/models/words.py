@@ -1,4 +1,4 @@
-"""The words of the model dialog: sizes, verdicts and downloads as people read them, in their language. No widgets."""
+"""The words of the model dialog: sizes, verdicts and downloads in the user's language. No widgets."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ VERDICTS: dict[Kind, tuple[str, str, str]] = {
     "slow": ("Slow", "warning", "warn"),
     "no": ("Will not fit", "close", "danger"),
 }
-"""Word, icon and colour token of each verdict: meaning never hangs on colour alone."""
+"""Word, icon and colour token of each verdict: colour is never the only sign."""
 FORMATS = {"bf16": "as stored", "int8": "8-bit", "int4": "4-bit"}
 HYPHEN = "\u2011"
-"""One that no line ends at."""
+"""Non-breaking hyphen."""
 BILLION = 950_000_000
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -39,12 +39,12 @@ FENCES = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
 def tr(text: str) -> str:
-    """The text in the user's language."""
+    """Translate a text."""
     return QCoreApplication.translate("models", text)
 
 
 def parameters(count: int) -> str:
-    """8.0 billion parameters, 362 million parameters."""
+    """Format a number of parameters: "8.0 billion parameters", "362 million parameters"."""
     if not count:
         return tr("{} parameters").format(formatting.unknown())
     if count >= BILLION:
@@ -53,12 +53,12 @@ def parameters(count: int) -> str:
 
 
 def size(count: int) -> str:
-    """A size in bytes, or that it is not known."""
+    """Format a size in bytes; 0 means unknown."""
     return format_bytes(count) if count else tr("size {}").format(formatting.unknown())
 
 
 def owner_and_name(id: str) -> tuple[str, str]:
-    """Who made a model, and its name; of one in GGUF its repository and its file."""
+    """Split a model's id into owner and name; for a GGUF file, into repository and file."""
     repository, colon, file = id.partition(":")
     if colon:
         return repository, file.rpartition("/")[2].removesuffix(".gguf")
@@ -67,13 +67,13 @@ def owner_and_name(id: str) -> tuple[str, str]:
 
 
 def choice(judged: Judged, *, is_best: bool) -> str:
-    """A file of a repository in a few words: kind, size, and whether it is the one to take."""
+    """Describe a file of a repository: kind, size, and whether it is recommended."""
     told = [judged.choice.label, format_bytes(judged.choice.nbytes)]
     return " · ".join([*told, tr("recommended")] if is_best else told)
 
 
 def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
-    """The same with how it would run here."""
+    """Describe a file together with its verdict."""
     fit = judged.fit
     verdict = tr(VERDICTS[fit.kind][0]) if fit else tr("cannot be used here")
     parts = [choice(judged, is_best=is_best), verdict]
@@ -81,7 +81,7 @@ def choice_with_verdict(judged: Judged, *, is_best: bool) -> str:
 
 
 def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "") -> str:
-    """The second line of a row. `form`: what stands for the size where files of several are to be chosen from."""
+    """Compose the second line of a row. `form`: shown instead of the size if there are several files to choose from."""
     short = (
         tr("{} B").format(number(f"{count / 1e9:.1f}")) if count >= BILLION else tr("{} M").format(f"{count / 1e6:.0f}")
     )
@@ -91,11 +91,11 @@ def facts(count: int, nbytes: int, license: str, *, gated: bool, form: str = "")
 
 
 def speed(fit: Fit) -> str:
-    """about 18-24 tokens/s; empty where it will not fit."""
+    """Format the predicted speed: "about 18–24 tokens/s"; empty if the model does not fit."""
     if fit.kind == "no":
         return ""
     low, high = fit.tok_s.low, fit.tok_s.high
-    # Below ten a whole number would hide most of what is known.
+    # Below ten, whole numbers would hide most of the information.
     places = 0 if high >= 10 else 1
     low_words, high_words = f"{low:.{places}f}", f"{high:.{places}f}"
     words = high_words if low_words == high_words else f"{low_words}–{high_words}"
@@ -103,14 +103,14 @@ def speed(fit: Fit) -> str:
 
 
 def figures(fit: Fit) -> list[str]:
-    """What a verdict rests on, a line each."""
+    """List the figures behind a verdict, one per line."""
     context = tr("Context: {} of {} tokens").format(formatting.count(fit.context), formatting.count(fit.context_limit))
     lines = [sizes(fit), *memory(fit), context]
     return [*lines, tr("The speed is {}.").format(formatting.confidence(fit.confidence))] if speed(fit) else lines
 
 
 def sizes(fit: Fit) -> str:
-    """Both sizes: as stored and as it will lie in memory."""
+    """Describe the weights' size as stored and in memory."""
     stored, used = format_bytes(fit.stored_bytes), format_bytes(fit.converted_bytes)
     if fit.kept:
         return tr("{} of weights, quantised already ({}) and kept so, {} in memory.").format(
@@ -126,7 +126,7 @@ def sizes(fit: Fit) -> str:
 
 
 def memory(fit: Fit) -> list[str]:
-    """What the model takes of each device."""
+    """List the memory needed on each device."""
     cards = sum(device.device != "cpu" for device in fit.memory)
     lines = []
     for device in fit.memory:
@@ -138,7 +138,7 @@ def memory(fit: Fit) -> list[str]:
 
 
 def transfer(state: Transfer) -> str:
-    """What a download is doing."""
+    """Describe the state of a download."""
     progress = state.progress
     if state.phase == "queued":
         return tr("Waiting for its turn")
@@ -164,20 +164,20 @@ def transfer(state: Transfer) -> str:
 
 
 def unfinished(model: Installed) -> str:
-    """A download that an earlier run of the program left."""
+    """Describe a download that an earlier run left unfinished."""
     amount = tr("{} of {}").format(format_bytes(model.bytes), format_bytes(model.total))
     return tr("Paused at {}").format(amount)
 
 
 def info_line(info: ModelInfo) -> str:
-    """Downloads, likes, date."""
+    """Describe a model's downloads, likes and date."""
     day = info.updated[:10] or formatting.unknown()
     words = tr("{} downloads a month · {} likes · updated {}")
     return words.format(formatting.count(info.downloads), formatting.count(info.likes), day)
 
 
 def plain_card(card: str) -> str:
-    """A model card without HTML and images: what was only there to be looked at, or to be fetched, is left out."""
+    """Strip HTML and images from a model card."""
     pieces = FENCES.split(card)
     return "".join(piece if at % 2 else _plain(piece) for at, piece in enumerate(pieces)).strip()
 
@@ -189,7 +189,7 @@ def _plain(text: str) -> str:
 
 
 def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
-    """The question before a model goes, what will become of its files, and the word on the button."""
+    """Return the question before removing a model, what happens to its files, and the button's word."""
     whole = here is not None and here.complete
     if here is not None and whole and not here.revision:
         return tr("Take {} off the list?").format(id), tr("Its folder and files stay where they are."), tr("Take off")
@@ -199,7 +199,7 @@ def removal(id: str, here: Installed | None) -> tuple[str, str, str]:
 
 
 def damage(found: Verification) -> BadRequest:
-    """What is wrong with a model's files."""
+    """Describe what is wrong with a model's files."""
     names = ", ".join((*found.bad, *found.missing)[:3])
     count = len(found.bad) + len(found.missing)
     return BadRequest(

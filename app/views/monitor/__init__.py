@@ -1,1 +1,1 @@
-"""The live view: split, memory, speed, and what if."""
+"""The live view: memory, split, speed and what-if."""

@@ -1,4 +1,4 @@
-"""The painted parts of the live view: a bar of shares, a line of speed over time, a name with its figure."""
+"""Painted parts of the live view: a bar of shares, a speed curve, and a name with its figure."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SPAN_S = 60.0
 BAR_HEIGHT = 12
 SPARK_HEIGHT = 64
 HEADROOM = 1.4
-"""Room above the highest value, for the words over it."""
+"""Factor of room above the highest value, for the label."""
 GAP_S = 8.0
-"""Longer without a figure is a pause."""
+"""A longer time without a figure is a pause."""
 LEAST_SEGMENT = 2.0
-"""A part that exists is never thinner than this, in pixels."""
+"""Minimum width, in pixels, of an existing part."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a bar: its colour token, its amount (any unit) and its words. Hatched parts are not ours."""
+    """A part of a bar: colour token, amount in any unit, and words. Hatched parts belong to other programs."""
 
     token: str
     amount: float
@@ -38,7 +38,7 @@ class Part:
 
 
 class ShareBar(QWidget):
-    """One bar divided by amounts; what is left of `total` stays empty. Words by pointing at a part."""
+    """A bar divided by amounts, with a tool tip per part; the rest of `total` stays empty."""
 
     def __init__(self, theme: Theme, name: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -51,7 +51,7 @@ class ShareBar(QWidget):
         theme.changed.connect(self.update)
 
     def show_parts(self, parts: Sequence[Part], total: float) -> None:
-        """The parts from the left, of a whole of `total`."""
+        """Set the parts, from the left, and the total."""
         shown = tuple(part for part in parts if part.amount > 0)
         if (shown, total) != (self._parts, self._total):
             self._parts, self._total = shown, total
@@ -59,7 +59,7 @@ class ShareBar(QWidget):
             self.update()
 
     def segments(self) -> list[tuple[Part, QRectF]]:
-        """Each part with its place."""
+        """Return each part with its rectangle."""
         whole = max(self._total, sum(part.amount for part in self._parts))
         left, result = 0.0, []
         for part in self._parts:
@@ -84,7 +84,7 @@ class ShareBar(QWidget):
         painter.setClipPath(outline)
         painter.fillRect(self.rect(), self._theme.colour("border"))
         for part, box in self.segments():
-            # A line between neighbours: two parts can be told apart without knowing their colours.
+            # A gap between neighbours: parts can be told apart without their colours.
             inner = box.adjusted(0, 0, -1, 0) if box.width() > LEAST_SEGMENT else box
             painter.fillRect(inner, self._theme.colour(part.token))
             if part.hatched:
@@ -92,7 +92,7 @@ class ShareBar(QWidget):
 
 
 class SpeedLine(QWidget):
-    """Tokens per second over the last minute, with the predicted range behind it. Gaps are pauses."""
+    """Tokens per second over the last minute, with the predicted range as a band. Pauses are gaps."""
 
     def __init__(
         self, theme: Theme, parent: QWidget | None = None, clock: Callable[[], float] = time.monotonic
@@ -107,7 +107,7 @@ class SpeedLine(QWidget):
         theme.changed.connect(self.update)
 
     def add(self, tok_s: float | None) -> None:
-        """The speed now; None while nothing is written."""
+        """Add the current speed; None while nothing is written."""
         if tok_s is None and (not self._points or self._points[-1][1] is None):
             self.update()
             return
@@ -116,14 +116,14 @@ class SpeedLine(QWidget):
         self.update()
 
     def set_predicted(self, predicted: Prediction | None) -> None:
-        """Draws the speed that the plan promises as a band; None = no band."""
+        """Set the predicted speed, drawn as a band; None = no band."""
         if predicted != self._predicted:
             self._predicted = predicted
             self._describe()
             self.update()
 
     def top(self) -> float:
-        """The value at the upper edge."""
+        """Return the value at the upper edge."""
         oldest = self._clock() - SPAN_S
         values = [value for at, value in self._points if value is not None and at >= oldest]
         if self._predicted:
@@ -131,7 +131,7 @@ class SpeedLine(QWidget):
         return max(values, default=0.0) * HEADROOM or 1.0
 
     def runs(self) -> list[list[QPointF]]:
-        """The drawn lines, one for each stretch without a pause."""
+        """Return one polyline per stretch without a pause."""
         now, top = self._clock(), self.top()
         lines: list[list[QPointF]] = [[]]
         before = now
@@ -185,7 +185,7 @@ class SpeedLine(QWidget):
 
 
 class Figure(QWidget):
-    """A name at the left, its value at the right in figures of one width: nothing moves when it changes."""
+    """A name on the left and its value on the right, in tabular figures that do not move when they change."""
 
     def __init__(self, theme: Theme, name: str, tip: str = "", parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -197,11 +197,11 @@ class Figure(QWidget):
 
     @property
     def value(self) -> str:
-        """The value as it is shown."""
+        """The value shown."""
         return self._value
 
     def show_value(self, value: str) -> None:
-        """Shows another value."""
+        """Set the value."""
         if value != self._value:
             self._value = value
             self.setAccessibleName(f"{self._name}: {value}")
@@ -220,7 +220,7 @@ class Figure(QWidget):
         middle = Qt.AlignmentFlag.AlignVCenter
         painter.setPen(self._theme.colour("muted"))
         metrics = painter.fontMetrics()
-        # Where both do not fit, the figure is what must be readable; the whole name is in the tip.
+        # If both do not fit, keep the figure readable; the tool tip has the full name.
         room = self.width() - metrics.horizontalAdvance(self._value) - INSIDE * 2
         name = metrics.elidedText(self._name, Qt.TextElideMode.ElideRight, max(0, room))
         painter.drawText(self.rect(), middle | Qt.AlignmentFlag.AlignLeft, name)

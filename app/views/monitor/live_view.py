@@ -1,6 +1,6 @@
-"""The machine's story beside the chat: where the weights lie, how the rows are split, how fast it goes, and why.
+"""The live view beside the chat: where the weights are, how rows are split, how fast it is, and why.
 
-Thin: it shows the records it is given. Figures that are not known read "n/a".
+Shows the records it is given. Unknown figures read "n/a".
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MACHINE = (
 
 
 class Telemetry(QObject):
-    """The sampler as a Qt object: `sampled(Sample)` arrives in the thread of its receivers."""
+    """The sampler as a Qt object. `sampled(Sample)` arrives in the receivers' thread."""
 
     sampled = Signal(object)
 
@@ -56,16 +56,19 @@ class Telemetry(QObject):
         self._sampler = Sampler(self.sampled.emit, interval_s)
 
     def start(self) -> None:
-        """Samples the machine from now on."""
+        """Start sampling."""
         self._sampler.start()
 
     def stop(self) -> None:
-        """Samples no more, and joins the thread."""
+        """Stop sampling and join the thread."""
         self._sampler.stop()
 
 
 class LiveView(Pane):
-    """Signals: `wished(Wish)`, to be answered by `what_if.show_answer(Outlook)`; `applied(Wish)`: re-plan like this."""
+    """The pane of live figures.
+
+    Signals: `wished(Wish)`, to be answered by `what_if.show_answer(Outlook)`; `applied(Wish)` to re-plan.
+    """
 
     wished = Signal(object)
     applied = Signal(object)
@@ -94,7 +97,7 @@ class LiveView(Pane):
         self.show_why(None)
 
     def show_outlook(self, outlook: Outlook | None, context_limit: int = 0, vram_share: float = 1.0) -> None:
-        """The plan in force; None while no model is loaded. `context_limit`: the model's own, in tokens."""
+        """Show the plan in force, None without a model. `context_limit`: the model's own, in tokens."""
         self._outlook = outlook
         predicted = outlook.decode_tok_s if outlook else None
         self.line.set_predicted(predicted)
@@ -112,7 +115,7 @@ class LiveView(Pane):
         self.what_if.set_now(now, context_limit, has_gpu)
 
     def show_stats(self, stats: Stats | None) -> None:
-        """The figures of the reply; None when there is none."""
+        """Show the reply's figures; None if there are none."""
         self.line.add(stats.tok_s if stats else None)
         known = stats or Stats()
         self.speeds["tok_s"].show_value(_per_second(known.tok_s))
@@ -126,7 +129,7 @@ class LiveView(Pane):
 
     @Slot(object)
     def show_sample(self, sample: Sample) -> None:
-        """A reading of the machine."""
+        """Show a reading of the machine."""
         self._sample = sample
         card = sample.gpus[0] if sample.gpus else None
         for key, value in machine_words(sample, card).items():
@@ -135,7 +138,7 @@ class LiveView(Pane):
         self.line.update()
 
     def show_why(self, why: Explanation | None) -> None:
-        """What bounds the speed, and what would help; None = nothing to be said."""
+        """Explain what limits the speed and what would help; None hides the text."""
         self.why.setVisible(why is not None)
         self.why.setText(f"{said(why.sentence)} {said(why.help)}" if why else "")
 
@@ -223,7 +226,7 @@ def _per_second(rate: float | None) -> str:
 
 
 def machine_words(sample: Sample, card: GpuSample | None) -> dict[str, str]:
-    """The machine's figures as people read them, by the keys of MACHINE."""
+    """Format the machine's figures, keyed like MACHINE."""
     known = card or GpuSample(0, "")
     heat = known.temperature_c if known.temperature_c is not None else sample.cpu_temperature_c
     return {

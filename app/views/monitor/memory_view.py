@@ -1,4 +1,4 @@
-"""Who holds the memory of each device and how the rows are split: bars, and the same in words under them."""
+"""Memory by device and the split of rows, as bars with legends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SQUARE, COLUMN_GAP = 8, 12
 
 
 def parts_of(device: DeviceMap) -> list[Part]:
-    """The holders of a device's memory in the order of the bar. `other` is left out while it is not known."""
+    """Return the parts of a device's bar. `other` is omitted if unknown."""
     known = [
         ("resident" if device.kind == "gpu" else "cpu", device.weights, tr("weights {}"), False),
         ("kv_cache", device.kv_cache, tr("KV cache {}"), False),
@@ -33,7 +33,7 @@ def parts_of(device: DeviceMap) -> list[Part]:
 
 
 def parts_of_split(split: Split) -> list[Part]:
-    """The shares of rows in the order of the bar."""
+    """Return the parts of a split's bar."""
     named = (
         ("resident", split.resident, tr("in VRAM {}")),
         ("streamed", split.streamed, tr("streamed {}")),
@@ -47,7 +47,7 @@ def parts_of_split(split: Split) -> list[Part]:
 
 
 class Legend(QWidget):
-    """Words, each behind a square of its colour, in as many columns as there is room for."""
+    """Labels with coloured squares, in as many columns as fit."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -57,13 +57,13 @@ class Legend(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
     def show_entries(self, entries: Sequence[tuple[str, str]]) -> None:
-        """(colour token, words) pairs."""
+        """Set the (colour token, words) pairs."""
         self._entries = tuple(entries)
         self.setAccessibleName(", ".join(words for _, words in entries))
         self.fit()
 
     def fit(self) -> None:
-        """Grows to the height of its rows."""
+        """Set the height to that of the rows."""
         self._columns = self._fitting()
         rows = -(-len(self._entries) // len(self._columns))
         self.setFixedHeight(max(1, rows) * self._line())
@@ -73,7 +73,7 @@ class Legend(QWidget):
         return QFontMetrics(self._theme.font("small")).height() + 2
 
     def _fitting(self) -> list[int]:
-        """The widths of the most columns that there is room for, at least of one."""
+        """Return the widths of the most columns that fit, at least one."""
         metrics = QFontMetrics(self._theme.font("small"))
         widths = [SQUARE + 6 + metrics.horizontalAdvance(words) + COLUMN_GAP for _, words in self._entries]
         for count in (3, 2):
@@ -103,7 +103,7 @@ class Legend(QWidget):
 
 
 class LabelledBar(QWidget):
-    """A name, a bar, and the bar in words, each with a square of its colour."""
+    """A name, a bar, and its legend."""
 
     def __init__(self, theme: Theme, name: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -126,11 +126,11 @@ class LabelledBar(QWidget):
 
     @property
     def words(self) -> str:
-        """What stands under the bar."""
+        """The text of the legend."""
         return ", ".join([*(part.words for part in self._shown), *([self._rest] if self._rest else [])])
 
     def show_parts(self, name: str, parts: Sequence[Part], total: float, rest: str = "") -> None:
-        """`rest`: words for what no part holds."""
+        """Set the name and the parts. `rest`: words for what no part covers."""
         self._name.setText(name)
         self._bar.show_parts(parts, total)
         if (tuple(parts), rest) != (self._shown, self._rest):
@@ -155,7 +155,7 @@ class MemoryView(QWidget):
         self._column.setSpacing(12)
 
     def show_devices(self, devices: Sequence[DeviceMap]) -> None:
-        """The devices from the top."""
+        """Show the devices from top to bottom."""
         while len(self.bars) < len(devices):
             bar = LabelledBar(self._theme, devices[len(self.bars)].name, self)
             self._column.addWidget(bar)

@@ -1,4 +1,4 @@
-"""Sliders that ask what would be: context, formats, share of the graphics memory. Shows the answer it is given."""
+"""The what-if sliders: context, formats, share of graphics memory. Shows the answer it is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ FITS = {"yes": "Fits", "slow": "Fits, slow", "no": "Does not fit"}
 
 
 class WhatIf(QWidget):
-    """Signals: `wished(Wish)` shortly after a change, to be answered by `show_answer`; `applied(Wish)`."""
+    """Asks for a plan as sliders move.
+
+    Signals: `wished(Wish)` shortly after a change, to be answered by `show_answer`; `applied(Wish)`.
+    """
 
     wished = Signal(object)
     applied = Signal(object)
@@ -59,7 +62,7 @@ class WhatIf(QWidget):
         self.set_now(None, 0, False)
 
     def set_now(self, now: Wish | None, context_limit: int, has_gpu: bool) -> None:
-        """What is in force; None while no model is loaded."""
+        """Set the plan in force; None without a model."""
         self._now = now
         self.setEnabled(now is not None)
         self._limit = max(MIN_CONTEXT, context_limit)
@@ -71,7 +74,7 @@ class WhatIf(QWidget):
         self._show_words()
 
     def show_answer(self, answer: Outlook | None) -> None:
-        """The outlook for the last wish; None = it cannot be told."""
+        """Show the outlook for the last wish; None if it is unknown."""
         self._memory.setVisible(answer is not None)
         if answer is None:
             self._verdict.setText(formatting.unknown())
@@ -91,7 +94,7 @@ class WhatIf(QWidget):
         self._manner.setVisible(self._apply.isEnabled())
 
     def _manner_of(self, wish: Wish) -> str:
-        """What Apply will do, in words."""
+        """Describe what Apply will do."""
         assert self._now is not None
         if wish.format != self._now.format:
             return self.tr("The model is loaded again, for its other format.")
@@ -102,12 +105,12 @@ class WhatIf(QWidget):
         return self.tr("Weights only move: nothing is loaded again.")
 
     def wish(self) -> Wish:
-        """What the sliders say now."""
+        """Return the sliders' wish."""
         share = self._vram.value() / self._vram.maximum()
         return Wish(self._tokens(), format_named(self._format.currentData()), share, kv_named(self._kv.currentData()))
 
     def _tokens(self) -> int:
-        # Steps of a half-doubling; the last one is the model's own limit, whatever it is.
+        # Steps of half a doubling; the last one is the model's own limit, whatever it is.
         if self._now is not None and self._context.value() == self._context_now:
             return min(self._now.context, self._limit)
         if self._context.value() == self._context.maximum():

@@ -1,4 +1,4 @@
-"""The page of the local server: a switch, the address to copy, who is connected, what is answered, and the log."""
+"""The page of the local server: a switch, the address to copy, clients, running replies, and the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SHOWN_CLIENTS = 8
 
 
 class ServerDialog(QDialog):
-    """Signals: `start_wished(wide)`, `stop_wished`, `key_wished` for another key."""
+    """Shows and controls the local server.
+
+    Signals: `start_wished(wide)`; `stop_wished`; `key_wished` for another key.
+    """
 
     start_wished = Signal(bool)
     stop_wished = Signal()
@@ -62,7 +65,7 @@ class ServerDialog(QDialog):
 
     @Slot(object)
     def show_state(self, state: ServerState) -> None:
-        """Show another state."""
+        """Show the server's state."""
         self._state = state
         on, off = state.phase == "on", state.phase == "off"
         words = {"off": tr("The server is off"), "starting": tr("Starting…"), "on": tr("The server runs")}
@@ -98,13 +101,13 @@ class ServerDialog(QDialog):
         self.log.show_lines(map(_log_line, shown.log))
 
     def _copied(self, name: str) -> tuple[QLineEdit, QWidget]:
-        """A line that can be copied, in a row with its name and a button."""
+        """Create a read-only line with its name and a copy button, in a row."""
         row = QWidget(self)
         line, label, button = QLineEdit(row), QLabel(name, row), QPushButton(tr("Copy"), row)
         line.setReadOnly(True)
         line.setAccessibleName(name)
         label.setBuddy(line)
-        # The lines begin at one place, however long the names are in this language.
+        # Align the lines, however long the names are in this language.
         label.setMinimumWidth(max(QLabel(words).sizeHint().width() for words in (tr("Address"), tr("API key"))))
         button.setAccessibleName(tr("Copy: {}").format(name))
         button.clicked.connect(lambda: QGuiApplication.clipboard().setText(line.text()))

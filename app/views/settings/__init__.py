@@ -1,1 +1,1 @@
-"""Settings, the page on the graphics card, and About."""
+"""The settings dialog, the graphics card page, and the about box."""

@@ -1,4 +1,4 @@
-"""What this program is: its version and parts, its licences, and whether there is a newer one."""
+"""The about box: version, parts, licences, and the update check."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ QT = (
 
 
 class AboutDialog(QDialog):
-    """Signals: `update_wished`, to be answered by `show_answer`; `link(address)` that is to be opened."""
+    """The box itself.
+
+    Signals: `update_wished`, to be answered by `show_answer`; `link(address)` to open.
+    """
 
     update_wished = Signal()
     link = Signal(str)
@@ -62,7 +65,7 @@ class AboutDialog(QDialog):
 
     @Slot(object)
     def show_answer(self, answer: UpdateAnswer) -> None:
-        """What was found out about updates."""
+        """Show the outcome of the update check."""
         self.update_button.setEnabled(True)
         self._say(for_update(answer).sentence)
         self._page = answer.page
@@ -154,7 +157,7 @@ class AboutDialog(QDialog):
 
 
 class LicencesDialog(QDialog):
-    """Every part of the program on the left, the words of its licence on the right."""
+    """The parts of the program on the left, the selected licence's text on the right."""
 
     def __init__(self, theme: Theme, parts: list[Licence], parent: QWidget) -> None:
         super().__init__(parent)

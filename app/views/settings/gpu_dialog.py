@@ -1,4 +1,4 @@
-"""The page on the graphics card: whether it is used, why not, and what it takes."""
+"""The graphics card page: whether the card is used, why not, and what is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ STEPS = 1000
 
 
 class GpuDialog(QDialog):
-    """`wished(id)` of a button: look, fetch, pause, try, remove, restart."""
+    """Shows a `GpuState`.
+
+    Signal: `wished(id)` of a button: look, fetch, pause, try, remove, restart.
+    """
 
     wished = Signal(str)
 
@@ -44,7 +47,7 @@ class GpuDialog(QDialog):
 
     @Slot(object)
     def show_state(self, state: GpuState) -> None:
-        """Show another state; buttons that stay keep the keyboard's focus."""
+        """Show a state. Buttons that stay keep keyboard focus."""
         shown = page(state, self._place)
         self.headline.setText(shown.headline)
         self.sentence.setText(shown.sentence)
@@ -64,7 +67,7 @@ class GpuDialog(QDialog):
             former.hide()
             former.deleteLater()
         self.buttons = {wish: self._button(wish, words) for wish, words in buttons}
-        # The one to be pressed first stands at the right end, as in every dialog.
+        # The default button is rightmost, as in every dialog.
         for button in reversed(self.buttons.values()):
             self._row.addWidget(button)
         first = next(iter(self.buttons.values()), self._close)

@@ -1,4 +1,4 @@
-"""One row of the settings for each declared setting: its words, the control that its kind asks for, what is wrong."""
+"""One row per declared setting: label, control and error."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ WHOLE_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}([.,'’_\s])\d{3}(\2\d{3})*)")
 
 
 def words(text: str) -> str:
-    """A declaration's words in the language in force."""
+    """Translate a declaration's text."""
     return QCoreApplication.translate("Settings", text)
 
 
 class SettingField(QWidget):
-    """Signal: `changed(name, value)` for each valid value; an invalid one is explained in place and goes nowhere."""
+    """The row of one setting.
+
+    Signal: `changed(name, value)` for each valid value. An invalid value is explained in place and not emitted.
+    """
 
     changed = Signal(str, object)
 
@@ -55,14 +58,14 @@ class SettingField(QWidget):
         self.show_value(self._value)
 
     def show_value(self, value: object) -> None:
-        """Put a value into the control, without saying so."""
+        """Set the control's value without emitting `changed`."""
         self._value = value
         control = self.control
         control.blockSignals(True)
         if isinstance(control, QCheckBox):
             control.setChecked(bool(value))
         elif isinstance(control, QComboBox):
-            if control.findData(value) < 0:  # a valid value between the steps, from a file written by hand
+            if control.findData(value) < 0:  # a valid value between the steps, from a file edited by hand
                 control.addItem(str(value), value)
             control.setCurrentIndex(control.findData(value))
         elif isinstance(control, QPlainTextEdit):
@@ -74,12 +77,12 @@ class SettingField(QWidget):
 
     @property
     def error(self) -> str:
-        """What is wrong with what stands in the control; empty when nothing is."""
+        """What is wrong with the control's value; empty if it is valid."""
         return self._error.text()
 
     @Slot()
     def flush(self) -> None:
-        """Take what was typed just now."""
+        """Apply text that is still being typed."""
         if self._delay.isActive():
             self._take_text()
 
@@ -108,7 +111,7 @@ class SettingField(QWidget):
         return box
 
     def _steps(self) -> list[tuple[object, str]]:
-        """The values of a setting with few steps, from low to high."""
+        """Return the values of a setting with few steps, in ascending order."""
         entry = self._declared
         values = range(int(entry.low or 0), int(entry.high or 0) + 1, int(entry.step))
         return [(value, f"{value} {entry.unit}".strip()) for value in values]
@@ -129,7 +132,7 @@ class SettingField(QWidget):
 
     @Slot(str)
     def _on_typing(self, text: str) -> None:
-        # What is wrong is said at once, what is right is taken when the typing pauses.
+        # Errors are shown at once; valid values are applied when typing pauses.
         value = self._parsed(text)
         self._say(objection(self.name, value) or "")
         self._delay.start()
@@ -142,7 +145,7 @@ class SettingField(QWidget):
         self._take(self._parsed(text))
 
     def _parsed(self, text: str) -> object:
-        """The value that a text means; a text that means no number stays a text, and is objected to."""
+        """Parse the text. Text that is not a number stays text and is objected to."""
         if self._declared.kind not in ("int", "float"):
             return text if self._declared.kind == "text" else text.strip()
         if not text.strip():
@@ -224,7 +227,7 @@ class SettingField(QWidget):
 
 
 def _whole_number(text: str) -> int:
-    """Separators stand between groups of three digits; "2.5" and "2,5" are no whole numbers. Raises ValueError."""
+    """Parse an integer with thousands separators; "2.5" and "2,5" are not integers. Raises ValueError."""
     if not WHOLE_NUMBER.fullmatch(text):
         raise ValueError(text)
     return int("".join(character for character in text if character.isdigit() or character in "+-"))

@@ -1,4 +1,4 @@
-"""The settings window, built from the declarations in `app.settings.settings`. Every valid change applies at once."""
+"""The settings dialog, built from the declarations in `app.settings.settings`. Valid changes apply at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ LIST_WIDTH = 190
 
 
 class SettingsDialog(QDialog):
-    """Signals: `changed(Settings, name)` for each valid change; `open_requested(path)` to show a folder."""
+    """Edits the settings, one page per section.
+
+    Signals: `changed(Settings, name)` for each valid change; `open_requested(path)` to show a folder;
+    `remove_requested` to delete kept KV caches.
+    """
 
     changed = Signal(object, str)
     open_requested = Signal(str)
@@ -47,15 +51,17 @@ class SettingsDialog(QDialog):
         parent: QWidget | None = None,
         kept: Callable[[], int] = int,
     ) -> None:
-        """`folders`: names and places for the data page; `diagnostics` makes the text for bug reports; `kept`: how many
-        bytes of what was read of conversations are kept, which `remove_requested` asks to delete."""
+        """`folders`: names and paths for the data page; `diagnostics`: composes the text for bug reports.
+
+        `kept`: returns the bytes of KV caches on disk.
+        """
         super().__init__(parent)
         self._theme, self._settings = theme, settings
         self.setWindowTitle(self.tr("Settings"))
         self.resize(theme.grown(SIZE[0]), SIZE[1])
         self._folders, self._log_path, self._diagnostics, self._kept = tuple(folders), log, diagnostics, kept
         self.fields: dict[str, SettingField] = {}
-        """Those of the pages that were looked at: a page is made when it is first shown."""
+        """Fields of the pages shown so far; a page is built when it is first shown."""
         self.pages = QListWidget(self)
         self.pages.setAccessibleName(self.tr("Pages"))
         self.pages.setFrameShape(QFrame.Shape.NoFrame)
@@ -75,27 +81,27 @@ class SettingsDialog(QDialog):
 
     @property
     def settings(self) -> Settings:
-        """The settings as they are now in the dialog."""
+        """The settings as edited in the dialog."""
         return self._settings
 
     def show_settings(self, settings: Settings) -> None:
-        """Take over settings that were changed elsewhere."""
+        """Show settings that were changed elsewhere."""
         self._settings = settings
         for name, field in self.fields.items():
             field.show_value(getattr(settings, name))
         self._enable_custom()
 
     def show_problems(self, problems: Sequence[Problem]) -> None:
-        """What was wrong in the stored settings."""
+        """Show what was wrong in the stored settings."""
         self._problems.setText("\n".join(problem.sentence for problem in problems))
         self._problems.setVisible(bool(problems))
 
     def show_log(self) -> None:
-        """Open at the log, which is the last page."""
+        """Show the log, which is the last page."""
         self.pages.setCurrentRow(self.pages.count() - 1)
 
     def show_page(self, words: str) -> None:
-        """Open at the page of this name."""
+        """Show the page of this name."""
         for row in range(self.pages.count()):
             if self.pages.item(row).text() == words:
                 self.pages.setCurrentRow(row)
@@ -140,7 +146,7 @@ class SettingsDialog(QDialog):
         page.show_kept(self._kept())
 
     def _add_pages(self) -> list[Callable[[], QWidget]]:
-        """The names of all pages into the list, an empty area for each; what makes the pages, in order."""
+        """Add the page names and an empty area for each; return the page factories in order."""
         sections = dict.fromkeys(entry.section for entry in declared().values())
         pages: list[tuple[str, Callable[[], QWidget]]] = [
             (QCoreApplication.translate("Settings", section), partial(self._section, section)) for section in sections
@@ -172,7 +178,7 @@ class SettingsDialog(QDialog):
         return page
 
     def _framed(self, name: str, page: QWidget) -> QWidget:
-        """A page under its heading."""
+        """Put a page under its heading."""
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
@@ -215,7 +221,7 @@ class SettingsDialog(QDialog):
             log.refresh()
 
     def _enable_custom(self) -> None:
-        """The single values of sampling count only with the preset "custom"."""
+        """Enable the single sampling values for the preset "custom" only."""
         for name in self.fields.keys() & {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}:
             self.fields[name].setEnabled(self._settings.sampling_preset == "custom")
 

@@ -1,4 +1,4 @@
-"""The pages of the settings that hold no settings: data folders, what goes online, the log and diagnostics."""
+"""Pages of the settings dialog without settings: data folders, network accesses, log and diagnostics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_LINES = 2000
 
 
 def paragraph(theme: Theme, text: str, token: str = "text") -> QLabel:
-    """Words that wrap, can be selected and follow the theme."""
+    """Create a label with wrapped, selectable text that follows the theme."""
     label = QLabel(text)
     label.setWordWrap(True)
     label.setTextFormat(Qt.TextFormat.PlainText)
@@ -35,8 +35,10 @@ def paragraph(theme: Theme, text: str, token: str = "text") -> QLabel:
 
 
 class FoldersPage(QWidget):
-    """Where everything lies, each with a button that opens it: `open_requested(path)`; and how much is kept of what was
-    read of conversations, with a button that deletes it: `remove_requested`, to be answered by `show_kept`."""
+    """The data folders, and the size of the kept KV caches.
+
+    Signals: `open_requested(path)`; `remove_requested` to delete the caches, to be answered by `show_kept`.
+    """
 
     open_requested = Signal(str)
     remove_requested = Signal()
@@ -63,7 +65,7 @@ class FoldersPage(QWidget):
         self.show_kept(kept)
 
     def show_kept(self, nbytes: int) -> None:
-        """How many bytes there are of what was read of conversations."""
+        """Show the size of the kept KV caches in bytes."""
         self.kept.setText(format_bytes(nbytes) if nbytes else self.tr("Nothing is kept."))
         self.remove.setEnabled(bool(nbytes))
 
@@ -79,7 +81,7 @@ class FoldersPage(QWidget):
 
 
 class OnlinePage(QWidget):
-    """What goes online: all of it."""
+    """The complete list of network accesses."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -105,7 +107,10 @@ def _said(text: str) -> str:
 
 
 class LogPage(QWidget):
-    """The end of the log, and a text for bug reports. `open_requested(folder)`."""
+    """The end of the log, and a button to copy diagnostics.
+
+    Signal: `open_requested(folder)`.
+    """
 
     open_requested = Signal(str)
 

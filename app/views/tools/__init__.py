@@ -1,1 +1,1 @@
-"""The page of tool servers and the form for one of them."""
+"""The page of tool servers and its forms."""

@@ -1,4 +1,4 @@
-"""The form for a tool server, and the field for a pasted text. Keys that are kept already are shown as dots."""
+"""The form for a tool server, and the form to paste JSON. Stored keys are shown as dots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ WINDOWS = os.name == "nt"
 
 
 class Form(QDialog):
-    """What both forms share: a headline, a place for what is wrong, and the buttons. `entered(what was made)`."""
+    """Base of both forms: headline, error text, and buttons.
+
+    Signal: `entered(result of made)`.
+    """
 
     entered = Signal(object)
 
@@ -50,11 +53,11 @@ class Form(QDialog):
         self.save.clicked.connect(self._on_save)
 
     def made(self) -> object:
-        """What was entered. Raises BadRequest."""
+        """Return what was entered. Raises BadRequest."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Put the place for errors and the buttons under the fields."""
+        """Add the error text and the buttons below the fields."""
         cancel = QPushButton(tr("Cancel"), self)
         cancel.setAutoDefault(False)
         cancel.clicked.connect(self.reject)
@@ -81,10 +84,10 @@ class Form(QDialog):
 
 
 class ServerForm(Form):
-    """Name, command or address, and the keys that it is given."""
+    """Name, command or address, and keys of one server."""
 
     def __init__(self, theme: Theme, server: ToolServer | None, taken: set[str], parent: QWidget | None = None) -> None:
-        """`taken`: the names of other servers."""
+        """`taken`: names of the other servers."""
         title = tr("Add a tool server") if server is None else tr("Edit the tool server")
         words = tr("A program that is started here, or an address where one waits, on this computer or another.")
         super().__init__(theme, title, words, tr("Save"), parent)
@@ -108,7 +111,7 @@ class ServerForm(Form):
         self.name.setFocus()
 
     def made(self) -> ToolServer:
-        """Return the server as it was entered. Raises BadRequest."""
+        """Return the server as entered. Raises BadRequest."""
         name = self.name.text().strip()
         if not name or name in self._taken:
             why = "" if not name else sentence("Another server has the name {}.", name)
@@ -160,7 +163,7 @@ class ServerForm(Form):
 
 
 class PasteForm(Form):
-    """A text as other programs' settings have it."""
+    """A field for JSON in the form of other programs' settings."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         words = tr(
@@ -177,7 +180,7 @@ class PasteForm(Form):
         self.text.setFocus()
 
     def made(self) -> tuple[ToolServer, ...]:
-        """Return the servers of the pasted text. Raises BadRequest."""
+        """Return the servers in the pasted text. Raises BadRequest."""
         return parse_servers(self.text.toPlainText())
 
 
@@ -192,7 +195,7 @@ EXAMPLE = """{
 
 
 def written(server: ToolServer) -> str:
-    """A command and its arguments as one line that `split_command` reads."""
+    """Join a command and its arguments to a line that `split_command` reads."""
     parts = [server.command, *server.args] if server.command else []
     if WINDOWS:
         return " ".join(f'"{part}"' if " " in part or not part else part for part in parts)
@@ -200,18 +203,18 @@ def written(server: ToolServer) -> str:
 
 
 def split_command(text: str) -> list[str]:
-    """The command and its arguments. Raises BadRequest for a quotation that does not end."""
+    """Split a command line. Raises BadRequest for an unclosed quotation mark."""
     try:
         if not WINDOWS:
             return shlex.split(text)
-        # Backslashes are parts of paths there.
+        # Backslashes are part of Windows paths.
         return [part.strip('"') for part in shlex.split(text, posix=False)]
     except ValueError as error:
         raise BadRequest("The command cannot be read.", "A quotation mark is missing.", "Add it.") from error
 
 
 def entered_keys(text: str, kept: Mapping[str, str]) -> dict[str, str]:
-    """The values of NAME=value lines; dots stand for the value that is kept. Raises BadRequest."""
+    """Parse NAME=value lines; dots stand for the stored value. Raises BadRequest."""
     found: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, equals, value = line.partition("=")

@@ -1,4 +1,4 @@
-"""One tool server: a switch, how it is reached, what it says of itself, its tools and what each may, and its log."""
+"""One tool server: switch, command or address, state, tools with their permissions, and log."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ PERMISSIONS = (("ask", "Ask each time"), ("always", "Always allow"), ("never", "
 PHASES = {"on": "It runs", "starting": "It is being started…", "failed": "It does not work", "off": "It is off"}
 TOKENS = {"on": "ok", "failed": "danger"}
 DESCRIBED = 200
-"""Characters of a tool's description that are shown beside its name."""
+"""Longest description, in characters, shown with a tool."""
 
 
 class ServerPage(QWidget):
-    """Signals: `switched(on)`, `tested`, `edited`, `removed`, `permitted(tool, permission)`."""
+    """Shows one server.
+
+    Signals: `switched(on)`; `tested`; `edited`; `removed`; `permitted(tool, permission)`.
+    """
 
     switched = Signal(bool)
     tested = Signal()
@@ -57,7 +60,7 @@ class ServerPage(QWidget):
         self._lay_out()
 
     def show_server(self, server: ToolServer, status: ServerStatus, book: Book) -> None:
-        """Show a server as it is now."""
+        """Show the server's current state."""
         self.on.setText(server.name)
         self.on.setChecked(server.on)
         self.place.setText(server.url or " ".join((server.command, *server.args)))

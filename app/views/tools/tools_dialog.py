@@ -1,4 +1,4 @@
-"""The page of tool servers: a list, and of the one chosen its state, its tools with what they may, and its log."""
+"""The page of tool servers: a list, and the selected server's state, tools, permissions and log."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ MARKS = {"on": "●", "starting": "◌", "failed": "✕", "off": "○"}
 
 
 class ToolsDialog(QDialog):
-    """Signals: `put_wished(ToolServer, former name)`, `remove_wished(name)`, `switch_wished(name, on)`,
-    `test_wished(name)`, `permit_wished(server, tool, permission)`."""
+    """Shows and edits the tool servers.
+
+    Signals: `put_wished(ToolServer, former name)`; `remove_wished(name)`; `switch_wished(name, on)`;
+    `test_wished(name)`; `permit_wished(server, tool, permission)`.
+    """
 
     put_wished = Signal(object, str)
     remove_wished = Signal(str)
@@ -64,14 +67,14 @@ class ToolsDialog(QDialog):
 
     @property
     def chosen(self) -> str:
-        """The name of the server that is shown, "" = none."""
+        """The name of the selected server, "" if there is none."""
         row = self.list.currentRow()
         servers = self._state.book.servers
         return servers[row].name if 0 <= row < len(servers) else ""
 
     @Slot(object)
     def show_state(self, state: ToolsState) -> None:
-        """Show another state; the same server stays chosen."""
+        """Show a state, keeping the selected server."""
         chosen, self._state = self.chosen, state
         names = [server.name for server in state.book.servers]
         self.list.blockSignals(True)
