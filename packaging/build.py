@@ -1,6 +1,6 @@
-"""Builds what people install: `python packaging/build.py` makes everything for this system, steps can be named.
+"""Builds the bundle and the packages for this system: `python packaging/build.py [STEP ...]`.
 
-The bundle first, then its own self-test, then archive, packages and SHA-256 sums; results lie in `dist/`.
+The steps are the bundle, its self-test, archive, packages and SHA-256 sums. Results are in `dist/`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def version() -> str:
 
 
 def run(*command: str | Path, **environment: str) -> None:
-    """Run a tool and stop at its failure."""
+    """Run a tool; exit if it fails."""
     print("+", *command, flush=True)
     done = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment, check=False)
     if done.returncode:
@@ -46,7 +46,7 @@ def run(*command: str | Path, **environment: str) -> None:
 
 
 def bundle() -> None:
-    """`dist/hetegen`, and on macOS `dist/HeteGen.app`."""
+    """Build `dist/hetegen`, and on macOS `dist/HeteGen.app`."""
     WORK.mkdir(parents=True, exist_ok=True)
     if lacking := licences.collect(WORK / "licences"):
         raise SystemExit(f"No licence text for {', '.join(lacking)}: see licences.py.")
@@ -66,7 +66,7 @@ def bundle() -> None:
 
 
 def finish() -> None:
-    """What has to be done to the programs before they are tried and packed: the archive holds signed ones too."""
+    """Sign or strip the programs before testing and packing: the archive holds signed programs too."""
     if SYSTEM == "windows":
         import windows
 
@@ -83,7 +83,7 @@ def finish() -> None:
 
 
 def kernels() -> None:
-    """The compiled kernels in a folder of their own: those beside the sources may be in use, and may be too old."""
+    """Copy or compile the kernels into a build folder: those beside the sources may be in use or outdated."""
     shutil.rmtree(WORK / "native", ignore_errors=True)
     sources = [path.stat().st_mtime for path in (ROOT / "core/kernels/native").iterdir()]
     for made in (ROOT / "core/kernels").glob(f"_native*{sysconfig.get_config_var('EXT_SUFFIX')}"):
@@ -98,21 +98,21 @@ def kernels() -> None:
 
 
 def _made_before() -> None:
-    """What the guide's first start would have to find out, which takes longer than all others."""
+    """Survey the guide in advance, which would make the first start the slowest."""
     folder = WORK / "made-before"
     shutil.rmtree(folder, ignore_errors=True)
     run(sys.executable, HERE / "made_before.py", folder)
 
 
 def program(name: str = "hetegen") -> Path:
-    """An executable of the bundle, as a person would start it."""
+    """Return the path of an executable of the bundle, as users start it."""
     if SYSTEM == "macos":
         return DIST / "HeteGen.app" / "Contents" / "MacOS" / name
     return BUNDLE / f"{name}{EXE}"
 
 
 def test() -> None:
-    """The bundle's own self-test and its command line, each with a home of its own."""
+    """Run the bundle's self-test and its command line with an empty home."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         report = ask(program(), "--self-test", home=home)
         doctor = ask(program("hetegen-cli"), "doctor", "--json", home=home)
@@ -122,7 +122,7 @@ def test() -> None:
 
 
 def ask(*command: str | Path, home: str) -> dict[str, object]:
-    """The JSON object that a program of the bundle prints last."""
+    """Run a program of the bundle and return the JSON object on its last line."""
     done = subprocess.run(
         [str(part) for part in command], env=os.environ | {"HETEGEN_HOME": home}, capture_output=True, text=True,
         encoding="utf-8", timeout=TEST_S, check=False,
@@ -135,14 +135,14 @@ def ask(*command: str | Path, home: str) -> dict[str, object]:
 
 
 def archive() -> None:
-    """The folder in one file: a tar on Linux and macOS, which keeps links and modes, a zip on Windows."""
+    """Pack the bundle: a tar on Linux, which keeps links and modes; a zip on macOS and Windows."""
     name = f"HeteGen-{version()}-{SYSTEM}"
     if SYSTEM == "windows":
         _zip(BUNDLE, DIST / f"{name}-portable.zip")
     elif SYSTEM == "macos":
         run("ditto", "-c", "-k", "--keepParent", DIST / "HeteGen.app", DIST / f"{name}.zip")
     else:
-        # tar and not tarfile: xz compresses on all cores.
+        # tar instead of tarfile: xz compresses on all cores.
         owner = ("--owner=0", "--group=0", "--numeric-owner", "--sort=name")
         target = DIST / f"{name}-x86_64.tar.xz"
         run("tar", "-C", DIST, *owner, "--use-compress-program=xz -T0 -3", "-cf", target, "hetegen")
@@ -155,7 +155,7 @@ def _zip(folder: Path, target: Path) -> None:
 
 
 def package() -> None:
-    """What this system installs: .deb and AppImage, an installer, or a disk image."""
+    """Build what this system installs: .deb and AppImage, an installer, or a disk image."""
     if SYSTEM == "windows":
         import windows
 
@@ -172,7 +172,7 @@ def package() -> None:
 
 
 def sums() -> None:
-    """SHA-256 of every file to hand out, in `SHA256SUMS`."""
+    """Write the SHA-256 of every release file to `SHA256SUMS`."""
     names = sorted(file.name for file in DIST.iterdir() if file.is_file() and file.name != "SHA256SUMS")
     lines = (f"{_sha256(DIST / name)}  {name}\n" for name in names)
     (DIST / "SHA256SUMS").write_text("".join(lines), encoding="utf-8", newline="\n")

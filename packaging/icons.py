@@ -1,4 +1,4 @@
-"""Draws the icon files from `assets/logo/logo.svg`: PNG sizes, `app.ico`, `app.icns`. Run after changing it."""
+"""Draws the icon files from `assets/logo/logo.svg`: PNGs, `app.ico`, `app.icns`. Run after changing the logo."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ICNS_TYPES = {
     b"icp4": 16, b"icp5": 32, b"ic11": 32, b"ic12": 64, b"ic07": 128, b"ic13": 256, b"ic08": 256, b"ic14": 512,
     b"ic09": 512, b"ic10": 1024,
 }  # fmt: skip
-"""Apple's name of each entry and its pixels; the ones that share a size differ by the screen that they are for."""
+"""Apple's type of each entry and its pixels; types that share a size differ in the screen scale."""
 
 
 def png(drawing: QSvgRenderer, size: int, margin: float = 0.0) -> bytes:
-    """The drawing in `size` x `size` pixels, with a part of the width left free at each side."""
+    """Render the drawing to `size` x `size` pixels. `margin`: share of the width left free at each side."""
     image = QImage(size, size, QImage.Format.Format_ARGB32_Premultiplied)
     image.fill(Qt.GlobalColor.transparent)
     painter = QPainter(image)
@@ -37,17 +37,17 @@ def png(drawing: QSvgRenderer, size: int, margin: float = 0.0) -> bytes:
 
 
 def ico(images: dict[int, bytes]) -> bytes:
-    """A Windows icon whose entries are PNG files: header, table, images."""
+    """Compose a Windows icon with PNG entries: header, table, images."""
     offset, table, data = 6 + 16 * len(images), b"", b""
     for size, image in images.items():
-        # 256 is written as 0.
+        # 256 is stored as 0.
         table += struct.pack("<BBBBHHII", size % 256, size % 256, 0, 0, 1, 32, len(image), offset + len(data))
         data += image
     return struct.pack("<HHH", 0, 1, len(images)) + table + data
 
 
 def icns(images: dict[bytes, bytes]) -> bytes:
-    """A macOS icon: entries of a type, a length that counts its own eight bytes, and a PNG file."""
+    """Compose a macOS icon: per entry its type, its length including these eight bytes, and a PNG."""
     data = b"".join(kind + struct.pack(">I", len(image) + 8) + image for kind, image in images.items())
     return b"icns" + struct.pack(">I", len(data) + 8) + data
 
@@ -60,7 +60,7 @@ def main() -> None:
     for size in SIZES:
         (ASSETS / "logo" / f"{size}.png").write_bytes(png(drawing, size))
     (ASSETS / "app.ico").write_bytes(ico({size: png(drawing, size) for size in ICO_SIZES}))
-    # Apple's grid leaves a tenth free at each side.
+    # Apple's icon grid leaves a tenth free at each side.
     (ASSETS / "app.icns").write_bytes(icns({kind: png(drawing, size, 0.1) for kind, size in ICNS_TYPES.items()}))
 
 

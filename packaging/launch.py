@@ -1,4 +1,4 @@
-"""Where both executables of the bundle begin: `hetegen` opens the window, `hetegen-cli` is the command line."""
+"""Entry point of both executables of the bundle: `hetegen` opens the window, `hetegen-cli` is the command line."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 TRY_GPU_RUNTIME = "--try-gpu-runtime"
-"""`core.gpu_runtime.trial.ARGUMENT`, known here before anything is imported."""
+"""`core.gpu_runtime.trial.ARGUMENT`, repeated here to avoid its import."""
 TRY_CARD = "--try-card"
 """`core.accelerators.trial.ARGUMENT`, likewise."""
 READ_DOCUMENT = "--read-document"
@@ -14,7 +14,7 @@ READ_DOCUMENT = "--read-document"
 
 
 def main() -> int:
-    # Before anything heavy: a child process of ours begins here too.
+    # Before any heavy import: child processes start here too.
     multiprocessing.freeze_support()
 
     from app.__main__ import guard_streams

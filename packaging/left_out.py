@@ -1,4 +1,4 @@
-"""What the bundle does without, by name. Knows the layout of torch, transformers and Qt; imports none of them."""
+"""What the bundle excludes, by name. Knows the layout of torch, transformers and Qt; imports none of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MODULES = (
     "torch.utils.tensorboard", "torch.onnx._internal.exporter", "torch.utils.benchmark", "readline", "curses", "nis",
     "transformers.cli", "transformers.pipelines", "transformers.testing_utils", "transformers.trainer",
     "transformers.trainer_seq2seq", "huggingface_hub.cli",
-    # Wishes of the libraries above for what they do not do here: command lines, uploads, drawings of graphs.
+    # Dependencies of the libraries above for features unused here: command lines, uploads, graph drawings.
     "networkx", "rich", "typer", "hf_xet", "requests", "urllib3", "certifi",
     "charset_normalizer", "py", "llama_cpp", "functorch", "huggingface_hub.inference",
-    # Compilers, tests, training on many computers and exporters of torch; its own `import torch` reaches none of them.
+    # Torch's compilers, tests, distributed training and exporters; `import torch` reaches none of them.
     "torch._inductor.autoheuristic", "torch._inductor.codegen", "torch._inductor.compile_worker",
     "torch._inductor.fx_passes", "torch._inductor.kernel", "torch._inductor.template_heuristics", "torch._export.db",
     "torch._vendor.quack", "torch.ao.ns", "torch.ao.pruning", "torch.ao.quantization.fx", "torch.backends._nnapi",
@@ -32,7 +32,7 @@ MODULES = (
     "sympy.physics", "numpy.f2py",
     "PySide6.QtQml", "PySide6.QtQuick", "PySide6.QtSql", "PySide6.QtTest", "PySide6.QtDesigner", "PySide6.QtUiTools",
 )  # fmt: skip
-"""Modules that no part of the program reaches; development tools that may lie in the same environment."""
+"""Modules that no part of the program reaches, and development tools that may be installed beside it."""
 
 FILES = (
     "torch/test/*", "torch/bin/*", "torch/include/*", "torch/share/*", "torch/_inductor/codegen/*.h",
@@ -48,23 +48,23 @@ FILES = (
     "PySide6/Qt/plugins/imageformats/libqpdf*", "PySide6/Qt/lib/libQt6Pdf*", "PySide6/Qt/lib/libQt6Egl?[Ss]*",
     "PySide6/Qt/lib/libQt6Qml*", "PySide6/Qt/lib/libQt6Quick*", "PySide6/Qt/lib/libQt6VirtualKeyboard*",
     "*/opengl32sw.dll", "*.pyi", "*/py.typed",
-    # Of development tools, and of libraries left out above: transformers' recipe brings whatever is installed.
+    # Metadata of development tools and of excluded libraries: transformers' hook collects whatever is installed.
     "accelerate-*.dist-info/*", "hypothesis-*.dist-info/*",
     "pytest*.dist-info/*", "rich-*.dist-info/*", "ruff-*.dist-info/*", "typer-*.dist-info/*",
 )  # fmt: skip
 """Files of the wheels that nothing opens."""
 
 FOR_COMPILERS = ("h", "hpp", "cuh", "lib", "cpp", "pyi", "cmake")
-"""Endings of files that only they read."""
+"""Suffixes of files that only compilers read."""
 
 KEPT = ("torch/bin/torch_shm_manager",)
-"""Against the list above: torch looks whether it is there when it is imported."""
+"""Exceptions to the list above: torch checks on import that this file exists."""
 
 OUR_LIBRARIES = re.compile(r"lib(python|ssl|crypto|sqlite3|ffi|bz2|lzma|mpdec)[-.0-9]")
-"""Of the libraries of this Linux only what Python itself needs travels along; its version differs between systems.
+"""System libraries bundled on Linux: only those that Python itself needs, whose version differs between systems.
 
-The rest a desktop brings, and ours would be older than its drivers: named in the package's dependencies. OpenMP comes
-with torch, and a second one beside it would start threads of its own.
+The rest comes with a desktop, and bundled copies would be older than its drivers; the package declares them as
+dependencies. OpenMP comes with torch, and a second copy would start its own threads.
 """
 
 _KEPT_ANYWAY = re.compile(r"(__init__|configuration_|tokenization_|processing_|image_processing_pil_)")
@@ -73,13 +73,13 @@ _CHATTING = (
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
 )
-"""transformers' lists of models that write text, those that also see or hear among them."""
+"""transformers' lists of models that write text, including those that also see or hear."""
 
 
 def is_left_out(name: str, source: str) -> bool:
-    """Whether one collected file stays behind: `name` in the bundle, `source` where it lies now."""
+    """Whether a collected file is excluded. `name`: its path in the bundle; `source`: its path now."""
     name, source = name.replace("\\", "/"), source.replace("\\", "/")
-    # A link to a library that is left out has its target for a source.
+    # The source of a link to an excluded library is its target.
     if any(fnmatch(path, pattern) for pattern in FILES for path in (name, source)):
         return name not in KEPT
     of_this_system = source.startswith(("/lib", "/usr/lib", "/usr/local")) and "-packages/" not in source
@@ -87,10 +87,10 @@ def is_left_out(name: str, source: str) -> bool:
 
 
 def model_modules() -> list[str]:
-    """The modules of `transformers.models` that no model which writes text can reach.
+    """List the modules of `transformers.models` that no text-writing model can reach.
 
-    Configurations, tokenizers and what prepares pictures all stay: they are small, and a model that cannot be opened is
-    judged by its own.
+    Configurations, tokenizers and image processors stay: they are small, and a model that cannot be opened is judged by
+    its configuration.
     """
     models = _folder("transformers") / "models"
     reached = _reached(models)
@@ -99,7 +99,7 @@ def model_modules() -> list[str]:
 
 
 def modules_of(package: str) -> list[str]:
-    """Every module of an installed package that stays, by its files: nothing is imported."""
+    """List all modules of an installed package that stay, by its files, without importing it."""
     root = _folder(package)
     files = (file for file in root.rglob("*.py") if (file.parent / "__init__.py").exists())
     names = (
@@ -120,7 +120,7 @@ def _folder(package: str) -> Path:
 
 
 def _reached(models: Path) -> set[Path]:
-    """Follows imports, and names of model types in quotes: a model may be a part of another's configuration."""
+    """Follow imports and quoted names of model types, because a model's configuration may contain another model's."""
     folders = _folders_by_type(models)
     todo = [file for file in models.glob("*/*.py") if file.parent.name == "auto" or _KEPT_ANYWAY.match(file.name)]
     todo += [file for kind in _chatting_types(models) for file in _modeling(models, folders.get(kind, kind))]
@@ -130,7 +130,7 @@ def _reached(models: Path) -> set[Path]:
         if file in reached or not file.exists():
             continue
         reached.add(file)
-        # These two name every model and import what is asked for.
+        # These name every model, and import on demand.
         if file.parent.name == "auto" or file.name == "__init__.py":
             continue
         todo += _imports(file, models)
@@ -144,7 +144,7 @@ def _modeling(models: Path, folder: str) -> Iterator[Path]:
 
 
 def _quoted(file: Path) -> set[str]:
-    """Words in quotes of a model's file and of its configuration."""
+    """Return the quoted words of a modeling file and its configuration."""
     texts = [file.read_text("utf-8"), *(path.read_text("utf-8") for path in file.parent.glob("configuration_*.py"))]
     return {word for text in texts for word in re.findall(r"[\"']([a-z0-9_-]+)[\"']", text)}
 
@@ -165,7 +165,7 @@ def _imports(file: Path, models: Path) -> Iterator[Path]:
 
 
 def _module(models: Path, parts: list[str]) -> Iterable[Path]:
-    """One module's file; for a package, whose names come lazily from any of its files, all that make a model."""
+    """Return a module's file; for a package, which resolves names lazily, all its modeling files."""
     if len(parts) == 1:
         return _modeling(models, parts[0])
     return [models.joinpath(*parts).with_suffix(".py")]
@@ -179,7 +179,7 @@ def _chatting_types(models: Path) -> list[str]:
 
 
 def _folders_by_type(models: Path) -> dict[str, str]:
-    """model_type -> folder: by the special cases that transformers lists, else by its own name."""
+    """Map model_type to folder: by transformers' list of special cases, else by the type's name."""
     auto = models / "auto"
     types = [kind for file in sorted(auto.glob("*auto*.py")) for kind, _ in _pairs(file, "CONFIG_MAPPING_NAMES")]
     special = dict(
@@ -189,7 +189,7 @@ def _folders_by_type(models: Path) -> dict[str, str]:
 
 
 def _pairs(file: Path, name: str) -> list[tuple[str, str]]:
-    """The pairs of strings in the mapping that a file assigns to `name`."""
+    """Return the pairs of strings in the mapping that a file assigns to `name`."""
     for node in ast.parse(file.read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and _is_name(node.targets[0], name):
             return [pair for item in ast.walk(node.value) if (pair := _pair(item))]

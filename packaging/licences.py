@@ -1,4 +1,4 @@
-"""Collects the licence text of every library that the bundle ships, from the environment that it is built in."""
+"""Collects the licence texts of all bundled libraries from the build environment."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = re.compile(r"\.dist-info/licenses/|(^|/)(LICEN[CS]E|COPYING|NOTICE|AUTHORS)[^/]*$", re.IGNORECASE)
-"""A wheel's folder of licences holds those of what it brings compiled, under any name."""
+"""A wheel's licence folder also holds the licences of bundled code, under any name."""
 OURS = {
     "pyside6-essentials": "LGPL-3.0.txt",
     "shiboken6": "LGPL-3.0.txt",
     "tokenizers": "Apache-2.0.txt",
     "nvidia-ml-py": "nvidia-ml-py.txt",
 }
-"""Wheels without licence files; the text lies in `assets/licences/`."""
+"""Wheels without licence files; their texts are in `assets/licences/`."""
 SYSTEM = {
     "OpenSSL": "libssl3*", "SQLite": "libsqlite3-0", "libffi": "libffi[78]", "bzip2": "libbz2-1.0",
     "XZ Utils": "liblzma5",
 }  # fmt: skip
-"""Libraries of this Linux that Python needs, and Debian's package of each. Elsewhere Python's own text covers them."""
+"""System libraries that Python needs on Linux, with their Debian packages. Elsewhere Python's own text covers them."""
 
 
 def collect(folder: Path) -> list[str]:
-    """Write `folder`/NAME/… and an index; the names of the libraries that have no text (there must be none)."""
+    """Write the texts to `folder`/NAME/… with an index; return the libraries without a text (there must be none)."""
     shutil.rmtree(folder, ignore_errors=True)
     lines, lacking = ["library\tversion\tlicence\ttexts"], []
     for name, found in sorted(shipped().items()):
@@ -46,7 +46,7 @@ def collect(folder: Path) -> list[str]:
 
 
 def shipped() -> dict[str, Distribution]:
-    """The project's dependencies and theirs, as far as they are installed."""
+    """Return the project's installed dependencies, recursively."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     found: dict[str, Distribution] = {}
     todo = list(project["dependencies"])
@@ -59,7 +59,7 @@ def shipped() -> dict[str, Distribution]:
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
-            # For another system or Python: not installed, so not shipped.
+            # For another system or Python version: not installed, so not shipped.
             continue
         todo += found[name].requires or []
     return found
@@ -67,7 +67,7 @@ def shipped() -> dict[str, Distribution]:
 
 def _copy(found: Distribution, folder: Path) -> Iterator[str]:
     for file in found.files or []:
-        # Not those of other libraries inside this one: their own text lies beside it.
+        # Skip texts of vendored libraries: their own text is beside them.
         if not file.parts[0].endswith(".dist-info") or not TEXTS.search(file.as_posix()):
             continue
         inside = file.as_posix().partition(".dist-info/")[2].removeprefix("licenses/")

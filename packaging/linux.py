@@ -1,4 +1,4 @@
-"""The packages for Linux: a .deb for Debian and its relatives, an AppImage where its tool is installed."""
+"""Linux packages: a .deb for Debian and derivatives, and an AppImage if its tool is installed."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ STRIPPED = (
     "libpython*", "python3*/lib-dynload/*.so", "core/kernels/*.so", "torch/lib/*.so", "tokenizers/*.so", "hf_xet/*.so",
     "cryptography/hazmat/bindings/*.so",
 )  # fmt: skip
-"""Libraries whose names for debuggers weigh; not those that their wheels have patched, which strip may break."""
+"""Libraries with large symbol tables. Libraries patched by their wheels are not listed: strip may break them."""
 
 
 def strip(bundle: Path) -> None:
-    """Make the bundle about a sixth smaller."""
+    """Strip the bundle's libraries, which saves about a sixth of its size."""
     libraries = [path for pattern in STRIPPED for path in (bundle / "_internal").glob(pattern) if not path.is_symlink()]
     subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)
 
@@ -80,7 +80,7 @@ def deb(bundle: Path, target: Path, version: str) -> Path:
 
 
 def appimage(bundle: Path, target: Path, version: str) -> None:
-    """Write `target`/HeteGen-VERSION-x86_64.AppImage, or say that its tool is not here."""
+    """Write `target`/HeteGen-VERSION-x86_64.AppImage, or report that its tool is missing."""
     tool = shutil.which("appimagetool")
     if tool is None:
         print("Skipped the AppImage: appimagetool is not installed.")
@@ -99,7 +99,7 @@ def appimage(bundle: Path, target: Path, version: str) -> None:
 
 
 def _copy_bundle(bundle: Path, folder: Path) -> None:
-    """Hard links where the disk allows: the bundle is large. Permissions as packages have them."""
+    """Copy the large bundle, by hard links where possible, and set a package's permissions."""
     shutil.copytree(bundle, folder, symlinks=True, copy_function=_link)
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -144,7 +144,7 @@ def _documents(share: Path, version: str) -> None:
 
 
 def _epoch() -> float:
-    """The time of the last commit: two builds of one commit are to be the same."""
+    """Return the time of the last commit, so that two builds of a commit are identical."""
     done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False)
     return float(done.stdout.strip() or 0)
 

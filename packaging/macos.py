@@ -1,4 +1,4 @@
-"""The disk image for macOS; signing and notarising where there is an identity, a word where there is none."""
+"""The disk image for macOS, signed and notarised if there is an identity; otherwise a message says so."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 ENTITLEMENTS = Path(__file__).resolve().parent / "macos" / "entitlements.plist"
 HARDENED = ("--deep", "--options", "runtime", "--entitlements", str(ENTITLEMENTS))
-"""How an application is signed that is to be notarised."""
+"""Signing options required for notarisation."""
 
 
 def disk_image(app: Path, target: Path, version: str) -> Path:
-    """Write `target`/HeteGen-VERSION.dmg with the application and a link to the folder it belongs into."""
+    """Write `target`/HeteGen-VERSION.dmg with the application and a link to /Applications."""
     image = target / f"HeteGen-{version}.dmg"
     with tempfile.TemporaryDirectory() as folder:
         _run("ditto", app, Path(folder) / app.name)
@@ -25,7 +25,7 @@ def disk_image(app: Path, target: Path, version: str) -> Path:
 
 
 def sign(target: Path, *how: str) -> None:
-    """With the identity named by HETEGEN_IDENTITY ("Developer ID Application: …"), in these ways."""
+    """Sign with the identity in HETEGEN_IDENTITY ("Developer ID Application: …") and these options."""
     identity = os.environ.get("HETEGEN_IDENTITY", "")
     if not identity:
         print(f"Not signed: {target.name}; HETEGEN_IDENTITY names no identity. People open it with a right click.")
@@ -35,7 +35,7 @@ def sign(target: Path, *how: str) -> None:
 
 
 def notarise(image: Path) -> None:
-    """With the profile that `xcrun notarytool store-credentials` kept, named by HETEGEN_NOTARY_PROFILE."""
+    """Notarise with the profile in HETEGEN_NOTARY_PROFILE, stored by `xcrun notarytool store-credentials`."""
     profile = os.environ.get("HETEGEN_NOTARY_PROFILE", "")
     if not profile:
         print("Not notarised: HETEGEN_NOTARY_PROFILE names no profile.")

@@ -1,4 +1,4 @@
-"""Surveys the built-in guide and keeps what is found in a folder for a bundle: `made_before.py FOLDER`."""
+"""Surveys the built-in guide in advance, into a folder for the bundle: `made_before.py FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installer for Windows, made by NSIS; the version that Explorer shows; signing where there is a certificate."""
+"""The Windows installer, made by NSIS, the version resource, and signing if there is a certificate."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ VSVersionInfo(
 
 
 def write_version(path: Path, version: str) -> None:
-    """What PyInstaller puts into both programs; `version` is MAJOR.MINOR.PATCH."""
+    """Write the version resource that PyInstaller adds to both programs. `version`: MAJOR.MINOR.PATCH."""
     numbers = (*(int(part) for part in version.split(".")), 0)
     path.write_text(VERSION_INFO.format(numbers=numbers, version=version), encoding="utf-8")
 
 
 def installer(bundle: Path, target: Path, version: str) -> Path | None:
-    """Write `target`/HeteGen-VERSION-setup.exe, for one person, without asking for an administrator."""
+    """Write `target`/HeteGen-VERSION-setup.exe, which installs for one user without administrator rights."""
     tool = next((found for name in NSIS if (found := shutil.which(name))), None)
     if tool is None:
         print("Skipped the installer: NSIS is not installed.")
@@ -51,7 +51,7 @@ def installer(bundle: Path, target: Path, version: str) -> Path | None:
 
 
 def sign(*files: Path) -> None:
-    """With the certificate of this SHA-1 in the system's store, named by HETEGEN_CERTIFICATE."""
+    """Sign with the certificate whose SHA-1 is in HETEGEN_CERTIFICATE, from the system's store."""
     certificate = os.environ.get("HETEGEN_CERTIFICATE", "")
     if not certificate:
         print(f"Not signed: {', '.join(file.name for file in files)}; HETEGEN_CERTIFICATE names no certificate.")

@@ -1,4 +1,4 @@
-"""Packs dialogues into rows of token ids: several to a row, none seeing another, and the answers alone are learned."""
+"""Packs dialogues into rows of token ids: several per row, masked from each other; only answers are learned."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 IGNORE = -100
-# Answers are known by heart early on: of most, only the beginning is learned, where the intent is decided.
+# Answers are memorised early: for most, only the beginning is learned, where the intent is decided.
 BRIEF_SHARE, BRIEF_TOKENS = 0.9, 6
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, labels and positions (B, T); mask (B, 1, T, T), True where a token may look."""
+    """ids, labels and positions (B, T); mask (B, 1, T, T), True where a token may attend."""
 
     ids: Tensor
     labels: Tensor
@@ -35,11 +35,11 @@ class Packer:
         self.ids = {token: number for number, token in enumerate(SPECIAL)}
 
     def short(self, rows: int, width: int) -> Batch:
-        """Rows full of dialogues of one or two turns."""
+        """Return rows filled with dialogues of one or two turns."""
         return self._batch([self._fill(width) for _ in range(rows)], width)
 
     def long(self, tokens: int, widths: Sequence[int]) -> Batch:
-        """Rows of one dialogue each, as long as the row: of one of the widths, and so many that `tokens` are full."""
+        """Return rows of one dialogue each, all of one of the widths and about `tokens` long in total."""
         width = self.rng.choice(widths)
         rows = [[self._encode(self.corpus.dialogue(self.rng, width // 30))] for _ in range(tokens // width)]
         return self._batch(rows, width)

@@ -1,6 +1,6 @@
-"""The text the guide is trained on: dialogues drawn from the intents and their question templates, all written here.
+"""The guide's training text: dialogues drawn from intents and question templates, all written for this project.
 
-No question of the evaluation or the development set is ever drawn: `Corpus` skips those wordings.
+Wordings of the evaluation and development sets are never drawn; `Corpus` skips them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Intent:
-    """One thing a person may want: what the guide answers, and how it may be asked (see intents.toml, plain.toml)."""
+    """A user's intent: the guide's answers, and how it may be asked (see intents.toml, plain.toml)."""
 
     name: str
     answers: tuple[str, ...]
@@ -44,24 +44,24 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Some turns, after a system prompt or none ("")."""
+    """Turns, after a system prompt or none ("")."""
 
     system: str
     turns: tuple[Turn, ...]
 
 
 def read_toml(name: str) -> dict[str, Any]:
-    """One of the data files beside this one."""
+    """Read a data file beside this module."""
     return tomllib.loads((HERE / name).read_text(encoding="utf-8"))
 
 
 def lines(text: str) -> tuple[str, ...]:
-    """The lines of a block of templates."""
+    """Split a block of templates into lines."""
     return tuple(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
 def read_intents() -> list[Intent]:
-    """Every intent; the last is `out_of_scope`."""
+    """Read all intents; the last is `out_of_scope`."""
     rows = read_toml("intents.toml")["intent"] + read_toml("out_of_scope.toml")["intent"]
     plain = read_toml("plain.toml")
     blocks = ("tasks", "terms", "questions")
@@ -70,7 +70,7 @@ def read_intents() -> list[Intent]:
 
 
 def read_slots() -> dict[str, tuple[str, ...]]:
-    """The word lists that templates name in braces."""
+    """Read the word lists that templates name in braces."""
     slots = {name: tuple(words) for name, words in read_toml("frames.toml")["slots"].items()}
     for name, words in read_toml("topics.toml")["slots"].items():
         slots[name] = tuple(word.strip() for word in re.split(r"[,\n]", words) if word.strip())
@@ -78,37 +78,37 @@ def read_slots() -> dict[str, tuple[str, ...]]:
 
 
 def read_questions(name: str) -> dict[str, list[str]]:
-    """Held-out questions by intent: `evaluation.json` or `development.json`."""
+    """Read held-out questions by intent, from `evaluation.json` or `development.json`."""
     questions: dict[str, list[str]] = json.loads((HERE / name).read_text(encoding="utf-8"))
     return questions
 
 
 def held_out() -> frozenset[str]:
-    """The normalised wordings that may not occur in the training text."""
+    """Return the normalised wordings that must not occur in the training text."""
     sets = [read_questions("evaluation.json"), read_questions("development.json")]
     return frozenset(normalise(question) for each in sets for questions in each.values() for question in questions)
 
 
 def invent(syllables: Sequence[str], rng: Random) -> str:
-    """A word that nobody has ever used, so that unknown words come to mean an unknown subject."""
+    """Make up a word, so that unknown words come to mean an unknown subject."""
     word = "".join(rng.choice(syllables) for _ in range(rng.choice([2, 2, 3])))
     return word + rng.choice(["", "", "s", "n", "r", "l"])
 
 
 def read_habits(table: Mapping[str, str]) -> Habits:
-    """The word lists of frames.toml that noise needs."""
+    """Read the word lists of frames.toml that noise uses."""
     capitals = {word.lower(): word for word in table["capitals"].split()}
     return Habits(frozenset(table["fillers"].split()), tuple(table["added"].split()), capitals)
 
 
 def read_synonyms(block: str) -> dict[str, tuple[str, ...]]:
-    """What may stand for a word: the rest of each line on which it comes first."""
+    """Parse synonyms: the first word of each line, and what may replace it."""
     groups = [[word.strip() for word in line.split(",")] for line in lines(block)]
     return {first: tuple(rest) for first, *rest in groups}
 
 
 def reword(text: str, synonyms: Mapping[str, Sequence[str]], rng: Random) -> str:
-    """Half of the texts with some words replaced by others of the same meaning."""
+    """Replace some words of half of the texts by synonyms."""
     if rng.random() < 0.5:
         return text
     words = text.split()
@@ -128,18 +128,18 @@ class Corpus:
         self.synonyms = read_synonyms(frames["synonyms"]["words"])
 
     def dialogue(self, rng: Random, turns: int) -> Dialogue:
-        """A dialogue of so many turns, with a system prompt now and then."""
+        """Draw a dialogue of `turns` turns, sometimes with a system prompt."""
         system = self._frame("system_prompts", rng) if rng.random() < 0.2 else ""
         return Dialogue(system, tuple(self.turn(rng) for _ in range(turns)))
 
     def turn(self, rng: Random) -> Turn:
-        """One random question with its answer."""
+        """Draw a random question and its answer."""
         known, unknown = self.intents[:-1], self.intents[-1]
         intent = unknown if rng.random() < OUT_OF_SCOPE_SHARE else rng.choice(known)
         return Turn(self.question(intent, rng), rng.choice(intent.answers))
 
     def question(self, intent: Intent, rng: Random) -> str:
-        """One random way to ask for the intent, in none of the held-out wordings."""
+        """Draw a random question for the intent that is not a held-out wording."""
         while True:
             asked = self._plain(intent, rng) if rng.random() < PLAIN_SHARE else self._elaborate(intent, rng)
             text = spell(asked, self.habits.capitals, rng)

@@ -1,4 +1,4 @@
-"""Asks a trained guide questions, greedily, and counts the answers that are what was intended.
+"""Asks a trained guide questions, greedily, and counts the answers as intended.
 
 `python packaging/builtin_model/evaluate.py [folder] [--questions FILE] [--earlier TURNS]` prints misses and share.
 """
@@ -25,7 +25,7 @@ SEED = 164
 
 @dataclass(frozen=True)
 class Miss:
-    """A question that was answered with something else than its intent's answers."""
+    """A question answered with something other than its intent's answers."""
 
     intent: str
     question: str
@@ -34,7 +34,7 @@ class Miss:
 
 @torch.inference_mode()
 def reply(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
-    """The greedy answers to conversations that end with a question, padded on the left to one batch."""
+    """Answer conversations that end with a question, greedily, as one left-padded batch."""
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     rows = [tokenizer.encode(prompt).ids for prompt in prompts]
     width = max(map(len, rows))
@@ -46,16 +46,16 @@ def reply(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str]) 
 
 
 def ask(question: str) -> str:
-    """The question as the model reads it, up to where it begins to answer."""
+    """Format a question as the model reads it, up to the start of its answer."""
     return f"{USER}{question.strip()}{END}{ASSISTANT}"
 
 
 def score(
     model: PreTrainedModel, tokenizer: Tokenizer, asked: dict[str, list[str]], earlier: int = 0
 ) -> tuple[float, list[Miss]]:
-    """Share of questions answered word for word with an answer of their intent (0-1), and the misses.
+    """Return the share (0-1) of questions answered verbatim with an answer of their intent, and the misses.
 
-    Each comes after so many `earlier` turns: others of these questions, drawn at random, answered as intended.
+    Each question follows `earlier` turns: other questions of the set, drawn at random, with intended answers.
     """
     answers = {intent.name: intent.answers for intent in read_intents()}
     pairs = [(name, question) for name, questions in asked.items() for question in questions]
@@ -74,7 +74,7 @@ def score(
 
 
 def main() -> None:
-    """Prints every miss and the share answered as intended."""
+    """Print every miss and the share answered as intended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=MODEL)
     parser.add_argument("--questions", default="evaluation.json")

@@ -1,7 +1,6 @@
-"""The small template language in which questions are written: `how [do|can] i {get} a {model}`.
+"""The template language of the questions: `how [do|can] i {get} a {model}`.
 
-`[a|b|]` picks one of the alternatives (an empty one may leave the words out); `{name}` picks a line of that slot,
-which may hold templates itself.
+`[a|b|]` picks one alternative, possibly the empty one; `{name}` picks a line of that slot, which may contain templates.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _INNERMOST = re.compile(r"\[([^\[\]{}]*)\]|\{(\w+)\}")
 
 
 def expand(template: str, slots: Slots, rng: Random) -> str:
-    """One random sentence of the template, with single spaces."""
+    """Expand a template to a random sentence with single spaces."""
     while match := _INNERMOST.search(template):
         choice = rng.choice(slots[match[2]]) if match[2] else rng.choice(match[1].split("|"))
         template = template[: match.start()] + choice + template[match.end() :]
@@ -24,5 +23,5 @@ def expand(template: str, slots: Slots, rng: Random) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, letters and digits only: two questions with the same result count as the same wording."""
+    """Reduce a text to lower-case letters and digits; questions with the same result count as the same wording."""
     return " ".join(re.findall(r"[^\W_]+", text.lower().replace("'", "").replace("’", "")))

@@ -1,4 +1,4 @@
-"""The Muon optimizer in 32 bits: torch's own uses bf16, which takes fifty times as long on processors without it."""
+"""The Muon optimizer in fp32. Torch's own uses bf16, which takes fifty times as long on processors without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices along their momentum made orthogonal, at the step size that AdamW would take."""
+    """Moves matrices along their orthogonalised momentum, with AdamW's step size."""
 
     def __init__(self, matrices: Iterable[Tensor], lr: float) -> None:
         super().__init__(matrices, {"lr": lr})
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of the matrix's singular value decomposition, by Newton and Schulz's iteration."""
+    """Approximate U V^T of the matrix's SVD (rows, columns) by Newton-Schulz iteration."""
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     a, b, c = COEFFICIENTS

@@ -1,4 +1,4 @@
-"""How people really type: words lost or added, slips of the finger, capitals and marks left out."""
+"""Imitates how people type: words omitted or added, typos, missing capitals and punctuation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = ("", "", "", ".", "??", " ?", "!", "...")
 
 @dataclass(frozen=True)
 class Habits:
-    """Words that are easily left out, words that are easily added, and capitals by the word without them."""
+    """Words easily omitted, words easily added, and capitalised forms by lower-case word."""
 
     fillers: frozenset[str]
     added: tuple[str, ...]
@@ -25,7 +25,7 @@ class Habits:
 
 
 def slip(word: str, rng: Random) -> str:
-    """The word with one letter dropped, doubled, swapped or replaced by its neighbour; short words stay."""
+    """Drop, double, swap or replace one letter by its neighbour on the keyboard; short words stay."""
     if len(word) < 4 or not word.isalpha():
         return word
     at = rng.randrange(1, len(word) - 1)
@@ -40,13 +40,13 @@ def slip(word: str, rng: Random) -> str:
 
 
 def drop(words: Sequence[str], fillers: frozenset[str], rate: float, rng: Random) -> list[str]:
-    """The words without some of the fillers; at least one word stays."""
+    """Remove some of the filler words; at least one word stays."""
     kept = [word for word in words if word.lower() not in fillers or rng.random() > rate]
     return kept or list(words)
 
 
 def wear(text: str, habits: Habits, rng: Random) -> str:
-    """The question as someone in a hurry might have typed it."""
+    """Rewrite the question as someone in a hurry might type it."""
     words = text.split()
     if rng.random() < 0.25:
         words = drop(words, habits.fillers, rng.choice([0.3, 0.6, 1.0]), rng)
@@ -63,7 +63,7 @@ def wear(text: str, habits: Habits, rng: Random) -> str:
 
 
 def spell(text: str, capitals: Mapping[str, str], rng: Random) -> str:
-    """The question in some spelling: with its capitals or without, closed by a mark or not."""
+    """Vary the question's capitals and closing punctuation."""
     style = rng.random()
     if style < 0.5:
         text = re.sub(r"[a-z']+", lambda match: capitals.get(match[0], match[0]), text)

@@ -1,4 +1,4 @@
-"""The guide's tokenizer: byte-level BPE trained on the corpus, and the chat template that turns messages into text."""
+"""The guide's tokenizer: byte-level BPE trained on the corpus, and the chat template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-# Their ids are their places here.
+# Their ids are their indices here.
 PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
@@ -18,7 +18,7 @@ WORDS = Regex(r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocabulary` tokens, so that any text can be written and read back."""
+    """Train a byte-level BPE of at most `vocabulary` tokens, which can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(WORDS, behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -36,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
-    """Writes tokenizer.json and the configuration that transformers reads beside it."""
+    """Write tokenizer.json and the configuration that transformers reads with it."""
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "eos_token": END,
@@ -51,5 +51,5 @@ def save_tokenizer(tokenizer: Tokenizer, context: int, folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes `value` readably, with the same bytes on every system."""
+    """Write `value` as indented JSON with the same bytes on every system."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -1,6 +1,6 @@
-"""Trains the guide from scratch and writes it to assets/builtin-model: `python packaging/builtin_model/train.py`.
+"""Trains the guide from scratch into assets/builtin-model: `python packaging/builtin_model/train.py`.
 
-Everything is seeded; the text is drawn while training, so no sentence is seen twice on purpose.
+Everything is seeded. Text is drawn while training, so no sentence repeats on purpose.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEARNING_RATE, FINAL_SHARE, WARM_UP = 2.5e-3, 0.02, 50
 
 
 def tokenizer_texts(corpus: Corpus, rng: Random) -> Iterator[str]:
-    """Questions of every kind, and each answer often enough that its words become tokens."""
+    """Yield questions of every kind, and each answer often enough that its words become tokens."""
     for _ in range(60_000):
         yield corpus.turn(rng).question
     for intent in corpus.intents:
@@ -44,7 +44,7 @@ def tokenizer_texts(corpus: Corpus, rng: Random) -> Iterator[str]:
 
 
 def build(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """The untrained model: 2.3 million parameters."""
+    """Build the untrained model of 2.3 million parameters."""
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=192,
@@ -64,19 +64,19 @@ def build(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def begin(corpus: Corpus) -> tuple[LlamaForCausalLM, Tokenizer]:
-    """A new tokenizer, and a model that knows nothing."""
+    """Train a tokenizer and create an untrained model."""
     tokenizer = train_tokenizer(tokenizer_texts(corpus, Random(SEED)), VOCABULARY)
     return build(tokenizer), tokenizer
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
-    """A trained guide, in 32 bits."""
+    """Load a trained guide in fp32."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Mean cross entropy of the answers' tokens; the output head runs on their positions only."""
+    """Return the mean cross entropy of the answers' tokens; the output head runs on their positions only."""
     hidden = model.model(
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
@@ -86,18 +86,18 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
 
 def gradients(model: LlamaForCausalLM, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
-    """Loss and gradients of one batch, for a thread of its own: nothing shared is written."""
+    """Compute loss and gradients of one batch in a thread; writes nothing shared."""
     loss = loss_of(model, batch)
     return loss.item(), torch.autograd.grad(loss, tuple(model.parameters()))
 
 
 def draw(packer: Packer, step: int) -> Batch:
-    """A batch of short dialogues, or now and then of long ones."""
+    """Draw a batch of short dialogues, or every LONG_EVERY steps of long ones."""
     return packer.long(ROWS * WIDTH, LONG_WIDTHS) if step % LONG_EVERY == 0 else packer.short(ROWS, WIDTH)
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the learning rate: a linear rise, then a cosine down to FINAL_SHARE."""
+    """Return the share of the learning rate: a linear rise, then a cosine down to FINAL_SHARE."""
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     done = (step - WARM_UP) / max(1, steps - WARM_UP)
@@ -105,7 +105,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def optimizers_of(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, which learns from about half as much text here; AdamW for embedding and norms."""
+    """Use Muon for the layers' matrices, which here needs half as much text, and AdamW for embedding and norms."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.dim() == 2]
     chosen = {id(weight) for weight in matrices}
     rest = [weight for weight in model.parameters() if id(weight) not in chosen]
@@ -114,7 +114,7 @@ def optimizers_of(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Opti
 
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, packer: Packer, steps: int, peak: float) -> None:
-    """The loop: prints the loss every 50 steps and the development score every third of the way."""
+    """Train; print the loss every 50 steps and the development score after each third."""
     optimizers = optimizers_of(model, peak)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
     # One batch per thread: with matrices this small, threads inside an operation wait more than they work.
@@ -140,12 +140,12 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, packer: Packer, steps: 
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes weights in bf16, configuration, greedy generation defaults and tokenizer."""
+    """Write weights in bf16, configuration, greedy generation defaults and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16)
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 160
-    # The application gives it only so many messages: the more came before, the likelier it errs.
+    # The application passes at most this many messages: errors grow with the number of earlier turns.
     model.generation_config.remembered_turns = 17
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, CONTEXT, folder)
@@ -153,7 +153,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def main() -> None:
-    """Reads the arguments, trains, saves and reports both held-out sets."""
+    """Parse arguments, train, save, and report both held-out sets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=MODEL)

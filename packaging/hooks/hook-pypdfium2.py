@@ -1,4 +1,4 @@
-"""The bindings read their own version from a file beside them."""
+"""The bindings read their version from a file beside them."""
 
 from PyInstaller.utils.hooks import collect_data_files
 

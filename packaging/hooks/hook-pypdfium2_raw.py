@@ -1,4 +1,4 @@
-"""PDFium's library, and the file that tells the bindings which build of it they have."""
+"""PDFium's library, and the file that tells the bindings which build it is."""
 
 from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs
 

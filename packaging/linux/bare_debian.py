@@ -1,9 +1,9 @@
-"""Installs what was built into a bare Debian, starts it there under Xvfb, asks by key presses, takes a picture, quits.
+"""Tests the packages in a bare Debian: installs, starts under Xvfb, asks by key presses, takes a screenshot, quits.
 
     sudo python packaging/linux/bare_debian.py PICTURES [--suite bookworm]
 
-Needs root, debootstrap, Xvfb, xdotool and ImageMagick on this computer; nothing of them is put into the bare system,
-which is minbase: neither Python nor a desktop. The package is installed by apt, the archive after README's own line.
+Needs root, debootstrap, Xvfb, xdotool and ImageMagick on this computer. None of them is installed in the bare system,
+which is minbase, without Python or a desktop. The package is installed by apt, the archive as README describes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ DATABASE = ".local/share/HeteGen/conversations.db"
 
 @dataclass(frozen=True)
 class System:
-    """A Debian in a folder. Each command runs with processes, mounts and /proc of its own, so that nothing stays."""
+    """A Debian in a folder. Each command gets its own process, mount and /proc namespaces, so that nothing is left."""
 
     root: Path
 
     @property
     def home(self) -> Path:
-        """The person's home, as this computer sees it."""
+        """The user's home as seen from this computer."""
         return self.root / HOME.lstrip("/")
 
     def command(self, *parts: str) -> list[str]:
-        """What runs `parts` in it as root."""
+        """Return the command line that runs `parts` inside as root."""
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={self.root}", "--mount-proc", *parts]
 
     def run(self, *parts: str) -> None:
@@ -51,26 +51,26 @@ class System:
         subprocess.run(self.command(*parts), env=environ, check=True)
 
     def start(self, program: str) -> subprocess.Popen[bytes]:
-        """Start a program as an ordinary person with a home."""
+        """Start a program as an ordinary user with a home."""
         person = ["setpriv", "--reuid=person", "--regid=person", "--init-groups"]
         environ = {"PATH": "/usr/bin:/bin", "HOME": HOME, "DISPLAY": DISPLAY, "LC_ALL": "C.UTF-8"}
         return subprocess.Popen(self.command(*person, program), env=environ)
 
     def take(self, file: Path, folder: str) -> str:
-        """Copy a file of this computer into it; its name there."""
+        """Copy a file into the system and return its path there."""
         shutil.copy(file, self.root / folder.lstrip("/"))
         return f"{folder}/{file.name}"
 
 
 def by_package(system: System) -> str:
-    """Install the .deb with what it depends on; the program's name."""
+    """Install the .deb with its dependencies; return the program's path."""
     package = system.take(next(DIST.glob("hetegen_*.deb")), "/tmp")
     system.run("apt-get", "install", "-qq", "-y", "--no-install-recommends", package)
     return "/usr/bin/hetegen"
 
 
 def by_archive(system: System) -> str:
-    """Run README's line of libraries and unpack the archive; the program's name."""
+    """Install the libraries named in README and unpack the archive; return the program's path."""
     readme = (HERE.parent / "README.md").read_text("utf-8")
     found = re.search(r"<!-- libraries -->\n```sh\nsudo apt install (.*?)\n```", readme, re.DOTALL)
     if found is None:
@@ -83,7 +83,7 @@ def by_archive(system: System) -> str:
 
 
 def talk(system: System, program: str, picture: Path) -> None:
-    """Start, ask, wait for the answer, take the picture, quit. Any of these failing ends this script."""
+    """Start the program, ask, wait for the answer, take a screenshot, quit. Exits if a step fails."""
     running = system.start(program)
     try:
         window = wait_for(find_window, "a window", running)
@@ -108,7 +108,7 @@ def find_window() -> str:
 
 
 def ask_and_read(database: Path) -> str:
-    """The whole answer, as it is kept; until the question is there, Return is pressed: the model may still load."""
+    """Return the stored answer; until the question is stored, press Return, as the model may still be loading."""
     turns = read_turns(database)
     if not turns:
         press("key", "Return")
@@ -116,7 +116,7 @@ def ask_and_read(database: Path) -> str:
 
 
 def read_turns(database: Path) -> list[tuple[str, str, str]]:
-    """The turns so far, from a copy: the program keeps its database to itself."""
+    """Read the stored turns from a copy, because the program locks its database."""
     with tempfile.TemporaryDirectory() as folder:
         for file in database.parent.glob(f"{database.name}*"):
             shutil.copy(file, folder)
@@ -124,7 +124,7 @@ def read_turns(database: Path) -> list[tuple[str, str, str]]:
             try:
                 return list(connection.execute("SELECT role, ending, content FROM messages ORDER BY number"))
             except sqlite3.DatabaseError:
-                # Copied while it was being written, or not yet there: the next look will tell.
+                # Copied during a write, or not there yet: try again later.
                 return []
 
 
@@ -133,7 +133,7 @@ def press(*keys: str) -> None:
 
 
 def wait_for(look: Callable[[], str], what: str, running: subprocess.Popen[bytes]) -> str:
-    """What `look` finds, tried until it finds something."""
+    """Call `look` until it returns something."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if running.poll() is not None:
@@ -150,7 +150,7 @@ def on_display() -> dict[str, str]:
 
 @contextmanager
 def screen() -> Iterator[None]:
-    """A virtual screen; the bare system reaches it by its abstract socket."""
+    """A virtual screen, which the bare system reaches through its abstract socket."""
     server = subprocess.Popen(["Xvfb", DISPLAY, "-screen", "0", "1280x800x24", "-ac"], stderr=subprocess.DEVNULL)
     try:
         time.sleep(2)
@@ -161,7 +161,7 @@ def screen() -> Iterator[None]:
 
 
 def bare(folder: Path, suite: str) -> System:
-    """A new Debian with one person in it."""
+    """Create a new Debian with one user."""
     system = System(folder)
     subprocess.run(["debootstrap", "--variant=minbase", suite, folder], stdout=subprocess.DEVNULL, check=True)
     system.run("apt-get", "update", "-qq")

@@ -1,10 +1,10 @@
-"""Our decode and prefill speed against llama.cpp's on the same shape, in turn (A B A B), medians and ratios.
+"""Compares decode and prefill speed with llama.cpp on the same shape, in alternating runs; medians and ratios.
 
     python -m tests.bench.against_llama_cpp --peer PEER_PYTHON PEER_SCRIPT [--pairs int8:Q8_0,int4:Q4_0,bf16:BF16]
         [--shape llama-3.2-1b] [--rounds 3] [--threads 2] [--prompt-tokens 256] [--new-tokens 64]
 
-PEER_SCRIPT prints one JSON line last with `decode_tok_s` and `prefill_tok_s` and takes `--shape --quant --threads
---prompt-tokens --new-tokens`. Every run is a process of its own. The last line is one JSON object.
+PEER_SCRIPT takes `--shape --quant --threads --prompt-tokens --new-tokens`; its last line is a JSON object with
+`decode_tok_s` and `prefill_tok_s`. Every run is a process of its own. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Runs = list[dict[str, Any]]
 
 
 def last_json(command: list[str]) -> dict[str, Any]:
-    """The JSON object on the last line that a command prints."""
+    """Run a command and parse the JSON object on its last line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr.strip()}")
@@ -29,7 +29,7 @@ def last_json(command: list[str]) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
-    """Both in turn, `rounds` times."""
+    """Run both engines alternately, `rounds` times."""
     sizes = [
         "--shape", options.shape, "--threads", str(options.threads),
         "--prompt-tokens", str(options.prompt_tokens), "--new-tokens", str(options.new_tokens),
@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace, ours: str, theirs: str) -> dict[str, An
 
 
 def compare(mine: Runs, peers: Runs, figure: str) -> dict[str, float]:
-    """Medians, and the median of the ratios within each round."""
+    """Return both medians, and the median of the ratios within each round."""
     ratios = [one[figure] / other[figure] for one, other in zip(mine, peers, strict=True)]
     return {
         "ours": round(statistics.median(run[figure] for run in mine), 2),

@@ -1,10 +1,10 @@
-"""What the formats cost in quality on a trained model, the built-in guide: agreement with bf16, questions answered.
+"""Measures what formats cost in quality on the built-in guide: agreement with bf16, and questions answered.
 
     python -m tests.bench.agreement [--questions evaluation.json] [--every 1]
 
-Top-1 agreement: at every position of the held-out questions and of bf16's own greedy answers to them, whether the
-likeliest token is bf16's. Q4_0 and Q8_0 are simulated by their rule for weights, without that for activations.
-The last line is one JSON object.
+Top-1 agreement: the share of positions, in the held-out questions and in bf16's greedy answers to them, at which the
+most likely token is bf16's. Q4_0 and Q8_0 are simulated by rounding weights, not activations. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load(format: Any, folder: Path = MODEL) -> LoadedModel:
 
 
 def answer(loaded: LoadedModel, prompt: list[int], end: int) -> list[int]:
-    """The greedy answer's ids, without the one that ends it."""
+    """Return the ids of the greedy answer without the end token."""
     ids: list[int] = []
     for step in generate(loaded.model, loaded.cache, prompt, make_sampler(GREEDY), never):
         if isinstance(step, DrawnToken):
@@ -50,7 +50,7 @@ def answer(loaded: LoadedModel, prompt: list[int], end: int) -> list[int]:
 
 
 def likeliest(loaded: LoadedModel, texts: list[list[int]]) -> Tensor:
-    """The likeliest token after every position of every text, one behind the other."""
+    """Return the most likely token after every position of every text, concatenated."""
     found = []
     for ids in texts:
         loaded.cache.reset()
@@ -59,7 +59,7 @@ def likeliest(loaded: LoadedModel, texts: list[list[int]]) -> Tensor:
 
 
 def as_peer(weight: Tensor, bits: int) -> Tensor:
-    """Q4_0 or Q8_0 and back: 32 columns share one fp16 scale, by their largest value."""
+    """Round to Q4_0 or Q8_0 and back: 32 columns share one fp16 scale, taken from their largest value."""
     groups = weight.float().view(-1, 32)
     if bits == 8:
         scale = (groups.abs().amax(1, keepdim=True) / 127).half().float()
@@ -72,7 +72,7 @@ def as_peer(weight: Tensor, bits: int) -> Tensor:
 
 
 def peer_like(bits: int, folder: Path) -> LoadedModel:
-    """The model in bf16 with all matrices, the table of tokens too, as llama.cpp would have them."""
+    """Return the model in bf16 with all matrices, including the embedding, rounded like llama.cpp."""
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)
     tensors = load_file(MODEL / "model.safetensors")
     changed = {name: as_peer(value, bits) if value.dim() == 2 else value for name, value in tensors.items()}

@@ -1,10 +1,10 @@
-"""How much a long context slows decoding: ours and llama.cpp's, each in a process of its own, in turn.
+"""Measures how much a long context slows decoding, for this engine and llama.cpp, in alternating processes.
 
     python -m tests.bench.context_depth --gguf FILE [--shape llama-3.2-1b] [--format int8] [--depths 256,4096]
         [--rounds 2] [--threads 2] [--new-tokens 32] [--peer-python PYTHON]
 
-FILE: the same shape as a GGUF, as peers' scripts write it. The last line is one JSON object: tokens/s at each depth,
-and what is left of the first depth's speed at the last one.
+FILE: the same shape as GGUF, as written by the peers' scripts. The last line is one JSON object: tokens/s at each
+depth, and the share of the first depth's speed left at the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 512
 
 
 def at_depths(depths: Sequence[int], new_tokens: int, read: Callable[[list[int]], object], vocab: int) -> list[float]:
-    """Tokens/s once as many tokens as each depth says have been read; `read` appends ids to the context."""
+    """Return tokens/s at each depth of context; `read` appends ids to the context."""
     rng, known, rates = random.Random(0), 0, []
     for depth in depths:
         while known < depth:

@@ -1,6 +1,7 @@
-"""Many clients of the local server, in a process of their own: `python -m tests.bench.crowd PORT SECONDS`.
+"""Simulates many clients of the local server, in a process of its own: `python -m tests.bench.crowd PORT SECONDS`.
 
-CLIENTS ask again and again, and one more a second leaves in mid-reply. Prints how many answers were what the first was.
+CLIENTS clients ask again and again, and one more per second disconnects in mid-reply. Prints how many answers equal the
+first one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BODY = json.dumps({"messages": QUESTION, "max_tokens": 8, "temperature": 0}).enc
 
 
 def post(port: int, body: bytes, path: str = CHAT, timeout: float = 300) -> tuple[int, bytes]:
-    """The status and body of one answer."""
+    """Send a request and return the answer's status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     connection.request("POST", path, body)
     response = connection.getresponse()
@@ -29,7 +30,7 @@ def post(port: int, body: bytes, path: str = CHAT, timeout: float = 300) -> tupl
 
 
 def crowd(port: int, seconds: float) -> Counter[str]:
-    """Ask from all clients for so long; what came of it."""
+    """Ask from all clients for `seconds` and count the outcomes."""
     expected = _content(post(port, BODY)[1])
     end, answers = time.monotonic() + seconds, Counter[str]()
 
@@ -51,7 +52,7 @@ def crowd(port: int, seconds: float) -> Counter[str]:
 
 
 def leave(port: int) -> None:
-    """Ask for a long stream, and go at once."""
+    """Request a long stream and disconnect at once."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("POST", CHAT, json.dumps({"messages": QUESTION, "stream": True, "max_tokens": 500}))
     assert connection.sock is not None

@@ -1,9 +1,9 @@
-"""Where the time of one token of decoding goes: matmuls, attention, norms, and what is left for Python.
+"""Profiles the time of one decoded token: matmuls, attention, norms, and the rest in Python.
 
     python -m tests.bench.decode_profile [--shape llama-3.2-1b] [--format int4] [--prompt-tokens 256] [--new-tokens 48]
 
-Passes are run twice: as they are, and with a clock around each part (whose own time the parts then contain). Also
-says at which share of the memory's reading rate a token's weights are read. The last line is one JSON object.
+Passes run twice: plain, and with a timer around each part (which adds the timer's own time). Also prints which share of
+the memory's read rate a token's weights reach. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ KERNELS = {
     "_prepare": "quantising inputs",
     "_attention": "attention",
 }
-"""The library's calls, inside and outside of which time is told apart."""
+"""Native calls that are timed separately, with their names."""
 
 
 class Clock:
-    """Seconds and calls by part; a part inside another is not counted in the outer one."""
+    """Accumulates seconds and calls per part; time of nested parts is not counted in the outer one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -63,14 +63,14 @@ class Clock:
 
 
 def load(shape: str, format: Any, threads: int | None = None) -> LoadedModel:
-    """A model of a shape's size with random weights."""
+    """Load a model of this shape with random weights."""
     prepare_environment()
     steps = load_model(f"shape:{shape}", LoadOptions(format=format, threads=threads))
     return next(step for step in steps if isinstance(step, LoadedModel))
 
 
 def decode(loaded: LoadedModel, count: int) -> list[float]:
-    """Seconds of each of `count` passes over one token."""
+    """Return the seconds of each of `count` passes over one token."""
     times = []
     for number in range(count):
         began = time.perf_counter()
@@ -90,7 +90,7 @@ def read_prompt(loaded: LoadedModel, tokens: int) -> None:
 
 
 def watch(loaded: LoadedModel, clock: Clock) -> None:
-    """Put a clock around the library's calls and around every norm and every module without children."""
+    """Wrap the native calls, every norm and every leaf module in a timer."""
     from core.kernels.native_abi import instruction_sets
     from core.kernels.native_library import open_library
 
@@ -110,7 +110,7 @@ def watch(loaded: LoadedModel, clock: Clock) -> None:
 
 
 def main() -> None:
-    # torch's threads read how long they wait when torch is imported, which is before any line here.
+    # torch's threads read their spin time when torch is imported, which is before any line here.
     if "GOMP_SPINCOUNT" not in os.environ:
         prepare_environment()
         os.execv(sys.executable, [sys.executable, "-m", "tests.bench.decode_profile", *sys.argv[1:]])

@@ -1,7 +1,7 @@
-"""A 300-page PDF in the window: how late its ticks are while the file is read, indexed and asked about in parts.
+"""Measures the window's responsiveness while a 300-page PDF is read, indexed and asked about in parts.
 
-`python -m tests.bench.documents [--pages 300] [--questions 20] [--model FOLDER]`: one JSON line. With a model the real
-engine reads and answers; without one, nothing computes.
+`python -m tests.bench.documents [--pages 300] [--questions 20] [--model FOLDER]` prints one JSON line. With a model the
+real engine reads and answers; without one, a scripted engine computes nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CONTEXT = 4096
 
 
 def pages(count: int) -> list[str]:
-    """Pages of about 2,400 characters, each with a number of its own."""
+    """Return pages of about 2,400 characters, each with its own number."""
     line = "The survey of harbour {} counted cranes and wrote down their loads in tonnes before the tide came in. "
     return [line.format(number * number) * 24 for number in range(count)]
 
 
 def measure(count: int, questions: int, folder: Path, model: str) -> dict[str, Any]:
-    """The seconds and the ticks of each step."""
+    """Return the seconds and the tick delays of each step."""
     from PySide6.QtWidgets import QApplication
 
     from app.application import Application, StartOptions

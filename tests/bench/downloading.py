@@ -1,7 +1,7 @@
-"""What the downloader and the verdict cost, against the Hub's double in a process of its own on loopback.
+"""Measures the downloader and the verdict against a fake Hub in a process of its own on loopback.
 
-`python -m tests.bench.downloading [--mebibytes 2048] [--files 4]`: one JSON line. The rate includes the hashing of
-every byte; the ticks are those of a window that does nothing else.
+`python -m tests.bench.downloading [--mebibytes 2048] [--files 4]` prints one JSON line. The rate includes hashing every
+byte; the ticks are those of an otherwise idle window.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LLAMA = {
 
 
 def fetched(endpoint: str, folder: Path) -> dict[str, Any]:
-    """One download of everything, and the ticks meanwhile."""
+    """Download everything once and return the rate and the tick delays."""
     client, ended = Client(endpoint), threading.Event()
 
     def work() -> None:
@@ -63,7 +63,7 @@ def fetched(endpoint: str, folder: Path) -> dict[str, Any]:
 
 
 def fit() -> dict[str, Any]:
-    """Seconds and requests from nothing known to a verdict on a model of four shards."""
+    """Measure the time and requests from nothing known to a verdict on a model of four shards."""
     files = model_files(shards=4, rows=512) | {"config.json": json.dumps(LLAMA).encode()}
     took = []
     with Double(Repo(ID, files)) as hub:

@@ -1,19 +1,21 @@
-"""A mixture of experts beside a simulated card that has room for a part of the experts: what copy or compute gains.
+"""Measures copying versus computing experts beside a simulated card that has room for only some of them.
 
     python -m tests.bench.experts [--shape qwen3-moe-8l] [--layers N] [--format int4] [--held 0.2] [--link 12]
         [--card 200|cores] [--rounds 3] [--new-tokens 32] [--prompt-tokens 0] [--routing zipf uniform own]
         [--ways ...] [--json]
 
-Ways, in turn, medians: `cpu` = the processor alone; `copying` = dense parts and held experts on the card, every miss is
-copied; `without` = dense parts on the card, all experts on the processor; `hetegen` = as the measured rates say.
-Random weights choose experts at random; so the choice of a layer is drawn here: `zipf` = without replacement with
-weights 1 / rank, the ranks of each layer shuffled (Zipf's law with exponent 1.0), `uniform` = all alike, `own` = the
-model's own. How often each is used was counted before, as at the next load of a model.
+Ways, run alternately, with medians. `cpu`: the processor alone. `copying`: dense parts and held experts on the card,
+and every miss copied. `without`: dense parts on the card, all experts on the processor. `hetegen`: by the measured
+rates.
 
-`--card 200`: products on the card take what reading their weights at 200 GB/s takes, and no core of this machine: they
-are not made, nor are bytes moved by the link (their time passes, and what is laid into locked memory is moved): only
-the time means something. `--card cores`: the card computes, with one of the processor's cores for its own, so that
-card and processor are equally fast. Keep the machine quiet meanwhile.
+Routers with random weights choose experts at random, so the choice of each layer is drawn here. `zipf`: without
+replacement, weighted by 1 / rank with each layer's ranks shuffled (Zipf's law with exponent 1.0). `uniform`: all alike.
+`own`: the model's router. Uses of each expert are counted before, as on the next load of a model.
+
+`--card 200`: products on the card take as long as reading their weights at 200 GB/s, without using a core of this
+machine. They are not computed, and the link moves no bytes (their time passes, and copies into pinned memory are made):
+only the times are meaningful. `--card cores`: the card computes on a processor core of its own, so that card and
+processor are equally fast. Keep the machine otherwise idle.
 """
 
 from __future__ import annotations
@@ -53,12 +55,12 @@ FASTEST, LAUNCH_S = 1e18, 10e-6
 WAYS = ("cpu", "copying", "without", "hetegen")
 CONTEXT = 1024
 WARM_UP = SETTLING + BLOCK * BLOCKS + 8
-"""Tokens before the clock starts: the trial of the cache is over by then."""
+"""Tokens before the clock starts: by then the cache has finished its trial."""
 Row = dict[str, Any]
 
 
 class DrawnRouting:
-    """Chooses the experts of every layer instead of its router, whose shares are kept."""
+    """Chooses the experts of every layer in place of its router, keeping the router's weights."""
 
     def __init__(self, module: Any, routing: str) -> None:
         self._generator = torch.Generator().manual_seed(0)
@@ -69,7 +71,7 @@ class DrawnRouting:
                 self._scores[id(child)] = -ranks.float().log() if routing == "zipf" else torch.zeros(len(ranks))
 
     def __call__(self, module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """As `moe.experts_forward`, with other experts."""
+        """Forward like `moe.experts_forward`, with other experts."""
         scores = self._scores[id(module)]
         noise = torch.rand(len(top_k_index), len(scores), generator=self._generator)
         chosen = (scores - (-noise.log()).log()).topk(top_k_index.shape[1]).indices
@@ -77,7 +79,7 @@ class DrawnRouting:
 
 
 def draw_routing(module: Any, routing: str) -> None:
-    """Let transformers call it."""
+    """Register the routing with transformers."""
     from transformers.integrations.moe import ExpertsInterface
 
     given = moe.experts_forward if routing == "own" else DrawnRouting(module, routing)
@@ -86,7 +88,7 @@ def draw_routing(module: Any, routing: str) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens per second of prompt and reply, and what became of the experts in the reply."""
+    """Tokens per second of prompt and reply, and what became of the experts during the reply."""
 
     prompt_tok_s: float
     tok_s: float
@@ -117,7 +119,7 @@ class Bench:
         self.run("without")
 
     def run(self, way: str) -> Run:
-        """One way, warmed up and timed."""
+        """Place the model in one way, warm up, and time it."""
         module, plan = self._loaded.source.module, self._plan_of(way)
         torch.set_num_threads(plan.threads)
         self.machine.close()
@@ -161,7 +163,7 @@ class Bench:
         return {name: getattr(use, name) for name in ("hits", "copied", "computed", "replaced")} if use else {}
 
     def _planned(self) -> Plan:
-        """Dense parts on the card, and the part of the rows of all experts that the option says."""
+        """Plan the dense parts on the card, with the share of all experts' rows given by the option."""
         threads = self.machine.hardware.cpu.threads
         budget = Budget(context=CONTEXT, format=self.options.format, threads=threads)
         plan = place(self.spec, self.machine.now(), budget)
@@ -191,7 +193,7 @@ class Bench:
 
 @contextmanager
 def nothing_computed_on_the_card() -> Iterator[None]:
-    """Let what a simulated card does take its time and nothing else."""
+    """Let operations of the simulated card take their time, without computing."""
 
     def nothing(rows: DeviceRows, x: Any, bias: Tensor | None = None) -> Tensor:
         given = x if isinstance(x, Tensor) else x.x
@@ -215,7 +217,7 @@ def _rows(linear: LinearPlan, part: float) -> LinearPlan:
 
 
 def compare(bench: Bench, ways: list[str]) -> Iterator[Row]:
-    """All ways in turn, several times; medians."""
+    """Run all ways alternately several times and yield medians."""
     runs: dict[str, list[Run]] = {way: [] for way in ways}
     for _ in range(bench.options.rounds):
         for way in ways:

@@ -1,11 +1,11 @@
-"""Where greedy text first differs from llama.cpp's on the same GGUF file, and how close the choice was there.
+"""Finds where greedy text first differs from llama.cpp's on the same GGUF file, and how close the choice was.
 
     python -m tests.bench.first_difference FILE.gguf [--tokens 128] [--threads 2]
 
-Needs the package llama-cpp-python. Both get the same ids. At the first token that differs stand the margins: by how
-much each engine's own choice exceeds the other's (logits); whose choice transformers makes there in fp32 with the same
-weights; and the noise of both, the deviation of their logits from those (root of the mean square, less the mean). A
-margin as small as the noise is a draw. The last line is JSON.
+Needs llama-cpp-python. Both engines get the same ids. For the first token that differs it prints the margins, by which
+each engine's own choice exceeds the other's (logits); which choice transformers makes in fp32 with the same weights;
+and the noise of both, the standard deviation of their logits from those. A margin as small as the noise is a draw. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUESTIONS = (
 
 
 class Ours:
-    """This engine, one greedy token after the other."""
+    """This engine, decoding greedily token by token."""
 
     def __init__(self, file: Path, threads: int) -> None:
         *_, model = load_model(file, LoadOptions(format="bf16", context=1024, threads=threads, draft=NO_DRAFT))
@@ -44,16 +44,16 @@ class Ours:
         self._model = model
 
     def ids(self, question: str) -> list[int]:
-        """A question with the model's chat template around it."""
+        """Return a question's ids in the model's chat template."""
         assert self._model.tokenizer is not None
         return self._model.tokenizer.render([Message("user", question)])
 
     def begin(self) -> None:
-        """Forget what was read."""
+        """Reset the context."""
         self._model.cache.reset()
 
     def read(self, ids: list[int]) -> Logits:
-        """What is expected after `ids` (vocabulary,)."""
+        """Append `ids` and return the logits after them (vocabulary,)."""
         found: Logits = self._model.model.forward(ids, self._model.cache)[-1].numpy()
         return found
 
@@ -69,11 +69,11 @@ class Theirs:
         )
 
     def begin(self) -> None:
-        """Forget what was read."""
+        """Reset the context."""
         self._model.reset()
 
     def read(self, ids: list[int]) -> Logits:
-        """What is expected after `ids` (vocabulary,)."""
+        """Append `ids` and return the logits after them (vocabulary,)."""
         self._model.eval(ids)
         return np.array(self._model.scores[self._model.n_tokens - 1], dtype=np.float32)
 
@@ -86,13 +86,13 @@ class Exact:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> Logits:
-        """What is expected after all of `ids` (vocabulary,)."""
+        """Return the logits after all of `ids` (vocabulary,)."""
         found: Logits = self._model(torch.tensor([ids])).logits[0, -1].numpy()
         return found
 
 
 def compare(ours: Ours, theirs: Theirs, exact: Exact, question: str, count: int) -> dict[str, Any]:
-    """Both from the same question on, until they differ or have said so much."""
+    """Decode with both until they differ, for at most `count` tokens."""
     given = ours.ids(question)
     said = list(given)
     ours.begin()
@@ -107,7 +107,7 @@ def compare(ours: Ours, theirs: Theirs, exact: Exact, question: str, count: int)
 
 
 def judged(mine: Logits, other: Logits, exact: Logits) -> dict[str, Any]:
-    """The margins where choices differ, and who is how far from exact arithmetic."""
+    """Return the margins where choices differ, and each engine's distance from exact arithmetic."""
     first, second = int(mine.argmax()), int(other.argmax())
     return {
         "our_margin": round(float(mine[first] - mine[second]), 3),

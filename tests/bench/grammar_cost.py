@@ -1,7 +1,7 @@
-"""What holding a reply to a JSON schema costs a token: `python -m tests.bench.grammar_cost MODEL [--rounds 5]`.
+"""Measures the cost per token of JSON schema constraints: `python -m tests.bench.grammar_cost MODEL [--rounds 5]`.
 
-Replies with and without a schema take turns, of the same length. Printed are the tokens per second of both, and the
-time inside the mask (counted in the engine's own thread) as a share of the held reply's time per token.
+Replies of equal length with and without a schema alternate. Prints the tokens per second of both, and the time spent in
+the mask (counted in the engine's thread) as a share of the constrained reply's time per token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCHEMA = {
 
 
 class Clock:
-    """Counts the seconds inside the mask's two calls."""
+    """Counts the seconds spent in the mask's two calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -55,7 +55,7 @@ class Clock:
 
 
 def tokens_a_second(engine: Engine, schema: str, ends: tuple[int, ...]) -> float:
-    """The pace of one reply of TOKENS tokens."""
+    """Return the speed of one reply of TOKENS tokens."""
     bias = () if schema else tuple((token, -100.0) for token in ends)
     sampling = Sampling(temperature=0.7, seed=1, max_new_tokens=TOKENS, logit_bias=bias)
     request = Request((Message("user", "Who is there? List all."),), sampling, json_schema=schema or None)
@@ -74,7 +74,7 @@ def main() -> None:
     for _ in engine.load(asked.model, LoadOptions(context=1024, format=asked.format)):
         pass
     schema, ends = json.dumps(SCHEMA), tuple(asked.ends)
-    tokens_a_second(engine, schema, ends)  # the vocabulary of the grammar is made at the first
+    tokens_a_second(engine, schema, ends)  # the first reply builds the grammar's vocabulary
     GrammarMask.allow = clock.timed(GrammarMask.allow)  # type: ignore[method-assign]
     GrammarMask.accept = clock.timed(GrammarMask.accept)  # type: ignore[method-assign]
     free, held, share = [], [], []

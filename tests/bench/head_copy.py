@@ -1,12 +1,12 @@
-"""What a copy of the output head that is read first costs in quality, computed as decoding computes it.
+"""Measures what the coarse copy of the output head costs in quality, computed as in decoding.
 
     python -m tests.bench.head_copy FOLDER TEXT [--windows 8] [--formats int8 int4] [--again 1024 2048 4096]
 
-The text is read in windows of 512 tokens, as `core quality` does, the first quarter not counted. The states behind the
-last norm are then multiplied with the head one position at a time: all of it, and the copy and then some of it. Printed
-are perplexity, agreement and divergence (KL) against the weights as stored, how many logits are the head's own, and how
-often the likeliest token is not the whole head's: `missed`, or `tied` where the two best there are equal.
-The last line is JSON.
+The text is read in windows of 512 tokens, as by `core quality`, and the first quarter is not counted. The final states
+are then multiplied with the head one position at a time, in full, and by the copy followed by a part of the head.
+Prints perplexity, agreement and divergence (KL) against the weights as stored, how many logits come from the head
+itself, and how often the most likely token is not the full head's: `missed`, or `tied` if its two best are equal. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from core.spec import HEAD_COPY, FormatWish
 
 
 def opened(folder: str, format: FormatWish) -> LoadedModel:
-    """The model in this format, with no copy and nothing drafted."""
+    """Load the model in this format, without a head copy and without drafting."""
     options = LoadOptions(format=format, context=1024, draft=NO_DRAFT, whole_head=True)
     return next(step for step in load_model(folder, options) if isinstance(step, LoadedModel))
 
 
 def states(model: LoadedModel, window: list[int]) -> Tensor:
-    """What the head is given for every counted position, (positions, K)."""
+    """Return the head's inputs for every counted position, (positions, K)."""
     seen: list[Tensor] = []
     head = model.source.module.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
@@ -52,7 +52,7 @@ def states(model: LoadedModel, window: list[int]) -> Tensor:
 
 
 class Way:
-    """One way to compute logits, and what came of it."""
+    """One way to compute logits, and its results."""
 
     def __init__(self, compute: Any) -> None:
         self.compute = compute
@@ -60,7 +60,7 @@ class Way:
         self.again = self.missed = self.tied = 0
 
     def add(self, exact: Tensor, given: Tensor, whole: Tensor, window: list[int]) -> None:
-        """Count one window; `whole`: the whole head's logits for each position by itself."""
+        """Count one window. `whole`: the full head's logits, computed position by position."""
         made = torch.cat([self._logits(HostInput(one[None])) for one in given])
         self.tally.add(exact, made.float().log_softmax(1), window)
         other = made.argmax(1) != whole.argmax(1)
@@ -77,7 +77,7 @@ class Way:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Of all windows so far."""
+        """The results of all windows so far."""
         found = self.tally.quality
         return {
             "perplexity": round(found.perplexity, 4), "kl": round(found.kl, 6), "top1": round(found.top1, 5),
@@ -87,7 +87,7 @@ class Way:
 
 
 def ways(model: LoadedModel, again: list[int]) -> dict[str, Way]:
-    """The whole head, the copy alone, and the copy with so many logits computed again."""
+    """Return the ways: the full head, the copy alone, and the copy with N logits computed again."""
     module, spec = open_source(str(model.source.folder)), model.spec
     weight = module.weights.get(f"{spec.head}.weight", module.weights.get("model.embed_tokens.weight"))
     assert weight is not None
@@ -104,7 +104,7 @@ def ways(model: LoadedModel, again: list[int]) -> dict[str, Way]:
 
 
 def compare(folder: str, text: str, format: FormatWish, count: int, again: list[int]) -> Iterator[tuple[str, Any]]:
-    """Each way's figures."""
+    """Yield each way's figures."""
     exact, model = opened(folder, "bf16"), opened(folder, format)
     assert exact.tokenizer is not None
     made = ways(model, again)
@@ -117,7 +117,7 @@ def compare(folder: str, text: str, format: FormatWish, count: int, again: list[
 
 
 def main() -> None:
-    """Print a line for each format and way, and all as JSON."""
+    """Print a line for each format and way, and all of them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("text", type=Path)

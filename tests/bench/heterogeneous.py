@@ -1,15 +1,17 @@
-"""What the heterogeneous core promises, measured on the simulated card (which computes on the CPU's own cores).
+"""Measures the heterogeneous core on the simulated card, which computes on the CPU's own cores.
 
     python -m tests.bench.heterogeneous strategies|rings|predictions|phases|pairs|live|memory [--shape NAME] [--json]
         [--cores 0] [--prompt-tokens 512] [--new-tokens 24] [--format F]
 
-`strategies`: each way to use the card, the link at a quarter of the CPU's measured rate. `rings`: streaming through
-buffers of other numbers and sizes. `predictions`: predicted against measured decoding, over formats, links and VRAM.
-`phases`: the shares of decoding and of prefill, each in its own phase and in the other's; `--cores 1` gives the card a
-core of its own, without which it computes on the CPU's and only decoding can tell. `pairs`: layers whose linears are
-exchanged one by one, by input, and with down divided by the columns of gate and up. `live`: VRAM cut in mid-reply and
-given back. `memory`: the most RAM held beside the program and the simulated card's memory, and the plan's figure. Keep
-the machine quiet meanwhile.
+`strategies`: each way to use the card, with the link at a quarter of the CPU's measured rate. `rings`: streaming
+through other numbers and sizes of buffers. `predictions`: predicted against measured decoding, over formats, links and
+VRAM. `phases`: the shares of decoding and of prefill, each in both phases; `--cores 1` gives the card a core of its
+own, as otherwise it shares the CPU's cores and only decoding is conclusive. `pairs`: layers whose linears are exchanged
+one by one, by input, and with down split by the columns that gate and up are split by rows. `live`: VRAM reduced in
+mid-reply and restored. `memory`: peak RAM, without the program and the simulated card's memory, against the plan's
+figure.
+
+Keep the machine otherwise idle.
 """
 
 from __future__ import annotations
@@ -55,17 +57,16 @@ SETTINGS: dict[Format, tuple[tuple[float, float, Strategy], ...]] = {
     "int8": ((0.5, 4, "hetegen"), (1, 12, "hetegen"), (0.5, 2, "serial")),
     "int4": ((0.375, 4, "hetegen"), (0.75, 8, "hetegen")),
 }
-"""VRAM in GiB, the link's GB/s and the strategy of each prediction."""
+"""VRAM in GiB, link in GB/s, and strategy of each prediction."""
 IN_TURN = 3
 AT_PACE, MOST_TRIES = 0.12, 5
-"""A run is planned and made again where the machine is not as fast after it as it was when it was planned."""
+"""Plan and run again if the machine's speed changed between planning and the end of the run."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of the prompt and of each new token, the ids, and the parts of decoding that the link and the CPU's cores
-    were busy."""
+    """Seconds of the prompt and of each new token, the ids, and the busy shares of the link and the CPU's cores."""
 
     prefill_s: float
     steps_s: tuple[float, ...]
@@ -93,7 +94,7 @@ class Model:
         return place(self.spec, machine.now(), Budget(context=CONTEXT, format=self.format), strategy)
 
     def run(self, machine: Machine, plan: Plan, new_tokens: int, prompt_tokens: int) -> Run:
-        """Carry a plan out on a fresh simulated card."""
+        """Carry out a plan on a fresh simulated card."""
         machine.close()
         torch.set_num_threads(plan.threads)
         device = machine.accelerator(0)
@@ -106,7 +107,7 @@ class Model:
         model, cache = LanguageModel(module, placement), placement.make_cache(module.config, plan)
         rng = random.Random(0)
         prompt = [rng.randrange(self.spec.vocab) for _ in range(prompt_tokens)]
-        model.forward(prompt[:1], cache)  # first calls of every kernel
+        model.forward(prompt[:1], cache)  # warm up every kernel
         cache.reset()
         began = time.perf_counter()
         for start in range(0, len(prompt), plan.prefill_chunk):
@@ -128,7 +129,7 @@ class Model:
         return Run(prefill_s, tuple(steps), tuple(tokens), link_busy, cores_busy, peak)
 
     def rate(self, machine: Machine) -> float:
-        """Bytes per second that the CPU's kernel for this format was measured with."""
+        """Return the measured bytes per second of the CPU's kernel for this format."""
         rates = {rate.storage: rate.bytes_s for rate in machine.hardware.cpu.rates}
         return rates[kin(self.spec.storage(self.spec.linears[0], self.format))]
 
@@ -138,12 +139,12 @@ def machine_with(vram_gib: float, link: float, cores: int = 0) -> Machine:
 
 
 def quarter_machine(model: Model, cores: int) -> Machine:
-    """VRAM 1 GiB and a link at a quarter of the rate of the CPU's kernel, measured on the cores that are left to it."""
+    """Open a machine with 1 GiB of VRAM and a link at a quarter of the CPU kernel's rate on its remaining cores."""
     return machine_with(1, model.rate(machine_with(1, 8e9, cores)) / 4, cores)
 
 
 def strategies(options: argparse.Namespace) -> Iterator[Row]:
-    """All in turn, several times; medians."""
+    """Run all strategies alternately several times and yield medians."""
     model = Model(options.shape, "bf16")
     machine = quarter_machine(model, options.cores)
     plans = {strategy: model.plan(machine, strategy) for strategy in STRATEGIES}
@@ -169,7 +170,7 @@ def strategies(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def rings(options: argparse.Namespace) -> Iterator[Row]:
-    """Streaming, first as planned, then through other buffers."""
+    """Run streaming with the planned ring, then with others."""
     model = Model(options.shape, "bf16")
     machine = quarter_machine(model, options.cores)
     plan = model.plan(machine, "stream")
@@ -216,12 +217,12 @@ def predictions(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def phases(options: argparse.Namespace) -> Iterator[Row]:
-    """Decode's shares in all phases against prefill's in all phases, in turn."""
+    """Run decode's shares in all phases and prefill's shares in all phases, alternately."""
     model = Model(options.shape, "int8")
     machine = machine_with(0.375, model.rate(machine_with(0.375, 8e9, options.cores)) / 4, options.cores)
-    # Read in one pass, which is what prefill's shares are for.
+    # Read in one pass, which prefill's shares are meant for.
     plan = replace(model.plan(machine), prefill_chunk=options.prompt_tokens)
-    # Whole layers on the CPU are a part of decode's.
+    # Whole layers on the CPU belong to decode's shares.
     fixed = {
         name: replace(plan, linears=tuple(everywhere(linear, bucket) for linear in plan.linears), host_layers=hosted)
         for name, bucket, hosted in (("decode's", DECODE, plan.host_layers), ("prefill's", PREFILL, ()))
@@ -243,14 +244,16 @@ def phases(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def everywhere(linear: LinearPlan, bucket: int) -> LinearPlan:
-    """The same shares in every phase."""
+    """Use the shares of one phase in every phase."""
     rows = linear.shares[bucket]
     return replace(linear, shares=(rows,) * len(BUCKET_TOKENS))  # type: ignore[arg-type]
 
 
 def pairs(options: argparse.Namespace) -> Iterator[Row]:
-    """Half of every linear resident and half the CPU's, in turn: each exchanged by itself, those of one input together,
-    and down divided by the columns that gate and up are by rows."""
+    """Compare exchanges with half of every linear resident: each linear alone, by input, and paired.
+
+    Paired: down is split by the columns that gate and up are split by rows.
+    """
     model = Model(options.shape, options.format or "int8")
     machine = machine_with(2, 8e9, options.cores)
     plan = replace(model.plan(machine, "cpu"), ring=Ring(), host_layers=())
@@ -280,14 +283,14 @@ def pairs(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def halved(plan: LinearPlan, count: int, after: int) -> LinearPlan:
-    """A half to each side, in every phase."""
+    """Split a linear in two halves, in every phase."""
     half = count // 512 * 256
     rows = Rows(half, 0, count - half)
     return replace(plan, rows=count, shares=(rows, rows, rows, rows), gpu=0, after=after)
 
 
 def live(options: argparse.Namespace) -> Iterator[Row]:
-    """VRAM cut from 6 GiB to 1 GiB and given back, while one reply is decoded."""
+    """Reduce VRAM from 6 GiB to 1 GiB and restore it during one reply."""
     cut, back, end = 10, 25, 50
     undisturbed = [token for token, _, _ in reply(options, end, {})]
     steps = list(reply(options, end, {cut: GIB, back: 6 * GIB}))
@@ -295,7 +298,7 @@ def live(options: argparse.Namespace) -> Iterator[Row]:
     under = next(index for index in range(cut, back) if steps[index][2] <= GIB)
     yield {
         "identical_tokens": [token for token, _, _ in steps] == undisturbed,
-        # The token before the cut until the one after the change: one token's time more than the change takes.
+        # From the token before the cut to the token after the change: one token longer than the change itself.
         "seconds_to_be_under_the_cap": round(at[under] - at[cut - 1], 2),
         "stays_under": all(used <= GIB for _, _, used in steps[under:back]),
         "used_before_during_after_mib": [steps[index][2] // MIB for index in (cut - 1, back - 1, end - 1)],
@@ -307,7 +310,7 @@ def live(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, int]) -> Iterator[tuple[int, float, int]]:
-    """Each token's id, its moment and the card's bytes in use; the card has another capacity from some tokens on."""
+    """Yield each token's id, its time and the card's bytes in use, resizing the card at the given tokens."""
     wishes = LoadOptions(format="bf16", context=CONTEXT, simulate_gpu="vram=6GiB,link=8GB/s,gpu=100GB/s")
     loaded = next(one for one in load_model(f"shape:{options.shape}", wishes) if isinstance(one, LoadedModel))
     device = loaded.machine.accelerator(0)
@@ -329,11 +332,11 @@ def reply(options: argparse.Namespace, new_tokens: int, capacities: dict[int, in
 
 
 def memory(options: argparse.Namespace) -> Iterator[Row]:
-    machine_with(1, 8e9)  # measured before, so that it takes no memory meanwhile
+    machine_with(1, 8e9)  # measure now, so that measuring takes no memory later
     gc.collect()
     program = psutil.Process().memory_info().rss
     wishes = LoadOptions(format="bf16", context=CONTEXT, simulate_gpu="vram=1GiB,link=8GB/s")
-    # Streaming uses all that is planned for, the ring too.
+    # Streaming uses all the planned memory, including the ring.
     loaded = next(one for one in load_model(f"shape:{options.shape}", wishes, "stream") if isinstance(one, LoadedModel))
     loaded.model.forward(range(loaded.plan.prefill_chunk), loaded.cache)
     for token in range(8):

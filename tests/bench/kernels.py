@@ -1,9 +1,9 @@
-"""Rate of every candidate on the linears of a model's shape, against the rate at which the memory can be read.
+"""Measures every kernel candidate on the linears of a model's shape, against the memory's read rate.
 
     python -m tests.bench.kernels [--shape llama-3.2-1b] [--rows 1,4,8,256] [--storage int8,int4,bf16]
 
-Each line: GB/s of weights (few rows of input) or GOP/s (many), candidates in turn, medians. The machine is shared, so
-the memory's own rate is measured in the same round. The last table adds up one token's linears.
+Each line gives the median rate, in GB/s of weights (few rows of input) or GOP/s (many). The machine is shared, so the
+memory's rate is measured in the same round. The last table adds up the linears of one token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import Storage
 
-# name: (outputs, inputs, how many in a model)
+# name: (outputs, inputs, number per model)
 LINEARS = {
     "llama-3.2-1b": {
         "q, o": (2048, 2048, 32),
@@ -38,7 +38,7 @@ LINEARS = {
         "head": (151936, 896, 1),
     },
 }
-# More than the caches hold: a model's weights are not there when a token asks for them.
+# More than the caches hold: a model's weights are not cached when a token needs them.
 COLD_BYTES = 256 << 20
 QUANTISED: tuple[Storage, ...] = ("int8", "int6", "int4")
 READ_BYTES = 256 << 20
@@ -68,7 +68,7 @@ def make(storage: str, rows: int, columns: int) -> QuantizedWeight:
 
 
 def cold_seconds(offer: Kernel, copies: list[QuantizedWeight], x: torch.Tensor, rounds: int) -> float:
-    """Median time of one multiplication with weights that have left the caches."""
+    """Return the median time of one multiplication with weights that have left the caches."""
     times = []
     for turn in range(rounds):
         weight = copies[turn % len(copies)]

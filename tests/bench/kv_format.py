@@ -1,16 +1,17 @@
-"""What a KV cache of 8 bits costs: attention's time beside that over floats, and how often a model says the same.
+"""Measures the cost of an 8-bit KV cache: attention time relative to bf16, and agreement of tokens.
 
     python -m tests.bench.kv_format time [--depths 4096,16384] [--heads 32] [--kv-heads 8] [--dim 64] [--rounds 5]
     python -m tests.bench.kv_format decode MODEL [--format int4] [--depths 256,4000] [--rounds 5]
     python -m tests.bench.kv_format agree FOLDER TEXTFILE [--positions 4000] [--window 1024]
 
-`time`: one query over so many keys of one layer, both kinds in turn, medians; as many layers as do not fit in the
-caches. `decode`: a token after so many, of one model with a KV cache of each kind in turn; MODEL is a folder, or
-`shape:NAME`. `agree`: the likeliest token at every position of the text, and of the model's own greedy answers that
-are as long, beside the same model with the KV cache rounded to bf16 (`int8_as_bf16`) and as computed. What is kept in 8
-bits is read `--step` tokens at once: a pass sees its own tokens as they are. Give it a model in fp32, or its own
-rounding is measured: how alike the two others are, and an answer to the same text in other chunks, is told, too. The
-last line is one JSON object.
+`time`: one query over one layer's keys, both formats alternately, medians, with more layers than fit in the caches.
+`decode`: one token at each depth of context, alternately with a KV cache of each format; MODEL is a folder or
+`shape:NAME`.
+
+`agree`: compares the most likely token at every position of the text, and of the model's greedy answers, with the same
+model with the KV cache rounded to bf16 (`int8_as_bf16`) and unrounded. The 8-bit cache is read `--step` tokens at a
+time, as a pass sees its own tokens unquantised. Use an fp32 model: otherwise its own rounding is measured. Also prints
+how well the two others agree, and two passes over the text in different chunks. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CHUNK, TOKENS = 512, 32
 
 
 def seconds(query: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Of one layer's attention."""
+    """Return the seconds of one layer's attention."""
     began = time.perf_counter()
     for key, value in layers:
         attend(nn.Module(), query, key, value, None)
@@ -71,7 +72,7 @@ def time_attention(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def decode_seconds(loaded: LoadedModel, cache: KVCache, rounds: int) -> float:
-    """The median of so many passes over one token."""
+    """Return the median of `rounds` passes over one token."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -108,7 +109,7 @@ def load(folder: Path, kv: KvFormat, context: int) -> LoadedModel:
 
 
 def likeliest(loaded: LoadedModel, texts: Sequence[Sequence[int]], chunk: int) -> Tensor:
-    """The likeliest token after every position of every text."""
+    """Return the most likely token after every position of every text."""
     found = []
     for ids in texts:
         loaded.cache.reset()
@@ -119,12 +120,12 @@ def likeliest(loaded: LoadedModel, texts: Sequence[Sequence[int]], chunk: int) -
 
 
 def same(left: Tensor, right: Tensor) -> float:
-    """The share of equal tokens."""
+    """Return the share of equal tokens."""
     return round(float((left == right).float().mean()), 4)
 
 
 def answered(loaded: LoadedModel, beginning: Sequence[int]) -> list[int]:
-    """So many ids, and what the model holds for the likeliest after them."""
+    """Return the beginning and ANSWER greedy tokens after it."""
     loaded.cache.reset()
     ids = list(beginning)
     token = int(loaded.model.forward(ids, loaded.cache)[-1].argmax())
@@ -135,7 +136,7 @@ def answered(loaded: LoadedModel, beginning: Sequence[int]) -> list[int]:
 
 
 class RoundedCache(KVCache):
-    """A KV cache whose keys and values are rounded as one of bf16 rounds them, whatever the model computes in."""
+    """A KV cache that rounds keys and values to bf16, whatever the model's data type."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         key, value = (states.bfloat16().to(states.dtype) for states in (key_states, value_states))

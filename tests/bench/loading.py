@@ -1,9 +1,9 @@
-"""Loading a checkpoint of a shape's size from disk, first and second time, and the most memory held in a chat.
+"""Measures loading a checkpoint from disk, the first time and later, and the peak memory of a chat.
 
     python -m tests.bench.loading [--shape llama-3.2-1b] [--format int8] [--context 4096] [--folder DIR]
 
 Random weights are written to DIR once (2.5 GB for the default shape). Every load is a process of its own with the same
-HETEGEN_HOME; seconds are told with and without those that importing takes. The last line is one JSON object.
+HETEGEN_HOME. Seconds are given with and without imports. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPT, REPLY = 600, 100
 
 
 def write_checkpoint(shape_name: str, folder: Path) -> None:
-    """A model folder as the Hub has them, with the tokenizer of the built-in guide."""
+    """Write a model folder as on the Hub, with the built-in guide's tokenizer."""
     from safetensors.torch import save_file
 
     from core.model.model_source import open_source
@@ -42,7 +42,7 @@ def write_checkpoint(shape_name: str, folder: Path) -> None:
 
 
 def load_once(options: argparse.Namespace) -> dict[str, Any]:
-    """Load, then read a prompt and write a reply."""
+    """Load, then read a prompt and generate a reply."""
     began = time.perf_counter()
     from core.startup.environment import importing, prepare_environment
 

@@ -1,9 +1,9 @@
-"""Removes one wait or one move between devices after the other, and sees whether the tests on the second device notice.
+"""Mutation test of the waits and copies between devices: removes one at a time and runs the second-device tests.
 
     python -m tests.bench.missing_waits [--only TEXT] [--skip N] [--count N]
 
-Prints a table: what was removed, and the first test that failed. Each mutant is a copy of `core` in a temporary folder.
-Some minutes in all, so this is no part of the normal tests; ends 1 if a mutant survived.
+Prints a table of what was removed and the first test that failed. Each mutant is a copy of `core` in a temporary
+folder. Not part of the test suite because it takes minutes. Exits with 1 if a mutant survived.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIMIT_S, OUTPUT = 300, "said.txt"
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` in one file of `core` becomes `new`; `tests` picks those that should notice (as for pytest -k)."""
+    """A mutation: in one file of `core`, `old` becomes `new`. `tests`: the tests that should fail, as for pytest -k."""
 
     what: str
     file: str
@@ -209,7 +209,7 @@ MOVES = (
 
 
 def outcome(mutant: Mutant) -> str:
-    """The first test that failed, '' if none did."""
+    """Return the first test that failed, '' if none did."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("core", "tests"):
             shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
@@ -224,7 +224,7 @@ def outcome(mutant: Mutant) -> str:
 
 
 def _outcome(folder: Path, tests: str) -> str:
-    # Forked, with torch and transformers imported already: they take longer than most of the tests.
+    # Forked, with torch and transformers imported already: importing takes longer than most of the tests.
     child = multiprocessing.get_context("fork").Process(target=_test, args=(folder, tests))
     child.start()
     child.join(LIMIT_S)
@@ -241,7 +241,7 @@ def _outcome(folder: Path, tests: str) -> str:
 
 
 def _test(folder: Path, tests: str) -> None:
-    """In the child: run the tests of this folder with its `core`."""
+    """Run a folder's tests with its `core`, in the child process."""
     os.chdir(folder)
     said = os.open(OUTPUT, os.O_CREAT | os.O_WRONLY)
     os.dup2(said, 1)

@@ -1,10 +1,10 @@
-"""What a model's own MTP head gains where it is always right: streamed from RAM to a simulated card, and on the CPU.
+"""Measures the gain of an MTP head whose drafts are always right, streamed to a simulated card and on the CPU.
 
     python -m tests.bench.mtp [--family glm4_moe] [--hidden 1536] [--layers 12] [--simulate-gpu SPEC] [--strategy S]
 
-Makes a checkpoint of true cost whose tokens follow each other in a certain order, which its head knows as well
-(`tests.core.mtp_heads`): acceptance is 1 by design, so what is measured is the path. Plain and drafted passes in turn;
-the last line is JSON.
+Creates a checkpoint of realistic cost whose tokens follow a fixed order that its head knows as well
+(`tests.core.mtp_heads`). Acceptance is 1 by design, so the path is measured. Plain and drafted passes alternate. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def checkpoint(folder: Path, options: argparse.Namespace) -> Path:
         "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 4), "head_dim": 128,
         "vocab_size": options.vocabulary, "tie_word_embeddings": False,
     }  # fmt: skip
-    # All experts are chosen by each token: a pass of several rows reads no more of them than one of one row.
+    # Every token uses all experts: a pass of several rows reads no more of them than a pass of one row.
     experts = {
         "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
         "moe_intermediate_size": 3 * options.hidden // 2,
@@ -62,7 +62,7 @@ def load(folder: Path, options: argparse.Namespace, draft: str) -> LoadedModel:
 
 
 def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Speculation]:
-    """Tokens/s of `count` tokens after the first ten, which find the sizes of drafts."""
+    """Return tokens/s of `count` tokens after the first ones, during which draft sizes settle."""
     model.cache.reset()
     ids = list(range(7, 71))
     ahead = Speculation([model.draft.drafter(model.cache, ids)] if model.draft else [])

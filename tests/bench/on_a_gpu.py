@@ -1,12 +1,12 @@
-"""All that a real graphics card has to show, in one command that fits into eight minutes and goes on where it stopped.
+"""Checks and measures a real graphics card in one command of eight minutes, which can be resumed.
 
     python -m tests.bench.on_a_gpu [--minutes 8] [--out FOLDER] [--peer ACCELERATE_SCRIPT]
     python -m tests.bench.on_a_gpu --dry-run        (a small model on a simulated card: shows that the script works)
 
-Runs from the sources with torch, transformers, safetensors and psutil. Checks the card, compares tokens, keeps to
-budgets, and measures strategies, plain offloading and, where the card tells it, energy. A row is printed and kept in
-FOLDER when it is known; those that are there already are not measured again. FOLDER/report.md is for an issue. Ends 1
-if the card failed a check or a budget was not kept.
+Runs from source with torch, transformers, safetensors and psutil. Checks the card, compares tokens, checks memory
+budgets, and measures strategies, plain offloading and, if the card reports it, energy. Each row is printed and saved in
+FOLDER when it is known; saved rows are not measured again. FOLDER/report.md is for an issue. Exits with 1 if the card
+failed a check or a budget was exceeded.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ DRY_CARD = ("--simulate-gpu", "vram=256MiB,link=2GB/s")
 SAMPLE_S = 0.2
 REPORT = "report.md"
 ENOUGH_S = 15.0
-"""With less time left than this nothing is begun."""
+"""With less time left, no case is started."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One bench run of a shape or a folder under a cap on the card's memory."""
+    """One bench run of a shape or a folder, with a limit on the card's memory."""
 
     model: str
     vram_gib: float
@@ -59,7 +59,7 @@ class Case:
         ]  # fmt: skip
 
 
-# In the order of their worth: time may not allow for all.
+# By decreasing value: time may not suffice for all.
 CASES = (
     *(Case("llama-3.1-8b", 8, strategy) for strategy in STRATEGIES),
     *(Case("opt-30b", 24, strategy, new_tokens=32) for strategy in STRATEGIES),
@@ -76,7 +76,7 @@ DRY_SAME_TOKENS = (SAME_TOKENS[0], SAME_TOKENS[1])
 
 
 class Energy:
-    """Joules of a card while something runs, from what nvidia-smi or rocm-smi tell; None where neither does."""
+    """Joules used by a card while something runs, from nvidia-smi or rocm-smi; None if neither reports power."""
 
     COMMANDS = (
         ("nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"),
@@ -114,7 +114,7 @@ class Energy:
 
 
 def run(command: list[str], seconds: float) -> Row:
-    """The JSON object that a command prints last, or what went wrong."""
+    """Run a command and return the JSON object on its last line, or the error."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -127,7 +127,7 @@ def run(command: list[str], seconds: float) -> Row:
 
 
 def self_check(device: tuple[str, ...], seconds: float) -> Row:
-    """What the engine's own trial of the card says."""
+    """Return the result of the engine's trial of the card."""
     if device:
         return {"name": "Simulated GPU", "why": ""}
     found = run([sys.executable, "-m", "core.accelerators.trial"], seconds)
@@ -135,7 +135,7 @@ def self_check(device: tuple[str, ...], seconds: float) -> Row:
 
 
 def benched(case: Case, model: tuple[str, ...], device: tuple[str, ...], seconds: float) -> Row:
-    """One bench run, with energy and whether the budget was kept."""
+    """Run one bench with an energy reading, and check the memory budget."""
     with Energy() as energy:
         row = run(case.command(model, device), seconds)
     row.pop("plan", None)
@@ -146,7 +146,7 @@ def benched(case: Case, model: tuple[str, ...], device: tuple[str, ...], seconds
 
 
 def small_model(folder: Path) -> Path:
-    """A random fp32 model that is large enough to be divided, written once."""
+    """Create, once, a random fp32 model that is large enough to be split."""
     from tests.core.families import make_model
     from tests.core.tiny_tokenizer import write_tokenizer
 
@@ -159,12 +159,12 @@ def small_model(folder: Path) -> Path:
 
 
 def measured_model(case: Case, options: argparse.Namespace) -> tuple[str, ...]:
-    """How a bench names what it measures: a shape, or in a dry run the small model."""
+    """Return the bench's model arguments: a shape, or in a dry run the small model."""
     return (str(small_model(options.out)),) if options.dry_run else ("--shape", case.model)
 
 
 def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """The name of each row and what measures it in so many seconds."""
+    """Yield each row's name, and a function that measures it within a number of seconds."""
     device = DRY_CARD if options.dry_run else ()
     yield "self-check", lambda seconds: self_check(device, seconds)
     for case in DRY_SAME_TOKENS if options.dry_run else SAME_TOKENS:
@@ -181,13 +181,13 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def same_tokens(rows: dict[str, Row]) -> bool | None:
-    """Whether every division of the model gave the words that the processor alone gives; None before there are two."""
+    """Whether every split of the model gave the processor's own tokens; None with fewer than two results."""
     hashes = [row.get("output_sha256") for name, row in rows.items() if name.startswith("same tokens")]
     return None if len(hashes) < 2 else None not in hashes and len(set(hashes)) == 1
 
 
 def line(name: str, row: Row) -> str:
-    """One row of the table."""
+    """Format one row of the table."""
     if row.get("error"):
         return f"| {name} | {row['error']} | | | | | |"
     if "decode_tok_s" not in row:
@@ -204,7 +204,7 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def report(rows: dict[str, Row], missing: list[str]) -> str:
-    """All rows as Markdown, and what time did not allow for."""
+    """Format all rows as Markdown, and list what there was no time for."""
     import torch
     import transformers
 
@@ -217,7 +217,7 @@ def report(rows: dict[str, Row], missing: list[str]) -> str:
 
 
 def keep(kept: Path, rows: dict[str, Row]) -> None:
-    """Write the rows and the report of them as one step each: the run may be killed at any time."""
+    """Write rows and report atomically: the run may be killed at any time."""
     for path, text in ((kept, json.dumps(rows)), (kept.with_name(REPORT), report(rows, ["what comes after these"]))):
         unfinished = path.with_suffix(".part")
         unfinished.write_text(text, encoding="utf-8")
@@ -225,7 +225,7 @@ def keep(kept: Path, rows: dict[str, Row]) -> None:
 
 
 def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], list[str]]:
-    """All rows that time allows for, and the names of the others."""
+    """Measure all rows that time allows; return them and the names of the others."""
     until = time.monotonic() + 60 * options.minutes
     rows: dict[str, Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     missing: list[str] = []
@@ -243,7 +243,7 @@ def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], li
         rows[name] = row
         keep(kept, rows)
         if name == "self-check" and row.get("error"):
-            break  # nothing else can be had of such a card
+            break  # nothing else can be measured on such a card
     return rows, missing
 
 
@@ -257,7 +257,7 @@ def main() -> int:
     if options.dry_run:
         options.out = options.out / "dry-run"
     options.out.mkdir(parents=True, exist_ok=True)
-    # Measurements of this machine are remembered beside the rows, and need no library that knows its folders.
+    # Profiles of this machine are kept beside the rows, without a library that knows its folders.
     os.environ.setdefault("HETEGEN_HOME", str(options.out / "home"))
     rows, missing = measure(options, options.out / "rows.json")
     (options.out / REPORT).write_text(report(rows, missing), encoding="utf-8")

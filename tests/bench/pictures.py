@@ -1,4 +1,4 @@
-"""Pictures of the window and its dialogs: light and dark, 1x and 2x, in every state, some of them in German.
+"""Takes screenshots of the window and its dialogs: light and dark, 1x and 2x, in every state, some in German.
 
 `python -m tests.bench.pictures FOLDER [--scale 1] [--only PART_OF_A_NAME]`
 """
@@ -27,7 +27,7 @@ SCALES = ("1", "2")
 
 
 def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[], Any]]]:
-    """Each scene's name, what it plays, and what makes its stage."""
+    """Yield each scene's name, its actions, and the factory of its stage."""
     for name, scene in SCENES.items():
         yield name, scene, partial(Stage, mode)
         if name in IN_GERMAN:
@@ -39,7 +39,7 @@ def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[]
 
 
 def paint(folder: Path, scale: str, only: str) -> None:
-    """All scenes at one scale (Qt reads the scale once, so each scale is a process of its own)."""
+    """Save all scenes at one scale. Qt reads the scale once, so each scale needs its own process."""
     qt = QApplication([])
     qt.setStyle("Fusion")
     if "Inter" in QFontDatabase.families():

@@ -1,10 +1,10 @@
-"""What prompt lookup gains on text that repeats its prompt, and costs on text that does not.
+"""Measures prompt lookup on text that repeats its prompt and on text that does not.
 
     python -m tests.bench.prompt_lookup [--shape llama-3.2-1b] [--format int8] [--tokens 300] [--rounds 2]
 
-The weights are random, so the "model" is made to say a given text: the sampler returns its next token. Editing: the
-README again, with every 30th word changed. Other: CONTRIBUTING.md after the README. Tokens are the built-in guide's, so
-words repeat as they do in real text. With and without lookup in turn; the last line is one JSON object.
+Weights are random, so the sampler makes the model say a given text. Editing: the README again with every 30th word
+changed. Other: CONTRIBUTING.md after the README. Tokens are the built-in guide's, so that words repeat as in real text.
+Runs with and without lookup alternate. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVERY = 30
 
 
 class Script:
-    """A sampler that says a text, whatever the logits are."""
+    """A sampler that returns a given text, whatever the logits."""
 
     def __init__(self, prompt: Sequence[int], reply: Sequence[int]) -> None:
         self._all = [*prompt, *reply]
@@ -41,7 +41,7 @@ class Script:
 
 
 def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
-    """Prompt and reply as ids."""
+    """Return prompt and reply as ids."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(ROOT / "assets" / "builtin-model" / "tokenizer.json"))
@@ -57,7 +57,7 @@ def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
 
 
 def rate(loaded: LoadedModel, prompt: list[int], reply: list[int], speculation: Speculation | None) -> float:
-    """Tokens/s of saying the reply."""
+    """Return tokens/s for generating the reply."""
     sample: Any = Script(prompt, reply)
     said, began = 0, 0.0
     for step in generate(loaded.model, loaded.cache, prompt, sample, never, speculation=speculation):

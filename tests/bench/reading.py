@@ -1,6 +1,6 @@
-"""What a long conversation costs the window: opening 2,000 messages, and 2,000 lines that stream into them.
+"""Measures long conversations in the window: opening 2,000 messages, and streaming 2,000 lines.
 
-`python -m tests.bench.reading [--messages 2000] [--lines 2000] [--tokens-s 100]`: one JSON line.
+`python -m tests.bench.reading [--messages 2000] [--lines 2000] [--tokens-s 100]` prints one JSON line.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PER_BLOCK = 40
 WIDTH = 760
 OPENINGS = 5
 STATS_EVERY = 25
-"""Tokens: the engine sends figures four times a second."""
+"""Tokens between figures: the engine sends them four times a second."""
 
 
 def reply(lines: int) -> Iterator[str]:
-    """A reply of so many lines, half a line at a time: blocks of code and of prose in turn."""
+    """Yield a reply of `lines` lines, half a line at a time, alternating blocks of code and prose."""
     for at in range(lines):
         block, inside = divmod(at, PER_BLOCK)
         is_code = block % 2 == 0
@@ -49,7 +49,7 @@ def reply(lines: int) -> Iterator[str]:
 
 
 class PacedEngine:
-    """Writes a long reply at a steady pace."""
+    """Streams a long reply at a steady pace."""
 
     def __init__(self, lines: int, tokens_s: float) -> None:
         self._lines, self._pause = lines, 1 / tokens_s
@@ -79,7 +79,7 @@ class PacedEngine:
 
 
 def stored(app: Application, messages: int) -> str:
-    """A conversation on the disk; its id."""
+    """Store a conversation on disk and return its id."""
     store = app.library._store
     assert store is not None
     conversation, parent = Conversation(title="Long"), None
@@ -95,7 +95,7 @@ def stored(app: Application, messages: int) -> str:
 
 
 def open_ms(app: Application, id: str) -> list[tuple[float, float]]:
-    """From the press on a conversation until it is painted, several times: by the clock, and of it the processor's."""
+    """Measure, several times, from opening a conversation until it is painted: (wall, processor) milliseconds."""
     took = []
     for _ in range(OPENINGS):
         app.commands.act("new_chat")
@@ -110,13 +110,13 @@ def open_ms(app: Application, id: str) -> list[tuple[float, float]]:
 
 
 def streaming(app: Application) -> dict[str, Any]:
-    """Ticks and the window's own processor time while a reply is written."""
+    """Measure tick delays and the window's processor time during a reply."""
     process, marks = psutil.Process(), []
     app.session.submit("Write")
     until(lambda: app.session.state.phase == "replying", 600, 0.0005)
     before, ticks = process.memory_info().rss, Ticks()
     while app.session.state.busy:
-        # Waiting instead of polling: what is counted is the window's own work.
+        # Wait instead of polling, because only the window's own work counts.
         QApplication.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
         stats = app.session.state.stats
         marks.append((stats.new_tokens if stats else 0, time.thread_time()))
@@ -131,7 +131,7 @@ def streaming(app: Application) -> dict[str, Any]:
 
 
 def hostile() -> dict[str, float]:
-    """The longest step of the window with each of the hostile replies, in milliseconds of its own processor time."""
+    """Return the window's longest step with each hostile reply, in milliseconds of processor time."""
     port = QWidget()
     port.resize(WIDTH, 780)
     port.show()
@@ -154,7 +154,7 @@ def longest_step(port: QWidget, text: str) -> float:
 
 
 def cost(marks: list[tuple[int, float]], start: int) -> float:
-    """Milliseconds of the window's thread per token, over the hundred from `start` on."""
+    """Return milliseconds of the window's thread per token, over the hundred tokens from `start`."""
     inside = [(tokens, at) for tokens, at in marks if start <= tokens <= start + 100]
     return (inside[-1][1] - inside[0][1]) * 1e3 / max(1, inside[-1][0] - inside[0][0])
 

@@ -1,8 +1,10 @@
-"""Real servers of other programs as remote models: `python -m tests.bench.remote_servers llama_cpp|transformers MODEL`.
+"""Tests other programs' servers as remote models.
 
-Each is a process of its own on loopback; both need `fastapi`, the first also `llama-cpp-python[server]`. Printed are,
-for the engine of remote models alone and then for the whole window (offscreen): a reply, a stop in mid-reply and how
-long the server computes after it, a wrong key, and the server's death in mid-reply.
+    python -m tests.bench.remote_servers llama_cpp|transformers MODEL
+
+Each server is a process of its own on loopback. Both need `fastapi`, the first also `llama-cpp-python[server]`. Prints,
+for the remote engine alone and then for the whole window (offscreen): a reply, a stop in mid-reply with the time until
+the server is idle, a wrong key, and the server's death in mid-reply.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def killed(engine: RemoteEngine, server: RealServer) -> str:
 
 
 def with_engine(server: RealServer, say: Say) -> None:
-    """The engine of remote models alone."""
+    """Test the remote engine alone."""
     engine, outcome = loaded(server, KEY)
     say("load", outcome.name if isinstance(outcome, Loaded) else str(outcome))
     say("reply", reply(engine))
@@ -69,7 +71,7 @@ def with_engine(server: RealServer, say: Say) -> None:
 
 
 def with_window(server: RealServer, say: Say) -> None:
-    """The whole window: its page, its composer, its transcript, its notices."""
+    """Test the whole window: remote page, composer, transcript, notices."""
     from PySide6.QtWidgets import QApplication
 
     from tests.app.remote_user import remote_user

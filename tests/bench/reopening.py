@@ -1,7 +1,7 @@
-"""How soon a long conversation goes on after a restart: what was read is taken from the disk, or read again.
+"""Measures how soon a long conversation goes on after a restart: from the KV cache on disk, or by reading again.
 
-`python -m tests.bench.reopening [--shape llama-3.2-1b] [--tokens 6000] [--format int8] [--kv int8]`: one JSON line.
-The file is read twice, first after the system forgot its pages in memory (`cold`: whether it can be asked to).
+`python -m tests.bench.reopening [--shape llama-3.2-1b] [--tokens 6000] [--format int8] [--kv int8]` prints one JSON
+line. The file is read twice, first after the system dropped its cached pages (`cold`: whether that is supported).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUESTION = [11, 12, 13, 14, 15, 16, 17, 18]
 
 
 def go_on(loaded: LoadedModel, ids: list[int], count: int) -> tuple[float, list[int]]:
-    """Seconds to the first token after `ids`, and the first `count`."""
+    """Return the seconds to the first token after `ids`, and the first `count` tokens."""
     began, first, drawn = time.perf_counter(), 0.0, []
     for step in generate(loaded.model, loaded.cache, ids, make_sampler(resolve(GREEDY, Sampling())), never):
         if isinstance(step, DrawnToken):
@@ -43,13 +43,13 @@ def go_on(loaded: LoadedModel, ids: list[int], count: int) -> tuple[float, list[
 
 
 def measure(shape: str, tokens: int, options: LoadOptions) -> dict[str, Any]:
-    """Reads a prompt whole and goes on, keeps it, and goes on again from the file."""
+    """Read a prompt and go on, save its KV cache, and go on again from the file."""
     *_, loaded = load_model(f"shape:{shape}", options)
     assert isinstance(loaded, LoadedModel)
     source = random.Random(0)
     prompt = [source.randrange(100, 30_000) for _ in range(tokens)]
     again_s, _ = go_on(loaded, [*prompt, *QUESTION], 32)
-    # What is read behind the prompt alone is rounded otherwise than in one pass with its end: so it is here, too.
+    # Reading the prompt alone rounds differently from one pass that includes its end: do the same here.
     loaded.cache.rewind(tokens)
     _, expected = go_on(loaded, [*prompt, *QUESTION], 32)
     loaded.cache.rewind(tokens)
@@ -77,7 +77,7 @@ def measure(shape: str, tokens: int, options: LoadOptions) -> dict[str, Any]:
 
 
 def drop_pages(path: Path) -> bool:
-    """Have the system forget what it holds of a file in memory; whether it can be asked to."""
+    """Make the system drop a file's cached pages; return whether it supports that."""
     if not hasattr(os, "posix_fadvise"):
         return False
     with path.open("rb") as file:
@@ -87,7 +87,7 @@ def drop_pages(path: Path) -> bool:
 
 
 def reopened(kept: KeptReadings, loaded: LoadedModel, prompt: list[int]) -> tuple[float, float, list[int]]:
-    """Seconds to take the prompt from its file, and from there to the first token; and what follows."""
+    """Return the seconds to load the prompt from its file, then to the first token, and what follows."""
     loaded.cache.reset()
     began = time.perf_counter()
     kept.recall("bench", loaded.cache, [*prompt, *QUESTION], 0, torch.device("cpu"))

@@ -1,6 +1,7 @@
-"""How late the window's ticks are while a model of random weights computes on all cores, and how soon Stop works.
+"""Measures the window's tick delays while a random model computes on all cores, and how soon Stop works.
 
-`python -m tests.bench.responsiveness [--shape llama-3.2-1b] [--seconds 60] [--prompt-tokens 4000]`: one JSON line.
+`python -m tests.bench.responsiveness [--shape llama-3.2-1b] [--seconds 60] [--prompt-tokens 4000]` prints one JSON
+line.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WORDS = [
 
 
 class RandomModel:
-    """The real engine's loading and forward passes; made-up words instead of a tokenizer."""
+    """The real engine's loading and forward passes, with made-up words instead of a tokenizer."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
@@ -98,7 +99,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Loads, measures ticks while loading and generating, then Stop in mid-prefill."""
+    """Measure ticks while loading and generating, then Stop during prefill."""
     from PySide6.QtWidgets import QApplication
 
     from app.application import Application, StartOptions

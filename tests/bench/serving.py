@@ -1,7 +1,7 @@
-"""How the local server holds up: `python -m tests.bench.serving MODEL [--seconds 60] [--schemas 500] [--fuzz 2000]`.
+"""Stress-tests the local server: `python -m tests.bench.serving MODEL [--seconds 60] [--schemas 500] [--fuzz 2000]`.
 
-Prints, one line each: many clients at once, clients that leave, fuzzed bodies, random JSON schemas, what a grammar
-costs per token, and the speed of one stream beside the engine's own.
+Prints one line each for: many clients at once with some disconnecting, fuzzed bodies, random JSON schemas, and the
+speed of one stream, also with a grammar, relative to the engine's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.bench.crowd import CHAT, CLIENTS, QUESTION, post
 
 
 def many_clients(server: Server, seconds: float) -> str:
-    """A crowd in a process of its own; whether memory and threads stay what they were."""
+    """Serve a crowd in a process of its own; report the answers and any growth of memory and threads."""
     threads = threading.active_count()
     memory, answers = beside_crowd(server.port, seconds, lambda: None)
     while server.activity.running:
@@ -40,7 +40,7 @@ def many_clients(server: Server, seconds: float) -> str:
 
 
 def beside_crowd(port: int, seconds: float, meanwhile: Callable[[], None]) -> tuple[list[int], str]:
-    """This process's memory, once a second while the crowd asks, and what the crowd says."""
+    """Return this process's memory, sampled once a second during the crowd's requests, and the crowd's report."""
     process, memory, sampled = psutil.Process(), [], time.monotonic()
     program = [sys.executable, "-m", "tests.bench.crowd", str(port), str(seconds)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as clients:
@@ -55,13 +55,13 @@ def beside_crowd(port: int, seconds: float, meanwhile: Callable[[], None]) -> tu
 
 
 def growth(memory: list[int]) -> float:
-    """MiB that the last third has more than the second."""
+    """Return the growth, in MiB, from the second to the last third."""
     third = len(memory) // 3
     return (statistics.mean(memory[-third:]) - statistics.mean(memory[third : 2 * third])) / 2**20
 
 
 def schemas(server: Server, count: int) -> str:
-    """Replies under random schemas, sampled hot: how many parse and have what is required."""
+    """Request replies under random schemas at a high temperature; count those that parse and fit."""
     chance, good, cut = random.Random(0), 0, 0
     for number in range(count):
         schema = random_schema(chance)
@@ -120,7 +120,7 @@ def fuzzed_bodies(server: Server, count: int) -> str:
 
 
 def speeds(engine: Engine, server: Server) -> str:
-    """Tokens per second in turns: the engine alone, one stream of the server, a stream held to a grammar."""
+    """Compare tokens per second, alternately: the engine alone, one stream, and a stream constrained by a grammar."""
     alone, streamed, held = [], [], []
     array = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}, "minItems": 50}},
              "required": ["a"], "additionalProperties": False}  # fmt: skip
@@ -135,7 +135,7 @@ def speeds(engine: Engine, server: Server) -> str:
     )
 
 
-BIAS = tuple((token, -100.0) for token in (2, 4))  # the ends of the two models that this is run with
+BIAS = tuple((token, -100.0) for token in (2, 4))  # the end tokens of the two models that this is run with
 
 
 def _alone(engine: Engine) -> float:
@@ -146,7 +146,7 @@ def _alone(engine: Engine) -> float:
 
 
 def _streamed(server: Server, more: dict[str, Any]) -> float:
-    """As a client measures it that is a program of its own."""
+    """Return a stream's speed as measured by a client in another process."""
     body = {"messages": QUESTION, "max_tokens": 96, "temperature": 0, "stream": True, "logit_bias": dict(BIAS)} | more
     body["stream_options"] = {"include_usage": True}
     client = [sys.executable, "-m", "tests.bench.stream_client", str(server.port), "1"]

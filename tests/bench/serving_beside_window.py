@@ -1,8 +1,9 @@
-"""How late the window is while it serves a crowd: `python -m tests.bench.serving_beside_window [--seconds 60]`.
+"""Measures the window's tick delays while it serves a crowd.
 
-The server is started inside the window's process, as its page does; the clients are a process of their own. Printed are
-the ticks of the window alone and beside the crowd, the clients' answers, and what memory and threads are left. With
-`--chat` the window asks for replies of its own all the while.
+`python -m tests.bench.serving_beside_window [MODEL] [--seconds 60]` starts the server inside the window's process, as
+its page does, and the clients in a process of their own. Prints the ticks of the window alone and beside the crowd, the
+clients' answers, and the growth of memory and threads. With `--chat` the window asks for replies of its own all the
+time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ QUIET_S = 5.0
 
 
 def measure(model: str, seconds: float, chats: bool) -> None:
-    """Start the window with its server, and print a line for each part."""
+    """Start the window with its server and print a line per part."""
     from PySide6.QtWidgets import QApplication
 
     from app.application import Application, StartOptions

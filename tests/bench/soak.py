@@ -1,11 +1,11 @@
-"""Hours of disturbance in minutes: one model on the second device whose plan, memory and card change all the time.
+"""Soak test: one model on the second device whose plan, memory and card change all the time.
 
     python -m tests.bench.soak [--minutes 30] [--seed 0] [--family llama]
 
-Each round answers the same question and does something in its middle: any plan at all, other limits, a card that
-shrinks, fills up, is lost or comes back, a reply that is stopped. Every answer must be the CPU's own (a stopped one its
-beginning), nothing may have touched the card's memory out of order, and memory must not grow. Prints one JSON line at
-the end; ends 1 at the first round that breaks a rule, and says which.
+Each round asks the same question and disturbs its answer: by a random plan, other limits, a card that shrinks, fills
+up, is lost or comes back, or by stopping the reply. Every answer must equal the CPU's (a stopped one its beginning), no
+access to the card's memory may be out of order, and memory must not grow. Prints one JSON line at the end. Exits with 1
+at the first round that breaks a rule, naming it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from tests.core.tiny_tokenizer import chat_model
 CARD = "vram=60MiB,link=2GB/s,gpu=100GB/s"
 CARD_BYTES, SMALL_BYTES, NO_LIMIT = 60 << 20, 12 << 20, 1e9
 WARM_ROUNDS = 40
-"""Memory is compared with what it was after these: by then every way has been gone."""
+"""Memory is compared with its size after these rounds, when every path has run."""
 MOST_GROWTH = 128 << 20
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 5}
 
 
 @dataclass
 class Soak:
-    """One engine under test, and what happened to it so far."""
+    """One engine under test, and what has happened to it so far."""
 
     engine: Engine
     device: SecondDevice
@@ -63,7 +63,7 @@ class Soak:
         return self.engine.loaded
 
     def round(self) -> str:
-        """One question with something in the middle of the answer; what was wrong, '' for nothing."""
+        """Ask once, disturb the answer, and return what was wrong ('' for nothing)."""
         name, disturb = self.chance.choice(DISTURBANCES)
         self.happened[name] += 1
         at, stopped, pieces = self.chance.randint(1, 12), [False], list[str]()
@@ -84,11 +84,11 @@ class Soak:
         return self.device.violation()
 
     def _recover(self) -> str:
-        """Every other time the card is given back whole, and looked for."""
+        """Every other time, restore the whole card and look for it."""
         if self.chance.random() < 0.5:
             return ""
         self.launches += self.device.get("launches")
-        self.device.plug(True)  # as after a reset of the driver: a launch that failed is forgotten
+        self.device.plug(True)  # as after a driver reset, which clears a failed launch
         self.device.set(capacity=CARD_BYTES, link=self.chance.choice((50e6, 2e9)))
         (event,) = self.engine.replan(None, None)
         self.happened["looked for the card"] += 1
@@ -96,7 +96,7 @@ class Soak:
 
 
 def ask() -> Request:
-    """Always the same."""
+    """Return the request, always the same."""
     return Request((Message("user", "Who is the fox?"),), Sampling(temperature=0, max_new_tokens=24))
 
 
@@ -108,7 +108,7 @@ def stop(_: Soak) -> object:
 
 
 def any_plan(soak: Soak) -> None:
-    """Shares that no planner would choose, layers on the CPU alone, states here and there."""
+    """Apply a random plan: splits that no planner would choose, layers on the CPU alone, states here and there."""
     move(soak, random_plan(soak.loaded, soak.chance))
 
 
@@ -149,12 +149,12 @@ def fail_later(soak: Soak) -> None:
 
 
 def limit(soak: Soak) -> None:
-    """As from the settings, in the middle of a reply."""
+    """Change a limit in the middle of a reply, as from the settings."""
     soak.loaded.limit(soak.chance.choice((SMALL_BYTES, 2 * SMALL_BYTES, None)), None)
 
 
 def nothing(_: Soak) -> None:
-    """A round like any other."""
+    """No disturbance."""
 
 
 DISTURBANCES: list[tuple[str, Callable[[Soak], object]]] = [
@@ -165,7 +165,7 @@ DISTURBANCES: list[tuple[str, Callable[[Soak], object]]] = [
 
 
 def random_plan(loaded: LoadedModel, chance: random.Random) -> Plan:
-    """Any division of every linear, the same residents in every phase; the layers of the CPU's have none."""
+    """Return a random split of every linear, with the same residents in every phase; CPU layers have none."""
     spec = loaded.spec
     hosted = {number for number in range(spec.layers) if chance.random() < 0.3}
     linears = []
@@ -212,7 +212,7 @@ def soaking(seed: int, family: str) -> Iterator[Soak]:
 
 
 def first_answer(soak: Soak, model: Path) -> str:
-    """What the CPU says alone."""
+    """Return the CPU's answer."""
     list(soak.engine.load(model, LoadOptions(context=512)))
     events = list(soak.engine.chat(ask()))
     assert isinstance(events[-1], Finished), events[-1]
@@ -220,7 +220,7 @@ def first_answer(soak: Soak, model: Path) -> str:
 
 
 def run(soak: Soak, seconds: float) -> dict[str, Any]:
-    """Rounds until the time is over or one breaks a rule; the figures."""
+    """Run rounds until the time is over or one breaks a rule; return the figures."""
     until, rounds, wrong, warm, most, course = time.monotonic() + seconds, 0, "", 0, 0, list[int]()
     while time.monotonic() < until and not wrong:
         wrong, rounds = soak.round(), rounds + 1
@@ -241,7 +241,7 @@ def run(soak: Soak, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Soak, and say what came of it."""
+    """Run the soak test and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)

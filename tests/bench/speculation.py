@@ -1,12 +1,11 @@
-"""What drafting ahead gains on a real model: plain decoding and each drafter in turn, on the same questions.
+"""Measures the gain of drafting on a real model: plain decoding and each drafter alternately, on the same questions.
 
     python -m tests.bench.speculation FOLDER|shape:NAME [--draft self] [--simulate-gpu SPEC] [--vram SIZE]
-    python -m tests.bench.speculation FOLDER --settings 1 2 3    # of the eight that predictions are judged in
+    python -m tests.bench.speculation FOLDER --settings 1 2 3    # of the eight on which predictions are judged
 
-A shape has random weights: it shows the paths, not real acceptance.
-Prints tokens/s of each, the ratio, acceptance and tokens per pass, and what the plan expected; the last line is JSON.
-`predicted` is what the plan's prices say of the passes that were made and the tokens that were drafted, `expected`
-what it said before anything was known of acceptance.
+A shape has random weights: it shows the paths, not real acceptance. Prints tokens/s of each, the ratio, acceptance,
+tokens per pass, and the plan's expectation. `predicted` follows from the plan's prices of the passes made and the
+tokens drafted; `expected` is its estimate before acceptance was known. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ TEXTS = {
 
 
 class Counted(Speculation):
-    """Also counts the passes in which something was checked."""
+    """Also counts the passes that checked drafts."""
 
     checks = 0
 
@@ -86,18 +85,18 @@ def load(options: argparse.Namespace, draft: str) -> LoadedModel:
 
 
 def drafters(model: LoadedModel) -> Counted:
-    """The model that drafts by itself, or prompt lookup where there is none."""
+    """Return the model's own drafter, or prompt lookup if it has none."""
     return Counted([model.draft.drafter(model.cache, [1])] if model.draft else [PromptLookup()])
 
 
 def predicted(model: LoadedModel, passes: int, tokens: int, tried: int) -> float:
-    """The gain by the plan's prices of so many passes that drafted `tried` tokens and gave `tokens`."""
+    """Return the gain, by the plan's prices, of `passes` that drafted `tried` tokens and yielded `tokens`."""
     asked = prices(model.plan, model.draft.plan if model.draft else None)
     return tokens / (passes + tried * (asked.draft + asked.row))
 
 
 def rate(model: LoadedModel, question: str, temperature: float, ahead: Speculation | None, count: int) -> float:
-    """Tokens/s of `count` tokens after the first."""
+    """Return tokens/s of `count` tokens after the first."""
     model.cache.reset()
     ids = _prompt(model, question)
     sample = make_sampler(resolve(Sampling(temperature=temperature, seed=1), Sampling()))
@@ -121,7 +120,7 @@ def _prompt(model: LoadedModel, question: str) -> list[int]:
 def compare(
     plain: LoadedModel, drafted: LoadedModel, temperature: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Both in turn over all questions; medians over the pairs."""
+    """Run both alternately over all questions; return medians over the pairs."""
     pairs, passes, tokens, tried, taken = [], 0, 0, 0, 0
     rate(plain, "Hello.", 0.0, None, 8)
     for question in TEXTS[options.text][: options.questions] * options.rounds:
@@ -132,7 +131,7 @@ def compare(
         passes, tokens = passes + ahead.passes, tokens + ahead.tokens
         tried, taken = tried + ahead.drafted, taken + ahead.taken
     ratio = statistics.median(after / before for before, after in pairs)
-    # A model that drafts takes room from the other one, which is then slower by itself.
+    # A drafting model takes memory from the other one, which is then slower by itself.
     slower = drafted.plan.decode_times.total / plain.plan.decode_times.total
     guess = predicted(drafted, passes, tokens, tried) / slower
     return {
@@ -153,7 +152,7 @@ def compare(
 
 
 def judged(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One setting after the other."""
+    """Run the chosen settings one after another."""
     results = []
     for number in options.settings:
         chosen = {"simulate_gpu": None, "strategy": "hetegen", **SETTINGS[number - 1]}
@@ -163,7 +162,7 @@ def judged(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Plain and drafted at each temperature."""
+    """Compare plain and drafted decoding at each temperature."""
     plain, drafted = load(options, LOOKUP), load(options, options.draft)
     results = []
     for temperature in options.temperatures:

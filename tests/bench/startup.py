@@ -1,6 +1,6 @@
-"""How long the program takes from its start to a visible window, and from there until the guide can be asked.
+"""Measures the time from the program's start to a visible window, and from there until the guide is ready.
 
-`python -m tests.bench.startup [--runs 7]`: one JSON line with medians, after one start that fills the caches.
+`python -m tests.bench.startup [--runs 7]` prints one JSON line with medians, after one start that fills the caches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-# The program's own self-test, but in a home that stays, as a person's does.
+# The program's self-test, but with a home that persists, like a user's.
 ONE_START = """
 import sys
 from app.__main__ import arguments, prepare_environment, run
@@ -23,7 +23,7 @@ sys.exit(run(arguments(["--self-test"])))
 
 
 def start(home: str) -> dict[str, float]:
-    """Seconds from the start of the process to the window, and from the window to the loaded guide."""
+    """Return the seconds from process start to the window, and from the window to the loaded guide."""
     environ = {"QT_QPA_PLATFORM": "offscreen", **os.environ, "HETEGEN_HOME": home}
     done = subprocess.run([sys.executable, "-c", ONE_START], env=environ, check=True, capture_output=True, text=True)
     report = json.loads(done.stdout.splitlines()[-1])

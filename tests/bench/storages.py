@@ -1,11 +1,11 @@
-"""Every storage of the engine on one model: bytes, what it costs in quality, and how fast it decodes.
+"""Measures every storage of the engine on one model: bytes, quality, and decoding speed.
 
     python -m tests.bench.storages FOLDER|shape:NAME [--text FILE] [--windows 8] [--storages all]
 
 With a text: perplexity, agreement and divergence (KL) against the weights as stored, over the first windows of 512
-tokens. Linears are all in the one storage; `bf16`, `int8 format` and `int4 format` are what people choose, the latter a
-mixture. What files bring is rounded to the nearest here: programs that make such files search for better scales. A
-shape's rows repeat: it is for speed. The last line is JSON.
+tokens. All linears have the one storage; `bf16`, `int8 format` and `int4 format` are the formats that users choose, the
+last one a mixture. Storages that come from files are rounded to nearest here; programs that write such files search for
+better scales. A shape's rows repeat, so it is for speed only. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ BROUGHT: dict[Storage, tuple[str, int, int]] = {
     "iq4nl": ("IQ4_NL", 0, 15), "iq4xs": ("IQ4_XS", 0, 15), "mxfp4": ("MXFP4", 0, 15), "nvfp4": ("NVFP4", 0, 15),
     "nvfp4w": ("NVFP4, two scales", 0, 15), "nf4": ("nf4", 0, 15), "fp8": ("FP8 by 128 columns", -448, 448),
 }  # fmt: skip
-"""What brings a storage, and the least and greatest code that it uses."""
+"""The format that brings each storage, and its least and greatest code."""
 PROMPT, TOKENS = 128, 48
 SAMPLE_ROWS = 16
-"""Of a shape's matrices so many rows are rounded, and laid down again and again."""
+"""This many rows of a shape's matrices are rounded, then repeated."""
 
 
 def encoded(storage: Storage, weight: Tensor) -> QuantizedWeight:
-    """`weight` (N, K) rounded to the nearest that the storage has."""
+    """Round `weight` (N, K) to the nearest value of the storage."""
     if storage in OWN:
         return quantize(weight, storage)
     layout, (_, least, most) = LAYOUTS[storage], BROUGHT[storage]
@@ -69,7 +69,7 @@ def encoded(storage: Storage, weight: Tensor) -> QuantizedWeight:
 
 
 def _steps(groups: Tensor, low: Tensor | None, layout: Layout, storage: Storage, least: int, most: int) -> Tensor:
-    """What one step of each group's codes is worth, (N, groups)."""
+    """Return the step size of each group's codes, (N, groups)."""
     if low is not None:
         return (groups.amax(2) - low) / (most - least)
     if layout.codes:
@@ -80,7 +80,7 @@ def _steps(groups: Tensor, low: Tensor | None, layout: Layout, storage: Storage,
 
 
 def _kept(numbers: Tensor, layout: Layout) -> tuple[Any, Tensor]:
-    """Scales or minimums (N, groups) as `pack` wants them, and what becomes of them."""
+    """Return scales or minimums (N, groups) as `pack` takes them, and their rounded values."""
     if layout.scale != "fine":
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[layout.scale]
         return numbers.to(kind), numbers.to(kind).float()
@@ -93,13 +93,13 @@ def _kept(numbers: Tensor, layout: Layout) -> tuple[Any, Tensor]:
 
 
 def _nearest(values: Tensor, codes: tuple[int, ...]) -> Tensor:
-    """The places in the code book of what is nearest."""
+    """Return the indices of the nearest codes."""
     levels, order = torch.tensor(codes).float().sort()
     return order[torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)]
 
 
 class Encoded(Mapping[str, QuantizedWeight]):
-    """All linears of a filled model in one storage, made when they are asked for."""
+    """All linears of a filled model in one storage, created on access."""
 
     def __init__(self, source: Source, spec: ModelSpec, storage: Storage) -> None:
         self._source, self._storage = source, storage
@@ -124,7 +124,7 @@ class Encoded(Mapping[str, QuantizedWeight]):
 
 
 def loaded(name: str, wanted: str, options: LoadOptions) -> LoadedModel:
-    """The model in one of our formats ('int4 format'), or with all its linears in one storage."""
+    """Load the model in one of our formats ('int4 format'), or with all linears in one storage."""
     if wanted.endswith(" format"):
         *_, model = loader.load_model(name, replace(options, format=cast(FormatWish, wanted.split()[0])))
     else:
@@ -142,7 +142,7 @@ def loaded(name: str, wanted: str, options: LoadOptions) -> LoadedModel:
 
 
 def decode_rate(model: LoadedModel) -> float:
-    """Tokens/s after a prompt, the median token."""
+    """Return tokens/s of the median token after a prompt."""
     model.cache.reset()
     model.model.forward(list(range(1, PROMPT)), model.cache)
     times = []
@@ -154,7 +154,7 @@ def decode_rate(model: LoadedModel) -> float:
 
 
 class Reference:
-    """What the weights as stored foretell."""
+    """Predictions of the weights as stored."""
 
     def __init__(self, name: str, options: LoadOptions, text: Path, count: int) -> None:
         model = loaded(name, "bf16 format", options)
@@ -164,7 +164,7 @@ class Reference:
         model.close()
 
     def figures(self, model: LoadedModel) -> dict[str, float]:
-        """Perplexity, agreement and divergence of another model."""
+        """Return another model's perplexity, agreement and divergence."""
         tally = Tally()
         for told, window in zip(self._told, self._windows, strict=True):
             tally.add(told, foretold(model, window), window)
@@ -173,7 +173,7 @@ class Reference:
 
 
 def measured(name: str, wanted: str, options: LoadOptions, reference: Reference | None) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     model = loaded(name, wanted, options)
     brings = BROUGHT.get(cast(Storage, wanted), ("",))[0]
     nbytes = model.spec.weight_bytes(model.plan.format)

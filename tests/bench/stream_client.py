@@ -1,6 +1,6 @@
-"""Reads streams of the local server as another program does: `python -m tests.bench.stream_client PORT COUNT < BODY`.
+"""Reads streams of the local server in another process: `python -m tests.bench.stream_client PORT COUNT < BODY`.
 
-Prints the tokens per second of each stream, from the first piece to the last, one a line.
+Prints each stream's tokens per second, from the first piece to the last, one per line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 
 def streamed(port: int, body: bytes) -> float:
-    """Tokens per second of one stream."""
+    """Return the tokens per second of one stream."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request("POST", "/v1/chat/completions", body)
     response, times, tokens = connection.getresponse(), [], 0

@@ -1,4 +1,4 @@
-"""How late the window's ticks come: a pause that a person would feel is a late tick."""
+"""Tick delays of the window's event loop: a pause that users would feel is a late tick."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TICK_MS = 10
 
 
 class Ticks:
-    """Notes how late each tick of a timer comes, from `reset` on."""
+    """Records how late each tick of a timer comes, since `reset`."""
 
     def __init__(self) -> None:
         self.late: list[float] = []

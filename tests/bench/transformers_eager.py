@@ -1,8 +1,8 @@
-"""transformers' own eager forward on a shape in bf16, as a peer for `against_llama_cpp`.
+"""transformers' eager forward pass on a shape in bf16, as a peer for `against_llama_cpp`.
 
     python -m tests.bench.against_llama_cpp --pairs bf16:eager --peer python tests/bench/transformers_eager.py
 
-Takes the peer's options and prints its JSON line. Nothing of `core` computes here: only the shape's dimensions are its.
+Takes the peer's options and prints its JSON line. Uses `core` for the shape's dimensions only.
 """
 
 from __future__ import annotations
