@@ -92,7 +92,7 @@ def kernels() -> None:
             shutil.copy2(made, WORK / "native/core/kernels")
             return
     run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", WORK / "native", "--build-temp", WORK / "objects")
-    # A package does without where there is no compiler; what is handed out does not.
+    # An installation from source works without a compiler; a bundle must not ship without kernels.
     if not list((WORK / "native").glob("core/kernels/_native*")):
         raise SystemExit("The kernels were not compiled: see the compiler's messages above.")
 

@@ -238,7 +238,7 @@ class Store:
 
 
 def title_of(question: Turn) -> str:
-    """A short title out of a first question; the name of its picture where it has no words."""
+    """Derive a title from a first question: from its text, or else from the name of its first file."""
     return title_from(without_halves(question.content)) or next((each.name for each in question.attached), "")
 
 

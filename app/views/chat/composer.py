@@ -136,7 +136,7 @@ class Composer(QWidget):
             self._on_text()
 
     def set_wordless(self, allowed: bool) -> None:
-        """Whether what goes with the question says enough without words, as a picture does."""
+        """Allow or forbid questions without text; attached pictures make them meaningful."""
         self._wordless = allowed
         self._on_text()
 
