@@ -1,1 +1,1 @@
-"""From a model folder to a module tree with weights placed by plan."""
+"""From a model's files to a module tree with its weights placed by a plan."""

@@ -1,6 +1,6 @@
-"""The module tree of a model, built by transformers on the meta device: shapes and names, no weights, no memory.
+"""Builds a model's module tree with transformers on the meta device: shapes and names, no weights, no memory.
 
-Every architecture that transformers can generate text with works; there is no code per family here.
+Works for every architecture with which transformers can generate text; there is no code per family.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from core.weights.weight_files import check_folder
 ROPE_SETTINGS = ("rope_scaling", "rope_parameters")
 ROPE_KEYS = frozenset(("type", "rope_type"))
 ROPE_NAMES = {"su": "longrope", "mrope": "default"}
-"""Older names; of text, positions in three parts (mrope) are the plain ones."""
+"""Older names; for text, three-part positions (mrope) equal the default ones."""
 ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
 def read_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+    """Return transformers' configuration of a model folder. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
     return config_from(raw_config(folder))
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
-    """The content of a model folder's config.json. Raises ModelNotFound, ModelUnreadable."""
+    """Return the content of a model folder's config.json. Raises ModelNotFound, ModelUnreadable."""
     check_folder(folder)
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=_special_floats)
@@ -55,7 +55,7 @@ def raw_config(folder: Path) -> dict[str, Any]:
 
 
 def config_from(raw: dict[str, Any]) -> Any:
-    """transformers' configuration from the content of config.json. Raises UnsupportedModel."""
+    """Build transformers' configuration from the content of config.json. Raises UnsupportedModel."""
     _check_supported(raw)
     from transformers import CONFIG_MAPPING
 
@@ -68,13 +68,13 @@ def config_from(raw: dict[str, Any]) -> Any:
         )
     try:
         return CONFIG_MAPPING[model_type].from_dict(_renamed_rope(raw))
-    # Each architecture validates in its own way, with any of Python's errors.
+    # Each architecture validates in its own way and may raise any exception.
     except Exception as error:
         raise _no_model(error) from error
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:
-    """The causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
+    """Build the causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
     from transformers.initialization import no_init_weights
 
     config = spoken_part(config)
@@ -89,11 +89,11 @@ def build(config: Any, dtype: torch.dtype) -> Any:
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
             if attention == ATTENTION and not (_asks_for_attention(module) and is_usual(module.config)):
-                continue  # who remembers something else besides also does something of its own with masks
+                continue  # a model that keeps further state also builds its own masks
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
-        # Older architectures have their own classes for attention, and some only the plain way; and each has its own
-        # way to fail at numbers that make no sense.
+        # Older architectures have their own attention classes, some only the eager one, and each fails in its own way
+        # at invalid settings.
         except Exception as error:
             if (attention, where) == ways[-1]:
                 raise _no_model(error) from error
@@ -103,10 +103,10 @@ def build(config: Any, dtype: torch.dtype) -> Any:
 
 
 def whole_tree(config: Any, dtype: torch.dtype) -> Any:
-    """The tree of a model with everything that sees and hears, on the meta device. Raises UnsupportedModel."""
+    """Build a model's whole tree, with vision and audio parts, on the meta device. Raises UnsupportedModel."""
     from transformers.initialization import no_init_weights
 
-    # transformers writes into a config which attention was asked for, and the language half's own reads it there.
+    # transformers writes the requested attention into the config, where the language half's module reads it.
     config = deepcopy(config)
     family = auto_class(config)
     if family is None:
@@ -121,19 +121,19 @@ def whole_tree(config: Any, dtype: torch.dtype) -> Any:
 
 
 def _asks_for_attention(module: Any) -> bool:
-    """Whether the layers leave attention, and the mask for it, to the function that the configuration names.
+    """Return whether the layers use the attention function, and its mask, that the configuration names.
 
-    The others compute their own, and without a mask would see what is still to come.
+    Other layers compute attention themselves, and without a mask would attend to later tokens.
     """
     layers = decoder_layers(module)
     return not layers or hasattr(sys.modules[type(layers[0]).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 class OnlyComputed(TorchFunctionMode):
-    """Has memory given to what is computed (RoPE's frequencies), which is small, and none to what waits for weights.
+    """Context: allocates computed tensors (RoPE frequencies), which are small, but no memory for weights.
 
-    On the meta device torch would first import an algebra system. Where a few architectures compute a weight, or need
-    numbers and weights in one place, all goes there.
+    On the meta device, torch would import sympy to compute them. A few architectures compute weights, or need computed
+    tensors and weights on one device; these are built by `all_on_meta`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -144,7 +144,7 @@ class OnlyComputed(TorchFunctionMode):
 
 
 def all_on_meta() -> torch.device:
-    """Gives memory to nothing."""
+    """Return a context that allocates nothing."""
     return torch.device("meta")
 
 
@@ -152,7 +152,7 @@ NO_MEMORY = (OnlyComputed, all_on_meta)
 
 
 def decoder_layers(module: Any) -> list[nn.Module]:
-    """The repeated blocks in order: the module list as long as the configuration says there are layers."""
+    """Return the repeated blocks in order: the module list as long as the configuration's number of layers."""
     count = text_config(module.config).num_hidden_layers
     for child in module.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
@@ -161,7 +161,7 @@ def decoder_layers(module: Any) -> list[nn.Module]:
 
 
 def context_limit(config: Any) -> int:
-    """The longest sequence the model was made for, in tokens."""
+    """Return the longest sequence the model was made for, in tokens."""
     text = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length"):
         if isinstance(value := getattr(text, name, None), int) and value > 0:
@@ -170,7 +170,7 @@ def context_limit(config: Any) -> int:
 
 
 def cache_argument(module: Any) -> str:
-    """The name of the argument by which a model's forward takes its cache; empty where it takes none."""
+    """Return the name of the cache argument of a model's forward; empty if there is none."""
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), "")
 
@@ -181,7 +181,7 @@ def _check_supported(raw: dict[str, Any]) -> None:
 
 
 def _renamed_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same settings with today's names for ways to stretch positions, also in the parts of a composite model."""
+    """Return the settings with current names of RoPE scaling types, also within the parts of a composite model."""
     found = dict(raw)
     for key, value in raw.items():
         if isinstance(value, dict):
@@ -195,7 +195,7 @@ def _texts(entry: dict[str, Any]) -> set[str]:
 
 
 def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
-    """What to say where a model's forward pass fails."""
+    """Return the error for a model whose forward pass fails."""
     return UnsupportedModel(
         sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
         sentence("Its own program says: {}.", reason(error)),
@@ -204,22 +204,22 @@ def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's text, without its full stop; its kind where it says nothing."""
+    """Return the first line of an error's text without its full stop; its type if there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 def _special_floats(entry: dict[str, Any]) -> Any:
-    """transformers writes infinity, which JSON does not know, as {"__float__": "Infinity"}."""
+    """Decode infinity, which JSON lacks and transformers writes as {"__float__": "Infinity"}."""
     return float(str(entry["__float__"])) if entry.keys() == {"__float__"} else entry
 
 
 PAST_OF_ITS_OWN = ("_setup_cache", "prompt_length")
-"""Attributes of models that keep a state between passes, or want their whole text in each (CPM-Ant)."""
+"""Attributes of models that keep state between passes, or need their whole text in each pass (CPM-Ant)."""
 
 
 def _check_cache(module: Any) -> None:
-    # A few old architectures keep their past in a form of their own, or write into their weights while they run.
-    supported = getattr(module, "_supports_default_dynamic_cache", None)  # what steers robots generates no text
+    # A few old architectures use a cache format of their own, or write to their weights while they run.
+    supported = getattr(module, "_supports_default_dynamic_cache", None)  # robot control models do not generate text
     keeps_own = (
         any(hasattr(module.base_model, name) for name in PAST_OF_ITS_OWN) or supported is None or not supported()
     )

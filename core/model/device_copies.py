@@ -1,4 +1,4 @@
-"""What of a model lies on a device besides rows of linears: copies that come to stay, in the originals' place."""
+"""Tensors of a model on a device other than the rows of linears: lasting copies that replace the originals."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from core.offload.parameter_manager import copied_rows, follow
 
 
 class Uploads:
-    """Copies to the device that are waited for: weights that come to stay."""
+    """Blocking copies to the device, for weights that stay there."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._stream = accelerator.stream()
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """A copy (...) of the tensor's shape on the device. Raises NotEnoughMemory, DeviceLost."""
+        """Copy a tensor (...) to the device. Raises NotEnoughMemory, DeviceLost."""
         copy = self._accelerator.empty(tensor.shape, tensor.dtype)
         follow(self._accelerator, self._stream)
         self._accelerator.copy_async(copy, tensor.contiguous(), self._stream)
@@ -31,14 +31,14 @@ class Uploads:
         return copy
 
     def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
-        """Rows of a weight, in the bytes that they have on the host. Raises NotEnoughMemory, DeviceLost."""
+        """Copy rows of a weight to the device, in the host's byte format. Raises NotEnoughMemory, DeviceLost."""
         nbytes = sum(part.nbytes for part in weight.parts(begin, end))
         buffer = self._accelerator.empty((nbytes,), torch.uint8)
         return copied_rows(self._accelerator, self._stream, weight, begin, end, buffer)
 
 
 class Place(NamedTuple):
-    """Where a module has a parameter or buffer, and that itself (...)."""
+    """A module's slot for a parameter or buffer, and the host tensor (...) in it."""
 
     holder: dict[str, Any]
     name: str
@@ -46,39 +46,39 @@ class Place(NamedTuple):
 
     @property
     def is_in_ram(self) -> bool:
-        """Whether the tensor is there now, and no copy on a device."""
+        """Whether the slot holds the host tensor now, not a device copy."""
         return self.holder[self.name] is self.tensor
 
 
 class DeviceCopies:
-    """Copies on the device in some places of a module tree; `restore` puts the host's tensors back."""
+    """Device copies in some places of a module tree; `restore` puts the host tensors back."""
 
     def __init__(self, places: Iterable[Place], uploads: Uploads) -> None:
-        """Raises NotEnoughMemory, DeviceLost: then all is as before."""
+        """Raises NotEnoughMemory, DeviceLost; then nothing has changed."""
         self._places = list(places)
         moved: dict[int, Any] = {}
         for _, _, tensor in self._places:
             if id(tensor) not in moved:
                 copy = uploads.tensor(tensor.data)
                 moved[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
-        # Only when all are there: the device may be lost or full in between.
+        # Swap only when all copies exist: the device may be lost or full in between.
         for holder, name, tensor in self._places:
             holder[name] = moved[id(tensor)]
 
     def restore(self) -> None:
-        """Put the host's tensors back; the device may be gone."""
+        """Put the host tensors back; works even if the device is gone."""
         for holder, name, tensor in self._places:
             holder[name] = tensor
 
 
 def places_of(modules: Iterable[nn.Module]) -> list[Place]:
-    """All parameters and buffers that these modules hold themselves."""
+    """Return all parameters and buffers that these modules hold directly."""
     holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
     return [Place(holder, name, one) for holder in holders for name, one in holder.items() if one is not None]
 
 
 class HostEmbedding(nn.Module):
-    """The input table stays in RAM; only the looked-up rows travel."""
+    """An input table that stays in RAM; only the rows that are looked up are copied to the device."""
 
     def __init__(self, table: nn.Module, accelerator: Accelerator) -> None:
         super().__init__()
@@ -87,16 +87,16 @@ class HostEmbedding(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The table (V, H) on the host, but that its rows come to the device."""
+        """The table (V, H) on the host, whose rows are copied to the device when indexed."""
         return _HostRows(self.table.weight, self._accelerator)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(1, n) -> (1, n, H), on the device."""
+        """Look up ids (1, n); return (1, n, H) on the device."""
         return self._accelerator.to_device(self.table(ids.cpu()))
 
 
 class _HostRows:
-    """A tensor (V, H) on the host of which some rows are used by themselves, as one for what is no text."""
+    """A host tensor (V, H) whose rows are used directly, such as those of placeholder tokens."""
 
     def __init__(self, tensor: Any, accelerator: Accelerator) -> None:
         self._tensor = tensor
@@ -111,7 +111,7 @@ class _HostRows:
 
 
 class DeviceRest:
-    """Moves all non-linear parameters and buffers to the device but those `apart`; `restore` undoes it."""
+    """Moves all non-linear parameters and buffers except `apart` to the device; `restore` undoes it."""
 
     def __init__(
         self, module: Any, accelerator: Accelerator, uploads: Uploads, apart: Collection[nn.Module] = ()
@@ -128,7 +128,7 @@ class DeviceRest:
         self._hook = module.get_decoder().register_forward_pre_hook(self._enter, with_kwargs=True)
 
     def restore(self) -> None:
-        """Put the host's tensors back; the device may be gone."""
+        """Put the host tensors back; works even if the device is gone."""
         self._hook.remove()
         self._copies.restore()
         self._module.set_input_embeddings(self._table)
@@ -136,6 +136,6 @@ class DeviceRest:
             put(self._module, name, table)
 
     def _enter(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Bring what stands for the text to the device: models that see have it where their first parameter is."""
+        """Move the input embeddings to the device: vision models return them where their first parameter is."""
         states = kwargs.get("inputs_embeds")
         return args, kwargs if states is None else kwargs | {"inputs_embeds": states.to(self._device)}

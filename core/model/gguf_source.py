@@ -1,4 +1,4 @@
-"""A model out of a GGUF file: its meta tree, its tensors, and which of its linears stay packed as they are."""
+"""A model from a GGUF file: its meta tree, its tensors, and which of its linears stay packed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from core.weights.gguf.weights import GgufWeights, Target, head_tensors, main_dt
 from core.weights.packed_linears import PackedLinears, Piece
 
 MOST_FACTORS = 1 << 14
-"""Factors of RoPE that a file may hold: half as many as a head has columns."""
+"""The most RoPE factors that are read from a file: one per pair of a head's columns."""
 
 
 @dataclass(frozen=True)
 class GgufModel:
-    """A GGUF file as transformers would build it, before any weight is read. `linears`: the parameters that linears of
-    the plan are made of, by the linears' names; `stored`: how those lie that are quantised, None where they are
-    converted; `stored_as`: what people call the file's kind; `tables_in_file`: the tables of ids that stay there."""
+    """A GGUF file as a transformers model, before any weight is read. `linears`: the parameters that the plan's linears
+    are made of, by linear; `stored`: the storage of quantised ones, None if they are converted; `stored_as`: the common
+    name of the file's quantisation; `tables_in_file`: token tables whose rows are read from the file."""
 
     module: Any
     weights: GgufWeights
@@ -42,7 +42,7 @@ class GgufModel:
 
     @property
     def packed(self) -> PackedLinears:
-        """The weights of `stored` by the names of the plan's matrices, made when asked for."""
+        """The weights of `stored` by the names of the plan's matrices, repacked on access."""
         pieces: dict[str, list[Piece]] = {}
         for linear in (name for name, storage in self.stored.items() if storage is not None):
             parameter = self.linears[linear]
@@ -68,8 +68,8 @@ def open_gguf(path: Path) -> GgufModel:
 
 
 def open_head(whole: GgufWeights, module: Any) -> GgufModel:
-    """The MTP head in the file of these weights, which has one, as what `module` consists of (see core/model/mtp.py).
-    Raises UnsupportedModel."""
+    """Open the MTP head in the file of these weights, which must have one, as weights of `module` (see
+    core/model/mtp.py). Raises UnsupportedModel."""
     files, family = whole.files, family_of(whole.files.settings)
     tensors = head_tensors(files.tensors, whole.config["num_hidden_layers"])
     made_of = targets(tensors, replace(family, ends={**family.ends, **HEAD_ENDS}), layers=1)
@@ -77,7 +77,7 @@ def open_head(whole: GgufWeights, module: Any) -> GgufModel:
 
 
 def _model(module: Any, weights: GgufWeights) -> GgufModel:
-    """The model of these weights: what of them linears take as it is, and which tables stay in the file."""
+    """Decide which linears keep the file's packed weights, and which tables stay in the file."""
     linears = dict(_linears(module, weights.targets))
     stored = _stored(linears, weights.targets)
     weights.tables = _in_file(module, linears, stored, weights.targets)
@@ -90,9 +90,9 @@ def _model(module: Any, weights: GgufWeights) -> GgufModel:
 def describe_gguf(
     settings: Settings, tensors: Mapping[str, TensorPlace], source: str
 ) -> tuple[Any, dict[str, Storage | None], frozenset[str]]:
-    """The meta tree, how its linears are stored and which tables stay in the file, of one whose header alone is known.
+    """Return the meta tree, the storage of its linears and the tables that stay in the file, from a header alone.
     Raises HeteGenError."""
-    # What stretches the positions changes no size.
+    # The values of RoPE factors do not affect any size.
     vectors = {name: [1.0] * min(tensors[name].elements, MOST_FACTORS) for name in VECTORS if name in tensors}
     config = config_of(settings, tensors, vectors, source)
     module = build(config_from(dict(config)), main_dtype(tensors))
@@ -105,8 +105,8 @@ def describe_gguf(
 def _in_file(
     module: Any, linears: Mapping[str, str], stored: Mapping[str, Storage | None], made_of: Mapping[str, Target]
 ) -> frozenset[str]:
-    """The tables whose rows can be read by themselves, and that nothing else needs as numbers: a head that is tied to
-    the input table stays packed."""
+    """Return the tables whose rows can be read one by one and that nothing needs as a whole: a head that is tied to the
+    input table stays packed."""
     needed = {parameter for name, parameter in linears.items() if not stored.get(name)}
     tables = (_table(module), *(f"{name}.weight" for name in other_tables(module)))
     return frozenset(name for name in tables if name in made_of and made_of[name].is_by_row and name not in needed)
@@ -117,7 +117,7 @@ def _stored(linears: Mapping[str, str], made_of: Mapping[str, Target]) -> dict[s
 
 
 def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, str]]:
-    """Linears by their names in the plan, with the parameter that each is made of."""
+    """Yield linears by their names in the plan, with the parameter that each is made of."""
     head, table = module.get_output_embeddings(), _table(module)
     for name, child in module.named_modules():
         leaves = {f"{name}.{leaf}": f"{name}.{leaf}" for leaf in fused_names(child)} if is_fused(child) else {}
@@ -127,5 +127,5 @@ def _linears(module: Any, made_of: Mapping[str, Target]) -> Iterator[tuple[str, 
 
 
 def _table(module: Any) -> str:
-    """The name of the input table's parameter."""
+    """Return the name of the input table's parameter."""
     return f"{input_table(module)}.weight"

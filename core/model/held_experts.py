@@ -1,4 +1,4 @@
-"""Experts that the device holds whole, of all layers where a plan has room for some of them and not for all."""
+"""Experts held whole on the device, chosen across all layers if a plan has room for some of them only."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from core.spec import LinearPlan, Plan, Ring
 Uses = Mapping[str, Sequence[float]]
 """How often each expert was used, by the path of its module."""
 COPIED_AHEAD = 3
-"""Experts in the ring that brings some for one pass."""
+"""Experts in the ring buffer for copies that serve one pass."""
 ENOUGH_HELD = 8 * COPIED_AHEAD
-"""With fewer on the device, none of them is given up for that ring."""
+"""If fewer are on the device, none of them is given up for that ring buffer."""
 
 
 class HeldExperts:
-    """The caches of a module tree, and what each may hold under the plan of now."""
+    """The expert caches of a module tree, and how many experts each may hold under the current plan."""
 
     def __init__(
         self, module: Any, found: Mapping[Any, FusedExperts], accelerator: Accelerator, inputs: SharedInputs,
         weights: Mapping[str, Sequence[HostWeight]],
     ) -> None:  # fmt: skip
-        """`found`: what computes all experts of a module on the CPU; `weights`: of all linears of the plan."""
+        """`found`: computes all experts of a module on the CPU; `weights`: of all linears of the plan."""
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
@@ -58,7 +58,7 @@ class HeldExperts:
 
     @property
     def names(self) -> set[str]:
-        """The plan's linears whose experts are held whole, or not at all."""
+        """The plan's linears whose experts are held whole or not at all."""
         return {name for path in self._counts for name in self._caches[path].names}
 
     @property
@@ -73,18 +73,18 @@ class HeldExperts:
 
     @property
     def uses(self) -> dict[str, list[float]]:
-        """How often each expert of each layer was used; what is long ago counts less."""
+        """How often each expert of each layer was used, with a decay over time."""
         return {path: cache.uses.tolist() for path, cache in self._caches.items() if cache.uses.any()}
 
     def recall(self, uses: Uses) -> None:
-        """Begin with what is known of earlier replies; of other models' it takes nothing."""
+        """Start with the counts of earlier replies; those of a different model are ignored."""
         for path, cache in self._caches.items():
             if len(known := uses.get(path, ())) == len(cache.uses):
                 cache.uses = torch.tensor(known)
 
     def by_whole_ones(self, plan: Plan) -> Plan:
-        """The same bytes on the device, as whole experts where they were rows of all: what `shrink` and `fill` do.
-        Where rates are known, who computes the others is decided in each pass and not by rows."""
+        """Convert a plan's resident rows of all experts into the same bytes of whole experts, which `shrink` and `fill`
+        then apply. If rates are known, each pass decides who computes the other experts, instead of dividing rows."""
         self._end()
         self._counts, self._trial = dict(self._planned(plan)), CacheTrial()
         self._serial = plan.strategy == "serial"
@@ -102,15 +102,15 @@ class HeldExperts:
         return plan
 
     def shrink(self) -> None:
-        """Let go of what there is no room for."""
+        """Evict the experts for which there is no room."""
         for path, count in self._counts.items():
             self._caches[path].shrink(count)
 
     def fill(self) -> None:
-        """Bring as many as there is room for. Raises NotEnoughMemory, DeviceLost."""
+        """Copy as many experts to the device as there is room for. Raises NotEnoughMemory, DeviceLost."""
         caches = [self._caches[path] for path in self._counts]
         some = [self._caches[path] for path, count in self._counts.items() if count]
-        with suppress(NotEnoughMemory):  # then those that come first stay, and none is copied
+        with suppress(NotEnoughMemory):  # then the experts that were filled first stay, and none is copied per pass
             if some:
                 self._exchanges = ExpertExchanges(some, self._accelerator)
             if self._ring.buffers:
@@ -122,14 +122,14 @@ class HeldExperts:
             self._caches[path].fill(count, self._stream)
 
     def begin_pass(self, tokens: int) -> None:
-        """A pass over so many tokens begins; single ones are timed with what is held and without."""
+        """Begin a pass over `tokens` tokens; single-token passes are timed with and without the held experts."""
         self._began = time.perf_counter() if tokens == 1 and self._exchanges is not None else None
         rests = self._began is not None and self._trial.rests
         for path in self._counts:
             self._caches[path].rests = rests
 
     def end_pass(self) -> None:
-        """Between two passes."""
+        """Record the pass's time and exchange experts, if due."""
         if self._began is not None:
             self._trial.note(time.perf_counter() - self._began)
             self._began = None
@@ -137,7 +137,7 @@ class HeldExperts:
             self._exchanges.step()
 
     def close(self) -> None:
-        """Give the device's memory back; the experts are computed one by one until others are put in."""
+        """Free the device's memory; experts are then computed one by one until new ones are installed."""
         with suppress(DeviceLost):
             self._end()
         self._counts = {}
@@ -146,7 +146,7 @@ class HeldExperts:
             self._caches[path].forget()
 
     def _end(self) -> None:
-        """Nothing travels any more."""
+        """Stop all copies."""
         exchanges, self._exchanges = self._exchanges, None
         copies, self._copies = self._copies, None
         for cache in self._caches.values():
@@ -157,7 +157,7 @@ class HeldExperts:
             exchanges.close()
 
     def _make_room(self, plan: Plan) -> Plan:
-        """Memory for what travels: that of the plan's ring where nothing else does, else of what is held."""
+        """Reserve memory for copies: the plan's ring if nothing else uses it, else part of the held experts' memory."""
         self._ring, needed = Ring(), AT_ONCE
         if plan.expert_rates is not None and self._counts:
             sizes = [self._caches[path].expert_bytes for path in self._counts]

@@ -1,4 +1,4 @@
-"""All weights of a model in the planned format: as stored, found converted on disk, or converted and kept there."""
+"""All weights of a model in the planned format: as stored, from the disk cache, or converted and cached."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ log = logging.getLogger(__name__)
 
 
 class HostWeights(Mapping[str, Sequence[HostWeight]]):
-    """The host weights of each linear by its name in the plan. Empty until `make` has run through."""
+    """The host weights of each linear by its name in the plan. Empty until `make` is exhausted."""
 
     def __init__(
         self, source: Source, spec: ModelSpec, format: Format, kernels: KernelTable, folder: Path,
         postponed: Postponed | None = None, *, head_copy: bool = False,
     ) -> None:  # fmt: skip
-        """`folder`: where converted weights are kept (weights as they lie in the files need none).
-        `postponed`: what the source's tree lacks. `head_copy`: whether the copy of the output head is wanted."""
+        """`folder`: where converted weights are cached (weights that are used as stored need no cache). `postponed`:
+        weights that the source's tree does not hold yet. `head_copy`: whether to make the coarse copy of the output
+        head."""
         self._source = source
         self._spec = spec
         self._format: Format = format
@@ -58,7 +59,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         return len(self._made)
 
     def make(self) -> Iterator[float]:
-        """Take, find or convert one linear after the other; yields the fraction done."""
+        """Take, find or convert one linear after another; yield the fraction done."""
         kept: Mapping[str, QuantizedWeight] | None = None
         if self._source.files and not self._lies_ready():
             key = cache_key(self._source.files, self._recipe())
@@ -75,13 +76,13 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             yield done / len(self._spec.linears)
 
     def _lies_ready(self) -> bool:
-        """Whether all weights can be used where they lie in the model's files."""
+        """Return whether all weights can be used as they are in the model's files."""
         storages = {linear: self._spec.storage(linear, self._format) for linear in self._spec.linears}
         floats = "fp8" in storages.values() and all(_is_ready(*pair) for pair in storages.items())
         return floats or self._spec.mapped(self._format)
 
     def _convert_to_disk(self, key: str) -> Iterator[float]:
-        """Converted weights are mapped from the file afterwards, so only one of them is in memory at a time."""
+        """Convert to the disk cache; as weights are mapped from it afterwards, only one is in memory at a time."""
         try:
             with self._cache.write(key, self._source.name) as writer:
                 for done, linear in enumerate(self._spec.linears, 1):
@@ -90,26 +91,26 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
                     ):
                         writer.add(name, weight)
                     if linear.name == self._spec.head and self._spec.head_copy(self._format):
-                        # Whether or not there is memory for it now: unused, it only takes room on the disk.
+                        # Cached even if there is no memory for it now: unused, it only occupies disk space.
                         writer.add(HEAD_COPY_NAME, next(self._converted(linear, HEAD_COPY)))
                     yield done / len(self._spec.linears)
-        except (DiskFull, OSError) as error:  # full, read-only, unplugged
-            # Not kept, the weights are converted again at every load: slower, and nothing else.
+        except (DiskFull, OSError) as error:  # disk full, read-only or unplugged
+            # Without the cache, weights are converted at every load, which is only slower.
             log.warning("Converted weights are not kept: %s", error)
 
     def _recipe(self) -> str:
-        """Names the conversion: which linears are kept how, where they are not all alike."""
+        """Return the cache key's part for the conversion: the storages of the linears."""
         storages = [self._storage(linear) for linear in self._spec.linears]
         copied = f"+{HEAD_COPY}" if self._spec.head_copy(self._format) else ""
         return self._source.part + (storages[0] if len(set(storages)) == 1 else ",".join(storages)) + copied
 
     def _copy(self, kept: Mapping[str, QuantizedWeight] | None) -> ChosenMatmul:
-        """The copy of the output head, found with the other weights or made anew."""
+        """Return the output head's coarse copy, from the cache or converted."""
         head = next(linear for linear in self._spec.linears if linear.name == self._spec.head)
         return self._ready(next(self._converted(head, HEAD_COPY)) if kept is None else kept[HEAD_COPY_NAME])
 
     def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
-        """As `_converted`, experts in one piece of memory: between what is let go of they would leave holes."""
+        """Convert as `_converted`, but experts into one allocation: separate ones would fragment the heap."""
         storage = self._storage(linear)
         if linear.experts == 1 or self._spec.mapped(self._format):
             yield from self._converted(linear, storage)
@@ -121,7 +122,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             yield from self._laid_together(linear, storage)
 
     def _laid_together(self, linear: LinearSpec, storage: Storage) -> Iterator[QuantizedWeight]:
-        """Experts as they are made, copied into one piece of memory."""
+        """Copy experts, as they are converted, into one allocation."""
         pieces: list[Tensor] = []
         for index, weight in enumerate(self._converted(linear, storage)):
             pieces = pieces or [
@@ -156,13 +157,13 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
 
 def _is_ready(linear: LinearSpec, storage: Storage) -> bool:
-    """Whether a linear of a model in FP8 is used where it lies: as 16-bit numbers, or in FP8 without padding."""
+    """Return whether a linear of an FP8 model is used as stored: as 16-bit numbers, or in FP8 without padding."""
     if storage in ITEM_BYTES or linear.experts > 1:
         return linear.experts == 1 and not linear.converted
     return linear.stored == storage == "fp8" and linear.columns % LAYOUTS[storage].width == 0
 
 
 def _requantized(weight: QuantizedWeight, storage: Storage) -> QuantizedWeight:
-    """A weight of the files in a storage of fewer bits."""
+    """Convert a weight of the files to a storage with fewer bits."""
     parts = (weight.rows(begin, end) for begin, end in row_chunks(*weight.shape))
     return quantize_pieces((part.dequantize(torch.float32) for part in parts), storage, *weight.shape)

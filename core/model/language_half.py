@@ -1,7 +1,7 @@
-"""The language model of a model that also sees or hears: the rest of its tree is left away before it gets weights.
+"""The language model within a vision or audio model: the rest of the tree is removed before weights are loaded.
 
-transformers' own class for the whole model keeps its forward and its names for weights; without a picture or a sound
-it touches nothing but the language model. So there is no code per family here either.
+transformers' class for the whole model keeps its forward and its weight names; without images or audio it only runs the
+language model. So there is no code per family here either.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from torch import nn
 
 LANGUAGE_NAMES = ("language_model", "text_model", "text_decoder")
-"""What transformers' composite models call the part that reads and writes text."""
+"""Names of the text part in transformers' composite models."""
 
 
 def text_config(config: Any) -> Any:
-    """The part of a configuration that describes the language model (all of it for text-only models)."""
+    """Return the part of a configuration that describes the language model (all of it for text-only models)."""
     return config.get_text_config(decoder=True)
 
 
 def spoken_part(config: Any) -> Any:
-    """The configuration of the part that chats, where a model has another one for speaking aloud."""
+    """Return the configuration of the part that chats, if a model has another one for speech output."""
     return getattr(config, "thinker_config", None) or config
 
 
 def auto_class(config: Any) -> Any:
-    """The `AutoModelFor...` of transformers that builds a model which writes text; None where none does."""
+    """Return transformers' `AutoModelFor...` that builds a model which generates text; None if there is none."""
     from transformers.models.auto import modeling_auto as auto
 
     if getattr(config, "is_encoder_decoder", False):
@@ -37,17 +37,18 @@ def auto_class(config: Any) -> Any:
     whole = next((family for family in families if type(config) in family._model_mapping), None)
     if type(config) not in auto.AutoModelForCausalLM._model_mapping:
         return whole
-    # Where there are both, the checkpoint says which one was saved; published ones are whole.
+    # If there are both, the checkpoint states which class was saved; published ones are saved whole.
     only_text = auto.AutoModelForCausalLM._model_mapping[type(config)]
     is_whole = whole is not None and getattr(only_text, "__name__", "") not in (config.architectures or ())
     return whole if is_whole else auto.AutoModelForCausalLM
 
 
 def language_half(module: Any) -> Any:
-    """The part of a model that is run to chat: all of a text-only one, else what is left without eyes and ears.
+    """Return the part of a model that runs a chat: all of a text-only model, else what remains without other
+    modalities.
 
-    Where the language model in it has a head of its own it is taken by itself, and `weights_prefix` says what its
-    weights' names begin with in the checkpoint.
+    If the language model has its own output head, it is returned alone, with the prefix of its weights' names in the
+    checkpoint as `weights_prefix`.
     """
     path = _language_path(module)
     if not path:
@@ -61,7 +62,7 @@ def language_half(module: Any) -> Any:
 
 
 def _leave(module: Any, path: list[str]) -> None:
-    """Take everything out of the tree that lies beside the language model and that text does not pass through."""
+    """Replace everything outside the language model that text does not pass through with `Nothing`."""
     kept = _needed(module, path)
     for holder in (module.get_submodule(".".join(path[:depth])) for depth in range(len(path))):
         for name, child in holder.named_children():
@@ -72,20 +73,20 @@ def _leave(module: Any, path: list[str]) -> None:
 
 
 def _language_path(module: Any) -> list[str]:
-    """Where in the tree the language model of a composite model is; empty in a model that is nothing else."""
+    """Return the path of a composite model's language model in the tree; empty for a plain language model."""
     names = (name for name, _ in module.named_modules() if name.rpartition(".")[2] in LANGUAGE_NAMES)
     return next(names, "").split(".") if type(module.config) is not type(text_config(module.config)) else []
 
 
 def _needed(module: Any, path: list[str]) -> set[int]:
-    """The parts that text passes through: table, language model, head."""
+    """Return the ids of the modules that text passes through: table, language model, head."""
     parts = (module.get_submodule(".".join(path)), module.get_input_embeddings(), module.get_output_embeddings())
     return {id(each) for part in parts if part is not None for each in part.modules()}
 
 
 @contextmanager
 def without_towers() -> Iterator[None]:
-    """Context: a tower that needs a library for pictures is built as nothing. For one thread at a time."""
+    """Context: towers that need an image library are built as `Nothing`. Patches transformers; not thread-safe."""
     from transformers import AutoModel
 
     original = AutoModel.__dict__["from_config"]
@@ -104,7 +105,7 @@ def without_towers() -> Iterator[None]:
 
 
 class Nothing(nn.Module):
-    """Stands where a tower would be, for forwards that ask where it is."""
+    """A placeholder for a tower, for forwards that look up its device or dtype."""
 
     device = torch.device("cpu")
     dtype = torch.float32

@@ -1,4 +1,4 @@
-"""The model that computes: transformers' own module tree filled with a checkpoint's weights, and its forward pass."""
+"""The language model: transformers' module tree filled with a checkpoint's weights, and its forward pass."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ log = logging.getLogger(__name__)
 
 
 class ForwardStopped(Exception):
-    """Raised out of a forward pass between two layers when `stop` says so."""
+    """Raised from a forward pass between two layers when `stop` returns True."""
 
 
 Listener = Callable[[Sequence[int], Tensor], None]
-"""Is given all ids that a cache holds after a pass, and the last norm's output (n, H) for the n that the pass read."""
+"""Called after a pass with all ids in the cache, and the last norm's output (n, H) for the n ids of the pass."""
 
 
 class LanguageModel:
-    """ids -> logits, with the KV cache kept right whatever happens in between. `on_states` hears of every pass.
+    """Computes logits from ids and keeps the KV cache consistent on every failure. `on_states` is called after each
+    pass.
 
-    `whole_head`: all logits are to be the output head's own, also where a copy of it could be read first.
+    `whole_head`: compute all logits with the output head itself, even if there is a coarse copy of it.
     """
 
     def __init__(self, module: Any, placement: HostPlacement | DevicePlacement | None = None) -> None:
-        """`module`: a filled causal language model of transformers; `placement` has put our linears into it."""
+        """`module`: a filled causal language model of transformers; `placement`: has installed our linears in it."""
         self.module = module
         self.placement = placement or HostPlacement(module, {})
         self.vision: Vision | None = None
@@ -72,12 +73,12 @@ class LanguageModel:
     def forward(
         self, ids: Sequence[int], cache: KVCache, stop: Stop = never, keep: int = 1, divide_for: int = 1
     ) -> Tensor:
-        """Append `ids` (n,) to the cache; logits (keep, vocabulary) of the last `keep` of them, in fp32.
+        """Append `ids` (n,) to the cache; return the logits (keep, vocabulary) of the last `keep` of them in fp32.
 
-        Ids below 0 are a picture's: of one at most, and then all of it.
-        Rows are divided as for `divide_for` ids where these are fewer: what is fetched ahead then stays useful though
-        the number of ids changes from pass to pass.
-        Raises ForwardStopped, NotEnoughMemory, ModelFailed: the cache is as before, or as at the last mark.
+        Negative ids are those of a picture: at most one, and then all of it. Rows are divided between devices as for
+        `divide_for` ids if there are fewer: prefetched rows then stay useful while the number of ids varies between
+        passes. Raises ForwardStopped, NotEnoughMemory, ModelFailed; the cache is then as before the pass, or as at the
+        last mark.
         """
         if ids and max(ids) >= self._vocabulary:
             raise _unknown_id(max(ids), self._vocabulary)
@@ -87,7 +88,7 @@ class LanguageModel:
         try:
             with self.placement.failures(), self._layers_apart(ids):
                 output = self.module(**self._inputs(ids, cache, keep))
-                # A device's failures show at the latest here, where its results are waited for.
+                # Device errors surface here at the latest, where the results are synchronised.
                 logits = _widened(output.logits[0, -keep:].cpu())
                 states = None if self._states is None else self._states[0].cpu()
         except BaseException as error:
@@ -104,7 +105,7 @@ class LanguageModel:
         return logits
 
     def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
-        """Let the cache be able to return to what it holds now: see `KVCache.mark`."""
+        """Save the cache's current state so that it can be restored: see `KVCache.mark`."""
         with self.placement.failures():
             if isinstance(self.placement, DevicePlacement):
                 self.placement.accelerator.synchronize()
@@ -118,7 +119,7 @@ class LanguageModel:
         }
         if self._keeps_last:
             inputs["logits_to_keep"] = keep
-        if self._takes_positions:  # some families (Bamba) would count from 0 at every pass
+        if self._takes_positions:  # some families (Bamba) would count from 0 in every pass
             start = len(cache.tokens)
             inputs["position_ids"] = torch.arange(start, start + len(ids), device=self.placement.device).unsqueeze(0)
         if self.vision is not None and self.vision.concerns(cache.tokens, ids):
@@ -126,11 +127,11 @@ class LanguageModel:
         return inputs
 
     def _layers_apart(self, ids: Sequence[int]) -> AbstractContextManager[None]:
-        """What a picture shows is added between layers in some families."""
+        """Run layers one by one for a pass with a picture: some families add its features between layers."""
         return one_by_one(self.placement.runs) if min(ids, default=0) < 0 else nullcontext()
 
     def _undo(self, cache: KVCache, length: int) -> None:
-        # Some layers hold the new tokens and some do not: each is cut back to what all of them hold.
+        # Some layers already hold the new tokens: cut each back to what all of them hold.
         cache.restore(length)
 
     def _keep_states(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -143,10 +144,10 @@ class LanguageModel:
 
 
 def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | None = None) -> Iterator[float]:
-    """Put the checkpoint's tensors into the meta tree, without copying where type and layout agree.
+    """Put the checkpoint's tensors into the meta tree, without a copy if type and layout match.
 
-    Leaves out what `postponed` takes. Yields the fraction done after each target. Raises ModelUnreadable where tensors
-    are missing, of wrong shape, or too many.
+    Weights taken by `postponed` are left out. Yields the fraction done after each target. Raises ModelUnreadable if
+    tensors are missing, of wrong shape, or unexpected.
     """
     names = WeightNames(module, own_names=isinstance(checkpoint, GgufWeights))
     dtypes, later = _DtypePlan(module), postponed or Postponed()
@@ -170,7 +171,7 @@ def fill(module: Any, checkpoint: Mapping[str, Tensor], postponed: Postponed | N
 
 
 def fill_parts(module: Any, checkpoint: Mapping[str, Tensor]) -> None:
-    """Fill what is still empty in a tree of which all else is in use. Raises ModelUnreadable, NotEnoughMemory."""
+    """Fill the meta tensors of a tree that is in use otherwise. Raises ModelUnreadable, NotEnoughMemory."""
     empty = {name for name, value in module.state_dict().items() if value.is_meta}
     names, dtypes = WeightNames(module), _DtypePlan(module)
     wanted = {source: checkpoint[source] for source in checkpoint if names.target(source)[0] in empty}
@@ -193,7 +194,7 @@ def _check_complete(empty: Sequence[str]) -> None:
 
 
 def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
-    """transformers' conversion of one target: a renaming, or parts put together (experts, q/k/v)."""
+    """Run transformers' conversion of one target: a renaming, or parts merged into one (experts, q/k/v)."""
     try:
         return dict(transform.convert(target, model=module, config=module.config))
     except RuntimeError as error:
@@ -205,7 +206,7 @@ def _converted(transform: Any, target: str, module: Any) -> dict[str, Any]:
 
 
 def _finish(module: Any, later: Postponed) -> None:
-    """Tie shared weights, compute what no checkpoint holds, and see that nothing is left empty."""
+    """Tie shared weights, compute buffers that no checkpoint holds, and check that no weight is missing."""
     missing = {name for name, value in module.state_dict().items() if value.is_meta and name not in later}
     module.tie_weights(missing_keys=missing, recompute_mapping=False)
     empty = [name for name, value in module.named_parameters() if value.is_meta and name not in later]
@@ -214,13 +215,13 @@ def _finish(module: Any, later: Postponed) -> None:
 
 
 def _compute_buffers(module: Any) -> None:
-    """Fill the buffers that no checkpoint holds (RoPE frequencies, masks) by transformers' own initialisation."""
+    """Fill the buffers that no checkpoint holds (RoPE frequencies, masks) by transformers' initialisation."""
     for value in (*module.parameters(), *module.buffers()):
         value._is_hf_initialized = True
     computed = [name for name, value in module.named_buffers() if value.is_meta]
     for name in computed:
         _assign(module, name, _not_yet(module.get_buffer(name)))
-    # Only modules above such buffers are initialised: elsewhere it could write to the read-only mapping.
+    # Only modules with such buffers are initialised: others might write to the read-only mapping.
     for path, child in module.named_modules():
         child._is_hf_initialized = not any(name.startswith(f"{path}." if path else "") for name in computed)
     module.initialize_weights()
@@ -233,13 +234,13 @@ def _compute_buffers(module: Any) -> None:
 
 
 def _not_yet(buffer: Tensor) -> Tensor:
-    """Memory for a buffer, filled so that it shows when nothing is computed into it."""
+    """Return memory for a buffer, filled with NaN if floating, which shows if nothing is computed into it."""
     empty = torch.empty_like(buffer, device="cpu")
     return empty.fill_(torch.nan) if empty.is_floating_point() else empty.zero_()
 
 
 class _DtypePlan:
-    """The type each tensor is to have: the model's, except where transformers keeps parts in fp32."""
+    """The dtype of each tensor: the model's, except for parts that transformers keeps in fp32."""
 
     def __init__(self, module: Any) -> None:
         self._dtype = module.dtype
@@ -251,7 +252,7 @@ class _DtypePlan:
 
 
 def _check_fits(name: str, tensor: Tensor, expected: Mapping[str, Tensor], length: int = 0) -> None:
-    """`length`: where it is a part of the whole one, how long that is along its first dimension."""
+    """Check a tensor's shape and type. `length`: the first dimension of the whole tensor if this is a part of it."""
     wanted = expected.get(name)
     if wanted is None:
         return
@@ -280,7 +281,7 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _counts_from_padding(module: nn.Module) -> bool:
-    """Whether positions begin behind the padding token's id, and the model finds them by itself (Kosmos-2)."""
+    """Return whether positions start after the padding token's id and the model computes them itself (Kosmos-2)."""
     return any(
         hasattr(child, "create_position_ids_from_input_ids") and hasattr(child, "make_weights")
         for child in module.modules()
@@ -288,7 +289,7 @@ def _counts_from_padding(module: nn.Module) -> bool:
 
 
 def _widened(logits: Tensor) -> Tensor:
-    """(n, vocabulary) in fp32."""
+    """Convert logits (n, vocabulary) to fp32."""
     with one_thread():
         return logits.float()
 
@@ -302,17 +303,17 @@ def _unknown_id(id: int, rows: int) -> ModelUnreadable:
 
 
 def _is_no_memory(error: BaseException) -> bool:
-    """Whether the system gave no RAM: torch says so in other words on each system, but names its allocator."""
+    """Return whether RAM allocation failed: torch's message differs by system, but names the allocator."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _as_failure(error: BaseException) -> HeteGenError | None:
-    """What to tell of an error that a forward pass raised; None where it says enough itself."""
+    """Return the failure to report for an exception of a forward pass; None if it should propagate unchanged."""
     if _is_no_memory(error):
         return _no_memory()
     if isinstance(error, HeteGenError | ForwardStopped) or not isinstance(error, Exception):
         return None
-    # Each architecture is a program of its own, and fails in its own way.
+    # Each architecture is a program of its own and fails in its own way.
     log.error("The model's forward pass failed", exc_info=error)
     return ModelFailed(
         "The model failed while it computed the reply.",

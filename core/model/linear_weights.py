@@ -12,12 +12,12 @@ from core.spec import LinearSpec
 
 
 def matrix_names(linear: LinearSpec) -> list[str]:
-    """A name for each matrix of one entry of the plan."""
+    """Return a name for each matrix of one entry of the plan."""
     return [linear.name] if linear.experts == 1 else [f"{linear.name}.{i}" for i in range(linear.experts)]
 
 
 def matrices(module: Any, linear: LinearSpec) -> Iterator[Tensor]:
-    """(N, K) tensors, rows contiguous; views where the stored layout allows it."""
+    """Yield the matrices (N, K) of one entry, rows contiguous; views if the stored layout allows it."""
     owner, _, leaf = linear.name.rpartition(".")
     child = module.get_submodule(owner)._modules.get(leaf)
     if child is not None:
@@ -29,7 +29,7 @@ def matrices(module: Any, linear: LinearSpec) -> Iterator[Tensor]:
 
 
 def release(module: Any, linear: LinearSpec) -> None:
-    """Let go of the tree's own parameters of one entry; a table that shares the tensor keeps it."""
+    """Remove the tree's parameter of one entry; a table that shares the tensor keeps it."""
     owner, _, leaf = linear.name.rpartition(".")
     holder = module.get_submodule(owner)
     child = holder._modules.get(leaf)

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the built-in one, a Hub id on this disk, or a shape with random weights."""
+"""Opens a model: from a folder, the built-in one, a Hub id in the local cache, or a shape with random weights."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ GUIDE_NAME = "HeteGen Guide"
 class Source:
     """A model that can be built and filled: its meta tree, and its tensors by their names in the files.
 
-    `folder` is None for a shape. `generation` is the content of generation_config.json, {} where there is none.
-    `packed`: the weights of linears that are stored quantised, exact, by the names of `matrix_names`; made when asked
-    for, and kept by nobody; `stored`: how they lie, by the linears' names, None where they are converted; `stored_as`:
-    how the files have them, for people, where they are quantised. `files`: what conversions are kept for, () =
-    none are; `part`: which part of them this is, "" = the model. `tables_in_file`: tables whose rows are read
-    there when they are looked up. `make_tokenizer` makes transformers' tokenizer where none of its files lie in
-    `folder`.
+    `folder` is None for a shape. `generation`: the content of generation_config.json, {} if there is none. `packed`:
+    the weights of quantised linears, exact, by `matrix_names`; made on access, not cached. `stored`: their storage by
+    linear, None if they are converted. `stored_as`: the name of the files' quantisation, for people. `files`: the files
+    that identify conversions in the disk cache, () if nothing is cached. `part`: which part of these files this is, ""
+    = the model. `tables_in_file`: tables whose rows are read from the file on lookup. `make_tokenizer` builds
+    transformers' tokenizer if `folder` has no tokenizer files.
     """
 
     name: str
@@ -67,25 +66,25 @@ class Source:
 
     @property
     def remembered_turns(self) -> int:
-        """How many turns of a conversation the model can follow, 0 = as many as fit; the tiny guide says few."""
+        """How many turns of a conversation the model can follow, 0 = as many as fit; the built-in guide states few."""
         said = self.generation.get("remembered_turns")
         return said if isinstance(said, int) and said > 0 else 0
 
     def warm(self) -> Iterator[float]:
-        """Bring the files into memory; yields the fraction done."""
+        """Read the files into the page cache; yield the fraction done."""
         if isinstance(self.weights, Checkpoint | StoredCheckpoint):
             yield from self.weights.warm()
         elif isinstance(self.weights, GgufWeights):
             yield from self.weights.files.warm()
 
     def let_go(self) -> None:
-        """Give the system the files' pages back that were read through the mapping: they are read again if needed."""
+        """Drop mapped pages read so far from this process's resident set; they are read again if needed."""
         if isinstance(self.weights, Checkpoint | StoredCheckpoint):
             self.weights.let_go()
 
 
 def open_source(name: str | Path | None) -> Source:
-    """Read configuration and headers, and build the meta tree; no weights yet. Raises HeteGenError."""
+    """Read configuration and headers, and build the meta tree, without reading weights. Raises HeteGenError."""
     if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
     folder = find_model(name)
@@ -107,7 +106,7 @@ def open_source(name: str | Path | None) -> Source:
 
 
 def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCheckpoint) -> Source:
-    """A folder whose weights are quantised already."""
+    """Open a folder whose weights are already quantised."""
     module = build(config_from(raw), weights.dtype)
     tie_weights(module, weights, weights)
     kept = kept_linears(module, weights.found, weights.sketches)
@@ -127,14 +126,14 @@ def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCh
 
 
 def find_model(name: str | Path | None) -> Path:
-    """The folder or GGUF file of a model: given as such, built in, or whole in the Hugging Face cache.
+    """Return the folder or GGUF file of a model: a path, the built-in model, or a snapshot in the Hugging Face cache.
 
     Raises ModelNotFound, BadRequest.
     """
     if name is None:
         return builtin_model()
     path = Path(name).expanduser()
-    if path.is_absolute() or os.path.lexists(path):  # Path.exists raises where a parent may not be entered
+    if path.is_absolute() or os.path.lexists(path):  # Path.exists raises if a parent directory is not accessible
         return path
     from core.hub.installed import resolve_model
 
@@ -142,7 +141,7 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def folder_name(folder: Path) -> str:
-    """A name for people: the repository's for a snapshot in the Hugging Face cache, else the folder's."""
+    """Return a display name: the repository's for a snapshot in the Hugging Face cache, else the folder's."""
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
@@ -176,7 +175,7 @@ def _open_shape(name: str) -> Source:
 def _generation_config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # optional, and only defaults
+    except (OSError, ValueError):  # optional: it only holds defaults
         return {}
     return content if isinstance(content, dict) else {}
 

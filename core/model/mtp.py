@@ -1,11 +1,11 @@
-"""A checkpoint's head for multi-token prediction (MTP) as a model of its own, which transformers leaves unread.
+"""A checkpoint's head for multi-token prediction (MTP) as a model of its own; transformers does not load it.
 
-Such a head is one more decoder layer. Its input joins what the model made of a token (behind the last norm) with the
-embedding of the token that follows, its output goes through a norm of its own and the model's output head, and guesses
-the token after that one. Given its own output in place of the model's it guesses further ahead.
+An MTP head is one more decoder layer. Its input joins the model's state of a token (after the last norm) with the
+embedding of the next token; its output passes a norm of its own and the model's output head, and predicts the token
+after that. Fed with its own output in place of the model's, it predicts further ahead.
 
-Two layouts are published: `mtp.*` (Qwen3-Next, 3.5, 3.6) and one layer more than config.json counts (GLM, DeepSeek).
-GGUF files have the latter, whatever the model.
+Two layouts are published: `mtp.*` (Qwen3-Next, 3.5, 3.6), and one layer more than config.json counts (GLM, DeepSeek).
+GGUF files use the latter for every model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.model.weight_names import WeightNames
 from core.weights.gguf.weights import GgufWeights
 
 PART = "mtp"
-"""What distinguishes the head's conversions and surveys from those of the model in the same files."""
+"""Distinguishes the head's conversions and surveys from those of the model in the same files."""
 BESIDE = "mtp."
 LAYER_BEHIND = re.compile(r"(?:^|.*\.)layers\.(\d+)\.eh_proj\.weight$")
 JOIN = {
@@ -37,16 +37,16 @@ JOIN = {
     "eh_proj.": "join.eh_proj.", "enorm.": "join.enorm.", "hnorm.": "join.hnorm.",
     "norm.": "norm.", "shared_head.norm.": "norm.",
 }  # fmt: skip
-"""Parts around the layer, by their published names, in our tree."""
+"""Our names of the parts around the layer, by their published names."""
 SHARED = ("embed_tokens.", "shared_head.head.")
 """Copies of the model's own table and head that some checkpoints repeat."""
 FULL_ATTENTION = "full_attention"
 ALL_ALIKE: Mapping[str, Any] = {"first_k_dense_replace": 0, "mlp_only_layers": [], "decoder_sparse_step": 1}
-"""Settings that make early layers of a mixture of experts dense; the head's layer is none of them."""
+"""Settings that make early layers of a mixture of experts dense, reset because the head's layer never is."""
 
 
 class Join(nn.Module):
-    """Makes the layer's input (1, n, H) of the tokens' embeddings and of `states`, which came before them."""
+    """Computes the layer's input (1, n, H) from the tokens' embeddings and `states`, those of the tokens before."""
 
     def __init__(self, norm: nn.Module, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -55,24 +55,24 @@ class Join(nn.Module):
         self.states: Tensor | None = None
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """(1, n, H), and `states` (n, H), to (1, n, H)."""
+        """Join embeddings (1, n, H) with `states` (n, H); return (1, n, H)."""
         before = embedded if self.states is None else self.states.to(embedded).unsqueeze(0)
         joined: Tensor = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(before)], dim=-1))
         return joined
 
 
 def open_mtp(source: Source) -> Source | None:
-    """The head that lies in this model's files, as a source; None where there is none that is understood."""
+    """Open the MTP head in this model's files as a source; None if there is none that is supported."""
     try:
         if isinstance(source.weights, GgufWeights):
             return _of_gguf(source, source.weights)
         return _of_checkpoint(source) if source.folder is not None else None
-    except HeteGenError:  # a layer of another kind than the model's own
+    except HeteGenError:  # a layer of a different kind than the model's own
         return None
 
 
 def join_of(module: Any) -> Join:
-    """The part of a head's tree that is given the model's states."""
+    """Return the module of a head's tree that receives the model's states."""
     found: Join = module.base_model.join
     return found
 
@@ -108,7 +108,7 @@ def _title(source: Source) -> str:
 
 
 def _tree(source: Source) -> Any | None:
-    """A model of one layer, of the kind of the source's own, behind a Join; None where it has no such parts."""
+    """Build a model with one layer of the source's kind after a Join; None if it lacks the expected parts."""
     module = build(_config(source.module.config), source.module.dtype)
     base, layers = module.base_model, decoder_layers(module)
     if len(layers) != 1 or not isinstance(getattr(base, "norm", None), nn.Module):
@@ -120,7 +120,7 @@ def _tree(source: Source) -> Any | None:
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Some tensors of a checkpoint by other names."""
+    """Some tensors of a checkpoint under other names."""
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._tensors, self._names = tensors, names
@@ -136,7 +136,7 @@ class Renamed(Mapping[str, Tensor]):
 
 
 def _config(config: Any) -> Any:
-    """The configuration of a model of one layer, of the kind of the last that attends to all."""
+    """Return the configuration of a model with one layer, of the kind of the last layer with full attention."""
     text = deepcopy(text_config(config))
     layers = text.num_hidden_layers
     kinds = getattr(text, "layer_types", None) or []
@@ -155,7 +155,7 @@ def _config(config: Any) -> Any:
 
 
 def _renamed(source: Source) -> Iterator[tuple[str, str]]:
-    """The head's tensors by their names in our tree, each with its name in the files."""
+    """Yield the head's tensors by their names in our tree, each with its name in the files."""
     layers = text_config(source.module.config).num_hidden_layers
     behind = next((name for name in source.weights if _number(name) == layers), "")
     beside = f"{BESIDE}fc.weight" in source.weights
@@ -174,7 +174,7 @@ def _number(name: str) -> int:
 
 
 def _place(rest: str, *, beside: bool) -> str:
-    """Where a tensor goes in our tree; empty for what the model has itself, and for layers behind the first."""
+    """Return a tensor's name in our tree; empty for the model's own tensors and for layers after the first."""
     if rest.startswith(SHARED):
         return ""
     for theirs, ours in JOIN.items():
@@ -186,7 +186,7 @@ def _place(rest: str, *, beside: bool) -> str:
 
 
 def _ends(source: Source) -> Iterator[tuple[str, str]]:
-    """The model's own table and head."""
+    """Yield the model's own table and head."""
     module = source.module
     paths = {id(child): name for name, child in module.named_modules()}
     table, head = module.get_input_embeddings(), module.get_output_embeddings()

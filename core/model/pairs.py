@@ -1,7 +1,7 @@
-"""Which linears read nothing but what one group of others gives, number by number: down after gate and up.
+"""Finds linears whose only input is the element-wise combination of one group's outputs: down after gate and up.
 
-Found by tracing one more forward pass, in which what linears give is not a tensor but says where it comes from, as long
-as nothing is done to it but what goes number by number.
+It traces one more forward pass in which linears return proxies that remember their source for as long as only
+element-wise operations are applied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.offload.pointwise import Function, Pointwise
 
 
 class Traced(Pointwise):
-    """What linears gave. `sources`: their names; whoever asks for the tensor itself lets them `escape`."""
+    """A linear's output. `sources`: the linears it stems from; access to the tensor itself marks them as `escaped`."""
 
     def __init__(self, tensor: Tensor, sources: frozenset[str], escaped: set[str]) -> None:
         self.tensor = tensor
@@ -33,7 +33,7 @@ class Traced(Pointwise):
 
 
 class PairTrace:
-    """Hooks on linears, by name: what each reads."""
+    """Hooks on linears, by name, that record what each reads."""
 
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self._escaped: set[str] = set()
@@ -41,14 +41,14 @@ class PairTrace:
         self._handles = [self._hook(name, linear) for name, linear in linears.items()]
 
     def remove(self) -> None:
-        """Take the hooks out again."""
+        """Remove the hooks."""
         for handles in self._handles:
             for handle in handles:
                 handle.remove()
 
     @property
     def pairs(self) -> dict[str, frozenset[str]]:
-        """The linears that read what others give and nobody else reads, with the names of those."""
+        """The linears that read others' outputs which nothing else reads, with the names of those others."""
         read_once = [reads[0] for reads in self._reads.values() if len(reads) == 1]
         counted = [name for sources in read_once for name in sources]
         return {

@@ -1,6 +1,6 @@
-"""Pictures among a prompt's ids: each has ids of its own below 0, which stand for the model's placeholder token.
+"""Pictures in a prompt: each has negative ids of its own, which stand for the model's placeholder token.
 
-So whatever compares ids (what the KV cache holds, what was parked) tells pictures apart, and needs to know of none.
+Code that compares ids (KV cache contents, parked prompts) thus distinguishes pictures without knowing about them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 PLACES = 1 << 20
-"""More than any picture has tokens."""
+"""More than the number of tokens of any picture."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture as a model takes it.
+    """One picture as model input.
 
-    `key`: a number of its content; `count`: its placeholder tokens. `inputs`: what transformers' forward wants of it.
-    `positions`: (3, count) from 0, for models that count a picture's tokens in three directions.
+    `key`: a number derived from its content; `count`: its placeholder tokens. `inputs`: the arguments of transformers'
+    forward. `positions`: (3, count) from 0, for models that number a picture's tokens in three dimensions.
     """
 
     key: int
@@ -37,32 +37,32 @@ class Picture:
 
     @property
     def advance(self) -> int:
-        """How far it moves the text that follows, in positions."""
+        """By how many positions it moves the text that follows."""
         return self.count if self.positions is None else int(self.positions.max()) + 1
 
 
 class Vision(Protocol):
-    """What turns ids that stand for pictures into what a model's forward takes."""
+    """Converts ids that stand for pictures into arguments of a model's forward."""
 
     def concerns(self, read: Sequence[int], ids: Sequence[int]) -> bool:
-        """Whether a pass over `ids` after `read` needs `inputs`: text without pictures before it does not."""
+        """Return whether a pass over `ids` after `read` needs `inputs`: text without earlier pictures does not."""
 
     def inputs(self, read: Sequence[int], ids: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """The forward's arguments for a pass over `ids` (n,) after `read`, beside cache and options."""
+        """Return the forward's arguments for a pass over `ids` (n,) after `read`, except cache and options."""
 
 
 def begins(id: int) -> bool:
-    """Whether it is the first id of a picture."""
+    """Return whether this is the first id of a picture."""
     return id < 0 and (-id - 1) % PLACES == 0
 
 
 def key_of(id: int) -> int:
-    """The key of the picture that an id below 0 belongs to."""
+    """Return the key of the picture that a negative id belongs to."""
     return (-id - 1) // PLACES
 
 
 def spans(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where each picture's ids begin and end among these; other tokens may stand between them."""
+    """Yield the range [begin, end) of each picture's ids; other tokens may lie in between."""
     first = last = -1
     for place in (place for place, id in enumerate(ids) if id < 0):
         if first >= 0 and begins(ids[place]):
@@ -74,7 +74,7 @@ def spans(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def passes(prompt: Sequence[int], known: int, step: int) -> Iterator[tuple[int, int]]:
-    """Divide what follows the first `known` ids into runs of about `step`, with all of one picture or none in each."""
+    """Divide the ids after the first `known` into passes of about `step`, each with one whole picture or none."""
     pictures = [(first + known, end + known) for first, end in spans(prompt[known:])]
     start = known
     while start < len(prompt):

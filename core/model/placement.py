@@ -1,6 +1,6 @@
-"""Carries a Plan out: puts our linears into the module tree, keeps resident rows on the device, and changes both live.
+"""Applies a plan: installs our linears in the module tree, keeps resident rows on the device, and changes both live.
 
-The host copy of every weight stays where it is, so evicting rows is letting go of them and promoting is one copy.
+The host copy of every weight stays in place, so evicting rows means freeing them, and promoting rows is one copy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Weights = Mapping[str, Sequence[HostWeight]]
 
 
 class HostPlacement:
-    """Everything on the CPU. `reads_copy`: whether a copy of the output head is read first, if there is one."""
+    """Everything on the CPU. `reads_copy`: whether to use a coarse copy of the output head, if there is one."""
 
     device = torch.device("cpu")
 
@@ -69,26 +69,26 @@ class HostPlacement:
         recurrent_layers.adopt(module)
 
     def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
-        """A pass starts; with `whole_head` no logits may come from a copy of the output head."""
+        """Begin a pass; with `whole_head`, no logits may come from a coarse copy of the output head."""
         for head in self._heads:
             head.whole = whole_head or not self.reads_copy
 
     def end_pass(self) -> None:
-        """Let go of what linears share within a pass."""
+        """Release inputs that linears share within a pass."""
         self._inputs.forget()
 
     def failures(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
-        """An empty KV cache for this plan."""
+        """Return an empty KV cache for this plan."""
         return KVCache(config, plan.context, format=plan.kv)
 
     def _make(self, weight: HostWeight, bias: Tensor | None) -> HostLinear:
         return (HostLinear if weight.copied is None else CopiedHead)(weight, bias, self._inputs)
 
     def close(self) -> None:
-        """Leave the module tree as it was, but for its linears and norms."""
+        """Restore the module tree, except for its linears and norms."""
         fused_layers.release(self._layers)
         fused_mixtures.release(self._module)
         fused_routers.release(self._module)
@@ -102,8 +102,8 @@ class DevicePlacement:
         self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = (),
         apart: Collection[nn.Module] = (),
     ) -> None:  # fmt: skip
-        """Takes over from a HostPlacement: puts the linears in, all rows on the CPU at first. What is `apart` stays
-        where it lies. Raises NotEnoughMemory, DeviceLost: then the linears are in, but know nothing of the device."""
+        """Take over from a HostPlacement: install the linears, with all rows on the CPU at first. `apart`: modules that
+        are not moved. Raises NotEnoughMemory, DeviceLost; then the linears are installed without any device memory."""
         layers = decoder_layers(module)
         experts = fused_experts.take(module)
         fused_mixtures.release(module)
@@ -132,7 +132,7 @@ class DevicePlacement:
             raise
 
     def apply(self, plan: Plan) -> Iterator[float]:
-        """Change to a plan: evict first, then promote; yields the fraction done. Raises NotEnoughMemory, DeviceLost."""
+        """Change to a plan: evict, then promote; yield the fraction done. Raises NotEnoughMemory, DeviceLost."""
         self._drop_ring()
         self.plan = plan = self._experts.by_whole_ones(plan)
         self._bucket = -1
@@ -152,21 +152,21 @@ class DevicePlacement:
 
     @property
     def streams_starved(self) -> bool:
-        """Whether the system let too little memory be locked for the ring, so that streaming is slower."""
+        """Whether the system pinned too little memory for the ring buffer, so that streaming is slower."""
         return self._parameters is not None and self._parameters.starved
 
     @property
     def runs(self) -> list[LayerRun]:
-        """Layers that the CPU computes in one call."""
+        """Runs of layers that the CPU computes in one call."""
         return self._hosted.runs
 
     @property
     def cpu_s(self) -> float:
-        """Seconds that the CPU has computed its rows since the start."""
+        """Seconds that the CPU has spent on its rows since the start."""
         return self._inputs.cpu_s
 
     def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
-        """A pass over `tokens` new tokens starts: divide the rows as the plan says for this many. The head is whole."""
+        """Begin a pass over `tokens` new tokens: divide the rows as planned for this many. The head is always whole."""
         if (now := bucket(tokens)) != self._bucket:
             self._bucket = now
             self._divide(now)
@@ -175,7 +175,7 @@ class DevicePlacement:
         self._experts.begin_pass(tokens)
 
     def end_pass(self) -> None:
-        """Bring what was left on the host to the device, and let go of shared inputs."""
+        """Move results left on the host to the device, and release shared inputs."""
         self._inputs.forget()
         self._hosted.end_pass()
         self._experts.end_pass()
@@ -184,25 +184,25 @@ class DevicePlacement:
         return self.accelerator.failures()
 
     def copies(self, places: Sequence[Place]) -> DeviceCopies:
-        """Copies of more tensors on the device, in their places. Raises NotEnoughMemory, DeviceLost."""
+        """Copy more tensors to the device, in place of the host's. Raises NotEnoughMemory, DeviceLost."""
         with self.failures():
             return DeviceCopies(places, self._uploads)
 
     def make_cache(self, config: Any, plan: Plan) -> KVCache:
-        """An empty KV cache, each layer on the device that the plan has for it. Raises NotEnoughMemory at first use."""
+        """Return an empty KV cache with each layer on its planned device. Raises NotEnoughMemory on first use."""
         return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config), plan.kv)
 
     def kv_places(self, plan: Plan) -> dict[int, Allocate]:
-        """How the layers of the KV cache are allocated that the plan has on the device."""
+        """Return the allocators of the KV cache layers that the plan places on the device."""
         layers = zip(self._kv_layers, plan.kv_devices, strict=True)
         return {layer.layer: self.accelerator.empty for layer, gpu in layers if gpu >= 0}
 
     def kv_home(self, config: Any) -> torch.device | None:
-        """Where a model wants all states handed over whose attention is its own."""
+        """Return the device on which a model with its own attention expects all states."""
         return self.device if config._attn_implementation != attention.NAME else None
 
     def close(self) -> None:
-        """Give the device's memory back and leave the module tree as it was, but for its linears."""
+        """Free the device's memory and restore the module tree, except for its linears."""
         self._drop_ring()
         self._hosted.use(())
         self._rest.restore()
@@ -211,7 +211,7 @@ class DevicePlacement:
 
     @property
     def expert_use(self) -> ExpertUse | None:
-        """What became of the chosen experts of all layers; None where none are held whole."""
+        """Usage counts of the chosen experts of all layers; None if none are held whole."""
         return self._experts.use
 
     @property
@@ -220,11 +220,11 @@ class DevicePlacement:
         return self._experts.uses
 
     def recall_expert_uses(self, uses: Mapping[str, Sequence[float]]) -> None:
-        """Take over what is known of experts' use before a plan is applied."""
+        """Load known usage counts of experts before a plan is applied."""
         self._experts.recall(uses)
 
     def _divided(self, plan: Plan) -> list[LinearPlan]:
-        """The linears whose rows are divided: experts may be held whole."""
+        """Return the linears whose rows are divided: experts may be held whole instead."""
         return [linear for linear in plan.linears if linear.name not in self._experts.names]
 
     def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
@@ -271,7 +271,7 @@ class DevicePlacement:
                 linear.chunks = []
 
     def _schedule(self, tokens: int) -> list[Chunk]:
-        """All streamed pieces of one pass in their order: of experts, all linears of one before those of the next."""
+        """Return all streamed pieces of one pass in order: all linears of an expert before those of the next expert."""
         chunks: list[Chunk] = []
         for _, together in groupby(computed_order(self.plan.linears), self._owner):
             linears = tuple(together)
@@ -282,7 +282,7 @@ class DevicePlacement:
         return chunks
 
     def _owner(self, linear: LinearPlan) -> str:
-        """What is computed as one: a linear, or all experts of a layer."""
+        """Return what is computed as one: a linear, or all experts of a layer."""
         return linear.name if len(self._weights[linear.name]) == 1 else linear.name.rpartition(".")[0]
 
     def _divide(self, index: int) -> None:
@@ -295,8 +295,8 @@ class DevicePlacement:
                 linear.chunks = by_linear.get((name, expert), [])
 
     def _assign(self) -> None:
-        """Let divided linears that read the same input be computed with the first of them, and those that come after
-        such a group take what either side has of it."""
+        """Let divided linears with the same input be computed together with the first of them, and let those that
+        follow such a group consume the two devices' parts of its output."""
         groups: dict[int, list[HeteroLinear]] = {}
         feeding = {plan.after for plan in self.plan.linears if plan.by_columns}
         for plan in self.plan.linears:
@@ -312,7 +312,7 @@ class DevicePlacement:
 
 
 def _held(linear: HeteroLinear, plan: LinearPlan) -> int:
-    """How much of a linear lies on the device, as the plan counts it; -1 where it is divided the other way."""
+    """Return how much of a linear is on the device in the plan's units; -1 if it is divided the other way."""
     if linear.resident is None:
         return 0
     rows, columns = linear.resident.weight.shape
@@ -322,7 +322,7 @@ def _held(linear: HeteroLinear, plan: LinearPlan) -> int:
 
 
 def computed_order(linears: Sequence[LinearPlan]) -> list[LinearPlan]:
-    """The order of a pass: those of one group with the first of them."""
+    """Return the linears in the order of a pass: those of one group right after its first."""
     first: dict[int, int] = {}
     for number, linear in enumerate(linears):
         first.setdefault(linear.group, number)

@@ -1,7 +1,7 @@
-"""Weights that are converted anyway, left out when a tree is filled and made one matrix at a time when they are wanted.
+"""Weights that will be converted, left out when a tree is filled and built one matrix at a time on demand.
 
-Putting a model's experts together, or making up all of a shape's weights, would take as much of the process's own
-memory as the model has in its files.
+Merging a model's experts, or generating all of a shape's weights, at once would take as much process memory as the
+model's files.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from core.weights.random_weights import RandomWeights
 from core.weights.row_chunks import row_chunks
 
 Finish = Callable[[str, Tensor, int], Tensor]
-"""Checks a target's tensor and gives it its type; 0, or how long all of it is along its first dimension."""
+"""Checks and casts a target's tensor; the int is 0, or the first dimension of the whole tensor for a part of it."""
 PIECE_WEIGHTS = 1 << 22
-"""Weights that are made at once of a matrix that is converted piece by piece."""
+"""Weights that are built at a time for a matrix that is converted in pieces."""
 
 
 class Postponed:
-    """What a tree still lacks, by its names in the tree; `wanted` are those that may be left out."""
+    """What a tree does not hold yet, by its names in the tree; `wanted` are those that may be left out."""
 
     def __init__(self, wanted: Collection[str] = ()) -> None:
         self._wanted = frozenset(wanted)
@@ -36,7 +36,7 @@ class Postponed:
         self._finish: Finish = lambda _, tensor, __: tensor
 
     def take(self, work: dict[str, Any], checkpoint: Mapping[str, Tensor], finish: Finish) -> None:
-        """Keep what is wanted of `work`, transformers' conversions by target, and remove it there."""
+        """Move the wanted entries of `work`, transformers' conversions by target, here."""
         self._checkpoint, self._finish = checkpoint, finish
         for target in self._wanted & work.keys():
             if len(work[target].target_patterns) == 1:
@@ -46,7 +46,7 @@ class Postponed:
         return target in self._transforms
 
     def matrices(self, module: Any, linear: LinearSpec) -> Iterator[Tensor]:
-        """(N, K) tensors of one entry of the plan, rows contiguous; each is made when it is asked for."""
+        """Yield the matrices (N, K) of one entry of the plan, rows contiguous; each is built on demand."""
         owner, _, leaf = linear.name.rpartition(".")
         if linear.experts == 1 and isinstance(child := module.get_submodule(owner)._modules.get(leaf), torch.nn.Module):
             weight = self._whole(f"{linear.name}.weight", module)
@@ -57,21 +57,22 @@ class Postponed:
             yield (one.t() if transposed else one).contiguous()
 
     def is_by_rows(self, module: Any, linear: LinearSpec) -> bool:
-        """Whether one entry of the plan is a single tensor of the checkpoint, row by row, so that it has `pieces`."""
+        """Return whether an entry is a single tensor of the checkpoint, unchanged, so that it has `pieces`."""
         owner, _, leaf = linear.name.rpartition(".")
         child, target = module.get_submodule(owner)._modules.get(leaf), f"{linear.name}.weight"
         whole = target in self and not hasattr(self._transforms[target], "operations")
         return whole and child is not None and not isinstance(child, Conv1D)
 
     def pieces(self, module: Any, linear: LinearSpec) -> Iterator[Tensor]:
-        """The rows (n, K) of an entry that `is_by_rows`, one range behind the other; random ones are made so."""
+        """Yield consecutive row ranges (n, K) of an entry that `is_by_rows`; random ones are generated range by
+        range."""
         target = f"{linear.name}.weight"
         length, rows = self._readable(target, module, linear)
         for begin, end in row_chunks(length, linear.columns, PIECE_WEIGHTS):
             yield self._finish(target, rows(begin, end), length)
 
     def _readable(self, target: str, module: Any, linear: LinearSpec) -> tuple[int, Callable[[int, int], Tensor]]:
-        """How many rows the checkpoint has, and what gives a range of them."""
+        """Return the number of rows in the checkpoint, and a function that reads a range of them."""
         if isinstance(self._checkpoint, RandomWeights):
             return linear.rows, partial(self._checkpoint.rows, target)
         stored = self._made(target, module)
@@ -81,8 +82,8 @@ class Postponed:
         return self._finish(target, self._made(target, module), 0)
 
     def _made(self, target: str, module: Any, tensors: Mapping[str, list[Any]] | None = None) -> Tensor:
-        """What transformers' conversion makes of the checkpoint's `tensors`, of all if they are not given."""
-        # A conversion uses up what it was given.
+        """Run transformers' conversion on the given tensors, or on all of the checkpoint's if None."""
+        # A conversion consumes its input.
         transform = copy(self._transforms[target])
         transform.collected_tensors = dict(tensors or transform.collected_tensors)
         return _only(transform.convert(target, model=module, config=module.config))
@@ -102,13 +103,13 @@ class Postponed:
 
 
 def parameter_name(module: Any, linear: LinearSpec) -> str:
-    """Where the tree keeps the weight of one entry of the plan."""
+    """Return the name under which the tree holds the weight of one entry of the plan."""
     owner, _, leaf = linear.name.rpartition(".")
     return f"{linear.name}.weight" if leaf in module.get_submodule(owner)._modules else linear.name
 
 
 def untied(module: Any, linears: Collection[LinearSpec]) -> set[str]:
-    """The weights of linears that no other part of the tree shares."""
+    """Return the weights of linears that no other part of the tree shares."""
     tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
     return {parameter_name(module, linear) for linear in linears} - {*tied, *tied.values()}
 
@@ -120,7 +121,7 @@ def _only(converted: Mapping[str, Any]) -> Tensor:
 
 
 def _is_by_expert(transform: Any, count: int) -> bool:
-    """Whether each pattern found one tensor of every expert, and the steps keep experts apart."""
+    """Return whether each pattern found one tensor per expert, and the steps process experts independently."""
     steps = {type(step).__name__ for step in getattr(transform, "operations", ())}
     found = [len(tensors) for tensors in transform.collected_tensors.values()]
     return "MergeModulelist" in steps and steps <= BY_EXPERT and set(found) == {count}

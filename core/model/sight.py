@@ -1,4 +1,4 @@
-"""How large the parts of a model are that see, known before any of them is opened for the first picture."""
+"""The size of a model's vision parts, known before they are opened for the first picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from core.model.blueprint import whole_tree
 from core.model.language_half import Nothing
 
 HEARS = ("audio", "speech", "talker")
-"""In the names of parts for sound, which stay away."""
+"""Words in the names of audio parts, which are never opened."""
 
 
 def sight_bytes(module: Any) -> int:
-    """Bytes of the weights that this language half leaves out and that pictures need; 0 for a model that only reads."""
+    """Return the bytes of vision weights that this language half leaves out; 0 for a text-only model."""
     left_out = any(isinstance(child, Nothing) for child in module.modules())
     if not left_out or getattr(module.config, "vision_config", None) is None:
         return 0

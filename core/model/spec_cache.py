@@ -1,6 +1,7 @@
-"""What surveys have found, kept on disk: the same configuration and libraries give the same specification.
+"""Caches surveys on disk: the same configuration and libraries give the same specification.
 
-A bundle brings that of its own guide along: a survey loads what the first start can do without for two seconds.
+A bundle ships the survey of its own guide model, because a survey loads modules that would delay the first start by two
+seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
 SURVEY_VERSION = 7
-"""Counted up when a survey comes to find something else."""
+"""Incremented when a survey's result changes."""
 KEPT_SPECS = 64
 
 
 def specification_of(source: Source) -> ModelSpec:
-    """The specification of a model that is on this disk or made up."""
+    """Return the specification of a source."""
     return specification(
         source.module,
         source.name,
@@ -45,9 +46,9 @@ def specification(
     module: Any, name: str, folder: Path, stored: Mapping[str, Storage | None] | None = None, stored_as: str = "",
     *, tables_in_file: Collection[str] = (),
 ) -> ModelSpec:  # fmt: skip
-    """The specification of a model on the meta device, surveyed if it has not been before. `stored`: how linears lie
-    that the model's files have quantised already, None where they are converted; `stored_as`: what that is called;
-    `tables_in_file`: the tables of ids that take no memory."""
+    """Return the specification of a model on the meta device, surveying it if it is not cached. `stored`: the storage
+    of linears that the model's files have quantised, None if they are converted; `stored_as`: the name of that
+    quantisation; `tables_in_file`: token tables that occupy no memory."""
     key = Path(FOLDER, f"{_key(module)}.json")
     spec = _read(folder / key) or _read(made_before() / key)
     if spec is None:
@@ -67,7 +68,7 @@ def specification(
 
 
 def _key(module: Any) -> str:
-    # The part after "+" names the card that torch was built for, which changes nothing here.
+    # The suffix after "+" names torch's GPU build, which does not affect the result.
     libraries = [torch.__version__.partition("+")[0], transformers.__version__]
     facts = [SURVEY_VERSION, *libraries, type(module).__name__, str(module.dtype)]
     config = module.config.to_json_string(use_diff=False)
@@ -80,7 +81,7 @@ def _read(file: Path) -> ModelSpec | None:
         found["linears"] = tuple(LinearSpec(**row) for row in found["linears"])
         found["kv_layers"] = tuple(KvLayer(**row) for row in found["kv_layers"])
         return ModelSpec(**found)
-    except (OSError, ValueError, TypeError, KeyError):  # missing, or not what was written
+    except (OSError, ValueError, TypeError, KeyError):  # missing or damaged
         return None
 
 

@@ -1,4 +1,4 @@
-"""Which linears of a model consist of which quantised weights of its checkpoint, and so can stay as they are stored."""
+"""Maps a model's linears to its checkpoint's quantised weights, to find those that can stay as stored."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Sources: TypeAlias = Mapping[str | None, Sequence[str]]
 
 @dataclass(frozen=True)
 class Kept:
-    """What becomes of quantised weights: how linears keep them, by their names in the plan, None where they are
-    converted; the pieces of each kept matrix, whose rows lie one behind the other; and the weights used up so."""
+    """The use of quantised weights: the storage of each linear by its name in the plan, None if it is converted; the
+    pieces of each kept matrix, whose rows are concatenated; and the names of the weights that are kept so."""
 
     stored: Mapping[str, Storage | None]
     pieces: Mapping[str, tuple[Piece, ...]]
@@ -32,7 +32,7 @@ class Kept:
 
 
 def kept_linears(module: Any, found: Found, sketches: Mapping[str, Coded]) -> Kept:
-    """What of a checkpoint's quantised weights linears can take as they are."""
+    """Find the quantised weights of a checkpoint that linears can use as stored."""
     names = WeightNames(module)
     made_of = names.sources(found.names)
     stored: dict[str, Storage | None] = {}
@@ -50,7 +50,7 @@ def kept_linears(module: Any, found: Found, sketches: Mapping[str, Coded]) -> Ke
 
 
 def _linears(module: Any) -> Iterator[tuple[str, str, Any]]:
-    """Linears and fused experts by their names in the plan, the parameter of each and the module that has it."""
+    """Yield linears and fused experts by their names in the plan, with the parameter and the module of each."""
     for path, child in module.named_modules():
         if is_fused(child):
             yield from ((f"{path}.{leaf}", f"{path}.{leaf}", child) for leaf in fused_names(child))
@@ -59,7 +59,7 @@ def _linears(module: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _matrices(child: Any, names: WeightNames, sources: Sources, found: Found) -> list[tuple[Piece, ...]]:
-    """The pieces of each matrix; none where they are put together in another way than by rows."""
+    """Return the pieces of each matrix; none if they are not combined by rows."""
     if list(sources) != [None]:
         return _expert_by_expert(child, names, sources)
     (whole,) = sources[None]
@@ -82,8 +82,8 @@ def _expert_by_expert(child: Any, names: WeightNames, sources: Sources) -> list[
 def _storage(
     matrices: Sequence[Sequence[Piece]], shape: tuple[int, int], sketches: Mapping[str, Coded]
 ) -> Storage | None:
-    """What keeps all of these matrices, None where nothing does, they are not of this shape, or each of several would
-    want its input in an order of its own."""
+    """Return the storage that keeps all of these matrices; None if there is none, if shapes do not match, or if one of
+    several would need its input in its own column order."""
     coded = [[sketches[name] for name, _ in matrix] for matrix in matrices]
     every = [one for matrix in coded for one in matrix]
     if len(every) > 1 and any(one.order is not None for one in every):
@@ -93,7 +93,7 @@ def _storage(
 
 
 def _fits(parts: Sequence[Coded], shape: tuple[int, int]) -> bool:
-    """Whether parts, their rows one behind the other, are of this shape."""
+    """Return whether the parts, their rows concatenated, have this shape."""
     if any(one.flat for one in parts):
         return sum(one.codes.numel() for one in parts) == shape[0] * shape[1]
     rows, columns = sum(one.codes.shape[0] for one in parts), {one.codes.shape[1] for one in parts}

@@ -1,6 +1,6 @@
-"""Tables that have a row for each token: the input table, and in Gemma 3n and 4 one of further inputs by layer.
+"""Tables with a row per token: the input table, and per-layer input tables in Gemma 3n and 4.
 
-Only a few rows of them are looked up at a time, so they stay in RAM wherever products are made.
+Only a few rows are looked up at a time, so they stay in RAM on every device.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from core.model.file_table import FileTable
 
 
 def input_table(module: Any) -> str:
-    """The name of the input table."""
+    """Return the name of the input table."""
     table = module.get_input_embeddings()
     names: dict[Any, str] = {child: name for name, child in module.named_modules()}
     return names[table]
 
 
 def other_tables(module: Any) -> dict[str, nn.Module]:
-    """Such tables of a language model beside the input table, by their names."""
+    """Return a language model's other token tables by name."""
     first = module.get_input_embeddings()
     own, rows = set(first.modules()), first.weight.shape[0]
     return {
@@ -32,13 +32,13 @@ def other_tables(module: Any) -> dict[str, nn.Module]:
 
 
 def put(module: Any, name: str, child: nn.Module) -> None:
-    """Replace the part of a module that has this name."""
+    """Replace the submodule with this name."""
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, child)
 
 
 def _is_long(table: Any, rows: int) -> bool:
-    """Whether it has a row for most tokens and is asked for rows alone: the table within a `FileTable` has none, one of
-    positions has fewer or (OPT's) asks for more than the ids."""
+    """Return whether a table has a row for most tokens and its forward takes ids only. The table within a `FileTable`
+    has no weight; a position table has fewer rows or (OPT's) further arguments."""
     asked = inspect.signature(table.forward).parameters
     return table.weight is not None and 2 * table.weight.shape[0] >= rows and len(asked) == 1

@@ -1,4 +1,4 @@
-"""Whether the head and the input table are one tensor: as the checkpoint has them, whatever config.json says."""
+"""Whether output head and input table share one tensor: decided by the checkpoint, whatever config.json says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from core.model.weight_names import WeightNames
 
 
 def tie_weights(module: Any, names: Iterable[str], tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Tie the head to the table, or part them, as the checkpoint has them, on the meta tree.
+    """Tie or untie head and table of the meta tree as the checkpoint has them.
 
-    As transformers decides: two tensors of different values are two, whatever config.json says; one is for both.
-    `tensors` are None where only their names are known.
+    The rule is transformers': two tensors with different values stay two, whatever config.json says; a single one
+    serves both. `tensors` is None if only names are known.
     """
     ends = _ends(module)
     if ends is None:
@@ -30,7 +30,7 @@ def tie_weights(module: Any, names: Iterable[str], tensors: Mapping[str, Tensor]
 
 
 def _ends(module: Any) -> tuple[str, str] | None:
-    """The names of the table's and the head's weights; None where they can not be one."""
+    """Return the names of the table's and the head's weights; None if they cannot be shared."""
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
     paths = {id(child): name for name, child in module.named_modules()}
     shapes = {getattr(getattr(part, "weight", None), "shape", None) for part in (table, head)}
@@ -40,7 +40,7 @@ def _ends(module: Any) -> tuple[str, str] | None:
 
 
 def _found(module: Any, names: Iterable[str], ends: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Which of the two the checkpoint holds, and by what name."""
+    """Yield which of the two the checkpoint holds, with its name there."""
     known = WeightNames(module)
     for name in names:
         if not re.search(r"\.\d+\.", name) and (target := known.target(name)[0]) in ends:

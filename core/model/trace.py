@@ -1,7 +1,7 @@
-"""What the planner must know of a model, found by tracing one forward pass of its meta tree with fake tensors.
+"""Derives the planner's specification of a model by tracing one forward pass of its meta tree with fake tensors.
 
-No names are listed here: linears that share an input are those that are given the same tensor, the KV cache's layers
-are those that the pass fills. Takes about 0.1 s, reads no weights and allocates nothing.
+No names are hard-coded: linears share an input if they receive the same tensor, and the KV cache's layers are those
+that the pass fills. Takes about 0.1 s, reads no weights and allocates no tensor memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.model.sight import sight_bytes
 from core.model.tables import other_tables
 from core.spec import KvLayer, LinearSpec, ModelSpec
 
-# Enough tokens to pass through every branch; the figures per token are divided by it.
+# Enough tokens to reach every branch; figures per token are divided by it.
 TRACED_TOKENS = 4
 ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
 STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
@@ -40,7 +40,7 @@ STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
 
 
 def survey(module: Any, name: str = "") -> ModelSpec:
-    """The specification of a causal language model on the meta device."""
+    """Return the specification of a causal language model on the meta device."""
     trace = _Trace(module)
     linears = with_pairs(module, tuple(_linears(module, trace)))
     embeddings = _embeddings(module)
@@ -72,16 +72,16 @@ def survey(module: Any, name: str = "") -> ModelSpec:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a weight that may be split: a linear, or GPT-2's transposed Conv1D."""
-    # A subclass with a forward of its own computes something else: routers, grouped products. Falcon's only splits the
-    # addition.
+    """Return whether a module multiplies by a weight that may be split: a linear, or GPT-2's transposed Conv1D."""
+    # A subclass with its own forward computes something else (routers, grouped products), except Falcon's, which only
+    # adds the bias separately.
     kind = type(module)
     plain = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
     return plain or kind is Conv1D or kind.__name__ == "FalconLinear"
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether a module holds all experts of a layer in two parameters."""
+    """Return whether a module holds all experts of a layer in two parameters."""
     return hasattr(module, "has_gate")
 
 
@@ -89,7 +89,7 @@ class _Trace:
     """One forward pass on fake tensors: linears and fused experts in order, with their inputs, and the filled cache."""
 
     def __init__(self, module: Any) -> None:
-        self.inputs: dict[str, Tensor | None] = {}  # keeps the tensors, so that an identity is not used twice
+        self.inputs: dict[str, Tensor | None] = {}  # keeps the tensors alive, so that ids are not reused
         self.cache = DynamicCache(config=module.config)
         handles = [
             child.register_forward_pre_hook(self._recorder(name))
@@ -110,11 +110,11 @@ class _Trace:
 
 
 def _run(module: Any, cache: DynamicCache) -> None:
-    """One pass on fake tensors. Raises UnsupportedModel."""
-    # Brings a computer algebra system along, which a start with known models can do without.
+    """Run one pass on fake tensors. Raises UnsupportedModel."""
+    # Imports sympy, which a start with known models avoids.
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # The plain meta device fails where mask code looks at values; fake CPU tensors with a shape environment do not.
+    # The plain meta device fails where mask code reads values; fake CPU tensors with a shape environment do not.
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     with _left_as_it_is(module), fake, torch.no_grad():
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -126,18 +126,18 @@ def _run(module: Any, cache: DynamicCache) -> None:
         }
         try:
             functional_call(module, values, (), options, tie_weights=False)
-        # Each architecture fails in its own way at numbers that make no sense, or without a picture.
+        # Each architecture fails in its own way at invalid settings, or without a picture.
         except Exception as error:
             raise cannot_run(module, error) from error
 
 
 def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
-    """The same, those marked that come after all of a group and nothing else, of as many columns as that has rows."""
+    """Mark the linears that follow a whole group and read nothing else, with as many columns as the group has rows."""
     inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts == 1}
     traced = PairTrace({name: child for name, child in inner.items() if is_linear(child)})
     try:
         _run(module, DynamicCache(config=module.config))
-    except UnsupportedModel:  # what stands for tensors is not known to some models: they run all the same
+    except UnsupportedModel:  # some models reject the proxies; they run without the optimisation
         return tuple(linears)
     finally:
         traced.remove()
@@ -156,7 +156,7 @@ def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, 
 
 @contextmanager
 def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """Put back what a pass keeps for the next one (frequencies of RoPE): here it would be tensors without numbers."""
+    """Context: restore what a pass caches for the next one (RoPE frequencies), which would be fake tensors here."""
     before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
     try:
         yield
@@ -169,7 +169,7 @@ def _left_as_it_is(module: nn.Module) -> Iterator[None]:
 
 
 def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
-    """Linears and fused experts in the order of the pass, then what it did not touch."""
+    """Yield linears and fused experts in the order of the pass, then those that it did not reach."""
     layer_of = {id(child): i for i, layer in enumerate(decoder_layers(module)) for child in layer.modules()}
     groups: dict[int | str, int] = {}
     children = {name: child for name, child in module.named_modules() if is_linear(child) or is_fused(child)}
@@ -185,7 +185,7 @@ def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
 
 
 def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | str, int]) -> Iterator[LinearSpec]:
-    """Fused experts: two parameters of three dimensions, (experts, rows, columns) or transposed."""
+    """Yield fused experts: two three-dimensional parameters (experts, rows, columns), or transposed."""
     text = text_config(module.config)
     active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(text, name, None), int)), 1)
     for leaf in fused_names(child):
@@ -199,7 +199,7 @@ def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | 
 
 
 def weight_shape(child: Any) -> tuple[int, int]:
-    """(outputs, inputs) of a linear or Conv1D."""
+    """Return (outputs, inputs) of a linear or Conv1D."""
     first, second = child.weight.shape
     return (second, first) if isinstance(child, Conv1D) else (first, second)
 
@@ -229,7 +229,7 @@ def _kv_layers(cache: Any) -> Iterator[KvLayer]:
 
 
 def _packed_bytes(layer: Any) -> int:
-    """Bytes of one token's keys and values in 8 bits; 0 where they cannot be kept so."""
+    """Return the bytes of one token's keys and values in 8 bits; 0 if they cannot be packed."""
     if not is_packable(layer):
         return 0
     return sum(int(one.shape[1]) * packed_width(int(one.shape[3])) for one in (layer.keys, layer.values))

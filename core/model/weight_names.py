@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint goes where in the module tree, by transformers' own renamings and conversions."""
+"""Maps a checkpoint's tensors to the module tree by transformers' own renamings and conversions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from core.sentence import sentence
 OLD_BUFFERS = re.compile(
     r"rotary_emb\.|inv_freq|(^|[._])masked_bias$|(attn|attention)\.bias$|position_ids$|[._](q|k|v|kv|qk)_scale$|\.version$"
 )
-"""What checkpoints keep beside their weights: positions, causal masks, scales of a cache in 8 bits."""
+"""Non-weights that checkpoints hold: positions, causal masks, scales of an 8-bit KV cache."""
 MORE_TOKENS = re.compile(r"(^|[._])(mtp|nextn|eagle|medusa)|eh_proj|enorm|hnorm|shared_head")
-"""Weights that guess several tokens ahead (MTP)."""
+"""Weights for multi-token prediction (MTP)."""
 MORE_LAYERS = (
     "num_nextn_predict_layers",
     "mtp_num_hidden_layers",
@@ -31,7 +31,7 @@ MORE_LAYERS = (
 
 
 BY_EXPERT = {"MergeModulelist", "Concatenate"}
-"""transformers' steps that give, of one expert's tensors, what they give of all, for that expert."""
+"""transformers' conversion steps that can be applied to one expert at a time."""
 
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -41,7 +41,7 @@ class WeightNames:
     """The names in a checkpoint and in a module tree."""
 
     def __init__(self, module: Any, *, own_names: bool = False) -> None:
-        """`own_names`: the checkpoint's tensors are named as in the tree, so that nothing is renamed or converted."""
+        """`own_names`: the checkpoint uses the tree's names, so that nothing is renamed or converted."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -54,7 +54,8 @@ class WeightNames:
         self._by_pattern = {pattern: entry for entry in self._converters for pattern in entry.source_patterns}
 
     def target(self, source: str) -> tuple[str, str | None]:
-        """The name in the tree, and the pattern of the conversion that makes it of several tensors, None where none."""
+        """Return a tensor's name in the tree, and the pattern of the conversion that merges it; None if there is
+        none."""
         from transformers.core_model_loading import rename_source_key
 
         name = source.removeprefix(self._own)
@@ -62,13 +63,13 @@ class WeightNames:
         return (name, None) if target not in self.expected and name in self.expected else (target, pattern)
 
     def sources(self, names: Iterable[str]) -> dict[str, dict[str | None, list[str]]]:
-        """What each parameter of the tree is made of: by the conversion's pattern, names in their natural order."""
+        """Return what each parameter of the tree is made of: by conversion pattern, source names in natural order."""
         from transformers.core_model_loading import dot_natural_key
 
         found: dict[str, dict[str | None, list[str]]] = {}
         known: dict[str, tuple[str, str | None]] = {}
         for source in sorted(names, key=dot_natural_key):
-            # Experts that are put together go the same way as the first: there may be tens of thousands.
+            # Merged experts map like the first one: there may be tens of thousands.
             first = EXPERT.sub(".experts.0.", source)
             if first not in known:
                 known[first] = self.target(first)
@@ -78,14 +79,14 @@ class WeightNames:
         return found
 
     def expert_rows(self, pattern: str) -> Sequence[str]:
-        """The patterns whose tensors' rows, one behind the other, are an expert's matrix in the conversion that this
-        pattern belongs to; () where it does something else."""
+        """Return the patterns whose tensors' rows, concatenated, are an expert's matrix in the conversion of this
+        pattern; () if it does something else."""
         converter = self._by_pattern[pattern]
         steps = {type(step).__name__ for step in converter.operations}
         return tuple(converter.source_patterns) if "MergeModulelist" in steps and steps <= BY_EXPERT else ()
 
     def transforms(self, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
-        """What makes each target of the tree, fed with tensors when called; by source, targets that are not in it."""
+        """Return a conversion for each target of the tree, and, by source, targets that are not in the tree."""
         from transformers.core_model_loading import WeightRenaming, dot_natural_key
 
         work: dict[str, Any] = {}
@@ -107,9 +108,9 @@ def _reader(checkpoint: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]
 
 
 def check_unasked(module: Any, checkpoint: Mapping[str, Tensor], unasked: Mapping[str, str]) -> None:
-    """Raise ModelUnreadable for tensors that would change what the language model says, were there a place for them.
+    """Raise ModelUnreadable for tensors without a place in the tree that would change the language model's output.
 
-    A vision tower, weights for several tokens ahead and old buffers are left alone.
+    A vision tower, weights for multi-token prediction and old buffers are ignored.
     """
     ignored = _ignored(module)
     within = _inside(module)
@@ -128,7 +129,7 @@ def check_unasked(module: Any, checkpoint: Mapping[str, Tensor], unasked: Mappin
 
 
 def _ignored(module: Any) -> re.Pattern[str]:
-    """Names that are known to be of no use here, also to transformers."""
+    """Return a pattern of names that are known to be unused, here or in transformers."""
     own: set[str] = set()
     for child in module.modules():
         own |= set(getattr(child, "_keys_to_ignore_on_load_unexpected", None) or ())
@@ -136,7 +137,7 @@ def _ignored(module: Any) -> re.Pattern[str]:
 
 
 def _inside(module: Any) -> Callable[[str], bool]:
-    """Whether a name belongs to the language model: to one of its layers, or beside a weight that it has."""
+    """Return a predicate for names within the language model: in one of its layers, or beside one of its weights."""
     layers = decoder_layers(module)
     stem = next((name for name, child in module.named_modules() if layers and child is layers[0]), "0").rpartition(".")[
         0
@@ -155,5 +156,5 @@ def _inside(module: Any) -> Callable[[str], bool]:
 
 
 def _changes_nothing(source: str, checkpoint: Mapping[str, Tensor]) -> bool:
-    """Whether it is a bias of zeros, as some converters write them."""
+    """Return whether it is an all-zero bias, which some converters write."""
     return source.endswith(".bias") and not checkpoint[source].any()

@@ -1,1 +1,1 @@
-"""Weights on disk: safetensors and packed caches read by memory mapping, and random ones of known shapes."""
+"""Weights on disk: memory-mapped safetensors and GGUF files, caches of converted weights, and random weights."""

@@ -1,6 +1,6 @@
-"""A model folder's safetensors files as one read-only mapping from names to tensors, mapped into memory, not read.
+"""The safetensors files of a model folder as one read-only mapping from tensor names to memory-mapped tensors.
 
-Knows files and bytes; what the names mean in a module tree is `model`'s business. Pickled weights are refused.
+This module knows files and bytes; `core.model` maps names to the module tree. Pickled weights are refused.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ DTYPES = {
 class Checkpoint(Mapping[str, Tensor]):
     """All tensors of a folder by their names in the files; `checkpoint[name]` is a view of the mapped file.
 
-    The views are read-only: writing to one is a fault in the caller. They stay valid as long as they live.
+    The views are read-only: writing to one crashes the process. They stay valid for as long as they exist.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Reads the headers of all shards. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
+        """Read the headers of all shards. Raises ModelNotFound, ModelUnreadable, UnsupportedModel."""
         self.folder = folder
         self.files = weight_files(folder)
         self._where: dict[str, tuple[Path, TensorInfo]] = {}
@@ -46,7 +46,7 @@ class Checkpoint(Mapping[str, Tensor]):
         if info.elements == 0:
             return torch.empty(info.shape, dtype=DTYPES[info.dtype])
         with warnings.catch_warnings():
-            # torch warns that the buffer is read-only, which is what is wanted.
+            # torch warns that the buffer is read-only, which is intended.
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.frombuffer(self._maps[file], dtype=DTYPES[info.dtype], count=info.elements, offset=info.start)
         return flat.view(info.shape)
@@ -59,7 +59,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
-        """Type, shape and place of each tensor."""
+        """Type, shape and byte range of each tensor."""
         return {name: info for name, (_, info) in self._where.items()}
 
     @property
@@ -69,15 +69,15 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of most of the bytes."""
+        """The floating-point type with the most bytes."""
         return main_dtype(self.infos)
 
     def warm(self) -> Iterator[float]:
-        """Read the files once, so that the mapping finds its pages in memory; yields the fraction read."""
+        """Read the files once, so that they are in the page cache; yield the fraction read."""
         return read_once(self.files)
 
     def let_go(self) -> None:
-        """No longer count the pages read so far to this process, where the system can be told so."""
+        """Drop the pages read so far from this process's resident set, where the system supports it (madvise)."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
@@ -88,7 +88,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def main_dtype(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
-    """The floating-point type that holds most of the bytes; numbers of 64 bits are computed with 32."""
+    """Return the floating-point type with the most bytes; fp64 counts as fp32, which is used to compute."""
     sizes: dict[str, int] = {}
     for info in tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

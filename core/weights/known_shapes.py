@@ -1,7 +1,7 @@
-"""The true dimensions of published models, to build and measure without downloading (`--shape NAME`).
+"""Dimensions of published models, to build and measure them without a download (`--shape NAME`).
 
-Plain data: each entry holds keyword arguments for `transformers.AutoConfig.for_model(**SHAPES[name])`. Sources: the
-config.json of the model named in the comment. Weights of a shape are random, so every one is of the same type.
+Each entry holds keyword arguments for `transformers.AutoConfig.for_model(**SHAPES[name])`. Source: the config.json of
+the model named in the comment. All weights of a shape are random and of the same type.
 """
 
 from __future__ import annotations
@@ -202,16 +202,16 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         "opt-6.7b": _opt(32, 4096, 32),
         "opt-13b": _opt(40, 5120, 40),
         "opt-30b": _opt(48, 7168, 56),
-        # Qwen/Qwen3-30B-A3B, and the same cut to what fits small machines
+        # Qwen/Qwen3-30B-A3B, and a version with fewer layers for small machines
         "qwen3-30b-a3b": _qwen3_moe(48, tied=False),
         "qwen3-moe-8l": _qwen3_moe(8, tied=True),
         # openai/gpt-oss-20b, -120b
         "gpt-oss-20b": _gpt_oss(24, 32),
         "gpt-oss-120b": _gpt_oss(36, 128),
-        # Qwen/Qwen3.6-35B-A3B, without what reads images, and the same cut to what fits small machines
+        # Qwen/Qwen3.6-35B-A3B without its vision tower, and a version with fewer layers for small machines
         "qwen3.6-35b-a3b": _qwen35_moe(40, tied=False),
         "qwen3.6-moe-4l": _qwen35_moe(4, tied=True),
-        # Qwen/Qwen3.5-9B, without what reads images, cut likewise
+        # Qwen/Qwen3.5-9B without its vision tower, with fewer layers
         "qwen3.5-8l": _qwen(
             "qwen3_5_text",
             "Qwen3_5ForCausalLM",
@@ -222,7 +222,7 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             num_key_value_heads=4,
             **_QWEN35,
         ),
-        # ibm-granite/granite-4.0-h-tiny's Mamba-2 and attention layers, cut likewise
+        # ibm-granite/granite-4.0-h-tiny's Mamba-2 and attention layers, fewer of them
         "granite-4-h-8l": {
             "model_type": "granitemoehybrid",
             "architectures": ["GraniteMoeHybridForCausalLM"],
@@ -263,7 +263,7 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "max_position_embeddings": 4096,
             "tie_word_embeddings": False,
         },
-        # google/gemma-4-26B-A4B-it, without what reads images
+        # google/gemma-4-26B-A4B-it without its vision tower
         "gemma-4-26b-a4b": {
             "model_type": "gemma4_text",
             "architectures": ["Gemma4ForCausalLM"],
@@ -317,7 +317,7 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
 
 
 def shape(name: str) -> dict[str, Any]:
-    """Configuration of one shape, a copy that may be changed. Raises ModelNotFound with the names there are."""
+    """Return a copy of one shape's configuration. Raises ModelNotFound, which lists the known names."""
     if name not in SHAPES:
         raise ModelNotFound(f"There is no shape named {name}.", "", f"Use one of: {', '.join(SHAPES)}.")
     return dict(SHAPES[name])

@@ -1,4 +1,4 @@
-"""Files of weights, mapped into memory and not read; or read once, so that the mapping finds its pages there."""
+"""Memory-maps weight files, and reads them once to fill the page cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from core.errors import ModelUnreadable
 from core.sentence import sentence
 
 READ_BLOCK = 16 << 20
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 
 def map_file(file: Path) -> mmap.mmap:
-    """The whole file as read-only memory. Raises ModelUnreadable."""
-    # ACCESS_READ and not a private mapping: Windows would reserve page-file space for the whole of the latter.
+    """Map the whole file as read-only memory. Raises ModelUnreadable."""
+    # ACCESS_READ, not a private mapping: for the latter, Windows would reserve page-file space for the whole file.
     try:
         with file.open("rb") as handle:
             if not handle.seek(0, os.SEEK_END):
@@ -31,7 +31,7 @@ def map_file(file: Path) -> mmap.mmap:
 
 
 def read_once(files: Sequence[Path]) -> Iterator[float]:
-    """Read files for the system's cache; yields the fraction read."""
+    """Read files into the page cache; yield the fraction read."""
     done, total = 0, sum(file.stat().st_size for file in files)
     block = bytearray(READ_BLOCK)
     for path in files:

@@ -1,7 +1,7 @@
-"""Converted weights kept on disk, so that the second load of a model only maps a file into memory.
+"""A disk cache of converted weights, so that the second load of a model only maps a file into memory.
 
-One file per model and format: the weights' bytes one behind the other, then a JSON index, its length and a mark. It is
-written under a temporary name and moved into place when complete: an interrupted conversion leaves nothing behind.
+There is one file per model and format: the weights' bytes, then a JSON index, its length and a magic number. It is
+written under a temporary name and renamed when complete, so an interrupted conversion leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.kernels.column_order import ColumnOrder
 from core.kernels.quantized_weight import QuantizedWeight
 
 VERSION = 2
-"""Changes when the bytes of a format or the way of quantising do: older files are then no longer found."""
+"""Incremented when a format's bytes or the quantisation change, so that older files are no longer found."""
 MARK = b"HETEGENW"
 TAIL_BYTES = len(MARK) + 8
 ALIGNMENT = 64
@@ -43,10 +43,10 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def cache_key(files: Sequence[Path], recipe: str) -> str:
-    """Identifies a conversion: the source files by name, size and time of change, and how they were converted."""
+    """Return a key that identifies a conversion: source files by name, size and mtime, and how they are converted."""
     described = []
     for file in files:
-        # In the Hub's cache the real file is named by its hash.
+        # In the Hub's cache, the resolved file is named by its hash.
         status = file.stat()
         described.append([file.resolve().name, status.st_size, status.st_mtime_ns])
     text = json.dumps([VERSION, recipe, described])
@@ -64,10 +64,10 @@ class PackedEntry:
 
 
 class PackedWeights(Mapping[str, QuantizedWeight]):
-    """The weights of one file, mapped into memory; they stay valid as long as this lives or a tensor of it does."""
+    """The memory-mapped weights of one file; they stay valid while this or one of its tensors exists."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError where the file is incomplete or damaged, OSError where it cannot be opened."""
+        """Raises ValueError if the file is incomplete or damaged, OSError if it cannot be opened."""
         with path.open("rb") as file:
             index = _read_index(file)
             self.title = str(index["title"])
@@ -92,14 +92,14 @@ class PackedWeights(Mapping[str, QuantizedWeight]):
         for size in part["shape"]:
             count *= size
         with warnings.catch_warnings():
-            # torch warns that the buffer is read-only, which is what is wanted.
+            # torch warns that the buffer is read-only, which is intended.
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.frombuffer(self._map, dtype=DTYPES[part["dtype"]], count=count, offset=part["start"])
         return flat.view(part["shape"])
 
 
 class PackedWriter:
-    """Appends converted weights to a file that is not yet visible."""
+    """Appends converted weights to a file that is not yet visible to readers."""
 
     def __init__(self, file: BinaryIO, title: str) -> None:
         self._file = file
@@ -114,7 +114,7 @@ class PackedWriter:
             self._entries[name]["order"] = self._write(weight.order.columns.contiguous())
 
     def finish(self) -> None:
-        """Write the index and see that everything is on the disk. Raises DiskFull."""
+        """Write the index and flush everything to disk. Raises DiskFull."""
         index = json.dumps({"version": VERSION, "title": self._title, "weights": self._entries}).encode()
         with _disk_full_told():
             self._file.write(index + len(index).to_bytes(8, "little") + MARK)
@@ -136,7 +136,7 @@ class PackedCache:
         self.folder = folder
 
     def open(self, key: str) -> PackedWeights | None:
-        """The conversion under this key, or None if there is none that can be read."""
+        """Return the conversion with this key; None if there is none that can be read."""
         path = self._path(key)
         try:
             weights = PackedWeights(path)
@@ -148,7 +148,7 @@ class PackedCache:
 
     @contextmanager
     def write(self, key: str, title: str) -> Iterator[PackedWriter]:
-        """Add weights inside the block; they become visible when it ends without an error. Raises DiskFull."""
+        """Context: add weights inside the block; they become visible when it ends without an error. Raises DiskFull."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
         temporary = self.folder / f"{key}.{uuid.uuid4().hex}.part"
@@ -162,7 +162,7 @@ class PackedCache:
             temporary.unlink(missing_ok=True)
 
     def entries(self) -> list[PackedEntry]:
-        """What is kept, the last used first."""
+        """Return all conversions, the most recently used first."""
         found = [entry for path in self.folder.glob(f"*{SUFFIX}") if (entry := _entry(path)) is not None]
         return sorted(found, key=lambda entry: -entry.used)
 
@@ -172,7 +172,7 @@ class PackedCache:
         return sum(entry.nbytes for entry in self.entries())
 
     def remove(self, key: str) -> int:
-        """Delete one conversion; the bytes freed. Raises OSError where a running program still maps it (Windows)."""
+        """Delete one conversion; return the bytes freed. Raises OSError if a running program maps it (Windows)."""
         path = self._path(key)
         if not path.exists():
             return 0
@@ -187,7 +187,7 @@ class PackedCache:
         try:
             temporary.replace(path)
         except PermissionError:
-            # Windows refuses while another process maps the file: then that process wrote the same weights.
+            # Windows refuses to replace a file that another process maps; that process has written the same weights.
             if not path.exists():
                 raise
 
@@ -209,7 +209,7 @@ def _entry(path: Path) -> PackedEntry | None:
 
 
 def _read_index(file: BinaryIO) -> dict[str, Any]:
-    """The index at the end of a file. Raises ValueError where it is not there or not of this version."""
+    """Return the index at the end of a file. Raises ValueError if it is missing or of another version."""
     size = file.seek(0, os.SEEK_END)
     if size < TAIL_BYTES:
         raise ValueError("too short")

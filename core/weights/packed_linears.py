@@ -1,4 +1,4 @@
-"""Linears that stay packed as a model's files have them, by the names of the plan's matrices."""
+"""Linears that stay packed as in the model's files, by the names of the plan's matrices."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from core.kernels.quantized_weight import QuantizedWeight
 
 Piece = tuple[str, int | None]
-"""A weight of the files, and which expert's part of it; None where it has no experts."""
+"""A weight of the files, and the index of the expert; None for weights without experts."""
 
 
 class PackedLinears(Mapping[str, QuantizedWeight]):
-    """Each is repacked when it is asked for, and kept by nobody."""
+    """Repacks each weight on access; nothing is cached."""
 
     def __init__(
         self, packed: Callable[[str, int | None], QuantizedWeight], pieces: Mapping[str, Sequence[Piece]]
     ) -> None:
-        """`packed` makes a piece; the rows of a matrix's `pieces` lie one behind the other."""
+        """`packed` makes a piece; the rows of a matrix's `pieces` are concatenated."""
         self._packed = packed
         self._pieces = pieces
 
@@ -34,7 +34,7 @@ class PackedLinears(Mapping[str, QuantizedWeight]):
 
 
 def joined(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Weights of one storage and width as one, their rows one behind the other."""
+    """Concatenate the rows of weights of one storage and width."""
     if len(weights) == 1:
         return weights[0]
     data, *rest = (torch.cat(parts) for parts in zip(*(weight.tensors for weight in weights), strict=True))

@@ -1,4 +1,4 @@
-"""Random weights of a model's true dimensions, for measuring without a download (`--shape NAME`)."""
+"""Random weights with a model's real dimensions, for measuring without a download (`--shape NAME`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from core.kernels.large_pages import empty_on_large_pages
 
-# One block is drawn and laid down again and again: drawing every weight of a large model would take minutes.
+# One random block is repeated: drawing every weight of a large model would take minutes.
 BLOCK = 1 << 22
 STANDARD_DEVIATION = 0.02
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """A checkpoint made up as it is read: matrices normal with deviation 0.02, vectors (norms, biases) as in a start.
+    """A checkpoint generated on access: matrices are normal with standard deviation 0.02, vectors as initialised.
 
-    `checkpoint[name]` is made anew at each call and kept by nobody.
+    `checkpoint[name]` is generated anew on each access and not cached.
     """
 
     def __init__(self, module: Any, seed: int = 0) -> None:
@@ -37,17 +37,17 @@ class RandomWeights(Mapping[str, Tensor]):
         return self._fill(empty_on_large_pages(wanted.shape, wanted.dtype), 0)
 
     def part(self, name: str, index: int) -> Tensor:
-        """`checkpoint[name][index]`, made by itself."""
+        """Generate `checkpoint[name][index]` alone."""
         wanted = self._tensors[name][index]
         return self._fill(torch.empty_like(wanted, device="cpu"), index * wanted.numel())
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
-        """`checkpoint[name][begin:end]` of a matrix, made by itself."""
+        """Generate `checkpoint[name][begin:end]` of a matrix alone."""
         wanted = self._tensors[name][begin:end]
         return self._fill(torch.empty_like(wanted, device="cpu"), begin * wanted.shape[1])
 
     def _fill(self, weight: Tensor, begin: int) -> Tensor:
-        """Write the numbers from place `begin` on of the block, laid down again and again; returns the weight."""
+        """Fill `weight` with the repeated block from position `begin` on; return it."""
         flat, at = weight.view(-1), 0
         while at < flat.numel():
             piece = self._blocks[weight.dtype][(begin + at) % BLOCK :][: flat.numel() - at]

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: tensor names, types, shapes and places, without touching the weights.
+"""Parses the header of a safetensors file: tensor names, types, shapes and offsets, without reading the weights.
 
 Format (huggingface/safetensors, README): 8 bytes little-endian header length, that many bytes of JSON, then the data.
 """
@@ -14,7 +14,7 @@ from core.errors import ModelUnreadable
 from core.sentence import sentence
 
 LENGTH_BYTES = 8
-# The format's own limit (safetensors MAX_HEADER_SIZE); more means that the file is something else.
+# The format's own limit (safetensors MAX_HEADER_SIZE); a larger value means that the file is something else.
 MAX_HEADER_BYTES = 100_000_000
 ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -39,12 +39,12 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """Numbers in the tensor."""
+        """Number of elements."""
         return prod(self.shape)
 
 
 def header_length(prefix: bytes, source: str) -> int:
-    """Length of the JSON header in bytes, from the file's first 8 bytes. Raises ModelUnreadable."""
+    """Return the length of the JSON header in bytes, from the file's first 8 bytes. Raises ModelUnreadable."""
     if len(prefix) < LENGTH_BYTES:
         raise _unreadable(source, "It is cut off before its header.")
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
@@ -54,7 +54,7 @@ def header_length(prefix: bytes, source: str) -> int:
 
 
 def parse_header(header: bytes, source: str) -> dict[str, TensorInfo]:
-    """Tensors by name from the JSON header (without its 8-byte length). Raises ModelUnreadable."""
+    """Parse the JSON header (without its 8-byte length) into tensors by name. Raises ModelUnreadable."""
     try:
         entries: dict[str, dict[str, object]] = json.loads(header)
         entries.pop("__metadata__", None)
@@ -65,7 +65,7 @@ def parse_header(header: bytes, source: str) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a file on disk, checked against the file's size. Raises ModelUnreadable."""
+    """Return the tensors of a file on disk, checked against the file's size. Raises ModelUnreadable."""
     try:
         with path.open("rb") as file:
             length = header_length(file.read(LENGTH_BYTES), path.name)

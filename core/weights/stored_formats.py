@@ -1,7 +1,7 @@
-"""How a checkpoint's weights are stored: as plain numbers, or quantised already, and by which method.
+"""Detects how a checkpoint's weights are stored: as plain numbers or already quantised, and by which method.
 
-config.json announces most methods, a file beside it some, and others show only in the names and types of the tensors.
-A pure function of what is said and of the headers: the same for a folder and for a repository that is not here.
+config.json announces most methods, a file beside it some; others show only in the names and types of tensors. The
+result depends only on settings and headers, so it is the same for a folder and for a repository that is not downloaded.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ SIDECARS: dict[str, str] = {
     "quant_config.json": "awq",
     "quantization_config.json": "auto-round",
 }
-"""Files in which quantising programs keep their settings, and the method where the file names none."""
+"""Files in which quantising programs store their settings, and the method if the file names none."""
 PACKED = "gptq or awq"
 ANNOUNCED = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "mlx"}
-"""Keys of config.json, and the method where the entry names none; the first that is there counts."""
+"""Keys of config.json, and the method if the entry names none; the first match counts."""
 MARKED = frozenset(
     ("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt", "mxfp4", "mxfp8", "nvfp4")
 )
-"""Methods that show in the tensors: where nothing shows, the weights are plain whatever is announced."""
+"""Methods that show in the tensors: where nothing shows, the weights are plain, whatever is announced."""
 READABLE = MARKED | {"auto-round", "int8", "F8_E8M0", PACKED}
-"""Methods whose weights are read here."""
+"""Methods whose weights can be read."""
 LAYOUT_KEYS = ("checkpoint_format", "format", "version", "backend")
 UNREAD_LAYOUTS = re.compile(r"marlin|bitblas|gemv|sparse|bitmask")
-"""Layouts for the kernels of one program, or with zeros left out."""
+"""Layouts for one program's kernels, or with zeros omitted."""
 MARKS: tuple[tuple[str, str], ...] = (
     (r"\.(absmax|nested_absmax|quant_map|quant_state\.[\w.]+|SCB)$", "bitsandbytes"),
     (r"\.g_idx$", "gptq"),
@@ -50,21 +50,21 @@ MARKS: tuple[tuple[str, str], ...] = (
     (r"\.W_q$", "hqq"),
     (r"\.weight[.:_](_data|_scale|qdata)$", "quanto or torchao"),
 )
-"""Names of tensors that only quantised weights have, the most telling first."""
+"""Tensor names that only quantised weights have, the most specific first."""
 FLOATING = frozenset(("F64", "F32", "F16", "BF16"))
 INTEGERS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
 BUFFERS = frozenset(("BOOL", "I16", "I32", "I64"))
-"""Integers that stand in plain matrices too: masks, positions, tables of indices."""
+"""Integer types of plain matrices: masks, positions, index tables."""
 MASKS = re.compile(r"(^|[._])(bias|masked_bias|mask)$")
-"""Causal masks that older checkpoints keep, in bytes."""
+"""Causal masks that older checkpoints store as bytes."""
 NAMES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "F4": "fp4"}
-"""What a type of number is called where it stands for weights."""
+"""Names of the methods implied by a weight's number type."""
 
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """`method` is empty for plain weights. `settings` are what config.json or a file beside it says of the method;
-    `shown_by` is the file or the tensor that told."""
+    """`method` is empty for plain weights. `settings`: what config.json or a file beside it states about the method;
+    `shown_by`: the file or tensor that revealed it."""
 
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def stored_format(
     tensors: Mapping[str, TensorInfo],
     sidecars: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> StoredFormat:
-    """How weights are stored, from config.json's content, headers (none where not known) and `SIDECARS` by name."""
+    """Detect the format from config.json's content, tensor headers (none if not known) and the SIDECARS by name."""
     said = _announced(config) or _beside(sidecars or {})
     shown = _marked(tensors) or _odd(tensors)
     if said is None:
@@ -92,7 +92,7 @@ def stored_format(
 
 
 def read_sidecars(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """The content of those `SIDECARS` that lie in a folder; one that cannot be read says nothing."""
+    """Read those SIDECARS that a folder has; unreadable ones are skipped."""
     found: dict[str, Mapping[str, Any]] = {}
     for name in SIDECARS:
         try:
@@ -105,7 +105,7 @@ def read_sidecars(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def check_readable(stored: StoredFormat) -> None:
-    """Raise UnsupportedModel for weights that are not read here."""
+    """Raise UnsupportedModel for weights that cannot be read."""
     unread = _unread_layout(stored.settings)
     if stored.is_plain or (stored.method in READABLE and not unread):
         return
@@ -117,7 +117,7 @@ def check_readable(stored: StoredFormat) -> None:
 
 
 def _unread_layout(settings: Mapping[str, Any]) -> str:
-    """What the settings call a layout that is made for one program's kernels, empty where there is none."""
+    """Return the settings' name of a layout for one program's kernels, empty if there is none."""
     within = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     said = [part[key] for part in within for key in LAYOUT_KEYS if isinstance(part.get(key), str)]
     if settings.get("transform_config"):
@@ -126,7 +126,7 @@ def _unread_layout(settings: Mapping[str, Any]) -> str:
 
 
 def _announced(config: Mapping[str, Any]) -> StoredFormat | None:
-    """What config.json says of the whole model, or of the language model in it."""
+    """Return what config.json states about the whole model, or about the language model in it."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key, method in ANNOUNCED.items():
             if said := part.get(key):
@@ -147,7 +147,7 @@ def _described(said: Any, source: str, method: str) -> StoredFormat:
 
 
 def _marked(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
-    """The first tensor whose name only a quantised checkpoint has."""
+    """Return the format shown by the first tensor whose name only quantised checkpoints have."""
     names = "\n".join(sorted(tensors))
     for pattern, method in MARKS:
         if match := re.search(f"^.*{pattern}", names, re.MULTILINE):
@@ -156,7 +156,7 @@ def _marked(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
 
 
 def _packed_by(name: str, tensors: Mapping[str, TensorInfo]) -> str:
-    """GPTQ packs eight inputs into one number, AWQ eight outputs."""
+    """Return which method packed a weight: GPTQ packs eight inputs into one word, AWQ eight outputs."""
     owner, _, _ = name.rpartition(".")
     packed, scales = tensors.get(f"{owner}.qweight"), tensors.get(f"{owner}.scales")
     if packed is None or scales is None:
@@ -165,7 +165,7 @@ def _packed_by(name: str, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def _odd(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
-    """The first tensor of a type of number that plain weights never have."""
+    """Return the format shown by the first tensor of a number type that plain weights never have."""
     for name in sorted(tensors):
         if is_odd(tensors[name]):
             return StoredFormat(NAMES.get(tensors[name].dtype, tensors[name].dtype), {}, name)
@@ -173,7 +173,7 @@ def _odd(tensors: Mapping[str, TensorInfo]) -> StoredFormat | None:
 
 
 def is_odd(info: TensorInfo) -> bool:
-    """Whether a tensor is of a type of number that plain weights never have."""
+    """Return whether a tensor is of a number type that plain weights never have."""
     if info.dtype not in INTEGERS:
         return info.dtype not in FLOATING
     return info.dtype not in BUFFERS and len(info.shape) > 1 and not MASKS.search(info.name)

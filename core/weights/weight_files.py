@@ -1,4 +1,4 @@
-"""Which files of a model folder hold its weights, and why a folder has none that are read here. Needs no torch."""
+"""Finds the weight files of a model folder, or says why it has none that can be read. No torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from core.weights.safetensors_header import read_header
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MOST_NAMED = 3
-"""Files that are named where there are several."""
+"""The most files to name in a message."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NOT_WEIGHTS = re.compile(
     r"consolidated|adapter[._-](model|config|weights)|adapter\.|lora\.|pytorch_lora_weights|optimizer|rng_state",
     re.IGNORECASE,
 )
-"""Beginnings of names: the same weights for other programs, adapters, and what training leaves."""
+"""Beginnings of names: copies of the weights for other programs, adapters, and training states."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, all shards present. Raises ModelNotFound, ModelUnreadable, ..."""
+    """Return the safetensors files of a model folder, all shards present. Raises ModelNotFound, ModelUnreadable, ..."""
     check_folder(folder)
-    if (folder / SINGLE).is_file():  # an index beside it is left over from shards that were put together
+    if (folder / SINGLE).is_file():  # an index beside it is left over from shards that were merged
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return _shards(folder)
@@ -36,7 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _is_adapter(file: Path) -> bool:
-    """Whether a file of any name holds only changes to another model."""
+    """Return whether a file, whatever its name, holds only an adapter."""
     names = read_header(file)
     return bool(names) and all("lora_" in name for name in names)
 
@@ -72,12 +72,12 @@ def check_folder(folder: Path) -> None:
 
 
 def is_weights(path: str) -> bool:
-    """Whether a file of this name may hold a model's weights: not an adapter's, and not a copy for other programs."""
+    """Return whether a file of this name may hold a model's weights: no adapter, no copy for other programs."""
     return path.endswith(".safetensors") and not NOT_WEIGHTS.match(PurePosixPath(path).name)
 
 
 def shard_names(index: bytes, model: str) -> frozenset[str]:
-    """The weight files that an index names, all below its own folder. Raises ModelUnreadable."""
+    """Return the weight files that an index names, all below its own folder. Raises ModelUnreadable."""
     try:
         names = frozenset(str(name) for name in json.loads(index)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -126,7 +126,7 @@ def _no_weights(folder: Path) -> UnsupportedModel:
 
 
 def _several_gguf(folder: Path) -> UnsupportedModel:
-    """None of them is a model by itself, or more than one is."""
+    """Return the error for a folder in which no GGUF file, or more than one, is a model by itself."""
     names = sorted(file.name for file in folder.glob("*.gguf"))
     return UnsupportedModel(
         "It is not clear which GGUF file of this folder is meant.",

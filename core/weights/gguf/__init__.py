@@ -1,1 +1,1 @@
-"""GGUF files: read with bounds: a configuration, tensors by transformers' names, a tokenizer."""
+"""GGUF files: bounds-checked parsing, transformers' configuration, tensors by transformers' names, tokenizer."""

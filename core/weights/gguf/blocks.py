@@ -1,7 +1,7 @@
-"""From the blocks of a GGUF tensor to the engine's storages, exactly; and to plain numbers.
+"""Converts the blocks of a GGUF tensor losslessly to the engine's storages, or to plain numbers.
 
-Each `_…` takes blocks (N, blocks of a row, bytes) of uint8 and gives codes, scales and minimums as `pack` wants them.
-Bit layouts: ggml-org/ggml, ggml-common.h and the reference implementation in the `gguf` package.
+Each `_<type>` function takes blocks (N, blocks per row, bytes) of uint8 and returns codes, scales and minimums as
+`pack` takes them. Bit layouts: ggml-org/ggml, ggml-common.h, and the reference implementation in the `gguf` package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUMBERS = {
 
 
 def packed(raw: Tensor, kind: BlockType) -> QuantizedWeight:
-    """Rows of blocks (N, bytes of a row) in the storage that keeps them exactly."""
+    """Repack rows of blocks (N, bytes of a row) into the storage that keeps them exactly."""
     assert kind.storage is not None
     rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
     result = empty(kind.storage, rows, columns)
@@ -37,9 +37,9 @@ def packed(raw: Tensor, kind: BlockType) -> QuantizedWeight:
 
 
 def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
-    """Rows of blocks as numbers (N, K) of `dtype`; a view where they lie so."""
+    """Convert rows of blocks to numbers (N, K) of `dtype`; a view where they are stored in that type."""
     if kind.is_number:
-        # Views of wider types need the mapping's bytes aligned to them, which the format sees to.
+        # A view of a wider type needs aligned bytes; the file format guarantees the alignment.
         return raw.view(NUMBERS[kind.name]).to(dtype)
     rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
     result = torch.empty((rows, columns), dtype=dtype)
@@ -49,38 +49,39 @@ def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
 
 
 def unpacked(raw: Tensor, kind: BlockType) -> Parts:
-    """Codes (N, K), scales and minimums of rows of blocks."""
+    """Return codes (N, K), scales and minimums of rows of blocks."""
     return UNPACK[kind.name](raw.reshape(len(raw), -1, kind.nbytes))
 
 
 def _widened(raw: Tensor, kind: BlockType) -> Tensor:
     if kind.storage is not None:
         return packed(raw, kind).dequantize(torch.float32)
-    # The grids of the 1 to 3 bit types are large tables: the format's own package has them.
+    # The 1- to 3-bit types use large lookup tables, which the `gguf` package has.
     import gguf
 
-    with np.errstate(all="ignore"):  # scales that are no numbers make none
+    with np.errstate(all="ignore"):  # NaN and infinite scales give NaN and infinity
         return torch.from_numpy(gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind.name]))
 
 
 def _halves(part: Tensor) -> Tensor:
-    """Bytes (N, blocks, n) -> (N, blocks, 2, n): all low halves, then all high ones."""
+    """Split bytes (N, blocks, n) into (N, blocks, 2, n): all low nibbles, then all high nibbles."""
     return torch.stack((part & 15, part >> 4), dim=2)
 
 
 def _crumbs(part: Tensor, width: int) -> Tensor:
-    """Bytes (N, blocks, n) -> (N, blocks, n / width, 4, width): pairs of bits, the lowest of `width` bytes first."""
+    """Split bytes (N, blocks, n) into 2-bit values (N, blocks, n / width, 4, width), the lowest bits of each run
+    first."""
     runs = part.reshape(*part.shape[:2], -1, 1, width)
     return runs >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
 
 
 def _bits(part: Tensor) -> Tensor:
-    """Bytes (N, blocks, width) -> (N, blocks, 8, width): single bits, the lowest of all bytes first."""
+    """Split bytes (N, blocks, width) into single bits (N, blocks, 8, width), the lowest bit of all bytes first."""
     return part[:, :, None] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
 
 
 def _fp16(part: Tensor) -> Tensor:
-    """Two bytes a block (N, blocks, 2) -> (N, blocks)."""
+    """Read two bytes per block (N, blocks, 2) as fp16 (N, blocks)."""
     return part.contiguous().view(torch.float16)[:, :, 0]
 
 
@@ -89,7 +90,7 @@ def _row(codes: Tensor) -> Tensor:
 
 
 def _fifth(part: Tensor) -> Tensor:
-    """The fifth bits of 32 weights from 4 bytes: (N, blocks, 4) -> (N, blocks, 32), worth 16."""
+    """Return the fifth bits of 32 weights, shifted to value 16, from 4 bytes: (N, blocks, 4) -> (N, blocks, 32)."""
     return (part[:, :, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).reshape(*part.shape[:2], 32) << 4
 
 
@@ -127,7 +128,7 @@ def _q2_k(blocks: Tensor) -> Parts:
 
 
 def _q3_k(blocks: Tensor) -> Parts:
-    # The third bit says, where it is not set, that 4 is to be taken off.
+    # Where the third bit is not set, 4 is subtracted.
     high = _bits(blocks[:, :, :32]).reshape(*blocks.shape[:2], 2, 4, 32)
     codes = _crumbs(blocks[:, :, 32:96], 32).to(torch.int8) - ((high ^ 1) << 2).to(torch.int8)
     part = blocks[:, :, 96:108]
@@ -138,7 +139,7 @@ def _q3_k(blocks: Tensor) -> Parts:
 
 
 def _six_bits(part: Tensor) -> tuple[Tensor, Tensor]:
-    """The eight scales and eight minimums of a block of Q4_K and Q5_K from 12 bytes: two (N, 8 * blocks)."""
+    """Unpack the eight scales and eight minimums of a Q4_K or Q5_K block from 12 bytes: two (N, 8 * blocks)."""
     first, second, upper = part[:, :, :4], part[:, :, 4:8], part[:, :, 8:]
     scales = torch.cat((first & 63, upper & 15 | first >> 6 << 4), dim=2)
     low = torch.cat((second & 63, upper >> 4 | second >> 6 << 4), dim=2)
@@ -159,7 +160,7 @@ def _q5_k(blocks: Tensor) -> Parts:
 
 
 def _halves_of_32(part: Tensor) -> Tensor:
-    """(N, blocks, 128) -> (N, blocks, 4, 2, 32): of every 32 bytes the low halves, then the high ones."""
+    """Split (N, blocks, 128) into (N, blocks, 4, 2, 32): of every 32 bytes the low nibbles, then the high ones."""
     runs = part.reshape(*part.shape[:2], 4, 32)
     return torch.stack((runs & 15, runs >> 4), dim=3)
 
@@ -184,13 +185,13 @@ def _iq4_xs(blocks: Tensor) -> Parts:
 
 
 def _mxfp4(blocks: Tensor) -> Parts:
-    # The code book is doubled, so the scales are halved: 2 ^ (e - 128), which bf16 holds for all e.
+    # The code book is doubled, so the scales are halved: 2^(e - 128), which bf16 represents for every e.
     scales = torch.exp2(blocks[:, :, 0].float() - 128)
     return _row(_low(blocks[:, :, 1:])), scales, None
 
 
 def _nvfp4(blocks: Tensor) -> Parts:
-    # Unsigned, and what would be no number is none.
+    # The scales are unsigned, and the NaN code means 0.
     kept = torch.where(blocks[:, :, :4] == 127, 0, blocks[:, :, :4] & 127)
     scales = kept.contiguous().view(torch.float8_e4m3fn).float() / 2
     runs = blocks[:, :, 4:].reshape(*blocks.shape[:2], 4, 8)

@@ -1,4 +1,4 @@
-"""transformers' configuration of a model, out of a GGUF file's settings and the names of its tensors."""
+"""Derives transformers' configuration of a model from a GGUF file's settings and tensor names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ARCHITECTURE = "general.architecture"
 REQUIRED = ("hidden_size", "num_attention_heads")
 IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 VECTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors that are settings in truth."""
+"""Tensors that hold settings, not weights."""
 
 
 def family_of(settings: Mapping[str, Any]) -> Family:
-    """The family of a file. Raises UnsupportedModel."""
+    """Return the architecture family of a file. Raises UnsupportedModel."""
     name = settings.get(ARCHITECTURE)
     if name not in FAMILIES:
         raise UnsupportedModel(
@@ -33,7 +33,7 @@ def family_of(settings: Mapping[str, Any]) -> Family:
 def config_of(
     settings: Mapping[str, Any], tensors: Mapping[str, TensorPlace], vectors: Mapping[str, list[float]], source: str
 ) -> Config:
-    """What config.json would hold. `vectors`: the numbers of VECTORS, of the first that are there.
+    """Return what config.json would hold. `vectors`: the values of those VECTORS that the file has.
 
     Raises UnsupportedModel, ModelUnreadable.
     """
@@ -63,7 +63,7 @@ def _config(family: Family, file: Reading, tensors: Mapping[str, TensorPlace]) -
 
 
 def _same(value: Any) -> Any:
-    """A setting, or that of all layers where it is the same for each."""
+    """Return a setting; a per-layer list must have the same value for each layer. Raises ValueError."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:

@@ -1,7 +1,7 @@
-"""Architectures of GGUF files as data: transformers' name of the kind, its settings, its tensors and their layouts.
+"""GGUF architectures as data: transformers' model type, settings, tensor names and layouts.
 
-One `Family` for each `general.architecture`. What a setting or tensor needs beyond a name is one of the few small
-functions of `settings` and `layouts`, named in the table.
+There is one `Family` per `general.architecture`. A setting or tensor that needs more than a new name refers to a small
+function of `settings` or `layouts`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ HEAD_ENDS = {
     "nextn.eh_proj": "model.join.eh_proj", "nextn.enorm": "model.join.enorm", "nextn.hnorm": "model.join.hnorm",
     "nextn.shared_head_norm": "model.norm",
 }  # fmt: skip
-"""What lies around the layer of an MTP head, by its names in the tree of core/model/mtp.py."""
+"""Tensors around the layer of an MTP head, by their names in the tree of core/model/mtp.py."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: transformers' settings by the file's, without the architecture in front. `fixed`: what no file says.
-    `names`: parts of a layer, and `ends`: what is outside of layers, transformers' names by the file's (without
-    `.weight` and `.bias`). `layouts`: by the file's names, how rows or numbers differ from transformers'.
-    `more`: functions that write further settings.
+    """One architecture. `config`: transformers' settings by the file's keys (without the architecture prefix).
+    `fixed`: settings that no file has. `names` (within layers) and `ends` (outside layers): transformers' names by the
+    file's, without `.weight` and `.bias`. `layouts`: by the file's names, how rows or values differ from transformers'.
+    `more`: functions that derive further settings.
     """
 
     kind: str
@@ -40,12 +40,12 @@ class Family:
     ends: Mapping[str, str] = field(default_factory=lambda: ENDS)
     layer: str = "model.layers"
     variant: tuple[str, Mapping[str, str]] | None = None
-    """A part of the first layer, and what other parts are named where it is there."""
+    """A tensor of the first layer, and the names that replace others where the file has it."""
     experts_turned: bool = False
-    """Whether transformers keeps its experts as (inputs, outputs)."""
+    """Whether transformers stores its experts as (inputs, outputs)."""
 
     def parts(self, tensors: Collection[str]) -> Mapping[str, str]:
-        """`names` as they are in a file of these tensors."""
+        """Return `names` as they apply to a file with these tensors."""
         sign, others = self.variant or ("", {})
         return {**self.names, **others} if f"blk.0.{sign}.weight" in tensors else self.names
 
@@ -80,7 +80,7 @@ MOE = {
     "ffn_up_exps": "mlp.experts.gate_up_proj*",
     "ffn_gate_up_exps": "mlp.experts.gate_up_proj*", "ffn_down_exps": "mlp.experts.down_proj*",
 }  # fmt: skip
-"""A star marks parameters that are no module's `weight`."""
+"""A star marks parameters that are not the `weight` of a module."""
 SHARED_EXPERT = {
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj", "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj", "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
@@ -247,6 +247,6 @@ FAMILIES: dict[str, Family] = {
         more=(read.rope, read.query_norm),
     ),
 }  # fmt: skip
-"""By `general.architecture`. Mistral's files say llama; GLM-4.7-Flash's and Kimi's say deepseek2."""
+"""By `general.architecture`. Mistral's files use llama; GLM-4.7-Flash's and Kimi's use deepseek2."""
 
 __all__ = ["FAMILIES", "Family", "Reading"]

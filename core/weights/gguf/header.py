@@ -1,7 +1,7 @@
-"""The header of a GGUF file: settings by name, tensors by name, with every count and length held against the file.
+"""Parses the header of a GGUF file: settings and tensors by name, with every count and length checked.
 
-Format (ggml-org/ggml, docs/gguf.md): magic, version, two counts, settings, tensor places, padding, data. Nothing is
-allocated for a number before the bytes that it announces are known to be there.
+Format (ggml-org/ggml, docs/gguf.md): magic, version, two counts, settings, tensor infos, padding, data. A count is only
+trusted if the file has enough bytes left for that many entries, so a damaged file cannot cause large allocations.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
 MAX_DEPTH = 3
-"""Arrays of arrays of arrays; no file is known that has even two."""
+"""Maximum nesting of arrays; no known file nests even two levels."""
 DEFAULT_ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 NUMBERS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 LEAST_SETTING, LEAST_TENSOR, LEAST_STRING = 13, 24, 8
-"""The fewest bytes of one entry."""
+"""Minimum bytes of one entry."""
 Settings = dict[str, Any]
 
 
 class NeedsMore(Exception):
-    """The header is longer than the bytes at hand, of a file that has more."""
+    """Raised if the header is longer than the bytes at hand, and the file has more."""
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """One tensor: `shape` as torch writes it, rows first; `start` in bytes from the beginning of its file."""
+    """One tensor: `shape` in torch's order, rows first; `start` in bytes from the beginning of its file."""
 
     name: str
     type: BlockType
@@ -45,12 +45,12 @@ class TensorPlace:
 
     @property
     def elements(self) -> int:
-        """Numbers in the tensor."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor as it is stored."""
+        """Bytes of the tensor as stored."""
         return self.elements // self.type.elements * self.type.nbytes
 
     @property
@@ -61,16 +61,16 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the weights of one file."""
+    """The settings and tensors of one file."""
 
     settings: Settings
     tensors: dict[str, TensorPlace]
 
 
 def parse(data: bytes | memoryview, source: str, size: int | None = None) -> Header:
-    """The header at the beginning of `data`, of a file of `size` bytes (None = all of it is there).
+    """Parse the header at the beginning of `data`, of a file of `size` bytes (None = `data` is the whole file).
 
-    Raises ModelUnreadable, UnsupportedModel, and NeedsMore where `data` ends before the header does.
+    Raises ModelUnreadable, UnsupportedModel, and NeedsMore if `data` ends before the header does.
     """
     reader = _Reader(memoryview(data), source, len(data) if size is None else size)
     try:
@@ -123,7 +123,7 @@ def _place(reader: _Reader) -> TensorPlace:
 
 
 def _checked(places: list[TensorPlace], start: int, reader: _Reader) -> dict[str, TensorPlace]:
-    """The places from the beginning of the file, each inside of it."""
+    """Return the tensors with offsets from the beginning of the file, after checking that each lies within it."""
     found: dict[str, TensorPlace] = {}
     for place in places:
         last = place.shape[-1] if place.shape else 1
@@ -140,24 +140,25 @@ def _checked(places: list[TensorPlace], start: int, reader: _Reader) -> dict[str
 
 
 class _Reader:
-    """Reads one value after the other."""
+    """Reads one value after another."""
 
     def __init__(self, data: memoryview, source: str, size: int) -> None:
         self.data, self.source, self.size = data, source, size
         self.at = 0
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next `count` bytes."""
         self._need(count)
         self.at += count
         return bytes(self.data[self.at - count : self.at])
 
     def number(self, code: str) -> Any:
-        """The next number; `code` as `struct` names it."""
+        """Return the next number; `code` is its `struct` format."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def count(self, least: int) -> int:
-        """The next number, of things that take at least `least` bytes each."""
+        """Return the next count, of entries of at least `least` bytes each. Raises ModelUnreadable if they do not
+        fit."""
         count: int = self.number("Q")
         if count * least > self.size - self.at:
             raise unreadable(self.source, sentence("It announces {} entries and is too short for them.", f"{count:,}"))
@@ -167,20 +168,20 @@ class _Reader:
         return self.take(self.count(1)).decode("utf-8", errors="replace")
 
     def strings(self, count: int) -> list[str]:
-        """The next `count` texts. A vocabulary has some 100,000, so that every call for one of them would be felt."""
+        """Return the next `count` strings. The loop is inlined, because a vocabulary has some 100,000."""
         found: list[str] = []
         length_at, data, end = struct.Struct("<Q").unpack_from, self.data, len(self.data)
         for _ in range(count):
             begin = self.at + LEAST_STRING
             last = begin + length_at(data, self.at)[0] if begin <= end else begin
             if last > end:
-                return [*found, self.string()]  # which says what is wrong with it
+                return [*found, self.string()]  # raises the precise error
             found.append(str(data[begin:last], "utf-8", "replace"))
             self.at = last
         return found
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """The next value of a kind: number, text, or list."""
+        """Return the next value of a type: number, string, or list."""
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
@@ -211,5 +212,5 @@ class _Reader:
 
 
 def unreadable(source: str, why: str) -> ModelUnreadable:
-    """The error for a file that is damaged."""
+    """Return the error for a damaged file."""
     return ModelUnreadable(sentence("The model file {} cannot be read.", source), why, "Download the model again.")

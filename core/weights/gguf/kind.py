@@ -1,4 +1,4 @@
-"""What people call the number types of a GGUF file: Q4_K_M and the like."""
+"""The common names of a GGUF file's quantisation: Q4_K_M and the like."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NAMES = {
     22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
     30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4",
 }  # fmt: skip
-"""By the number that stands in the file; mixtures have names of their own."""
+"""By the number in the file; mixtures have names of their own."""
 SAID = 2
-"""Types that are named where the file's own word is missing or not true."""
+"""How many types are named if the file's own statement is missing or wrong."""
 
 
 def file_kind(settings: Mapping[str, Any], tensors: Mapping[str, TensorPlace]) -> str:
-    """The file's own word where most of its bytes are of that kind, else its main types; "" for plain numbers."""
+    """Return the file's own name if it matches most of its bytes, else its main types; "" for unquantised files."""
     sizes: Counter[str] = Counter()
     for place in tensors.values():
         if not place.type.is_number and len(place.shape) > 1:

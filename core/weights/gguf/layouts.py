@@ -1,7 +1,7 @@
-"""How a tensor's rows or numbers differ between a GGUF file and transformers' modules, and how they are put right.
+"""How a tensor's rows or values differ between a GGUF file and transformers' modules, and their conversion.
 
-`rows` gives the order of the file's rows (a permutation never cuts a block, so packed weights stay packed); `numbers`
-changes the numbers themselves, of small tensors or where rows do not do.
+`rows` permutes the file's rows (blocks never span rows, so packed weights stay packed); `numbers` changes the values of
+small tensors, and of tensors for which a row permutation is not enough.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """`rows`: (configuration, rows of the file) -> for each row of the module's, its place in the file's.
+    """`rows`: (configuration, number of rows) -> for each row of the module, its index in the file.
     `numbers`: (configuration, the file's tensors in fp32 by the end of their names) -> the module's tensor."""
 
     rows: Callable[[Config, int], Tensor] | None = None
@@ -30,12 +30,12 @@ def _one(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _halves_to_pairs(rows: int, heads: int) -> Tensor:
-    """Rotary rows lie in pairs in the file, and in two halves in the module."""
+    """Rotary rows are interleaved pairs in the file, and two halves in the module."""
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
 
 
 def _grouped(config: Config, width: int) -> Tensor:
-    """Heads of values lie one of each group after the other in the file, and group by group in the module."""
+    """Value heads are interleaved over key heads in the file, and grouped by key head in the module."""
     keys = config["linear_num_key_heads"]
     each = config["linear_num_value_heads"] // keys
     return torch.arange(keys * each * width).view(each, keys, width).transpose(0, 1).reshape(-1)
@@ -60,12 +60,12 @@ def _columns(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _interleave(_: Config, rows: int) -> Tensor:
-    """Rows of the gate, then of the other half, become every second one."""
+    """The rows of gate, then of up, are interleaved in the module."""
     return torch.arange(rows).view(2, -1).t().reshape(-1)
 
 
 def _keys_and_values(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
-    """Keys are kept transposed (heads, rank, columns), values as they are (heads, columns, rank)."""
+    """Combine keys, stored transposed (heads, rank, columns), and values, stored as (heads, columns, rank)."""
     heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
     keys = parts["attn_k_b"].view(heads, rank, -1).transpose(1, 2)
     values = parts["attn_v_b"].view(heads, -1, rank)
@@ -73,7 +73,7 @@ def _keys_and_values(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _by_kv_head(config: Config, rows: int) -> Tensor:
-    """All queries, all keys, all values become, for each head of keys, its queries, its key and its value."""
+    """All queries, keys and values in the file; in the module, per key head, its queries, its key and its value."""
     heads, groups = config["num_attention_heads"], config["num_kv_heads"]
     width = rows // (heads + 2 * groups)
     queries, keys, values = torch.split(torch.arange(rows), [heads * width, groups * width, groups * width])

@@ -1,4 +1,4 @@
-"""Names of GGUF files: which are parts of one model, and what they say of its number types. Needs no torch."""
+"""File names of GGUF models: which files are parts of one model, and which quantisation they name. No torch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ KIND = re.compile(
     r"(?:^|[-._ /])((?:UD-)?(?:I?Q\d_\w+|TQ\d_\d|BF16|FP?16|FP?32|MXFP4\w*|NVFP4))(?=$|[-. /])", re.IGNORECASE
 )
 NO_MODEL = ("mmproj", "imatrix")
-"""In the names of what lies beside a model: its eyes, and what its quantisation was weighted with."""
+"""Words in the names of files beside a model: its vision part, and the importance matrix of its quantisation."""
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether a name is that of a GGUF file."""
+    """Return whether a name is that of a GGUF file."""
     return str(name).lower().endswith(SUFFIX)
 
 
 def is_model(name: str) -> bool:
-    """Whether a name is that of a GGUF file with a language model, or with a part of one."""
+    """Return whether a name is that of a GGUF file with a language model, or with a part of one."""
     return is_gguf(name) and not any(word in PurePosixPath(name).name.lower() for word in NO_MODEL)
 
 
 def split_names(name: str) -> list[str]:
-    """The names of all files that the one of this name belongs to, in order. Raises ModelUnreadable."""
+    """Return the names of all files of the model that a file belongs to, in order. Raises ModelUnreadable."""
     found = SPLIT.fullmatch(name)
     if found is None:
         return [name]
@@ -39,7 +39,7 @@ def split_names(name: str) -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """What a file is called by those who choose among several: Q4_K_M, UD-Q4_K_XL, BF16; "" where nothing is said."""
+    """Return the quantisation that a file's name states: Q4_K_M, UD-Q4_K_XL, BF16; "" if it states none."""
     split = SPLIT.fullmatch(name)
     stem = split["stem"] if split else name[: -len(SUFFIX)]
     found = KIND.findall(stem)

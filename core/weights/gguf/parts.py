@@ -1,4 +1,4 @@
-"""The parts of a model in GGUF on this disk: found, mapped into memory, their headers read as one. Needs no torch."""
+"""The parts of a GGUF model on this disk: found, memory-mapped, and their headers merged. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.weights.mapped_file import map_file
 
 @dataclass(frozen=True)
 class Parts:
-    """A model's files and their mappings; the settings of the first; tensors by name with the number of their file."""
+    """A model's files and mappings; the settings of the first; tensors by name with the index of their file."""
 
     files: list[Path]
     maps: list[mmap.mmap]
@@ -33,7 +33,7 @@ def open_parts(path: Path) -> Parts:
 
 
 def split_files(path: Path) -> list[Path]:
-    """The file itself, or all parts of the model that it is a part of. Raises ModelNotFound, ModelUnreadable."""
+    """Return the file, or all parts of the model that it belongs to. Raises ModelNotFound, ModelUnreadable."""
     if not path.is_file():
         raise ModelNotFound(sentence("There is no model at {}.", path), "", "Check the path, or download the model.")
     files = [path.with_name(name) for name in split_names(path.name)]
@@ -47,7 +47,7 @@ def split_files(path: Path) -> list[Path]:
 
 
 def is_gguf_file(path: Path) -> bool:
-    """Whether a file is in GGUF, by its name or by its content: some programs keep models under other names."""
+    """Return whether a file is in GGUF, by name or by content: some programs use other file names."""
     if is_gguf(path):
         return True
     try:
@@ -58,7 +58,7 @@ def is_gguf_file(path: Path) -> bool:
 
 
 def gguf_in(folder: Path) -> Path | None:
-    """The model of a folder that holds one in GGUF and no other weights; None for any other folder."""
+    """Return the model of a folder that holds exactly one, in GGUF, and no safetensors files; else None."""
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return None
     models = {split_names(path.name)[0]: path for path in sorted(folder.glob(f"*{SUFFIX}")) if is_model(path.name)}
@@ -66,7 +66,7 @@ def gguf_in(folder: Path) -> Path | None:
 
 
 def merged(headers: list[Header], names: list[str]) -> dict[str, tuple[int, TensorPlace]]:
-    """Tensors by name with the number of their file. Raises ModelUnreadable where the files are not of one model."""
+    """Merge tensors by name with the index of their file. Raises ModelUnreadable if the files are not one model's."""
     found: dict[str, tuple[int, TensorPlace]] = {}
     for number, header in enumerate(headers):
         said = header.settings.get("split.no", number), header.settings.get("split.count", len(headers))

@@ -1,6 +1,6 @@
-"""How the vocabularies of GGUF files cut a text before their merges: patterns by the name that stands in the file.
+"""Patterns by which the byte-level vocabularies of GGUF files split text before merging, by the name in the file.
 
-A name that is not in the table is refused: a wrong pattern gives slightly wrong ids, and nobody would notice.
+An unknown name is refused: a wrong pattern gives slightly wrong token ids, which nobody would notice.
 """
 
 from __future__ import annotations
@@ -42,4 +42,4 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     }.items()
     for name in names
 }  # fmt: skip
-"""Each pattern cuts what the ones before it have left."""
+"""Each pattern splits what the ones before it have left."""

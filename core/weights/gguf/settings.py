@@ -1,4 +1,4 @@
-"""Small functions that write what no plain renaming gives of a file's settings into transformers' configuration."""
+"""Functions that derive transformers' settings from a GGUF file where renaming a key is not enough."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 Config = dict[str, Any]
 SIGMOID = 2
-"""`expert_gating_func` of a router that is no softmax."""
+"""The `expert_gating_func` of a sigmoid router."""
 
 STANDS_STILL = 1e20
-"""What turns that much slower does not turn."""
+"""A RoPE factor this large means that the frequency does not rotate."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The settings of one file, those of its architecture without the architecture's name in front; the names of its
-    tensors; and `vectors`: the few tensors that are settings in truth (factors of RoPE)."""
+    """The settings of one file, with accessors for its architecture's; the names of its tensors; and `vectors`: the
+    values of the few tensors that hold settings (RoPE factors)."""
 
     settings: Mapping[str, Any]
     tensors: Collection[str]
@@ -25,11 +25,11 @@ class Reading:
 
     @property
     def architecture(self) -> str:
-        """The name that llama.cpp gives the architecture."""
+        """llama.cpp's name of the architecture."""
         return str(self.settings.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A setting of this architecture."""
+        """Return a setting of this architecture."""
         return self.settings.get(f"{self.architecture}.{key}", default)
 
 
@@ -37,7 +37,7 @@ Write = Callable[[Reading, Config], None]
 
 
 def rope(file: Reading, config: Config) -> None:
-    """Positions: base, part of the head that turns, and how they are stretched."""
+    """Set the RoPE parameters: base, rotated part of a head, and scaling."""
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     turning = file.get("rope.dimension_count", head)
     parameters: Config = {"rope_type": "default", "rope_theta": file.get("rope.freq_base", 10000.0)}
@@ -50,7 +50,7 @@ def _stretching(file: Reading, config: Config) -> Config:
     kind = file.get("rope.scaling.type", "none")
     original = file.get("rope.scaling.original_context_length") or config["max_position_embeddings"]
     if factors := file.vectors.get("rope_freqs.weight"):
-        # Llama 3.1 and later: one factor for each frequency, for contexts of any length.
+        # Llama 3.1 and later: one factor per frequency, the same for contexts of any length.
         return _factors(factors, factors, original, 1.0)
     if short := file.vectors.get("rope_factors_short.weight"):
         long = file.vectors.get("rope_factors_long.weight", short)
@@ -81,12 +81,12 @@ def _yarn(file: Reading, factor: float, original: int) -> Config:
 
 
 def not_truncated(_: Reading, config: Config) -> None:
-    """gpt-oss stretches its positions without rounding the bounds."""
+    """Disable `truncate`: gpt-oss scales RoPE without rounding the bounds."""
     config["rope_parameters"]["truncate"] = False
 
 
 def gemma3_rope(file: Reading, config: Config) -> None:
-    """Layers of the sliding window have a base of their own and are never stretched."""
+    """Set the RoPE parameters of Gemma 3: sliding-window layers have their own base and no scaling."""
     rope(file, config)
     local = {"rope_type": "default", "rope_theta": file.get("rope.freq_base_swa", 10000.0)}
     config["rope_parameters"] = {"full_attention": config["rope_parameters"], "sliding_attention": local}
@@ -98,7 +98,7 @@ def gemma3_rope(file: Reading, config: Config) -> None:
 
 
 def gemma4(file: Reading, config: Config) -> None:
-    """Two kinds of layers, each with heads of its own size and number; layers that share keys and values; experts."""
+    """Set Gemma 4's two kinds of layers with their own head sizes and counts, shared keys and values, and experts."""
     layers, pattern = config["num_hidden_layers"], file.get("attention.sliding_window_pattern", 6)
     if not isinstance(pattern, list):
         pattern = [(layer + 1) % pattern != 0 for layer in range(layers)]
@@ -130,18 +130,18 @@ def _by_layer(file: Reading, key: str, layers: int) -> list[int]:
 
 
 def _turning(file: Reading) -> float:
-    """The part of a head that turns: factors of all else are beyond any frequency."""
+    """Return the rotated fraction of a head: the factors of the other frequencies are practically infinite."""
     factors = file.vectors.get("rope_freqs.weight") or [1.0]
     return sum(factor < STANDS_STILL for factor in factors) / len(factors)
 
 
 def gemma2_scale(_: Reading, config: Config) -> None:
-    """Set the scale of the largest Gemma 2, of 46 layers, which is not that of its heads' size."""
+    """Set the query scale, which the largest Gemma 2 (46 layers) does not derive from its head size."""
     _query_scale(config, largest=46)
 
 
 def gemma3_scale(_: Reading, config: Config) -> None:
-    """Set the scale of the largest Gemma 3, of 62 layers, which is not that of its heads' size."""
+    """Set the query scale, which the largest Gemma 3 (62 layers) does not derive from its head size."""
     _query_scale(config, largest=62)
 
 
@@ -151,7 +151,7 @@ def _query_scale(config: Config, largest: int) -> None:
 
 
 def qwen35(file: Reading, config: Config) -> None:
-    """The width of values is told whole; positions have sections; dense widths are left out of all-expert files."""
+    """Set the value head size, given in total by the file, and the position sections (mrope)."""
     config["linear_value_head_dim"] = file.get("ssm.inner_size") // config["linear_num_value_heads"]
     sections = [section for section in file.get("rope.dimension_sections", ()) if section]
     if sections:
@@ -159,7 +159,7 @@ def qwen35(file: Reading, config: Config) -> None:
 
 
 def deepseek(file: Reading, config: Config) -> None:
-    """Compressed attention: sizes of heads with and without positions; the router tells V2 from V3."""
+    """Set the head sizes of multi-head latent attention; the router's gating function tells V2 from V3."""
     key = file.get("attention.key_length_mla") or file.get("attention.key_length")
     config["qk_nope_head_dim"] = key - config["qk_rope_head_dim"]
     config["v_head_dim"] = file.get("attention.value_length_mla") or file.get("attention.value_length")
@@ -173,27 +173,27 @@ def deepseek(file: Reading, config: Config) -> None:
 
 
 def biases(file: Reading, config: Config) -> None:
-    """Whether attention and the rest have biases, which shows in the tensors."""
+    """Set whether attention and MLP have biases, which shows in the tensors."""
     config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
 
 
 def qkv_biases(file: Reading, config: Config) -> None:
-    """Set `use_qkv_bias` where the query has one."""
+    """Set `use_qkv_bias` by whether the query has a bias."""
     config["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
 
 
 def any_bias(file: Reading, config: Config) -> None:
-    """Set `use_bias` where the query has one."""
+    """Set `use_bias` by whether the query has a bias."""
     config["use_bias"] = "blk.0.attn_q.bias" in file.tensors
 
 
 def query_norm(file: Reading, config: Config) -> None:
-    """Set `use_qk_norm` where the query has a norm."""
+    """Set `use_qk_norm` by whether the query has a norm."""
     config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
 
 
 def falcon(file: Reading, config: Config) -> None:
-    """The larger ones have two norms before a layer and several heads of keys."""
+    """Set the options of the larger Falcons: two norms before a layer, several key heads."""
     config["new_decoder_architecture"] = "blk.0.attn_norm_2.weight" in file.tensors
     config["multi_query"] = config["num_kv_heads"] == 1

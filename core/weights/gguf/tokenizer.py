@@ -1,4 +1,4 @@
-"""A tokenizer out of a GGUF file's settings: byte-level merges, or sentence pieces with byte tokens."""
+"""Builds a tokenizer from a GGUF file's settings: byte-level BPE, or SentencePiece with byte tokens."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from core.weights.gguf.pre_tokenizers import PATTERNS
 
 BYTE_LEVEL, SENTENCE_PIECES = ("gpt2",), ("llama", "gemma4")
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
-"""Kinds of tokens."""
+"""Token types."""
 SPACE = "\u2581"
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 ENDS = ("eos", "eot", "eom")
 BOS_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3", "tekken", "pixtral")
-"""Kinds of byte-level vocabularies whose texts begin with a token unless the file says otherwise."""
+"""Byte-level vocabularies whose texts begin with a BOS token unless the file says otherwise."""
 
 
 def make_tokenizer(settings: Mapping[str, Any], source: str) -> Any:
-    """transformers' tokenizer of a file, chat template included. Raises UnsupportedModel, ModelUnreadable."""
+    """Build transformers' tokenizer of a file, with its chat template. Raises UnsupportedModel, ModelUnreadable."""
     from transformers import PreTrainedTokenizerFast
 
     tokens = settings.get("tokenizer.ggml.tokens")
@@ -38,7 +38,7 @@ def make_tokenizer(settings: Mapping[str, Any], source: str) -> Any:
 
 
 def end_ids(settings: Mapping[str, Any]) -> frozenset[int]:
-    """All tokens that end a reply."""
+    """Return the ids of all tokens that end a reply."""
     found = {settings.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS}
     return frozenset(index for index in found if isinstance(index, int))
 
@@ -50,7 +50,7 @@ def _backend(settings: Mapping[str, Any], tokens: list[str], source: str) -> Any
             return _byte_level(settings, tokens)
         if kind in SENTENCE_PIECES:
             return _sentence_pieces(settings, tokens)
-    # tokenizers' Rust errors are plain Exceptions and ValueErrors.
+    # tokenizers' Rust errors arrive as plain Exceptions and ValueErrors.
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise unreadable(source, sentence("Its vocabulary is damaged ({}).", str(error)[:60])) from error
     raise UnsupportedModel(
@@ -80,7 +80,7 @@ def _byte_level(settings: Mapping[str, Any], tokens: list[str]) -> Any:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """The two parts of a merge."""
+    """Split a merge into its two parts. Raises ValueError."""
     left, _, right = merge.partition(" ")
     if not left or not right:
         raise ValueError("merges")
@@ -111,13 +111,13 @@ def _sentence_pieces(settings: Mapping[str, Any], tokens: list[str]) -> Any:
 
 
 def _spelled(token: str, kind: int) -> str:
-    """A piece as its text is normalised: some files keep runs of spaces as such."""
+    """Return a piece in normalised form: some files keep runs of spaces unescaped."""
     return token.replace(" ", SPACE) if kind == 1 or (kind == USER_DEFINED and not token.strip()) else token
 
 
 def _implied(vocabulary: Mapping[str, int], scores: Any, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The merges that a vocabulary without any implies: the best piece first."""
-    # Gemma's scores do not follow its merges; the order of its pieces does.
+    """Yield the merges implied by a vocabulary that lists none, the best piece first."""
+    # Gemma's scores do not match its merges; the order of its pieces does.
     gemma = str(settings.get("general.architecture", "")).startswith("gemma")
     rank = {piece: -index if gemma or not scores else scores[index] for piece, index in vocabulary.items()}
     found: list[tuple[float, int, int, tuple[str, str]]] = []

@@ -1,4 +1,4 @@
-"""The number types of GGUF as one table: elements and bytes of a block, and the storage that keeps it exactly."""
+"""GGUF's number types: elements and bytes of a block, and the storage that keeps it exactly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from core.spec import Storage
 
 @dataclass(frozen=True)
 class BlockType:
-    """`elements` neighbours of a row lie in one block of `nbytes`. `storage`: what keeps them without a second
-    rounding, None where they are converted."""
+    """A block holds `elements` neighbouring values of a row in `nbytes`. `storage` keeps them without rounding again;
+    None if they are converted."""
 
     name: str
     elements: int
@@ -19,7 +19,7 @@ class BlockType:
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a plain number and no block."""
+        """Whether it is a plain number, not a block."""
         return self.elements == 1
 
 
@@ -37,4 +37,4 @@ TYPES: dict[int, BlockType] = {
     19: BlockType("IQ1_S", 256, 50), 21: BlockType("IQ3_S", 256, 110), 22: BlockType("IQ2_S", 256, 82),
     29: BlockType("IQ1_M", 256, 56), 34: BlockType("TQ1_0", 256, 54), 35: BlockType("TQ2_0", 256, 66),
 }  # fmt: skip
-"""By the number that stands in the file."""
+"""By the number in the file."""

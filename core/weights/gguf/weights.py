@@ -1,4 +1,4 @@
-"""The tensors of GGUF files by transformers' names: as numbers, and packed as they are."""
+"""The tensors of GGUF files by transformers' names: as numbers, or packed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from core.weights.gguf.layouts import Config, Layout
 LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>.+)")
 SUFFIX = re.compile(r"(?P<stem>.+?)(?P<suffix>\.weight|\.bias)?")
 ORDER = ("gate", "up")
-"""Of fused parts, whose rows come first."""
+"""The order of the parts of a fused parameter."""
 SHARED = ("token_embd.weight", "output.weight")
-"""What an MTP head has in common with its model."""
+"""Tensors that an MTP head shares with its model."""
 AROUND, COPIES = "nextn.", ("nextn.embed_tokens", "nextn.shared_head_head")
-"""How names begin of what lies around the layer of an MTP head, and those of its own copies of what is shared."""
+"""Prefixes of the tensors around the layer of an MTP head, and of its own copies of shared ones."""
 HEAD_NORM = "nextn.shared_head_norm.weight"
 
 
 @dataclass
 class Target:
-    """One parameter of the module: the tensors of the file that it consists of, by the ends of their names."""
+    """One parameter of the module, and the file's tensors that it consists of, by the ends of their names."""
 
     layout: Layout
     turned: bool = False
@@ -41,34 +41,35 @@ class Target:
 
     @property
     def axis(self) -> int:
-        """The dimension that rows are counted in."""
+        """The row dimension, counted from the end."""
         first = next(iter(self.sources.values()))
         return -1 if first.name.endswith(".bias") or len(first.shape) == 1 else -2
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the file has it in blocks."""
+        """Whether the file stores it in blocks."""
         return not any(place.type.is_number for place in self.sources.values())
 
     @property
     def is_by_row(self) -> bool:
-        """Whether it is a quantised matrix of the file as it is, so that any row of it can be read by itself."""
+        """Whether it is one quantised matrix of the file, unchanged, so that any row can be read by itself."""
         return self.is_quantised and self.layout == Layout() and not self.turned and len(self.sources) == 1
 
     @property
     def storage(self) -> Storage | None:
-        """The storage that keeps it exactly, where its blocks can stay as they are."""
+        """The storage that keeps it exactly; None if its blocks must be converted."""
         kinds = {place.type for place in self.sources.values()}
         blocked = all(len(place.shape) > 1 for place in self.sources.values())
         return next(iter(kinds)).storage if len(kinds) == 1 and blocked and self.layout.numbers is None else None
 
 
 class GgufWeights(Mapping[str, Tensor]):
-    """Numbers by the names in the module tree, made when asked for. What is in `kept` comes as zeros that take no
-    memory: `PackedLinears` has the true weights, and `rows` those of `tables`, in which ids are looked up."""
+    """Tensors by their names in the module tree, converted to numbers on access. Names in `kept` give zeros that occupy
+    no memory: `PackedLinears` holds their weights, and `rows` reads those of `tables`, the tables indexed by token
+    id."""
 
     def __init__(self, files: GgufFiles, config: Config, made_of: dict[str, Target]) -> None:
-        """`config`: that of the model in these files; `made_of`: what `targets` says of the part that is wanted."""
+        """`config`: of the model in these files; `made_of`: the result of `targets` for the wanted part."""
         self.tables: frozenset[str] = frozenset()
         self.files = files
         self.config = config
@@ -95,11 +96,11 @@ class GgufWeights(Mapping[str, Tensor]):
 
     @property
     def has_head(self) -> bool:
-        """Whether the file has an MTP head: a layer behind the last, and how its input is joined."""
+        """Whether the file has an MTP head: a layer after the last one, with the weights that join its inputs."""
         return f"blk.{self.config['num_hidden_layers']}.{AROUND}eh_proj.weight" in self.files.tensors
 
     def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One parameter as numbers, in its shape (...) in the tree, whether it is kept packed or not."""
+        """Return one parameter as numbers, in its shape (...) in the tree, whether or not it is kept packed."""
         target = self.targets[name]
         change = target.layout.numbers
         wide = torch.float32 if change else dtype
@@ -115,17 +116,17 @@ class GgufWeights(Mapping[str, Tensor]):
         return whole.transpose(-1, -2) if target.turned else whole
 
     def rows(self, name: str, places: Tensor) -> Tensor:
-        """Some rows (n, K) of a parameter that `is_by_row`, as numbers."""
+        """Return some rows (n, K) of a parameter that `is_by_row`, as numbers."""
         (place,) = self.targets[name].sources.values()
         return numbers(self.files.raw(place.name)[places], place.type, self.dtype)
 
     def experts(self, name: str) -> int:
-        """How many experts' matrices a parameter holds, 0 where it is one matrix."""
+        """Return the number of experts in a parameter, 0 for a single matrix."""
         shape = next(iter(self.targets[name].sources.values())).shape
         return shape[0] if len(shape) > 2 else 0
 
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
-        """One parameter, or one expert's part of it, in its storage."""
+        """Return one parameter, or one expert's part of it, in its storage."""
         target = self.targets[name]
         raws = [self._rows(place, expert) for place in target.sources.values()]
         raw = raws[0] if len(raws) == 1 else torch.cat(raws)
@@ -139,7 +140,7 @@ class GgufWeights(Mapping[str, Tensor]):
 
 
 def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> dict[str, Target]:
-    """What each parameter of the module is made of. Raises UnsupportedModel."""
+    """Map each parameter of the module to the tensors it is made of. Raises UnsupportedModel."""
     found: dict[str, Target] = {}
     parts = family.parts(tensors)
     for name, place in sorted(tensors.items(), key=_gate_first):
@@ -153,7 +154,7 @@ def targets(tensors: Mapping[str, TensorPlace], family: Family, layers: int) -> 
 
 
 def head_tensors(tensors: Mapping[str, TensorPlace], layers: int) -> dict[str, TensorPlace]:
-    """Those of an MTP head, the first layer behind `layers`, named as in a model of one layer."""
+    """Return the tensors of an MTP head, the first layer after `layers`, named as in a model of one layer."""
     stem = f"blk.{layers}."
     found = {name: tensors[name] for name in SHARED if name in tensors}
     for name, place in tensors.items():
@@ -166,7 +167,7 @@ def head_tensors(tensors: Mapping[str, TensorPlace], layers: int) -> dict[str, T
 
 
 def main_dtype(tensors: Mapping[str, TensorPlace]) -> torch.dtype:
-    """The type to compute with: that of the file's numbers, and bf16 where most of it is quantised."""
+    """Return the type to compute with: that of the file's numbers, bf16 if most of it is quantised."""
     sizes: dict[torch.dtype, int] = {}
     for place in tensors.values():
         dtype = NUMBERS.get(place.type.name, torch.bfloat16)
@@ -180,13 +181,13 @@ def _gate_first(item: tuple[str, TensorPlace]) -> tuple[int, str]:
 
 
 def _is_more(name: str, layers: int) -> bool:
-    """Whether it guesses several tokens ahead (MTP): a layer after the last one."""
+    """Return whether a tensor belongs to a layer after the last one (multi-token prediction)."""
     found = LAYER.fullmatch(name)
     return found is not None and int(found["layer"]) >= layers
 
 
 def _target(name: str, family: Family, parts: Mapping[str, str]) -> tuple[str, str]:
-    """The end of a tensor's name, and the parameter it belongs to."""
+    """Return the end of a tensor's name, and the parameter it belongs to. Raises UnsupportedModel."""
     layer = LAYER.fullmatch(name)
     split = SUFFIX.fullmatch(layer["part"] if layer else name)
     assert split is not None

@@ -1,1 +1,1 @@
-"""Safetensors checkpoints that are quantised already: what their tensors mean, as one table of kinds."""
+"""Safetensors checkpoints that are already quantised: the meaning of their tensors, as one table of kinds."""

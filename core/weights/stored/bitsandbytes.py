@@ -1,4 +1,4 @@
-"""bitsandbytes' four bits: nf4 and fp4, their scales quantised a second time or not."""
+"""bitsandbytes' 4-bit formats nf4 and fp4, with or without double quantisation of the scales."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from core.weights.stored.settings import Parts, Settings
 from core.weights.stored.words import nibbles
 
 NF4_SCALE, HALF = 112.06, 0.5
-"""What the levels are multiplied with for the least error of normally distributed weights, before they are rounded."""
+"""The factor that rounds the levels to integers with the least error for normally distributed weights."""
 USUAL = {"blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.0}
 
 
 def nf4(parts: Parts, settings: Settings) -> Coded:
-    """Levels as dense as weights are; the engine has them in whole numbers."""
+    """Decode nf4; the engine's code book approximates its levels by integers."""
     coded, book = four_bits(parts, settings), parts["book"]
     is_known = book.is_meta or torch.allclose(book.float() * NF4_SCALE, torch.tensor(NF4).float(), atol=HALF)
     keeps = is_known and coded.block[1] % LAYOUTS["nf4"].group == 0
@@ -30,13 +30,14 @@ def nf4(parts: Parts, settings: Settings) -> Coded:
 
 
 def four_bits(parts: Parts, _: Settings) -> Coded:
-    """Two weights a byte, the first in the high half, in blocks of the flattened weight. Raises ValueError."""
+    """Decode two weights per byte, the first in the high nibble, in blocks of the flattened weight. Raises
+    ValueError."""
     values = nibbles(parts["codes"].flatten(), high_first=True)
     state = _state(parts["state"])
     shape = state.get("shape", [1, len(values)])
     if len(shape) != 2 or prod(shape) != len(values):
         raise ValueError(shape)
-    # Where a row is no whole number of blocks, each block counts as several.
+    # If blocks do not align with rows, each block is divided into runs that do.
     run = gcd(shape[1], state["blocksize"])
     spread = _scales(parts, state, state["blocksize"] // run)[: len(values) // run]
     book = parts["book"].float()
@@ -44,7 +45,7 @@ def four_bits(parts: Parts, _: Settings) -> Coded:
 
 
 def _scales(parts: Parts, state: Mapping[str, Any], times: int) -> Tensor:
-    """The blocks' scales, each so many times."""
+    """Return the blocks' scales, each repeated `times` times."""
     scales = parts["scales"]
     if scales.is_meta:
         return scales.new_empty(len(scales) * times)
@@ -60,7 +61,7 @@ def _widened(parts: Parts, scales: Tensor, state: Mapping[str, Any]) -> Tensor:
 
 
 def _state(content: Tensor) -> dict[str, Any]:
-    """What is kept as JSON beside each weight, of the types that are wanted; the usual where it is not known."""
+    """Parse the JSON stored beside each weight, converted to the expected types; defaults where it is not known."""
     said = {} if content.is_meta else json.loads(bytes(content.tolist()))
     found: dict[str, Any] = {name: type(usual)(said.get(name, usual)) for name, usual in USUAL.items()}
     if "shape" in said:

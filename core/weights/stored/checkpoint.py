@@ -1,4 +1,4 @@
-"""A quantised checkpoint as one mapping from the names that its weights would have otherwise: as numbers, or packed."""
+"""A quantised checkpoint as a mapping by the names its weights would have unquantised: as numbers, or packed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from core.weights.stored.settings import Settings
 from core.weights.stored_formats import StoredFormat
 
 LOOKED_AT = ("zeros", "order", "state", "book")
-"""Parts whose values decide on the storage or shape."""
+"""Parts whose values decide the storage or shape."""
 
 
 class StoredCheckpoint(Mapping[str, Tensor]):
-    """Numbers by name, made when asked for. What is in `kept` comes as zeros that take no memory: `packed` has the true
+    """Tensors by name, dequantised on access. Names in `kept` give zeros that occupy no memory: `packed` returns their
     weights."""
 
     def __init__(self, checkpoint: Checkpoint, stored: StoredFormat) -> None:
-        """Raises UnsupportedModel, ModelUnreadable where a weight cannot be read."""
+        """Raises UnsupportedModel, ModelUnreadable if a weight cannot be read."""
         self.found = find_stored(checkpoint.infos, stored)
         self.dtype = main_dtype(self.found.plain)
         self.kept: frozenset[str] = frozenset()
@@ -57,19 +57,19 @@ class StoredCheckpoint(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
+        """Bytes of all tensors as stored."""
         return self._checkpoint.nbytes
 
     def warm(self) -> Iterator[float]:
-        """Bring the files into memory; yields the fraction done."""
+        """Read the files into the page cache; yield the fraction done."""
         return self._checkpoint.warm()
 
     def let_go(self) -> None:
-        """Give the pages back that were read so far."""
+        """Drop the pages read so far from this process's resident set."""
         self._checkpoint.let_go()
 
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
-        """One weight, or one expert's part of it, in the storage that keeps it exactly."""
+        """Return one weight, or one expert's part of it, in the storage that keeps it exactly."""
         storage = self.sketches[name].storage
         assert storage is not None
         return self._coded(self.found.weights[name], expert).packed(storage)
@@ -95,8 +95,8 @@ class StoredCheckpoint(Mapping[str, Tensor]):
 
 
 def sketches(found: Found, settings: Settings, checkpoint: Mapping[str, Tensor] | None = None) -> dict[str, Coded]:
-    """Weights without their numbers: of what shape each is, and what could keep it. `checkpoint` is None where only
-    headers are known, and the settings are believed. Raises ModelUnreadable, UnsupportedModel."""
+    """Decode weights on the meta device: the shape of each, and the storage that can keep it. `checkpoint` is None if
+    only headers are known; then the settings are trusted. Raises ModelUnreadable, UnsupportedModel."""
     alike: dict[Any, Coded] = {}
     made: dict[str, Coded] = {}
     for name, weight in found.weights.items():
@@ -121,7 +121,7 @@ def _without_numbers(info: TensorInfo) -> Tensor:
 
 
 def decoded(weight: StoredWeight, parts: Mapping[str, Tensor], settings: Settings) -> Coded:
-    """A weight's codes and scales. Raises ModelUnreadable where they do not fit together."""
+    """Decode a weight into codes and scales. Raises ModelUnreadable if they do not fit together."""
     try:
         coded = weight.kind.decode(parts, settings)
         rows, columns = coded.codes.shape

@@ -1,4 +1,4 @@
-"""Codes with scales: what every quantised weight comes to, whatever its parts are called in the file."""
+"""Codes with scales: the common form of every quantised weight, whatever its tensors are called in the file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from core.weights.row_chunks import row_chunks
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """w = scale * (code - zero), or scale * book[code]; `codes` (N, K) of bytes or float8.
+    """w = scale * (code - zero), or scale * book[code]; `codes` (N, K) are bytes or float8.
 
-    `scales` and `zeros` in fp32, one for each `block` of rows and columns. `order` (K,): the group of each column where
-    the groups' columns do not lie side by side; packed, they do. `unit`: what one step of the engine's code book is
-    worth in `book`. `storage`: what keeps it (without a second rounding, but for ROUNDED), None where nothing does.
-    `flat`: only the number of weights is known yet, as one row.
+    `scales` and `zeros` are fp32, one per `block` of rows and columns. `order` (K,): the group of each column, if the
+    columns of a group are not adjacent; packed, they are. `unit`: what one step of the engine's code book is worth in
+    `book`. `storage`: the storage that keeps the weight (without rounding again, except for ROUNDED ones); None if
+    there is none. `flat`: only the number of weights is known yet, so the shape is a single row.
     """
 
     codes: Tensor
@@ -34,7 +34,7 @@ class Coded:
     flat: bool = False
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
-        """The weight as (N, K) of `dtype`, multiplied in fp32."""
+        """Return the weight as (N, K) of `dtype`, dequantised in fp32."""
         rows, columns = self.codes.shape
         result = torch.empty((rows, columns), dtype=dtype)
         for begin, end in row_chunks(rows, columns):
@@ -42,7 +42,7 @@ class Coded:
         return result
 
     def packed(self, storage: Storage) -> QuantizedWeight:
-        """The weight in a storage of the engine that holds its codes as they are; FP8 where it lies, if it can be."""
+        """Return the weight in a storage that keeps its codes; FP8 without a copy if its width needs no padding."""
         rows, columns = self.codes.shape
         if LAYOUTS[storage].floats and columns % LAYOUTS[storage].width == 0:
             return self._pack(storage, 0, rows)
@@ -59,7 +59,7 @@ class Coded:
         scales = self._by_group(self.scales, layout.group, begin, end) * self.unit
         if layout.minimum:
             assert self.zeros is not None
-            # In fp32 exact: of both factors few bits are used.
+            # Exact in fp32, because both factors have few significant bits.
             codes = self._in_order(codes)
             return pack(storage, codes, scales, -scales * self._by_group(self.zeros, layout.group, begin, end))
         if self.zeros is not None:
@@ -71,7 +71,7 @@ class Coded:
         return None if order is None else ColumnOrder(order)
 
     def _stored_order(self) -> Tensor | None:
-        """The columns by their groups, None where they lie so."""
+        """The columns sorted by group; None if they are stored so."""
         return None if self.order is None else self.order.argsort(stable=True)
 
     def _in_order(self, codes: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class Coded:
         return codes.float() if self.zeros is None else codes.float() - self._spread(self.zeros, begin, end)
 
     def _spread(self, each: Tensor, begin: int, end: int) -> Tensor:
-        """One for each weight of these rows."""
+        """Expand block values to one per weight of these rows."""
         columns = torch.arange(self.codes.shape[1]) // self.block[1] if self.order is None else self.order
         return each[torch.arange(begin, end) // self.block[0]][:, columns]
 
     def _by_group(self, each: Tensor, group: int, begin: int, end: int) -> Tensor:
-        """One for each group of so many columns of these rows (0 = the whole row)."""
+        """Expand block values to one per group of `group` columns of these rows (0 = the whole row)."""
         first = torch.arange(0, self.codes.shape[1], group or self.codes.shape[1]) // self.block[1]
         return each[torch.arange(begin, end) // self.block[0]][:, first]

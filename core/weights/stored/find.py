@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint are quantised, and how, from the headers of its files. Reads no weight."""
+"""Finds a checkpoint's quantised weights and their format from the headers of its files, without reading weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PART_NAMES = {"scales": "scales", "zeros": "zero points", "whole": "scales", "in
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One quantised weight by the name that it would have otherwise, and its tensors by their roles."""
+    """One quantised weight, by the name that it would have unquantised, and its tensors by role."""
 
     name: str
     kind: Kind
@@ -25,36 +25,36 @@ class StoredWeight:
 
     @property
     def has_experts(self) -> bool:
-        """Whether it is of all experts of a layer, which are its first dimension."""
+        """Whether it holds all experts of a layer, as its first dimension."""
         return len(self.parts["codes"].shape) > self.kind.dimensions
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What weights have in common that are stored alike, but for their numbers."""
+        """What determines a weight's shape and storage; equal for weights that are stored alike."""
         return (self.kind.decode, *((role, info.dtype, info.shape) for role, info in self.parts.items()))
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint's tensors apart: those that are plain, and the quantised weights, by name."""
+    """A checkpoint's plain tensors and its quantised weights, by name."""
 
     plain: Mapping[str, TensorInfo]
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """What the checkpoint would hold were it not quantised."""
+        """The tensors that the checkpoint would hold unquantised."""
         return [*self.plain, *self.weights]
 
     @property
     def title(self) -> str:
-        """How most of the weights are stored, for people; empty where none is quantised."""
+        """The title of the most common kind of quantised weight; empty if there is none."""
         titles = [weight.kind.title for weight in self.weights.values()]
         return max(set(titles), key=lambda title: (titles.count(title), title), default="")
 
 
 def find_stored(tensors: Mapping[str, TensorInfo], stored: StoredFormat) -> Found:
-    """Tell quantised weights and their parts from plain tensors. Raises UnsupportedModel, ModelUnreadable."""
+    """Separate quantised weights and their parts from plain tensors. Raises UnsupportedModel, ModelUnreadable."""
     weights = {weight.name: weight for weight in _weights(tensors)}
     used = {name for weight in weights.values() for name in _consumed(weight, tensors)}
     plain = {name: info for name, info in tensors.items() if name not in used}
@@ -77,7 +77,7 @@ def _weights(tensors: Mapping[str, TensorInfo]) -> Iterator[StoredWeight]:
             parts = _parts(name, kind, tensors)
             if kind.marks(parts):
                 missing = [role for role in kind.needed if role not in parts]
-                # Numbers that were only made shorter have no scales anywhere.
+                # Weights that were only cast to float8 have no scales anywhere.
                 if missing and (scaled or info.dtype not in FLOAT8):
                     raise _lacking(name, missing[0])
                 yield StoredWeight(_stem(name, kind) + kind.target, kind, parts)
@@ -98,7 +98,7 @@ def _stem(name: str, kind: Kind) -> str:
 
 
 def _consumed(weight: StoredWeight, tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    """The names of a weight's tensors, and of those beside it that are of no use."""
+    """Yield the names of a weight's tensors, and of those beside it that are ignored."""
     yield from (info.name for info in weight.parts.values())
     stem = _stem(weight.parts["codes"].name, weight.kind)
     yield from (stem + end for end in weight.kind.dropped if stem + end in tensors)

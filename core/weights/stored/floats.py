@@ -1,4 +1,4 @@
-"""Weights that are small floats: eight bits (block FP8, FBGEMM, compressed-tensors, MXFP8) or four (MXFP4, NVFP4)."""
+"""Float weights of eight bits (block FP8, FBGEMM, compressed-tensors, MXFP8) or four bits (MXFP4, NVFP4)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from core.weights.stored.words import nibbles
 
 USUAL_BLOCK = 128
 HALF = 0.5
-"""The engine's code book of four-bit floats is doubled, to be of whole numbers."""
+"""The engine's code book of 4-bit floats is doubled, so that its values are integers."""
 EXPONENT_ONE = 127
-"""The exponent of 1 in E8M0."""
+"""The E8M0 exponent of 1."""
 
 
 def float8(parts: Parts, settings: Settings) -> Coded:
-    """FP8 with a scale for the whole weight, for each row, or for each block of rows and columns."""
+    """Decode FP8 with one scale for the whole weight, per row, or per block of rows and columns."""
     codes = parts["codes"]
     scales = grid(parts["scales"]) if "scales" in parts else torch.ones((1, 1))
     block = block_of(codes.shape, scales.shape, block_settings(settings))
@@ -29,14 +29,14 @@ def float8(parts: Parts, settings: Settings) -> Coded:
 
 
 def mxfp4(parts: Parts, _: Settings) -> Coded:
-    """Four-bit floats with a power of two for each 32; bytes (N, K / 2), or by block (N, K / 32, 16)."""
+    """Decode 4-bit floats with a power-of-two scale per 32 columns; bytes (N, K / 2), or by block (N, K / 32, 16)."""
     scales = powers(parts["scales"])
     codes = nibbles(parts["codes"].flatten(1))
     return Coded(codes, scales, (1, codes.shape[1] // scales.shape[1]), book=_book(), unit=HALF, storage="mxfp4")
 
 
 def nvfp4(parts: Parts, _: Settings) -> Coded:
-    """Four-bit floats with an FP8 scale for each 16 columns and one for the whole, which some files have inverted."""
+    """Decode 4-bit floats with an FP8 scale per 16 columns and a global one, which some files store inverted."""
     whole = parts["whole"].float() if "whole" in parts else parts["inverse"].float()
     fine = parts["scales"].float()
     scales = fine if fine.is_meta else fine * whole if "whole" in parts else fine / whole
@@ -45,18 +45,18 @@ def nvfp4(parts: Parts, _: Settings) -> Coded:
 
 
 def grid(scales: Tensor) -> Tensor:
-    """Scales in fp32 by rows and columns, (1, 1), (N, 1) or (n, k): one number is for all, a list is by rows."""
+    """Return scales in fp32 as (1, 1), (N, 1) or (n, k): a scalar applies to all, a vector to rows."""
     wide = powers(scales) if scales.dtype in (torch.uint8, torch.float8_e8m0fnu) else scales.float()
     return wide.reshape(1, 1) if wide.dim() == 0 else wide[:, None] if wide.dim() == 1 else wide
 
 
 def powers(exponents: Tensor) -> Tensor:
-    """Powers of two (...) out of E8M0 (...), a byte each."""
+    """Convert E8M0 exponents (...), one byte each, to powers of two (...)."""
     return exponents if exponents.is_meta else torch.exp2(exponents.view(torch.uint8).float() - EXPONENT_ONE)
 
 
 def block_settings(settings: Settings) -> Sequence[int]:
-    """Rows and columns of a block as the settings say, else as they usually are."""
+    """Return rows and columns of a block from the settings, else the usual ones."""
     said = settings.get("weight_block_size") or weight_settings(settings).get("block_structure")
     if isinstance(said, list) and len(said) == 2 and all(isinstance(one, int) and one > 0 for one in said):
         return said
@@ -64,13 +64,13 @@ def block_settings(settings: Settings) -> Sequence[int]:
 
 
 def block_of(shape: Sequence[int], scales: Sequence[int], usual: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns that share a scale. Raises ValueError where the scales are not so many."""
+    """Return rows and columns that share a scale. Raises ValueError if the number of scales does not match."""
     rows, columns = (_run(*three) for three in zip(shape, scales, usual, strict=True))
     return rows, columns
 
 
 def _run(size: int, count: int, usual: int) -> int:
-    # The last block may be cut off: DeepSeek's keys and values are of 576 rows.
+    # The last block may be incomplete: DeepSeek's kv_a projection has 576 rows.
     is_usual = usual > 0 and -(-size // usual) == count
     found = size if count == 1 else usual if is_usual else size // max(1, count)
     if not found or -(-size // found) != count or (usual == 1 < found < size):

@@ -1,4 +1,4 @@
-"""Weights that are whole numbers: GPTQ, AWQ, compressed-tensors, and int8 with a scale for each row."""
+"""Integer weights: GPTQ, AWQ, compressed-tensors, and int8 with a scale per row."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from core.weights.stored.words import BYTE, unpacked
 
 WORD = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word AWQ keeps eight neighbours."""
+"""The position of each of eight neighbours within AWQ's words."""
 INT8_FULL = 127
 READABLE_BITS = (2, 4, 8)
 BY_ROW = (1, 0)
-"""Each row has scales of its own, for groups of any number of columns."""
+"""The default block: one row, groups of any number of columns."""
 SYMMETRIC: dict[torch.dtype, Storage] = {
     torch.bfloat16: "int4g32b",
     torch.float16: "int4g32",
 }
-"""What holds codes of four bits around zero, by the type of their scales."""
+"""The storage of symmetric 4-bit codes, by the type of their scales."""
 
 
 def gptq(parts: Parts, settings: Settings) -> Coded:
-    """GPTQ: `qweight` (K / 8, N) and zero points, of which the first version has one taken off."""
+    """Decode GPTQ: `qweight` (K / 8, N) and zero points, which the first version of the format stores minus one."""
     scales, zeros = parts["scales"], parts["zeros"]
     bits = WORD * zeros.shape[-1] // max(1, scales.shape[-1])
     _check_bits(bits)
     if _is_less_one(zeros, bits, settings):
-        # In whole words, as it was taken off: a zero point of 0 borrows from its neighbour.
+        # Added to whole words, as it was subtracted: a zero point of 0 has borrowed from its neighbour.
         zeros = zeros + _ones(bits)
     codes = unpacked(parts["codes"].t(), bits)
     return _ordered(_grouped(codes, scales, unpacked(zeros, bits), bits, settings), parts.get("order"), settings)
 
 
 def awq(parts: Parts, settings: Settings) -> Coded:
-    """AWQ: `qweight` (K, N / 8), eight outputs in a word, in an order of their own."""
+    """Decode AWQ: `qweight` (K, N / 8), eight outputs per word, permuted."""
     bits = WORD * parts["codes"].shape[-1] // max(1, parts["scales"].shape[-1])
     if bits != 4:
         raise _unknown_bits(bits)
@@ -51,7 +51,7 @@ def awq(parts: Parts, settings: Settings) -> Coded:
 
 
 def words(parts: Parts, settings: Settings) -> Coded:
-    """compressed-tensors: codes (N, K / 8) in words, above their zero, which the others have apart."""
+    """Decode compressed-tensors: codes (N, K / 8) in words, offset by their zero; zero points are optional tensors."""
     scales, codes = parts["scales"], parts["codes"]
     bits = _word_bits(codes, scales, settings)
     _check_bits(bits)
@@ -64,7 +64,7 @@ def words(parts: Parts, settings: Settings) -> Coded:
 
 
 def int8(parts: Parts, _: Settings) -> Coded:
-    """Bytes with a scale for each row, for each group of a row, or for all."""
+    """Decode bytes with one scale per row, per group of a row, or for all."""
     codes, scales = parts["codes"], grid(parts["scales"])
     zeros = grid(parts["zeros"]) if "zeros" in parts else None
     coded = Coded(codes, scales, block_of(codes.shape, scales.shape, BY_ROW), zeros)
@@ -74,14 +74,14 @@ def int8(parts: Parts, _: Settings) -> Coded:
 
 
 def row_bytes(parts: Parts, _: Settings) -> Coded:
-    """bitsandbytes' int8: bytes with each row's largest value, which is worth 127."""
+    """Decode bitsandbytes' int8: bytes and each row's maximum, which code 127 stands for."""
     codes, largest = parts["codes"], parts["scales"].float()[:, None]
     scales = largest if largest.is_meta else largest / INT8_FULL
     return Coded(codes, scales, (1, codes.shape[1]), storage="int8")
 
 
 def _grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: Settings) -> Coded:
-    """Codes (N, K) with scales and zero points (groups, N)."""
+    """Combine codes (N, K) with scales and zero points (groups, N)."""
     size = number(settings, "group_size", "q_group_size")
     block = block_of(codes.shape, scales.t().shape, (1, size if size > 0 else codes.shape[1]))
     symmetric = settings.get("sym") is True if zeros.is_meta else bool((zeros == 1 << bits - 1).all())
@@ -90,7 +90,7 @@ def _grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, settings: 
 
 
 def _ordered(coded: Coded, order: Tensor | None, settings: Settings) -> Coded:
-    """With the order of its columns where that is unusual: kept so where every group is whole."""
+    """Add the column order if it is not trivial; without a storage unless every group is complete."""
     if order is None or _is_plain(order, coded.block[1], settings):
         return coded
     whole = order.is_meta or torch.equal(order.long().sort().values, torch.arange(len(order)) // coded.block[1])
@@ -98,7 +98,7 @@ def _ordered(coded: Coded, order: Tensor | None, settings: Settings) -> Coded:
 
 
 def _stored(coded: Coded, bits: int, scale: torch.dtype, *, symmetric: bool) -> Coded:
-    """With the storage that keeps it exactly, where there is one."""
+    """Add the storage that keeps the weight exactly, if there is one."""
     if bits == BYTE:
         storage = _byte_storage(coded, scale) if symmetric else None
     else:
@@ -115,21 +115,21 @@ def _byte_storage(coded: Coded, scale: torch.dtype) -> Storage | None:
 
 
 def _is_plain(order: Tensor, group: int, settings: Settings) -> bool:
-    """Whether each group's columns lie side by side; as the settings say where only headers are known."""
+    """Return whether each group's columns are adjacent; by the settings if only headers are known."""
     if order.is_meta:
         return not (settings.get("desc_act") or any(weights.get("actorder") for weights in weight_groups(settings)))
     return torch.equal(order.long(), torch.arange(len(order)) // group)
 
 
 def _is_less_one(zeros: Tensor, bits: int, settings: Settings) -> bool:
-    """Whether zero points are stored with one taken off: by the settings, or where all of them are the middle."""
+    """Return whether zero points are stored minus one: by the settings, or unless all of them are the middle."""
     if zeros.is_meta or settings.get("checkpoint_format") == "gptq_v2":
         return False
     return not bool((unpacked(zeros, bits) == 1 << bits - 1).all())
 
 
 def _ones(bits: int) -> int:
-    """A word of ones."""
+    """Return a word with a one in each field."""
     return sum(1 << shift for shift in range(0, WORD, bits))
 
 
@@ -140,7 +140,7 @@ def _awq_columns(packed: Tensor) -> Tensor:
 
 
 def _word_bits(codes: Tensor, scales: Tensor, settings: Settings) -> int:
-    """The bits of a code: of the group of modules in the settings whose columns come out right."""
+    """Return the bits per code: of the settings' first group of modules that matches the number of columns."""
     groups = [(number(weights, "num_bits"), number(weights, "group_size")) for weights in weight_groups(settings)]
     fitting = (
         bits

@@ -1,4 +1,5 @@
-"""Every kind of quantised weight that is read, as one table: what its parts are called, and what decodes them."""
+"""Every supported kind of quantised weight, as one table: the names of its parts, and the function that decodes
+them."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class Kind:
-    """A tensor whose name ends with `main` and that is of one of `dtypes` holds a weight's codes; what stands before,
-    with `target` behind it, is the weight's own name.
+    """A tensor whose name ends with `main` and whose type is one of `dtypes` holds a weight's codes; the rest of its
+    name plus `target` is the weight's name.
 
-    `parts`: by role the ends of the other tensors' names, of which the first that is there counts; `needed` are never
-    missing; `marks` tell it from kinds with the same codes; `dropped` are of no use here. `dimensions` of one weight's
-    codes: with one more they are all experts of a layer. `turned`: the module has its matrices the other way round.
+    `parts`: by role, the name endings of the other tensors, the first match counts; `needed`: required roles; `marks`
+    distinguishes kinds with the same codes; `dropped`: endings of tensors that are ignored. `dimensions` of one
+    weight's codes: with one more, the tensor holds all experts of a layer. `turned`: the module stores the transposed
+    matrices.
     """
 
     title: str
@@ -50,14 +52,14 @@ def _in_experts(infos: Infos) -> bool:
 
 
 def _is_awq(infos: Infos) -> bool:
-    """AWQ packs outputs into words, GPTQ inputs."""
+    """AWQ packs outputs into words, GPTQ packs inputs."""
     return "scales" in infos and infos["codes"].shape[-1:] != infos["scales"].shape[-1:]
 
 
 INPUTS = (
     ".input_scale", ".activation_scale", ".input_scale_ub", ".input_global_scale", ".input_zero_point", ".output_scale",
 )  # fmt: skip
-"""Scales of what is multiplied with the weight, which the engine finds by itself."""
+"""Quantisation parameters of activations, which the engine computes itself."""
 GPTQ = {"scales": (".scales",), "zeros": (".qzeros",), "order": (".g_idx",)}
 PACKED = {"scales": (".weight_scale",), "zeros": (".weight_zero_point",), "order": (".weight_g_idx",)}
 FLOAT4 = {"scales": (".weight_scale",), "whole": (".weight_scale_2",), "inverse": (".weight_global_scale",)}
@@ -98,10 +100,10 @@ KINDS: tuple[Kind, ...] = (
         "FP8", ".weight", FLOAT8, floats.float8,
         {"scales": (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight")}, dropped=INPUTS,
     ),
-    # Experts in one tensor have no ".weight" at the end of their names.
+    # Tensors that hold all experts have no ".weight" at the end of their names.
     Kind(
         "FP8", "", FLOAT8, floats.float8, {"scales": ("_scale_inv", "_scale")}, target="", marks=_in_experts,
         dropped=("_input_scale", "_activation_scale"),
     ),
 )  # fmt: skip
-"""The first that fits counts."""
+"""The first match counts."""

@@ -1,4 +1,4 @@
-"""Several small numbers in one word or byte, the first in the lowest bits."""
+"""Unpacks several small integers from one word or byte, the first from the lowest bits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ BYTE = 8
 
 
 def _only_shape(data: Tensor, each: int) -> Tensor:
-    # Shifts of tensors without numbers would bring an algebra system along, which takes seconds.
+    # Shifts of meta tensors would import sympy, which takes seconds.
     return data.new_empty((*data.shape[:-1], data.shape[-1] * each))
 
 
 def nibbles(data: Tensor, *, high_first: bool = False) -> Tensor:
-    """(..., n) bytes -> (..., 2 n) numbers of four bits."""
+    """Unpack bytes (..., n) to 4-bit integers (..., 2 n)."""
     if data.is_meta:
         return _only_shape(data, 2)
     halves = (data >> 4, data & 15) if high_first else (data & 15, data >> 4)
@@ -22,7 +22,7 @@ def nibbles(data: Tensor, *, high_first: bool = False) -> Tensor:
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
-    """(..., n) int32 -> (..., n * 32 / bits) bytes; `bits` divides 8."""
+    """Unpack int32 (..., n) to bytes (..., n * 32 / bits); `bits` divides 8."""
     data = words.contiguous().view(torch.uint8)
     if bits == BYTE:
         return data
