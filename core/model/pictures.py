@@ -37,7 +37,7 @@ class Picture:
 
     @property
     def advance(self) -> int:
-        """By how many positions it moves the text that follows."""
+        """The number of positions by which it moves the text that follows."""
         return self.count if self.positions is None else int(self.positions.max()) + 1
 
 
