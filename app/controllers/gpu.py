@@ -202,7 +202,7 @@ class GpuController(QObject):
         self.changed.emit(state)
 
     def _without_runtime(self) -> GpuState:
-        """Return the stage of a machine without a fetched runtime."""
+        """Return the state of a machine without a fetched runtime."""
         if sys.platform == "darwin":
             return GpuState("built_in")
         own = maker_of_torch()
