@@ -62,7 +62,7 @@ BUILDS = (
     Build(
         "xpu", "Intel XPU", "Intel", frozenset(name for name, _ in FAMILIES),
         followed=("intel-", "onemkl-", "oneccl", "impi-rt", "dpcpp-", "mkl", "tbb", "tcmlib", "umf", "pyzes"),
-        unpacked=3,
+        unpacked=3.5,
     ),
 )  # fmt: skip
 """Best first, for each maker: those of torch 2.13, by PyTorch's scripts and table of releases, and by NVIDIA's table of

@@ -5,12 +5,14 @@
 Each round asks the same question and disturbs its answer: by a random plan, other limits, a card that shrinks, fills
 up, is lost or comes back, or by stopping the reply. Every answer must equal the CPU's (a stopped one its beginning), no
 access to the card's memory may be out of order, and memory must not grow. Prints one JSON line at the end. Exits with 1
-at the first round that breaks a rule, naming it.
+at the first round that breaks a rule, naming it. `malloc_mb` are pairs of what glibc has in use and what it keeps free:
+after the first rounds, at the end, and after `malloc_trim`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -222,22 +224,52 @@ def first_answer(soak: Soak, model: Path) -> str:
 def run(soak: Soak, seconds: float) -> dict[str, Any]:
     """Run rounds until the time is over or one breaks a rule; return the figures."""
     until, rounds, wrong, warm, most, course = time.monotonic() + seconds, 0, "", 0, 0, list[int]()
+    kept: dict[str, tuple[int, int]] = {}
     while time.monotonic() < until and not wrong:
         wrong, rounds = soak.round(), rounds + 1
         if rounds % 10 == 0:
             gc.collect()
             now = psutil.Process(os.getpid()).memory_info().rss
-            warm = now if rounds == WARM_ROUNDS else warm
+            if rounds == WARM_ROUNDS:
+                warm, kept["warm"] = now, malloc_mb()
             most = max(most, now) if warm else 0
             course += [now >> 20] if rounds % 100 == 0 else []
             if warm and now - warm > MOST_GROWTH:
                 wrong = f"memory grew from {warm} to {now} bytes"
     soak.device.set(lost=0)
+    kept["end"] = malloc_mb()
+    trim()
+    kept["trimmed"] = malloc_mb()
     return {
         "rounds": rounds, "wrong": wrong, "happened": dict(soak.happened), "warm_rss": warm, "most_rss": most,
         "last_rss": psutil.Process(os.getpid()).memory_info().rss, "launches": soak.launches,
-        "rss_mb_every_100": course,
+        "rss_mb_every_100": course, "malloc_mb": kept,
     }  # fmt: skip
+
+
+class Mallinfo(ctypes.Structure):
+    """glibc's mallinfo2: bytes of all arenas."""
+
+    _fields_ = (
+        ("others", ctypes.c_size_t * 7), ("in_use", ctypes.c_size_t), ("free", ctypes.c_size_t),
+        ("at_the_top", ctypes.c_size_t),
+    )  # fmt: skip
+
+
+def malloc_mb() -> tuple[int, int]:
+    """Return the MB that glibc counts as in use and as free; zeros where there is another library."""
+    asked = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if asked is None:
+        return 0, 0
+    asked.restype = Mallinfo
+    found = asked()
+    return found.in_use >> 20, found.free >> 20
+
+
+def trim() -> None:
+    """Give free pages back to the system, where glibc can."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> int:

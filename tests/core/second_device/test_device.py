@@ -187,6 +187,14 @@ def test_a_launch_can_fail_and_is_told_of_where_it_is_waited_for(second: SecondD
         card.synchronize()
 
 
+def test_locked_memory_that_was_given_back_is_not_counted(second: SecondDevice, card: SecondCard) -> None:
+    before = card.pinned_bytes
+    held = card.pinned(3 * MIB)
+    assert card.pinned_bytes == before + 3 * MIB
+    del held
+    assert card.pinned_bytes == before
+
+
 def test_it_is_there_only_while_it_is_plugged_in(second: SecondDevice) -> None:
     assert torch.accelerator.is_available()
     second.plug(False)
