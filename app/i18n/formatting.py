@@ -99,7 +99,7 @@ def machine(cores: int | None, ram: int | None, cards: tuple[tuple[str, int | No
         tr("{} with {} GB free").format(name, number(f"{free / GIB:.1f}")) if free is not None else name
         for name, free in cards
     ]
-    parts += [] if cards else [tr("no graphics card")]
+    parts += [] if cards else [tr("no graphics card in use")]
     *first, last = (part for part in parts if part)
     return tr("This computer: {} and {}.").format(", ".join(first), last)
 

@@ -119,8 +119,8 @@ def _oldest(build: Build, system: str) -> tuple[int, ...]:
 def _not_on_this_system(card: GraphicsCard) -> NoRuntime:
     return NoRuntime(
         sentence("The {} cannot be used on this system.", card.name),
-        sentence("PyTorch publishes its build for {} cards only for others.", card.maker),
-        "Under Linux it can be used; here the processor does the work.",
+        sentence("PyTorch publishes builds for {} cards for other systems only.", card.maker),
+        "Under Linux it can be used.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.graphics.card import GraphicsCard
@@ -15,13 +16,18 @@ ORDER = ("NVIDIA", "AMD", "Intel")
 
 def find_cards() -> tuple[GraphicsCard, ...]:
     """What NVIDIA's driver, and for the others the system, knows; () where neither tells of cards, as on a Mac."""
-    found = _of_the_system()
-    if answering := nvidia_cards():
-        found = [*answering, *(card for card in found if card.maker != "NVIDIA")]
+    return merged(nvidia_cards(), listed_cards())
+
+
+def merged(answering: Sequence[GraphicsCard], listed: Sequence[GraphicsCard]) -> tuple[GraphicsCard, ...]:
+    """The cards that a driver answers for and those that the system lists, each once, in the order of their makers."""
+    told = {card.maker for card in answering}
+    found = [*answering, *(card for card in listed if card.maker not in told)]
     return tuple(sorted(found, key=lambda card: ORDER.index(card.maker)))
 
 
-def _of_the_system() -> list[GraphicsCard]:
+def listed_cards() -> list[GraphicsCard]:
+    """The cards that this system lists."""
     if sys.platform == "win32":
         return windows_cards(LocalMachine())
     return linux_cards(Path("/")) if sys.platform == "linux" else []

@@ -59,8 +59,8 @@ def test_amd_on_windows_is_said_in_a_sentence_with_what_to_do(registry: FolderRe
     with pytest.raises(NoRuntime) as refused:
         choose([radeon], "win32")
     assert str(refused.value) == (
-        "The AMD Radeon RX 9070 XT cannot be used on this system. PyTorch publishes its build for AMD cards only for "
-        "others. Under Linux it can be used; here the processor does the work."
+        "The AMD Radeon RX 9070 XT cannot be used on this system. PyTorch publishes builds for AMD cards for "
+        "other systems only. Under Linux it can be used."
     )
 
 
