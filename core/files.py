@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
+
+WAITS_S = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""How long a scanner may hold what it was told to look at."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -17,9 +21,25 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(path)
+        move_over(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def move_over(fresh: Path, path: Path) -> None:
+    """Give what was written as `fresh` its name, in place of what has it. Raises OSError.
+
+    Windows refuses while any program has either of them open, as scanners, indexers and OneDrive do for a moment with
+    all that was just written: it is tried again.
+    """
+    for wait_s in WAITS_S:
+        try:
+            fresh.replace(path)
+        except PermissionError:
+            time.sleep(wait_s)
+        else:
+            return
+    fresh.replace(path)
 
 
 def keep(file: Path, value: object) -> None:

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from core.errors import DiskFull, HeteGenError
+from core.files import move_over
 from core.sentence import sentence
 
 # `chosen` stands before the long columns: SQLite reads a row from its start, through its overflow pages.
@@ -239,7 +240,7 @@ def back_up(database: sqlite3.Connection, target: Path) -> None:
     unfinished.unlink(missing_ok=True)
     with closing(sqlite3.connect(unfinished)) as copy:
         database.backup(copy)
-    unfinished.replace(target)
+    move_over(unfinished, target)
 
 
 def typed(error: sqlite3.Error, path: Path) -> HeteGenError:

@@ -7,6 +7,8 @@ import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from core.files import write_whole
+
 log = logging.getLogger(__name__)
 
 
@@ -34,10 +36,8 @@ def read(path: Path) -> WindowState:
 
 def write(path: Path, state: WindowState) -> None:
     """Write the state; a failure is only logged."""
-    fresh = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, json.dumps(asdict(state), indent=2))
     except OSError as error:
         log.warning("The window's place was not stored: %s", error)

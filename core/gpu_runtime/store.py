@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core.files import write_whole
+from core.files import move_over, write_whole
 from core.hub.cache_layout import Cache
 from core.hub.file_lock import try_lock
 from core.sentence import pack, unpack
@@ -78,7 +78,7 @@ class Runtime:
     def stamp(self, version: str, size: int) -> None:
         """Make what was unpacked the installed runtime. Raises OSError."""
         write_whole(self.partial(version) / STAMP, json.dumps({"version": version, "bytes": size}))
-        self.partial(version).replace(self.folder(version))
+        move_over(self.partial(version), self.folder(version))
 
     def result(self) -> TrialResult | None:
         """How the last trial ended; None where there was none, or a start after it did not get to its end."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core.files import write_whole
+from core.files import move_over, write_whole
 from core.hub.listing import DIGEST, Listing, RemoteFile, is_safe_path
 
 PREFIX = "models--"
@@ -174,8 +174,8 @@ class Cache:
             if _works(way, blob, fresh):
                 break
         else:
-            blob.replace(fresh)
-        fresh.replace(place)
+            move_over(blob, fresh)
+        move_over(fresh, place)
 
 
 def _symlink(blob: Path, place: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import DiskFull, DownloadFailed, HeteGenError
 from core.events import Stop
+from core.files import move_over
 from core.hub.listing import RemoteFile
 from core.hub.retry import Stopped
 from core.sentence import sentence
@@ -114,4 +115,4 @@ class Partial:
         """Give the whole file its name. The bytes reach the disk first: the name promises that they are right."""
         os.fsync(self._opened.fileno())
         self._opened.close()
-        self._path.replace(blob)
+        move_over(self._path, blob)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from core.errors import DiskFull
+from core.files import move_over
 from core.kernels.column_order import ColumnOrder
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -185,7 +186,7 @@ class PackedCache:
 
     def _publish(self, temporary: Path, path: Path) -> None:
         try:
-            temporary.replace(path)
+            move_over(temporary, path)
         except PermissionError:
             # Windows refuses to replace a file that another process maps; that process has written the same weights.
             if not path.exists():
