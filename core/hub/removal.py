@@ -30,12 +30,23 @@ def remove(cache: Cache, id: str) -> int:
     payloads = [payload for payload in _shared(repo) if not _used_elsewhere(cache, repo, payload)]
     freed = own_bytes(repo) + sum(payload.stat().st_size for payload in payloads)
     with _told(id):
-        shutil.rmtree(repo)
+        _delete(repo)
         for payload in payloads:
             payload.unlink()
             payload.with_name(payload.name + ".refs").unlink(missing_ok=True)
     shutil.rmtree(cache.root / ".locks" / repo.name, ignore_errors=True)
     return freed
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, or nothing of it where a file in it is in use: Windows refuses the other name already."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}")
+    folder.rename(doomed)
+    try:
+        shutil.rmtree(doomed)
+    except OSError:
+        doomed.rename(folder)
+        raise
 
 
 def discard(cache: Cache, id: str) -> int:

@@ -198,6 +198,26 @@ def test_content_shared_with_another_model_is_not_counted(cache: Cache, here: Pa
     assert alone <= freed < alone + 20_000
 
 
+def test_a_model_in_use_is_not_removed_in_part(here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows deletes no file that a program has mapped, and renames no folder that one is in."""
+    unlink, allowed = os.unlink, [1]
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "in use")
+
+    def unlinked(path: str, **how: int) -> None:
+        (unlink if allowed and allowed.pop() else refused)(path, **how)
+
+    before = sorted(cache.repo(ID).rglob("*"))
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(os, "unlink", unlinked)
+    with pytest.raises(BadRequest, match=r"could not be removed.*in use"):
+        remove(cache, ID)
+    monkeypatch.undo()
+    assert sorted(cache.repo(ID).rglob("*")) == before
+    assert resolve_model(ID, cache) == here
+
+
 def test_running_download_is_not_removed(hub: Double, cache: Cache, here: Path) -> None:
     rest = cache.partial(ID, "0" * 64)
     rest.write_bytes(b"on its way")
