@@ -21,6 +21,8 @@ from core.paths import builtin_model
 
 SAFE_SCHEMES = ("http", "https", "mailto")
 IMPORTED = "JSON (*.json *.jsonl *.ndjson *.zip)"
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
+"""Names that Windows keeps for devices, whatever their ending."""
 FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
 
 
@@ -40,6 +42,7 @@ def suggested(title: str, ending: str) -> str:
     """Suggest a path for an export: in the user's documents, with a name that every system allows."""
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
     name = re.sub(r'[\x00-\x1f<>:"/\\|?*\s]+', " ", title)[:60].strip(" .")
+    name = f"_{name}" if DEVICES.fullmatch(name) else name
     return str(Path(folder) / f"{name or tr('Conversation')}{ending}")
 
 

@@ -1,5 +1,8 @@
 """The whole window with a scripted engine through the real worker: type, send, stream, stop, fail, go on."""
 
+from pathlib import Path
+
+import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
@@ -399,6 +402,12 @@ def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start:
 def test_an_export_is_named_after_the_conversation() -> None:
     assert suggested('What is "a/b"?', ".md").endswith("What is a b.md")
     assert suggested("..", ".json").endswith("Conversation.json")
+
+
+@pytest.mark.parametrize("title", ["Aux", "nul. And void", "COM1", "lpt3 .x"])
+def test_no_export_is_named_after_a_device_of_windows(title: str) -> None:
+    assert Path(suggested(title, ".md")).name == f"_{title}.md"
+    assert Path(suggested(f"{title}s", ".md")).stem.startswith("_") == ("." in title)
 
 
 def test_type_grows_and_shrinks_by_keys_within_its_bounds(qtbot: QtBot, start: Start) -> None:
