@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 MOST_BYTES, FILES = 1_000_000, 3
+
+
+class _LogFile(RotatingFileHandler):
+    """One that grows on where it cannot be turned over: on Windows while another program has it open."""
+
+    def doRollover(self) -> None:  # noqa: N802  Python's name.
+        with suppress(OSError):
+            super().doRollover()
 
 
 def start_log(path: Path, level: int = logging.INFO) -> None:
@@ -14,7 +23,7 @@ def start_log(path: Path, level: int = logging.INFO) -> None:
     handler: logging.Handler
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(path, maxBytes=MOST_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
+        handler = _LogFile(path, maxBytes=MOST_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
     except OSError:
         handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
