@@ -18,7 +18,9 @@ SETTINGS = {
     # Nothing here is compiled at run time, and a bundle has no compiler.
     "TORCHDYNAMO_DISABLE": "1",
     # torch's idle threads would otherwise look for work for milliseconds on cores that our kernels' threads need.
+    # On Linux it has GNU's OpenMP; on Windows and macOS Intel's and LLVM's, which would look for 200 ms.
     "GOMP_SPINCOUNT": "2000",
+    "KMP_BLOCKTIME": "0",
 }
 
 
