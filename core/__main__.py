@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after a failure, of which stderr says a sentence."""
     prepare_environment()
     keep_model_index(cache_folder())
-    args = _parser().parse_args(argv)
     _use_utf8()
+    args = _parser().parse_args(argv)
     start_log(command_log(), logging.WARNING)
     try:
         activate(Runtime(gpu_runtime()))

@@ -27,6 +27,9 @@ from core.events import (
 from core.sentence import sentence
 from core.units import format_share
 
+PROGRESS_WIDTH = 40
+"""Columns of a terminal's line that progress is written over."""
+
 
 def add(subparsers: Any) -> None:
     """Add the command `chat` and its options."""
@@ -138,4 +141,5 @@ def show_progress(step: Loading) -> None:
     """Keep one line of a terminal up to date while a model is loaded."""
     if sys.stderr and sys.stderr.isatty():
         text = "" if step.fraction >= 1 else f"{step.phase} {format_share(step.fraction)}"
-        print(f"\r\033[K{text}", end="", flush=True, file=sys.stderr)
+        # Spaces and no escape codes: consoles of Windows may show these as signs.
+        print(f"\r{text:{PROGRESS_WIDTH}}\r{text}", end="", flush=True, file=sys.stderr)

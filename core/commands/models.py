@@ -106,15 +106,17 @@ def terminal_report(out: TextIO | None) -> Report:
     if out is None:
         return lambda _: None
     live = out.isatty()
-    last = [0.0]
+    last, width = [0.0], [0]
 
     def report(progress: Progress) -> None:
         now = time.monotonic()
         if now - last[0] < (TERMINAL_S if live else LOG_S) and progress.phase != "done":
             return
         last[0] = now
-        end = "\n" if progress.phase == "done" or not live else ""
-        print(("\r\033[K" if live else "") + progress_line(progress), end=end, flush=True, file=out)
+        end, line = "\n" if progress.phase == "done" or not live else "", progress_line(progress)
+        # Spaces over the rest of what stood there: consoles of Windows may show escape codes as signs.
+        print(f"\r{line:{width[0]}}" if live else line, end=end, flush=True, file=out)
+        width[0] = len(line)
 
     return report
 
