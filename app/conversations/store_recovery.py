@@ -11,11 +11,12 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.conversations.store_schema import open_database, transaction, typed
+from app.conversations.store_schema import open_database, transaction, typed, unusable
+from core.files import move_over
 
 PAGE_BYTES = 4096
 FILE_HEADER_BYTES = 100
@@ -49,21 +50,32 @@ def recover(path: Path) -> tuple[Path, int]:
     Returns the damaged file's new path and the number of messages recovered. Raises StoreFull, StoreUnusable; the
     damaged file then stays in place.
     """
-    rows = salvage(path)
     fresh, aside = _recovered_name(path), _free_name(path)
-    _write(fresh, rows)  # complete before the damaged file is renamed
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.replace(aside)
-    fresh.replace(path)
+    with _refusals(path):
+        rows = salvage(path)
+        _write(fresh, rows)  # complete before the damaged file is renamed
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        move_over(path, aside)
+        move_over(fresh, path)
     return aside, len(rows.messages)
 
 
 def finish_recovery(path: Path) -> None:
-    """Finish a recovery that was interrupted between the two renames."""
+    """Finish a recovery that was interrupted between the two renames. Raises StoreUnusable."""
     fresh = _recovered_name(path)
     if fresh.exists() and not path.exists():
-        fresh.replace(path)
+        with _refusals(path):
+            move_over(fresh, path)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Report an OSError, such as Windows raises for files that other programs have open, as StoreUnusable."""
+    try:
+        yield
+    except OSError as error:
+        raise unusable(error, path) from error
 
 
 def _recovered_name(path: Path) -> Path:

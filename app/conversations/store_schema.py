@@ -181,11 +181,7 @@ def open_database(path: Path, patience_s: float = BUSY_S) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
-        raise StoreUnusable(
-            "The conversations cannot be opened.",
-            f"{error}.",
-            sentence("Check that {} can be written to.", path.parent),
-        ) from error
+        raise unusable(error, path) from error
     try:
         _configure(database)
         _check(database)
@@ -255,6 +251,11 @@ def typed(error: sqlite3.Error, path: Path) -> HeteGenError:
         return StoreUnusable(
             "The conversations are in use.", "Another window of this program is open.", "Use or close that window."
         )
+    return unusable(error, path)
+
+
+def unusable(error: Exception, path: Path) -> StoreUnusable:
+    """The failure where the system refuses the files of the database at `path`."""
     return StoreUnusable(
         "The conversations cannot be opened.", f"{error}.", sentence("Check that {} can be written to.", path.parent)
     )

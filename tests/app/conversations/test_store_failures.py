@@ -270,6 +270,17 @@ def test_a_file_that_is_no_database_is_kept_aside(tmp_path: Path) -> None:
     assert aside.read_text("utf-8").startswith("A letter")
 
 
+def test_a_recovery_that_the_system_refuses_leaves_the_file_and_the_window_begins(tmp_path: Path) -> None:
+    path, told = tmp_path / "chats.db", list[Report]()
+    path.write_text("A letter to my aunt. " * 500, "utf-8")
+    (tmp_path / "chats.recovered.db").mkdir()
+    store = Store(path, told.append, waits=True)
+    talk(store, "kept in memory")
+    assert [report.kind for report in told] == ["not_kept"]
+    assert path.read_text("utf-8").startswith("A letter")
+    store.close()
+
+
 def test_damage_found_while_in_use_is_recovered_too(tmp_path: Path, disks: list[sqlite3.Connection]) -> None:
     path = tmp_path / "chats.db"
     turns = many(path)
