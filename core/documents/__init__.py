@@ -1,1 +1,1 @@
-"""Text out of the files that users attach, found in a process of its own. Knows no models and no windows."""
+"""Extracts the text of files that users attach, in a separate process. Independent of models and the window."""

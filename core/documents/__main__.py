@@ -1,6 +1,6 @@
-"""The process in which one file is read: `python -m core.documents FILE LIMITS`, with its password on stdin.
+"""The process that reads one file: `python -m core.documents FILE LIMITS`, with the file's password on stdin.
 
-Says lines of JSON on stdout: how far it is, and last what was found.
+It writes lines of JSON to stdout: progress, and as the last line the result.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORBIDDEN = (
     "socket.", "urllib.", "subprocess.", "shutil.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
     "os.startfile", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate",
 )  # fmt: skip
-"""What no reader does: events of Python's audit by the beginnings of their names."""
+"""Prefixes of Python audit events that no reader may trigger."""
 
 
 def main(arguments: list[str]) -> int:
-    """Read the file and say what was found, or why not."""
+    """Read the file and report what was found, or why it could not be read."""
     path, limits = Path(arguments[0]), Limits(**json.loads(arguments[1]))
-    # A windowed program that was started by hand has no stdin.
+    # A windowed program has no stdin if it was started by hand.
     password = sys.stdin.buffer.read(PASSWORD_BYTES).decode() if sys.stdin is not None else ""
     _limit(limits)
     sys.addaudithook(_forbid)
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         told = _refusal(unreadable(path.name, f"{error.strerror or error}."))
     _say(told)
-    # A library that a hostile file has confused may crash when it is unloaded, after all has been said.
+    # A library corrupted by a hostile file may crash when it is unloaded, after the result has been written.
     os._exit(0)
 
 
@@ -57,7 +57,7 @@ def _say(told: dict[str, object]) -> None:
 
 
 class _Progress:
-    """Says how many pages were read, at most every 100 ms."""
+    """Reports how many pages were read, at most every 100 ms."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -75,12 +75,12 @@ def _refusal(error: DocumentUnreadable) -> dict[str, object]:
 
 
 def _limit(limits: Limits) -> None:
-    """Let the system hold this process to its limits, where it can."""
+    """Apply the system's resource limits to this process, where it has them."""
     if sys.platform == "win32":
         return
     import resource
 
-    # On macOS not every limit can be set.
+    # On macOS, not every limit can be set.
     for kind, most in (
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
@@ -97,7 +97,7 @@ def _forbid(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _writes(mode: object, flags: object) -> bool:
-    """Whether a file is opened for more than reading; `os.open` gives no mode, and the flags alone tell."""
+    """Return whether a file is opened for writing; `os.open` has no mode, so its flags decide."""
     if isinstance(mode, str):
         return bool(set(mode) & set("wax+"))
     return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))

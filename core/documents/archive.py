@@ -1,4 +1,5 @@
-"""Office files and books are zip archives of XML: their parts, unpacked and heard within limits. Knows no formats."""
+"""Zip archives of XML parts, as in office files and e-books: bounded unpacking and parsing, independent of the
+format."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ FALLBACK = "http://schemas.openxmlformats.org/markup-compatibility/2006 Fallback
 
 
 class Forbidden(ValueError):
-    """The XML declares a document type, by which small files can become huge or reach for others."""
+    """The XML declares a document type, which allows entity expansion and external references."""
 
 
 class TooLarge(ValueError):
-    """The parts of the archive unpack to more than is allowed."""
+    """The parts of the archive unpack to more than the limit."""
 
 
 class Archive:
@@ -30,10 +31,10 @@ class Archive:
         self.names = frozenset(file.namelist())
 
     def part(self, name: str) -> bytes:
-        """The bytes of a part, b"" for one that is not there. Raises TooLarge."""
+        """Return the bytes of a part, b"" if there is none. Raises TooLarge."""
         if name not in self.names:
             return b""
-        # What an archive says of its sizes may be a lie.
+        # The sizes stated in an archive cannot be trusted.
         with self._file.open(name) as file:
             data = file.read(self._left + 1)
         self._left -= len(data)
@@ -42,7 +43,7 @@ class Archive:
         return data
 
     def targets(self, part: str, kind: str = "") -> dict[str, str]:
-        """The parts that an office part refers to, by their ids; `kind`: how the type of the relation ends."""
+        """Return the parts that an office part refers to, by relation id; `kind`: the end of the relation's type."""
         folder, name = posixpath.split(part)
         return {
             element.values["Id"]: posixpath.normpath(posixpath.join("/", folder, element.values["Target"])).lstrip("/")
@@ -52,14 +53,14 @@ class Archive:
 
 
 class Element(NamedTuple):
-    """A start tag without namespaces; the ids of relations are called "r:id"."""
+    """A start tag without namespaces; the attribute of a relation's id is named "r:id"."""
 
     name: str
     values: dict[str, str]
 
 
 def elements(xml: bytes) -> list[Element]:
-    """The start tags of a short XML file in their order. Raises Forbidden, expat.ExpatError."""
+    """Return the start tags of a short XML file in order. Raises Forbidden, expat.ExpatError."""
     found: list[Element] = []
     if xml:
         hear(xml, lambda name, values: found.append(Element(local(name), values)))
@@ -72,8 +73,8 @@ def hear(
     end: Callable[[str], None] | None = None,
     characters: Callable[[str], None] | None = None,
 ) -> None:
-    """Call for every tag ("namespace name", attributes) and text, without building a tree. What stands there a
-    second time for older programs is left out. Raises Forbidden, expat.ExpatError."""
+    """Parse XML and call back for each tag ("namespace name", attributes) and text, without building a tree. Fallback
+    copies for older programs are skipped. Raises Forbidden, expat.ExpatError."""
     copies = 0
 
     def on_start(name: str, values: dict[str, str]) -> None:
@@ -101,7 +102,7 @@ def hear(
 
 
 def local(name: str) -> str:
-    """A name without its namespace."""
+    """Return a name without its namespace."""
     return name.rpartition(" ")[2]
 
 

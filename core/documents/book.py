@@ -1,4 +1,4 @@
-"""The chapters of an electronic book (.epub), each one a page."""
+"""Reads the chapters of an e-book (.epub), each as one page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CONTAINER, LOCKS = "META-INF/container.xml", "META-INF/encryption.xml"
 
 
 class Protected(ValueError):
-    """The book's text is encrypted for one reader's devices."""
+    """The book's text is encrypted (DRM)."""
 
 
 def book_pages(archive: Archive) -> tuple[str, ...]:
-    """The chapters in the order of reading. Raises Protected, Forbidden, TooLarge, expat.ExpatError, NotText."""
+    """Return the chapters in reading order. Raises Protected, Forbidden, TooLarge, expat.ExpatError, NotText."""
     package = _package(archive)
     folder = posixpath.dirname(package)
     files: dict[str, str] = {}
@@ -38,6 +38,6 @@ def _package(archive: Archive) -> str:
 
 
 def _locked(archive: Archive) -> set[str]:
-    """The parts that are encrypted; fonts often are, and do not matter here."""
+    """Return the encrypted parts; encrypted fonts are common and do not matter here."""
     found = elements(archive.part(LOCKS))
     return {unquote(each.values.get("URI", "")) for each in found if each.name == "CipherReference"}

@@ -1,4 +1,4 @@
-"""What is found in a file, and the limits within which it is looked for."""
+"""The result of reading a file, and the limits for reading it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from core.sentence import sentence
 from core.units import GIB, MIB
 
 PICTURE = "data:image/{};base64,"
-"""How the one page of a picture begins; the content of its file follows."""
+"""The prefix of a picture's only page; the base64 content of its file follows."""
 KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
-"""How files of pictures begin, and their kinds."""
+"""Magic bytes of picture files, and their types."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """The text of a file by pages; files without pages have one, and that of a picture is its data URL. `note`: a
-    sentence about what could not be read."""
+    """The text of a file by pages; files without pages have one, and a picture has its data URL. `note`: a sentence
+    about what could not be read."""
 
     name: str
     pages: tuple[str, ...]
@@ -30,7 +30,7 @@ class Document:
 
     @property
     def text(self) -> str:
-        """The pages one after the other."""
+        """The pages, separated by blank lines."""
         return "\n\n".join(self.pages)
 
     @cached_property
@@ -40,23 +40,23 @@ class Document:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the text, whatever the file's name."""
+        """A hash of the text, independent of the file's name."""
         return sha256(json.dumps(self.pages).encode()).hexdigest()
 
 
 def picture_document(name: str, data: bytes) -> Document:
-    """The content of a picture's file (PNG, JPEG, WebP or GIF) as a document."""
+    """Wrap the content of a picture's file (PNG, JPEG, WebP or GIF) as a document."""
     return Document(name, (data_url(data),))
 
 
 def data_url(data: bytes) -> str:
-    """A picture's file as an address that holds its content."""
+    """Return a picture's file as a data URL."""
     kind = next((kind for beginning, kind in KINDS.items() if data.startswith(beginning)), "png")
     return PICTURE.format(kind) + b64encode(data).decode()
 
 
 def picture_in(url: str) -> bytes:
-    """The content of a picture's file from its data URL; b"" for any other text."""
+    """Return the content of a picture's file from its data URL; b"" for any other text."""
     if not url.startswith(tuple(PICTURE.format(kind) for kind in KINDS.values())):
         return b""
     try:
@@ -67,11 +67,11 @@ def picture_in(url: str) -> bytes:
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading one file may cost at most."""
+    """Limits for reading one file."""
 
     file_bytes: int = 256 * MIB
     unpacked_bytes: int = 128 * MIB
-    """Of one part of an archive."""
+    """Limit for one part of an archive."""
     characters: int = 16_000_000
     pages: int = 10_000
     memory_bytes: int = GIB
@@ -79,5 +79,5 @@ class Limits:
 
 
 def unreadable(name: str, why: str, next_step: str = "") -> DocumentUnreadable:
-    """The error for a file of which nothing is taken."""
+    """Return the error for a file that cannot be read."""
     return DocumentUnreadable(sentence("{} cannot be read.", name), why, next_step)

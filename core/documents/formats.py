@@ -1,4 +1,4 @@
-"""Which reader a file needs: by what it holds, and only then by its name. Runs in the reader's process."""
+"""Selects the reader of a file, by its content first and its name second. Runs in the reader process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from core.errors import BadRequest
 from core.sentence import sentence
 
 PDF_WITHIN = 1024
-"""How far from the beginning the mark of a PDF may stand."""
+"""Bytes from the beginning within which a PDF's signature may stand."""
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 HTML, MAIL = (".html", ".htm", ".xhtml"), (".eml",)
 ARCHIVES = {BODY: word_pages, BOOK: sheet_pages, DECK: slide_pages, CONTAINER: book_pages}
-"""The readers of archives, by a part that only their kind has."""
+"""The readers of archives, by a part that only their format has."""
 LOCKED_OFFICE = "EncryptedPackage".encode("utf-16-le")
 OTHER_KIND = (
     "Text, source code, CSV, JSON, HTML, PDF, Word (.docx), Excel (.xlsx), PowerPoint (.pptx), books (.epub), saved "
@@ -39,7 +39,7 @@ KNOWN_KINDS = "Attach it as a PDF or as text."
 
 
 def read(path: Path, limits: Limits, password: str, progress: Callable[[int, int], None]) -> Document:
-    """The text of a file; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
+    """Return the text of a file; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
     document = _read(path, limits, password, progress)
     length = sum(map(len, document.pages))
     if length > limits.characters:
@@ -104,7 +104,7 @@ def _archive(path: Path, limits: Limits) -> Document:
             return Document(path.name, pages_of(archive))
     except (zipfile.BadZipFile, expat.ExpatError, EOFError, NotImplementedError, NotText, zlib.error) as error:
         raise unreadable(path.name, "It is damaged.") from error
-    except RuntimeError as error:  # what zipfile raises for a member that is encrypted
+    except RuntimeError as error:  # raised by zipfile for an encrypted member
         raise unreadable(path.name, "It is locked with a password.", WITHOUT_PASSWORD) from error
     except Protected as error:
         raise unreadable(path.name, "It is protected against copying (DRM).") from error

@@ -1,4 +1,4 @@
-"""The words of an HTML page, without scripts and styles."""
+"""Extracts the text of an HTML page, without scripts and styles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD_BYTES = 4096
 
 
 class _Words(HTMLParser):
-    """Collects text in `parts`; blocks begin new lines."""
+    """Collects text in `parts`; block elements begin new lines."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -51,12 +51,12 @@ class _Words(HTMLParser):
 
 
 def html_text(data: bytes) -> str:
-    """The page's words by lines. Raises NotText."""
+    """Return the page's text by lines. Raises NotText."""
     return markup_text(_decoded(data))
 
 
 def markup_text(markup: str) -> str:
-    """The words of markup that is text already."""
+    """Return the text of decoded markup."""
     words = _Words()
     words.feed(markup)
     words.close()

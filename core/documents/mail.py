@@ -1,4 +1,4 @@
-"""A saved e-mail: its heading, and its words as plain text."""
+"""Reads a saved e-mail: its main headers, and its body as plain text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADINGS = ("From", "To", "Cc", "Date", "Subject")
 
 
 def mail_text(data: bytes) -> tuple[str, tuple[str, ...]]:
-    """The text, and the names of the files that are attached to it, which are not read."""
+    """Return the text, and the names of attached files, which are not read."""
     message = message_from_bytes(data, policy=policy.default)
     assert isinstance(message, EmailMessage)
     heading = [f"{name}: {message[name]}" for name in HEADINGS if message[name]]

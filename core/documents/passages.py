@@ -1,6 +1,6 @@
-"""The parts of a document for a question that it is too long for: found by words (SQLite's FTS5, BM25), in memory.
+"""Finds the passages of a long document that fit a question, with SQLite's FTS5 (BM25), in memory.
 
-One index per document: how rare a word is counts within the document that is asked about. Knows no models.
+There is one index per document, so that a word's rarity counts within the document that is asked about.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import NamedTuple
 from core.documents.document import Document
 
 LONGEST = 900
-"""Characters of a passage at most: enough for a thought, so few that many places fit into one prompt."""
+"""Maximum length of a passage in characters: enough for a thought, so that many passages fit into one prompt."""
 CANDIDATES = 400
 MOST_WORDS = 60
-"""Of a question; SQLite takes no endless queries."""
+"""Maximum number of a question's words; SQLite limits the length of queries."""
 BREAKS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"[.!?。！？…]\s*"), re.compile(r"\s"))
-"""Where a passage may end, best first."""
+"""Where a passage may end, the best first."""
 WORD = re.compile(r"\w+")
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
-"""Writing without spaces between words, and Korean, whose words are glued together: pairs of letters are looked for."""
+"""Scripts without spaces between words, and Korean with its agglutinated words: indexed as pairs of letters."""
 ENDINGS = re.compile(r"(?<=\w{4})(?:ungen|ung|ies|ing|ern|en|er|em|es|ed|e|s|n|y)$")
 STOP_WORDS = (
     "a about an and any are as at be been but by can could did do does for from had has have how i if in into is it "
@@ -35,11 +35,11 @@ STOP_WORDS = (
     "so soll über um und uns unter vom von vor war waren warum was welche welchem welchen welcher welches wenn wer "
     "werden wie wieder will wir wird wo worden wurde wurden zu zum zur "
 )
-"""Words of English and German that a question has whatever it is about."""
+"""Common English and German words, which say nothing about a question's subject."""
 
 
 class Span(NamedTuple):
-    """A piece of a document's page, both counted from 0: characters `start` to before `end`."""
+    """A part of a document's page, counted from 0: characters [start, end)."""
 
     page: int
     start: int
@@ -47,7 +47,7 @@ class Span(NamedTuple):
 
 
 class PassageIndex:
-    """The passages of one document and the words in them. May be made in one thread and used in another."""
+    """The passages of one document and the words in them. May be created in one thread and used in another."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -64,10 +64,11 @@ class PassageIndex:
     def find(
         self, question: str, budget: int, price: Callable[[str], int], seen: Collection[Span] = ()
     ) -> tuple[Span, ...]:
-        """The passages that fit the question best, in the order of the document; `price` of all at most `budget`.
+        """Return the passages that fit the question best, in document order; the sum of their `price` is at most
+        `budget`.
 
-        Those `seen` already are left out, but for the one that fits best. A question about the whole gets the beginning
-        and places throughout.
+        Passages in `seen` are skipped, except the best one. For a question about the whole document, returns the
+        beginning and passages spread over it.
         """
         best = self._best(question)
         places = best[:1] + [place for place in best[1:] if self.spans[place] not in seen] or self._throughout(seen)
@@ -80,11 +81,11 @@ class PassageIndex:
         return tuple(self.spans[place] for place in sorted(chosen))
 
     def text(self, span: Span) -> str:
-        """The words of a passage."""
+        """Return the text of a passage."""
         return self._document.pages[span.page][span.start : span.end]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._database.close()
 
     def _best(self, question: str) -> list[int]:
@@ -96,7 +97,8 @@ class PassageIndex:
         return [place for (place,) in rows]
 
     def _throughout(self, seen: Collection[Span]) -> list[int]:
-        """The places not seen yet, the first one first, then ever closer ones."""
+        """Return indices of passages not in `seen`, spread ever more densely over the document, the first passage
+        first."""
         order, step = dict.fromkeys([0]), len(self.spans)
         while step > 1 and len(order) < CANDIDATES:
             step = -(-step // 2)
@@ -105,14 +107,14 @@ class PassageIndex:
 
 
 def query_of(question: str) -> str:
-    """The query for what a question is about, "" where it has only words that every question has."""
+    """Return the FTS5 query for a question; "" if it has only stop words."""
     common = set(STOP_WORDS.split())
     words = [word for word in dict.fromkeys(WORD.findall(_spelled(question).lower())) if word not in common]
     return " OR ".join(map(_term, words[:MOST_WORDS]))
 
 
 def spans(document: Document) -> Iterator[Span]:
-    """The passages of a document, page by page; pages of white space have none."""
+    """Yield the passages of a document, page by page, without blank ones."""
     for number, page in enumerate(document.pages):
         start = 0
         while start < len(page):
@@ -123,7 +125,7 @@ def spans(document: Document) -> Iterator[Span]:
 
 
 def joined(found: Iterable[Span]) -> list[Span]:
-    """The spans in order, those that touch each other as one."""
+    """Sort spans and merge those that touch."""
     result: list[Span] = []
     for span in sorted(found):
         last = result[-1] if result else None
@@ -135,13 +137,13 @@ def joined(found: Iterable[Span]) -> list[Span]:
 
 
 def _term(word: str) -> str:
-    """The word itself, and more weakly others that begin as it does: plurals, cases, tenses."""
+    """Return a query for the word itself, or with less weight for words with its stem: plurals, cases, tenses."""
     stem = ENDINGS.sub("", word)
     return f'"{word}" OR "{stem}"*' if len(stem) >= 4 else f'"{word}"'
 
 
 def _spelled(text: str) -> str:
-    """The text as it is indexed: writing without spaces as overlapping pairs of letters."""
+    """Return the text as it is indexed: scripts without spaces as overlapping pairs of letters."""
     return UNSPACED.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", text)
 
 
@@ -150,7 +152,7 @@ def _pairs(run: str) -> list[str]:
 
 
 def _end(page: str, start: int) -> int:
-    """Where a passage that begins at `start` ends: at the best break in its second half."""
+    """Return the end of a passage that begins at `start`: the best break in its second half."""
     if len(page) - start <= LONGEST:
         return len(page)
     for kind in BREAKS:

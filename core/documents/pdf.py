@@ -1,4 +1,4 @@
-"""The text layer of a PDF, page by page."""
+"""Reads the text layer of a PDF, page by page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SOFT_HYPHEN = re.compile("[\ufffe\x02]\n?")
 
 
 def pdf_document(path: Path, limits: Limits, password: str, progress: Callable[[int, int], None]) -> Document:
-    """Its pages, also those without text; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
-    # Imported late: only this kind of file needs the library.
+    """Return all pages, blank ones too; `progress(pages read, pages)`. Raises DocumentUnreadable, DocumentLocked."""
+    # Imported late: only this format needs the library.
     import pypdfium2
 
     name = path.name
@@ -40,7 +40,7 @@ def pdf_document(path: Path, limits: Limits, password: str, progress: Callable[[
 
 
 def _page_text(pdf: object, number: int) -> str:
-    """The text of one page, "" for one that is damaged."""
+    """Return the text of one page, "" for a damaged one."""
     import pypdfium2
 
     assert isinstance(pdf, pypdfium2.PdfDocument)

@@ -1,4 +1,4 @@
-"""A picture's bytes as pixels, within limits: files of strangers, whose sizes promise anything."""
+"""Decodes pictures within limits: their stated sizes are untrusted."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from core.units import MIB
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
-"""What phones' pictures begin with, behind a length and "ftyp"."""
+"""The brands of HEIC files, after a length and "ftyp"."""
 MOST_BYTES = 40 * MIB
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 2048
-"""Larger ones are made smaller: no model looks closer, and conversations keep their pictures."""
+"""Larger pictures are scaled down: models use no more detail, and conversations store their pictures."""
 KEPT_BYTES = 2 * MIB
-"""Files of at most this size are kept as they are."""
+"""Files of at most this size are kept unchanged."""
 QUALITY = 90
 
 
 def decode(data: bytes) -> Any:
-    """The picture (its first frame), upright, as an RGB image of Pillow's. Raises BadRequest."""
+    """Return the picture's first frame, upright, as a Pillow RGB image. Raises BadRequest."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if len(data) > MOST_BYTES:
@@ -43,13 +43,13 @@ def decode(data: bytes) -> Any:
         raise BadRequest(
             "The file is no picture that can be read.", "", sentence("Choose one of {}.", ", ".join(KINDS))
         ) from error
-    # Damaged files end in any of these, by the part that was being read.
+    # A damaged file raises any of these, depending on the part being read.
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise BadRequest("The picture is damaged.", "", "Save it again, or choose another one.") from error
 
 
 def prepared(data: bytes) -> bytes:
-    """A picture's file as conversations keep it: what is large, or HEIC, is saved anew. Raises BadRequest."""
+    """Return a picture's file as conversations store it: large and HEIC files are re-encoded. Raises BadRequest."""
     from PIL import Image
 
     image = decode(data)
@@ -63,12 +63,12 @@ def prepared(data: bytes) -> bytes:
 
 
 def is_heic(start: bytes) -> bool:
-    """Whether a file that begins so is a HEIC picture."""
+    """Return whether a file with these first bytes is a HEIC picture."""
     return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """Pillow's names of the formats that this file may have. Raises BadRequest where nothing here reads it."""
+    """Return Pillow's names of the formats that this file may have. Raises BadRequest if none can be read."""
     if not is_heic(data):
         return KINDS
     try:
@@ -82,7 +82,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 
 def _on_white(image: Any) -> Any:
-    """RGB, with white behind what is transparent, as people see it on a page."""
+    """Convert to RGB on a white background, which is what people see."""
     from PIL import Image
 
     if not image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Text files: which encoding they are in, and whether they are text at all."""
+"""Decodes text files: detects their encoding, and whether they are text at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # Before UTF-16, whose mark this one begins with.
+    # Before UTF-16, whose BOM is a prefix of this one.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -18,11 +18,11 @@ SAMPLE = 1 << 16
 
 
 class NotText(ValueError):
-    """The bytes are no text in any encoding that is known here."""
+    """The bytes are not text in any known encoding."""
 
 
 def decode(data: bytes) -> str:
-    """The text in UTF-8, UTF-16, UTF-32 or, last, Windows-1252 or Latin-1; line ends become "\\n". Raises NotText."""
+    """Decode UTF-8, UTF-16, UTF-32 or, last, Windows-1252 or Latin-1; line ends become "\\n". Raises NotText."""
     text = _decoded(data)
     if CONTROL.search(text[:SAMPLE]) or "\0" in text:
         raise NotText
@@ -40,7 +40,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _unmarked(data: bytes) -> str:
-    """UTF-16 without a mark shows in its zeros: Latin letters have one in every second place."""
+    """Return the encoding of text without a BOM; UTF-16 shows in zeros, every second byte of Latin letters."""
     sample = data[:SAMPLE]
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     if odd > len(sample) // 5 and not even:

@@ -1,4 +1,4 @@
-"""Reads a file in a process of its own: one that hangs, swells or crashes on it takes nothing else along."""
+"""Reads a file in a child process, so that a file which hangs, exhausts memory or crashes does no further harm."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from core.files import without_halves
 from core.sentence import sentence, unpack
 
 ARGUMENT = "--read-document"
-"""With which a bundle's own program, having no Python beside it, reads a file as `core.documents.__main__` does."""
+"""The argument by which a bundle's program, which has no Python beside it, runs `core.documents.__main__`."""
 PROGRESS = b'{"done": '
 LOOK_S = 0.05
 MORE_MEMORY = 256 << 20
-"""What the interpreter and its libraries may take beside the document."""
+"""Memory that the interpreter and its libraries may take in addition to the document."""
 
 
 def never() -> bool:
-    """The `stop` of those who wait for the end."""
+    """Return False: the `stop` of callers that wait for the end."""
     return False
 
 
 def unheard(done: int, of: int) -> None:
-    """The `progress` of those who only want the text."""
+    """Ignore progress: the default of callers that only want the text."""
 
 
 def read_document(
@@ -45,9 +45,9 @@ def read_document(
     progress: Callable[[int, int], None] = unheard,
     password: str = "",
 ) -> Document | None:
-    """The text of a file, None when `stop` said so; `progress(pages read, pages)`.
+    """Return the text of a file, None if `stop` returned True; `progress(pages read, pages)`.
 
-    Raises DocumentUnreadable, and DocumentLocked where a password, or another one, would help.
+    Raises DocumentUnreadable, and DocumentLocked if a password, or a different one, would help.
     """
     limits = limits or Limits()
     name = without_halves(path.name)
@@ -73,7 +73,7 @@ def read_document(
 
 
 def _check(path: Path, name: str, limits: Limits) -> None:
-    """Refuse what need not be opened."""
+    """Reject files that need not be opened."""
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
@@ -98,7 +98,7 @@ def _root() -> Path | None:
 
 
 class _Listener:
-    """Hears what the child says, in a thread: a pipe that is silent cannot be waited for with a time limit."""
+    """Reads the child's output in a thread, because reading from a pipe has no timeout."""
 
     def __init__(self, child: subprocess.Popen[bytes], password: str) -> None:
         self._child = child
@@ -109,7 +109,7 @@ class _Listener:
     def wait(
         self, name: str, limits: Limits, stop: Callable[[], bool], progress: Callable[[int, int], None]
     ) -> bytes | None:
-        """The last line that the child says, None if it is no longer wanted. Raises DocumentUnreadable."""
+        """Return the child's last line, None if it was stopped. Raises DocumentUnreadable."""
         deadline = time.monotonic() + limits.seconds
         while not stop():
             if (line := self._next()) is not None:
@@ -123,14 +123,14 @@ class _Listener:
         return None
 
     def end(self) -> None:
-        """End the child and the thread."""
+        """Kill the child and join the thread."""
         self._child.kill()
         self._thread.join()
 
     def _hear(self, password: bytes) -> None:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        # It may have died before it asked.
+        # The child may have died before it read the password.
         with suppress(OSError):
             self._child.stdin.write(password)
             self._child.stdin.close()

@@ -1,4 +1,5 @@
-"""The cells of an Excel workbook (.xlsx), each sheet a page of lines with tabs. Formulas give their last results."""
+"""Reads the cells of an Excel workbook (.xlsx), each sheet as a page of tab-separated lines; formulas as last
+computed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from core.documents.archive import Archive, TooLarge, elements, hear, local
 BOOK = "xl/workbook.xml"
 STRINGS, STYLES = "xl/sharedStrings.xml", "xl/styles.xml"
 DATES = {*range(14, 23), *range(27, 37), 45, 46, 47, *range(50, 59)}
-"""Numbers of the built-in formats of dates and times."""
+"""Ids of the built-in date and time formats."""
 LITERAL = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]')
 COLUMN = re.compile(r"[A-Z]{1,3}")
 EPOCH, EPOCH_1904 = datetime(1899, 12, 30), datetime(1904, 1, 1)
@@ -23,7 +24,7 @@ TRUTH = {"0": "FALSE", "1": "TRUE"}
 
 
 def sheet_pages(archive: Archive) -> tuple[str, ...]:
-    """The sheets in their order. Raises Forbidden, TooLarge, expat.ExpatError."""
+    """Return the sheets in order. Raises Forbidden, TooLarge, expat.ExpatError."""
     book, targets = elements(archive.part(BOOK)), archive.targets(BOOK)
     old = any(each.name == "workbookPr" and each.values.get("date1904") in ("1", "true") for each in book)
     values = _Values(_strings(archive.part(STRINGS)), _dates(archive.part(STYLES)), EPOCH_1904 if old else EPOCH)
@@ -37,7 +38,7 @@ def sheet_pages(archive: Archive) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Values:
-    """What turns a cell's stored value into the text that people see."""
+    """Converts a cell's stored value into the text that people see."""
 
     strings: list[str]
     dates: list[bool]
@@ -62,7 +63,7 @@ class _Values:
 
 
 def _at(table: Sequence[T], place: str, other: T) -> T:
-    """An entry of a table, `other` for a place that it does not have."""
+    """Return an entry of a table, `other` if the index is invalid."""
     short = place.isdecimal() and len(place) < 10
     return table[int(place)] if short and int(place) < len(table) else other
 
@@ -75,7 +76,7 @@ def _moment(when: datetime, number: float) -> str:
 
 
 def _strings(xml: bytes) -> list[str]:
-    """The table of texts that cells refer to, without the readings that stand beside Japanese ones."""
+    """Return the table of shared strings, without phonetic readings of Japanese ones."""
     found: list[list[str]] = []
     within: list[str] = []
 
@@ -94,7 +95,7 @@ def _strings(xml: bytes) -> list[str]:
 
 
 def _dates(xml: bytes) -> list[bool]:
-    """For each style of cells: does it show numbers as dates?"""
+    """Return for each cell style whether it shows numbers as dates."""
     own = set(map(str, DATES))
     styles: list[bool] = []
     in_cells = False
@@ -110,7 +111,7 @@ def _dates(xml: bytes) -> list[bool]:
 
 @dataclass
 class _Sheet:
-    """Hears the cells of one sheet; `rows` holds the texts by column for each row that has any."""
+    """Handles the cells of one sheet; `rows` holds the texts by column of each row that has any."""
 
     values: _Values
     rows: list[dict[int, str]] = field(default_factory=list)
@@ -157,7 +158,7 @@ def _cells(xml: bytes, values: _Values) -> list[dict[int, str]]:
 
 
 def _lines(rows: list[dict[int, str]], limit: int) -> str:
-    """The rows without the columns that are empty in all of them. Raises TooLarge."""
+    """Return the rows without columns that are empty in all of them. Raises TooLarge."""
     columns = sorted({column for row in rows for column, text in row.items() if text})
     lines, length = [], 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""The words of a PowerPoint presentation (.pptx): titles, texts and tables of its slides, and the speaker's notes."""
+"""Reads a PowerPoint presentation (.pptx): titles, texts and tables of its slides, and the speaker's notes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIGNS = {"br": "\n", "tab": "\t"}
 
 
 def slide_pages(archive: Archive) -> tuple[str, ...]:
-    """The slides in their order. Raises Forbidden, TooLarge, expat.ExpatError."""
+    """Return the slides in order. Raises Forbidden, TooLarge, expat.ExpatError."""
     targets = archive.targets(DECK, "/slide")
     order = [each.values.get("r:id", "") for each in elements(archive.part(DECK)) if each.name == "sldId"]
     return tuple(_page(archive, targets[id]) for id in order if id in targets)
@@ -30,7 +30,7 @@ def _words(xml: bytes) -> str:
 
 
 class _Words:
-    """Hears the shapes of a slide one by one and keeps their text."""
+    """Handles the elements of a slide and collects their text."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []

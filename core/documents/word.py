@@ -1,4 +1,4 @@
-"""The text of a Word document (.docx)."""
+"""Reads the text of a Word document (.docx)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = "\f"
 
 
 def word_pages(archive: Archive) -> tuple[str, ...]:
-    """The text by pages, where Word has noted where pages began. Raises Forbidden, TooLarge, expat.ExpatError."""
+    """Return the text by pages, if Word has recorded page breaks. Raises Forbidden, TooLarge, expat.ExpatError."""
     parts = [_text(archive.part(name)) for name in (BODY, *NOTES) if name in archive.names]
     return tuple(page.strip("\n") for page in "\n".join(parts).rstrip().split(PAGE))
 
@@ -28,7 +28,7 @@ def _text(xml: bytes) -> str:
 
 
 class _Words:
-    """Hears the elements one by one and keeps the text."""
+    """Handles the elements of a document and collects their text."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -61,7 +61,7 @@ class _Words:
             self.parts.append(text.replace(PAGE, " "))
 
     def _turn_page(self) -> None:
-        # A break that was asked for is often followed by a note that there was one.
+        # An explicit break is often followed by a recorded one for the same page.
         written = next((part for part in reversed(self.parts) if part.strip(" \n\t#")), PAGE)
         if written != PAGE:
             self.parts.append(PAGE)
@@ -72,6 +72,6 @@ class _Words:
 
 
 def _local(element: str) -> str:
-    """The element's name, "" for those of other vocabularies."""
+    """Return the element's name, "" for other namespaces."""
     space = next((space for space in (WORDS, STRICT) if element.startswith(space)), None)
     return element[len(space) :] if space else ""

@@ -1,4 +1,4 @@
-"""The Hub as one program uses it: one client, with the token that the user gave last; made when first needed."""
+"""Access to the Hub for one program: a single client with the current token, created on first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.keyring import Keyring
 
 
 class Access:
-    """Gives out the client. May be asked from any thread; looking for the token can take a while the first time."""
+    """Provides the client. Thread-safe; finding the token may take a while the first time."""
 
     def __init__(self, environment: HubEnvironment, keyring: Keyring) -> None:
         self.environment = environment
@@ -21,26 +21,26 @@ class Access:
         self._lock = threading.Lock()
 
     def client(self) -> Client:
-        """The client for the endpoint, with its token."""
+        """Return the client for the endpoint, with its token."""
         with self._lock:
             if self._client is None:
                 self._client = Client(self.environment.endpoint, self._find().value, offline=self.environment.offline)
             return self._client
 
     def use_token(self, value: str) -> None:
-        """Use this token from now on, and keep it in the keyring. Raises HeteGenError when it was not kept."""
+        """Use this token from now on and store it in the keyring. Raises HeteGenError if it could not be stored."""
         with self._lock:
             self._token = AuthToken(value.strip(), "keyring")
             self._drop()
         keep_token(self.environment, value, self._keyring)
 
     def token_source(self) -> TokenSource:
-        """Where the token comes from that is used."""
+        """Return where the current token comes from."""
         with self._lock:
             return self._find().source
 
     def forget_token(self) -> None:
-        """Take the kept token out of the keyring; one of the environment or of Hugging Face's file stays."""
+        """Remove the stored token from the keyring; one in the environment or in Hugging Face's file stays."""
         forget_token(self.environment, self._keyring)
         with self._lock:
             self._token = None

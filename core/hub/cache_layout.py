@@ -1,7 +1,7 @@
-"""The Hugging Face cache on disk: models--org--name/{blobs,refs,snapshots}, and the small marks we keep beside them.
+"""The Hugging Face cache on disk: models--org--name/{blobs,refs,snapshots}, and our own files beside them.
 
-Other programs find what we write, and we find what they wrote. Ours are `blobs/<etag>.hetegen.incomplete` (a file on
-its way) and `.hetegen/`: listings by commit, which blobs were verified, when the model was last used.
+It is shared with other programs in both directions. Our own files are `blobs/<etag>.hetegen.incomplete` (an unfinished
+download) and `.hetegen/`: listings by commit, which blobs were verified, when the model was last used.
 """
 
 from __future__ import annotations
@@ -26,80 +26,80 @@ LISTING_VERSION = 1
 
 @dataclass(frozen=True)
 class Cache:
-    """Places in a cache folder. `symlinks`: False where the user forbids them (HF_HUB_DISABLE_SYMLINKS)."""
+    """Paths in a cache folder. `symlinks`: False if the user forbids them (HF_HUB_DISABLE_SYMLINKS)."""
 
     root: Path
     symlinks: bool = True
 
     def repo(self, id: str) -> Path:
-        """The folder of a model."""
+        """Return the folder of a model."""
         return self.root / (PREFIX + id.replace("/", "--"))
 
     def blob(self, id: str, etag: str) -> Path:
-        """The place of a whole file by its content."""
+        """Return the path of a complete file, by its content."""
         return self.repo(id) / "blobs" / etag
 
     def partial(self, id: str, etag: str) -> Path:
-        """The place of a file that is not whole yet."""
+        """Return the path of an unfinished file."""
         return self.repo(id) / "blobs" / (etag + PARTIAL)
 
     def lock(self, id: str, etag: str) -> Path:
-        """The file whose lock a download of this content holds."""
+        """Return the lock file that a download of this content holds."""
         return self.root / ".locks" / self.repo(id).name / f"{etag}.lock"
 
     def snapshot(self, id: str, commit: str) -> Path:
-        """The folder of one version, whose names point to blobs."""
+        """Return the folder of one version, whose names link to blobs."""
         return self.repo(id) / "snapshots" / commit
 
     def own(self, id: str) -> Path:
-        """The folder of what only this program keeps."""
+        """Return the folder of our own files."""
         return self.repo(id) / OWN
 
     def prepare(self, listing: Listing) -> None:
-        """Make a repository's folders and keep the listing, which tells without the Hub whether a model is whole."""
-        # `snapshots` is made now: without it other programs call the cache corrupt.
+        """Create a repository's folders and store the listing, which tells offline whether a model is complete."""
+        # `snapshots` is created now: without it, other programs consider the cache corrupt.
         for name in ("blobs", "snapshots", f"{OWN}/listings"):
             (self.repo(listing.id) / name).mkdir(parents=True, exist_ok=True)
         entry = {"version": LISTING_VERSION, "files": [asdict(file) for file in listing.files]}
         write_whole(self.own(listing.id) / "listings" / f"{listing.revision}.json", json.dumps(entry))
 
     def content(self, id: str, commit: str, file: RemoteFile) -> Path | None:
-        """Where a file's whole content lies: its blob, or its place in the snapshot where links are not possible."""
+        """Return the path of a file's complete content: its blob, or its snapshot entry if links are not possible."""
         for place in (self.blob(id, file.etag), self.snapshot(id, commit) / file.path):
             if _size(place) == file.size:
                 return place
         return None
 
     def bytes_here(self, id: str, commit: str, file: RemoteFile) -> int:
-        """Bytes of a file that need not be fetched: all of it, or what an unfinished download left."""
+        """Return the bytes of a file that need not be fetched: all of it, or those of an unfinished download."""
         if self.content(id, commit, file):
             return file.size
         return min(_size(self.partial(id, file.etag)) or 0, file.size)
 
     def read(self, id: str, commit: str, file: RemoteFile) -> bytes:
-        """A small file's content, once it is here. Raises OSError."""
+        """Return a small file's content, once it is here. Raises OSError."""
         place = self.content(id, commit, file)
         return (place or self.blob(id, file.etag)).read_bytes()
 
     def is_verified(self, id: str, etag: str, path: Path) -> bool:
-        """Whether the file at `path` has not changed since its checksum was found right."""
+        """Return whether the file at `path` is unchanged since its checksum was verified."""
         try:
             return (self.own(id) / "verified" / etag).read_text("ascii") == _state(path)
         except (OSError, UnicodeDecodeError):
             return False
 
     def mark_verified(self, id: str, etag: str, path: Path) -> None:
-        """Take note that the file's checksum was right, with its present size and time."""
+        """Record that the file's checksum was right, with its current size and mtime."""
         mark = self.own(id) / "verified" / etag
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_whole(mark, _state(path))
 
     def forget_verified(self, id: str, etag: str) -> None:
-        """Have the file's checksum computed again next time."""
+        """Have the file's checksum verified again next time."""
         (self.own(id) / "verified" / etag).unlink(missing_ok=True)
 
     def mark_used(self, id: str) -> None:
-        """Remember that the model is used now; a cache that may not be written forgets it."""
+        """Record that the model is used now; does nothing if the cache is read-only."""
         try:
             self.own(id).mkdir(exist_ok=True)
             (self.own(id) / "used").write_text(str(time.time()), "ascii")
@@ -107,14 +107,14 @@ class Cache:
             return
 
     def last_used(self, id: str) -> float | None:
-        """Seconds since the epoch, None = never used from here."""
+        """Return seconds since the epoch, None if it was never used by this program."""
         try:
             return float((self.own(id) / "used").read_text("ascii"))
         except (OSError, ValueError):
             return None
 
     def read_listing(self, id: str, commit: str) -> Listing | None:
-        """The listing kept by us, else the one kept by huggingface_hub, else None."""
+        """Return our listing of a commit, else huggingface_hub's, else None."""
         ours = _json(self.own(id) / "listings" / f"{commit}.json")
         theirs = _json(self.repo(id) / "trees" / f"{commit}.json")
         try:
@@ -131,13 +131,13 @@ class Cache:
         return Listing(id, commit, files)
 
     def link(self, id: str, commit: str, files: Sequence[RemoteFile]) -> Path:
-        """Show whole blobs under their names in the snapshot, the config last; returns the snapshot's folder."""
+        """Link complete blobs to their names in the snapshot, the config last; return the snapshot's folder."""
         folder = self.snapshot(id, commit)
         placed: dict[str, Path] = {}
         for file in sorted(files, key=lambda file: file.path == "config.json"):
             place, blob = folder / file.path, self.blob(id, file.etag)
             place.parent.mkdir(parents=True, exist_ok=True)
-            # Where there are no links the content moves to the snapshot: right there already, or under a twin's name.
+            # Without links, the content moves to the snapshot; it may be there already, or under a duplicate's name.
             if blob.exists():
                 self._link(blob, place)
             elif _size(place) != file.size:
@@ -146,14 +146,14 @@ class Cache:
         return folder
 
     def write_ref(self, id: str, revision: str, commit: str) -> None:
-        """Remember which commit a branch or tag stood for; a commit needs none."""
+        """Record the commit of a branch or tag; a commit needs no record."""
         if revision != commit:
             place = self.repo(id) / "refs" / revision
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, commit)
 
     def read_ref(self, id: str, revision: str) -> str:
-        """The commit that a branch or tag stood for, the revision itself if it is a commit here, else ""."""
+        """Return the commit of a branch or tag, the revision itself if it is a local commit, else ""."""
         if self.snapshot(id, revision).is_dir():
             return revision
         try:
@@ -162,7 +162,7 @@ class Cache:
             return ""
 
     def partials(self, id: str) -> dict[str, Path]:
-        """Files on their way, by etag."""
+        """Return the unfinished files by etag."""
         return {path.name.removesuffix(PARTIAL): path for path in (self.repo(id) / "blobs").glob("*" + PARTIAL)}
 
     def _link(self, blob: Path, place: Path) -> None:
@@ -186,7 +186,7 @@ def _works(way: Callable[[Path, Path], None], blob: Path, place: Path) -> bool:
     try:
         way(blob, place)
     except (OSError, NotImplementedError):
-        # Windows allows symlinks to few, and FAT drives have no links at all.
+        # Windows allows symlinks only to some users, and FAT file systems have no links at all.
         return False
     return True
 

@@ -1,7 +1,7 @@
-"""HTTP to the Hub: redirects, the token's reach, time limits, connections kept for reuse.
+"""HTTP to the Hub: redirects, token scope, timeouts, connection reuse.
 
-The token is sent to the endpoint's own origin and to nothing else, whatever redirects say. Failures that may pass are
-`Transient`, for `retry` to try again; everything else is one of `core.errors`.
+The token is sent only to the endpoint's own origin, wherever redirects lead. Failures that may pass are `Transient`,
+for `retry` to try again; all others are errors of `core.errors`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from core.hub.token import check_token
 from core.sentence import sentence
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# 416: nothing of the file lies in the range asked for, as of an empty one.
+# 416 is the answer to a range request for an empty file.
 ANSWERS = (200, 206, 416)
 MAX_REDIRECTS = 5
 MAX_BODY_BYTES = 64 << 20
@@ -39,7 +39,8 @@ Origin = tuple[str, str, int]
 
 
 class HttpResponse:
-    """An answer being read by one thread; `abort` may be called by any. `first` are the endpoint's own headers."""
+    """A response being read by one thread; any thread may `abort` it. `first`: the headers of the endpoint's
+    response."""
 
     def __init__(self, url: str, connection: http.client.HTTPConnection, raw: http.client.HTTPResponse, line: Any):
         self.url = url
@@ -51,14 +52,14 @@ class HttpResponse:
         self._line: socket.socket = line
 
     def read1(self, most: int) -> bytes:
-        """The next bytes to arrive, at most `most`; empty at the end. Raises Transient when the line breaks."""
+        """Return the next bytes, at most `most`; empty at the end. Raises Transient if the connection breaks."""
         try:
             return self._raw.read1(most)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise broken_line(error, self.url) from error
 
     def read(self, most: int) -> bytes:
-        """The whole body, or its first `most` bytes. Raises Transient when it is cut off."""
+        """Return the whole body, or its first `most` bytes. Raises Transient if it is cut off."""
         parts, left = [], most
         while left and (part := self.read1(min(left, BLOCK_BYTES))):
             parts.append(part)
@@ -68,15 +69,15 @@ class HttpResponse:
         return b"".join(parts)
 
     def abort(self) -> None:
-        """End a read that waits in another thread, at once."""
+        """Unblock a read in another thread at once."""
         try:
-            # The plain socket's: an SSLSocket's own shutdown drops its state under the reading thread.
+            # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
             socket.socket.shutdown(self._line, socket.SHUT_RDWR)
         except OSError:
             return
 
     def close(self) -> bool:
-        """Done with this answer; True when its connection can carry another request."""
+        """Finish this response; return whether its connection can carry another request."""
         whole = self._raw.length == 0 or (self._raw.chunked and self._raw.isclosed())
         self._raw.close()
         return bool(whole) and not self._raw.will_close and self.connection.sock is not None
@@ -110,18 +111,18 @@ class Client:
 
     @property
     def host(self) -> str:
-        """The endpoint's host, for words."""
+        """The endpoint's host, for messages."""
         return urlsplit(self.endpoint).netloc
 
     def url(self, path: str, parameters: Mapping[str, str | list[str]] | None = None) -> str:
-        """Address of `path` (quoted already) on the endpoint; list values become repeated parameters."""
+        """Return the address of `path` (already quoted) on the endpoint; list values become repeated parameters."""
         query = "?" + urlencode(parameters, doseq=True) if parameters else ""
         return f"{self.endpoint}/{path}{query}"
 
     def get_json(self, url: str, subject: str, stop: Stop = never) -> tuple[Any, str]:
-        """The JSON at `url` and the address of its next page ("" = none), with retries.
+        """Return the JSON at `url` and the address of its next page ("" = none), with retries.
 
-        Raises NetworkError, or the error that a refusal means; both name `subject`.
+        Raises NetworkError, or the error for a refused request; both name `subject`.
         """
 
         def once() -> tuple[bytes, str]:
@@ -141,14 +142,14 @@ class Client:
             ) from error
 
     def get_bytes(self, url: str, subject: str, *, start: int = 0, size: int = MAX_BODY_BYTES) -> bytes:
-        """At most `size` bytes of a file from byte `start`, with retries."""
+        """Return at most `size` bytes of a file from byte `start`, with retries."""
         asked = {"Range": f"bytes={start}-{start + size - 1}"}
 
         def once() -> bytes:
             with self.open(url, subject, asked) as reply:
                 if reply.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                     return b""
-                # A server without ranges sends the whole file: what lies before is passed over.
+                # A server without range support sends the whole file: skip what lies before `start`.
                 before = start if reply.status == http.client.OK else 0
                 return reply.read(before + size)[before:]
 
@@ -156,7 +157,8 @@ class Client:
 
     @contextmanager
     def open(self, url: str, subject: str, headers: Mapping[str, str] | None = None) -> Iterator[HttpResponse]:
-        """One GET, redirects followed, no retry; yields a 200, 206 or 416 answer. Raises Transient, HeteGenError."""
+        """Send one GET, following redirects, without retries; yield a 200, 206 or 416 response. Raises Transient,
+        HeteGenError."""
         if self._offline:
             raise NetworkError("The Hub was not asked.", "Offline mode is on.", "Unset HF_HUB_OFFLINE to go online.")
         reply = self._follow(url, headers or {})
@@ -174,7 +176,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections kept for reuse, and keep none any more."""
+        """Close idle connections, and keep none from now on."""
         with self._lock:
             self._closed = True
             connections = [connection for kept in self._idle.values() for connection in kept]
@@ -184,7 +186,7 @@ class Client:
 
     def _refuse(self, reply: HttpResponse, subject: str) -> None:
         error = refusal(reply.status, reply.headers, self.endpoint, subject, has_token=bool(self._token))
-        # A file host says 403 when its signed address has expired: asking the endpoint again gives a fresh one.
+        # A file host answers 403 when its signed address has expired; the endpoint then issues a new one.
         expired = reply.status in (401, 403) and _origin(urlsplit(reply.url)) != self._home
         if expired or reply.status in (408, 429) or reply.status >= 500:
             raise Transient(error, retry_after(reply.headers))
@@ -226,7 +228,7 @@ class Client:
             try:
                 return _send(url, reused, address, headers)
             except (OSError, http.client.HTTPException):
-                # The server closed a connection that was kept open; that is not worth a word.
+                # The server closed an idle connection, which is normal: reconnect.
                 reused.close()
         return _send(url, connect(target, proxy, self._timeout_s, self._context), address, headers)
 
@@ -242,7 +244,7 @@ class Client:
 def _send(url: str, connection: http.client.HTTPConnection, address: str, headers: Mapping[str, str]) -> HttpResponse:
     try:
         connection.request("GET", address, headers=dict(headers))
-        # http.client forgets the socket of an answer that ends with the connection; `abort` needs it.
+        # http.client drops the socket of a response that ends with the connection; `abort` needs it.
         line = connection.sock
         return HttpResponse(url, connection, connection.getresponse(), line)
     except BaseException:

@@ -1,4 +1,4 @@
-"""A whole model from the Hub: what is needed and missing, fetched by a few threads, shown to others when complete."""
+"""Downloads a whole model: finds the missing files, fetches them in a few threads, and publishes it when complete."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LISTINGS = 3
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A download's outcome. `id` with the file's name where it is one in GGUF, and `path` that file's. `bytes` of all
-    needed files; of these `downloaded_bytes` came in this run and `resumed_bytes` were here before it. `complete` is
-    False when it was stopped."""
+    """The result of a download. `id` includes the file name for a GGUF model, and `path` is then that file's. `bytes`:
+    of all needed files; `downloaded_bytes` were fetched in this run, `resumed_bytes` were here before. `complete` is
+    False if it was stopped."""
 
     id: str
     revision: str
@@ -48,7 +48,7 @@ def download(
     stop: Stop = never,
     manner: DownloadOptions | None = None,
 ) -> Downloaded:
-    """Bring a model here, or the rest of it. `report` is called from this thread; `stop` pauses, keeping every byte.
+    """Download a model, or the rest of it. `report` is called from this thread; `stop` pauses and keeps every byte.
 
     Raises NetworkError, AccessDenied, ModelNotFound, UnsupportedModel, DownloadFailed, DiskFull.
     """
@@ -65,7 +65,7 @@ def download(
 
 
 class _Run:
-    """One listing's worth of a download."""
+    """A download with one listing of the repository."""
 
     def __init__(
         self, client: Client, cache: Cache, reference: Reference, report: Report, stop: Stop, manner: DownloadOptions
@@ -99,7 +99,7 @@ class _Run:
         return listing
 
     def _is_shut(self, listing: Listing) -> bool:
-        """Whether the cache may not be written but holds the whole model. Raises OSError when it holds less."""
+        """Return whether the cache is read-only but holds the whole model. Raises OSError if it holds less."""
         try:
             self._cache.prepare(listing)
         except OSError:
@@ -115,7 +115,7 @@ class _Run:
         index = None if self._choice else listing.file(INDEX)
         if index is None:
             return [FileTrack(file) for file in needed_files(listing, None, self._file)]
-        # The index says which weights count. It is fetched like any other file, so its bytes come once.
+        # The index names the weight files. It is fetched like any other file, so that its bytes are fetched once.
         track = FileTrack(index)
         self._fetch(DownloadState(listing.id, listing.revision, (track,)), silent)
         files = needed_files(listing, self._cache.read(listing.id, listing.revision, index))
@@ -132,7 +132,7 @@ class _Run:
         files = [track.file for track in self._board.tracks]
         self._cache.link(listing.id, listing.revision, files)
         self._cache.write_ref(listing.id, self._reference.revision, listing.revision)
-        # Other files in GGUF may be half here, to be gone on with.
+        # Unfinished files of the repository's other GGUF models are kept, to be resumed.
         drop_partials(self._cache, listing.id, kept={file.etag for file in listing.files})
 
     @property

@@ -1,4 +1,4 @@
-"""Files brought into the cache by a few threads at once: room made sure of, progress told, stopped soon when asked."""
+"""Fetches files into the cache in a few threads: checks disk space, reports progress, and stops promptly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from core.sentence import sentence
 
 THREADS = 4
 REPORT_S = 0.1
-# Left free on the disk: other programs, and the system itself, fail when there is nothing.
+# Disk space to leave free: other programs, and the system, fail without any.
 RESERVE_BYTES = 256 << 20
 NICENESS = 10
 
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """How to download. `pace` is shared by all downloads of a program."""
+    """Download options. `pace` is shared by all downloads of a program."""
 
     pace: Pace
     retries: Retries = field(default_factory=Retries)
@@ -36,7 +36,7 @@ class DownloadOptions:
 
 
 class Downloader:
-    """Brings the files of boards into one cache. `address` says where a file lies on the server."""
+    """Fetches the files of a download into one cache. `address` returns a file's address on the server."""
 
     def __init__(self, client: Client, cache: Cache, address: Address, stop: Stop, manner: DownloadOptions) -> None:
         self._client, self._cache, self._address = client, cache, address
@@ -44,7 +44,7 @@ class Downloader:
         self._over = threading.Event()
 
     def bring(self, board: DownloadState, report: Report) -> None:
-        """Fetch what a board lacks. Raises Stopped, Changed, DiskFull, DownloadFailed, NetworkError, OSError."""
+        """Fetch the missing files. Raises Stopped, Changed, DiskFull, DownloadFailed, NetworkError, OSError."""
         tracks = [track for track in board.tracks if track.state != "done"]
         for track in tracks:
             track.resumed = self._cache.bytes_here(board.id, board.revision, track.file)
@@ -71,7 +71,7 @@ class Downloader:
             report(board.progress())
 
     def _end(self, source: DownloadSource, futures: list[Future[None]]) -> None:
-        """Let every thread come to its end, waking those that wait for the network."""
+        """Wait for all threads to end, unblocking those that wait for the network."""
         running = {future for future in futures if not future.done()}
         if running:
             self._over.set()
@@ -110,14 +110,14 @@ class Downloader:
 
 
 def _lower_priority() -> None:
-    """Keep the window and inference ahead of download threads."""
+    """Give the window and inference priority over download threads."""
     if sys.platform == "linux":
-        # Linux takes the number of one thread here, where other systems would slow the whole program down.
+        # Linux accepts a thread's id here; elsewhere this would slow down the whole process.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _raise_first(futures: list[Future[None]]) -> None:
-    """Raise what a thread failed with: an error before a mere stop, which is what the others then saw."""
+    """Raise a thread's exception, a real error before Stopped, which the other threads raise in consequence."""
     errors = [error for future in futures if (error := future.exception())]
     for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
         raise error

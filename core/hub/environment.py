@@ -1,4 +1,4 @@
-"""Where the Hub is and where its files lie here: the variables that every Hugging Face program respects."""
+"""The Hub's address and its local folders, from the environment variables of Hugging Face's programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})
 
 @dataclass(frozen=True)
 class HubEnvironment:
-    """`cache` holds models--org--name folders; `token` is HF_TOKEN's; `token_host` the only mirror it may go to."""
+    """`cache` holds models--org--name folders; `token`: HF_TOKEN; `token_host`: the only mirror that may receive it."""
 
     endpoint: str
     cache: Path
@@ -32,12 +32,13 @@ class HubEnvironment:
 
     @property
     def host(self) -> str:
-        """The endpoint's host, with its port where one is given."""
+        """The endpoint's host, with its port if one is given."""
         return parts_of(self.endpoint).netloc
 
 
 def hub_environment(variables: Mapping[str, str]) -> HubEnvironment:
-    """Read HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and their kin, as huggingface_hub does."""
+    """Read HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and related variables as huggingface_hub
+    does."""
     home = _folder(variables, "HF_HOME") or _default_home(variables)
     cache = _folder(variables, "HF_HUB_CACHE") or _folder(variables, "HUGGINGFACE_HUB_CACHE") or home / "hub"
     return HubEnvironment(
@@ -63,12 +64,12 @@ def _folder(variables: Mapping[str, str], name: str) -> Path | None:
 
 
 def _filled_in(text: str, variables: Mapping[str, str]) -> str:
-    """Names of variables in a path replaced by their values; unknown ones stay, as in a shell's quotes."""
+    """Expand variables in a path; unknown ones stay unchanged."""
     return VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), text)
 
 
 def parts_of(address: str) -> SplitResult:
-    """An address in its parts; empty ones where it is none (a bracket that is not closed, a port that is no number)."""
+    """Split an address; return empty parts if it is invalid (an unclosed bracket, a non-numeric port)."""
     try:
         parts = urlsplit(address)
         _ = parts.port
@@ -78,7 +79,7 @@ def parts_of(address: str) -> SplitResult:
 
 
 def check_endpoint(address: str) -> None:
-    """Raise BadRequest for an HF_ENDPOINT that is no address of the web."""
+    """Raise BadRequest if HF_ENDPOINT is not a web address."""
     parts = parts_of(address)
     is_clean = all(sign.isprintable() and not sign.isspace() for sign in address)
     if parts.scheme not in ("http", "https") or not parts.hostname or not is_clean:
@@ -89,7 +90,7 @@ def check_endpoint(address: str) -> None:
 
 
 def _endpoint(text: str) -> str:
-    """The Hub's address, https where no scheme is given."""
+    """Return the Hub's address, with https if no scheme is given."""
     return (text if "://" in text else f"https://{text}").rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""One file from the Hub into the cache: resumed at the byte where it was, hashed while written, moved in when right."""
+"""Fetches one file into the cache: resumed where it stopped, hashed while written, and published when verified."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Address = Callable[[RemoteFile], str]
 
 
 class Changed(Exception):
-    """The server's file is no longer the one that was listed."""
+    """The server's file is no longer the listed one."""
 
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """Where the files of one download come from and go to, and the retry policy. `live`: answers being read now."""
+    """Source and destination of a download's files, and the retry policy. `live`: responses being read now."""
 
     client: Client
     cache: Cache
@@ -44,7 +44,7 @@ class DownloadSource:
 
 
 def fetch(source: DownloadSource, track: FileTrack) -> None:
-    """Bring one file into the cache, whole and verified. Raises Stopped, Changed, DiskFull, DownloadFailed, ..."""
+    """Fetch one file into the cache, complete and verified. Raises Stopped, Changed, DiskFull, DownloadFailed, ..."""
     if source.stop():
         raise Stopped
     lock = source.cache.lock(source.id, track.file.etag)
@@ -96,7 +96,7 @@ def _bring(source: DownloadSource, track: FileTrack) -> None:
 
 
 def _complete(source: DownloadSource, track: FileTrack, partial: Partial) -> None:
-    """Receive until the file has its length; tries that bring nothing new count as failures, others start afresh."""
+    """Receive until the file is complete; only consecutive attempts without progress count as failures."""
     failures, furthest = 0, partial.done
     while partial.done < track.file.size:
         track.state, track.done = "fetching", partial.done
@@ -124,7 +124,7 @@ def _receive(source: DownloadSource, track: FileTrack, partial: Partial) -> None
         try:
             _check_etag(reply, file)
             if partial.done and reply.status == 200:
-                # The server does not resume: what it sends begins at the beginning.
+                # The server ignored the range: its response starts at the beginning.
                 partial.restart()
             _check_length(reply, file, partial.done)
             _read_into(source, track, partial, reply)
@@ -151,7 +151,7 @@ def _read_into(source: DownloadSource, track: FileTrack, partial: Partial, reply
 def _check_etag(reply: HttpResponse, file: RemoteFile) -> None:
     said = reply.first.get("X-Linked-Etag") or reply.first.get("ETag") or ""
     etag = said.removeprefix("W/").strip('"')
-    # A mirror may name files by another kind of digest, which says nothing about change.
+    # A mirror may use another kind of digest, from which no change can be concluded.
     if DIGEST.fullmatch(etag) and len(etag) == len(file.etag) and etag != file.etag:
         raise Changed(file.path)
 
@@ -161,7 +161,7 @@ def _check_length(reply: HttpResponse, file: RemoteFile, start: int) -> None:
     said = re.fullmatch(CONTENT_RANGE, reply.headers.get("Content-Range", "")) if reply.status == 206 else None
     wrong_place = reply.status == 206 and (said is None or int(said[1]) != start)
     wrong_total = said is not None and said[2] not in ("*", str(file.size))
-    # Compared as text: a server may say what is no number.
+    # Compared as text: the header may not be a number.
     if wrong_place or wrong_total or (length is not None and length.strip() != str(file.size - start)):
         raise Transient(
             DownloadFailed(

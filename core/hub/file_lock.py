@@ -1,7 +1,6 @@
-"""Locks on files, so that two programs do not write the same model file; the system frees one whose holder is killed.
+"""File locks, so that two programs do not write the same model file; the system releases a killed holder's locks.
 
-The lock files are those of huggingface_hub, in the same places and locked by the same library: the two respect each
-other.
+The lock files are huggingface_hub's, with the same paths and the same library, so both programs respect each other's.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ def held(path: Path, stop: Stop, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> BaseFileLock | None:
-    """Take the lock, which holds until `release` or the end of the process; None when another has it. Raises OSError.
+    """Take the lock, held until `release` or the end of the process; None if another program has it. Raises OSError.
 
-    Where a file system knows no locks, the library takes a marker file instead.
+    On file systems without locks, the library falls back to a marker file.
     """
-    # Imported late: it takes 30 ms, and a start of the window locks nothing.
+    # Imported late: it takes 30 ms, and starting the window locks nothing.
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Members of a group may share a cache; whoever releases the lock may be another thread than its taker.
+    # Members of a group may share a cache, and the lock may be released by another thread than its taker.
     lock = FileLock(path, timeout=0, mode=0o664, thread_local=False)
     try:
         lock.acquire()

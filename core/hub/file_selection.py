@@ -1,5 +1,5 @@
-"""Which files of a repository a chat needs, nothing twice: config, tokenizer and one set of safetensors weights, or one
-model in GGUF."""
+"""Selects the files of a repository that a chat needs, without duplicates: config, tokenizer and one set of safetensors
+weights, or one GGUF model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SMALL = re.compile(
 
 
 def needed_files(listing: Listing, index: bytes | None, file: str = "") -> tuple[RemoteFile, ...]:
-    """The files to have, small ones first; `index` is the content of the weights' index, None if there is none; `file`
-    says which of several models in GGUF.
+    """Return the needed files, small ones first. `index`: the content of the weights' index, None if there is none;
+    `file`: selects one of several GGUF models.
 
-    Raises UnsupportedModel when there is no config or there are no safetensors weights, ModelUnreadable when the index
-    names files that are not there, ModelNotFound and BadRequest when it is not clear which file is meant.
+    Raises UnsupportedModel without a config or safetensors weights, ModelUnreadable if the index names missing files,
+    ModelNotFound and BadRequest if `file` matches no model or several.
     """
     if (choice := wanted_gguf(listing, file)) is not None:
         return (*(one for one in listing.files if ABOUT.fullmatch(one.path)), *choice.files)
@@ -41,7 +41,8 @@ def needed_files(listing: Listing, index: bytes | None, file: str = "") -> tuple
 
 
 def shown_files(cache: Cache, listing: Listing, file: str = "") -> tuple[RemoteFile, ...] | None:
-    """The needed files of a listing if the snapshot shows all of them with their sizes, else None. Asks no Hub."""
+    """Return the needed files of a listing if the snapshot has all of them with their sizes, else None. Works
+    offline."""
     index = listing.file(INDEX)
     folder = cache.snapshot(listing.id, listing.revision)
     try:
@@ -67,7 +68,7 @@ def _weights(listing: Listing, index: bytes | None) -> tuple[RemoteFile, ...]:
 
 
 def _shards(listing: Listing, names: frozenset[str]) -> tuple[RemoteFile, ...]:
-    # Only files of the listing are taken: its names are known to be safe, the index's are not.
+    # Only files of the listing are taken: its names were checked, the index's were not.
     found = tuple(file for file in listing.files if file.path in names)
     if missing := names - {file.path for file in found}:
         raise ModelUnreadable(

@@ -1,4 +1,4 @@
-"""Whether a model, here or not, would run on this machine, and how fast: the planner's answer as a record."""
+"""Whether and how fast a local or remote model would run on this machine: the planner's answer as a record."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from core.weights.gguf.header import TensorPlace
 from core.weights.safetensors_header import TensorInfo
 
 ALL = 0.995
-"""What counts as all of the weights: a head beside them may be plain."""
+"""The fraction that counts as all of the weights: an output head may be stored unquantised."""
 Kind = Literal["fits", "cpu_help", "slow", "no"]
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user would like: a weight format, and a context in tokens (None = decide)."""
+    """The user's wishes: a weight format, and a context in tokens (None = decide)."""
 
     format: FormatWish = "auto"
     context: int | None = None
@@ -25,10 +25,11 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Fit:
-    """`stored_bytes` of the weights in the files, `converted_bytes` in memory in the chosen format; `memory` by device.
+    """`stored_bytes`: of the weights in the files; `converted_bytes`: in memory in the chosen format; `memory` by
+    device.
 
-    `tok_s` in decode; `confidence` measured, derived or guess; `context_limit` is the model's own.
-    `stored_as`: how the files have the weights, where they are quantised already; `kept`: all of them stay so.
+    `tok_s`: decode speed; `confidence`: measured, derived or guess; `context_limit`: the model's own. `stored_as`: the
+    name of the files' quantisation, if any; `kept`: all weights stay in it.
     """
 
     kind: Kind
@@ -48,12 +49,12 @@ class Fit:
 
 Tensors = Mapping[str, TensorInfo] | Mapping[str, TensorPlace]
 FitCheck = Callable[[Mapping[str, Any], Tensors, Wishes], Fit]
-"""From config.json's content, or a GGUF file's settings, tensors by name (empty where they are not known) and wishes.
-Raises HeteGenError."""
+"""Called with config.json's content or a GGUF file's settings, tensors by name (empty if not known) and wishes. Raises
+HeteGenError."""
 
 
 def fit(plan: Plan, spec: ModelSpec, stored_bytes: int = 0) -> Fit:
-    """What a plan says to somebody who has to choose a model. `stored_bytes`: of the files' tensors, where known."""
+    """Summarise a plan for choosing a model. `stored_bytes`: of the files' tensors, if known."""
     around = spec.resident_bytes + spec.lookup_bytes + (0 if spec.head_tied else spec.embedding_bytes)
     return Fit(
         kind=_kind(plan),

@@ -1,4 +1,4 @@
-"""Model folders that lie anywhere on this computer and are used in place: a list of their paths in a small file."""
+"""Model folders anywhere on this computer that are used in place: a list of paths in a small file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from core.sentence import sentence
 
 @dataclass(frozen=True)
 class Folders:
-    """The list kept in `file`. Nothing is copied, and nothing is deleted when a folder is taken off the list."""
+    """The list stored in `file`. Nothing is copied, and removing a folder from the list deletes nothing."""
 
     file: Path
 
     def add(self, folder: Path) -> Installed:
-        """Put a folder on the list. Raises ModelUnreadable when it holds no whole safetensors model."""
+        """Add a folder to the list. Raises ModelUnreadable if it holds no complete safetensors model."""
         folder = folder.expanduser().resolve()
         model = describe(folder)
         if model is None or not model.complete:
@@ -35,11 +35,11 @@ class Folders:
         return model
 
     def remove(self, folder: Path) -> None:
-        """Take a folder off the list; its files stay."""
+        """Remove a folder from the list; its files stay."""
         self._write([path for path in self._paths() if path != folder])
 
     def installed(self) -> tuple[Installed, ...]:
-        """The folders that are there now; those on a drive that is away are left out, not forgotten."""
+        """Return the folders that exist now; those on an absent drive are omitted but stay on the list."""
         return tuple(model for path in self._paths() if (model := describe(path)))
 
     def _paths(self) -> list[Path]:
@@ -54,7 +54,7 @@ class Folders:
 
 
 def describe(folder: Path) -> Installed | None:
-    """A folder as a model; None if it is none."""
+    """Describe a folder as a model; None if it is not one."""
     weights = [path for path in folder.glob("*.safetensors") if path.is_file()]
     if not weights or not (folder / CONFIG).is_file():
         return None

@@ -1,4 +1,4 @@
-"""The models in GGUF of a repository: each one file, or several parts; which is meant, and which is the best here."""
+"""The GGUF models of a repository, each in one or several files: matching a name, and recommending the best one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from core.weights.gguf.names import is_model, kind_of, split_names
 
 FLOATS = ("BF16", "F16", "FP16", "F32", "FP32")
 SAID = 6
-"""Choices that a sentence names."""
+"""Maximum number of choices that a message names."""
 
 
 @dataclass(frozen=True)
 class GgufChoice:
-    """One model in GGUF: its first file's `path`, its `kind` (Q4_K_M; "" = not said), and all files that it needs."""
+    """One GGUF model: its first file's `path`, its `kind` (Q4_K_M; "" = not stated), and all files that it needs."""
 
     path: str
     kind: str
@@ -35,18 +35,18 @@ class GgufChoice:
 
     @property
     def label(self) -> str:
-        """How a user tells it from the others."""
+        """The label that distinguishes it from the others."""
         return self.kind or PurePosixPath(self.path).name
 
     def is_meant(self, file: str) -> bool:
-        """Whether `file` is its path, one of its parts, its file's name or its kind, in any case."""
+        """Return whether `file` is its path, one of its parts, its file's name or its kind, ignoring case."""
         names = {name for part in self.files for name in (part.path, PurePosixPath(part.path).name)}
         return file.lower() in {self.kind.lower(), *(name.lower() for name in names)} - {""}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A choice, what its header says, and how it would run here, or why that is not known."""
+    """A choice with its header's content, and how it would run here, or why that is not known."""
 
     choice: GgufChoice
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -56,13 +56,13 @@ class Judged:
 
 
 def gguf_choices(listing: Listing) -> tuple[GgufChoice, ...]:
-    """The models of a repository that are whole there, smallest first."""
+    """Return the complete models of a repository, smallest first."""
     files = {file.path: file for file in listing.files if is_model(file.path)}
     found: list[GgufChoice] = []
     for path in files:
         try:
             names = split_names(path)
-        except HeteGenError:  # a name that no part can have: not a model of ours
+        except HeteGenError:  # an invalid part number: not a model
             continue
         if path == names[0] and files.keys() >= set(names):
             found.append(GgufChoice(path, kind_of(path), tuple(files[name] for name in names)))
@@ -70,14 +70,14 @@ def gguf_choices(listing: Listing) -> tuple[GgufChoice, ...]:
 
 
 def gguf_only(listing: Listing) -> bool:
-    """Whether a repository holds models in GGUF and no other weights that are read here."""
+    """Return whether a repository holds GGUF models and no safetensors weights."""
     return not any(file.path.endswith(".safetensors") for file in listing.files) and bool(gguf_choices(listing))
 
 
 def wanted_gguf(listing: Listing, file: str) -> GgufChoice | None:
-    """The choice that is meant by `file`, or the only one there is; None where the repository's safetensors are meant.
+    """Return the choice that `file` names, or the only one; None if the repository's safetensors are meant.
 
-    Raises ModelNotFound where there is none of this name, BadRequest where several could be meant.
+    Raises ModelNotFound if no choice has this name, BadRequest if several match.
     """
     if not file and not gguf_only(listing):
         return None
@@ -97,7 +97,7 @@ def wanted_gguf(listing: Listing, file: str) -> GgufChoice | None:
 
 
 def best_choice(judged: Sequence[Judged]) -> Judged | None:
-    """The one to recommend: of the quantised ones that run well the largest, else the one that runs fastest."""
+    """Return the choice to recommend: the largest quantised one that runs well, else the fastest."""
     runs = [one for one in judged if one.fit is not None and one.fit.kind != "no"]
     exact = [one for one in runs if one.choice.kind not in FLOATS] or runs
     well = [one for one in exact if one.fit and one.fit.kind != "slow" and one.fit.tok_s.low >= COMFORTABLE_TOK_S]

@@ -1,4 +1,4 @@
-"""What models in GGUF on the Hub are, without their weights: their headers, by range requests."""
+"""Reads the headers of GGUF models on the Hub by range requests, without their weights."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from core.weights.gguf.parts import merged
 
 FIRST_BYTES, GROWTH, MOST_BYTES = 1 << 20, 4, 256 << 20
 BEFORE_VOCABULARY, SHARED, MARGIN = 64 << 10, 4096, 16 << 10
-"""Bytes asked for of the second and later files of a model: what lies before the vocabulary, what both must have in
-common where it ends, and by how much the rest may be longer."""
+"""Bytes to request of a model's further files: the part before the vocabulary, the overlap that must match at its end,
+and the allowance for a longer rest."""
 VOCABULARY, ANY_TOKENIZER = b"tokenizer.ggml.tokens", b"tokenizer."
 
 
 @dataclass(frozen=True)
 class GgufDescription:
-    """A model's settings without its vocabulary, and its tensors by their names."""
+    """A model's settings without its vocabulary, and its tensors by name."""
 
     settings: Mapping[str, Any]
     tensors: Mapping[str, TensorPlace]
 
 
 class HeaderReader:
-    """Reads the headers of one repository's files. The vocabulary, most of a header, is asked for once: the other
-    files of a model have the same, which is made sure of where it ends."""
+    """Reads the headers of one repository's files. The vocabulary, most of a header, is fetched once: the other files
+    of a model have the same one, which is verified at its end."""
 
     def __init__(self, client: Client, listing: Listing, stop: Stop = never) -> None:
         self._client, self._listing, self._stop = client, listing, stop
         self._like = b""
 
     def read(self, choice: GgufChoice) -> GgufDescription:
-        """The description of one choice, all its parts together. Raises Stopped, HeteGenError."""
+        """Return the description of one choice, its parts merged. Raises Stopped, HeteGenError."""
         headers = [self._header(file) for file in choice.files]
         where = merged(headers, [file.path for file in choice.files])
         return GgufDescription(
@@ -63,7 +63,8 @@ class HeaderReader:
             return header
 
     def _after_shared_vocabulary(self, file: RemoteFile) -> bytes:
-        """The beginning of a file with the vocabulary of the file before; b"" where theirs differ."""
+        """Return the beginning of a file with the previous file's vocabulary filled in; what was read if they
+        differ."""
         like, begin = self._like, self._bytes(file, 0, BEFORE_VOCABULARY)
         here, there, end = begin.find(VOCABULARY), like.find(VOCABULARY), like.rfind(ANY_TOKENIZER)
         if here < 0 or end - there < len(begin):
@@ -85,7 +86,7 @@ class HeaderReader:
 def judge(
     client: Client, listing: Listing, check_fit: FitCheck, wishes: Wishes, stop: Stop = never
 ) -> Iterator[Judged]:
-    """Every choice of a repository with its verdict, smallest first. Raises Stopped, NetworkError."""
+    """Yield every choice of a repository with its verdict, smallest first. Raises Stopped, NetworkError."""
     reader = HeaderReader(client, listing, stop)
     for choice in gguf_choices(listing):
         try:
@@ -99,7 +100,7 @@ def judge(
 
 
 def with_verdict(judged: Judged, check_fit: FitCheck, wishes: Wishes) -> Judged:
-    """The same choice judged by other wishes."""
+    """Return the choice judged with these wishes."""
     if not judged.settings:
         return judged
     try:
@@ -109,7 +110,7 @@ def with_verdict(judged: Judged, check_fit: FitCheck, wishes: Wishes) -> Judged:
 
 
 def without_vocabulary(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a file's settings describes the model and not its texts."""
+    """Return a file's settings without the lists of its tokenizer."""
     return {
         name: value for name, value in settings.items()
         if not (name.startswith("tokenizer.") and isinstance(value, list))

@@ -1,4 +1,4 @@
-"""What the Hub's refusals and a broken line mean, in words: statuses, error headers, exceptions of the network."""
+"""Translates the Hub's refusals and network failures into errors: statuses, error headers, exceptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECK_CONNECTION = sentence("Check the connection, then try again.")
 
 
 def refusal(status: int, headers: Message, endpoint: str, subject: str, *, has_token: bool) -> HeteGenError:
-    """The error for a status that is not 2xx. `subject` is the model's id, or "" for a search."""
+    """Return the error for a status that is not 2xx. `subject` is the model's id, or "" for a search."""
     code = headers.get("X-Error-Code", "")
     host = urlsplit(endpoint).netloc
     if code == "GatedRepo" or (status == 403 and not code):
@@ -89,7 +89,7 @@ def _missing(code: str, host: str, subject: str) -> ModelNotFound:
 
 
 def retry_after(headers: Message) -> float | None:
-    """Seconds that the server asks to wait: Retry-After, else the Hub's RateLimit; None = not said."""
+    """Return the seconds that the server asks to wait: Retry-After, else the Hub's RateLimit; None = not stated."""
     said = headers.get("Retry-After", "").strip()
     if said.isdigit():
         return float(said)
@@ -103,7 +103,7 @@ def retry_after(headers: Message) -> float | None:
 
 
 def broken_line(error: Exception, url: str) -> Transient | NetworkError:
-    """What an exception of the network means. A certificate that is not trusted will not be so on a second try."""
+    """Return the error for a network exception. An untrusted certificate is not transient."""
     host = urlsplit(url).netloc
     if isinstance(error, ssl.SSLCertVerificationError):
         return NetworkError(

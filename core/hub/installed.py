@@ -1,6 +1,6 @@
-"""The models on this disk: listing them, finding one by name, checking them.
+"""The local models: listing them, finding one by name, verifying their files.
 
-A model that is only partly here is listed as such and never found: what is shown as whole has all its files.
+Incomplete models are listed as such but never found by name: a model that is found has all its files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PATH_LIKE = re.compile(r"[.~/\\]|[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class Installed:
-    """A model on this disk at one commit. Of one in GGUF `id` names the file, too, and `path` is that file's; any other
-    `path` is a folder. `bytes` are here of `total` in all; `last_used` in seconds since the epoch, None = never."""
+    """A local model at one commit. For a GGUF model, `id` includes the file name and `path` is the file's; otherwise
+    `path` is a folder. `bytes` of `total` are here; `last_used` in seconds since the epoch, None = never."""
 
     id: str
     revision: str
@@ -43,7 +43,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Verification:
-    """What checking a model's files found, by file name. `unknown` files have no checksum to compare with."""
+    """The result of verifying a model's files, by file name. `unknown` files have no checksum to compare with."""
 
     checked_bytes: int
     bad: tuple[str, ...]
@@ -52,19 +52,19 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every file is there and as it should be."""
+        """Whether every file is present and correct."""
         return not self.bad and not self.missing
 
 
 def default_cache() -> Cache:
-    """The cache that the environment's variables name."""
+    """Return the cache that the environment variables name."""
     settings = hub_environment(os.environ)
     return Cache(settings.cache, settings.symlinks)
 
 
 def resolve_model(text: str, cache: Cache | None = None) -> Path:
-    """The folder or GGUF file of a model: a path, or a Hub id (ID, ID@REVISION, ID:FILE.gguf, ID:Q4_K_M) that is wholly
-    here. Raises ModelNotFound, BadRequest."""
+    """Return the folder or GGUF file of a model: a path, or a Hub id (ID, ID@REVISION, ID:FILE.gguf, ID:Q4_K_M) that is
+    complete here. Raises ModelNotFound, BadRequest."""
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -77,7 +77,7 @@ def resolve_model(text: str, cache: Cache | None = None) -> Path:
 
 
 def find_installed(text: str, cache: Cache) -> Installed:
-    """The model of this name that is wholly here. Raises ModelNotFound, BadRequest."""
+    """Return the complete local model of this name. Raises ModelNotFound, BadRequest."""
     reference = parse_reference(text)
     here = candidates(cache, reference)
     whole = [model for model in here if model.complete]
@@ -96,14 +96,14 @@ def find_installed(text: str, cache: Cache) -> Installed:
 
 
 def installed(cache: Cache) -> tuple[Installed, ...]:
-    """All models of the cache that have, or will have, weights in safetensors or GGUF; by name."""
+    """Return all models of the cache with safetensors or GGUF weights, downloaded or begun, by name."""
     folders = sorted(cache.root.glob(PREFIX + "*")) if cache.root.is_dir() else []
     ids = [folder.name.removeprefix(PREFIX).replace("--", "/") for folder in folders if folder.is_dir()]
     return tuple(model for id in ids for model in revisions(cache, id))
 
 
 def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:
-    """The commits of one repository's models that are here, whole ones first, then those that main stood for."""
+    """Return the local commits of one repository's models, complete ones first, then main's."""
     commits = [folder.name for folder in _folders(cache.repo(id) / "snapshots")]
     found = [model for commit in commits for model in _snapshot(cache, id, commit)]
     found += _started(cache, id, set(commits))
@@ -112,7 +112,7 @@ def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:
 
 
 def candidates(cache: Cache, reference: Reference) -> tuple[Installed, ...]:
-    """What may be meant by a name; of a repository with safetensors these, where no file is named."""
+    """Return what a name may refer to; a repository's safetensors come first if no file is named."""
     here = revisions(cache, reference.id)
     if reference.revision != "main":
         commit = cache.read_ref(reference.id, reference.revision)
@@ -127,7 +127,7 @@ def verify(
     """Read all files of a model (ID, or ID:FILE.gguf) and compare their checksums; the next `download` fetches wrong
     ones again.
 
-    `advance` hears of the bytes read. Raises Stopped.
+    `advance` is called with the number of bytes read. Raises Stopped.
     """
     files, unknown = _checkable(cache, id, commit)
     id = id.partition(":")[0]
@@ -151,7 +151,7 @@ def _is_meant(model: Installed, file: str) -> bool:
 
 
 def _snapshot(cache: Cache, id: str, commit: str) -> list[Installed]:
-    """The models of a commit that is shown to programs."""
+    """Return the models of a published commit."""
     folder = cache.snapshot(id, commit)
     listing = cache.read_listing(id, commit)
     if listing is None:
@@ -164,7 +164,7 @@ def _snapshot(cache: Cache, id: str, commit: str) -> list[Installed]:
 
 
 def _started(cache: Cache, id: str, shown: set[str]) -> list[Installed]:
-    """The newest download that was begun and shows nothing yet."""
+    """Return the models of the newest download that has been started and published nothing yet."""
     kept = sorted((cache.own(id) / "listings").glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not kept or kept[-1].stem in shown:
         return []
@@ -175,7 +175,7 @@ def _started(cache: Cache, id: str, shown: set[str]) -> list[Installed]:
 
 
 def _ggufs(cache: Cache, listing: Listing) -> list[Installed]:
-    """The models in GGUF of a listing of which anything is here."""
+    """Return the GGUF models of a listing of which any byte is here."""
     id, commit, used = listing.id, listing.revision, cache.last_used(listing.id)
     folder, found = cache.snapshot(id, commit), []
     for choice in gguf_choices(listing):
@@ -203,7 +203,7 @@ def _counted(cache: Cache, listing: Listing, *, complete: bool) -> list[Installe
 
 
 def _unlisted(cache: Cache, id: str, commit: str) -> list[Installed]:
-    """A snapshot by another program, of which no list of files is known: its own index and headers must do."""
+    """Describe a snapshot of another program, without a listing, by its own index and headers."""
     folder = cache.snapshot(id, commit)
     weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     if not weights or not (folder / CONFIG).is_file():
@@ -224,7 +224,7 @@ def _unlisted_ggufs(cache: Cache, id: str, folder: Path) -> list[Installed]:
 
 
 def _missing_shards(folder: Path) -> int:
-    """How many of the files that an index names are not here; their sizes are in no file, but alike."""
+    """Return the number of files named by an index that are missing; their sizes are unknown but similar."""
     try:
         names = shard_names((folder / INDEX).read_bytes(), folder.name)
     except (HeteGenError, OSError):
@@ -233,7 +233,7 @@ def _missing_shards(folder: Path) -> int:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all weights of a folder are there to their last byte, and no file of it is a link to nothing."""
+    """Return whether all weights of a folder are complete, and no file is a dangling link."""
     try:
         for file in weight_files(folder):
             read_header(file)
@@ -243,7 +243,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _checkable(cache: Cache, id: str, commit: str) -> tuple[list[RemoteFile], list[str]]:
-    """Files with known checksums: the listing's, else those whose blobs are named by them; and the names of others."""
+    """Return the files with known checksums, from the listing or from the names of their blobs, and the other names."""
     id, _, wanted = id.partition(":")
     folder = cache.snapshot(id, commit)
     if listing := cache.read_listing(id, commit):

@@ -1,4 +1,4 @@
-"""What the Hub knows of models: search results, one repository's facts, its files at a commit, its card."""
+"""What the Hub states about models: search results, a repository's facts, its files at a commit, its model card."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*\n", re.DOTALL)
 CARD_BYTES = 1 << 18
 GGUF = ""
-"""The stored type of parameters in GGUF files, which come in several."""
+"""The dtype of parameters in GGUF files, of which a repository may have several."""
 MAX_PAGES = 200
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository's id, the branch, tag or commit wanted, and of a repository of GGUF files the one that is meant: its
-    path or kind, "" = not said."""
+    """A repository's id, the wanted branch, tag or commit, and for a repository of GGUF files the wanted file: its path
+    or kind, "" = not stated."""
 
     id: str
     revision: str = "main"
@@ -53,14 +53,14 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """How a user writes it, whatever the revision."""
+        """The reference as a user writes it, without the revision."""
         return f"{self.id}:{self.file}" if self.file else self.id
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The Hub's facts about one model. `parameters` by stored type, "" for a type that the files differ in; 0, "" and
-    empty = not said."""
+    """The Hub's facts about one model. `parameters` by dtype, "" for GGUF files, which differ; 0, "" and empty = not
+    stated."""
 
     id: str
     revision: str = ""
@@ -76,23 +76,23 @@ class ModelInfo:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of all types together; 0 where the Hub does not say."""
+        """Number of parameters of all dtypes; 0 if the Hub does not state it."""
         return sum(count for _, count in self.parameters)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as stored; 0 where files of different sizes are to be chosen from."""
+        """Bytes of the weights as stored; 0 if the repository offers files of different sizes."""
         return sum(count * ITEM_BITS.get(dtype, 16) // 8 for dtype, count in self.parameters if dtype != GGUF)
 
     @property
     def gguf_only(self) -> bool:
-        """Whether there are GGUF files and no safetensors, as far as the tags say."""
+        """Whether there are GGUF files and no safetensors, according to the tags."""
         return "gguf" in self.tags and "safetensors" not in self.tags
 
 
 @dataclass(frozen=True)
 class Page:
-    """Search results; `following` is the next page's address, "" = the last."""
+    """Search results; `following` is the next page's address, "" = last page."""
 
     models: tuple[ModelInfo, ...]
     following: str
@@ -100,7 +100,7 @@ class Page:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository at a commit. `sha256` is "" for small files kept in git itself, named by `git_sha1`."""
+    """One file of a repository at a commit. `sha256` is "" for small files stored in git, identified by `git_sha1`."""
 
     path: str
     size: int
@@ -109,7 +109,7 @@ class RemoteFile:
 
     @property
     def etag(self) -> str:
-        """The name of its blob in the cache, and the checksum of its content."""
+        """The name of its blob in the cache, which is the checksum of its content."""
         return self.sha256 or self.git_sha1
 
 
@@ -122,12 +122,12 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def file(self, path: str) -> RemoteFile | None:
-        """The file at a path; None where there is none."""
+        """Return the file at a path; None if there is none."""
         return next((file for file in self.files if file.path == path), None)
 
 
 def parse_reference(text: str) -> Reference:
-    """Read "org/name", "org/name@revision", either with ":FILE" behind it, or an address of the model's page or file.
+    """Parse "org/name" or "org/name@revision", either followed by ":FILE", or the address of the model's page or file.
 
     Raises BadRequest.
     """
@@ -159,8 +159,8 @@ def _checked(text: str, found: Reference) -> Reference:
 
 
 def search(client: Client, text: str, sort: Sort = "trendingScore", limit: int = 30, stop: Stop = never) -> Page:
-    """Text-generation models in safetensors or GGUF whose name or tags match; the first page of them."""
-    # The Hub's filters are all to be met, so that those who have one of two tags are picked out here.
+    """Return the first page of text-generation models in safetensors or GGUF whose name or tags match."""
+    # The Hub combines tag filters by AND; models with either tag are therefore selected here.
     parameters: dict[str, str | list[str]] = {
         "pipeline_tag": "text-generation",
         "sort": sort,
@@ -174,7 +174,7 @@ def search(client: Client, text: str, sort: Sort = "trendingScore", limit: int =
 
 
 def next_page(client: Client, address: str, stop: Stop = never) -> Page:
-    """The page of search results at an address that a page before gave."""
+    """Return the search results at the `following` address of a previous page."""
     found, following = client.get_json(address, "", stop)
     if not isinstance(found, list):
         raise _not_understood(client)
@@ -183,7 +183,7 @@ def next_page(client: Client, address: str, stop: Stop = never) -> Page:
 
 
 def model_info(client: Client, reference: Reference, stop: Stop = never) -> ModelInfo:
-    """Facts of one model, with the commit that its revision stands for. Raises ModelNotFound, AccessDenied, ..."""
+    """Return facts of one model, with the commit of its revision. Raises ModelNotFound, AccessDenied, ..."""
     address = client.url(f"api/models/{reference.id}/revision/{quote(reference.revision, safe='')}")
     found, _ = client.get_json(address, reference.id, stop)
     if not isinstance(found, dict) or not COMMIT.fullmatch(str(found.get("sha", ""))):
@@ -192,7 +192,7 @@ def model_info(client: Client, reference: Reference, stop: Stop = never) -> Mode
 
 
 def list_files(client: Client, id: str, commit: str, stop: Stop = never) -> Listing:
-    """All files at a commit, page by page. Raises DownloadFailed when a name leads out of the model's folder."""
+    """Return all files at a commit, page by page. Raises DownloadFailed if a path leads out of the model's folder."""
     address = client.url(f"api/models/{id}/tree/{commit}", {"recursive": "true", "expand": "false"})
     files: list[RemoteFile] = []
     for _ in range(MAX_PAGES):
@@ -206,23 +206,23 @@ def list_files(client: Client, id: str, commit: str, stop: Stop = never) -> List
 
 
 def read_card(client: Client, id: str, commit: str) -> str:
-    """The model card's markdown without its YAML head."""
+    """Return the model card's markdown without its YAML header."""
     text = client.get_bytes(file_address(client, id, commit, "README.md"), id, size=CARD_BYTES)
     return without_head(text.decode("utf-8", errors="replace"))
 
 
 def file_address(client: Client, id: str, commit: str, path: str) -> str:
-    """Where a file's bytes are asked for."""
+    """Return the address of a file's content."""
     return client.url(f"{id}/resolve/{commit}/{quote(path)}")
 
 
 def without_head(card: str) -> str:
-    """A model card without the YAML between its first two lines of dashes."""
+    """Remove the YAML header between the first two lines of dashes from a model card."""
     return FRONT_MATTER.sub("", card.replace("\r\n", "\n"), count=1).strip()
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a repository's file name stays inside the folder it is written to, on every system."""
+    """Return whether a repository's file path stays inside its destination folder on every system."""
     parts = PurePosixPath(path).parts
     plain = bool(parts) and path == "/".join(parts) and not path.startswith("/")
     return plain and not any(part in ("..", ".") or re.search(r'[\\:\x00-\x1f"<>|?*]', part) for part in parts)

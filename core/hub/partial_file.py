@@ -1,6 +1,6 @@
-"""A file on its way: the bytes so far and their checksum, and what the disk's errors mean.
+"""An unfinished file with its running checksum, and the meaning of disk errors.
 
-The unfinished file only grows, so its length is all there is to remember: it survives a kill at any moment.
+The file only grows, so its length is the whole state: it survives a kill at any moment.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def checksum(file: RemoteFile) -> _Hash:
-    """A fresh hash of the kind that names the file: SHA-256, or git's SHA-1 with its head for small ones."""
+    """Return a new hash of the kind that identifies the file: SHA-256, or git's SHA-1 with its header for small
+    files."""
     if file.sha256:
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
 
 def hash_file(path: Path, file: RemoteFile, stop: Stop, advance: Callable[[int], None]) -> str:
-    """The checksum of a file on disk; `advance` hears of the bytes read. Raises Stopped, OSError."""
+    """Return the checksum of a file on disk; `advance` is called with the bytes read. Raises Stopped, OSError."""
     running = checksum(file)
     for block in _blocks(path, stop):
         running.update(block)
@@ -53,7 +54,7 @@ def _blocks(path: Path, stop: Stop) -> Iterator[memoryview]:
 
 
 def disk_error(error: OSError, root: Path) -> HeteGenError:
-    """What an error of the disk means while a model is written under `root`."""
+    """Return the error for a disk failure while a model is written under `root`."""
     if error.errno in FULL:
         return DiskFull(
             sentence("The disk with {} is full.", root),
@@ -84,7 +85,7 @@ class Partial:
         self._opened.close()
 
     def rebuild(self, stop: Stop, advance: Callable[[int], None]) -> None:
-        """Take up what an earlier run left. Raises Stopped, OSError."""
+        """Hash what an earlier run left, to continue it. Raises Stopped, OSError."""
         if self._path.stat().st_size > self._file.size:
             self.restart()
         for block in _blocks(self._path, stop):
@@ -93,13 +94,13 @@ class Partial:
             advance(len(block))
 
     def restart(self) -> None:
-        """Forget all bytes."""
+        """Discard all bytes."""
         self._opened.truncate(0)
         self._hash = checksum(self._file)
         self.done = 0
 
     def append(self, block: bytes) -> None:
-        """Write and count what really reached the disk. Raises OSError, with the bytes before it kept."""
+        """Write a block and count what reached the file. Raises OSError; bytes written before it are kept."""
         view = memoryview(block)
         while view:
             written = self._opened.write(view) or 0
@@ -108,11 +109,11 @@ class Partial:
             view = view[written:]
 
     def is_right(self) -> bool:
-        """Whether the checksum of what was written is the file's."""
+        """Return whether the checksum of what was written is the file's."""
         return self._hash.hexdigest() == self._file.etag
 
     def finish(self, blob: Path) -> None:
-        """Give the whole file its name. The bytes reach the disk first: the name promises that they are right."""
+        """Rename the complete file. Its bytes are flushed first, because the name asserts that they are right."""
         os.fsync(self._opened.fileno())
         self._opened.close()
         move_over(self._path, blob)

@@ -1,4 +1,4 @@
-"""How far a download is: frozen records for whoever watches, made from counters that the fetching threads move."""
+"""Download progress: frozen records for observers, computed from counters that the fetching threads update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE_WINDOW_S = 5.0
 
 @dataclass(frozen=True)
 class FileProgress:
-    """One file: bytes here of bytes in all."""
+    """One file: `done` of `size` bytes."""
 
     path: str
     done: int
@@ -30,8 +30,8 @@ class FileProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """A download. `done` counts all bytes here, `fetched` those of this run; `rate` in bytes/s and `eta_s` None = not
-    known; `note` is a sentence about what is being waited for, or ""."""
+    """A download. `done` counts all bytes here, `fetched` those of this run; `rate` in bytes/s and `eta_s` are None if
+    not known; `note` is a sentence about what is being waited for, or ""."""
 
     id: str
     revision: str = ""
@@ -49,12 +49,12 @@ Report = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """The report that nobody reads."""
+    """Ignore progress."""
 
 
 @dataclass
 class FileTrack:
-    """One file's counters. Written by the thread that fetches it, read by the one that reports."""
+    """One file's counters. Written by the fetching thread, read by the reporting one."""
 
     file: RemoteFile
     done: int = 0
@@ -66,7 +66,7 @@ class FileTrack:
 
 
 class DownloadState:
-    """All tracks of one run, and its rate over the last seconds."""
+    """All files of one run, and its rate over the last seconds."""
 
     def __init__(self, id: str, revision: str, tracks: Sequence[FileTrack]) -> None:
         self.id = id
@@ -81,12 +81,12 @@ class DownloadState:
 
     @property
     def done(self) -> int:
-        """Bytes that are there, whenever they came."""
+        """Bytes present, whenever they were fetched."""
         return sum(track.done for track in self.tracks)
 
     @property
     def fetched(self) -> int:
-        """Bytes that came over the network in this run."""
+        """Bytes fetched over the network in this run."""
         return sum(track.fetched for track in self.tracks)
 
     @property
@@ -95,7 +95,7 @@ class DownloadState:
         return sum(track.resumed for track in self.tracks)
 
     def progress(self) -> Progress:
-        """A record of how far it is, with the rate in bytes per second and the seconds left."""
+        """Return the current progress, with the rate in bytes per second and the seconds left."""
         rate, done, total = self._rate(), self.done, self.total
         return Progress(
             self.id, self.revision, self._phase(), done, total, self.fetched, rate,
@@ -122,7 +122,7 @@ class DownloadState:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people, no finer than an estimate is: '45 s', '12 min', '2 h 5 min'."""
+    """Format a duration with the precision of an estimate: '45 s', '12 min', '2 h 5 min'."""
     whole = max(1, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Opening a connection: straight, or through the proxy that the system or the environment names."""
+"""Opens connections, directly or through the proxy of the system or the environment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 def connect(
     target: SplitResult, proxy: str, timeout_s: float, context: ssl.SSLContext | None
 ) -> http.client.HTTPConnection:
-    """A connection, opened by its first request, to `target`. `proxy` is an address or "". Raises NetworkError."""
+    """Return a connection to `target`, opened by its first request. `proxy` is an address or "". Raises
+    NetworkError."""
     host, port = target.hostname or "", target.port or DEFAULT_PORTS[target.scheme]
     if not proxy:
         return _to(target.scheme, host, port, timeout_s, context)
     via, via_port = _proxy(proxy)
-    # A plain http request through a proxy names the whole address; an https one goes through a tunnel.
+    # A plain http request names the whole address to the proxy; https uses a tunnel.
     connection = _to(target.scheme, via.hostname or "", via_port, timeout_s, context)
     if target.scheme == "https":
         connection.set_tunnel(host, port, headers=credentials(proxy))
@@ -30,12 +31,12 @@ def connect(
 
 
 def chosen_proxy(scheme: str, found: Mapping[str, str]) -> str:
-    """The proxy for addresses of a scheme among those that the system names, one for all of them included."""
+    """Return the system's proxy for a scheme, or its proxy for all schemes."""
     return found.get(scheme) or found.get("all", "")
 
 
 def _proxy(text: str) -> tuple[SplitResult, int]:
-    """A proxy's address and port. Raises NetworkError."""
+    """Return a proxy's address and port. Raises NetworkError."""
     try:
         via = urlsplit(text if "://" in text else f"http://{text}")
         port = via.port
@@ -51,7 +52,7 @@ def _no_proxy(name: str, why: str) -> NetworkError:
 
 
 def credentials(proxy: str) -> dict[str, str]:
-    """The Proxy-Authorization header for the name and password in a proxy's address, if it has any."""
+    """Return the Proxy-Authorization header for the name and password in a proxy's address, if any."""
     via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if not via.username:
         return {}

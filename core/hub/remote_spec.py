@@ -1,4 +1,4 @@
-"""What a model on the Hub is, without its weights: its config and the headers of its files, by range requests."""
+"""Describes a model on the Hub without its weights: its config and the headers of its files, by range requests."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from core.weights.gguf.parts import is_gguf_file, open_parts
 from core.weights.safetensors_header import LENGTH_BYTES, TensorInfo, header_length, parse_header, read_header
 from core.weights.weight_files import INDEX, weight_files
 
-# The header of a shard of a dense model is 10-100 kB: one request reads it whole.
+# The header of a dense model's shard has 10-100 kB: one request reads it whole.
 FIRST_BYTES = 256 << 10
 THREADS = 6
 
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model that is not here: facts, config.json's content or a GGUF file's settings, tensors by name, and the files
-    that a download brings."""
+    """A remote model: facts, config.json's content or a GGUF file's settings, tensors by name, and the files of a
+    download."""
 
     info: ModelInfo
     config: Mapping[str, Any]
@@ -40,7 +40,7 @@ class RemoteModel:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of all files that are needed."""
+        """Bytes of all needed files."""
         return sum(file.size for file in self.files)
 
     @property
@@ -50,18 +50,18 @@ class RemoteModel:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors together."""
+        """Number of elements of all tensors."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
 
 def read_remote(client: Client, reference: Reference, stop: Stop = never) -> RemoteModel:
-    """Read what a model is; at most two requests per weight file. Raises Stopped and what the Hub's errors mean."""
+    """Describe a model with at most two requests per safetensors file. Raises Stopped and the Hub's errors."""
     info = model_info(client, reference, stop)
     return read_listed(client, info, list_files(client, reference.id, info.revision, stop), reference.file, stop)
 
 
 def read_listed(client: Client, info: ModelInfo, listing: Listing, file: str = "", stop: Stop = never) -> RemoteModel:
-    """The same of a repository whose files are known."""
+    """Describe a model of a repository whose files are known."""
     if (choice := wanted_gguf(listing, file)) is not None:
         found = HeaderReader(client, listing, stop).read(choice)
         return RemoteModel(info, found.settings, found.tensors, needed_files(listing, None, choice.path))
@@ -81,12 +81,12 @@ def read_listed(client: Client, info: ModelInfo, listing: Listing, file: str = "
 
 
 def read_config(client: Client, id: str) -> Mapping[str, Any]:
-    """The content of config.json alone, of a model's newest version, in one request."""
+    """Return the content of config.json of a model's newest version, in one request."""
     return _parsed(client.get_bytes(file_address(client, id, "main", CONFIG), id), id)
 
 
 def read_local(folder: Path) -> tuple[Mapping[str, Any], Tensors]:
-    """The same of a model on this disk, a folder or a GGUF file. Raises ModelUnreadable."""
+    """Return config and tensors of a local model, a folder or a GGUF file. Raises ModelUnreadable."""
     if is_gguf_file(folder):
         parts = open_parts(folder)
         return without_vocabulary(parts.settings), {name: place for name, (_, place) in parts.where.items()}

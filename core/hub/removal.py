@@ -1,4 +1,4 @@
-"""Deleting models and unfinished downloads, with the bytes that are really freed."""
+"""Deletes models and unfinished downloads, and returns the bytes that are actually freed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.weights.gguf.names import split_names
 
 
 def remove(cache: Cache, id: str) -> int:
-    """Delete a model, all its commits and its unfinished files; of ID:FILE.gguf only what belongs to that file.
+    """Delete a model, all its commits and unfinished files; for ID:FILE.gguf only what belongs to that file.
 
     Returns the bytes freed. Raises ModelNotFound, BadRequest.
     """
@@ -50,8 +50,8 @@ def _delete(folder: Path) -> None:
 
 
 def discard(cache: Cache, id: str) -> int:
-    """Delete what a download that will not be finished left; whole versions of the model stay. Returns bytes freed.
-    Raises BadRequest."""
+    """Delete the files of an abandoned download; complete versions of the model stay. Returns the bytes freed. Raises
+    BadRequest."""
     if ":" in id:
         return remove_gguf(cache, id)
     repo = cache.repo(id)
@@ -71,7 +71,7 @@ def discard(cache: Cache, id: str) -> int:
 
 
 def remove_gguf(cache: Cache, name: str) -> int:
-    """Delete one model in GGUF, whole or begun, of all commits; returns the bytes freed. Raises ModelNotFound, ..."""
+    """Delete one GGUF model, complete or not, of all commits; return the bytes freed. Raises ModelNotFound, ..."""
     id, _, file = name.partition(":")
     repo, names = cache.repo(id), split_names(file)
     here = [model.id for model in revisions(cache, id)]
@@ -93,13 +93,13 @@ def remove_gguf(cache: Cache, name: str) -> int:
 
 
 def _places(repo: Path, names: Sequence[str]) -> list[Path]:
-    """Where the snapshots show these files."""
+    """Return the snapshots' entries of these files."""
     folders = (repo / "snapshots").glob("*")
     return [folder / name for folder in folders for name in names if os.path.lexists(folder / name)]
 
 
 def _blobs(cache: Cache, id: str, names: Sequence[str]) -> set[Path]:
-    """Where the contents of these files lie or are on their way, by every listing that was kept."""
+    """Return the complete and unfinished contents of these files, according to every stored listing."""
     commits = [path.stem for path in (cache.own(id) / "listings").glob("*.json")]
     listings = [listing for commit in commits if (listing := cache.read_listing(id, commit))]
     etags = {file.etag for listing in listings for file in listing.files if file.path in names}
@@ -107,7 +107,7 @@ def _blobs(cache: Cache, id: str, names: Sequence[str]) -> set[Path]:
 
 
 def drop_partials(cache: Cache, id: str, kept: Collection[str] = ()) -> int:
-    """Remove unfinished files that no program is working on, but those `kept`, by etag; returns the bytes freed."""
+    """Delete unfinished files that no program is writing, except those `kept`, by etag; return the bytes freed."""
     freed = 0
     for etag, path in cache.partials(id).items():
         lock = None if etag in kept else try_lock(cache.lock(id, etag))
@@ -121,7 +121,7 @@ def drop_partials(cache: Cache, id: str, kept: Collection[str] = ()) -> int:
 
 @contextmanager
 def _told(id: str) -> Iterator[None]:
-    """Windows removes no file that a program has open. Raises BadRequest."""
+    """Context: convert OSError to BadRequest. Windows does not delete files that a program has open."""
     try:
         yield
     except OSError as error:
@@ -141,7 +141,7 @@ def _check_idle(cache: Cache, id: str) -> None:
 
 
 def own_bytes(repo: Path) -> int:
-    """Bytes that deleting the folder frees: every file once, and none that has another name elsewhere."""
+    """Return the bytes that deleting the folder frees: each file once, and none that is hard-linked elsewhere."""
     sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
     for path in _files(repo):
         status = path.lstat()
@@ -157,7 +157,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _shared(repo: Path) -> list[Path]:
-    """Contents in huggingface_hub's store that several repositories may share, which this one's blobs point to."""
+    """Return contents in huggingface_hub's shared store that this repository's blobs link to."""
     blobs = [path for path in (repo / "blobs").glob("*") if path.is_symlink()]
     return [path for path in {blob.resolve() for blob in blobs} if path.is_file()]
 

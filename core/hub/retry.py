@@ -1,4 +1,4 @@
-"""Trying again: how often, how long to wait, and how to stop waiting when asked."""
+"""Retries: how often, how long to wait, and how to stop waiting on request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from core.events import Stop, never
 
 T = TypeVar("T")
 NAP_S = 0.05
-# A server that asks for more patience than this is told to the user instead.
+# If a server asks for more patience than this, the user is told instead.
 LONGEST_ASKED_S = 600.0
 
 
 class Stopped(Exception):
-    """The user asked to stop; carries nothing and is caught where the work began."""
+    """The user asked to stop; caught where the work began."""
 
 
 class Transient(Exception):
-    """A failure that may pass. `error` is what to say when it does not; `after_s` what the server asked to wait."""
+    """A failure that may pass. `error`: what to report if it does not; `after_s`: the wait that the server asked
+    for."""
 
     def __init__(self, error: HeteGenError, after_s: float | None = None) -> None:
         super().__init__(error)
@@ -32,25 +33,25 @@ class Transient(Exception):
 
 @dataclass(frozen=True)
 class Retries:
-    """At most `limit` tries again in a row; waits grow from `first_s` to `longest_s`, half of each drawn at random."""
+    """At most `limit` consecutive retries; waits grow from `first_s` to `longest_s` with up to 50 % jitter."""
 
     limit: int = 8
     first_s: float = 0.5
     longest_s: float = 60.0
 
     def wait_s(self, failures: int, asked_s: float | None) -> float:
-        """Seconds before try number `failures` + 1; never less than the server asked for."""
-        # Half fixed and half drawn, so that many clients cut off together do not return together.
+        """Return the seconds before attempt `failures` + 1; never less than the server asked for."""
+        # With jitter, clients that were cut off together do not return together.
         grown = min(self.first_s * 2.0 ** (failures - 1), self.longest_s) * random.uniform(0.5, 1.0)
         return max(grown, asked_s or 0.0)
 
     def gives_up(self, failures: int, asked_s: float | None) -> bool:
-        """Whether `failures` in a row, or a wait of `asked_s`, are too much."""
+        """Return whether `failures` in a row, or a wait of `asked_s`, are too much."""
         return failures > self.limit or (asked_s or 0.0) > LONGEST_ASKED_S
 
 
 def nap(seconds: float, stop: Stop) -> None:
-    """Sleep. Raises Stopped soon after `stop` says so."""
+    """Sleep. Raises Stopped soon after `stop` returns True."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if stop():
@@ -59,7 +60,7 @@ def nap(seconds: float, stop: Stop) -> None:
 
 
 def retry(action: Callable[[], T], retries: Retries, stop: Stop = never) -> T:
-    """What `action` returns, tried again after each Transient. Raises the last one's error when it does not pass."""
+    """Return what `action` returns, retrying after each Transient. Raises the last one's error on giving up."""
     failures = 0
     while True:
         if stop():

@@ -1,7 +1,7 @@
-"""Where the Hub's token comes from and is kept: the environment, the system's keyring, Hugging Face's own file.
+"""Finds and stores the Hub's token: environment, system keyring, Hugging Face's own file.
 
-A token belongs to one host. Those of the environment and of the file are Hugging Face's and are not shown to a
-mirror, unless HETEGEN_TOKEN_HOST names it.
+A token belongs to one host. Those of the environment and the file are Hugging Face's and are not sent to a mirror,
+unless HETEGEN_TOKEN_HOST names it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TokenSource = Literal["environment", "keyring", "file", "none"]
 
 @dataclass(frozen=True)
 class AuthToken:
-    """A token and where it was found; its value is kept out of its text, so that no log shows it."""
+    """A token and its source; its value is kept out of `repr`, so that it does not appear in logs."""
 
     value: str
     source: TokenSource
@@ -39,7 +39,7 @@ NO_TOKEN = AuthToken("", "none")
 
 
 def find_token(environment: HubEnvironment, keyring: Keyring) -> AuthToken:
-    """The token for the endpoint's host, NO_TOKEN if there is none: HF_TOKEN, the keyring, Hugging Face's file."""
+    """Return the token for the endpoint's host, NO_TOKEN if there is none: HF_TOKEN, keyring, Hugging Face's file."""
     may_go = environment.implicit_token and is_meant(environment)
     if may_go and environment.token:
         return AuthToken(environment.token, "environment")
@@ -51,7 +51,7 @@ def find_token(environment: HubEnvironment, keyring: Keyring) -> AuthToken:
 
 
 def check_token(value: str) -> None:
-    """Raise AccessDenied for a token that no request can carry."""
+    """Raise AccessDenied for a token that cannot be sent in a header."""
     if not (value.isascii() and all(sign.isprintable() and sign != " " for sign in value)):
         raise AccessDenied(
             "The access token cannot be used.",
@@ -61,7 +61,7 @@ def check_token(value: str) -> None:
 
 
 def is_meant(environment: HubEnvironment) -> bool:
-    """Whether Hugging Face's token may go to the endpoint: theirs, this computer, or the host that is named."""
+    """Return whether Hugging Face's token may be sent to the endpoint: theirs, this computer, or the named host."""
     name = parts_of(environment.endpoint).hostname or ""
     theirs = any(name == own or name.endswith("." + own) for own in PUBLIC_HOSTS)
     is_theirs = theirs and environment.endpoint.startswith("https:")
@@ -70,13 +70,13 @@ def is_meant(environment: HubEnvironment) -> bool:
 
 
 def keep_token(environment: HubEnvironment, value: str, keyring: Keyring) -> None:
-    """Keep a token for the endpoint's host in the keyring. Raises HeteGenError when there is none that works."""
+    """Store a token for the endpoint's host in the keyring. Raises HeteGenError if there is no working keyring."""
     if not keep_secret(keyring, SERVICE, environment.host, value.strip()):
         raise NOT_KEPT
 
 
 def forget_token(environment: HubEnvironment, keyring: Keyring) -> None:
-    """Remove the kept token; a token of the environment or of the file stays."""
+    """Remove the stored token; a token of the environment or of the file stays."""
     keep_secret(keyring, SERVICE, environment.host, "")
 
 

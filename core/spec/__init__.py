@@ -1,6 +1,6 @@
-"""Records that the planner works on: formats, a model, a machine, and the plan itself. No torch.
+"""The planner's records: formats, a model, a machine, and the plan. No torch.
 
-A linear is `rows` outputs by `columns` inputs.
+A linear has `rows` outputs and `columns` inputs.
 """
 
 from core.spec.formats import (

@@ -1,4 +1,4 @@
-"""Formats of weights that people choose from, and the buckets of input rows (M) that planning tells apart."""
+"""The weight formats that users choose from, and the buckets of input rows (M) that planning distinguishes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from typing import Literal, TypeAlias
 
 Format = Literal["bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
-"""From the most exact to the smallest; `bf16` means the weights as stored, whatever their type."""
+"""From most exact to smallest; `bf16` means the weights as stored, whatever their type."""
 FormatWish: TypeAlias = Format | Literal["auto"]
-"""`auto`: the planner takes the most exact format that fits and stays usable."""
+"""`auto`: the planner takes the most exact format that fits and is fast enough."""
 KvFormat = Literal["bf16", "int8"]
-"""How keys and values are kept: as the model computes them, whatever their type, or in 8 bits (half of 16)."""
+"""The KV cache's format: as the model computes it, whatever its type, or 8 bits (half of 16)."""
 KV_FORMATS: tuple[KvFormat, ...] = ("bf16", "int8")
 Strategy = Literal["hetegen", "stream", "cpu", "serial"]
 
 QUANTUM = 16
-"""Rows are divided between devices in multiples of this: the kernels' blocks of rows."""
+"""Rows are divided between devices in multiples of this, the kernels' row block."""
 
 COPY_PIECE = 2 << 20
-"""Large copies to a card go in pieces of this size, so that a small one of another stream waits for one at most."""
+"""Large copies to a GPU are made in pieces of this size, so that a small copy of another stream waits for one at
+most."""
 
 BUCKET_LIMITS = (1, 8, 64)
 BUCKET_NAMES = ("1", "2-8", "9-64", ">64")
 BUCKET_TOKENS = (1, 4, 32, 512)
-"""Rows of input (M) are told apart in four buckets; these stand for each in planning."""
+"""Numbers of input rows (M) that represent each bucket in planning."""
 BUCKET_TIMED = (1, 4, 32, 256)
-"""Kernels are timed with these rows of input; fewer in the last bucket, which takes most of the time of measuring."""
+"""Numbers of input rows with which kernels are timed; fewer in the last bucket, which dominates the measuring time."""
 DECODE, FEW, PREFILL = 0, 1, 3
-"""The buckets of one token, of the most that still count as few, and of long prompts."""
+"""The buckets of a single token, of few tokens, and of long prompts."""
 
 
 def format_named(name: str) -> FormatWish:
-    """The format of this name; `auto` for any other."""
+    """Return the format of this name; `auto` for any other."""
     return next((known for known in FORMATS if known == name), "auto")
 
 
 def kv_named(name: str) -> KvFormat:
-    """The KV cache's format of this name; `bf16` for any other."""
+    """Return the KV cache format of this name; `bf16` for any other."""
     return "int8" if name == "int8" else "bf16"
 
 
 def bucket(tokens: int) -> int:
-    """Index of the bucket that `tokens` rows of input fall in: 1, 2-8, 9-64, more."""
+    """Return the index of the bucket for `tokens` input rows: 1, 2-8, 9-64, more."""
     return bisect_left(BUCKET_LIMITS, tokens)

@@ -1,6 +1,6 @@
 """The machine as the planner sees it: CPU, GPUs and links with their measured rates.
 
-Sizes are bytes, rates bytes (or operations) per second, times seconds.
+Sizes are in bytes, rates in bytes (or operations) per second, times in seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from core.spec.storages import Storage
 
 @dataclass(frozen=True)
 class KernelRate:
-    """How fast the CPU multiplies weights of one storage type: `bytes_s` of weights read at M = 1, at most `flops`
+    """A CPU's or GPU's rate for weights of one storage: `bytes_s` of weights read at M = 1, and at most `flops`
     operations per second in each bucket of M (2 x rows x columns x M operations per linear)."""
 
     storage: Storage
@@ -20,14 +20,14 @@ class KernelRate:
     flops: tuple[float, float, float, float]
 
     def seconds(self, nbytes: float, operations: float, bucket: int) -> float:
-        """Time for weights of `nbytes` with `operations` in all."""
+        """Return the time for weights of `nbytes` with `operations` in total."""
         return max(nbytes / self.bytes_s, operations / self.flops[bucket])
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor and its memory. `threads` is how many the rates were measured with; `call_s` one kernel call;
-    `layer_s` what one layer costs besides its linears and attention (norms, rotary, Python)."""
+    """The processor and its memory. `threads`: the number used for measuring; `call_s`: one kernel call; `layer_s`: a
+    layer's cost besides linears and attention (norms, rotary embedding, Python)."""
 
     name: str
     physical_cores: int
@@ -44,10 +44,11 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Link:
-    """The way between RAM and one GPU, bytes per second, alone on the machine. `staged`: pageable weights through the
-    pinned ring to the GPU, which is what streaming really gets; `sync_s`: a small input brought to RAM and waited for;
-    `back_s`: the result of one linear's CPU rows brought to the GPU; `piece_s`: what each streamed piece costs besides
-    its bytes; `lockable`: whether memory could be pinned at all; `copiers`: threads that fill the ring fastest."""
+    """The link between RAM and one GPU, in bytes per second, measured on an idle machine. `staged`: pageable weights
+    copied through the pinned ring, the rate of streaming; `sync_s`: copying a small input to RAM and waiting for it;
+    `back_s`: copying the result of a linear's CPU rows to the GPU; `piece_s`: the cost of each streamed piece besides
+    its bytes; `lockable`: whether memory could be pinned at all; `copiers`: the number of threads that fill the ring
+    fastest."""
 
     h2d_pinned: float
     h2d_pageable: float
@@ -63,12 +64,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One graphics card.
+    """One GPU.
 
-    `rates` by storage type where measured, else `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: what is
-    left of each rate (0-1) while both run. `shares_cores`: it computes on the CPU's own cores (simulated without a
-    rate), so their times add up. `layer_s`: one layer besides its linears and attention, computed there. `unified`:
-    what lies on the card lies in RAM, as on Apple's computers and with graphics built into a processor.
+    `rates` by storage where measured, otherwise `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: the
+    fraction (0-1) of each rate that remains while both run. `shares_cores`: it computes on the CPU's own cores
+    (simulated without a rate), so that their times add up. `layer_s`: a layer's cost besides linears and attention.
+    `unified`: its memory is RAM, as on Apple silicon and integrated GPUs.
     """
 
     name: str
@@ -91,8 +92,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """This machine. `measured` is False where the rates are guesses: from a table, or taken while others worked;
-    `unusable`: why a card that is there cannot be used."""
+    """This machine. `measured` is False if the rates are estimates, from a table or taken under load; `unusable`: why
+    GPUs that are present cannot be used."""
 
     cpu: Cpu
     gpus: tuple[Gpu, ...] = ()

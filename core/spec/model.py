@@ -1,4 +1,4 @@
-"""A model as the planner sees it: its linears, its KV cache, what must stay resident. Sizes are bytes."""
+"""A model as the planner sees it: its linears, its KV cache, what must stay resident. Sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LinearSpec:
 
     `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
     `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
-    how the model's files have it, where they are quantised already; `converted`: in a way that nothing here keeps.
-    `after`: the group whose results are all that it reads, each of its columns what one row of all of them gives
-    (down after gate and up); -1 = none.
+    its storage in the model's files if they are quantised; `converted`: they are, but in a format that is not kept.
+    `after`: the group whose outputs are its only input, each column reading one row of all of them (down after gate and
+    up); -1 = none.
     """
 
     name: str
@@ -34,29 +34,29 @@ class LinearSpec:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the weight, of all experts."""
+        """Number of weights, of all experts."""
         return self.experts * self.rows * self.columns
 
     def nbytes(self, storage: Storage) -> int:
-        """Bytes of the whole weight."""
+        """Return the bytes of the whole weight."""
         return self.experts * self.rows * row_bytes(storage, self.columns)
 
     def touched(self, tokens: int) -> float:
-        """Share of the weight that `tokens` rows of input read: 1, or the experts that they are likely to use."""
+        """Return the fraction of the weight that `tokens` input rows read: 1, or the expected fraction of experts."""
         if self.experts == self.active:
             return 1.0
         return float(1 - (1 - self.active / self.experts) ** tokens)
 
 
 SNAPSHOTS = 4
-"""How often recurrent states are kept beside those in use, so that a reply can be made anew."""
+"""Number of saved copies of recurrent states, which allow a reply to be regenerated."""
 
 
 @dataclass(frozen=True)
 class KvLayer:
-    """The KV cache of one layer: grows with each token up to `window` (0 = the context); plus `state_bytes` always.
-    `packed_per_token`: bytes for each token in 8 bits, 0 = it cannot be kept so; `recent_bytes`: of the newest tokens
-    beside those."""
+    """The KV cache of one layer: it grows with each token up to `window` (0 = the context), plus constant
+    `state_bytes`. `packed_per_token`: bytes per token in 8 bits, 0 = it cannot be packed; `recent_bytes`: of the newest
+    tokens, which are also kept unpacked."""
 
     layer: int
     bytes_per_token: int
@@ -66,41 +66,41 @@ class KvLayer:
     recent_bytes: int = 0
 
     def nbytes(self, context: int) -> int:
-        """Bytes for `context` tokens."""
+        """Return the bytes for `context` tokens."""
         tokens = min(context, self.window) if self.window else context
         return self.state_bytes + self.recent_bytes + self.bytes_per_token * tokens
 
     def packed(self) -> KvLayer:
-        """The same in 8 bits, if it can be kept so."""
+        """Return the same layer in 8 bits, if it can be packed."""
         if not self.packed_per_token or self.recent_bytes:
             return self
         return replace(self, bytes_per_token=self.packed_per_token, recent_bytes=RECENT_ROOM * self.bytes_per_token)
 
 
 RECENT, RECENT_ROOM = 64, 96
-"""Where keys and values are kept in 8 bits, those of so many tokens are read as they were; room for so many."""
+"""In an 8-bit KV cache, this many newest tokens are read unpacked; and the room reserved for them."""
 HEAD_COPY: Storage = "int4"
-"""How the copy of the output head is kept that is read before it."""
+"""The storage of the coarse copy of the output head."""
 READ_AGAIN = 2048
-"""So many logits of each token, at least, are computed again from the head itself. With the copy's for the others
-SmolLM2's divergence (KL) from 16 bits grew by 6 % of itself with 8-bit weights and 2 % with 4-bit ones; with 1024, by
-17 and 7 %. The likeliest was the head's own at all 4,213 positions (tests/bench/head_copy.py)."""
+"""At least this many logits per token are recomputed with the full head. Taking the rest from the copy, the KL
+divergence of SmolLM2 from 16 bits grew by 6 % with 8-bit weights and by 2 % with 4-bit ones; with 1024 logits by 17 and
+7 %. The top logit came from the full head at all 4,213 positions (tests/bench/head_copy.py)."""
 LEAST_HEAD = 64 << 20
-"""Bytes of a head that is worth a copy: most processors keep less in their caches from one token to the next."""
+"""Bytes from which a head is worth a copy: most processors cannot cache that much from one token to the next."""
 
 VALUES = ".v_proj"
-"""What transformers calls the linear that makes the values of attention, where it stands by itself."""
+"""transformers' name of a separate value projection."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What the planner knows of a model.
 
-    `linears` in the order of the forward pass, the output head among them. `resident_bytes`: norms, biases and other
+    `linears` in the order of the forward pass, including the output head. `resident_bytes`: norms, biases and other
     small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
-    the head's own weights. `lookup_bytes`: other tables with a row for each token, which lie in RAM. `head` is the name
-    of the output head among `linears` ('' if there is none). `stored_as`: how the files have the weights, for people,
-    where they are quantised already. `sight_bytes`: of what sees, which is opened in RAM at the first picture.
+    the head's weights. `lookup_bytes`: other tables with a row per token, which stay in RAM. `head`: the output head's
+    name among `linears` ('' if there is none). `stored_as`: the name of the files' quantisation, if any. `sight_bytes`:
+    the vision part, which is loaded into RAM with the first picture.
     """
 
     name: str
@@ -122,17 +122,17 @@ class ModelSpec:
     lookup_bytes: int = 0
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
-        """How this linear lies in memory: as stored, or in a format of fewer bits; never in more than it was stored.
+        """Return the storage of a linear in memory: as stored, or with fewer bits; never with more than it was stored.
 
-        In the format of 4 bits those linears have 6 where 4 lose most.
+        In the 4-bit format, the linears that are most sensitive to quantisation have 6 bits.
         """
         stored = linear.stored or self.stored_dtype
         wanted: Storage = "int6" if format == "int4" and self._is_sensitive(linear) else format
         return stored if wanted == "bf16" or bits_of(stored) <= bits_of(wanted) else wanted
 
     def _is_sensitive(self, linear: LinearSpec) -> bool:
-        """The output head, the values of attention, and what narrows the gated part again, in the first and last layers
-        and some between."""
+        """Return whether it is the output head, a value projection, or a down projection in the first and last layers
+        and every fourth between."""
         if linear.name == self.head or linear.name.endswith(VALUES):
             return True
         narrows = linear.experts == 1 and linear.rows == self.hidden and linear.columns >= 2 * self.hidden
@@ -141,32 +141,32 @@ class ModelSpec:
         return narrows and (not inner or (linear.layer - edge) % 4 == 3)
 
     def format_name(self, format: str) -> str:
-        """What people call a format of this model's weights: "as stored" by the files' own name."""
+        """Return the display name of a format of this model's weights: "as stored" by the files' own name."""
         return self.stored_as if format == "bf16" and self.stored_as else format
 
     def can_follow(self, linear: LinearSpec, format: Format) -> bool:
-        """Whether a linear that comes after others can be cut by columns as they are by rows."""
+        """Return whether a linear after a group can be cut by columns as the group is by rows."""
         storage = self.storage(linear, format)
         return linear.after >= 0 and storage not in REORDERED and linear.columns >= 2 * cut_columns(storage)
 
     def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
-        """Bytes of one linear, all experts together, in this format."""
+        """Return the bytes of one linear, all experts together, in this format."""
         return linear.nbytes(self.storage(linear, format))
 
     def part_bytes(self, linear: LinearSpec, plan: LinearPlan, count: int, format: Format) -> int:
-        """Bytes of so many of its rows, or columns, as a plan counts them."""
+        """Return the bytes of `count` of its rows, or columns if the plan counts these."""
         storage = self.storage(linear, format)
         if plan.by_columns:
             return linear.rows * row_bytes(storage, count) if count else 0
         return linear.experts * count * row_bytes(storage, linear.columns)
 
     def row_bytes(self, linear: LinearSpec, format: Format) -> int:
-        """Bytes of one row of it."""
+        """Return the bytes of one row."""
         return row_bytes(self.storage(linear, format), linear.columns)
 
     def head_copy(self, format: Format) -> int:
-        """Bytes of the copy of the output head in HEAD_COPY that may be read before it; 0 where none is worth having:
-        of weights as stored, which are exact, and of small heads."""
+        """Return the bytes of the output head's coarse copy; 0 if it is not worthwhile: for weights as stored, which
+        are to stay exact, and for small heads."""
         head = next((linear for linear in self.linears if linear.name == self.head), None)
         if head is None or format == "bf16" or head.stored == self.storage(head, format):
             return 0
@@ -175,34 +175,34 @@ class ModelSpec:
         return head.nbytes(HEAD_COPY) if saves and size >= LEAST_HEAD else 0
 
     def read_again(self, format: Format) -> int:
-        """Bytes of the output head itself that one token reads where there is a copy."""
+        """Return the bytes of the full output head that one token reads in addition to the copy."""
         head = next(linear for linear in self.linears if linear.name == self.head)
         return min(READ_AGAIN, head.rows) * self.row_bytes(head, format)
 
     def mapped(self, format: Format) -> bool:
-        """Whether weights in this format are used where they lie in the model's files."""
+        """Return whether weights in this format are used directly from the model's files."""
         return format == "bf16" and not self.stored_as and all(linear.stored is None for linear in self.linears)
 
     def kept_share(self, format: Format) -> float:
-        """Part of the linears' quantised weights that stays in this format as the files have it, 0-1."""
+        """Return the fraction (0-1) of the linears' quantised weights that keep their stored format."""
         stored = [linear for linear in self.linears if linear.stored or linear.converted]
         kept = [linear.parameters for linear in stored if linear.stored == self.storage(linear, format)]
         return sum(kept) / max(1, sum(linear.parameters for linear in stored))
 
     def with_kv(self, format: KvFormat) -> ModelSpec:
-        """The same model with its keys and values kept in this format."""
+        """Return the same model with its KV cache in this format."""
         if format == "bf16":
             return self
         return replace(self, kv_layers=tuple(one.packed() for one in self.kv_layers))
 
     def kv_bytes(self, context: int) -> int:
-        """Bytes of the whole KV cache for `context` tokens."""
+        """Return the bytes of the whole KV cache for `context` tokens."""
         return sum(layer.nbytes(context) for layer in self.kv_layers)
 
     def weight_bytes(self, format: Format) -> int:
-        """Bytes of all linears in this format."""
+        """Return the bytes of all linears in this format."""
         return sum(self.linear_bytes(linear, format) for linear in self.linears)
 
     def active_bytes(self, format: Format) -> int:
-        """Bytes of all linears that one token uses: all, or of experts those that it is sent to."""
+        """Return the bytes of all linears that one token reads; of experts, only those that it uses."""
         return sum(linear.active * linear.rows * self.row_bytes(linear, format) for linear in self.linears)

@@ -1,6 +1,6 @@
-"""A plan, the budget that it keeps to, and what it predicts: records only.
+"""A plan, the budget that it respects, and its predictions: records only.
 
-Sizes are bytes, times seconds, speeds tokens per second.
+Sizes are in bytes, times in seconds, speeds in tokens per second.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from core.spec.formats import DECODE, PREFILL, Format, FormatWish, KvFormat, Str
 from core.spec.hardware import KernelRate
 
 COMFORTABLE_TOK_S = 6.0
-"""As fast as people read: below this a model is slow."""
+"""Reading speed: below it, a model counts as slow."""
 MIN_CONTEXT, MAX_CONTEXT = 256, 10_000_000
-"""Contexts that may be asked for, in tokens."""
+"""The range of contexts that may be requested, in tokens."""
 
 
 @dataclass(frozen=True)
 class Profile:
     """Factors on predicted times, by engine, learned from `tokens` tokens of one model on this machine. `hottest`: the
-    part of all uses of experts, 0-1, that goes to the eighth of them that is used most, to the first two eighths, and
-    so on; empty while nothing was counted."""
+    fraction (0-1) of all expert uses that goes to the most used eighth of experts, to the two most used eighths, and so
+    on; empty if nothing was counted."""
 
     cpu: float = 1.0
     link: float = 1.0
@@ -32,7 +32,8 @@ class Profile:
     hottest: tuple[float, ...] = ()
 
     def covered(self, part: float) -> float:
-        """The part of all uses that goes to this part of a layer's experts, the most used ones: itself if unknown."""
+        """Return the fraction of all uses covered by the most used `part` of a layer's experts; `part` itself if
+        unknown."""
         if not self.hottest:
             return part
         points = (0.0, *self.hottest)
@@ -43,9 +44,9 @@ class Profile:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be used, None = decided here: `vram` bytes of each GPU, `ram` bytes, CPU threads, tokens of context.
-    `kv`: how keys and values are kept; `whole_head`: that the output head has no copy that is read first;
-    `sight_on_card`: whether what sees may lie on a card."""
+    """Resource limits, None = decided by the planner: `vram` bytes of each GPU, `ram` bytes, CPU threads, context
+    tokens. `kv`: the KV cache's format; `whole_head`: do not use a coarse copy of the output head; `sight_on_card`:
+    whether the vision part may be on a GPU."""
 
     vram: int | None = None
     ram: int | None = None
@@ -59,7 +60,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rows:
-    """How one linear's rows are divided in one phase: [0:resident) in VRAM, then `streamed`, the rest on the CPU."""
+    """The division of a linear's rows in one bucket: [0, resident) in VRAM, then `streamed`, the rest on the CPU."""
 
     resident: int
     streamed: int
@@ -73,10 +74,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """One linear's rows by bucket of M. The resident rows are the same in all. `gpu` is an index, -1 = none. Linears of
-    one `group` read the same input and are computed together, with one exchange; -1 = with none. One that comes `after`
-    a group, and has no other input, is divided by its columns as those are by their rows: `rows` and `shares` count
-    columns then, and neither side's results go to the other in between."""
+    """A linear's division by bucket of M; the resident rows are the same in all. `gpu` is an index, -1 = none. Linears
+    of one `group` read the same input and are computed together, with one exchange; -1 = none. A linear that comes
+    `after` a group, as its only consumer, is divided by columns as the group is by rows: `rows` and `shares` then count
+    columns, and no intermediate results are exchanged between devices."""
 
     name: str
     rows: int
@@ -97,23 +98,23 @@ class LinearPlan:
 
     @property
     def decode(self) -> Rows:
-        """The split while one token is computed."""
+        """The division for a single token."""
         return self.shares[DECODE]
 
     @property
     def prefill(self) -> Rows:
-        """The split while a prompt is read."""
+        """The division while a prompt is read."""
         return self.shares[PREFILL]
 
     def at(self, tokens: int) -> Rows:
-        """The division for `tokens` rows of input."""
+        """Return the division for `tokens` input rows."""
         return self.shares[bucket(tokens)]
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Staging buffers for streamed rows, as many pinned in RAM as in VRAM; a linear larger than one goes in pieces.
-    `copiers`: threads that fill them."""
+    """Staging buffers for streamed rows, the same number pinned in RAM and in VRAM; larger linears are copied in
+    pieces. `copiers`: threads that fill them."""
 
     buffers: int = 0
     bytes: int = 0
@@ -127,10 +128,10 @@ class Ring:
 
 @dataclass(frozen=True)
 class ExpertRates:
-    """What whoever computes an expert needs for it, in seconds and rates: `cpu` and `card` multiply; `copy_s` brings
-    one byte to the card while the CPU computes, `piece_s` is what each copy costs besides; `exchange_s`: that the CPU
-    computes any of a layer's; `call_s`: one product on the card. `slower`: how much longer the CPU takes while
-    copies run. `apart`: whether both compute at the same time."""
+    """The costs of computing an expert, in seconds and rates: `cpu` and `card` multiply; `copy_s`: one byte copied to
+    the GPU while the CPU computes; `piece_s`: overhead per copy; `exchange_s`: overhead if the CPU computes any of a
+    layer's experts; `call_s`: one product on the GPU. `slower`: factor of the CPU's time while copies run. `apart`:
+    whether CPU and GPU compute concurrently."""
 
     cpu: KernelRate
     card: KernelRate
@@ -144,8 +145,8 @@ class ExpertRates:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a plan takes of one device, and what was free before. `margin` is left untouched for others; `parked` is for
-    what the KV cache held of other conversations, `sight` for what sees, once there is a picture."""
+    """A plan's use of one device's memory, and what was free before. `margin` is left for other programs; `parked` is
+    for the KV caches of other conversations, `sight` for the vision part, once there is a picture."""
 
     device: str
     weights: int
@@ -159,7 +160,7 @@ class DeviceMemory:
 
     @property
     def used(self) -> int:
-        """Bytes that the model takes there, of all kinds."""
+        """Bytes of all kinds that the model takes there."""
         return self.weights + self.kv_cache + self.workspace + self.staging + self.parked + self.sight
 
 
@@ -174,9 +175,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Times:
-    """Where one pass spends its time, in seconds: each engine's own work, the rest, and all of it (with overlap).
+    """The time of one pass in seconds: each engine's work, the overhead, and the total with overlap.
 
-    `critical`: everything that happens one after the other while the link runs beside it.
+    `critical`: everything that runs sequentially while the link works in parallel.
     """
 
     cpu: float = 0.0
@@ -204,16 +205,15 @@ Fits = Literal["yes", "slow", "no"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies and who computes it: decided by `planner.place`, carried out by the model.
+    """Where everything is placed and who computes it: decided by `planner.place`, carried out by `core.model`.
 
-    `gpu` is the index of the compute device, -1 = the CPU. `kv_devices` has one entry per layer of the KV cache
-    (a GPU's index or -1), and all are kept in the format `kv`; the input table stays in RAM. `host_layers`: the numbers
-    of those that the CPU computes by itself in passes of few tokens. `mapped`: weights are used straight from the
-    files; `from_disk` bytes of them do not fit in RAM and are read again for every token. `active_bytes`: of the
-    weights that one token uses. `load_peak`: bytes of RAM of its own that the process takes at most while loading.
-    `few_times`: of a pass over a few tokens. `profile`: the corrections that the times contain. `expert_rates`:
-    what the experts of a mixture cost beside a card. `head_copy`: bytes of RAM for a copy of the output head in fewer
-    bits, which one token reads first; 0 = none. `sight_gpu`: the card that what sees is to lie on, -1 = RAM.
+    `gpu`: index of the compute device, -1 = CPU. `kv_devices`: one entry per KV cache layer (GPU index or -1); `kv`:
+    its format. The input table stays in RAM. `host_layers`: layers that the CPU computes alone in passes of few tokens.
+    `mapped`: weights are used directly from the files; `from_disk` bytes of them do not fit in RAM and are read again
+    for every token. `active_bytes`: weights that one token reads. `load_peak`: peak of the process's own RAM while
+    loading. `few_times`: of a pass over a few tokens. `profile`: the corrections contained in the times.
+    `expert_rates`: the costs of experts beside a GPU. `head_copy`: bytes of RAM for the coarse copy of the output head;
+    0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM.
     """
 
     model: str
@@ -251,5 +251,5 @@ class Plan:
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:
-        """The linears' plans by their names."""
+        """The linears' plans by name."""
         return {linear.name: linear for linear in self.linears}

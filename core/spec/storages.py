@@ -1,7 +1,7 @@
-"""How quantised weights may lie in memory, as one table: bits, groups, scales, minimums, code books.
+"""The memory layouts of quantised weights as one table: bits, groups, scales, minimums, code books.
 
-A weight is `scale * q`, `scale * q + minimum` or `scale * codes[q]`; q are whole numbers, or floats of eight bits.
-Beside each row of the table stands what of GGUF and other files lies in it without a second rounding.
+A weight is `scale * q`, `scale * q + minimum` or `scale * codes[q]`; q are integers, or float8. The comments in the
+table name the GGUF and other formats that a storage keeps without rounding again.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ Storage = Literal[
     "int4g32", "int4g32b", "int4g32m", "int4g32w", "int4g128w", "int4k16", "int4k16m",
     "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4", "fp8",
 ]  # fmt: skip
-"""How weights really lie in memory: `bf16` of a model stored in fp32 is fp32."""
+"""The actual storage in memory: `bf16` of a model stored in fp32 is fp32."""
 ScaleKind = Literal["bf16", "fp16", "fp32", "fine"]
 
 ITEM_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 SCALE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fine": 1}
 COARSE_COLUMNS = 256
-"""Columns that share one fp16 factor where scales are `fine`."""
+"""Columns that share one fp16 factor if scales are `fine`."""
 GROUP = 32
 """Columns that share a scale in our own formats of few bits."""
 
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""Floats of four bits, doubled."""
+"""The values of fp4 (E2M1), doubled."""
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""GGUF's IQ4: levels as dense as weights are."""
+"""GGUF's IQ4: non-linear levels, denser where weights are."""
 
 
 NF4 = (-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112)
-"""bitsandbytes' nf4 in whole numbers: 112 times its levels, 0.5 % off where weights are many."""
+"""bitsandbytes' nf4 as integers: its levels times 112, with an error of 0.5 % where weights are dense."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to keep weights: q of so many `bits`, and a scale for each `group` of columns of a row (0 = the row).
+    """A way to store weights: q of `bits` bits, and a scale for each `group` of columns of a row (0 = the whole row).
 
-    `scale`: the type of a group's scale; `fine` is an integer of 8 bits times a factor of fp16 for each COARSE_COLUMNS.
-    `minimum`: each group adds one, of the scale's type. `codes`: q is a place in this code book. `floats`: q is a float
-    of eight bits (e4m3), never NaN. A q of 4 or 6 bits is kept as q + `zero`. Rows are padded to a multiple of `width`
-    columns.
+    `scale`: the type of a group's scale; `fine` is an int8 times an fp16 factor for each COARSE_COLUMNS. `minimum`:
+    each group adds one, of the scale's type. `codes`: q is an index into this code book. `floats`: q is a float8
+    (e4m3), never NaN. A q of 4 or 6 bits is stored as q + `zero`. Rows are padded to a multiple of `width` columns.
     """
 
     bits: int
@@ -56,28 +55,28 @@ class Layout:
 
     @property
     def zero(self) -> int:
-        """The code that stands for zero."""
+        """The code that represents zero."""
         return 0 if self.bits == 8 or self.minimum or self.codes else 1 << self.bits - 1
 
     def columns(self, columns: int) -> int:
-        """Columns of a padded row."""
+        """Return the columns of a padded row."""
         return -(-columns // self.width) * self.width
 
     def groups(self, columns: int) -> int:
-        """Groups of a row."""
+        """Return the number of groups in a row."""
         return self.columns(columns) // self.group if self.group else 1
 
     def coarse(self, columns: int) -> int:
-        """Factors of a row that its fine scales share."""
+        """Return the number of factors that a row's fine scales share."""
         return -(-self.columns(columns) // COARSE_COLUMNS) if self.scale == "fine" else 0
 
     def scale_bytes(self, columns: int) -> int:
-        """Bytes of a row's scales and minimums."""
+        """Return the bytes of a row's scales and minimums."""
         one = self.groups(columns) * SCALE_BYTES[self.scale] + 2 * self.coarse(columns)
         return one * (2 if self.minimum else 1)
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a row, scales and all."""
+        """Return the bytes of a row, including scales."""
         return self.columns(columns) * self.bits // 8 + self.scale_bytes(columns)
 
 
@@ -94,7 +93,7 @@ LAYOUTS: dict[Storage, Layout] = {
     "int4g32b": Layout(4, 32, "bf16"),  # compressed-tensors with scales of bf16
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1
     "int4g32w": Layout(4, 32, "fp32", minimum=True),  # GPTQ and AWQ with zero points, which fp16 would round
-    "int4g128w": Layout(4, 128, "fp32", minimum=True),  # the same in groups of 128 and more
+    "int4g128w": Layout(4, 128, "fp32", minimum=True),  # the same in groups of 128 or multiples
     "int4k16": Layout(4, 16, "fine"),  # Q3_K
     "int4k16m": Layout(4, 16, "fine", minimum=True),  # Q2_K
     "iq4nl": Layout(4, 32, "fp16", codes=IQ4),
@@ -103,35 +102,35 @@ LAYOUTS: dict[Storage, Layout] = {
     "nvfp4": Layout(4, 16, "fp16", codes=E2M1),
     "nvfp4w": Layout(4, 16, "fp32", codes=E2M1),  # NVFP4 with a further scale for the whole tensor
     "nf4": Layout(4, 32, "fp32", codes=NF4),  # bitsandbytes, its levels rounded
-    "fp8": Layout(8, 128, "fp32", floats=True),  # FP8 with scales by blocks, by rows or one for all
+    "fp8": Layout(8, 128, "fp32", floats=True),  # FP8 with scales per block, per row or per tensor
 }
-"""The quantised storages; `bf16`, `fp16` and `fp32` are numbers as they are."""
+"""The quantised storages; `bf16`, `fp16` and `fp32` are plain numbers."""
 
 REORDERED: frozenset[Storage] = frozenset(("int4g32w", "int4g128w"))
-"""Storages whose columns may lie in an order of their own."""
+"""Storages whose columns may be permuted."""
 
 ROUNDED: frozenset[Storage] = frozenset(("nf4",))
-"""Storages of what files bring that round it a second time, by little: their code books are of whole numbers."""
+"""Storages that round the files' values again, slightly, because their code books are integers."""
 
 
 def cut_columns(storage: Storage) -> int:
-    """Columns at whose multiples a weight can be cut, so that either part is one by itself."""
+    """Return the number of columns at whose multiples a weight can be cut into two valid weights."""
     layout = LAYOUTS.get(storage)
     return 1 if layout is None else max(layout.width, COARSE_COLUMNS if layout.scale == "fine" else 1)
 
 
 def row_bytes(storage: Storage, columns: int) -> int:
-    """Bytes of one row of weights, scales and padding included."""
+    """Return the bytes of one row of weights, scales and padding included."""
     layout = LAYOUTS.get(storage)
     return columns * ITEM_BYTES[storage] if layout is None else layout.row_bytes(columns)
 
 
 def bits_of(storage: Storage) -> int:
-    """Bits of one weight, scales apart."""
+    """Return the bits of one weight, without scales."""
     layout = LAYOUTS.get(storage)
     return 8 * ITEM_BYTES[storage] if layout is None else layout.bits
 
 
 def kin(storage: Storage) -> Storage:
-    """The storage that is timed on every machine and most like this one."""
+    """Return the most similar storage that is timed on every machine."""
     return storage if storage in ITEM_BYTES else "int8" if bits_of(storage) == 8 else "int4"
