@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import hashlib
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,8 @@ MOST_BYTES = 1 << 16
 """Longest message accepted from another start."""
 ENDING_S = 30.0
 """How long to wait for a program that has closed its window but is still saving and joining threads."""
+ANY_PROGRAM = 0xFFFFFFFF
+"""Windows' ASFW_ANY."""
 
 
 class SingleInstance(QObject):
@@ -69,6 +73,7 @@ class SingleInstance(QObject):
         socket.connectToServer(self.name)
         if not socket.waitForConnected(CONNECT_MS):
             return False
+        _give_up_the_front()
         socket.write(json.dumps(model).encode() + END)
         socket.waitForBytesWritten(CONNECT_MS)
         answered = self._is_answered(socket)
@@ -110,3 +115,9 @@ class SingleInstance(QObject):
         caller.disconnectFromServer()
         if isinstance(model, str) and model:
             self.asked.emit(model)
+
+
+def _give_up_the_front() -> None:
+    """Let the first window come to the front, which Windows allows only to the program just started by the user."""
+    if sys.platform == "win32":
+        ctypes.windll.user32.AllowSetForegroundWindow(ANY_PROGRAM)

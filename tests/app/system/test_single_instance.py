@@ -18,6 +18,12 @@ single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sy
 sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim(sys.argv[4]) else 4)
 """
 FIRST, SECOND = 3, 4
+ON_WINDOWS = """
+import ctypes
+from types import SimpleNamespace
+told = SimpleNamespace(AllowSetForegroundWindow=lambda who: print(hex(who), flush=True))
+ctypes.windll = SimpleNamespace(user32=told)
+"""
 
 
 def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0, model: str = "") -> subprocess.Popen[bytes]:
@@ -35,6 +41,16 @@ def test_the_second_wakes_the_first(qtbot: QtBot, tmp_path: Path) -> None:
     second = SingleInstance(tmp_path)
     assert second.claim()
     second.release()
+
+
+def test_on_windows_the_second_lets_the_first_come_to_the_front(qtbot: QtBot, tmp_path: Path) -> None:
+    first = SingleInstance(tmp_path)
+    assert first.claim()
+    code = ON_WINDOWS + OTHER.replace("qt = ", "sys.platform = 'win32'\nqt = ")
+    with qtbot.waitSignal(first.woken, timeout=20_000):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path, "20000", "60", ""], stdout=subprocess.PIPE)
+    assert other.communicate(timeout=20)[0].split() == [b"0xffffffff"]
+    first.release()
 
 
 def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
