@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import subprocess
 from collections.abc import Mapping
 
 from PySide6.QtCore import Qt, Signal, Slot
@@ -23,6 +25,8 @@ SIZE = (560, 440)
 DOTS = "••••••••"
 FIELD_HEIGHT = 90
 WINDOWS = os.name == "nt"
+WINDOWS_PARTS = re.compile(r"(\\*)(.?)", re.DOTALL)
+"""Backslashes, and the character that they stand before."""
 
 
 class Form(QDialog):
@@ -197,20 +201,38 @@ EXAMPLE = """{
 def written(server: ToolServer) -> str:
     """Join a command and its arguments to a line that `split_command` reads."""
     parts = [server.command, *server.args] if server.command else []
-    if WINDOWS:
-        return " ".join(f'"{part}"' if " " in part or not part else part for part in parts)
-    return shlex.join(parts)
+    return subprocess.list2cmdline(parts) if WINDOWS else shlex.join(parts)
 
 
 def split_command(text: str) -> list[str]:
     """Split a command line. Raises BadRequest for an unclosed quotation mark."""
     try:
-        if not WINDOWS:
-            return shlex.split(text)
-        # Backslashes are part of Windows paths.
-        return [part.strip('"') for part in shlex.split(text, posix=False)]
+        return windows_words(text) if WINDOWS else shlex.split(text)
     except ValueError as error:
         raise BadRequest("The command cannot be read.", "A quotation mark is missing.", "Add it.") from error
+
+
+def windows_words(line: str) -> list[str]:
+    """Split a command line as Windows programs do: backslashes are part of paths unless a quotation mark follows.
+
+    Raises ValueError for an unclosed quotation mark.
+    """
+    words: list[str] = []
+    word, quoted = None, False  # None between words: "" is one, too
+    for slashes, sign in WINDOWS_PARTS.findall(line):
+        if sign == '"':
+            word = (word or "") + slashes[: len(slashes) // 2] + sign * (len(slashes) % 2)
+            quoted ^= len(slashes) % 2 == 0
+            continue
+        ends = sign in (" ", "\t") and not quoted
+        if part := slashes if ends else slashes + sign:
+            word = (word or "") + part
+        if ends and word is not None:
+            words.append(word)
+            word = None
+    if quoted:
+        raise ValueError(line)
+    return words if word is None else [*words, word]
 
 
 def entered_keys(text: str, kept: Mapping[str, str]) -> dict[str, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app.settings.theme import Theme
+from app.views.tools import server_form
 from app.views.tools.server_form import DOTS, PasteForm, ServerForm, entered_keys, split_command, written
 from app.views.tools.tools_dialog import ToolsDialog
+from core.errors import BadRequest
 from core.tools.server import ToolServer
 from tests.app.tool_screenshots import FILES, STATE, WEB
 
@@ -82,6 +85,31 @@ def test_pasted_servers_are_added_and_what_is_wrong_is_said(qtbot: QtBot) -> Non
         ("a", "x", ""),
         ("b", "", "http://localhost:1/"),
     ]
+
+
+@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("run", "plain", "two words", ""),
+        (r"C:\Program Files\nodejs\npx.cmd", "C:\\", "C:\\My Notes\\", r"\\server\share", "O'Brien"),
+        ("uvx", '{"root": "C:\\\\notes"}', '"', '\\"', 'a"b c\\"', "--header=Authorization: Bearer x", "new\nline"),
+    ],
+)
+def test_a_command_is_read_as_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, windows: bool, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(server_form, "WINDOWS", windows)
+    assert split_command(written(ToolServer("x", parts[0], parts[1:]))) == list(parts)
+
+
+def test_a_command_for_windows_is_typed_as_in_its_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_form, "WINDOWS", True)
+    typed = r"""  "C:\Program Files\x.exe" --dir="C:\My Notes" it's  C:\a\b """
+    assert split_command(typed) == [r"C:\Program Files\x.exe", r"--dir=C:\My Notes", "it's", r"C:\a\b"]
+    assert split_command("  ") == []
+    with pytest.raises(BadRequest, match="quotation mark is missing"):
+        split_command('run "C:\\My Notes')
 
 
 def test_a_command_is_written_as_it_is_read_and_kept_keys_stay() -> None:
