@@ -1,5 +1,5 @@
-"""Models on other computers, or in other programs here: any server that speaks OpenAI's chat completions. No torch.
+"""Models on other computers or in other local programs: any server with OpenAI's chat completions API. No torch.
 
-`endpoint` says where a model is, `connection` speaks HTTP, `engine` answers with the events of a local model, `check`
-finds out which step of reaching a server fails.
+`endpoint`: where a model is. `connection`: HTTP. `engine`: answers with the same events as a local model. `check`:
+finds which step of reaching a server fails.
 """

@@ -1,4 +1,4 @@
-"""Which step of reaching a server fails: name, connection, certificate, key, path, models."""
+"""Finds which step of reaching a server fails: name, connection, certificate, key, path, models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Step = Literal["address", "name", "connection", "certificate", "key", "path", "m
 
 @dataclass(frozen=True)
 class Outcome:
-    """One step's end: `error` says why it failed; `models` are named by the last one."""
+    """The result of one step: `error` says why it failed; `models` is set by the last step."""
 
     step: Step
     error: HeteGenError | None = None
@@ -27,7 +27,7 @@ class Outcome:
 
 
 def check(address: str, key: str = "") -> Iterator[Outcome]:
-    """The steps in their order, up to the first that fails. Never raises for what a server does."""
+    """Yield the steps in order, up to the first that fails. Failures are reported, never raised."""
     try:
         url = base_url(address)
     except HeteGenError as error:

@@ -1,4 +1,4 @@
-"""HTTP to one server: JSON asked for, and events streamed that a stop ends at once, whatever the server does."""
+"""HTTP to one server: JSON requests, and event streams that can be stopped at any moment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from core.sentence import sentence
 LOOK_EVERY_S = 0.05
 MOST_BODY, MOST_LINE = 16 << 20, 4 << 20
 CONNECT_S, SILENCE_S = 5.0, 900.0
-"""A server that reads a long prompt may be silent for minutes: an answer is given up only then."""
+"""The read timeout: a server may be silent for minutes while it reads a long prompt."""
 DONE = "[DONE]"
 
 
@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 class Connection:
-    """Requests to the server at `url`, one at a time. `key` is sent to it and to nobody else, and never shown."""
+    """Requests to the server at `url`, one at a time. `key` is sent only to this server, and never shown."""
 
     def __init__(self, url: str, key: str = "", *, context: ssl.SSLContext | None = None) -> None:
         self.url = url
@@ -39,14 +39,14 @@ class Connection:
         self._context = context
 
     def get(self, path: str, stop: Stop = never) -> Any:
-        """The JSON at `path`. Raises NetworkError, KeyRefused, ModelNotFound, Stopped."""
+        """Return the JSON at `path`. Raises NetworkError, KeyRefused, ModelNotFound, Stopped."""
         with self._answer("GET", path, None, stop, CONNECT_S) as answer:
             return self._json(answer.read(MOST_BODY))
 
     def events(self, path: str, body: dict[str, Any], stop: Stop) -> Iterator[dict[str, Any]]:
-        """The server-sent events that answer `body`, as JSON. A server that does not stream gives one.
+        """Post `body` and yield the server-sent events as JSON. A server that does not stream gives a single one.
 
-        Raises Stopped as soon as `stop` says so, NetworkError, KeyRefused, ModelNotFound, BadRequest.
+        Raises Stopped as soon as `stop` returns True, NetworkError, KeyRefused, ModelNotFound, BadRequest.
         """
         with self._answer("POST", path, body, stop, SILENCE_S) as answer:
             if "event-stream" not in answer.headers.get("Content-Type", ""):
@@ -56,7 +56,7 @@ class Connection:
                 if data == DONE:
                     return
                 yield self._json(data)
-        # The line ended without an end of the reply: to the user that is a lost connection, unless a stop did it.
+        # The stream ended without an end mark: a lost connection, unless a stop caused it.
         raise Stopped if stop() else self.lost()
 
     @contextmanager
@@ -95,7 +95,7 @@ class Connection:
             raise self.strange() from error
 
     def strange(self) -> NetworkError:
-        """The sentence for an answer that is no model server's."""
+        """Return the error for an answer that no model server would send."""
         return NetworkError(
             sentence("{} was not understood.", self.host),
             "Its answer is not what a model server sends.",
@@ -103,7 +103,7 @@ class Connection:
         )
 
     def lost(self, error: Exception | None = None) -> HeteGenError:
-        """The sentence for a line that could not be opened or broke."""
+        """Return the error for a connection that failed or broke."""
         if isinstance(error, ssl.SSLError):
             return NetworkError(
                 sentence("{} could not be trusted.", self.host), "Its certificate is not valid.", "Check the address."
@@ -119,7 +119,7 @@ class Connection:
         return NetworkError(sentence("The connection to {} was lost.", self.host), "", "Try again when it is there.")
 
     def refusal(self, status: int, body: bytes) -> HeteGenError:
-        """The sentence for an answer with an error's status; `body` is what the server says of it."""
+        """Return the error for an HTTP error status; `body` is the server's explanation."""
         said = _message(body)
         if status in (401, 403):
             return KeyRefused(
@@ -139,11 +139,11 @@ class Connection:
 
 
 def _abort_on(stop: Stop, ended: threading.Event, line: socket.socket) -> None:
-    """Ends a read that waits in another thread as soon as `stop` says so."""
+    """Unblock a read in another thread as soon as `stop` returns True."""
     while not ended.wait(LOOK_EVERY_S):
         if stop():
             try:
-                # The plain socket's: an SSLSocket's own shutdown drops its state under the reading thread.
+                # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
                 socket.socket.shutdown(line, socket.SHUT_RDWR)
             except OSError:
                 return
@@ -151,7 +151,7 @@ def _abort_on(stop: Stop, ended: threading.Event, line: socket.socket) -> None:
 
 
 def _event_data(answer: http.client.HTTPResponse) -> Iterator[str]:
-    """The data of each event; comments (signs of life) and other fields are passed over."""
+    """Yield the data of each event; comments (keep-alives) and other fields are skipped."""
     parts: list[str] = []
     while line := answer.readline(MOST_LINE):
         text = line.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -165,7 +165,7 @@ def _event_data(answer: http.client.HTTPResponse) -> Iterator[str]:
 
 
 def _message(body: bytes) -> str:
-    """What the server says of an error, one sentence at most; "" if nothing can be read."""
+    """Return the server's explanation of an error as at most one sentence; "" if it cannot be parsed."""
     try:
         error = json.loads(body)
     except ValueError:

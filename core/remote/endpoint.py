@@ -1,4 +1,4 @@
-"""Where a remote model is: the server's address and the model's name there, also as one string."""
+"""The location of a remote model: the server's address and the model's name there, also as one string."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.errors import BadRequest
 from core.sentence import sentence
 
 PREFIX = "remote:"
-"""Before a remote model's address, where a model's name is asked for."""
+"""The prefix of a remote model's address where a model name is expected."""
 API = "/v1"
 PRESETS = {
     "HeteGen": "http://127.0.0.1:9931/v1",
@@ -19,19 +19,19 @@ PRESETS = {
     "SGLang": "http://127.0.0.1:30000/v1",
     "vLLM": "http://127.0.0.1:8000/v1",
 }
-"""Addresses that these programs listen at unless told otherwise."""
+"""The default addresses of these programs."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model on a server. `url` as `base_url` makes it; `model` is the name that the server knows it by."""
+    """A model on a server. `url` as returned by `base_url`; `model`: its name on the server."""
 
     url: str
     model: str
 
     @property
     def host(self) -> str:
-        """The computer's name or number, for words."""
+        """The server's host name or address, for messages."""
         return urlsplit(self.url).hostname or ""
 
     @property
@@ -41,13 +41,13 @@ class Endpoint:
 
 
 def parse_source(source: str) -> Endpoint:
-    """The endpoint that `Endpoint.source` wrote. Raises BadRequest."""
+    """Parse the result of `Endpoint.source`. Raises BadRequest."""
     url, _, model = source.removeprefix(PREFIX).partition("#")
     return Endpoint(base_url(url), unquote(model))
 
 
 def base_url(text: str) -> str:
-    """The address that requests go under, from what a user typed: with or without scheme, /v1 or a slash at its end.
+    """Return the base URL for requests from what a user typed: scheme, /v1 and trailing slash are optional.
 
     Raises BadRequest.
     """

@@ -1,4 +1,4 @@
-"""A remote model behind the interface of `core.engine.Engine`: the same requests, the same events."""
+"""A remote model with the interface of `core.engine.Engine`: the same requests, the same events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from core.sentence import sentence
 STATS_EVERY_S = 0.25
 SERVER_ERROR = 500
 REASONING = ("reasoning_content", "reasoning")
-"""What servers call a thought: llama.cpp, vLLM and DeepSeek the first, Ollama and newer vLLM the second."""
+"""Fields for reasoning: llama.cpp, vLLM and DeepSeek use the first, Ollama and newer vLLM the second."""
 REASONS: Mapping[str, FinishReason] = {"length": "length"}
 
 KeyOf = Callable[[str], str]
@@ -52,7 +52,7 @@ class RemoteEngine:
         self._context = 0
 
     def load(self, source: str | Path | None, options: LoadOptions, stop: Stop = never) -> Iterator[Event]:
-        """See whether the server is there and knows the model. `options` are for local models alone."""
+        """Check that the server is there and has the model. `options` apply to local models only."""
         self.close()
         began = time.perf_counter()
         try:
@@ -79,11 +79,11 @@ class RemoteEngine:
             yield Failed(error)
 
     def count(self, request: Request) -> Iterator[Event]:
-        """About how many tokens the prompt has: a remote model's tokenizer is not here."""
+        """Estimate the prompt's tokens: a remote model's tokenizer is not available."""
         yield Counted(sum(len(message.content) for message in request.messages) // 4)
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
-        """No-op: nothing of a remote model lies in this computer's memory."""
+        """Do nothing: a remote model uses no memory of this computer."""
         return iter(())
 
     def close(self) -> None:
@@ -114,14 +114,14 @@ class _Reply:
         except Stopped:
             self._reason = "stopped"
         except NetworkError:
-            # Some servers end the line without the mark for it, once they have said why the reply ends.
+            # Some servers close the stream without an end mark after the finish reason.
             if not self._complete:
                 raise
         yield Finished(self._reason, self._figures())
 
     def _read(self, part: Mapping[str, Any], connection: Connection) -> list[Event]:
-        """What a part of the stream means. Raises HeteGenError for an error that came in it, and for what no server
-        should send."""
+        """Return the events of one chunk of the stream. Raises HeteGenError for an error within it, and for invalid
+        chunks."""
         try:
             if part.get("error"):
                 raise connection.refusal(SERVER_ERROR, json.dumps(part).encode())
@@ -147,7 +147,7 @@ class _Reply:
         calls = delta.get("tool_calls") or ()
         if thought or said or calls:
             self._first_at = self._first_at or time.perf_counter()
-            # Counted anew when the server says how many there were.
+            # An estimate, replaced when the server reports its own count.
             self._stats = replace(self._stats, new_tokens=self._stats.new_tokens + 1)
         if thought:
             yield Piece(str(thought), "reasoning")
@@ -175,7 +175,7 @@ class _Reply:
 
 
 def body_of(model: str, request: Request) -> dict[str, Any]:
-    """The request as OpenAI's chat completions take it; nothing that was not asked for is sent."""
+    """Convert a request to OpenAI's chat completions format, without fields that were not set."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -215,14 +215,15 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 
 def models_of(answer: Any) -> list[dict[str, Any]]:
-    """The models in a server's answer to /models: OpenAI's list, or a bare one."""
+    """Return the models in a server's answer to /models: OpenAI's list, or a bare one."""
     listed = answer.get("data") if isinstance(answer, dict) else answer
     entries: Sequence[Any] = listed if isinstance(listed, list) else ()
     return [one for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str)]
 
 
 def _find(connection: Connection, wanted: str, stop: Stop) -> Loaded:
-    """The model named `wanted`, or the server's first; a server without a list is believed. Raises HeteGenError."""
+    """Return the model named `wanted`, or the server's first; a server without a list is trusted. Raises
+    HeteGenError."""
     try:
         there = models_of(connection.get("/models", stop))
     except ModelNotFound:
@@ -245,12 +246,12 @@ def _find(connection: Connection, wanted: str, stop: Stop) -> Loaded:
         parameters=0,
         weight_bytes=0,
         load_s=0.0,
-        sees=True,  # no server says; one that does not see refuses
+        sees=True,  # servers do not state it; one without vision refuses pictures
     )
 
 
 def _context(model: Mapping[str, Any]) -> int:
-    """Tokens of context, as our own server, vLLM and llama.cpp say it; 0 = not said."""
+    """Return the context length in the fields of our own server, vLLM or llama.cpp; 0 = not stated."""
     said = model.get("meta")
     meta = said if isinstance(said, dict) else {}
     for value in (model.get("context_length"), model.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train")):

@@ -1,4 +1,5 @@
-"""The keys of remote servers: in the system's keyring, by address; for the command line in an environment variable."""
+"""The keys of remote servers: in the system's keyring by address, or in an environment variable for the command
+line."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ VARIABLE = "HETEGEN_REMOTE_KEY"
 
 
 def key_of(keyring: Keyring | None, url: str) -> str:
-    """The key for the server at `url`, "" if none is known."""
+    """Return the key for the server at `url`, "" if none is known."""
     if said := os.environ.get(VARIABLE, "").strip():
         return said
     return "" if keyring is None else kept_secret(keyring, SERVICE, url)
 
 
 def keep_key(keyring: Keyring, url: str, key: str) -> bool:
-    """Keep the key for `url`, or forget it where it is ""; whether that worked."""
+    """Store the key for `url`, or remove it if it is ""; return whether that worked."""
     return keep_secret(keyring, SERVICE, url, key)

@@ -1,4 +1,4 @@
-"""How a model that is too large for this computer is served on a larger one: the command, made from its size."""
+"""Derives the command that serves a model, too large for this computer, on a larger one, from the model's size."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import shlex
 from dataclasses import dataclass
 
 CARD_BYTES = 80_000_000_000
-"""Memory of one card of a server, and the share of it that vLLM uses unless told otherwise."""
+"""Memory of one server GPU; USED is the fraction of it that vLLM takes by default."""
 USED = 0.9
 BESIDE = 1.15
-"""Weights, and beside them KV cache, activations and CUDA's own."""
+"""Total memory per weight byte, including KV cache, activations and CUDA's own."""
 LONGEST = 32_768
-"""Context where the user wished for none: more costs memory that most chats never use."""
+"""The default context: more takes memory that most chats never use."""
 MOST_CARDS = 64
 
 
 @dataclass(frozen=True)
 class Larger:
-    """`command` serves the model with `cards` cards of CARD_BYTES each."""
+    """`command` serves the model with `cards` GPUs of CARD_BYTES each."""
 
     command: str
     cards: int
 
 
 def larger(model: str, stored_bytes: int, context_limit: int, context: int | None = None) -> Larger:
-    """The `vllm serve` line for a model as it is stored. `context`: as the user wished."""
+    """Return the `vllm serve` command for a model as stored. `context`: the user's wish."""
     cards = 1
-    # Powers of two: the heads of attention are divided among the cards.
+    # Powers of two, because the attention heads are divided among the GPUs.
     while cards < MOST_CARDS and stored_bytes * BESIDE > cards * CARD_BYTES * USED:
         cards *= 2
     length = min(context or LONGEST, context_limit or LONGEST)

@@ -1,4 +1,4 @@
-"""The servers that a user keeps: names and addresses in a file; their keys are in the keyring (`core.remote.keys`)."""
+"""The servers that a user has saved: names and addresses in a file; keys in the keyring (`core.remote.keys`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.remote.endpoint import base_url
 
 @dataclass(frozen=True)
 class SavedEndpoint:
-    """`address` as it was typed; `model` answered there last, "" = not chosen yet."""
+    """`address` as typed; `model`: the one last used there, "" = not chosen yet."""
 
     name: str
     address: str
@@ -21,12 +21,12 @@ class SavedEndpoint:
 
     @property
     def url(self) -> str:
-        """The address as requests and keys take it. Raises BadRequest."""
+        """The address in the form that requests and keys use. Raises BadRequest."""
         return base_url(self.address)
 
 
 def read_saved(path: Path) -> tuple[SavedEndpoint, ...]:
-    """The servers kept at `path`; none where it cannot be read."""
+    """Read the servers saved at `path`; none if it cannot be read."""
     try:
         kept = json.loads(path.read_text("utf-8"))
         return tuple(SavedEndpoint(*(str(one[part]) for part in ("name", "address", "model"))) for one in kept)
@@ -35,12 +35,12 @@ def read_saved(path: Path) -> tuple[SavedEndpoint, ...]:
 
 
 def write_saved(path: Path, saved: Iterable[SavedEndpoint]) -> None:
-    """Keep the servers, whole or not at all."""
+    """Save the servers atomically."""
     keep(path, [asdict(one) for one in saved])
 
 
 def put(saved: Iterable[SavedEndpoint], one: SavedEndpoint, former: str = "") -> tuple[SavedEndpoint, ...]:
-    """The list with one server in the place of the one named `former`, or of its own name, else at the end."""
+    """Return the list with a server in place of the one named `former` or like itself, otherwise appended."""
     kept = list(saved)
     at = next((place for place, each in enumerate(kept) if each.name in (one.name, former)), len(kept))
     others = [each for each in kept if each.name not in (one.name, former)]

@@ -1,4 +1,4 @@
-"""Who asks, what runs and what was done, for the server's page, its log and /metrics. Never any text."""
+"""Tracks clients, running and finished requests for the server's page, its log and /metrics. Never any text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the log: a request that was answered. `at` in seconds since the epoch."""
+    """A log line for an answered request. `at` in seconds since the epoch."""
 
     at: float
     client: str
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of it at one moment. `clients`: seconds since the epoch of the last request, by client."""
+    """The state at one moment. `clients`: time of the last request in seconds since the epoch, by client."""
 
     live: tuple[Live, ...]
     clients: tuple[tuple[str, float], ...]
@@ -62,7 +62,7 @@ class Totals:
 
 
 class Activity:
-    """Counts of requests, for any thread. `changed`, if given, is called after every change, in the server's thread."""
+    """Thread-safe request counters. `changed`, if given, is called after every change, in the server's thread."""
 
     def __init__(self, changed: Callable[[], None] | None = None) -> None:
         self._lock = Lock()
@@ -74,28 +74,28 @@ class Activity:
         self.totals = Totals()
 
     def live(self, client: str, path: str) -> Live:
-        """A request that has come in; `begin` and `end` count it."""
+        """Create the record of a new request; `begin` and `end` count it."""
         return Live(next(self._numbers), client, path, time.time())
 
     def begin(self, live: Live) -> None:
-        """The request is being answered."""
+        """Count a request as running."""
         with self._lock:
             self._live[live.number] = live
         self._tell()
 
     def end(self, live: Live) -> None:
-        """The request is over."""
+        """Count a request as ended."""
         with self._lock:
             self._live.pop(live.number, None)
         self._tell()
 
     @property
     def running(self) -> int:
-        """How many requests wait or are answered."""
+        """Number of requests that are waiting or being answered."""
         return len(self._live)
 
     def heard(self, live: Live, event: Event) -> None:
-        """Follow a reply by its events."""
+        """Update a request's record from an event of its reply."""
         match event:
             case Prefill():
                 live.stage = "reading"
@@ -108,7 +108,7 @@ class Activity:
                 self._count(stats)
 
     def answered(self, client: str, path: str, status: int, seconds: float, tokens: int = 0) -> None:
-        """Log a request that is over."""
+        """Log a finished request."""
         now = time.time()
         with self._lock:
             self.totals.requests[path, status] += 1
@@ -120,7 +120,7 @@ class Activity:
         self._tell()
 
     def snapshot(self) -> Snapshot:
-        """A record of everything as it is now."""
+        """Return the current state as a record."""
         with self._lock:
             return Snapshot(tuple(self._live.values()), tuple(self._clients.items()), tuple(self._log))
 

@@ -1,4 +1,4 @@
-"""The routes: which path is answered by what."""
+"""The routes of the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The server as an ASGI application."""
+    """Return the server as an ASGI application."""
     routes = Routes(service)
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", "/health", routes.health),
@@ -41,7 +41,7 @@ def make_app(service: Service) -> ASGIApp:
         ("POST", "/v1/messages/count_tokens", routes.count_tokens),
         ("POST", "/v1/embeddings", routes.embeddings),
     ]
-    # Clients are given the address with or without /v1.
+    # Some clients expect an address with /v1, others without.
     table += [(method, path.removeprefix("/v1"), do) for method, path, do in table if path.startswith("/v1")]
     starlette = Starlette(
         routes=[Route(path, routes.logged(endpoint), methods=[method]) for method, path, endpoint in table]
@@ -59,7 +59,7 @@ class Routes:
         self._limits = service.options.limits
 
     def logged(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint with its errors answered and a line in the log."""
+        """Wrap an endpoint: errors become responses, and each request is logged."""
 
         async def answer(request: Request) -> Response:
             began = time.perf_counter()
@@ -82,20 +82,20 @@ class Routes:
         return answer
 
     async def health(self, request: Request) -> Response:
-        """200 once a model can answer, 503 before."""
+        """Answer 200 if a model is ready, otherwise 503."""
         ready = self._service.backend.model() is not None
         return JSONResponse({"status": "ok" if ready else "no model"}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Figures for Prometheus."""
+        """Return metrics for Prometheus."""
         return PlainTextResponse(metrics_text(self._service.activity))
 
     async def models(self, request: Request) -> Response:
-        """The models that can be asked for."""
+        """List the available models."""
         return JSONResponse({"object": "list", "data": await self._models()})
 
     async def one_model(self, request: Request) -> Response:
-        """One of them by its name."""
+        """Return one model by name."""
         wanted = request.path_params["id"]
         found = next((entry for entry in await self._models() if entry["id"] == wanted), None)
         if found is None:
@@ -103,7 +103,7 @@ class Routes:
         return JSONResponse(found)
 
     async def chat(self, request: Request) -> Response:
-        """OpenAI's chat completions."""
+        """Answer OpenAI's chat completions."""
         service = self._service
         wish = await read(request, ChatCompletion, self._limits)
         model = model_id(service.model(wish.model))
@@ -113,7 +113,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: chat.whole(answer, model, wish))
 
     async def completions(self, request: Request) -> Response:
-        """OpenAI's completions of plain text."""
+        """Answer OpenAI's completions of plain text."""
         service = self._service
         wish = await read(request, Completion, self._limits)
         model = model_id(service.model(wish.model, chat=False))
@@ -123,7 +123,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: completions.whole(answer, model, wish))
 
     async def responses(self, request: Request) -> Response:
-        """OpenAI's responses."""
+        """Answer OpenAI's responses."""
         service = self._service
         wish = await read(request, ResponseCreate, self._limits)
         model = model_id(service.model(wish.model))
@@ -133,7 +133,7 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: responses.whole(answer, model))
 
     async def messages(self, request: Request) -> Response:
-        """Anthropic's messages."""
+        """Answer Anthropic's messages."""
         service = self._service
         wish = await read(request, MessageCreate, self._limits)
         model = model_id(service.model(wish.model))
@@ -143,13 +143,13 @@ class Routes:
         return await service.whole(request, exchange, lambda answer: messages.whole(answer, model))
 
     async def count_tokens(self, request: Request) -> Response:
-        """Anthropic's count of a prompt's tokens."""
+        """Count a prompt's tokens, as Anthropic's API does."""
         wish = await read(request, CountTokens, self._limits)
         self._service.model(wish.model)
         return JSONResponse({"input_tokens": await self._service.count(request, messages.to_count(wish))})
 
     async def embeddings(self, request: Request) -> Response:
-        """Says that there are none. Raises ApiError."""
+        """Refuse: chat models give no embeddings. Raises ApiError."""
         await read_body(request, self._limits)
         raise ApiError(400, "The loaded model answers questions; it gives no embeddings.", code="no_embeddings")
 
@@ -172,7 +172,7 @@ def _entry(id: str, created: int) -> dict[str, Any]:
 
 
 async def preflight(request: Request) -> Response:
-    """A browser asks before it asks; who may was decided before."""
+    """Answer a CORS preflight; `Guard` has already checked the origin."""
     return Response(status_code=204)
 
 

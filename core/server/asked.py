@@ -1,4 +1,4 @@
-"""What every interface's request becomes: the engine's own `Request`, and what the converters share."""
+"""Shared parts of the converters from each API to the engine's `Request`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def text_of(content: Content) -> str:
-    """A message's text. Raises ApiError for sound and files: they are neither read nor fetched."""
+    """Return a message's text. Raises ApiError for audio and files, which are not supported."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
@@ -28,7 +28,7 @@ def text_of(content: Content) -> str:
 
 
 def pictures_of(content: Content) -> tuple[bytes, ...]:
-    """A message's pictures, which come inside of it. Raises ApiError for addresses: nothing is fetched."""
+    """Return a message's inline pictures. Raises ApiError for addresses: nothing is fetched."""
     parts = content if isinstance(content, list) else ()
     return tuple(_picture(part) for part in parts if part.type in PICTURE_PARTS)
 
@@ -41,7 +41,7 @@ def _picture(part: Part) -> bytes:
 
 
 def picture_of_source(source: Json) -> bytes:
-    """A picture as Anthropic's interface sends it. Raises ApiError."""
+    """Decode a picture in Anthropic's format. Raises ApiError."""
     return _from_url(f"data:{source.get('media_type')};base64,{source.get('data')}")
 
 
@@ -59,7 +59,7 @@ def message(
     call_id: str = "",
     reasoning: str = "",
 ) -> Message:
-    """A turn of the engine's kind. Raises ApiError."""
+    """Build an engine message. Raises ApiError."""
     text = text_of(content)
     match role:
         case "developer" | "system":
@@ -73,12 +73,12 @@ def message(
 
 
 def arguments_of(value: str | Json | None) -> str:
-    """Arguments of a call as JSON text, however a client sends them."""
+    """Return a call's arguments as JSON text, in whichever form a client sends them."""
     return value if isinstance(value, str) else json.dumps(value or {}, ensure_ascii=False)
 
 
 def stops(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Stop strings. Raises ApiError."""
+    """Return the stop strings. Raises ApiError."""
     found = (value,) if isinstance(value, str) else tuple(value or ())
     if len(found) > MAX_STOPS:
         raise ApiError(400, f"At most {MAX_STOPS} stop strings can be given.", param="stop")
@@ -86,13 +86,13 @@ def stops(value: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def only_one(wish: SamplingFields) -> None:
-    """Raise ApiError for more than one reply."""
+    """Raise ApiError if more than one reply is requested."""
     if wish.n not in (None, 1):
         raise ApiError(400, "Only one reply can be made at a time: n must be 1.", param="n")
 
 
 def schema_of(wanted: ResponseFormat | TextFormat | None) -> str | None:
-    """The JSON schema that an answer is to keep to; None for any text. Raises ApiError."""
+    """Return the JSON schema that the answer must follow; None for free text. Raises ApiError."""
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
@@ -104,7 +104,7 @@ def schema_of(wanted: ResponseFormat | TextFormat | None) -> str | None:
 
 
 def forced(choice: str | Json | None, tools: Sequence[Tool]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-    """The tools to offer and the names of those of which one must be called. Raises ApiError."""
+    """Return the tools to offer, and the names of those of which one must be called. Raises ApiError."""
     names = tuple(tool.name for tool in tools)
     if choice == "none":
         return (), ()
@@ -131,6 +131,6 @@ def _named(choice: Json) -> tuple[str, ...]:
 
 
 def with_turns(messages: Sequence[Message], **rest: Any) -> Request:
-    """A request for the next turn: a conversation that ends with the assistant's own turn is to be carried on."""
+    """Build the request for the next turn; a conversation that ends with an assistant turn is continued."""
     unfinished = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
     return Request(tuple(messages), whole=True, continue_reply=unfinished, **rest)

@@ -1,4 +1,4 @@
-"""What the server needs of the engine's side: the loaded model, the models on the disk, and jobs that are answered."""
+"""What the server needs of the engine: the loaded model, the installed models, and a way to run jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFECT = HeteGenError("Something went wrong inside.", "This is a defect of the p
 
 
 class EngineLike(Protocol):
-    """The part of `core.engine.Engine` that answers."""
+    """The part of `core.engine.Engine` that answers requests."""
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         """Answer a request, as events."""
@@ -30,7 +30,7 @@ Work = Callable[[EngineLike, Stop], Iterator[Event]]
 
 
 class Job:
-    """One piece of work of one client. `tell` hears every event, then None; in the engine's thread."""
+    """A client's piece of work. `tell` receives every event, then None, in the engine's thread."""
 
     def __init__(self, client: str, work: Work, tell: Callable[[Event | None], None]) -> None:
         self.client = client
@@ -39,11 +39,11 @@ class Job:
         self._stopped = Flag()
 
     def stop(self) -> None:
-        """End it at the next token, layer or step, or before it begins. From any thread."""
+        """End the job at the next token, layer or step, or before it begins. Thread-safe."""
         self._stopped.set()
 
     def run(self, engine: EngineLike, stop: Stop = never) -> None:
-        """Carry it out; in the engine's thread. `stop` is another way to end it."""
+        """Run the job in the engine's thread. `stop` is a further way to end it."""
         try:
             if not self._stopped.is_set():
                 for event in self._work(engine, lambda: self._stopped.is_set() or stop()):
@@ -55,7 +55,7 @@ class Job:
             self._tell(None)
 
     def drop(self) -> None:
-        """End it without ever having begun."""
+        """End a job that never began."""
         self._tell(None)
 
 
@@ -63,13 +63,13 @@ class Backend(Protocol):
     """The engine as the server sees it; called from the server's thread."""
 
     def model(self) -> Loaded | None:
-        """The model that answers now; None where none is loaded or one could be loaded again at once."""
+        """Return the model that answers now; None if none is loaded and none can be loaded again at once."""
         ...
 
     def installed(self) -> list[str]:
-        """Names of complete models on this disk."""
+        """Return the names of complete models on this disk."""
         ...
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn."""
+        """Queue a job."""
         ...

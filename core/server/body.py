@@ -1,4 +1,4 @@
-"""Reads a request's body within bounds of size and time, and checks it against its schema."""
+"""Reads a request's body within size and time limits, and validates it against its schema."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.server.options import Limits
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises ApiError, ClientDisconnect."""
+    """Return the whole body. Raises ApiError, ClientDisconnect."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limits.body:
         raise _too_large(limits)
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read(request: Request, model: type[Model], limits: Limits) -> Model:
-    """The body as what `model` describes. Raises ApiError, ClientDisconnect."""
+    """Parse the body as `model`. Raises ApiError, ClientDisconnect."""
     body = await read_body(request, limits)
     try:
         return model.model_validate_json(body)

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: OpenAI's chat."""
+"""POST /v1/chat/completions: OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.server.sse import DONE, data
 
 
 def to_request(wish: ChatCompletion) -> Request:
-    """The engine's request. Raises ApiError."""
+    """Convert to the engine's request. Raises ApiError."""
     only_one(wish)
     tools, must_call = forced(wish.tool_choice, _tools(wish.tools or ()))
     return with_turns(
@@ -32,7 +32,7 @@ def to_request(wish: ChatCompletion) -> Request:
 
 
 def sampling_of(wish: SamplingFields, max_tokens: int | None) -> Sampling:
-    """How tokens are to be drawn."""
+    """Return the sampling parameters."""
     return Sampling(
         temperature=wish.temperature,
         top_k=wish.top_k if wish.top_k is None else max(wish.top_k, 0),
@@ -62,14 +62,14 @@ def _message(turn: ChatMessage) -> Message:
 
 
 def finish_reason(reason: FinishReason, called: bool) -> str:  # noqa: FBT001
-    """OpenAI's word for why a reply ended; one that was cut short is never called whole."""
+    """Return OpenAI's finish reason; a reply cut short is never reported as complete."""
     if reason in ("length", "context"):
         return "length"
     return "tool_calls" if called else "stop"
 
 
 def usage(stats: Stats) -> dict[str, Any]:
-    """Tokens of the prompt and of the answer, in OpenAI's fields."""
+    """Return the token counts in OpenAI's fields."""
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.new_tokens,
@@ -79,7 +79,7 @@ def usage(stats: Stats) -> dict[str, Any]:
 
 
 def logprobs(drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Log probabilities of the drawn tokens, in OpenAI's fields."""
+    """Return the log probabilities of the sampled tokens in OpenAI's fields."""
     return {
         "content": [
             _token(one.text, one.logprob) | {"top_logprobs": [_token(text, value) for text, value in one.top]}
@@ -93,7 +93,7 @@ def _token(text: str, value: float) -> dict[str, Any]:
 
 
 def whole(answer: WholeReply, model: str, wish: ChatCompletion) -> dict[str, Any]:
-    """The JSON object of a reply that was not streamed."""
+    """Return the JSON object of a reply that is not streamed."""
     said: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if answer.calls else "")}
     if answer.reasoning:
         said["reasoning_content"] = answer.reasoning
@@ -114,7 +114,7 @@ def whole(answer: WholeReply, model: str, wish: ChatCompletion) -> dict[str, Any
 
 
 async def chunks(exchange: Exchange, model: str, wish: ChatCompletion) -> AsyncIterator[bytes]:
-    """The same as a stream."""
+    """Yield the reply as a stream."""
     with_usage = bool(wish.stream_options and wish.stream_options.include_usage)
     head = _head("chat.completion.chunk", model) | ({"usage": None} if with_usage else {})
     writer = _Deltas(head, with_logprobs=bool(wish.logprobs))
@@ -153,7 +153,7 @@ class _Deltas:
 
 
 def _call(piece: CallPiece) -> dict[str, Any]:
-    """The id and name stand in a call's first delta alone: empty ones later break clients."""
+    """Return a tool call delta; only the first one has id and name, as empty ones in later deltas break clients."""
     if piece.id:
         function = {"name": piece.name, "arguments": piece.arguments}
         return {"index": piece.index, "id": piece.id, "type": "function", "function": function}

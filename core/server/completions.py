@@ -1,4 +1,4 @@
-"""POST /v1/completions: a text is continued as it stands."""
+"""POST /v1/completions: continues a plain text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_TOKENS = 16
 
 
 def to_request(wish: Completion) -> Request:
-    """The engine's request. Raises ApiError."""
+    """Convert to the engine's request. Raises ApiError."""
     only_one(wish)
     if wish.best_of not in (None, 1):
         raise ApiError(400, "Only one reply can be made at a time: best_of must be 1.", param="best_of")
@@ -40,7 +40,7 @@ def _prompt(wish: Completion) -> str:
 
 
 def whole(answer: WholeReply, model: str, wish: Completion) -> dict[str, Any]:
-    """The JSON object of a text that was not streamed."""
+    """Return the JSON object of a text that is not streamed."""
     text = (_prompt(wish) if wish.echo else "") + answer.text
     reason = finish_reason(answer.reason, False)
     return _head(model) | {
@@ -51,7 +51,7 @@ def whole(answer: WholeReply, model: str, wish: Completion) -> dict[str, Any]:
 
 
 async def chunks(exchange: Exchange, model: str, wish: Completion) -> AsyncIterator[bytes]:
-    """The same as a stream."""
+    """Yield the text as a stream."""
     with_usage = bool(wish.stream_options and wish.stream_options.include_usage)
     head = _head(model) | ({"usage": None} if with_usage else {})
     drawn: list[Drawn] = []

@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, for a server without a window."""
+"""Runs the engine in a thread of its own, for a server without a window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.server.fair_queue import FairQueue
 
 
 class EngineThread:
-    """A Backend for one engine that has loaded a model already."""
+    """A Backend for one engine that has already loaded a model."""
 
     def __init__(self, engine: EngineLike, model: Loaded, on_disk: Callable[[], list[str]] | None = None) -> None:
         self._engine = engine
@@ -33,7 +33,7 @@ class EngineThread:
         self._queue.put(job)
 
     def close(self) -> None:
-        """End what runs and waits, and join the thread."""
+        """End running and waiting jobs, and join the thread."""
         for job in self._queue.close():
             job.drop()
         if (running := self._running) is not None:
@@ -48,5 +48,5 @@ class EngineThread:
 
 
 def models_on_disk() -> list[str]:
-    """Ids of the complete models in the Hugging Face cache."""
+    """Return the ids of the complete models in the Hugging Face cache."""
     return [model.id for model in installed(default_cache()) if model.complete]

@@ -1,4 +1,4 @@
-"""What went wrong with one request, as an HTTP answer in the shape that its client expects."""
+"""Errors of a request as HTTP responses in the format that the client expects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 
 
 class ApiError(Exception):
-    """An answer that is no success: HTTP status, a sentence, and OpenAI's `code` and `param`."""
+    """An error response: HTTP status, a sentence, and OpenAI's `code` and `param`."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -39,12 +39,12 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> str:
-        """OpenAI's name for errors of this status."""
+        """OpenAI's error type for this status."""
         return KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
 
 
 def from_engine(error: HeteGenError) -> ApiError:
-    """The answer to a request that the engine refused or failed."""
+    """Return the response to a request that the engine refused or failed."""
     match error:
         case PromptTooLong():
             return ApiError(400, str(error), code="context_length_exceeded", param="messages")
@@ -57,21 +57,21 @@ def from_engine(error: HeteGenError) -> ApiError:
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by its place; values are not repeated."""
+    """Return the response for an invalid body: its first error, by location, without repeating values."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None)
 
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:
-    """The JSON of an error: Anthropic's for /v1/messages, OpenAI's elsewhere."""
+    """Return the JSON of an error: Anthropic's format for /v1/messages, OpenAI's elsewhere."""
     if path.startswith("/v1/messages"):
         return {"type": "error", "error": {"type": error.kind, "message": error.message}}
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
 def error_response(error: ApiError, path: str) -> JSONResponse:
-    """The error as JSON, in the form that clients of this path expect."""
+    """Return the error as a JSON response in the format of this path's API."""
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
     if error.status in (429, 503):
         headers["retry-after"] = "1"

@@ -1,4 +1,4 @@
-"""One request's way through the engine, seen from the server's event loop: its events as they come, or its answer."""
+"""A request's run through the engine, seen from the server's event loop: its events as they arrive, or its answer."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Exchange:
         backend.submit(self._job)
 
     def stop(self) -> None:
-        """End the work, if it goes on; nobody wants it any more."""
+        """End the work if it is still running."""
         self.ended = True
         self._timer.cancel()
         self._job.stop()
         self._activity.end(self._live)
 
     def abandon(self) -> None:
-        """End the work and whoever waits for it: the server closes."""
+        """End the work and whoever waits for it, because the server closes."""
         self._job.stop()
         self._events.put_nowait(None)
 
     async def begun(self, seconds: float) -> None:
-        """Wait until the engine says something, at most `seconds`. Raises ApiError where it refused the request."""
+        """Wait up to `seconds` for the engine's first event. Raises ApiError if the engine refused the request."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 self._first = await self._events.get()
@@ -65,14 +65,14 @@ class Exchange:
             event = None
 
     def _tell(self, event: Event | None) -> None:
-        # The loop may be closed already when the server was stopped.
+        # The loop may already be closed if the server was stopped.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 @dataclass
 class WholeReply:
-    """All of a reply."""
+    """A complete reply."""
 
     text: str = ""
     reasoning: str = ""
@@ -83,7 +83,7 @@ class WholeReply:
     stop_text: str = ""
 
     def add(self, event: Event) -> None:
-        """Take one event in."""
+        """Add one event."""
         match event:
             case Piece(text, "reasoning"):
                 self.reasoning += text
@@ -105,7 +105,7 @@ class WholeReply:
 
 
 async def collect(exchange: Exchange) -> WholeReply:
-    """The whole answer. Raises ApiError."""
+    """Return the complete answer. Raises ApiError."""
     answer = WholeReply()
     finished = False
     async for event in exchange:

@@ -1,4 +1,4 @@
-"""One engine, many clients: jobs wait in a line per client, and the clients take turns."""
+"""A fair queue for one engine and many clients: each client has its own line, and clients take turns."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What the queue needs to know of a job."""
+    """What the queue needs to know about a job."""
 
     @property
     def client(self) -> str:
-        """Whose turn it is counted for."""
+        """The client whose turn it takes."""
 
 
 Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """A queue whose `take` serves each client once before any of them a second time. For any threads."""
+    """A queue whose `take` serves each client once before serving any of them again. Thread-safe."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
@@ -27,13 +27,13 @@ class FairQueue(Generic[Item]):
         self._closed = False
 
     def put(self, item: Item) -> None:
-        """Let an item wait behind its client's others."""
+        """Append an item to its client's line."""
         with self._changed:
             self._lines.setdefault(item.client, deque()).append(item)
             self._changed.notify()
 
     def take(self, *, wait: bool = True) -> Item | None:
-        """The next item. None when there is none and `wait` is False, or the queue was closed."""
+        """Return the next item; None if there is none and `wait` is False, or if the queue was closed."""
         with self._changed:
             while wait and not self._lines and not self._closed:
                 self._changed.wait()
@@ -42,11 +42,11 @@ class FairQueue(Generic[Item]):
             client, line = self._lines.popitem(last=False)
             item = line.popleft()
             if line:
-                self._lines[client] = line  # at the end: the others come first
+                self._lines[client] = line  # re-inserted at the end: other clients come first
             return item
 
     def close(self) -> list[Item]:
-        """Wake whoever waits in `take`; the items that were not served."""
+        """Wake the callers of `take`; return the items that were not served."""
         with self._changed:
             self._closed = True
             left = [item for line in self._lines.values() for item in line]

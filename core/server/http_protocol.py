@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with a time limit on a request's headers: a client may not hold a connection by dribbling."""
+"""uvicorn's HTTP/1.1 with a timeout for request headers, so that slow clients cannot hold connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def with_header_limit(seconds: float) -> type[asyncio.Protocol]:
-    """The protocol class for `uvicorn.Config(http=...)`."""
+    """Return the protocol class for `uvicorn.Config(http=...)`."""
 
     class Impatient(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None

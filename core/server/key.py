@@ -1,4 +1,4 @@
-"""The API key of a server that other computers can reach: made once, kept in the system's keyring."""
+"""The API key of a server that other computers can reach: generated once, stored in the system's keyring."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ NAME = "server"
 
 
 def new_key() -> str:
-    """A key that cannot be guessed."""
+    """Return a random key."""
     return f"hg-{secrets.token_urlsafe(32)}"
 
 
 def kept_key(keyring: Keyring) -> str:
-    """The key in the keyring, made now if there is none; one that cannot be kept holds until the program ends."""
+    """Return the key in the keyring, generated if there is none; without a keyring it lasts until the program ends."""
     return kept_secret(keyring, SERVICE, NAME) or replace_key(keyring)
 
 
 def replace_key(keyring: Keyring) -> str:
-    """Make a new key and keep it; the old one is refused from the server's next start on."""
+    """Generate and store a new key; the old one is refused from the server's next start on."""
     key = new_key()
     keep_secret(keyring, SERVICE, NAME, key)
     return key

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's interface, as Claude Code speaks it."""
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, as used by Claude Code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IGNORED = ("redacted_thinking",)
 
 
 def to_request(wish: MessageCreate) -> Request:
-    """The engine's request. Raises ApiError."""
+    """Convert to the engine's request. Raises ApiError."""
     tools, must_call = _choice(wish)
     return with_turns(
         _turns(wish),
@@ -32,7 +32,7 @@ def to_request(wish: MessageCreate) -> Request:
 
 
 def to_count(wish: CountTokens) -> Request:
-    """The request whose prompt is counted. Raises ApiError."""
+    """Return the request whose prompt is counted. Raises ApiError."""
     return with_turns(_turns(wish), tools=_choice(wish)[0])
 
 
@@ -45,7 +45,7 @@ def _choice(wish: CountTokens) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
 
 
 def _tools(tools: Sequence[AnthropicTool]) -> list[Tool]:
-    """Tools of the client's own; those that Anthropic's servers would carry out have no schema."""
+    """Return the client's own tools; those that Anthropic's servers would run have no schema."""
     return [Tool(tool.name, tool.description or "", tool.input_schema) for tool in tools if tool.input_schema]
 
 
@@ -58,7 +58,7 @@ def _turns(wish: CountTokens) -> list[Message]:
 
 
 def _message(said: AnthropicMessage) -> list[Message]:
-    """Results of tools become turns of their own, before what is said beside them."""
+    """Return the turns of a message: tool results become turns of their own, before the rest."""
     if isinstance(said.content, str):
         return [Message(said.role, said.content)]
     results = [
@@ -88,7 +88,7 @@ def _text(block: Block) -> str:
 
 
 def stop_reason(reason: FinishReason, called: bool, stop_text: str) -> str:  # noqa: FBT001
-    """Why the answer ended, in Anthropic's words."""
+    """Return Anthropic's stop reason."""
     if reason in ("length", "context"):
         return "max_tokens"
     if called:
@@ -97,7 +97,7 @@ def stop_reason(reason: FinishReason, called: bool, stop_text: str) -> str:  # n
 
 
 def usage(stats: Stats) -> dict[str, Any]:
-    """Tokens of the prompt and of the answer, in Anthropic's fields."""
+    """Return the token counts in Anthropic's fields."""
     return {
         "input_tokens": stats.prompt_tokens - stats.reused_tokens,
         "cache_read_input_tokens": stats.reused_tokens,
@@ -107,7 +107,7 @@ def usage(stats: Stats) -> dict[str, Any]:
 
 
 def whole(answer: WholeReply, model: str) -> dict[str, Any]:
-    """The JSON object of a reply that was not streamed."""
+    """Return the JSON object of a reply that is not streamed."""
     content: list[dict[str, Any]] = []
     if answer.reasoning:
         content.append({"type": "thinking", "thinking": answer.reasoning, "signature": ""})
@@ -126,7 +126,7 @@ def whole(answer: WholeReply, model: str) -> dict[str, Any]:
 
 
 async def chunks(exchange: Exchange, model: str) -> AsyncIterator[bytes]:
-    """The same as a stream of Anthropic's events: blocks one after the other, each with its number."""
+    """Yield the reply as Anthropic's event stream: consecutive, numbered content blocks."""
     writer = _Blocks()
     started = False
     async for event in exchange:
@@ -161,7 +161,7 @@ class _Blocks:
         self.called = False
 
     def into(self, key: str, block: dict[str, Any], delta: dict[str, Any]) -> bytes:
-        """A delta of the block `key`, which is opened if it is not the one that is open."""
+        """Return a delta of the block `key`, opening it if another one is open."""
         opening = b""
         if key != self._open:
             opening = self.close()
@@ -195,7 +195,7 @@ def _id(id: str) -> str:
 
 
 def _input(arguments: str) -> Any:
-    """A call's arguments; those of one that was cut short are no JSON, and are empty."""
+    """Parse a call's arguments; truncated ones are invalid JSON and become empty."""
     try:
         return json.loads(arguments)
     except ValueError:

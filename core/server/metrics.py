@@ -8,7 +8,7 @@ from core.server.activity import Activity
 
 
 def metrics_text(activity: Activity) -> str:
-    """Counters and gauges in the text format of Prometheus."""
+    """Return counters and gauges in Prometheus' text format."""
     return "\n".join(_lines(activity)) + "\n"
 
 

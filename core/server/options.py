@@ -1,4 +1,4 @@
-"""How a server is to run, and its limits: records only."""
+"""A server's options and limits: records only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what clients may use; sizes in bytes, times in seconds.
+    """Limits for clients; sizes in bytes, times in seconds.
 
-    `refusal_s`: a stream that is refused so soon is refused with a status of its own; later it shows in the stream.
+    `refusal_s`: a stream refused within this time gets an HTTP error status; later errors appear in the stream.
     """
 
     body: int = 16 << 20
@@ -30,8 +30,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """`port` None: the first free one from DEFAULT_PORT. `origins` may call from a browser, `hosts` are further names
-    of this computer. An address beyond this computer needs a `key`."""
+    """`port` None: the first free one from DEFAULT_PORT. `origins`: allowed to call from a browser; `hosts`: further
+    names of this computer. An address beyond this computer requires a `key`."""
 
     host: str = LOOPBACK
     port: int | None = None
@@ -47,7 +47,7 @@ class ServerOptions:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this computer and cannot mean another."""
+    """Return whether a host name or address always means this computer."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer interface, as Codex speaks it. Nothing is stored: each request holds all turns."""
+"""POST /v1/responses: OpenAI's newer API, as used by Codex. Stateless: each request holds all turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.server.sse import data
 
 
 def to_request(wish: ResponseCreate) -> Request:
-    """The engine's request. Raises ApiError."""
+    """Convert to the engine's request. Raises ApiError."""
     if wish.previous_response_id:
         raise ApiError(400, "Nothing is stored here: send all turns as input.", param="previous_response_id")
     if wish.background:
@@ -35,7 +35,7 @@ def to_request(wish: ResponseCreate) -> Request:
 
 
 def _tools(tools: Sequence[ResponseTool]) -> list[Tool]:
-    """The functions among them: other kinds are carried out by OpenAI's servers or known to its models alone."""
+    """Return the function tools: other kinds run on OpenAI's servers or are specific to its models."""
     return [
         Tool(tool.name, tool.description or "", tool.parameters or {})
         for tool in tools
@@ -53,7 +53,7 @@ def _turns(wish: ResponseCreate) -> list[Message]:
 
 
 def _turn(item: ResponseItem, before: list[Message]) -> list[Message]:
-    """One item's turn; calls join the turn that they follow."""
+    """Return the turn of one item; calls are merged into the turn before them."""
     match item.type:
         case "function_call":
             call = ToolCall(item.call_id or "", item.name or "", item.arguments or "{}")
@@ -70,7 +70,7 @@ def _turn(item: ResponseItem, before: list[Message]) -> list[Message]:
 
 
 def whole(answer: WholeReply, model: str) -> dict[str, Any]:
-    """The JSON object of a reply that was not streamed."""
+    """Return the JSON object of a reply that is not streamed."""
     items = [_item(kind, text) for kind, text in (("reasoning", answer.reasoning), ("message", answer.text)) if text]
     items += [_call_item(call) for call in answer.calls]
     return _response(model, f"resp_{secrets.token_hex(12)}", items, answer.reason, answer.stats)
@@ -118,7 +118,7 @@ def _response(
 
 
 async def chunks(exchange: Exchange, model: str) -> AsyncIterator[bytes]:
-    """The same as a stream of named events, numbered throughout."""
+    """Yield the reply as a stream of named, numbered events."""
     writer = _Writer(model)
     for chunk in writer.begin():
         yield chunk
@@ -128,7 +128,7 @@ async def chunks(exchange: Exchange, model: str) -> AsyncIterator[bytes]:
 
 
 class _Writer:
-    """Writes the events of one stream: items one after the other, each opened, filled and closed."""
+    """Writes the events of one stream: consecutive items, each opened, filled and closed."""
 
     def __init__(self, model: str) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""What clients may send, as pydantic models. Unknown fields and nulls are ignored: clients send more every month."""
+"""Request bodies as pydantic models. Unknown fields and nulls are ignored, because clients keep adding fields."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Json = dict[str, Any]
 
 
 class Lenient(BaseModel):
-    """Ignores what it does not know."""
+    """A model that ignores unknown fields."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class Part(Lenient):
-    """A part of a message's content, of OpenAI's two interfaces; Anthropic's pictures have a `source`."""
+    """A part of a message's content in OpenAI's two APIs; Anthropic's pictures have a `source`."""
 
     type: str
     text: str | None = None
@@ -28,21 +28,21 @@ Content = str | list[Part] | None
 
 
 class FunctionCall(Lenient):
-    """A call of a function, its arguments as JSON text or as an object."""
+    """A function call, with arguments as JSON text or as an object."""
 
     name: str
     arguments: str | Json | None = None
 
 
 class AskedCall(Lenient):
-    """A call that an assistant's earlier turn made."""
+    """A call made by an earlier assistant turn."""
 
     id: str | None = None
     function: FunctionCall
 
 
 class ChatMessage(Lenient):
-    """One message of OpenAI's chat."""
+    """One message of OpenAI's chat API."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
@@ -61,7 +61,7 @@ class Function(Lenient):
 
 
 class ChatTool(Lenient):
-    """A tool of OpenAI's chat."""
+    """A tool of OpenAI's chat API."""
 
     type: str = "function"
     function: Function | None = None
@@ -74,20 +74,20 @@ class JsonSchema(Lenient):
 
 
 class ResponseFormat(Lenient):
-    """The form of the answer: text, JSON, or JSON of a schema."""
+    """The format of the answer: text, JSON, or JSON with a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StreamOptions(Lenient):
-    """What a stream says besides the answer."""
+    """What a stream contains besides the answer."""
 
     include_usage: bool | None = None
 
 
 class SamplingFields(Lenient):
-    """What both of OpenAI's older interfaces say about drawing tokens."""
+    """Sampling parameters of both of OpenAI's older APIs."""
 
     model: str | None = None
     stream: bool | None = None
@@ -129,7 +129,7 @@ class Completion(SamplingFields):
 
 
 class ResponseItem(Lenient):
-    """One item of a response's input: a message, a call that was made, or what came of it."""
+    """One item of a response's input: a message, a function call, or its output."""
 
     type: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -141,7 +141,7 @@ class ResponseItem(Lenient):
 
 
 class ResponseTool(Lenient):
-    """A tool of OpenAI's responses."""
+    """A tool of OpenAI's responses API."""
 
     type: str
     name: str | None = None
@@ -150,7 +150,7 @@ class ResponseTool(Lenient):
 
 
 class TextFormat(Lenient):
-    """The form of a response's text."""
+    """The format of a response's text."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     schema_: Json | None = Field(default=None, alias="schema")
@@ -180,7 +180,7 @@ class ResponseCreate(Lenient):
 
 
 class Block(Lenient):
-    """A content block of Anthropic's interface."""
+    """A content block of Anthropic's API."""
 
     type: str
     text: str | None = None
@@ -194,14 +194,14 @@ class Block(Lenient):
 
 
 class AnthropicMessage(Lenient):
-    """One message of Anthropic's interface."""
+    """One message of Anthropic's API."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
 class AnthropicTool(Lenient):
-    """A tool of Anthropic's interface."""
+    """A tool of Anthropic's API."""
 
     type: str | None = None
     name: str
@@ -217,7 +217,7 @@ class AnthropicChoice(Lenient):
 
 
 class OutputConfig(Lenient):
-    """The form of Anthropic's answer."""
+    """The format of Anthropic's answer."""
 
     format: TextFormat | None = None
 

@@ -1,7 +1,7 @@
-"""Who may ask: the host that a request names, the page it comes from, its key. Before anything else is looked at.
+"""Access control, before anything else is parsed: the requested host, the origin of the calling page, the key.
 
-A browser can be led to this server by a name that resolves to it (DNS rebinding), and sends what any page asks it to:
-so only known names of this computer are answered, and pages only where their origin was named.
+A browser can be led to this server by a host name that resolves to it (DNS rebinding), and sends any page's requests.
+Therefore only known names of this computer are answered, and pages only if their origin was allowed.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthr
 
 
 def host_of(header: str) -> str:
-    """The name or address in a Host header, without port, brackets and case."""
+    """Return the name or address in a Host header, without port and brackets, in lower case."""
     text = header.strip().lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]
-    if text.count(":") > 1:  # an address without brackets
+    if text.count(":") > 1:  # an IPv6 address without brackets
         return text
     return text.partition(":")[0].rstrip(".")
 
 
 def own_names() -> frozenset[str]:
-    """This computer's names and the addresses of its network interfaces."""
+    """Return this computer's names and the addresses of its network interfaces."""
     name = socket.gethostname().lower()
     addresses = (entry.address for entries in psutil.net_if_addrs().values() for entry in entries)
     return frozenset({name, f"{name}.local", *(address.lower().partition("%")[0] for address in addresses)})
 
 
 class AccessRules:
-    """The rules of one server."""
+    """The access rules of one server."""
 
     def __init__(self, options: ServerOptions, names: Callable[[], frozenset[str]] = own_names) -> None:
         self._options = options
@@ -50,7 +50,7 @@ class AccessRules:
         self._digest = _digest(options.key) if options.key else b""
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Raise the ApiError of a request that may not be answered."""
+        """Raise ApiError for a request that must not be answered."""
         if not self.knows_host(host_of(headers.get("host", ""))):
             raise ApiError(403, "This server does not answer to that host name.", code="host_not_allowed")
         origin = headers.get("origin")
@@ -64,7 +64,7 @@ class AccessRules:
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
     def knows_host(self, host: str) -> bool:
-        """Whether `host` is a name of this computer that this server goes by."""
+        """Return whether `host` is a name under which this server answers."""
         if is_loopback(host) or host in map(str.lower, self._options.hosts):
             return True
         if self._options.is_local or not host:
@@ -72,11 +72,11 @@ class AccessRules:
         return host == self._options.host.lower() or _plain(host) in self._names()
 
     def allows_origin(self, origin: str, host: str) -> bool:
-        """Whether a page of `origin` may ask: one that was named, or one of this very server."""
+        """Return whether a page of `origin` may call: an allowed one, or one of this server."""
         return origin in self._options.origins or origin == f"http://{host}"
 
     def has_key(self, headers: Headers) -> bool:
-        """Whether the key is right, compared in constant time; where none was set there is nothing to compare."""
+        """Return whether the key is right (compared in constant time), or no key is required."""
         if not self._digest:
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
@@ -84,12 +84,12 @@ class AccessRules:
         return hmac.compare_digest(_digest(given), self._digest)
 
     def named(self, origin: str | None) -> bool:
-        """Whether the user has allowed this origin by its name."""
+        """Return whether the user has allowed this origin explicitly."""
         return origin is not None and origin in self._options.origins
 
 
 class Guard:
-    """The outermost ASGI application: asks `access` first, and adds CORS headers for origins that were named."""
+    """The outermost ASGI application: applies the access rules, and adds CORS headers for allowed origins."""
 
     def __init__(self, app: ASGIApp, access: AccessRules) -> None:
         self._app = app
@@ -121,7 +121,7 @@ def _with_cors(send: Send, origin: str) -> Send:
 
 
 def _plain(host: str) -> str:
-    """An IPv4 address written as an IPv6 one as itself."""
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, otherwise `host`."""
     try:
         mapped = getattr(ipaddress.ip_address(host), "ipv4_mapped", None)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A running server: a socket, uvicorn in a thread of its own, and how both end."""
+"""A running server: a socket and uvicorn in a thread of its own, with an orderly end."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CLOSING_S = 2
 
 
 class Server:
-    """Listens from its making on. `close` ends every reply that runs, and joins the thread."""
+    """Listens from construction on. `close` ends running replies and joins the thread."""
 
     def __init__(self, backend: Backend, options: ServerOptions, activity: Activity | None = None) -> None:
-        """Raises BadRequest where the address cannot be had, or would be open to others without a key."""
+        """Raises BadRequest if the address is not available, or would be open to others without a key."""
         if not options.is_local and not options.key:
             raise BadRequest(
                 "The server was not started.",
@@ -49,17 +49,17 @@ class Server:
 
     @property
     def address(self) -> str:
-        """The base address for clients on this computer or, when bound wide, on its network."""
+        """The base address for clients on this computer or, if bound to all interfaces, on its network."""
         return f"http://{_shown(self.options.host)}:{self.port}/v1"
 
     def wait(self) -> None:
-        """Return when the server has ended."""
+        """Wait until the server has ended."""
         while self._thread.is_alive():
-            self._thread.join(0.5)  # a wait without end would hear no Ctrl+C on Windows
+            self._thread.join(0.5)  # without a timeout, Ctrl+C would not be noticed on Windows
 
     def close(self) -> None:
         self._uvicorn.should_exit = True
-        with suppress(RuntimeError):  # it has ended by itself
+        with suppress(RuntimeError):  # the server has already ended
             self._loop.call_soon_threadsafe(self._service.close)
         self._thread.join()
 
@@ -90,7 +90,7 @@ class Server:
 
 
 def _bind(options: ServerOptions) -> socket.socket:
-    """A listening socket. Raises BadRequest."""
+    """Return a listening socket. Raises BadRequest."""
     ports = [options.port] if options.port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
     problem: OSError | None = None
     for port in ports:
@@ -127,10 +127,10 @@ def _shown(host: str) -> str:
 
 
 def lan_address() -> str:
-    """This computer's address as its network sees it; nothing is sent to find it."""
+    """Return this computer's address in its network, without sending anything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address for documentation, never reached
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation; UDP connect sends nothing
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()

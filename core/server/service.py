@@ -1,4 +1,4 @@
-"""What every endpoint does: start the work, stream or collect it, log it, end it when the client leaves."""
+"""The common part of all endpoints: start the work, stream or collect it, log it, end it when the client leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Chunks = Callable[[Exchange], AsyncIterator[bytes]]
 
 
 class Service:
-    """The engine, the options and the books of one server."""
+    """The engine, options and activity of one server."""
 
     def __init__(self, backend: Backend, options: ServerOptions, activity: Activity) -> None:
         self.backend = backend
@@ -33,8 +33,8 @@ class Service:
         self._exchanges: set[Exchange] = set()
 
     def model(self, wanted: str | None, *, chat: bool = True) -> Loaded:
-        """The model that answers. A name that is not known here means it; one of another model on this disk does not.
-        Raises ApiError."""
+        """Return the loaded model. An unknown name refers to it as well; the name of another installed model is an
+        error. Raises ApiError."""
         loaded = self.backend.model()
         if loaded is None:
             raise ApiError(503, "No model is loaded.", code="model_not_loaded")
@@ -50,11 +50,11 @@ class Service:
         return loaded
 
     def ask(self, http: HttpRequest, request: Request) -> Exchange:
-        """Let the engine answer. Raises ApiError."""
+        """Start answering a request. Raises ApiError."""
         return self._start(http, lambda engine, stop: engine.chat(request, stop))
 
     async def count(self, http: HttpRequest, request: Request) -> int:
-        """How many tokens a request's prompt has. Raises ApiError."""
+        """Return the number of tokens of a request's prompt. Raises ApiError."""
         exchange = self._start(http, lambda engine, stop: engine.count(request))
         try:
             async for event in exchange:
@@ -65,7 +65,7 @@ class Service:
         raise ApiError(503, "The server was stopped.")
 
     async def whole(self, http: HttpRequest, exchange: Exchange, shape: Callable[[WholeReply], Any]) -> Response:
-        """The answer as one JSON object. Raises ApiError, ClientDisconnect."""
+        """Return the answer as one JSON object. Raises ApiError, ClientDisconnect."""
         answering = asyncio.ensure_future(collect(exchange))
         leaving = asyncio.ensure_future(left(http.receive))
         try:
@@ -81,7 +81,7 @@ class Service:
         return JSONResponse(shape(answering.result()))
 
     async def stream(self, http: HttpRequest, exchange: Exchange, chunks: Chunks) -> Response:
-        """The answer as server-sent events. Raises ApiError where the engine refuses the request at once."""
+        """Return the answer as server-sent events. Raises ApiError if the engine refuses the request at once."""
         try:
             await exchange.begun(self.options.limits.refusal_s)
         except ApiError:
@@ -102,7 +102,7 @@ class Service:
         return exchange
 
     def close(self) -> None:
-        """End every reply, whether it has begun or not; in the server's loop."""
+        """End every reply, running or waiting; called in the server's loop."""
         for exchange in self._exchanges:
             exchange.abandon()
 
@@ -113,7 +113,7 @@ class Service:
 
 
 def client_of(http: HttpRequest) -> str:
-    """Who asks, as the page shows it: address, and the program by its own words."""
+    """Return the client as shown to the user: address and user agent."""
     address = http.client.host if http.client else "?"
     program = http.headers.get("user-agent", "").partition(" ")[0]
     shown = "".join(character for character in program[:60] if character.isprintable())
@@ -121,12 +121,12 @@ def client_of(http: HttpRequest) -> str:
 
 
 def model_id(loaded: Loaded) -> str:
-    """A loaded model's id for clients: a Hub id as it is, other names without spaces."""
+    """Return a loaded model's id for clients: a Hub id unchanged, other names without spaces."""
     return "-".join(loaded.name.split())
 
 
 def timings(stats: Stats) -> dict[str, Any]:
-    """Figures of one reply as llama-server gives them: counts, milliseconds, tokens per second."""
+    """Return the figures of one reply in llama-server's format: counts, milliseconds, tokens per second."""
     read = stats.prompt_tokens - stats.reused_tokens
     return {
         "prompt_n": read,
@@ -145,7 +145,7 @@ def _ms(count: int, rate: float | None) -> float | None:
 
 
 async def _with_errors(chunks: AsyncIterator[bytes], path: str) -> AsyncIterator[bytes]:
-    """An error in mid-stream is an event of its own: the status has been sent already."""
+    """Append an error event to the stream: the HTTP status has already been sent."""
     try:
         async for chunk in chunks:
             yield chunk

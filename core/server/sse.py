@@ -1,4 +1,4 @@
-"""Server-sent events: a stream that keeps its connection alive while nothing is said, and ends when its client left."""
+"""Server-sent events: a stream that keeps an idle connection alive, and ends when its client leaves."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def data(content: dict[str, Any], event: str = "") -> bytes:
-    """One event: its JSON, and its name where the interface names events."""
+    """Encode one event: its JSON, and its name if the API names events."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode("utf-8", "replace")
 
 
 class EventStream(Response):
-    """Sends `chunks` as they come. `finish` is awaited at the end, however it comes."""
+    """Sends `chunks` as they arrive. `finish` is always awaited at the end."""
 
     media_type = "text/event-stream"
 
@@ -62,9 +62,9 @@ class EventStream(Response):
 
 
 class _Writer:
-    """Sends chunks one after the other, and a comment wherever nothing was said for a while.
+    """Sends chunks one after another, and a comment after a period of silence.
 
-    A task of its own for each chunk would cost more than all else that is done for a token.
+    There is no task per chunk: it would cost more than all other work for a token.
     """
 
     def __init__(self, send: Send, limits: Limits) -> None:
@@ -75,13 +75,13 @@ class _Writer:
         self._last = self._clock()
 
     async def write(self, chunk: bytes) -> None:
-        """Send a chunk. Raises TimeoutError where the client does not take it."""
+        """Send a chunk. Raises TimeoutError if the client does not read it."""
         async with self._one, asyncio.timeout(self._limits.send_s):
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         self._last = self._clock()
 
     async def ping(self) -> None:
-        """Keep the client from giving up while nothing is said, until cancelled."""
+        """Send keep-alive comments during silence, until cancelled."""
         while True:
             waited = self._clock() - self._last
             if waited >= self._limits.ping_s:
@@ -91,6 +91,6 @@ class _Writer:
 
 
 async def left(receive: Receive) -> None:
-    """Return when the client is gone."""
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,1 +1,1 @@
-"""What runs before torch and transformers are imported, so that a start takes seconds less."""
+"""What runs before torch and transformers are imported, to shorten the start by seconds."""

@@ -1,4 +1,4 @@
-"""The log on disk: what was logged, and the tracebacks of errors that nobody foresaw."""
+"""The log file: log messages, warnings, and tracebacks of unexpected errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_BYTES, FILES = 1_000_000, 3
 
 
 class _LogFile(RotatingFileHandler):
-    """One that grows on where it cannot be turned over: on Windows while another program has it open."""
+    """A log file that keeps growing if it cannot be rotated: on Windows, while another program has it open."""
 
     def doRollover(self) -> None:  # noqa: N802  Python's name.
         with suppress(OSError):
@@ -19,7 +19,7 @@ class _LogFile(RotatingFileHandler):
 
 
 def start_log(path: Path, level: int = logging.INFO) -> None:
-    """Log to a file that is made with the first line and turned over; to stderr where there can be no file."""
+    """Log to a rotating file, created with the first line; to stderr if it cannot be created."""
     handler: logging.Handler
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""torch without its compiler and without other machines: importing these takes a third of a start.
+"""Imports torch without its compiler and its distributed part, which take a third of the start time.
 
-Nothing here is compiled or spread over machines. Yet transformers names both when it is imported, and torch itself
-loads the compiler for a tensor on the meta device, only to be told that it is switched off.
+Neither is used here. But transformers refers to both on import, and torch loads the compiler for tensors on the meta
+device, only to find that it is switched off.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
 
 @contextmanager
 def bare_torch() -> Iterator[None]:
-    """Context: an import of these gives a stand-in. Asked for more than it knows, it imports the real module.
+    """Context: importing these modules gives a stub, which imports the real module if asked for more than it knows.
 
-    For one thread at a time. Modules that were imported before stay as they are.
+    Not thread-safe. Modules that are already imported stay as they are.
     """
     import torch.distributed
 
@@ -37,7 +37,7 @@ def bare_torch() -> Iterator[None]:
 
 
 def _known() -> dict[str, dict[str, Any]]:
-    """What the stand-ins know: marks for the compiler, which change nothing without it."""
+    """Return the stubs' attributes: decorators for the compiler, which do nothing without it."""
     if COMPILER in sys.modules:
         return {}
     marks = {"disable": _mark, "allow_in_graph": _mark, "assume_constant_result": _mark}
@@ -50,7 +50,8 @@ class _StandIn(ModuleType):
         vars(self).update(known)
 
     def __getattr__(self, name: str) -> Any:
-        # Who looks through all modules for one's file does not want this one; only a package is asked for its path.
+        # Searches through sys.modules (for `__file__`) must not import the real module; only a package needs
+        # `__path__`.
         if name.startswith("__") and (name, self.__name__) != ("__path__", COMPILER):
             raise AttributeError(name)
         return getattr(_real(self.__name__), name)
@@ -61,7 +62,7 @@ def _mark(function: Any = None, *_: Any, **__: Any) -> Any:
 
 
 def _index_tensors() -> Any:
-    """The context in which transformers makes some rare masks."""
+    """Return the context manager with which transformers builds some rare masks."""
     return _real(MASKS).TransformGetItemToIndex()
 
 

@@ -1,6 +1,6 @@
-"""transformers' table of where its models are, kept on disk: an import would read its 2,500 source files twice.
+"""Caches transformers' index of its model modules on disk: without it, an import reads 2,500 source files twice.
 
-The function that makes the table is wrapped as soon as its module has been loaded, before the package calls it.
+The function that builds the index is wrapped as soon as its module is loaded, before the package calls it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from core.files import keep
 PACKAGE, MODULE, FUNCTION = "transformers", "transformers.utils.import_utils", "define_import_structure"
 
 Table = dict[frozenset[str], dict[str, set[str]]]
-"""By the libraries they need: modules, and the names that each defines."""
+"""By required libraries: modules, and the names that each defines."""
 Make = Callable[..., Table]
 
 
 def keep_model_index(folder: Path) -> None:
-    """Keep the index of model modules; to be called before transformers is imported, afterwards a no-op."""
+    """Cache the index of model modules; a no-op if transformers has already been imported."""
     if PACKAGE not in sys.modules:
         sys.meta_path.insert(0, _Finder(folder))
 
 
 class KeptTable:
-    """Makes the table as `make` does; that of all models is read from a file of `folder` where it was made before."""
+    """Builds the index like `make`, but reads that of all models from a file in `folder` if it has been built
+    before."""
 
     def __init__(self, make: Make, models: Path, version: str, folder: Path) -> None:
         self._make, self._models = make, models
@@ -48,7 +49,7 @@ class KeptTable:
         try:
             rows = json.loads(self._file.read_text(encoding="utf-8"))
             return {frozenset(needs): {name: set(names) for name, names in modules.items()} for needs, modules in rows}
-        except (OSError, ValueError, TypeError, AttributeError):  # missing, or not what was written
+        except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged
             return None
 
     def _write(self, table: Table) -> Table:
@@ -57,7 +58,7 @@ class KeptTable:
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module as all others do, and wraps its loader. Serves once."""
+    """Finds one module like the other finders and wraps its loader; removes itself afterwards."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,7 +74,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads as `inner` does, then puts the kept table in the function's place."""
+    """Loads the module like `inner`, then replaces the function with the cached table."""
 
     def __init__(self, inner: Loader, folder: Path) -> None:
         self._inner, self._folder = inner, folder

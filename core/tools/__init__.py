@@ -1,1 +1,1 @@
-"""Tools of MCP servers: started, listed and called in a thread of their own; what fails is one sentence."""
+"""Tools of MCP servers: started, listed and called in a thread of their own; each failure is one sentence."""

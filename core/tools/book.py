@@ -1,4 +1,4 @@
-"""What a user keeps of tools: the servers, and which tools may be called unasked. Keys go to the system's keyring."""
+"""The user's tool settings: servers, and which tools may be called without asking. Keys are in the system's keyring."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ Permission = Literal["ask", "always", "never"]
 
 @dataclass(frozen=True)
 class Book:
-    """`permissions`: by server and tool; a tool that is not there is asked for."""
+    """`permissions`: by server and tool; the default is to ask."""
 
     servers: tuple[ToolServer, ...] = ()
     permissions: Mapping[tuple[str, str], Permission] = field(default_factory=dict)
 
     def permission(self, server: str, tool: str) -> Permission:
-        """Whether the tool may be called."""
+        """Return the permission of a tool."""
         return self.permissions.get((server, tool), "ask")
 
     def permit(self, server: str, tool: str, permission: Permission) -> Book:
-        """A copy in which this is so from now on."""
+        """Return a copy with a tool's permission changed."""
         return replace(self, permissions={**self.permissions, (server, tool): permission})
 
     def put(self, server: ToolServer, former: str = "") -> Book:
-        """A copy with a server, in the place of the one named `former` or of its own name."""
+        """Return a copy with a server in place of the one named `former` or like itself, otherwise appended."""
         names = {server.name, former}
         at = next((i for i, one in enumerate(self.servers) if one.name in names), len(self.servers))
         others = [one for one in self.servers if one.name not in names]
         return replace(self, servers=(*others[:at], server, *others[at:]))
 
     def without(self, name: str) -> Book:
-        """A copy without a server and all that was said of it."""
+        """Return a copy without a server and its permissions."""
         servers = tuple(one for one in self.servers if one.name != name)
         return Book(servers, {key: value for key, value in self.permissions.items() if key[0] != name})
 
 
 def read_book(path: Path, keyring: Keyring) -> Book:
-    """The book that is kept at `path`; an empty one where it cannot be read."""
+    """Read the settings at `path`; empty ones if it cannot be read."""
     try:
         kept = json.loads(path.read_text("utf-8"))
         servers = tuple(_server(entry, keyring) for entry in kept["servers"])
@@ -56,7 +56,7 @@ def read_book(path: Path, keyring: Keyring) -> Book:
 
 
 def write_book(path: Path, book: Book, former: Book, keyring: Keyring) -> bool:
-    """Keep the book, whole or not at all; whether its keys could be kept, too."""
+    """Save the settings atomically; return whether their keys could be stored, too."""
     keep(path, {
         "servers": [_table(server) for server in book.servers],
         "permissions": [[*key, value] for key, value in book.permissions.items()],
@@ -91,7 +91,7 @@ def _server(entry: Mapping[str, Any], keyring: Keyring) -> ToolServer:
 
 
 def _secrets(server: ToolServer) -> str:
-    """The values that go to the keyring, as one text; "" where there are none."""
+    """Return the values for the keyring as one JSON text; "" if there are none."""
     if not server.environment and not server.headers:
         return ""
     return json.dumps({"environment": dict(server.environment), "headers": dict(server.headers)})

@@ -1,4 +1,4 @@
-"""Tool servers as other programs write them down: Claude Desktop's and Cursor's "mcpServers", VS Code's "servers"."""
+"""Parses tool servers in other programs' formats: Claude Desktop's and Cursor's "mcpServers", VS Code's "servers"."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from core.tools.server import ToolServer
 TABLES = ("mcpServers", "servers")
 NEXT = "Paste the text that the server's own page shows for Claude Desktop or VS Code."
 REFERENCE = re.compile(r"\$\{(input|env):[^}]*\}")
-"""A gap in VS Code's files that the program is to ask for."""
+"""A placeholder in VS Code's files that the program is meant to prompt for."""
 
 
 def parse_servers(text: str) -> tuple[ToolServer, ...]:
-    """The servers of a pasted text. Raises BadRequest."""
+    """Return the servers of a pasted text. Raises BadRequest."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -31,7 +31,7 @@ def parse_servers(text: str) -> tuple[ToolServer, ...]:
 
 
 def _table(value: Any) -> dict[str, Any]:
-    """Name to entry, wherever they stand in the text."""
+    """Return the entries by name, from wherever they are in the text."""
     if not isinstance(value, dict):
         return {}
     for name in TABLES:
@@ -66,7 +66,7 @@ def _server(name: str, entry: Any) -> ToolServer:
 
 
 def check_server(server: ToolServer) -> None:
-    """Raise BadRequest for one that cannot be reached as it stands."""
+    """Raise BadRequest for a server that cannot be reached as described."""
     if not server.command and not server.url:
         raise BadRequest(sentence("{} has neither a command nor an address.", server.name), "", "Enter one of the two.")
     if server.url and not _is_address(server.url):
@@ -100,7 +100,7 @@ def _text(entry: Mapping[str, Any], name: str) -> str:
 
 
 def _texts(server: str, value: Any) -> dict[str, str]:
-    """A table of texts; numbers and truth values are written out, as they would be in an environment."""
+    """Return a table of texts; numbers and booleans are converted as in an environment. Raises BadRequest."""
     if value is None:
         return {}
     if not isinstance(value, dict) or any(isinstance(one, dict | list) for one in value.values()):

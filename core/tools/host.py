@@ -1,4 +1,4 @@
-"""The thread of the tools: an event loop in which every server is kept, and a front that no call to waits."""
+"""The tools' thread: an event loop that holds every server connection, behind a non-blocking interface."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class ToolHost:
     """Keeps servers connected. `changed` is called in the tools' thread. The thread starts with the first server."""
 
     def __init__(self, changed: Changed, logs: Path | None = None) -> None:
-        """`logs`: the folder in which the servers' logs are kept; None = only in memory."""
+        """`logs`: the folder for the servers' logs; None = in memory only."""
         self._changed, self._logs = changed, logs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._over: asyncio.Event | None = None
-        # From here on, the loop's own.
+        # The attributes below belong to the loop's thread.
         self._links: dict[str, Link] = {}
         self._lines: dict[str, Lines] = {}
         self._telling = False
 
     def use(self, servers: Sequence[ToolServer]) -> None:
-        """Keep to these servers: those that are on are started, the others ended."""
+        """Switch to these servers: start those that are on, end all others."""
         if self._thread is not None or servers:
             self._run(self._use(tuple(servers)))
 
@@ -46,7 +46,7 @@ class ToolHost:
         self._run(self._restart(server))
 
     def call(self, server: str, tool: str, arguments: Mapping[str, Any], longest: int) -> Future[ToolResult]:
-        """Have a tool called. The future raises ToolFailed; cancelling it gives the call up."""
+        """Call a tool. The future raises ToolFailed; cancelling it abandons the call."""
         return self._run(self._call(server, tool, arguments, longest))
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class ToolHost:
         return await link.call(tool, arguments, longest)
 
     def _tell_soon(self) -> None:
-        """Say what has changed, a few times a second at most."""
+        """Report changes, a few times a second at most."""
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_later(TELL_S, self._tell)

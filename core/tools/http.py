@@ -1,4 +1,4 @@
-"""A server behind an address: streamable HTTP by the SDK, over a client that bounds what an answer may hold."""
+"""A server at an address: the SDK's streamable HTTP over a client that limits the size of answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CONNECT_S, SILENCE_S = 10.0, 900.0
 
 @asynccontextmanager
 async def http(server: ToolServer) -> AsyncIterator[TransportStreams]:
-    """Speak to the server at `server.url`; its headers go there and nowhere else."""
+    """Connect to the server at `server.url`; its headers are sent only there."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
-    # A proxy cannot reach this computer's own addresses.
+    # A proxy cannot reach this computer's loopback addresses.
     is_own = _is_loopback(urlsplit(server.url).hostname or "")
     client = httpx2.AsyncClient(
         headers=dict(server.headers),
@@ -36,7 +36,7 @@ async def http(server: ToolServer) -> AsyncIterator[TransportStreams]:
 
 
 async def _bound(response: Any) -> None:
-    """Let the answer end with an error where it becomes longer than any sound one."""
+    """Let the response fail once it is longer than any reasonable one."""
     import httpx2
 
     inner = response.stream

@@ -1,4 +1,4 @@
-"""The log of one server: its latest lines, without keys, short enough to be read, and kept on disk."""
+"""A server's log: its latest lines, without secrets, of limited length, and stored on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIDDEN = "•••"
 
 
 class Lines:
-    """Takes lines in the tools' thread, and calls `changed` there. Those of earlier starts come first."""
+    """Takes lines in the tools' thread, and calls `changed` there. Lines of earlier starts come first."""
 
     def __init__(self, changed: Callable[[], None], file: LogFile | None = None) -> None:
         self._changed, self._file = changed, file
@@ -22,7 +22,7 @@ class Lines:
         self._unwritten: deque[str] = deque(maxlen=KEPT)
 
     def add(self, text: str) -> None:
-        """Keep a text, a line or several."""
+        """Add a text of one or more lines."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         at = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -35,17 +35,17 @@ class Lines:
         self._changed()
 
     def hide(self, secrets: Sequence[str]) -> None:
-        """Keep these values out from now on, too."""
+        """Mask these values in all later lines."""
         self._secrets = tuple(dict.fromkeys((*self._secrets, *secrets)))
 
     def write(self) -> None:
-        """Put what is new on the disk: not with every line, of which there may be thousands a second."""
+        """Write new lines to disk; called periodically, because there may be thousands a second."""
         if self._file is not None and self._unwritten:
             self._file.write(self._unwritten)
             self._unwritten.clear()
 
     def forget(self) -> None:
-        """The server is removed: its log goes, too."""
+        """Delete the log of a removed server."""
         self._unwritten.clear()
         if self._file is not None:
             self._file.remove()

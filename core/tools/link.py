@@ -1,5 +1,5 @@
-"""One server's life in the loop of the tools' thread: started, its tools listed, called, ended, with a sentence for
-whatever goes wrong.
+"""One server's connection in the tools' event loop: starting, listing tools, calling, ending, with a sentence for every
+failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_TOOLS = 512
 
 
 class Link:
-    """A connection to one server. All of it runs in the loop's thread; `changed` is called there."""
+    """A connection to one server. Everything runs in the loop's thread; `changed` is called there."""
 
     def __init__(self, server: ToolServer, lines: Lines, changed: Callable[[], None]) -> None:
         self.server = server
@@ -40,13 +40,13 @@ class Link:
         self._changed = changed
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
-        self._relisting: asyncio.Task[None] | None = None  # a task that nobody holds may be collected
+        self._relisting: asyncio.Task[None] | None = None  # asyncio keeps only weak references to tasks
         self._settled = asyncio.Event()
         self._over = asyncio.Event()
         self._lost: HeteGenError | None = None
 
     def start(self) -> None:
-        """Connect, if it is not connected already."""
+        """Connect, unless already connected."""
         if self._task is None or self._task.done():
             self._settled.clear()
             self._over.clear()
@@ -55,7 +55,7 @@ class Link:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Disconnect; a program that was started is ended."""
+        """Disconnect, and end the program if one was started."""
         self._over.set()
         if self._task is not None:
             if not self._settled.is_set():
@@ -64,7 +64,7 @@ class Link:
         self._set(ServerStatus(self.server.name))
 
     async def call(self, tool: str, arguments: Mapping[str, Any], longest: int) -> ToolResult:
-        """What the tool answers; a server that has ended is started again first. Raises ToolFailed."""
+        """Call a tool and return its answer; restarts a server that has ended. Raises ToolFailed."""
         self.start()
         await self._settled.wait()
         if self._client is None:
@@ -127,7 +127,7 @@ class Link:
         from mcp_types import ToolListChangedNotification
 
         if isinstance(message, ToolListChangedNotification) and self._client is not None:
-            # Not awaited here: the answer comes by the reader that waits for this handler.
+            # Not awaited here: the reader that receives the answer is waiting for this handler.
             self._relisting = asyncio.create_task(self._relist(self._client))
 
     async def _relist(self, client: Client) -> None:
@@ -147,7 +147,7 @@ class Link:
         self._changed()
 
     def _failure(self, error: BaseException) -> HeteGenError:
-        """The sentence for what went wrong between the SDK and the server."""
+        """Return the error for a failure between the SDK and the server."""
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, HeteGenError):
@@ -163,7 +163,7 @@ class Link:
 
 
 async def _listed(client: Client) -> tuple[ServerTool, ...]:
-    """Its tools, page by page."""
+    """Return the server's tools, page by page."""
     found: list[ServerTool] = []
     cursor: str | None = None
     while len(found) < MOST_TOOLS:

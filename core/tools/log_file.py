@@ -1,4 +1,4 @@
-"""A server's log on disk: it outlives the program, and two files of at most MOST_BYTES hold it. Knows no secrets."""
+"""A server's log on disk, in two files of at most MOST_BYTES each. Secrets are already masked."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ NAME_LENGTH = 40
 
 
 class LogFile:
-    """The lines of the server named `name` in `folder`. A full disk keeps none."""
+    """The log of the server `name` in `folder`. Without disk space, nothing is written."""
 
     def __init__(self, folder: Path, name: str) -> None:
         readable = re.sub(r"[^\w-]+", "_", name, flags=re.ASCII)[:NAME_LENGTH]
-        # Two names may differ only in what no file's name can hold.
+        # Names may differ only in characters that a file name cannot hold.
         self.path = folder / f"{readable}-{sha256(name.encode()).hexdigest()[:8]}.log"
         self._before = self.path.with_suffix(".old.log")
 
     def latest(self, count: int) -> list[str]:
-        """The last `count` lines, the oldest first."""
+        """Return the last `count` lines, the oldest first."""
         lines = _lines(self.path)
         missing = count - len(lines)
         return [*_lines(self._before)[-missing:], *lines] if missing > 0 else lines[-count:]
 
     def write(self, lines: Iterable[str]) -> None:
-        """Add lines; a file that is full becomes the one before."""
+        """Append lines; rotate a full file."""
         text = "".join(f"{line}\n" for line in lines)
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class LogFile:
                 file.write(text)
 
     def remove(self) -> None:
-        """Forget the server's log."""
+        """Delete the server's log."""
         for path in (self.path, self._before):
             with suppress(OSError):
                 path.unlink(missing_ok=True)

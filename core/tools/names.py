@@ -1,4 +1,4 @@
-"""Names by which models call tools: of the letters that every model's interface takes, and each of them once."""
+"""Names under which models call tools: restricted to characters that every model's API accepts, and unique."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST = 64
 
 @dataclass(frozen=True)
 class Offer:
-    """A tool as models are offered it, and whose it is."""
+    """A tool as offered to models, with its server and its name there."""
 
     tool: Tool
     server: str
@@ -22,7 +22,7 @@ class Offer:
 
 
 def offers(servers: Mapping[str, Sequence[ServerTool]]) -> tuple[Offer, ...]:
-    """Every tool of every server. One name in several servers is told apart by the server's."""
+    """Return every tool of every server. A name used by several servers is prefixed with the server's."""
     counts: dict[str, int] = {}
     for tools in servers.values():
         for name in {_plain(tool.name) for tool in tools}:

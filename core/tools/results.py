@@ -1,4 +1,4 @@
-"""What a tool answered, as text for the model: parts joined, pictures and sounds named, the length bounded."""
+"""Converts a tool's result to text for the model: parts joined, pictures and audio named, length limited."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from core.tools.server import ToolResult
 
 LONGEST = 64_000
-"""Characters of a result that a model may be given."""
+"""Maximum characters of a result for a model."""
 
 
 def as_result(answer: Any, longest: int = LONGEST) -> ToolResult:
-    """The text of a CallToolResult, at most about `longest` characters."""
+    """Return the text of a CallToolResult, at most about `longest` characters."""
     text = "\n".join(_texts(answer.content))
     if not text and answer.structured_content is not None:
         text = json.dumps(answer.structured_content, ensure_ascii=False)
@@ -21,7 +21,7 @@ def as_result(answer: Any, longest: int = LONGEST) -> ToolResult:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning and a line that says how much is missing: the model is to know."""
+    """Truncate a text and append a line that tells the model how much is missing."""
     if len(text) <= longest:
         return text
     return f"{text[:longest]}\n[{len(text) - longest} more characters were left out.]"

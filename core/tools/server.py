@@ -1,4 +1,4 @@
-"""How a tool server is reached, and what is known of it: frozen records."""
+"""How a tool server is reached, and its current state: frozen records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Phase = Literal["off", "starting", "on", "failed"]
 
 @dataclass(frozen=True)
 class ToolServer:
-    """A program to start (`command` with `args`), or an address (`url`) where one waits.
+    """A program to start (`command` with `args`), or the address (`url`) of a running server.
 
-    `environment` and `headers` may hold keys: they are kept out of the record's text, of logs and of files.
+    `environment` and `headers` may hold keys: they are excluded from `repr`, logs and files.
     """
 
     name: str
@@ -29,14 +29,14 @@ class ToolServer:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Values that no log may show."""
+        """Values that must not appear in logs."""
         values = (*self.environment.values(), *self.headers.values())
         return tuple(sorted((value for value in values if len(value) > 3), key=len, reverse=True))
 
 
 @dataclass(frozen=True)
 class ServerTool:
-    """A tool as its server describes it. `parameters`: the JSON schema of its arguments."""
+    """A tool as described by its server. `parameters`: the JSON schema of its arguments."""
 
     name: str
     description: str = ""
@@ -45,7 +45,7 @@ class ServerTool:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """What is known of one server now. `error`: why its last start failed; `log`: its latest lines, oldest first."""
+    """The current state of one server. `error`: why its last start failed; `log`: its latest lines, oldest first."""
 
     name: str
     phase: Phase = "off"
@@ -56,7 +56,7 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What came of a call, as the model reads it. `failed`: the tool or its server says so."""
+    """A call's result as the model reads it. `failed`: reported by the tool or its server."""
 
     text: str
     failed: bool = False

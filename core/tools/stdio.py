@@ -1,4 +1,4 @@
-"""A server that is a program: JSON lines over its pipes, with bounds on what it may send and an end in any case."""
+"""A server that is a child process: JSON lines over pipes, with limits on its output and a guaranteed end."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 32 << 20
 STRAY_LINES, MESSAGES_A_SECOND, BYTES_A_SECOND = 200, 1000, 4 << 20
-"""Lines on its output that are no messages; messages, and bytes of its error output, in a second: more of any of them,
-and it is no tool server."""
+"""Limits on non-message lines of its output, and on messages and error output bytes per second; a program that exceeds
+one is not a tool server."""
 GRACE_S = 2.0
 Tell = Callable[[str], None]
 Lost = Callable[[HeteGenError], None]
@@ -31,9 +31,9 @@ Lost = Callable[[HeteGenError], None]
 
 @asynccontextmanager
 async def stdio(server: ToolServer, tell: Tell, lost: Lost) -> AsyncIterator[TransportStreams]:
-    """Start the program and speak to it. `tell` hears its error output, `lost` why it ended by itself.
+    """Start the program and connect to it. `tell` receives its error output, `lost` the reason if it ends by itself.
 
-    Raises ToolFailed where it cannot be started.
+    Raises ToolFailed if it cannot be started.
     """
     import anyio
 
@@ -55,9 +55,9 @@ async def stdio(server: ToolServer, tell: Tell, lost: Lost) -> AsyncIterator[Tra
 async def _start(server: ToolServer) -> asyncio.subprocess.Process:
     from mcp.client.stdio import get_default_environment
 
-    # Not all of this program's environment: other programs' keys are in it.
+    # Not the whole environment, which may hold other programs' keys.
     environment = {**get_default_environment(), **server.environment}
-    # npx and its like are scripts on Windows, which are found with their ending only.
+    # On Windows, npx and the like are scripts, which are only found with their extension.
     program = shutil.which(server.command, path=environment.get("PATH")) or server.command
     try:
         return await asyncio.create_subprocess_exec(
@@ -81,29 +81,29 @@ async def _start(server: ToolServer) -> asyncio.subprocess.Process:
 
 
 class _Hearing:
-    """Passes a program's messages on; anything else it writes goes to the log, within bounds."""
+    """Forwards a program's messages; all other output goes to the log, within limits."""
 
     def __init__(self, process: asyncio.subprocess.Process, name: str, tell: Tell, lost: Lost) -> None:
         self._process, self._name, self._tell, self._lost = process, name, tell, lost
         self.wanted = True
-        """Until the program is being ended."""
+        """False once the program is being ended."""
         self._stray = self._second = 0
         self._counts: Counter[str] = Counter()
 
     async def messages(self, incoming: Any) -> None:
-        """Read its output to the end; what comes after the last listener is thrown away."""
+        """Read the program's output to the end, discarding what comes after the last listener."""
         from anyio import BrokenResourceError, ClosedResourceError
 
         assert self._process.stdout is not None
         with suppress(BrokenResourceError, ClosedResourceError), incoming:
             async for message in self._messages(self._process.stdout):
                 await incoming.send(message)
-        # A program that still writes could not end on a full pipe.
+        # Keep draining: a full pipe would keep the program from ending.
         while await self._process.stdout.read(1 << 16):
             pass
 
     async def errors(self) -> None:
-        """Read its error output to the end."""
+        """Read the program's error output to the end."""
         assert self._process.stderr is not None
         while part := await self._process.stderr.read(1 << 16):
             if self.wanted:
@@ -139,7 +139,7 @@ class _Hearing:
         return message
 
     def _count(self, what: str, more: int) -> int:
-        """How much of it has come in this second."""
+        """Return the amount counted within the current second."""
         second = int(asyncio.get_running_loop().time())
         if second != self._second:
             self._second = second
@@ -173,7 +173,7 @@ async def _speak(process: asyncio.subprocess.Process, outgoing: Any) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Future[None]]) -> None:
-    """Close its input, wait a little, then end it and all that it started."""
+    """Close the program's input, wait briefly, then kill it and its children."""
     assert process.stdin is not None
     process.stdin.close()
     family = _family(process.pid)
@@ -189,7 +189,7 @@ async def _end(process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Futu
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The program and all that it started, told apart from later ones that get their numbers."""
+    """Return the program and its descendants, identified now because process ids may be reused."""
     try:
         program = psutil.Process(pid)
         return [*program.children(recursive=True), program]

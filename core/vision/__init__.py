@@ -1,1 +1,1 @@
-"""Pictures for models that see: their bytes, the processor's inputs, and the tower that is opened at the first one."""
+"""Pictures for vision models: the processor's inputs, and the vision tower, which is opened at the first picture."""

@@ -1,6 +1,6 @@
-"""transformers' processor of a model, for pictures alone: what the model's forward takes, and what stands in the text.
+"""transformers' processor of a model, for pictures only: the inputs of the forward and the placeholder text.
 
-Its parts for videos and sounds need libraries that are not here; they are left out.
+Its video and audio parts are left out, because they need libraries that are not installed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from core.errors import ModelUnreadable, UnsupportedModel
 from core.sentence import sentence
 
 KEY_BYTES = 5
-"""So that ids still fit into 64 bits."""
+"""Bytes of a picture's key, so that its token ids fit into 64 bits."""
 PIXTRAL = "transformers.models.pixtral.image_processing_pixtral"
 
 
 @dataclass(frozen=True)
 class Processed:
-    """A picture for the forward of a model, and the text that stands for it in a prompt, with `count` placeholder
-    tokens; `key`: a number of its content."""
+    """A picture's inputs for the forward, and the text that stands for it in a prompt, with `count` placeholder tokens;
+    `key`: a number derived from its content."""
 
     key: int
     count: int
@@ -40,18 +40,18 @@ class PictureProcessor:
     """A model's processor; `placeholder` is what its chat template writes for a picture."""
 
     def __init__(self, processor: Any, token: str) -> None:
-        """`token`: the placeholder token as the model's input has it, once for each part of a picture."""
+        """`token`: the placeholder token in the model's input, once for each part of a picture."""
         self.transformers = processor
         self._token = token
         self.placeholder: str = processor.image_token
 
     def process(self, data: bytes) -> Processed:
-        """A picture's bytes, as a file has them. Raises BadRequest, ModelUnreadable."""
+        """Process the bytes of a picture file. Raises BadRequest, ModelUnreadable."""
         image = decode(data)
         options = self.transformers._merge_kwargs(tokenizer_init_kwargs={}, return_tensors="pt")["images_kwargs"]
         try:
             inputs, (text,) = self.transformers._process_images([image], **options)
-        # Settings that make no sense show here, as any of Python's errors.
+        # Invalid settings show here, as any exception.
         except Exception as error:
             raise _unreadable(error) from error
         unused = set(self.transformers.unused_input_names)
@@ -61,7 +61,7 @@ class PictureProcessor:
 
 
 def load_processor(folder: Path, config: Any, tokenizer: Any, placeholder: int) -> PictureProcessor:
-    """The processor of a model folder; `tokenizer`: transformers'; `placeholder`: the id of its token for pictures.
+    """Load the processor of a model folder; `tokenizer`: transformers'; `placeholder`: the id of its picture token.
     Raises UnsupportedModel, ModelUnreadable."""
     from transformers import AutoImageProcessor
 
@@ -72,19 +72,19 @@ def load_processor(folder: Path, config: Any, tokenizer: Any, placeholder: int) 
         parts = {"image_processor": images, "tokenizer": tokenizer}
         given = [parts.get(name) for name in kind.get_attributes()]
         return PictureProcessor(kind.from_args_and_dict(given, settings), tokenizer.convert_ids_to_tokens(placeholder))
-    # Each family reads its settings in its own way, with any of Python's errors.
+    # Each family reads its settings in its own way and may raise any exception.
     except Exception as error:
         raise _unreadable(error) from error
 
 
 def _processor_class(config: Any) -> Any:
-    """transformers' class for this kind of model. Raises UnsupportedModel."""
+    """Return transformers' processor class for this model type. Raises UnsupportedModel."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type, "")
     try:
         found = getattr(_module_of(name), name)
-        found.get_attributes()  # what stands for a class that cannot be had says so now
+        found.get_attributes()  # a placeholder for a missing dependency raises here
     except (ImportError, AttributeError, TypeError) as error:
         raise UnsupportedModel(
             sentence("Pictures cannot be shown to a model of the kind {}.", f"{config.model_type!r}"),
@@ -95,10 +95,10 @@ def _processor_class(config: Any) -> Any:
 
 
 def _module_of(name: str) -> Any:
-    """Where transformers has a processor; two of them ask for libraries that pictures do not need."""
+    """Import the module of a processor; two of them import libraries that pictures do not need."""
     if name == "SmolVLMProcessor":
         module = import_module("transformers.models.smolvlm.processing_smolvlm")
-        module.num2words = module.num2words or str  # type: ignore[attr-defined]  # spells the numbers of a video
+        module.num2words = module.num2words or str  # type: ignore[attr-defined]  # only used for video timestamps
         return module
     if name == "PixtralProcessor":
         with _without_torchvision():
@@ -108,7 +108,8 @@ def _module_of(name: str) -> Any:
 
 @contextmanager
 def _without_torchvision() -> Iterator[None]:
-    """Pixtral's processor asks the module that needs torchvision for a function that another one has too."""
+    """Context: Pixtral's processor imports a function from a module that needs torchvision; another module has it,
+    too."""
     if PIXTRAL in sys.modules:
         yield
         return
@@ -120,7 +121,7 @@ def _without_torchvision() -> Iterator[None]:
 
 
 def _only_for_pictures(kind: Any) -> Any:
-    """The processor's class, content with nothing where its parts for videos and sounds would be."""
+    """Return a subclass of the processor that accepts None for its video and audio parts."""
     check: Callable[..., Any] = kind.check_argument_for_proper_class
 
     def checked(self: Any, name: str, argument: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The parts of a model that see, put into its tree when the first picture comes: a text chat never pays for them.
+"""The vision parts of a model, added to its tree at the first picture: a text-only chat never pays for them.
 
-They may lie elsewhere than the model that reads: what is given to them travels there, and what they see travels back.
+They may be on another device than the language model; their inputs and outputs are copied between the two.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from core.sentence import sentence
 
 
 def has_tower(module: Any) -> bool:
-    """Whether the model that this tree is the language half of was made to see."""
+    """Return whether the whole model of this language half can see."""
     config = module.config
     shows = getattr(config, "vision_config", None) is not None and placeholder_id(config) is not None
     return shows and any(isinstance(child, Nothing) for child in module.modules())
 
 
 def placeholder_id(config: Any) -> int | None:
-    """The token that stands for a picture's parts in a model's input."""
+    """Return the id of the token that stands for a picture's parts in a model's input."""
     found = getattr(config, "image_token_id", None)
     found = getattr(config, "image_token_index", None) if found is None else found
     return found if isinstance(found, int) else None
 
 
 class Tower:
-    """What sees, opened in RAM; `parts` are the modules that were put into the tree."""
+    """The vision parts, opened in RAM; `parts` are the modules added to the tree."""
 
     def __init__(self, module: Any, checkpoint: Mapping[str, Tensor]) -> None:
-        """Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory; the tree is then as before."""
+        """Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory; the tree is then unchanged."""
         self.parts, self._alone = open_tower(module, checkpoint)
         self._copies: list[DeviceCopies] = []
         self._device = self._home = torch.device("cpu")
@@ -49,13 +49,14 @@ class Tower:
             part.register_forward_hook(self._leave)
 
     def lie(self, placement: HostPlacement | DevicePlacement, *, on_device: bool) -> None:
-        """Serve a model that is placed so, from its device or from RAM. Raises NotEnoughMemory, DeviceLost: then as
-        after `come_back`."""
+        """Move to the model's device or stay in RAM, for a model with this placement. Raises NotEnoughMemory,
+        DeviceLost; the state is then that after `come_back`."""
         self.come_back()
         if not isinstance(placement, DevicePlacement):
             return
         try:
-            # Single weights are used together with what the model reads: they are where that is.
+            # Weights outside the towers are combined with the text embeddings, so they stay on the language model's
+            # device.
             self._copies.append(placement.copies([one for one in self._alone if one.is_in_ram]))
             if on_device:
                 self._copies.append(placement.copies(places_of(one for part in self.parts for one in part.modules())))
@@ -66,7 +67,7 @@ class Tower:
         self._device = placement.device if on_device else torch.device("cpu")
 
     def come_back(self) -> None:
-        """Serve a model in RAM; a device may be gone."""
+        """Move back to RAM; works even if the device is gone."""
         for copies in self._copies:
             copies.restore()
         self._copies.clear()
@@ -84,8 +85,8 @@ def _moved(values: Any, device: torch.device) -> Any:
 
 
 def open_tower(module: Any, checkpoint: Mapping[str, Tensor]) -> tuple[list[nn.Module], list[Place]]:
-    """Put what sees into the tree, with its weights: modules, and single weights of others. Raises UnsupportedModel,
-    ModelUnreadable, NotEnoughMemory; the tree is then as before."""
+    """Add the vision parts to the tree and fill them: modules, and weights outside of these. Raises UnsupportedModel,
+    ModelUnreadable, NotEnoughMemory; the tree is then unchanged."""
     whole = whole_tree(module.config, module.dtype)
     closed = dict(_stand_ins(module))
     alone = _alone(module, whole)
@@ -111,7 +112,7 @@ def _stand_ins(module: Any) -> list[tuple[str, nn.Module]]:
 
 
 def _alone(module: Any, whole: Any) -> list[tuple[str, str]]:
-    """Single weights that were taken out beside the towers, as what stands for the end of a row of a picture."""
+    """Return weights outside the towers that were removed with them, such as the end-of-row embedding."""
     return [
         (path, name)
         for path, child in module.named_modules()
@@ -123,7 +124,7 @@ def _alone(module: Any, whole: Any) -> list[tuple[str, str]]:
 def _holds(whole: Any, path: str, name: str) -> bool:
     try:
         return whole.get_submodule(path)._parameters.get(name) is not None
-    except AttributeError:  # linears of ours have another tree below them
+    except AttributeError:  # our own linears have a different subtree
         return False
 
 

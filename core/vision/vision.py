@@ -1,7 +1,7 @@
-"""A model's sight: pictures to ids of a prompt, and ids to what a forward pass takes.
+"""A model's vision: pictures to ids of a prompt, and ids to inputs of a forward pass.
 
-transformers' own forward does the rest: it runs the tower, puts what it saw in the place of the placeholder tokens, and
-makes the masks, so there is no code per family here.
+transformers' own forward does the rest: it runs the tower, replaces the placeholder tokens' embeddings and builds the
+masks. So there is no code per family here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from core.vision.processor import PictureProcessor
 from core.vision.tower import Tower, placeholder_id
 
 REMEMBERED = 32
-"""Pictures kept as the processor made them; one of a megapixel takes about 12 MB."""
+"""Number of processed pictures that are cached; one of a megapixel takes about 12 MB."""
 TYPES = ("mm_token_type_ids", "token_type_ids")
-"""How forwards are told which tokens are a picture's (1)."""
+"""Arguments of forwards that mark the tokens of a picture (1)."""
 
 
 class ModelVision:
-    """What a loaded model needs to see."""
+    """The vision of a loaded model."""
 
     def __init__(self, module: Any, checkpoint: Mapping[str, Tensor], processor: PictureProcessor) -> None:
         """Opens the tower. Raises UnsupportedModel, ModelUnreadable, NotEnoughMemory."""
@@ -44,8 +44,8 @@ class ModelVision:
         self._moved = 0
 
     def expand(self, text: str, shown: Sequence[bytes]) -> str:
-        """A rendered conversation, with what stands for each of its pictures in the place of the template's
-        placeholders. Raises NoChatTemplate, BadRequest, ModelUnreadable."""
+        """Replace the chat template's placeholders in a rendered conversation by the text of each picture. Raises
+        NoChatTemplate, BadRequest, ModelUnreadable."""
         first, *others = text.split(self._processor.placeholder)
         if len(others) != len(shown):
             raise NoChatTemplate(
@@ -55,7 +55,7 @@ class ModelVision:
         return first + "".join(self._pictures[one][1] + part for one, part in zip(shown, others, strict=True))
 
     def numbered(self, ids: Sequence[int], shown: Sequence[bytes]) -> list[int]:
-        """The ids of an expanded text, in which each placeholder token is an id of its picture's own. Raises
+        """Replace the placeholder tokens among the ids of an expanded text by the pictures' own ids. Raises
         ModelUnreadable."""
         own = [id for one in shown for id in self._pictures[one][0].ids]
         places = [place for place, id in enumerate(ids) if id == self._placeholder]
@@ -71,11 +71,11 @@ class ModelVision:
         return result
 
     def concerns(self, read: Sequence[int], ids: Sequence[int]) -> bool:
-        """Whether a pass over `ids` after `read` needs `inputs`: text that no picture has moved does not."""
+        """Return whether a pass over `ids` after `read` needs `inputs`: text not after any picture does not."""
         return min(ids) < 0 or self._moved_after(read) != 0
 
     def inputs(self, read: Sequence[int], ids: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """The forward's arguments for a pass over `ids` (n,), with one picture at most, after `read`."""
+        """Return the forward's arguments for a pass over `ids` (n,), with at most one picture, after `read`."""
         found = {"input_ids": torch.tensor([[self._placeholder if id < 0 else id for id in ids]], device=device)}
         picture = next((self._by_key[key_of(id)] for id in ids if id < 0), None)
         if picture is not None:
@@ -87,7 +87,7 @@ class ModelVision:
         return found
 
     def _positions(self, read: Sequence[int], ids: Sequence[int]) -> Tensor:
-        """(3, 1, n): a picture's rows and columns are counted apart, and the text goes on after the longer side."""
+        """Return positions (3, 1, n): a picture counts rows and columns apart; text continues after the longer side."""
         start = len(read) + self._moved_after(read)
         columns: list[Tensor] = []
         for key, count in runs(ids):
@@ -101,7 +101,8 @@ class ModelVision:
         return torch.cat(columns, 1).unsqueeze(1)
 
     def _moved_after(self, read: Sequence[int]) -> int:
-        """How far pictures have moved the text that follows; while ids are only added, each is looked at once."""
+        """Return the position offset caused by earlier pictures; each id is examined once while ids are only
+        appended."""
         if self._rope_index is None:
             return 0
         known = len(self._counted)
@@ -137,7 +138,8 @@ class ModelVision:
 
 
 def runs(ids: Sequence[int]) -> Iterator[tuple[int | None, int]]:
-    """Runs of text (None) and of pictures (their keys), with how many ids each has; one shown twice is two."""
+    """Yield runs of text (None) and of pictures (their key) with their number of ids; a repeated picture is a new
+    run."""
     beginnings = 0
 
     def run_of(id: int) -> tuple[int | None, int]:
