@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 1 after a failure, of which stderr says a sentence."""
+    """Run one command. Returns the exit status: 0, or 1 after a failure, which is reported on stderr in a sentence."""
     prepare_environment()
     keep_model_index(cache_folder())
     _use_utf8()
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error)
     except KeyboardInterrupt:
         return _failed("stopped.")
-    except BrokenPipeError:  # who read the output has enough, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:  # A defect: its traceback is for who can mend it.
+    except Exception:  # a defect: log its traceback for the developers
         log.exception("A command failed unexpectedly")
         return _failed(sentence("This is a defect of the program; the details are in {}.", command_log()))
     return 0
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _use_utf8() -> None:
-    # Windows consoles still begin in an old code page, which cannot print what models write.
+    # Windows consoles default to a legacy code page, which cannot print what models write.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -1,10 +1,10 @@
-"""The engine for programmers: load a model, ask it, plan without loading. Errors are raised; importing this is cheap.
+"""The engine as a library: load a model, ask it, or plan without loading. Errors are raised; importing this is cheap.
 
     with load("Qwen/Qwen3-4B", vram="6GiB") as model:
         for text in model.stream("Why is the sky blue?", temperature=0.7):
             print(text, end="", flush=True)
 
-`core.engine` is the same engine as events, for a window or a server.
+`core.engine` is the same engine with events, for a window or a server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from core.spec import FormatWish, Hardware, KvFormat, ModelSpec, Plan
 from core.startup.environment import importing, prepare_environment
 from core.units import parse_size
 
-if TYPE_CHECKING:  # what imports torch takes seconds
+if TYPE_CHECKING:  # these import torch, which takes seconds
     from core.engine import Engine
     from core.hub.client import Client
     from core.hub.gguf_choices import Judged
@@ -52,14 +52,14 @@ Progress = Callable[[Loading], None]
 Messages = str | Iterable[Message | Mapping[str, str]]
 """A question, or a conversation: records or dicts with `role` and `content`, the turn to answer last."""
 Size = int | str
-"""Bytes, or text as "6GiB"."""
+"""Bytes, or text such as "6GiB"."""
 
 REMOTE_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[^\s:]+)?")
 
 
 @dataclass
 class Answer:
-    """A whole reply. `reasoning` is what a reasoning model thought before `text`."""
+    """A whole reply. `reasoning`: what a reasoning model thought before `text`."""
 
     text: str = ""
     reasoning: str = ""
@@ -67,7 +67,7 @@ class Answer:
     stats: Stats = field(default_factory=Stats)
 
     def add(self, event: Event) -> None:
-        """Take in the next event of the reply."""
+        """Add the next event of the reply."""
         match event:
             case Piece(text, "answer"):
                 self.text += text
@@ -81,21 +81,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what it was made for."""
+    """A plan, with the model and the machine that it was made for."""
 
     plan: Plan
     spec: ModelSpec
     hardware: Hardware
 
     def explain(self) -> list[str]:
-        """The plan in sentences: what lies where, and why."""
+        """Return the plan in sentences: what is placed where, and why."""
         from core.planning.planner import explain
 
         return list(explain(self.plan, self.spec, self.hardware))
 
 
 class Model:
-    """A loaded model: one reply at a time. `close` or the end of a `with` gives its memory back."""
+    """A loaded model: one reply at a time. `close` or the end of a `with` block frees its memory."""
 
     def __init__(self, engine: Engine | RemoteEngine, loaded: Loaded) -> None:
         self._engine = engine
@@ -115,27 +115,28 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Tokens that a conversation may have."""
+        """Maximum number of tokens of a conversation."""
         return self._loaded.context
 
     @property
     def plan(self) -> Plan:
-        """Where the weights lie now; it changes when the machine's memory does."""
+        """The current placement of the weights; it changes when the machine's free memory does."""
         assert self._plan is not None
         return self._plan
 
     def explain(self) -> list[str]:
-        """The plan in sentences."""
+        """Return the plan in sentences."""
         loaded = self._loaded
         assert loaded.spec is not None
         assert loaded.hardware is not None
         return Planned(self.plan, loaded.spec, loaded.hardware).explain()
 
     def stream(self, messages: Messages, stop: tuple[str, ...] = (), **sampling: Any) -> Generator[str, None, Answer]:
-        """Yield the answer in runs of whole characters, without its reasoning; the generator's value is the Answer.
+        """Yield the answer in runs of whole characters, without its reasoning; the generator's return value is the
+        Answer.
 
         `sampling`: the fields of `core.events.Sampling` (temperature, top_k, top_p, min_p, repetition_penalty, seed,
-        max_new_tokens); what is not given is the model's own. Raises HeteGenError.
+        max_new_tokens); fields not given use the model's own defaults. Raises HeteGenError.
         """
         answer = Answer()
         for event in self.events(Request(conversation(messages), Sampling(**sampling), stop)):
@@ -145,36 +146,36 @@ class Model:
         return answer
 
     def generate(self, messages: Messages, stop: tuple[str, ...] = (), **sampling: Any) -> Answer:
-        """The whole answer; arguments as for `stream`. Raises HeteGenError."""
+        """Return the whole answer; arguments as for `stream`. Raises HeteGenError."""
         answer = Answer()
         for event in self.events(Request(conversation(messages), Sampling(**sampling), stop)):
             answer.add(event)
         return answer
 
     def events(self, request: Request, stop: Stop = never) -> Iterator[Event]:
-        """All that happens during a reply. Raises HeteGenError, where the engine itself gives Failed."""
+        """Yield all events of a reply. Raises HeteGenError where the engine itself yields Failed."""
         for event in _raising(self._engine.chat(request, stop)):
             if isinstance(event, Replanned) and event.plan is not None:
                 self._plan = event.plan
             yield event
 
     def limit(self, vram: Size | None = None, ram: Size | None = None) -> Plan:
-        """Keep to other limits of memory; weights move, nothing is loaded again. Raises NotEnoughMemory, DeviceLost."""
+        """Apply new memory limits: weights move, nothing is loaded again. Raises NotEnoughMemory, DeviceLost."""
         for event in _raising(self._engine.replan(_bytes(vram), _bytes(ram))):
             if isinstance(event, Replanned) and event.plan is not None:
                 self._plan = event.plan
         return self.plan
 
     def close(self) -> None:
-        """Give the model's memory back; a closed model raises BadRequest."""
+        """Free the model's memory; using a closed model raises BadRequest."""
         self._engine.close()
 
 
 class LoadArguments(TypedDict, total=False):
-    """What `load` and `plan` keep to; what is not given is decided for this machine.
+    """Limits and options of `load` and `plan`; what is not given is decided for this machine.
 
-    `vram` and `ram` limit the memory used, `context` is in tokens. `kv`: keys and values as the model computes them,
-    or in 8 bits ("int8"), which halves their memory. `simulate_gpu`: as "vram=6GiB,link=12GB/s".
+    `vram` and `ram` limit the memory used, `context` is in tokens. `kv`: the KV cache as the model computes it, or in 8
+    bits ("int8"), which halves its memory. `simulate_gpu`: for example "vram=6GiB,link=12GB/s".
     """
 
     vram: Size | None
@@ -189,7 +190,7 @@ class LoadArguments(TypedDict, total=False):
 def load(
     source: str | Path | None = None, *, on_progress: Progress | None = None, **given: Unpack[LoadArguments]
 ) -> Model:
-    """Load a model: a folder, a Hub id that was downloaded, None for the built-in one. Raises HeteGenError."""
+    """Load a model: a folder, a downloaded Hub id, or None for the built-in one. Raises HeteGenError."""
     _use_gpu_runtime()
     return load_with(source, _options(**given), on_progress)
 
@@ -202,7 +203,7 @@ def load_with(source: str | Path | None, options: LoadOptions, on_progress: Prog
 def load_engine(
     source: str | Path | None, options: LoadOptions, on_progress: Progress | None = None
 ) -> tuple[Engine | RemoteEngine, Loaded]:
-    """Load a model into an engine of its own, for who wants events. Raises HeteGenError."""
+    """Load a model into an engine of its own, for callers that want events. Raises HeteGenError."""
     engine = _engine_for(source)
     for event in _raising(engine.load(source, options)):
         if isinstance(event, Loaded):
@@ -227,14 +228,14 @@ def _engine_for(source: str | Path | None) -> Engine | RemoteEngine:
 def plan(source: str | Path, **given: Unpack[LoadArguments]) -> Plan:
     """Plan a model for this machine without loading it; one that is not on this disk is looked up on the Hub.
 
-    Raises HeteGenError. A model that does not fit has a plan too, whose `fits` is "no".
+    Raises HeteGenError. A model that does not fit has a plan, too, whose `fits` is "no".
     """
     _use_gpu_runtime()
     return plan_with(str(source), _options(**given)).plan
 
 
 def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> Planned:
-    """Plan as `plan` does, with the options as one record; `client` makes the Hub's client. Raises HeteGenError."""
+    """Plan as `plan` does, with the options as one record; `client` makes the Hub client. Raises HeteGenError."""
     prepare_environment()
     from core.hardware.machine import open_machine
     from core.planning.planner import place
@@ -245,7 +246,7 @@ def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | 
 
 
 def judge_files(source: str, options: LoadOptions, client: Callable[[], Client] | None = None) -> tuple[Judged, ...]:
-    """The models in GGUF of a repository on the Hub, each with how it would run here. Raises HeteGenError."""
+    """Return the GGUF models of a repository on the Hub, each with how it would run here. Raises HeteGenError."""
     prepare_environment()
     from core.hardware.machine import open_machine
     from core.hub.fit import Wishes
@@ -262,7 +263,7 @@ def judge_files(source: str, options: LoadOptions, client: Callable[[], Client] 
 
 
 def conversation(messages: Messages) -> tuple[Message, ...]:
-    """The records of a conversation given in any way that `Messages` allows. Raises BadRequest."""
+    """Convert a conversation in any form that `Messages` allows to records. Raises BadRequest."""
     if isinstance(messages, str):
         return (Message("user", messages),)
     return tuple(one if isinstance(one, Message) else _message(one) for one in messages)
@@ -283,7 +284,7 @@ def _raising(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def _use_gpu_runtime() -> None:
-    """Have the build of torch for a graphics card imported that was downloaded, if there is one that works."""
+    """Have the downloaded GPU build of torch imported, if there is a working one."""
     if "torch" in sys.modules:
         return
     from core.gpu_runtime.start import activate
@@ -326,12 +327,12 @@ def _client() -> Client:
 
 
 def _options(vram: Size | None = None, ram: Size | None = None, **others: Any) -> LoadOptions:
-    """Arguments as a record. Raises BadRequest for text that is no size."""
+    """Return the arguments as a record. Raises BadRequest for an invalid size."""
     return LoadOptions(_bytes(vram), _bytes(ram), **others)
 
 
 def _bytes(size: Size | None) -> int | None:
-    """Raises BadRequest for text that is no size."""
+    """Parse a size. Raises BadRequest if it is invalid."""
     return parse_size(size) if isinstance(size, str) else size
 
 

@@ -1,6 +1,6 @@
-"""The engine's front door: load a model, chat with it, close it. Everything it has to say comes as events.
+"""The engine's interface: load a model, chat with it, close it. All results are events.
 
-The only state is the loaded model and its KV cache. One thread uses it at a time.
+The only state is the loaded model and its KV cache. Not thread-safe: one thread uses it at a time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Engine", "LoadOptions"]
 
 DEFAULTS = LoadOptions()
 PROGRESS_INTERVAL_S = 0.03
-"""Throttle progress events: showing each one would delay the model that is ready."""
+"""Minimum interval of progress events: showing each one would delay the load itself."""
 
 
 class Engine:
-    """Hosts one model at a time. `load`, `chat` and `replan` give events."""
+    """Hosts one model at a time. `load`, `chat` and `replan` yield events."""
 
     def __init__(self) -> None:
         prepare_environment()
@@ -36,7 +36,7 @@ class Engine:
     def load(
         self, source: str | Path | None = None, options: LoadOptions = DEFAULTS, stop: Stop = never
     ) -> Iterator[Event]:
-        """Make a model ready; the one before is given up first. `source`: a folder, a Hub id, None = built in."""
+        """Load a model, after closing the previous one. `source`: a folder, a Hub id, None = the built-in model."""
         self.close()
         began = told = time.perf_counter()
         phase = ""
@@ -56,7 +56,8 @@ class Engine:
             yield Failed(error)
 
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
-        """Answer the last message: pieces as they are certain, Stats a few times a second, then Finished or Failed."""
+        """Answer the last message: pieces as soon as they are certain, Stats a few times a second, then Finished or
+        Failed."""
         try:
             if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
@@ -65,7 +66,7 @@ class Engine:
             yield Failed(error)
 
     def count(self, request: Request) -> Iterator[Event]:
-        """Count the tokens of a request's prompt; nothing is answered. Gives Counted or Failed."""
+        """Count the tokens of a request's prompt without answering. Yields Counted or Failed."""
         try:
             if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
@@ -74,8 +75,8 @@ class Engine:
             yield Failed(error)
 
     def replan(self, vram: int | None, ram: int | None) -> Iterator[Event]:
-        """Keep the model to other limits of memory, in bytes: weights move, nothing is loaded again. A device that was
-        lost is looked for. Gives Replanned or Failed."""
+        """Apply new memory limits, in bytes, to the loaded model: weights move, nothing is loaded again. Also looks for
+        a device that was lost. Yields Replanned or Failed."""
         try:
             if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
@@ -84,12 +85,12 @@ class Engine:
             yield Failed(error)
 
     def close(self) -> None:
-        """Give the model and its memory back."""
+        """Close the model and free its memory."""
         if self.loaded is None:
             return
         self.loaded.close()
         self.loaded = None
-        # The module tree has cycles, and the mapped files stay open (on Windows: locked) until they are collected.
+        # The module tree has cycles, and mapped files stay open (on Windows: locked) until they are collected.
         gc.collect()
 
 

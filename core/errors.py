@@ -1,6 +1,6 @@
-"""The failures a user can act on: each says what happened, why, and the next step.
+"""The errors a user can act on: each says what happened, why, and the next step.
 
-Any other exception is a bug and propagates. Words that name buttons or menus belong to `app.notices.notices`.
+Any other exception is a bug and propagates. Texts that name buttons or menus belong to `app.notices.notices`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HeteGenError(Exception):
 
 
 class ModelNotFound(HeteGenError):
-    """No model lies at the given path or under the given name on this disk."""
+    """There is no model at the given path or under the given name on this disk."""
 
 
 class ModelUnreadable(HeteGenError):
@@ -28,7 +28,7 @@ class ModelUnreadable(HeteGenError):
 
 
 class UnsupportedModel(HeteGenError):
-    """The files are sound, but the model is of a kind that is not run here."""
+    """The files are sound, but models of this kind are not supported."""
 
 
 class NoChatTemplate(HeteGenError):
@@ -36,7 +36,7 @@ class NoChatTemplate(HeteGenError):
 
 
 class NotEnoughMemory(HeteGenError):
-    """The machine has too little free memory (`device` says which) for what was asked."""
+    """There is too little free memory for the request; `device` says where."""
 
     def __init__(self, what: str, why: str = "", next_step: str = "", device: str = "cpu") -> None:
         super().__init__(what, why, next_step)
@@ -56,7 +56,7 @@ class BadRequest(HeteGenError):
 
 
 class ModelFailed(HeteGenError):
-    """The model's own program raised an error while it computed. Nothing of the conversation is lost."""
+    """The model's own code raised an error while computing. The conversation is not affected."""
 
 
 class BrokenOutput(HeteGenError):
@@ -72,7 +72,7 @@ class AccessDenied(HeteGenError):
 
 
 class KeyRefused(AccessDenied):
-    """The server of a remote model wants another key."""
+    """The server of a remote model requires a different key."""
 
 
 class DownloadFailed(HeteGenError):
@@ -80,16 +80,16 @@ class DownloadFailed(HeteGenError):
 
 
 class DiskFull(HeteGenError):
-    """Too little room on the disk for what is to be written."""
+    """There is too little disk space for what is to be written."""
 
 
 class DocumentUnreadable(HeteGenError):
-    """An attached file holds no text that can be found, or is too large, locked or damaged."""
+    """An attached file has no text that can be extracted, or is too large, locked or damaged."""
 
 
 class DocumentLocked(DocumentUnreadable):
-    """An attached file needs a password, or another one than was given."""
+    """An attached file needs a password, or a different one than was given."""
 
 
 class ToolFailed(HeteGenError):
-    """A tool or the server that has it could not be started, does not answer, or answered with an error."""
+    """A tool or its server could not be started, does not answer, or answered with an error."""

@@ -1,4 +1,4 @@
-"""Frozen records that cross the seam between the engine and whoever listens: window, command line, tests.
+"""Frozen records exchanged between the engine and its users: window, command line, server, tests.
 
 Plain fields only (picklable, no torch, no Qt). Commands go down as `Request`, events come up as `Event`.
 """
@@ -14,17 +14,17 @@ from core.spec import Budget, Hardware, ModelSpec, Plan
 
 Role = Literal["system", "user", "assistant", "tool"]
 Stop = Callable[[], bool]
-"""Asked between tokens, prefill chunks and loading steps; True ends the work at the next of these points."""
+"""Called between tokens, prefill chunks and loading steps; returning True ends the work at that point."""
 
 
 def never() -> bool:
-    """A Stop for work that nobody wants to end."""
+    """Return False: the Stop of work that is never ended early."""
     return False
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may ask for. `parameters`: the JSON schema of its arguments."""
+    """A function that the model may call. `parameters`: the JSON schema of its arguments."""
 
     name: str
     description: str = ""
@@ -33,7 +33,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asked for. `arguments`: a JSON object as text."""
+    """A call requested by the model. `arguments`: a JSON object as text."""
 
     id: str
     name: str
@@ -42,10 +42,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `reasoning` is what a reasoning model thought before `content`.
+    """One turn of a conversation. `reasoning`: what a reasoning model thought before `content`.
 
-    `pictures`: what was shown with it, each the content of a PNG, JPEG, WebP or GIF file.
-    `tool_calls` belong to an assistant's turn; a turn of role `tool` answers the one that `tool_call_id` names.
+    `pictures`: attached ones, each the content of a PNG, JPEG, WebP or GIF file. `tool_calls` belong to an assistant
+    turn; a turn of role `tool` answers the call that `tool_call_id` names.
     """
 
     role: Role
@@ -58,7 +58,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. None = the model's own generation_config, else the engine's default."""
+    """How the next token is sampled. None = the model's own generation_config, else the engine's default."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -74,13 +74,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the engine: the whole conversation so far, ending with the turn to answer.
+    """One request to the engine: the whole conversation so far, ending with the turn to answer.
 
-    `continue_reply`: the last message is the assistant's own unfinished reply, to be carried on.
-    `prompt`: a text to continue as it stands, instead of messages. `whole`: a conversation that does not fit is an
-    error; nothing of it is left out. `must_call`: names of tools of which the reply is to call one.
-    `json_schema`: the answer is JSON that this schema (JSON text) allows. `logprobs`: a Drawn event for every token,
-    with this many alternatives. `conversation`: an id under which what was read is kept on disk, "" = it is not.
+    `continue_reply`: the last message is the assistant's own unfinished reply, to be continued. `prompt`: a plain text
+    to continue, instead of messages. `whole`: a conversation that does not fit is an error; no turns are dropped.
+    `must_call`: names of tools of which the reply must call one. `json_schema`: the answer must be JSON that follows
+    this schema (JSON text). `logprobs`: emit a Drawn event for every token, with this many alternatives.
+    `conversation`: an id under which the KV cache is stored on disk, "" = not stored.
     """
 
     messages: tuple[Message, ...]
@@ -97,15 +97,14 @@ class Request:
 
 
 AUTO, LOOKUP, SELF, MTP, NO_DRAFT = "auto", "lookup", "self", "mtp", "off"
-"""Who drafts (`LoadOptions.draft`): the model's MTP head or int4 copy where that is expected to pay, prompt lookup
-alone, the copy or the head in any case, nobody; or a model's name. Prompt lookup drafts beside a model."""
+"""Who drafts (`LoadOptions.draft`): the model's MTP head or int4 copy where it is expected to pay off, prompt lookup
+alone, the copy or the head in any case, nobody; or a model's name. Prompt lookup also drafts beside a model."""
 
 
 @dataclass(frozen=True)
 class LoadOptions(Budget):
-    """The budget of a load, which the planner takes as it is; the GPU to simulate ("vram=6GiB,link=12GB/s"); and who
-    drafts ahead: "auto", "lookup", "self", "mtp", "off", or the folder or Hub id of a small model of the same
-    vocabulary."""
+    """The budget of a load, as the planner takes it; the GPU to simulate ("vram=6GiB,link=12GB/s"); and who drafts:
+    "auto", "lookup", "self", "mtp", "off", or the folder or Hub id of a small model with the same vocabulary."""
 
     simulate_gpu: str | None = None
     draft: str = LOOKUP
@@ -113,7 +112,7 @@ class LoadOptions(Budget):
 
 @dataclass(frozen=True)
 class Loading:
-    """A model is being made ready. `phase` is one of LOADING_PHASES; `fraction` of the whole load, 0-1."""
+    """A model is being loaded. `phase` is one of LOADING_PHASES; `fraction` of the whole load, 0-1."""
 
     phase: str
     fraction: float
@@ -124,9 +123,9 @@ LOADING_PHASES = ("start", "read", "measure", "weights", "convert", "place", "to
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model is ready. `format` as in the contracts (bf16, int8, int4); `context` in tokens; sizes in bytes.
+    """A model is ready. `format`: bf16, int8 or int4; `context` in tokens; sizes in bytes.
 
-    `sees`: pictures can be shown to it. `plan` says where the weights lie and why; with `spec` and `hardware` others
+    `sees`: whether it accepts pictures. `plan`: where the weights are and why; with `spec` and `hardware` other plans
     can be tried (`planner.place` is pure).
     """
 
@@ -145,18 +144,18 @@ class Loaded:
 
     @property
     def format_name(self) -> str:
-        """What people call the format: of files that are quantised already their own word."""
+        """The format's display name: the files' own one if they are already quantised."""
         return self.spec.format_name(self.format) if self.spec else self.format
 
     @property
     def plan_reason(self) -> str:
-        """Why the plan in force was chosen, in a sentence; "" without a plan."""
+        """Why the current plan was chosen, in a sentence; "" without a plan."""
         return self.plan.reason if self.plan else ""
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """The prompt is being read: `done` of `total` tokens, of which `reused` were in the KV cache already."""
+    """The prompt is being read: `done` of `total` tokens, of which `reused` were already in the KV cache."""
 
     done: int
     total: int
@@ -165,7 +164,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Truncated:
-    """The conversation is longer than the context: these oldest turns were left out of this reply's prompt."""
+    """The conversation is longer than the context: the oldest turns were left out of this reply's prompt."""
 
     dropped_messages: int
     dropped_tokens: int
@@ -173,7 +172,7 @@ class Truncated:
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of whole characters of the reply. `kind` tells the answer from the model's reasoning."""
+    """A run of whole characters of the reply. `kind` distinguishes the answer from the model's reasoning."""
 
     text: str
     kind: Literal["answer", "reasoning"] = "answer"
@@ -181,7 +180,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ToolCallPiece:
-    """A part of a tool call: `id` and `name` in its first piece only, then `arguments` (JSON text) as they come."""
+    """A part of a tool call: `id` and `name` in its first piece only, then `arguments` (JSON text) as they arrive."""
 
     index: int
     id: str = ""
@@ -191,7 +190,7 @@ class ToolCallPiece:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One drawn token as text, its natural-log probability, and the likeliest tokens instead of it."""
+    """One sampled token as text, its natural-log probability, and the likeliest alternatives."""
 
     text: str
     logprob: float
@@ -200,15 +199,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Counted:
-    """How many tokens a request's prompt has."""
+    """The number of tokens of a request's prompt."""
 
     tokens: int
 
 
 @dataclass(frozen=True)
 class ExpertShares:
-    """Where the experts that tokens chose were computed, 0-1: on the card where they lie, on it after a copy, on the
-    processor; and how many the card holds."""
+    """Fractions (0-1) of chosen experts by where they were computed: on the GPU that holds them, on the GPU after a
+    copy, on the CPU; and the number that the GPU holds."""
 
     on_card: float
     copied: float
@@ -218,10 +217,10 @@ class ExpertShares:
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of the reply so far. Rates in tokens per second, times in seconds, None = not known yet.
+    """Statistics of the reply so far. Rates in tokens per second, times in seconds, None = not known yet.
 
-    `drafter` drafted last, "" = nobody did; `acceptance`: the share (0-1) of drafted tokens that were right.
-    `experts`: of a mixture beside a card.
+    `drafter`: who drafted last, "" = nobody; `acceptance`: the fraction (0-1) of drafted tokens that were accepted.
+    `experts`: for a mixture of experts with a GPU.
     """
 
     prompt_tokens: int = 0
@@ -242,19 +241,19 @@ class Stats:
 
 @dataclass(frozen=True)
 class Replanned:
-    """Weights moved between devices in mid-run; `reason` is one sentence for people, `plan` where they are now."""
+    """Weights were moved between devices; `reason` is one sentence for the user, `plan` the current placement."""
 
     reason: str
     plan: Plan | None = None
 
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
-"""stop: the model ended; length: max_new_tokens; context: no room left; stopped: asked to by the user."""
+"""stop: the model ended; length: max_new_tokens reached; context: no room left; stopped: by the user."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The reply is complete; always the last event of a chat that did not fail. `stop_text`: the stop string met."""
+    """The reply is complete; always the last event of a chat that did not fail. `stop_text`: the stop string found."""
 
     reason: FinishReason
     stats: Stats

@@ -1,4 +1,4 @@
-"""Writes files in one step: a reader sees the old or the new one, never half of one, also when the disk is full."""
+"""Atomic file writes: a reader sees the old or the new content, never a part, even if the disk is full."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 WAITS_S = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""How long a scanner may hold what it was told to look at."""
+"""Retry intervals, covering how long a virus scanner may hold a new file open."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a text at `path`, with line ends as they are. Raises OSError; what was there before is then as it was."""
-    path = path.resolve()  # a link stays one, and what it points to is written
+    """Write a text to `path` atomically, with line ends unchanged. Raises OSError; the old content is then kept."""
+    path = path.resolve()  # write to the target of a link, and keep the link
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("w", encoding="utf-8", newline="\n") as file:
@@ -27,10 +27,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def move_over(fresh: Path, path: Path) -> None:
-    """Give what was written as `fresh` its name, in place of what has it. Raises OSError.
+    """Rename `fresh` to `path`, replacing it. Raises OSError.
 
-    Windows refuses while any program has either of them open, as scanners, indexers and OneDrive do for a moment with
-    all that was just written: it is tried again.
+    Windows refuses while any program has either of them open, as scanners, indexers and OneDrive briefly do with new
+    files; the rename is therefore retried.
     """
     for wait_s in WAITS_S:
         try:
@@ -43,12 +43,12 @@ def move_over(fresh: Path, path: Path) -> None:
 
 
 def keep(file: Path, value: object) -> None:
-    """Write `value` as JSON, whole or not at all. On a full disk or in a folder that may not be written nothing is."""
+    """Write `value` as JSON atomically. Does nothing on a full disk or in a read-only folder."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(value))
 
 
 def without_halves(text: str) -> str:
-    """The text as files can hold it: halves of surrogate pairs, which mean nothing alone, become U+FFFD."""
+    """Replace unpaired surrogates, which cannot be encoded, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

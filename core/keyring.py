@@ -1,4 +1,4 @@
-"""Secrets in the operating system's keyring, by service and name. A system without one, or a locked one, keeps none."""
+"""Secrets in the operating system's keyring, by service and name. Without a usable keyring, nothing is stored."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ class Keyring(Protocol):
     """The part of the `keyring` library that is used."""
 
     def get_password(self, service: str, name: str) -> str | None:
-        """The secret of a name; None without one."""
+        """Return a secret; None if there is none."""
 
     def set_password(self, service: str, name: str, password: str) -> None:
-        """Keep a secret."""
+        """Store a secret."""
 
     def delete_password(self, service: str, name: str) -> None:
-        """Forget a secret."""
+        """Delete a secret."""
 
 
 def system_keyring() -> Keyring:
-    """The operating system's keyring. Imported late: it looks for its backends when imported."""
+    """Return the operating system's keyring. Imported late, because the import searches for backends."""
     import keyring
 
     return keyring
 
 
 def kept_secret(keyring: Keyring, service: str, name: str) -> str:
-    """The secret of a name, "" without one."""
+    """Return a secret, "" if there is none."""
     from keyring.errors import KeyringError
 
     try:
@@ -36,7 +36,7 @@ def kept_secret(keyring: Keyring, service: str, name: str) -> str:
 
 
 def keep_secret(keyring: Keyring, service: str, name: str, secret: str) -> bool:
-    """Keep a secret, or forget it where it is ""; whether that worked."""
+    """Store a secret, or delete it if it is ""; return whether that worked."""
     from keyring.errors import KeyringError, PasswordDeleteError
 
     try:

@@ -1,4 +1,4 @@
-"""Where the engine finds what ships with it and keeps what it measures."""
+"""Paths of the engine's assets and of its caches, logs and data."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 
 HOME_VARIABLE = "HETEGEN_HOME"
 SHAPE_PREFIX = "shape:"
-"""Before the name of a shape, where a model's name is asked for."""
+"""The prefix of a shape's name where a model name is expected."""
 
 
 def builtin_model() -> Path:
-    """The folder of the model that ships with the application."""
+    """Return the folder of the built-in model."""
     return assets() / "builtin-model"
 
 
 def made_before() -> Path:
-    """What a bundle brings along of what `cache_folder` would have after a first start; nothing beside the sources."""
+    """Return the folder of a bundle's prebuilt cache files, equivalent to `cache_folder` after a first start."""
     return assets() / "made-before"
 
 
 def assets() -> Path:
-    """The folder of icons, licences and the built-in model.
+    """Return the folder of icons, licences and the built-in model.
 
-    In a bundle it lies where PyInstaller unpacks data, in an installed package inside `core`, in a checkout beside it.
+    In a bundle it is where PyInstaller unpacks data, in an installed package inside `core`, in a checkout beside it.
     """
     package = Path(__file__).resolve().parent
     bundle = getattr(sys, "_MEIPASS", None)
@@ -35,23 +35,23 @@ def assets() -> Path:
 
 
 def own_home(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The one folder for all that the program keeps, where HETEGEN_HOME names it."""
+    """Return the folder named by HETEGEN_HOME, which then holds all of the program's files; None if it is not set."""
     home = environ.get(HOME_VARIABLE, "").strip()
     return Path(home).expanduser().absolute() if home else None
 
 
 def cache_folder() -> Path:
-    """Folder of profiles and packed weights, which are made anew when lost; under HETEGEN_HOME where that is set."""
+    """Return the folder of profiles and packed weights, which can be recreated; under HETEGEN_HOME if that is set."""
     if home := own_home():
         return home / "cache"
-    # Imported late: a machine that only measures the engine need not have it.
+    # Imported late: a machine that only benchmarks the engine need not have it.
     from platformdirs import user_cache_path
 
     return user_cache_path("HeteGen", appauthor=False)
 
 
 def log_folder() -> Path:
-    """Folder of the logs; under HETEGEN_HOME where that is set."""
+    """Return the folder of the logs; under HETEGEN_HOME if that is set."""
     if home := own_home():
         return home / "logs"
     from platformdirs import user_log_path
@@ -60,22 +60,22 @@ def log_folder() -> Path:
 
 
 def command_log() -> Path:
-    """The log of the command line; the window has one of its own beside it."""
+    """Return the log file of the command line; the window has its own beside it."""
     return log_folder() / "commands.log"
 
 
 def kept_readings() -> Path:
-    """The folder for what was read of conversations, one file each; it is made anew when lost."""
+    """Return the folder of stored KV caches, one file per conversation; it can be recreated."""
     return cache_folder() / "readings"
 
 
 def kept_reading(conversation: str) -> Path:
-    """The file of one conversation, by the id that its owner gave it."""
+    """Return the KV cache file of a conversation, by the id that its owner gave it."""
     return kept_readings() / f"{sha256(conversation.encode()).hexdigest()[:32]}.kv"
 
 
 def gpu_runtime() -> Path:
-    """Folder of the build of torch for cards that a user has fetched; under HETEGEN_HOME where that is set."""
+    """Return the folder of a downloaded GPU build of torch; under HETEGEN_HOME if that is set."""
     if home := own_home():
         return home / "data" / "gpu-runtime"
     from platformdirs import user_data_path

@@ -1,4 +1,4 @@
-"""English sentences that remember how they were made, so that a window can say them in another language."""
+"""English sentences that remember their template and arguments, so that a window can translate them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 
 class Sentence(str):
-    """The text of `template` with `args` in its gaps, {} each; an argument may be a sentence itself."""
+    """The text of `template` with `args` in its {} placeholders; an argument may be a Sentence itself."""
 
     template: str
     args: tuple[object, ...]
@@ -21,24 +21,25 @@ class Sentence(str):
 
 
 def sentence(template: str, *args: object) -> str:
-    """The text for people: `template` must stand here as a literal, so that it can be found and translated."""
+    """Return a text for users; `template` must be a literal at the call, so that it can be extracted for
+    translation."""
     return Sentence(template, *(arg if isinstance(arg, str | int | float) else str(arg) for arg in args))
 
 
 def joined(separator: str, parts: list[str]) -> str:
-    """`separator.join(parts)`, still made of its parts."""
+    """Return `separator.join(parts)` as a Sentence that keeps its parts."""
     return Sentence(separator.join(["{}"] * len(parts)), *parts)
 
 
 def pack(text: str) -> object:
-    """The text as JSON keeps it: a plain string, or a list of the template and its arguments."""
+    """Return the text as JSON data: a plain string, or a list of the template and its arguments."""
     if not isinstance(text, Sentence):
         return text
     return [text.template, *(pack(arg) if isinstance(arg, str) else arg for arg in text.args)]
 
 
 def unpack(kept: object) -> str:
-    """The text that `pack` was given; anything else as a string."""
+    """Return the text from the result of `pack`; anything else is converted to a string."""
     if not _is_packed(kept):
         return str(kept)
     template, *args = kept

@@ -1,4 +1,4 @@
-"""Sizes and rates as people write them: '6GiB', '8G', '512MB', '12GB/s'. Bytes inside, words at the edge."""
+"""Sizes and rates as text: '6GiB', '8G', '512MB', '12GB/s'."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from core.errors import BadRequest
 from core.sentence import sentence
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-# A bare letter means the binary unit, as in memory sizes everywhere; 'GB' is decimal, as on disks and links.
+# A bare letter means the binary unit, as is usual for memory; 'GB' is decimal, as for disks and links.
 UNITS = {
     "": 1, "b": 1,
     "k": KIB, "kb": 10**3, "kib": KIB,
@@ -20,7 +20,7 @@ WRITTEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a written size ('6GiB', '8G', '512MB', '1000000'). Raises BadRequest."""
+    """Parse a size ('6GiB', '8G', '512MB', '1000000') to bytes. Raises BadRequest."""
     found = WRITTEN.fullmatch(text)
     if not found or found[2].lower() not in UNITS:
         raise BadRequest(
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_rate(text: str) -> float:
-    """Bytes per second of a written rate ('12GB/s', '900MB/s'). Raises BadRequest."""
+    """Parse a rate ('12GB/s', '900MB/s') to bytes per second. Raises BadRequest."""
     size = parse_size(text.strip().removesuffix("/s"))
     if size <= 0:
         raise BadRequest(
@@ -40,22 +40,22 @@ def parse_rate(text: str) -> float:
 
 
 def format_bytes(count: float) -> str:
-    """A size for people, in decimal units as disks and shops give them: '14.2 GB', '512 MB', '0 B'."""
+    """Format a size in decimal units, as used for disks: '14.2 GB', '512 MB', '0 B'."""
     return _written(count, 1000)
 
 
 def format_memory(count: float) -> str:
-    """Memory of a computer or a card for people, in the units in which it is sold: 32 GiB are '32.0 GB'."""
+    """Format the memory of a computer or GPU in the units in which it is sold: 32 GiB as '32.0 GB'."""
     return _written(count, 1024)
 
 
 def format_rate(bytes_per_second: float) -> str:
-    """A rate for people: '31.5 GB/s'."""
+    """Format a rate: '31.5 GB/s'."""
     return f"{format_bytes(bytes_per_second)}/s"
 
 
 def format_share(share: float) -> str:
-    """A part of a whole for people: '64 %' of 0.64."""
+    """Format a fraction as a percentage: '64 %' for 0.64."""
     return f"{100 * share:.0f} %"
 
 

@@ -1,6 +1,6 @@
-"""Times this machine: memory, the CPU's kernels, each card and its link, alone and while both work.
+"""Measures this machine: memory, the CPU's kernels, each GPU and its link, alone and concurrently.
 
-Times the same kernels that inference runs, on cache-cold data. A few seconds in all.
+Times the kernels that inference runs, on cache-cold data. Takes a few seconds in all.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from core.units import MIB
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
 RARE: tuple[Storage, ...] = ("fp16", "fp32")
-"""Timed on a quarter of it: few models are stored so, and their kernels can be very slow."""
+"""Timed with a quarter of the rows: few models are stored so, and their kernels can be very slow."""
 READ_BYTES, READ_PARTS = 256 * MIB, 16
 ROUNDS = 6
-"""How often each weight is multiplied with one row."""
+"""How often each weight is multiplied with a single row."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
 TOGETHER_S = 0.4
 WAKING_S = 0.1
-"""Until the system has given each thread a core of its own: a process's first matmuls take twice as long."""
+"""Warm-up until the system has moved each thread to its own core: a process's first matmuls take twice as long."""
 ENOUGH_S = 4.0
 LONG_S = 0.5
-"""What takes so long is not timed again: the first calls of a kernel, which are slower, are a small part of it."""
+"""Work that takes this long is not repeated: the slower first calls of a kernel are then a small part of it."""
 
 
 @dataclass(frozen=True)
 class CpuRates:
-    """What `spec.Cpu` holds of measured rates, and which kernels won."""
+    """The measured rates of a `spec.Cpu`, and which kernels won."""
 
     threads: int
     read_bytes_s: float
@@ -57,7 +57,7 @@ class CpuRates:
 
 @dataclass(frozen=True)
 class GpuRates:
-    """What `spec.Gpu` holds of measured rates."""
+    """The measured rates of a `spec.Gpu`."""
 
     bytes_s: float
     flops: float
@@ -70,7 +70,7 @@ class GpuRates:
 
 
 def measure_cpu() -> CpuRates:
-    """Measure the CPU's rates, with as many threads as torch uses now."""
+    """Measure the CPU's rates with torch's current number of threads."""
     table = KernelTable(torch.get_num_threads())
     overheads = _overheads(table)
     call_s, layer_s = overheads.call_s(), overheads.layer_s()
@@ -78,18 +78,18 @@ def measure_cpu() -> CpuRates:
     measured: list[Storage] = []
     for storage in STORAGES:
         if storage in RARE and time.monotonic() > deadline:
-            break  # a busy or slow machine: the planner guesses what is missing
+            break  # a busy or slow machine: the planner estimates what is missing
         table = measure([(storage, ROWS // 4 if storage in RARE else ROWS, COLUMNS)], table)
         measured.append(storage)
     rates = _cpu_rates(table, measured, call_s)
-    # Reading at best what the best kernel reads: neither sees more than the memory gives.
+    # Reading is at least as fast as the fastest kernel: both are limited by the memory.
     read = max(_read_rate(), *(rate.bytes_s for rate in rates))
     return CpuRates(table.threads, read, rates, call_s, layer_s, table)
 
 
 def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float) -> dict[Storage, float]:
-    """How fast the CPU multiplies now, by the rates that were measured in the same way before, for each format that
-    models are kept in: those that compute more feel a slow memory less. Takes some 0.4 s."""
+    """Return the CPU's current speed relative to the measured rates, for each common storage: compute-intensive ones
+    suffer less from slow memory. Takes about 0.4 s."""
     common = [rate for rate in rates if rate.storage not in RARE]
     one_row = _one_row_s([CpuLoad(table, rate.storage, COLD_BYTES // 2) for rate in common])
     return {
@@ -99,8 +99,8 @@ def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float
 
 
 def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
-    """One card, and what it and the CPU leave each other. Raises NotEnoughMemory, DeviceLost."""
-    # With the CPU's kernels on the CPU's cores.
+    """Measure one GPU, and its interference with the CPU. Raises NotEnoughMemory, DeviceLost."""
+    # A simulated GPU on the CPU's cores runs the CPU's kernels.
     rates = (
         cpu.rates if accelerator.shares_cores else tuple(_device_rate(accelerator, one, cpu.table) for one in STORAGES)
     )
@@ -125,13 +125,13 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
 
 
 class Neighbours:
-    """CPU share used by other processes since construction; rates measured beside them are too low."""
+    """The CPU share used by other processes since construction; it makes measured rates too low."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def share(self) -> float:
-        """Part of all cores' time, 0-1."""
+        """Return the fraction (0-1) of all cores' time."""
         busy, own, elapsed = (now - before for now, before in zip(self._now(), self._before, strict=True))
         return max(0.0, busy - own) / (elapsed * (psutil.cpu_count() or 1)) if elapsed else 0.0
 
@@ -143,7 +143,7 @@ class Neighbours:
 
 
 def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
-    """The rate from times of the standing weight in each bucket."""
+    """Return the rate from the times of the reference weight in each bucket."""
     operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_TIMED]
     flops = [count / taken for count, taken in zip(operations, seconds, strict=True)]
     nbytes = ROWS * row_bytes(storage, COLUMNS)
@@ -151,7 +151,7 @@ def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
 
 
 def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -> tuple[KernelRate, ...]:
-    """Without the calls, which are counted by themselves."""
+    """Return rates without the call overhead, which is accounted for separately."""
     loads = {storage: CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
     one_row = _one_row_s(tuple(loads.values()))
     return tuple(
@@ -161,8 +161,8 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
 
 
 def _one_row_s(loads: Sequence[CpuLoad]) -> list[float]:
-    """Seconds of one weight of each, in turn: the memory's rate changes from one moment to the next, and the formats
-    are compared."""
+    """Return the median seconds of one product per load, run round-robin: memory bandwidth fluctuates, and the storages
+    are compared with each other."""
     loads[0].rate(WAKING_S)
     taken: list[list[float]] = [[] for _ in loads]
     for _ in range(ROUNDS):
@@ -177,12 +177,12 @@ def _read_rate() -> float:
 
 
 def _best(work: Callable[[], object], times: int) -> float:
-    """The shortest of several runs: what else the machine does only ever adds."""
+    """Return the shortest of several runs: other work can only add time."""
     return min(seconds_of(work) for _ in range(times))
 
 
 def _quiet(works: Sequence[Callable[[], object]]) -> float:
-    """The time that a tenth of these like pieces of work stay below: that of a quiet moment, if not of a lucky one."""
+    """Return the first decile of the times of equal pieces of work: a quiet moment, but not an outlier."""
     return statistics.quantiles([seconds_of(work) for work in works], n=10)[0]
 
 
@@ -192,7 +192,7 @@ def _overheads(table: KernelTable) -> Overheads:
 
 
 def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable) -> KernelRate:
-    # Several, so that the card's cache does not hold the one that comes next.
+    # Several weights, so that the GPU's cache does not hold the next one.
     weights = [
         _on_device(HostWeight(host_matmul(one, table.names(storage, *one.shape))), accelerator)
         for one in (weight_of(storage) for _ in range(4))
@@ -221,7 +221,7 @@ def _device_seconds(accelerator: Accelerator, weights: Sequence[DeviceRows], x: 
 
 
 def _piece_s(accelerator: Accelerator, link: LinkLoad, copiers: int) -> float:
-    """What cutting the same bytes into more pieces costs for each of them."""
+    """Return the cost per piece of cutting the same bytes into more pieces."""
     small = LinkLoad(accelerator, SMALL_SLOT_BYTES, copiers)
     more, seconds = small.chunks - link.chunks, small.seconds() - link.seconds()
     small.close()
@@ -229,7 +229,7 @@ def _piece_s(accelerator: Accelerator, link: LinkLoad, copiers: int) -> float:
 
 
 def _copiers(accelerator: Accelerator, threads: int) -> int:
-    """How many threads fill the ring fastest, or nearly so: each takes a core from those that compute."""
+    """Return the smallest number of threads that fill the ring nearly fastest: each takes a core from computing."""
     taken: dict[int, float] = {}
     for count in (count for count in COPIERS if count == 1 or count <= threads // 4):
         load = LinkLoad(accelerator, SLOT_BYTES, count)
@@ -265,7 +265,7 @@ def _link(accelerator: Accelerator, staged: float, piece_s: float, copiers: int,
 
 
 def _locked(accelerator: Accelerator) -> Tensor | None:
-    """Pinned memory to copy from, None where the system gives none."""
+    """Return pinned memory to copy from; None if the system grants none."""
     try:
         return accelerator.pinned(COPY_BYTES).fill_(1)
     except NotEnoughMemory as error:
@@ -275,7 +275,7 @@ def _locked(accelerator: Accelerator) -> Tensor | None:
 
 
 def _together(link: LinkLoad, work: CpuLoad) -> tuple[float, float]:
-    """Bytes per second of the link and of the CPU while both work."""
+    """Return bytes per second of the link and of the CPU while both work."""
     stop = threading.Event()
     copied: list[float] = []
     thread = threading.Thread(target=lambda: copied.append(link.rate(stop)), daemon=True)
@@ -287,5 +287,5 @@ def _together(link: LinkLoad, work: CpuLoad) -> tuple[float, float]:
 
 
 def _part(together: float, alone: float) -> float:
-    """What is left of a rate, within what can be believed."""
+    """Return the remaining fraction of a rate, clamped to plausible values."""
     return min(1.0, max(0.2, together / alone)) if alone else 1.0

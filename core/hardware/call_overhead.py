@@ -1,4 +1,4 @@
-"""What calls cost besides the bytes they read, timed as in a pass: between products that empty the caches."""
+"""Measures the overhead of calls besides the bytes they read, timed between products that empty the caches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from core.offload.parameter_manager import copied_rows
 from core.spec import Rows
 
 SMALL, CALLS = 64, 100
-"""Rows and columns of a weight whose time is all calls, and how many of them are timed."""
+"""Rows and columns of a weight so small that its time is all overhead, and the number of timed calls."""
 SMALL_OPERATIONS, WIDTH = 40, 2048
 PER_LAYER, PER_DEVICE_LAYER = 4.5, 7.0
-"""How many times as long as that many small operations one layer takes besides its linears (norms, rotary embedding,
-Python): 16 layers of llama-3.2-1b on two cores of Zen 3, all on the CPU, and with rows on a (simulated) device."""
+"""A layer's overhead besides its linears (norms, rotary embedding, Python), in units of SMALL_OPERATIONS small
+operations: measured on 16 layers of llama-3.2-1b on two Zen 3 cores, all on the CPU, and with rows on a (simulated)
+device."""
 NOTHING_S = 1e-6
 
 
 @dataclass(frozen=True)
 class DeviceOverheads:
-    """Seconds to launch a small linear; to bring an input to the host and wait for it; to bring the result of the
-    CPU's rows to the device; of a layer besides its linears."""
+    """Seconds to launch a small linear; to copy an input to the host and wait for it; to copy the result of CPU rows to
+    the device; and of a layer besides its linears."""
 
     launch_s: float
     sync_s: float
@@ -39,22 +40,22 @@ class DeviceOverheads:
 
 
 class Overheads:
-    """`product` is called before each call that is timed."""
+    """`product` is called before each timed call."""
 
     def __init__(self, product: Callable[[], object]) -> None:
         self._product = product
 
     def call_s(self) -> float:
-        """One product of a small weight on the CPU."""
+        """Return the seconds of a small product on the CPU."""
         weight, x = host_matmul(_small_weight()), torch.ones(1, SMALL, dtype=torch.bfloat16)
         return self._median(lambda: weight(HostInput(x)))
 
     def layer_s(self) -> float:
-        """A layer on the CPU besides its linears."""
+        """Return the seconds of a layer on the CPU besides its linears."""
         return PER_LAYER * self._small_s()
 
     def of_device(self, accelerator: Accelerator) -> DeviceOverheads:
-        """Those of a linear and a layer that compute there. Raises NotEnoughMemory, DeviceLost."""
+        """Return the overheads of a linear and a layer on a device. Raises NotEnoughMemory, DeviceLost."""
         call_s = self.call_s()
         launch_s = self._forward_s(_linear(accelerator, SMALL))
         divided = _linear(accelerator, SMALL // 2)
@@ -67,7 +68,7 @@ class Overheads:
         )
 
     def _small_s(self) -> float:
-        """Some small operations on the CPU: Python and torch's own work for each take the time, wherever they run."""
+        """Return the seconds of small CPU operations, dominated by Python's and torch's overhead, as on any device."""
         x = torch.ones(1, WIDTH, dtype=torch.bfloat16)
 
         def operations() -> None:
@@ -78,7 +79,7 @@ class Overheads:
         return self._median(operations)
 
     def _forward_s(self, linear: HeteroLinear, earlier: Sequence[HeteroLinear] = ()) -> float:
-        """Seconds of a linear that reads a new input, or one that `earlier` linears have read."""
+        """Return the seconds of a linear that reads a new input, or one that `earlier` linears have read."""
         x = torch.ones(1, SMALL, dtype=torch.bfloat16, device=linear.accelerator.device)
 
         def before() -> None:
@@ -110,7 +111,7 @@ def _small_weight() -> QuantizedWeight:
 
 
 def _linear(accelerator: Accelerator, resident: int) -> HeteroLinear:
-    """A small linear whose first rows lie on the device, the others on the CPU."""
+    """Return a small linear whose first rows are on the device, the others on the CPU."""
     host = HostWeight(host_matmul(_small_weight()))
     linear = HeteroLinear(host, None, accelerator, SharedInputs(accelerator))
     linear.division = Rows(resident, 0, SMALL - resident)

@@ -1,4 +1,4 @@
-"""Times the disk that a folder lies on. No torch."""
+"""Measures the disk that holds a folder. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISK_BYTES = 64 * MIB
 
 
 def measure_disk(folder: Path) -> float | None:
-    """Bytes per second of reading what no cache holds, None where the system offers no way around its cache."""
+    """Return bytes per second of uncached reads; None if the system cannot bypass its cache."""
     if not hasattr(os, "posix_fadvise"):
         return None
     path = folder / "disk-rate.tmp"

@@ -1,4 +1,4 @@
-"""What `doctor` tells: the machine as it is and as it was measured, and what could be better and how."""
+"""The report of `doctor`: the machine as it is and as measured, and what could be improved and how."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.units import GIB, format_bytes
 
 LITTLE_RAM = 4 * GIB
 FULL_CARD = 0.5
-# Below these a card's link or its way through pinned memory is slower than any that is in order.
+# Rates below these are slower than any healthy link or any working use of pinned memory.
 SLOW_LINK, USELESS_LINK = 6e9, 2e9
 
 
@@ -27,12 +27,12 @@ UNTRIED = (
     "CUDA graphs are not built, and what the paper's paired exchange brings was measured on a simulated card only.",
     "Speeds with a graphics card are predictions, and those of a simulated card.",
 )
-"""What no machine of those who make this program could run, each one sentence."""
+"""What could not be tested on any machine of the developers, one sentence each."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that holds this machine back, and what a user can do about it (each one sentence)."""
+    """A limitation of this machine, and what the user can do about it (one sentence each)."""
 
     what: str
     how: str
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Software:
-    """What runs here that decides what hardware can be used."""
+    """Installed software that determines which hardware can be used."""
 
     system: str
     python: str
@@ -52,7 +52,7 @@ class Software:
 
 
 def software() -> Software:
-    """Versions of all that computes, and what the native library can do here."""
+    """Return the versions of all computing software, and what the native library supports here."""
     import torch
 
     from core.graphics.find import find_cards
@@ -67,7 +67,7 @@ def software() -> Software:
 
 
 def describe_machine(hardware: Hardware, installed: Software) -> dict[str, Any]:
-    """One JSON object: sizes in bytes, rates in bytes per second, times in seconds."""
+    """Return one JSON object: sizes in bytes, rates in bytes per second, times in seconds."""
     return {
         "system": installed.system,
         "python": installed.python,
@@ -86,7 +86,7 @@ def describe_machine(hardware: Hardware, installed: Software) -> dict[str, Any]:
 
 
 def findings(hardware: Hardware, installed: Software) -> list[Finding]:
-    """What to fix, the most important first."""
+    """Return what to fix, the most important first."""
     found = list(_about_gpus(hardware, installed))
     return [*found, *_about_cpu(hardware, installed)]
 
@@ -101,7 +101,7 @@ def _about_gpus(hardware: Hardware, installed: Software) -> Iterator[Finding]:
 
 
 def _about_unused(installed: Software) -> Finding:
-    """What stands in the way of the card that could be used, or of the first one."""
+    """Return what prevents the use of a usable GPU, or of the first one."""
     try:
         _, card = choose(installed.cards)
     except NoRuntime as error:

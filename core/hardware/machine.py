@@ -1,4 +1,4 @@
-"""This machine as the loader uses it: its measured record, its devices, and the kernels that are fastest here."""
+"""This machine as the loader uses it: its measured record, its devices, and its fastest kernels."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from core.kernels.autotune import KernelTable
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
 STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
-# Of a laptop of some years ago: bytes per second of its memory, operations per second by rows of input.
+# Those of a laptop some years old: memory bytes per second, operations per second by bucket of input rows.
 TYPICAL_BYTES_S = 20e9
 TYPICAL_FLOPS = (10e9, 20e9, 50e9, 100e9)
 
 
 @dataclass
 class Machine:
-    """`hardware` was measured once; `accelerators` by the index of their GPU, opened when a plan uses them; `reserved`:
-    bytes of a GPU that are ours and stay taken, whatever is planned."""
+    """`hardware`: measured once; `accelerators`: by GPU index, opened when a plan uses them; `reserved`: bytes of a GPU
+    that we use and that stay in use whatever is planned."""
 
     hardware: Hardware
     kernels: KernelTable
@@ -35,13 +35,13 @@ class Machine:
     reserved: dict[int, int] = field(default_factory=dict)
 
     def now(self) -> Hardware:
-        """The record with the memory that is free at this moment, counting what we hold on a device as free."""
+        """Return the record with the currently free memory, counting what we hold on a device as free."""
         hardware = refreshed(self.hardware)
         return replace(hardware, gpus=tuple(self._freed(gpu) for gpu in hardware.gpus))
 
     def keep_pace(self) -> None:
-        """Take the processor for as fast as it is now, not as when it was measured: heat, the power plan and other
-        programs change that. Takes some 0.4 s."""
+        """Rescale the CPU's rates to its current speed, which heat, power settings and other programs change. Takes
+        about 0.4 s."""
         cpu, before = self.hardware.cpu, torch.get_num_threads()
         torch.set_num_threads(cpu.threads)
         try:
@@ -50,11 +50,11 @@ class Machine:
             torch.set_num_threads(before)
 
     def without_gpus(self) -> Hardware:
-        """The record as it is when no device can be used."""
+        """Return the record as if no device could be used."""
         return replace(refreshed(self.hardware), gpus=())
 
     def accelerator(self, index: int) -> Accelerator:
-        """The device of a GPU of the record. Raises DeviceLost."""
+        """Return the device of a GPU of the record. Raises DeviceLost."""
         if index not in self.accelerators:
             simulation = parse_simulation(self.simulate_gpu) if self.simulate_gpu else None
             opened = open_accelerator(index, simulation)
@@ -63,14 +63,14 @@ class Machine:
         return self.accelerators[index]
 
     def forget_lost(self) -> bool:
-        """Let go of devices that stopped answering, so that they are opened anew; whether there was one."""
+        """Close devices that stopped answering, so that they are reopened; return whether there was one."""
         lost = [index for index, accelerator in self.accelerators.items() if _is_lost(accelerator)]
         for index in lost:
             self.accelerators.pop(index).close()
         return bool(lost)
 
     def close(self) -> None:
-        """Let go of all devices."""
+        """Close all devices."""
         for accelerator in self.accelerators.values():
             accelerator.close()
         self.accelerators.clear()
@@ -92,13 +92,13 @@ def _is_lost(accelerator: Accelerator) -> bool:
 
 
 def open_machine(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
-    """Measure this machine, or remember it from `folder`. Raises BadRequest."""
+    """Measure this machine, or load its record from `folder`. Raises BadRequest."""
     hardware, kernels = measured_machine(folder, simulate_gpu, threads)
     return Machine(hardware, kernels, simulate_gpu, {})
 
 
 def assume_machine(simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
-    """This machine with rates taken from a table: enough to place a model so small that it is fast anywhere."""
+    """Return this machine with rates from a table: enough to place a model so small that it is fast anywhere."""
     info, (total, free) = cpu_info(), ram()
     count = threads or info.physical_cores
     rates = tuple(KernelRate(storage, TYPICAL_BYTES_S, TYPICAL_FLOPS) for storage in STORAGES)

@@ -1,8 +1,7 @@
-"""This machine as the planner sees it: asked freshly what is free, measured once how fast it is.
+"""This machine as the planner sees it: free memory queried each time, speed measured once.
 
-`hardware_for` keeps what was measured in one file of the folder given to it, by processor, memory, cards, driver,
-torch, our kernels and threads: a change of any of these means measuring again. Torch is imported inside of functions
-only.
+`hardware_for` stores measurements in one file of its folder, keyed by processor, memory, GPUs, driver, torch, our
+kernels and threads: if any of these changes, the machine is measured again. Torch is imported within functions only.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ if TYPE_CHECKING:
 
 PROFILE_FILE = "hardware.json"
 PROFILE_VERSION = 7
-"""Counted up when what is measured changes its meaning."""
+"""Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
 SAME_PACE, LEAST_PACE, MOST_PACE = 0.05, 0.4, 2.0
-"""A difference in pace that is noise, and the bounds of what a few moments can tell."""
+"""A relative difference in speed that is noise, and the plausible range of a short measurement."""
 TOO_BUSY, MOST_TRIES = 0.2, 3
-"""Rates measured while others used more of the processor are used, but measured again in the next runs."""
+"""If others used more than this fraction of the processor, the rates are used but measured again in the next runs."""
 
 _measuring = Lock()
-"""Held by whoever measures: two at a time would time each other, and the second finds what the first has kept."""
+"""Held while measuring: two measurements would disturb each other, and the second one finds the first one's result."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """A card that torch can use, as the driver describes it."""
+    """A GPU that torch can use, as described by the driver."""
 
     index: int
     name: str
@@ -53,8 +52,8 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """What was measured of this machine, as kept on disk. `gpus`: rates, or a sentence why a card cannot be used;
-    `busy`: part of the processor that others used meanwhile; `tries`: how often it was measured in the hope of better.
+    """The measurements of this machine as stored on disk. `gpus`: rates, or a sentence why a GPU cannot be used;
+    `busy`: fraction of the processor used by others meanwhile; `tries`: how often it was measured for a better result.
     """
 
     cpu: CpuRates
@@ -65,9 +64,9 @@ class MachineProfile:
 
 
 def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Hardware:
-    """The machine's record, measured if it has not been before (some seconds). Raises BadRequest.
+    """Return the machine's record, measuring it if necessary (some seconds). Raises BadRequest.
 
-    `simulate_gpu` (as on the command line) puts a simulated card in the place of the real ones.
+    `simulate_gpu` (as on the command line) replaces the real GPUs by a simulated one.
     """
     return measured_machine(folder, simulate_gpu, threads)[0]
 
@@ -75,7 +74,7 @@ def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | N
 def measured_machine(
     folder: Path, simulate_gpu: str | None = None, threads: int | None = None
 ) -> tuple[Hardware, KernelTable]:
-    """The same, and the timings of the CPU's kernels. Raises BadRequest."""
+    """Return the record, and the timings of the CPU's kernels. Raises BadRequest."""
     simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
     info, cards = cpu_info(), _cards() if simulation is None else []
     with _measuring:
@@ -97,15 +96,15 @@ def measured_machine(
 
 
 def refreshed(hardware: Hardware) -> Hardware:
-    """The same machine with what is free now."""
+    """Return the same machine with the currently free memory."""
     cpu = replace(hardware.cpu, ram_free=ram()[1])
     gpus = tuple(gpu if gpu.simulated else replace(gpu, vram_free=_vram_free(gpu.index)) for gpu in hardware.gpus)
     return replace(hardware, cpu=cpu, gpus=gpus)
 
 
 def rescaled(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
-    """CPU rates scaled to the current clock speed: `paces` are factors by format, clamped to what can be believed.
-    Formats that are not named, and calls, take the first factor."""
+    """Scale CPU rates to the current speed: `paces` are factors by storage, clamped to plausible values. Other storages
+    and call overheads use the first factor."""
     if all(abs(pace - 1) < SAME_PACE for pace in paces.values()):
         return hardware
     believed = {storage: min(max(pace, LEAST_PACE), MOST_PACE) for storage, pace in paces.items()}
@@ -142,14 +141,15 @@ def _scaled(rates: tuple[KernelRate, ...], paces: Mapping[Storage, float]) -> tu
 
 
 def forget(folder: Path) -> None:
-    """Measure anew next time."""
+    """Delete all measurements, so that the machine is measured again next time."""
     (folder / PROFILE_FILE).unlink(missing_ok=True)
 
 
 def load_or_measure(
     folder: Path, info: CpuInfo, cards: list[CardFacts], simulation: Simulation | None, threads: int | None
 ) -> MachineProfile:
-    """The profile of this machine in its present state: a kept one, or measured now and kept in `folder`."""
+    """Return the profile of this machine in its current configuration: stored, or measured now and stored in
+    `folder`."""
     import torch
 
     from core.kernels import native_abi
@@ -178,7 +178,7 @@ def _may_improve(profile: MachineProfile) -> bool:
 def measured_profile(
     folder: Path, cards: list[CardFacts], simulation: Simulation | None, threads: int
 ) -> MachineProfile:
-    """Measure the processor, the cards and the disk now, in some seconds."""
+    """Measure processor, GPUs and disk now, in some seconds."""
     import torch
 
     from core.hardware.benchmark import Neighbours, measure_cpu
@@ -196,7 +196,7 @@ def measured_profile(
 
 
 def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> GpuRates | str:
-    """Its rates, or why it cannot be used: a card that is full, too old or broken keeps nobody from the processor."""
+    """Return a GPU's rates, or why it cannot be used: a full, old or broken GPU must not prevent CPU use."""
     from core.accelerators.factory import open_accelerator
     from core.accelerators.trial import tried
     from core.hardware.benchmark import measure_gpu
@@ -232,7 +232,7 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
 
 
 def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
-    """As fast as the cores that stand in for it, shared or its own; or with a rate of its own, as a card would be."""
+    """Return the simulated GPU: as fast as the cores that emulate it, shared or its own, or with a given rate."""
     own = simulation.gpu
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
@@ -243,7 +243,7 @@ def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
 
 
 def _vram_free(index: int) -> int:
-    """Bytes free on a card now; 0 if it does not answer, so that nothing is placed there."""
+    """Return the free bytes of a GPU; 0 if it does not answer, so that nothing is placed there."""
     from core.accelerators.factory import open_accelerator
 
     try:
@@ -255,7 +255,7 @@ def _vram_free(index: int) -> int:
 
 
 def driver_version() -> str:
-    """The graphics driver's version, '' without one or where nothing is installed to ask it."""
+    """Return the graphics driver's version, '' if there is none or no library to query it."""
     try:
         import pynvml
     except ImportError:
@@ -268,7 +268,7 @@ def driver_version() -> str:
 
 
 def kept_profiles(folder: Path) -> dict[str, MachineProfile]:
-    """Kept profiles by key; none if the file is missing or of another make."""
+    """Return stored profiles by key; none if the file is missing or has another format."""
     try:
         data = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
         return {key: _parsed(value) for key, value in data.items()}

@@ -1,4 +1,4 @@
-"""The work that measuring times: products and copies such as a model makes, on data that no cache holds."""
+"""The workloads for measuring: products and copies like those of a model, on data outside the caches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from core.spec import LAYOUTS, LinearPlan, Ring, Rows, Storage, row_bytes
 from core.units import MIB
 
 ROWS, COLUMNS = 2048, 4096
-"""The weight that stands for others: as large as a layer's, small enough to be timed often."""
+"""The size of the reference weight: as large as a layer's, small enough to be timed often."""
 COPY_BYTES = 64 * MIB
 COLD_BYTES = 192 * MIB
 SLOTS, PASSES = 8, 4
 
 
 def weight_of(storage: Storage) -> QuantizedWeight:
-    """(ROWS, COLUMNS), all the same: only how long it takes counts."""
+    """Return a weight (ROWS, COLUMNS) with constant values: only its timing matters."""
     if storage in LAYOUTS:
         like = empty(storage, ROWS, COLUMNS)
         assert like.scales is not None
@@ -40,12 +40,12 @@ def weight_of(storage: Storage) -> QuantizedWeight:
 
 
 def filled(columns: int, dtype: torch.dtype, value: int) -> Tensor:
-    """(ROWS, columns) in memory like that of a model's weights."""
+    """Return (ROWS, columns), allocated like a model's weights."""
     return empty_on_large_pages((ROWS, columns), dtype).fill_(value)
 
 
 class CpuLoad:
-    """The CPU's own part of decoding: weights that no cache holds, multiplied over and over."""
+    """The CPU's part of decoding: cache-cold weights, multiplied repeatedly."""
 
     def __init__(self, table: KernelTable, storage: Storage, nbytes: int = COLD_BYTES) -> None:
         weights = [weight_of(storage)]
@@ -54,16 +54,16 @@ class CpuLoad:
         self._matmuls = [host_matmul(weight, names) for weight in weights]
 
     def products(self, tokens: int = 1) -> list[Callable[[], object]]:
-        """One product of each weight with `tokens` rows of input."""
+        """Return one product per weight with `tokens` rows of input."""
         x = torch.ones(tokens, COLUMNS, dtype=torch.bfloat16)
         return [lambda one=one: one(HostInput(x)) for one in self._matmuls]  # type: ignore[misc]
 
     def seconds_each(self, tokens: int) -> float:
-        """Seconds of one weight with `tokens` rows of input: a few of them take long enough."""
+        """Return the median seconds of one product with `tokens` rows of input, over a few weights."""
         return statistics.median(map(seconds_of, self.products(tokens)[:4]))
 
     def rate(self, seconds: float) -> float:
-        """Bytes per second over this time, with one row of input."""
+        """Return bytes per second over this time, with one row of input."""
         products, start, done = self.products(), time.perf_counter(), 0
         while (taken := time.perf_counter() - start) < seconds:
             for product in products:
@@ -73,10 +73,10 @@ class CpuLoad:
 
 
 class LinkLoad:
-    """The link's own part of decoding: pageable weights through pinned buffers to the device, as streamed rows go."""
+    """The link's part of decoding: pageable weights through pinned buffers to the device, like streamed rows."""
 
     def __init__(self, accelerator: Accelerator, buffer_bytes: int, copiers: int = 1) -> None:
-        # All different: one alone would be copied from the processor's cache.
+        # Distinct weights: a single one would be copied from the processor's cache.
         count = COPY_BYTES // (ROWS * row_bytes("bf16", COLUMNS))
         self._weights = {str(number): [HostWeight(host_matmul(weight_of("bf16")))] for number in range(count)}
         self._accelerator = accelerator
@@ -88,13 +88,13 @@ class LinkLoad:
         ]
 
     def seconds(self) -> float:
-        """Seconds of COPY_BYTES."""
-        # What the ring holds already when timing begins, it holds when it ends.
+        """Return the seconds of copying COPY_BYTES."""
+        # Fill the ring first: it is then as full at the beginning of the timing as at the end.
         self._pass()
         return sum(seconds_of(self._pass) for _ in range(PASSES)) / PASSES
 
     def rate(self, stop: threading.Event) -> float:
-        """Bytes per second until told to stop."""
+        """Return bytes per second until `stop` is set."""
         start, done = time.perf_counter(), 0
         while not stop.is_set():
             self._pass()
@@ -103,11 +103,11 @@ class LinkLoad:
 
     @property
     def chunks(self) -> int:
-        """Into how many COPY_BYTES are cut."""
+        """The number of pieces that COPY_BYTES are cut into."""
         return len(self._chunks)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._manager.close()
 
     def _pass(self) -> None:
@@ -121,7 +121,7 @@ class LinkLoad:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -1,6 +1,6 @@
-"""A second model that drafts for a loaded one: its MTP head, the same one in int4, or another of the same vocabulary.
+"""A draft model for a loaded one: its MTP head, its own int4 copy, or another model with the same vocabulary.
 
-`core.planning.drafting` says whether it pays and where it is to lie; here it is loaded and put there.
+`core.planning.drafting` decides whether it pays off and where it is placed; this module loads and places it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from core.sentence import sentence
 from core.spec import ModelSpec, Plan
 
 WORTH_A_COPY = 1.2
-"""How much faster a reply is expected to be before a copy is made without being asked for."""
+"""The expected speed-up of a reply from which a draft model is loaded automatically."""
 OWN_COPY = "its own int4 copy"
 OWN_HEAD = "its MTP head"
 
 
 class Kind(Enum):
-    """What a model that drafts is to the model that it drafts for."""
+    """The relation of a draft model to its target."""
 
     HEAD = auto()
     COPY = auto()
@@ -45,8 +45,8 @@ class Kind(Enum):
 
 @dataclass
 class DraftModel:
-    """A model that drafts. `cache` is its own; None where it works on the target's. `reading`: what an MTP head has
-    read. `gain` is what was expected; `vocabulary`: how many ids both models know."""
+    """A draft model. `cache`: its own, or None if it uses the target's; `reading`: what an MTP head has read; `gain`:
+    the expected speed-up; `vocabulary`: the number of ids that both models know."""
 
     name: str
     plan: Plan
@@ -59,7 +59,7 @@ class DraftModel:
     guesses: Guesses = field(default_factory=Guesses)
 
     def drafter(self, target: KVCache, ids: Sequence[int]) -> Drafter:
-        """A drafter for one reply, to `ids`, of the model whose cache is `target`."""
+        """Return a drafter for one reply to `ids`, for the model whose cache is `target`."""
         if self.reading is not None:
             self.reading.begin(ids)
             return MtpDrafter(self.name, self.reading, self.vocabulary, self.guesses)
@@ -68,13 +68,13 @@ class DraftModel:
         return ModelDrafter(self.name, self.model, self.cache, self.vocabulary, self.guesses)
 
     def close(self) -> None:
-        """Give a GPU's memory back."""
+        """Free a GPU's memory."""
         self.model.placement.close()
 
 
 @dataclass(frozen=True)
 class DraftSource:
-    """The model that is to draft, before anything of it is loaded."""
+    """A draft model before it is loaded."""
 
     source: Source
     spec: ModelSpec
@@ -82,12 +82,12 @@ class DraftSource:
 
 
 def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSource | None:
-    """What `options.draft` asks for, for the model `target` of this name; None where no second model is needed. Raises
-    HeteGenError."""
+    """Open the draft model that `options.draft` asks for, for the model `target` called `name`; None if no second model
+    is needed. Raises HeteGenError."""
     if options.draft in (LOOKUP, NO_DRAFT):
         return None
     if options.draft in (AUTO, MTP) and (head := open_mtp(target)) is not None:
-        # The table is the model's own.
+        # An MTP head shares the model's input table.
         return DraftSource(head, replace(specification_of(head), embedding_bytes=0), Kind.HEAD)
     if options.draft == MTP:
         raise BadRequest(
@@ -103,7 +103,8 @@ def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSourc
 def plan_draft(
     wanted: DraftSource, spec: ModelSpec, alone: Plan, machine: Machine, options: LoadOptions
 ) -> Drafting | None:
-    """The plans of both; None where a copy does not pay. Raises BadRequest where what was asked for cannot be."""
+    """Return the plans of both models; None if drafting does not pay off. Raises BadRequest if a requested one cannot
+    be loaded."""
     if options.draft == AUTO and wanted.kind is Kind.COPY and alone.format == DRAFT_FORMAT:
         return None
     shares = wanted.kind is Kind.COPY
@@ -118,7 +119,7 @@ def plan_draft(
 
 
 def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
-    """Raise BadRequest unless both models give the same ids to the same text."""
+    """Raise BadRequest unless both models tokenize text identically."""
     if wanted.kind is not Kind.OTHER:
         return
     other = Tokenizer.of(wanted.source)
@@ -134,7 +135,8 @@ def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
 def load_draft(
     wanted: DraftSource, found: Drafting, machine: Machine, target: LanguageModel, ids: int
 ) -> Iterator[float | DraftModel]:
-    """The fractions done, then the model that drafts for `target`, whose vocabulary has `ids`. Raises HeteGenError."""
+    """Yield the fractions done, then the draft model of `target`, whose vocabulary has `ids` ids. Raises
+    HeteGenError."""
     source = wanted.source
     for fraction in fill(source.module, source.weights):
         yield 0.2 * fraction

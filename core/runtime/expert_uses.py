@@ -1,6 +1,6 @@
-"""How often each expert of a model was used, kept for its next load: a small file for each model.
+"""Stores how often each expert of a model was used, for its next load: a small file per model.
 
-What is damaged, or belongs to files that have changed since, counts as unknown: then it is counted anew.
+Damaged files, and those of model files that have changed since, are ignored; counting then starts anew.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from core.weights.packed_cache import cache_key
 FOLDER, VERSION = "experts", 1
 KEPT_MODELS = 64
 MOST_USES = 1e9
-"""No expert was used more often: counts are halved now and then."""
+"""An upper bound of valid counts, which are halved from time to time."""
 
 
 def recall_uses(folder: Path, files: Sequence[Path]) -> dict[str, list[float]]:
-    """Uses by expert, by the path of their module; empty where nothing is known of the model in these files."""
+    """Return use counts by expert, by module path; empty if nothing is known of the model in these files."""
     if not files:
         return {}
     try:
@@ -35,7 +35,7 @@ def recall_uses(folder: Path, files: Sequence[Path]) -> dict[str, list[float]]:
 
 
 def keep_uses(folder: Path, files: Sequence[Path], uses: Mapping[str, Sequence[float]]) -> None:
-    """Keep them for the next load. Nothing is kept of random weights, nor where nothing can be written."""
+    """Store the counts for the next load. Does nothing for random weights or a read-only folder."""
     if not files or not uses:
         return
     with suppress(OSError):
@@ -45,14 +45,14 @@ def keep_uses(folder: Path, files: Sequence[Path], uses: Mapping[str, Sequence[f
 
 
 def _use(value: float) -> float:
-    """Raises ValueError for what is no count, TypeError for what is no number."""
+    """Validate a count. Raises ValueError for an invalid one, TypeError for anything but a number."""
     if not math.isfinite(value) or not 0 <= value <= MOST_USES:
         raise ValueError(f"an expert was used {value} times")
     return float(value)
 
 
 def _file(folder: Path, files: Sequence[Path]) -> Path:
-    """Raises OSError where the model's files are gone."""
+    """Return the path of a model's counts. Raises OSError if the model's files are gone."""
     return folder / FOLDER / f"{cache_key(files, FOLDER)}.json"
 
 

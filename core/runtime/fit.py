@@ -1,4 +1,4 @@
-"""What the planner says of a model whose weights are not here, from its config.json and the headers of its files."""
+"""The planner's answer for a model whose weights are not here, from its config.json and the headers of its files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from core.weights.stored_formats import check_readable, stored_format
 
 
 def describe(config: Mapping[str, Any], tensors: Tensors, name: str = "") -> ModelSpec:
-    """The specification of a model from config.json's content, or from a GGUF file's settings.
+    """Return the specification of a model from config.json's content, or from a GGUF file's settings.
 
     Raises UnsupportedModel, ModelUnreadable.
     """
@@ -56,7 +56,7 @@ def _described(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], nam
 
 
 def stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> torch.dtype:
-    """The type of most of the weights: of the files where they are known, else as config.json says, else bf16."""
+    """Return the type of most weights: from the headers if they are known, else from config.json, else bf16."""
     sizes: Counter[torch.dtype] = Counter()
     for info in tensors.values():
         if info.dtype in DTYPES:
@@ -77,10 +77,10 @@ def _infos(tensors: Tensors) -> dict[str, TensorInfo]:
 
 
 class FitChecker:
-    """A FitCheck for this machine. May be called from any thread; a model's specification is worked out once."""
+    """A FitCheck for this machine. Thread-safe; a model's specification is computed once."""
 
     def __init__(self, hardware: Callable[[], Hardware], limits: Budget) -> None:
-        """`hardware`: this machine with what is free now; `limits`: the user's own, of memory and threads."""
+        """`hardware`: returns this machine with its free memory; `limits`: the user's limits of memory and threads."""
         prepare_environment()
         self._hardware = hardware
         self._limits = limits
@@ -88,14 +88,14 @@ class FitChecker:
         self._lock = Lock()
 
     def __call__(self, config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
-        """Raises HeteGenError."""
+        """Return how a model would run here. Raises HeteGenError."""
         spec = self._spec(config, tensors)
         context = min(wishes.context, spec.context_limit) if wishes.context else None
         budget = replace(self._limits, context=context, format=wishes.format)
         return fit(place(spec, self._hardware(), budget), spec, sum(info.nbytes for info in tensors.values()))
 
     def _spec(self, config: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-        # Building a tree switches torch's default device, and transformers imports at first use: one at a time.
+        # Building a tree switches torch's default device, and transformers imports lazily: neither is thread-safe.
         with self._lock:
             infos = _infos(tensors)
             kinds = [sorted({info.dtype for info in infos.values()}), sorted(map(str, _places(tensors).values()))]

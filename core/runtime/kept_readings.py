@@ -1,6 +1,6 @@
-"""What was read of conversations, kept on disk: the next start goes on where the last one ended, without reading again.
+"""Stores the KV caches of conversations on disk, so that the next start continues without reading them again.
 
-One file per conversation (see `kv_file`), written by a thread beside the work, and read by mapping it.
+One file per conversation (see `kv_file`), written by a background thread, and read by memory mapping.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from core.units import GIB
 
 log = logging.getLogger(__name__)
 ROOM = 8 * GIB
-"""Bytes of all files together; those that were used least recently go first."""
+"""Maximum bytes of all files together; the least recently used are deleted first."""
 
 
 class KeptReadings:
-    """The files of one model's conversations. `key` stands for the model and the format of its weights and KV cache."""
+    """The files of one model's conversations. `key` identifies the model and the formats of its weights and KV
+    cache."""
 
     def __init__(self, key: str, room: int = ROOM) -> None:
         self.key, self._room = key, room
@@ -39,9 +40,10 @@ class KeptReadings:
     def recall(
         self, conversation: str, cache: KVCache, ids: Sequence[int], reply_start: int, device: torch.device
     ) -> int:
-        """Make `cache` hold what the file has of `ids`, if that is more than it holds; the new reply start.
+        """Load the file's part of `ids` into `cache` if it is longer than what the cache holds; return the new reply
+        start.
 
-        `device`: where recurrent states lie. A file that is damaged, or of another model, is removed.
+        `device`: of recurrent states. A file that is damaged, or of another model, is deleted.
         """
         if not conversation or not cache.can_return:
             return reply_start
@@ -62,7 +64,7 @@ class KeptReadings:
         return reply_start
 
     def keep(self, conversation: str, cache: KVCache, reply_start: int) -> None:
-        """Begin to write what the cache holds now. Nothing may change what it holds before `settle`."""
+        """Start writing what the cache holds. The cache's contents must not change before `settle`."""
         self.settle()
         if not conversation or not cache.can_return or len(cache.tokens) < WORTHWHILE:
             return
@@ -76,7 +78,7 @@ class KeptReadings:
         self._writer.start()
 
     def settle(self, *, finish: bool = False) -> None:
-        """End the writing, with `finish` when it is complete: the cache is free to change."""
+        """Abort the writing, or wait for it with `finish`; afterwards the cache may change."""
         if self._writer is not None:
             if not finish:
                 self._stop.set()
@@ -102,7 +104,7 @@ def remove(path: Path) -> None:
 
 
 def _on_host(layer: LayerStates) -> LayerStates:
-    """The states in RAM; only those that lie elsewhere are copied."""
+    """Return the states in RAM; only those on a device are copied."""
     return layer if all(one.device.type == "cpu" for one in layer.tensors.values()) else layer.copied()
 
 
@@ -118,6 +120,6 @@ def _make_room(newest: Path, room: int) -> None:
 
 def _ages_and_sizes(folder: Path) -> Iterator[tuple[int, int, Path]]:
     for path in folder.glob("*.kv"):
-        with suppress(FileNotFoundError):  # deleted meanwhile with its conversation
+        with suppress(FileNotFoundError):  # deleted with its conversation in the meantime
             found = path.stat()
             yield found.st_mtime_ns, found.st_size, path

@@ -1,4 +1,4 @@
-"""A model that is ready, and the one place that changes how it lies: to another plan, to a GPU, back to the CPU."""
+"""A loaded model, and the only code that changes its placement: to another plan, to a GPU, back to the CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ UNLOCKED = sentence("The system lets too little memory be locked for fast copies
 
 @dataclass(frozen=True)
 class SaidReply:
-    """The last reply by its ids, to be carried on by them: `prompt` and then `drawn`, and what was asked and shown."""
+    """The last reply as token ids, for continuing it: `prompt` then `drawn`, and the messages and text they stand
+    for."""
 
     asked: tuple[Message, ...]
     prompt: list[int]
@@ -48,7 +49,7 @@ class SaidReply:
     reasoning: str
 
     def is_last_of(self, messages: Sequence[Message]) -> bool:
-        """Whether these messages end with this reply, unchanged."""
+        """Return whether these messages end with this reply, unchanged."""
         last = messages[-1]
         said = (last.content.strip(), last.reasoning.strip()) == (self.content.strip(), self.reasoning.strip())
         return said and self.asked == tuple(messages[:-1])
@@ -56,13 +57,13 @@ class SaidReply:
 
 @dataclass
 class LoadedModel:
-    """All that a conversation needs. Others read its fields; only its methods change where weights and cache lie.
+    """Everything a conversation needs. Other code reads its fields; only its methods change where weights and cache
+    are.
 
-    `budget`: the user's limits of memory, with the format, context and threads that were decided at the load.
-    `tokenizer` is None for a shape. `reply_start`: number of cached tokens before the last reply; `said`: that reply,
-    if it can be carried on.
-    `drafts`: whether tokens are drafted ahead, by prompt lookup and by `draft` if there is one.
-    `can_use_device`: False once the GPU was lost or full for good. `tower`: what sees, once there was a picture.
+    `budget`: the user's memory limits, with the format, context and threads decided when it was loaded. `tokenizer` is
+    None for a shape. `reply_start`: number of cached tokens before the last reply; `said`: that reply, if it can be
+    continued. `drafts`: whether tokens are drafted, by prompt lookup and by `draft` if there is one. `can_use_device`:
+    False after the GPU was lost or stayed full. `tower`: the vision part, after the first picture.
     """
 
     name: str
@@ -86,13 +87,13 @@ class LoadedModel:
 
     @property
     def sees(self) -> bool:
-        """Whether pictures can be shown to it."""
+        """Whether it accepts pictures."""
         if self.source.folder is None or self.tokenizer is None:
             return False
         return self.model.vision is not None or has_tower(self.source.module)
 
     def open_vision(self) -> None:
-        """Ready the parts that see, for the first picture. Raises BadRequest for a model without them, ModelUnreadable,
+        """Load the vision parts, for the first picture. Raises BadRequest for a model without them, ModelUnreadable,
         UnsupportedModel, NotEnoughMemory."""
         if self.model.vision is not None:
             return
@@ -110,11 +111,11 @@ class LoadedModel:
 
     @property
     def sight_to_come(self) -> int:
-        """Bytes of the card that what sees takes at the first picture."""
+        """Bytes of VRAM that the vision part will take at the first picture."""
         return 0 if self.plan.gpu < 0 or self.tower is not None else self.plan.memory[-1].sight
 
     def look_from_ram(self) -> bool:
-        """Let what sees lie in RAM from now on; whether it lay on a card."""
+        """Move the vision part to RAM from now on; return whether it was on a GPU."""
         was_there = self.tower is not None and self.plan.sight_gpu >= 0
         self.budget = replace(self.budget, sight_on_card=False)
         self.plan = without_sight(self.plan)
@@ -123,15 +124,15 @@ class LoadedModel:
         return was_there
 
     def speculation(self, ids: Sequence[int]) -> Speculation | None:
-        """What drafts ahead in a reply to these ids; None where nothing is to."""
+        """Return the speculation for a reply to these ids; None if nothing drafts."""
         if not self.drafts:
             return None
-        blind = self.draft is None or min(ids) < 0  # the model that drafts would not see the pictures
+        blind = self.draft is None or min(ids) < 0  # a draft model does not see pictures
         models = [] if blind or self.draft is None else [self.draft.drafter(self.cache, ids)]
         return Speculation([PromptLookup(), *models])
 
     def drop_draft(self) -> None:
-        """Go on without the second model; its memory is free for the plans that follow."""
+        """Continue without the draft model; its memory becomes available to later plans."""
         if self.draft is not None:
             if self.draft.plan.gpu >= 0:
                 self.machine.reserved.pop(self.draft.plan.gpu, None)
@@ -141,31 +142,31 @@ class LoadedModel:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Makes token masks for this model's tokenizer."""
+        """Builds token masks for this model's tokenizer."""
         assert self.tokenizer is not None
         return Grammars(self.tokenizer)
 
     @cached_property
     def parked(self) -> ParkedPrefixes:
-        """What the KV cache held of other conversations."""
+        """KV cache contents of other conversations."""
         return ParkedPrefixes(self.plan.memory[0].parked)
 
     @cached_property
     def kept(self) -> KeptReadings | None:
-        """What was read of conversations on disk; None for random weights."""
+        """KV caches of conversations on disk; None for random weights."""
         if not self.source.files:
             return None
         recipe = f"kv {self.plan.kv} {self.plan.format} {self.source.module.config.to_json_string()}"
         return KeptReadings(cache_key(self.source.files, recipe))
 
     def keep_reading(self, conversation: str) -> None:
-        """Begin to write what the KV cache holds to the disk, for the conversation of this id."""
+        """Start writing the KV cache to disk for the conversation with this id."""
         if conversation and self.kept is not None:
             self.kept.keep(conversation, self.cache, self.reply_start)
 
     def turn_to(self, ids: Sequence[int], conversation: str = "") -> None:
-        """Let the KV cache hold as much of these ids as it ever did, or as the disk has of the conversation; none where
-        the device is lost or full, as the pass that follows will find out and step down."""
+        """Restore as much of these ids as possible in the KV cache, from parked prefixes or from disk. Empties it if
+        the device is lost or full, which the next pass will notice and handle."""
         placement = self.model.placement
         self.settle()
         try:
@@ -182,12 +183,12 @@ class LoadedModel:
             self.reply_start = 0
 
     def limit(self, vram: int | None, ram: int | None) -> None:
-        """Set the user's limits, in bytes, for the plans that follow."""
+        """Set the user's limits, in bytes, for later plans."""
         self.budget = replace(self.budget, vram=vram, ram=ram)
 
     def move_to(self, plan: Plan) -> None:
-        """Change to any plan for the same format and context, also to or from a GPU. Raises NotEnoughMemory and
-        DeviceLost: a GPU that was in use is then partly filled, one that was not is left again."""
+        """Change to any plan with the same format and context, including to or from a GPU. Raises NotEnoughMemory and
+        DeviceLost: a GPU that was in use is then partly filled, one that was not is released again."""
         if self.plan.gpu not in (-1, plan.gpu):
             self.to_host()
         if plan.gpu < 0:
@@ -201,7 +202,7 @@ class LoadedModel:
             self._rearrange(plan)
 
     def to_host(self) -> None:
-        """Go on without the GPU. If the KV cache cannot be copied back, it is a new and empty one."""
+        """Continue without the GPU. If the KV cache cannot be copied back, it is replaced by an empty one."""
         self.drop_draft()
         self.plan = place(self.spec, self.machine.without_gpus(), replace(self.budget, vram=None))
         if not self._cache_comes_along():
@@ -214,20 +215,20 @@ class LoadedModel:
         self.model.placement = HostPlacement(self.source.module, self.weights, reads_copy=self.plan.head_copy > 0)
 
     def avoid_device(self) -> None:
-        """Go on without the GPU until `look_for_device`."""
+        """Continue without the GPU until `look_for_device`."""
         self.can_use_device = False
         if self.plan.gpu >= 0:
             self.to_host()
 
     def look_for_device(self) -> None:
-        """Let the next plan use a GPU again: one that was lost may be back, as after sleep."""
+        """Let the next plan use a GPU again: a lost one may be back, for example after sleep."""
         if self.machine.forget_lost() and self.plan.gpu >= 0:
             self.to_host()
         self.can_use_device = True
         self.budget = replace(self.budget, sight_on_card=True)
 
     def learn(self, profile: Profile) -> None:
-        """Keep what a reply has taught of this model's speed here, and of its experts."""
+        """Store what a reply has revealed about this model's speed here, and about its experts."""
         if isinstance(placement := self.model.placement, DevicePlacement):
             known = popularity(placement.expert_uses.values()) or profile.hottest
             profile = replace(profile, hottest=known)
@@ -237,7 +238,7 @@ class LoadedModel:
 
     @property
     def expert_shares(self) -> ExpertShares | None:
-        """Where the experts were computed that tokens chose; None where the card holds none whole."""
+        """Where the chosen experts were computed; None if the GPU holds none whole."""
         placement = self.model.placement
         use = placement.expert_use if isinstance(placement, DevicePlacement) else None
         if use is None or not (chosen := use.hits + use.copied + use.computed):
@@ -245,12 +246,12 @@ class LoadedModel:
         return ExpertShares(use.hits / chosen, use.copied / chosen, use.computed / chosen, use.held)
 
     def keep_expert_uses(self) -> None:
-        """Keep how often each expert was used, for the next load."""
+        """Store how often each expert was used, for the next load."""
         if isinstance(placement := self.model.placement, DevicePlacement):
             keep_uses(cache_folder(), self.source.files, placement.expert_uses)
 
     def close(self) -> None:
-        """Give the devices' memory back."""
+        """Free the devices' memory."""
         self.settle(finish=True)
         self.keep_expert_uses()
         self.drop_draft()
@@ -260,8 +261,8 @@ class LoadedModel:
         self.machine.close()
 
     def settle(self, *, finish: bool = False) -> None:
-        """End the writing of what the KV cache holds, with `finish` when it is complete."""
-        # Where nothing was written, the files are not asked for either: they may be gone by now.
+        """Abort the writing of the KV cache, or wait for it with `finish`."""
+        # Do not create `kept` here: it stats the model's files, which may be gone by now.
         if (kept := vars(self).get("kept")) is not None:
             kept.settle(finish=finish)
 
@@ -285,7 +286,7 @@ class LoadedModel:
         self.plan = plan
         there, home = placement.kv_places(plan), placement.kv_home(self.source.module.config)
         with placement.failures():
-            # First what leaves the device, last what comes to it.
+            # First move what leaves the device, last what comes to it.
             self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()}, home)
             for _ in placement.apply(plan):
                 pass
@@ -294,7 +295,7 @@ class LoadedModel:
         self._place_sight()
 
     def _place_sight(self) -> None:
-        """Let what sees lie where the plan has it, or in RAM where the card has no room after all."""
+        """Move the vision part to its planned device, or to RAM if the GPU has no room for it."""
         if self.tower is None:
             return
         try:
@@ -307,7 +308,7 @@ class LoadedModel:
         if isinstance(placement, HostPlacement):
             return not self.cache.away
         if not self.cache.can_rewind:
-            return False  # recurrent states do not move
+            return False  # recurrent states cannot be moved
         try:
             with placement.failures():
                 placement.accelerator.synchronize()
@@ -318,5 +319,5 @@ class LoadedModel:
 
 
 def with_pinning_note(plan: Plan, placement: DevicePlacement) -> Plan:
-    """The plan, with a reason more where the system lets too little memory be locked for it."""
+    """Return the plan, with a note if the system pins too little memory for it."""
     return replace(plan, reasons=(*plan.reasons, UNLOCKED)) if placement.streams_starved else plan

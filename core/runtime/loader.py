@@ -1,6 +1,6 @@
-"""From a name to a model that answers: read, measure, plan, fill, convert, place, in steps that can be stopped between.
+"""Loads a model: read, measure, plan, fill, convert and place it, in steps between which loading can be stopped.
 
-`planner` decides the plan; here it is carried out.
+`planner` decides the plan, which is carried out here.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.sentence import sentence
 from core.spec import KV_FORMATS, MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
 
-# Smaller models run at once anywhere: nobody should wait for measurements first.
+# Smaller models are fast anywhere: do not make the user wait for measurements.
 SMALL_BYTES = 64 << 20
-# Asking how fast the processor is at this moment takes as long as loading a model of this size.
+# Measuring the current CPU speed takes as long as loading a model of this size.
 PACED_BYTES = 512 << 20
 
 
 def load_model(
     name: str | Path | None, options: LoadOptions, strategy: Strategy = "hetegen"
 ) -> Iterator[Loading | LoadedModel]:
-    """Loading events, then the model. Stop by not asking for the next event: all is given back. Raises HeteGenError."""
+    """Yield loading events, then the model. Closing the iterator stops and frees everything. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
     drafting = open_draft(name, source := open_source(name), options)
@@ -91,7 +91,7 @@ def load_model(
 
 
 def _host_weights(source: Source, spec: ModelSpec, plan: Plan, machine: Machine, postponed: Postponed) -> HostWeights:
-    """The weights of a plan, not made yet."""
+    """Return the weights of a plan, not yet made."""
     copied = plan.head_copy > 0
     return HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed, head_copy=copied)
 
@@ -104,7 +104,7 @@ def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None
 
 
 def _place(plan: Plan, placement: DevicePlacement, files: Sequence[Path]) -> Generator[Loading, None, Plan]:
-    """Bring weights to the GPU, of experts those that were used most; the plan as it turned out."""
+    """Copy weights to the GPU, the most used experts first; return the plan as realised."""
     placement.recall_expert_uses(recall_uses(cache_folder(), files))
     for fraction in placement.apply(plan):
         yield Loading("place", 0.7 + 0.2 * fraction)
@@ -120,13 +120,13 @@ def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> I
 
 
 def _decided(options: LoadOptions, plan: Plan, beside: Drafting | None) -> Budget:
-    """The user's limits, with what the plan has decided."""
+    """Return the user's limits, with the plan's decisions."""
     vram = _left(options.vram, plan, beside)
     return Budget(vram, options.ram, plan.threads, plan.context, plan.format, plan.kv, not plan.head_copy)
 
 
 def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
-    """The part of the user's limit of VRAM that is left beside a model that drafts."""
+    """Return the user's VRAM limit minus what a draft model takes."""
     return vram if vram is None or beside is None or plan.gpu < 0 else max(0, vram - beside.nbytes)
 
 
@@ -140,7 +140,7 @@ def _machine(source: Source, options: LoadOptions) -> Machine:
 
 
 def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: Strategy = "hetegen") -> Plan:
-    """The plan for a model on this machine as it is now. Raises BadRequest, NotEnoughMemory."""
+    """Return the plan for a model on this machine in its current state. Raises BadRequest, NotEnoughMemory."""
     if options.context and options.context > spec.context_limit:
         limit = f"{spec.context_limit:,}"
         raise BadRequest(
@@ -158,7 +158,7 @@ def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy:
 
 
 def check(options: LoadOptions) -> None:
-    """Raise BadRequest for a wish that makes no sense on any machine."""
+    """Raise BadRequest for options that are invalid on any machine."""
     if options.context is not None and not MIN_CONTEXT <= options.context <= MAX_CONTEXT:
         raise BadRequest(
             sentence("A context of {} tokens is out of range.", f"{options.context:,}"), "", "Choose 256 to 10,000,000."
@@ -174,9 +174,9 @@ def check(options: LoadOptions) -> None:
 
 
 def _read_weights(source: Source, spec: ModelSpec, plan: Plan) -> Generator[Loading, None, Postponed]:
-    """Fill the tree, but for the weights given back: what is converted is made from the files when its turn comes."""
+    """Fill the tree; return the weights left out, which are read when they are converted."""
     postponed = Postponed(() if spec.mapped(plan.format) else untied(source.module, spec.linears))
-    # Weights that are used as they are stored are read from the files at every token: have them in memory before.
+    # Weights that are used as stored are read at every token: read them into the page cache first.
     if spec.mapped(plan.format) and not plan.from_disk:
         for fraction in source.warm():
             yield Loading("weights", 0.1 + 0.2 * fraction)

@@ -1,4 +1,4 @@
-"""What a format costs in quality: how well it foretells a text, beside the same model with its weights as stored."""
+"""Measures the quality loss of a format: prediction of a text, compared with the same model's weights as stored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from core.errors import BadRequest
 from core.runtime.loaded_model import LoadedModel
 
 WINDOW = 512
-"""Tokens that are read at a time, each window by itself; the first quarter has too little before it to count."""
+"""Tokens per window, each evaluated separately; its first quarter has too little context to be counted."""
 LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Over `tokens` foretold ones: perplexity, of the weights as stored too; how often both hold the same token for the
-    likeliest (0-1); and by how much the distributions differ (Kullback-Leibler, in nats)."""
+    """Results over `tokens` predicted tokens: perplexity, also with the weights as stored; how often both agree on the
+    likeliest token (0-1); and the Kullback-Leibler divergence in nats."""
 
     perplexity: float
     exact_perplexity: float
@@ -30,14 +30,14 @@ class Quality:
 
 
 class Tally:
-    """What is lost over a text, window by window."""
+    """Sums of the losses over a text, window by window."""
 
     def __init__(self) -> None:
         self._exact_lost = self._lost = self._same = self._differ = 0.0
         self._count = 0
 
     def add(self, exact: Tensor, found: Tensor, window: Sequence[int]) -> None:
-        """Count one window's logarithms (positions, vocabulary), of both as `foretold` gives them."""
+        """Add one window's log probabilities (positions, vocabulary) of both models, as returned by `foretold`."""
         wanted = torch.tensor(window[_uncounted(window) + 1 :])[:, None]
         self._exact_lost -= float(exact.gather(1, wanted).sum(dtype=torch.double))
         self._lost -= float(found.gather(1, wanted).sum(dtype=torch.double))
@@ -47,7 +47,7 @@ class Tally:
 
     @property
     def quality(self) -> Quality:
-        """What all windows so far come to, of which there is one at least."""
+        """The result of all windows so far, at least one."""
         count = self._count
         return Quality(
             perplexity=math.exp(self._lost / count),
@@ -59,7 +59,7 @@ class Tally:
 
 
 def compare(exact: LoadedModel, other: LoadedModel, ids: Sequence[int]) -> Quality:
-    """Both models over the same text. Raises BadRequest for one that is too short, and what a pass raises."""
+    """Compare both models on the same text. Raises BadRequest if it is too short, and a pass's errors."""
     if len(ids) < LEAST_TOKENS:
         raise BadRequest("The text is too short to judge by.", "", "Choose a text of at least a page.")
     tally = Tally()
@@ -70,13 +70,13 @@ def compare(exact: LoadedModel, other: LoadedModel, ids: Sequence[int]) -> Quali
 
 
 def windows(ids: Sequence[int]) -> list[list[int]]:
-    """The text in whole windows; one that is shorter than a window is all there is."""
+    """Divide the text into full windows; a text shorter than a window is a single one."""
     length = min(WINDOW, len(ids))
     return [list(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
 
 
 def foretold(model: LoadedModel, window: Sequence[int]) -> Tensor:
-    """The logarithms of what is expected for every counted position, (positions, vocabulary)."""
+    """Return the log probabilities for every counted position, (positions, vocabulary)."""
     model.cache.reset()
     first, chunk = _uncounted(window), model.plan.prefill_chunk
     parts = [

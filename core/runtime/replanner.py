@@ -1,6 +1,6 @@
-"""Watches a reply between its tokens: re-plans when free memory changes, and when measured speed corrects the plan.
+"""Watches a reply between tokens: re-plans when free memory changes, and when measured speed corrects the plan.
 
-`calibration` and `planner` decide, `LoadedModel` moves the weights; `Change` says what came of it.
+`calibration` and `planner` decide, `LoadedModel` moves the weights, and `Change` reports the outcome.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from core.sentence import sentence
 from core.spec import Budget, Plan, Profile, Times
 
 LOOK_EVERY_S = 0.5
-# Planning takes a moment, so a card that was left is looked at less often.
+# Planning takes a moment, so a GPU that was left is checked less often.
 RETURN_EVERY_S = 5.0
-# The speed is compared with the prediction after this many tokens in a row under one plan.
+# Speed is compared with the prediction after this many consecutive tokens under one plan.
 LEARN_TOKENS = 24
-# After running out of memory: plan with this part of what was in use, and less again if that is too much too.
+# After running out of memory, plan with this fraction of what was in use, repeatedly if necessary.
 STEP_DOWN = 0.8
 SMALLEST_VRAM = 16 << 20
 
@@ -33,8 +33,8 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Change:
-    """What was done between two tokens: `event` to show, if any. `reread`: the KV cache was lost on the way, so the
-    prompt and what was said so far have to be read again."""
+    """What was done between two tokens: `event` to show, if any. `reread`: the KV cache was lost, so the prompt and the
+    reply so far have to be read again."""
 
     event: Replanned | None = None
     reread: bool = False
@@ -57,13 +57,13 @@ class Replanner:
         self._tokens = 0
 
     def begin(self) -> None:
-        """The next tokens are decoded one after the other from now on."""
+        """Start timing: from now on, tokens are decoded one after another."""
         placement = self._loaded.model.placement
         self._cpu_s = placement.cpu_s if isinstance(placement, DevicePlacement) else 0.0
         self._counted_from, self._tokens = self._clock(), 0
 
     def after_token(self) -> Change:
-        """Look at memory and speed now and then. Raises NotEnoughMemory, DeviceLost."""
+        """Check memory and speed from time to time. Raises NotEnoughMemory, DeviceLost."""
         self._tokens += 1
         placement, now = self._loaded.model.placement, self._clock()
         if not isinstance(placement, DevicePlacement):
@@ -79,12 +79,12 @@ class Replanner:
         return UNCHANGED
 
     def after_failure(self, error: HeteGenError) -> Replanned | None:
-        """Step down so that the reply can go on; None where this error has nothing to do with a device."""
+        """Reduce the use of the device so that the reply can go on; None if the error is unrelated to a device."""
         if self._loaded.plan.gpu < 0 or not isinstance(error, NotEnoughMemory | DeviceLost):
             return None
         if isinstance(error, NotEnoughMemory):
             if error.device == "cpu":
-                return None  # without the card there would be even less room
+                return None  # RAM is full: without the GPU there would be even less room
             if self._loaded.look_from_ram():
                 what = sentence("The graphics memory was full; the processor looks at pictures now.")
                 return Replanned(what, self._loaded.plan)
@@ -94,7 +94,7 @@ class Replanner:
         return Replanned(sentence("{} The reply goes on without it.", error.what), self._loaded.plan)
 
     def keep_to(self, vram: int | None, ram: int | None) -> Replanned:
-        """Plan anew within a user's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
+        """Re-plan within a user's limits in bytes. Raises NotEnoughMemory, DeviceLost."""
         loaded = self._loaded
         loaded.look_for_device()
         loaded.drop_draft()
@@ -111,7 +111,7 @@ class Replanner:
         return Replanned(loaded.plan.reason, loaded.plan)
 
     def _step_down(self) -> Replanned | None:
-        """Let fewer and fewer weights lie on the device until they fit; None where none do, or it is lost."""
+        """Place fewer and fewer weights on the device until they fit; None if none do, or the device is lost."""
         self._loaded.drop_draft()
         vram = self._loaded.plan.memory[-1].used
         while (vram := int(vram * STEP_DOWN)) > SMALLEST_VRAM:
@@ -127,7 +127,7 @@ class Replanner:
         return None
 
     def _look_for_device(self, now: float) -> Change:
-        """Go back to a GPU that was left, if it has room again."""
+        """Return to a GPU that was left, if it has room again."""
         if not self._loaded.can_use_device or now - self._looked_at < RETURN_EVERY_S:
             return UNCHANGED
         self._looked_at = now
@@ -137,7 +137,7 @@ class Replanner:
         try:
             self._loaded.move_to(plan)
         except (NotEnoughMemory, DeviceLost):
-            # Others were faster. Trying again and again would load weights in vain in the middle of a reply.
+            # Other programs took the memory first. Retrying would load weights in vain in the middle of a reply.
             self._loaded.avoid_device()
             return Change(reread=self._cache_lost)
         self.begin()
@@ -185,7 +185,7 @@ class Replanner:
 
     @property
     def _cache_lost(self) -> bool:
-        # Between the tokens of a reply only a new cache is empty.
+        # Between the tokens of a reply, only a new cache is empty.
         return not self._loaded.cache.tokens
 
 

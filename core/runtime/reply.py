@@ -1,4 +1,4 @@
-"""One reply while it is made: the request's words to a prompt, drawn ids to pieces, and why it ended."""
+"""One reply in progress: the request to a prompt, sampled ids to pieces, and the reason for its end."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from core.sentence import sentence
 
 STATS_EVERY_S = 0.25
 EVEN = 1.0
-"""Temperatures above draw unlikely tokens."""
+"""Temperatures above this sample unlikely tokens."""
 
 
 class Reply:
-    """`events()` gives them all, once. Making it raises BadRequest, NoChatTemplate or PromptTooLong."""
+    """`events()` yields all events, once. The constructor raises BadRequest, NoChatTemplate or PromptTooLong."""
 
     def __init__(self, loaded: LoadedModel, request: Request, stop: Stop) -> None:
         if loaded.tokenizer is None:
@@ -57,7 +57,7 @@ class Reply:
         self._speculation: Speculation | None = None
 
     def events(self) -> Iterator[Event]:
-        """Truncated?, Prefill..., Piece and Stats..., Finished."""
+        """Yield Truncated?, Prefill..., Piece and Stats..., Finished."""
         if self._truncated:
             yield self._truncated
         while self._reason is None:
@@ -69,7 +69,7 @@ class Reply:
                 if (change := self._replanner.after_failure(error)) is None:
                     raise
                 yield change
-        if self._reason == "stop":  # Else it may be carried on: the rest of a character is still to come.
+        if self._reason == "stop":  # otherwise it may be continued, and the rest of a character is still to come
             yield from self._said(self._text.finish())
         if self._calls is not None:
             for part in self._calls.finish():
@@ -78,13 +78,13 @@ class Reply:
         self._keep()
         self._loaded.learn(self._replanner.profile)
         self._loaded.keep_expert_uses()
-        # Tokens computed ahead that nobody asked for are no part of the conversation.
+        # Drafted tokens beyond the end of the reply are not part of the conversation.
         self._loaded.cache.trim(len(self._prompt) + len(self._drawn))
         self._loaded.keep_reading(self._request.conversation)
         yield Finished(self._reason, self._stats(), self._splitter.stop_text)
 
     def _run(self) -> Iterator[Event]:
-        """Read what is not in the cache, then draw until there is a reason to end."""
+        """Read what is not in the cache, then sample until there is a reason to end."""
         loaded = self._loaded
         ids = [*self._prompt, *self._drawn]
         self._replanner.begin()
@@ -106,7 +106,7 @@ class Reply:
 
     @property
     def _asks_for_all_logits(self) -> bool:
-        """Whether unlikely tokens count: grammars choose among them, and probabilities are told of all."""
+        """Whether unlikely tokens matter: grammars choose among them, and requested probabilities cover them."""
         even = self._draw.temperature > EVEN
         return even or self._mask is not None or self._request.logprobs is not None
 
@@ -141,7 +141,7 @@ class Reply:
             self._reason = "length" if self._limit == self._draw.max_new_tokens else "context"
 
     def _said(self, text: str) -> Iterator[Event]:
-        """What a run of the reply's text means: answer, reasoning, tool calls."""
+        """Yield the events of a run of the reply's text: answer, reasoning, tool calls."""
         if self._mask is not None and self._answer_marker:
             self._answer_marker.seen(text, self._mask)
         if self._calls is None:
@@ -157,14 +157,15 @@ class Reply:
         return Drawn(spell([step.id]), own, tuple((spell([token]), value) for token, value in top))
 
     def _marker_before_answer(self) -> _Marker | None:
-        """What must be written before a grammar can hold: the end of the reasoning, where one is certain to come."""
+        """Return the text after which a grammar applies: the end of the reasoning, if the reply is certain to have
+        one."""
         if self._format is HARMONY:
             return None if self._request.must_call else _Marker("<|channel|>final<|message|>")
         closing = self._tokenizer.opens_thought(self._prompt)
         return _Marker(closing) if closing else None
 
     def _grammar(self) -> GrammarMask | None:
-        """The mask that the request asks for. Raises BadRequest."""
+        """Return the token mask that the request asks for. Raises BadRequest."""
         request, waits = self._request, self._answer_marker is not None
         if request.must_call:
             tools = [tool for tool in request.tools if tool.name in request.must_call]
@@ -174,7 +175,7 @@ class Reply:
         return None
 
     def _read(self, request: Request) -> tuple[list[int], Truncated | None]:
-        """The prompt's ids, with the cached ids of the last reply where they stand for the same text."""
+        """Return the prompt's ids, with the cached ids of the last reply where they stand for the same text."""
         self._carried: list[int] = []
         if request.prompt is not None or request.whole:
             ids, truncated = _fitting(prompt_ids(self._loaded, request), self._loaded.cache.capacity), None
@@ -190,7 +191,7 @@ class Reply:
         return ids, truncated
 
     def _recent(self, request: Request) -> tuple[list[int], Truncated | None]:
-        """As much of the conversation as fits, the oldest turns left out first; an unfinished reply by its ids."""
+        """Return as much of the conversation as fits, dropping the oldest turns; an unfinished reply by its own ids."""
         capacity, limit = self._loaded.cache.capacity, self._draw.max_new_tokens
         messages = overflow.recent(_checked(request), self._loaded.source.remembered_turns)
         tokenizer, said = self._tokenizer, self._loaded.said
@@ -209,7 +210,7 @@ class Reply:
         return overflow.fit(messages, render, capacity, limit)
 
     def _follow(self) -> None:
-        """Ready what reads the reply's text: at its beginning, or where an unfinished one was left."""
+        """Set up the parsers of the reply's text, at its beginning or where an unfinished reply ended."""
         tokenizer, request = self._tokenizer, self._request
         last = request.messages[-1] if request.continue_reply else Message("assistant", "")
         self._shown = {"answer": last.content, "reasoning": last.reasoning}
@@ -225,7 +226,7 @@ class Reply:
             yield piece
 
     def _keep(self) -> None:
-        """Remember the reply's ids, for the case that it is carried on."""
+        """Remember the reply's ids, in case it is continued."""
         request, start = self._request, len(self._prompt) - len(self._carried)
         self._loaded.said = None
         if request.messages and not request.tools and not self._splitter.stopped:
@@ -236,7 +237,7 @@ class Reply:
 
 
 class _Marker:
-    """Waits for a text in the reply and then lets a grammar begin."""
+    """Waits for a text in the reply, then activates a grammar."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -249,7 +250,7 @@ class _Marker:
 
 
 def prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
-    """The ids of a request's whole prompt. Raises BadRequest, NoChatTemplate."""
+    """Return the ids of a request's whole prompt. Raises BadRequest, NoChatTemplate."""
     if loaded.tokenizer is None:
         raise BadRequest("A shape has random weights and no words.", "", "Load a real model to chat.")
     if request.prompt is None:
@@ -262,8 +263,8 @@ def prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
 
 
 def with_pictures_seen(loaded: LoadedModel, request: Request) -> Request:
-    """The request, once its pictures can be seen: a model that cannot goes on without those of earlier turns. Raises
-    BadRequest where one is asked about, ModelUnreadable, UnsupportedModel, NotEnoughMemory."""
+    """Prepare a request's pictures: a model without vision ignores those of earlier turns. Raises BadRequest if the
+    current question has one, ModelUnreadable, UnsupportedModel, NotEnoughMemory."""
     if not any(message.pictures for message in request.messages):
         return request
     question = next((one for one in reversed(request.messages) if one.role == "user"), request.messages[-1])
@@ -274,7 +275,7 @@ def with_pictures_seen(loaded: LoadedModel, request: Request) -> Request:
 
 
 def _fitting(ids: list[int], context: int) -> list[int]:
-    """Raises PromptTooLong."""
+    """Return the ids if they fit into the context. Raises PromptTooLong."""
     if len(ids) < context:
         return ids
     raise PromptTooLong(
@@ -285,7 +286,7 @@ def _fitting(ids: list[int], context: int) -> list[int]:
 
 
 def _checked(request: Request) -> tuple[Message, ...]:
-    """The messages of a request that can be answered. Raises BadRequest."""
+    """Return the messages of a request that can be answered. Raises BadRequest."""
     last = request.messages[-1] if request.messages else None
     said = last is not None and (last.content.strip() or last.pictures)
     if last is None or not (said or request.continue_reply or last.role == "tool"):
