@@ -1,4 +1,4 @@
-"""The graphics cards of this computer, asked of the system and of drivers, and the build of torch that suits one.
+"""Detection of graphics cards without torch, from the system and drivers, and the choice of a build of torch for them.
 
-No torch is needed to know them: the question is most often why the torch that is here cannot use one.
+It works without torch because the usual question is why the installed torch cannot use a card.
 """

@@ -1,4 +1,4 @@
-"""Which build of torch suits a card and its driver: facts as data, the decision a pure function."""
+"""The builds of torch for graphics cards, as a table, and the choice of the one that suits a card and its driver."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from core.sentence import sentence
 
 
 class NoRuntime(HeteGenError):
-    """No build of torch can be had that computes on a card of this computer."""
+    """No published build of torch can compute on a card of this computer."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """NVIDIA's compute capabilities from one to another, each as "8.9"."""
+    """A range of NVIDIA compute capabilities (inclusive), each written as "8.9"."""
 
     least: tuple[int, int]
     most: tuple[int, int]
@@ -32,10 +32,10 @@ class Capabilities:
 class Build:
     """A build of torch that PyTorch publishes.
 
-    `tag`: its local version and the page of its index, as "cu130". `title`: as people know it. `driver`: the oldest
-    that runs it, () = any. `architectures`: those it has kernels for. `followed`: how the names of requirements begin
-    that are fetched with it; others are here already, and triton compiles kernels that we never use. `unpacked`: bytes
-    on the disk for each byte of its wheels, measured for CUDA, assumed for the others.
+    `tag` is its local version and the name of its index ("cu130"); `title` is its name in the window. `driver` is the
+    oldest driver that runs it, () for any. `architectures` are those it has kernels for. `followed` are the prefixes of
+    requirements that are fetched with it: others are installed already, and triton is never used. `unpacked` is the
+    ratio of bytes on disk to bytes of wheels: measured for CUDA, measured on some wheels for XPU, assumed for ROCm.
     """
 
     tag: str
@@ -65,14 +65,14 @@ BUILDS = (
         unpacked=3.5,
     ),
 )  # fmt: skip
-"""Best first, for each maker: those of torch 2.13, by PyTorch's scripts and table of releases, and by NVIDIA's table of
-minor version compatibility."""
+"""The builds of torch 2.13, best first for each maker, from PyTorch's build scripts and NVIDIA's table of minor version
+compatibility."""
 OLDEST_ON_WINDOWS = {"Intel": (31, 0, 101, 5122)}
-"""Drivers that Windows must have at least, where a build's own need is not known."""
+"""The oldest drivers on Windows, for makers whose builds name none."""
 
 
 def choose(cards: Sequence[GraphicsCard], system: str = sys.platform) -> tuple[Build, GraphicsCard]:
-    """The best build for the first card that any suits. Raises NoRuntime, with the reason of the first card."""
+    """Return the best build for the first card that any build suits. Raises NoRuntime with the first card's reason."""
     reasons = []
     for card in cards:
         try:
@@ -83,14 +83,14 @@ def choose(cards: Sequence[GraphicsCard], system: str = sys.platform) -> tuple[B
 
 
 def maker_of(version: str) -> Maker | None:
-    """Whose cards a torch computes on, by its version as "2.13.0+cu130"; None for one of processors."""
+    """Return the maker that a version of torch ("2.13.0+cu130") is built for; None for a CPU build."""
     tag = version.partition("+")[2]
     starts: dict[str, Maker] = {"cu": "NVIDIA", "rocm": "AMD", "xpu": "Intel"}
     return next((maker for start, maker in starts.items() if tag.startswith(start) and tag != "cpu"), None)
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: (580, 65, 6) of "580.65.06"; () where it begins with none."""
+    """Return the leading numbers of a version: (580, 65, 6) for "580.65.06", () if there are none."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found.group().split("."))) if found else ()
 

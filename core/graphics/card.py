@@ -1,4 +1,4 @@
-"""A graphics card as the system describes it, whether or not anything here can compute on it."""
+"""The record of a detected graphics card, whether or not the installed torch can compute on it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 
 Maker = Literal["NVIDIA", "AMD", "Intel"]
 VENDORS: dict[int, Maker] = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel"}
-"""Makers by the number that PCI gives to them."""
+"""Makers by PCI vendor ID."""
 
 
 @dataclass(frozen=True)
 class GraphicsCard:
-    """A card by maker and name.
+    """A detected card.
 
-    `architecture`: the compute capability of NVIDIA's as "8.9", the target of AMD's as "gfx1100", the family of Intel's
-    as "Battlemage", "" where unknown. `driver`: its version, "" without a driver that lets programs compute.
-    `allowed`: whether this user may open the card.
+    `architecture` is the compute capability for NVIDIA ("8.9"), the compiler target for AMD ("gfx1100"), the family for
+    Intel ("Battlemage"), and "" if unknown. `driver` is its version, or "" without a driver for computing. `allowed`
+    says whether the current user may open the card's device files.
     """
 
     maker: Maker

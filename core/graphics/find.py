@@ -1,4 +1,4 @@
-"""All graphics cards of this computer, the makers whose cards are used longest first."""
+"""Detection of all graphics cards of this computer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ ORDER = ("NVIDIA", "AMD", "Intel")
 
 
 def find_cards() -> tuple[GraphicsCard, ...]:
-    """What NVIDIA's driver, and for the others the system, knows; () where neither tells of cards, as on a Mac."""
+    """Return the cards that NVIDIA's driver or the system reports; () on macOS, where nothing has to be fetched."""
     return merged(nvidia_cards(), listed_cards())
 
 
 def merged(answering: Sequence[GraphicsCard], listed: Sequence[GraphicsCard]) -> tuple[GraphicsCard, ...]:
-    """The cards that a driver answers for and those that the system lists, each once, in the order of their makers."""
+    """Merge the cards reported by a driver with those listed by the system, ordered by maker.
+
+    A maker whose driver reports cards is not taken from the system's list, which knows less.
+    """
     told = {card.maker for card in answering}
     found = [*answering, *(card for card in listed if card.maker not in told)]
     return tuple(sorted(found, key=lambda card: ORDER.index(card.maker)))
 
 
 def listed_cards() -> list[GraphicsCard]:
-    """The cards that this system lists."""
+    """Return the cards that the operating system lists."""
     if sys.platform == "win32":
         return windows_cards(LocalMachine())
     return linux_cards(Path("/")) if sys.platform == "linux" else []

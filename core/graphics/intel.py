@@ -1,4 +1,4 @@
-"""Intel's cards: which family a device number is of, and the driver through which programs compute on Linux."""
+"""Intel GPU families by PCI device ID, and the version of the Level Zero driver on Linux."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FAMILIES = (
     ("Lunar Lake", ((0x6420, 0x6420), (0x64A0, 0x64B0))),
     ("Panther Lake", ((0xB080, 0xB0B0), (0xFD80, 0xFD81))),
 )
-"""Device numbers, first and last, as Intel's own driver lists them; older families PyTorch has no kernels for."""
+"""Ranges of PCI device IDs (inclusive), from Intel's compute driver. PyTorch has no kernels for older families."""
 LIBRARY_FOLDERS = (
     "usr/lib/x86_64-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib", "usr/lib/intel-gpu", "run/opengl-driver/lib",
 )  # fmt: skip
 LEVEL_ZERO = "libze_intel_gpu.so.1"
-"""Intel's driver for Level Zero, through which torch's builds for Intel compute."""
+"""Intel's Level Zero driver, which the XPU build of torch computes through."""
 
 
 def family(device: int) -> str:
-    """The family of a PCI device number, "" for those before Alchemist."""
+    """Return the family of a PCI device ID; "" for those before Alchemist."""
     for name, spans in FAMILIES:
         if any(first <= device <= last for first, last in spans):
             return name
@@ -31,7 +31,7 @@ def family(device: int) -> str:
 
 
 def level_zero_version(root: Path) -> str:
-    """The version of the driver for computing under `root`, as its file's name tells it; "" where it is missing."""
+    """Return the version of the Level Zero driver under `root`, taken from its file name; "" if it is missing."""
     for folder in LIBRARY_FOLDERS:
         library = root / folder / LEVEL_ZERO
         if library.exists():

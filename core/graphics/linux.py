@@ -1,4 +1,4 @@
-"""Graphics cards as Linux lists them under /sys, and which of them the kernel lets programs compute on."""
+"""Graphics cards on Linux, from /sys, and whether the kernel and the user's rights allow computing on them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from core.graphics.intel import family, level_zero_version
 from core.graphics.pci_names import pci_name
 
 DISPLAY = 0x03
-"""PCI's class of devices that draw."""
+"""PCI base class of display controllers."""
 NODES = "sys/class/kfd/kfd/topology/nodes"
-"""What AMD's kernel driver can compute on: processors and cards, a folder each."""
+"""The compute nodes of AMD's kernel driver (KFD): CPUs and GPUs, one folder each."""
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A display device: its address as "0000:03:00.0", who made it, and PCI's number of what it is."""
+    """A display controller: its PCI address ("0000:03:00.0"), its maker and its PCI device ID."""
 
     address: str
     maker: Maker
@@ -27,7 +27,7 @@ class _Slot:
 
 
 def linux_cards(root: Path) -> list[GraphicsCard]:
-    """The cards under `root`, which is / but for tests, in the order of their slots."""
+    """Return the cards found under `root` (/ except in tests), ordered by PCI address."""
     return [_card(root, slot) for slot in _slots(root)]
 
 
@@ -50,7 +50,7 @@ def _card(root: Path, slot: _Slot) -> GraphicsCard:
 
 
 def amd_targets(root: Path) -> dict[str, str]:
-    """What AMD's cards are compiled for, as "gfx1100", by their addresses; only those that the kernel computes on."""
+    """Return the compiler targets ("gfx1100") of AMD cards by PCI address; only cards that KFD lists."""
     found = {}
     for node in sorted((root / NODES).glob("*/properties")):
         facts = _properties(node)
@@ -69,7 +69,7 @@ def _target(version: int) -> str:
 
 
 def _amd_driver(root: Path) -> str:
-    """AMD's own driver has a version; that of the kernel has the kernel's."""
+    """Return the version of AMD's own driver, or the kernel's version for the in-tree driver."""
     own = root / "sys/module/amdgpu/version"
     return _text(own) or _text(root / "proc/sys/kernel/osrelease")
 

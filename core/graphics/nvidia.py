@@ -1,4 +1,4 @@
-"""The cards that NVIDIA's driver answers for, with what they can compute."""
+"""NVIDIA cards and their compute capability, from NVML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from core.graphics.card import GraphicsCard
 
 
 def nvidia_cards() -> list[GraphicsCard]:
-    """The driver's cards; none where no driver answers."""
+    """Return the cards that NVML reports; none if no driver answers."""
     try:
         import pynvml
     except ImportError:

@@ -1,4 +1,4 @@
-"""The names of PCI devices from the list that most systems have."""
+"""Names of PCI devices from the pci.ids file that most systems have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LISTS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids", "usr/share/pci.id
 
 
 def pci_name(root: Path, maker: Maker, device: int) -> str:
-    """The maker and the name, as "AMD Radeon RX 7900 XT/7900 XTX"; the number where no list is there or names it."""
+    """Return maker and product name ("AMD Radeon RX 7900 XT/7900 XTX"), or maker and device ID if it is not listed."""
     vendor = next(number for number, known in VENDORS.items() if known == maker)
     for path in LISTS:
         if name := _listed(root / path, vendor, device):
@@ -19,7 +19,7 @@ def pci_name(root: Path, maker: Maker, device: int) -> str:
 
 
 def _listed(path: Path, vendor: int, device: int) -> str:
-    """The name that is sold, which the list puts in brackets behind the chip's."""
+    """Return the product name, which the file puts in brackets after the name of the chip."""
     inside = False
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""Graphics cards as Windows keeps them in its registry, with the versions of their drivers."""
+"""Graphics cards on Windows, with driver versions, from the registry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from core.graphics.card import VENDORS, GraphicsCard
 from core.graphics.intel import family
 
 DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
-"""Where Windows keeps display adapters, each in a key of four digits; also those that were taken out."""
+"""The registry key of display adapters, each in a subkey of four digits. Removed adapters may remain in it."""
 DEVICE = re.compile(r"PCI\\VEN_([0-9A-F]{4})&DEV_([0-9A-F]{4})", re.IGNORECASE)
 
 
 class Registry(Protocol):
-    """The registry of the machine, as far as it is read here."""
+    """The part of the machine's registry that is read here."""
 
     def keys(self, path: str) -> list[str]:
-        """The names of the keys in a key; none where it is missing."""
+        """Return the names of the subkeys of a key; none if it is missing."""
 
     def value(self, path: str, name: str) -> str:
-        """A value as text; "" where it is missing."""
+        """Return a value as text; "" if it is missing."""
 
 
 class LocalMachine:
-    """The registry of this computer; empty on other systems."""
+    """The registry of this computer; empty on other systems than Windows."""
 
     def keys(self, path: str) -> list[str]:
         found: list[str] = []
@@ -48,7 +48,7 @@ class LocalMachine:
 
 
 def windows_cards(registry: Registry) -> list[GraphicsCard]:
-    """The display adapters of the registry that have a driver; those of other makers and virtual ones are left out."""
+    """Return the display adapters that have a driver, without virtual ones and those of other makers."""
     adapters = [name for name in registry.keys(DISPLAY_CLASS) if name.isdigit()]
     found = (_card(registry, rf"{DISPLAY_CLASS}\{name}") for name in sorted(adapters))
     return [card for card in found if card]
@@ -61,6 +61,6 @@ def _card(registry: Registry, key: str) -> GraphicsCard | None:
         return None
     number = int(device.group(2), 16)
     name = registry.value(key, "DriverDesc") or f"{maker} graphics {number:04x}"
-    # NVIDIA's own driver says more where it answers; a version alone means that it does not.
+    # NVIDIA cards are reported by NVML; one that is found only here has no driver that answers.
     driver = "" if maker == "NVIDIA" else registry.value(key, "DriverVersion")
     return GraphicsCard(maker, name, family(number) if maker == "Intel" else "", driver)

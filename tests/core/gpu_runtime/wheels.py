@@ -61,7 +61,7 @@ TORCH_NEEDS = (
 )  # fmt: skip
 TOOLKIT_NEEDS = ("nvidia-cublas==13.1.*; extra == 'cublas'", "nvidia-npp==13.0.*; extra == 'npp'")
 XPU_NEEDS = (
-    "intel-sycl-rt==2026.0.0", "onemkl-sycl-blas==2026.0.0", "mkl==2026.0.0", "tcmlib==1.5.0", "sympy>=1.13",
+    "mkl==2026.0.0", "tcmlib==1.5.0", "intel-sycl-rt==2026.0.0", "onemkl-sycl-blas==2026.0.0", "sympy>=1.13",
     "triton-xpu==3.7.2", 'impi-rt==2021.18.0; platform_system == "Plan9"',
 )  # fmt: skip
 
