@@ -20,15 +20,15 @@ from core.kernels.matmul import NATIVE, Kernel, kernels_for
 from core.kernels.native_abi import instruction_sets
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight, empty
-from core.spec import BUCKET_NAMES, BUCKET_TIMED, LAYOUTS, Storage
+from core.spec import BUCKET_NAMES, BUCKET_TIMED, FEW, LAYOUTS, Storage
 
 MOST_ROWS = 4096
 """Weights are timed with at most this many rows; beyond it, time grows in proportion to rows."""
 WORTHWHILE = 0.95
 """A later candidate must take less than this fraction of the best time to win; a smaller difference is noise."""
-OF_OURS = 0.85
-"""The same threshold between two instruction sets of our library. It is stricter because a layer runs as one native
-call only where all of its weights use the same library."""
+FROM_OURS = 0.85
+"""The same threshold where the best is our library, for other instruction sets of it and, with few rows of input, for
+anything else. It is stricter because a layer runs as one native call only where all of its weights use one library."""
 ROUNDS = 5
 HOPELESS = 3.0
 """A candidate is dropped once its fastest run exceeds the fastest run of any other by this factor."""
@@ -101,8 +101,8 @@ class KernelTable:
         times = [t for t in timings if t.bucket == bucket]
         best = times[0]
         for timing in times[1:]:
-            ours = timing.candidate.startswith(NATIVE) and best.candidate.startswith(NATIVE)
-            if timing.seconds < best.seconds * (OF_OURS if ours else WORTHWHILE):
+            from_ours = best.candidate.startswith(NATIVE) and (bucket <= FEW or timing.candidate.startswith(NATIVE))
+            if timing.seconds < best.seconds * (FROM_OURS if from_ours else WORTHWHILE):
                 best = timing
         return best.candidate
 

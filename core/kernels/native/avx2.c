@@ -10,6 +10,7 @@
 #define DOT_SIGNED(w, x) DOT(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
 #define ADD_PAIRS(sum, w, x) _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
 #define ADD_BYTES(sum, u, x) _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x))
+#define ADD_SIGNED(sum, w, x) _mm256_add_epi32(sum, DOT_SIGNED(w, x))
 #define ADD_TWO(sum, u0, x0, u1, x1) _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16( \
     _mm256_maddubs_epi16(u0, x0), _mm256_maddubs_epi16(u1, x1)), _mm256_set1_epi16(1)))
 #define WIDE(sum) _mm256_madd_epi16(sum, _mm256_set1_epi16(1))

@@ -1,37 +1,12 @@
-/* Grouped weights on AVX2, one loop for all layouts. Included in avx2_kernels.h. The offset that makes values unsigned
- * is corrected together with the minimums, as one product per group. */
+/* Grouped weights for AVX2 with more than FEW_ROWS rows of input, one loop for all layouts that have no panels: included in
+ * avx2_kernels.h. */
 
 enum { ROWS_IN_CACHE = 16 };
 
 /* Unpack the four groups of 32 columns of pair p of a row as operands for the multiplier. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m256i w[4]) {
-    const __m256i nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
-    if (l->values == SIGNED_BYTES) {
-        UNROLL for (int q = 0; q < 4; q++) {
-            w[q] = _mm256_loadu_si256((const __m256i *)(row + p * 128 + q * 32));
-            if (SHIFTED) w[q] = _mm256_xor_si256(w[q], flip);
-        }
-        return;
-    }
-    const uint8_t *from = row + p * (l->values == SIXES ? 96 : 64);
-    UNROLL for (int q = 0; q < 2; q++) {
-        __m256i both = _mm256_loadu_si256((const __m256i *)(from + q * 32));
-        w[q] = _mm256_and_si256(both, nibble);
-        w[q + 2] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-    }
-    if (l->values == HALVES) return;
-    if (l->values == SIXES) {
-        const __m256i upper = _mm256_set1_epi8(0x30);
-        __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
-        w[0] = _mm256_or_si256(w[0], _mm256_and_si256(_mm256_slli_epi16(four, 4), upper));
-        w[1] = _mm256_or_si256(w[1], _mm256_and_si256(_mm256_slli_epi16(four, 2), upper));
-        w[2] = _mm256_or_si256(w[2], _mm256_and_si256(four, upper));
-        w[3] = _mm256_or_si256(w[3], _mm256_and_si256(_mm256_srli_epi16(four, 2), upper));
-        return;
-    }
-    __m256i book = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)CODE_BOOKS[l->book]));
-    if (!SHIFTED) book = _mm256_xor_si256(book, flip);
-    UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
+    for (int q = 0; q < runs_of(l); q++) w[q] = _mm256_loadu_si256((const __m256i *)(row + p * pair_bytes(l) + q * 32));
+    unpack(w, l);
 }
 
 /* Broadcast the scales of one group of 32 or two groups of 16 to the lanes of 32 columns. */
@@ -49,85 +24,9 @@ ISA INLINE void add_shifts(const Input *in, int64_t g, const Strip *strip, int64
     *sum = _mm256_add_ps(*sum, _mm256_zextps128_ps256(all));
 }
 
-/* Add 32 columns of one row; their scale is the first lane of `by`. */
-ISA INLINE __m256 add_group(__m256i values, const int8_t *x, __m128 by, __m256 sum, const int is_unsigned) {
-    __m256i own = _mm256_loadu_si256((const __m256i *)x);
-    __m256 dot = _mm256_cvtepi32_ps(is_unsigned ? DOT(values, own) : DOT_SIGNED(values, own));
-    return _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(by), sum);
-}
-
-/* Four scales from group g on; fine ones are multiplied with their shared factor. */
-ISA INLINE __m128 four_scales(const RowScales *s, const Layout *l, int64_t g, __m128 factor) {
-    int32_t bytes;
-    if (l->scale == SCALE_F32) return _mm_loadu_ps((const float *)s->each + g);
-    if (l->scale == SCALE_FINE) {
-        memcpy(&bytes, s->each + g, 4);
-        return _mm_mul_ps(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))), factor);
-    }
-    __m128i bits = _mm_loadl_epi64((const __m128i *)(s->each + g * 2));
-    return l->scale == SCALE_F16 ? _mm_cvtph_ps(bits) : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
-}
-
 INLINE int takes_unsigned(const Layout *l) { return l->values == HALVES || l->values == SIXES; }
 
-/* Multiply one row of weights with one row of input, for groups of 32 columns with a scale each. */
-ISA INLINE void grouped32_one(const Job *job, int64_t row, const Layout l) {
-    const Input *in = job->input;
-    const uint8_t *at = job->weights + row * job->stride;
-    const RowScales scales = row_scales(job, &l, row, 0), minimums = row_scales(job, &l, row, 1);
-    const __m128 zero = _mm_set1_ps((float)shifted_by(&l));
-    const int is_unsigned = takes_unsigned(&l);
-    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-    __m128 shift = _mm_setzero_ps(), factor = shift, low_factor = shift;
-    for (int64_t pair = 0; pair < in->blocks / 2; pair++) {
-        const int8_t *x = in->q + pair * 2 * BLOCK;
-        __m256i w[4];
-        if (l.scale == SCALE_FINE && pair % (COARSE / 128) == 0) {
-            factor = coarse_factor(&scales, &l, pair * 4);
-            if (l.minimum) low_factor = coarse_factor(&minimums, &l, pair * 4);
-        }
-        for (int64_t i = 0; i < pair_bytes(&l); i += 64)
-            _mm_prefetch((const char *)at + pair * pair_bytes(&l) + i + AHEAD, _MM_HINT_T0);
-        __m128 four = four_scales(&scales, &l, pair * 4, factor);
-        __m128 by = _mm_mul_ps(four, _mm_loadu_ps(in->scales + pair * 4));
-        __m128 low = l.minimum ? four_scales(&minimums, &l, pair * 4, low_factor) : _mm_setzero_ps();
-        shift = _mm_fmadd_ps(_mm_fnmadd_ps(zero, four, low), _mm_loadu_ps(in->offsets + pair * 4), shift);
-        unpack_pair(at, pair, &l, w);
-        even = add_group(w[0], x, by, even, is_unsigned);
-        odd = add_group(w[1], x + 32, _mm_shuffle_ps(by, by, 0x55), odd, is_unsigned);
-        even = add_group(w[2], x + 64, _mm_shuffle_ps(by, by, 0xaa), even, is_unsigned);
-        odd = add_group(w[3], x + 96, _mm_shuffle_ps(by, by, 0xff), odd, is_unsigned);
-    }
-    put(job, 0, row, add_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), _mm256_zextps128_ps256(shift))));
-}
-
-/* All rows [row, end) of a layout that is a compile-time constant, so that the loop has no layout branches. */
-#define ONE_WAY(name, layout)                                               \
-    ISA static void name(const Job *job, int64_t row, int64_t end) {        \
-        const Layout l = layout;                                            \
-        for (; row < end; row++) grouped32_one(job, row, l);                \
-    }
-ONE_WAY(int4_one, layout_of(INT4))
-ONE_WAY(int6_one, layout_of(INT6))
-ONE_WAY(int4g32_one, layout_of(INT4_G32))
-ONE_WAY(int4g32m_one, layout_of(INT4_G32M))
-ONE_WAY(int8g32_one, layout_of(INT8_G32))
-ONE_WAY(grouped32_rows_one, layout_of(job->format))
-
-/* Select the kernel for one row of input; common formats have a specialised one. */
-typedef void (*OneKernel)(const Job *job, int64_t begin, int64_t end);
-static OneKernel one_kernel(int format) {
-    switch (format) {
-        case INT4: return int4_one;
-        case INT6: return int6_one;
-        case INT4_G32: return int4g32_one;
-        case INT4_G32M: return int4g32m_one;
-        case INT8_G32: return int8g32_one;
-        default: return grouped32_rows_one;
-    }
-}
-
-ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M, const int group, const int halves) {
+ISA INLINE void grouped_many(const Job *job, int64_t row, int64_t m0, const int M, const int group, const int halves) {
     const Input *in = job->input;
     const Layout l = layout_of(job->format);
     const uint8_t *at = job->weights + row * job->stride;
@@ -165,7 +64,7 @@ ISA INLINE void grouped_few(const Job *job, int64_t row, int64_t m0, const int M
 }
 
 #define GROUPED_CASE(M, group, halves) \
-    case M: for (int64_t r = row; r < stop; r++) grouped_few(job, r, m0, M, group, halves); break;
+    case M: for (int64_t r = row; r < stop; r++) grouped_many(job, r, m0, M, group, halves); break;
 #define GROUPED_ROWS(name, group, halves)                                                                            \
     ISA static void name(const Job *job, int64_t begin, int64_t end) {                                               \
         for (int64_t row = begin; row < end; row += ROWS_IN_CACHE) {                                                 \
@@ -188,9 +87,9 @@ GROUPED_ROWS(bytes16_rows, 16, 0)
 ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
     const Layout l = layout_of(job->format);
     if (job->format == FLOAT8) float8_rows(job, begin, end, scratch);
-    else if (job->input->m == 1 && l.group == 32 && l.spread == 1) one_kernel(job->format)(job, begin, end);
-    else if (l.values == HALVES && l.group == 32 && job->input->m > FEW_ROWS) panels(job, begin, end, scratch, GROUPED);
-    else if (l.values == SIXES && l.group == 32 && job->input->m > FEW_ROWS) six_panels(job, begin, end, scratch);
+    else if (job->input->m <= FEW_ROWS) few_kernel(job->format)(job, begin, end);
+    else if (l.values == HALVES && l.group == 32) panels(job, begin, end, scratch, GROUPED);
+    else if (l.values == SIXES && l.group == 32) six_panels(job, begin, end, scratch);
     else if (takes_unsigned(&l)) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);
     else (l.group == 16 ? bytes16_rows : bytes32_rows)(job, begin, end);
 }

@@ -72,30 +72,6 @@ ISA static float words(const float *x, int64_t blocks, int16_t *q, int64_t strid
     return broken ? NAN : most > SMALLEST ? most / 32767.0f : 0.0f;
 }
 
-ISA INLINE void int8_few(const Job *job, int64_t row, const int M) {
-    const Input *in = job->input;
-    const uint8_t *w = job->weights + row * job->stride;
-    __m256 sum[FEW_ROWS];
-    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < job->row_bytes / BLOCK; b++) {
-        _mm_prefetch((const char *)w + b * BLOCK + AHEAD, _MM_HINT_T1);
-        int64_t at = b * in->m;
-        UNROLL for (int h = 0; h < 2; h++) {
-            __m256i bytes = _mm256_loadu_si256((const __m256i *)(w + b * BLOCK + h * GROUP));
-            if (SHIFTED) bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80));
-            UNROLL for (int m = 0; m < M; m++) {
-                __m256i x = _mm256_loadu_si256((const __m256i *)(in->q + (at + m) * BLOCK + h * GROUP));
-                __m256 scale = _mm256_broadcast_ss(in->scales + (at + m) * 2 + h);
-                sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(DOT_SIGNED(bytes, x)), scale, sum[m]);
-            }
-        }
-    }
-    UNROLL for (int m = 0; m < M; m++) {
-        float total = add_lanes(sum[m]) - (SHIFTED ? 128 * in->totals[m] : 0.0f);
-        put(job, m, row, total * ((const float *)job->scales)[row]);
-    }
-}
-
 ISA INLINE __m256 widen(const uint16_t *w, const enum Format format) {
     __m128i bits = _mm_loadu_si128((const __m128i *)w);
     if (format == F16) return _mm256_cvtph_ps(bits);
@@ -136,11 +112,12 @@ ISA INLINE void float_few(const Job *job, int64_t row, const int M, const enum F
     UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(_mm256_add_ps(even[m], odd[m])));
 }
 
-ISA INLINE void bf16_few(const Job *job, int64_t row, const int M) { float_few(job, row, M, BF16); }
+ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t end, const int M) { (void)end, float_few(job, row, M, BF16); }
 
-ISA INLINE void f16_few(const Job *job, int64_t row, const int M) { float_few(job, row, M, F16); }
+ISA INLINE void f16_few(const Job *job, int64_t row, int64_t end, const int M) { (void)end, float_few(job, row, M, F16); }
 
 #include "avx2_scales.h"
+#include "avx2_few.h"
 #include "avx2_panels.h"
 #include "avx2_float8.h"
 #include "avx2_sixes.h"
@@ -148,7 +125,7 @@ ISA INLINE void f16_few(const Job *job, int64_t row, const int M) { float_few(jo
 
 /* All rows [begin, end), by the number of input rows. */
 #define FEW_CASE(kernel, M) \
-    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, M); break;
+    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, end, M); break;
 #define ROWS(name, kernel, format)                                                            \
     ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {      \
         if (job->input->m > FEW_ROWS) {                                                       \
@@ -165,6 +142,6 @@ ROWS(bf16_rows, bf16_few, BF16)
 ROWS(f16_rows, f16_few, F16)
 
 const Kernels *KERNELS(void) {
-    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words, 0, NULL};
+    static const Kernels kernels = {{int8_rows, bf16_rows, f16_rows, grouped_rows}, quantize, widen_block, words, 0, arrange};
     return &kernels;
 }

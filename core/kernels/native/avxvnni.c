@@ -9,6 +9,7 @@
 #define DOT_SIGNED(w, x) DOT(w, x)
 #define ADD_PAIRS(sum, w, x) _mm256_dpwssd_avx_epi32(sum, w, x)
 #define ADD_BYTES(sum, u, x) _mm256_dpbusd_avx_epi32(sum, u, x)
+#define ADD_SIGNED(sum, w, x) _mm256_dpbusd_avx_epi32(sum, w, x)
 #define ADD_TWO(sum, u0, x0, u1, x1) ADD_BYTES(ADD_BYTES(sum, u0, x0), u1, x1)
 #define WIDE(sum) (sum)
 #include "avx2_kernels.h"

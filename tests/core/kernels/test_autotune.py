@@ -40,6 +40,15 @@ def test_the_fastest_is_used_unless_the_difference_is_noise() -> None:
     assert found.names("int8", 64, 64) == ("first", "first", "second", "second")
 
 
+def test_our_library_keeps_few_rows_where_others_are_hardly_faster() -> None:
+    """Only then are all layers of a token one call."""
+    found = table(
+        *[("bf16", 64, 64, b, "native-avx2", 1.0) for b in range(4)],
+        *[("bf16", 64, 64, b, "linear", 0.9 if b != 1 else 0.8) for b in range(4)],
+    )
+    assert found.names("bf16", 64, 64) == ("native-avx2", "linear", "linear", "linear")
+
+
 def test_the_nearest_shape_decides_for_others() -> None:
     small = [("int8", 64, 64, b, "small", 1.0) for b in range(4)]
     large = [("int8", 4096, 4096, b, "large", 1.0) for b in range(4)]

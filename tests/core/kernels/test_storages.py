@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.kernels.column_order import ColumnOrder
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul, Kernel, host_matmul, kernels_for
+from core.kernels.native_library import FEW_ROWS
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight, empty, pack
@@ -178,17 +179,29 @@ def test_columns_in_an_order_of_their_own(m: int) -> None:
         assert (one - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize(("storage", "kernel"), [one for one in KERNELS if "avx512" in str(one.id)])
+@pytest.mark.parametrize(("storage", "kernel"), [one for one in KERNELS if "avx" in str(one.id)])
 @pytest.mark.parametrize("columns", [64, 130, 1100])
 def test_a_row_of_input_gives_the_same_bits_whatever_is_beside_it(
     storage: Storage, kernel: Kernel, columns: int
 ) -> None:
     """So that a token that was drafted and checked is the one that would have been drawn without."""
     weight, _ = made(storage, 21, columns)
-    x = torch.randn(12, columns)
-    alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, 21) for row in x])
-    for count in range(2, 13):
-        assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, 21), alone[:count])
+    _check_same_bits(weight, kernel, 12 if "avx512" in kernel.name else FEW_ROWS)
+
+
+@pytest.mark.parametrize("kernel", [one for one in kernels_for("int8") if "avx" in one.name], ids=lambda one: one.name)
+@pytest.mark.parametrize("columns", [64, 130, 190, 1100])
+def test_a_row_of_bytes_gives_the_same_bits_whatever_is_beside_it(kernel: Kernel, columns: int) -> None:
+    torch.manual_seed(5)
+    _check_same_bits(quantize(torch.randn(21, columns), "int8"), kernel, FEW_ROWS)
+
+
+def _check_same_bits(weight: QuantizedWeight, kernel: Kernel, most: int) -> None:
+    rows, columns = weight.shape
+    x = torch.randn(most, columns)
+    alone = torch.cat([kernel.compute(weight, HostInput(row[None]), 0, rows) for row in x])
+    for count in range(2, most + 1):
+        assert torch.equal(kernel.compute(weight, HostInput(x[:count]), 0, rows), alone[:count])
 
 
 @pytest.mark.parametrize(

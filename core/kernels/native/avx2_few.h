@@ -1,0 +1,306 @@
+/* At most FEW_ROWS rows of input times weights of bytes or fewer bits on AVX2: 256 columns, a strip, at a time. Its eight
+ * groups of 32 are the lanes of a register: a row's values are turned so that register i holds the i-th four columns of every
+ * group, and inputs lie so already. So all products of a group meet in its lane, its scale is multiplied once, and a row of
+ * input gives the same bits whatever is beside it. The last four groups of a row may be half a strip, with zeros for the
+ * others. What a row's values are shifted by is taken back with its minimums, as one product of two numbers a group.
+ * Included in avx2_kernels.h, which asks for
+ *   ADD_BYTES, ADD_TWO, WIDE   as panels do
+ *   ADD_SIGNED(sum, w, x)      sum + eight sums of four products, w as DOT_SIGNED takes it */
+
+enum { STRIP_BLOCKS = 4, STRIP_PAIRS = 2, STRIP_BYTES = STRIP_BLOCKS * BLOCK };
+
+/* 16 bytes of each of two places. */
+ISA INLINE __m256i two_of(const void *first, const void *second) {
+    __m128i low = _mm_loadu_si128((const __m128i *)first), high = _mm_loadu_si128((const __m128i *)second);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+/* The dwords of four registers, turned within each 128 bits. */
+ISA INLINE void turn_four(__m256i w[4]) {
+    __m256i a = _mm256_unpacklo_epi32(w[0], w[1]), b = _mm256_unpackhi_epi32(w[0], w[1]);
+    __m256i c = _mm256_unpacklo_epi32(w[2], w[3]), d = _mm256_unpackhi_epi32(w[2], w[3]);
+    w[0] = _mm256_unpacklo_epi64(a, c);
+    w[1] = _mm256_unpackhi_epi64(a, c);
+    w[2] = _mm256_unpacklo_epi64(b, d);
+    w[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+/* ---- weights ---- */
+
+/* How many runs of 32 bytes hold 32 columns of each of four groups. */
+INLINE int runs_of(const Layout *l) { return l->values == SIGNED_BYTES ? 4 : l->values == SIXES ? 3 : 2; }
+
+/* The columns of four groups, as the multiplier takes them, out of their runs of bytes; in place. */
+ISA INLINE void unpack(__m256i w[4], const Layout *l) {
+    const __m256i nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80), upper = _mm256_set1_epi8(0x30);
+    if (l->values == SIGNED_BYTES) {
+        UNROLL for (int q = 0; SHIFTED && q < 4; q++) w[q] = _mm256_xor_si256(w[q], flip);
+        return;
+    }
+    const __m256i four = w[2];
+    UNROLL for (int q = 0; q < 2; q++) {
+        w[q + 2] = _mm256_and_si256(_mm256_srli_epi16(w[q], 4), nibble);
+        w[q] = _mm256_and_si256(w[q], nibble);
+    }
+    if (l->values == SIXES) {
+        w[0] = _mm256_or_si256(w[0], _mm256_and_si256(_mm256_slli_epi16(four, 4), upper));
+        w[1] = _mm256_or_si256(w[1], _mm256_and_si256(_mm256_slli_epi16(four, 2), upper));
+        w[2] = _mm256_or_si256(w[2], _mm256_and_si256(four, upper));
+        w[3] = _mm256_or_si256(w[3], _mm256_and_si256(_mm256_srli_epi16(four, 2), upper));
+    }
+    if (l->values != CODES) return;
+    __m256i book = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)CODE_BOOKS[l->book]));
+    if (!SHIFTED) book = _mm256_xor_si256(book, flip);
+    UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
+}
+
+/* Where two pairs of blocks lie in a row, the second one the same as the first where there is none. */
+typedef struct {
+    const uint8_t *first, *second;
+} Pairs;
+
+/* The first (0) or second (1) 16 columns of a strip's groups, turned. */
+ISA INLINE void half_strip(Pairs at, const int half, const Layout *l, __m256i w[4]) {
+    UNROLL for (int q = 0; q < runs_of(l); q++) w[q] = two_of(at.first + q * 32 + half * 16, at.second + q * 32 + half * 16);
+    unpack(w, l);
+    turn_four(w);
+}
+
+/* ---- products ---- */
+
+/* Register i of a strip of M rows of input whose half begins at x, `step` bytes from block to block. */
+ISA INLINE __m256i input_of(const int8_t *x, int64_t step, const int i, const int last) {
+    if (last) return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)(x + i * 16)));
+    return _mm256_loadu_si256((const __m256i *)(x + i / 2 * step + i % 2 * 32));
+}
+
+/* Adds what half a strip gives with M rows of input. `last`: four groups, not eight. */
+ISA INLINE void add_half(const Input *in, int64_t pair, Pairs at, const int half, const Layout *l, const int last, const int M,
+                         __m256i sum[FEW_ROWS]) {
+    const int64_t step = in->m * BLOCK;
+    const int8_t *x = in->q + (pair * 2 + (last ? half : half * 2)) * step;
+    __m256i w[4];
+    half_strip(at, half, l, w);
+    UNROLL for (int i = 0; i < 4; i += 2) UNROLL for (int m = 0; m < M; m++) {
+        __m256i x0 = input_of(x + m * BLOCK, step, i, last), x1 = input_of(x + m * BLOCK, step, i + 1, last);
+        if (l->values == HALVES) sum[m] = ADD_BYTES(ADD_BYTES(sum[m], w[i], x0), w[i + 1], x1);
+        else if (l->values == SIXES) sum[m] = ADD_TWO(sum[m], w[i], x0, w[i + 1], x1);
+        else sum[m] = ADD_SIGNED(ADD_SIGNED(sum[m], w[i], x0), w[i + 1], x1);
+    }
+}
+
+ISA INLINE __m256 as_floats(__m256i sum, const Layout *l) { return _mm256_cvtepi32_ps(l->values == HALVES ? WIDE(sum) : sum); }
+
+/* Eight floats, or four and zeros. */
+ISA INLINE __m256 load_lanes(const float *from, const int last) {
+    return last ? _mm256_zextps128_ps256(_mm_loadu_ps(from)) : _mm256_loadu_ps(from);
+}
+
+/* Four scales from group g on, and zeros: copied byte by byte as the last of eight they would be waited for. */
+ISA INLINE __m256 four_scales(const RowScales *s, const Layout *l, int64_t g) {
+    __m128 found;
+    int32_t bytes;
+    if (l->spread > 1) return _mm256_zextps128_ps256(_mm_set1_ps(((const float *)s->each)[g / l->spread]));
+    if (l->scale == SCALE_F32) found = _mm_loadu_ps((const float *)s->each + g);
+    else if (l->scale == SCALE_FINE) {
+        memcpy(&bytes, s->each + g, 4);
+        found = _mm_mul_ps(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))), coarse_factor(s, l, g));
+    } else {
+        __m128i bits = _mm_loadl_epi64((const __m128i *)(s->each + g * 2));
+        found = l->scale == SCALE_F16 ? _mm_cvtph_ps(bits) : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
+    }
+    return _mm256_zextps128_ps256(found);
+}
+
+/* The scales and shifts (minimum - zero x scale) of eight groups from group g on, or of `four`. */
+ISA INLINE void scales_of(const RowScales scales[2], const Layout *l, int64_t g, const int four, __m256 *scale, __m256 *shift) {
+    __m256 low = _mm256_setzero_ps();
+    if (l->minimum) low = four ? four_scales(scales + 1, l, g) : eight_scales(scales + 1, l, g);
+    *scale = four ? four_scales(scales, l, g) : eight_scales(scales, l, g);
+    *shift = _mm256_fnmadd_ps(_mm256_set1_ps((float)shifted_by(l)), *scale, low);
+}
+
+INLINE int has_shifts(const Layout *l) { return l->minimum || shifted_by(l); }
+
+/* One strip of groups of 32. */
+ISA INLINE void strip_of_32(const Input *in, int64_t pair, Pairs at, const RowScales scales[2], const Layout *l, const int last,
+                            const int M, __m256 sum[FEW_ROWS]) {
+    __m256i all[FEW_ROWS];
+    __m256 scale, shift;
+    scales_of(scales, l, pair * 4, last, &scale, &shift);
+    UNROLL for (int m = 0; m < M; m++) all[m] = _mm256_setzero_si256();
+    UNROLL for (int half = 0; half < 2; half++) add_half(in, pair, at, half, l, last, M, all);
+    UNROLL for (int m = 0; m < M; m++) {
+        const int64_t cell = (m * in->blocks + pair * 2) * 2;
+        __m256 by = _mm256_mul_ps(scale, load_lanes(in->by_row + cell, last));
+        sum[m] = _mm256_fmadd_ps(as_floats(all[m], l), by, sum[m]);
+        if (has_shifts(l)) sum[m] = _mm256_fmadd_ps(shift, load_lanes(in->offsets + cell, last), sum[m]);
+    }
+}
+
+/* Every second of sixteen numbers, the first ones or the others, in order. */
+ISA INLINE __m256 every_second(__m256 low, __m256 high, const int odd) {
+    __m256 mixed = odd ? _mm256_shuffle_ps(low, high, 0xdd) : _mm256_shuffle_ps(low, high, 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
+}
+
+/* One strip of groups of 16: the halves of those of 32. */
+ISA INLINE void strip_of_16(const Input *in, int64_t pair, Pairs at, const RowScales scales[2], const Layout *l, const int last,
+                            const int M, __m256 sum[FEW_ROWS]) {
+    __m256 scale[2], shift[2];
+    scale[1] = shift[1] = _mm256_setzero_ps();
+    scales_of(scales, l, pair * 8, 0, scale, shift);
+    if (!last) scales_of(scales, l, pair * 8 + 8, 0, scale + 1, shift + 1);
+    UNROLL for (int half = 0; half < 2; half++) {
+        const __m256 own = every_second(scale[0], scale[1], half), less = every_second(shift[0], shift[1], half);
+        __m256i all[FEW_ROWS];
+        UNROLL for (int m = 0; m < M; m++) all[m] = _mm256_setzero_si256();
+        add_half(in, pair, at, half, l, last, M, all);
+        UNROLL for (int m = 0; m < M; m++) {
+            const int64_t cell = m * in->blocks + pair * 2;
+            __m256 by = _mm256_mul_ps(own, load_lanes(in->by_row + cell * 2, last));
+            sum[m] = _mm256_fmadd_ps(as_floats(all[m], l), by, sum[m]);
+            const float *sixteens = in->sixteens + cell * 4 + half * (last ? 4 : 8);
+            if (has_shifts(l)) sum[m] = _mm256_fmadd_ps(less, load_lanes(sixteens, last), sum[m]);
+        }
+    }
+}
+
+ISA INLINE void strip_of(const Input *in, int64_t pair, Pairs at, const RowScales scales[2], const Layout *l, const int last,
+                         const int M, __m256 sum[FEW_ROWS]) {
+    if (l->group == 16) strip_of_16(in, pair, at, scales, l, last, M, sum);
+    else strip_of_32(in, pair, at, scales, l, last, M, sum);
+}
+
+/* One row of grouped weights. */
+ISA INLINE void few_row(const Job *job, int64_t row, const Layout l, const int M) {
+    const int64_t pairs = job->input->blocks / 2, bytes = pair_bytes(&l);
+    const uint8_t *at = job->weights + row * job->stride;
+    const RowScales scales[2] = {row_scales(job, &l, row, 0), row_scales(job, &l, row, 1)};
+    __m256 sum[FEW_ROWS];
+    int64_t pair = 0;
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
+    for (; pair + STRIP_PAIRS <= pairs; pair += STRIP_PAIRS, at += STRIP_PAIRS * bytes) {
+        for (int64_t i = 0; i < STRIP_PAIRS * bytes; i += 64) _mm_prefetch((const char *)at + i + AHEAD, _MM_HINT_T0);
+        strip_of(job->input, pair, (Pairs){at, at + bytes}, scales, &l, 0, M, sum);
+    }
+    if (pair < pairs) strip_of(job->input, pair, (Pairs){at, at}, scales, &l, 1, M, sum);
+    UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(sum[m]));
+}
+
+/* All rows [row, end) of a layout that is known when this is compiled, so that nothing is tested in the loop. */
+#define LAYOUT_CASE(M, layout) \
+    case M: for (; row < end; row++) few_row(job, row, layout, M); break;
+#define FEW(name, layout)                                                                                       \
+    ISA static void name(const Job *job, int64_t row, int64_t end) {                                            \
+        const Layout l = layout;                                                                                \
+        switch (job->input->m) {                                                                                \
+            LAYOUT_CASE(1, l) LAYOUT_CASE(2, l) LAYOUT_CASE(3, l) LAYOUT_CASE(4, l)                             \
+            LAYOUT_CASE(5, l) LAYOUT_CASE(6, l) LAYOUT_CASE(7, l) LAYOUT_CASE(8, l)                             \
+        }                                                                                                       \
+    }
+FEW(int4_few, layout_of(INT4))
+FEW(int6_few, layout_of(INT6))
+FEW(int4g32_few, layout_of(INT4_G32))
+FEW(int4g32m_few, layout_of(INT4_G32M))
+FEW(int8g32_few, layout_of(INT8_G32))
+FEW(int6k16_few, layout_of(INT6_K16))
+FEW(grouped_few, layout_of(job->format))
+
+/* The kernel for a format's rows: of the formats that most models have, one of its own. */
+typedef void (*FewKernel)(const Job *job, int64_t begin, int64_t end);
+static FewKernel few_kernel(int format) {
+    switch (format) {
+        case INT4: return int4_few;
+        case INT6: return int6_few;
+        case INT4_G32: return int4g32_few;
+        case INT4_G32M: return int4g32m_few;
+        case INT8_G32: return int8g32_few;
+        case INT6_K16: return int6k16_few;
+        default: return grouped_few;
+    }
+}
+
+/* ---- int8 ---- */
+
+ISA INLINE void int8_strip(const Input *in, int64_t pair, const uint8_t *at, const int last, const int M, __m256 sum[FEW_ROWS]) {
+    const Layout l = {SIGNED_BYTES, SCALE_F32, 32, 0, 0, 0, 1};
+    __m256i all[FEW_ROWS];
+    UNROLL for (int m = 0; m < M; m++) all[m] = _mm256_setzero_si256();
+    UNROLL for (int half = 0; half < 2; half++)
+        add_half(in, pair, (Pairs){at, last ? at : at + 2 * BLOCK}, half, &l, last, M, all);
+    UNROLL for (int m = 0; m < M; m++) {
+        __m256 by = load_lanes(in->by_row + (m * in->blocks + pair * 2) * 2, last);
+        sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all[m]), by, sum[m]);
+    }
+}
+
+/* What is left of a row after whole strips, which may end a block before the input does: that has zeros there, and of all
+ * rows but the last the next one lies behind. */
+ISA INLINE void int8_rest(const Job *job, int64_t pair, const uint8_t *at, const int is_last, const int M, __m256 sum[FEW_ROWS]) {
+    uint8_t rest[STRIP_BYTES];
+    const int64_t left = job->row_bytes - pair * 2 * BLOCK;
+    if (left <= 0) return;
+    if (is_last) {
+        memset(rest, 0, sizeof rest);
+        at = memcpy(rest, at, (size_t)left);
+    }
+    if (pair + STRIP_PAIRS <= job->input->blocks / 2) int8_strip(job->input, pair, at, 0, M, sum);
+    else int8_strip(job->input, pair, at, 1, M, sum);
+}
+
+ISA INLINE void int8_few(const Job *job, int64_t row, int64_t end, const int M) {
+    const uint8_t *at = job->weights + row * job->stride;
+    __m256 sum[FEW_ROWS];
+    int64_t pair = 0;
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
+    for (; (pair + STRIP_PAIRS) * 2 * BLOCK <= job->row_bytes; pair += STRIP_PAIRS, at += STRIP_BYTES) {
+        for (int i = 0; i < STRIP_BYTES; i += 64) _mm_prefetch((const char *)at + i + AHEAD, _MM_HINT_T1);
+        int8_strip(job->input, pair, at, 0, M, sum);
+    }
+    int8_rest(job, pair, at, row + 1 == end, M, sum);
+    UNROLL for (int m = 0; m < M; m++) {
+        float total = add_lanes(sum[m]) - (SHIFTED ? 128 * job->input->totals[m] : 0.0f);
+        put(job, m, row, total * ((const float *)job->scales)[row]);
+    }
+}
+
+/* ---- input ---- */
+
+/* What half a turned strip adds up to in each group, times the groups' scales. */
+ISA INLINE __m256 scaled_sums(const __m256i w[4], __m256 by) {
+    __m256i all = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < 4; i++) all = _mm256_add_epi32(all, DOT(_mm256_set1_epi8(1), w[i]));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(all), by);
+}
+
+/* The strip of a row of input that begins at block b, or the two blocks that are the last ones. */
+ISA INLINE void arrange_strip(const Input *in, int64_t row, int64_t b, const int last) {
+    const int64_t step = in->m * BLOCK, cell = row * in->blocks + b;
+    int8_t *at = (int8_t *)in->q + b * step + row * BLOCK;
+    const __m256 by = load_lanes(in->by_row + cell * 2, last);
+    float *sums = (float *)in->sixteens + cell * 4;
+    __m256i w[2][4];
+    UNROLL for (int half = 0; half < 2; half++) UNROLL for (int q = 0; q < 4; q++) {
+        const int8_t *from = at + q / 2 * step + q % 2 * 32 + half * 16;
+        w[half][q] = two_of(from, last ? from : from + 2 * step);
+    }
+    UNROLL for (int half = 0; half < 2; half++) {
+        turn_four(w[half]);
+        __m256 own = scaled_sums(w[half], by);
+        if (last) _mm_storeu_ps(sums + half * 4, _mm256_castps256_ps128(own));
+        else _mm256_storeu_ps(sums + half * 8, own);
+        UNROLL for (int i = 0; i < 4; i++) {
+            if (last) _mm_storeu_si128((__m128i *)(at + half * step + i * 16), _mm256_castsi256_si128(w[half][i]));
+            else _mm256_storeu_si256((__m256i *)(at + (half * 2 + i / 2) * step + i % 2 * 32), w[half][i]);
+        }
+    }
+}
+
+/* A row of input as the kernels for few rows take it; those for more take it as it is. */
+ISA static void arrange(const Input *in, int64_t row) {
+    int64_t b = 0;
+    if (in->m > FEW_ROWS) return;
+    for (; b + STRIP_BLOCKS <= in->blocks; b += STRIP_BLOCKS) arrange_strip(in, row, b, 0);
+    if (b < in->blocks) arrange_strip(in, row, b, 1);
+}
