@@ -1,1 +1,1 @@
-"""The command line, one module per command: `add` declares its arguments, `run` does it and returns the JSON object."""
+"""The command line, one module per command: `add` declares its arguments, `run` executes it and returns its JSON."""

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how a model is named on the command line."""
+"""Arguments shared by several commands, and how a model is named on the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.units import parse_size
 
 
 def size(text: str) -> int:
-    """argparse type for sizes as people write them."""
+    """Parse a size argument; an argparse type."""
     try:
         return parse_size(text)
     except BadRequest as error:
@@ -20,7 +20,7 @@ def size(text: str) -> int:
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """What may be used of this machine; the same for every command that plans or runs a model."""
+    """Add the resource limits and formats of every command that plans or runs a model."""
     group = parser.add_argument_group("what may be used")
     group.add_argument("--vram", type=size, metavar="SIZE", help="at most this much memory of the graphics card")
     group.add_argument("--ram", type=size, metavar="SIZE", help="at most this much main memory")
@@ -42,7 +42,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
-    """The limits and the format that the user asked for."""
+    """Return the limits and formats that the user asked for."""
     return LoadOptions(
         context=args.context,
         format=args.format,
@@ -62,12 +62,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL or --shape NAME, one of them."""
+    """Add the arguments MODEL and --shape NAME, exactly one of which is required."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a Hub id")
     which.add_argument("--shape", metavar="NAME", help="random weights of a known model's dimensions")
 
 
 def model_name(args: argparse.Namespace) -> str:
-    """The model as `source.open_source` takes it."""
+    """Return the model's name in the form that `open_source` takes."""
     return f"{SHAPE_PREFIX}{args.shape}" if args.shape else str(args.model)

@@ -1,4 +1,4 @@
-"""`bench`: how fast a model really is here, by which strategy, and how far from what the machine could give."""
+"""`bench`: measures a model's actual speed with a given strategy, and its distance from the hardware's limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Run:
-    """Measured times in seconds: of the prompt, and of each new token."""
+    """Measured times in seconds: loading, the prompt, and each new token."""
 
     load_s: float
     prefill_s: float
@@ -43,7 +43,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Raises HeteGenError."""
+    """Measure the model, print the main figures and return all of them. Raises HeteGenError."""
     from core.startup.environment import prepare_environment
 
     prepare_environment()
@@ -74,7 +74,7 @@ def _prompt(loaded: Any, tokens: int) -> list[int]:
 
 def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) -> Run:
     prompt = _prompt(loaded, prompt_tokens)
-    loaded.model.forward(prompt[:16], loaded.cache)  # first calls of every kernel
+    loaded.model.forward(prompt[:16], loaded.cache)  # warm up: the first call of every kernel is slower
     loaded.model.forward(prompt[:1], loaded.cache)
     loaded.cache.reset()
     for accelerator in loaded.machine.accelerators.values():
@@ -94,7 +94,7 @@ def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) ->
 
 
 def _drafting(loaded: Any, prompt_tokens: int, new_tokens: int) -> dict[str, Any] | None:
-    """The same reply with the second model that was asked for (`--draft`) drafting ahead; None without one."""
+    """Measure the same reply with the draft model of `--draft`; None if there is none."""
     from core.events import Sampling, never
     from core.generation.generate import DrawnToken, generate
     from core.generation.sampler import make_sampler, resolve
@@ -120,7 +120,7 @@ def _drafting(loaded: Any, prompt_tokens: int, new_tokens: int) -> dict[str, Any
 
 
 def _result(loaded: Any, run: Run) -> dict[str, Any]:
-    """The contract's JSON object."""
+    """Return the command's JSON object."""
     plan, prompt_tokens = loaded.plan, len(loaded.cache.tokens) - len(run.steps_s)
     p50 = statistics.median(run.steps_s)
     peaks = [accelerator.memory().peak for accelerator in loaded.machine.accelerators.values()]
@@ -153,7 +153,7 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
 
 
 def _experts(loaded: Any) -> dict[str, float] | None:
-    """What became of the experts that were chosen, where the card holds some of them whole."""
+    """Return the usage of the chosen experts if the GPU holds some of them whole."""
     use = getattr(loaded.model.placement, "expert_use", None)
     if use is None:
         return None
@@ -177,7 +177,7 @@ def _ceilings(plan: Plan, hardware: Hardware) -> dict[str, float]:
 
 
 def peak_rss() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):
         return int(info.peak_wset)

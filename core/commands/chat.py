@@ -28,14 +28,14 @@ from core.sentence import sentence
 from core.units import format_share
 
 PROGRESS_WIDTH = 40
-"""Columns of a terminal's line that progress is written over."""
+"""Columns of the terminal line that progress may fill."""
 
 
 def add(subparsers: Any) -> None:
     """Add the command `chat` and its options."""
     parser = subparsers.add_parser("chat", help="ask a model; without --prompt a conversation")
     which = parser.add_mutually_exclusive_group()
-    # Left out, it must not overwrite what --model said, as a default would.
+    # Without SUPPRESS, the default of a missing MODEL would overwrite the value of --model.
     which.add_argument(
         "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS,
         help="a folder or a Hub id; the built-in guide if left out",
@@ -53,7 +53,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Raises HeteGenError."""
+    """Answer one question, or hold a conversation. Raises HeteGenError."""
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
     with load_with(args.model, load_options(args), show_progress) as model:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _picture(name: str) -> bytes:
-    """Raises BadRequest."""
+    """Read a picture file. Raises BadRequest."""
     try:
         return prepared(Path(name).read_bytes())
     except OSError as error:
@@ -73,7 +73,7 @@ def _picture(name: str) -> bytes:
 
 
 def show(events: Iterable[Event]) -> Answer:
-    """Print what a user wants to see of a reply; the collected answer."""
+    """Print a reply as a user wants to see it; return the collected answer."""
     answer, kind = Answer(), ""
     for event in events:
         answer.add(event)
@@ -94,7 +94,7 @@ def show(events: Iterable[Event]) -> Answer:
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
-    """The contract's JSON object."""
+    """Return the command's JSON object."""
     stats = answer.stats
     return {
         "text": answer.text,
@@ -122,7 +122,7 @@ def _conversation(model: Model, system: tuple[Message, ...], sampling: Sampling)
         try:
             last = show(model.events(Request(asked, sampling)))
         except HeteGenError as error:
-            print(f"error: {error}", file=sys.stderr)  # the next question may still be answered
+            print(f"error: {error}", file=sys.stderr)  # the next question may still succeed
             continue
         messages = [*asked, Message("assistant", last.text, last.reasoning)]
     return as_json(last)
@@ -130,7 +130,7 @@ def _conversation(model: Model, system: tuple[Message, ...], sampling: Sampling)
 
 def _ask() -> str:
     try:
-        # Not input's own prompt: it would go to stdout, whose last line belongs to --json.
+        # Not input()'s prompt, which goes to stdout, whose last line is reserved for --json.
         print("> ", end="", flush=True, file=sys.stderr)
         return input().strip()
     except EOFError:
@@ -138,8 +138,8 @@ def _ask() -> str:
 
 
 def show_progress(step: Loading) -> None:
-    """Keep one line of a terminal up to date while a model is loaded."""
+    """Update one terminal line while a model is loaded."""
     if sys.stderr and sys.stderr.isatty():
         text = "" if step.fraction >= 1 else f"{step.phase} {format_share(step.fraction)}"
-        # Spaces and no escape codes: consoles of Windows may show these as signs.
+        # Spaces, not escape codes, which some Windows consoles print as characters.
         print(f"\r{text:{PROGRESS_WIDTH}}\r{text}", end="", flush=True, file=sys.stderr)

@@ -10,7 +10,7 @@ from core.commands.arguments import add_json, add_machine_options
 from core.spec import BUCKET_NAMES
 from core.units import format_bytes, format_rate, format_share
 
-if TYPE_CHECKING:  # it imports torch, which takes seconds
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from core.kernels.autotune import KernelTable
 
 
@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The machine as a JSON object; printed line by line. Raises BadRequest."""
+    """Print the machine's report line by line and return it as a JSON object. Raises BadRequest."""
     from core.hardware.doctor import describe_machine, software
     from core.hardware.machine import open_machine
     from core.paths import cache_folder
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen_kernels(table: KernelTable) -> dict[str, dict[str, str]]:
-    """The fastest kernel by storage and rows of input, for the largest shape that was timed."""
+    """Return the fastest kernel by storage and input rows, for the largest shape that was timed."""
     largest = {timing.storage: (timing.rows, timing.columns) for timing in table.timings}
     return {
         storage: dict(zip(BUCKET_NAMES, table.names(storage, *shape), strict=True))
@@ -47,7 +47,7 @@ def chosen_kernels(table: KernelTable) -> dict[str, dict[str, str]]:
 
 
 def gpu_runtime() -> dict[str, str | bool]:
-    """The build of torch for cards that was fetched: its version, the card it computes on, or why it is not used."""
+    """Return the downloaded GPU build of torch: its version, the GPU it computes on, or why it is not used."""
     from core.gpu_runtime.start import own_torch, stand
     from core.gpu_runtime.store import Runtime
     from core.graphics.find import find_cards

@@ -1,4 +1,4 @@
-"""`files`: the models in GGUF of a repository, and how each would run on this machine. Only headers are read."""
+"""`files`: the GGUF models of a repository, and how each would run on this machine. Reads only headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERDICTS: dict[Kind, str] = {"fits": "fits", "cpu_help": "runs with CPU help", "
 
 
 def add(subparsers: Any) -> None:
-    """Add the options of the commands that take files."""
+    """Add the command `files` and its options."""
     parser = subparsers.add_parser("files", help="the GGUF files of a repository, and which suits this machine")
     parser.add_argument("model", metavar="ID[@REVISION]")
     add_machine_options(parser)
@@ -26,7 +26,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print each file with its size and verdict, and mark the one to take. Raises HeteGenError."""
+    """Print each file with its size and verdict, and mark the recommended one. Raises HeteGenError."""
     judged = judge_files(args.model, load_options(args), make_client)
     best = best_choice(judged)
     for one in judged:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def as_json(one: Judged, *, is_best: bool) -> dict[str, Any]:
-    """What is known of one choice."""
+    """Return one choice as a JSON object."""
     choice, fit = one.choice, one.fit
     return {
         "file": choice.path, "kind": choice.kind, "parts": len(choice.files), "bytes": choice.nbytes,

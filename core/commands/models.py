@@ -1,4 +1,4 @@
-"""`search`, `download`, `models`, `remove` on the command line: each `run_…` prints for people and returns the JSON."""
+"""`search`, `download`, `models`, `remove`: each `run_...` prints for people and returns the JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_commands(subparsers: Any) -> None:
 
 
 def make_client() -> Client:
-    """A client for the endpoint and token of this environment."""
+    """Return a client for the endpoint and token of this environment."""
     environment = hub_environment(os.environ)
     token = "" if environment.offline else find_token(environment, system_keyring()).value
     if environment.token and not is_meant(environment):
@@ -62,7 +62,7 @@ def run_search(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_download(args: argparse.Namespace) -> dict[str, Any]:
-    """Download with progress on stderr. Raises HeteGenError, KeyboardInterrupt (what came is kept)."""
+    """Download with progress on stderr. Raises HeteGenError, KeyboardInterrupt (what was fetched is kept)."""
     reference = parse_reference(args.id)
     with make_client() as client:
         result = download(client, default_cache(), reference, terminal_report(sys.stderr))
@@ -102,7 +102,7 @@ def run_remove(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def terminal_report(out: TextIO | None) -> Report:
-    """A report that keeps one line up to date on a terminal, and writes a line now and then anywhere else."""
+    """Return a report that updates one line on a terminal, and otherwise writes a line from time to time."""
     if out is None:
         return lambda _: None
     live = out.isatty()
@@ -114,7 +114,7 @@ def terminal_report(out: TextIO | None) -> Report:
             return
         last[0] = now
         end, line = "\n" if progress.phase == "done" or not live else "", progress_line(progress)
-        # Spaces over the rest of what stood there: consoles of Windows may show escape codes as signs.
+        # Pad with spaces to clear the old line: some Windows consoles print escape codes as characters.
         print(f"\r{line:{width[0]}}" if live else line, end=end, flush=True, file=out)
         width[0] = len(line)
 
@@ -122,7 +122,7 @@ def terminal_report(out: TextIO | None) -> Report:
 
 
 def progress_line(progress: Progress) -> str:
-    """One line about a download for people."""
+    """Return one line about a download for people."""
     if progress.phase == "listing":
         return f"{progress.id}: asking what there is"
     parts = [f"{progress.id}: {format_bytes(progress.done)} of {format_bytes(progress.total)}"]

@@ -1,4 +1,4 @@
-"""`plan`: what would be done with a model on this machine, and why. Nothing is loaded."""
+"""`plan`: what would be done with a model on this machine, and why. Loads nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Raises HeteGenError."""
+    """Plan the model, print the plan and return it as JSON. Raises HeteGenError."""
     planned = plan_with(model_name(args), load_options(args), make_client)
     plan = planned.plan
     for line in planned.explain():
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
-    """The contract's JSON object."""
+    """Return the command's JSON object."""
     return {
         "model": plan.model,
         "fits": plan.fits,

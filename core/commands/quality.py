@@ -1,4 +1,4 @@
-"""`quality`: what a format costs in quality on a text, beside the weights as stored."""
+"""`quality`: the quality loss of a format on a text, compared with the weights as stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Raises HeteGenError."""
+    """Compare both formats, print the result and return it. Raises HeteGenError."""
     text = _read(args.text)
     from core.runtime.quality import compare
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace, format: FormatWish, kv: KvFormat) -> Any:
-    """The model in these formats of weights and KV cache, with no drafting. Raises HeteGenError."""
+    """Load the model with these weight and KV cache formats, without drafting. Raises HeteGenError."""
     from dataclasses import replace
 
     from core.events import NO_DRAFT

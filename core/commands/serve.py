@@ -1,4 +1,4 @@
-"""`serve`: a model behind OpenAI's and Anthropic's interfaces, for editors and other programs."""
+"""`serve`: serves a model through OpenAI's and Anthropic's APIs, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(args: argparse.Namespace) -> ServerOptions:
-    """Raises BadRequest."""
+    """Return the server's options; a server open to others gets a key. Raises BadRequest."""
     if args.port is not None and not 0 <= args.port <= 65535:
         raise BadRequest(f"The port {args.port} is out of range.", "", "Choose 1 to 65535.")
     options = ServerOptions(

@@ -132,7 +132,8 @@ def _run(module: Any, cache: DynamicCache) -> None:
 
 
 def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
-    """Mark the linears that follow a whole group and read nothing else, with as many columns as the group has rows."""
+    """Mark the linears that read nothing but a whole group, and have as many columns as each of its linears has
+    rows."""
     inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts == 1}
     traced = PairTrace({name: child for name, child in inner.items() if is_linear(child)})
     try:

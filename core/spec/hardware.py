@@ -27,7 +27,7 @@ class KernelRate:
 @dataclass(frozen=True)
 class Cpu:
     """The processor and its memory. `threads`: the number used for measuring; `call_s`: one kernel call; `layer_s`: a
-    layer's cost besides linears and attention (norms, rotary embedding, Python)."""
+    layer's cost in addition to linears and attention (norms, rotary embedding, Python)."""
 
     name: str
     physical_cores: int
