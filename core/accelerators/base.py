@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from core.accelerators.graph import Replay, Work
 from core.errors import DeviceLost, NotEnoughMemory
 from core.sentence import sentence
 from core.units import format_memory
@@ -133,6 +134,10 @@ class Accelerator(Protocol):
 
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same of several (...) of one type in one copy, each in its shape."""
+
+    def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
+        """Run `work` once on copies of these host tensors (...), then capture it; None if the device has no graphs. Raises
+        NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host."""
 
     def synchronize(self) -> None:
         """Wait until everything is done. Raises DeviceLost."""

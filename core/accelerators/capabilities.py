@@ -5,8 +5,9 @@ torch speaks to all of them by the same calls (`torch.accelerator`, streams, eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,23 @@ PAGE = 4096
 PORTABLE, SUCCESS = 1, 0
 
 
+def no_graph() -> None:
+    """No-op: the device has no graphs."""
+
+
+def begin_capture(graph: Any) -> None:
+    """Start a capture on the current stream."""
+    graph.capture_begin()
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What one maker's devices can do.
 
     `memory` and `limit` (to a fraction of all memory) ask and tell the allocator; `pinned` locks exactly so many bytes.
     `streams`: copies have queues of their own and run beside the host; without, they follow what was launched and are
-    waited for. `own_kernels`: device.cu can be compiled for it.
+    waited for. `own_kernels`: device.cu can be compiled for it. `graph`: makes an empty graph, None if there are
+    none; `begin` starts a capture on the current stream; inside `without_waits` synchronising with the device fails.
     """
 
     memory: Callable[[torch.device], Memory]
@@ -35,6 +46,9 @@ class Capabilities:
     pinned: Callable[[int, torch.device], Tensor]
     streams: bool = True
     own_kernels: bool = False
+    graph: Callable[[], Any] = no_graph
+    begin: Callable[[Any], None] = begin_capture
+    without_waits: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def capabilities_of(device: torch.device) -> Capabilities:
@@ -90,6 +104,12 @@ def common_pinned(nbytes: int, device: torch.device) -> Tensor:
         raise cannot_pin(nbytes) from error
 
 
+def common_graph() -> Any:
+    """A graph by torch's device-independent API, None in versions without it. Raises RuntimeError for other devices."""
+    make = getattr(torch.accelerator, "Graph", None)
+    return None if make is None else make()
+
+
 # ---- NVIDIA's, and AMD's by ROCm, which has the same interface
 
 
@@ -110,6 +130,29 @@ def registered(nbytes: int, device: torch.device) -> Tensor:
 def _unregister(address: list[int]) -> None:
     if address:
         torch.cuda.cudart().cudaHostUnregister(address[0])  # type: ignore[no-untyped-call]
+
+
+def cuda_graph() -> Any:
+    """A graph by torch's API for CUDA, which has no device-independent one (2.13)."""
+    return torch.cuda.CUDAGraph()
+
+
+def cuda_begin(graph: Any) -> None:
+    """Start a capture that calls of other threads do not invalidate."""
+    graph.capture_begin(capture_error_mode="thread_local")
+
+
+@contextmanager
+def cuda_without_waits() -> Iterator[None]:
+    """Let synchronising operations raise, because a capture that fails leaves torch's allocator in capture mode."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 # ---- Intel's
@@ -144,9 +187,17 @@ def ordinary(nbytes: int, device: torch.device) -> Tensor:
     return torch.empty(nbytes, dtype=torch.uint8)
 
 
-COMMON = Capabilities(common_memory, common_limit, common_pinned)
+COMMON = Capabilities(common_memory, common_limit, common_pinned, graph=common_graph)
 TABLE = {
-    "cuda": Capabilities(common_memory, common_limit, registered, own_kernels=True),
-    "xpu": Capabilities(xpu_memory, common_limit, common_pinned),
+    "cuda": Capabilities(
+        common_memory,
+        common_limit,
+        registered,
+        own_kernels=True,
+        graph=cuda_graph,
+        begin=cuda_begin,
+        without_waits=cuda_without_waits,
+    ),
+    "xpu": Capabilities(xpu_memory, common_limit, common_pinned, graph=common_graph),
     "mps": Capabilities(mps_memory, mps_limit, ordinary, streams=False),
 }

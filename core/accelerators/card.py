@@ -20,6 +20,7 @@ from core.accelerators.base import (
     taken_apart,
 )
 from core.accelerators.capabilities import capabilities_of
+from core.accelerators.graph import Replay, Work
 from core.errors import HeteGenError
 from core.spec import COPY_PIECE
 
@@ -119,6 +120,7 @@ class Card:
         self.device = device
         self.name = f"{device.type}:{device.index}"
         self.can = capabilities_of(device)
+        self._captures: CardStream | None = None
         with self.failures():
             torch.zeros(1, device=device)  # the first touch, which makes the driver's own things
             torch.accelerator.synchronize(device)
@@ -204,6 +206,32 @@ class Card:
         with self.failures(sum(one.nbytes for one in tensors)):
             whole = laid_together(tensors, pinned=self.can.streams)
             return taken_apart(whole.to(self.device, non_blocking=self.can.streams), tensors)
+
+    def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
+        there = [self.to_device(one) for one in inputs]
+        if (graph := self.can.graph()) is None:
+            return None
+        # Always the same stream: libraries keep a workspace for each stream.
+        self._captures = self._captures or self.stream()
+        self.synchronize()
+        # Once before, for initialisations that are not permitted in a capture.
+        try:
+            with self._captures.entered(), self.can.without_waits():
+                work(*there)
+        finally:
+            self.synchronize()  # its writes are used on another stream, also after a failure
+        self.release_cached()
+        with self._captures.entered():
+            self.can.begin(graph)
+            try:
+                result = work(*there)
+            finally:
+                graph.capture_end()
+        return Replay(graph, there, result, self._put)
+
+    def _put(self, there: Tensor, value: Tensor) -> None:
+        with self.failures():
+            there.copy_(value.pin_memory(), non_blocking=True)
 
     def synchronize(self) -> None:
         with self.failures():

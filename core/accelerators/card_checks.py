@@ -1,4 +1,4 @@
-"""What is tried of a card in the process that its trial starts: a product, copies each way, our own kernels."""
+"""What is tried of a card in the process that its trial starts: a product, copies each way, our own kernels, graphs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from core.accelerators.capabilities import has_unified_memory, name_of
 from core.accelerators.card import Card
 from core.accelerators.trial import Trial
+from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
 from core.kernels.device_products import multiplies_int8
 from core.units import MIB
@@ -62,6 +63,18 @@ def copies(card: Card) -> tuple[float, float, bool]:
     card.copy_async(back, doubled[0], down)
     down.synchronize()
     return arrived_s, time.perf_counter() - start, torch.equal(back, source + 1)
+
+
+def replays(card: Card) -> bool:
+    """Whether a product and a sum can be captured, and replayed with another input."""
+    first, other, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(3))
+    there = card.to_device(right)
+    try:
+        replay = card.captured(lambda left: left @ there + 1, [first])
+        found = None if replay is None else card.to_host(replay(other)).result()
+    except (HeteGenError, RuntimeError):
+        return False
+    return found is not None and _agree(found.float(), other.float() @ right.float() + 1)
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:

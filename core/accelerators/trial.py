@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from core.errors import HeteGenError
@@ -34,6 +34,7 @@ class Trial:
     int8_product: bool = False
     up_bytes_s: float = 0.0
     down_bytes_s: float = 0.0
+    graphs: bool = False
 
 
 def tried(index: int) -> Trial:
@@ -49,13 +50,15 @@ def tried(index: int) -> Trial:
             command, cwd=root if root.is_dir() else None, capture_output=True, timeout=LIMIT_S, check=False,
             creationflags=flags,
         )  # fmt: skip
-        return Trial(**json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        return Trial(f"It did not answer within {LIMIT_S} seconds when it was tried.")
+        said, why = done.stdout, f"The driver ended the program that tried it (exit code {done.returncode})."
+    except subprocess.TimeoutExpired as late:
+        said, why = late.stdout or b"", f"It did not answer within {LIMIT_S} seconds when it was tried."
     except OSError as error:
         return Trial(f"It could not be tried: {error.strerror or error}.")
+    try:
+        return Trial(**json.loads(said.decode("utf-8", "replace").strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
-        return Trial(f"The driver ended the program that tried it (exit code {done.returncode}).")
+        return Trial(why)
 
 
 def main(index: int = 0, packages: str = "") -> None:
@@ -63,14 +66,17 @@ def main(index: int = 0, packages: str = "") -> None:
     if packages:
         use_packages(Path(packages))
     try:
-        from core.accelerators.card import cards
-        from core.accelerators.card_checks import try_card
+        from core.accelerators.card import Card, cards
+        from core.accelerators.card_checks import replays, try_card
 
         found = cards()
         trial = try_card(found[index]) if index < len(found) else Trial("The installed torch finds no card.")
     except (HeteGenError, RuntimeError, ImportError, OSError) as error:
         trial = Trial(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     print(json.dumps(asdict(trial)), flush=True)
+    # Last, and reported separately: a driver that fails at this only loses graphs, not the card.
+    if not trial.why and replays(Card(found[index])):
+        print(json.dumps(asdict(replace(trial, graphs=True))), flush=True)
     # A driver that failed may hang or crash when libraries are unloaded, after all has been said.
     os._exit(0)
 

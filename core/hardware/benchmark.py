@@ -67,6 +67,7 @@ class GpuRates:
     link_under_cpu: float
     launch_s: float
     layer_s: float
+    graphs: bool = False
 
 
 def measure_cpu() -> CpuRates:

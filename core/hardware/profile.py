@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 7
+PROFILE_VERSION = 8
 """Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -198,17 +198,18 @@ def measured_profile(
 def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> GpuRates | str:
     """Return a GPU's rates, or why it cannot be used: a full, old or broken GPU must not prevent CPU use."""
     from core.accelerators.factory import open_accelerator
-    from core.accelerators.trial import tried
+    from core.accelerators.trial import Trial, tried
     from core.hardware.benchmark import measure_gpu
 
-    if simulation is None and (why := tried(index).why):
-        return why
+    trial = Trial("") if simulation else tried(index)
+    if trial.why:
+        return trial.why
     try:
         accelerator = open_accelerator(index, simulation)
         assert accelerator is not None
         rates = measure_gpu(accelerator, cpu)
         accelerator.close()
-        return rates
+        return replace(rates, graphs=trial.graphs)
     except HeteGenError as error:
         return " ".join(part for part in (error.what, error.why) if part)
 
@@ -227,7 +228,7 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
     return Gpu(
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
-        measured.layer_s, kind=card.kind, unified=card.unified,
+        measured.layer_s, kind=card.kind, unified=card.unified, graphs=measured.graphs,
     )  # fmt: skip
 
 

@@ -146,6 +146,11 @@ def attend_prompt(
     if softcap is not None or sinks is not None:
         return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
     grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None and query.shape[2] == mask.shape[1] == 1:
+        # Heads that share keys are rows of one head: with a mask no kernel takes them otherwise without copying keys.
+        rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
+        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+        return out.reshape(query.shape[0], 1, query.shape[1], value.shape[3])
     if grouped and query.device.type == "cuda" and mask is not None:
         # With a mask CUDA has no fast kernel for shared heads.
         shared = query.shape[1] // key.shape[1]

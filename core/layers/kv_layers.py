@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype)
 
 
+class TokenPlace(NamedTuple):
+    """The position of one token, in device memory: `at` (1,). Attention is given the first `seen` tokens of the buffers,
+    with a mask for those that are not there yet."""
+
+    at: Tensor
+    seen: int
+
+
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """Keys and values of one full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
 
@@ -33,6 +41,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.allocate = allocate
         self.home = home
         self.length = 0
+        self.place: TokenPlace | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
@@ -46,10 +55,17 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         """Append (1, heads, n, dim) and return views of all `length + n` tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.place is not None:
+            return self._written_at(self.place, key_states, value_states)
         tokens = key_states.shape[-2]
         seen = self._append(*self.make_room(tokens), key_states, value_states)
         self.length += tokens
         return seen
+
+    def _written_at(self, place: TokenPlace, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, place.at, key_states)
+        self.values.index_copy_(2, place.at, value_states)
+        return self.keys[:, :, : place.seen], self.values[:, :, : place.seen]
 
     def make_room(self, tokens: int) -> tuple[int, int]:
         """Places in the buffers: of the first token that attention sees, and where `tokens` new ones belong."""
@@ -108,12 +124,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:
-        """Tokens held."""
-        return self.length
+        """Tokens held; as many as attention is given before the new one, where only the device knows how many."""
+        return self.length if self.place is None else self.place.seen - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that a mask covers, and the position of the first."""
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
         """Hold nothing."""

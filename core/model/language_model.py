@@ -82,14 +82,12 @@ class LanguageModel:
         """
         if ids and max(ids) >= self._vocabulary:
             raise _unknown_id(max(ids), self._vocabulary)
-        self._stop = stop
         known = len(cache.tokens)
         self.placement.begin_pass(max(len(ids), divide_for), whole_head=self.whole_head)
         try:
             with self.placement.failures(), self._layers_apart(ids):
-                output = self.module(**self._inputs(ids, cache, keep))
                 # Device errors surface here at the latest, where the results are synchronised.
-                logits = _widened(output.logits[0, -keep:].cpu())
+                logits = _widened(self._logits(ids, cache, stop, keep)[0, -keep:].cpu())
                 states = None if self._states is None else self._states[0].cpu()
         except BaseException as error:
             self._undo(cache, known)
@@ -103,6 +101,20 @@ class LanguageModel:
         if self.on_states is not None and states is not None:
             self.on_states(cache.tokens, states)
         return logits
+
+    def _logits(self, ids: Sequence[int], cache: KVCache, stop: Stop, keep: int) -> Tensor:
+        """(1, n, vocabulary) on the compute device, for at least the last `keep` ids."""
+
+        def ordinary() -> Tensor:
+            self._stop = stop
+            logits: Tensor = self.module(**self._inputs(ids, cache, keep)).logits
+            return logits
+
+        graph = self.placement.graph
+        if graph is None or len(ids) > 1 or self.on_states is not None:
+            return ordinary()
+        self._stop = never  # a capture must not be interrupted
+        return graph.logits(ids[0], cache, ordinary)
 
     def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
         """Save the cache's current state so that it can be restored: see `KVCache.mark`."""

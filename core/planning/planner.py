@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from core.planning.calibration import fully_resident
 from core.planning.candidates import Candidate, best_candidate, comparable, cpu_candidate, gpu_candidates
+from core.planning.capture import with_capture
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
 from core.planning.machine_rates import MachineRates
@@ -120,7 +121,7 @@ def _place_as(
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
     plan = replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
-    return with_sight(plan, spec, hardware, budget)
+    return with_capture(with_sight(plan, spec, hardware, budget), spec, hardware)
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

@@ -69,7 +69,7 @@ class Gpu:
     `rates` by storage where measured, otherwise `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: the
     fraction (0-1) of each rate that remains while both run. `shares_cores`: it computes on the CPU's own cores
     (simulated without a rate), so that their times add up. `layer_s`: a layer's cost besides linears and attention.
-    `unified`: its memory is RAM, as on Apple silicon and integrated GPUs.
+    `unified`: its memory is RAM, as on Apple silicon and integrated GPUs. `graphs`: it can replay captured work.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Gpu:
     shares_cores: bool = False
     kind: str = "cuda"
     unified: bool = False
+    graphs: bool = False
 
 
 @dataclass(frozen=True)

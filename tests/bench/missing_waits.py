@@ -1,4 +1,5 @@
-"""Mutation test of the waits and copies between devices: removes one at a time and runs the second-device tests.
+"""Mutation test of the waits and copies between devices, and of captured passes: removes one at a time and runs the
+second-device tests.
 
     python -m tests.bench.missing_waits [--only TEXT] [--skip N] [--count N]
 
@@ -23,7 +24,7 @@ import pytest
 import transformers.models.auto.modeling_auto  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["tests/core/second_device/test_device.py", "tests/core/second_device/test_engine.py"]
+TESTS = [f"tests/core/second_device/test_{name}.py" for name in ("device", "engine", "graphs")]
 LIMIT_S, OUTPUT = 300, "said.txt"
 
 
@@ -40,6 +41,7 @@ class Mutant:
 
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
 PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
+GRAPH, GRAPHS = "model/token_graph.py", "test_graphs and not every_family"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
 CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
 WAITS = (
@@ -206,6 +208,36 @@ MOVES = (
         "every_family and mixtral",
     ),
 )
+CAPTURES = (
+    Mutant(
+        "what was captured is forgotten before a plan changes",
+        PLACEMENT,
+        "        self.graph.drop()\n        self._drop_ring()\n        self.plan",
+        "        self._drop_ring()\n        self.plan",
+        GRAPHS,
+    ),
+    Mutant("a captured pass is of these buffers", GRAPH, "and all(map(_same, held, self._held))", "", GRAPHS),
+    Mutant("a captured pass is of this stretch", GRAPH, "self._seen == seen and ", "", "every_family and llama"),
+    Mutant("the place changes from token to token", GRAPH, "torch.tensor([place])", "torch.tensor([40])", GRAPHS),
+    Mutant("the row changes from token to token", GRAPH, "torch.tensor([[id]])", "torch.tensor([[5]])", GRAPHS),
+    Mutant("a token that was replayed is counted", GRAPH, "            cache.advance()\n", "", GRAPHS),
+    Mutant("a captured pass is compared", GRAPH, "or not _agree(found, expected)", "", GRAPHS),
+    Mutant("keys that are not there yet are hidden", GRAPH, "<= place).view", "< seen).view", GRAPHS),
+    Mutant(
+        "work is done once before it is captured",
+        CARD,
+        "            work(*there)\n        self.synchronize()",
+        "            pass\n        self.synchronize()",
+        "test_device or test_graphs",
+    ),
+    Mutant(
+        "memory is given back when it is forgotten",
+        "accelerators/graph.py",
+        "        self._graph.reset()",
+        "        pass",
+        "test_device or gives_its_memory",
+    ),
+)
 
 
 def outcome(mutant: Mutant) -> str:
@@ -265,7 +297,7 @@ def main() -> int:
     if found := outcome(CONTROL):
         raise SystemExit(f"with nothing removed, this fails: {found}")
     survived = 0
-    chosen = [one for one in (*WAITS, *MOVES)[options.skip :] if options.only in one.what]
+    chosen = [one for one in (*WAITS, *MOVES, *CAPTURES)[options.skip :] if options.only in one.what]
     for mutant in chosen[: options.count]:
         found = outcome(mutant)
         survived += not found

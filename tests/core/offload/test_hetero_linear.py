@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,8 +133,8 @@ def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
 class Bench:
     """One family's tiny model, filled, with what transformers says to a prompt."""
 
-    def __init__(self, family: str, folder: Path) -> None:
-        make_model(family, folder)
+    def __init__(self, family: str, folder: Path, **changes: Any) -> None:
+        make_model(family, folder, **changes)
         torch.manual_seed(1)
         self.prompt = torch.randint(3, VOCABULARY, (40,)).tolist()
         self.expected = reference_tokens(folder, self.prompt, TOKENS)

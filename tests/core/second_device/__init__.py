@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 
 from core.accelerators.card import Card
 from core.accelerators.simulation_spec import Simulation
+from core.hardware.machine import Machine, assume_machine
 
 NAME = "second"
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -44,7 +46,7 @@ class SecondDevice:
             self.library.second_device_set(name.encode(), ctypes.c_double(value))
 
     def get(self, name: str) -> int:
-        """`plugged`, `violations`, `launches`, `copies_up`, `copies_down`, `pinned`, `used`, `peak`."""
+        """`plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used`, `peak`."""
         return int(self.library.second_device_get(name.encode()))
 
     def violation(self) -> str:
@@ -84,7 +86,13 @@ def put_in(device: SecondDevice, monkeypatch: pytest.MonkeyPatch) -> None:
         device.set(lost=0, capacity=simulation.vram)
         return SecondCard(device)
 
+    def assumed(simulate_gpu: str | None = None, threads: int | None = None) -> Machine:
+        machine = assume_machine(simulate_gpu, threads)
+        gpus = tuple(replace(gpu, graphs=True) for gpu in machine.hardware.gpus)
+        return replace(machine, hardware=replace(machine.hardware, gpus=gpus))
+
     monkeypatch.setattr("core.hardware.machine.open_accelerator", opened)
+    monkeypatch.setattr("core.runtime.loader.assume_machine", assumed)
 
 
 def cannot_build() -> str:

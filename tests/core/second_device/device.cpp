@@ -8,8 +8,14 @@
 // - Pinned memory is protected, too, from a copy's start until the host has waited for it.
 // - Operators run torch's code for the CPU inside of the stream; the shapes of their results come from torch's meta
 //   device. Where that cannot tell, the host waits, as it would for a card.
+// - While a graph is captured nothing runs: work is kept, memory comes from the graph's own pool, and whatever would wait
+//   for the host is an error. Replayed, it is one launch, ordered against all else; what it uses must still be there.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#if __has_include(<ATen/core/GraphImplInterface.h>)
+#include <ATen/core/GraphImplInterface.h>
+#define HAS_GRAPHS
+#endif
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/ops/_local_scalar_dense_native.h>
 #include <ATen/ops/_reshape_alias_native.h>
@@ -36,6 +42,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -76,6 +83,9 @@ struct Block {
   Clock writes, reads;
   bool read_only = false, hidden = false; // pinned memory under a copy
   bool counted = true; // false once the device was put in as new: what outlives that belongs to no plan
+  uint64_t serial = 0; // tells one owner of an address from the next
+  uint64_t pool = 0; // of a graph, whose memory stays when tensors end
+  bool idle = false; // given back within that pool
 };
 
 struct Arena {
@@ -83,6 +93,7 @@ struct Arena {
   char* real;
   std::map<size_t, Block> blocks;
   std::map<size_t, std::pair<size_t, Clock>> holes; // begin: bytes, uses
+  uint64_t given = 0;
 
   Arena() {
     int file = memfd_create("second device", 0);
@@ -111,6 +122,7 @@ struct Arena {
       if (rest.first > bytes)
         holes[begin + bytes] = {rest.first - bytes, rest.second};
       blocks[begin] = Block{bytes, stream, rest.second};
+      blocks[begin].serial = ++given;
       return seen + begin;
     }
     return nullptr;
@@ -151,6 +163,16 @@ struct Mark {
   Clock clock;
 };
 
+// What is captured, in order, and the blocks that it uses: begin, serial number, whether it writes there.
+struct Capture {
+  uint64_t pool;
+  int stream;
+  std::thread::id thread;
+  std::vector<std::function<void()>> work;
+  std::vector<std::tuple<size_t, uint64_t, bool>> uses;
+  bool broken = false;
+};
+
 struct Device {
   std::recursive_mutex mutex;
   std::condition_variable_any progress;
@@ -161,7 +183,8 @@ struct Device {
   size_t capacity = ARENA, others = 0, used = 0, peak = 0, pin_limit = ARENA, locked = 0;
   double limit = 1.0, link = 0; // bytes per second, 0 = at once
   double lag = 0; // seconds that each kernel waits
-  int64_t launches = 0, fail_at = -1, allocations = 0, full_from = -1, full_to = -1, copies_up = 0, copies_down = 0;
+  Capture* capture = nullptr;
+  int64_t launches = 0, replays = 0, fail_at = -1, allocations = 0, full_from = -1, full_to = -1, copies_up = 0, copies_down = 0;
   bool plugged = false, lost = false;
   int violations = 0, next = 0;
   std::string first, failure;
@@ -191,6 +214,26 @@ void check_alive() {
     fail(FAILED, "second device error: " + d.failure);
   if (d.lost || !d.plugged)
     fail(LOST, "second device error: the device is lost");
+}
+
+// What this thread captures now; an error where it does so on another stream than `current`.
+Capture* captured() {
+  auto* capture = device().capture;
+  if (!capture || capture->thread != std::this_thread::get_id())
+    return nullptr;
+  if (capture->stream != current) {
+    capture->broken = true;
+    fail(FAILED, "second device error: work outside of the stream that is captured");
+  }
+  return capture;
+}
+
+void not_while_capturing() {
+  auto* capture = device().capture;
+  if (!capture || capture->thread != std::this_thread::get_id())
+    return;
+  capture->broken = true;
+  fail(FAILED, "second device error: operation not permitted when stream is capturing");
 }
 
 // ---- streams
@@ -269,6 +312,7 @@ Mark mark_of(int stream) {
 
 // Let a stream wait for a mark in another.
 void hold(int stream, const Mark& mark) {
+  not_while_capturing();
   begin(stream);
   device().lines[stream].clock.join(mark.clock);
   enqueue(stream, [mark] {
@@ -281,6 +325,7 @@ void synchronize(int stream) {
   auto& d = device();
   Lock lock(d.mutex);
   check_alive();
+  not_while_capturing();
   Clock clock = d.lines[stream].clock;
   await(lock, stream, clock.at[stream]);
   check_alive();
@@ -308,10 +353,9 @@ size_t rounded(size_t bytes, size_t to) {
   return (bytes + to - 1) / to * to;
 }
 
-void free_device(void* address) {
+void give_back_block(size_t begin) {
   auto& d = device();
-  Lock lock(d.mutex);
-  auto& [begin, block] = d.memory.find(address);
+  auto& block = d.memory.blocks.at(begin);
   Clock known = d.lines[block.stream].clock, uses = block.before;
   known.join(d.host);
   uses.join(block.writes);
@@ -322,6 +366,17 @@ void free_device(void* address) {
     d.used -= block.bytes;
   known.join(uses);
   d.memory.give_back(begin, known);
+}
+
+void free_device(void* address) {
+  auto& d = device();
+  Lock lock(d.mutex);
+  auto& [begin, block] = d.memory.find(address);
+  if (block.pool) {
+    block.idle = true;
+    return;
+  }
+  give_back_block(begin);
 }
 
 void free_pinned(void* address) {
@@ -363,6 +418,9 @@ struct DeviceMemory final : c10::DeviceAllocator {
     if (!bytes)
       return {nullptr, c10::Device(KIND, 0)};
     size_t whole = rounded(bytes, LINE);
+    Capture* capture = captured();
+    if (char* again = capture ? idle_of(*capture, whole) : nullptr)
+      return {again, again, free_device, c10::Device(KIND, 0)};
     int64_t number = d.allocations++;
     bool full = number >= d.full_from && number < d.full_to;
     TORCH_CHECK_WITH(OutOfMemoryError, !full && d.used + whole <= most(), "second device out of memory");
@@ -376,13 +434,33 @@ struct DeviceMemory final : c10::DeviceAllocator {
     TORCH_CHECK_WITH(OutOfMemoryError, found, "second device out of memory: in pieces");
     d.used += whole;
     d.peak = std::max(d.peak, d.used);
+    if (capture)
+      d.memory.find(found).second.pool = capture->pool;
     poison(found, whole);
     return {found, found, free_device, c10::Device(KIND, 0)};
+  }
+  // Memory of the graph's pool that nobody holds any more.
+  char* idle_of(Capture& capture, size_t bytes) {
+    auto& d = device();
+    for (auto& [begin, block] : d.memory.blocks) {
+      if (block.pool != capture.pool || !block.idle || block.bytes < bytes)
+        continue;
+      block.idle = false;
+      poison(d.memory.seen + begin, block.bytes);
+      return d.memory.seen + begin;
+    }
+    return nullptr;
   }
   // Not a number in any floating type, so that reading what was never written shows.
   void poison(char* found, size_t bytes) {
     auto& d = device();
     char* real = d.memory.real + (found - d.memory.seen);
+    if (Capture* capture = captured()) {
+      capture->work.push_back([real, bytes] { memset(real, 0xFF, bytes); });
+      auto& [begin, block] = d.memory.find(found);
+      capture->uses.emplace_back(begin, block.serial, true);
+      return;
+    }
     if (d.host.knows(d.memory.find(found).second.before)) {
       memset(real, 0xFF, bytes);
       return;
@@ -433,6 +511,7 @@ struct PinnedMemory final : c10::Allocator {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
+    not_while_capturing();
     if (!bytes)
       return {nullptr, c10::Device(DeviceType::CPU)};
     reclaim_pinned();
@@ -515,10 +594,29 @@ void count_launch() {
   check_alive();
 }
 
+void below_autograd(const std::function<void()>& work) {
+  c10::impl::ExcludeDispatchKeyGuard below(c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+  work();
+}
+
+// Keep work for a graph. What the tensors hold of the device stays theirs: a graph knows addresses.
+void keep(Capture& capture, const Uses& uses, std::function<void()> work) {
+  check_alive();
+  for (const auto& [tensor, write] : uses.all) {
+    if (!ours(tensor))
+      not_while_capturing(); // a card would read the host's memory at every replay
+    auto& [begin, block] = device().memory.find(address_of(tensor));
+    capture.uses.emplace_back(begin, block.serial, write);
+  }
+  capture.work.push_back(std::move(work));
+}
+
 // Put work into the current stream that uses these tensors.
 void launch(const Uses& uses, std::function<void()> work) {
   auto& d = device();
   Lock lock(d.mutex);
+  if (Capture* capture = captured())
+    return keep(*capture, uses, std::move(work));
   count_launch();
   Clock clock = begin(current);
   try {
@@ -530,8 +628,7 @@ void launch(const Uses& uses, std::function<void()> work) {
   enqueue(current, [work = std::move(work), lag = d.lag] {
     if (lag > 0)
       std::this_thread::sleep_for(std::chrono::duration<double>(lag));
-    c10::impl::ExcludeDispatchKeyGuard below(c10::autograd_dispatch_keyset_with_ADInplaceOrView);
-    work();
+    below_autograd(work);
   });
 }
 
@@ -686,9 +783,10 @@ void later(const c10::OperatorHandle& op, const Stack& arguments, Uses uses, con
     uses.add(result, true);
     results.emplace_back(result);
   }
-  launch(uses, [op, into, inputs = mapped(arguments, c10::Device(at::kCPU), inside)]() mutable {
-    call(op, c10::DispatchKey::CPU, inputs);
-    copy_results(inputs, into);
+  launch(uses, [op, into, inputs = mapped(arguments, c10::Device(at::kCPU), inside)] {
+    Stack computed = inputs; // these stay: a graph does this again
+    call(op, c10::DispatchKey::CPU, computed);
+    copy_results(computed, into);
   });
   *stack = std::move(results);
 }
@@ -746,6 +844,7 @@ double link_seconds(const Tensor& tensor, bool pinned) {
 void transfer(const Tensor& from, const Tensor& to, bool later) {
   bool up = ours(to), pinned = is_pinned(up ? from : to);
   auto& d = device();
+  not_while_capturing();
   (up ? d.copies_up : d.copies_down)++;
   Tensor source = up && !pinned ? from.clone() : from;
   Uses uses;
@@ -877,6 +976,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
+    not_while_capturing();
     auto& line = d.lines[stream.id()];
     bool done = line.done >= line.clock.at[stream.id()];
     if (done)
@@ -893,6 +993,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
+    not_while_capturing();
     auto* mark = *event ? static_cast<Mark*>(*event) : new Mark;
     *mark = mark_of(int(stream.id()));
     *event = mark;
@@ -908,6 +1009,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
+    not_while_capturing();
     auto* mark = static_cast<Mark*>(event);
     bool done = !mark || d.lines[mark->stream].done >= mark->time;
     if (mark && done)
@@ -918,6 +1020,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
+    not_while_capturing();
     if (!event)
       return;
     Mark mark = *static_cast<Mark*>(event);
@@ -934,6 +1037,101 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 };
 
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
+
+#ifdef HAS_GRAPHS
+// Work of one stream that is done again as one launch.
+struct Graph final : at::GraphImplInterface {
+  explicit Graph(const at::GraphImplArgs&) {}
+  ~Graph() override {
+    reset();
+  }
+  void capture_begin(c10::MempoolId_t, at::GraphCaptureMode) override {
+    auto& d = device();
+    Lock lock(d.mutex);
+    check_alive();
+    TORCH_CHECK(current && !d.capture, "graphs are captured one at a time, on a stream that is not the default one");
+    reset();
+    static uint64_t pools = 0;
+    capture.reset(new Capture{++pools, current, std::this_thread::get_id()});
+    d.capture = capture.get();
+  }
+  void capture_end() override {
+    auto& d = device();
+    Lock lock(d.mutex);
+    TORCH_CHECK(capture && d.capture == capture.get(), "nothing is captured");
+    d.capture = nullptr;
+    if (!capture->broken) {
+      work = std::make_shared<const std::vector<std::function<void()>>>(std::move(capture->work));
+      return;
+    }
+    reset();
+    fail(FAILED, "second device error: operation failed due to a previous error during capture");
+  }
+  void instantiate() override {}
+  void replay() override {
+    auto& d = device();
+    Lock lock(d.mutex);
+    TORCH_CHECK(work, "nothing was captured");
+    not_while_capturing();
+    count_launch();
+    d.replays++;
+    Clock clock = begin(current);
+    try {
+      declare(clock);
+    } catch (...) {
+      enqueue(current, [] {}); // the time that it was given
+      throw;
+    }
+    enqueue(current, [all = work, lag = d.lag] {
+      if (lag > 0)
+        std::this_thread::sleep_for(std::chrono::duration<double>(lag));
+      for (const auto& one : *all)
+        below_autograd(one);
+    });
+  }
+  // Inside of it everything is in order; all of it comes after what was there before.
+  void declare(const Clock& clock) {
+    auto& blocks = device().memory.blocks;
+    for (auto& [begin, serial, write] : capture->uses) {
+      auto found = blocks.find(begin);
+      bool there = found != blocks.end() && found->second.serial == serial;
+      TORCH_CHECK(there, violated("a graph is replayed that uses memory which was given back"));
+      order(found->second, clock, current, write);
+    }
+    for (auto& [begin, serial, write] : capture->uses)
+      use(blocks.at(begin), clock, current, write);
+  }
+  // Tensors that are still held keep their memory, as any other.
+  void reset() override {
+    auto& d = device();
+    Lock lock(d.mutex);
+    if (!capture)
+      return;
+    if (d.capture == capture.get())
+      d.capture = nullptr;
+    std::vector<size_t> idle;
+    for (auto& [begin, block] : d.memory.blocks) {
+      if (block.pool != capture->pool)
+        continue;
+      block.pool = 0;
+      if (block.idle)
+        idle.push_back(begin);
+    }
+    for (size_t begin : idle)
+      give_back_block(begin);
+    capture.reset();
+    work.reset();
+  }
+  c10::MempoolId_t pool() const override {
+    return {0, capture ? capture->pool : 0};
+  }
+  void enable_debug_mode() override {}
+  void debug_dump(const std::string&) override {}
+
+  std::unique_ptr<Capture> capture;
+  std::shared_ptr<const std::vector<std::function<void()>>> work;
+};
+#endif
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override {
@@ -976,6 +1174,12 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 
 } // namespace
 
+#ifdef HAS_GRAPHS
+namespace at {
+REGISTER_GRAPH_IMPL(SECOND, ::Graph)
+}
+#endif
+
 // ---- what tests ask it for
 
 extern "C" {
@@ -997,9 +1201,10 @@ void second_device_plug(int plugged) {
   for (auto& [begin, block] : d.memory.blocks)
     block.counted = false;
   d.used = 0;
+  d.capture = nullptr;
   d.plugged = plugged, d.lost = false, d.failure.clear(), d.first.clear();
   d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = 0;
-  d.violations = 0, d.full_from = d.full_to = -1, d.launches = 0, d.fail_at = -1, d.peak = d.used, d.copies_up = d.copies_down = 0;
+  d.violations = 0, d.full_from = d.full_to = -1, d.launches = d.replays = 0, d.fail_at = -1, d.peak = d.used, d.copies_up = d.copies_down = 0;
 }
 
 void second_device_set(const char* name, double value) {
@@ -1037,6 +1242,7 @@ double second_device_get(const char* name) {
   return key == "violations" ? d.violations
       : key == "plugged"     ? double(d.plugged)
       : key == "launches"    ? double(d.launches)
+      : key == "replays"     ? double(d.replays)
       : key == "copies_up"   ? double(d.copies_up)
       : key == "copies_down" ? double(d.copies_down)
       : key == "pinned"      ? double(d.locked)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.accelerators.card_checks import try_card
+from core.accelerators.card_checks import replays, try_card
 from core.accelerators.trial import tried
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
@@ -195,6 +197,98 @@ def test_locked_memory_that_was_given_back_is_not_counted(second: SecondDevice, 
     assert card.pinned_bytes == before
 
 
+graphs = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all devices")
+
+
+@graphs
+def test_what_is_captured_is_done_when_it_is_replayed(second: SecondDevice, card: SecondCard) -> None:
+    total = card.to_device(torch.zeros(3))
+    replay = card.captured(lambda x: total.add_(x).clone(), [torch.ones(3)])
+    assert replay is not None
+    assert total.tolist() == [1, 1, 1], "done once before the capture, and not in it"
+    launches = second.get("launches")
+    result = replay(torch.full((3,), 5.0))
+    assert second.get("launches") == launches + 2  # the copy of the input, and all that was captured
+    assert result.tolist() == total.tolist() == [6, 6, 6]
+    assert replay(torch.ones(3)).tolist() == [7, 7, 7]
+    assert second.get("replays") == 2
+    replay.drop()
+
+
+WAITS: dict[str, Callable[[SecondCard, torch.Tensor], object]] = {
+    "a number is asked for": lambda card, x: x.sum().item(),
+    "a result is copied": lambda card, x: x.cpu(),
+    "a copy is begun": lambda card, x: card.to_host(x),
+    "something is copied there": lambda card, x: x + torch.ones(3).to(x.device),
+    "the device is waited for": lambda card, x: card.synchronize(),
+    "an event is recorded": lambda card, x: card.record(card.event()),
+    "memory is locked": lambda card, x: card.pinned(9),
+    "only values tell the shape": lambda card, x: x.nonzero(),
+}
+
+
+@graphs
+@pytest.mark.parametrize("wait", WAITS)
+def test_what_waits_for_the_host_cannot_be_captured(second: SecondDevice, card: SecondCard, wait: str) -> None:
+    used = card.memory().used
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        WAITS[wait](card, x)
+        return x
+
+    with pytest.raises((RuntimeError, DeviceLost)):
+        card.captured(work, [torch.ones(3)])
+    gc.collect()
+    assert card.memory().used == used
+    assert (card.to_device(torch.ones(2)) + 1).tolist() == [2, 2], "the card goes on"
+    assert replays(card)
+
+
+@graphs
+def test_memory_of_what_was_captured_is_its_own_until_it_is_dropped(second: SecondDevice, card: SecondCard) -> None:
+    used = card.memory().used
+    replay = card.captured(lambda x: ((x + 1) * 2 - 1) * 3, [torch.zeros(MIB)])
+    assert replay is not None
+    held = card.memory().used - used
+    assert held == 3 * 4 * MIB, "the input, and two that take turns"
+    other = card.to_device(torch.full((MIB,), 7.0))
+    assert replay(torch.zeros(MIB)).unique().tolist() == [3]
+    assert other.unique().tolist() == [7]
+    del other
+    replay.drop()
+    del replay
+    assert card.memory().used == used
+
+
+@graphs
+def test_a_replay_waits_for_what_it_reads(second: SecondDevice, card: SecondCard) -> None:
+    there, source = card.to_device(torch.zeros(MIB)), card.pinned(4 * MIB).view(torch.float32).fill_(2)
+    replay = card.captured(lambda x: there + x, [torch.zeros(1)])
+    assert replay is not None
+    stream, arrived = card.stream(), card.event()
+    card.copy_async(there, source, stream)
+    arrived.record(stream)
+    with pytest.raises(RuntimeError, match="did not wait"):
+        replay(torch.ones(1))
+    assert violated(second)
+    card.wait(arrived)
+    assert replay(torch.ones(1)).unique().tolist() == [3]
+
+
+@graphs
+def test_a_replay_that_uses_what_is_gone_is_noticed(second: SecondDevice, card: SecondCard) -> None:
+    held = [card.to_device(torch.zeros(9))]
+    replay = card.captured(lambda x: held[0] + x, [torch.zeros(1)])
+    assert replay is not None
+    replay(torch.ones(1)).tolist()
+    held.clear()
+    again = card.to_device(torch.ones(9))  # in the same place, perhaps
+    with pytest.raises(RuntimeError, match="given back"):
+        replay(torch.ones(1))
+    assert violated(second)
+    assert again.tolist() == [1] * 9
+
+
 def test_it_is_there_only_while_it_is_plugged_in(second: SecondDevice) -> None:
     assert torch.accelerator.is_available()
     second.plug(False)
@@ -209,6 +303,7 @@ def test_a_card_is_tried_before_it_is_used(second: SecondDevice, card: SecondCar
     assert not trial.own_kernels
     assert not trial.unified
     assert min(trial.up_bytes_s, trial.down_bytes_s) > 0
+    assert replays(card) == hasattr(torch.accelerator, "Graph")
 
 
 def test_what_the_trial_of_a_card_ends_with_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,278 @@
+"""A model that lies on a card with everything: a token's pass is captured on the second device and replayed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.engine import Engine
+from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling
+from core.generation.generate import generate
+from core.layers.kv_cache import KVCache
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel, fill
+from core.model.model_source import open_source
+from core.model.placement import DevicePlacement, HostPlacement
+from core.model.token_graph import FIRST_TOKENS
+from core.planning.capture import can_be_captured
+from core.spec import BUCKET_TOKENS, Format, ModelSpec, Plan, Ring, Rows
+from tests.core.families import FAMILIES
+from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
+from tests.core.second_device import SecondCard, SecondDevice, put_in
+from tests.core.tiny_tokenizer import chat_model
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
+
+CAPTURED = ("llama", "qwen2", "qwen3", "phi3", "olmo2", "granite", "gpt_neox", "opt", "gpt2", "smollm3")
+OF_THEIR_OWN = ("falcon", "mpt", "bloom", "xglm")
+"""Families whose attention is not ours: what they read lies in the cache, but they count it themselves."""
+FEW_PLACES = {"gpt2": {"n_positions": 96}}
+"""A table with a row for most tokens would be taken for one that is looked up in RAM."""
+
+
+def whole(spec: ModelSpec, *, captured: bool = True) -> Plan:
+    """Everything lies on the card."""
+    shares = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in spec.linears]
+    return replace(plan_of(spec, shares, True, Ring()), captured=captured)
+
+
+class Placed:
+    """A family's tiny model on the second device, with one KV cache."""
+
+    def __init__(self, bench: Bench, card: SecondCard, plan: Plan, format: Format = "bf16") -> None:
+        source = open_source(bench.folder)
+        for _ in fill(source.module, source.weights):
+            pass
+        weights = HostWeights(source, bench.spec, format, bench.kernels, bench.scratch)
+        for _ in weights.make():
+            pass
+        HostPlacement(source.module, weights)
+        self.placement = DevicePlacement(source.module, weights, plan, card, bench.spec.kv_layers)
+        list(self.placement.apply(plan))
+        self.model = LanguageModel(source.module, self.placement)
+        self.cache: KVCache = self.placement.make_cache(source.module.config, plan)
+
+    def draw(self, prompt: list[int], count: int) -> Iterator[int]:
+        """Greedy tokens, one after the other."""
+        drawn = 0
+        for step in generate(self.model, self.cache, prompt, lambda logits, _: int(logits.argmax()), bool, 16):
+            if isinstance(step, Prefill):
+                continue
+            yield step.id
+            if (drawn := drawn + 1) == count:
+                return
+
+    def close(self, card: SecondCard) -> None:
+        self.placement.close()
+        card.close()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a reply of 32 tokens crosses the ends of some."""
+    monkeypatch.setattr("core.model.token_graph.STRETCH", 16)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("family", [*FAMILIES, *OF_THEIR_OWN[1:], "smollm3", "deepseek_v3", "lfm2"])
+def test_same_tokens_in_every_family(second: SecondDevice, card: SecondCard, tmp_path: Path, family: str) -> None:
+    """Also where no plan would allow a capture: what cannot be captured, or finds something else, is not used."""
+    bench = Bench(family, tmp_path, **FEW_PLACES.get(family, {}))
+    plan = whole(bench.spec)
+    assert bench.run(plan, plan, card) == bench.expected
+    assert (second.get("replays") > TOKENS // 2) == (family in CAPTURED)
+    assert can_be_captured(plan, bench.spec) == (family in (*CAPTURED, *OF_THEIR_OWN))
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_same_tokens_in_fewer_bits(second: SecondDevice, card: SecondCard, llama: Bench, format: Format) -> None:
+    replies = []
+    for captured in (False, True):
+        placed = Placed(llama, card, whole(llama.spec, captured=captured), format)
+        replies.append(list(placed.draw(llama.prompt, TOKENS)))
+        placed.close(card)
+    assert replies[0] == replies[1]
+    assert second.get("replays") == TOKENS - FIRST_TOKENS - 1  # besides the first, which the prompt gives; and a trial
+
+
+def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    placed, launches = Placed(llama, card, whole(llama.spec)), list[int]()
+    for _ in placed.draw(llama.prompt, TOKENS):
+        launches.append(second.get("launches"))
+    took = [after - before for before, after in itertools.pairwise(launches)]
+    ordinary, replayed = took[FIRST_TOKENS - 1], took[-1]
+    assert replayed == 4  # the row, the place, all of the pass, and the logits on their way back
+    assert ordinary > 30 * replayed
+    placed.close(card)
+
+
+def test_what_was_said_can_be_taken_back(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    """Another question after half of a reply, and the first again: the place is only a number."""
+    placed = Placed(llama, card, whole(llama.spec))
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    replays = second.get("replays")
+    edited = [*llama.prompt[:20], *reversed(llama.prompt[20:])]
+    plain = Placed(llama, card, whole(llama.spec, captured=False))
+    assert list(placed.draw(edited, 12)) == list(plain.draw(edited, 12))
+    again = [*llama.prompt, *llama.expected[:7]]
+    assert list(placed.draw(again, 12)) == llama.expected[7:19]
+    assert second.get("replays") == replays + 22  # all but those that the prompts gave
+    plain.close(card)
+    placed.close(card)
+
+
+def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -> None:
+    """As where guesses are checked: they find what was written by a replay, and it what they wrote."""
+    placed = Placed(llama, card, whole(llama.spec))
+    ids = [*llama.prompt, *llama.expected]
+    placed.model.forward(ids[:40], placed.cache)
+    found, place = [], 40
+    for count in (1, 1, 1, 1, 1, 1, 3, 1, 1, 4, 1, 2, 1):
+        logits = placed.model.forward(ids[place : place + count], placed.cache, keep=count)
+        found += logits.argmax(-1).tolist()
+        place += count
+    assert found == llama.expected[1 : 1 + len(found)]
+    placed.close(card)
+
+
+@pytest.mark.parametrize("passes", [0, 1], ids=["before", "while"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_card_without_room_for_it_goes_on_without(
+    second: SecondDevice, card: SecondCard, llama: Bench, passes: int, after: int
+) -> None:
+    """Full where the pass is done before it is captured, or where it is."""
+    placed, drawn, passed = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
+
+    def fill_up(*_: object) -> None:
+        if len(drawn) == FIRST_TOKENS + 1:
+            passed.append(len(passed))
+            if passed[-1] == passes:
+                second.set(full_after=after)
+                second.set(full_times=1)
+
+    hook = placed.model.module.model.layers[0].register_forward_pre_hook(fill_up)
+    for token in placed.draw(llama.prompt, TOKENS):
+        drawn.append(token)
+    hook.remove()
+    assert len(passed) == passes + 2, "the passes that came so far, and the ordinary one"
+    assert drawn == llama.expected
+    assert second.get("replays") == 0
+    list(placed.placement.apply(whole(llama.spec)))
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    assert second.get("replays") > TOKENS // 2
+    placed.close(card)
+
+
+def test_a_change_of_plan_gives_its_memory_back(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    placed, found, used = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
+    divided = [(Rows(linear.rows // 2, 0, linear.rows - linear.rows // 2),) * 4 for linear in llama.spec.linears]
+    for token in placed.draw(llama.prompt, TOKENS):
+        found.append(token)
+        used.append(card.memory().used)
+        if len(found) == 16:
+            list(placed.placement.apply(plan_of(llama.spec, divided, True, Ring())))
+            replays = second.get("replays")
+    assert found == llama.expected
+    assert replays == second.get("replays") == 16 - FIRST_TOKENS - 1
+    assert used[16] < used[FIRST_TOKENS] < used[15]
+    placed.close(card)
+
+
+def test_a_cache_that_moved_is_not_the_one_that_was_captured(
+    second: SecondDevice, card: SecondCard, llama: Bench
+) -> None:
+    placed, found = Placed(llama, card, whole(llama.spec)), list[int]()
+    for token in placed.draw(llama.prompt, TOKENS):
+        found.append(token)
+        if len(found) == 16:
+            placed.cache.move({})
+            placed.cache.move(placed.placement.kv_places(placed.placement.plan))
+            replays = second.get("replays")
+    assert found == llama.expected
+    assert second.get("replays") == replays + TOKENS - 16  # with the trial
+    placed.close(card)
+
+
+def test_what_is_forgotten_too_late_is_noticed(
+    second: SecondDevice, card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device knows whose memory it is: weights that are gone are not read by what was captured."""
+    placed = Placed(llama, card, whole(llama.spec))
+    drawn = placed.draw(llama.prompt, TOKENS)
+    for _ in range(16):
+        next(drawn)
+    moved = next(part for part in placed.model.module.modules() if getattr(part, "resident", None) is not None)
+    moved.resident = None
+    with pytest.raises(Exception, match="failed"):
+        next(drawn)
+    assert "given back" in second.violation()
+    placed.close(card)
+    second.plug(True)
+
+
+def test_a_pass_that_finds_something_else_is_not_used(
+    second: SecondDevice, card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An architecture that counts tokens by itself would take the stretch for them."""
+    placed = Placed(llama, card, whole(llama.spec))
+    rotary = placed.model.module.model.rotary_emb
+    own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = rotary.forward
+
+    def counting(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        first = placed.cache.get_seq_length()
+        return own(x, torch.arange(first, first + x.shape[1], device=x.device).unsqueeze(0))
+
+    monkeypatch.setattr(rotary, "forward", counting)
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    assert second.get("replays") == 1
+    placed.close(card)
+
+
+def test_a_device_that_captures_nothing_is_asked_once(
+    card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(card, "captured", lambda work, inputs: asked.append(work))
+    placed = Placed(llama, card, whole(llama.spec))
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    assert len(asked) == 1
+    placed.close(card)
+
+
+def text_of(events: list[Event]) -> str:
+    assert isinstance(events[-1], Finished), events[-1]
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def test_a_card_that_was_lost_captures_anew_when_it_is_back(
+    second: SecondDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in(second, monkeypatch)
+    engine, events = Engine(), list[Event]()
+    request = Request((Message("user", "Who is the fox?"),), Sampling(temperature=0, max_new_tokens=24))
+    list(engine.load(chat_model(tmp_path), LoadOptions(context=512, simulate_gpu="vram=60MiB,link=2GB/s,gpu=100GB/s")))
+    assert engine.loaded is not None
+    assert engine.loaded.plan.captured
+    said = text_of(list(engine.chat(request)))
+    assert (replays := second.get("replays")) > 10
+    for event in engine.chat(request):
+        events.append(event)
+        if sum(isinstance(one, Piece) for one in events) == 8:
+            second.set(lost=1)
+    assert text_of(events) == said
+    assert engine.loaded.plan.gpu == -1
+    list(engine.replan(None, None))
+    assert text_of(list(engine.chat(request))) == said
+    assert second.get("replays") > replays + 10
+    engine.close()
