@@ -136,8 +136,8 @@ class Accelerator(Protocol):
         """The same of several (...) of one type in one copy, each in its shape."""
 
     def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
-        """Run `work` once on copies of these host tensors (...), then capture it; None if the device has no graphs. Raises
-        NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host."""
+        """Run `work` once on copies of these host tensors (...), then capture it; None if the device has no graphs.
+        Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host."""
 
     def synchronize(self) -> None:
         """Wait until everything is done. Raises DeviceLost."""

@@ -22,8 +22,8 @@ def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class TokenPlace(NamedTuple):
-    """The position of one token, in device memory: `at` (1,). Attention is given the first `seen` tokens of the buffers,
-    with a mask for those that are not there yet."""
+    """The position of one token, in device memory: `at` (1,). Attention is given the first `seen` tokens of the
+    buffers, with a mask for those that are not there yet."""
 
     at: Tensor
     seen: int

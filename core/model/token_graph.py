@@ -1,8 +1,8 @@
 """The pass over one token, captured and replayed on a card that holds the whole model and its KV cache.
 
-What differs between tokens is read from device memory: the embedding row and the position. Keys and values are written at
-that position, and attention reads a fixed stretch of the cache under a mask computed from the position. A captured pass is
-compared with an ordinary one before it is used, so no list of supported architectures is needed.
+What differs between tokens is read from device memory: the embedding row and the position. Keys and values are written
+at that position, and attention reads a fixed stretch of the cache under a mask computed from the position. A captured
+pass is compared with an ordinary one before it is used, so no list of supported architectures is needed.
 """
 
 from __future__ import annotations

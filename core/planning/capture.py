@@ -15,8 +15,8 @@ def with_capture(plan: Plan, spec: ModelSpec, hardware: Hardware) -> Plan:
 
 
 def can_be_captured(plan: Plan, spec: ModelSpec) -> bool:
-    """Whether all weights and states are on the card and every token takes the same operations. Excludes windows (states
-    move), recurrent layers, experts (chosen for each token) and packed states."""
+    """Whether all weights and states are on the card and every token takes the same operations. Excludes windows
+    (states move), recurrent layers, experts (chosen for each token) and packed states."""
     there = fully_resident(plan) and not plan.host_layers and min(plan.kv_devices, default=-1) >= 0
     grows = all(not layer.window and not layer.state_bytes for layer in spec.kv_layers)
     alike = all(linear.experts == 1 for linear in spec.linears)
