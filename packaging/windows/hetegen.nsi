@@ -42,10 +42,10 @@ LangString RUNNING ${LANG_ENGLISH} "HeteGen is running. Close it and try again."
 LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch einmal versuchen."
 
 ; Windows lets nobody write to the file of a running program.
-!macro REFUSE_WHILE_RUNNING
-  ${If} ${FileExists} "$INSTDIR\hetegen.exe"
+!macro REFUSE_WHILE_RUNNING PROGRAM
+  ${If} ${FileExists} "$INSTDIR\${PROGRAM}"
     ClearErrors
-    FileOpen $0 "$INSTDIR\hetegen.exe" a
+    FileOpen $0 "$INSTDIR\${PROGRAM}" a
     ${If} ${Errors}
       MessageBox MB_OK|MB_ICONEXCLAMATION "$(RUNNING)" /SD IDOK
       Abort
@@ -72,7 +72,8 @@ LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch e
 !macroend
 
 Section
-  !insertmacro REFUSE_WHILE_RUNNING
+  !insertmacro REFUSE_WHILE_RUNNING "hetegen.exe"
+  !insertmacro REFUSE_WHILE_RUNNING "hetegen-cli.exe"
   !insertmacro REMOVE_PROGRAM
   SetOutPath "$INSTDIR"
   File /r "${BUNDLE}\*"
@@ -94,7 +95,8 @@ SectionEnd
 
 ; Conversations, settings and models stay: they are the person's.
 Section "Uninstall"
-  !insertmacro REFUSE_WHILE_RUNNING
+  !insertmacro REFUSE_WHILE_RUNNING "hetegen.exe"
+  !insertmacro REFUSE_WHILE_RUNNING "hetegen-cli.exe"
   !insertmacro REMOVE_PROGRAM
   Delete "$INSTDIR\uninstall.exe"
   RMDir "$INSTDIR"
