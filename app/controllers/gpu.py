@@ -20,10 +20,10 @@ from app.settings.theme import Theme
 from core.errors import HeteGenError
 from core.events import Stop
 from core.gpu_runtime.install import Advance, install
-from core.gpu_runtime.start import Attempt, Find, Standing, driver_for, maker_of_torch, own_torch
+from core.gpu_runtime.start import Attempt, Find, Standing, maker_of_torch, own_torch
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt, kernel
-from core.graphics.builds import NoRuntime, choose, maker_of
+from core.graphics.builds import NoRuntime, choose, driver_for, maker_of
 from core.graphics.card import GraphicsCard, Maker
 from core.graphics.find import find_cards
 from core.hub.client import Client

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
-from core.graphics.builds import maker_of
+from core.graphics.builds import driver_for, maker_of
 from core.graphics.card import GraphicsCard, Maker
 from core.graphics.find import find_cards
 from core.sentence import sentence
@@ -52,11 +52,6 @@ def maker_of_torch() -> Maker | None:
         if (folder / f"lib{name}.so").exists() or (folder / f"{name}.dll").exists():
             return maker
     return None
-
-
-def driver_for(version: str, cards: Sequence[GraphicsCard]) -> str:
-    """The driver of the cards that a build is for; "" where none of them answers."""
-    return next((card.driver for card in cards if card.maker == maker_of(version) and card.driver), "")
 
 
 def stand(runtime: Runtime, torch: str, cards: Sequence[GraphicsCard], result: TrialResult | None) -> Standing:

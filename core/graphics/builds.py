@@ -89,6 +89,11 @@ def maker_of(version: str) -> Maker | None:
     return next((maker for start, maker in starts.items() if tag.startswith(start) and tag != "cpu"), None)
 
 
+def driver_for(version: str, cards: Sequence[GraphicsCard]) -> str:
+    """Return the driver of the cards that a version of torch is built for; "" if no such card has one."""
+    return next((card.driver for card in cards if card.maker == maker_of(version) and card.driver), "")
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: (580, 65, 6) for "580.65.06", () if there are none."""
     found = re.match(r"\d+(\.\d+)*", version)

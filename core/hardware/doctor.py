@@ -57,13 +57,13 @@ def software() -> Software:
     import torch
 
     from core.graphics.find import find_cards
-    from core.hardware.profile import driver_version
     from core.kernels.native_abi import instruction_sets
 
+    cards = find_cards()
+    driver = next((card.driver for card in cards if card.driver), "")
     cuda = torch.version.cuda or torch.version.hip or torch.version.xpu or ""
     return Software(
-        platform.platform(), platform.python_version(), torch.__version__, cuda, driver_version(), instruction_sets(),
-        find_cards(),
+        platform.platform(), platform.python_version(), torch.__version__, cuda, driver, instruction_sets(), cards,
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from core.accelerators.simulation_spec import Simulation, parse_simulation
 from core.errors import HeteGenError
 from core.files import keep
+from core.graphics.builds import driver_for
+from core.graphics.find import find_cards
 from core.hardware.cpu_info import CpuInfo, cpu_info, ram
 from core.hardware.disk_rate import measure_disk
 from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
@@ -256,16 +258,10 @@ def _vram_free(index: int) -> int:
 
 
 def driver_version() -> str:
-    """Return the graphics driver's version, '' if there is none or no library to query it."""
-    try:
-        import pynvml
-    except ImportError:
-        return ""
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return ""
+    """Return the driver's version of the cards that the installed torch computes on, "" if there is none."""
+    import torch
+
+    return driver_for(torch.__version__, find_cards())
 
 
 def kept_profiles(folder: Path) -> dict[str, MachineProfile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.graphics.builds import BUILDS, NoRuntime, choose, maker_of, numbers
+from core.graphics.builds import BUILDS, NoRuntime, choose, driver_for, maker_of, numbers
 from core.graphics.card import GraphicsCard
 
 ARC = GraphicsCard("Intel", "Intel Arc B580", "Battlemage", "32.0.101.8860")
@@ -66,6 +66,13 @@ def test_a_version_tells_whose_cards_it_is_for():
     assert [maker_of(f"2.13.0+{build.tag}") for build in BUILDS] == [build.maker for build in BUILDS]
     assert maker_of("2.13.0+cpu") is None
     assert maker_of("2.13.0") is None
+
+
+def test_the_driver_that_a_build_of_torch_runs_on():
+    cards = (GraphicsCard("NVIDIA", "No driver", "8.9"), nvidia("580.1", "8.9"), RADEON)
+    assert driver_for("2.13.0+cu130", cards) == "580.1"
+    assert driver_for("2.13.0+rocm7.2", cards) == "6.14.0"
+    assert driver_for("2.13.0+xpu", cards) == driver_for("2.13.0+cpu", cards) == ""
 
 
 def test_versions_are_compared_by_their_numbers():
