@@ -128,7 +128,7 @@ def _told(id: str) -> Iterator[None]:
         raise BadRequest(
             sentence("{} could not be removed.", id),
             f"{error.strerror or error}.",
-            "Close programs that use it, then try again.",
+            "If it is loaded, load another model first. Close other programs that use it, then try again.",
         ) from error
 
 
