@@ -1,4 +1,4 @@
-; The installer: for one person, into their own programs, removable, and over an earlier version.
+; The installer: per user, removable, and able to update an earlier version.
 Unicode true
 !include "LogicLib.nsh"
 !include "MUI2.nsh"
@@ -41,7 +41,7 @@ LangString MODEL ${LANG_GERMAN} "Sprachmodell (GGUF)"
 LangString RUNNING ${LANG_ENGLISH} "HeteGen is running. Close it and try again."
 LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch einmal versuchen."
 
-; Windows lets nobody write to the file of a running program.
+; Windows does not allow writing to the file of a running program.
 !macro REFUSE_WHILE_RUNNING PROGRAM
   ${If} ${FileExists} "$INSTDIR\${PROGRAM}"
     ClearErrors
@@ -54,17 +54,17 @@ LangString RUNNING ${LANG_GERMAN} "HeteGen läuft noch. Bitte beenden und noch e
   ${EndIf}
 !macroend
 
-; Offered for .gguf beside other programs; which one opens them is for the person to say.
+; Offer the program for .gguf beside others; the user chooses the default.
 !macro OFFER_FOR_FILES
   WriteRegStr HKCU "Software\Classes\${MODEL_FILE}" "" "$(MODEL)"
   WriteRegStr HKCU "Software\Classes\${MODEL_FILE}\DefaultIcon" "" "$INSTDIR\hetegen.exe,0"
   WriteRegStr HKCU "Software\Classes\${MODEL_FILE}\shell\open\command" "" '"$INSTDIR\hetegen.exe" "%1"'
   WriteRegStr HKCU "Software\Classes\.gguf\OpenWithProgids" "${MODEL_FILE}" ""
-  ; The shell looks for it at once.
+  ; Make the shell notice the change at once.
   System::Call 'shell32::SHChangeNotify(i 0x08000000, i 0, p 0, p 0)'
 !macroend
 
-; Only what an installer put there: a chosen folder may hold other things.
+; Remove only what an installer created: a chosen folder may contain other files.
 !macro REMOVE_PROGRAM
   RMDir /r "$INSTDIR\_internal"
   Delete "$INSTDIR\hetegen.exe"
@@ -93,7 +93,7 @@ Section
   !insertmacro OFFER_FOR_FILES
 SectionEnd
 
-; Conversations, settings and models stay: they are the person's.
+; Keep conversations, settings and models: they belong to the user.
 Section "Uninstall"
   !insertmacro REFUSE_WHILE_RUNNING "hetegen.exe"
   !insertmacro REFUSE_WHILE_RUNNING "hetegen-cli.exe"
@@ -101,7 +101,7 @@ Section "Uninstall"
   Delete "$INSTDIR\uninstall.exe"
   RMDir "$INSTDIR"
   Delete "$SMPROGRAMS\HeteGen.lnk"
-  ; PyTorch for the graphics card, fetched when wished: gigabytes, and nothing of the person's in it.
+  ; The fetched build of PyTorch for the graphics card: gigabytes, without user data.
   RMDir /r "$LOCALAPPDATA\HeteGen\gpu-runtime"
   DeleteRegKey HKCU "Software\HeteGen"
   DeleteRegKey HKCU "Software\Classes\${MODEL_FILE}"
