@@ -6,7 +6,7 @@
         for text in model.stream("Why is the sky blue?"):
             print(text, end="", flush=True)
 
-The packages behind this name may move; what stands here stays.
+The packages behind this module may change; the names exported here are stable.
 """
 
 from core.api import Answer, Model, Planned, load, plan

@@ -1,4 +1,4 @@
-"""Builds the optional library of CPU kernels, and puts the assets into the package.
+"""Builds the optional library of CPU kernels, and copies the assets into the package.
 
 Without a compiler the package installs and runs on torch's kernels.
 """
@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 
 ASSETS = Path("assets")
 INSTALLED_ASSETS = Path("core", "_assets")
-"""Where `core.paths` looks first; a checkout and an editable install use the folder of the sources."""
+"""Searched first by `core.paths`; a checkout and an editable install use the source folder."""
 NATIVE = Path("core/kernels/native")
 EXPORTS = [
     "version",
@@ -47,8 +47,7 @@ EXPORTS = [
     "head",
 ]
 VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
-"""Else a comparison of floats, or a root, keeps a loop from doing several at once: nobody reads the flags or
-errno."""
+"""Allow vectorised loops with float comparisons and square roots: exception flags and errno are not read."""
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "Windows": (["/O2", "/openmp", "/std:c11"], []),
     "Darwin": (["-O3", "-std=gnu11", "-fvisibility=hidden", *VECTORISED], []),
@@ -57,7 +56,7 @@ DEFAULT_OPTIONS = (["-O3", "-std=gnu11", "-fvisibility=hidden", *VECTORISED, "-p
 
 
 class BuildNative(build_ext):
-    """A plain library and not a Python module: exports its own calls instead of an init function."""
+    """Builds a plain library instead of a Python module: it exports its own functions and no init function."""
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return ext.export_symbols

@@ -15,7 +15,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_call": "tool", "tool_call": "tool",
     "tool_response": "tool", "ipython": "tool", "function_response": "tool",
 }  # fmt: skip
-# Times above the first number are in units of which a second has the second number.
+# (threshold, units per second): larger times are in nanoseconds, microseconds or milliseconds, not in seconds.
 SMALLER_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
