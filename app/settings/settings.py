@@ -229,8 +229,8 @@ def _bounds_objection(entry: Declared, value: float) -> str | None:
     low, high = entry.low, entry.high
     if (low is None or value >= low) and (high is None or value <= high):
         return None
-    unit = f" {entry.unit}" if entry.unit else ""
-    return sentence("{} must be between {} and {}.", entry.label, _plain(low), _plain(high) + unit)
+    most = sentence("{} {}", _plain(high), entry.unit) if entry.unit else _plain(high)
+    return sentence("{} must be between {} and {}.", entry.label, _plain(low), most)
 
 
 def _plain(bound: float | None) -> str:

@@ -181,7 +181,7 @@ def spoken_row(row: Row) -> str:
     """Describe a row for screen readers."""
     parts = [row.id, row.facts.replace(" · ", ", ")]
     if row.fit:
-        parts += [words.tr(words.VERDICTS[row.fit.kind][0]), words.speed(row.fit).replace("–", " to ")]
+        parts += [words.tr(words.VERDICTS[row.fit.kind][0]), words.speed(row.fit).replace("–", f" {words.tr('to')} ")]
     if row.is_whole:
         parts.append(words.tr("on this computer"))
     return ", ".join(part for part in (*parts, row.status) if part)

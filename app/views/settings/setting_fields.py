@@ -19,6 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.i18n.translator import said
 from app.settings.settings import Declared, Settings, declared, objection
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, TextBox, TickBox
@@ -166,7 +167,7 @@ class SettingField(QWidget):
         self.changed.emit(self.name, value)
 
     def _say(self, sentence: str) -> None:
-        self._error.setText(sentence)
+        self._error.setText(said(sentence))
         self._error.setVisible(bool(sentence))
 
     def _lay_out(self) -> None:

@@ -20,6 +20,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.i18n.translator import said
 from app.settings.settings import Problem, Settings, declared, with_value
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.views.controls.inputs import list_style
@@ -93,7 +94,7 @@ class SettingsDialog(QDialog):
 
     def show_problems(self, problems: Sequence[Problem]) -> None:
         """Show what was wrong in the stored settings."""
-        self._problems.setText("\n".join(problem.sentence for problem in problems))
+        self._problems.setText("\n".join(said(problem.sentence) for problem in problems))
         self._problems.setVisible(bool(problems))
 
     def show_log(self) -> None:

@@ -21,6 +21,7 @@ from app.monitor.bottleneck import Situation, explain
 from app.monitor.live_records import outlook
 from app.monitor.telemetry import Sample
 from app.notices import notices
+from app.settings.settings import declared
 from core.accelerators.base import out_of_memory
 from core.paths import assets
 from core.planning.planner import place
@@ -126,6 +127,11 @@ def test_translations_have_the_same_gaps(language: str) -> None:
     for text, translated in table(language).items():
         assert translated.strip(), text
         assert text.count("{}") == translated.count("{}"), text
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_labels_of_settings_are_translated_inside_of_sentences(language: str) -> None:
+    assert {entry.label for entry in declared().values()} - table(language).keys() == set()
 
 
 @pytest.fixture

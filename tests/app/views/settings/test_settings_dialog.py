@@ -23,11 +23,12 @@ from app.about.network_access import ACCESSES
 from app.i18n.translator import install
 from app.monitor.telemetry import Sample
 from app.monitor.telemetry_nvml import GpuSample
-from app.settings.settings import Problem, Settings, declared
+from app.settings.settings import Problem, Settings, declared, objection
 from app.settings.theme import RELATED, Theme
 from app.views.controls.inputs import ARROW_ROOM, ChoiceBox
 from app.views.settings.settings_dialog import SettingsDialog
 from app.views.settings.settings_pages import LogPage
+from core.sentence import sentence
 from tests.app.find import find
 
 
@@ -167,6 +168,17 @@ def test_what_is_invalid_is_said_in_place_and_goes_nowhere(
     assert dialog.fields[name].error == sentence
     dialog.show_settings(dialog.settings)
     assert dialog.fields[name].error == ""
+
+
+def test_what_is_invalid_is_said_in_german(dialog: SettingsDialog, qapp: QApplication, qtbot: QtBot) -> None:
+    words = install("de")
+    try:
+        write(dialog, qtbot, "context", "10")
+        assert dialog.fields["context"].error == "Kontext muss zwischen 256 und 1.048.576 Tokens liegen."
+        dialog.show_problems([Problem("theme", sentence("{} The default is used.", objection("theme", "pink")))])
+        assert find(dialog, QLabel, "problems").text() == "Farbschema kann nicht 'pink' sein. Es gilt die Vorgabe."
+    finally:
+        qapp.removeTranslator(words)
 
 
 @pytest.mark.parametrize("text", ["1048576", "1,048,576", "1.048.576", "1 048 576", "1_048_576", "1\u202f048\u202f576"])
