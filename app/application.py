@@ -288,6 +288,7 @@ class Application(QObject):
     def _on_settings(self, kept: Settings) -> None:
         self.theme.choose(self.preferences.mode, kept.font_percent)
         self.window.composer.enter_sends = kept.enter_sends
+        self.window.transcript.set_enter_sends(kept.enter_sends)
 
     @Slot()
     def _apply_limits(self) -> None:

@@ -247,6 +247,7 @@ def test_settings_take_effect_and_are_written(qtbot: QtBot, start: Start) -> Non
     dialog.changed.emit(replace(settings, theme="dark", enter_sends=False, system_prompt="Be brief."), "theme")
     assert app.theme.dark
     assert not app.window.composer.enter_sends
+    assert not app.window.transcript.enter_sends
     assert json.loads(places().settings.read_text("utf-8"))["theme"] == "dark"
     app.commands.act("new_chat")
     assert app.chat.conversation.system == "Be brief."

@@ -13,6 +13,7 @@ from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, INSIDE, RELATED, TARGET, Theme
 from app.views.controls.controls import IconButton, RoundButton
+from app.views.controls.inputs import sends
 
 MOST = 0.4
 """Largest share of the window's height that the composer takes."""
@@ -157,16 +158,16 @@ class Composer(QWidget):
         return False
 
     def _on_key(self, event: QKeyEvent) -> bool:
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            shift = bool(event.modifiers() & Qt.KeyboardModifier.ShiftModifier)
-            control = bool(event.modifiers() & Qt.KeyboardModifier.ControlModifier)
-            if control or (self.enter_sends and not shift):
-                self._submit()
-                return True
-            if shift:
-                # A plain paragraph instead of Qt's line separator, which would reach the model.
-                self.edit.textCursor().insertText("\n")
-                return True
+        if sends(event, self.enter_sends):
+            self._submit()
+            return True
+        if (
+            event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+            and event.modifiers() & Qt.KeyboardModifier.ShiftModifier
+        ):
+            # A plain paragraph instead of Qt's line separator, which would reach the model.
+            self.edit.textCursor().insertText("\n")
+            return True
         if event.key() == Qt.Key.Key_Up and not self.edit.toPlainText():
             self.recall_requested.emit()
             return True

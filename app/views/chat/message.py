@@ -57,6 +57,8 @@ class MessageView(QWidget):
         self.row = ActionRow(theme, self.offered, self)
         self.row.wished.connect(self._on_wished)
         self.editor: Editor | None = None
+        self.enter_sends = True
+        """Whether Enter alone ends an edit, as in the composer."""
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
 
     def show_turn(self, versions: tuple[int, int]) -> None:
@@ -70,7 +72,7 @@ class MessageView(QWidget):
     def begin_edit(self, text: str = "") -> None:
         """Open the in-place editor, with the turn's text or with an interrupted draft."""
         if self.editor is None:
-            self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self)
+            self.editor = Editor(self.theme, text or self.turn.content, self.save_word, self.enter_sends, self)
             self.editor.done.connect(self._on_edited)
             self.editor.cancelled.connect(self.end_edit)
             self.editor.edit.textChanged.connect(self.grown)

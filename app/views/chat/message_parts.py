@@ -12,6 +12,7 @@ from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.text import COPIED_MS, PlainView
 from app.views.controls.controls import IconButton
+from app.views.controls.inputs import sends
 
 PAD = 12
 
@@ -100,9 +101,9 @@ class Editor(QWidget):
     done = Signal(str)
     cancelled = Signal()
 
-    def __init__(self, theme: Theme, text: str, button: str, parent: QWidget) -> None:
+    def __init__(self, theme: Theme, text: str, button: str, enter_sends: bool, parent: QWidget) -> None:
         super().__init__(parent)
-        self._theme = theme
+        self._theme, self._enter_sends = theme, enter_sends
         self.edit = QPlainTextEdit(text, self)
         self.edit.setFrameShape(QPlainTextEdit.Shape.NoFrame)
         self.edit.setFont(theme.font("message"))
@@ -134,7 +135,7 @@ class Editor(QWidget):
             if event.key() == Qt.Key.Key_Escape:
                 self.cancelled.emit()
                 return True
-            if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.modifiers():
+            if sends(event, self._enter_sends):
                 self._on_send()
                 return True
         return False

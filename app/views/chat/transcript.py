@@ -49,6 +49,7 @@ class Transcript(QAbstractScrollArea):
         self._heights: list[int] = []
         self._measured: set[str] = set()
         self._width = 0
+        self.enter_sends = True
         self._following = True
         self._anchor = (0, 0)
         self._arranging = False
@@ -80,6 +81,12 @@ class Transcript(QAbstractScrollArea):
     def view_of(self, id: str) -> MessageView | None:
         """Return the widget of a turn, if it is near the viewport."""
         return self._views.get(id)
+
+    def set_enter_sends(self, enter_sends: bool) -> None:
+        """Set whether Enter alone sends an edited turn."""
+        self.enter_sends = enter_sends
+        for view in self._views.values():
+            view.enter_sends = enter_sends
 
     def go_to_end(self) -> None:
         """Scroll to the last turn and follow it."""
@@ -158,6 +165,7 @@ class Transcript(QAbstractScrollArea):
         excerpts = self._chat.conversation.excerpts(asked) if asked else []
         kind = {"user": UserMessage, "tool": ToolCard}.get(turn.role, ReplyMessage)
         view = kind(self._theme, turn, excerpts, self.viewport())
+        view.enter_sends = self.enter_sends
         view.show_turn(self._chat.conversation.versions(turn.id))
         view.grown.connect(self._on_grown)
         view.wished.connect(self.wished)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QRectF, QSize, Qt
-from PySide6.QtGui import QPainter, QPaintEvent, QPen, QWheelEvent
+from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QPen, QWheelEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, QStyleOptionComboBox, QWidget
 
 from app.i18n.translator import tr
@@ -120,6 +120,16 @@ class TextBox(QPlainTextEdit):
             f" border-radius: {BUTTON_RADIUS}px; padding: {INSIDE}px; selection-background-color: {c.selection};"
             f" selection-color: {c.text}; }} QPlainTextEdit:focus {{ border-color: {c.accent}; }}"
         )
+
+
+def sends(event: QKeyEvent, enter_sends: bool) -> bool:
+    """Whether this press of Enter sends a text: with Ctrl always, with Shift never, alone if `enter_sends`."""
+    modifiers = event.modifiers()
+    if event.key() not in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+        return False
+    if modifiers & Qt.KeyboardModifier.ControlModifier:
+        return True
+    return enter_sends and not modifiers & Qt.KeyboardModifier.ShiftModifier
 
 
 def list_style(c: Colours) -> str:

@@ -173,6 +173,32 @@ def test_what_is_being_written_outlives_another_theme(transcript: Transcript, ch
     assert view.editor.isVisible()
 
 
+NO_KEY, CTRL, SHIFT, KEYPAD = (
+    getattr(Qt.KeyboardModifier, name) for name in ("NoModifier", "ControlModifier", "ShiftModifier", "KeypadModifier")
+)
+
+
+@pytest.mark.parametrize(
+    ("enter_sends", "modifier", "sent"),
+    [(True, NO_KEY, 1), (True, KEYPAD, 1), (True, SHIFT, 0), (False, NO_KEY, 0), (False, KEYPAD, 0), (False, CTRL, 1)],
+)
+def test_enter_ends_an_edit_as_the_setting_says(
+    transcript: Transcript, chat: ChatModel, enter_sends: bool, modifier: Qt.KeyboardModifier, sent: int
+) -> None:
+    chat.show(conversation(2))
+    transcript.set_enter_sends(enter_sends)
+    view = transcript.view_of(chat.turn(0).id)
+    assert view is not None
+    view.begin_edit()
+    assert view.editor is not None
+    view.editor.edit.setPlainText("Other words")
+    edits = []
+    transcript.edited.connect(lambda id, text: edits.append(text))
+    QTest.keyClick(view.editor.edit, Qt.Key.Key_Return, modifier)
+    assert len(edits) == sent
+    assert view.editor.edit.document().blockCount() == (1 if sent or modifier == SHIFT else 2)
+
+
 def test_the_keyboard_scrolls(transcript: Transcript, chat: ChatModel) -> None:
     chat.show(conversation(60))
     settle()
