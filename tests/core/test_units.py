@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import BadRequest
-from core.units import format_bytes, format_rate, parse_rate, parse_size
+from core.units import format_bytes, format_rate, format_share, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,7 @@ def test_a_rate_of_nothing_is_refused() -> None:
 def test_sizes_in_words(count: float, words: str) -> None:
     assert format_bytes(count) == words
     assert format_rate(count) == words + "/s"
+
+
+def test_parts_are_written_as_the_window_writes_them() -> None:
+    assert [format_share(part) for part in (0, 0.005, 0.644, 1)] == ["0 %", "0 %", "64 %", "100 %"]

@@ -118,6 +118,24 @@ def test_what_has_gaps_is_made_by_sentence() -> None:
     assert not lost, 'use core.sentence.sentence("... {} ...", value) instead of an f-string'
 
 
+def test_the_systems_own_words_are_never_all_that_is_said() -> None:
+    """They are not translated, so they follow a sentence of ours, which says what happened."""
+    kinds = {name for name in carriers(trees()) if name[0].isupper()}
+    alone = [place for place, call in calls(kinds) if call.args and "strerror" in ast.unparse(call.args[0])]
+    assert not alone
+
+
+def test_percentages_have_one_form() -> None:
+    """As `format_share` writes them, in sentences, legends and on the command line."""
+    specs = (
+        (module, node.format_spec)
+        for module, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FormattedValue) and node.format_spec is not None
+    )
+    assert not [module for module, spec in specs if ast.unparse(spec).rstrip("'\"").endswith("%")]
+
+
 def test_templates_are_literals() -> None:
     assert not [place for place, call in calls({"sentence"}) if not isinstance(call.args[0], ast.Constant)]
 
@@ -139,6 +157,11 @@ def german(qtbot: QtBot) -> Iterator[None]:
     words = install("de")
     yield
     QCoreApplication.removeTranslator(words)
+
+
+def test_what_is_not_known_is_said_in_the_windows_language(german: None) -> None:
+    assert formatting.unknown() == "k. A."
+    assert formatting.percent(None) == formatting.rate(None) == "k. A."
 
 
 def test_a_sentence_is_its_text() -> None:
