@@ -1,4 +1,4 @@
-"""What every test runs under: no window system, no network habits of libraries, folders of its own."""
+"""Setup of every test: no window system, no network access by libraries, temporary folders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from core.startup.environment import prepare_environment
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 prepare_environment()
-# How long something takes says nothing here: the machine may have other work, and the first text waits for a table.
+# Durations mean nothing here: the machine may be busy, and the first text waits for a table.
 hypothesis.settings.register_profile("any pace", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any pace")
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes what belongs to the person at this machine."""
+    """Keep tests from reading or writing the user's own files."""
     home = tmp_path_factory.mktemp("home", numbered=True)
     monkeypatch.setenv("HETEGEN_HOME", str(home / "hetegen"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))

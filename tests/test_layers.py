@@ -1,4 +1,4 @@
-"""The walls between the parts are tested, not promised: who may import whom, and what an import drags in."""
+"""The layers are tested, not promised: who may import whom, and what an import loads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_import_contracts_are_kept(
     "name", ["core", "core.errors", "core.events", "core.spec", "core.planning.planner", "core.__main__"]
 )
 def test_light_modules_load_no_torch(name: str, repository: Path) -> None:
-    """The window and `--help` come up before torch, whose import takes seconds."""
+    """The window and `--help` appear before torch, whose import takes seconds."""
     assert not _imported_by(name, repository) & {"torch", "transformers", "PySide6", "numpy"}
 
 
@@ -33,13 +33,13 @@ def test_the_engine_loads_no_window_system(repository: Path) -> None:
 
 
 def test_the_window_is_built_without_torch(repository: Path) -> None:
-    """torch belongs to the worker thread, after the window shows; the others to what few starts ask for."""
+    """Torch belongs to the worker thread, after the window shows; the others to features that few starts use."""
     late = {"torch", "transformers", "asyncio", "packaging", "starlette", "uvicorn", "mcp"}
     assert not _imported_by("app.application", repository) & late
 
 
 def _imported_by(module: str, repository: Path) -> set[str]:
-    """Top-level packages in memory after `import module` in a fresh interpreter."""
+    """Return the top-level packages in memory after `import module` in a fresh interpreter."""
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""What holds for every file: no traces of one machine, small files, small functions, a true README."""
+"""Rules for every file: no traces of one machine, small files, small functions, a true README."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FOREIGN = {
     "core/layers/recurrent_layers.py:mamba2_chunk_scan",
     "core/layers/recurrent_layers.py:mamba2_selective_state_update",
 }
-"""Functions whose parameters others have chosen: transformers calls these."""
+"""Functions whose parameters transformers prescribes, because it calls them."""
 PRIVATE_REACHES = 11
-"""Times that tests reach for `other._name`, most of them other libraries' own names. Lower it when one goes."""
+"""How often tests access `other._name`, mostly names of other libraries. Lower it when one goes."""
 NESTS = ast.For | ast.AsyncFor | ast.While | ast.If | ast.With | ast.AsyncWith | ast.Try | ast.Match
 # Paths of somebody's machine, and registries that only some machines reach. Split, so that this file passes.
 TRACES = re.compile(
@@ -40,7 +40,7 @@ TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".cfg", ".sh", ".c", ".h", ".spe
 
 
 def tracked(root: Path) -> list[Path]:
-    """The files that git would give to others; all of them outside of a checkout."""
+    """Return the files tracked by git; skips outside of a checkout."""
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -69,12 +69,12 @@ def test_files_are_small(repository: Path) -> None:
 
 @cache
 def trees(root: Path) -> tuple[tuple[str, ast.Module], ...]:
-    """Each source, parsed once: its place and its tree."""
+    """Parse each source once; return its path and its tree."""
     return tuple((file.relative_to(root).as_posix(), ast.parse(file.read_text("utf-8"))) for file in sources(root))
 
 
 def functions(root: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Each function of the sources with its place: "core/engine.py:chat"."""
+    """Yield each function of the sources with its place: "core/engine.py:chat"."""
     for place, tree in trees(root):
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -82,13 +82,13 @@ def functions(root: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunc
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """The number of parameters besides `self`, `*args` and `**kwargs`."""
+    """Return the number of parameters besides `self`, `*args` and `**kwargs`."""
     names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
 def nesting(node: ast.AST, level: int = 0) -> int:
-    """How deep loops, branches and handlers lie in each other; an `elif` is as deep as its `if`."""
+    """Return the depth of nested loops, branches and handlers; an `elif` is as deep as its `if`."""
     deepest = level
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
@@ -117,7 +117,7 @@ def test_functions_are_flat(repository: Path) -> None:
 
 
 def private_reaches(file: Path) -> Iterator[str]:
-    """Each `other._name` of a test, and each patch of one by `setattr`."""
+    """Yield each `other._name` of a test, and each patch of one by `setattr`."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             name, owner = node.attr, node.value.id if isinstance(node.value, ast.Name) else ""
@@ -131,7 +131,7 @@ def private_reaches(file: Path) -> Iterator[str]:
 
 
 def test_tests_reach_for_few_private_names(repository: Path) -> None:
-    """They use what users and callers use: widgets found by name, records, public seams."""
+    """Tests use what users and callers use: widgets found by name, records, public interfaces."""
     found = [reach for file in sorted((repository / "tests").rglob("*.py")) for reach in private_reaches(file)]
     assert len(found) <= PRIVATE_REACHES, "\n".join(found)
 
@@ -151,7 +151,7 @@ def test_every_module_says_what_it_knows(repository: Path) -> None:
 
 @dataclass(frozen=True)
 class Public:
-    """A public function or class of the sources; `owner`: the class that it is a method of."""
+    """A public function or class of the sources. `owner`: the class of a method."""
 
     place: str
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -171,7 +171,7 @@ class Public:
 
 
 def public(root: Path) -> Iterator[Public]:
-    """All of them, without what lies inside functions or private classes."""
+    """Yield all public functions and classes outside of functions and private classes."""
     for place, tree in trees(root):
         todo: list[tuple[ast.Module | ast.ClassDef, ast.ClassDef | None]] = [(tree, None)]
         for within, owner in todo:
@@ -189,11 +189,11 @@ QT_NAMES = re.compile(
     "createEditor|(minimumS|s)izeHint|hitButton|loadResource|(canI|i)nsertFromMimeData|createMimeDataFromSelection|"
     "updateEditorGeometry|set(Editor|Model)Data|scrollContentsBy|initStyleOption|supported[a-zA-Z]+Actions"
 )
-"""Methods that Qt calls, documented there."""
+"""Methods that Qt calls and documents."""
 
 
 def explained(every: list[Public]) -> dict[str, set[str]]:
-    """By class, the methods that its docstrings explain: what carries them out need not say it again."""
+    """Return, by class, the methods with a docstring; their implementations need none."""
     found: dict[str, set[str]] = {}
     for one in every:
         if one.owner is not None and one.doc:
@@ -233,7 +233,7 @@ SHAPE = re.compile(r"\((?:\*|\.\.\.|[\w+* -]+,)[^()]*\)|\[\w+\]")
 
 
 def test_functions_with_tensors_give_shapes(repository: Path) -> None:
-    """But for checkpoints, which are many tensors by name, and for what a protocol has explained."""
+    """Exempt: checkpoints, which are many tensors by name, and methods that a protocol documents."""
     every = list(public(repository))
     classes = {one.node.name: one.node for one in every if isinstance(one.node, ast.ClassDef)}
     found = explained(every)
@@ -248,7 +248,7 @@ def test_functions_with_tensors_give_shapes(repository: Path) -> None:
 
 
 def test_errors_that_are_raised_are_named(repository: Path) -> None:
-    """By the function that raises an error of core/errors.py itself; where it becomes an event, `Failed` is named."""
+    """A function that raises an error of core/errors.py names it, or `Failed` if the error becomes an event."""
     kinds = {one.node.name for one in public(repository) if one.place.startswith("core/errors.py")}
     silent = []
     for one in public(repository):
@@ -273,7 +273,7 @@ def test_nothing_hides_every_error_or_runs_strangers_code(repository: Path) -> N
 
 
 def named_paths(document: Path) -> list[str]:
-    """The paths of this repository that a document names, in code marks or as links."""
+    """Return the paths of this repository that a document names, in code marks or as links."""
     text = document.read_text(encoding="utf-8")
     marked = re.findall(r"`((?:core|app|assets|packaging|tests|docs)/[\w./-]+|[\w-]+\.(?:py|toml))`", text)
     return marked + re.findall(r"\]\(((?!https?:)[\w./-]+)\)", text)
@@ -290,7 +290,7 @@ def test_the_readme_is_true(repository: Path) -> None:
 
 
 def test_the_architecture_is_true(repository: Path) -> None:
-    """Every path that it names is there, and every room is named."""
+    """Every path that it names exists, and every room is named."""
     named = named_paths(repository / "ARCHITECTURE.md")
     assert len(named) > 50
     assert not [name for name in named if not (repository / name).exists()]

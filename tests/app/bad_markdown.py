@@ -1,4 +1,4 @@
-"""Replies that were made to freeze a window, to fetch something, or to hide what they are."""
+"""Hostile replies: made to freeze the window, to fetch something, or to disguise themselves."""
 
 HOSTILE = {
     "a line of a megabyte": "x" * 1_000_000,

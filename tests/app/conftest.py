@@ -1,4 +1,4 @@
-"""Offscreen before Qt loads, files in a temporary home, and no test leaves a thread behind."""
+"""Test setup of the window: offscreen Qt, a temporary home, and a check that no test leaves a thread behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 
 class PatientBot(QtBot):
-    """Waits as long as a busy machine may need; what never happens still fails."""
+    """A QtBot that waits as long as a busy machine may need; what never happens still fails."""
 
     def waitUntil(self, callback: Callable[[], bool | None], *, timeout: int = 30_000) -> None:
         super().waitUntil(callback, timeout=timeout)
@@ -49,7 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(qtbot: QtBot) -> Iterator[Start]:
-    """Starts the application with an engine, and waits until it is loaded; all are closed at the end of the test."""
+    """Start the application with an engine and wait until the model is loaded; all are closed after the test."""
     from app.application import Application, StartOptions
 
     started: list[Application] = []
@@ -70,7 +70,7 @@ def start(qtbot: QtBot) -> Iterator[Start]:
 
 @pytest.fixture
 def disks(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
-    """The connections that stores open from here on, to be made full, slow or broken."""
+    """Collect the connections that stores open from now on, to be made full, slow or broken."""
     opened: list[sqlite3.Connection] = []
 
     def open_and_keep(path: Path, *patience_s: float) -> sqlite3.Connection:
@@ -83,7 +83,7 @@ def disks(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
 
 @pytest.fixture(autouse=True)
 def garbage_is_collected_here() -> Iterator[None]:
-    """Never by whichever thread runs Python just then: a widget's timers would outlive it, and crash a later test."""
+    """Prevent garbage collection in other threads: a widget's timers would outlive it and crash a later test."""
     gc.disable()
     yield
     gc.collect()
@@ -94,7 +94,7 @@ def garbage_is_collected_here() -> Iterator[None]:
 def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    # A Qt thread that has run Python stays in the list as a dummy for good; those are asked themselves.
+    # A Qt thread that has run Python stays in the list as a dummy for good; Qt threads are checked themselves.
     own = [t.name for t in threading.enumerate() if t not in before and not isinstance(t, threading._DummyThread)]
     assert not own, f"threads still run: {own}"
     assert not _running_qt_threads()

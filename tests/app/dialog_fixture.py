@@ -1,4 +1,4 @@
-"""The model dialog with a real Hub double, a real cache and a judge whose verdicts are written down."""
+"""The model dialog with a fake Hub, a real cache, and fixed verdicts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def kind_of(parameters: int) -> Kind:
 
 
 def check_fit(config: Mapping[str, Any], tensors: Tensors, wishes: Wishes) -> Fit:
-    """A verdict by size, the way a middling computer would have it."""
+    """Judge by size, as a mid-range computer would."""
     places = [place for place in tensors.values() if isinstance(place, TensorPlace)]
     if places:
         each = sum(place.nbytes for place in places) / sum(place.elements for place in places)
@@ -98,7 +98,7 @@ class DialogStage:
 
 
 def hub_repos() -> tuple[Repo, ...]:
-    """A few repositories for searching."""
+    """Return some repositories to search."""
     card = (
         b"---\nlicense: apache-2.0\n---\n<div align=center><img src='https://example.org/logo.png'></div>\n\n"
         b"# Heron 7B\n\n![badge](https://example.org/b.svg) Heron is a **language model** that answers briefly.\n\n"

@@ -1,4 +1,4 @@
-"""States of the model dialog worth looking at, on a Hub double."""
+"""Notable states of the model dialog, on a fake Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOSEN = "heron/heron-7b-instruct"
 
 
 class HubStage:
-    """The dialog and the Hub it asks."""
+    """The dialog and its Hub."""
 
     def __init__(self, mode: Mode, words: str = "en") -> None:
         self._home = tempfile.TemporaryDirectory()
@@ -37,7 +37,7 @@ class HubStage:
         self.dialog, self.downloads = self._staged.dialog, self._staged.downloads
         self.catalog = self._staged.catalog
         self.shown: object = None
-        """What is looked at instead of the dialog."""
+        """The widget to show instead of the dialog."""
         self.dialog.show()
         until(lambda: self.dialog.collection.is_judged)
 

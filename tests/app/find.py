@@ -1,4 +1,4 @@
-"""Finds widgets as users and their tools do: by accessible name or the words on a button, labels by object name."""
+"""Finds widgets like users and their tools: by accessible name or button text, and labels by object name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = TypeVar("Kind", bound=QWidget)
 
 
 def find(parent: QWidget, kind: type[Kind], name: str) -> Kind:
-    """The one widget of this kind in `parent` with this name. Raises AssertionError where there is none, or several."""
+    """Return the only widget of this kind in `parent` with this name. Raises AssertionError for none or several."""
     found = [widget for widget in parent.findChildren(kind) if name in _names(widget)]
     assert len(found) == 1, f"{len(found)} widgets are called {name!r}"
     return found[0]

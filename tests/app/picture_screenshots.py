@@ -15,7 +15,7 @@ from tests.app.waiting import until
 
 
 def draw_harbour(path: Path, size: tuple[int, int]) -> Path:
-    """A drawing of the sea with the sun over it."""
+    """Draw the sea with the sun above it."""
     width, height = size
     image = Image.new("RGB", size, (176, 208, 232))
     draw = ImageDraw.Draw(image)
@@ -32,7 +32,7 @@ def draw_harbour(path: Path, size: tuple[int, int]) -> Path:
 
 
 def picture(stage: Stage) -> None:
-    """Two pictures with a question that was asked, and one with the next."""
+    """Two pictures with a question that was asked, and one with the next question."""
     stage.show()
     stage.engine.load_events = [replace(planned(), sees=True)]
     stage.app.session.load("Qwen/Qwen3-VL-4B-Instruct", LoadOptions())
@@ -53,7 +53,7 @@ def picture_narrow(stage: Stage) -> None:
 
 
 def picture_wordless(stage: Stage) -> None:
-    """A picture that was sent without words."""
+    """A picture sent without words."""
     stage.show()
     stage.engine.load_events = [replace(planned(), sees=True)]
     stage.app.session.load("Qwen/Qwen3-VL-4B-Instruct", LoadOptions())

@@ -1,4 +1,4 @@
-"""A user of the whole window whose model is on a server: connects by the page, asks, stops, reads what is said."""
+"""A user of the whole window whose model is on a server: connects by the page, asks, stops, reads."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ LONG_S = 120.0
 
 
 class RemoteUser:
-    """Drives an application as a person does: by fields, keys and buttons."""
+    """Drives an application as a user does: by fields, keys and buttons."""
 
     def __init__(self, app: Application) -> None:
         self.app = app
 
     def settle(self) -> None:
-        """Until the model of the start is there, or refused."""
+        """Wait until the model of the start is loaded or refused."""
         state = self.app.session.model
         until(lambda: state.state.phase in ("ready", "empty") and bool(state.state.source), LONG_S)
 
     def connect(self, url: str, key: str, model: str = "") -> None:
-        """Fill in the page of remote models, press Connect, and wait until the model is there or refused."""
+        """Fill in the page of remote models, press Connect, and wait until the model is loaded or refused."""
         state = self.app.session.model
         self.settle()
         self.app.window.actions_by_id["remote"].trigger()
@@ -52,7 +52,7 @@ class RemoteUser:
         until(lambda: "loading" in loads and loads[-1] != "loading", LONG_S)
 
     def begin(self, text: str) -> Turn:
-        """Send a question; its reply, once some of it is there or it has failed."""
+        """Send a question; return its reply once it has begun or failed."""
         rows = self.app.chat.rowCount()
         composer = self.app.window.composer
         composer.set_text(text)
@@ -63,22 +63,22 @@ class RemoteUser:
         return reply
 
     def ask(self, text: str) -> Turn:
-        """Send a question; its reply when it is over."""
+        """Send a question; return its reply when it has ended."""
         reply = self.begin(text)
         self.wait()
         return reply
 
     def stop(self) -> None:
-        """Press Stop, which stands where Send was, and wait until it is over."""
+        """Press Stop, which replaces Send, and wait until the reply has ended."""
         find(self.app.window.composer, IconButton, "Stop").click()
         self.wait()
 
     def wait(self) -> None:
-        """Until nothing is written any more."""
+        """Wait until no reply is written."""
         until(lambda: not self.app.session.state.busy, LONG_S)
 
     def shown(self, turn: Turn) -> str:
-        """What the transcript shows of a turn, once it is settled."""
+        """Return a turn's text in the transcript, once it is laid out."""
         view = self.app.window.transcript.view_of(turn.id)
         assert view is not None
         body = view.findChild(Body)
@@ -87,15 +87,15 @@ class RemoteUser:
         return "\n".join(edit.toPlainText() for edit in body.edits())
 
     def notices(self) -> list[Notice]:
-        """What the window says, the newest last."""
+        """Return the notices in the window, newest last."""
         return self.app.window.notices.notices
 
 
 @contextmanager
 def remote_user(start: str = "") -> Iterator[RemoteUser]:
-    """The application as it starts (with the guide unless `start` names a model), but for a keyring in memory.
+    """Start the application with a keyring in memory; without `start` it loads the guide.
 
-    HETEGEN_HOME says where it keeps what it keeps.
+    HETEGEN_HOME is the folder of its files.
     """
     ring = Ring()
     users = [f"app.{place}.system_keyring" for place in ("controllers.remote", "engine.engine_import", "application")]

@@ -1,4 +1,4 @@
-"""States of the window worth looking at, each played through the real worker."""
+"""Notable states of the window, each played through the real worker."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SERVER = ServerState(
 
 
 def planned() -> Loaded:
-    """An 8-billion-parameter model, planned for a card of 8 GB."""
+    """Return an 8-billion-parameter model, planned for a card of 8 GB."""
     spec = model("llama-3.1-8b")
     card = replace(DESKTOP.gpus[0], name="RTX 4060")
     machine = replace(DESKTOP, gpus=(card,))
@@ -144,9 +144,9 @@ class Stage:
 
     @property
     def subject(self) -> QWidget:
-        """What the picture is of: the dialog or the menu that is open, else the window."""
+        """The widget to show: the open dialog or menu, else the window."""
         opened = [*self.app.window.findChildren(QDialog), *self.app.window.findChildren(QMenu)]
-        # A form lies over the page that it belongs to.
+        # A form covers the page that it belongs to.
         return next((widget for widget in reversed(opened) if widget.isVisible()), self.app.window)
 
     def show(self) -> None:
@@ -299,7 +299,7 @@ def attach(stage: Stage, files: list[Path]) -> None:
 
 
 def in_parts(stage: Stage) -> None:
-    """A report that does not fit, read in parts, with the parts shown under the reply."""
+    """A report that does not fit, read in parts that are shown under the reply."""
     stage.show()
     lines = "The survey of harbour {} counted {} cranes on a windy day and wrote down their loads in tonnes. "
     pages = [" ".join(lines.format(n * 7 + k, (n * k) % 90) for k in range(9)) for n in range(300)]
@@ -363,7 +363,7 @@ def settings_page(words: str) -> Callable[[Stage], None]:
         stage.app.commands.act("settings")
         dialog = stage.subject
         assert isinstance(dialog, SettingsDialog)
-        dialog.pages.setCurrentRow(SETTINGS_PAGES.index(words))  # whose names are in the language of the window
+        dialog.pages.setCurrentRow(SETTINGS_PAGES.index(words))  # page names are in the window's language
 
     return scene
 
@@ -381,7 +381,7 @@ SETTINGS_PAGES = (
 
 
 def front(stage: Stage) -> None:
-    """The picture of the README: some conversations, a reply that is being written, a minute of speeds."""
+    """The picture in the README: conversations, a reply being written, a minute of speeds."""
     stage.app.window.resize(1280, 880)
     stage.show()
     for title in ("Plan a trip to the sea", "Rewrite a letter to the landlord", "What is a KV cache?"):

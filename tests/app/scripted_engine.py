@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: driven through the production worker, thread and all."""
+"""An engine with scripted replies, driven through the production worker and its thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
 
 
 class ScriptedEngine:
-    """`replies` are used in turn, the last one again and again.
+    """Replies with `replies` in turn, repeating the last one.
 
     `gate`: events wait until it is set; it is cleared before event `pause_at`.
     """
@@ -82,7 +82,7 @@ class ScriptedEngine:
 
 
 def answer(text: str, reasoning: str = "", size: int = 4, stats: Stats = END) -> list[Event]:
-    """A whole reply, in pieces of `size` characters."""
+    """Return a whole reply, in pieces of `size` characters."""
     events: list[Event] = [Prefill(31, 31, 0)]
     events += [Piece(reasoning[at : at + size], "reasoning") for at in range(0, len(reasoning), size)]
     events += [Piece(text[at : at + size]) for at in range(0, len(text), size)]
@@ -90,6 +90,6 @@ def answer(text: str, reasoning: str = "", size: int = 4, stats: Stats = END) ->
 
 
 def ask(qtbot: QtBot, app: Application, text: str) -> None:
-    """Has a question answered by the engine of an application."""
+    """Ask the application's engine a question and wait for the answer."""
     app.window.composer.submitted.emit(text)
     qtbot.waitUntil(lambda: not app.session.state.busy)

@@ -1,4 +1,4 @@
-"""What people keep: conversations over restarts, settings that take effect, a tour by keyboard alone."""
+"""What users rely on: conversations over restarts, settings that take effect, a tour by keyboard alone."""
 
 import json
 import signal
@@ -150,7 +150,7 @@ def test_an_export_that_fails_leaves_the_one_before_as_it_was(qtbot: QtBot, star
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes: writing more fails as on a full disk."""
+    """Limit the size of this process's files: writing more fails as on a full disk."""
     resource = pytest.importorskip("resource", reason="Windows has no limits for files")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -181,7 +181,7 @@ def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -
 
 @pytest.fixture
 def full(qtbot: QtBot, start: Start, disks: list[sqlite3.Connection]) -> Application:
-    """A chat whose last words found no room on the disk."""
+    """A chat whose last turn found no room on the disk."""
     app = start(ScriptedEngine(answer("word " * 40_000, size=5000)))
     disks[-1].execute("PRAGMA max_page_count = 60")
     ask(qtbot, app, "Much")
@@ -190,7 +190,7 @@ def full(qtbot: QtBot, start: Start, disks: list[sqlite3.Connection]) -> Applica
 
 
 def press(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """Lets a person answer the boxes to come with these buttons; those that are still to be pressed."""
+    """Let a user answer the coming boxes with these buttons; returns those still to be pressed."""
     left = list(words)
 
     def pressed(box: QMessageBox) -> None:
@@ -366,7 +366,7 @@ def test_a_limit_in_the_settings_holds_at_once(qtbot: QtBot, start: Start) -> No
 
 
 def test_after_sleep_a_lost_card_is_looked_for_again(qtbot: QtBot, start: Start) -> None:
-    """It is found again in tests/core/offload/test_hetero_linear.py, by the real engine and a simulated card."""
+    """Finding it again: tests/core/offload/test_hetero_linear.py, with the real engine and a simulated card."""
     model = planned()
     assert model.spec is not None
     assert model.hardware is not None
@@ -409,7 +409,7 @@ def test_a_link_is_asked_about_first(start: Start, monkeypatch: pytest.MonkeyPat
 
 
 class Tour:
-    """A person who has a keyboard and no mouse."""
+    """A user with a keyboard and no mouse."""
 
     def __init__(self, app: Application, engine: ScriptedEngine, qtbot: QtBot) -> None:
         self.app, self.engine, self.qtbot = app, engine, qtbot
@@ -430,7 +430,7 @@ class Tour:
         self.qtbot.waitUntil(lambda: not self.app.session.state.busy)
 
     def quit(self) -> None:
-        """Pressed again where the keys came while a dialog gave the focus back."""
+        """Press again if the keys came while a dialog returned focus."""
 
         def is_closed() -> bool:
             if not self.engine.closed:

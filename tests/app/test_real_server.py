@@ -1,4 +1,4 @@
-"""The whole window against a server of another program: a real process with a real model, `llama_cpp.server`."""
+"""The whole window against another program's server: a real process with a real model, `llama_cpp.server`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server() -> Iterator[RealServer]:
 
 @pytest.fixture
 def user(qapp: object) -> Iterator[RemoteUser]:
-    """Starts with a server that is gone, as on the day after: no torch is needed for it."""
+    """Start with a server that is gone, as on the next day: this needs no torch."""
     with remote_user(NOWHERE) as user:
         yield user
 
@@ -55,7 +55,7 @@ def test_a_conversation_with_a_real_server_survives_its_death(
     stopped = user.begin(STORY)
     user.stop()
     assert stopped.end == "stopped"
-    assert server.idle_after() < 20  # a whole story takes longer; the bench says how long
+    assert server.idle_after() < 20  # a whole story takes longer; the benchmark says how long
 
     lost = user.begin(STORY)
     server.kill()

@@ -1,4 +1,4 @@
-"""Every scene that pictures of the window are taken of can still be played and painted."""
+"""Every scene of the screenshots can be played and painted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.bench.pictures import scenes
 
 PLAYED = {name: (scene, make) for name, scene, make in scenes("light") if not name.endswith("_de")}
 SHADES = 16
-"""Fewer than these are a surface with nothing on it: letters alone have more at their edges."""
+"""Fewer shades mean an empty surface: text alone has more at its edges."""
 
 
 @pytest.mark.parametrize("name", PLAYED)

@@ -1,4 +1,4 @@
-"""Times judged fairly on a machine that is not ours alone: what is fast enough once is fast enough."""
+"""Fair timing on a shared machine: fast enough once is fast enough."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ATTEMPTS = 8
 
 
 def best(measure: Callable[[], float], enough: float) -> float:
-    """The least of several measurements; measures no further once one is below `enough`."""
+    """Return the least of several measurements, stopping once one is below `enough`."""
     least = float("inf")
     for _ in range(ATTEMPTS):
         least = min(least, measure())

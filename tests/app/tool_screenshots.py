@@ -1,4 +1,4 @@
-"""States of the pages of tools and of remote models, and of a tool call in the transcript."""
+"""States of the pages of tools and remote models, and of a tool call in the transcript."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def tools_paste(stage: Stage) -> None:
 
 
 def called(stage: Stage, decisions: int) -> None:
-    """A reply that asks for two tools, of which so many are allowed and have answered."""
+    """A reply that calls two tools, of which `decisions` are allowed and have answered."""
     stage.engine.replies = [asks_for(SEARCH, READ, text="I look into your notes."), answer("On 12 May.")]
     stage.show()
     box = stage.app.toolbox

@@ -1,4 +1,4 @@
-"""The application with a scripted engine and a real tool server, for tests and pictures."""
+"""The application with a scripted engine and a real tool server, for tests and screenshots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.app.scripted_engine import END
 
 
 def asks_for(*calls: tuple[str, str], text: str = "") -> Sequence[Event]:
-    """A reply that calls tools: (name, arguments as JSON)."""
+    """Return a reply that calls tools: (name, arguments as JSON)."""
     from core.events import Piece
 
     events: list[Event] = [Prefill(31, 31, 0)]

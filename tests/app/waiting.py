@@ -1,4 +1,4 @@
-"""Lets the window live until something has happened, outside of pytest."""
+"""Runs the event loop until something has happened, outside of pytest."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PySide6.QtWidgets import QApplication, QWidget
 
 
 def delete(widget: QWidget) -> None:
-    """Have it gone now: outside of an event loop Qt keeps what is to be deleted later, and styles all of it anew."""
+    """Delete a widget now: outside of an event loop Qt keeps what is to be deleted later, and restyles all of it."""
     widget.deleteLater()
     QApplication.processEvents()
     QApplication.sendPostedEvents(widget, QEvent.Type.DeferredDelete)
 
 
 def until(met: Callable[[], bool], limit_s: float = 30.0, step_s: float = 0.002) -> None:
-    """Raises AssertionError where it does not happen in time."""
+    """Process events until `met`. Raises AssertionError after `limit_s`."""
     end = time.perf_counter() + limit_s
     while not met():
         QApplication.processEvents()
@@ -26,7 +26,7 @@ def until(met: Callable[[], bool], limit_s: float = 30.0, step_s: float = 0.002)
 
 
 def idle(seconds: float) -> None:
-    """Lets animations and delayed work come to their end."""
+    """Let animations and delayed work finish."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         QApplication.processEvents()

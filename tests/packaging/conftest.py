@@ -1,4 +1,4 @@
-"""The bundle under test: the folder that HETEGEN_BUNDLE names; these tests are left out where there is none."""
+"""The bundle under test: the folder in HETEGEN_BUNDLE. Without it these tests are skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def contents(bundle: Path) -> Path:
-    """The folder that holds the libraries too: on macOS they lie beside the programs' folder."""
+    """The folder with the libraries: on macOS they are beside the programs' folder."""
     return bundle.parent if bundle.name == "MacOS" else bundle
 
 
@@ -38,9 +38,9 @@ def command_line(bundle: Path) -> Path:
 
 @pytest.fixture
 def told_inside(command_line: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs lines of Python in the bundle, which has no interpreter to call; gives what they assign to `told`.
+    """Run lines of Python in the bundle, which has no interpreter to call; return what they assign to `told`.
 
-    They stand where the bundle looks for a runtime for graphics cards, whose failing it reports.
+    The lines are in place of a GPU runtime, whose failure the bundle reports.
     """
 
     def run(lines: str, *, around: Sequence[str] = (), limit_s: float = 120) -> str:

@@ -1,4 +1,4 @@
-"""What `build.py` refuses to hand out."""
+"""What `build.py` refuses to ship."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_there_is_no_bundle_without_kernels(build: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    # Where no compiler is found setup.py warns and ends well, as this does.
+    # Without a compiler setup.py warns and succeeds, like this one.
     (tmp_path / "setup.py").write_text("print('warning: no compiler')\n", "utf-8")
     with pytest.raises(SystemExit, match="not compiled"):
         build.kernels()

@@ -1,4 +1,4 @@
-"""The bundle starts and answers where people put it, and where there is less than it is used to."""
+"""The bundle starts and answers wherever users put it, and with less than the usual environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def odd_place(bundle: Path) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
     folder = base / "Ein Ordner – für 模型 und модели" / "hetegen"
-    # macOS keeps the libraries two folders up: the whole application moves.
+    # macOS keeps the libraries two folders up: move the whole application.
     whole = bundle.parents[1] if bundle.name == "MacOS" else bundle
     shutil.copytree(whole, folder, symlinks=True, copy_function=link)
     yield folder / bundle.relative_to(whole)

@@ -1,4 +1,4 @@
-"""Every family answers in the bundle with the tokens that it answers with from source."""
+"""Every family gives the same tokens in the bundle as from source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def from_source(folder: Path) -> str:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES | RARER_FAMILIES))
 def test_says_the_same_as_from_source(family: str, command_line: Path, tmp_path: Path):
-    # Of the seed it depends how soon a random model ends its turn; with this one all of them say something.
+    # The seed decides how soon a random model ends its turn; with this one all of them say something.
     folder = chat_model(tmp_path / "model", family, seed=2)
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What the bundle leaves out is nothing that a causal language model needs."""
+"""The bundle excludes nothing that a causal language model needs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_models_that_only_see_or_hear_go(modules: set[str]):
 
 
 def test_a_part_that_another_model_names_stays(modules: set[str]):
-    # gemma3's configuration asks for siglip_vision_model by its type.
+    # gemma3's configuration refers to siglip_vision_model by its type.
     assert "transformers.models.siglip.modeling_siglip" not in modules
 
 

@@ -1,4 +1,4 @@
-"""What `pip install .` puts on a computer: the wheel holds all that the program needs away from its sources."""
+"""What `pip install .` installs: the wheel contains everything the program needs without its sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USED = {"numpy", "torch", "transformers", "psutil", "platformdirs", "keyring", "
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names in a wheel made from these sources, with what is installed here; no kernels are compiled for it."""
+    """The names in a wheel built from these sources with the installed tools; no kernels are compiled for it."""
     folder = tmp_path_factory.mktemp("wheel")
     make = "import sys; sys.argv = ['setup.py', '-q', 'egg_info', '-e', sys.argv[1], 'build_py', '-d', sys.argv[2]]; "
     command = [sys.executable, "-c", make + "exec(open('setup.py').read())", str(folder), str(folder / "lib")]

@@ -1,4 +1,4 @@
-"""Files attached in the window: chips, the text that the model is given, and sentences where it cannot be."""
+"""Files attached in the window: chips, the text given to the model, and error sentences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def attach(app: Application, qtbot: QtBot, *paths: Path) -> None:
 
 
 def counted(app: Application) -> bool:
-    """Whether every file has the model's own count of its tokens."""
+    """Whether every file has the model's own token count."""
     return all(each.counted for each in app.attachments.pending)
 
 

@@ -1,4 +1,4 @@
-"""The page on the graphics card over a real server: offered, fetched, paused, tried, restarted onto, removed."""
+"""The graphics card page against a real server: offered, fetched, paused, tried, restarted, removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = Retries(limit=1, first_s=0.01)
 
 
 class Stage:
-    """A desk and its dialog over an index."""
+    """A controller and its dialog over a package index."""
 
     def __init__(self, index: Index, root: Path, cards: list[GraphicsCard], standing: Standing) -> None:
         self.index, self.runtime, self.notices = index, Runtime(root), list[Notice]()
@@ -40,7 +40,7 @@ class Stage:
         self.theme = Theme("light", 100)
 
     def begin(self, standing: Standing, pages: Sequence[str] = (), attempt: Attempt = attempt) -> None:
-        """Another desk, as after a start that found this."""
+        """Return another controller, as after a start with this standing."""
         self.desk.close()
         self.desk = self.made(standing, pages, attempt)
 

@@ -1,4 +1,4 @@
-"""Documents that do not fit: a larger context at one press, else the parts of them that each question needs."""
+"""Documents that do not fit: a larger context at one press, or passages for each question."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CITIES = (
     "Krakow", "Ljubljana", "Maastricht", "Nantes", "Odense", "Porto", "Quito", "Riga", "Salzburg", "Tampere",
 )  # fmt: skip
 FACTS = {city: 7 + 14 * place for place, city in enumerate(CITIES)}
-"""On which page (from 1) the harbour fee of each city stands."""
+"""The page (from 1) with the harbour fee of each city."""
 SUBJECTS = (
     "The committee",
     "A visitor",
@@ -42,7 +42,7 @@ DEEDS = ("spoke of fees", "measured the tide", "repaired the crane", "counted th
 
 
 def page(number: int) -> str:
-    """A page of sentences that are much like each other, and one fact on some pages."""
+    """Return a page of similar sentences, and one fact on some pages."""
     lines = [
         f"{SUBJECTS[(number + n) % 6]} {DEEDS[(number * 5 + n * n) % 6]} on day {n} of year {number}."
         for n in range(12)

@@ -1,4 +1,4 @@
-"""What is behind the model dialog is left, not waited for, when the settings name another place for models."""
+"""Services of the model dialog are left without joining when the settings name another models folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOON = 20_000
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server that takes calls and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
 
@@ -36,7 +36,7 @@ def address(server: socket.socket) -> str:
 
 @pytest.fixture
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> list[Catalog]:
-    """Those that are made from here on."""
+    """Collect the catalogs created from now on."""
     made: list[Catalog] = []
 
     class Kept(Catalog):

@@ -1,4 +1,4 @@
-"""The local server beside the chat: started from its page, answered by the window's own engine, in turns."""
+"""The local server beside the chat: started from its page, answered by the window's engine in turns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def app(start: Start, engine: ScriptedEngine) -> Application:
 
 
 class Caller(threading.Thread):
-    """Asks the server in a thread of its own, as another program would."""
+    """Calls the server in a thread of its own, as another program would."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_another_key_refuses_programs_with_the_old_one(
 
 
 def statuses(address: str, *keys: str) -> list[int]:
-    """What the server answers to each key."""
+    """Return the server's answer to each key."""
     port, found = address.rpartition(":")[2].removesuffix("/v1"), []
     for key in keys:
         connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=30)

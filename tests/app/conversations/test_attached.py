@@ -1,4 +1,4 @@
-"""Documents of a chat: what the model reads, and that they are kept, shared, moved and deleted with their turns."""
+"""Documents of a chat: what the model reads, and that they are stored, shared, moved and deleted with their turns."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_documents_are_saved_from_a_damaged_file(tmp_path: Path) -> None:
     conversation = asked(PAPER, long)
     stored(path, conversation).close()
     data = bytearray(path.read_bytes())
-    data[20:100] = bytes(80)  # the file's own head; the rows lie behind it
+    data[20:100] = bytes(80)  # the file header; the rows come after it
     path.write_bytes(data)
     with closing(Store(path)) as store:
         assert store.load(conversation.id).path()[0].attached == (PAPER, long)

@@ -24,7 +24,7 @@ def sample() -> Document:
 
 
 def anonymous(document: Document) -> list[tuple[object, ...]]:
-    """The tree without ids: what must survive a round trip."""
+    """Return the tree without ids: what must survive a round trip."""
     turns = document.conversation.turns()
     place = {turn.id: number for number, turn in enumerate(turns)}
     return [

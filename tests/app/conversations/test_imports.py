@@ -26,7 +26,7 @@ def read(value: Any) -> list[Document]:
 
 
 def node(id: str, parent: str | None, role: str = "", *parts: object, **message: Any) -> dict[str, Any]:
-    """A node of ChatGPT's tree."""
+    """Return a node of ChatGPT's tree."""
     said = {
         "author": {"role": role}, "create_time": 1_700_000_000.5, "recipient": "all",
         "content": {"content_type": "text", "parts": list(parts)}, "metadata": {"model_slug": "gpt-4o"},

@@ -26,7 +26,7 @@ Ask = Callable[[str], None]
 
 
 class Willing:
-    """The window's own engine, but a question is answered with a call of `paint`: models so small rarely offer one."""
+    """The window's engine, which answers a question with a call of `paint`: models this small rarely call tools."""
 
     def __init__(self) -> None:
         self._engine: EngineLike = make_local_engine()
@@ -57,7 +57,7 @@ def app(request: pytest.FixtureRequest, qtbot: QtBot, monkeypatch: pytest.Monkey
     running.toolbox.put(script())
     qtbot.waitUntil(lambda: bool(running.toolbox.offered()) and running.session.state.phase == "ready", timeout=120_000)
     for tool in running.toolbox.state.status("test").tools:
-        if tool.name != "paint":  # a list of all would be longer than the context
+        if tool.name != "paint":  # a list of all tools would exceed the context
             running.toolbox.permit("test", tool.name, "never")
     yield running
     running.close()
@@ -66,7 +66,7 @@ def app(request: pytest.FixtureRequest, qtbot: QtBot, monkeypatch: pytest.Monkey
 
 
 def answered(app: Application, qtbot: QtBot, decision: str) -> Turn:
-    """Ask, press a button of the call's card, and wait for the end; the call's turn."""
+    """Ask, press a button of the call's card, wait for the end, and return the call's turn."""
     app.window.composer.submitted.emit("Paint the wall.")
     qtbot.waitUntil(lambda: app.session.state.phase == "calling", timeout=120_000)
     turn = app.chat.turn(2)

@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def talk(store: Store, *texts: str, title: str = "") -> Conversation:
-    """A stored conversation of these texts, the person's and the model's in turn."""
+    """Store a conversation of these texts, alternating between user and model."""
     conversation = Conversation(title=title)
     if title:
         store.put(conversation)
@@ -204,7 +204,7 @@ def test_a_streaming_reply_gets_to_the_disk_without_another_call(store: Store, t
     def held() -> bytes:
         return b"".join(path.read_bytes() for path in tmp_path.glob("chats.db*"))
 
-    until = time.monotonic() + 60  # the machine may be busy; the exact bound is measured by the kill test
+    until = time.monotonic() + 60  # the machine may be busy; the kill test measures the exact bound
     while b"partial words" not in held():
         assert time.monotonic() < until
         time.sleep(FLUSH_S / 4)
@@ -220,7 +220,7 @@ def test_keeping_a_piece_never_waits_for_the_disk(disks: list[sqlite3.Connection
     for _ in range(300):
         reply.content += " word"
         store.keep(reply)
-    # Here while the disk is still held up.
+    # Reached while the disk is still blocked.
     held.set()
     store.flush()
     assert store.load(conversation.id).turn(reply.id).content.count("word") == 300

@@ -23,10 +23,10 @@ from app.conversations.store_schema import MIGRATIONS, TABLES, StoreFull, StoreU
 from tests.app.conversations.test_store import integrity, talk
 
 KILLS = int(os.environ.get("HETEGEN_KILLS", "10"))
-# A quarter of a second is promised, and what is printed shows it; other programs may hold a writer up, not most.
+# The promise is a quarter of a second, as the printed figures show; other programs may delay a few writers, not most.
 AT_MOST_LOST_S = 1.0
 
-# Streams replies for ever and says on stdout, for each piece, when it was handed to the store.
+# Streams replies for ever, and prints for each piece when it was handed to the store.
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -71,9 +71,9 @@ def test_kill_at_random_moments_loses_at_most_250_ms(tmp_path: Path) -> None:
 
 
 def killed_after(path: Path, text: bytes, seconds: float, pieces: int) -> list[tuple[float, float, float]]:
-    """A writer, killed so long after `text` is in its file.
+    """Kill a writer `seconds` after `text` is in its file.
 
-    (reply, characters, moment) of each piece handed over, and last (0, 0, moment of the kill).
+    Returns (reply, characters, time) of each piece handed over, and last (0, 0, time of the kill).
     """
     command = [sys.executable, "-c", WRITER, str(path), str(pieces)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
@@ -126,7 +126,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def carry_on_while_full(store: Store, told: list[Report], make_room: Callable[[], object]) -> Conversation:
-    """A chat over a full disk: everything is readable meanwhile, and saved when there is room."""
+    """Chat over a full disk: everything stays readable, and is saved when there is room."""
     conversation = talk(store, "question", "answer")
     reply = conversation.add(Turn("assistant", parent=conversation.path()[0].id))
     store.add(conversation.id, reply)
@@ -184,7 +184,7 @@ def test_no_room_to_begin_with_is_said(small_disk: Path) -> None:
 
 
 def many(path: Path) -> dict[str, Turn]:
-    """A database of 60 conversations with long and short turns, closed; its turns by id."""
+    """Create a database of 60 conversations with long and short turns, close it, and return its turns by id."""
     store, dice = Store(path), random.Random(3)
     turns = {}
     for number in range(60):
@@ -206,7 +206,7 @@ def test_salvaging_a_sound_file_reads_what_sqlite_reads(tmp_path: Path) -> None:
 
 
 def overwrite(path: Path, share: float) -> None:
-    """Random bytes over a share of the pages, the first one spared."""
+    """Overwrite a share of the pages with random bytes, except the first page."""
     dice = random.Random(4)
     pages = path.stat().st_size // 4096
     with path.open("r+b") as file:
@@ -322,7 +322,7 @@ def test_an_older_file_is_backed_up_and_brought_up_to_date(tmp_path: Path) -> No
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite3.connect(path)) as old:
-        # A table in the way of the one that the migration makes.
+        # A table in the way of the one that the migration creates.
         old.executescript(TABLES + "CREATE TABLE title_words(x); PRAGMA user_version = 1")
     with pytest.raises(StoreUnusable):
         Store(path)
@@ -373,7 +373,7 @@ def test_what_is_said_beside_another_window_is_kept_when_that_one_closes(tmp_pat
 def test_a_recovery_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     turns = many(path)
-    path.replace(tmp_path / "chats.recovered.db")  # which was to take the name that is free now
+    path.replace(tmp_path / "chats.recovered.db")  # which was about to take the free name
     store = Store(path)
     assert {turn.id for entry in store.entries() for turn in store.load(entry.id).turns()} == turns.keys()
     store.close()
@@ -424,7 +424,7 @@ def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Report] = []
-    monkeypatch.setattr("app.conversations.store_file.FLUSH_S", 1.0)  # all of them are queued before it is over
+    monkeypatch.setattr("app.conversations.store_file.FLUSH_S", 1.0)  # all of them are queued before it ends
     file = StoreFile(tmp_path / "chats.db", told.append)
     file.change(lambda db: named(db, "before"))
     file.change(lambda db: db.execute("INSERT INTO nowhere VALUES(1)"))

@@ -1,4 +1,4 @@
-"""A reply's tool calls in the window: each asks, is carried out by a real server, and the reply goes on."""
+"""A reply's tool calls in the window: each asks, is run by a real server, and the reply goes on."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def done(app: Application, qtbot: QtBot) -> None:
 
 
 def kept(app: Application) -> list[Turn]:
-    """The conversation as the next start finds it."""
+    """Return the conversation as the next start finds it."""
     app.library.close()
     store = Store(places().conversations)
     turns = store.load(app.chat.conversation.id).path()

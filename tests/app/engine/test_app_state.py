@@ -1,4 +1,4 @@
-"""The figures that all of the window shows are the same ones."""
+"""All parts of the window show the same figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers is decided by what was loaded; engines that nobody asks for are not made."""
+"""The loaded model selects the engine; engines that are not needed are not created."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ REQUEST = Request((Message("user", "hi"),))
 
 
 class Told:
-    """What the worker said, in order."""
+    """The worker's events, in order."""
 
     def __init__(self, worker: Worker) -> None:
         self.events: list[tuple[int, Event]] = []

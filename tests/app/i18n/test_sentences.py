@@ -32,11 +32,11 @@ from tests.core.machines import DESKTOP, model
 
 ROOT = Path(__file__).parents[3]
 RECORDS = {"Report", "Explanation", "Replanned", "Shrink", "Grow", "Problem"}
-"""What carries sentences besides errors."""
+"""Records that carry sentences, besides errors."""
 WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py")
 """Modules that consist of sentences: every text in them counts."""
 COMMAND_LINE = ("core/commands", "core/hardware/doctor", "core/weights/known_shapes")
-"""Said on the command line only, in English."""
+"""Printed on the command line only, in English."""
 OTHERS = [code for code in languages() if code != "en"]
 
 
@@ -47,9 +47,9 @@ def trees() -> dict[str, ast.Module]:
 
 
 def carriers(modules: dict[str, ast.Module]) -> set[str]:
-    """The names of the errors and records that carry sentences, and of functions that make them."""
+    """Return the names of the errors and records that carry sentences, and of functions that create them."""
     found = {*RECORDS, "HeteGenError"}
-    for _ in range(3):  # kinds of kinds, then what makes them
+    for _ in range(3):  # subclasses of subclasses, then the functions that create them
         for node in (node for tree in modules.values() for node in ast.walk(tree)):
             match node:
                 case ast.ClassDef(name=name, bases=bases) if found & {ast.unparse(base) for base in bases}:
@@ -64,7 +64,7 @@ def arguments(call: ast.Call) -> list[ast.expr]:
 
 
 def calls(names: set[str]) -> Iterator[tuple[str, ast.Call]]:
-    """The calls of functions and classes with these names, with their places."""
+    """Yield the calls of functions and classes with these names, with their places."""
     for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
@@ -72,7 +72,7 @@ def calls(names: set[str]) -> Iterator[tuple[str, ast.Call]]:
 
 
 def texts(node: ast.AST) -> Iterator[str]:
-    """The sentences that stand in an expression as they are; not those inside of an f-string."""
+    """Yield the literal sentences in an expression; not those inside of an f-string."""
     match node:
         case ast.Constant(str(text)) if is_sentence(text):
             yield text
@@ -107,7 +107,7 @@ def test_every_sentence_is_translated(language: str) -> None:
 
 
 def test_what_has_gaps_is_made_by_sentence() -> None:
-    """An f-string would have lost what it was made from, and so its translation."""
+    """An f-string would have lost its template, and so its translation."""
     lost = [
         place
         for place, call in calls(carriers(trees()))

@@ -34,7 +34,7 @@ APP = Path(__file__).parents[3] / "app"
 
 
 def said_by_code() -> Iterator[str]:
-    """The texts that are passed to tr in the sources."""
+    """Yield the texts that the sources pass to tr."""
     for path in APP.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
@@ -118,7 +118,7 @@ def test_unknown_languages_are_english(language: str) -> None:
 
 
 def test_translators_are_not_pythons_to_delete(qtbot: QtBot) -> None:
-    """Deleted by the collector in the middle of a translation, one would wait for that translation for ever."""
+    """If the garbage collector deleted one during a translation, it would deadlock."""
     app = QCoreApplication.instance()
     install("de")
     words = install("en")

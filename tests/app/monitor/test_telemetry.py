@@ -28,7 +28,7 @@ def test_memory_agrees_with_psutil(machine: MachineProbe) -> None:
         own = abs((sample.own_ram or 0) - psutil.Process().memory_info().rss)
         return max(own, abs((sample.ram_available or 0) - memory.available))
 
-    # What other programs take or give between the two readings is no disagreement.
+    # Memory that other programs take or free between the two readings is no disagreement.
     assert best(difference, 50e6) < 50e6
 
 
@@ -85,11 +85,11 @@ def test_without_the_library_there_are_no_cards(monkeypatch: pytest.MonkeyPatch)
 
 
 class Refused(Exception):
-    """What our driver double raises."""
+    """The error of the fake driver."""
 
 
 def driver(**answers: object) -> SimpleNamespace:
-    """A driver that knows one card and only the given answers; to all else it says: not supported."""
+    """Return a driver that knows one card and only the given answers; everything else is "not supported"."""
 
     def refuse(*_: object) -> object:
         raise Refused

@@ -1,4 +1,4 @@
-"""Whether there is a newer version: asked of a real server on loopback; and the box that shows it."""
+"""The update check against a real server on loopback, and the box that shows its outcome."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Serve = Callable[[int, str], list[BaseHTTPRequestHandler]]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Lets a server stand where GitHub's would; the requests that it got."""
+    """Replace GitHub by a server; return the requests that it got."""
     servers: list[ThreadingHTTPServer] = []
 
     def begin(status: int, body: str) -> list[BaseHTTPRequestHandler]:
@@ -46,7 +46,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
                 self.wfile.write(body.encode())
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing on stderr."""
+                """Print nothing on stderr."""
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         threading.Thread(target=servers[-1].serve_forever).start()

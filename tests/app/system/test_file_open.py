@@ -1,4 +1,4 @@
-"""What macOS does on a double click: an event with the file's path arrives at the application."""
+"""A double click on macOS: an event with the file's path arrives at the application."""
 
 from __future__ import annotations
 

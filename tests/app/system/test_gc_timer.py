@@ -1,4 +1,4 @@
-"""Garbage waits for the window's thread."""
+"""Garbage is collected in the window's thread."""
 
 import gc
 import threading
@@ -15,7 +15,7 @@ class Node:
 
 
 def fill_a_generation() -> list[list[int]]:
-    """More objects than make Python collect by itself."""
+    """Create more objects than trigger Python's automatic collection."""
     return [[number] for number in range(10 * gc.get_threshold()[0])]
 
 

@@ -1,4 +1,4 @@
-"""What is kept of what was read: only where the user wants it, shown with its size, and gone with its conversation."""
+"""KV caches on disk: only if the user enables them, shown with their size, and deleted with their conversation."""
 
 from __future__ import annotations
 

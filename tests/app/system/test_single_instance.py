@@ -27,7 +27,7 @@ ctypes.windll = SimpleNamespace(user32=told)
 
 
 def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0, model: str = "") -> subprocess.Popen[bytes]:
-    """Another start of the program; its exit code says which it takes itself for."""
+    """Start the program again; its exit code says whether it is the first."""
     return subprocess.Popen([sys.executable, "-c", OTHER, str(data), str(answer_ms), str(ending_s), model])
 
 
@@ -55,13 +55,13 @@ def test_on_windows_the_second_lets_the_first_come_to_the_front(qtbot: QtBot, tm
 
 
 def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
-    """Its window is closed and its event loop has ended: nobody would see that it was woken."""
+    """Its window is closed and its event loop has ended: nobody would see it raised."""
     ending, woken = SingleInstance(tmp_path), list[bool]()
     ending.woken.connect(lambda: woken.append(True))
     assert ending.claim()
     other = start(tmp_path, answer_ms=50)
     with pytest.raises(subprocess.TimeoutExpired):
-        other.wait(3)  # no event is looked at meanwhile
+        other.wait(3)  # no event is processed meanwhile
     ending.release()
     assert other.wait(20) == FIRST
     assert not woken

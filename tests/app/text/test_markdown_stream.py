@@ -96,7 +96,7 @@ def test_no_character_is_lost(text: str) -> None:
 
 
 def test_what_may_still_change_stays_short() -> None:
-    """So the cost is linear: only the tail is looked at again."""
+    """So the cost is linear: only the tail is rendered again."""
     noise, splitter, longest = random.Random(1), Splitter(), 0
     for _ in range(16_000):
         list(splitter.push("word " * noise.randint(1, 12) + "\n" * noise.randint(1, 2)))

@@ -1,4 +1,4 @@
-"""Replies as they are rendered: what is shown, what is never loaded, and what it costs."""
+"""Rendered replies: what is shown, what is never loaded, and the cost."""
 
 from collections.abc import Callable, Iterator
 
@@ -49,7 +49,7 @@ def lay_out(body: Body) -> None:
 
 
 def show(body: Body, text: str) -> str:
-    """Feeds it all at once; the text that is then shown."""
+    """Feed the whole text and return the text shown."""
     body.feed(text, True)
     while not body.settled:
         QApplication.processEvents()
@@ -206,7 +206,7 @@ def test_hostile_replies_settle(make_body: Callable[[], Body], name: str) -> Non
 def test_a_token_costs_the_same_however_long_the_reply_is(
     make_body: Callable[[], Body], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted in characters that are rendered; in seconds by tests.bench.reading."""
+    """Counted in rendered characters; tests.bench.reading measures seconds."""
     text = ("A line with **bold** words and `code` in it.\n\n" + "- an item of a list\n" * 3 + "\n") * 400
     rendered: list[int] = []
     write = ProseWriter.write

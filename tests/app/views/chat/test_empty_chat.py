@@ -1,4 +1,4 @@
-"""What stands where a conversation will be: in a narrow window, too, every word can be read."""
+"""The empty chat: every word can be read, in a narrow window too."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_one_change_signal_per_flush(chat: ChatModel, qtbot: QtBot) -> None:
 def test_a_long_reply_into_two_thousand_turns_keeps_few_widgets_and_its_end_in_view(
     transcript: Transcript, chat: ChatModel
 ) -> None:
-    """What it costs is measured by tests.bench.reading."""
+    """The cost is measured by tests.bench.reading."""
     chat.show(conversation(2000))
     chat.start_reply(chat.add(Turn("assistant", parent=chat.turn(1999).id)))
     for piece in ["```python\n", *["    value = compute(1, 'two')  # and a comment\n"] * 300, "```\n"]:

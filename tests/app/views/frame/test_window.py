@@ -215,7 +215,7 @@ def test_an_edited_question_is_asked_again_beside_the_old_one(qtbot: QtBot, star
 
 
 def change(app: Application, row: int, text: str) -> Editor:
-    """As a person does: the text of a turn is changed in its place, then Enter."""
+    """Change a turn in place as a user does, then press Enter."""
     view = app.window.transcript.view_of(app.chat.turn(row).id)
     assert view is not None
     view.begin_edit()

@@ -1,4 +1,4 @@
-"""Repositories of GGUF files in the model dialog: a file chosen by its verdict, downloaded, used, removed."""
+"""Repositories of GGUF files in the model dialog: a file is chosen by its verdict, downloaded, used and removed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def phase_of(stage: DialogStage, name: str) -> str:
 
 
 def text_of(stage: DialogStage) -> str:
-    """All words of the details that can be seen."""
+    """Return all visible text of the details."""
     labels = stage.dialog.details.findChildren(QLabel)
     return "\n".join(label.text() for label in labels if label.isVisibleTo(stage.dialog))
 

@@ -1,4 +1,4 @@
-"""The model dialog on a real Hub double, with real threads, downloads and a cache; and the words it says."""
+"""The model dialog on a fake Hub, with real threads, downloads and a cache; and its words."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def stage(hub: Double, make: Callable[..., DialogStage], qtbot: QtBot) -> Dialog
 
 
 def look_at(stage: DialogStage, qtbot: QtBot, id: str) -> None:
-    """Search for a model, select it, and wait until all is known."""
+    """Search for a model, select it, and wait until everything is known."""
     stage.dialog.search.setText(id)
     qtbot.waitUntil(lambda: stage.dialog.details.shown == id, timeout=SOON)
     qtbot.waitUntil(lambda: details_of(stage).asking is False, timeout=SOON)
@@ -89,7 +89,7 @@ def ids(stage: DialogStage) -> list[str]:
 
 
 def text_of(stage: DialogStage) -> str:
-    """All words of the details that can be seen."""
+    """Return all visible text of the details."""
     from PySide6.QtWidgets import QLabel
 
     labels = stage.dialog.details.findChildren(QLabel)
@@ -97,7 +97,7 @@ def text_of(stage: DialogStage) -> str:
 
 
 def card_of(stage: DialogStage) -> str:
-    """The model card as it is shown."""
+    """Return the model card as shown."""
     edits = [*stage.dialog.details.findChildren(QTextBrowser), *stage.dialog.details.findChildren(QPlainTextEdit)]
     return "\n".join(edit.toPlainText() for edit in edits if edit.isVisibleTo(stage.dialog) and edit.toPlainText())
 
@@ -142,7 +142,7 @@ def test_recommended_facts_agree_with_their_dimensions() -> None:
     assert len({entry.id for entry in entries}) == len(entries)
     for entry in entries:
         assert entry.summary.endswith(".")
-        # bf16, plus at most an output head that is stored though it is tied to the embedding.
+        # bf16, plus at most an output head that is stored although it is tied to the embedding.
         extra = 2 * entry.config["vocab_size"] * entry.config["hidden_size"]
         assert entry.download_bytes in (2 * entry.parameters, 2 * entry.parameters + extra)
         assert entry.config["max_position_embeddings"] == entry.context
@@ -175,7 +175,7 @@ def test_details_before_the_download(stage: DialogStage, qtbot: QtBot, hub: Doub
     assert "print('<b>kept</b>')" in card
     assert "logo" not in card
     assert buttons_of(stage) == ["download"]
-    # Headers only: not the weights.
+    # Headers only, no weights.
     assert max(hub.bytes_sent(path) for path in hub.sent) < 300_000
     assert not [path for path in hub.paths("files") if "logo" in path]
 

@@ -1,4 +1,4 @@
-"""A model that does not fit shows how it is served elsewhere, and the way there."""
+"""A model that does not fit shows how to serve it elsewhere and connect."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_a_model_is_loaded_only_once_its_key_is_kept(qtbot: QtBot, ring: Ring, m
     known: list[list[str]] = []
     controller.chosen.connect(lambda source: known.append(list(ring.kept.values())))
     dialog.connect_button.click()
-    controller.test("127.0.0.1:9", "")  # what is tested meanwhile does not drop the key
+    controller.test("127.0.0.1:9", "")  # testing another server does not drop the key
     qtbot.waitUntil(lambda: bool(controller.state.outcomes))
     assert not known
     slow.set()

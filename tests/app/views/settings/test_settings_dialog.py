@@ -71,7 +71,7 @@ def choose(dialog: SettingsDialog, name: str, value: object) -> None:
 
 
 def write(dialog: SettingsDialog, qtbot: QtBot, name: str, text: str) -> None:
-    """As a person does: select all, type, Enter."""
+    """Type like a user: select all, type, press Enter."""
     line = dialog.fields[name].control
     assert isinstance(line, QLineEdit)
     line.selectAll()

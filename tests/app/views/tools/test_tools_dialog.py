@@ -1,4 +1,4 @@
-"""The page of tool servers: what is entered, pasted, switched and allowed; keys are shown to nobody."""
+"""The page of tool servers: entering, pasting, switching and allowing; keys are never shown."""
 
 from __future__ import annotations
 
