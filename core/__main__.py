@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -39,13 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error)
     except KeyboardInterrupt:
         return _failed("stopped.")
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception:  # a defect: log its traceback for the developers
+    except Exception as error:
+        if _is_closed_pipe(error):  # the reader of the output has closed it, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        # A defect: log its traceback for the developers.
         log.exception("A command failed unexpectedly")
         return _failed(sentence("This is a defect of the program; the details are in {}.", command_log()))
     return 0
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Return whether a pipe's other end is closed, for which Windows raises an error of no file in particular."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno == errno.EPIPE or (error.errno == errno.EINVAL and error.filename is None)
 
 
 def _failed(why: HeteGenError | str) -> int:

@@ -107,9 +107,18 @@ def test_a_defect_is_one_sentence_and_its_traceback_is_in_the_log(repository: Pa
     assert "ZeroDivisionError" in log.read_text("utf-8")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another error for it")
-def test_output_that_nobody_reads_on_is_no_defect(repository: Path, tmp_path: Path) -> None:
-    script = "import sys, core.__main__ as m; sys.stdin.read(); sys.exit(m.main(['models', '--json']))"
+AS_ON_WINDOWS = """
+class Closed:
+    fileno, flush = sys.stdout.fileno, sys.stdout.flush
+    def write(self, text):
+        raise OSError(22, "Invalid argument")
+sys.stdout = Closed()
+"""
+
+
+@pytest.mark.parametrize("closed", ["", AS_ON_WINDOWS], ids=["here", "Windows"])
+def test_output_that_nobody_reads_on_is_no_defect(repository: Path, tmp_path: Path, closed: str) -> None:
+    script = f"import sys, core.__main__ as m\nsys.stdin.read()\n{closed}\nsys.exit(m.main(['models', '--json']))"
     environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], cwd=repository, env=environ, **pipes) as ran:  # type: ignore[call-overload]
