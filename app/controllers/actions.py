@@ -22,7 +22,7 @@ from core.paths import builtin_model
 SAFE_SCHEMES = ("http", "https", "mailto")
 IMPORTED = "JSON (*.json *.jsonl *.ndjson *.zip)"
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
-"""Names that Windows keeps for devices, whatever their ending."""
+"""Names that Windows reserves for devices, with any suffix."""
 FORMS = {"markdown": ("Markdown (*.md)", ".md"), "json": ("JSON (*.json)", ".json")}
 
 

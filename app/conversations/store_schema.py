@@ -255,7 +255,7 @@ def typed(error: sqlite3.Error, path: Path) -> HeteGenError:
 
 
 def unusable(error: Exception, path: Path) -> StoreUnusable:
-    """The failure where the system refuses the files of the database at `path`."""
+    """Return the error for a system that refuses access to the files of the database at `path`."""
     return StoreUnusable(
         "The conversations cannot be opened.", f"{error}.", sentence("Check that {} can be written to.", path.parent)
     )

@@ -1,5 +1,4 @@
-"""Mutation test of the waits and copies between devices, and of captured passes: removes one at a time and runs the
-second-device tests.
+"""Mutation test of waits and copies between devices, and of captured passes: removes one at a time, runs the tests.
 
     python -m tests.bench.missing_waits [--only TEXT] [--skip N] [--count N]
 

@@ -248,7 +248,7 @@ def run(soak: Soak, seconds: float) -> dict[str, Any]:
 
 
 class Mallinfo(ctypes.Structure):
-    """glibc's mallinfo2: bytes of all arenas."""
+    """glibc's struct mallinfo2: bytes over all arenas."""
 
     _fields_ = (
         ("others", ctypes.c_size_t * 7), ("in_use", ctypes.c_size_t), ("free", ctypes.c_size_t),
@@ -257,7 +257,7 @@ class Mallinfo(ctypes.Structure):
 
 
 def malloc_mb() -> tuple[int, int]:
-    """Return the MB that glibc counts as in use and as free; zeros where there is another library."""
+    """Return glibc's MB in use and free; zeros with another C library."""
     asked = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if asked is None:
         return 0, 0
@@ -267,7 +267,7 @@ def malloc_mb() -> tuple[int, int]:
 
 
 def trim() -> None:
-    """Give free pages back to the system, where glibc can."""
+    """Return free pages to the system, if glibc supports it."""
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 

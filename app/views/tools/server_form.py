@@ -26,7 +26,7 @@ DOTS = "••••••••"
 FIELD_HEIGHT = 90
 WINDOWS = os.name == "nt"
 WINDOWS_PARTS = re.compile(r"(\\*)(.?)", re.DOTALL)
-"""Backslashes, and the character that they stand before."""
+"""Backslashes and the character after them."""
 
 
 class Form(QDialog):

@@ -119,7 +119,7 @@ def test_what_has_gaps_is_made_by_sentence() -> None:
 
 
 def test_the_systems_own_words_are_never_all_that_is_said() -> None:
-    """They are not translated, so they follow a sentence of ours, which says what happened."""
+    """The system's own words are not translated, so they follow a sentence of ours that says what happened."""
     kinds = {name for name in carriers(trees()) if name[0].isupper()}
     alone = [place for place, call in calls(kinds) if call.args and "strerror" in ast.unparse(call.args[0])]
     assert not alone
