@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -55,7 +56,8 @@ def install(
     try:
         _fetch(client, runtime, needed, report, stop, manner or DownloadOptions(Pace()))
         _unpack(runtime, needed, report, stop)
-        runtime.drop_downloads()
+        with suppress(OSError):  # Windows keeps what a scanner has open; it goes with the runtime
+            runtime.drop_downloads()
     except Changed as error:
         raise DownloadFailed(sentence("{} has changed on its server.", error), "", "Try again.") from error
     except OSError as error:

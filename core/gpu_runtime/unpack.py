@@ -18,6 +18,8 @@ BLOCK_BYTES = 4 << 20
 RESERVE_BYTES = 256 << 20
 SKIPPED = {"include", "cmake"}
 """Folders for those who compile against the libraries: thousands of files."""
+DEEP_LICENCES = ("licenses", "third_party")
+"""Of torch's own parts, in paths of up to 173 characters: below a user's folder they are too long for Windows."""
 SCHEMES = {"data": PurePosixPath(), "purelib": PACKAGES, "platlib": PACKAGES}
 """Where the parts of a wheel's .data folder go; the rest of them are programs and headers."""
 
@@ -68,8 +70,12 @@ def _wanted(wheel: Path, entries: Iterable[zipfile.ZipInfo]) -> Iterator[zipfile
                 sentence("{} would write to {}.", wheel.name, f"{entry.filename!r}"),
                 "Remove it.",
             )
-        if not entry.is_dir() and not SKIPPED & set(path.parts) and _place(path):
+        if not entry.is_dir() and _is_needed(path) and _place(path):
             yield entry
+
+
+def _is_needed(path: PurePosixPath) -> bool:
+    return not SKIPPED & set(path.parts) and path.parts[1:3] != DEEP_LICENCES
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:

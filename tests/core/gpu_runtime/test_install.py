@@ -63,6 +63,22 @@ def test_fetched_unpacked_and_stamped(
     assert (heard[-1].step, heard[-1].done) == ("unpacking", heard[-1].total)
 
 
+def test_downloads_that_a_scanner_holds_do_not_spoil_what_is_installed(
+    client: Client,
+    runtime: Runtime,
+    needed: Needed,
+    manner: DownloadOptions,
+    offer: Offer,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(runtime: Runtime) -> None:
+        raise PermissionError(13, "used by another process")
+
+    monkeypatch.setattr(Runtime, "drop_downloads", refused)
+    install(client, runtime, needed, manner=manner)
+    assert runtime.installed() == offer.version
+
+
 def test_a_cut_download_goes_on_where_it_was(
     client: Client, runtime: Runtime, needed: Needed, manner: DownloadOptions, index: Index, offer: Offer
 ):
@@ -130,6 +146,21 @@ def test_nothing_is_written_outside(tmp_path: Path, name: str):
     with pytest.raises(DownloadFailed, match="would write to"):
         unpack([packed], tmp_path / "out" / "runtime", never, lambda done, total: None)
     assert {path.name for path in tmp_path.rglob("*")} <= {"bad.whl", "out", "runtime"}
+
+
+def test_no_path_is_too_long_for_windows(tmp_path: Path):
+    """Most computers with Windows take 260 characters: here is torch's longest one, and a user of 20 characters."""
+    parts = "kineto/libkineto/third_party/dynolog/third_party/prometheus-cpp/3rdparty/civetweb/src/third_party/duktape"
+    names = [f"torch-2.13.0+cu130.dist-info/licenses/{place}LICENSE.txt" for place in ("", f"third_party/{parts}/")]
+    packed = tmp_path / "torch.whl"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in (*names, "torch/__init__.py"):
+            archive.writestr(name, b"text")
+    unpack([packed], tmp_path / "out", never, lambda done, total: None)
+    found = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(found) == [f"{PACKAGES}/{names[0]}", f"{PACKAGES}/torch/__init__.py"]
+    root = "C:/Users/twenty.characters.is/AppData/Local/HeteGen/gpu-runtime/2.13.0+cu130.partial/"
+    assert max(map(len, found)) + len(root) < 260 < len(f"{root}{PACKAGES}/{names[1]}")
 
 
 def test_a_wheel_that_is_none_is_said(tmp_path: Path):
