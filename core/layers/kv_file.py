@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core.events import Stop
+from core.files import move_over
 from core.layers.kv_states import LayerStates
 
 MARK = b"HETEGKV2"
@@ -101,7 +102,7 @@ def replace(
         with fresh.open("wb") as file:
             _write(file, key, tokens, reply_start, layers, stop)
             _write_recent(file, key, reply_start, layers, stop)
-        fresh.replace(path)
+        move_over(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from PySide6.QtCore import (
     QAbstractItemModel,
     QAbstractListModel,
+    QDateTime,
     QEvent,
+    QLocale,
     QModelIndex,
     QObject,
     QPersistentModelIndex,
@@ -126,7 +128,9 @@ class EntryModel(QAbstractListModel):
         if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole):
             return title
         if role == Qt.ItemDataRole.ToolTipRole:
-            return f"{title}\n{time.strftime('%x %H:%M', time.localtime(line.entry.updated))}"
+            # Python's %x would be American: the locale of a process that does not set one is "C".
+            updated = QDateTime.fromSecsSinceEpoch(int(line.entry.updated))
+            return f"{title}\n{QLocale.system().toString(updated, QLocale.FormatType.ShortFormat)}"
         if role == Qt.ItemDataRole.AccessibleTextRole:
             return f"{title}, {self.tr('pinned')}" if line.entry.pinned else title
         return line if role == LineRole else None

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QPoint, Qt
+from PySide6.QtCore import QLocale, QPoint, Qt
 from PySide6.QtGui import QAccessible
 from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QPushButton
 from pytestqt.qtbot import QtBot
@@ -75,6 +75,15 @@ def test_a_snippet_is_cut_into_plain_and_found_pieces() -> None:
 
 def test_the_list_shows_headings_and_titles(sidebar: Sidebar) -> None:
     assert shown(sidebar) == ["Pinned", "Alpha", "Today", "Beta", "Earlier", "Gamma"]
+
+
+def test_a_title_tells_when_it_was_written_in_the_form_of_the_system(qtbot: QtBot) -> None:
+    sidebar = Sidebar(Theme("light"))
+    qtbot.addWidget(sidebar)
+    sidebar.show_entries([replace(entry("alpha"), updated=NOON)])
+    title, when = str(sidebar.list.model().index(1, 0).data(Qt.ItemDataRole.ToolTipRole)).splitlines()
+    read = QLocale.system().toDateTime(when, QLocale.FormatType.ShortFormat)
+    assert (title, read.time().hour(), read.date().dayOfYear()) == ("Alpha", 12, 324)
 
 
 def test_arrows_pass_over_headings_and_enter_opens(sidebar: Sidebar, qtbot: QtBot) -> None:
