@@ -1,4 +1,4 @@
-"""What the system says of its processor and memory. Nothing is measured here."""
+"""Facts about the processor and memory as reported by the system, without measuring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """Name, cores and instruction set extensions that matter for multiplying."""
+    """Name, cores and the instruction set extensions that matter for matrix products."""
 
     name: str
     physical_cores: int
@@ -24,20 +24,20 @@ class CpuInfo:
 
 
 def cpu_info() -> CpuInfo:
-    """Name, cores and instruction sets of this processor."""
+    """Return name, cores and instruction sets of this processor."""
     logical = usable_cores()
     return CpuInfo(_name(), min(psutil.cpu_count(logical=False) or logical, logical), logical, _isa())
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may run on."""
+    """Return the number of logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return psutil.cpu_count() or 1
 
 
 def ram() -> tuple[int, int]:
-    """Bytes of RAM in all, and free for new programs: those of the machine or of the container it runs in."""
+    """Return total and available bytes of RAM, of the machine or of the container that this process runs in."""
     memory = psutil.virtual_memory()
     limit, used = _container_limit()
     if limit is None or limit >= memory.total:
@@ -46,8 +46,8 @@ def ram() -> tuple[int, int]:
 
 
 def on_battery() -> bool:
-    """True if the computer runs on its battery."""
-    # Not every system has the call, and containers have nothing to tell.
+    """Return whether the computer runs on battery."""
+    # Not every system has the call, and containers report no battery.
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     return battery is not None and battery.power_plugged is False
 
@@ -72,7 +72,7 @@ def _name() -> str:
 
 
 def _windows_name() -> str:
-    """As shops write it; `platform` knows family, model and stepping only."""
+    """Return the processor's marketing name; `platform` only knows family, model and stepping."""
     if sys.platform == "win32":
         import winreg
 
@@ -99,12 +99,12 @@ def _answer(*command: str) -> str:
 
 
 def _container_limit() -> tuple[int | None, int]:
-    """The memory limit of Linux control groups and what counts against it (None = no limit)."""
+    """Return the memory limit of Linux control groups (None = no limit), and the bytes counted against it."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
-        # File pages count too, but go when memory is needed.
+        # Page cache is counted, too, but is reclaimed when memory is needed.
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):
         return None, 0

@@ -103,7 +103,7 @@ def installed(cache: Cache) -> tuple[Installed, ...]:
 
 
 def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:
-    """Return the local commits of one repository's models, complete ones first, then main's."""
+    """Return the local commits of one repository's models, complete ones first, and main's before others."""
     commits = [folder.name for folder in _folders(cache.repo(id) / "snapshots")]
     found = [model for commit in commits for model in _snapshot(cache, id, commit)]
     found += _started(cache, id, set(commits))

@@ -39,7 +39,7 @@ def remove(cache: Cache, id: str) -> int:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder, or nothing of it where a file in it is in use: Windows refuses the other name already."""
+    """Delete a folder completely or not at all: if a file in it is in use, Windows already refuses the rename."""
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}")
     folder.rename(doomed)
     try:

@@ -51,7 +51,7 @@ class Retries:
 
 
 def nap(seconds: float, stop: Stop) -> None:
-    """Sleep. Raises Stopped soon after `stop` returns True."""
+    """Sleep for `seconds`. Raises Stopped soon after `stop` returns True."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if stop():

@@ -76,7 +76,7 @@ class Rows:
 class LinearPlan:
     """A linear's division by bucket of M; the resident rows are the same in all. `gpu` is an index, -1 = none. Linears
     of one `group` read the same input and are computed together, with one exchange; -1 = none. A linear that comes
-    `after` a group, as its only consumer, is divided by columns as the group is by rows: `rows` and `shares` then count
+    `after` a group, with no other input, is divided by columns as the group is by rows: `rows` and `shares` then count
     columns, and no intermediate results are exchanged between devices."""
 
     name: str

@@ -1,21 +1,21 @@
-/* At most FEW_ROWS rows of input times weights of bytes or fewer bits on AVX2: 256 columns, a strip, at a time. Its eight
- * groups of 32 are the lanes of a register: a row's values are turned so that register i holds the i-th four columns of every
- * group, and inputs lie so already. So all products of a group meet in its lane, its scale is multiplied once, and a row of
- * input gives the same bits whatever is beside it. The last four groups of a row may be half a strip, with zeros for the
- * others. What a row's values are shifted by is taken back with its minimums, as one product of two numbers a group.
- * Included in avx2_kernels.h, which asks for
- *   ADD_BYTES, ADD_TWO, WIDE   as panels do
- *   ADD_SIGNED(sum, w, x)      sum + eight sums of four products, w as DOT_SIGNED takes it */
+/* At most FEW_ROWS rows of input times weights of eight or fewer bits on AVX2, one strip of 256 columns at a time:
+ * eight groups of 32, one per lane of a register. A row's values are transposed so that register i holds the i-th four
+ * columns of every group; inputs are stored in that order. All products of a group thus accumulate in its lane, and its
+ * scale is applied once. An input row gives the same bits whatever the other rows are. The last strip of a row may have
+ * four groups, with zeros in the other lanes. The offset that makes values unsigned is corrected together with the
+ * minimums, as one product per group. Included in avx2_kernels.h. Requires
+ *   ADD_BYTES, ADD_TWO, WIDE   as in avx2_panels.h
+ *   ADD_SIGNED(sum, w, x)      sum + eight sums of four products, w as for DOT_SIGNED */
 
 enum { STRIP_BLOCKS = 4, STRIP_PAIRS = 2, STRIP_BYTES = STRIP_BLOCKS * BLOCK };
 
-/* 16 bytes of each of two places. */
+/* Load 16 bytes from each of two addresses. */
 ISA INLINE __m256i two_of(const void *first, const void *second) {
     __m128i low = _mm_loadu_si128((const __m128i *)first), high = _mm_loadu_si128((const __m128i *)second);
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
-/* The dwords of four registers, turned within each 128 bits. */
+/* Transpose the dwords of four registers within each 128 bits. */
 ISA INLINE void turn_four(__m256i w[4]) {
     __m256i a = _mm256_unpacklo_epi32(w[0], w[1]), b = _mm256_unpackhi_epi32(w[0], w[1]);
     __m256i c = _mm256_unpacklo_epi32(w[2], w[3]), d = _mm256_unpackhi_epi32(w[2], w[3]);
@@ -27,10 +27,10 @@ ISA INLINE void turn_four(__m256i w[4]) {
 
 /* ---- weights ---- */
 
-/* How many runs of 32 bytes hold 32 columns of each of four groups. */
+/* The number of 32-byte runs that hold 32 columns of each of four groups. */
 INLINE int runs_of(const Layout *l) { return l->values == SIGNED_BYTES ? 4 : l->values == SIXES ? 3 : 2; }
 
-/* The columns of four groups, as the multiplier takes them, out of their runs of bytes; in place. */
+/* Unpack the runs of four groups in place into operands for the multiplier. */
 ISA INLINE void unpack(__m256i w[4], const Layout *l) {
     const __m256i nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80), upper = _mm256_set1_epi8(0x30);
     if (l->values == SIGNED_BYTES) {
@@ -54,12 +54,12 @@ ISA INLINE void unpack(__m256i w[4], const Layout *l) {
     UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
 }
 
-/* Where two pairs of blocks lie in a row, the second one the same as the first where there is none. */
+/* The addresses of two pairs of blocks in a row; the same address twice if there is only one. */
 typedef struct {
     const uint8_t *first, *second;
 } Pairs;
 
-/* The first (0) or second (1) 16 columns of a strip's groups, turned. */
+/* Load and transpose the first (half 0) or second (half 1) 16 columns of each of a strip's groups. */
 ISA INLINE void half_strip(Pairs at, const int half, const Layout *l, __m256i w[4]) {
     UNROLL for (int q = 0; q < runs_of(l); q++) w[q] = two_of(at.first + q * 32 + half * 16, at.second + q * 32 + half * 16);
     unpack(w, l);
@@ -68,13 +68,13 @@ ISA INLINE void half_strip(Pairs at, const int half, const Layout *l, __m256i w[
 
 /* ---- products ---- */
 
-/* Register i of a strip of M rows of input whose half begins at x, `step` bytes from block to block. */
+/* Register i of half a strip of an input row at x, `step` bytes between blocks. */
 ISA INLINE __m256i input_of(const int8_t *x, int64_t step, const int i, const int last) {
     if (last) return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)(x + i * 16)));
     return _mm256_loadu_si256((const __m256i *)(x + i / 2 * step + i % 2 * 32));
 }
 
-/* Adds what half a strip gives with M rows of input. `last`: four groups, not eight. */
+/* Add the products of half a strip with M input rows. `last`: four groups instead of eight. */
 ISA INLINE void add_half(const Input *in, int64_t pair, Pairs at, const int half, const Layout *l, const int last, const int M,
                          __m256i sum[FEW_ROWS]) {
     const int64_t step = in->m * BLOCK;
@@ -91,12 +91,13 @@ ISA INLINE void add_half(const Input *in, int64_t pair, Pairs at, const int half
 
 ISA INLINE __m256 as_floats(__m256i sum, const Layout *l) { return _mm256_cvtepi32_ps(l->values == HALVES ? WIDE(sum) : sum); }
 
-/* Eight floats, or four and zeros. */
+/* Load eight floats, or four and zeros. */
 ISA INLINE __m256 load_lanes(const float *from, const int last) {
     return last ? _mm256_zextps128_ps256(_mm_loadu_ps(from)) : _mm256_loadu_ps(from);
 }
 
-/* Four scales from group g on, and zeros: copied byte by byte as the last of eight they would be waited for. */
+/* Four scales from group g on, and zeros. Not eight_scales, whose bytewise copy at the end of a row would stall the
+ * load. */
 ISA INLINE __m256 four_scales(const RowScales *s, const Layout *l, int64_t g) {
     __m128 found;
     int32_t bytes;
@@ -112,7 +113,7 @@ ISA INLINE __m256 four_scales(const RowScales *s, const Layout *l, int64_t g) {
     return _mm256_zextps128_ps256(found);
 }
 
-/* The scales and shifts (minimum - zero x scale) of eight groups from group g on, or of `four`. */
+/* The scales and shifts (minimum - zero * scale) of eight groups from group g on, or of `four`. */
 ISA INLINE void scales_of(const RowScales scales[2], const Layout *l, int64_t g, const int four, __m256 *scale, __m256 *shift) {
     __m256 low = _mm256_setzero_ps();
     if (l->minimum) low = four ? four_scales(scales + 1, l, g) : eight_scales(scales + 1, l, g);
@@ -122,7 +123,7 @@ ISA INLINE void scales_of(const RowScales scales[2], const Layout *l, int64_t g,
 
 INLINE int has_shifts(const Layout *l) { return l->minimum || shifted_by(l); }
 
-/* One strip of groups of 32. */
+/* Multiply a strip in groups of 32 with M input rows. */
 ISA INLINE void strip_of_32(const Input *in, int64_t pair, Pairs at, const RowScales scales[2], const Layout *l, const int last,
                             const int M, __m256 sum[FEW_ROWS]) {
     __m256i all[FEW_ROWS];
@@ -138,13 +139,13 @@ ISA INLINE void strip_of_32(const Input *in, int64_t pair, Pairs at, const RowSc
     }
 }
 
-/* Every second of sixteen numbers, the first ones or the others, in order. */
+/* The even or odd elements of sixteen, in order. */
 ISA INLINE __m256 every_second(__m256 low, __m256 high, const int odd) {
     __m256 mixed = odd ? _mm256_shuffle_ps(low, high, 0xdd) : _mm256_shuffle_ps(low, high, 0x88);
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
 }
 
-/* One strip of groups of 16: the halves of those of 32. */
+/* Multiply a strip in groups of 16, which are halves of the strip's groups of 32, with M input rows. */
 ISA INLINE void strip_of_16(const Input *in, int64_t pair, Pairs at, const RowScales scales[2], const Layout *l, const int last,
                             const int M, __m256 sum[FEW_ROWS]) {
     __m256 scale[2], shift[2];
@@ -172,7 +173,7 @@ ISA INLINE void strip_of(const Input *in, int64_t pair, Pairs at, const RowScale
     else strip_of_32(in, pair, at, scales, l, last, M, sum);
 }
 
-/* One row of grouped weights. */
+/* Multiply a row of grouped weights with M input rows. */
 ISA INLINE void few_row(const Job *job, int64_t row, const Layout l, const int M) {
     const int64_t pairs = job->input->blocks / 2, bytes = pair_bytes(&l);
     const uint8_t *at = job->weights + row * job->stride;
@@ -188,7 +189,7 @@ ISA INLINE void few_row(const Job *job, int64_t row, const Layout l, const int M
     UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(sum[m]));
 }
 
-/* All rows [row, end) of a layout that is known when this is compiled, so that nothing is tested in the loop. */
+/* All rows [row, end) of a layout that is a compile-time constant, so that the loop has no layout branches. */
 #define LAYOUT_CASE(M, layout) \
     case M: for (; row < end; row++) few_row(job, row, layout, M); break;
 #define FEW(name, layout)                                                                                       \
@@ -207,7 +208,7 @@ FEW(int8g32_few, layout_of(INT8_G32))
 FEW(int6k16_few, layout_of(INT6_K16))
 FEW(grouped_few, layout_of(job->format))
 
-/* The kernel for a format's rows: of the formats that most models have, one of its own. */
+/* Select the kernel for a grouped format; common formats have a specialised one. */
 typedef void (*FewKernel)(const Job *job, int64_t begin, int64_t end);
 static FewKernel few_kernel(int format) {
     switch (format) {
@@ -235,8 +236,8 @@ ISA INLINE void int8_strip(const Input *in, int64_t pair, const uint8_t *at, con
     }
 }
 
-/* What is left of a row after whole strips, which may end a block before the input does: that has zeros there, and of all
- * rows but the last the next one lies behind. */
+/* Multiply the columns after a row's last whole strip. The row may end one block before the input, which is zero there,
+ * so reading into the next row is harmless; the last row is copied and padded instead. */
 ISA INLINE void int8_rest(const Job *job, int64_t pair, const uint8_t *at, const int is_last, const int M, __m256 sum[FEW_ROWS]) {
     uint8_t rest[STRIP_BYTES];
     const int64_t left = job->row_bytes - pair * 2 * BLOCK;
@@ -267,14 +268,14 @@ ISA INLINE void int8_few(const Job *job, int64_t row, int64_t end, const int M) 
 
 /* ---- input ---- */
 
-/* What half a turned strip adds up to in each group, times the groups' scales. */
+/* The sums of half a transposed strip by group, times the groups' scales. */
 ISA INLINE __m256 scaled_sums(const __m256i w[4], __m256 by) {
     __m256i all = _mm256_setzero_si256();
     UNROLL for (int i = 0; i < 4; i++) all = _mm256_add_epi32(all, DOT(_mm256_set1_epi8(1), w[i]));
     return _mm256_mul_ps(_mm256_cvtepi32_ps(all), by);
 }
 
-/* The strip of a row of input that begins at block b, or the two blocks that are the last ones. */
+/* Reorder the strip of an input row that begins at block b; `last`: only two blocks. */
 ISA INLINE void arrange_strip(const Input *in, int64_t row, int64_t b, const int last) {
     const int64_t step = in->m * BLOCK, cell = row * in->blocks + b;
     int8_t *at = (int8_t *)in->q + b * step + row * BLOCK;
@@ -297,7 +298,7 @@ ISA INLINE void arrange_strip(const Input *in, int64_t row, int64_t b, const int
     }
 }
 
-/* A row of input as the kernels for few rows take it; those for more take it as it is. */
+/* Reorder an input row for the kernels of at most FEW_ROWS rows; those for more rows take it unchanged. */
 ISA static void arrange(const Input *in, int64_t row) {
     int64_t b = 0;
     if (in->m > FEW_ROWS) return;

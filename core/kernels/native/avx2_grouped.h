@@ -1,4 +1,4 @@
-/* Grouped weights for AVX2 with more than FEW_ROWS rows of input, one loop for all layouts that have no panels: included in
+/* Grouped weights on AVX2 with more than FEW_ROWS input rows, one loop for all layouts without panels. Included in
  * avx2_kernels.h. */
 
 enum { ROWS_IN_CACHE = 16 };

@@ -60,7 +60,7 @@ def _columns(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _interleave(_: Config, rows: int) -> Tensor:
-    """The rows of gate, then of up, are interleaved in the module."""
+    """Interleave the rows of gate and up, which the file stores one after another."""
     return torch.arange(rows).view(2, -1).t().reshape(-1)
 
 
@@ -73,7 +73,7 @@ def _keys_and_values(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _by_kv_head(config: Config, rows: int) -> Tensor:
-    """All queries, keys and values in the file; in the module, per key head, its queries, its key and its value."""
+    """Rearrange all queries, keys and values into, for each key head, its queries, its key and its value."""
     heads, groups = config["num_attention_heads"], config["num_kv_heads"]
     width = rows // (heads + 2 * groups)
     queries, keys, values = torch.split(torch.arange(rows), [heads * width, groups * width, groups * width])

@@ -71,7 +71,7 @@ class Coded:
         return None if order is None else ColumnOrder(order)
 
     def _stored_order(self) -> Tensor | None:
-        """The columns sorted by group; None if they are stored so."""
+        """Return the columns sorted by group; None if they are stored in that order."""
         return None if self.order is None else self.order.argsort(stable=True)
 
     def _in_order(self, codes: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def _in_experts(infos: Infos) -> bool:
 
 
 def _is_awq(infos: Infos) -> bool:
-    """AWQ packs outputs into words, GPTQ packs inputs."""
+    """Tell AWQ, which packs outputs into words, from GPTQ, which packs inputs."""
     return "scales" in infos and infos["codes"].shape[-1:] != infos["scales"].shape[-1:]
 
 
