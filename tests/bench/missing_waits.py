@@ -40,7 +40,7 @@ class Mutant:
 
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
 PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
-GRAPH, GRAPHS = "model/token_graph.py", "test_graphs and not every_family"
+GRAPH = "model/token_graph.py"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
 CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
 WAITS = (
@@ -209,32 +209,60 @@ MOVES = (
 )
 CAPTURES = (
     Mutant(
-        "what was captured is forgotten before a plan changes",
-        PLACEMENT,
-        "        self.graph.drop()\n        self._drop_ring()\n        self.plan",
-        "        self._drop_ring()\n        self.plan",
-        GRAPHS,
+        "a captured pass is dropped when the plan changes",
+        GRAPH,
+        "        self._wanted = False\n        self._forget()",
+        "        self._wanted = False",
+        "drops_what",
     ),
-    Mutant("a captured pass is of these buffers", GRAPH, "and all(map(_same, held, self._held))", "", GRAPHS),
-    Mutant("a captured pass is of this stretch", GRAPH, "self._seen == seen and ", "", "every_family and llama"),
-    Mutant("the place changes from token to token", GRAPH, "torch.tensor([place])", "torch.tensor([40])", GRAPHS),
-    Mutant("the row changes from token to token", GRAPH, "torch.tensor([[id]])", "torch.tensor([[5]])", GRAPHS),
-    Mutant("a token that was replayed is counted", GRAPH, "            cache.advance()\n", "", GRAPHS),
-    Mutant("a captured pass is compared", GRAPH, "or not _agree(found, expected)", "", GRAPHS),
-    Mutant("keys that are not there yet are hidden", GRAPH, "<= place).view", "< seen).view", GRAPHS),
     Mutant(
-        "work is done once before it is captured",
+        "a captured pass is used with its own buffers only",
+        GRAPH,
+        "and all(map(_same, held, self._held))",
+        "",
+        "cache_that_moved",
+    ),
+    Mutant(
+        "a captured pass is used for its own stretch only",
+        GRAPH,
+        "self._seen == seen and ",
+        "",
+        "every_family and llama",
+    ),
+    Mutant(
+        "the position changes from token to token", GRAPH, "torch.tensor([place])", "torch.tensor([40])", "one_launch"
+    ),
+    Mutant("the row changes from token to token", GRAPH, "torch.tensor([[id]])", "torch.tensor([[5]])", "one_launch"),
+    Mutant("a replayed token is counted", GRAPH, "            cache.advance()\n", "", "taken_back"),
+    Mutant("the rest of a stretch is zeroed", GRAPH, "            cache.blank(seen)\n", "", "one_launch"),
+    Mutant(
+        "writes of a failed pass are waited for",
         CARD,
-        "            work(*there)\n        self.synchronize()",
-        "            pass\n        self.synchronize()",
-        "test_device or test_graphs",
+        "            self.synchronize()  # its writes",
+        "            pass  # its writes",
+        "without_room",
     ),
     Mutant(
-        "memory is given back when it is forgotten",
+        "a captured pass is compared with an ordinary one",
+        GRAPH,
+        "or not _agree(found, expected)",
+        "",
+        "something_else",
+    ),
+    Mutant("keys that are not there yet are masked", GRAPH, "<= place).view", "< seen).view", "one_launch"),
+    Mutant(
+        "work runs once before it is captured",
+        CARD,
+        "self.can.without_waits():\n                work(*there)",
+        "self.can.without_waits():\n                pass",
+        "captured_is_done",
+    ),
+    Mutant(
+        "the memory of a dropped pass is freed",
         "accelerators/graph.py",
         "        self._graph.reset()",
         "        pass",
-        "test_device or gives_its_memory",
+        "is_its_own",
     ),
 )
 

@@ -174,17 +174,18 @@ def test_a_card_without_room_for_it_goes_on_without(
     placed.close(card)
 
 
-def test_a_change_of_plan_gives_its_memory_back(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+def test_a_change_of_plan_drops_what_was_captured(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    """Half of the weights leave the card and come back to other places, so that a pass has to be captured anew."""
     placed, found, used = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
     divided = [(Rows(linear.rows // 2, 0, linear.rows - linear.rows // 2),) * 4 for linear in llama.spec.linears]
+    changes = {16: plan_of(llama.spec, divided, True, Ring()), 20: whole(llama.spec)}
     for token in placed.draw(llama.prompt, TOKENS):
         found.append(token)
         used.append(card.memory().used)
-        if len(found) == 16:
-            list(placed.placement.apply(plan_of(llama.spec, divided, True, Ring())))
-            replays = second.get("replays")
+        if len(found) in changes:
+            list(placed.placement.apply(changes[len(found)]))
     assert found == llama.expected
-    assert replays == second.get("replays") == 16 - FIRST_TOKENS - 1
+    assert second.get("replays") == (16 - FIRST_TOKENS - 1) + (TOKENS - 20 - FIRST_TOKENS)
     assert used[16] < used[FIRST_TOKENS] < used[15]
     placed.close(card)
 
