@@ -75,18 +75,14 @@ class RemoteController(QObject):
         except HeteGenError as error:
             self._set(replace(self.state, address=server.address, outcomes=(Outcome("address", error),)))
             return
-        self._keep(put(self.state.saved, server, former))
+        self._replace(put(self.state.saved, server, former))
         if key:
             self._keys.run(lambda stop, tell: keep_key(system_keyring(), url, key))
 
     @Slot(str)
     def remove(self, name: str) -> None:
         """Delete a server, and its key unless another server has the same address."""
-        gone = [one for one in self.state.saved if one.name == name]
-        left = tuple(one for one in self.state.saved if one.name != name)
-        self._keep(left)
-        for url in {one.url for one in gone} - {one.url for one in left}:
-            self._forget(url)
+        self._replace(tuple(one for one in self.state.saved if one.name != name))
 
     @Slot(object, str, str)
     def connect_to(self, server: SavedEndpoint, key: str, former: str) -> None:
@@ -96,6 +92,13 @@ class RemoteController(QObject):
             source = Endpoint(server.url, server.model).source
             # Queued behind the key: loading the model looks it up.
             self._keys.run(lambda stop, tell: source)
+
+    def _replace(self, saved: tuple[SavedEndpoint, ...]) -> None:
+        """Keep these servers, and delete the keys of addresses that none of them has any more."""
+        former = {one.url for one in self.state.saved}
+        self._keep(saved)
+        for url in former - {one.url for one in self.state.saved}:
+            self._forget(url)
 
     def _forget(self, url: str) -> None:
         self._keys.run(lambda stop, tell: keep_key(system_keyring(), url, ""))

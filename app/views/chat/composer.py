@@ -186,7 +186,7 @@ class Composer(QWidget):
             self.submitted.emit(text)
 
     def _on_text(self) -> None:
-        self._send.setEnabled(self._busy or self._wordless or not self.edit.document().isEmpty())
+        self._send.setEnabled(self._busy or self._wordless or bool(self.edit.toPlainText().strip()))
         self._fit()
 
     def _fit(self) -> None:

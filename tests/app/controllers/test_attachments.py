@@ -337,6 +337,8 @@ def test_a_picture_says_enough_without_words(
     composer = seeing.window.composer
     send = find(composer, RoundButton, "Send")
     assert not send.isEnabled()
+    composer.edit.setPlainText(" \n ")
+    assert not send.isEnabled()
     attach(seeing, qtbot, photo)
     assert send.isEnabled()
     send.click()

@@ -99,6 +99,22 @@ def test_servers_are_kept_changed_and_forgotten_with_their_keys(qtbot: QtBot, ri
     controller.close()
 
 
+def test_the_key_of_an_address_that_changed_is_forgotten(qtbot: QtBot, ring: Ring) -> None:
+    controller, dialog = opened(qtbot, Theme("light"))
+    dialog.add.click()
+    dialog.name.setText("Box")
+
+    def save(address: str, key: str) -> None:
+        dialog.address.setText(address)
+        dialog.key.setText(key)
+        dialog.save.click()
+        qtbot.waitUntil(lambda: list(ring.kept.values()) == [key])
+
+    save("box.lan:8000", "sk-1")
+    save("box.lan:9000", "sk-2")
+    controller.close()
+
+
 def test_a_model_is_loaded_only_once_its_key_is_kept(qtbot: QtBot, ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, keep = threading.Event(), ring.set_password
 
