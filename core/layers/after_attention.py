@@ -27,5 +27,14 @@ class AfterAttention:
 
     def native(self, rows: int) -> NativeMixture | None:
         """What computes the experts of so many rows, without the norm; None where it is more than one call."""
-        mixture = self._mlp if isinstance(self._mlp, FusedMixture) else vars(self._mlp).get("forward")
-        return mixture.native(rows) if isinstance(mixture, FusedMixture) else None
+        mixture = self._mixture
+        return None if mixture is None else mixture.native(rows)
+
+    def in_one_call(self) -> AfterAttention | None:
+        """The same without the layer's modules but for the norm; None where it is never one call."""
+        return None if self._mixture is None else AfterAttention(self._mixture, self._norm)
+
+    @property
+    def _mixture(self) -> FusedMixture | None:
+        found = self._mlp if isinstance(self._mlp, FusedMixture) else vars(self._mlp).get("forward")
+        return found if isinstance(found, FusedMixture) else None

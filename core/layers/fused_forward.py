@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -106,6 +106,15 @@ class FusedForward:
     def kind(self) -> Hashable:
         """The same for layers that see the same tokens by the same angles, and have heads of one size."""
         return self.window, self.half_angles, self.one.sizes, self.few.sizes
+
+    def keep_experts(self) -> bool:
+        """Take no more rows than our library has the layer's experts for, whatever becomes of their module; whether it
+        has them for one."""
+        if self.rest is not None:
+            self.rest = self.rest.in_one_call()
+            known = takewhile(self.rest.native, range(1, self.most_rows + 1)) if self.rest else ()
+            self.most_rows = len(list(known))
+        return self.most_rows > 0
 
     def in_run(self, rows: int, kind: int = 0) -> RunLayer | None:
         """This layer as a part of a run for up to so many rows; None where Python has to compute some of it."""

@@ -78,11 +78,11 @@ def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
 
 
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
-    """The forwards that replace the layers' own, by number, which they then have again. Those of layers with experts,
-    whose router moves to the device, are let go."""
+    """The forwards that replace the layers' own, by number, which they then have again. They no longer ask the layers'
+    modules, which move to a device: those of layers whose experts are more than one call are let go."""
     found = _fused_ones(layers)
     release(layers)
-    return {number: forward for number, forward in found.items() if forward.rest is None}
+    return {number: forward for number, forward in found.items() if forward.keep_experts()}
 
 
 def release(layers: list[nn.Module]) -> None:

@@ -107,7 +107,7 @@ class DevicePlacement:
         """Take over from a HostPlacement: install the linears, with all rows on the CPU at first. `apart`: modules that
         are not moved. Raises NotEnoughMemory, DeviceLost; then the linears are installed without any device memory."""
         layers = decoder_layers(module)
-        experts = fused_experts.take(module)
+        experts, fused = fused_experts.take(module), fused_layers.take(layers)
         fused_mixtures.release(module)
         fused_routers.release(module)
         recurrent_layers.release(module)
@@ -116,7 +116,7 @@ class DevicePlacement:
         self._weights = weights
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
-        self._hosted = CpuLayers(layers, fused_layers.take(layers), accelerator, self._inputs)
+        self._hosted = CpuLayers(layers, fused, accelerator, self._inputs)
         self._uploads = Uploads(accelerator)
         self._parameters: Streaming | None = None
         self._schedules: list[list[Chunk]] = [[] for _ in BUCKET_TOKENS]

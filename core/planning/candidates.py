@@ -162,8 +162,8 @@ def _paired(
 def _whole_layers(
     spec: ModelSpec, classes: Sequence[GroupClass], index: int, room: int, context: int
 ) -> Iterator[tuple[Residents, tuple[int, ...]]]:
-    """The first layers on the card with their KV cache, as many as fit, the others on the CPU; then the output head on
-    the card or not."""
+    """The first layers on the card with their KV cache, as many as fit or none, the others on the CPU; and the output
+    head on the card or not."""
     weights = Counter[int]()
     for item in classes:
         for layer in item.layers:
@@ -173,15 +173,20 @@ def _whole_layers(
         weights[kv.layer] += kv.nbytes(context)
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
-        on_card = sum(size <= room for size in sizes) - 1
-        if on_card == spec.layers:
-            continue
-        there = {*range(on_card), *((HEAD_LAYER,) if kept else ())}
-        whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
-        hosted = range(on_card, spec.layers)
-        groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)
-        kv_devices = tuple(index if kv.layer < on_card else -1 for kv in spec.kv_layers)
-        yield Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
+        most = sum(size <= room for size in sizes) - 1
+        yield from (_divided_at(spec, classes, index, some, head=kept > 0) for some in {0, most} - {spec.layers})
+
+
+def _divided_at(
+    spec: ModelSpec, classes: Sequence[GroupClass], index: int, on_card: int, *, head: bool
+) -> tuple[Residents, tuple[int, ...]]:
+    """So many layers on the card, and the output head or not."""
+    there = {*range(on_card), *((HEAD_LAYER,) if head else ())}
+    whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
+    hosted = range(on_card, spec.layers)
+    groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)
+    kv_devices = tuple(index if kv.layer < on_card else -1 for kv in spec.kv_layers)
+    return Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
 
 
 def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:

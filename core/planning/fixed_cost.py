@@ -64,15 +64,12 @@ def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) 
 
 def between_share(spec: ModelSpec) -> float:
     """What is left of the time between products where a layer is computed in few calls: all of it on the CPU."""
-    return FUSED_SHARE if _all_layers(spec, (DENSE_GROUPS, EXPERT_GROUPS)) else 1.0
+    return FUSED_SHARE if in_two_calls(spec) else 1.0
 
 
 def in_two_calls(spec: ModelSpec) -> bool:
     """Whether all layers look like those that the CPU can compute for a device that has the others."""
-    return _all_layers(spec, (DENSE_GROUPS,))
-
-
-def _all_layers(spec: ModelSpec, makes: Sequence[tuple[int, ...]]) -> bool:
+    makes = DENSE_GROUPS, EXPERT_GROUPS
     layers: dict[int, list[int]] = {}
     for linear in spec.linears:
         if linear.layer >= 0:

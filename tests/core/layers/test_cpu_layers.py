@@ -28,10 +28,12 @@ CARD = "vram=64MiB,link=4GB/s"
 PROMPT = [5, 17, 3, 99, 42, 7, 18, 11, 64, 23, 15, 8]
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen3", "gemma3_text"])
+@pytest.fixture(params=["llama", "mistral", "qwen3", "gemma3_text", "qwen3_moe"])
 def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoadedModel]:
-    """Mistral's window and Gemma's two kinds of positions and masks among them."""
-    made = make_model(request.param, tmp_path, dtype=torch.bfloat16, num_hidden_layers=LAYERS)
+    """Mistral's window and Gemma's two kinds of positions and masks among them; experts are chosen by little, and bf16
+    would choose others."""
+    dtype = torch.float32 if request.param == "qwen3_moe" else torch.bfloat16
+    made = make_model(request.param, tmp_path, dtype=dtype, num_hidden_layers=LAYERS)
     options = LoadOptions(format="int8", context=256, threads=1, simulate_gpu=CARD)
     *_, last = load_model(write_tokenizer(made), options)
     assert isinstance(last, LoadedModel)
