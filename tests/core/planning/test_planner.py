@@ -298,10 +298,11 @@ def test_layers_are_given_to_one_side_where_visits_are_dear() -> None:
     assert any("computed by the processor alone" in line for line in explain(dear, spec, DESKTOP))
 
 
-def test_a_card_that_only_reads_prompts_is_said_to() -> None:
+@pytest.mark.parametrize(("name", "format", "layers"), [("llama-3.1-8b", "int8", 32), ("qwen3-30b-a3b", "int4", 48)])
+def test_a_card_that_only_reads_prompts_is_said_to(name, format, layers) -> None:
     card = replace(DESKTOP.gpus[0], layer_s=1e-2, link=Link(3e9, 2e9, 3e9, 2e9, 3e9))
-    plan = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(card,)), Budget(format="int8", vram=700 * MIB))
-    assert len(plan.host_layers) == 32
+    plan = place(model(name), replace(DESKTOP, gpus=(card,)), Budget(format=format, vram=700 * MIB))
+    assert len(plan.host_layers) == layers
     assert not any(linear.resident for linear in plan.linears)
     assert plan.reason.endswith("the graphics card helps to read prompts.")
 
