@@ -163,7 +163,7 @@ def _whole_layers(
     spec: ModelSpec, classes: Sequence[GroupClass], index: int, room: int, context: int
 ) -> Iterator[tuple[Residents, tuple[int, ...]]]:
     """The first layers on the card with their KV cache, as many as fit or none, the others on the CPU; and the output
-    head on the card or not."""
+    head on the card or not. Nothing where all layers fit: they are all on the card, or the card is not used."""
     weights = Counter[int]()
     for item in classes:
         for layer in item.layers:
@@ -174,7 +174,8 @@ def _whole_layers(
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
         most = sum(size <= room for size in sizes) - 1
-        yield from (_divided_at(spec, classes, index, some, head=kept > 0) for some in {0, most} - {spec.layers})
+        if most < spec.layers:
+            yield from (_divided_at(spec, classes, index, some, head=kept > 0) for some in {0, most})
 
 
 def _divided_at(
