@@ -45,6 +45,12 @@ EXPORTS = [
     "copy",
     "head_bytes",
     "head",
+    "heads_bytes",
+    "heads",
+    "latent_layer_bytes",
+    "latent_layer",
+    "delta_layer_bytes",
+    "delta_layer",
 ]
 VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 """Allow vectorised loops with float comparisons and square roots: exception flags and errno are not read."""

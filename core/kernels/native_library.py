@@ -37,6 +37,7 @@ class AttentionCall:
 
     `mask` (B, 1, S, T) is bool, True where a key is visible; `sinks` (H,) is fp32; `softcap` 0 = none. `recent`: the
     last R keys and values (1, KVH, R, D) as floats of the query's type, read instead of their packed copies.
+    `least_keys`: the fewest that are worth a task of their own.
     """
 
     query: Tensor
@@ -47,6 +48,7 @@ class AttentionCall:
     scale: float
     softcap: float
     recent: tuple[Tensor, Tensor] | None = None
+    least_keys: int = SPLIT_KEYS
 
     @property
     def value_dim(self) -> int:
@@ -70,18 +72,18 @@ class AttentionCall:
             *(q.shape[0], q.shape[1], kv_heads, q.shape[2], keys, q.shape[3], self.value_dim),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
             *((mask.stride(0), mask.stride(2)) if mask is not None else (0, 0)),
-            stretches(q.shape[0] * kv_heads, keys, threads, recent),
+            stretches(q.shape[0] * kv_heads, keys, threads, recent, self.least_keys),
             int(v.dtype is PACKED),
             *(recent, *(strides or (0,) * 4)),
         )
 
 
-def stretches(heads: int, keys: int, threads: int, recent: int = 0) -> int:
+def stretches(heads: int, keys: int, threads: int, recent: int = 0, least: int = SPLIT_KEYS) -> int:
     """Return the number of tasks that each head's keys are split into; the last `recent` keys are one task."""
     if recent:
         return 1 + (stretches(heads, keys - recent, threads) if keys > recent else 0)
     wanted = -(-4 * threads // heads) if threads > 1 else 1
-    return max(1, min(wanted, keys // SPLIT_KEYS))
+    return max(1, min(wanted, keys // least))
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -136,6 +138,12 @@ class NativeLibrary:
         self._route = library.hetegen_route
         self._head_bytes = library.hetegen_head_bytes
         self._head = library.hetegen_head
+        self._heads_bytes = library.hetegen_heads_bytes
+        self._heads = library.hetegen_heads
+        self._latent_layer_bytes = library.hetegen_latent_layer_bytes
+        self._latent_layer = library.hetegen_latent_layer
+        self._delta_layer_bytes = library.hetegen_delta_layer_bytes
+        self._delta_layer = library.hetegen_delta_layer
         self._convolve = library.hetegen_convolve
         self._delta_rule = library.hetegen_delta_rule
         self._state_scan = library.hetegen_state_scan
@@ -308,6 +316,32 @@ class NativeLibrary:
             scratch.data_ptr(), threads,
         )  # fmt: skip
         return out, again
+
+    def heads(self, heads: int, x: Tensor, out: Tensor) -> None:
+        """x (1, H, M, K) times the weights described at that address, into `out` (1, H, M, N): `native_heads`."""
+        m, type = x.shape[2], TYPES[x.dtype]
+        scratch = torch.empty(self._heads_bytes(self._isa, heads, type, m), dtype=torch.uint8)
+        self._heads(
+            self._isa, heads, x.data_ptr(), *x.stride()[1:3], type, m, out.data_ptr(), *out.stride()[1:3],
+            scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def latent_layer(self, layer: int, x: Tensor, seen: int) -> Tensor:
+        """(1, M, K): x through the attention at that address, which sees what another says: `native_latent`."""
+        m, type, out = x.shape[1], TYPES[x.dtype], torch.empty_like(x)
+        scratch = torch.empty(self._latent_layer_bytes(self._isa, layer, type, m, seen), dtype=torch.uint8)
+        self._latent_layer(
+            self._isa, layer, x.data_ptr(), type, m, seen, out.data_ptr(), scratch.data_ptr(), torch.get_num_threads()
+        )
+        return out
+
+    def delta_layer(self, layer: int, x: Tensor, memory: int, out: Tensor) -> None:
+        """x (1, 1, K) through the layer at that address, with the memory at another, into `out`: `native_delta`."""
+        scratch = torch.empty(self._delta_layer_bytes(layer, TYPES[x.dtype]), dtype=torch.uint8)
+        self._delta_layer(
+            self._isa, layer, x.data_ptr(), TYPES[x.dtype], memory, out.data_ptr(), scratch.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     def convolve(self, call: int, nbytes: int) -> None:
         """Run the convolution described at address `call`: see `core.kernels.native_recurrent`."""

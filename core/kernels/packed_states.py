@@ -64,10 +64,11 @@ class PackedRows(Tensor):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        return func(*tree_map(_as_floats, tuple(args)), **tree_map(_as_floats, dict(kwargs or {})))
+        return func(*tree_map(as_floats, tuple(args)), **tree_map(as_floats, dict(kwargs or {})))
 
 
-def _as_floats(one: Any) -> Any:
+def as_floats(one: Any) -> Any:
+    """What packed rows stand for (B, H, T, D), made now; anything else as it is."""
     if not isinstance(one, PackedRows):
         return one
     assert one.stored.recent is not None

@@ -1,6 +1,7 @@
 """Attention as transformers' layers call it: fast for the few query rows of decoding, torch's own for long prompts.
 
     attend -> few rows on the CPU           -> our compiled kernel, which reads each key and value once
+           -> the same, compressed          -> the same over what is kept, between products with each head's weights
            -> soft caps or sinks            -> plain torch, some query rows at a time
            -> all else                      -> scaled_dot_product_attention
 
@@ -10,15 +11,18 @@ Knows nothing of models: `register` puts it under a name that a model's config c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.kernels.native_library import AttentionCall, NativeLibrary, native
+from core.kernels.native_latent import LEAST_LATENTS
+from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary, native
 from core.kernels.packed_states import Stored, as_stored
 from core.kernels.packed_width import PACKED
+from core.layers.latents import Latents, LatentStates
 from core.startup.torch_stubs import bare_torch
 
 with bare_torch():
@@ -57,6 +61,11 @@ def attend(
     The mask is as `sdpa_mask` makes it: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
     bounds scores by tanh, `s_aux` (H,) holds the logit of a key without value ("sink") for each head.
     """
+    if isinstance(key, LatentStates):
+        latents, plain = key.latents, softcap is None and s_aux is None and not dropout
+        if plain and latents_suit(latents, query, attention_mask):
+            return attend_latents(latents, query, attention_mask, scaling), None
+        key, value = latents.expanded
     keys, values = as_stored(key), as_stored(value)
     home = keys.rows.device
     if home != query.device:
@@ -133,6 +142,42 @@ def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         return None
     part = mask[..., : key.shape[2]].expand(query.shape[0], 1, query.shape[2], key.shape[2])
     return part if part.stride(3) == 1 else part.contiguous()
+
+
+# ---- few query rows, of keys and values that are kept compressed
+
+
+def latents_suit(latents: Latents, query: Tensor, mask: Tensor | None) -> bool:
+    """Whether query (1, H, M, D) is better multiplied with the weights of its keys than these with every token."""
+    rows, library = query.shape[2], native()
+    plain = type(query) is Tensor and query.dtype is latents.heads.dtype and query.stride(3) == 1
+    masked = rows == 1 if mask is None else mask.dtype is torch.bool and mask.shape[1] == 1
+    return plain and masked and rows <= FEW_ROWS and library is not None
+
+
+def attend_latents(latents: Latents, query: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """(1, M, H, value), where the query is: every head sees the same latents, which are keys and values at once.
+
+    The weights of heads are multiplied with by the CPU, wherever the latents lie: they are needed whole.
+    """
+    scale, keys = query.shape[-1] ** -0.5 if scaling is None else scaling, latents.side_by_side
+    values, q = keys[..., : latents.heads.sizes.rank], latents.heads.queries(query.cpu())
+    seen_part = _attended(q, keys, values, mask, scale)
+    return latents.heads.results(seen_part.cpu()).to(query.device)
+
+
+def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(1, M, H, V), where the keys (1, 1, T, D) and values (1, 1, T, V) are, for a query (1, H, M, D) in RAM."""
+    there, library = None if mask is None else mask.to(keys.device), native()
+    if keys.device.type == "cpu" and library is not None:
+        call = call_for(query, Stored(keys), Stored(values), there, None, scale)
+        return library.attention(replace(call, least_keys=LEAST_LATENTS))
+    rows = query.to(keys.device).flatten(1, 2)
+    scores = ((rows @ keys[0].transpose(1, 2)).float() * scale).view(*query.shape[:3], -1)
+    if there is not None:
+        scores = scores.masked_fill(~there[..., : keys.shape[2]], -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype).flatten(1, 2)
+    return (weights @ values[0]).view(*query.shape[:3], -1).transpose(1, 2)
 
 
 # ---- many query rows

@@ -23,6 +23,8 @@ from core.offload.hetero_linear import HostLinear
 
 CORRECTION = "e_score_correction_bias"
 TRIED_ROWS, TRIED_SIZES = 32, (0.3, 1.0, 3.0)
+TRIED_OF_GROUPS = 8
+"""Times as many rows where experts are chosen in the best groups: few rows tell which groups are the best."""
 NEAR, SAME_ROWS = 0.02, 0.9
 """Of a row's shares what may differ, and in how many rows it must be no more: a sum in another order may tip the scales
 between two experts."""
@@ -106,26 +108,29 @@ def _behind_norm(router: Any) -> RouterParts | None:
 
 @torch.inference_mode()
 def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
-    """Ours, if one of its kinds chooses as the router does."""
+    """Ours of the kind that chooses most nearly as the router does, if one does: others do for most rows."""
     experts, columns = parts.weight.shape
     # LFM2, MiniMax M2 and others hand the correction over at each call.
     if experts > MOST_EXPERTS or len(inspect.signature(router.forward).parameters) > 1:
         return None
-    x = _inputs(columns, dtype)
+    x = _inputs(columns, dtype, TRIED_ROWS * (1 if _groups(router) == 1 else TRIED_OF_GROUPS))
     try:
         own = router(x)
     except MISFITS:
         return None
     if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), _choices(router))):
         return None
-    expected = _dense(own[1], own[2], experts)
+    expected, best, most = _dense(own[1], own[2], experts), None, SAME_ROWS
     for routing in _candidates(router, dtype, rounded_shares=own[1].dtype is torch.bfloat16):
         ours = NativeRouter(library, routing, parts)
         found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, FEW_ROWS)])
         near = (found - expected).abs().sum(1) <= NEAR * expected.abs().sum(1)
-        if float(near.float().mean()) >= SAME_ROWS:
-            return ours
-    return None
+        near &= ((found != 0) == (expected != 0)).all(1)  # an expert's share may be as good as nothing
+        if (same := float(near.float().mean())) >= most and (best is None or same > most):
+            best, most = ours, same
+        if most == 1:
+            break
+    return best
 
 
 def _numbers(own: Tensor) -> QuantizedWeight | None:
@@ -138,7 +143,7 @@ def _numbers(own: Tensor) -> QuantizedWeight | None:
 
 def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Iterator[Routing]:
     scales = {1.0, float(getattr(router, "routed_scaling_factor", 1.0) or 1.0)}
-    groups = _number(router, "num_group", "n_group")
+    groups = _groups(router)
     kept = _number(router, "topk_group") if groups > 1 else 1
     roundings = (True, False) if dtype is torch.bfloat16 else (False,)
     tried = product(KINDS, (True, False), roundings, scales, (2, 1) if groups > 1 else (2,))
@@ -146,14 +151,18 @@ def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Ite
         yield Routing(kind, _choices(router), normed, rounded, rounded_shares, scale, groups, kept, best)
 
 
+def _groups(router: Any) -> int:
+    return _number(router, "num_group", "n_group")
+
+
 def _number(router: Any, *names: str) -> int:
     return next((value for name in names if isinstance(value := getattr(router, name, None), int)), 1)
 
 
-def _inputs(columns: int, dtype: torch.dtype) -> Tensor:
+def _inputs(columns: int, dtype: torch.dtype, rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor(TRIED_SIZES).repeat(TRIED_ROWS)[:TRIED_ROWS, None]
-    return (torch.randn(TRIED_ROWS, columns, generator=generator) * sizes).to(dtype)
+    sizes = torch.tensor(TRIED_SIZES).repeat(rows)[:rows, None]
+    return (torch.randn(rows, columns, generator=generator) * sizes).to(dtype)
 
 
 def _dense(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:

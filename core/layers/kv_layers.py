@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from core.kernels.packed_width import PACKED
+
 # A sliding layer keeps this many tokens more than its window, so that the last turns can be edited without re-reading.
 SLIDING_SLACK = 1024
 
@@ -46,8 +48,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
         self.dtype = key_states.dtype
-        self.keys = self.allocate(_with_length(key_states, self.capacity), self.dtype)
-        self.values = self.allocate(_with_length(value_states, self.capacity), self.dtype)
+        self.keys, self.values = buffers(key_states, value_states, self.capacity, self.allocate)
         self.device = self.keys.device
         self.is_initialized = True
 
@@ -89,7 +90,10 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
     def move(self, allocate: Allocate) -> None:
         """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
         if self.is_initialized and allocate != self.allocate:
-            self.keys, self.values = self._copied(self.keys, allocate), self._copied(self.values, allocate)
+            there = buffers(self.keys, self.values, self.keys.shape[2], allocate)
+            for states, copied in zip((self.keys, self.values), there, strict=True):
+                copied[:, :, : self.held] = states[:, :, : self.held]
+            self.keys, self.values = there
             self.device = self.keys.device
         self.allocate = allocate
 
@@ -109,11 +113,6 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.keys[:, :, :held] = keys
         self.values[:, :, :held] = values
         self.length = first + held
-
-    def _copied(self, states: Tensor, allocate: Allocate) -> Tensor:
-        there = allocate(states.shape, self.dtype)
-        there[:, :, : self.held] = states[:, :, : self.held]
-        return there
 
     def _append(self, first: int, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Put (1, heads, n, dim) into the buffers from `start` on, and hand over what is there from `first` on."""
@@ -199,6 +198,16 @@ class SlidingLayer(PreallocatedLayer):
         self.keys[:, :, :kept] = old_keys.clone()
         self.values[:, :, :kept] = old_values.clone()
         self.offset = self.length - kept
+
+
+def buffers(keys: Tensor, values: Tensor, length: int, allocate: Allocate) -> tuple[Tensor, Tensor]:
+    """Room for `length` tokens' keys and values that are like these (1, H, T, D). Of compressed ones, which all heads
+    share and whose parts differ in width, a token's parts lie beside each other: attention reads them as one row."""
+    widths = keys.shape[3], values.shape[3]
+    if keys.shape[1] > 1 or widths[0] == widths[1] or keys.dtype is PACKED:
+        return allocate(_with_length(keys, length), keys.dtype), allocate(_with_length(values, length), values.dtype)
+    both = allocate((*keys.shape[:2], length, sum(widths)), keys.dtype)
+    return both[..., : widths[0]], both[..., widths[0] :]
 
 
 def _with_length(states: Tensor, length: int) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class RecurrentFunctions:
     def __init__(self, library: NativeLibrary, own: Mapping[str, Own], convolution: nn.Conv1d | None) -> None:
         self._library = library
         self._own = own
-        self._taps = None if convolution is None else _taps(convolution)
+        self._taps = None if convolution is None else taps_of(convolution)
 
     def causal_conv1d_update(
         self, hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None,
@@ -80,7 +80,7 @@ class RecurrentFunctions:
     ) -> Tensor:  # fmt: skip
         """One token of (1, H, P), B and C (1, G, N), dt, A, D and dt_bias repeated over P (and N); changes `state`
         (1, H, P, N)."""
-        if not dt_softplus or not _are_ours(hidden_states, B, C) or not _is_state(state):
+        if not dt_softplus or not _are_ours(hidden_states, B, C) or not is_state(state):
             own: Tensor = self._own["mamba2_selective_state_update"](
                 state, hidden_states, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs
             )
@@ -99,7 +99,7 @@ class RecurrentFunctions:
     ) -> Any:  # fmt: skip
         """(1, T, H, P), dt (1, T, H), A, D and dt_bias (H,), B and C (1, T, G, N) -> (1, T, H, P), with the last state
         if asked for."""
-        known = initial_states is None or _is_state(initial_states)
+        known = initial_states is None or is_state(initial_states)
         if kwargs.get("z") is not None or not dt_softplus or not known or not _are_ours(hidden_states, B, C):
             return self._own["mamba2_chunk_scan"](
                 hidden_states, dt, A, B, C, chunk_size, D=D, dt_bias=dt_bias, initial_states=initial_states,
@@ -118,7 +118,7 @@ class RecurrentFunctions:
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value, g, beta = inputs
         before: Tensor | None = options.get("initial_state")
-        fits = key.shape[-1] <= MOST_KEYS and query.shape == key.shape and (before is None or _is_state(before))
+        fits = key.shape[-1] <= MOST_KEYS and query.shape == key.shape and (before is None or is_state(before))
         if not (fits and options.get("use_qk_l2norm_in_kernel") and _are_ours(query, key, value)):
             own: tuple[Tensor, Tensor | None] = self._own[name](*inputs, **options)
             return own
@@ -168,9 +168,14 @@ def adopt(root: nn.Module) -> None:
 def release(root: nn.Module) -> None:
     """Let the layers call transformers' functions again."""
     for module in root.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, MethodType) and MARK in forward.__func__.__globals__:
+        if is_replaced(module):
             del module.forward
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether the layer's own forward calls our functions."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, MethodType) and MARK in forward.__func__.__globals__
 
 
 MARK = "__hetegen__"
@@ -205,7 +210,7 @@ def _agrees(library: NativeLibrary, name: str, own: Own, dtype: torch.dtype) -> 
         return False
 
 
-def _taps(convolution: nn.Conv1d) -> tuple[int, Tensor, Tensor | None]:
+def taps_of(convolution: nn.Conv1d) -> tuple[int, Tensor, Tensor | None]:
     """Address of the weight, and (taps, C), (C,) of fp32."""
     bias = convolution.bias
     taps = convolution.weight[:, 0].detach().float().T.contiguous()
@@ -233,5 +238,6 @@ def _are_ours(*inputs: Tensor) -> bool:
     )
 
 
-def _is_state(state: Tensor) -> bool:
+def is_state(state: Tensor) -> bool:
+    """Whether a state (1, ...) is one of a single sequence as our library takes it."""
     return state.shape[0] == 1 and state.dtype is torch.float32 and state.is_contiguous() and state.device.type == "cpu"

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from core.accelerators.base import Accelerator
 from core.layers import (
     attention,
+    delta_layers,
     fused_experts,
     fused_layers,
     fused_mixtures,
     fused_routers,
+    latent_attention,
+    latent_layers,
     moe,
     norms,
     recurrent_layers,
@@ -69,6 +72,9 @@ class HostPlacement:
         self._layers = decoder_layers(module)
         self.runs = fused_layers.adopt(self._layers)
         recurrent_layers.adopt(module)
+        delta_layers.adopt(module)
+        latent_attention.adopt(module)
+        latent_layers.adopt(module)
 
     def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
         """Begin a pass; with `whole_head`, no logits may come from a coarse copy of the output head."""
@@ -94,7 +100,10 @@ class HostPlacement:
         fused_layers.release(self._layers)
         fused_mixtures.release(self._module)
         fused_routers.release(self._module)
+        delta_layers.release(self._module)
         recurrent_layers.release(self._module)
+        latent_layers.release(self._module)
+        latent_attention.release(self._module)
 
 
 class DevicePlacement:
@@ -110,7 +119,9 @@ class DevicePlacement:
         experts, fused = fused_experts.take(module), fused_layers.take(layers)
         fused_mixtures.release(module)
         fused_routers.release(module)
+        delta_layers.release(module)
         recurrent_layers.release(module)
+        latent_layers.release(module)
         self.accelerator = accelerator
         self.plan = plan
         self._weights = weights

@@ -21,7 +21,7 @@ from core.planning.memory_budget import (
     weights_on_card,
 )
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
-from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Link, ModelSpec, Ring, Strategy, Times
+from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Gpu, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
 
 # Prompt and reply that layouts are compared by.
@@ -140,7 +140,7 @@ def gpu_candidates(
             yield from (one for one in found if one.classes is classes or _has_room(one, everything))
         ring = _ring(strategy, gpu.link, most)
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
-            for residents, kv_devices in _whole_layers(spec, classes, gpu.index, free - ring.total, context):
+            for residents, kv_devices in _whole_layers(spec, classes, gpu, free - ring.total, context):
                 yield candidate(residents, kv_devices, chunk, ring, classes)
 
 
@@ -160,10 +160,10 @@ def _paired(
 
 
 def _whole_layers(
-    spec: ModelSpec, classes: Sequence[GroupClass], index: int, room: int, context: int
+    spec: ModelSpec, classes: Sequence[GroupClass], gpu: Gpu, room: int, context: int
 ) -> Iterator[tuple[Residents, tuple[int, ...]]]:
     """The first layers on the card with their KV cache, as many as fit or none, the others on the CPU; and the output
-    head on the card or not. Nothing where all layers fit: they are all on the card, or the card is not used."""
+    head on the card or not. A simulated card, which was asked for by name, has all layers where they fit."""
     weights = Counter[int]()
     for item in classes:
         for layer in item.layers:
@@ -174,8 +174,8 @@ def _whole_layers(
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
         most = sum(size <= room for size in sizes) - 1
-        if most < spec.layers:
-            yield from (_divided_at(spec, classes, index, some, head=kept > 0) for some in {0, most})
+        counts = set() if most == spec.layers and gpu.simulated else {0, most} - {spec.layers}
+        yield from (_divided_at(spec, classes, gpu.index, count, head=kept > 0) for count in counts)
 
 
 def _divided_at(

@@ -145,6 +145,9 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Compressed keys and values without experts.
+LATENT_FAMILIES: dict[str, dict[str, Any]] = {"minicpm3": _COMMON | _MLA, "youtu": _COMMON | _MLA}
+
 
 def make_model(
     family: str,
@@ -157,7 +160,9 @@ def make_model(
 ) -> Path:
     """Write a tiny random model of `family` to `folder` as its published checkpoints are laid out."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES)[family] | changes))
+    config = CONFIG_MAPPING[family](
+        **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | LATENT_FAMILIES)[family] | changes)
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, value in model.named_parameters():

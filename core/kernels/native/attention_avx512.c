@@ -5,10 +5,12 @@
 #if defined(HETEGEN_X86)
 #include "avx512.h"
 
-enum { MOST_VALUE_LANES = 16 };
+/* Registers of a row's values at most, and where there are more, at a time. */
+enum { MOST_VALUE_LANES = 16, STRIP_LANES = 4 };
 
 int attention_suits_avx512(const Shape *n) {
-    return n->dim % 16 == 0 && n->value_dim % 16 == 0 && n->value_dim <= 16 * MOST_VALUE_LANES;
+    int wide = n->value_dim > 16 * MOST_VALUE_LANES;
+    return n->dim % 16 == 0 && n->value_dim % (wide ? 16 * STRIP_LANES : 16) == 0;
 }
 
 /* Load sixteen values from column `d` on of a row of `dim` columns, which starts at element `row`. */
@@ -52,31 +54,46 @@ AVX512 INLINE void score_block(const Attention *a, const Task *t, int64_t row, i
     }
 }
 
-/* Add the weighted values of a tile to R rows, C registers of sixteen columns each. */
+/* Add the weighted values of a tile to R rows, C registers of sixteen columns each, from column `first` of `dim` on. */
 AVX512 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int64_t v, int64_t count, const int R,
-                          const int C, const int type) {
+                          const int C, const int64_t first, const int64_t dim, const int type) {
     __m512 sum[16];
     UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
-        sum[i * C + c] = _mm512_loadu_ps(t->values + (row + i) * a->n.value_dim + c * 16);
+        sum[i * C + c] = _mm512_loadu_ps(t->values + (row + i) * dim + first + c * 16);
     for (int64_t key = 0; key < count; key++) {
         __m512 value[16];
-        UNROLL for (int c = 0; c < C; c++) value[c] = load_sixteen(a->v, v + key * a->n.v_row, c * 16, C * 16, type);
+        UNROLL for (int c = 0; c < C; c++)
+            value[c] = load_sixteen(a->v, v + key * a->n.v_row, first + c * 16, dim, type);
         UNROLL for (int i = 0; i < R; i++) {
             __m512 weight = _mm512_set1_ps(t->scores[(row + i) * TILE_KEYS + key]);
             UNROLL for (int c = 0; c < C; c++) sum[i * C + c] = _mm512_fmadd_ps(weight, value[c], sum[i * C + c]);
         }
     }
     UNROLL for (int i = 0; i < R; i++) UNROLL for (int c = 0; c < C; c++)
-        _mm512_storeu_ps(t->values + (row + i) * a->n.value_dim + c * 16, sum[i * C + c]);
+        _mm512_storeu_ps(t->values + (row + i) * dim + first + c * 16, sum[i * C + c]);
 }
 
-#define ADD_CASE(C, R)                                                                         \
-    case C:                                                                                    \
-        for (; row + R <= rows; row += R) add_block(a, t, row, v, count, R, C, type);          \
-        for (; row < rows; row++) add_block(a, t, row, v, count, 1, C, type);                  \
+/* Values wider than the cases that follow know. */
+AVX512 INLINE void add_strips(const Attention *a, const Task *t, int64_t v, int64_t count, const int type) {
+    int64_t rows = task_rows(&a->n), dim = a->n.value_dim;
+    for (int64_t first = 0; first < dim; first += 16 * STRIP_LANES) {
+        int64_t row = 0;
+        for (; row + 4 <= rows; row += 4) add_block(a, t, row, v, count, 4, STRIP_LANES, first, dim, type);
+        for (; row < rows; row++) add_block(a, t, row, v, count, 1, STRIP_LANES, first, dim, type);
+    }
+}
+
+#define ADD_CASE(C, R)                                                                           \
+    case C:                                                                                      \
+        for (; row + R <= rows; row += R) add_block(a, t, row, v, count, R, C, 0, C * 16, type); \
+        for (; row < rows; row++) add_block(a, t, row, v, count, 1, C, 0, C * 16, type);         \
         break;
 AVX512 INLINE void add_tile(const Attention *a, const Task *t, int64_t v, int64_t count, const int type) {
     int64_t row = 0, rows = task_rows(&a->n);
+    if (a->n.value_dim > 16 * MOST_VALUE_LANES) {
+        add_strips(a, t, v, count, type);
+        return;
+    }
     switch (a->n.value_dim / 16) {
         ADD_CASE(1, 4) ADD_CASE(2, 4) ADD_CASE(3, 4) ADD_CASE(4, 4) ADD_CASE(5, 2) ADD_CASE(6, 2) ADD_CASE(7, 2)
         ADD_CASE(8, 2) ADD_CASE(9, 1) ADD_CASE(10, 1) ADD_CASE(11, 1) ADD_CASE(12, 1) ADD_CASE(13, 1) ADD_CASE(14, 1)

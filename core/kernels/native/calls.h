@@ -34,6 +34,11 @@ EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, cons
                               int threads);
 /* packed_states.c */
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads);
+/* heads.c */
+typedef struct Heads Heads;
+EXPORT int64_t hetegen_heads_bytes(int isa, const Heads *h, int type, int64_t m);
+EXPORT void hetegen_heads(int isa, const Heads *h, const void *x, int64_t x_head, int64_t x_row, int type, int64_t m,
+                          void *out, int64_t out_head, int64_t out_row, void *scratch, int threads);
 /* router.c */
 typedef struct Router Router;
 EXPORT int64_t hetegen_route_bytes(int isa, const Router *r, int type, int64_t m);

@@ -3,24 +3,12 @@
  * Tokens are processed one after another. The state is divided into independent blocks of columns (or rows); a task
  * carries one block, which stays in L1, through all tokens. A token's result does not depend on how many tokens one
  * call computes. The loops are plain C, compiled for each instruction set. */
-#include "calls.h"
-#include "elements.h"
+#include "recurrent.h"
 #include "thread_pool.h"
 
 enum { WIDTH = 32, MOST_KEYS = 256, CHANNELS = 512, HEAD_ROWS = 16 };
 
 /* ---- convolution ---- */
-
-/* Input rows before the first are the last of `kept`, and zeros before that. The call updates `kept` to the last
- * rows. */
-typedef struct {
-    int64_t rows, channels, stride, kept_rows, taps, silu; /* stride: elements between rows of x */
-    void *kept;                                            /* [kept_rows][channels] */
-    const void *x;
-    const float *weight, *bias; /* [taps][channels], [channels] or NULL */
-    void *out;                  /* [rows][channels] */
-    int type;
-} Convolution;
 
 INLINE const void *row_of(const Convolution *c, int64_t t, int64_t first) {
     int64_t size = item_bytes(c->type);
@@ -61,18 +49,6 @@ INLINE void convolve(const Convolution *c, int64_t block, const int type) {
 }
 
 /* ---- gated delta rule ---- */
-
-/* For each value head: S = decay S; S += k (beta (v - S'k))'; out = S'q. Strides are between tokens. */
-typedef struct {
-    int64_t rows, key_heads, value_heads, key_dim, value_dim, q_stride, k_stride, v_stride;
-    const void *q, *k, *v;
-    const float *decay, *beta; /* [rows][value_heads] */
-    const float *before;       /* [value_heads][key_dim][value_dim], NULL = zeros */
-    float *after;              /* the same; may be `before` */
-    void *out;                 /* [rows][value_heads][value_dim] */
-    float *keys;               /* scratch: [rows][key_heads][2][key_dim], q and k after `normalise` */
-    int type;
-} Delta;
 
 /* Normalise q and k to unit length, and divide q by sqrt(key_dim). */
 INLINE void normalise(const Delta *d, int64_t row, const int type) {

@@ -43,7 +43,7 @@ def expected(
     shared=st.sampled_from([1, 2, 5]),
     queries=st.integers(1, 12),
     keys=st.integers(1, 700),
-    dims=st.sampled_from([(8, 8), (64, 64), (80, 80), (96, 64), (33, 17), (128, 128), (64, 256)]),
+    dims=st.sampled_from([(8, 8), (64, 64), (80, 80), (96, 64), (33, 17), (128, 128), (64, 256), (80, 320)]),
     softcap=st.sampled_from([None, 5.0]),
     with_sinks=st.booleans(),
     with_mask=st.booleans(),

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.lfm2 import modeling_lfm2
 
 from core.kernels.native_abi import instruction_sets
-from core.layers import recurrent_layers
+from core.layers import delta_layers, recurrent_layers
 from core.layers.recurrent_layers import MARK, NAMES, RecurrentFunctions
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import GreedyPath, random_prompt
@@ -30,7 +30,8 @@ PROMPT = random_prompt(100)
 
 def replaced(root: nn.Module) -> set[str]:
     """The functions that some layer calls from us."""
-    scopes = [getattr(getattr(module.forward, "__func__", None), "__globals__", {}) for module in root.modules()]
+    forwards = [getattr(module.forward, "own", module.forward) for module in root.modules()]
+    scopes = [getattr(getattr(forward, "__func__", None), "__globals__", {}) for forward in forwards]
     ours = [scope for scope in scopes if MARK in scope]
     return {name for scope in ours for name in NAMES if hasattr(scope.get(name), "__self__")}
 
@@ -62,6 +63,7 @@ def test_the_functions_of_these_families_are_ours(
     assert replaced(path.module) == REPLACED[family]
     path.tokens(PROMPT, 4)
     assert not called, "ours take all that these layers ask for"
+    delta_layers.release(path.module)
     recurrent_layers.release(path.module)
     assert not replaced(path.module)
 

@@ -1,0 +1,114 @@
+/* A layer of linear attention for one token in one call: products -> convolution over time -> gated delta rule -> norm,
+ * times an activated gate -> product. What is between two steps is rounded to the type of x where torch would. */
+#include "norms.h"
+#include "recurrent.h"
+
+/* All fields are of 8 bytes. A row of products has q [key_heads][key_dim], k alike, v [value_heads][value_dim], the gate
+ * alike, and for each value head how much is taken over and how much is forgotten. Any rows of weights may make any stretch
+ * of it: `fields` [parts][PART_FIELDS] as in hetegen_matmul, `places` [parts] where their results begin. */
+typedef struct {
+    int64_t hidden, key_heads, value_heads, key_dim, value_dim, taps, parts;
+    const int64_t *fields, *places;
+    const float *weight, *bias; /* of the convolution, which q, k and v go through */
+    const float *rate, *shift;  /* [value_heads]: decay = exp(rate softplus(forgotten + shift)) */
+    NormOf norm;                /* of each head's result */
+    int64_t out[PART_FIELDS];
+} DeltaLayer;
+
+/* What a token remembers: the inputs of the convolution before it, [kept_rows] of them, and the delta rule's state. */
+typedef struct {
+    void *kept;
+    int64_t kept_rows;
+    float *state;
+} Memory;
+
+static int64_t values_of(const DeltaLayer *l) { return l->value_heads * l->value_dim; }
+
+static int64_t channels_of(const DeltaLayer *l) { return 2 * l->key_heads * l->key_dim + values_of(l); }
+
+INLINE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+/* decay and beta [value_heads] of what a row of products says from `taken_over` on. */
+INLINE void decide(const DeltaLayer *l, const void *taken_over, float *decay, float *beta, const int type) {
+    for (int64_t i = 0; i < l->value_heads; i++) {
+        float forgotten = widened(taken_over, l->value_heads + i, type);
+        beta[i] = rounded(sigmoid(widened(taken_over, i, type)), type);
+        decay[i] = expf(l->rate[i] * softplus(forgotten + l->shift[i]));
+    }
+}
+
+/* x [value_heads][value_dim] in place: each head normed, times the activated gate. */
+INLINE void open_heads(const DeltaLayer *l, void *x, const void *gate, const int type) {
+    for (int64_t head = 0, at = 0; head < l->value_heads; head++, at += l->value_dim) {
+        float sum = 0;
+        SIMD_SUM(sum)
+        for (int64_t i = 0; i < l->value_dim; i++) sum += widened(x, at + i, type) * widened(x, at + i, type);
+        float by = 1.0f / sqrtf(sum / (float)l->value_dim + (float)l->norm.eps);
+        SIMD
+        for (int64_t i = 0; i < l->value_dim; i++) {
+            float normed = rounded(l->norm.gain[i] * rounded(widened(x, at + i, type) * by, type), type);
+            store(x, at + i, normed * activated(widened(gate, at + i, type), SILU), type);
+        }
+    }
+}
+
+typedef struct {
+    void (*open)(const DeltaLayer *l, void *x, const void *gate, int type);
+} Loops;
+
+#define LOOPS(name, isa)                                                                       \
+    isa static void name##_open(const DeltaLayer *l, void *x, const void *gate, int type) {    \
+        if (type == TYPE_F32) open_heads(l, x, gate, TYPE_F32);                                \
+        else open_heads(l, x, gate, TYPE_BF16);                                                \
+    }                                                                                          \
+    static const Loops name = {name##_open};
+#include "loops.h"
+
+/* A row of products; parts that want inputs of one kind are multiplied together. */
+static void multiply(const Run *r, const DeltaLayer *l, const void *x, uint8_t *prepared, Part *parts, uint8_t *wide) {
+    for (int64_t first = 0, next; first < l->parts; first = next) {
+        int kind = kind_of(r, l->fields + first * PART_FIELDS);
+        Input in;
+        hetegen_prepare(r->isa, x, r->type, 1, l->hidden, l->hidden, prepared, kind, 1);
+        lay_out(prepared, 1, l->hidden, kind, &in);
+        for (next = first; next < l->parts && kind_of(r, l->fields + next * PART_FIELDS) == kind; next++)
+            parts[next] = part_of(kernels_of(r->isa), l->fields + next * PART_FIELDS, &in,
+                                  wide + size_of(r, l->places[next]), r->type, NULL);
+        Share share = {parts + first, next - first, NULL, 0};
+        run_parts(&share, 1, r->threads);
+    }
+}
+
+/* Bytes of scratch memory that hetegen_delta_layer needs. */
+EXPORT int64_t hetegen_delta_layer_bytes(const DeltaLayer *l, int type) {
+    int64_t item = item_bytes(type), row = channels_of(l) + values_of(l) + 2 * l->value_heads;
+    int64_t listed = aligned(any_input_bytes(1, most(l->hidden, values_of(l)))) + aligned(l->parts * (int64_t)sizeof(Part));
+    int64_t floats = aligned(2 * l->key_heads * l->key_dim * 4) + 2 * aligned(l->value_heads * 4);
+    return listed + aligned(row * item) + aligned(channels_of(l) * item) + aligned(values_of(l) * item) + floats;
+}
+
+/* x and out [hidden] of `type`, fp32 or bf16; scratch: hetegen_delta_layer_bytes, 64-byte aligned. */
+EXPORT void hetegen_delta_layer(int isa, const DeltaLayer *l, const void *x, int type, const Memory *memory, void *out,
+                                void *scratch, int threads) {
+    Run r = {isa, type, threads, 1};
+    int64_t channels = channels_of(l), values = values_of(l), keys = l->key_heads * l->key_dim;
+    uint8_t *at = scratch, *prepared = taken(&at, any_input_bytes(1, most(l->hidden, values)));
+    Part *parts = (Part *)taken(&at, l->parts * (int64_t)sizeof(Part));
+    uint8_t *wide = taken(&at, size_of(&r, channels + values + 2 * l->value_heads));
+    uint8_t *mixed = taken(&at, size_of(&r, channels)), *seen = taken(&at, size_of(&r, values));
+    float *unit = (float *)taken(&at, 2 * keys * 4), *decay = (float *)taken(&at, l->value_heads * 4);
+    float *beta = (float *)taken(&at, l->value_heads * 4);
+    const uint8_t *gate = wide + size_of(&r, channels), *taken_over = gate + size_of(&r, values);
+
+    multiply(&r, l, x, prepared, parts, wide);
+    Convolution c = {1, channels, channels, memory->kept_rows, l->taps, 1, memory->kept, wide, l->weight, l->bias, mixed, type};
+    hetegen_convolve(isa, &c, 1);
+    if (type == TYPE_F32) decide(l, taken_over, decay, beta, TYPE_F32);
+    else decide(l, taken_over, decay, beta, TYPE_BF16);
+    Delta d = {1, l->key_heads, l->value_heads, l->key_dim, l->value_dim, channels, channels, channels, mixed,
+               mixed + size_of(&r, keys), mixed + size_of(&r, 2 * keys), decay, beta, memory->state, memory->state, seen,
+               unit, type};
+    hetegen_delta_rule(isa, &d, threads);
+    loops_of(isa)->open(l, seen, gate, type);
+    product(&r, 1, l->out, seen, values, prepared, out);
+}

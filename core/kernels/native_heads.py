@@ -1,0 +1,38 @@
+"""Several inputs times a weight each, as the heads of attention have them, in one call of our library, for few rows."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from core.kernels.native_abi import format_number
+from core.kernels.native_library import NativeLibrary, Parts
+from core.kernels.quantized_weight import QuantizedWeight
+
+
+class _Heads(ctypes.Structure):
+    """`Heads` of heads.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("heads", "columns", "format")),
+        ("fields", ctypes.c_void_p),
+    )
+
+
+class NativeHeads:
+    """The weights (N, K) of all heads, of one shape and one storage that the library multiplies, on the CPU."""
+
+    def __init__(self, library: NativeLibrary, weights: Sequence[QuantizedWeight]) -> None:
+        first = weights[0]
+        self._library = library
+        self._parts = Parts([(weight, 0, weight.shape[0]) for weight in weights])  # their addresses are in the fields
+        self._fields = _Heads(
+            len(weights), first.shape[1], format_number(first.storage), ctypes.addressof(self._parts.fields)
+        )
+        self.address = ctypes.addressof(self._fields)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """x (1, H, M, K) -> out (1, H, M, N), of x's type; columns of both are without gaps."""
+        self._library.heads(self.address, x, out)

@@ -1,0 +1,141 @@
+"""Attention whose keys and values are kept compressed (multi-head latent attention), and not made for every token.
+
+In every family of that make the attention module has a method that makes keys and values of what the cache holds. Ours
+puts that off: `attention.attend` sees latents, and asks for keys and values only where it takes them (long prompts).
+Whether ours gives the same is found by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.kernels.native_heads import NativeHeads
+from core.kernels.native_latent import LatentSizes
+from core.kernels.native_library import NativeLibrary, native
+from core.kernels.packed_states import as_floats
+from core.kernels.quantize import quantize
+from core.layers import attention
+from core.layers.latents import Expand, FloatProducts, LatentHeads, Latents
+from core.layers.trials import MISFITS
+from core.offload.hetero_linear import HostLinear
+from core.spec import Storage
+
+EXPANSION = "expand_kv"
+"""The method that makes keys and values."""
+SIZES = ("num_heads", "qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "v_head_dim")
+"""What the modules call what `LatentSizes` says."""
+TYPES = (torch.float32, torch.bfloat16)
+FLOATS: tuple[Storage, ...] = ("bf16", "fp16")
+TRIED_TOKENS = 5
+NEAR = 0.05
+"""Largest error, as a fraction of the largest number: quantised weights see other inputs than in a model's own way."""
+
+
+class Expansion:
+    """Stands in place of the module's method."""
+
+    def __init__(self, module: Any, heads: LatentHeads) -> None:
+        self.heads = heads
+        self.own: Expand = module.expand_kv
+        self._module = module
+
+    def __call__(self, rows: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, 1, T, rank) and what positions have turned (B, 1, T, turned) -> keys and values."""
+        rows, turned = as_floats(rows), as_floats(turned)
+        linear = self._module.kv_b_proj
+        # Rows that are streamed have to be used, and a card that has all of them needs no processor.
+        if rows.shape[0] != 1 or getattr(linear, "chunks", None) or getattr(linear, "is_whole", False):
+            return self.own(rows, turned)
+        return Latents(self.heads, self.own, rows, turned).states()
+
+
+def adopt(root: Any) -> None:
+    """Let all such modules of a filled tree on the CPU put off keys and values."""
+    release(root)
+    library = native()
+    if library is None:
+        return
+    sound: dict[tuple[object, ...], bool] = {}
+    for module, sizes in list(_modules(root)):
+        heads = _heads(library, module.kv_b_proj, sizes, root.dtype)
+        ours, kind = Expansion(module, heads), (type(module), sizes)
+        if kind not in sound:
+            sound[kind] = _agrees(module, ours, heads)
+        if sound[kind]:
+            module.expand_kv = ours
+
+
+def release(root: nn.Module) -> None:
+    """Let the modules make keys and values again."""
+    for module in root.modules():
+        if isinstance(vars(module).get(EXPANSION), Expansion):
+            del module.expand_kv
+
+
+def _modules(root: Any) -> Iterator[tuple[Any, LatentSizes]]:
+    """Modules that make keys and values by one linear on the CPU and hand them to our attention, with their sizes."""
+    for module in root.modules():
+        linear = module._modules.get("kv_b_proj")
+        numbers = [getattr(module, name, None) for name in SIZES]
+        ours = getattr(getattr(module, "config", None), "_attn_implementation", "") == attention.NAME
+        if not (hasattr(module, EXPANSION) and ours and isinstance(linear, HostLinear) and root.dtype in TYPES):
+            continue
+        if all(isinstance(number, int) for number in numbers):
+            sizes = LatentSizes(*(int(number) for number in numbers if number is not None))
+            if linear.bias is None and _fits(linear, sizes):
+                yield module, sizes
+
+
+def _fits(linear: HostLinear, sizes: LatentSizes) -> bool:
+    weight = linear.host.weight
+    return weight.shape == (sizes.heads * (sizes.plain + sizes.value), sizes.rank) and weight.order is None
+
+
+def _heads(library: NativeLibrary, linear: HostLinear, sizes: LatentSizes, dtype: torch.dtype) -> LatentHeads:
+    """A head's keys are multiplied from their other side, and so copied: quantised ones with 8 bits, which lose
+    nothing of what fewer say."""
+    weight, each = linear.host.weight, sizes.plain + sizes.value
+    if weight.storage == "fp32":
+        wide = weight.data.view(sizes.heads, each, sizes.rank)
+        keys, values = FloatProducts(wide[:, : sizes.plain]), FloatProducts(wide[:, sizes.plain :].transpose(1, 2))
+        return LatentHeads(sizes, keys, values, dtype)
+    storage = weight.storage if weight.storage in FLOATS else "int8"
+    starts = range(0, sizes.heads * each, each)
+    copied = [quantize(_turned_round(linear, start, start + sizes.plain), storage) for start in starts]
+    kept = [weight.rows(start + sizes.plain, start + each) for start in starts]
+    return LatentHeads(sizes, NativeHeads(library, copied), NativeHeads(library, kept), dtype)
+
+
+def _turned_round(linear: HostLinear, begin: int, end: int) -> Tensor:
+    """(K, end - begin): the transpose of some rows."""
+    weight = linear.host.weight
+    dtype = weight.data.dtype if weight.storage in FLOATS else torch.float32
+    return weight.rows(begin, end).dequantize(dtype).T.contiguous()
+
+
+@torch.inference_mode()
+def _agrees(module: Any, ours: Expansion, heads: LatentHeads) -> bool:
+    """Whether a query sees the same by both."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = heads.sizes
+
+    def random(count: int, tokens: int, columns: int) -> Tensor:
+        return torch.randn(1, count, tokens, columns, generator=generator).to(heads.dtype)
+
+    rows, turned = random(1, TRIED_TOKENS, sizes.rank), random(1, TRIED_TOKENS, sizes.turned)
+    query = random(sizes.heads, 1, sizes.plain + sizes.turned)
+    try:
+        expected, found = (
+            attention.attend(module, query, keys, values, None)[0]
+            for keys, values in (module.expand_kv(rows, turned), ours(rows, turned))
+        )
+    except MISFITS:
+        return False
+    finally:
+        module.kv_b_proj.inputs.forget()
+    near = (found.float() - expected.float()).abs() <= NEAR * expected.float().abs().max()
+    return found.shape == expected.shape and bool(near.all())

@@ -1,0 +1,204 @@
+"""Attention to compressed keys and values as one call of our library, for few rows: products, norms, positions and all.
+
+Families differ in how positions turn columns, and in whether queries are made at once. Which layers are such ones is
+found by their parts' names, and how ours computes what they do by trying. What the call does not take (long prompts,
+packed states, other caches) goes to the layer's own forward, which has `latent_attention`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from core.kernels.native_heads import NativeHeads
+from core.kernels.native_latent import WAYS, Angles, LatentParts, NativeLatent
+from core.kernels.native_library import FEW_ROWS
+from core.layers.kv_cache import CACHE_NAMES
+from core.layers.kv_layers import PreallocatedLayer
+from core.layers.latent_attention import EXPANSION, Expansion
+from core.layers.latents import beside
+from core.layers.norms import NativeRMSNorm
+from core.layers.trials import MISFITS
+from core.offload.hetero_linear import HostLinear
+from core.offload.host_weight import common_library
+
+LATENTS, QUERIES = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}, ("q_a_proj", "q_b_proj")
+AT_ONCE, BY_WAY = {"q_proj"}, {*QUERIES, "q_a_layernorm"}
+"""The names of the parts; attention with any other part (one that chooses tokens, say) is left alone."""
+POSITIONS, MASK = "position_embeddings", "attention_mask"
+TAKEN = {"hidden_states", POSITIONS, MASK, "kwargs", *CACHE_NAMES}
+"""What the forward may ask for: one that asks for more computes something else with it."""
+TRIED_BEFORE, TRIED_TOKENS = 5, (1, 3)
+UNTURNED, *APART, NEIGHBOURS = WAYS
+NEAR = {torch.float32: 2e-3, torch.bfloat16: 0.03}
+"""Largest error, as a fraction of the largest number, by type: numbers of quantised weights are rounded elsewhere."""
+
+
+class FusedLatent:
+    """The forward of one layer's attention: ours for few rows that follow others, else its own."""
+
+    def __init__(self, module: Any, native: NativeLatent, dtype: torch.dtype, most_rows: int) -> None:
+        self.own = module.forward
+        self._native = native
+        self._dtype = dtype
+        self._most_rows = most_rows
+        self._index = module.layer_idx
+        self._cache_name = _cache_name(module)
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(1, M, K) -> (1, M, K) and None."""
+        kept = None if args else self._kept(hidden_states, kwargs)
+        rows = None if kept is None else beside(kept.keys, kept.values)
+        angles = self._angles(hidden_states, kwargs.get(POSITIONS))
+        if kept is None or rows is None or (angles is None and self._native.way != UNTURNED):
+            return self.own(hidden_states, *args, **kwargs)
+        mask: Tensor | None = kwargs.get(MASK)
+        if mask is not None:
+            mask = mask[..., : kept.length + hidden_states.shape[1]]
+            mask = mask if mask.stride(3) == 1 else mask.contiguous()
+        y = self._native(hidden_states, rows, kept.length, mask, angles)
+        kept.length += hidden_states.shape[1]
+        return y, None
+
+    def _kept(self, x: Tensor, kwargs: Mapping[str, Any]) -> PreallocatedLayer | None:
+        """Where the layer keeps its latents, if it keeps them plainly and there is room."""
+        cache, mask, rows = kwargs.get(self._cache_name), kwargs.get(MASK), x.shape[1]
+        ours = x.shape[0] == 1 and rows <= self._most_rows and x.dtype is self._dtype and x.is_contiguous()
+        known = rows == 1 if mask is None else mask.dtype is torch.bool and mask.shape[1] == 1
+        if not (ours and known and isinstance(cache, Cache)):
+            return None
+        kept = cache.layers[self._index]
+        plain = type(kept) is PreallocatedLayer and kept.is_initialized and kept.home is None
+        if not plain or kept.keys.device != x.device or kept.dtype is not x.dtype:
+            return None
+        return kept if kept.length + rows <= kept.keys.shape[2] else None
+
+    def _angles(self, x: Tensor, given: Any) -> Angles | None:
+        """Angles given as cosines and sines for all columns, or as complex numbers; None where they are neither."""
+        turned, rows = self._native.sizes.turned, x.shape[1]
+        if self._native.way == NEIGHBOURS:
+            if not isinstance(given, Tensor) or given.dtype is not torch.complex64 or not given.is_contiguous():
+                return None
+            parts = torch.view_as_real(given)
+            return Angles(parts[..., 0], parts[..., 1], step=2) if given.shape == (1, rows, turned // 2) else None
+        if not isinstance(given, tuple) or len(given) != 2:
+            return None
+        shape, types = (1, rows, turned), (x.dtype, torch.float32)
+        fits = all(one.shape == shape and one.dtype in types and one.is_contiguous() for one in given)
+        return Angles(*given) if fits else None
+
+
+def adopt(root: Any) -> None:
+    """Replace the forward of all such modules of a filled tree on the CPU whose keys and values are put off already."""
+    release(root)
+    ways: dict[tuple[object, ...], str | None] = {}
+    for module in root.modules():
+        if not isinstance(vars(module).get(EXPANSION), Expansion) or not _is_known(module):
+            continue
+        kind = (type(module), module.expand_kv.heads.sizes)
+        if kind not in ways:
+            ways[kind] = _way(module, root.dtype)
+        if (way := ways[kind]) is not None and (fused := _fused(module, way, root.dtype)) is not None:
+            module.forward = fused
+
+
+def release(root: nn.Module) -> None:
+    """Give the modules their own forward back."""
+    for module in root.modules():
+        if isinstance(vars(module).get("forward"), FusedLatent):
+            del module.forward
+
+
+def _cache_name(module: Any) -> str:
+    return next(name for name in CACHE_NAMES if name in inspect.signature(type(module).forward).parameters)
+
+
+def _is_known(module: Any) -> bool:
+    """Whether the module has the parts that we know and no others, and asks for nothing that we do not take."""
+    children = dict(module.named_children())
+    linears = [child for child in children.values() if isinstance(child, HostLinear)]
+    norms = [child for child in children.values() if isinstance(child, NativeRMSNorm)]
+    known = children.keys() - LATENTS in (AT_ONCE, BY_WAY) and len(linears) + len(norms) == len(children)
+    asked = inspect.signature(module.forward).parameters.keys()
+    plain = known and all(one.bias is None for one in linears) and isinstance(getattr(module, "scaling", None), float)
+    return plain and asked <= TAKEN and "forward" not in vars(module)
+
+
+def _fused(module: Any, way: str, dtype: torch.dtype) -> FusedLatent | None:
+    """Ours in place of the module's forward; None where our library does not multiply its weights."""
+    heads = module.expand_kv.heads
+    queries = [module._modules[name] for name in QUERIES if name in module._modules] or [module.q_proj]
+    linears = [*queries, module.kv_a_proj_with_mqa, module.o_proj]
+    hosts, (first, latents) = [one.host for one in linears], (queries[0].host.weight, linears[-2].host.weight)
+    library = common_library(hosts, 1)
+    if library is None or not isinstance(heads.keys, NativeHeads) or not isinstance(heads.values, NativeHeads):
+        return None
+    few = FEW_ROWS if common_library(hosts, FEW_ROWS) is library else 1
+    norm = module.q_a_layernorm.parts if len(queries) > 1 else None
+    parts = LatentParts(
+        heads.sizes, [one.host.weight for one in queries], norm, latents, module.kv_a_layernorm.parts, heads.keys,
+        heads.values, module.o_proj.host.weight, module.scaling, way,
+    )  # fmt: skip
+    alike = all(library.alike((first.storage, latents.storage), rows) for rows in (1, few))
+    return FusedLatent(module, NativeLatent(library, parts), dtype, few) if alike and parts.fit() else None
+
+
+@torch.inference_mode()
+def _way(module: Any, dtype: torch.dtype) -> str | None:
+    """How positions turn columns, so that ours computes what the module does; None if it computes something else."""
+    turned = module.expand_kv.heads.sizes.turned
+    for ways, make in (((UNTURNED, *APART), _pair), ((NEIGHBOURS,), _complex)):
+        angles = make(TRIED_BEFORE + sum(TRIED_TOKENS), turned, dtype)
+        try:
+            expected = _passes(module, module.forward, dtype, angles)
+        except MISFITS:  # it takes angles of the other kind
+            continue
+        finally:
+            module.o_proj.inputs.forget()
+        for way in ways:
+            fused = _fused(module, way, dtype)
+            if fused is not None and _agree(_passes(module, fused, dtype, angles), expected, NEAR[dtype]):
+                return way
+    return None
+
+
+def _pair(rows: int, turned: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, M, turned)."""
+    angles = torch.arange(1.0, 1 + rows)[None, :, None] * torch.linspace(0.1, 2, turned // 2).repeat(2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _complex(rows: int, turned: int, dtype: torch.dtype) -> Tensor:
+    """Complex numbers (1, M, turned / 2) of the same angles."""
+    cos, sin = (one[..., : turned // 2].contiguous() for one in _pair(rows, turned, torch.float32))
+    return torch.complex(cos, sin)
+
+
+def _passes(module: Any, forward: Any, dtype: torch.dtype, angles: Any) -> list[Tensor]:
+    """What a few tokens after others give, and what is kept of all; the first by the module's own forward."""
+    generator = torch.Generator().manual_seed(0)
+    cache, name = Cache(layers=[PreallocatedLayer(32) for _ in range(module.layer_idx + 1)]), _cache_name(module)
+    made, at = [], 0
+    for rows in (TRIED_BEFORE, *TRIED_TOKENS):
+        x = torch.randn(1, rows, module.o_proj.host.rows, generator=generator).to(dtype)
+        seen = torch.ones(rows, at + rows, dtype=torch.bool).tril(at)[None, None]
+        run, own = module.forward if at == 0 else forward, _cut(angles, at, at + rows)
+        made.append(run(hidden_states=x, **{POSITIONS: own, MASK: seen, name: cache})[0])
+        at += rows
+    held = cache.layers[-1]
+    return [*made, held.keys[:, :, :at], held.values[:, :, :at]]
+
+
+def _cut(angles: Any, begin: int, end: int) -> Any:
+    cut = (one[:, begin:end].contiguous() for one in (angles if isinstance(angles, tuple) else (angles,)))
+    return tuple(cut) if isinstance(angles, tuple) else next(cut)
+
+
+def _agree(found: list[Tensor], expected: list[Tensor], bound: float) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all(bool(((a - b).float().abs() <= bound * b.float().abs().max()).all()) for a, b in pairs)

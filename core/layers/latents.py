@@ -1,0 +1,126 @@
+"""Keys and values that a model keeps compressed: a latent for each token, which heads multiply with their weights.
+
+    keys of a head = latent x Wk' | turned by positions       values of a head = latent x Wv'
+
+so that few queries need not have the keys and values of every token made for them:
+
+    q . key = (q x Wk | q turned) . (latent | turned)         sum of values = sum of latents x Wv'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from core.kernels.native_latent import LatentSizes
+
+Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A model's way from latents (B, 1, T, rank) and what positions have turned (B, 1, T, turned) to keys and values."""
+
+
+class Products(Protocol):
+    """The weights (N, K) of all heads."""
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """x (1, H, M, K) -> out (1, H, M, N)."""
+
+
+class FloatProducts:
+    """Those that lie as numbers of the inputs' type, by torch."""
+
+    def __init__(self, weights: Tensor) -> None:
+        """Take weights (H, K, N)."""
+        self._weights = weights
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """x (1, H, M, K) -> out (1, H, M, N)."""
+        out.copy_(x @ self._weights)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentHeads:
+    """What the heads of a layer make of latents: `keys` multiplies queries (plain -> rank), `values` what is seen of
+    latents (rank -> value)."""
+
+    sizes: LatentSizes
+    keys: Products
+    values: Products
+    dtype: torch.dtype
+
+    def queries(self, query: Tensor) -> Tensor:
+        """(1, H, M, plain + turned) -> (1, H, M, rank + turned)."""
+        sizes = self.sizes
+        made = query.new_empty((*query.shape[:3], sizes.rank + sizes.turned))
+        self.keys(query[..., : sizes.plain], made[..., : sizes.rank])
+        made[..., sizes.rank :] = query[..., sizes.plain :]
+        return made
+
+    def results(self, seen: Tensor) -> Tensor:
+        """(1, M, H, rank) -> (1, M, H, value)."""
+        made = seen.new_empty((*seen.shape[:3], self.sizes.value))
+        self.values(seen.transpose(1, 2), made.transpose(1, 2))
+        return made
+
+
+class Latents:
+    """What a cache holds of all tokens, and both ways to attend to it."""
+
+    def __init__(self, heads: LatentHeads, expand: Expand, rows: Tensor, turned: Tensor) -> None:
+        self.heads = heads
+        self._expand = expand
+        self._rows = rows
+        self._turned = turned
+
+    @property
+    def side_by_side(self) -> Tensor:
+        """(1, 1, T, rank + turned)."""
+        found = beside(self._rows, self._turned)
+        return torch.cat((self._rows, self._turned), -1) if found is None else found
+
+    @cached_property
+    def expanded(self) -> tuple[Tensor, Tensor]:
+        """Keys (1, H, T, plain + turned) and values (1, H, T, value)."""
+        return self._expand(self._rows, self._turned)
+
+    def states(self) -> tuple[LatentStates, LatentStates]:
+        """Keys and values as a model takes them."""
+        return LatentStates.of(self, 0), LatentStates.of(self, 1)
+
+
+def beside(rows: Tensor, turned: Tensor) -> Tensor | None:
+    """(1, 1, T, rank + turned) where a token's parts (1, 1, T, ...) lie beside each other, as they lie."""
+    follows = rows.data_ptr() + rows.shape[3] * rows.element_size() == turned.data_ptr()
+    if not follows or rows.stride() != turned.stride() or rows.stride(3) != 1:
+        return None
+    return rows.as_strided((*rows.shape[:3], rows.shape[3] + turned.shape[3]), rows.stride())
+
+
+class LatentStates(Tensor):
+    """Keys (0) or values (1) that are not made yet: the model's own floats to every function but our attention."""
+
+    latents: Latents
+    number: int
+
+    @classmethod
+    def of(cls, latents: Latents, number: int) -> LatentStates:
+        """What stands for either."""
+        made: LatentStates = Tensor._make_subclass(cls, torch.empty(0))
+        made.latents, made.number = latents, number
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        return func(*tree_map(_as_floats, tuple(args)), **tree_map(_as_floats, dict(kwargs or {})))
+
+
+def _as_floats(one: Any) -> Any:
+    return one.latents.expanded[one.number] if isinstance(one, LatentStates) else one
