@@ -10,6 +10,7 @@ from core.api import load_engine
 from core.commands.arguments import add_json, add_machine_options, load_options
 from core.commands.chat import show_progress
 from core.errors import BadRequest
+from core.sentence import sentence
 from core.server.options import DEFAULT_PORT, LOOPBACK, ServerOptions
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _options(args: argparse.Namespace) -> ServerOptions:
     """Return the server's options; a server open to others gets a key. Raises BadRequest."""
     if args.port is not None and not 0 <= args.port <= 65535:
-        raise BadRequest(f"The port {args.port} is out of range.", "", "Choose 1 to 65535.")
+        raise BadRequest(sentence("The port {} is out of range.", args.port), "", "Choose 1 to 65535.")
     options = ServerOptions(
         args.host, args.port, args.api_key, tuple(args.allow_origin), tuple(args.allow_host)
     )  # fmt: skip

@@ -87,12 +87,13 @@ def find_installed(text: str, cache: Cache) -> Installed:
             sentence("There are {}.", joined(", ", [model.id for model in whole])),
             sentence("Name one of them, such as {}.", whole[0].id),
         )
-    if not whole:
-        raise ModelNotFound(
-            sentence("{} is {} on this computer.", reference.name, 'only partly' if here else 'not'), "",
-            sentence("Run `download {}` to {}.", reference.name, 'complete it' if here else 'get it'),
-        )  # fmt: skip
-    return whole[0]
+    if whole:
+        return whole[0]
+    if here:
+        what = sentence("{} is only partly on this computer.", reference.name)
+        raise ModelNotFound(what, "", sentence("Run `download {}` to complete it.", reference.name))
+    what = sentence("{} is not on this computer.", reference.name)
+    raise ModelNotFound(what, "", sentence("Run `download {}` to get it.", reference.name))
 
 
 def installed(cache: Cache) -> tuple[Installed, ...]:

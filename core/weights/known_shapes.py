@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from core.errors import ModelNotFound
+from core.sentence import sentence
 
 
 def _llama(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocab: int, **rest: Any) -> dict[str, Any]:
@@ -319,5 +320,7 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
 def shape(name: str) -> dict[str, Any]:
     """Return a copy of one shape's configuration. Raises ModelNotFound, which lists the known names."""
     if name not in SHAPES:
-        raise ModelNotFound(f"There is no shape named {name}.", "", f"Use one of: {', '.join(SHAPES)}.")
+        raise ModelNotFound(
+            sentence("There is no shape named {}.", name), "", sentence("Use one of: {}.", ", ".join(SHAPES))
+        )
     return dict(SHAPES[name])
