@@ -1,1 +1,1 @@
-"""From messages to token ids and back to text: tokenizer, sampler, context window, decode loop."""
+"""Text generation: chat templates and tokenizer, context window, sampler, speculative decoding, decode loop."""

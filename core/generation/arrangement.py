@@ -1,6 +1,6 @@
-"""A conversation in the orders that chat templates take: as it is, or joined where a template insists on taking turns.
+"""The arrangements of a conversation that chat templates accept: unchanged, or joined for strictly alternating turns.
 
-Which of them a template takes is found by trying it (`chat_template`).
+`chat_template` finds the accepted one by trying.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BETWEEN = "\n\n"
 
 
 def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The conversation in every order worth trying, the least changed first. All end with the last message."""
+    """Yield the conversation in every arrangement worth trying, least changed first. All end with the last message."""
     systems = [message for message in messages if message.role == "system"]
     turns = [turn for turn in messages if turn.role != "system" and (turn is messages[-1] or not is_blank(turn))]
     seen: list[list[Message]] = []
@@ -29,18 +29,18 @@ def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether nothing but texts and pictures belongs to a turn of the user or the model."""
+    """Return whether a user or assistant turn has only text, reasoning and pictures."""
     plain = Message(message.role, message.content, message.reasoning, pictures=message.pictures)
     return message == plain and message.role in ("user", "assistant")
 
 
 def is_blank(message: Message) -> bool:
-    """Whether a turn says and shows nothing: a reply that was stopped before its answer."""
+    """Return whether a turn has neither text nor pictures, such as a reply that was stopped before its answer."""
     return is_plain(message) and not message.content.strip() and not message.pictures
 
 
 def joined(turns: Sequence[Message]) -> list[Message]:
-    """Questions in a row as one, answers in a row as one."""
+    """Join consecutive turns of the same role."""
     result: list[Message] = []
     for turn in turns:
         if result and is_plain(turn) and is_plain(result[-1]) and result[-1].role == turn.role:

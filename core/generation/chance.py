@@ -1,8 +1,8 @@
-"""What decides a draw: noise that depends on the seed, the place in the text and the token, and on nothing else.
+"""Random numbers of a draw: noise that is a function of seed, position and token id alone.
 
-Two models that find nearly the same tokens likely then nearly always draw the same one, so a drafted token often is the
-one that is drawn. What is drawn is not changed by drafts at all: no token is kept for having been drafted (Daliri et
-al. 2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
+Two models with similar distributions therefore nearly always draw the same token, which makes drafts likely to be
+accepted. The output distribution is unaffected: a token is never kept because it was drafted (Daliri et al. 2024,
+"Coupling without Communication and Drafter-Invariant Speculative Decoding").
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ BITS = 0xFFFFFFFF
 
 
 def draw_from(probabilities: Tensor, candidates: Tensor, seed: int, place: int) -> int:
-    """One of the ids in candidates (n,), each as often as probabilities (n,) says, for this place of the text: the one
-    whose noise, which is exponential, is smallest for its probability."""
+    """Draw one of the ids in `candidates` (n,) with probabilities (n,), for this position in the text.
+
+    Takes the candidate with the least exponential noise divided by its probability.
+    """
     return int(candidates[(noise(candidates, seed, place) / probabilities).argmin()])
 
 
 def noise(ids: Tensor, seed: int, place: int) -> Tensor:
-    """Exponentially distributed numbers (n,) for ids (n,), independent for each seed, place and id."""
+    """Return exponentially distributed numbers (n,) for ids (n,), independent for each seed, position and id."""
     low, high = _words(seed, place)
     mixed = _mixed(_mixed(ids ^ low) ^ high)
     return -torch.log((mixed.double() + 0.5) / (BITS + 1))
 
 
 def uniform(seed: int, place: int) -> float:
-    """A number from 0 to 1 that is independent of what `noise` gives."""
+    """Return a number between 0 and 1 that is independent of the numbers of `noise`."""
     return float(torch.exp(-noise(torch.tensor([-1]), seed, place)))
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """Numbers of 32 bits in which each bit of x (n,) has turned about half of all bits."""
+    """Return 32-bit hashes of x (n,): each input bit flips about half of the output bits."""
     x = x & BITS
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & BITS
     x = ((x ^ (x >> 15)) * 0x846CA68B) & BITS
@@ -40,7 +42,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _words(seed: int, place: int) -> tuple[int, int]:
-    """Two numbers of 32 bits for a seed and a place (splitmix64)."""
+    """Return two 32-bit words for a seed and a position (splitmix64)."""
     x = (seed * 0xD1342543DE82EF95 + (place + 1) * 0x9E3779B97F4A7C15) & (1 << 64) - 1
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (1 << 64) - 1

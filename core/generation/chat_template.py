@@ -1,6 +1,6 @@
-"""One model's chat template: what it takes, what it writes around answers and thoughts, and conversations as its text.
+"""A model's chat template: which input it accepts, what it writes around answers and thoughts, and rendering.
 
-Templates are programs of the models' authors and insist on different things, so what one takes is found by trying it.
+Templates are programs by the models' authors with different requirements; which input one accepts is found by trying.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from core.generation.thought_tags import TAG, Marks, Pair
 from core.sentence import sentence
 
 BREAK = "\U000f0000"
-"""Stands inside whatever looks like a mark of the template in people's text, so that neither it nor the tokenizer takes
-the text for one; the tokenizer takes it out again."""
+"""Inserted into users' text wherever it looks like a control token or mark, so that neither the template nor the
+tokenizer takes it for one. The tokenizer removes it."""
 
-# Stand for a question, an answer and so on in trials.
+# Placeholders for a question, an answer etc. in trial renderings.
 _PROBES = [f"\ue0f0{number}\ue0f1" for number in range(4)]
 _ASKED, _ANSWERED, _THOUGHT, _NEXT = _PROBES
 _AS_DATA = re.compile(r"""['"]text['"]:\s*['"]\s*\ue0f0""")
@@ -31,13 +31,16 @@ _TALK = (Message("user", _ASKED), Message("assistant", _ANSWERED), Message("user
 
 
 class TemplateRefusal(Exception):
-    """A template would not take a conversation; its words."""
+    """A template's refusal to render a conversation, with its message."""
 
 
 @dataclass(frozen=True)
 class Around:
-    """What a template writes around a reply's parts: from the prompt's end to its thought, from that to its answer,
-    from the prompt's end to an answer without a thought, and after an answer. None = that is not known."""
+    """What a template writes around the parts of a reply.
+
+    `thought`: what it writes before and after a thought; `answer`: between the prompt's end and an answer without a
+    thought; `end`: after an answer. None = unknown.
+    """
 
     thought: Pair | None
     answer: str | None
@@ -45,10 +48,10 @@ class Around:
 
 
 class ChatTemplate:
-    """A template and the variables it is given."""
+    """A template with the variables passed to it."""
 
     def __init__(self, source: str, variables: Mapping[str, Any], control_tokens: Sequence[str] = ()) -> None:
-        """`variables`: the special tokens by name; `control_tokens`: texts that mean more than they say."""
+        """`variables`: special tokens by name; `control_tokens`: texts to break up inside of users' text."""
         self.source = source.removeprefix("\ufeff")
         self._variables = dict(variables)
         marks: dict[str, list[str]] = {}
@@ -56,12 +59,12 @@ class ChatTemplate:
             if len(text) > 1:
                 marks.setdefault(text[:2], []).append(text)
         self._marks = {begin: tuple(texts) for begin, texts in marks.items()}
-        # Some models have thousands of control tokens: they are only looked for where one can begin.
+        # Some models have thousands of control tokens: search only where the first two characters of one match.
         begins = "|".join(re.escape(text) for text in self._marks)
         self._begins = re.compile(f"(?={begins})." if begins else "(?!)", re.DOTALL)
 
     def guard(self, text: str) -> str:
-        """People's text, in which nothing is a mark of the template any more."""
+        """Return users' text with a BREAK inside of every mark of the template."""
         text = _sound(text)
 
         def broken(found: re.Match[str]) -> str:
@@ -83,9 +86,9 @@ class ChatTemplate:
                 return value
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
-        """The conversation as text that ends where the model is to write. Raises NoChatTemplate.
+        """Render a conversation to text that ends where the model's reply begins. Raises NoChatTemplate.
 
-        `options` are the template's own. It is given the least changed arrangement that it takes as a whole.
+        `options` are passed to the template. Uses the least changed arrangement whose messages all appear in the text.
         """
         sound = [
             replace(message, content=_sound(message.content), reasoning=_sound(message.reasoning))
@@ -111,9 +114,10 @@ class ChatTemplate:
         return fallback
 
     def reply_text(self, reply: Message, marks: Marks, closing: str) -> str:
-        """An unfinished reply as the model wrote it after its prompt; `closing`: of the thought that the prompt opened.
+        """Return the text of an unfinished reply as the model wrote it after the prompt.
 
-        The template is not asked: many leave thoughts out, or close them.
+        `closing`: the closing mark of a thought that the prompt opened. The template is not used, because many drop
+        thoughts or close them.
         """
         if is_blank(reply) and not reply.reasoning:
             return ""
@@ -126,7 +130,7 @@ class ChatTemplate:
         return thought.rstrip("\n") + closed + self.guard(reply.content)
 
     def thought_text(self, marks: Marks) -> Pair:
-        """What stands before and after a thought in a reply."""
+        """Return the text before and after a thought in a reply."""
         if self.around.thought is not None:
             return self.around.thought
         opening, closing = next((pair for pair in marks.thoughts if pair[0] in self.source), marks.thoughts[0])
@@ -134,7 +138,7 @@ class ChatTemplate:
 
     @cached_property
     def around(self) -> Around:
-        """What it writes around an answer and a thought."""
+        """Return what the template writes around an answer and a thought."""
         opening = self._try((_TALK[0],), add_generation_prompt=True) or ""
         plain = self._try(_TALK[:2]) or self._try(_TALK) or ""
         before, _, _ = plain.partition(_ANSWERED)
@@ -148,7 +152,7 @@ class ChatTemplate:
             before, found, after = text.partition(_THOUGHT)
             if found and _ANSWERED in after:
                 common = _common(opening, before)
-                if not before[common:].strip():  # the prompt itself opens it
+                if not before[common:].strip():  # the prompt itself opens the thought
                     tags = list(TAG.finditer(before.rstrip()))
                     common = tags[-1].start() if tags else common
                 return before[common:], after.partition(_ANSWERED)[0]
@@ -159,7 +163,7 @@ class ChatTemplate:
         return text.partition(_ANSWERED)[2].partition(_NEXT)[0]
 
     def _trial(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[str, list[Message]]:
-        """A conversation of this order, whatever its texts are: as rendered, and as it was given."""
+        """Render the same arrangement with placeholder texts; return the text and the messages."""
         trial = [
             replace(message, content=f"\ue0f0{number}\ue0f1") if message.content.strip() else message
             for number, message in enumerate(messages)
@@ -184,7 +188,7 @@ class ChatTemplate:
 
         try:
             texts, _ = render_jinja_template([turns], chat_template=self.source, **{**self._variables, **options})
-        # Templates are programs of the model's author: they raise jinja2's errors and any of Python's.
+        # Templates are programs by the model's author: they raise jinja2's errors and any of Python's.
         except Exception as error:
             words = str(error).strip()
             raise TemplateRefusal(words.splitlines()[0] if words else type(error).__name__) from error
@@ -192,7 +196,7 @@ class ChatTemplate:
 
     @cached_property
     def _in_parts(self) -> frozenset[str]:
-        """The roles whose content this template reads as a list of parts, as those of vision models do."""
+        """Return the roles whose content this template expects as a list of parts, as vision models' templates do."""
         found: set[str] = set()
         for asked in ([_TALK[0]], list(_TALK), [Message("system", _THOUGHT), _TALK[0]]):
             role = asked[-2 if len(asked) > 1 else 0].role
@@ -202,12 +206,15 @@ class ChatTemplate:
 
     @cached_property
     def _arguments_as_text(self) -> bool:
-        """Whether a call's arguments are to be JSON already: most templates write a mapping so, some append a text."""
+        """Return whether a call's arguments must be passed as JSON text: some templates insert them verbatim.
+
+        Most templates take a mapping and serialise it.
+        """
         written = [self._calling(arguments_as_text=as_text) for as_text in (False, True)]
         return (not written[0] or "{'place': 'here'}" in written[0]) and '{"place": "here"}' in written[1]
 
     def _calling(self, *, arguments_as_text: bool) -> str:
-        """A conversation with a call; "" where the template refuses it."""
+        """Render a conversation with a call; "" if the template refuses it."""
         call = ToolCall("call00001", "call", '{"place": "here"}')
         talk = (Message("user", _ASKED), Message("assistant", "", tool_calls=(call,)))
         try:
@@ -224,7 +231,7 @@ class ChatTemplate:
 
 
 def as_turn(message: Message, *, in_parts: bool = False, arguments_as_text: bool = False) -> dict[str, Any]:
-    """A message as templates take it."""
+    """Convert a message to the mapping that chat templates take."""
     read = str if arguments_as_text else _parsed
     content: Any = message.content
     if in_parts or message.pictures:
@@ -254,12 +261,12 @@ def _sound(text: str) -> str:
 
 
 def _holds(text: str, messages: Sequence[Message]) -> bool:
-    """Whether the text of every plain message stands in the rendered one."""
+    """Return whether the rendered text contains the text of every plain and system message."""
     return all(m.content.strip() in text for m in messages if is_plain(m) or m.role == "system")
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

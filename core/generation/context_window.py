@@ -1,7 +1,7 @@
 """Truncates long conversations to the context window; the system prompt and the last question always stay.
 
-The oldest turns are left out first, in steps of a quarter of the context, so that the KV cache's prefix stays the same
-for many turns after each step instead of changing at every one.
+Drops the oldest turns first, in steps of a quarter of the available tokens. Between two steps the prompt's prefix stays
+the same, so that the KV cache can reuse it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from core.errors import PromptTooLong
 from core.events import Message, Truncated
 from core.sentence import sentence
 
-# Room for the reply that the prompt may not use: this much of the context, at most RESERVE_TOKENS.
+# Tokens reserved for the reply: this share of the context, at most RESERVE_TOKENS.
 RESERVE_SHARE = 0.25
 RESERVE_TOKENS = 1024
-# After leaving turns out, this share of the room is in use.
+# The share of the room that remains in use after turns were dropped.
 KEPT_SHARE = 0.75
 
 Render = Callable[[Sequence[Message]], list[int]]
 
 
 def room_for_prompt(context: int, max_new_tokens: int | None) -> int:
-    """Tokens that the prompt may have so that a reply of a fair length still fits."""
+    """Return the largest prompt length that leaves room for a reply of reasonable length."""
     reserve = min(int(context * RESERVE_SHARE), RESERVE_TOKENS, max_new_tokens or RESERVE_TOKENS)
     return context - reserve
 
 
 def context_for(tokens: int) -> int:
-    """The least context with so much room for a prompt."""
+    """Return the smallest context with room for a prompt of so many tokens."""
     return tokens + min(math.ceil(tokens * RESERVE_SHARE / (1 - RESERVE_SHARE)), RESERVE_TOKENS)
 
 
 def recent(messages: Sequence[Message], count: int) -> list[Message]:
-    """The system prompt and the last turns, at most `count` (0 = all), beginning with a question."""
+    """Return the system prompt and the last turns, at most `count` (0 = all), beginning with a question."""
     system, turns = _split(messages)
     if not count:
         return [*system, *turns]
@@ -45,9 +45,9 @@ def recent(messages: Sequence[Message], count: int) -> list[Message]:
 def fit(
     messages: Sequence[Message], render: Render, context: int, max_new_tokens: int | None = None
 ) -> tuple[list[int], Truncated | None]:
-    """The prompt's ids, and what had to be left out. Raises PromptTooLong where even the least does not fit.
+    """Return the prompt's ids, and what was dropped. Raises PromptTooLong if even the minimum does not fit.
 
-    Whole exchanges are left out, so that what is kept begins with a question.
+    Drops whole exchanges, so that the rest begins with a question.
     """
     room = room_for_prompt(context, max_new_tokens)
     ids = render(messages)
@@ -85,7 +85,7 @@ def _split(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
 
 
 def _questions(turns: Sequence[Message]) -> list[int]:
-    """Where exchanges begin: a question, or the first of several in a row."""
+    """Return the indices where exchanges begin: at a question, or at the first of several in a row."""
     return [i for i, turn in enumerate(turns) if turn.role == "user" and (i == 0 or turns[i - 1].role != "user")]
 
 
@@ -94,13 +94,12 @@ def _last_question(turns: Sequence[Message]) -> int:
 
 
 def _starts(turns: Sequence[Message], render: Render, room: int) -> Iterator[int]:
-    """Candidates for the first turn to keep, each a question, the preferred one first.
+    """Yield candidates for the first turn to keep, each a question, the preferred one first.
 
-    The history is played through exchange by exchange with the same rule, so that the choice stays the same as it
-    grows.
+    Replays the history exchange by exchange with the same rule, so that the choice is stable while it grows.
     """
     begins = _questions(turns)
-    kept: list[int] = []  # the lengths of the exchanges that are kept
+    kept: list[int] = []  # lengths of the kept exchanges
     first = 0
     for number, (begin, end) in enumerate(zip(begins, [*begins[1:], len(turns)], strict=True)):
         lengths = [_length(turn, render) for turn in turns[begin:end]]
@@ -114,5 +113,5 @@ def _starts(turns: Sequence[Message], render: Render, room: int) -> Iterator[int
 
 
 def _length(turn: Message, render: Render) -> int:
-    """About how much of the prompt a turn takes: every template takes a question alone."""
+    """Return a turn's approximate number of tokens, rendered as a lone question, which every template accepts."""
     return len(render([Message("user", turn.content)])) if turn.content.strip() else 0

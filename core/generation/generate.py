@@ -1,4 +1,4 @@
-"""ids -> ids: the prompt is read in chunks, then one token follows another. Knows no text."""
+"""The decode loop, from ids to ids: prefill in chunks, then token by token. Independent of text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from core.model.language_model import LanguageModel
 from core.model.pictures import passes, spans
 from core.planning.speculation import MOST_ROWS
 
-# Large enough to use the machine well; `stop` is looked at between layers, so a chunk may take seconds.
+# Large enough for full throughput. `stop` is checked between layers, so a chunk may take seconds.
 PREFILL_CHUNK = 512
-# Where a cache can only return to marks, this many tokens of a turn are read by themselves, if it has so many more.
+# If the cache can only return to marks, the last LAST_TOKENS of a turn are read separately, provided that at least
+# LONG_TURN new tokens precede them.
 LAST_TOKENS, LONG_TURN = 8, 64
 
 
 @dataclass(frozen=True)
 class DrawnToken:
-    """One drawn id, and the scores (vocabulary,) it was drawn from."""
+    """A drawn id and the scores (vocabulary,) it was drawn from."""
 
     id: int
     scores: Tensor | None = field(default=None, compare=False)
@@ -39,11 +40,11 @@ def generate(
     chunk_tokens: int = 0,
     speculation: Speculation | None = None,
 ) -> Iterator[Prefill | DrawnToken]:
-    """Read `prompt` (reusing what the cache holds of it), then draw tokens until the caller has enough.
+    """Prefill `prompt`, reusing the prefix that the cache holds, then yield tokens until the caller stops iterating.
 
-    `chunk_tokens`: how many of the prompt are read in one pass (0 = PREFILL_CHUNK); `speculation` drafts ahead.
-    The caller ends the generation by not asking for more; the cache may then hold a few tokens more than were given.
-    Raises ForwardStopped when `stop` says so.
+    `chunk_tokens`: prompt tokens per pass (0 = PREFILL_CHUNK). `speculation` drafts ahead.
+    When the caller stops, the cache may hold a few tokens more than were yielded.
+    Raises ForwardStopped when `stop` returns True.
     """
     known = cache.reuse(prompt)
     yield Prefill(known, len(prompt), known)
@@ -56,8 +57,11 @@ def generate(
 
 
 def _passes(cache: KVCache, prompt: Sequence[int], known: int, step: int) -> Iterator[tuple[int, int]]:
-    """Divide what follows the first `known` ids into runs of about `step`. Where the cache can only return to marks,
-    the end is read by itself: the same question may be asked again, or its reply be left out of what follows."""
+    """Divide the tokens after the first `known` into passes of about `step`.
+
+    If the cache can only return to marks, the last tokens are read separately: then the same question can be asked
+    again, or its reply left out later, without reading the whole prompt anew.
+    """
     start, end = len(prompt) - LAST_TOKENS, len(prompt)
     apart = not cache.can_rewind and start - known >= LONG_TURN and not any(True for _ in spans(prompt[start:]))
     if not cache.reads_in_parts or not apart:
@@ -68,8 +72,10 @@ def _passes(cache: KVCache, prompt: Sequence[int], known: int, step: int) -> Ite
 
 
 def drawn(logits: Tensor, drafted: Sequence[int], ids: list[int], sample: Sampler) -> Iterator[DrawnToken]:
-    """Draw from `logits` (1 + drafted, V) of the last certain token and the drafted ones that follow it: one
-    token more than was drafted rightly. Each is appended to `ids`."""
+    """Draw tokens from `logits` (1 + drafted, V): one for each accepted draft token, and one more.
+
+    The first row belongs to the last certain token, the others to the drafted ones. Appends each drawn token to `ids`.
+    """
     for row, expected in zip(logits, [*drafted, None], strict=True):
         token = sample(row, ids)
         ids.append(token)
@@ -99,7 +105,7 @@ def _decode(
         began, known = time.perf_counter(), len(ids)
         if drafted:
             model.mark(cache, briefly=True)
-        # Where only marks can be returned to, what was right of the last draft is read again with this one.
+        # If the cache can only return to marks, the accepted tokens of the last draft are read again with this one.
         unread = ids[len(cache.tokens) :]
         logits = model.forward([*unread, *drafted], cache, stop, 1 + len(drafted), rows)
         seconds = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Lets a reply only say what a grammar allows: token masks for JSON schemas and forced tool calls, by llguidance."""
+"""Grammar-constrained decoding with llguidance: token masks for JSON schemas and forced tool calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from core.generation.tokenizer import Tokenizer
 from core.generation.tool_formats import GLM, QWEN_XML, ToolFormat, properties_of
 from core.sentence import sentence
 
-# One way to lay JSON out: a small model would otherwise write white space without end.
+# Allow a single JSON layout: small models would otherwise emit white space without end.
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class GrammarMask:
-    """The state of one reply's grammar. It rests, allowing everything, until `begin` when made with `waits`."""
+    """The grammar state of one reply. If made with `waits`, it allows everything until `begin`."""
 
     def __init__(self, matcher: Any, vocabulary: int, *, waits: bool = False) -> None:
         self._matcher = matcher
@@ -30,42 +30,42 @@ class GrammarMask:
         self._active = not waits
 
     def begin(self) -> None:
-        """Hold the reply to the grammar from the next token on."""
+        """Constrain the reply from the next token on."""
         self._active = True
 
     @property
     def ended(self) -> bool:
-        """Whether the grammar is complete and allows nothing more."""
+        """Return whether the grammar is complete and allows no further token."""
         return self._active and bool(self._matcher.is_stopped())
 
     def allow(self, scores: Tensor) -> Tensor:
-        """`logits` (V,) with -inf where the grammar does not go on."""
+        """Return `scores` (V,) with those of tokens that the grammar forbids at minus infinity."""
         if not self._active or self._matcher.is_stopped():
             return scores
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        # Turned over while they are packed: 32 tokens at a time, and what is unpacked needs no other pass.
+        # Inverted while packed, 32 tokens per word, which avoids a pass over the unpacked mask.
         size, known = scores.numel(), 32 * len(self._bits)
         bytes_of = np.unpackbits(np.invert(self._bits).view(np.uint8), count=min(size, known), bitorder="little")
         forbidden = torch.from_numpy(bytes_of.view(np.bool_))
-        if size > known:  # rows of the head beyond the vocabulary
+        if size > known:  # the head's rows may be padded beyond the vocabulary
             forbidden = torch.nn.functional.pad(forbidden, (0, size - known), value=True)
         return scores.masked_fill(forbidden, -torch.inf)
 
     def accept(self, token: int) -> None:
-        """Take note of the token that was drawn."""
+        """Advance the grammar by the token that was drawn."""
         if self._active and not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 
 
 class Grammars:
-    """Makes masks for one model's tokenizer; what that takes is worked out at the first."""
+    """Makes masks for one model's tokenizer, which is prepared on first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._vocabulary: Any = None
 
     def for_schema(self, schema: str, *, waits: bool = False) -> GrammarMask:
-        """A mask for JSON that `schema` allows. Raises BadRequest."""
+        """Return a mask for JSON that conforms to `schema`. Raises BadRequest."""
         from llguidance import LLMatcher
 
         try:
@@ -75,7 +75,7 @@ class Grammars:
         return self._mask(grammar, waits=waits)
 
     def for_calls(self, format: ToolFormat, tools: Sequence[Tool], *, waits: bool = False) -> GrammarMask:
-        """A mask for a call of one of these tools as `format` writes it. Raises BadRequest."""
+        """Return a mask for a call of one of these tools in this format. Raises BadRequest."""
         from llguidance import LLMatcher
 
         calls = [_call(format, tool, self._tokenizer.added_tokens) for tool in tools]
@@ -115,7 +115,7 @@ def _unusable(reason: str) -> BadRequest:
 
 
 def _call(format: ToolFormat, tool: Tool, added: Mapping[str, int]) -> str:
-    """A rule of a grammar in Lark for one call."""
+    """Return the Lark rule for one call."""
     begin = _literal(format.begin % tool.name, added)
     arguments = _tagged(format, tool, added) if format.name in (QWEN_XML.name, GLM.name) else _json(tool.parameters)
     return f"{begin} {arguments} {_literal(format.end, added)}"
@@ -130,7 +130,7 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def _tagged(format: ToolFormat, tool: Tool, added: Mapping[str, int]) -> str:
-    """Arguments between tags, each at most once and in the schema's order."""
+    """Return the Lark rule for tagged arguments, each at most once and in the schema's order."""
     required = tool.parameters.get("required")
     parts = []
     for name, schema in properties_of(tool).items():
@@ -150,7 +150,7 @@ def _pair(format: ToolFormat, name: str, schema: Any, added: Mapping[str, int]) 
 
 
 def _literal(text: str, added: Mapping[str, int]) -> str:
-    """`text` as Lark: added tokens by their ids, the rest in quotes."""
+    """Return `text` as a Lark expression: added tokens by id, the rest as quoted strings."""
     if not text:
         return ""
     tokens = sorted((token for token in added if token and token in text), key=len, reverse=True)

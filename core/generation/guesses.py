@@ -1,7 +1,8 @@
-"""What was learned of a model that drafts: how often its guesses come true, and what they cost.
+"""Acceptance statistics and costs of a draft model, and the decision whether drafting one more token pays.
 
-A guess that its model finds likely comes true more often. So a draft goes on while what it may gain is more than what
-its next token costs, at the speed that is reached: it is long where the text is plain, and short where it is not.
+Tokens to which the draft model gives a high probability are accepted more often. A draft therefore continues while the
+expected gain of the next token exceeds its cost at the current decoding speed: drafts are long in predictable text and
+short elsewhere.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Sequence
 
 from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices
 
-# The weight of what was seen before at each check.
+# The decay per check of the statistics, and of the prices.
 MEMORY, PRICE_MEMORY = 0.95, 0.7
-# Confidences that are taken together, and how many guesses what is assumed of them counts as.
+# The number of confidence bins, and the number of guesses that each bin's prior counts as.
 STEPS, ASSUMED = 8, 4.0
-# Before anything was seen: as a copy in 4 bits of a model on the CPU.
+# Before any measurement: the prices of a 4-bit copy of the model on the CPU.
 FIRST_PRICES = Prices(0.45, 0.05)
 
 
 class Guesses:
-    """Kept from one reply to the next. Confidences are probabilities by the scores that the guesses were made of."""
+    """Acceptance statistics, kept across replies. A confidence is the draft model's own probability of its guess."""
 
     def __init__(self, prices: Prices = FIRST_PRICES) -> None:
         self._right = [ASSUMED * (2 + (step + 0.5) / STEPS) / 3 for step in range(STEPS)]
@@ -29,12 +30,12 @@ class Guesses:
         self._tokens = self._spent = 1.0
 
     def chance(self, confidence: float) -> float:
-        """How often a guess of this confidence comes true, if all before it did."""
+        """Return the acceptance rate of guesses of this confidence, given that all earlier ones were accepted."""
         step = _step(confidence)
         return self._right[step] / self._all[step]
 
     def pays(self, confidences: Sequence[float]) -> bool:
-        """Whether another guess is worth its price behind guesses of these confidences."""
+        """Return whether one more guess is worth its price after guesses of these confidences."""
         reached = self._acceptance
         for confidence in confidences:
             reached *= self.chance(confidence)
@@ -42,7 +43,10 @@ class Guesses:
         return len(confidences) < MOST_ROWS - 1 and reached > rate * (self._prices.draft + self._prices.row)
 
     def learn(self, confidences: Sequence[float], taken: int, draft: float, check: float) -> None:
-        """The first `taken` guesses came true; their seconds and those of the check as multiples of a plain pass."""
+        """Learn from a check that accepted the first `taken` guesses.
+
+        `draft` and `check` are the times of drafting and checking, as multiples of a plain pass.
+        """
         for number, confidence in enumerate(confidences[: taken + 1]):
             step, right = _step(confidence), float(number < taken)
             self._right[step] += right

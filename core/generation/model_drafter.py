@@ -1,4 +1,4 @@
-"""Drafts by a second, faster model: the same one in fewer bits, or another of the same vocabulary."""
+"""Drafting with a second, faster model: the same one at fewer bits, or another with the same vocabulary."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ PREFILL_CHUNK = 512
 
 
 class ChainDrafter:
-    """What drafters of any model have in common: they guess one token after the other, as long as that pays."""
+    """Base of drafters that use a model: guesses token after token, as long as that pays."""
 
     def __init__(self, name: str, vocabulary: int, guesses: Guesses | None = None) -> None:
-        """`vocabulary`: how many ids this model and the target both know; the tables of one may be padded further.
-        `guesses`: what is known of this model from earlier replies."""
+        """`vocabulary`: number of ids common to this model and the target; embedding tables may be padded further.
+
+        `guesses`: statistics of this model from earlier replies.
+        """
         self.name = name
         self._vocabulary = vocabulary
         self._guesses = guesses or Guesses()
@@ -28,30 +30,30 @@ class ChainDrafter:
         self._confidences: list[float] = []
 
     def prepare(self, ids: Sequence[int], guess: Guess) -> None:
-        """A reply begins behind `ids`, which the target has read."""
+        """Prepare for a reply after `ids`, which the target has read."""
         self._guess = guess
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
-        """Learn how often guesses come true, and what they cost."""
+        """Update the acceptance statistics and costs."""
         self._guesses.learn(self._confidences, taken, draft, check)
 
     def _begin(self) -> None:
         self._confidences = []
 
     def _next(self, scores: Tensor, ids: Sequence[int]) -> int:
-        """The guess that scores (vocabulary,) give behind all of these ids."""
+        """Return the guess from scores (vocabulary,) for the token after `ids`, and note its confidence."""
         token, confidence = self._guess(scores[: self._vocabulary], ids)
         self._confidences.append(confidence)
         return token
 
     def _goes_on(self, room: int) -> bool:
-        """Whether to guess once more."""
+        """Return whether to guess one more token."""
         count = len(self._confidences)
         return count < room and (count == 0 or self._guesses.pays(self._confidences))
 
 
 class ModelDrafter(ChainDrafter):
-    """A Drafter that decodes with `model`, which keeps a KV cache of its own."""
+    """A Drafter that decodes with `model`, which has its own KV cache."""
 
     def __init__(
         self, name: str, model: LanguageModel, cache: KVCache, vocabulary: int, guesses: Guesses | None = None
@@ -61,14 +63,14 @@ class ModelDrafter(ChainDrafter):
         self._cache = cache
 
     def prepare(self, ids: Sequence[int], guess: Guess) -> None:
-        """Read `ids` but for the last."""
+        """Prefill the draft model with all of `ids` except the last."""
         super().prepare(ids, guess)
         known = self._cache.reuse(ids)
         for start in range(known, len(ids) - 1, PREFILL_CHUNK):
             self._model.forward(ids[start : min(start + PREFILL_CHUNK, len(ids) - 1)], self._cache)
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """How `ids` may go on, as long as guessing pays."""
+        """Return a continuation of `ids`, as long as guessing pays."""
         return self._continue(ids, self._cache.reuse(ids), room)
 
     def _continue(self, ids: Sequence[int], known: int, room: int) -> list[int]:
@@ -86,15 +88,18 @@ class ModelDrafter(ChainDrafter):
 
 
 class SelfDrafter(ModelDrafter):
-    """Drafts with the same model in fewer bits, on the target's own KV cache: what it appends is cut off again, so its
-    drafts begin from the target's exact states and nothing is read twice."""
+    """Drafts with the same model at fewer bits, on the target's own KV cache.
+
+    Drafted entries are removed from the cache afterwards. Drafts thus start from the target's exact states, and nothing
+    is read twice.
+    """
 
     def prepare(self, ids: Sequence[int], guess: Guess) -> None:
-        """The target has read them."""
+        """Prepare for a reply after `ids`; the target's prefill has filled the shared cache."""
         ChainDrafter.prepare(self, ids, guess)
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """How `ids` may go on; the target's cache holds all of them but the last."""
+        """Return a continuation of `ids`; the target's cache holds all of them except the last."""
         known = len(self._cache.tokens)
         self._model.mark(self._cache, briefly=True)
         try:

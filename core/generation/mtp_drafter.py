@@ -1,4 +1,4 @@
-"""Drafts by a model's own MTP head, which goes on from what the model made of the tokens that it has read."""
+"""Drafting with a model's own multi-token prediction (MTP) head, which continues from the model's hidden states."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from core.model.mtp import Join
 from core.planning.speculation import MOST_ROWS
 
 MOST_WAITING = 64
-"""States that wait for a draft; where there are more, they are read without one."""
+"""At most this many states wait for a draft; beyond that they are read without one."""
 
 
 class MtpReading:
-    """What an MTP head has read of a conversation. One entry of its KV cache is the model's state at a place of the
-    text with the token that follows it; a state whose next token is not certain yet waits."""
+    """The reading state of an MTP head in a conversation.
+
+    An entry of its KV cache combines the model's hidden state at a position with the token that follows. A state waits
+    until its next token is certain.
+    """
 
     def __init__(self, head: LanguageModel, join: Join, cache: KVCache) -> None:
         self._head, self._join, self._cache = head, join, cache
         head.on_states = self._keep_last
-        self._text: list[int] = []  # the ids that the places are of
-        self._read: list[int] = []  # the places of the cache's entries
+        self._text: list[int] = []  # ids at all positions seen
+        self._read: list[int] = []  # positions of the cache's entries
         self._waiting: list[int] = []
         self._states = torch.empty(0)
         self._last = torch.empty(0)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """A reply to `ids` begins: forget what was read of other texts."""
+        """Begin a reply to `ids`: drop everything after the common prefix with the text read so far."""
         same = common_prefix(self._text, ids)
         self._cut(bisect_left(self._read, same - 1))
         self._drop(same)
         del self._text[same:]
 
     def see(self, ids: Sequence[int], states: Tensor) -> None:
-        """The model's cache holds `ids` after a pass whose last norm gave `states` (n, H)."""
+        """Take the states (n, H) of the last norm after a pass, when the model's cache holds `ids`."""
         begin = len(ids) - len(states)
-        if min(ids[begin:]) < 0:  # a picture has no token to go on with
+        if min(ids[begin:]) < 0:  # a picture has no next token
             return
         self._drop(begin)
         self._text[begin:] = ids[begin:]
@@ -50,14 +53,16 @@ class MtpReading:
         fresh = states[first - begin :]
         self._states = torch.cat([self._states, fresh]) if self._waiting else fresh
         self._waiting += range(first, len(ids))
-        # A prompt's tokens are all certain; what a pass of few rows read may have been drafted.
+        # All prompt tokens are certain; those of a pass with few rows may be drafts.
         certain = len(ids) if len(states) > MOST_ROWS else begin + 1
         if len(states) > MOST_ROWS or len(self._waiting) > MOST_WAITING:
             self.read(ids[:certain])
 
     def read(self, ids: Sequence[int]) -> Tensor | None:
-        """Read all states that wait for tokens of `ids`; the scores (vocabulary,) of what follows the last, None where
-        its state is not known."""
+        """Read all waiting states whose next token is in `ids`.
+
+        Returns the scores (vocabulary,) of the token after `ids`, or None if the state of its predecessor is unknown.
+        """
         scores = None
         while due := bisect_left(self._waiting, len(ids) - 1):
             places = self._waiting[: min(due, PREFILL_CHUNK)]
@@ -67,12 +72,12 @@ class MtpReading:
         return scores if self._read and self._read[-1] == len(ids) - 2 else None
 
     def step(self, ids: Sequence[int], states: Tensor | None = None) -> Tensor:
-        """One pass of the head over ids and the states (n, H) before them, by default the one that it gave last."""
+        """Run the head on ids and the hidden states (n, H) before them; by default on its own last state."""
         self._join.states = self._last if states is None else states
         return self._head.forward(ids, self._cache, divide_for=MOST_ROWS)[-1]
 
     def forget_drafts(self) -> None:
-        """Cut off what followed the certain tokens."""
+        """Remove the drafted entries from the cache."""
         self._cache.rewind(len(self._read))
 
     def _keep_last(self, ids: Sequence[int], states: Tensor) -> None:
@@ -83,21 +88,21 @@ class MtpReading:
         self._cache.rewind(entries)
 
     def _drop(self, place: int) -> None:
-        """Let go of waiting states from this place on."""
+        """Discard waiting states from this position on."""
         kept = bisect_left(self._waiting, place)
         del self._waiting[kept:]
         self._states = self._states[:kept]
 
 
 class MtpDrafter(ChainDrafter):
-    """Drafts a chain: the head's first guess is of the model's own state, each further one of the head's last."""
+    """Drafts a chain: the first guess is based on the model's hidden state, each further one on the head's own last."""
 
     def __init__(self, name: str, reading: MtpReading, vocabulary: int, guesses: Guesses | None = None) -> None:
         super().__init__(name, vocabulary, guesses)
         self._reading = reading
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """How `ids` may go on, as long as guessing pays."""
+        """Return a continuation of `ids`, as long as guessing pays."""
         try:
             return self._chain(ids, self._reading.read(ids), room)
         finally:

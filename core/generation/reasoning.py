@@ -1,4 +1,4 @@
-"""Tells a model's reasoning from its answer while both stream, and finds stop strings, never showing half a mark."""
+"""Separates reasoning from answer in a streamed reply, and finds stop strings, without ever emitting partial marks."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ ANY = Marks()
 
 
 class ReplySplitter:
-    """Feeds on text, gives Pieces of answer and reasoning; `stopped` once a stop string was met."""
+    """Splits streamed text into Pieces of answer and reasoning; `stopped` is True after a stop string."""
 
     def __init__(self, stop_strings: Sequence[str] = (), marks: Marks = ANY, closing: str = "") -> None:
-        """`closing`: what ends the thought that the prompt opened."""
+        """`closing`: the closing mark of the thought that the prompt opened."""
         self._stops = tuple(text for text in stop_strings if text)
         self._marks = marks
         self._thoughts, self._answers = dict(marks.thoughts), dict(marks.answers)
         self._closing = closing
         self._answer_closing = ""
-        self._thought = False  # whether a thought has ended, after which an answer may be wrapped
+        self._thought = False  # whether a thought has ended, after which an answer may have marks
         self._held = ""
-        self._shown = 0  # characters of `_held` that have been given out before
-        # White space at the start and after a mark is layout, and only there can reasoning begin: an answer
-        # may well talk about "<think>".
+        self._shown = 0  # number of characters of `_held` that were emitted before
+        # White space at the start and after a mark is layout. A thought can only begin there: an answer may well
+        # mention "<think>".
         self._at_start = True
         self.stopped = False
         self.stop_text = ""
 
     @property
     def in_reasoning(self) -> bool:
-        """Whether what was given so far ends inside the reasoning."""
+        """Return whether the text so far ends inside the reasoning."""
         return bool(self._closing)
 
     def push(self, text: str) -> Iterator[Piece]:
-        """Pieces that are certain now; the rest is held until it cannot be part of a mark any more."""
+        """Yield the pieces that are certain; text that may be the beginning of a mark is held back."""
         self._held += text
         while not self.stopped and (found := self._first_mark()):
             start, mark = found
@@ -52,11 +52,11 @@ class ReplySplitter:
         yield from self._take(len(self._held) - self._uncertain())
 
     def finish(self) -> Iterator[Piece]:
-        """What was held back at the end of the reply."""
+        """Yield the text held back at the end of the reply."""
         yield from self._take(len(self._held))
 
     def replay(self, text: str) -> None:
-        """Come to where a reply of this text was left whose pieces are out, what was held back at its end included."""
+        """Restore the state after a reply of this text, all of whose text has been emitted."""
         stops, self._stops = self._stops, ()
         for _ in self.push(text):
             pass
@@ -121,7 +121,7 @@ class ReplySplitter:
             self._answer_closing = self._answers[mark]
 
     def _uncertain(self) -> int:
-        """Length of the longest tail that a mark could begin with, or that the end of a wrapped answer would drop."""
+        """Return the length of the longest tail that may begin a mark, or that a wrapped answer's end would strip."""
         marks = self._all_marks()
         longest = max(map(len, marks), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):

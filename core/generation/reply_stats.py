@@ -1,4 +1,4 @@
-"""The clock of one reply: what is known of its speed at each moment."""
+"""Timing statistics of one reply."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import deque
 
 from core.events import Stats
 
-# The speed "now" is that of the last tokens, at most as many as this.
+# The current speed is the mean over the last tokens, at most this many.
 WINDOW_TOKENS = 16
 
 
 class Clock:
-    """Counts tokens and seconds. Starts when it is made, which is when the request is taken up."""
+    """Counts tokens and time from its creation on, at the start of a request."""
 
     def __init__(self, prompt_tokens: int, context: int, seed: int | None) -> None:
         self._began = time.perf_counter()
@@ -27,13 +27,13 @@ class Clock:
         self.new_tokens = 0
 
     def prefilled(self, done: int, reused: int) -> None:
-        """Take note that `done` tokens of the prompt are read, `reused` of them from the cache."""
+        """Record that `done` prompt tokens have been read, `reused` of them from the cache."""
         self._reused = reused
         if done == self._prompt_tokens:
             self._prefill_s = time.perf_counter() - self._began
 
     def token(self) -> None:
-        """Take note of a drawn token, now."""
+        """Record that a token was drawn now."""
         now = time.perf_counter()
         if self._first_at is None:
             self._first_at = now
@@ -41,7 +41,7 @@ class Clock:
         self._recent.append(now)
 
     def due(self, every_s: float) -> bool:
-        """Whether `every_s` seconds went by since this last said yes."""
+        """Return whether `every_s` seconds have passed since this last returned True."""
         now = time.perf_counter()
         if now - self._reported_at < every_s:
             return False
@@ -49,7 +49,7 @@ class Clock:
         return True
 
     def stats(self) -> Stats:
-        """The figures so far: seconds, tokens and tokens per second."""
+        """Return the figures so far: seconds, tokens and tokens per second."""
         return Stats(
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused,
@@ -64,7 +64,7 @@ class Clock:
         )
 
     def _mean(self) -> float | None:
-        # The first token belongs to the prefill: decode is what came after it.
+        # The first token belongs to the prefill; decoding starts after it.
         if self._first_at is None:
             return None
         return _rate(self.new_tokens - 1, self._recent[-1] - self._first_at)

@@ -1,4 +1,4 @@
-"""Draws the next token. The options are folded into one function before the decode loop starts."""
+"""Sampling of the next token from logits, and the resolution of sampling options."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from core.sentence import sentence
 from core.startup.torch_threads import one_thread
 
 Sampler = Callable[[Tensor, Sequence[int]], int]
-"""(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput where the logits are not numbers."""
+"""(logits (vocabulary,), ids so far) -> the next id. Raises BrokenOutput if the logits are not finite numbers."""
 
-# Used where neither the user nor the model's generation_config says anything.
+# Defaults for options that neither the user nor the model's generation_config sets.
 FALLBACK = Sampling(
     temperature=0.7,
     top_k=0,
@@ -30,16 +30,16 @@ FALLBACK = Sampling(
     presence_penalty=0.0,
     frequency_penalty=0.0,
 )
-# The penalty looks back this far, so that its cost and effect stay bounded in long chats.
+# The repetition penalty looks at this many last tokens, which bounds its cost and effect in long chats.
 PENALTY_TOKENS = 1024
-# A nucleus is nearly always found among the first number of likeliest ids, and else among the second.
+# Numbers of top tokens to search for the nucleus; the first nearly always suffices.
 NUCLEI = (128, 2048)
-# Scores that are looked at together in the search for the largest, and how many such blocks there must be for each of
-# these, so that it is faster than looking at all scores at once.
+# `largest` takes the maximum of blocks of this many scores first. This is faster than topk over all scores only if
+# there are at least WORTHWHILE blocks per element to find.
 BLOCK, WORTHWHILE = 32, 8
-# The id that stands for all that are not likely.
+# A pseudo id that stands for all tokens outside the top ones.
 OTHERS_ID = -2
-# Below this a temperature means greedy (dividing by less overflows).
+# Temperatures below this mean greedy decoding: dividing by smaller ones overflows.
 GREEDY_BELOW = 1e-3
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -57,19 +57,19 @@ BIAS_LIMIT = 100.0
 
 
 class Mask(Protocol):
-    """Which tokens may come next, asked before every draw and told of every drawn token."""
+    """Constrains which tokens may come next. Applied before each draw and informed of each drawn token."""
 
     def allow(self, scores: Tensor) -> Tensor:
-        """`scores` (vocabulary,) with those of forbidden tokens at minus infinity."""
+        """Return `scores` (vocabulary,) with those of forbidden tokens at minus infinity."""
         ...
 
     def accept(self, token: int) -> None:
-        """Take note of the token that was drawn."""
+        """Advance by the token that was drawn."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A Sampling with nothing left open; `seed` names the draw, so that a reply can be repeated."""
+    """Sampling options with every value set. `seed` is always set, so that a reply can be reproduced."""
 
     temperature: float
     top_k: int
@@ -84,7 +84,7 @@ class Draw:
 
 
 def check(sampling: Sampling) -> None:
-    """Raise BadRequest for a value that is not a number or out of its bounds."""
+    """Check all options. Raises BadRequest for a value that is not finite or out of its bounds."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(sampling, name)
         if value is not None and not _within(value, low, high):
@@ -106,7 +106,7 @@ def _within(value: float, low: float, high: float) -> bool:
 
 
 def from_generation_config(config: dict[str, Any]) -> Sampling:
-    """The model's own defaults from generation_config.json; what it leaves out or sets absurdly stays None."""
+    """Return the model's defaults from generation_config.json; missing or out-of-range values are None."""
     known = {field.name for field in fields(Sampling)} - {"seed", "max_new_tokens", "logit_bias"}
     numbers = {name: config[name] for name in known if isinstance(config.get(name), int | float)}
     values = {name: value for name, value in numbers.items() if _within(value, *BOUNDS[name])}
@@ -116,7 +116,7 @@ def from_generation_config(config: dict[str, Any]) -> Sampling:
 
 
 def resolve(wish: Sampling, model_defaults: Sampling) -> Draw:
-    """The user's wish first, then the model's defaults, then FALLBACK. Raises BadRequest."""
+    """Resolve each option: the user's value, else the model's default, else FALLBACK. Raises BadRequest."""
     check(wish)
 
     def first(name: str) -> Any:
@@ -137,7 +137,7 @@ def resolve(wish: Sampling, model_defaults: Sampling) -> Draw:
 
 
 class TokenSampler:
-    """Turns logits into the next id. The same logits at the same place of a text give the same id."""
+    """Draws the next id from logits. The same logits at the same position give the same id."""
 
     def __init__(self, draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> None:
         self._draw = draw
@@ -145,7 +145,7 @@ class TokenSampler:
         self._prompt_length = prompt_length
 
     def __call__(self, logits: Tensor, ids: Sequence[int]) -> int:
-        """The id that follows `ids`, whose scores are logits (vocabulary,)."""
+        """Draw the id that follows `ids` from logits (vocabulary,)."""
         with one_thread():
             scores = self._scores(logits, ids)
             if self._mask is None:
@@ -155,7 +155,7 @@ class TokenSampler:
             return token
 
     def guess(self, logits: Tensor, ids: Sequence[int]) -> tuple[int, float]:
-        """What a draft's logits (vocabulary,) make of the same draw, and that token's probability by them."""
+        """Draw from a draft model's logits (vocabulary,) with the same noise; return the token and its probability."""
         with one_thread():
             scores = self._scores(logits, ids)
             token = self._pick(scores, len(ids))
@@ -177,13 +177,16 @@ class TokenSampler:
 
 
 def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> TokenSampler:
-    """What turns logits into the next id; its random numbers are those of `draw`'s seed."""
+    """Make a sampler whose random numbers are determined by the seed of `draw`."""
     return TokenSampler(draw, mask, prompt_length)
 
 
 def draw_from_many(probabilities: Tensor, candidates: Tensor, seed: int, place: int) -> int:
-    """One of candidates (n,), as `draw_from` draws. Where there are many, those that are not among the likeliest are
-    one candidate at first: noise for each costs more than all else."""
+    """Draw one of candidates (n,) like `draw_from`, but fast for large n.
+
+    All candidates outside the top ones first count as a single one, because noise for each of them would cost more than
+    everything else.
+    """
     if len(candidates) <= NUCLEI[-1]:
         return draw_from(probabilities, candidates, seed, place)
     top, chosen = largest(probabilities, NUCLEI[0])
@@ -198,8 +201,10 @@ def draw_from_many(probabilities: Tensor, candidates: Tensor, seed: int, place: 
 
 
 def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Probabilities (n,) in falling order and their ids (n,), after temperature, top-k, min-p and top-p; of the whole
-    vocabulary as it stands where nothing is to be cut off."""
+    """Return probabilities (n,) in descending order and their ids (n,), after temperature, top-k, min-p and top-p.
+
+    If no option truncates, returns the whole vocabulary in its own order.
+    """
     probabilities = torch.softmax(scores / draw.temperature, dim=-1)
     if draw.top_k == 0 and draw.min_p == 0 and draw.top_p >= 1:
         return probabilities, torch.arange(scores.numel())
@@ -207,13 +212,15 @@ def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     keep = top >= draw.min_p * top[0]
     keep &= top.cumsum(-1) - top < draw.top_p
     keep[0] = True
-    kept = int(keep.sum())  # falling order: what is kept is a prefix
+    kept = int(keep.sum())  # descending order: the kept ones are a prefix
     return top[:kept] / top[:kept].sum(), candidates[:kept]
 
 
 def _likeliest(probabilities: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """The top-k (renormalised), or at least as many as top-p and min-p leave, in falling order, with their ids: sorting
-    a whole vocabulary costs more than drawing."""
+    """Return candidates (n,) in descending order with their ids, without sorting the whole vocabulary where possible.
+
+    These are the top-k, renormalised, or at least all that top-p and min-p keep.
+    """
     if 0 < draw.top_k < probabilities.numel():
         top, candidates = largest(probabilities, draw.top_k)
         return top / top.sum(), candidates
@@ -225,12 +232,14 @@ def _likeliest(probabilities: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
 
 
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of scores (n,) in falling order, and where they are. All lie in those `count` blocks whose
-    largest ones are largest, and finding these takes one look at each score."""
+    """Return the `count` largest of scores (n,) in descending order, and their indices.
+
+    They all lie in the `count` blocks with the largest maxima, which one pass over the scores finds.
+    """
     blocks = scores.numel() // BLOCK
     if blocks < WORTHWHILE * count:
         return torch.topk(scores, count)
-    start = blocks * BLOCK  # the last ones make no block
+    start = blocks * BLOCK  # the rest after the last whole block
     chosen = torch.topk(scores[:start].view(blocks, BLOCK).amax(1), count).indices.sort().values
     places = (chosen[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)
     places = torch.cat((places, torch.arange(start, scores.numel())))
@@ -239,10 +248,13 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
-    """Repetition penalty of CTRL (Keskar et al. 2019): seen ids' logits divided (or, below 0, multiplied) by it."""
+    """Apply the repetition penalty of CTRL (Keskar et al. 2019) to logits (V,) of seen ids.
+
+    Divides positive logits by it and multiplies negative ones.
+    """
     if penalty == 1.0 or not ids:
         return logits
-    known = logits.numel()  # below 0 are pictures; a draft's table may be shorter
+    known = logits.numel()  # negative ids are pictures; a draft model's vocabulary may be smaller
     seen = torch.tensor(sorted({id for id in ids[-PENALTY_TOKENS:] if 0 <= id < known}), dtype=torch.long)
     chosen = logits[seen]
     result = logits.clone()
@@ -251,7 +263,7 @@ def penalized(logits: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
 
 
 def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
-    """Scores (V,) with presence and frequency penalties on the tokens drawn so far, and the request's biases."""
+    """Return scores (V,) with presence and frequency penalties for the drawn tokens, and the request's logit biases."""
     penalties = bool(drawn) and (draw.presence_penalty or draw.frequency_penalty)
     if not penalties and not draw.logit_bias:
         return scores
@@ -267,16 +279,16 @@ def biased(scores: Tensor, drawn: Sequence[int], draw: Draw) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Natural-log probability of `token`, and the `count` likeliest ids with theirs, by the model's scores (V,)."""
+    """Return the natural log probability of `token`, and the top `count` ids with theirs, from scores (V,)."""
     logs = torch.log_softmax(scores.float(), dim=-1)
     values, ids = torch.topk(logs, min(count, logs.numel()))
     return float(logs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def checked_logits(logits: Tensor) -> Tensor:
-    """The logits (vocabulary,) in fp32. Raises BrokenOutput where one is NaN or the largest is infinite."""
+    """Return the logits (vocabulary,) in fp32. Raises BrokenOutput if one is NaN or the largest is infinite."""
     scores = logits.float()
-    # +inf and NaN both make the maximum non-finite; single -inf entries are legal (masked tokens).
+    # The maximum is non-finite for +inf and NaN; single -inf entries are legal (masked tokens).
     if not math.isfinite(float(scores.max())):
         raise BrokenOutput(
             "The model computed values that are not numbers.",

@@ -1,9 +1,8 @@
-"""Lossless speculation: drafted tokens are checked in one pass with the certain one, and kept only where right.
+"""Lossless speculative decoding: drafted tokens are verified in one pass of the target model.
 
-A drafted token is taken only if it is what the sampler draws there anyway, so replies stay what they are, greedy and
-sampled ones. What decides a draw is the same for whoever drafts (core/generation/chance.py), so a model that drafts
-guesses the draw and not only the likeliest token. Several drafters compete by what they were measured to gain, and all
-rest where they lose.
+A drafted token is accepted only if the sampler draws exactly that token, so replies, greedy or sampled, do not change.
+The noise of a draw is the same for target and draft model (core/generation/chance.py), so a draft model can predict the
+draw itself instead of only the most likely token. Drafters compete by their measured gain, and pause while they lose.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from torch import Tensor
 
 from core.generation.sampler import checked_logits
 
-# Passes of one token that are timed before the first draft.
+# Number of plain passes to time before the first draft.
 TIMED_PASSES = 4
-# A drafter must have paid this much over its last passes, or it rests for REST passes, longer each time.
+# A drafter with less gain than this over its last passes pauses for REST passes, doubled at each further pause.
 WORTHWHILE = 1.03
 REST, LONGEST_REST = 24, 768
-# What a drafter is taken to gain before it was tried, and when it is tried again; it counts as so many plain passes.
+# The prior gain of a drafter, initially and after a pause; it counts as ASSUMED_PASSES plain passes.
 AT_FIRST, AFTER_REST = 1.5, 1.1
 ASSUMED_PASSES = 3
-# The weight of what was seen before at each pass, with a draft and without.
+# The decay per pass of a drafter's record, and of the time of a plain pass.
 MEMORY, PLAIN_MEMORY = 0.95, 0.7
-# After this many passes without a draft, rows are divided for one token again.
+# After this many passes without a draft, rows are divided for single-token passes again.
 HOLD_PASSES = 8
 
 
@@ -36,30 +35,32 @@ Guess = Callable[[Tensor, Sequence[int]], tuple[int, float]]
 
 
 def likeliest(scores: Tensor, ids: Sequence[int]) -> tuple[int, float]:
-    """The Guess of greedy replies, for scores (vocabulary,)."""
+    """Guess greedily from scores (vocabulary,): return the most likely token and its probability."""
     chances = torch.softmax(checked_logits(scores), dim=-1)
     token = int(chances.argmax())
     return token, float(chances[token])
 
 
 class Drafter(Protocol):
-    """Proposes what may come next. `name` is shown to users."""
+    """Proposes continuations. `name` is shown to users."""
 
     name: str
 
     def prepare(self, ids: Sequence[int], guess: Guess) -> None:
-        """Get ready to draft after `ids`, which were just read; not counted as drafting. Drafts are what `guess` makes
-        of scores."""
+        """Prepare for drafting after `ids`, which the target has just read; not counted as drafting time.
+
+        `guess` draws tokens from a draft model's scores.
+        """
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """At most `room` tokens that may follow `ids`; none where there is nothing to go by."""
+        """Return at most `room` tokens that may follow `ids`; an empty list if there is no basis for a guess."""
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
-        """Tell what became of the last draft; its seconds and those of the check, as multiples of a plain pass."""
+        """Report the outcome of the last draft. `draft` and `check`: its times, as multiples of a plain pass."""
 
 
 class Record:
-    """What one drafter has gained lately, and for how many more passes it rests."""
+    """A drafter's recent gain, and the number of passes for which it still pauses."""
 
     def __init__(self) -> None:
         self.resting = 0
@@ -69,11 +70,11 @@ class Record:
 
     @property
     def gain(self) -> float:
-        """How many times as fast as plain decoding."""
+        """Return the speedup over plain decoding."""
         return self._tokens / self._spent
 
     def add(self, tokens: int, spent: float) -> None:
-        """Count a pass that gave so many tokens in the time of `spent` plain passes, drafting included."""
+        """Count a pass that gave `tokens` and took `spent` plain passes, including drafting."""
         self._tokens = MEMORY * self._tokens + tokens
         self._spent = MEMORY * self._spent + spent
         if self.gain < WORTHWHILE:
@@ -87,7 +88,7 @@ class Record:
 
 
 class Speculation:
-    """The drafters of one reply, and what they have achieved: `passes` that gave `tokens`, of `drafted` `taken`."""
+    """The drafters of one reply and their totals: `passes`, `tokens` emitted, `drafted` and `taken` (accepted)."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = tuple((drafter, Record()) for drafter in drafters)
@@ -101,26 +102,26 @@ class Speculation:
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Tokens that a pass gave on average; None before the first."""
+        """Return the mean number of tokens per pass; None before the first pass."""
         return self.tokens / self.passes if self.passes else None
 
     @property
     def acceptance(self) -> float | None:
-        """The share of drafted tokens that were right; None where none was drafted."""
+        """Return the share of drafted tokens that were accepted; None if none was drafted."""
         return self.taken / self.drafted if self.drafted else None
 
     @property
     def expects_drafts(self) -> bool:
-        """Whether the next passes are likely to have several rows: then the ring fetches for such, not for one."""
+        """Return whether the next passes are likely to have several rows; the ring buffer then fetches for these."""
         return self._since_draft < HOLD_PASSES
 
     def prepare(self, ids: Sequence[int], guess: Guess = likeliest) -> None:
-        """The prompt was read; `guess` makes of a draft's scores what the reply's sampler makes of the model's."""
+        """Prepare the drafters after prefill of `ids`. `guess` draws from draft scores like the reply's sampler."""
         for drafter, _ in self._drafters:
             drafter.prepare(ids, guess)
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
-        """The best drafter's proposal for what follows `ids`, at most `room` tokens; often none."""
+        """Return the best drafter's proposal for the tokens after `ids`: at most `room` tokens, often none."""
         self._used = None
         for _, record in self._drafters:
             record.resting -= record.resting > 0
@@ -135,7 +136,7 @@ class Speculation:
         return []
 
     def passed(self, drafted: int, taken: int, seconds: float) -> None:
-        """A pass is over that checked `drafted` tokens, of which `taken` were right."""
+        """Record a pass that verified `drafted` tokens, of which `taken` were accepted."""
         self.passes += 1
         self.tokens += 1 + taken
         self._since_draft = 0 if drafted else self._since_draft + 1

@@ -1,4 +1,4 @@
-"""Where a model's folder keeps its chat template: several files, of several ages."""
+"""Finds the chat template in a model folder, among the several file layouts in use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Of several templates that have names, these are for ordinary chats; those for tools and documents come last.
+# Names of chat templates among several, by preference; those for tools and documents come last.
 FOR_CHATS = ("default", "chat", "chat_template", "instruct", "thinking")
 FOR_TOOLS = ("tool_use", "tool", "tools")
 FOR_OTHERS = (*FOR_TOOLS, "rag")
@@ -16,9 +16,9 @@ BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def find_template(folder: Path | None, known: Any, *, for_tools: bool = False) -> str:
-    """The chat template: `known` (what the tokenizer says), or what lies in the folder. "" = there is none.
+    """Return the chat template: `known` (from the tokenizer's files), or one found in the folder. "" = none.
 
-    `for_tools`: one that is named for tools, which only some models have beside the other.
+    `for_tools`: return the separate template for tools that some models have.
     """
     choose = chosen_for_tools if for_tools else chosen
     for candidate in (known, *(_in_folder(folder) if folder is not None else ())):
@@ -28,7 +28,7 @@ def find_template(folder: Path | None, known: Any, *, for_tools: bool = False) -
 
 
 def chosen(value: Any) -> str:
-    """The template for chats: the value itself, or one of several that have names."""
+    """Return the chat template: the value itself, or one of several named ones."""
     if isinstance(value, str):
         return value
     named = _named(value)
@@ -36,7 +36,7 @@ def chosen(value: Any) -> str:
 
 
 def chosen_for_tools(value: Any) -> str:
-    """The template of several with names that is for tools; "" where there is none."""
+    """Return the template for tools among several named ones; "" if there is none."""
     named = _named(value)
     return next((named[name] for name in FOR_TOOLS if name in named), "")
 

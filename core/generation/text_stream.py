@@ -1,15 +1,15 @@
-"""Ids to text as they come, only ever in whole characters.
+"""Incremental detokenisation that only ever emits whole characters.
 
-Two kinds of tokenizers cut characters: byte-level ones, whose decoder shows a broken character as U+FFFD at the end,
-and those with byte tokens (`<0xE2>`), whose decoder turns a whole run of bytes into U+FFFD while one character of it is
-unfinished. The bytes of the second kind are therefore joined here.
+Two kinds of tokenizers split characters. Byte-level ones decode an incomplete character to U+FFFD at the end. Those
+with byte tokens (`<0xE2>`) decode a whole run of bytes to U+FFFD while one of its characters is incomplete, so the
+bytes of such runs are joined here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-# A stream decodes again from this many ids back: enough for any character and for words joined to their space.
+# Each step decodes from this many ids back: enough for any character, and for words with a leading space.
 CONTEXT_IDS = 6
 BROKEN = "\ufffd"
 
@@ -17,22 +17,22 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class TextStream:
-    """Gives the text of ids that arrive one by one.
+    """Converts ids that arrive one by one to text.
 
     >>> stream = tokenizer.stream()
     >>> text = "".join(stream.push(i) for i in ids) + stream.finish()   # == tokenizer.decode(ids)
     """
 
     def __init__(self, decode: Decode, byte_ids: Mapping[int, int], hidden: frozenset[int] = frozenset()) -> None:
-        """`byte_ids`: the byte that each byte token stands for; `hidden`: ids without text."""
+        """`byte_ids`: byte token id -> its byte; `hidden`: ids without text."""
         self._decode = decode
         self._bytes = byte_ids
         self._hidden = hidden
         self._ids: list[int] = []
-        self._given = 0  # ids whose text has been given out
+        self._given = 0  # number of ids whose text has been emitted
 
     def push(self, token: int) -> str:
-        """The text that became certain with this id; empty inside a character that spans several ids."""
+        """Return the text that this id completes; empty inside of a character that spans several ids."""
         if token in self._hidden:
             return ""
         if token in self._bytes:
@@ -41,15 +41,15 @@ class TextStream:
         broken = self._break_off()
         self._ids.append(token)
         text = self._pending()
-        # A replacement character at the end may be the first bytes of one still to come.
+        # A replacement character at the end may be an incomplete character.
         return broken if text.endswith(BROKEN) else broken + self._give(text)
 
     def finish(self) -> str:
-        """What was held back, broken characters included."""
+        """Return the text held back, including incomplete characters."""
         return self._break_off() + self._give(self._pending())
 
     def _take_bytes(self) -> str:
-        """The text of the waiting byte tokens once they are whole characters, or once they can be none."""
+        """Return the text of pending byte tokens once they form whole characters or are known to be invalid."""
         text = ""
         while waiting := self._waiting_bytes():
             try:
@@ -69,16 +69,16 @@ class TextStream:
         return bytes(self._bytes[token] for token in self._ids[start:])
 
     def _break_off(self) -> str:
-        """Waiting bytes that nothing will complete, as one replacement character."""
+        """Return one replacement character for pending bytes that can no longer be completed."""
         count = len(self._waiting_bytes())
         return self._drop(count) if count else ""
 
     def _drop(self, count: int) -> str:
-        """Take `count` waiting bytes, which are no character, out of the ids: they would spoil what is decoded next."""
+        """Remove `count` invalid pending bytes from the ids, because they would corrupt later decoding."""
         start = len(self._ids) - len(self._waiting_bytes())
         text = self._give_until(start)
         del self._ids[self._given : self._given + count]
-        if not self._ids:  # What follows is not the beginning of the text, where decoders take a space away.
+        if not self._ids:  # Decoders strip a leading space at the beginning of a text, which the rest is not.
             self._ids.append(next(token for token, value in self._bytes.items() if value < 0x80))
             self._given = 1
         return text + BROKEN
@@ -96,7 +96,7 @@ class TextStream:
         return self._decode(self._ids[start:])[len(before) :]
 
     def _whole_start(self, start: int) -> int:
-        """The place at or before `start` where a character begins."""
+        """Return the index at or before `start` where a character begins."""
         start = max(start, 0)
         while start > 0 and 0x80 <= self._bytes.get(self._ids[start], 0) < 0xC0:
             start -= 1
@@ -110,9 +110,9 @@ class TextStream:
 
 
 def byte_tokens(ids: Sequence[int | None], decode: Decode) -> dict[int, int]:
-    """The byte of each byte token, {} where such a token is not decoded to its byte.
+    """Return the byte of each byte token; {} if the decoder does not map such tokens to their bytes.
 
-    `ids`: those of `<0x00>` to `<0xFF>`, None for the ones that are not in the vocabulary.
+    `ids`: the ids of `<0x00>` to `<0xFF>`, None for those missing from the vocabulary.
     """
     letter = ids[ord("A")]
     if letter is None or decode([letter]) != "A":

@@ -1,6 +1,6 @@
-"""How models mark their thoughts, and their answers after them, as data.
+"""The marks of thoughts, and of answers after them, as tables.
 
-A model's own marks are found in its chat template and among its added tokens; the tables are for the rest.
+A model's own marks are found in its chat template and its added tokens; the tables cover the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 Pair = tuple[str, str]
 
-# What opens and what closes a thought.
+# Opening and closing marks of thoughts.
 THOUGHTS: tuple[Pair, ...] = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -36,7 +36,7 @@ THOUGHTS: tuple[Pair, ...] = (
     ("<|channel>thought", "<channel|>"),
     ("<unused94>thought", "<unused95>"),
 )
-# What stands around an answer that follows a thought.
+# Opening and closing marks of an answer that follows a thought.
 ANSWERS: tuple[Pair, ...] = (
     ("<response>", "</response>"),
     ("<answer>", "</answer>"),
@@ -55,7 +55,7 @@ ANSWERS: tuple[Pair, ...] = (
     ("<|begin_of_answer|>", "<|end_of_answer|>"),
     ("<|begin_of_response|>", "<|end_of_response|>"),
 )
-# gpt-oss writes to channels: its analysis is the thought. The rest stands between two channels and is not read.
+# gpt-oss writes to channels: its analysis is the thought. The texts between two channels are dropped.
 CHANNEL = "<|channel|>"
 CHANNELS: Pair = ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
 BETWEEN_CHANNELS = (
@@ -66,12 +66,12 @@ BETWEEN_CHANNELS = (
 )
 
 TAG = re.compile(r"<[^<>\s{}%'\"]{1,40}>|\[/?[A-Z_]{2,}\]|◁[^◁▷\s]{1,40}▷")
-"""A mark as templates and vocabularies have them."""
+"""A mark as it appears in templates and vocabularies."""
 ABOUT_THOUGHT = re.compile(r"think|thought|reason|reflect|(?<![a-z])cot(?![a-z])|inner|ponder|rationale", re.IGNORECASE)
 ABOUT_ANSWER = re.compile(
     r"^(?!.*(?:tool|func|call|search|query|doc)).*(?:answer|response|solution|output|final)", re.I
 )
-# An opening mark becomes its closing one by one of these replacements.
+# Each replacement turns an opening mark into its closing mark.
 CLOSINGS = (
     ("<|", "<|/"), ("<", "</"), ("[", "[/"), ("◁", "◁/"), ("start", "end"), ("START", "END"), ("begin", "end"),
     ("BEGIN", "END"), ("open", "close"), ("prefix", "suffix"),
@@ -80,9 +80,9 @@ CLOSINGS = (
 
 @dataclass(frozen=True)
 class Marks:
-    """What one model's replies may contain: around thoughts, around the answer after one, and what is not read.
+    """The marks that one model's replies may contain: of thoughts, of answers after a thought, and text to drop.
 
-    `own_answers`: the pairs of `answers` that may also begin a reply without a thought.
+    `own_answers`: pairs of `answers` that may also begin a reply without a thought.
     """
 
     thoughts: tuple[Pair, ...] = (*THOUGHTS, CHANNELS)
@@ -92,20 +92,20 @@ class Marks:
 
     @property
     def texts(self) -> frozenset[str]:
-        """Every mark."""
+        """Return all marks."""
         return frozenset(text for pair in (*self.thoughts, *self.answers) for text in pair) | frozenset(self.between)
 
     def opened_by(self, prompt: str) -> str:
-        """What closes the thought that the end of a prompt has opened, "" if there is none."""
+        """Return the closing mark of the thought that the end of a prompt opens; "" if there is none."""
         ending = prompt.rstrip()
         opened = [pair for pair in self.thoughts if ending.endswith(pair[0])]
         return max(opened, key=lambda pair: len(pair[0]))[1] if opened else ""
 
 
 def marks_of(template: str, added: Iterable[str], rendered: Pair | None = None) -> Marks:
-    """The marks of a model with this chat template and these added tokens.
+    """Return the marks of a model with this chat template and these added tokens.
 
-    `rendered`: what its template writes around a thought.
+    `rendered`: what its template writes before and after a thought.
     """
     names = {*added, *TAG.findall(template)}
     own = tuple(pairs(names, ABOUT_THOUGHT))
@@ -113,7 +113,7 @@ def marks_of(template: str, added: Iterable[str], rendered: Pair | None = None) 
     channels = CHANNEL in names
     if rendered and not (channels and rendered[0].startswith(CHANNEL)):
         own = (rendered, *own)
-    # A model's own marks come first: they decide what closes an opening that several know.
+    # A model's own marks take precedence where several pairs have the same opening mark.
     thoughts = dict((*THOUGHTS, *reversed(own)))
     return Marks(
         (*thoughts.items(), CHANNELS) if channels else tuple(thoughts.items()),
@@ -124,7 +124,7 @@ def marks_of(template: str, added: Iterable[str], rendered: Pair | None = None) 
 
 
 def pairs(names: set[str], subject: re.Pattern[str]) -> Iterator[Pair]:
-    """The opening and closing marks among these names that speak of the subject."""
+    """Yield the pairs of opening and closing marks among `names` that match `subject`."""
     for name in sorted(names):
         if TAG.fullmatch(name) and subject.search(name):
             for old, new in CLOSINGS:

@@ -1,6 +1,6 @@
-"""Text at the edge: messages -> ids through the model's chat template, ids -> whole characters as a stream.
+"""The border between text and ids: messages to ids through the chat template, ids to a stream of whole characters.
 
-The only module that knows both text and ids. Control tokens inside people's text are encoded as plain text.
+The only module that knows both text and ids. Control tokens in users' text are encoded as plain text.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from core.generation.tool_formats import as_functions, in_words, knows_tools
 from core.layers.kv_cache import common_prefix
 from core.model.model_source import Source
 
-# A re-rendered reply may differ in its ids from what the model drew by about this many, while its text is the same.
+# A reply that is rendered and encoded again may differ in length by about this many ids from the drawn ones.
 SPLICE_REACH = 64
-# Ids at the end of a prompt that may belong to a mark.
+# Number of ids at the end of a prompt that may belong to a mark.
 MARK_IDS = 24
-# End-of-turn tokens by the names the families gave them; many tokenizers still say only <|endoftext|> is the end.
+# End-of-turn tokens of the model families; many tokenizer files declare only <|endoftext|> as the end.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
 
 
 class PictureText(Protocol):
-    """What a model that sees adds to the text of a conversation with pictures (the content of their files)."""
+    """Expands pictures (given as the contents of their files) in the text and ids of a vision model's prompt."""
 
     def expand(self, text: str, shown: Sequence[bytes]) -> str:
-        """A rendered conversation with all tokens that stand for its pictures."""
+        """Return a rendered conversation with all placeholder tokens of its pictures."""
 
     def numbered(self, ids: Sequence[int], shown: Sequence[bytes]) -> list[int]:
-        """The ids of such a text, each picture's its own."""
+        """Return the ids of such a text, with the placeholder ids of each picture replaced by its own."""
 
 
 class Tokenizer:
     """A model's tokenizer and chat template."""
 
     def __init__(self, backend: Any, eos_ids: Iterable[int] = (), folder: Path | None = None) -> None:
-        """`folder`: where a chat template may lie that the tokenizer's own files do not name."""
+        """`folder`: searched for a chat template that the tokenizer's own files do not name."""
         self.backend = backend
-        """transformers' own tokenizer."""
+        """The tokenizer object of transformers."""
         self.vision: PictureText | None = None
         source = find_template(folder, getattr(backend, "chat_template", None))
         self._template = _template(backend, source)
@@ -58,7 +58,7 @@ class Tokenizer:
         self._byte_ids = byte_tokens([_id_of(backend, f"<0x{value:02X}>") for value in range(256)], self._spelled)
 
     def same_ids(self, other: Tokenizer) -> bool:
-        """Whether both give the same ids to the same text."""
+        """Return whether both tokenizers have the same vocabulary."""
         mine, others = self.backend.get_vocab(), other.backend.get_vocab()
         return bool(mine == others)
 
@@ -69,55 +69,55 @@ class Tokenizer:
 
     @classmethod
     def of(cls, source: Source) -> Tokenizer | None:
-        """The tokenizer of a model; None where it has none. Raises ModelUnreadable, UnsupportedModel."""
+        """Return the tokenizer of a model; None if it has none. Raises ModelUnreadable, UnsupportedModel."""
         if source.make_tokenizer is not None:
             return cls(source.make_tokenizer(), source.stop_ids)
         return None if source.folder is None else cls.load(source.folder, source.stop_ids)
 
     @property
     def can_chat(self) -> bool:
-        """Whether the model has a chat template."""
+        """Return whether the model has a chat template."""
         return bool(self._template.source)
 
     @property
     def template(self) -> str:
-        """The chat template's source; "" where there is none."""
+        """Return the chat template's source; "" if there is none."""
         return self._template.source
 
     @property
     def tool_template(self) -> str:
-        """The source of the template that a conversation with tools is rendered by."""
+        """Return the source of the template that renders conversations with tools."""
         return self._tool_template.source
 
     @property
     def added_tokens(self) -> Mapping[str, int]:
-        """Tokens added to the vocabulary, control tokens among them, and their ids."""
+        """Return the tokens added to the vocabulary, including control tokens, with their ids."""
         return dict(self.backend.get_added_vocab())
 
     @property
     def serialized(self) -> str:
-        """The tokenizer as the JSON of the `tokenizers` library; "" where it is none of that library's."""
+        """Return the tokenizer in the JSON format of the `tokenizers` library; "" if it is not of that library."""
         inner = getattr(self.backend, "backend_tokenizer", None)
         return "" if inner is None else str(inner.to_str())
 
     @cached_property
     def marks(self) -> Marks:
-        """The marks of thoughts and answers that this model's replies may contain."""
+        """Return the marks of thoughts and answers that this model's replies may contain."""
         thought = self._template.around.thought if self.can_chat else None
         stripped = (thought[0].strip(), _first_mark(thought[1])) if thought else None
         added = self.backend.get_added_vocab()
         return marks_of(self._template.source, added, stripped if stripped and all(stripped) else None)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A text to be continued as it stands: no template, but the token that begins texts."""
+        """Encode a text to be continued verbatim: no template, but with the beginning-of-text token."""
         return [int(i) for i in self.backend.encode(without_halves(text), add_special_tokens=True)]
 
     def encode(self, text: str) -> list[int]:
-        """Plain text, no template and no special tokens."""
+        """Encode plain text, without template and special tokens."""
         return list(self.backend.encode(without_halves(text), add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """All of `ids` at once, without special tokens other than the marks of thoughts."""
+        """Decode all of `ids` at once, without special tokens except the marks of thoughts."""
         if self._byte_ids:
             stream = self.stream()
             return "".join([*map(stream.push, ids), stream.finish()])
@@ -126,7 +126,7 @@ class Tokenizer:
     def render(
         self, messages: Sequence[Message], *, continue_reply: bool = False, tools: Sequence[Tool] = ()
     ) -> list[int]:
-        """The prompt's ids, ending where the model is to write. Raises NoChatTemplate."""
+        """Render a conversation to prompt ids that end where the model's reply begins. Raises NoChatTemplate."""
         if not self.can_chat:
             raise NoChatTemplate(
                 "This model has no chat template.",
@@ -148,20 +148,21 @@ class Tokenizer:
         return ids if self.vision is None or not shown else self.vision.numbered(ids, shown)
 
     def render_unfinished(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[int], list[int]]:
-        """The ids of a prompt, and those of the unfinished reply that follows it. Raises NoChatTemplate."""
+        """Return the ids of a prompt, and those of the unfinished reply that follows it. Raises NoChatTemplate."""
         ids = self.render(messages, continue_reply=True, tools=tools)
         asked, _ = _before_reply(messages)
         begin = common_prefix(self.render(asked, tools=tools), ids)
         return ids[:begin], ids[begin:]
 
     def opens_thought(self, prompt: Sequence[int]) -> str:
-        """What closes the thought that the prompt itself has opened, as DeepSeek-R1's template does; "" = none."""
+        """Return the closing mark of a thought that the prompt opens, as DeepSeek-R1's template does; "" if none."""
         return self.marks.opened_by(self.decode(prompt[-MARK_IDS:]))
 
     def splice(self, prompt: list[int], drawn: Sequence[int], start: int) -> list[int]:
-        """`prompt` with the ids the model drew for its last reply (`drawn`, from `start`) where the text is the same.
+        """Replace the last reply in `prompt`, from `start`, by the ids the model drew (`drawn`) if their text is equal.
 
-        Encoding a reply anew may cut its words differently from how they were drawn; the text decides.
+        Encoding a reply anew may segment it differently than it was drawn. Keeping the drawn ids preserves the KV
+        cache.
         """
         text = self._spelled(drawn)
         if not text or "\ufffd" in text:
@@ -174,22 +175,22 @@ class Tokenizer:
         return prompt
 
     def stream(self, shown: Iterable[str] = ()) -> TextStream:
-        """A stream of a reply's text; `shown`: control tokens that are not hidden from it."""
+        """Return a text stream for a reply; `shown`: control tokens to include in the text."""
         ids = {self.added_tokens.get(text) for text in shown}
         return TextStream(self._spelled, self._byte_ids, self._hidden_ids - ids)
 
     def _spelled(self, ids: Sequence[int]) -> str:
-        """The text with every special token written out, so that the end of a turn is not taken for part of it."""
-        read = [id for id in ids if id >= 0]  # the others are pictures
+        """Decode with all special tokens spelled out, so that an end-of-turn token is not taken for text."""
+        read = [id for id in ids if id >= 0]  # negative ids are pictures
         return str(self.backend.decode(read, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode_rendered(self, text: str) -> list[int]:
-        """The ids of a rendered conversation; nothing is one token across a BREAK."""
+        """Encode a rendered conversation; no token spans a BREAK."""
         first, *others = text.split(BREAK)
         newline = self.encode("\n")
         ids = self.encode(first)
         for part in others:
-            # After a line break, so that no tokenizer takes this for the beginning of a text, with a space before it.
+            # Encoded after a line break, because tokenizers may add a space at the beginning of a text.
             after = self.encode(f"\n{part}")
             ids += after[len(newline) :] if after[: len(newline)] == newline else self.encode(part)
         return ids
@@ -201,7 +202,7 @@ class Tokenizer:
         return frozenset(i for i in ids if isinstance(i, int))
 
     def _turn_end(self, added: dict[str, int]) -> int | None:
-        """The token that the template writes after an answer, unless it stands inside answers too."""
+        """Return the token that the template writes after an answer, unless it also occurs inside answers."""
         if not self.can_chat:
             return None
         after = self._template.around.end.lstrip()
@@ -235,13 +236,13 @@ def _control_tokens(backend: Any, template: str) -> list[str]:
 
 
 def _first_mark(text: str) -> str:
-    """The closing mark in what a template writes between a thought and its answer."""
+    """Return the closing mark in the text that a template writes between thought and answer."""
     found = TAG.match(text.strip())
     return found[0] if found else text.strip()
 
 
 def _before_reply(messages: Sequence[Message]) -> tuple[list[Message], Message]:
-    """The messages up to the question, and the reply to be carried on; answers in a row are one."""
+    """Split off the reply to be continued, which may be several assistant messages; return the ones before, and it."""
     asked = list(messages)
     answers = [asked.pop()]
     while len(asked) > 1 and asked[-1].role == "assistant" and is_plain(asked[-1]):

@@ -1,4 +1,4 @@
-"""Reading the tokenizer of a model folder, and saying what is wrong where that fails."""
+"""Reads the tokenizer of a model folder, and explains failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIAL = "Hello"
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a model folder. Raises ModelUnreadable."""
+    """Load transformers' tokenizer of a model folder. Raises ModelUnreadable."""
     found = _files(folder)
     if not found and not (folder / CONFIG).exists():
         raise ModelUnreadable(
@@ -33,7 +33,7 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         backend = _read(folder)
         backend.decode(backend.encode(TRIAL, add_special_tokens=False))
-    # tokenizers' Rust errors are plain Exceptions, and each kind of tokenizer fails in its own way.
+    # The Rust errors of tokenizers are plain Exceptions, and each kind of tokenizer fails differently.
     except Exception as error:
         raise _unreadable(found, error) from error
     return backend
@@ -45,7 +45,7 @@ def _read(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:
-        # Asks for program code of its own, which is never run, though the plain file says all that is needed.
+        # The folder asks for custom code, which is never run; tokenizer.json is sufficient without it.
         if not (folder / FILES[0]).is_file():
             raise
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -1,7 +1,7 @@
-"""How each family of models writes a tool call, as data: what opens it, where its arguments begin, what closes it.
+"""The tool call formats of the model families as data: what opens a call, where its arguments begin, what closes it.
 
-Which one a model uses is read off its chat template. A model whose template knows no tools is told in words, in the
-format of Hermes.
+The chat template reveals which format a model uses. If the template does not support tools, the system prompt explains
+them, in the Hermes format.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """One way to write calls.
+    """A tool call format.
 
-    `openings`: texts that a call may begin with; `more`: further ones directly after a call. `header`: from there to
-    the JSON arguments, with the group `name`; None where they are no JSON. `closings`, and the characters `junk`, may
-    follow the arguments and are no part of the answer. `shown`: control tokens that must not be hidden from the parser.
-    `begin` and `end` are written around the arguments of a forced call. `only_first`: nothing but the start of an
-    answer can open a call. `ends_reasoning`: a call may begin where the reasoning has not been closed.
+    `openings`: texts that may begin a call; `more`: additional ones directly after a call.
+    `header`: matches from the opening to the JSON arguments, with the group `name`; None if they are not JSON.
+    `closings` and the characters `junk` may follow the arguments and are not part of the answer.
+    `shown`: control tokens that must reach the parser.
+    `begin` and `end`: written around the arguments of a forced call.
+    `only_first`: only the start of an answer can open a call.
+    `ends_reasoning`: a call may begin while the reasoning is still open.
     """
 
     name: str
@@ -127,7 +129,7 @@ DEEPSEEK_PLAIN = replace(
     begin="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>%s<｜tool▁sep｜>",
     end="<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
 )
-# What only this format's templates contain, the most telling first.
+# Texts that occur only in templates of this format, most specific first.
 SIGNS: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<|channel|>", "functions."), HARMONY),
     (("[TOOL_CALLS]", "[ARGS]"), MISTRAL_BARE),
@@ -143,17 +145,17 @@ FORMATS = tuple(dict.fromkeys(found for _, found in SIGNS))
 
 
 def format_of(template: str) -> ToolFormat:
-    """The format that a chat template asks its model to write."""
+    """Return the format that a chat template asks its model to write."""
     return next((found for signs, found in SIGNS if all(sign in template for sign in signs)), HERMES)
 
 
 def knows_tools(template: str) -> bool:
-    """Whether a chat template presents tools by itself."""
+    """Return whether a chat template supports tools."""
     return "tools" in template
 
 
 def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Tools as chat templates take them."""
+    """Convert tools to the mappings that chat templates take."""
     return [
         {
             "type": "function",
@@ -168,7 +170,7 @@ def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """A conversation for a template without tools: they stand in the system prompt, calls and results as text."""
+    """Rewrite a conversation for a template without tools: listed in the system prompt, calls and results as text."""
     turns = [_spelled(message) for message in messages]
     if not tools:
         return turns
@@ -193,7 +195,7 @@ def _spelled(message: Message) -> Message:
 
 
 def whole_call(text: str, tools: Sequence[Tool]) -> tuple[str, str] | None:
-    """Name and JSON arguments of a complete call in any of the formats with tags; None where it is none."""
+    """Return name and JSON arguments of a complete call in any of the tagged formats; None if it is not a call."""
     body = re.sub(r"^\s*<tool_call>|</tool_call>\s*$", "", text.strip()).strip()
     return _from_json(body) or _from_functions(body, tools) or _from_pairs(body, tools)
 
@@ -230,14 +232,14 @@ def _from_pairs(body: str, tools: Sequence[Tool]) -> tuple[str, str] | None:
 
 
 def _arguments(name: str, pairs: Sequence[tuple[str, str]], tools: Sequence[Tool]) -> str:
-    """Texts between tags as JSON: strings where the tool's schema says so, else what they read as."""
+    """Convert tagged texts to JSON: strings where the tool's schema says so, otherwise parsed as JSON if possible."""
     properties = next((properties_of(tool) for tool in tools if tool.name == name), {})
     values = {key.strip(): _typed(text, properties.get(key.strip())) for key, text in pairs}
     return json.dumps(values, ensure_ascii=False)
 
 
 def properties_of(tool: Tool) -> Mapping[str, Any]:
-    """The schemas of a tool's arguments by name."""
+    """Return the schemas of a tool's arguments by name."""
     found = tool.parameters.get("properties")
     return found if isinstance(found, dict) else {}
 

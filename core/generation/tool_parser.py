@@ -1,4 +1,4 @@
-"""Finds tool calls in a reply while it streams: the answer's text goes on, calls come as pieces."""
+"""Finds tool calls in a streamed reply: passes answer text on and emits calls as pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.generation.tool_formats import ToolFormat, whole_call
 
 
 class JsonObject:
-    """Follows a JSON object from its opening brace; `ended` after the closing one."""
+    """Tracks a JSON object from its opening brace; `ended` is True after the closing one."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -18,7 +18,7 @@ class JsonObject:
         self.ended = False
 
     def push(self, text: str) -> int:
-        """How many characters of `text` belong to the object."""
+        """Return how many characters of `text` belong to the object."""
         for index, character in enumerate(text):
             self._take(character)
             if self.ended:
@@ -39,13 +39,13 @@ class JsonObject:
 
 
 class ToolParser:
-    """Feeds on the text of a reply, gives runs of answer text and ToolCallPieces in their order.
+    """Splits a reply's text into runs of answer text and ToolCallPieces, in order.
 
-    What looks like a call and is none is given as text when that shows.
+    Text that looks like a call but is not one is emitted as text once that is certain.
     """
 
     def __init__(self, format: ToolFormat, tools: Sequence[Tool], reasoning: Callable[[], bool]) -> None:
-        """`reasoning`: whether the text given so far ends inside the model's reasoning, where no call begins."""
+        """`reasoning`: returns whether the text so far ends inside the reasoning, where no call can begin."""
         self._format = format
         self._tools = tools
         self._reasoning = reasoning
@@ -57,7 +57,7 @@ class ToolParser:
         self.calls = 0
 
     def push(self, text: str) -> Iterator[str | ToolCallPiece]:
-        """What is certain now; the rest is held until it is."""
+        """Yield what is certain; the rest is held back."""
         self._held += text
         self._moved = True
         while self._moved and self._held:
@@ -65,7 +65,7 @@ class ToolParser:
             yield from self._state()
 
     def finish(self) -> Iterator[str | ToolCallPiece]:
-        """What was held back at the end of the reply."""
+        """Yield what was held back at the end of the reply."""
         held, self._held = self._held, ""
         if self._state == self._in_header and (call := whole_call(held, self._tools)):
             yield from self._whole(*call)
@@ -100,7 +100,7 @@ class ToolParser:
         return not self._format.only_first or (self._at_start and not self._held[:at].strip())
 
     def _partial(self, openings: Sequence[str]) -> int:
-        """Length of the longest tail that an opening could begin with."""
+        """Return the length of the longest tail that may begin an opening."""
         longest = max(map(len, openings)) - 1
         lengths = range(min(longest, len(self._held)), 0, -1)
         return next((n for n in lengths if any(one.startswith(self._held[-n:]) for one in openings)), 0)
@@ -135,7 +135,7 @@ class ToolParser:
             self._go(self._after_call)
 
     def _after_call(self) -> Iterator[str | ToolCallPiece]:
-        """Drop what closes a call, until another one or text follows."""
+        """Drop closing text after a call until another call or text follows."""
         self._held = self._held.lstrip(self._format.junk)
         closing = next((one for one in self._format.closings if self._held.startswith(one)), "")
         openings = (*self._format.openings, *self._format.more)
