@@ -291,7 +291,7 @@ def _outcome(folder: Path, tests: str) -> str:
         child.kill()
         return "hung"
     said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
-    failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in said if line.startswith(("FAILED", "ERROR")) and "::" in line]
     if failed:
         return failed[0].split("::", 1)[1].split(" - ")[0]
     if child.exitcode == -signal.SIGSEGV:
