@@ -202,6 +202,9 @@ def test_a_cache_that_moved_is_not_the_one_that_was_captured(
             replays = second.get("replays")
     assert found == llama.expected
     assert second.get("replays") == replays + TOKENS - 16  # with the trial
+    placed.cache.rewind(60)
+    ids = [*llama.prompt, *llama.expected]
+    assert placed.model.forward(ids[60:64], placed.cache, keep=4).argmax(-1).tolist() == ids[61:65]
     placed.close(card)
 
 
