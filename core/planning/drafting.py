@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from core.planning.calibration import fully_resident
-from core.planning.memory_budget import vram_limit
+from core.planning.memory_budget import gpu_workspace, vram_limit
 from core.planning.planner import place
-from core.planning.speculation import LIKELY_ACCEPTANCE, Prices, best_size, expected_gain
+from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices, best_size, expected_gain
 from core.spec import BUCKET_TOKENS, FEW, Budget, Format, Hardware, ModelSpec, Plan
 
 DRAFT_FORMAT: Format = "int4"
@@ -33,7 +33,7 @@ def plan_drafting(
     """
     wishes = replace(budget, format=alone.format, context=alone.context, threads=alone.threads)
     small = without_kv(draft) if shares_cache else draft
-    taken = _on_gpu(small, hardware, wishes) if alone.gpu >= 0 else _on_cpu(small, hardware, wishes)
+    taken = _on_gpu(small, hardware, wishes, few=shares_cache) if alone.gpu >= 0 else _on_cpu(small, hardware, wishes)
     if taken is None:
         return None
     planned, nbytes = taken
@@ -67,12 +67,15 @@ def _gain(target: Plan, draft: Plan) -> float:
     return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, asked), asked)
 
 
-def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
+def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) -> tuple[Plan, int] | None:
+    """`few`: it never reads a prompt, so that it needs little memory to compute with."""
     plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT, whole_head=True))
     if plan.gpu < 0 or not fully_resident(plan):
         return None
     gpu = next(one for one in hardware.gpus if one.index == plan.gpu)
-    nbytes = plan.memory[-1].used
+    memory = plan.memory[-1]
+    workspace = gpu_workspace(draft, DRAFT_FORMAT, gpu, MOST_ROWS) if few else memory.workspace
+    nbytes = memory.used - memory.workspace + workspace
     return (plan, nbytes) if nbytes < vram_limit(gpu, wishes) else None
 
 

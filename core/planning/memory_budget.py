@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.planning.cost_model import GroupClass, Residents
-from core.spec import SNAPSHOTS, Budget, Format, Gpu, Hardware, ModelSpec, Ring
+from core.spec import BUCKET_LIMITS, FEW, SNAPSHOTS, Budget, Format, Gpu, Hardware, ModelSpec, Ring
 from core.units import GIB, MIB
 
 # cuBLAS keeps a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
 LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
 DEQUANTISED = 64 * MIB
+AS_IT_LIES = ("cuda", "simulated")
+"""Kinds of cards that multiply few rows of input with quantised weights without widening them."""
 CPU_WORKSPACE = 32 * MIB
 PARKED_CONTEXTS, PARKED_SHARE = 3, 0.25
 
@@ -65,7 +67,8 @@ def _activations(spec: ModelSpec, chunk: int) -> int:
 def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
     """Bytes of VRAM for computing: activations, one block of dequantised weights, the libraries' own."""
     own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
-    scratch = 0 if spec.mapped(format) else DEQUANTISED
+    few = gpu.kind in AS_IT_LIES and chunk <= BUCKET_LIMITS[FEW]
+    scratch = 0 if few or spec.mapped(format) else DEQUANTISED
     largest = max((2 * item.rows * item.columns for item in spec.linears), default=0)
     return _activations(spec, chunk) + min(scratch, largest) + own
 
