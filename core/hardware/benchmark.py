@@ -24,7 +24,7 @@ from core.kernels.autotune import KernelTable, measure
 from core.kernels.matmul import host_matmul
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import copied_rows
-from core.spec import BUCKET_TIMED, KernelRate, Link, Storage, row_bytes
+from core.spec import BUCKET_TIMED, FEW, KernelRate, Link, Storage, row_bytes
 from core.units import MIB
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
@@ -33,6 +33,8 @@ RARE: tuple[Storage, ...] = ("fp16", "fp32")
 READ_BYTES, READ_PARTS = 256 * MIB, 16
 ROUNDS = 6
 """How often each weight is multiplied with a single row."""
+FEW_TIMED = (1, 2, 4, 8)
+"""Rows of input from which the price of a further row is measured."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
 TOGETHER_S = 0.4
@@ -52,6 +54,7 @@ class CpuRates:
     rates: tuple[KernelRate, ...]
     call_s: float
     layer_s: float
+    score_s: float
     table: KernelTable
 
 
@@ -74,7 +77,7 @@ def measure_cpu() -> CpuRates:
     """Measure the CPU's rates with torch's current number of threads."""
     table = KernelTable(torch.get_num_threads())
     overheads = _overheads(table)
-    call_s, layer_s = overheads.call_s(), overheads.layer_s()
+    call_s, layer_s, score_s = overheads.call_s(), overheads.layer_s(), overheads.score_s()
     deadline = time.monotonic() + ENOUGH_S
     measured: list[Storage] = []
     for storage in STORAGES:
@@ -85,7 +88,7 @@ def measure_cpu() -> CpuRates:
     rates = _cpu_rates(table, measured, call_s)
     # Reading is at least as fast as the fastest kernel: both are limited by the memory.
     read = max(_read_rate(), *(rate.bytes_s for rate in rates))
-    return CpuRates(table.threads, read, rates, call_s, layer_s, table)
+    return CpuRates(table.threads, read, rates, call_s, layer_s, score_s, table)
 
 
 def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float) -> dict[Storage, float]:
@@ -155,10 +158,28 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
     """Return rates without the call overhead, which is accounted for separately."""
     loads = {storage: CpuLoad(table, storage, COLD_BYTES // 2) for storage in storages}
     one_row = _one_row_s(tuple(loads.values()))
-    return tuple(
-        _rate_of(storage, [seconds - call_s, *(load.seconds_each(m) - call_s for m in BUCKET_TIMED[1:])])
-        for (storage, load), seconds in zip(loads.items(), one_row, strict=True)
-    )
+    found = []
+    for (storage, load), seconds in zip(loads.items(), one_row, strict=True):
+        few = seconds + (BUCKET_TIMED[FEW] - 1) * further_row_s(load)
+        many = [load.seconds_each(m) for m in BUCKET_TIMED[FEW + 1 :]]
+        found.append(_rate_of(storage, [taken - call_s for taken in (seconds, few, *many)]))
+    return tuple(found)
+
+
+def further_row_s(load: CpuLoad) -> float:
+    """Return the seconds that each further row of input adds to one weight's time, on average over few rows.
+
+    The numbers of rows take turns: the memory's rate changes more between two moments than the difference amounts to.
+    """
+    products = [load.products(m) for m in FEW_TIMED]
+    taken: list[list[float]] = [[] for _ in FEW_TIMED]
+    for turn in range(len(FEW_TIMED)):
+        for number in range(len(products[0])):
+            which = (number + turn) % len(FEW_TIMED)
+            taken[which].append(seconds_of(products[which][number]))
+    one, *more = map(statistics.median, taken)
+    rows = [(seconds - one) / (m - 1) for seconds, m in zip(more, FEW_TIMED[1:], strict=True)]
+    return max(0.0, statistics.mean(rows))
 
 
 def _one_row_s(loads: Sequence[CpuLoad]) -> list[float]:

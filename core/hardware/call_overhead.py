@@ -17,6 +17,7 @@ from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import copied_rows
 from core.spec import Rows
+from core.startup.torch_threads import one_thread
 
 SMALL, CALLS = 64, 100
 """Rows and columns of a weight so small that its time is all overhead, and the number of timed calls."""
@@ -26,6 +27,8 @@ PER_LAYER, PER_DEVICE_LAYER = 4.5, 7.0
 operations: measured on 16 layers of llama-3.2-1b on two Zen 3 cores, all on the CPU, and with rows on a (simulated)
 device."""
 NOTHING_S = 1e-6
+SCORES, LIKELIEST, BLOCK = 1 << 16, 128, 32
+"""The vocabulary drawn from, how many tokens are considered, and scores of which only the largest is at first."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Overheads:
     def layer_s(self) -> float:
         """Return the seconds of a layer on the CPU besides its linears."""
         return PER_LAYER * self._small_s()
+
+    def score_s(self) -> float:
+        """Return the seconds of drawing a token for each of the vocabulary, by the steps of a sampler that read all."""
+        scores = torch.linspace(-8, 8, SCORES)
+        with one_thread():
+            return self._median(lambda: torch.softmax(scores, -1).view(-1, BLOCK).amax(1).topk(LIKELIEST)) / SCORES
 
     def of_device(self, accelerator: Accelerator) -> DeviceOverheads:
         """Return the overheads of a linear and a layer on a device. Raises NotEnoughMemory, DeviceLost."""

@@ -85,7 +85,7 @@ def measured_machine(
     rates = profile.cpu
     cpu = Cpu(
         info.name, info.physical_cores, info.logical_cores, info.isa, total, free, rates.read_bytes_s, rates.rates,
-        rates.threads, rates.call_s, rates.layer_s,
+        rates.threads, rates.call_s, rates.layer_s, rates.score_s,
     )  # fmt: skip
     unusable = tuple(one for one in profile.gpus if isinstance(one, str))
     if simulation is not None:
@@ -117,6 +117,7 @@ def rescaled(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
         rates=_scaled(hardware.cpu.rates, believed),
         call_s=hardware.cpu.call_s / pace,
         layer_s=hardware.cpu.layer_s / pace,
+        score_s=hardware.cpu.score_s / pace,
     )
     return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, believed) for gpu in hardware.gpus))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
-from core.spec import BUCKET_TOKENS, FEW, PREFILL, ModelSpec
+from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec
 
 DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
 """Linears of a layer that share an input (q, k, v; output; gate, up, or those of experts; down) where
@@ -31,18 +31,38 @@ def fixed_costs(
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
     divided = sum(device < 0 for device in kv_devices)
-    cpu = machine.hardware.cpu
     share = on_host / max(1, sum(sizes))
     attention, overhead = [], []
     for bucket, m in enumerate(BUCKET_TOKENS):
         hosted = len(host_layers) if bucket <= FEW else 0
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
-        host = max(on_host / (cpu.read_bytes_s * CPU_ATTENTION_SHARE), share * operations / (0.5 * _cpu_flops(machine)))
+        host = _host_attention(spec, machine, m, occupied, on_host, share)
         seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
         seconds += (divided - hosted) * _visit_s(spec, machine, m)
         attention.append(seconds)
-        overhead.append(machine.profile.overhead * _layers_s(spec, machine, hosted, m))
+        between = _layers_s(spec, machine, hosted, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
+        overhead.append(machine.profile.overhead * between)
     return FixedCosts(tuple(attention), tuple(overhead))
+
+
+def _host_attention(
+    spec: ModelSpec, machine: MachineRates, tokens: int, occupied: int, nbytes: float, share: float
+) -> float:
+    """Return the seconds of attention on the CPU, which has `nbytes` of the KV cache, a `share` of all of it.
+
+    The first row of input takes as long as reading that, and each further one of a few adds its computation. A prompt
+    takes the longer of both.
+    """
+    reading = nbytes / (machine.hardware.cpu.read_bytes_s * CPU_ATTENTION_SHARE)
+    a_row = 4.0 * spec.hidden * spec.layers * share / (0.5 * _cpu_flops(machine))
+    if tokens <= BUCKET_LIMITS[FEW]:
+        return reading + (tokens - 1) * occupied * a_row
+    return max(reading, tokens * (occupied + tokens) / 2 * a_row)
+
+
+def _drawn(tokens: int) -> int:
+    """Return how many tokens are drawn after a pass: one for each row where drafts are checked, one for a prompt."""
+    return tokens if tokens <= BUCKET_LIMITS[FEW] else 1
 
 
 def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:

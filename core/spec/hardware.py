@@ -27,7 +27,8 @@ class KernelRate:
 @dataclass(frozen=True)
 class Cpu:
     """The processor and its memory. `threads`: the number used for measuring; `call_s`: one kernel call; `layer_s`: a
-    layer's cost in addition to linears and attention (norms, rotary embedding, Python)."""
+    layer's cost in addition to linears and attention (norms, rotary embedding, Python); `score_s`: the cost of drawing
+    a token, for each of the vocabulary."""
 
     name: str
     physical_cores: int
@@ -40,6 +41,7 @@ class Cpu:
     threads: int = 1
     call_s: float = 8e-6
     layer_s: float = 250e-6
+    score_s: float = 3e-9
 
 
 @dataclass(frozen=True)
