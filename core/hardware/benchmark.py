@@ -21,6 +21,7 @@ from core.errors import NotEnoughMemory
 from core.hardware.call_overhead import DeviceOverheads, Overheads
 from core.hardware.workloads import COLD_BYTES, COLUMNS, COPY_BYTES, ROWS, CpuLoad, LinkLoad, seconds_of, weight_of
 from core.kernels.autotune import KernelTable, measure
+from core.kernels.device_products import listed_products
 from core.kernels.matmul import host_matmul
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import copied_rows
@@ -71,6 +72,7 @@ class GpuRates:
     launch_s: float
     layer_s: float
     graphs: bool = False
+    lists_weights: bool = False
 
 
 def measure_cpu() -> CpuRates:
@@ -125,6 +127,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
         link_under_cpu=_part(copying, alone),
         launch_s=overheads.launch_s,
         layer_s=overheads.layer_s,
+        lists_weights=listed_products("int4", accelerator.device) is not None,
     )
 
 

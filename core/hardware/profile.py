@@ -232,6 +232,7 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
         measured.layer_s, kind=card.kind, unified=card.unified, graphs=measured.graphs,
+        lists_weights=measured.lists_weights,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_
 from core.spec import LAYOUTS, Storage
 
 MOST_ROWS = 8
-"""Input rows per product, as in device.cu; with more rows, dequantising first is cheaper."""
+"""Input rows per weight, as in device.cu; with more rows, dequantising first is cheaper."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
+LISTED = -1
+"""Instead of a number of rows of x: the kernel is given a list of weights."""
 OWN: Storage = "int8"
 """The storage with a dedicated kernel; all others share one kernel that takes the layout as an argument."""
 KERNELS = ("int8_product", "grouped_product", "int8_widen", "grouped_widen")
 AGREES = 0.01
 """Maximum error as a fraction of the largest output; rounding weights to bf16 stays far below it."""
 
-Launch = Callable[[str, int, Sequence[Tensor | int]], None]
-"""(kernel name, blocks, arguments): launches the kernel on the current stream of its GPU."""
+Launch = Callable[[str, tuple[int, int], Sequence[Tensor | int]], None]
+"""(kernel name, blocks in x and y, arguments): launches the kernel on the current stream of its GPU."""
 
 
 class DeviceKernels:
@@ -48,7 +51,24 @@ class DeviceKernels:
         """Return x (M, K), M <= MOST_ROWS, any floating type, times the transposed weight (N, K), as (M, N) of fp32."""
         rows, width = weight.shape[0], _width(weight)
         y = torch.empty(x.shape[0], rows, device=x.device)
-        self._run("product", weight, -(-rows // ROWS_PER_BLOCK), _padded(x, width), y, rows, width, x.shape[0])
+        blocks = -(-rows // ROWS_PER_BLOCK), 1
+        self._run("product", weight, blocks, [*weight.tensors, _padded(x, width), y, rows, width, x.shape[0]])
+        return y
+
+    def entries(self, weights: Sequence[QuantizedWeight], counts: Sequence[int]) -> Tensor:
+        """Return the list (n, 4) on the host that `products` reads on the GPU: each weight's addresses, and which rows
+        of x it is for, the next `counts` of them."""
+        firsts = accumulate(counts, initial=0)
+        addresses = ([part.data_ptr() for part in weight.tensors] for weight in weights)
+        return torch.tensor([[*both, *rows] for both, *rows in zip(addresses, firsts, counts, strict=False)])
+
+    def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
+        """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of fp32, in one launch.
+        At most MOST_ROWS rows for each weight; all weights have one shape and format."""
+        rows, width = weights[0].shape[0], _width(weights[0])
+        y = torch.empty(x.shape[0], rows, device=x.device)
+        blocks = -(-rows // ROWS_PER_BLOCK), len(weights)
+        self._run("product", weights[0], blocks, [entries, entries, _padded(x, width), y, rows, width, LISTED])
         return y
 
     def widen(self, weight: QuantizedWeight) -> Tensor:
@@ -56,15 +76,17 @@ class DeviceKernels:
         rows = weight.shape[0]
         wide = torch.empty(rows, _width(weight), dtype=torch.bfloat16, device=weight.data.device)
         blocks = -(-weight.data.nbytes // (CHUNK_BYTES * THREADS))
-        self._run("widen", weight, blocks, wide, rows, _width(weight))
+        self._run("widen", weight, (blocks, 1), [*weight.tensors, wide, rows, _width(weight)])
         return wide[:, : weight.shape[1]]
 
-    def _run(self, name: str, weight: QuantizedWeight, blocks: int, *arguments: Tensor | int) -> None:
+    def _run(
+        self, name: str, weight: QuantizedWeight, blocks: tuple[int, int], arguments: Sequence[Tensor | int]
+    ) -> None:
         if weight.format == OWN:
-            self._launch(f"{weight.format}_{name}", blocks, [*weight.tensors, *arguments])
+            self._launch(f"{OWN}_{name}", blocks, arguments)
         else:
             layout = format_number(weight.format) >> LAYOUT_BITS
-            self._launch(f"grouped_{name}", blocks, [*weight.tensors, *arguments, layout])
+            self._launch(f"grouped_{name}", blocks, [*arguments, layout])
 
 
 @cache
@@ -90,7 +112,10 @@ def agrees(kernels: DeviceKernels, weight: QuantizedWeight) -> bool:
     device = weight.data.device
     x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(device)
     expected = x @ weight.dequantize(torch.float32).T
-    found = [kernels.product(weight, x), x @ kernels.widen(weight).float().T]
+    entries = kernels.entries([weight, weight], [1, 2]).to(device)
+    found = [
+        kernels.product(weight, x), kernels.products([weight, weight], entries, x), x @ kernels.widen(weight).float().T,
+    ]  # fmt: skip
     return all(bool((one - expected).abs().max() <= AGREES * expected.abs().max()) for one in found)
 
 
@@ -140,9 +165,9 @@ def _launcher(device: torch.device) -> Launch:
     with torch.cuda.device(device):
         loaded: Any = _cuda_load_module(_compile(device), list(KERNELS))
 
-    def launch(name: str, blocks: int, arguments: Sequence[Tensor | int]) -> None:
+    def launch(name: str, blocks: tuple[int, int], arguments: Sequence[Tensor | int]) -> None:
         with torch.cuda.device(device):
-            loaded[name](grid=(blocks, 1, 1), block=(THREADS, 1, 1), args=list(arguments))
+            loaded[name](grid=(*blocks, 1), block=(THREADS, 1, 1), args=list(arguments))
 
     return launch
 

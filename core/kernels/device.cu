@@ -97,6 +97,21 @@ INLINE void add_up(float part[EACH][MOST], float *shared, float *y, int rows, in
   y[(long long)m * rows + at] = sum;
 }
 
+/* One of several weights of the same shape: where it lies, and which rows of x and y are its own. */
+typedef struct {
+  unsigned long long data, scales;
+  long long first, count;
+} Entry;
+
+/* A product with a count below 0 is one of several weights at once: its `data` is a list with an Entry for each blockIdx.y.
+   Within the same kernel, so that it is compiled once. */
+#define TAKE_ENTRY(kind)                                                                                              \
+  if (count < 0) {                                                                                                    \
+    Entry one = ((const Entry *)data)[blockIdx.y];                                                                    \
+    data = (const uint4 *)one.data, scales = (const kind *)one.scales, count = (int)one.count;                        \
+    x += one.first * width, y += one.first * rows;                                                                    \
+  }
+
 #define FIRST_ROW (((int)blockIdx.x * WARPS + (int)threadIdx.x / LANES) * EACH)
 #define LANE ((int)threadIdx.x % LANES)
 
@@ -287,6 +302,7 @@ KERNEL void grouped_product(const uint4 *data, const unsigned char *scales, cons
                             int width, int count, int layout)
 {
   __shared__ float shared[EACH * MOST * THREADS];
+  TAKE_ENTRY(unsigned char)
   if (count == 1 && layout == INT4)
     ROWS_OF(1, INT4);
   else if (count == 1 && layout == INT6)
@@ -324,6 +340,7 @@ KERNEL void grouped_widen(const uint4 *data, const unsigned char *scales, bf16 *
                              int count)                                                                               \
   {                                                                                                                   \
     __shared__ float shared[EACH * MOST * THREADS];                                                                   \
+    TAKE_ENTRY(scale)                                                                                                 \
     if (count == 1)                                                                                                   \
       name##_rows(data, scales, x, y, rows, width, 1, shared);                                                        \
     else                                                                                                              \

@@ -6,6 +6,7 @@ Everything else is dequantised to 16 bits and multiplied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from core.kernels.cuda_dequant import AGREES, MOST_ROWS, device_kernels, random_weight
 from core.kernels.quantized_weight import QuantizedWeight
-from core.spec import Storage
+from core.spec import LAYOUTS, Storage
 
 
 class DeviceProducts(Protocol):
@@ -29,6 +30,17 @@ class DeviceProducts(Protocol):
 
     def widen(self, weight: QuantizedWeight) -> Tensor:
         """Return the dequantised weight as bf16 (N, K)."""
+
+
+class ListedProducts(Protocol):
+    """Products of several weights of one shape and format that reside on one device, in one launch."""
+
+    def entries(self, weights: Sequence[QuantizedWeight], counts: Sequence[int]) -> Tensor:
+        """Return on the host what `products` reads on the device: each weight is for the next `counts` rows of x, at
+        most MOST_ROWS."""
+
+    def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
+        """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of any floating type."""
 
 
 class TorchInt8:
@@ -51,6 +63,11 @@ def device_products(storage: Storage, device: torch.device) -> DeviceProducts | 
     if device.type == "cuda":
         return device_kernels(device)
     return TorchInt8() if storage == "int8" and multiplies_int8(device) else None
+
+
+def listed_products(storage: Storage, device: torch.device) -> ListedProducts | None:
+    """Return what multiplies several weights of this storage at once on `device`, None without such a kernel."""
+    return device_kernels(device) if storage in LAYOUTS and device.type == "cuda" else None
 
 
 @cache

@@ -21,6 +21,7 @@ from torch import Tensor
 from core.accelerators.base import Accelerator
 from core.layers import moe
 from core.layers.fused_experts import FusedExperts
+from core.layers.held_at_once import held_at_once
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows
 from core.offload.parameter_manager import Chunk, Streaming, copied_rows
@@ -67,6 +68,7 @@ class ExpertCache:
         self._accelerator = accelerator
         self._inputs = inputs
         self._gate = module._apply_gate if module.has_gate else module.act_fn
+        self._at_once = held_at_once(self.linears, self._gate, accelerator)
 
     @property
     def expert_bytes(self) -> list[int]:
@@ -95,7 +97,7 @@ class ExpertCache:
         if work.copied:
             self._order(work.copied)
         if work.held:
-            self._launch_held(x, numbers, shares, out, work)
+            self._launch_held(x, numbers, shares, out, work, tokens)
         if copy is not None:
             self._compute(copy.result(), numbers, shares, out, work, tokens)
         for expert in work.copied:
@@ -169,21 +171,31 @@ class ExpertCache:
             return ExpertDivision(there, (), away)
         return divide_experts(tokens, held, self.prices, can_copy=self.copies is not None)
 
-    def _launch_held(self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision) -> None:
+    def _launch_held(
+        self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
+    ) -> None:
         """What the device holds is computed there, beside what follows."""
-        nbytes = len(work.held) * sum(self.expert_bytes)
+        each = sum(self.expert_bytes)
         if self._accelerator.device.type == "cpu":  # its memory is RAM: as fast as the processor with its calls only
             native, chosen = self._in_ram(), self._only(numbers, work.held)
-            self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), nbytes)
+            self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), len(work.held) * each)
             return
-        rows = [[linears[expert].resident for linears in self.linears] for expert in work.held]
-        places = [self._places(numbers, expert) for expert in work.held]
+        at_once = self._at_once
+        few = [expert for expert in work.held if at_once is not None and at_once.takes(tokens[expert])]
+        if at_once is not None and few:
+            at_once.launch(few, x, numbers, shares, out, len(few) * each)
+        if others := [expert for expert in work.held if expert not in few]:
+            self._launch_each(others, x, numbers, shares, out)
+
+    def _launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+        rows = [[linears[expert].resident for linears in self.linears] for expert in experts]
+        places = [self._places(numbers, expert) for expert in experts]
 
         def compute() -> None:
-            for expert, (up, down), at in zip(work.held, rows, places, strict=True):
+            for expert, (up, down), at in zip(experts, rows, places, strict=True):
                 self._add(expert, up, down, x, at, shares, out)
 
-        self._accelerator.launch(compute, nbytes)
+        self._accelerator.launch(compute, len(experts) * sum(self.expert_bytes))
 
     def _in_ram(self) -> FusedExperts:
         """What computes experts where the device holds them, which is in RAM."""

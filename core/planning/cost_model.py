@@ -61,7 +61,7 @@ class GroupClass:
     cpu: tuple[float, ...]
     cpu_call: float
     gpu: tuple[float, ...]
-    gpu_call: float
+    gpu_call: tuple[float, ...]
     exchange: tuple[float, ...]
     exchange_out: tuple[float, ...]
     streamable: tuple[bool, ...]
@@ -138,7 +138,7 @@ def _class(
         cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
         cpu_call=call_s,
         gpu=tuple(profile.gpu * seconds for seconds in _seconds(work, on_gpu)),
-        gpu_call=launch * sum(linear.active for linear in linears),
+        gpu_call=tuple(launch * _launches(spec, format, machine, linears, b) for b in range(len(tokens))),
         exchange=into,
         exchange_out=back,
         # Prefetching needs to know what comes next: experts can be fetched in their order where nearly all are used.
@@ -149,6 +149,12 @@ def _class(
         chosen=any(linear.experts > linear.active for linear in linears),
         after=work[-1].nbytes if paired else 0,
     )
+
+
+def _launches(
+    spec: ModelSpec, format: Format, machine: MachineRates, linears: Sequence[LinearSpec], bucket: int
+) -> int:
+    return sum(machine.launches(spec.storage(linear, format), linear.active, bucket) for linear in linears)
 
 
 @dataclass(frozen=True)
@@ -265,8 +271,8 @@ class PassCost:
         ):
             there = machine.profile.covered(part) if item.chosen else part
             rest, on_cpu = item.count - whole - host, (1 - there) * (1 - share)
-            gpu_whole = item.gpu[bucket] + item.gpu_call
-            gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call if on_cpu < 1 else 0.0
+            gpu_whole = item.gpu[bucket] + item.gpu_call[bucket]
+            gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call[bucket] if on_cpu < 1 else 0.0
             cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
             cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
             hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)

@@ -10,12 +10,12 @@ tokens are copied first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
-from core.spec import BUCKET_TOKENS, ExpertRates, Format, KernelRate, ModelSpec, bucket
+from core.planning.machine_rates import LISTED_LAUNCHES, MachineRates, cpu_rate, gpu_rate
+from core.spec import BUCKET_TOKENS, FEW, ExpertRates, Format, KernelRate, ModelSpec, bucket
 
 WORTH = 0.95
 """Another division than the plain one (held experts on the card, all others on the CPU) is to take less than this part
@@ -43,6 +43,17 @@ class ExpertPrices:
     def card(self, tokens: int) -> float:
         """Seconds on the card, once it is there."""
         return self._product(self.rates.card, tokens) + PRODUCTS * self.rates.call_s
+
+    def held(self, tokens: int) -> float:
+        """Seconds on the card where it lies, besides what `at_once` says of all of them."""
+        return self._product(self.rates.card, tokens) if self._listed(tokens) else self.card(tokens)
+
+    def at_once(self, tokens: Iterable[int]) -> float:
+        """Seconds that the calls for all held experts take together, `tokens` of each."""
+        return self.rates.at_once_s or 0.0 if any(map(self._listed, tokens)) else 0.0
+
+    def _listed(self, tokens: int) -> bool:
+        return self.rates.at_once_s is not None and bucket(tokens) <= FEW
 
     @property
     def copy(self) -> float:
@@ -75,6 +86,7 @@ def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> Expe
         piece_s=machine.piece_s,
         exchange_s=profile.overhead * (link.sync_s + link.back_s),
         call_s=machine.gpu.launch_s,
+        at_once_s=PRODUCTS * LISTED_LAUNCHES * machine.gpu.launch_s if machine.lists(storage) else None,
         slower=1 / machine.cpu_under_copy,
         apart=not machine.shares_cores,
     )
@@ -90,13 +102,14 @@ def divide_experts(
         return ExpertDivision(tuple(there), (), tuple(away))
     cpu = {count: prices.cpu(count) for count in set(tokens.values())}
     card = {count: prices.card(count) for count in cpu}
-    ready = sum(card[tokens[expert]] for expert in there)
+    held_s = [prices.held(tokens[expert]) for expert in there]
+    ready = sum(held_s) + prices.at_once(tokens[expert] for expert in there)
     if can_copy and (
         count := _copies([cpu[tokens[one]] for one in away], [card[tokens[one]] for one in away], ready, prices)
     ):
         return ExpertDivision(tuple(there), tuple(away[:count]), tuple(away[count:]))
     alone = sum(cpu[tokens[expert]] for expert in away)
-    kept = _kept([cpu[tokens[one]] for one in there], [card[tokens[one]] for one in there], alone, prices)
+    kept = _kept([cpu[tokens[one]] for one in there], held_s, ready - sum(held_s), alone, prices)
     return ExpertDivision(tuple(there[:kept]), (), (*there[kept:], *away))
 
 
@@ -123,12 +136,13 @@ def _copies(cpu: Sequence[float], card: Sequence[float], ready: float, prices: E
     return _least([total(count, *done) for count, done in enumerate(sums)])
 
 
-def _kept(cpu: Sequence[float], card: Sequence[float], alone: float, prices: ExpertPrices) -> int:
-    """How many of the first held experts the card is to compute; the CPU has `alone` seconds of work besides."""
+def _kept(cpu: Sequence[float], card: Sequence[float], once: float, alone: float, prices: ExpertPrices) -> int:
+    """How many of the first held experts the card is to compute, `once` for all of them; the CPU has `alone` seconds of
+    work besides."""
 
     def total(given: int, longer: float, shorter: float) -> float:
         on_cpu = alone + longer + prices.rates.exchange_s if alone or given else 0.0
-        return max(on_cpu, sum(card) - shorter)
+        return max(on_cpu, once + sum(card) - shorter if given < len(card) else 0.0)
 
     sums = zip(accumulate(reversed(cpu), initial=0.0), accumulate(reversed(card), initial=0.0), strict=True)
     return len(cpu) - _least([total(given, *done) for given, done in enumerate(sums)])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.spec import COPY_PIECE, Gpu, Hardware, KernelRate, Profile, Storage, Strategy, kin
+from core.spec import COPY_PIECE, FEW, LAYOUTS, Gpu, Hardware, KernelRate, Profile, Storage, Strategy, kin
 
 GUESSED_BYTES_SHARE = 0.5
 GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
+LISTED_LAUNCHES = 2
+"""For one product of several experts: its own, and one more for the copies and small operations before and after it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class MachineRates:
     def shares_cores(self) -> bool:
         """Whether the device computes on the processor's own cores."""
         return self.gpu is not None and self.gpu.shares_cores
+
+    def launches(self, storage: Storage, active: int, bucket: int) -> int:
+        """What a linear costs the card in launches: one for each active expert, or what a list of few rows takes."""
+        listed = self.lists(storage) and active > 1 and bucket <= FEW
+        return LISTED_LAUNCHES if listed else active
+
+    def lists(self, storage: Storage) -> bool:
+        """Whether the card multiplies all experts that few tokens need in one launch."""
+        return self.gpu is not None and self.gpu.lists_weights and storage in LAYOUTS
 
     @property
     def queue_s(self) -> float:

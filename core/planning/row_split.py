@@ -74,7 +74,7 @@ def _gain(item: GroupClass, machine: MachineRates, strategy: Strategy) -> float:
     if strategy in STREAMING and item.streamable[DECODE]:
         return machine.link_s(strategy)
     on_cpu = item.cpu[DECODE] + item.cpu_call + item.exchange[DECODE] + item.exchange_out[DECODE]
-    return (on_cpu - item.gpu[DECODE] - item.gpu_call) / item.nbytes
+    return (on_cpu - item.gpu[DECODE] - item.gpu_call[DECODE]) / item.nbytes
 
 
 def _whole_groups(

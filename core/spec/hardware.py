@@ -72,6 +72,7 @@ class Gpu:
     fraction (0-1) of each rate that remains while both run. `shares_cores`: it computes on the CPU's own cores
     (simulated without a rate), so that their times add up. `layer_s`: a layer's cost besides linears and attention.
     `unified`: its memory is RAM, as on Apple silicon and integrated GPUs. `graphs`: it can replay captured work.
+    `lists_weights`: it multiplies several quantised weights with few rows each in one launch.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Gpu:
     kind: str = "cuda"
     unified: bool = False
     graphs: bool = False
+    lists_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,9 @@ class Ring:
 class ExpertRates:
     """The costs of computing an expert, in seconds and rates: `cpu` and `card` multiply; `copy_s`: one byte copied to
     the GPU while the CPU computes; `piece_s`: overhead per copy; `exchange_s`: overhead if the CPU computes any of a
-    layer's experts; `call_s`: one product on the GPU. `slower`: factor of the CPU's time while copies run. `apart`:
-    whether CPU and GPU compute concurrently."""
+    layer's experts; `call_s`: one product on the GPU; `at_once_s`: those of all its resident experts with few tokens,
+    None if each is called. `slower`: factor of the CPU's time while copies run. `apart`: whether CPU and GPU compute
+    concurrently."""
 
     cpu: KernelRate
     card: KernelRate
@@ -139,6 +140,7 @@ class ExpertRates:
     piece_s: float = 0.0
     exchange_s: float = 0.0
     call_s: float = 0.0
+    at_once_s: float | None = None
     slower: float = 1.0
     apart: bool = True
 

@@ -123,7 +123,7 @@ def _layer(config: dict[str, object], layer: int, width: int, kv_width: int) -> 
 def _feed_forward(config: dict[str, object], layer: int, hidden: int, at: str) -> list[LinearSpec]:
     experts = int(str(config.get("num_experts", config.get("num_local_experts", 1))))
     if experts > 1:
-        inner = int(str(config.get("moe_intermediate_size", config["intermediate_size"])))
+        inner = int(str(config.get("moe_intermediate_size") or config["intermediate_size"]))
         active = int(str(config["num_experts_per_tok"]))
         return [
             LinearSpec(f"{at}.gate_up", 2 * inner, hidden, 10 * layer + 2, layer, experts, active),

@@ -10,7 +10,7 @@
 
 typedef struct { unsigned x, y, z, w; } __attribute__((aligned(16))) uint4;
 typedef struct { float x, y, z, w; } __attribute__((aligned(16))) float4;
-typedef struct { unsigned x; } dimension;
+typedef struct { unsigned x, y; } dimension;
 
 static _Thread_local dimension threadIdx, blockIdx;
 static pthread_barrier_t all_threads;
@@ -45,14 +45,14 @@ typedef struct {
 
 typedef struct {
   const call *call;
-  unsigned block, thread;
+  unsigned block, list, thread;
 } one_thread;
 
 static void *run_thread(void *given)
 {
   const one_thread *self = given;
   const call *it = self->call;
-  threadIdx.x = self->thread, blockIdx.x = self->block;
+  threadIdx.x = self->thread, blockIdx.x = self->block, blockIdx.y = self->list;
   if (it->product)
     it->product(it->data, it->scales, it->x, it->y, it->rows, it->width, it->count, it->layout);
   else
@@ -60,14 +60,14 @@ static void *run_thread(void *given)
   return 0;
 }
 
-KERNEL void launch(const call *it, unsigned blocks, unsigned threads)
+KERNEL void launch(const call *it, unsigned blocks, unsigned lists, unsigned threads)
 {
   pthread_t running[1024];
   one_thread selves[1024];
   pthread_barrier_init(&all_threads, 0, threads);
-  for (unsigned block = 0; block < blocks; block++) {
+  for (unsigned block = 0; block < blocks * lists; block++) {
     for (unsigned thread = 0; thread < threads; thread++) {
-      selves[thread] = (one_thread){it, block, thread};
+      selves[thread] = (one_thread){it, block % blocks, block / blocks, thread};
       pthread_create(&running[thread], 0, run_thread, &selves[thread]);
     }
     for (unsigned thread = 0; thread < threads; thread++)

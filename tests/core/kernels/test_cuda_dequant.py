@@ -4,7 +4,8 @@ import ctypes
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 from core.kernels import cuda_dequant
 from core.kernels.cuda_dequant import DeviceKernels, agrees, device_kernels, random_weight
 from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import LAYOUTS, Storage
 from tests.core.kernels import compile_for_amd
 
@@ -45,8 +47,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> DeviceKernels:
     return DeviceKernels(launcher(ctypes.CDLL(str(built))))
 
 
-def launcher(library: ctypes.CDLL) -> Callable[[str, int, Sequence[Tensor | int]], None]:
-    def launch(name: str, blocks: int, arguments: Sequence[Tensor | int]) -> None:
+def launcher(library: ctypes.CDLL) -> cuda_dequant.Launch:
+    def launch(name: str, blocks: tuple[int, int], arguments: Sequence[Tensor | int]) -> None:
         addresses = [one.data_ptr() for one in arguments if isinstance(one, Tensor)]
         numbers = [one for one in arguments if isinstance(one, int)]
         assert all(one.is_contiguous() for one in arguments if isinstance(one, Tensor))
@@ -56,7 +58,7 @@ def launcher(library: ctypes.CDLL) -> Callable[[str, int, Sequence[Tensor | int]
         else:
             rows, width, *layout = numbers
             call = Call(None, entry, *addresses[:2], None, addresses[2], rows, width, 0, *layout)
-        library.launch(ctypes.byref(call), blocks, cuda_dequant.THREADS)
+        library.launch(ctypes.byref(call), *blocks, cuda_dequant.THREADS)
 
     return launch
 
@@ -82,6 +84,36 @@ def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Storage
     torch.testing.assert_close(kernels.product(weight, x), expected, rtol=1e-4, atol=0.05)
 
 
+@pytest.mark.parametrize("format", LAYOUTS)
+@settings(deadline=None, max_examples=8)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 700),
+    tokens=st.dictionaries(st.integers(0, 3), st.integers(1, cuda_dequant.MOST_ROWS), min_size=1),
+)
+def test_several_weights_in_one_launch_are_each_times_its_own_rows(
+    kernels: DeviceKernels, format: Storage, rows: int, columns: int, tokens: dict[int, int]
+) -> None:
+    """Some of four experts, in any order, with one row or several."""
+    held = experts(format, 4, rows, columns)
+    weights, counts = [held[number] for number in tokens], list(tokens.values())
+    x = torch.randn(sum(counts), columns, generator=torch.Generator().manual_seed(columns))
+    found = kernels.products(weights, kernels.entries(weights, counts), x)
+    each = [kernels.product(weight, part) for weight, part in zip(weights, x.split(counts), strict=True)]
+    assert torch.equal(found, torch.cat(each))
+
+
+def test_without_rows_there_is_nothing_to_compute(kernels: DeviceKernels) -> None:
+    assert kernels.product(random_weight("int4", 20, 256, CPU), torch.empty(0, 256)).shape == (0, 20)
+
+
+def experts(format: Storage, count: int, rows: int, columns: int) -> list[QuantizedWeight]:
+    """Weights with numbers of their own, each in memory of its own as a device holds them."""
+    whole = random_weight(format, count * rows, columns, CPU)
+    parts = [whole.rows(start, start + rows) for start in range(0, count * rows, rows)]
+    return [replace(one, data=one.data.clone(), scales=one.tensors[1].clone()) for one in parts]
+
+
 @pytest.mark.parametrize("format", ["int8", "int6", "int4"])
 def test_a_weight_that_is_no_number_shows(kernels: DeviceKernels, format: Storage) -> None:
     numbers = torch.randn(5, 256)
@@ -91,15 +123,17 @@ def test_a_weight_that_is_no_number_shows(kernels: DeviceKernels, format: Storag
     assert kernels.widen(weight).isnan().any(1).nonzero().tolist() == [[3]]
 
 
-def test_what_computes_something_else_is_found_out(kernels: DeviceKernels) -> None:
-    def nothing(name: str, blocks: int, arguments: Sequence[Tensor | int]) -> None:
-        for one in arguments[2:]:
-            if isinstance(one, Tensor):
-                one.zero_()
+@pytest.mark.parametrize("wrong", ["a product", "a list", "widened rows"])
+def test_what_computes_something_else_is_found_out(kernels: DeviceKernels, wrong: str) -> None:
+    def launch(name: str, blocks: tuple[int, int], arguments: Sequence[Tensor | int]) -> None:
+        kernels._launch(name, blocks, arguments)
+        done = "widened rows" if name.endswith("widen") else "a list" if blocks[1] > 1 else "a product"
+        if done == wrong:
+            [one for one in arguments if isinstance(one, Tensor)][-1].zero_()
 
     weight = random_weight("int8", 37, 300, CPU)
     assert agrees(kernels, weight)
-    assert not agrees(DeviceKernels(nothing), weight)
+    assert not agrees(DeviceKernels(launch), weight)
 
 
 def test_without_a_card_there_are_none() -> None:

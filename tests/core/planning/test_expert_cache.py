@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from core.planning.cost_model import classify
 from core.planning.expert_cache import (
     Exchange,
     exchange,
@@ -13,10 +16,11 @@ from core.planning.expert_cache import (
     whole_experts,
     without_residents,
 )
+from core.planning.machine_rates import MachineRates
 from core.planning.planner import explain, place
-from core.spec import Budget, Profile, Rows
+from core.spec import Budget, Format, Hardware, ModelSpec, Plan, Profile, Rows
 from core.units import GIB
-from tests.core.machines import DESKTOP, model
+from tests.core.machines import DESKTOP, cpu, model
 
 
 @pytest.mark.parametrize(("given", "count"), [(0, 0), (99, 0), (100, 1), (350, 3), (800, 8), (10_000, 8)])
@@ -60,6 +64,36 @@ def test_without_counts_a_part_of_the_experts_is_that_part_of_their_use() -> Non
     assert Profile().covered(0.3) == 0.3
     counted = Profile(hottest=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0))
     assert [counted.covered(part) for part in (0, 0.0625, 0.125, 0.25, 1)] == pytest.approx([0, 0.25, 0.5, 0.7, 1])
+
+
+@pytest.mark.parametrize(("name", "read"), [("qwen3-30b-a3b", 97e9), ("qwen3.6-35b-a3b", 92e9)])
+def test_a_card_that_lists_experts_holds_them_with_its_free_memory(name: str, read: float) -> None:
+    """With 15 us a launch and a fast processor, calling each expert costs more than it saves; all at once less."""
+    spec, card = model(name), replace(DESKTOP.gpus[0], launch_s=15e-6)
+    fast = cpu(read, 64 * GIB, 56 * GIB, gflops=3000e9)
+    lists, each = (
+        place(spec, Hardware(fast, (replace(card, lists_weights=how),)), Budget(format="int4", context=4096))
+        for how in (True, False)
+    )
+    assert held_bytes(spec, lists) > 0.6 * card.vram_free
+    assert held_bytes(spec, each) == 0
+    assert lists.expert_rates is not None
+    assert lists.expert_rates.at_once_s == pytest.approx(4 * 15e-6)
+
+
+@pytest.mark.parametrize("format", ["int4", "bf16"])
+def test_only_quantised_experts_and_few_rows_are_listed(format: Format) -> None:
+    spec, card = model("qwen3-30b-a3b"), replace(DESKTOP.gpus[0], launch_s=15e-6, lists_weights=True)
+    machine = MachineRates(DESKTOP, card, Profile(), 8)
+    found = [item.gpu_call for item in classify(spec, format, machine) if item.chosen]
+    few = 30e-6 if format == "int4" else 120e-6
+    assert found == [pytest.approx((few, few, 120e-6, 120e-6))] * 2
+
+
+def held_bytes(spec: ModelSpec, plan: Plan) -> float:
+    """Bytes of experts on the card."""
+    experts = [(one, plan.by_name[one.name]) for one in spec.linears if one.experts > 1]
+    return sum(spec.linear_bytes(one, plan.format) * made.decode.resident / made.rows for one, made in experts)
 
 
 def test_a_plan_counts_on_popular_experts_only_once_their_use_was_measured() -> None:

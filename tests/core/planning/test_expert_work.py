@@ -58,6 +58,22 @@ def test_a_card_on_the_processors_own_cores_gains_nothing_by_copies() -> None:
     assert found == ExpertDivision((0,), (), (1,))
 
 
+def test_calls_for_all_that_is_held_are_counted_once_where_they_are_made_once() -> None:
+    """Eight experts of 0.01 s, a call of 0.1 s: each by itself is no faster than the processor's 0.15 s."""
+    chosen = dict.fromkeys(range(8), 1)
+    each = divide_experts(chosen, set(chosen), prices(0.15, 0.01, 99, call_s=0.1))
+    at_once = divide_experts(chosen, set(chosen), prices(0.15, 0.01, 99, call_s=0.1, at_once_s=0.2))
+    assert len(each.held) < 5
+    assert len(at_once.held) >= 6
+    many = dict.fromkeys(range(8), 64)
+    assert len(divide_experts(many, set(many), prices(0.15, 0.01, 99, call_s=0.1, at_once_s=0.2)).held) < 5
+
+
+def test_calls_that_few_experts_are_not_worth_are_not_made() -> None:
+    assert divide_experts({0: 1}, {0}, prices(0.1, 0.01, 99, at_once_s=0.4)).held == ()
+    assert divide_experts({0: 1}, {0}, prices(1.0, 0.01, 99, at_once_s=0.4)).held == (0,)
+
+
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
 def test_what_the_processor_took_is_expected_of_it_next_time(seconds: float) -> None:
     known = prices(1, 0.1, 9)

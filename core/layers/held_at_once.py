@@ -1,0 +1,90 @@
+"""The experts of a layer that a device holds, for few tokens each: all of them in one launch for each product.
+
+    pairs of a token and an expert, by expert -> up of all (one launch) -> gate -> down of all (one launch) -> added up
+
+Where the weights lie is listed anew for each pass and travels with the pairs, so that what is held may change between
+two passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Accelerator
+from core.kernels.cuda_dequant import MOST_ROWS
+from core.kernels.device_products import ListedProducts, listed_products
+from core.kernels.quantized_weight import QuantizedWeight
+from core.offload.hetero_linear import HeteroLinear
+
+
+@dataclass(frozen=True)
+class HeldAtOnce:
+    """`linears`: of each product, by expert; `products`: what multiplies them; `gate`: what comes between the two."""
+
+    linears: Sequence[Sequence[HeteroLinear]]
+    products: Sequence[ListedProducts]
+    gate: Callable[[Tensor], Tensor]
+    accelerator: Accelerator
+
+    def takes(self, tokens: int) -> bool:
+        """Whether an expert can be among those that are computed at once, with so many tokens."""
+        return tokens <= MOST_ROWS
+
+    def launch(
+        self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, nbytes: int
+    ) -> None:
+        """Add the parts of these `experts` to out (M, K): x (M, K) and shares (M, k) on the device, the chosen
+        `numbers` (M, k) on the host."""
+        places = [torch.where(numbers == expert) for expert in experts]
+        tokens, slots = (torch.cat(parts) for parts in zip(*places, strict=True))
+        counts = [len(rows) for rows, _ in places]
+        chosen = [self._rows(number, experts, counts) for number in range(len(self.linears))]
+        lists = [one.entries for one in chosen]
+        up_list, down_list, rows, columns = self.accelerator.together_to_device([*lists, tokens, slots])
+        up, down = chosen
+
+        def compute() -> None:
+            y = down(self.gate(up(x[rows], up_list)), down_list)
+            out.index_add_(0, rows, (y * shares[rows, columns, None]).float())
+
+        self.accelerator.launch(compute, nbytes)
+
+    def _rows(self, number: int, experts: Sequence[int], counts: Sequence[int]) -> _Listed:
+        linears = [self.linears[number][expert] for expert in experts]
+        return _Listed(self.products[number], linears, counts)
+
+
+class _Listed:
+    """One product of the chosen experts, `counts` pairs of each."""
+
+    def __init__(self, products: ListedProducts, linears: Sequence[HeteroLinear], counts: Sequence[int]) -> None:
+        self._products = products
+        self._weights = [one.resident.weight for one in linears if one.resident is not None]
+        assert len(self._weights) == len(linears), "only what is held is computed"
+        self.entries = products.entries(self._weights, counts)
+        pairs = zip(linears, counts, strict=True)
+        self._biases = [one.bias for one, count in pairs for _ in range(count) if one.bias is not None]
+
+    def __call__(self, x: Tensor, entries: Tensor) -> Tensor:
+        """x (pairs, K) -> (pairs, N), in x's type; `entries` are those that came to the device."""
+        y = self._products.products(self._weights, entries, x)
+        return (y + torch.stack(self._biases) if self._biases else y).to(x.dtype)
+
+
+def held_at_once(
+    linears: Sequence[Sequence[HeteroLinear]], gate: Callable[[Tensor], Tensor], accelerator: Accelerator
+) -> HeldAtOnce | None:
+    """What computes held experts at once on this device; None where it has no kernel for all of their products."""
+    products = [_products_of([one.host.weight for one in group], accelerator.device) for group in linears]
+    found = [one for one in products if one is not None]
+    return HeldAtOnce(linears, found, gate, accelerator) if len(found) == len(linears) else None
+
+
+def _products_of(weights: Sequence[QuantizedWeight], device: torch.device) -> ListedProducts | None:
+    formats = {weight.format for weight in weights}
+    alike = len(formats) == 1 and all(weight.order is None for weight in weights)
+    return listed_products(formats.pop(), device) if alike else None
