@@ -41,7 +41,7 @@ class DeviceKernels:
     """The compiled kernels of one GPU."""
 
     def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+        self.launch = launch
 
     def takes(self, x: Tensor) -> bool:
         """Return whether `product` accepts an input (M, K) of this many rows."""
@@ -83,10 +83,10 @@ class DeviceKernels:
         self, name: str, weight: QuantizedWeight, blocks: tuple[int, int], arguments: Sequence[Tensor | int]
     ) -> None:
         if weight.format == OWN:
-            self._launch(f"{OWN}_{name}", blocks, arguments)
+            self.launch(f"{OWN}_{name}", blocks, arguments)
         else:
             layout = format_number(weight.format) >> LAYOUT_BITS
-            self._launch(f"grouped_{name}", blocks, [*arguments, layout])
+            self.launch(f"grouped_{name}", blocks, [*arguments, layout])
 
 
 @cache

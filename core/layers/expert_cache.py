@@ -68,7 +68,7 @@ class ExpertCache:
         self._accelerator = accelerator
         self._inputs = inputs
         self._gate = module._apply_gate if module.has_gate else module.act_fn
-        self._at_once = held_at_once(self.linears, self._gate, accelerator)
+        self.at_once = held_at_once(self.linears, self._gate, accelerator)
 
     @property
     def expert_bytes(self) -> list[int]:
@@ -104,6 +104,17 @@ class ExpertCache:
             self._launch_copied(expert, x, numbers, shares, out)
         self._accelerator.settle()
         return out.to(x.dtype)
+
+    def launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+        """Add the parts of these held experts to out (M, K), computed by the device one after the other."""
+        rows = [[linears[expert].resident for linears in self.linears] for expert in experts]
+        places = [self._places(numbers, expert) for expert in experts]
+
+        def compute() -> None:
+            for expert, (up, down), at in zip(experts, rows, places, strict=True):
+                self._add(expert, up, down, x, at, shares, out)
+
+        self._accelerator.launch(compute, len(experts) * sum(self.expert_bytes))
 
     def hold(self, expert: int, buffers: list[Tensor]) -> None:
         """The device has the expert from now on: its bytes have arrived in `buffers` (nbytes,), one by linear."""
@@ -180,22 +191,12 @@ class ExpertCache:
             native, chosen = self._in_ram(), self._only(numbers, work.held)
             self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), len(work.held) * each)
             return
-        at_once = self._at_once
+        at_once = self.at_once
         few = [expert for expert in work.held if at_once is not None and at_once.takes(tokens[expert])]
         if at_once is not None and few:
             at_once.launch(few, x, numbers, shares, out, len(few) * each)
         if others := [expert for expert in work.held if expert not in few]:
-            self._launch_each(others, x, numbers, shares, out)
-
-    def _launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
-        rows = [[linears[expert].resident for linears in self.linears] for expert in experts]
-        places = [self._places(numbers, expert) for expert in experts]
-
-        def compute() -> None:
-            for expert, (up, down), at in zip(experts, rows, places, strict=True):
-                self._add(expert, up, down, x, at, shares, out)
-
-        self._accelerator.launch(compute, len(experts) * sum(self.expert_bytes))
+            self.launch_each(others, x, numbers, shares, out)
 
     def _in_ram(self) -> FusedExperts:
         """What computes experts where the device holds them, which is in RAM."""

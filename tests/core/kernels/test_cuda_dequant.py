@@ -126,7 +126,7 @@ def test_a_weight_that_is_no_number_shows(kernels: DeviceKernels, format: Storag
 @pytest.mark.parametrize("wrong", ["a product", "a list", "widened rows"])
 def test_what_computes_something_else_is_found_out(kernels: DeviceKernels, wrong: str) -> None:
     def launch(name: str, blocks: tuple[int, int], arguments: Sequence[Tensor | int]) -> None:
-        kernels._launch(name, blocks, arguments)
+        kernels.launch(name, blocks, arguments)
         done = "widened rows" if name.endswith("widen") else "a list" if blocks[1] > 1 else "a product"
         if done == wrong:
             [one for one in arguments if isinstance(one, Tensor)][-1].zero_()

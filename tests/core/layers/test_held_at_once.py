@@ -80,7 +80,7 @@ def test_all_that_is_held_is_two_launches_and_what_is_replaced_counts(
     tmp_path: Path, card: SecondCard, listed: ListedByTorch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Experts replace others while the reply goes on; none is computed by itself."""
-    monkeypatch.setattr(ExpertCache, "_launch_each", None)
+    monkeypatch.setattr(ExpertCache, "launch_each", None)
     reply = Reply("qwen3_moe", tmp_path)
     placement, model = reply.placed(half(reply.spec), card)
     for cache in caches(model):
@@ -104,13 +104,13 @@ def test_experts_that_many_tokens_need_are_computed_by_themselves(
     tmp_path: Path, card: SecondCard, listed: ListedByTorch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    own = ExpertCache._launch_each
+    own = ExpertCache.launch_each
 
     def each(self: ExpertCache, experts: Sequence[int], *others: Tensor) -> None:
         asked.extend(experts)
         own(self, experts, *others)
 
-    monkeypatch.setattr(ExpertCache, "_launch_each", each)
+    monkeypatch.setattr(ExpertCache, "launch_each", each)
     reply = Reply("mixtral", tmp_path)
     placement, model = reply.placed(most(reply.spec), card)
     held = max(caches(model), key=lambda cache: len(cache.buffers))
@@ -121,7 +121,7 @@ def test_experts_that_many_tokens_need_are_computed_by_themselves(
     many = held(*given).cpu()
     assert asked == [often]
     assert [3] in listed.counts
-    held._at_once = None
+    held.at_once = None
     assert torch.allclose(held(*given).cpu(), many, rtol=1e-4, atol=1e-5)
     placement.close()
     card.close()
