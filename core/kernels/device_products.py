@@ -36,8 +36,8 @@ class ListedProducts(Protocol):
     """Products of several weights of one shape and format that reside on one device, in one launch."""
 
     def entries(self, weights: Sequence[QuantizedWeight], counts: Sequence[int]) -> Tensor:
-        """Return the host's list (n, ...) that `products` reads on the device: each weight is for the next `counts` rows
-        of x, at most MOST_ROWS."""
+        """Return the host's list (n, ...) for `products` to read on the device: each weight is for the next `counts`
+        rows of x, at most MOST_ROWS."""
 
     def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
         """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of any floating type."""

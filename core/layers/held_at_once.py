@@ -78,8 +78,8 @@ class _Listed:
 def held_at_once(
     linears: Sequence[Sequence[HeteroLinear]], gate: Callable[[Tensor], Tensor], accelerator: Accelerator
 ) -> HeldAtOnce | None:
-    """What computes held experts at once on this device, with `gate` from (pairs, N) to (pairs, K); None where it has no
-    kernel for all of their products."""
+    """What computes held experts at once on this device, with `gate` from (pairs, N) to (pairs, K); None where it has
+    no kernel for all of their products."""
     products = [_products_of([one.host.weight for one in group], accelerator.device) for group in linears]
     found = [one for one in products if one is not None]
     return HeldAtOnce(linears, found, gate, accelerator) if len(found) == len(linears) else None
