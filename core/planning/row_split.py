@@ -35,7 +35,11 @@ def resident_choices(
     # Groups that a card computes no faster than the CPU does, calls and exchanges included, stay where they are.
     gains = [_gain(item, machine, strategy) for item in classes]
     order = sorted((index for index, gain in enumerate(gains) if gain > 0), key=lambda index: -gains[index])
-    found = {Residents(_whole_groups(classes, order, room, 1.0)[0], (0.0,) * len(classes)): None}
+    # Experts also stay where they are together: a layer that holds some of them exchanges with the CPU for the others.
+    dense = [index for index in order if not classes[index].chosen]
+    found = {
+        Residents(_whole_groups(classes, kept, room, 1.0)[0], (0.0,) * len(classes)): None for kept in (order, dense)
+    }
     for part in WHOLE_PARTS:
         whole, left = _whole_groups(classes, order, room, part)
         found[Residents(whole, _spread_evenly(classes, order, whole, left))] = None
