@@ -1,5 +1,5 @@
-"""Devices that compute beside the CPU: the seam (`base`), real cards (`card`), and a simulated one to plan and
-measure with.
+"""Devices that compute beside the CPU: the interface (`base`), real cards (`card`), and a simulated one for planning
+and tests.
 
-Importing this imports nothing; `opening` makes the one that a plan names.
+Importing the package imports none of them; `factory` opens the one that a plan names.
 """

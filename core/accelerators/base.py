@@ -1,19 +1,20 @@
-"""The seam to a device that computes beside the CPU: memory, streams, events, copies, and its two failures.
+"""The interface to a device that computes beside the CPU: memory, streams, events, copies, and its two failures.
 
-What is launched is only queued; the calling thread goes on. The streamed rows of a linear are computed by
+Launches are asynchronous: they enqueue work, and the calling thread continues. The streamed rows of a linear are
+computed by
 
-    copies.wait(freed)                                   # until nothing reads the slot any more
-    device.copy_async(slot, weights, copies)             # on a stream of its own
+    copies.wait(freed)                                   # until no launched work reads the slot any more
+    device.copy_async(slot, weights, copies)             # on its own stream
     arrived.record(copies)
-    device.wait(arrived)                                 # holds back what is launched from now on, not this thread
+    device.wait(arrived)                                 # delays later launches, not the calling thread
     device.launch(lambda: torch.mm(x, slot.T, out=part), nbytes)
     device.record(freed)
     ...the CPU computes its rows on this thread...
     device.settle()                                      # from here on ordinary torch calls may read `part`
 
-Everything enqueued is done in order within a stream and in any order between streams, unless an event says otherwise.
-Ordinary torch calls on the device's tensors run on the same stream as what is launched, but know nothing of it before
-`settle`: all that reads what streams bring, or may overlap with the CPU, is launched.
+Work is ordered within a stream, and unordered between streams unless an event orders it. Ordinary torch calls on the
+device's tensors run on the same stream as launched work, but may only rely on its results after `settle`. Everything
+that reads streamed data, or is to overlap with the CPU, must therefore be launched.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from core.sentence import sentence
 from core.units import format_memory
 
 PINNED = "pinned"
-"""`device` of the NotEnoughMemory that pinning raises."""
+"""The `device` of a NotEnoughMemory raised by pinning."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a device: held by nobody (below 0 where a pool has shrunk under what is used), in all, ours, our most.
-    A limit of our own counts in none of them."""
+    """Device memory in bytes: available, total, used by this process, and its peak.
+
+    `free` is negative if a pool has shrunk below what is in use. A limit set by this process affects none of them.
+    """
 
     free: int
     total: int
@@ -47,119 +50,124 @@ class Memory:
 
 
 class DeviceEvent(Protocol):
-    """A point in a stream; one that was never recorded counts as reached."""
+    """A point in a stream. An event that was never recorded counts as reached."""
 
     def record(self, stream: Stream | None = None) -> None:
-        """Mark the point after everything enqueued in this stream so far (None = what was launched)."""
+        """Mark the point after all work enqueued in this stream so far (None = after all launches)."""
 
     def query(self) -> bool:
-        """True if everything before it has been done."""
+        """Return whether all work before it has completed."""
 
     def synchronize(self) -> None:
-        """Wait for it on the calling thread. Raises DeviceLost."""
+        """Block the calling thread until it is reached. Raises DeviceLost."""
 
 
 class Stream(Protocol):
     """An ordered queue of copies."""
 
     def wait(self, event: DeviceEvent) -> None:
-        """Hold back what is enqueued from now on until `event`; the calling thread goes on."""
+        """Delay work enqueued from now on until `event`, without blocking the calling thread."""
 
     def synchronize(self) -> None:
-        """Wait on the calling thread until all is done. Raises DeviceLost."""
+        """Block the calling thread until all work has completed. Raises DeviceLost."""
 
 
 class HostCopy(Protocol):
-    """A copy to the host under way."""
+    """A copy to the host in flight."""
 
     def result(self) -> Tensor:
-        """The host's tensor, of the same shape (...), waited for. Raises DeviceLost."""
+        """Wait for the copy and return the host tensor, of the same shape (...). Raises DeviceLost."""
 
 
 class Accelerator(Protocol):
-    """One device; `device` is where its tensors live for torch. `shares_cores`: it computes on the processor's own."""
+    """A device. `device`: the torch device of its tensors; `shares_cores`: it computes on the CPU's own cores."""
 
     name: str
     shares_cores: bool
     device: torch.device
 
     def failures(self) -> AbstractContextManager[None]:
-        """Turns what torch's own operations on the device raise into NotEnoughMemory and DeviceLost."""
+        """Translate the errors of torch operations on the device into NotEnoughMemory and DeviceLost."""
 
     def memory(self) -> Memory:
-        """Asked freshly. Raises DeviceLost."""
+        """Query the current memory figures. Raises DeviceLost."""
 
     def limit(self, cap: int | None) -> None:
-        """Never hold more than `cap` bytes from now on (None = as many as are free)."""
+        """Limit this process to `cap` bytes from now on (None = all that is free)."""
 
     def reset_peak(self) -> None:
-        """Start counting the most used anew."""
+        """Restart the peak memory statistics."""
 
     def release_cached(self) -> None:
-        """Give memory back to others that is kept for later but not used."""
+        """Return cached, unused memory to the system."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor (*shape) of any content on the device. Raises NotEnoughMemory with the device's name, DeviceLost."""
+        """Allocate an uninitialised tensor (*shape) on the device. Raises NotEnoughMemory with its name, DeviceLost."""
 
     def pinned(self, nbytes: int) -> Tensor:
-        """Page-locked bytes (uint8, exactly `nbytes`) to copy from and to. Raises NotEnoughMemory(device='pinned')."""
+        """Allocate exactly (nbytes,) of page-locked uint8. Raises NotEnoughMemory(device='pinned')."""
 
     def stream(self) -> Stream:
-        """A new stream for copies."""
+        """Create a stream for copies."""
 
     def event(self) -> DeviceEvent:
-        """A new event, not recorded yet."""
+        """Create an event that has not been recorded yet."""
 
     def copy_async(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
-        """Enqueue a copy between host and device, both (...) contiguous and of the same bytes. `src` must not
-        change before it is done; from or to memory that is not pinned it may block. Raises DeviceLost."""
+        """Enqueue a copy between host and device, both (...) contiguous and of the same size in bytes. Raises
+        DeviceLost.
+
+        `src` must not change before the copy has completed. Copies from or to unpinned memory may block.
+        """
 
     def launch(self, work: Callable[[], object], nbytes: int = 0) -> None:
-        """Compute on the device after all that was launched before. `nbytes`: weights read, for simulated time."""
+        """Enqueue work on the device, after all earlier launches. `nbytes`: weights it reads, for simulated time."""
 
     def wait(self, event: DeviceEvent) -> None:
-        """Hold back what is launched from now on until `event`; the calling thread goes on."""
+        """Delay later launches until `event`, without blocking the calling thread."""
 
     def record(self, event: DeviceEvent) -> None:
-        """Mark the point after everything launched so far."""
+        """Mark the point after all launches so far."""
 
     def settle(self) -> None:
-        """Make what was launched visible to ordinary torch calls on this thread. Raises DeviceLost."""
+        """Make launched results visible to ordinary torch calls on this thread. Raises DeviceLost."""
 
     def to_host(self, tensor: Tensor) -> HostCopy:
-        """Begin to bring a small result (...) to the host; to be called before launching what it need not wait for."""
+        """Start copying a small result (...) to the host. Call it before launching work that it need not wait for."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A small host tensor (...) on the device, for what is launched or called from now on."""
+        """Copy a small host tensor (...) to the device, for later launches and calls."""
 
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same of several (...) of one type in one copy, each in its shape."""
+        """Copy several tensors (...) of one type to the device in one transfer, keeping their shapes."""
 
     def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
         """Run `work` once on copies of these host tensors (...), then capture it; None if the device has no graphs.
-        Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host."""
+
+        Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host.
+        """
 
     def synchronize(self) -> None:
-        """Wait until everything is done. Raises DeviceLost."""
+        """Wait until all work has completed. Raises DeviceLost."""
 
     def close(self) -> None:
-        """Let go of threads and caches; nothing else may be called afterwards."""
+        """Release threads and caches. No other method may be called afterwards."""
 
 
 def laid_together(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
-    """Host tensors of one type end to end in a new one (n,)."""
+    """Concatenate the elements of host tensors of one type in a new tensor (n,)."""
     whole = torch.empty(sum(one.numel() for one in tensors), dtype=tensors[0].dtype, pin_memory=pinned)
     return torch.cat([one.reshape(-1) for one in tensors], out=whole)
 
 
 def taken_apart(whole: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What `laid_together` made of these (n,), wherever it is by now: views in their shapes."""
+    """Split `whole` (n,), made by `laid_together` from `tensors` or copied since, into views of their shapes."""
     parts = whole.split_with_sizes([one.numel() for one in tensors])
     return [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
 
 
 def out_of_memory(name: str, wanted: int | None = None, free: int | None = None) -> NotEnoughMemory:
-    """The failure of an allocation on a device."""
+    """Return the error of a failed allocation on a device."""
     why = (
         ""
         if wanted is None or free is None
@@ -174,7 +182,7 @@ def out_of_memory(name: str, wanted: int | None = None, free: int | None = None)
 
 
 def cannot_pin(nbytes: int) -> NotEnoughMemory:
-    """The failure to page-lock memory."""
+    """Return the error of page-locking memory."""
     return NotEnoughMemory(
         sentence("The system does not let {} of memory be locked for fast copies.", format_memory(nbytes)),
         "",
@@ -184,7 +192,7 @@ def cannot_pin(nbytes: int) -> NotEnoughMemory:
 
 
 def not_supported(name: str) -> DeviceLost:
-    """The failure of everything on a card that the installed torch was not built for."""
+    """Return the error of a card that the installed torch was not built for."""
     return DeviceLost(
         sentence("The installed torch has no code for the graphics card {}.", name),
         "The card is older or newer than those it was built for.",
@@ -193,7 +201,7 @@ def not_supported(name: str) -> DeviceLost:
 
 
 def device_lost(name: str) -> DeviceLost:
-    """The failure of everything after a device stopped answering."""
+    """Return the error of a device that stopped answering."""
     return DeviceLost(
         sentence("The graphics device {} stopped answering.", name),
         "Its driver was reset, or the computer has been asleep.",

@@ -1,6 +1,6 @@
-"""What differs between the makers of graphics cards, as one table by torch's name of the device.
+"""The differences between the makers' devices, as a table by torch device type.
 
-torch speaks to all of them by the same calls (`torch.accelerator`, streams, events); here is what it does not.
+torch has a common API (`torch.accelerator`, streams, events); this covers the rest.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from core.accelerators.base import Memory, cannot_pin
 from core.accelerators.host_bytes import host_bytes
 
 PAGE = 4096
-# cudaHostRegisterPortable, and the answer that all is well.
+# The flag cudaHostRegisterPortable, and the return code cudaSuccess.
 PORTABLE, SUCCESS = 1, 0
 
 
 def no_graph() -> None:
-    """No-op: the device has no graphs."""
+    """Return None: the device has no graphs."""
 
 
 def begin_capture(graph: Any) -> None:
@@ -33,12 +33,13 @@ def begin_capture(graph: Any) -> None:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What one maker's devices can do.
+    """The capabilities of a type of device.
 
-    `memory` and `limit` (to a fraction of all memory) ask and tell the allocator; `pinned` locks exactly so many bytes.
-    `streams`: copies have queues of their own and run beside the host; without, they follow what was launched and are
-    waited for. `own_kernels`: device.cu can be compiled for it. `graph`: makes an empty graph, None if there are
-    none; `begin` starts a capture on the current stream; inside `without_waits` synchronising with the device fails.
+    `memory` and `limit` (a fraction of the total) query and limit the allocator; `pinned` locks exactly so many bytes.
+    `streams`: copies have streams of their own and run asynchronously to the host; otherwise they follow launched work,
+    and block. `own_kernels`: device.cu can be compiled for it. `graph` makes an empty graph, None if there are none;
+    `begin` starts a capture on the current stream. Inside of `without_waits`, synchronising with the device raises an
+    error.
     """
 
     memory: Callable[[torch.device], Memory]
@@ -52,12 +53,13 @@ class Capabilities:
 
 
 def capabilities_of(device: torch.device) -> Capabilities:
-    """Those of this kind of device; of one that the table does not name, what torch promises of all."""
+    """Return the capabilities of this type of device; for types not in the table those that torch guarantees for
+    all."""
     return TABLE.get(device.type, COMMON)
 
 
 def has_unified_memory(device: torch.device) -> bool:
-    """Whether the device computes in the processor's own memory: Apple's, and graphics built into a processor."""
+    """Return whether the device uses the CPU's memory: Apple GPUs and integrated graphics."""
     if device.type == "mps":
         return True
     properties = _properties(device)
@@ -65,7 +67,7 @@ def has_unified_memory(device: torch.device) -> bool:
 
 
 def name_of(device: torch.device) -> str:
-    """What its maker calls it."""
+    """Return the device's product name."""
     named = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(named(device.index)) if named else f"{device.type} device"
 
@@ -75,29 +77,29 @@ def _properties(device: torch.device) -> Any:
     return asked(device) if asked else None
 
 
-# ---- what torch promises of every device
+# ---- common to all devices
 
 
 def common_memory(device: torch.device) -> Memory:
-    """Memory as torch's allocator counts it."""
+    """Return memory as counted by torch's allocator."""
     free, total = torch.accelerator.get_memory_info(device)
     return counted(device, free, total)
 
 
 def counted(device: torch.device, free: int, total: int) -> Memory:
-    """What torch keeps for later is ours to use, though the driver counts it as taken."""
+    """Return memory figures in which torch's cached blocks count as free, although the driver counts them as used."""
     used = torch.accelerator.memory_allocated(device)
     kept = torch.accelerator.memory_reserved(device) - used
     return Memory(free + kept, total, used, torch.accelerator.max_memory_reserved(device))
 
 
 def common_limit(device: torch.device, fraction: float) -> None:
-    """Let torch's allocator hold at most this fraction of the device's memory."""
+    """Limit torch's allocator to this fraction of the device's memory."""
     torch.get_device_module(device).set_per_process_memory_fraction(fraction, device)
 
 
 def common_pinned(nbytes: int, device: torch.device) -> Tensor:
-    """Memory (nbytes,) locked by torch's own allocator. Raises NotEnoughMemory(device='pinned')."""
+    """Allocate pinned memory (nbytes,) with torch's own allocator. Raises NotEnoughMemory(device='pinned')."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
     except RuntimeError as error:
@@ -105,21 +107,25 @@ def common_pinned(nbytes: int, device: torch.device) -> Tensor:
 
 
 def common_graph() -> Any:
-    """A graph by torch's device-independent API, None in versions without it. Raises RuntimeError for other devices."""
+    """Make a graph with torch's device-independent API; None in versions without it. Raises RuntimeError if
+    unsupported."""
     make = getattr(torch.accelerator, "Graph", None)
     return None if make is None else make()
 
 
-# ---- NVIDIA's, and AMD's by ROCm, which has the same interface
+# ---- NVIDIA, and AMD with ROCm, which has the same API
 
 
 def registered(nbytes: int, device: torch.device) -> Tensor:
-    """Pages (nbytes,) of exactly this size: torch's own pinned memory is rounded up to a power of two."""
+    """Pin pages of exactly this size (nbytes,): torch's pinned allocator rounds up to a power of two.
+
+    Raises NotEnoughMemory(device='pinned').
+    """
     address: list[int] = []
     host = host_bytes(nbytes, PAGE, lambda _: _unregister(address))
     length = -(-nbytes // PAGE) * PAGE
     if int(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), length, PORTABLE)) != SUCCESS:  # type: ignore[no-untyped-call]
-        # A call to the runtime that failed is reported again by the next operation, whatever that is.
+        # A failed call of the runtime is reported again by the next operation, whatever it is: let that happen here.
         with suppress(torch.AcceleratorError):
             torch.zeros(1, device=device)
         raise cannot_pin(nbytes)
@@ -133,18 +139,18 @@ def _unregister(address: list[int]) -> None:
 
 
 def cuda_graph() -> Any:
-    """A graph by torch's API for CUDA, which has no device-independent one (2.13)."""
+    """Make a graph with torch's CUDA API; torch 2.13 has no device-independent one for CUDA."""
     return torch.cuda.CUDAGraph()
 
 
 def cuda_begin(graph: Any) -> None:
-    """Start a capture that calls of other threads do not invalidate."""
+    """Start a capture that is not invalidated by calls of other threads."""
     graph.capture_begin(capture_error_mode="thread_local")
 
 
 @contextmanager
 def cuda_without_waits() -> Iterator[None]:
-    """Let synchronising operations raise, because a capture that fails leaves torch's allocator in capture mode."""
+    """Make synchronising operations raise, because a failed capture would leave torch's allocator in capture mode."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that this is a prototype
@@ -155,11 +161,12 @@ def cuda_without_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-# ---- Intel's
+# ---- Intel
 
 
 def xpu_memory(device: torch.device) -> Memory:
-    """Graphics inside of a processor do not tell how much is free: then all that torch has not taken."""
+    """Return memory; integrated graphics do not report free memory, so that all not reserved by torch counts as
+    free."""
     try:
         return common_memory(device)
     except RuntimeError:
@@ -167,23 +174,23 @@ def xpu_memory(device: torch.device) -> Memory:
         return counted(device, total - torch.accelerator.memory_reserved(device), total)
 
 
-# ---- Apple's
+# ---- Apple
 
 
 def mps_memory(device: torch.device) -> Memory:
-    """Memory as Metal recommends to use it; the peak is not counted there."""
+    """Return memory within Metal's recommended limit. Metal counts no peak; the driver's current total replaces it."""
     used, taken = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
     total = torch.mps.recommended_max_memory()
     return Memory(total - used, total, used, taken)
 
 
 def mps_limit(device: torch.device, fraction: float) -> None:
-    """Let torch hold at most this fraction of the memory that Metal recommends."""
+    """Limit torch to this fraction of the memory that Metal recommends."""
     torch.mps.set_per_process_memory_fraction(fraction)
 
 
 def ordinary(nbytes: int, device: torch.device) -> Tensor:
-    """Memory (nbytes,) that need not be locked for copies: the device shares it."""
+    """Allocate ordinary memory (nbytes,): the device shares it, so that copies need no pinned memory."""
     return torch.empty(nbytes, dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""A graphics card of any maker through the calls that torch has for all: CUDA, ROCm (as cuda), Intel XPU, Apple MPS."""
+"""A graphics card of any maker through torch's device-independent API: CUDA, ROCm (as cuda), Intel XPU, Apple MPS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from core.accelerators.graph import Replay, Work
 from core.errors import HeteGenError
 from core.spec import COPY_PIECE
 
-# Libraries of the makers take memory of their own when first used; torch tells of their failures by a RuntimeError.
+# The makers' libraries allocate memory of their own on first use; torch reports their failures as RuntimeError.
 FULL = (
     "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "OUT_OF_DEVICE_MEMORY",
     "OUT_OF_RESOURCES",
@@ -34,14 +34,16 @@ NO_CODE = ("no kernel image", "INVALID_BINARY", "INVALID_KERNEL_NAME")
 
 
 def cards() -> list[torch.device]:
-    """The cards that torch can use, in its order."""
+    """Return the cards that torch can use, in its order."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return [] if found is None else [torch.device(found.type, i) for i in range(torch.accelerator.device_count())]
 
 
 class CardEvent:
-    """A point in a stream. Waiting for it sleeps, unless it is `hasty`: a thread that spins takes a core from those
-    that compute."""
+    """A point in a stream. Waiting for it blocks without spinning, unless it is `hasty`.
+
+    A spinning thread would take a core from those that compute.
+    """
 
     def __init__(self, card: Card, *, hasty: bool = False) -> None:
         self._card = card
@@ -65,14 +67,14 @@ class CardEvent:
                 self._event.synchronize()
 
     def hold(self, stream: torch.Stream) -> None:
-        """Let this stream wait for the event."""
+        """Make `stream` wait for the event."""
         with self._card.failures():
             if self._event is not None:
                 stream.wait_event(self._event)
 
 
 class CardStream:
-    """A queue of copies; the one of what is launched where a device has no other."""
+    """A stream for copies; the current stream on devices without separate ones."""
 
     def __init__(self, card: Card) -> None:
         self._card = card
@@ -80,7 +82,7 @@ class CardStream:
             self.raw = torch.Stream(card.device) if card.can.streams else card.current()
 
     def entered(self) -> AbstractContextManager[object]:
-        """Inside, torch's operations go to this stream."""
+        """Return a context in which torch's operations are enqueued in this stream."""
         return self.raw if self._card.can.streams else nullcontext()
 
     def wait(self, event: DeviceEvent) -> None:
@@ -93,10 +95,10 @@ class CardStream:
 
 
 class CardHostCopy:
-    """A small result on its way to the host."""
+    """A copy of a small result to the host."""
 
     def __init__(self, card: Card, tensor: Tensor) -> None:
-        # Waited for at every divided linear, for some microseconds: to wake up would take longer than to spin.
+        # Waited for at every split linear, for a few microseconds: waking up would take longer than spinning.
         self._arrived = CardEvent(card, hasty=True)
         with card.failures():
             if card.can.streams:
@@ -112,7 +114,7 @@ class CardHostCopy:
 
 
 class Card:
-    """One card. What is launched goes to torch's current stream, as the model's own operations do."""
+    """A graphics card. Launched work goes to torch's current stream, as the model's own operations do."""
 
     shares_cores = False
 
@@ -122,12 +124,12 @@ class Card:
         self.can = capabilities_of(device)
         self._captures: CardStream | None = None
         with self.failures():
-            torch.zeros(1, device=device)  # the first touch, which makes the driver's own things
+            torch.zeros(1, device=device)  # the first use initialises the driver's context
             torch.accelerator.synchronize(device)
 
     @contextmanager
     def failures(self, wanted: int | None = None) -> Iterator[None]:
-        """Turns torch's errors into NotEnoughMemory and DeviceLost."""
+        """Translate torch's errors into NotEnoughMemory and DeviceLost."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -138,7 +140,7 @@ class Card:
             raise failure from error
 
     def current(self) -> torch.Stream:
-        """The stream of what is launched."""
+        """Return the stream of launched work."""
         return torch.accelerator.current_stream(self.device)
 
     def memory(self) -> Memory:
@@ -190,7 +192,7 @@ class Card:
         event.record(None)
 
     def settle(self) -> None:
-        """No-op: torch calls follow on the same stream."""
+        """No-op: torch calls are ordered by the same stream."""
 
     def to_host(self, tensor: Tensor) -> CardHostCopy:
         return CardHostCopy(self, tensor)
@@ -211,15 +213,15 @@ class Card:
         there = [self.to_device(one) for one in inputs]
         if (graph := self.can.graph()) is None:
             return None
-        # Always the same stream: libraries keep a workspace for each stream.
+        # Always the same stream, because libraries keep a workspace for each stream.
         self._captures = self._captures or self.stream()
         self.synchronize()
-        # Once before, for initialisations that are not permitted in a capture.
+        # Run once before, because libraries initialise things that must not be captured.
         try:
             with self._captures.entered(), self.can.without_waits():
                 work(*there)
         finally:
-            self.synchronize()  # its writes are used on another stream, also after a failure
+            self.synchronize()  # its results are used on another stream, also after a failure
         self.release_cached()
         with self._captures.entered():
             self.can.begin(graph)
@@ -242,7 +244,7 @@ class Card:
 
 
 def failure_of(name: str, error: RuntimeError) -> HeteGenError | None:
-    """What an error of torch means for the device; None where it is not the device's."""
+    """Return the error of the device that a torch error stands for; None if it is not the device's."""
     text = str(error)
     if any(words in text for words in FULL):
         return out_of_memory(name)

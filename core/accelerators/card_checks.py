@@ -1,4 +1,4 @@
-"""What is tried of a card in the process that its trial starts: a product, copies each way, our own kernels, graphs."""
+"""Checks of a card, run in a separate process: a matrix product, copies, our own kernels, graphs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from core.units import MIB
 
 SIDE, COPY = 512, 16 * MIB
 TOLERANCE = 0.02
-"""Of the largest number of a product: rounding to bf16 makes less of it."""
+"""Largest error of a product relative to its largest element; rounding to bf16 stays below it."""
 
 
 def try_card(device: torch.device) -> Trial:
-    """All that is tried, in this process. Raises HeteGenError, RuntimeError."""
+    """Run all checks in this process. Raises HeteGenError, RuntimeError."""
     card = Card(device)
     if not multiplies(card):
         return Trial("It multiplied wrongly when it was tried.", name_of(device), device.type)
@@ -37,14 +37,14 @@ def try_card(device: torch.device) -> Trial:
 
 
 def multiplies(card: Card) -> bool:
-    """Whether a product in bf16 is that of the processor."""
+    """Return whether a bf16 product agrees with that of the CPU."""
     left, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(2))
     found = card.to_host(card.to_device(left) @ card.to_device(right)).result()
     return _agree(found.float(), left.float() @ right.float())
 
 
 def copies(card: Card) -> tuple[float, float, bool]:
-    """Seconds of a copy up and of one down, and whether every byte came back; ordered by events alone."""
+    """Return the seconds of a copy up and down, and whether all bytes were intact; ordered by events alone."""
     source, back, there = card.pinned(COPY), card.pinned(COPY), card.empty((COPY,), torch.uint8)
     source.copy_(torch.randint(0, 256, (COPY,), dtype=torch.uint8))
     up, down, arrived, read = card.stream(), card.stream(), card.event(), card.event()
@@ -66,7 +66,7 @@ def copies(card: Card) -> tuple[float, float, bool]:
 
 
 def replays(card: Card) -> bool:
-    """Whether a product and a sum can be captured, and replayed with another input."""
+    """Return whether a product and a sum can be captured in a graph and replayed with another input."""
     first, other, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(3))
     there = card.to_device(right)
     try:

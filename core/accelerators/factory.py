@@ -1,4 +1,4 @@
-"""From a plan's device to the accelerator that carries it out."""
+"""Opens the accelerator that a plan names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from core.accelerators.simulation_spec import Simulation
 
 
 def open_accelerator(index: int, simulation: Simulation | None = None) -> Accelerator | None:
-    """The accelerator of a plan's `gpu` index: None for -1, the simulated one if that is what was planned for.
-    Raises DeviceLost."""
+    """Open the accelerator of a plan's `gpu` index: None for -1, the simulated one if `simulation` is given.
+
+    Raises DeviceLost.
+    """
     if index < 0:
         return None
     if simulation is not None:

@@ -1,6 +1,6 @@
-"""Work on a card that is captured once and replayed by one call, without Python between its operations.
+"""Captured device work that is replayed by one call, without Python between its operations.
 
-A graph holds addresses only: what it reads and writes must stay where it was during the capture.
+A graph holds addresses only: its inputs and outputs must stay where they were during the capture.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Protocol
 from torch import Tensor
 
 Work = Callable[..., Tensor]
-"""Takes tensors on the device and returns one there; must not synchronise with the host."""
+"""Takes tensors on the device and returns one there. Must not synchronise with the host."""
 
 
 class Graph(Protocol):
-    """A graph of torch, of any maker."""
+    """A torch graph of any maker's device."""
 
     def capture_end(self) -> None:
         """End the capture. Raises RuntimeError if something in it could not be captured."""
@@ -33,19 +33,19 @@ class Replay:
     def __init__(
         self, graph: Graph, inputs: Sequence[Tensor], result: Tensor, put: Callable[[Tensor, Tensor], None]
     ) -> None:
-        """`put`: overwrites a tensor on the device with one on the host, in the order of launches."""
+        """`put`: overwrites a device tensor with a host tensor, in launch order."""
         self._graph = graph
         self._inputs = inputs
         self._result = result
         self._put = put
 
     def __call__(self, *values: Tensor) -> Tensor:
-        """Replay with these host tensors (...) as inputs; the result, on the device, is valid until the next call."""
+        """Replay with these host tensors (...) as inputs. The result, on the device, is valid until the next call."""
         for there, value in zip(self._inputs, values, strict=True):
             self._put(there, value)
         self._graph.replay()
         return self._result
 
     def drop(self) -> None:
-        """Free the memory; must not be called again afterwards."""
+        """Free the memory. The replay must not be called afterwards."""
         self._graph.reset()

@@ -1,4 +1,4 @@
-"""Host memory whose end can be noticed: torch keeps the array beneath for as long as any view of the tensor lives."""
+"""Host memory with a callback when it is freed: torch keeps the underlying array while any view of a tensor lives."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def host_bytes(nbytes: int, alignment: int, freed: Callable[[int], None]) -> Tensor:
-    """(nbytes,) of uint8 beginning at a multiple of `alignment`; `freed(nbytes)` is called before they are given back.
+    """Allocate (nbytes,) of uint8, aligned to `alignment`; `freed(nbytes)` is called before they are freed.
 
-    Whole multiples of the alignment belong to it, so that pages of their own can be locked.
+    The allocation covers whole multiples of `alignment`, so that its pages can be locked without affecting others.
     """
     whole = -(-nbytes // alignment) * alignment
     array = np.empty(whole + alignment, dtype=np.uint8)

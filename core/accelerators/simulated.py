@@ -1,13 +1,12 @@
-"""A graphics card made of RAM, a clock and threads, to test every placement, budget and overlap without one.
+"""A simulated graphics card in RAM, to test every placement, budget and overlap without a real one.
 
-Memory is a capped, accounted pool. The link delivers at a given rate by waiting, off the computing threads; until then
-both ends of each piece of the destination hold NaN, so that computing with what has not arrived shows. As with real
-cards, only memory that is pinned is copied beside the caller: any other goes through one pinned buffer, piece after
-piece, and the caller waits. What is launched is kept until its results are asked for and then done on the asking
-thread: it has the cores, a second team of threads would fight for them. A device that was given cores of its own begins
-at once and computes beside the caller. A rate for the device makes it take at least that long, counted from when it
-could have begun.
-Never chosen by itself, always named simulated.
+Memory is a capped, accounted pool. The link delivers at a given rate by waiting, on threads that do not compute. Until
+a piece is delivered, both ends of its destination hold NaN, so that use of data that has not arrived shows. As with
+real cards, only pinned memory is copied asynchronously: other memory is staged through one pinned buffer, piece by
+piece, and the caller waits. Launched work is deferred until its results are needed and then done on the thread that
+needs them: that thread has the cores, and a second thread pool would compete for them. A device with cores of its own
+starts at once and computes beside the caller. A memory rate gives each launch a minimum duration, counted from when it
+could have started. Never chosen automatically, and always named simulated.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ ALIGNMENT = 64
 
 
 def launch_queue(health: Health, simulation: Simulation) -> LaunchQueue:
-    """What computes for such a device."""
+    """Make the queue that computes for such a device."""
     if simulation.cores:
         return DeviceQueue(health, simulation.gpu, simulation.cores)
     return LaunchQueue(health, simulation.gpu)
@@ -59,7 +58,7 @@ class SimulatedAccelerator:
         self._capacity = simulation.vram
         self._cap: int | None = None
         self._others = self._used = self._peak = 0
-        # A tensor may be collected, and so give its bytes back, while its own thread allocates.
+        # Reentrant: garbage collection may free a tensor, and so its bytes, while the same thread allocates.
         self._lock = threading.RLock()
         self._health = Health(self.name)
         self._up, self._down = Wire(simulation.link), Wire(simulation.link)
@@ -81,15 +80,15 @@ class SimulatedAccelerator:
         self._cap = cap
 
     def resize(self, capacity: int) -> None:
-        """Change how much memory the device has; what is held stays held."""
+        """Change the device's memory size; existing allocations stay."""
         self._capacity = capacity
 
     def others(self, nbytes: int) -> None:
-        """Let other programs hold this many bytes of it."""
+        """Simulate other programs that hold this many bytes."""
         self._others = nbytes
 
     def lose(self) -> None:
-        """Let everything raise DeviceLost from now on."""
+        """Make everything raise DeviceLost from now on."""
         self._health.lost = True
 
     def reset_peak(self) -> None:
@@ -100,7 +99,7 @@ class SimulatedAccelerator:
 
     @property
     def link_busy_s(self) -> float:
-        """Seconds that the link has spent bringing data to the device."""
+        """Return the seconds for which the link has carried data to the device."""
         return self._up.busy_s
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -185,7 +184,7 @@ class SimulatedAccelerator:
         """No-op for inputs (...) of any shape: a simulated device has no graphs."""
 
     def synchronize(self) -> None:
-        # What was launched first, as copies may wait for it: only the thread that settles does it.
+        # Launched work first, because copies may wait for it, and only the settling thread does it.
         self.settle()
         for stream in self._streams:
             stream.synchronize()
@@ -198,7 +197,7 @@ class SimulatedAccelerator:
         self._streams.clear()
 
     def allowed(self) -> int:
-        """Bytes that this program may hold now: those that others leave, at most the cap."""
+        """Return the bytes that this program may hold now: those that others leave, at most the cap."""
         free = self._capacity - self._others
         return free if self._cap is None else min(free, self._cap)
 
@@ -212,7 +211,7 @@ class SimulatedAccelerator:
 
 
 class _Small:
-    """A small copy: the tensor is there already (it is all RAM), its time is not up yet."""
+    """A small copy. The tensor is there already, as all memory is RAM, but its delivery time is not reached yet."""
 
     def __init__(self, tensor: Tensor, wire: Wire) -> None:
         self._tensor = tensor

@@ -1,7 +1,7 @@
-"""Streams and events of the simulated device: queues whose work is done late, by a clock.
+"""Streams and events of the simulated device: queues whose work is deferred and timed by a clock.
 
-A queue is worked through by whoever waits for something in it, piece by piece; copies also by a thread of the link's.
-What was launched is computed by the thread that launched it, or by that of a device with cores of its own.
+A queue's work is done piece by piece by any thread that waits for a part of it; copies also by a thread of the link.
+Launched work is done by the thread that launched it, or by a thread of a device with cores of its own.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from core.kernels.native_library import copy_past_caches
 from core.spec import COPY_PIECE
 from core.units import KIB
 
-# Marks what is on its way: all ones is NaN in every floating type.
+# Marks data in flight: all bits set is NaN in every floating-point type.
 POISON, POISON_BYTES = 0xFF, 256
-# A copy so small is done by whoever waits for it: waking a thread would take longer.
+# Copies up to this size are done by the waiting thread: waking the link's thread would take longer.
 SMALL_COPY = 256 * KIB
-# Sleeping is no more exact than this; the clocks keep the debt, so rates are right all the same.
+# Sleeping is not more precise than this. The clocks accumulate the error, so that average rates are right.
 SHORTEST_SLEEP = 50e-6
 LOOK_AGAIN_S = 0.1
 
 
 @dataclass
 class Health:
-    """Whether the device still answers; closing it ends that, too."""
+    """Whether the device still answers; closing it also ends that."""
 
     name: str
     lost: bool = False
     failure: Exception | None = None
 
     def check(self) -> None:
-        """Raises DeviceLost, or what a thread of the device failed with."""
+        """Check the device. Raises DeviceLost, or the error of a device thread."""
         if self.failure is not None:
             raise self.failure
         if self.lost:
@@ -48,13 +48,13 @@ class Health:
 
 
 def sleep_until(moment: float) -> None:
-    """Wait for a moment of `time.perf_counter`, roughly."""
+    """Sleep until about this time of `time.perf_counter`."""
     if (seconds := moment - time.perf_counter()) > SHORTEST_SLEEP:
         time.sleep(seconds)
 
 
 class Wire:
-    """One direction of the link, shared by all streams: busy until when, and for how long in all."""
+    """One direction of the link, shared by all streams. `busy_s`: seconds it was busy in total."""
 
     def __init__(self, rate: float) -> None:
         self._seconds_per_byte = 1 / rate
@@ -63,7 +63,7 @@ class Wire:
         self.busy_s = 0.0
 
     def take(self, nbytes: int, ready: float) -> float:
-        """Reserve the time of a copy that could begin at `ready`; the moment of its delivery."""
+        """Reserve the link for a copy that can start at `ready`; return the time of its delivery."""
         seconds = nbytes * self._seconds_per_byte
         with self._lock:
             self._free_at = max(self._free_at, ready) + seconds
@@ -72,7 +72,7 @@ class Wire:
 
 
 class Mark:
-    """One recording of an event: fired at `at` on the simulated clock."""
+    """One recording of an event. It fires at time `at` of the simulated clock."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -86,11 +86,11 @@ class Mark:
 
 
 Work = Callable[[], Mark | None]
-"""Done when called, unless it returns a mark that must fire before it can be."""
+"""A piece of work. Returns None when done, or the mark that must fire before it can be done."""
 
 
 class Queue:
-    """Work in order. Reaching a mark means taking steps until it has fired."""
+    """A queue of work in order. Reaching a mark means doing steps until it has fired."""
 
     def __init__(self, health: Health) -> None:
         self.health = health
@@ -99,30 +99,30 @@ class Queue:
         self._clock = 0.0
 
     def enqueue(self, work: Work) -> None:
-        """Add work after what there is."""
+        """Append work."""
         self._work.append(work)
 
     @property
     def is_empty(self) -> bool:
-        """Whether no work is left."""
+        """Return whether no work is left."""
         return not self._work
 
     def mark(self) -> Mark:
-        """A new mark after everything enqueued so far."""
+        """Return a new mark after all work enqueued so far."""
         mark = Mark(self)
 
         def fire() -> None:
             mark.at = self._clock
             mark.done.set()
 
-        if self.is_empty:  # nothing is on its way: nobody would come to fire it
+        if self.is_empty:  # no work is pending, so nobody would come to fire it
             fire()
         else:
             self.enqueue(fire)
         return mark
 
     def reach(self, mark: Mark) -> None:
-        """Do this queue's work up to the mark, on the calling thread. Raises DeviceLost."""
+        """Do this queue's work up to the mark on the calling thread. Raises DeviceLost."""
         while not mark.done.is_set():
             self.step(mark)
         sleep_until(mark.at)
@@ -145,8 +145,11 @@ class Queue:
         self.reach(self.mark())
 
     def step(self, until: Mark | None = None) -> None:
-        """Do the next piece of work, or wait for what it waits for; nothing beyond `until`, which others may have
-        reached meanwhile: it could wait for what only this thread can do. Raises DeviceLost."""
+        """Do the next piece of work, or first reach the mark that it waits for. Raises DeviceLost.
+
+        Does nothing if another thread has reached `until` meanwhile: the work after it could wait for what only this
+        thread can do.
+        """
         with self._driving:
             self.health.check()
             if until is not None and until.done.is_set():
@@ -155,10 +158,11 @@ class Queue:
             try:
                 blocker = self._work[0]() if self._work else None
             finally:
-                # Not taken off before (an empty queue means that nothing is on its way), but after a failure, too.
+                # Removed only after it is done, because an empty queue means that nothing is pending; but also after a
+                # failure.
                 if blocker is None and self._work:
                     self._work.popleft()
-        # Not while driving: the thread that can make it fire may need this queue's earlier marks.
+        # Without the lock: the thread that can make it fire may need earlier marks of this queue.
         if blocker is not None:
             blocker.queue.reach(blocker)
 
@@ -167,25 +171,25 @@ class Driver:
     """A thread that works through a queue whenever it is woken."""
 
     def __init__(self, queue: Queue, name: str, prepare: Callable[[], object] = lambda: None) -> None:
-        """`prepare` is called in the thread before all else."""
+        """`prepare` is called first in the thread."""
         self._queue, self._prepare = queue, prepare
         self._wake = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Look for work again."""
+        """Make the thread look for work."""
         self._wake.release()
 
     def stop(self) -> None:
-        """End the thread once its device is lost."""
+        """Join the thread, after its device was lost."""
         self.wake()
         self._thread.join()
 
     def _run(self) -> None:
         self._prepare()
         health = self._queue.health
-        # As in a forward pass: what was made there may be written to here.
+        # Tensors made in inference mode, as in a forward pass, may only be written to in it.
         with torch.inference_mode():
             while not health.lost:
                 self._wake.acquire()
@@ -200,7 +204,7 @@ class Driver:
 
 
 class LaunchQueue(Queue):
-    """What is computed: on the thread that launched it, when asked for, no faster than the device's rate."""
+    """Launched work: done on the launching thread when it is needed, not faster than the device's rate."""
 
     def __init__(self, health: Health, rate: float | None) -> None:
         super().__init__(health)
@@ -228,11 +232,11 @@ class LaunchQueue(Queue):
         super().synchronize()
 
     def stop(self) -> None:
-        """End the thread that computes, if the device has one."""
+        """Stop the computing thread, if the device has one."""
 
 
 class DeviceQueue(LaunchQueue):
-    """What is computed, at once and beside whoever launched it: by a thread that uses cores of the device's own."""
+    """Launched work of a device with its own cores: done at once by a thread of its own, beside the launching one."""
 
     def __init__(self, health: Health, rate: float | None, cores: int) -> None:
         super().__init__(health, rate)
@@ -262,11 +266,11 @@ class CopyQueue(Queue):
         self._driver = Driver(self, "simulated link")
 
     def copy(self, dst: Tensor, src: Tensor, wire: Wire) -> None:
-        """Enqueue a copy in pieces, between contiguous tensors (n,) of the same bytes."""
+        """Enqueue a copy in pieces between contiguous tensors (n,) of the same size in bytes."""
         starts = range(0, dst.nbytes, COPY_PIECE)
         pieces = [_Piece(dst, src, start, min(COPY_PIECE, dst.nbytes - start)) for start in starts]
         if self._work:
-            # What lies there may still be used by whom this stream waits for.
+            # The destination may still be in use by work that this stream waits for.
             self.enqueue(lambda: _poison(pieces))
         else:
             _poison(pieces)
@@ -277,11 +281,11 @@ class CopyQueue(Queue):
             self._driver.wake()
 
     def stop(self) -> None:
-        """End the thread of a device that is lost."""
+        """Stop the thread of a lost device."""
         self._driver.stop()
 
     def _carry(self, piece: _Piece, wire: Wire, enqueued: float) -> None:
-        # The clock is that of the last event waited for: time before it cannot be used.
+        # The queue's clock is at the last event waited for: earlier link time cannot be used.
         at = wire.take(piece.nbytes, max(enqueued, self._clock))
         sleep_until(at)
         piece.fill()
@@ -289,7 +293,7 @@ class CopyQueue(Queue):
 
 
 class SimulatedEvent:
-    """A point in a queue; None stands for what was launched."""
+    """A point in a queue; None as a stream stands for launched work."""
 
     def __init__(self, launched: LaunchQueue) -> None:
         self._launched = launched
@@ -311,7 +315,7 @@ class SimulatedEvent:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a copy. Holds its tensors, so that neither is freed before it is delivered."""
+    """A part of a copy. Holds its tensors, so that neither is freed before delivery."""
 
     dst: Tensor
     src: Tensor
@@ -325,7 +329,7 @@ class _Piece:
         ctypes.memset(begin + self.nbytes - marked, POISON, marked)
 
     def fill(self) -> None:
-        # Not copy_: it would bring a team of threads of its own to the cores that compute.
+        # Not Tensor.copy_, whose thread pool would compete with the computing threads for cores.
         copy_past_caches(self.dst.data_ptr() + self.start, self.src.data_ptr() + self.start, self.nbytes)
 
 

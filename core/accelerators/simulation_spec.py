@@ -1,4 +1,4 @@
-"""What `--simulate-gpu` describes. No torch, so that a plan can be made without it."""
+"""The description of a simulated card (`--simulate-gpu`). Free of torch, so that plans can be made without it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from core.units import parse_rate, parse_size
 
 @dataclass(frozen=True)
 class Simulation:
-    """Bytes of VRAM, bytes per second of the link in each direction, and of the device's own memory (None = it computes
-    as fast as the cores do that stand in for it). `cores`: how many of the processor's are its own (0 = it borrows)."""
+    """Bytes of VRAM, and bytes per second of the link (in each direction) and of the device's memory.
+
+    `gpu` None = as fast as the cores that compute for it. `cores`: number of CPU cores of its own (0 = the caller's).
+    """
 
     vram: int
     link: float
@@ -25,7 +27,7 @@ MOST_CORES = 256
 
 
 def parse_simulation(text: str) -> Simulation:
-    """`vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]`. Raises BadRequest."""
+    """Parse `vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]`. Raises BadRequest."""
     pairs = [part.strip().partition("=") for part in text.split(",")]
     parts = {key: value for key, equals, value in pairs if equals}
     if not NEEDED <= set(parts) <= KEYS or len(parts) != len(pairs):

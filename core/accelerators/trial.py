@@ -1,8 +1,8 @@
-"""A card tried in a process of its own, when it is first met: whatever its driver does there, the program goes on.
+"""Tries a newly found card in a separate process, so that a crash of its driver does not end the program.
 
-    python -m core.accelerators.trial [INDEX [PACKAGES]]   prints one JSON object, whose `why` is "" where all went well
+    python -m core.accelerators.trial [INDEX [PACKAGES]]   prints a JSON object, whose `why` is "" if all went well
 
-PACKAGES is the folder of the torch to try it with: the other process must not find another one than this program uses.
+PACKAGES is the folder of the torch to use: the other process must not find a different one than this program.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from core.errors import HeteGenError
 from core.startup.torch_folder import use_packages
 
 ARGUMENT = "--try-card"
-"""With which a bundle's own program, having no Python beside it, does what `main` does."""
+"""The argument that makes a bundle's own executable, which has no Python beside it, call `main`."""
 LIMIT_S = 120
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of it. `why`: a sentence, "" for a card that can be used; rates in bytes per second."""
+    """The result of a trial. `why`: a sentence, "" for a usable card. Rates are in bytes per second."""
 
     why: str
     name: str = ""
@@ -38,7 +38,7 @@ class Trial:
 
 
 def tried(index: int) -> Trial:
-    """Try a card in another process with the torch of this one; takes some seconds, most of them to import torch."""
+    """Try a card in another process with this process's torch; takes some seconds, mostly to import torch."""
     import torch
 
     program = [ARGUMENT] if getattr(sys, "frozen", False) else ["-m", "core.accelerators.trial"]
@@ -62,7 +62,7 @@ def tried(index: int) -> Trial:
 
 
 def main(index: int = 0, packages: str = "") -> None:
-    """Try the card, in the other process, and print one line of JSON, last."""
+    """Try the card, in the other process, and print one line of JSON as the last output."""
     if packages:
         use_packages(Path(packages))
     try:
@@ -74,10 +74,10 @@ def main(index: int = 0, packages: str = "") -> None:
     except (HeteGenError, RuntimeError, ImportError, OSError) as error:
         trial = Trial(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     print(json.dumps(asdict(trial)), flush=True)
-    # Last, and reported separately: a driver that fails at this only loses graphs, not the card.
+    # Last, and reported separately: a driver that fails here only loses graphs, not the card.
     if not trial.why and replays(Card(found[index])):
         print(json.dumps(asdict(replace(trial, graphs=True))), flush=True)
-    # A driver that failed may hang or crash when libraries are unloaded, after all has been said.
+    # Skip unloading, in which a faulty driver may hang or crash.
     os._exit(0)
 
 
