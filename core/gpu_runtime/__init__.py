@@ -1,1 +1,1 @@
-"""A build of torch for graphics cards beside a program that ships the one for processors: fetched, tried, used."""
+"""A GPU build of torch beside a program that ships the CPU build: downloaded, tried, activated."""

@@ -1,4 +1,4 @@
-"""From the list of wheels to an installed runtime: fetched with the Hub's downloader, unpacked beside, then named."""
+"""Installs a runtime: downloads wheels with the Hub's downloader, unpacks them into a partial folder, renames it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Literal["fetching", "unpacking"]
 
 @dataclass(frozen=True)
 class Advance:
-    """How far it is: bytes `done` of `total` in one step; the rest is known while fetching only."""
+    """Progress: `done` of `total` bytes of a step; the other fields are known only while fetching."""
 
     step: Step
     done: int
@@ -38,7 +38,7 @@ class Advance:
 
 
 def ignore(_: Advance) -> None:
-    """The report that nobody reads."""
+    """Discard a progress report."""
 
 
 def install(
@@ -49,14 +49,14 @@ def install(
     stop: Stop = never,
     manner: DownloadOptions | None = None,
 ) -> None:
-    """Bring a runtime here, or the rest of it; every byte that came is kept when it is stopped or fails.
+    """Install a runtime, or continue an installation; downloaded bytes are kept if it is stopped or fails.
 
     Raises Stopped, NetworkError, DownloadFailed, DiskFull.
     """
     try:
         _fetch(client, runtime, needed, report, stop, manner or DownloadOptions(Pace()))
         _unpack(runtime, needed, report, stop)
-        with suppress(OSError):  # Windows keeps what a scanner has open; it goes with the runtime
+        with suppress(OSError):  # a virus scanner may hold files open on Windows; they are deleted with the runtime
             runtime.drop_downloads()
     except Changed as error:
         raise DownloadFailed(sentence("{} has changed on its server.", error), "", "Try again.") from error

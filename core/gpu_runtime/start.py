@@ -1,4 +1,4 @@
-"""What becomes of the runtime at a start: used, or not and why. To be settled before torch is first imported."""
+"""Decides at startup whether the installed runtime is used. Must be settled before torch is first imported."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from core.startup.torch_folder import packages_of, use_packages
 Attempt = Callable[[Path, str], TrialResult]
 Find = Callable[[], Sequence[GraphicsCard]]
 LIBRARIES: dict[str, Maker] = {"torch_cuda": "NVIDIA", "torch_hip": "AMD", "torch_xpu": "Intel"}
-"""The libraries by which builds of torch for graphics cards are known."""
+"""The libraries that identify GPU builds of torch."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The installed runtime at this start: `version` "" = none; `why` is a sentence when it is not used; `untried`:
-    nobody knows yet whether it works with the driver that is there now."""
+    """The state of the installed runtime at this start.
+
+    `version`: "" = none installed; `why`: a sentence if it is not used; `untried`: it is not known yet whether it works
+    with the current driver.
+    """
 
     version: str = ""
     used: bool = False
@@ -35,7 +38,7 @@ class Standing:
 
 
 def own_torch() -> str:
-    """The public version of the torch that the program came with, as "2.13.0"; "" without torch."""
+    """Return the public version of the torch that the program came with, as "2.13.0"; "" without torch."""
     try:
         return version("torch").partition("+")[0]
     except PackageNotFoundError:
@@ -43,7 +46,7 @@ def own_torch() -> str:
 
 
 def maker_of_torch() -> Maker | None:
-    """Whose cards the torch that an import would find now can compute on. Nothing is imported."""
+    """Return the maker of the cards that the importable torch supports, without importing it; None for a CPU build."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -55,7 +58,7 @@ def maker_of_torch() -> Maker | None:
 
 
 def stand(runtime: Runtime, torch: str, cards: Sequence[GraphicsCard], result: TrialResult | None) -> Standing:
-    """The decision, from what is known; without a verdict the runtime is not used."""
+    """Decide from what is known; without the result of a trial the runtime is not used."""
     found = runtime.installed()
     if not found:
         return Standing()
@@ -71,9 +74,9 @@ def stand(runtime: Runtime, torch: str, cards: Sequence[GraphicsCard], result: T
 
 
 def activate(runtime: Runtime, find: Find = find_cards, attempt: Attempt | None = attempt) -> Standing:
-    """Put the runtime before the program's own torch, if it is to be used. Never raises for what is on the disk.
+    """Put the runtime before the program's own torch if it is to be used. Never raises for the state of the disk.
 
-    `attempt` may take minutes; without one, a runtime that has to be tried is not used by this start.
+    `attempt` may take minutes. Without it, a runtime that needs a trial is not used at this start.
     """
     try:
         if runtime.is_unwanted():
@@ -108,5 +111,5 @@ def _public(found: str) -> str:
 
 
 def _is_of(result: TrialResult, found: str, driver: str) -> bool:
-    """Whether a verdict is on this build with this driver."""
+    """Return whether a result is of this build with this driver."""
     return (result.version, result.driver) == (found, driver)

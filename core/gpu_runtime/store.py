@@ -1,12 +1,12 @@
-"""The runtime's folder: what is installed, how its trial went, what is marked for the next start.
+"""The runtime's folder: what is installed, the result of its trial, and marks for the next start.
 
 gpu-runtime/VERSION/          torch and the maker's libraries as in an environment, with stamp.json, written last
-gpu-runtime/VERSION.partial/  one being unpacked
-gpu-runtime/downloads/        wheels on their way, as a cache of the Hub's kind
-gpu-runtime/verdict.json      how the last trial ended
-gpu-runtime/starting          there while a start with the runtime has not got to its end
-gpu-runtime/offered           there when the user was told of the runtime
-gpu-runtime/unwanted          there when the user removed it while it was in use
+gpu-runtime/VERSION.partial/  a runtime being unpacked
+gpu-runtime/downloads/        wheels being downloaded, laid out like the Hub's cache
+gpu-runtime/verdict.json      the result of the last trial
+gpu-runtime/starting          exists while a start with the runtime has not completed
+gpu-runtime/offered           exists if the user was told about the runtime
+gpu-runtime/unwanted          exists if the user removed the runtime while it was in use
 gpu-runtime.lock              locked by the first program that uses the runtime
 """
 
@@ -31,7 +31,7 @@ DOWNLOADS = "gpu-runtime"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial of one build with one driver ended: on a card with this name, or not, and why not."""
+    """The result of a trial of one build with one driver: the name of the card that worked, or why none did."""
 
     version: str
     driver: str
@@ -40,48 +40,48 @@ class TrialResult:
 
     @property
     def works(self) -> bool:
-        """Whether a card computed with it."""
+        """Return whether a card computed with it."""
         return bool(self.device)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The runtime under one folder. Nothing need be there."""
+    """The runtime under one folder, which need not exist."""
 
     root: Path
 
     @property
     def downloads(self) -> Cache:
-        """The cache of the wheels."""
+        """Return the cache of the wheels."""
         return Cache(self.root / "downloads")
 
     def folder(self, version: str) -> Path:
-        """The folder of an installed version."""
+        """Return the folder of an installed version."""
         return self.root / version
 
     def partial(self, version: str) -> Path:
-        """The folder of a version while it is unpacked."""
+        """Return the folder of a version while it is unpacked."""
         return self.root / f"{version}.partial"
 
     def installed(self) -> str:
-        """torch's version of the runtime that is whole, as "2.13.0+cu130"; "" without one."""
+        """Return torch's version of the completely installed runtime, as "2.13.0+cu130"; "" if there is none."""
         for stamp in sorted(self.root.glob(f"*/{STAMP}"), reverse=True):
             if not stamp.parent.name.endswith(".partial") and _read(stamp).get("version") == stamp.parent.name:
                 return stamp.parent.name
         return ""
 
     def installed_bytes(self) -> int:
-        """The size of what is installed, as it was when it was unpacked."""
+        """Return the size of the installed runtime, as recorded when it was unpacked."""
         size = _read(self.folder(self.installed() or "-") / STAMP).get("bytes", 0)
         return size if isinstance(size, int) else 0
 
     def stamp(self, version: str, size: int) -> None:
-        """Make what was unpacked the installed runtime. Raises OSError."""
+        """Turn the unpacked version into the installed runtime. Raises OSError."""
         write_whole(self.partial(version) / STAMP, json.dumps({"version": version, "bytes": size}))
         move_over(self.partial(version), self.folder(version))
 
     def result(self) -> TrialResult | None:
-        """How the last trial ended; None where there was none, or a start after it did not get to its end."""
+        """Return the result of the last trial; None if there was none, or if a start after it did not complete."""
         if self._starting.exists():
             return None
         try:
@@ -90,16 +90,16 @@ class Runtime:
             return None
 
     def keep_result(self, result: TrialResult) -> None:
-        """Remember how a trial ended. Raises OSError."""
+        """Record the result of a trial. Raises OSError."""
         write_whole(self.root / "verdict.json", json.dumps(asdict(result) | {"why": pack(result.why)}))
         self.arrived()
 
     def set_out(self) -> None:
-        """A start with the runtime begins. Raises OSError."""
+        """Mark that a start with the runtime begins. Raises OSError."""
         self._starting.touch()
 
     def arrived(self) -> None:
-        """The start got to its end, whatever that was. Raises OSError."""
+        """Mark that the start has completed, whatever the outcome. Raises OSError."""
         self._starting.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -108,7 +108,7 @@ class Runtime:
             shutil.rmtree(self.root)
 
     def remove_unless_used(self) -> None:
-        """Delete everything, or leave that to a later start where another program has it in use. Raises OSError."""
+        """Delete everything, unless another program uses the runtime; then a later start does. Raises OSError."""
         lock = try_lock(self._in_use)
         if lock is None:
             return
@@ -118,26 +118,27 @@ class Runtime:
             lock.release()
 
     def hold(self) -> None:
-        """Keep other programs from deleting it as long as this one runs; the system ends that with the process."""
-        with suppress(OSError):  # a folder that may not be written is deleted by nobody
+        """Lock the runtime against deletion by other programs, until this process ends."""
+        with suppress(OSError):  # if the folder is not writable, nobody can delete it
             lock = try_lock(self._in_use)
             if lock is not None:
-                atexit.register(lock.release)  # a lock that nobody refers to is released
+                atexit.register(lock.release)  # keep a reference: an unreferenced lock is released
 
     def remove_later(self) -> None:
-        """Have it deleted at the next start: libraries in use cannot be, or must not. Raises OSError."""
+        """Mark the runtime for removal at the next start, because loaded libraries cannot be deleted. Raises
+        OSError."""
         (self.root / "unwanted").touch()
 
     def is_unwanted(self) -> bool:
-        """Whether it is to be removed at the next start."""
+        """Return whether the runtime is to be removed at the next start."""
         return (self.root / "unwanted").exists()
 
     def was_offered(self) -> bool:
-        """Whether the user was told once that a card could be used."""
+        """Return whether the user was told once that a card could be used."""
         return (self.root / "offered").exists()
 
     def mark_offered(self) -> None:
-        """Remember it; a folder that may not be written forgets it."""
+        """Record that the user was told; does nothing if the folder is not writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / "offered").touch()
@@ -145,7 +146,7 @@ class Runtime:
             return
 
     def drop_downloads(self) -> None:
-        """Delete wheels, whole and unfinished. Raises OSError."""
+        """Delete wheels, complete and partial. Raises OSError."""
         if self.downloads.root.exists():
             shutil.rmtree(self.downloads.root)
 
@@ -155,7 +156,7 @@ class Runtime:
 
     @property
     def _in_use(self) -> Path:
-        # Beside the folder: Windows deletes no file that is open.
+        # Beside the folder, because Windows cannot delete an open file.
         return self.root.with_name(f"{self.root.name}.lock")
 
 

@@ -1,4 +1,4 @@
-"""The runtime tried in a process of its own: whatever it does there, the program that asked goes on."""
+"""Tries the runtime in a separate process, so that a crash does not end the program that asked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from core.sentence import pack, sentence, unpack
 from core.startup.torch_folder import packages_of, use_packages
 
 ARGUMENT = "--try-gpu-runtime"
-"""With which a bundle's own program, having no Python beside it, does what `main` does."""
+"""The argument that makes a bundle's own executable, which has no Python beside it, call `main`."""
 LIMIT_S = 180
 SIDE = 256
 
 
 def attempt(folder: Path, driver: str) -> TrialResult:
-    """Import torch from `folder` in another process and run a kernel on the card there."""
+    """Import torch from `folder` in another process and run a kernel on its card."""
     if getattr(sys, "frozen", False):
         command = [sys.executable, ARGUMENT, str(folder)]
     else:
@@ -29,7 +29,7 @@ def attempt(folder: Path, driver: str) -> TrialResult:
 
 
 def _outcome(command: list[str]) -> tuple[str, str]:
-    """The card's name, or "" and a sentence that says why there is none."""
+    """Return the card's name and "", or "" and a sentence with the reason."""
     root = Path(__file__).resolve().parents[2]
     flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
     try:
@@ -50,7 +50,7 @@ def _outcome(command: list[str]) -> tuple[str, str]:
 
 
 def kernel() -> tuple[str, str]:
-    """Multiply two small matrices on the card: its name and "", or "" and why not. torch is imported here."""
+    """Multiply two small matrices on the card; return its name and "", or "" and the reason. Imports torch."""
     try:
         import torch
 
@@ -58,7 +58,7 @@ def kernel() -> tuple[str, str]:
         if card is None:
             return "", sentence("PyTorch {} finds no card that it can use.", torch.__version__)
         side = torch.arange(SIDE, dtype=torch.float32)
-        # Whole numbers of this size are exact in fp32, whatever the order of the sums.
+        # Integers of this size are exact in fp32 whatever the order of summation.
         left, right = (side[:, None] + side) % 7, (side[:, None] * 3 + side) % 5
         if not torch.equal((left.to(card) @ right.to(card)).cpu(), left @ right):
             return "", sentence("The card multiplied wrongly.")
@@ -68,13 +68,13 @@ def kernel() -> tuple[str, str]:
 
 
 def main(folder: str) -> int:
-    """Try the runtime, in the other process, and print one line of JSON, last."""
+    """Try the runtime, in the other process, and print one line of JSON as the last output."""
     use_packages(packages_of(Path(folder)))
     device, why = kernel()
     if device and not _comes_from(folder):
         device, why = "", sentence("Another torch was loaded in its place.")
     print(json.dumps({"device": device, "why": pack(why)}), flush=True)
-    # A driver that failed may hang or crash when libraries are unloaded, after all has been said.
+    # Skip unloading, in which a faulty driver may hang or crash.
     sys.stdout.flush()
     os._exit(0)
 

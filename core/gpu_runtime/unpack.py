@@ -1,4 +1,4 @@
-"""Wheels unpacked into one folder as a package installer would into an environment, and nothing outside of it."""
+"""Unpacks wheels into a folder like an installer would into an environment, never writing outside of it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from core.startup.torch_folder import PACKAGES
 BLOCK_BYTES = 4 << 20
 RESERVE_BYTES = 256 << 20
 SKIPPED = {"include", "cmake"}
-"""Folders for those who compile against the libraries: thousands of files."""
+"""Folders needed only for compiling against the libraries: thousands of files."""
 DEEP_LICENCES = ("licenses", "third_party")
-"""Of torch's own parts, in paths of up to 173 characters: below a user's folder they are too long for Windows."""
+"""Licences of torch's bundled parts, in paths of up to 173 characters: too long for Windows below a user's folder."""
 SCHEMES = {"data": PurePosixPath(), "purelib": PACKAGES, "platlib": PACKAGES}
-"""Where the parts of a wheel's .data folder go; the rest of them are programs and headers."""
+"""Targets of the parts of a wheel's .data folder; other parts are scripts and headers, which are skipped."""
 
 
 def unpack(wheels: Sequence[Path], folder: Path, stop: Stop, report: Callable[[int, int], None]) -> int:
-    """Unpack into a `folder` that is made anew; `report(bytes done, bytes in all)`. Returns the bytes.
+    """Unpack into a fresh `folder`; `report(bytes done, bytes in total)`. Returns the total bytes.
 
-    Raises DownloadFailed for a wheel that is none or would write elsewhere, DiskFull, Stopped, OSError.
+    Raises DownloadFailed for an invalid wheel or one with paths outside of the folder, DiskFull, Stopped, OSError.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def unpack(wheels: Sequence[Path], folder: Path, stop: Stop, report: Callable[[i
 
 
 def _unpacked(wheel: Path, folder: Path) -> Iterator[int]:
-    """Unpack one wheel; the bytes of each step."""
+    """Unpack one wheel; yield the bytes of each step."""
     with _opened(wheel) as archive:
         for entry in _wanted(wheel, archive.infolist()):
             yield from _extract(archive, entry, folder)
@@ -79,7 +79,7 @@ def _is_needed(path: PurePosixPath) -> bool:
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:
-    """Where a file of a wheel belongs, below the folder; None for those that are not wanted."""
+    """Return the path of a wheel's file relative to the folder; None for files that are skipped."""
     if not path.parts[0].endswith(".data"):
         return PACKAGES / path
     scheme, *rest = path.parts[1:]

@@ -1,4 +1,4 @@
-"""Package indexes of wheels (PEP 503, with the checksums and metadata files of PEP 658): what they list, what fits."""
+"""Package indexes of wheels (PEP 503, with the checksums and metadata of PEP 658), and the choice of a wheel."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from core.sentence import sentence
 PAGE_BYTES = 32 << 20
 METADATA_BYTES = 4 << 20
 PAGES = ("https://download.pytorch.org/whl/{tag}", "https://pypi.org/simple")
-"""Where wheels are looked for, in this order: PyTorch's own index for a build, then Python's, which has those of
-Intel's libraries that PyTorch's leaves out."""
+"""Indexes to search, in this order: PyTorch's own for a build, then PyPI, which has Intel libraries that the former
+lacks."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Wheel:
 
 
 class _Page(HTMLParser):
-    """The links of a project's page that carry a checksum and were not withdrawn."""
+    """Collects the links of a project's page that have a checksum and are not yanked."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ def _wheel(url: str, sha256: str) -> Wheel | None:
 
 
 def parse_page(html: str, address: str) -> list[Wheel]:
-    """The wheels on a project's page at `address`."""
+    """Return the wheels on a project's page at `address`."""
     page = _Page(address)
     page.feed(html)
     return page.wheels
 
 
 def best(wheels: Iterable[Wheel], wanted: Requirement, tags: Sequence[Tag]) -> Wheel | None:
-    """The newest wheel that fulfils a requirement here; of one version the one made for the nearest platform."""
+    """Return the newest wheel that satisfies a requirement here; of one version, the one with the best platform tag."""
     ranks = {tag: rank for rank, tag in enumerate(tags)}
     fitting = [
         (wheel.version, -min(ranks[tag] for tag in wheel.tags & ranks.keys()), wheel)
@@ -85,7 +85,7 @@ def best(wheels: Iterable[Wheel], wanted: Requirement, tags: Sequence[Tag]) -> W
 
 
 class Indexes:
-    """The indexes for one build of torch, read through a client. Nothing is kept between questions."""
+    """The indexes for one build of torch, read through a client without caching."""
 
     def __init__(self, client: Client, pages: Sequence[str], tag: str, retries: Retries | None = None) -> None:
         self._client = client
@@ -94,7 +94,7 @@ class Indexes:
         self._tags = tuple(sys_tags())
 
     def find(self, wanted: Requirement, stop: Stop) -> Wheel:
-        """The best wheel of the first index that has one. Raises NoRuntime, NetworkError, Stopped."""
+        """Return the best wheel of the first index that has one. Raises NoRuntime, NetworkError, Stopped."""
         name = canonicalize_name(wanted.name)
         for page in self._pages:
             address = f"{page}/{name}/"
@@ -103,7 +103,7 @@ class Indexes:
         raise NoRuntime(sentence("{} is not offered for this computer.", wanted), "Its index lists no wheel that fits.")
 
     def requirements(self, wheel: Wheel, stop: Stop) -> list[Requirement]:
-        """What a wheel says that it needs. Raises DownloadFailed, NetworkError, Stopped."""
+        """Return the requirements in a wheel's metadata. Raises DownloadFailed, NetworkError, Stopped."""
         text = self._text(f"{wheel.url}.metadata", wheel.name, METADATA_BYTES, stop)
         if not text:
             raise DownloadFailed(
@@ -112,7 +112,7 @@ class Indexes:
         return [Requirement(line) for line in HeaderParser().parsestr(text).get_all("Requires-Dist", [])]
 
     def size(self, wheel: Wheel, stop: Stop) -> int:
-        """The bytes of a wheel, asked of its server without fetching it. Raises DownloadFailed, NetworkError."""
+        """Return the size of a wheel in bytes without downloading it. Raises DownloadFailed, NetworkError."""
 
         def once() -> int:
             with self._client.open(wheel.url, wheel.name, {"Range": "bytes=0-0"}) as reply:
@@ -124,7 +124,7 @@ class Indexes:
         raise DownloadFailed(sentence("The size of {} was not told.", wheel.file), "", "Try again later.")
 
     def _text(self, address: str, name: str, most: int, stop: Stop) -> str:
-        """A small file; "" where there is none, which some servers say as 403."""
+        """Fetch a small file; "" if it does not exist, which some servers report as 403."""
 
         def once() -> bytes:
             with self._client.open(address, name) as reply:

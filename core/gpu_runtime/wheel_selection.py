@@ -1,4 +1,4 @@
-"""What has to be fetched for a build of torch: its wheel and the libraries of the card's maker, with their sizes."""
+"""The downloads for a build of torch: its wheel and the libraries of the card's maker, with their sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.hub.listing import RemoteFile
 
 @dataclass(frozen=True)
 class Needed:
-    """The wheels of one runtime; `version` is torch's with the build's tag, as "2.13.0+cu130"."""
+    """The wheels of a runtime; `version` is torch's with the build's tag, as "2.13.0+cu130"."""
 
     version: str
     build: Build
@@ -26,24 +26,25 @@ class Needed:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of all wheels together."""
+        """Return the bytes of all wheels."""
         return sum(file.size for _, file in self.wheels)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes on the disk once it is set up; an estimate."""
+        """Return the estimated bytes on disk once installed."""
         return round(self.download_bytes * self.build.unpacked)
 
     def address(self, file: RemoteFile) -> str:
-        """Where a file is fetched from."""
+        """Return the URL of a file."""
         return next(wheel.url for wheel, known in self.wheels if known == file)
 
 
 def find_needed(indexes: Indexes, build: Build, torch: str, stop: Stop = never) -> Needed:
-    """Ask the indexes what `torch` (a public version, as "2.13.0") needs. Raises NoRuntime, NetworkError, Stopped."""
+    """Resolve the wheels for `torch` (a public version, as "2.13.0"). Raises NoRuntime, NetworkError, Stopped."""
     version = f"{torch}+{build.tag}"
     found: dict[str, Wheel] = {}
-    # First come, first chosen: what torch itself requires, each in one version, before what that requires in turn.
+    # Breadth first, and the first choice stands: requirements of torch itself, each an exact version, come before those
+    # of its requirements.
     waiting = deque([Requirement(f"torch=={version}")])
     seen: set[str] = set()
     while waiting:
@@ -60,7 +61,7 @@ def find_needed(indexes: Indexes, build: Build, torch: str, stop: Stop = never) 
 
 
 def followed(requirements: list[Requirement], extras: set[str], names: tuple[str, ...]) -> Iterator[Requirement]:
-    """Those with names that begin so, which hold on this system with these extras."""
+    """Yield the requirements whose names begin with one of `names` and that apply to this system with these extras."""
     for wanted in requirements:
         if canonicalize_name(wanted.name).startswith(names) and _holds(wanted, extras):
             yield wanted
