@@ -1,1 +1,1 @@
-"""The paper: linears divided between CPU and GPU, and the manager that streams their rows."""
+"""HeteGen's core: linears split between CPU and device, and the parameter manager that streams their rows."""

@@ -1,8 +1,8 @@
-"""The results of linears that the next one takes where they lie: some columns on the device, the others on the host.
+"""Results of split linears that stay where they were computed: some columns on the device, the others on the host.
 
-Gate and up are divided by rows, and down by the same columns: what the CPU makes of its rows of gate and up is all that
-its columns of down read, so neither half leaves its side before down, whose two sums are added. Activation and product
-between them go number by number, and are applied to each half.
+Gate and up are split by rows, and down by the same columns. The CPU's rows of gate and up produce exactly the input of
+its columns of down, so that no half is copied before down, whose two partial sums are added. Activation and product
+between them are elementwise, and are applied to each half.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ Made = TypeVar("Made")
 
 
 class Later(Generic[Made]):
-    """Something that is computed when it is first asked for."""
+    """A lazily computed value."""
 
     def __init__(self, compute: Callable[[], Made]) -> None:
         self._compute = compute
         self._made: list[Made] = []
 
     def __call__(self) -> Made:
-        """What `compute` gives, every time."""
+        """Return the value, computed on the first call."""
         if not self._made:
             self._made.append(self._compute())
-            del self._compute  # and what it holds
+            del self._compute  # also releases what it holds
         return self._made[0]
 
 
 class Halves(Pointwise):
-    """`there`: the first columns (..., k), in a list that is filled by what is launched; `here`: the other columns.
+    """`there`: the first columns (..., k), in a list that a launch fills; `here`: the other columns, on the host.
 
-    What is done to the first half is launched at once; the other waits, so that the device has all of its work before
-    the CPU begins with its own.
+    Operations on the first half are launched at once. Those on the other are deferred, so that the device has all of
+    its work before the CPU starts.
     """
 
     def __init__(
         self, accelerator: Accelerator, there: list[Tensor], here: Later[Tensor], lead: tuple[int, ...], of: torch.dtype
     ) -> None:
-        """`lead`: the shape (...) before the columns; `of`: the type of the numbers."""
+        """`lead`: the shape (...) before the columns; `of`: the dtype."""
         self.there = there
         self.here = here
         self.lead = lead
@@ -58,7 +58,7 @@ class Halves(Pointwise):
         return Halves(self._accelerator, there, here, self.lead, self.of)
 
     def whole(self) -> Tensor:
-        """(..., N) on the device."""
+        """Return (..., N) on the device."""
         others = self._accelerator.to_device(self.here())
         self._accelerator.settle()
         return torch.cat((self.there[0], others), dim=-1)

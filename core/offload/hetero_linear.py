@@ -1,11 +1,11 @@
-"""A linear whose rows are computed by several: resident and streamed rows on the device, the others on the CPU.
+"""A linear split between device and CPU: resident and streamed rows on the device, the others on the CPU.
 
-    x -> [device: resident rows | streamed rows as they arrive]  ||  [CPU: its rows where they lie] -> y
+    x -> [device: resident rows | streamed rows as they arrive]  ||  [CPU: its rows in host memory] -> y
 
-The device's work is only launched here, so it runs while this thread computes the CPU's rows. Linears that are given
-the same input (q/k/v, gate/up) are computed with the first of them: what they read comes to the host once, the CPU has
-the rows of all in one run of its kernels, and these go back in one copy. That it is the same input is seen: the tensor
-itself is recognised.
+The device's work is only launched here, so it runs while this thread computes the CPU's rows. Linears with the same
+input (q/k/v, gate/up) are computed together with the first of them: their input is copied to the host once, the CPU
+computes the rows of all in one batched kernel call, and the results return in one copy. A shared input is recognised by
+the identity of the tensor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from core.spec import Rows
 
 
 class HostInputs:
-    """The last input seen, as the CPU's kernels want it: made once for all linears that read it.
+    """The last input, prepared for the CPU's kernels once for all linears that read it.
 
-    Which linears read the same input is learned from one pass; in the next, the first that asks has the products of the
-    others computed along with its own, in one run of the kernels.
+    One pass learns which linears read the same input. From the next pass on, the first of them computes the products of
+    all in one batched kernel call.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class HostInputs:
         self._ready: dict[HostLinear, Tensor] = {}
 
     def product(self, linear: HostLinear, x: Tensor) -> Tensor:
-        """`x` (..., K) times the linear's weight: (M, N)."""
+        """Return `x` (..., K) times the linear's weight: (M, N)."""
         if self._prepared is None or self._seen is not x:
             self._start(linear, x)
         elif linear not in self._ready:
@@ -47,7 +47,7 @@ class HostInputs:
         return self._ready.pop(linear)
 
     def forget(self) -> None:
-        """Let go of the tensors at the end of a pass."""
+        """Release the tensors at the end of a pass."""
         self._unlearn()
         self._seen = self._prepared = self._first = None
 
@@ -64,14 +64,14 @@ class HostInputs:
         self._ready[linear] = linear.host.matmul(self._prepared, 0, linear.host.rows)
 
     def _unlearn(self) -> None:
-        """What was computed for nobody is not computed again."""
+        """Stop computing products that nobody asked for."""
         if self._first is not None and self._ready:
             self._first.lead([one for one in self._first.followers if one not in self._ready])
         self._ready = {}
 
 
 class HostLinear(nn.Module):
-    """All rows on the CPU."""
+    """A linear with all rows on the CPU."""
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, inputs: HostInputs) -> None:
         super().__init__()
@@ -82,17 +82,17 @@ class HostLinear(nn.Module):
         self._together = HostWeight.together([weight])
 
     def lead(self, followers: list[HostLinear]) -> None:
-        """Let `start` compute these along with this linear from now on."""
+        """Make `start` compute `followers` together with this linear from now on."""
         self.followers = followers
         self._together = HostWeight.together([self.host, *(one.host for one in followers)])
 
     def start(self, x: HostInput) -> dict[HostLinear, Tensor]:
-        """The products (M, N) of this linear and its followers with `x` (M, K)."""
+        """Return the products (M, N) of this linear and its followers with `x` (M, K)."""
         return dict(zip((self, *self.followers), self._together(x), strict=True))
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight (N, K): Mamba's layers multiply by one themselves, or ask for its type."""
+        """Return the whole weight (N, K), for Mamba's layers, which multiply by it themselves or read its dtype."""
         return self.host.whole()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class HostLinear(nn.Module):
 
 
 class CopiedHead(HostLinear):
-    """An output head with a copy in fewer bits, which is read first for few rows of input, unless `whole`."""
+    """An output head with a copy at fewer bits, which is read first for few input rows, unless `whole`."""
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, inputs: HostInputs) -> None:
         super().__init__(weight, bias, inputs)
@@ -118,22 +118,24 @@ class CopiedHead(HostLinear):
 
 
 class Brought:
-    """An input on its way to the host."""
+    """An input being copied to the host."""
 
     def __init__(self, copy: HostCopy) -> None:
         self._copy = copy
         self._prepared: HostInput | None = None
 
     def __call__(self) -> HostInput:
-        """As the CPU's kernels want it, waited for."""
+        """Wait for the copy; return the input prepared for the CPU's kernels."""
         if self._prepared is None:
             self._prepared = HostInput(self._copy.result())
         return self._prepared
 
 
 class SharedInputs:
-    """The last input on the device, brought to the host once for all linears that read it, and what was computed for
-    others with the first that asked. `cpu_s`: how long the CPU has computed on all of them."""
+    """The last device input, copied to the host once for all linears that read it, and products computed in advance.
+
+    `cpu_s`: total seconds of CPU products.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.cpu_s = 0.0
@@ -145,37 +147,38 @@ class SharedInputs:
         self._ready: dict[HeteroLinear, tuple[Tensor, Tensor | Halves]] = {}
 
     def on_device(self, x: Tensor) -> DeviceInput:
-        """`x` (..., K) as the device's products take it."""
+        """Return `x` (..., K) in the form that the device's products take."""
         if self._on_device is None or self._there is not x:
             self._there, self._on_device = x, device_input(x.reshape(-1, x.shape[-1]))
         return self._on_device
 
     def start(self, x: Tensor) -> Brought:
-        """Begin to bring `x` (..., K) to the host, unless that was done for the linear before."""
+        """Start copying `x` (..., K) to the host, unless the previous linear already did."""
         if self._brought is None or self._seen is not x:
             self._seen, self._brought = x, Brought(self._accelerator.to_host(x))
         return self._brought
 
     def keep(self, linear: HeteroLinear, x: Tensor, y: Tensor | Halves) -> None:
-        """Remember what a linear, which was not asked yet, makes of `x` (..., K): `y` (..., N)."""
+        """Store the product `y` (..., N) of a linear with `x` (..., K), until the linear is called."""
         self._ready[linear] = x, y
 
     def ready(self, linear: HeteroLinear, x: Tensor) -> Tensor | Halves | None:
-        """What was remembered (..., N) of this linear and this input (..., K), once."""
+        """Return and remove the stored product (..., N) of this linear with this input (..., K); None if there is
+        none."""
         given, y = self._ready.pop(linear, (None, None))
         return y if given is x else None
 
     def forget(self) -> None:
-        """Let go of the tensors at the end of a pass."""
+        """Release the tensors at the end of a pass."""
         self._there = self._on_device = self._seen = self._brought = None
         self._ready.clear()
 
 
 class HeteroLinear(nn.Module):
-    """Rows divided between the device and the CPU as `division` says; `chunks` are its streamed rows in order."""
+    """A linear split between device and CPU according to `division`; `chunks` are its streamed rows in order."""
 
     def __init__(self, weight: HostWeight, bias: Tensor | None, accelerator: Accelerator, inputs: SharedInputs) -> None:
-        """`bias`: (N,) on the host; `self.bias` is where it is added: here first, on the device when it was moved."""
+        """`bias`: (N,) on the host; `self.bias` is the one to add, which moves to the device with the module."""
         super().__init__()
         self.host = weight
         self.host_bias = bias
@@ -191,31 +194,31 @@ class HeteroLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight (N, K) on the device: Mamba's layers multiply by one themselves, or ask for its type."""
+        """Return the whole weight (N, K) on the device, for Mamba's layers, which multiply by it or read its dtype."""
         return self.accelerator.to_device(self.host.whole())
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is resident."""
+        """Return whether the weight is entirely resident."""
         return self.resident is not None and self.resident.weight.shape == self.host.weight.shape
 
     def play(self, role: Role) -> None:
-        """Have this part in what is computed together from now on."""
+        """Set this linear's role in its group."""
         self.role = role
         self._together.clear()
         self.host.forget_cuts()
 
     def forward(self, x: Tensor | Halves) -> Tensor | Halves:
-        """(..., K) -> (..., N), on the device, or on both sides."""
+        """(..., K) -> (..., N), on the device, or split into halves."""
         if isinstance(x, Halves) and self.role.by_columns:
             return self._added([ColumnShare(self, x.lead, x.of, x.there)], lambda: HostInput(x.here()))[0]
         given = x.whole() if isinstance(x, Halves) else x
-        if given.device != self.accelerator.device:  # cached states that lie in RAM, as DeepSeek's layers multiply them
+        if given.device != self.accelerator.device:  # DeepSeek's layers pass cached states that lie in RAM
             given = self.accelerator.to_device(given)
         return self._whole(given) if self.is_whole else self._divided(given)
 
     def _whole(self, x: Tensor) -> Tensor:
-        """All rows are resident: the device's own linear, with as little around it as can be."""
+        """Compute (..., N) with all rows resident: the device's own linear, with minimal overhead."""
         resident, result, given = self.resident, list[Tensor](), self.inputs.on_device(x)
         assert resident is not None
         self.accelerator.launch(
@@ -225,7 +228,7 @@ class HeteroLinear(nn.Module):
         return result[0].view(*x.shape[:-1], self.host.rows)
 
     def _divided(self, x: Tensor) -> Tensor | Halves:
-        """What the linear makes of `x` (..., K); the others of its group are computed along if it is the first."""
+        """Return the product with `x` (..., K); the first linear of a group also computes those of the others."""
         if (ready := self.inputs.ready(self, x)) is not None:
             return ready
         if self.role.by_columns:
@@ -234,7 +237,8 @@ class HeteroLinear(nn.Module):
             return self._added([share], self.inputs.start(x[..., border:]) if share.hosted else None)[0]
         group = self.role.group or (self,)
         if group[0] is not self:
-            # The first read something else, and what is streamed of this one was taken with it.
+            # The first linear read another input; this linear's streamed chunks were consumed with it, so the CPU
+            # computes them.
             return self._by_rows([RowShare(self, x, streams=False)], x)[0]
         stays = self.role.feeds and self.division.cpu > 0
         shares = [RowShare(one, x, stays=stays) for one in group]
@@ -245,11 +249,11 @@ class HeteroLinear(nn.Module):
         return own
 
     def _by_rows(self, shares: Sequence[RowShare], x: Tensor) -> Sequence[Tensor]:
-        """`x` (..., K) times all rows of each, (..., N)."""
+        """Return `x` (..., K) times all rows of each share, (..., N)."""
         return self._added(shares, self.inputs.start(x) if any(share.hosted for share in shares) else None)
 
     def _added(self, shares: Sequence[Share], brought: Callable[[], HostInput] | None) -> list[Tensor]:
-        """All of each on the device, (..., N); what the CPU multiplies is `brought`."""
+        """Return the full product of each share on the device, (..., N); `brought` is the CPU's input."""
         late = self._launched(shares)
         hosted = [share for share in shares if share.hosted]
         if hosted and brought is not None:
@@ -261,7 +265,10 @@ class HeteroLinear(nn.Module):
         return [share.result() for share in shares]
 
     def _halved(self, shares: Sequence[RowShare], x: Tensor) -> list[Halves]:
-        """Each where it is computed. The CPU begins when its part is asked for, or while the link is waited for."""
+        """Return the halves of each share, left where they are computed.
+
+        The CPU starts when its half is needed, or while waiting for the link.
+        """
         brought = self.inputs.start(x)
         late = self._launched(shares)
         found = Later(lambda: self._multiplied(shares, brought))
@@ -271,7 +278,7 @@ class HeteroLinear(nn.Module):
         return [share.halves(found, number) for number, share in enumerate(shares)]
 
     def _launched(self, shares: Sequence[Share]) -> list[tuple[Share, Chunk]]:
-        """Launch what is resident, and what the ring holds already; what would have to be waited for."""
+        """Launch resident parts and the chunks that are ready; return the chunks that would have to be waited for."""
         for share in shares:
             share.launch_resident()
         waiting = [(share, chunk) for share in shares for chunk in share.chunks]
@@ -285,7 +292,7 @@ class HeteroLinear(nn.Module):
             share.launch_chunk(chunk)
 
     def _multiplied(self, shares: Sequence[Share], brought: Callable[[], HostInput]) -> list[Tensor]:
-        """The CPU's part of each, (M, n)."""
+        """Compute the CPU's part of each share, (M, n)."""
         x, key = brought(), tuple(share.on_host for share in shares)
         if key not in self._together:
             weights, begins = zip(*key, strict=True)

@@ -1,6 +1,6 @@
-"""One linear's weight in host memory: multiplied there in any range of rows, or sent to the device in that range.
+"""One linear's weight in host memory: any range of its rows can be multiplied there or copied to the device.
 
-The whole weight always stays here, so that any division of its rows can be changed between two passes at no cost.
+The whole weight always stays in host memory, so that the split can change between two passes at no cost.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from core.spec import QUANTUM, READ_AGAIN, bucket
 from core.units import MIB
 
 WIDENED_BYTES = 32 * MIB
-"""What widening quantised rows on the device may take of its memory at a time, about twice: the plan counts on it."""
+"""Bound on the temporary memory for widening quantised rows on the device, to about a factor of 2. The plan reserves
+it."""
 
 
 class HostWeight:
-    """A weight of `rows` x `columns` (N x K). Ranges begin at multiples of `quantum`."""
+    """A weight of `rows` x `columns` (N x K). Ranges of rows begin at multiples of `quantum`."""
 
     def __init__(
         self, matmul: ChosenMatmul, dtype: torch.dtype = torch.bfloat16, copy: ChosenMatmul | None = None
     ) -> None:
-        """`dtype`: what the model computes in; `copy`: of an output head, in fewer bits."""
+        """`dtype`: the compute type of the model; `copy`: a copy of an output head at fewer bits."""
         self._matmul = matmul
         self._dtype = dtype
         self.copied = None if copy is None else CoarseHead(matmul, copy, READ_AGAIN)
@@ -46,24 +47,26 @@ class HostWeight:
         return self._matmul(x, begin, end)
 
     def library(self, rows: int) -> NativeLibrary | None:
-        """Our library, if it multiplies this many rows of input."""
+        """Return our library if it multiplies this many input rows with the weight."""
         return self._matmul.by_bucket[bucket(rows)].library
 
     @staticmethod
     def together(weights: Sequence[HostWeight], begins: Sequence[int] = ()) -> BatchedMatmul:
-        """What multiplies several weights, from these rows on, with one input, in one run where the kernels allow
-        it."""
+        """Return a product of one input with several weights, each from its begin row on, batched if the kernels
+        can."""
         return BatchedMatmul([weight._matmul for weight in weights], begins)
 
     def cut(self, begin: int, end: int) -> HostWeight:
-        """Columns [begin, end) as a weight of its own, which is kept: hardly more than some scales is copied for it."""
+        """Return columns [begin, end) as a weight, which is cached; little more than some scales is copied for it."""
         if (begin, end) not in self._cuts:
             self._keep(begin, end, self.weight.cut(begin, end))
         return self._cuts[begin, end]
 
     def copy_columns(self, begin: int) -> None:
-        """Let those from `begin` on lie beside each other, so that a few rows of input are multiplied with them as fast
-        as with a weight that was not cut: the processor reads ahead what does not belong to them otherwise."""
+        """Make a contiguous copy of the columns from `begin` on, so that few input rows multiply at full speed.
+
+        In a strided view the hardware prefetcher would also read the columns in between.
+        """
         cut = self.weight.cut(begin, self.columns)
         self._keep(begin, self.columns, replace(cut, data=cut.data.contiguous()))
 
@@ -71,30 +74,30 @@ class HostWeight:
         self._cuts[begin, end] = HostWeight(ChosenMatmul(cut, self._matmul.by_bucket), self._dtype)
 
     def forget_cuts(self) -> None:
-        """Let go of the parts that were cut."""
+        """Drop the cached cuts."""
         self._cuts.clear()
 
     def whole(self) -> Tensor:
-        """(N, K) as numbers of the type that the model computes in: a view where it is stored so."""
+        """Return (N, K) in the model's compute type; a view if the weight is stored in it."""
         return self.weight.dequantize(self._dtype)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
-        """The rows' bytes as contiguous host tensors (rows, ...), to be laid end to end."""
+        """Return the rows' bytes as contiguous host tensors (rows, ...), to be packed end to end."""
         return self.weight.parts(begin, end)
 
     def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
-        """The same rows from a buffer (nbytes,) on the device that holds `parts` end to end."""
+        """Return the rows from a device buffer (nbytes,) that holds their `parts` end to end."""
         rows = self.weight.unpack(buffer, begin, end)
-        # A simulated device's memory is RAM, and it is as fast as the processor only with the processor's kernels.
+        # A simulated device's memory is RAM; only the CPU's kernels make it as fast as the CPU.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
         return DeviceRows(rows, matmul)
 
 
 def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | None:
-    """The library that multiplies so many rows of input with all of them, None where one is not multiplied by ours, or
-    not with the input as it is.
+    """Return the library that multiplies so many input rows with all weights.
 
-    Where different instruction sets were found to be fastest, which differ by little, it is the one for most bytes.
+    None if one of them is not multiplied by ours, or reorders its input. If different instruction sets were measured as
+    fastest, which differ little, returns the one for most bytes.
     """
     nbytes: dict[NativeLibrary | None, int] = {}
     for weight in weights:
@@ -104,25 +107,25 @@ def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | 
 
 
 DeviceInput = Tensor | HostInput
-"""(M, K) on the device; as the host's kernels want it where the device's memory is the host's."""
+"""(M, K) on the device; prepared for the host's kernels if the device's memory is RAM."""
 
 
 def device_input(x: Tensor) -> DeviceInput:
-    """What all rows on the device that read `x` (M, K) can share."""
+    """Return `x` (M, K) in the form that all rows on the device can share."""
     return HostInput(x) if x.device.type == "cpu" else x
 
 
 class DeviceRows:
-    """Rows of a weight that lie on the device, in the same bytes as on the host."""
+    """Rows of a weight on the device, in the same byte layout as on the host."""
 
     def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
-        """`matmul`: the host's kernels, where the device's memory is the host's."""
+        """`matmul`: the host's kernels, if the device's memory is RAM."""
         device = weight.data.device
         self.weight = weight if matmul else replace(weight, order=None)
         self.rows = weight.shape[0]
         self._matmul = matmul
         self._order = None if weight.order is None else weight.order.on(device)
-        # Asked for here, so that they are compiled while the model loads and not in its first reply.
+        # Looked up here, so that kernels are compiled while the model loads and not during its first reply.
         self._products = None if weight.format == "bf16" or matmul else device_products(weight.format, device)
 
     def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
@@ -150,5 +153,5 @@ class DeviceRows:
         return rows.dequantize(dtype) if self._products is None else self._products.widen(rows).to(dtype)
 
     def _chunk_rows(self) -> int:
-        """Rows that may be widened at a time: some of the steps of it hold 4 bytes for each weight."""
+        """Return how many rows to widen at a time: some intermediate steps take 4 bytes per weight."""
         return max(16, WIDENED_BYTES // (4 * self.weight.shape[1]))

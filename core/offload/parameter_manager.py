@@ -1,11 +1,11 @@
-"""The asynchronous parameter manager: brings streamed rows to the compute device just before they are needed.
+"""The asynchronous parameter manager: streams rows to the device just before they are needed.
 
-Two of HeteGen's four overlapped stages live here: the copy from the weights' own (pageable, mapped) memory into a small
-ring of pinned buffers, done by one thread, and the copy from there to the device, queued on a stream of its own. The
-other two, computing on the CPU and on the device, go on meanwhile in `hetero_linear`. The thread walks through the
-pass's pieces in their order and starts over with the next token, so the link also works between linears and tokens.
+It implements two of HeteGen's four overlapped stages: one thread copies from the weights' own pageable, mapped memory
+into a small ring of pinned staging buffers, and a separate stream copies from there to the device. The other two,
+computation on the CPU and on the device, overlap in `hetero_linear`. The thread walks through the pass's chunks in
+order and wraps around to the next token, so the link is also busy between linears and tokens.
 
-`SerialCopies` is what it is compared with: plain offloading, which copies when the device waits for it.
+`SerialCopies` is the baseline: plain offloading, which copies while the device waits.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from core.offload.host_weight import DeviceRows, HostWeight
 from core.spec import LinearPlan, Ring
 
 FEWEST_PINNED = 2
-"""With fewer locked buffers nothing is fetched while another is used: then ordinary memory does as well."""
+"""With fewer pinned buffers no transfer overlaps with the use of another buffer: pageable memory is as good then."""
 WAIT_S = 60.0
-"""No link is so slow that one buffer takes this long: the device is gone."""
+"""Longer than any link takes to copy one buffer: the device is lost."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows `begin` to `end` of one linear (of one `expert` where it has several), of all its columns or of these: what
-    fits into one buffer."""
+    """Rows `begin` to `end` of a linear that fit into one buffer, with all columns or the given range.
+
+    `expert`: which expert's weight, if the linear has several.
+    """
 
     linear: str
     begin: int
@@ -44,14 +46,14 @@ class Chunk:
     columns: tuple[int, int] | None = None
 
     def weight(self, weights: Mapping[str, Sequence[HostWeight]]) -> HostWeight:
-        """What it is a range of rows of."""
+        """Return the weight that the rows belong to."""
         whole = weights[self.linear][self.expert]
         return whole if self.columns is None else whole.cut(*self.columns)
 
 
 @dataclass
 class Slot:
-    """One buffer on each side; `copied` and `freed` say when the host's and the device's may be written again."""
+    """A pair of buffers; `copied` and `freed` mark when the host's and the device's may be overwritten."""
 
     host: Tensor
     device: Tensor
@@ -61,7 +63,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A piece that is in a slot or on its way there; `epoch` counts the schedules."""
+    """A chunk that is in a slot or in flight to it; `epoch` is the number of its schedule."""
 
     epoch: int
     chunk: Chunk
@@ -70,7 +72,8 @@ class Fetched:
 
 
 def chunks_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: int, expert: int = 0) -> list[Chunk]:
-    """The streamed rows of one linear for `tokens` rows of input, cut to the buffer's size."""
+    """Return the chunks of a linear's streamed rows for `tokens` input rows. Raises ValueError if no row fits a
+    buffer."""
     rows = plan.at(tokens)
     begin, end, columns = rows.resident, rows.resident + rows.streamed, None
     if plan.by_columns and rows.streamed:
@@ -87,58 +90,59 @@ def chunks_of(plan: LinearPlan, tokens: int, weight: HostWeight, buffer_bytes: i
 
 
 class Streaming(Protocol):
-    """Streams weight chunks to the device. `starved`: the system let less memory be pinned for it than was planned."""
+    """Streams weight chunks to the device. `starved`: less memory could be pinned for it than planned."""
 
     starved: bool
 
     def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
-        """A pass starts that will take these pieces in this order, and may skip some; `again`: the next pass, too."""
+        """Start a pass that takes these chunks in this order and may skip some. `again`: the next pass takes them,
+        too."""
 
     def has_ready(self, chunk: Chunk) -> bool:
-        """Whether the piece can be taken without waiting for another."""
+        """Return whether the chunk can be taken without waiting for the link."""
 
     def take(self, chunk: Chunk) -> AbstractContextManager[DeviceRows]:
-        """The piece on the device; work launched inside the block finds it there."""
+        """Provide the chunk on the device for work launched inside the context."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 class SerialCopies:
-    """Copies a piece from the weights' own memory when it is needed, after what came before has been computed."""
+    """Copies a chunk from the weights' own memory when it is needed, after all earlier work has completed."""
 
     starved = False
 
     def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
-        """Allocates one buffer on the device. Raises NotEnoughMemory where there is no room for it."""
+        """Allocate one buffer on the device. Raises NotEnoughMemory if it does not fit."""
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
         self._slot: Tensor | None = accelerator.empty((ring.bytes,), torch.uint8)
 
     def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
-        """No-op: nothing is fetched ahead."""
+        """No-op: nothing is prefetched."""
 
     def has_ready(self, chunk: Chunk) -> bool:
-        """It is copied when it is taken."""
+        """Return True: chunks are copied when they are taken."""
         return True
 
     @contextmanager
     def take(self, chunk: Chunk) -> Iterator[DeviceRows]:
-        """The piece on the device; work launched inside the block finds it there."""
+        """Provide the chunk on the device for work launched inside the context."""
         assert self._slot is not None
-        # Not for order, which `copied_rows` keeps: nothing is to overlap here.
+        # Not needed for ordering, which `copied_rows` ensures; the baseline must not overlap anything.
         self._accelerator.synchronize()
         weight = chunk.weight(self._weights)
         yield copied_rows(self._accelerator, self._stream, weight, chunk.begin, chunk.end, self._slot)
 
     def close(self) -> None:
-        """Give the buffer back."""
+        """Release the buffer."""
         self._slot = None
 
 
 def follow(accelerator: Accelerator, stream: Stream) -> None:
-    """Let copies wait for all that was launched: new memory may still be in use by who had it before."""
+    """Make later copies wait for all launched work, which may still use the memory that a new buffer reuses."""
     launched = accelerator.event()
     accelerator.record(launched)
     stream.wait(launched)
@@ -147,7 +151,7 @@ def follow(accelerator: Accelerator, stream: Stream) -> None:
 def copied_rows(
     accelerator: Accelerator, stream: Stream, weight: HostWeight, begin: int, end: int, buffer: Tensor
 ) -> DeviceRows:
-    """Rows copied from where they lie into a device's buffer (nbytes,), and waited for. Raises DeviceLost."""
+    """Copy rows from host memory into a device buffer (nbytes,) and wait for them. Raises DeviceLost."""
     follow(accelerator, stream)
     at, parts = 0, [part.contiguous() for part in weight.parts(begin, end)]
     for part in parts:
@@ -158,10 +162,10 @@ def copied_rows(
 
 
 class ParameterManager:
-    """Prefetches the pieces of a schedule, over and over, as far ahead as the ring has room."""
+    """Prefetches a schedule's chunks cyclically, as far ahead as the ring buffer has room."""
 
     def __init__(self, accelerator: Accelerator, ring: Ring, weights: Mapping[str, Sequence[HostWeight]]) -> None:
-        """Allocates the ring. Raises NotEnoughMemory where the device has no room for it."""
+        """Allocate the ring. Raises NotEnoughMemory if the device has no room for it."""
         self._accelerator = accelerator
         self._weights = weights
         self._stream = accelerator.stream()
@@ -171,14 +175,14 @@ class ParameterManager:
         if len(hosts) < min(FEWEST_PINNED, ring.buffers):
             hosts = [torch.empty(ring.bytes, dtype=torch.uint8) for _ in range(ring.buffers)]
         self.buffers = len(hosts)
-        """Staging buffers in use: as many as asked for, or as could be pinned."""
+        """Number of staging buffers: as many as requested, or as could be pinned."""
         self._free = [self._slot(host) for host in hosts]
         self._ready: deque[Fetched] = deque()
         self._schedule: Sequence[Chunk] = ()
         self._again = True
-        self._next = 0  # of the schedule, to be fetched
-        self._taken = 0  # of the schedule, or skipped, by the pass that runs
-        self._epoch = 0  # counts new schedules; what was fetched for an older one is dropped
+        self._next = 0  # index in the schedule of the next chunk to fetch
+        self._taken = 0  # number of the schedule's chunks that the current pass has taken or skipped
+        self._epoch = 0  # number of schedules so far; chunks fetched for an older one are dropped
         self._error: BaseException | None = None
         self._closed = False
         self._changed = Condition()
@@ -186,8 +190,10 @@ class ParameterManager:
         self._thread.start()
 
     def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
-        """A pass starts that will take these pieces in this order, and may skip some (experts that no token asks for);
-        what was fetched ahead for the same schedule stays. Ahead of the next pass is fetched only for `again`."""
+        """Start a pass that takes these chunks in this order, and may skip some (experts that no token is routed to).
+
+        Chunks prefetched for the same schedule object stay valid. The next pass is prefetched only with `again`.
+        """
         with self._changed:
             if schedule is self._schedule and self._taken in (0, len(schedule)):
                 self._taken = 0
@@ -197,13 +203,13 @@ class ParameterManager:
             self._changed.notify_all()
 
     def has_ready(self, chunk: Chunk) -> bool:
-        """Whether the piece can be taken without waiting for the ring."""
+        """Return whether the chunk can be taken without waiting for the ring."""
         with self._changed:
             return any(one.epoch == self._epoch and one.chunk == chunk for one in self._ready)
 
     @contextmanager
     def take(self, chunk: Chunk) -> Iterator[DeviceRows]:
-        """The piece on the device; work launched inside the block finds it there."""
+        """Provide the chunk on the device for work launched inside the context."""
         fetched = self._wait_for(chunk)
         self._accelerator.wait(fetched.slot.copied)
         try:
@@ -213,14 +219,14 @@ class ParameterManager:
             self._release(fetched.slot)
 
     def close(self) -> None:
-        """End the thread and give the ring back."""
+        """Stop the thread and release the ring."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
         self._copiers.close()
         with suppress(DeviceLost):
-            # What was fetched ahead may still be on its way into buffers that others get now.
+            # Prefetched chunks may still be in flight to buffers that others get next.
             self._accelerator.synchronize()
         self._free.clear()
         self._ready.clear()
@@ -232,7 +238,7 @@ class ParameterManager:
         return Slot(host, device, copied, freed)
 
     def _pinned(self, ring: Ring) -> list[Tensor]:
-        """Locked buffers, as many as the system gives."""
+        """Return pinned buffers, as many as the system grants."""
         found: list[Tensor] = []
         for _ in range(ring.buffers):
             try:
@@ -263,7 +269,7 @@ class ParameterManager:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        """The thread: fetch the next piece whenever a buffer is free."""
+        """Fetch the next chunk whenever a buffer is free; runs in the thread."""
         while (job := self._next_job()) is not None:
             epoch, chunk, slot = job
             try:
@@ -296,9 +302,9 @@ class ParameterManager:
         return weight.on_device(slot.device, chunk.begin, chunk.end)
 
     def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
-        """Lay host tensors, of contiguous rows, one behind the other into a byte buffer; the bytes written.
+        """Copy host tensors with contiguous rows end to end into a byte buffer (nbytes,); return the bytes written.
 
-        Not by torch, which would start a second pool of threads here that competes with the one that computes.
+        Not with torch, which would start a second thread pool here that competes with the computing one.
         """
         at = 0
         for part in parts:

@@ -1,7 +1,7 @@
-"""What stands for a tensor in functions that go number by number, so that they need not see all of it.
+"""Stand-ins for tensors in elementwise functions, which need not see the entire tensor at once.
 
-Models write `down(activation(gate(x)) * up(x))`. If gate and up give one of these, torch asks it before each function:
-what goes number by number is applied as the subclass likes, and everything else gets the tensor itself.
+Models compute `down(activation(gate(x)) * up(x))`. If gate and up return a stand-in, torch dispatches each function to
+it first: elementwise functions are applied as the subclass defines, and all others get the tensor itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BY_NUMBER: frozenset[Function] = frozenset((
     F.relu6, F.sigmoid, F.tanh, F.softplus, torch.relu,
     torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.square, torch.pow, torch.mul, torch.add, torch.sub,
 ))  # fmt: skip
-"""Functions whose result has at each place what they make of the numbers at that place."""
+"""Elementwise functions: an element of the result depends only on the arguments' elements at the same place."""
 
 
 def _forwards(function: Function) -> Function:
@@ -33,7 +33,7 @@ def _backwards(function: Function) -> Function:
 
 
 class Pointwise(ABC):
-    """Base of such stand-ins."""
+    """Base of the stand-ins."""
 
     __add__, __radd__ = _forwards(operator.add), _backwards(operator.add)
     __sub__, __rsub__ = _forwards(operator.sub), _backwards(operator.sub)
@@ -43,21 +43,21 @@ class Pointwise(ABC):
 
     @abstractmethod
     def whole(self) -> Tensor:
-        """The tensor (..., N) itself."""
+        """Return the tensor (..., N) itself."""
 
     @abstractmethod
     def applied(self, function: Function, arguments: Sequence[Any], more: Mapping[str, Any]) -> Self:
-        """What a function of BY_NUMBER makes of this, others of its kind and plain numbers among the arguments."""
+        """Apply a function of BY_NUMBER to this, other stand-ins of its kind and plain numbers."""
 
     @classmethod
     def __torch_function__(
         cls, function: Function, types: Any, arguments: Sequence[Any] = (), more: Mapping[str, Any] | None = None
     ) -> Any:
-        """torch's question before it calls a function with one of these among its arguments."""
+        """Dispatch a torch function with a stand-in among its arguments."""
         return ask(function, arguments, more or {})
 
     def __getattr__(self, name: str) -> Any:
-        """What only the tensor has."""
+        """Return an attribute of the tensor itself."""
         return getattr(self.whole(), name)
 
     def __getitem__(self, place: Any) -> Tensor:
@@ -68,7 +68,7 @@ class Pointwise(ABC):
 
 
 def ask(function: Function, arguments: Sequence[Any], more: Mapping[str, Any]) -> Any:
-    """Apply a function, to the stand-ins where it goes number by number, else to their tensors."""
+    """Apply a function: to the stand-ins if it is elementwise, otherwise to their tensors."""
     first = next((one for one in arguments if isinstance(one, Pointwise)), None)
     if function is F.dropout and not more.get("training", True):
         return arguments[0]

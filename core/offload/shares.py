@@ -1,4 +1,4 @@
-"""What one linear has to do in a pass: what of it is launched, streamed and left to the CPU, and where it goes."""
+"""One linear's work in a pass: what is launched, streamed or left to the CPU, and where the results go."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Role:
-    """A linear's part in what is computed together. `group`: those that are computed with the first of them, in the
-    order of the pass, itself among them. `feeds`: one alone reads their results, and is divided `by_columns`."""
+    """A linear's role in a group that is computed together.
+
+    `group`: the linears computed together with its first member, in pass order, including itself.
+    `feeds`: a single linear reads their results, and is split by columns.
+    `by_columns`: this linear is split by columns.
+    """
 
     group: Sequence[HeteroLinear] = ()
     feeds: bool = False
@@ -32,30 +36,31 @@ ALONE = Role()
 
 
 class Share(Protocol):
-    """One linear's part in a pass. `hosted`: the CPU has some of it, `on_host`: a weight and its first row."""
+    """One linear's work in a pass. `hosted`: the CPU computes part of it; `on_host`: a weight and its first row
+    there."""
 
     chunks: Sequence[Chunk]
     hosted: bool
     on_host: tuple[HostWeight, int]
 
     def launch_resident(self) -> None:
-        """Multiply what is resident."""
+        """Launch the product with the resident part."""
 
     def launch_chunk(self, chunk: Chunk) -> None:
-        """Multiply a streamed piece, as soon as it is there."""
+        """Launch the product with a streamed chunk, after its arrival."""
 
     def launch_arrived(self, y: Tensor) -> None:
-        """Take in the CPU's part (M, n), which is on the device."""
+        """Launch the merge of the CPU's part (M, n), which is on the device."""
 
     def result(self) -> Tensor:
-        """(..., N) on the device, when all of it was launched and settled."""
+        """Return (..., N) on the device, once all was launched and settled."""
 
 
 class RowShare:
-    """One that is divided by rows: `out` (M, n) on the device, and the CPU's from `begin` on."""
+    """A linear split by rows: `_out` (M, n) on the device, the CPU's rows from `begin` on."""
 
     def __init__(self, linear: HeteroLinear, x: Tensor, *, streams: bool = True, stays: bool = False) -> None:
-        """Without `streams` the CPU has the streamed rows, too; what `stays` on the host has no place on the device."""
+        """Without `streams`, the CPU also computes the streamed rows. With `stays`, its results stay on the host."""
         self.linear = linear
         self.chunks = linear.chunks if streams else ()
         self.begin = linear.division.resident + (linear.division.streamed if streams else 0)
@@ -80,7 +85,7 @@ class RowShare:
         return y if self.linear.bias is None else y + self.linear.bias
 
     def halves(self, found: Later[list[Tensor]], number: int) -> Halves:
-        """What the device has of it (..., n), and the CPU among what is `found`, each with its part of the bias."""
+        """Return both halves (..., n), each with its part of the bias; the CPU's is number `number` in `found`."""
         there, bias, host_bias = list[Tensor](), self.linear.bias, self.linear.host_bias
 
         def launched() -> None:
@@ -102,10 +107,10 @@ class RowShare:
 
 
 class ColumnShare:
-    """One that is divided by columns: each side multiplies its own, and the sums are added on the device."""
+    """A linear split by columns: each side multiplies its own, and the partial sums are added on the device."""
 
     def __init__(self, linear: HeteroLinear, lead: Sequence[int], dtype: torch.dtype, there: list[Tensor]) -> None:
-        """`there`: the input (..., K) or its first columns, which the device has when this is launched."""
+        """`there`: holds the input (..., K), or its first columns, on the device by the time the launches run."""
         self.linear = linear
         self.chunks = linear.chunks
         rows, host = linear.division, linear.host
@@ -141,16 +146,16 @@ class ColumnShare:
         return y if self.linear.bias is None else y + self.linear.bias
 
     def _input(self, columns: tuple[int, int]) -> DeviceInput:
-        """These columns of the input, (M, n)."""
+        """Return these columns of the input, (M, n)."""
         x = self._there[0]
         return device_input(x.reshape(-1, x.shape[-1])[:, slice(*columns)].contiguous())
 
 
 def with_streamed(linear: HeteroLinear, chunk: Chunk, launch: Callable[[DeviceRows], None]) -> None:
-    """Launch something with a streamed piece."""
+    """Launch work with a streamed chunk."""
     assert linear.streams is not None
     if not linear.streams.has_ready(chunk):
-        # The ring may be waiting for what is launched: a simulated device computes only when asked to.
+        # The ring may be waiting for launched work, which a simulated device only does when asked to.
         linear.accelerator.settle()
     with linear.streams.take(chunk) as rows:
         launch(rows)
