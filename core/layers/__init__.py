@@ -1,1 +1,1 @@
-"""What a decoder layer is computed by: attention, norms, experts, the KV cache, and whole layers on the CPU."""
+"""The parts of decoder layers: attention, norms, experts, KV cache, and entire layers fused on the CPU."""

@@ -1,4 +1,4 @@
-"""What follows attention in a layer with experts, and whether it is one call of our library."""
+"""The part of a layer after attention, with experts, and whether our library computes it in one call."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from core.layers.fused_mixtures import FusedMixture
 
 
 class AfterAttention:
-    """What the layer's experts, and the norm behind them, make of the states that attention leaves."""
+    """Applies the layer's experts, and the norm after them, to the output of attention."""
 
     def __init__(self, mlp: Callable[[Tensor], Any], norm: nn.Module | None) -> None:
-        """`mlp`: a module with experts in it, or what stands for several."""
+        """`mlp`: a module with experts, or a stand-in for several modules."""
         self._mlp = mlp
         self._norm = norm
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (1, M, K) -> (1, M, K)."""
         found = self._mlp(x)
-        added: Tensor = found[0] if isinstance(found, tuple) else found  # some also give what their router says
+        added: Tensor = found[0] if isinstance(found, tuple) else found  # some also return router scores
         return added if self._norm is None else self._norm(added)
 
     def native(self, rows: int) -> NativeMixture | None:
-        """What computes the experts of so many rows, without the norm; None where it is more than one call."""
+        """Return the native call for the experts of so many rows, without the norm; None if it takes several calls."""
         mixture = self._mixture
         return None if mixture is None else mixture.native(rows)
 
     def in_one_call(self) -> AfterAttention | None:
-        """The same without the layer's modules but for the norm; None where it is never one call."""
+        """Return this with the fused mixture in place of the layer's modules, except the norm; None if there is
+        none."""
         return None if self._mixture is None else AfterAttention(self._mixture, self._norm)
 
     @property

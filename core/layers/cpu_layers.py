@@ -1,8 +1,8 @@
-"""Decoder layers that the CPU computes by itself while few tokens are read at once; a device has the others.
+"""Decoder layers that the CPU computes entirely while few rows are processed; a device computes the others.
 
-Dividing each linear of a layer costs an exchange for each group of them, and leaves norms and attention to the device.
-A layer none of whose rows lie there is better computed in one piece: what it reads is brought to the host once for a
-run of such layers, and goes back after the last of them. Long prompts still find these layers divided like all others.
+Splitting each linear of a layer costs one exchange per group of linears, and leaves norms and attention to the device.
+A layer without rows on the device is better computed in one piece: its input is copied to the host once for a run of
+such layers, and back after the last one. Long prompts still use these layers split like all others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from core.offload.hetero_linear import SharedInputs
 
 
 class CpuLayers:
-    """The layers that `core.layers.fused_layers` can compute; `use` says which of them it shall."""
+    """The layers that `core.layers.fused_layers` can compute; `use` selects which of them run on the CPU."""
 
     def __init__(
         self, layers: Sequence[nn.Module], fused: Mapping[int, FusedForward], accelerator: Accelerator,
         inputs: SharedInputs,
     ) -> None:  # fmt: skip
-        """`fused`: by number of the layer."""
+        """`fused`: by layer number."""
         self._layers = layers
         self._fused = fused
         self._luggage = HostActivations(accelerator)
@@ -33,7 +33,7 @@ class CpuLayers:
         self.runs: list[LayerRun] = []
 
     def use(self, numbers: Collection[int]) -> None:
-        """Let the CPU compute these layers from the next pass on, as far as it can, and no others."""
+        """Run these layers on the CPU from the next pass on, as far as they can be fused, and no others."""
         used = set(numbers) & self._fused.keys()
         self.runs = link({number: self._fused[number] for number in used})
         for number, layer in enumerate(self._layers):
@@ -43,12 +43,12 @@ class CpuLayers:
                 vars(layer).pop("forward", None)
 
     def end_pass(self) -> None:
-        """Let go of the tensors."""
+        """Release the tensors."""
         self._luggage.forget()
 
 
 class HostActivations:
-    """What travels to the host in a pass: each tensor once, for all layers that read it."""
+    """The tensors copied to the host in a pass, each once for all layers that read it."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -56,7 +56,7 @@ class HostActivations:
         self._left: Tensor | None = None
 
     def on_host(self, x: Tensor) -> Tensor:
-        """`x` (..., K) on the host, wherever it is now."""
+        """Return `x` (..., K) on the host, wherever it is now."""
         if x is self._left:
             return x
         if id(x) not in self._brought:
@@ -64,22 +64,22 @@ class HostActivations:
         return self._brought[id(x)][1]
 
     def on_device(self, x: Tensor) -> Tensor:
-        """`x` (..., K) on the device, if it was left on the host."""
+        """Return `x` (..., K) on the device; it is copied if it was left on the host."""
         return self._accelerator.to_device(x) if x is self._left else x
 
     def leave(self, x: Tensor) -> Tensor:
-        """`x` (..., K) stays on the host for the next layer."""
+        """Leave `x` (..., K) on the host for the next layer."""
         self._left = x
         return x
 
     def forget(self) -> None:
-        """The pass is over."""
+        """Release the tensors at the end of a pass."""
         self._brought.clear()
         self._left = None
 
 
 class CpuForward:
-    """The forward of such a layer. `stays`: the next layer is one, too."""
+    """The forward of a layer on the CPU. `stays`: the next layer runs there, too."""
 
     def __init__(self, fused: FusedForward, luggage: HostActivations, inputs: SharedInputs, *, stays: bool) -> None:
         self._fused = fused

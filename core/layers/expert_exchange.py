@@ -1,8 +1,8 @@
-"""Experts that are chosen more often come to the device in place of others, beside the work and a few at a time.
+"""Exchanges experts on the device for more frequently used ones, asynchronously and a few at a time.
 
-The next expert is laid into locked memory by a thread, then copied into spare memory of the device while passes go on;
-when it has arrived, between two passes, it is used, and the memory of the one that it replaces is the spare one from
-then on. Nothing waits for a copy.
+A thread copies the next expert into pinned memory, from where it is copied to a spare buffer of the device while passes
+continue. Between two passes after its arrival, it replaces another expert, whose memory becomes the spare buffer. No
+pass ever waits for a copy.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from core.offload.parameter_manager import follow
 from core.planning.expert_cache import Exchange, exchange
 
 REMEMBERED = 512
-"""Passes after which what was counted before counts half."""
+"""Number of passes after which earlier counts are halved."""
 AT_ONCE = 3
-"""Exchanges under way at the same time, each in another layer."""
+"""Number of concurrent exchanges, each in a different layer."""
 LOOKED_AT = 4
-"""Layers that are looked at after a pass, at most, for one more."""
+"""Largest number of layers to examine after a pass."""
 
 
 @dataclass
 class _Lane:
-    """Memory for one expert on the device and locked in RAM, by linear, and the exchange under way there."""
+    """Device buffers and pinned buffers for one expert, one per linear, and the exchange in progress there."""
 
     spare: list[Tensor]
     pinned: list[Tensor]
@@ -40,7 +40,7 @@ class _Lane:
 
 @dataclass(frozen=True)
 class _Copy:
-    """One exchange: `arrived` is None while the expert's bytes are laid into locked memory."""
+    """An exchange. `arrived` is None while the expert's bytes are being staged in pinned memory."""
 
     cache: ExpertCache
     exchange: Exchange
@@ -49,10 +49,10 @@ class _Copy:
 
 
 class ExpertExchanges:
-    """Exchanges in all layers whose experts are as large as the first one's."""
+    """Exchanges in all layers whose experts have the same size as those of the first one."""
 
     def __init__(self, caches: Sequence[ExpertCache], accelerator: Accelerator) -> None:
-        """Takes memory for AT_ONCE experts on the device, and as much that is pinned. Raises NotEnoughMemory."""
+        """Allocate device memory for AT_ONCE experts, and as much pinned memory. Raises NotEnoughMemory."""
         sizes = caches[0].expert_bytes
         self._caches = [cache for cache in caches if cache.expert_bytes == sizes]
         self._accelerator = accelerator
@@ -68,7 +68,7 @@ class ExpertExchanges:
         self._passes = self._looked_at = 0
 
     def step(self) -> None:
-        """Between two passes: go on with what is under way, and look at some layers whether something should come."""
+        """Advance exchanges in progress between two passes, and examine some layers for new ones."""
         self._passes += 1
         if self._passes % REMEMBERED == 0:
             for cache in self._caches:
@@ -82,12 +82,12 @@ class ExpertExchanges:
             free.copy = next((copy for copy in looks if copy is not None), None)
 
     def close(self) -> None:
-        """Wait for what is under way, which nobody will use: its memory is given back. Raises DeviceLost."""
+        """Wait for copies in flight, whose memory is about to be freed. Raises DeviceLost."""
         self._staging.shutdown()
         self._stream.synchronize()
 
     def _begun(self, lane: _Lane) -> _Copy | None:
-        """The exchange that the next layer wants, which is begun; None where it wants none."""
+        """Start the exchange that the next layer needs; None if it needs none."""
         self._looked_at += 1
         cache = self._caches[self._looked_at % len(self._caches)]
         busy = any(one.copy is not None and one.copy.cache is cache for one in self._lanes)
@@ -119,7 +119,7 @@ class ExpertExchanges:
 
 
 def _stage(weights: Sequence[HostWeight], buffers: Sequence[Tensor]) -> None:
-    """The bytes of each weight into a buffer (nbytes,) of its own, its parts one behind the other."""
+    """Copy each weight's parts end to end into its buffer (nbytes,)."""
     for weight, buffer in zip(weights, buffers, strict=True):
         at = buffer.data_ptr()
         for part in weight.parts(0, weight.rows):

@@ -1,7 +1,7 @@
-"""Whether a cache of experts pays is asked of the clock: some tokens with it and some without, in turn.
+"""Measures whether a cache of experts pays, by alternating between tokens with and without it.
 
-Rates say what should be; only time says whether what the cache costs besides (launches, replacing, the memory that
-both share) is less than what it saves.
+Calculated rates cannot tell whether the cache's side costs (launches, replacements, shared memory bandwidth) are below
+its savings; only timing can.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import statistics
 
 SETTLING = 48
-"""Tokens before the trial: what is used most has come by then."""
+"""Number of tokens before the trial, in which the most used experts are cached."""
 BLOCK, BLOCKS = 4, 8
-"""Tokens with the cache, then as many without; the first of each is not counted."""
+"""Number of tokens with the cache, then without; the first of each block is not timed."""
 AGAIN = 2048
-"""Tokens after which it is tried anew: use changes, and so does what else the machine does."""
+"""Number of tokens after which the trial is repeated, because routing and the machine's load change."""
 
 
 class CacheTrial:
@@ -25,12 +25,12 @@ class CacheTrial:
 
     @property
     def rests(self) -> bool:
-        """Whether the next token is to do without: in turn during the trial, then as it ended."""
+        """Return whether the next token does without the cache: alternating during the trial, then by its outcome."""
         block = (self._tokens - SETTLING) // BLOCK
         return self._loses if block >= BLOCKS else block >= 0 and block % 2 == 1
 
     def note(self, seconds: float) -> None:
-        """The next token took so long."""
+        """Record the seconds of the next token."""
         at = self._tokens - SETTLING
         if 0 <= at < BLOCK * BLOCKS and at % BLOCK:
             self._times[self.rests].append(seconds)

@@ -1,6 +1,6 @@
-"""Experts that stand beside a layer's gated part, each between norms of its own, as Gemma 4 has them.
+"""Experts parallel to a layer's dense MLP, each with its own norms, as in Gemma 4.
 
-s -> norm -> gated part -> norm ; s -> router, s -> norm -> chosen experts -> norm ; the sum of both
+s -> norm -> MLP -> norm ; s -> router, s -> norm -> chosen experts -> norm ; the sum of both
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ NORMS = (
     "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2",
     "pre_feedforward_layernorm", "post_feedforward_layernorm_1",
 )  # fmt: skip
-"""Before and after the chosen experts, before and after the gated part."""
+"""Norms before and after the chosen experts, and before and after the dense MLP."""
 OTHERS = ("router", "experts", *NORMS)
-"""What stands beside the gated part, and around it."""
+"""The modules parallel to the dense MLP, and the norms."""
 TOGETHER = "hetegen_beside"
-"""Where a layer keeps what computes all of them in one call."""
+"""The attribute of a layer with the module that computes all of them in one call."""
 
 
 class ExpertsBeside:
-    """What such a layer's own modules make of the states that attention leaves."""
+    """Computes both parts with the layer's own modules."""
 
     def __init__(self, layer: Any) -> None:
         self._parts = layer.mlp, layer.router, layer.experts
@@ -39,5 +39,5 @@ class ExpertsBeside:
 
 
 def stand_in(layer: nn.Module) -> bool:
-    """Whether the layer has such experts."""
+    """Return whether the layer has such experts."""
     return layer._modules.keys() >= {"mlp", *OTHERS}

@@ -1,8 +1,8 @@
-"""The KV cache: keys and values of every token read so far, preallocated, cut back when a conversation is edited.
+"""The KV cache: keys and values of all tokens read so far, preallocated, with rewind for edited conversations.
 
-transformers decides which kind of layer a model needs (`DynamicCache(config=...)`); full and sliding attention are
-replaced by layers that write into one preallocated buffer instead of concatenating at every token. Recurrent states
-(linear attention, convolutions) cannot be cut back: they are put back to what they were where that was marked.
+transformers determines each layer's kind (`DynamicCache(config=...)`). Full and sliding attention layers are replaced
+by ones that write to a preallocated buffer instead of concatenating at every token. Recurrent states (linear attention,
+convolutions) cannot be cut back; they are restored from marked snapshots.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLay
 from core.spec import KvFormat
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What the forward of a model calls its cache: since transformers 5.24, before it, and Mamba's before it."""
-# Recurrent families that carry their state on when several tokens follow at once, as the tests have seen. The others
-# (Mamba, Jamba) would begin anew without saying so: their whole prompt is read in one pass.
+"""The forward arguments for the cache: since transformers 5.24, before it, and of Mamba before it."""
+# Recurrent families that carry their state across passes of several tokens, as the tests confirm. The others (Mamba,
+# Jamba) would silently start anew, so that their entire prompt is read in one pass.
 CONTINUING = frozenset({
     "bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "mamba2", "nemotron_h", "qwen3_5_moe_text",
     "qwen3_5_text", "qwen3_next",
@@ -50,11 +50,11 @@ class KVCache(Cache):  # type: ignore[misc]
         home: torch.device | None = None,
         format: KvFormat = "bf16",
     ) -> None:
-        """`capacity`: the context in tokens; `allocate`: how, for layers whose states are not to lie in RAM; `home`:
-        where a model wants all states handed over whose attention is its own (ours goes to where they lie); `format`:
-        as the model computes them, or packed in 8 bits.
+        """`capacity`: the context in tokens; `allocate`: allocators of layers whose states do not lie in RAM.
 
-        `can_rewind`: any tail can be cut off; `can_return`: at least so that what was marked before it is held again.
+        `home`: the device on which a model with its own attention wants all states (ours runs where they lie).
+        `format`: as computed by the model, or packed in 8 bits.
+        `can_rewind`: any tail can be cut off. `can_return`: at least earlier marks can be restored.
         """
         layers = DynamicCache(config=config).layers
         maker = _Maker(capacity, home, format == "int8")
@@ -70,38 +70,43 @@ class KVCache(Cache):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all layers' buffers now."""
+        """Return the bytes currently held by all layers' buffers."""
         return sum(tensor.nbytes for layer in self.layers for tensor in _tensors(layer))
 
     @property
     def away(self) -> frozenset[int]:
-        """The layers whose states are not to lie in RAM."""
+        """Return the layers whose states do not lie in RAM."""
         ours = ((number, one) for number, one in enumerate(self.layers) if isinstance(one, PreallocatedLayer))
         return frozenset(number for number, one in ours if one.allocate is not on_host)
 
     def move(self, allocate: Mapping[int, Allocate], home: torch.device | None = None) -> None:
-        """Let the layers lie where `allocate` has them, in RAM where it has none; nothing has to be read again.
-        Recurrent states stay where they are. Raises NotEnoughMemory: then some have moved and are sound."""
+        """Move the layers' states to where `allocate` puts them, without an entry to RAM; nothing is recomputed.
+
+        Recurrent states stay where they are. Raises NotEnoughMemory; then some layers have moved, and all are valid.
+        """
         for number, layer in enumerate(self.layers):
             if isinstance(layer, PreallocatedLayer):
                 layer.move(allocate.get(number, on_host))
                 layer.home = home
 
     def buffers_on(self, device: torch.device) -> list[Tensor]:
-        """Keys and values (1, H, capacity, dim) of all layers if all are plain and on this device; otherwise none."""
+        """Return keys and values (1, H, capacity, dim) of all layers, or none unless all are plain and on this
+        device."""
         plain = all(type(one) is PreallocatedLayer and one.is_initialized for one in self.layers)
         held = [tensor for one in self.layers for tensor in one.tensors] if plain else []
         return held if all(tensor.device == device for tensor in held) else []
 
     def blank(self, length: int) -> None:
-        """Zero the buffers behind the tokens held, up to this length: masked values must not be NaN."""
+        """Zero the buffers from the end of the held tokens up to `length`: masked values must not be NaN."""
         for tensor in (one for layer in self.layers for one in layer.tensors):
             tensor[:, :, len(self.tokens) : length] = 0
 
     @contextmanager
     def written_at(self, place: TokenPlace) -> Iterator[None]:
-        """Context: updates write one token at a position in device memory, uncounted (see `advance`). Requires
-        `buffers_on` that device."""
+        """Make updates write one token at a position in device memory, uncounted (see `advance`).
+
+        Requires `buffers_on` that device.
+        """
         for layer in self.layers:
             layer.place = place
         try:
@@ -116,18 +121,21 @@ class KVCache(Cache):  # type: ignore[misc]
             layer.length += 1
 
     def mark(self, *, briefly: bool = False) -> None:
-        """Be able to return to the tokens held now; `briefly`: until the next such mark, where other marks stay until
-        there are newer ones. No-op where any tail can be cut off, and where nothing can be done."""
+        """Mark the current length, so that it can be restored; `briefly`: only until the next brief mark.
+
+        Lasting marks are kept until newer ones replace them. No-op if any tail can be cut off, or if nothing can be
+        restored.
+        """
         if self.tokens and self.can_return and not self.can_rewind:
             self._snapshots.take(len(self.tokens), self._recurrent, briefly=briefly)
 
     @property
     def marked(self) -> tuple[int, ...]:
-        """The numbers of tokens that can be returned to because they were marked."""
+        """Return the lengths that can be restored because they were marked."""
         return self._snapshots.lengths
 
     def reuse(self, ids: Sequence[int]) -> int:
-        """Keep the longest usable prefix of `ids`, always leaving at least one token to compute; its length."""
+        """Keep the longest usable prefix of `ids`, leaving at least one token to compute; return its length."""
         kept = self.rewind(min(common_prefix(self.tokens, ids), len(ids) - 1))
         if self.reads_in_parts or len(ids) - kept == 1:
             return kept
@@ -135,11 +143,11 @@ class KVCache(Cache):  # type: ignore[misc]
         return 0
 
     def rewind(self, length: int) -> int:
-        """Cut back to at most `length` tokens, as few less as can be; the length kept."""
+        """Rewind to at most `length` tokens, keeping as many as possible; return the length kept."""
         return length if length == len(self.tokens) > 0 else self.restore(length)
 
     def restore(self, length: int) -> int:
-        """Rewind, also after a pass broken off half-way, when some layers hold more than others; the length kept."""
+        """Rewind, also after an interrupted pass in which some layers hold more than others; return the length kept."""
         kept = length if self.can_rewind else self._snapshots.newest(length)
         if kept <= 0 or not all(_can_keep(layer, kept) for layer in self.layers):
             self.reset()
@@ -153,7 +161,7 @@ class KVCache(Cache):  # type: ignore[misc]
         return kept
 
     def trim(self, length: int) -> None:
-        """Cut back to at most `length` tokens where that loses nothing else."""
+        """Rewind to at most `length` tokens if that loses nothing else."""
         if len(self.tokens) > length > 0 and self.can_rewind:
             self.rewind(length)
 
@@ -161,17 +169,17 @@ class KVCache(Cache):  # type: ignore[misc]
     def _recurrent(self) -> list[RecurrentLayer]:
         return [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
 
-    # Recurrent states were made in inference mode and are zeroed in place, which is refused outside of it.
+    # Recurrent states were made in inference mode and are zeroed in place, which is only allowed in it.
     @torch.inference_mode()
     def reset(self) -> None:
-        """Hold nothing."""
+        """Drop all tokens."""
         super().reset()
         self.tokens.clear()
         self._snapshots.forget()
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading ids that are the same."""
+    """Return the number of equal leading ids."""
     for index, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return index
@@ -180,14 +188,14 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class _Maker:
-    """What layers of one cache have in common."""
+    """Makes the layers of one cache."""
 
     capacity: int
     home: torch.device | None
     packs: bool
 
     def ours(self, layer: Any, allocate: Allocate) -> Any:
-        """Our layer in place of transformers' own where its kind is known exactly."""
+        """Return our replacement for a transformers layer of a known kind; any other layer is returned as is."""
         if self.packs and is_packable(layer):
             return self._packed(layer, allocate)
         if type(layer) is DynamicLayer:
@@ -207,16 +215,16 @@ class _Maker:
 
 
 KNOWN_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
-"""What transformers remembers by in most models, and we by layers of our own."""
+"""The layer kinds that most models use and that we replace by our own."""
 
 
 def is_usual(config: Any) -> bool:
-    """Whether a model remembers keys, values and recurrent states and nothing besides."""
+    """Return whether a model caches only keys, values and recurrent states."""
     return all(type(layer) in KNOWN_KINDS or is_stateless(layer) for layer in DynamicCache(config=config).layers)
 
 
 def is_packable(layer: Any) -> bool:
-    """Whether a layer of transformers' cache may be kept in 8 bits: keys and values alone, nothing recurrent."""
+    """Return whether a transformers layer may be kept in 8 bits: only keys and values, nothing recurrent."""
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -229,7 +237,7 @@ def _is_sliceable(layer: Any) -> bool:
 
 
 def is_stateless(layer: Any) -> bool:
-    """Whether transformers has a layer here only so that they can be counted."""
+    """Return whether a layer is only a placeholder in transformers' numbering."""
     return type(layer).__name__ == "DummyLayer"
 
 

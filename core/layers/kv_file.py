@@ -1,8 +1,8 @@
-"""What the KV cache held of one conversation, in a file of records, each with the states of the tokens that came since.
+"""A conversation's KV cache as a file of records, each with the states of the tokens since the previous one.
 
-A record is a mark, the length of a header, the header (JSON: whose states, which tokens, which tensors), the tensors'
-bytes, and a checksum. A record that was cut off or damaged ends what can be used of the file. The last may be of no new
-tokens: it has what is held of the newest ones besides, and the next one takes its place.
+A record consists of a magic number, the length of the header, the header (JSON: model key, tokens, tensors), the
+tensors' bytes, and a checksum. A truncated or damaged record ends the usable part of the file. The last record may have
+no new tokens: it holds the unpacked states of the newest ones, and is replaced at the next append.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from core.files import move_over
 from core.layers.kv_states import LayerStates
 
 MARK = b"HETEGKV2"
-"""Changes with the format."""
+"""The magic number; changes with the format."""
 ALIGNMENT = 64
 DTYPES = {"i8": torch.int8, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -31,12 +31,12 @@ MOST_HEADER = 1 << 28
 
 
 class Interrupted(Exception):
-    """Writing was asked to stop; what was in the file before is there still."""
+    """Writing was asked to stop. The file still has its previous content."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The states of one conversation as a file has them; the tensors are views of the mapped file."""
+    """The states of a conversation read from a file; the tensors are views of the mapped file."""
 
     tokens: list[int]
     reply_start: int
@@ -55,7 +55,7 @@ class _Record:
 
 
 def read(path: Path, key: str) -> Kept | None:
-    """What the file holds of the model with this key; None where that is nothing. Raises OSError."""
+    """Return the file's states for the model with this key; None if there are none. Raises OSError."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     records = list(_sound(data, key))
@@ -73,10 +73,10 @@ def read(path: Path, key: str) -> Kept | None:
 def append(
     path: Path, key: str, tokens: Sequence[int], reply_start: int, layers: Sequence[LayerStates], stop: Stop
 ) -> None:
-    """Write the states of those tokens that the file does not hold yet; what it holds of others is cut off.
+    """Append the states of tokens that the file does not hold yet; records of different tokens are cut off.
 
-    Only for states that stay as they are when others follow. The last reply is a record of its own: it is what is most
-    often written anew. Raises Interrupted, OSError.
+    Only for states that do not change when others follow. The last reply becomes a record of its own, because it is
+    rewritten most often. Raises Interrupted, OSError.
     """
     with path.open("r+b" if path.exists() else "w+b") as file:
         known, end = _shared(file, key, tokens)
@@ -96,7 +96,7 @@ def append(
 def replace(
     path: Path, key: str, tokens: Sequence[int], reply_start: int, layers: Sequence[LayerStates], stop: Stop
 ) -> None:
-    """Write the states of all tokens in place of what the file held. Raises Interrupted, OSError."""
+    """Replace the file's content by the states of all tokens. Raises Interrupted, OSError."""
     fresh = path.with_suffix(".part")
     try:
         with fresh.open("wb") as file:
@@ -134,7 +134,7 @@ def _write_recent(file: BinaryIO, key: str, reply_start: int, layers: Sequence[L
 
 
 class _Checked:
-    """Writes and keeps the checksum of what was written."""
+    """Writes to a file and keeps the checksum of the data written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -154,7 +154,7 @@ def _described(name: str, tensor: Tensor) -> list[object]:
 
 
 def _write_tensor(file: _Checked, tensor: Tensor) -> None:
-    # Head by head: within one the rows of a buffer lie behind each other, so that nothing is copied.
+    # Head by head: the rows of one head are contiguous in the buffer, so that nothing is copied.
     parts = tensor.flatten(0, 1) if tensor.dim() == 4 else tensor.unsqueeze(0)
     for part in parts:
         file.write(memoryview(part.contiguous().flatten().view(torch.uint8).numpy()))
@@ -169,7 +169,7 @@ def _padded(size: int) -> int:
 
 
 def _shared(file: BinaryIO, key: str, tokens: Sequence[int]) -> tuple[int, int]:
-    """How many of these tokens the records at the file's beginning hold, and where those records end."""
+    """Return how many of these tokens the file's first records hold, and where those records end."""
     known = end = 0
     for record in _records(_FileBytes(file), key):
         own = record.tokens
@@ -180,7 +180,7 @@ def _shared(file: BinaryIO, key: str, tokens: Sequence[int]) -> tuple[int, int]:
 
 
 class _FileBytes:
-    """A file as a row of bytes that can be sliced, without reading all of it."""
+    """A file as sliceable bytes, without reading all of it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -194,7 +194,7 @@ class _FileBytes:
 
 
 def _records(data: Any, key: str) -> Iterator[_Record]:
-    """The complete records of the model with this key from the beginning on; their states are not looked at."""
+    """Yield the complete records of the model with this key from the beginning on, without checking their states."""
     at, size = 0, len(data)
     while at + len(MARK) + 8 <= size and data[at : at + len(MARK)] == MARK:
         begin = at + len(MARK) + 8
@@ -219,7 +219,7 @@ def _header(text: bytes) -> dict[str, Any] | None:
 
 
 def _sound(data: mmap.mmap, key: str) -> Iterator[_Record]:
-    """The records whose checksum is right."""
+    """Yield records until one has a wrong checksum."""
     at = 0
     with memoryview(data) as view:
         for record in _records(data, key):
@@ -251,7 +251,7 @@ def _tensor(data: mmap.mmap, dtype: torch.dtype, shape: Sequence[int], place: in
 
 
 def _joined(parts: Sequence[LayerStates]) -> LayerStates:
-    """One layer's states from all records."""
+    """Concatenate one layer's states from all records."""
     if len(parts) == 1:
         return parts[0]
     names = parts[0].tensors

@@ -1,4 +1,4 @@
-"""Keys and values of one layer in a preallocated buffer, cut back when a conversation is edited."""
+"""Keys and values of one layer in a preallocated buffer, with rewind."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from transformers.cache_utils import DynamicLayer
 
 from core.kernels.packed_width import PACKED
 
-# A sliding layer keeps this many tokens more than its window, so that the last turns can be edited without re-reading.
+# Tokens that a sliding layer keeps beyond its window, so that the last turns can be edited without prefill.
 SLIDING_SLACK = 1024
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
-"""(shape, dtype) -> an uninitialised tensor on the device where a layer's states are to lie."""
+"""(shape, dtype) -> an uninitialised tensor on the device where a layer's states lie."""
 
 
 def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor (*shape) in RAM."""
+    """Allocate an uninitialised tensor (*shape) in RAM."""
     return torch.empty(tuple(shape), dtype=dtype)
 
 
 class TokenPlace(NamedTuple):
-    """The position of one token, in device memory: `at` (1,). Attention is given the first `seen` tokens of the
-    buffers, with a mask for those that are not there yet."""
+    """The position of one token, in device memory: `at` (1,).
+
+    Attention gets the first `seen` tokens of the buffers, with a mask for those not written yet.
+    """
 
     at: Tensor
     seen: int
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """Keys and values of one full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
+    """Keys and values of a full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
 
-    keys: Any  # Tensor once it is initialised
+    keys: Any  # Tensor once initialised
     values: Any
 
     def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
@@ -46,7 +48,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.place: TokenPlace | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate room for keys and values (B, H, T, D) of these heads, widths and types."""
+        """Allocate buffers for keys and values like these (B, H, T, D)."""
         self.dtype = key_states.dtype
         self.keys, self.values = buffers(key_states, value_states, self.capacity, self.allocate)
         self.device = self.keys.device
@@ -69,26 +71,28 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return self.keys[:, :, : place.seen], self.values[:, :, : place.seen]
 
     def make_room(self, tokens: int) -> tuple[int, int]:
-        """Places in the buffers: of the first token that attention sees, and where `tokens` new ones belong."""
+        """Return two buffer indices: of the first token that attention sees, and for the first of `tokens` new ones."""
         return 0, self.length
 
     def recent_room(self, tokens: int, seen: int) -> tuple[int, int]:
-        """The same in the buffers that the newest tokens have besides, if they have: of the first of `seen` tokens that
-        lies there, and how many do."""
+        """Return the same for the unpacked buffers of the newest tokens, if any.
+
+        Returns the index among `seen` tokens of the first that is held there, and how many are.
+        """
         return 0, 0
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The buffers (1, H, capacity, dim): of keys, of values, and those that the newest have besides."""
+        """Return the buffers (1, H, capacity, dim) of keys, of values, and of the newest tokens unpacked."""
         return (self.keys, self.values) if self.is_initialized else ()
 
     @property
     def floats(self) -> torch.dtype | None:
-        """The type of keys and values as the model computes them, if that is known."""
+        """Return the dtype of keys and values as computed by the model, if known."""
         return self.dtype if self.is_initialized else None
 
     def move(self, allocate: Allocate) -> None:
-        """Lie where `allocate` puts it from now on; what was read stays. Raises NotEnoughMemory: then nothing moved."""
+        """Move the states to where `allocate` puts them. Raises NotEnoughMemory; then nothing has moved."""
         if self.is_initialized and allocate != self.allocate:
             there = buffers(self.keys, self.values, self.keys.shape[2], allocate)
             for states, copied in zip((self.keys, self.values), there, strict=True):
@@ -99,11 +103,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
 
     @property
     def held(self) -> int:
-        """How many tokens the buffers hold."""
+        """Return how many tokens the buffers hold."""
         return self.length
 
     def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
-        """Hold these states (1, heads, n, dim) instead of all others; `first`: the place of the first in the text."""
+        """Replace the content by states (1, heads, n, dim); `first`: position in the text of the first."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         held = keys.shape[-2]
@@ -115,7 +119,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.length = first + held
 
     def _append(self, first: int, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (1, heads, n, dim) into the buffers from `start` on, and hand over what is there from `first` on."""
+        """Write (1, heads, n, dim) to the buffers from `start` on; return the content from `first` on."""
         end = start + key_states.shape[-2]
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
@@ -123,31 +127,31 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:
-        """Tokens held; as many as attention is given before the new one, where only the device knows how many."""
+        """Return the number of tokens held, or of those passed to attention before a token at a device position."""
         return self.length if self.place is None else self.place.seen - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a mask covers, and the position of the first."""
+        """Return the number of keys that a mask covers, and the position of the first."""
         return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
-        """Hold nothing."""
+        """Drop all tokens."""
         self.length = 0
 
     def can_keep(self, length: int) -> bool:
-        """Whether the first `length` tokens are all still held."""
+        """Return whether the first `length` tokens are all still held."""
         return True
 
     def keep(self, length: int) -> None:
-        """Drop what comes after the first `length` tokens."""
+        """Drop everything after the first `length` tokens."""
         self.length = min(length, self.length)
 
 
 class SlidingLayer(PreallocatedLayer):
     """The last `window - 1` tokens and up to SLIDING_SLACK older ones; attention sees `window - 1` and the new ones.
 
-    The buffer holds tokens `offset .. length` of the sequence. When it is full, the newest `window - 1` move to its
-    front, which costs one copy every SLIDING_SLACK tokens.
+    The buffer holds tokens `offset .. length` of the sequence. When it is full, the newest `window - 1` are moved to
+    its front, which costs one copy per SLIDING_SLACK tokens.
     """
 
     is_sliding = True
@@ -160,17 +164,17 @@ class SlidingLayer(PreallocatedLayer):
         self.offset = 0
 
     def make_room(self, tokens: int) -> tuple[int, int]:
-        """Places as in all layers; attention sees at most `window - 1` tokens and the new ones."""
+        """Return buffer indices as in all layers; attention sees at most `window - 1` tokens and the new ones."""
         self._drop_old(tokens)
         return max(self.length - self.window + 1, self.offset) - self.offset, self.length - self.offset
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a mask covers, and the position of the first: no more than the window."""
+        """Return the number of keys that a mask covers, at most the window, and the position of the first."""
         first = max(self.length - self.window + 1, 0)
         return self.length - first + query_length, first
 
     def reset(self) -> None:
-        """Hold nothing."""
+        """Drop all tokens."""
         self.length = self.offset = 0
 
     @property
@@ -182,7 +186,7 @@ class SlidingLayer(PreallocatedLayer):
         self.offset = first
 
     def can_keep(self, length: int) -> bool:
-        """Whether the window before token `length` is still held."""
+        """Return whether the window before token `length` is still held."""
         return length >= self.length or self.offset <= max(length - self.window + 1, 0)
 
     def _drop_old(self, tokens: int) -> None:
@@ -201,8 +205,11 @@ class SlidingLayer(PreallocatedLayer):
 
 
 def buffers(keys: Tensor, values: Tensor, length: int, allocate: Allocate) -> tuple[Tensor, Tensor]:
-    """Room for `length` tokens' keys and values that are like these (1, H, T, D). Of compressed ones, which all heads
-    share and whose parts differ in width, a token's parts lie beside each other: attention reads them as one row."""
+    """Allocate buffers for `length` tokens' keys and values like these (1, H, T, D).
+
+    The two parts of compressed states (MLA), which all heads share and which differ in width, are interleaved by token:
+    attention reads them as one row.
+    """
     widths = keys.shape[3], values.shape[3]
     if keys.shape[1] > 1 or widths[0] == widths[1] or keys.dtype is PACKED:
         return allocate(_with_length(keys, length), keys.dtype), allocate(_with_length(values, length), values.dtype)

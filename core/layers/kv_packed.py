@@ -1,6 +1,6 @@
-"""Keys and values of one layer in 8 bits: half the memory, wherever they lie; the newest also as they were.
+"""Keys and values of a layer packed in 8 bits, which halves their memory; the newest also unpacked.
 
-Our attention reads packed rows as they are where the CPU computes few rows, and widens them elsewhere.
+For few rows, our attention on the CPU reads packed rows directly; elsewhere they are widened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.layers.kv_recent import RecentStates
 
 
 class PackedLayer(PreallocatedLayer):
-    """Packed keys and values of one full-attention layer: (1, heads, capacity, bytes of a row) each."""
+    """Packed keys and values of a full-attention layer: (1, heads, capacity, bytes per row) each."""
 
     recent: RecentStates
 
@@ -40,11 +40,11 @@ class PackedLayer(PreallocatedLayer):
         self.recent.hold(None, self.length, self.allocate)
 
     def fill_recent(self, keys: Tensor, values: Tensor) -> None:
-        """Hold these states (1, heads, n, dim), as they were, of the newest of the tokens that are held."""
+        """Hold these unpacked states (1, heads, n, dim) of the newest tokens held."""
         self.recent.hold((keys, values), self.length, self.allocate)
 
     def newest(self) -> tuple[Tensor, ...]:
-        """Keys and values of the newest tokens as they were, (1, heads, n, dim) each, if they are known."""
+        """Return unpacked keys and values of the newest tokens, (1, heads, n, dim) each; empty if there are none."""
         return self.recent.held(self.length)
 
     def move(self, allocate: Allocate) -> None:
@@ -64,7 +64,7 @@ class PackedLayer(PreallocatedLayer):
         )
 
     def _handed(self, packed: Tensor, recent: Tensor, *, mixed: bool) -> Tensor:
-        """What a model gets: packed rows, or floats where its attention is its own."""
+        """Return what the model's attention takes: packed rows, or floats (1, H, T, D) if it is not ours."""
         stored = Stored(packed, recent[:, :, -packed.shape[2] :])
         if self.home is None:
             return PackedRows.of(stored, mixed=mixed)
@@ -72,11 +72,11 @@ class PackedLayer(PreallocatedLayer):
 
 
 class PackedSlidingLayer(PackedLayer, SlidingLayer):
-    """The same of a layer that sees a window."""
+    """Packed keys and values of a sliding-window layer."""
 
 
 def _packed_like(states: Tensor) -> Tensor:
-    """A tensor without memory of the shape and type that packed states have; they may be packed already."""
+    """Return a meta tensor with the shape and type of packed states for (1, H, T, D), which may be packed already."""
     if states.dtype is PACKED:
         return states
     return torch.empty((*states.shape[:3], packed_width(states.shape[3])), dtype=PACKED, device="meta")

@@ -1,7 +1,7 @@
-"""Copies in RAM of what the KV cache held for other conversations, so that several clients keep their prefixes.
+"""Copies in RAM of the KV cache's content for other conversations, so that several clients keep their prefixes.
 
-The cache itself stays one, where the plan has put it. What another conversation would overwrite is copied out, and
-copied back when that conversation goes on: both take moments where reading the prompt again takes seconds or minutes.
+There is a single cache, where the plan has put it. States that another conversation would overwrite are copied out, and
+copied back when their conversation continues. Both take moments, where prefill would take seconds or minutes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from core.layers.kv_cache import KVCache, common_prefix
 from core.layers.kv_states import LayerStates, restore, states_of
 
-# A prefix of fewer tokens is read again as fast as it is looked after.
+# Shorter prefixes are recomputed as fast as they are copied.
 WORTHWHILE = 64
 
 
 @dataclass(frozen=True)
 class Parked:
-    """The state of one conversation: its ids, and what each layer held of them."""
+    """The state of one conversation: its ids, and the states of each layer."""
 
     tokens: tuple[int, ...]
     layers: tuple[LayerStates, ...]
@@ -28,12 +28,12 @@ class Parked:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what all layers held."""
+        """Return the bytes of all layers' states."""
         return sum(layer.nbytes for layer in self.layers)
 
 
 class ParkedPrefixes:
-    """Parked prefixes of at most `room` bytes; the least recently used are given up first."""
+    """Parked prefixes of at most `room` bytes; the least recently used are dropped first."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -41,13 +41,13 @@ class ParkedPrefixes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Return the bytes held now."""
         return sum(one.nbytes for one in self._parked)
 
-    # Its tensors were made in inference mode and may not be written to outside of it.
+    # The tensors were made in inference mode and may only be written to in it.
     @torch.inference_mode()
     def switch(self, cache: KVCache, ids: Sequence[int], reply_start: int, device: torch.device | str = "cpu") -> int:
-        """Make `cache` hold as much of `ids` as is known here, and keep what it loses by that; the new reply start.
+        """Make `cache` hold as much of `ids` as is known, and park what it loses; return the new reply start.
 
         `device`: where recurrent states lie.
         """
@@ -65,7 +65,7 @@ class ParkedPrefixes:
 
     def _park(self, cache: KVCache, reply_start: int) -> None:
         tokens, states = tuple(cache.tokens), states_of(cache)
-        # What only repeats the beginning of this one is of no use beside it, unless it cannot be cut back to that.
+        # Parked prefixes of this conversation are redundant, unless the cache cannot be cut back to them.
         if cache.can_rewind:
             self._parked = [one for one in self._parked if one.tokens != tokens[: len(one.tokens)]]
         size = sum(layer.nbytes for layer in states)
@@ -76,16 +76,16 @@ class ParkedPrefixes:
 
 
 def held(cache: KVCache, ids: Sequence[int], reply_start: int) -> int:
-    """How many of `ids` need not be read as the cache is now."""
+    """Return how many of `ids` need no prefill with the cache's current content."""
     known = common_prefix(cache.tokens, ids)
     marks = [length for length in cache.marked if length <= known]
     return max([usable(cache, cache.tokens, ids, reply_start), *marks])
 
 
 def usable(cache: KVCache, tokens: Sequence[int], ids: Sequence[int], reply_start: int) -> int:
-    """How many of `ids` need not be read where `tokens` are known: recurrent states serve whole or not at all.
+    """Return how many of `ids` need no prefill if `tokens` are held. Recurrent states serve entirely or not at all.
 
-    A reply's own ids may stand for the same text as other ids do: from `reply_start` on they are not compared.
+    The ids of a reply may differ although they encode the same text: they are not compared from `reply_start` on.
     """
     known = common_prefix(tokens, ids)
     if cache.can_rewind:

@@ -1,6 +1,6 @@
-"""The newest keys and values of a layer as the model computed them, beside the packed ones of all tokens.
+"""The newest keys and values of a layer, unpacked, beside the packed ones of all tokens.
 
-Heads look sharply at the newest tokens, where packed keys lose most; at older ones 8 bits lose next to nothing.
+Attention is sharpest at the newest tokens, where packing keys costs most; at older tokens 8 bits cost next to nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from core.layers.kv_layers import Allocate
 from core.spec import RECENT, RECENT_ROOM
 
 MOST_IN_PLACE = RECENT_ROOM - RECENT + 1
-"""Tokens that are added at once without making new tensors."""
+"""Largest number of tokens to add at once without allocating new tensors."""
 
 
 class RecentStates:
-    """Keys and values (1, H, RECENT_ROOM, D) of the tokens from place `start` in the text on.
+    """Unpacked keys and values (1, H, RECENT_ROOM, D) of the tokens from position `start` on.
 
-    A pass sees those of its own tokens and of RECENT - 1 before them. They are not there where more was cut off than is
-    held, or where a saved conversation had none: packed ones are seen instead.
+    A pass sees those of its own tokens and of the RECENT - 1 before them. Fewer are held after a rewind behind `start`,
+    or if a saved conversation had none; then packed ones are used instead.
     """
 
     keys: Tensor
@@ -31,19 +31,21 @@ class RecentStates:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Keys and values (1, H, RECENT_ROOM, D), if they have memory yet."""
+        """Return keys and values (1, H, RECENT_ROOM, D), if allocated."""
         return () if self.dtype is None else (self.keys, self.values)
 
     def make_room(self, tokens: int, length: int) -> tuple[int, int]:
-        """Let at most MOST_IN_PLACE tokens follow `length` others; the place of the first that is seen, and how many
-        are seen before them."""
+        """Make room for at most MOST_IN_PLACE tokens after `length` others.
+
+        Returns the index of the first token to be seen, and how many are seen before the new ones.
+        """
         held = length - self.start
         if held < 0 or held + tokens > RECENT_ROOM:
             held = self._moved_up(length)
         return (held - RECENT + 1, RECENT - 1) if held >= RECENT else (0, held)
 
     def add(self, keys: Tensor, values: Tensor, length: int, allocate: Allocate) -> tuple[Tensor, Tensor]:
-        """Hold states (1, H, T, D) of tokens that follow `length` others; what is seen of the newest, (1, H, R, D)."""
+        """Add states (1, H, T, D) of tokens after `length` others; return the newest ones to be seen, (1, H, R, D)."""
         tokens = keys.shape[2]
         if self.dtype is not keys.dtype:
             self._open(keys, values, allocate)
@@ -57,12 +59,12 @@ class RecentStates:
         return self.keys[:, :, first:end], self.values[:, :, first:end]
 
     def held(self, length: int) -> tuple[Tensor, ...]:
-        """Keys and values of the newest of `length` tokens, as many as there are, (1, H, R, D)."""
+        """Return keys and values of the newest of `length` tokens, as many as are held, (1, H, R, D)."""
         count = length - self.start
         return tuple(one[:, :, :count] for one in self.tensors) if count > 0 else ()
 
     def hold(self, states: tuple[Tensor, Tensor] | None, length: int, allocate: Allocate) -> None:
-        """Hold these of the newest of `length` tokens (1, H, R, D) instead of all others; None = nothing."""
+        """Replace all states by these of the newest of `length` tokens (1, H, R, D); None = none."""
         self.start = length
         if states is None:
             return
@@ -71,8 +73,10 @@ class RecentStates:
         self._put(states, length)
 
     def copied(self, allocate: Allocate) -> tuple[Tensor, ...]:
-        """Keys and values (1, H, RECENT_ROOM, D) where `allocate` puts them, if they have memory yet. Raises
-        NotEnoughMemory."""
+        """Return copies of keys and values (1, H, RECENT_ROOM, D) made with `allocate`, if there are any.
+
+        Raises NotEnoughMemory.
+        """
         return tuple(allocate(one.shape, one.dtype).copy_(one) for one in self.tensors)
 
     def _open(self, keys: Tensor, values: Tensor, allocate: Allocate) -> None:
@@ -89,7 +93,7 @@ class RecentStates:
         return both[0], both[1]
 
     def _moved_up(self, length: int) -> int:
-        """Hold no more of `length` tokens than are seen; how many."""
+        """Keep only as many of `length` tokens as can still be seen, moved to the front; return their number."""
         held = max(0, length - self.start)
         kept = min(held, RECENT - 1)
         for one in self.tensors:

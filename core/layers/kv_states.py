@@ -1,4 +1,4 @@
-"""The states of the KV cache's layers by name, to be copied elsewhere and brought back."""
+"""The states of the KV cache's layers by name, for copying them elsewhere and restoring them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from core.layers.recurrent_cache import RecurrentLayer
 
 
 class LayerStates(NamedTuple):
-    """What one layer holds. `first`: the place in the text of the first token whose keys and values these are;
-    `recent`: what it holds of the newest tokens besides."""
+    """The states of one layer.
+
+    `first`: position in the text of the first token whose keys and values are held; `recent`: unpacked states of the
+    newest tokens.
+    """
 
     tensors: Mapping[str, Tensor]
     first: int = 0
@@ -25,11 +28,11 @@ class LayerStates(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.recent.values()))
 
     def copied(self) -> LayerStates:
-        """The same in RAM, of their own."""
+        """Return copies in RAM."""
         tensors, recent = (
             {name: one.to("cpu", copy=True) for name, one in some.items()} for some in (self.tensors, self.recent)
         )
@@ -37,19 +40,19 @@ class LayerStates(NamedTuple):
 
 
 def grows_only(cache: KVCache) -> bool:
-    """Whether states of tokens stay as they are when others follow: no windows, nothing recurrent."""
+    """Return whether the states of tokens never change when others follow: no windows, nothing recurrent."""
     return all(type(one) in (PreallocatedLayer, PackedLayer) or is_stateless(one) for one in cache.layers)
 
 
 def states_of(cache: KVCache) -> list[LayerStates]:
-    """What each layer of a cache that `can_return` holds, not copied: the next pass may change it."""
+    """Return the states of each layer of a cache that `can_return`, as views that the next pass may change."""
     return [_states(layer) for layer in cache.layers]
 
 
-# Its tensors were made in inference mode and may not be written to outside of it.
+# The tensors were made in inference mode and may only be written to in it.
 @torch.inference_mode()
 def restore(cache: KVCache, tokens: Sequence[int], states: Sequence[LayerStates], device: torch.device | str) -> None:
-    """Hold these states, of these tokens, instead of all others; recurrent ones lie on `device`."""
+    """Replace the cache's content by these states of these tokens; recurrent ones are put on `device`."""
     cache.reset()
     for layer, held in zip(cache.layers, states, strict=True):
         if isinstance(layer, PreallocatedLayer):

@@ -1,8 +1,7 @@
 """Fused experts (mixture of experts) as lists of linears, so that each expert's rows are placed like any others.
 
-transformers calls `experts_forward` for every architecture whose experts it fused; only the experts that some token
-needs are computed, where their rows lie: all of a module in one call where `core.layers.fused_experts` found that it
-may be, else one after the other.
+transformers calls `experts_forward` for every architecture with fused experts. Only the chosen experts are computed,
+where their rows lie: all in one call if `core.layers.fused_experts` allows it for the module, otherwise one by one.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from torch import Tensor, nn
 
 NAME = "hetegen"
 LINEARS = "hetegen_linears"
-"""Where a module keeps its experts' linears, by the fused parameter's name: outside of its children, which are many."""
+"""The attribute with a module's expert linears by fused parameter name; not children, which would be too many."""
 TOGETHER = "hetegen_together"
-"""Where it keeps what computes all of them in one call."""
+"""The attribute with the object that computes all experts in one call."""
 PLAIN_VALUES = (bool, int, float, str, type(None))
 
 
 class Together(Protocol):
-    """All experts of a module in one call."""
+    """Computes all chosen experts of a module in one call."""
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
-        """Whether it takes x (M, K) and chosen (M, k)."""
+        """Return whether it accepts x (M, K) and chosen (M, k)."""
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k) -> (M, K)."""
 
 
 def register() -> str:
-    """Make our implementation known to transformers; the name to ask for."""
+    """Register our implementation with transformers; return its name."""
     from transformers.integrations.moe import ExpertsInterface
 
     ExpertsInterface.register(NAME, experts_forward)
@@ -42,16 +41,16 @@ def register() -> str:
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """(n, H), (n, k) chosen experts, (n, k) their weights -> (n, H)."""
     linears = linears_of(module)
-    if not linears:  # the meta tree, of which only shapes are wanted
+    if not linears:  # the meta tree, used for shapes only
         return torch.zeros_like(hidden_states)
     together: Together | None = module.__dict__.get(TOGETHER)
     if together is not None and together.suits(hidden_states, top_k_index):
         return together(hidden_states, top_k_index, top_k_weights)
-    # Summed in 32 bits, as transformers' fast ways do: rounding each expert's part first costs bf16 its last digits.
+    # Accumulated in fp32, as in transformers' fast paths: rounding each expert's part costs bf16 its last bits.
     out = torch.zeros_like(hidden_states, dtype=torch.float32)
     up, down = (linears[name] for name in fused_names(module))
     gate = module._apply_gate if module.has_gate else module.act_fn
-    chosen = top_k_index.cpu()  # once: each comparison below would wait for the device by itself
+    chosen = top_k_index.cpu()  # once: each comparison below would synchronise with the device
     for index in torch.unique(chosen).tolist():
         if index >= module.num_experts:
             continue
@@ -71,16 +70,16 @@ def put(module: Any, name: str, linears: Sequence[nn.Module]) -> None:
 
 
 def use(module: Any, together: Together) -> None:
-    """Compute the experts of a module so, until others are put in."""
+    """Compute the module's experts with `together`, until other linears are put in."""
     module.__dict__[TOGETHER] = together
 
 
 def linears_of(module: nn.Module) -> dict[str, list[nn.Module]]:
-    """The linears put into a module, by the fused parameter's name; empty where there are none."""
+    """Return the linears put into a module by fused parameter name; empty if there are none."""
     found: dict[str, list[nn.Module]] = module.__dict__.get(LINEARS, {})
     return found
 
 
 def fused_names(module: Any) -> tuple[str, str]:
-    """Names of the two fused parameters."""
+    """Return the names of the two fused parameters."""
     return ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")

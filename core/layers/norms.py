@@ -1,7 +1,7 @@
-"""Root-mean-square norms in one call of our library, where torch makes seven small ones.
+"""RMS norms in one call of our library instead of torch's seven small operations.
 
-Every architecture has a class of its own for the same few lines. Which modules are such norms is found by trying: one
-is replaced only where ours gives what its own forward gives, with its own weight. On a card the module's own runs.
+Every architecture has its own class for the same few lines. Modules are recognised by trying: one is replaced only if
+ours gives the same results as its own forward with its own weight. On a device the module's own forward runs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from core.kernels.native_library import NativeLibrary, native
 from core.layers.trials import MISFITS
 
 TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
-"""Sizes of the inputs tried: small ones show what is added to the mean, large ones that nothing is cut off."""
+"""Scales of the trial inputs: small ones reveal the epsilon, large ones that nothing is clipped."""
 SAME_ROUNDING = 0.99
-"""Fraction of bf16 outputs that must match bit for bit: where rounding is done elsewhere, a quarter differs."""
+"""Fraction of bf16 outputs that must match exactly: if rounding takes place elsewhere, a quarter differs."""
 
 
 class NativeRMSNorm(nn.Module):
-    """Stands where `original` stood, and leaves to it what is not computed here."""
+    """Replaces `original`, and calls it for inputs that are not handled here."""
 
     def __init__(self, original: nn.Module, library: NativeLibrary, gain: Tensor, eps: float, *, rounded: bool) -> None:
-        """`gain` (K,) of fp32; `rounded`: to the input's type before the multiplication with the gain."""
+        """`gain` (K,) in fp32; `rounded`: to the input's type before the multiplication with the gain."""
         super().__init__()
         self.original = original
         self.dtype = next(original.parameters()).dtype
@@ -36,7 +36,7 @@ class NativeRMSNorm(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The original's, wherever it lies now."""
+        """Return the original's weight, wherever it lies now."""
         return next(self.original.parameters())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +47,7 @@ class NativeRMSNorm(nn.Module):
 
 
 def adopt(root: nn.Module) -> None:
-    """Replace all such norms in a filled tree on the CPU."""
+    """Replace all such norms in a loaded tree on the CPU."""
     library = native()
     if library is None:
         return
@@ -60,14 +60,14 @@ def adopt(root: nn.Module) -> None:
 
 @torch.inference_mode()
 def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None:
-    """Ours in place of `module`, if the two compute the same."""
+    """Return our replacement for `module` if both compute the same, otherwise None."""
     if not _may_be_norm(module):
         return None
     weight = next(module.parameters())
     x = _inputs(weight)
     try:
         expected = module(x)
-    except MISFITS:  # it takes something else than (M, K), or a gate besides
+    except MISFITS:  # it does not take (M, K), or also takes a gate
         return None
     same = (one for one in _candidates(module, weight, library) if _agree(one(x), expected))
     return next(same, None)
@@ -75,7 +75,7 @@ def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None
 
 @torch.inference_mode()
 def without_gain(module: nn.Module, columns: int, dtype: torch.dtype) -> NormParts | None:
-    """What a norm that holds no weights does with rows of so many columns; None where it is none."""
+    """Return the parameters of a norm without weights for rows of so many columns; None if it is not an RMS norm."""
     library = native()
     if library is None or next(module.parameters(), None) is not None:
         return None
@@ -92,7 +92,7 @@ def without_gain(module: nn.Module, columns: int, dtype: torch.dtype) -> NormPar
 
 
 def _may_be_norm(module: nn.Module) -> bool:
-    """Whether it holds one vector of weights and nothing else, and its forward asks for one tensor."""
+    """Return whether the module has a single weight vector and nothing else, and its forward takes one tensor."""
     held = list(module.parameters())
     if len(held) != 1 or held[0].dim() != 1 or any(True for _ in (*module.buffers(), *module.children())):
         return False
@@ -102,7 +102,7 @@ def _may_be_norm(module: nn.Module) -> bool:
 
 
 def _candidates(module: nn.Module, weight: Tensor, library: NativeLibrary) -> Iterator[NativeRMSNorm]:
-    """Every number that it keeps may be what is added to the mean."""
+    """Yield candidates: any float attribute of the module may be the epsilon."""
     for eps in {value for value in vars(module).values() if isinstance(value, float)}:
         for offset in (0.0, 1.0):
             for rounded in (True, False):

@@ -1,4 +1,4 @@
-"""Calls of the functions that layers with recurrent states consist of, to see whether ours and another's agree."""
+"""Trial calls of the functions that recurrent layers consist of, to compare our implementations with others."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 NEAR = {torch.float32: 2e-4, torch.bfloat16: 0.03}
-"""Largest error, as a fraction of the largest number: sums are added in other orders, bf16 is rounded elsewhere."""
+"""Largest error relative to the largest element: summation order and bf16 rounding differ."""
 HEADS, GROUPS, DIM, STATES, CHANNELS = 4, 2, 16, 24, 40
 FEW, MANY = 3, 70
-"""Numbers of tokens tried: the second is more than one chunk."""
+"""Numbers of tokens tried; the second exceeds one chunk."""
 
 Make = Callable[[], tuple[dict[str, Any], tuple[str, ...]]]
-"""Makes the arguments of one call, the same each time, and names those that it changes."""
+"""Makes the arguments of a call, the same each time, and the names of those that it modifies."""
 
 
 def agree(one: Callable[..., Any], other: Callable[..., Any], make: Make, dtype: torch.dtype) -> bool:
-    """Whether both give the same, and leave the same in the arguments that they change; `dtype`: the model's."""
+    """Return whether both give the same results and modify their arguments equally; `dtype`: the model's."""
     found = []
     for function in (one, other):
         arguments, changed = make()
@@ -31,7 +31,7 @@ def agree(one: Callable[..., Any], other: Callable[..., Any], make: Make, dtype:
 
 
 def calls(name: str, convolution: nn.Conv1d) -> Iterator[Make]:
-    """What is tried of the function of that name; `convolution` as `convolution` makes it."""
+    """Yield the trial calls of the function of that name; `convolution` as made by `convolution`."""
     dtype = convolution.weight.dtype
     for tokens in (FEW, MANY) if "chunk" in name or name.endswith("_fn") else (1,):
         for known in (False, True):
@@ -46,7 +46,7 @@ def calls(name: str, convolution: nn.Conv1d) -> Iterator[Make]:
 
 
 def convolution(dtype: torch.dtype) -> nn.Conv1d:
-    """A convolution of each channel with itself."""
+    """Make a depthwise convolution."""
     made = nn.Conv1d(CHANNELS, CHANNELS, 4, groups=CHANNELS, padding=3, dtype=dtype)
     draw = _Numbers(dtype)
     made.weight.data, made.bias.data = draw(CHANNELS, 1, 4), draw(CHANNELS)  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ def convolution(dtype: torch.dtype) -> nn.Conv1d:
 
 
 class _Numbers:
-    """Random numbers, the same for every instance."""
+    """Random numbers that are the same for every instance."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._generator = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ def _update(dtype: torch.dtype, *, skip: bool) -> tuple[dict[str, Any], tuple[st
 
 
 def _near(one: Any, other: Any, error: float) -> bool:
-    """The tensors are of one shape and type and hardly differ."""
+    """Return whether the tensors have the same shape and type and nearly equal elements."""
     if one.shape != other.shape or one.dtype is not other.dtype:
         return False
     largest = float(one.float().abs().max())

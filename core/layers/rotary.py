@@ -1,5 +1,7 @@
-"""Angles of positions, computed in the calling thread alone: torch wakes others for the cosines of two rows, and where
-another program has their processor it waits for milliseconds."""
+"""Rotary angles computed on the calling thread alone.
+
+torch would wake its thread pool for the cosines of two rows, which takes milliseconds if another program has the cores.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from torch import nn
 from core.startup.torch_threads import one_thread
 
 FREQUENCIES = "inv_freq"
-"""The buffer that a module has which makes angles of positions."""
+"""The buffer by which modules that compute rotary angles are recognised."""
 
 
 def stay_in_thread(module: nn.Module) -> None:
-    """Let all parts of the tree that make angles of positions compute in the calling thread."""
+    """Make all modules of the tree that compute rotary angles stay in the calling thread."""
     for part in module.modules():
         if FREQUENCIES in part._buffers and "forward" not in vars(part):
             part.forward = _alone(part.forward)

@@ -1,6 +1,6 @@
-"""What trials have in common: a module is called with what a guess says it takes, and may take something else."""
+"""The errors of trial calls: a module is called with guessed arguments, and may take different ones."""
 
 from __future__ import annotations
 
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
-"""What a module raises that takes other arguments, or has more or fewer of something, than was thought."""
+"""Errors of a module that takes other arguments than guessed, or whose attributes differ in number or kind."""
