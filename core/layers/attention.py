@@ -1,11 +1,11 @@
-"""Attention as transformers' layers call it: fast for the few query rows of decoding, torch's own for long prompts.
+"""Attention as called by transformers' layers: fast for few query rows in decode, torch's own for prefill.
 
     attend -> few rows on the CPU           -> our compiled kernel, which reads each key and value once
-           -> the same, compressed          -> the same over what is kept, between products with each head's weights
+           -> the same, compressed (MLA)    -> the same over the latents, between products with each head's weights
            -> soft caps or sinks            -> plain torch, some query rows at a time
            -> all else                      -> scaled_dot_product_attention
 
-Knows nothing of models: `register` puts it under a name that a model's config can carry. Masks are those of sdpa.
+Independent of models: `register` puts it under a name that a model's config can carry. Masks are those of sdpa.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ with bare_torch():
 
 NAME = "hetegen"
 MOST_SHARED_ROWS = 64
-"""Query rows that share one KV head, up to which reading the keys and not multiplying them takes the time."""
+"""Up to this many query rows per KV head, the time is that of reading the keys rather than of multiplying them."""
 QUERY_CHUNK = 128
-"""Query rows for which plain torch holds all scores at once."""
+"""Number of query rows for which plain torch holds all scores at once."""
 
 
 def register() -> str:
-    """Make the function known to transformers; the name for `attn_implementation`."""
+    """Register the function with transformers; return the name for `attn_implementation`."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
@@ -58,8 +58,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query (B, H, S, D), key and value (B, KVH, T, D), floats or packed -> ((B, S, H, D), None).
 
-    The mask is as `sdpa_mask` makes it: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
-    bounds scores by tanh, `s_aux` (H,) holds the logit of a key without value ("sink") for each head.
+    The mask is as made by `sdpa_mask`: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
+    bounds scores by tanh; `s_aux` (H,) is the logit of a key without value ("sink") for each head.
     """
     if isinstance(key, LatentStates):
         latents, plain = key.latents, softcap is None and s_aux is None and not dropout
@@ -69,7 +69,7 @@ def attend(
     keys, values = as_stored(key), as_stored(value)
     home = keys.rows.device
     if home != query.device:
-        # The KV cache of this layer lies elsewhere: its states are far larger than the query, so that travels.
+        # This layer's KV cache lies elsewhere. Its states are far larger than the query, so the query is copied.
         mask, sinks = (None if one is None else one.to(home) for one in (attention_mask, s_aux))
         there, _ = attend(module, query.to(home), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
@@ -102,7 +102,7 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
 
 
 def suits(query: Tensor, keys: Stored, values: Stored, mask: Tensor | None) -> bool:
-    """Whether the compiled kernel takes query (B, H, S, D), keys and values of T tokens, and is faster."""
+    """Return whether the compiled kernel takes query (B, H, S, D), keys and values of T tokens, and is faster."""
     key, value = keys.rows, values.rows
     shared = query.shape[1] // key.shape[1] * query.shape[2]
     plain = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
@@ -113,7 +113,7 @@ def suits(query: Tensor, keys: Stored, values: Stored, mask: Tensor | None) -> b
     )
     typed = keys.recent is None or keys.recent.dtype is query.dtype
     masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
-    real = type(query) is Tensor  # a survey's tensors have no memory
+    real = type(query) is Tensor  # meta tensors have no memory
     return real and plain and same and typed and masked and shared <= MOST_SHARED_ROWS
 
 
@@ -121,7 +121,7 @@ def attend_few(
     library: NativeLibrary, query: Tensor, keys: Stored, values: Stored, mask: Tensor | None, scale: float,
     softcap: float | None, sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """(B, S, H, D) with the compiled kernel."""
+    """Compute (B, S, H, D) with the compiled kernel."""
     own = None if sinks is None else sinks.float().contiguous()
     return library.attention(call_for(query, keys, values, mask, own, scale, softcap or 0.0))
 
@@ -130,25 +130,25 @@ def call_for(
     query: Tensor, keys: Stored, values: Stored, mask: Tensor | None, sinks: Tensor | None, scale: float,
     softcap: float = 0.0,
 ) -> AttentionCall:  # fmt: skip
-    """What the compiled kernel is asked of query (B, H, S, D) with the part that it needs of a mask (B, 1, S, T)."""
+    """Make the kernel's arguments for query (B, H, S, D), with the part of a mask (B, 1, S, T) that it needs."""
     recent = None if keys.recent is None or values.recent is None else (keys.recent, values.recent)
     part = seen(mask, query, keys.rows)
     return AttentionCall(query, keys.rows, values.rows, part, sinks, scale, softcap, recent)
 
 
 def seen(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """The part (B, 1, S, T) of the mask that these queries and keys need, for the compiled kernel."""
+    """Return the part (B, 1, S, T) of the mask for these queries and keys, as the compiled kernel takes it."""
     if mask is None:
         return None
     part = mask[..., : key.shape[2]].expand(query.shape[0], 1, query.shape[2], key.shape[2])
     return part if part.stride(3) == 1 else part.contiguous()
 
 
-# ---- few query rows, of keys and values that are kept compressed
+# ---- few query rows over compressed keys and values
 
 
 def latents_suit(latents: Latents, query: Tensor, mask: Tensor | None) -> bool:
-    """Whether query (1, H, M, D) is better multiplied with the weights of its keys than these with every token."""
+    """Return whether it is better to project query (1, H, M, D) to the latents than to expand every token's latents."""
     rows, library = query.shape[2], native()
     plain = type(query) is Tensor and query.dtype is latents.heads.dtype and query.stride(3) == 1
     masked = rows == 1 if mask is None else mask.dtype is torch.bool and mask.shape[1] == 1
@@ -156,9 +156,9 @@ def latents_suit(latents: Latents, query: Tensor, mask: Tensor | None) -> bool:
 
 
 def attend_latents(latents: Latents, query: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """(1, M, H, value), where the query is: every head sees the same latents, which are keys and values at once.
+    """Compute (1, M, H, value), on the query's device: every head sees the same latents, as keys and values at once.
 
-    The weights of heads are multiplied with by the CPU, wherever the latents lie: they are needed whole.
+    The CPU multiplies with the heads' weights, wherever the latents lie, because it holds them entirely.
     """
     scale, keys = query.shape[-1] ** -0.5 if scaling is None else scaling, latents.side_by_side
     values, q = keys[..., : latents.heads.sizes.rank], latents.heads.queries(query.cpu())
@@ -167,7 +167,7 @@ def attend_latents(latents: Latents, query: Tensor, mask: Tensor | None, scaling
 
 
 def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """(1, M, H, V), where the keys (1, 1, T, D) and values (1, 1, T, V) are, for a query (1, H, M, D) in RAM."""
+    """Compute (1, M, H, V) where keys (1, 1, T, D) and values (1, 1, T, V) lie, for query (1, H, M, D) in RAM."""
     there, library = None if mask is None else mask.to(keys.device), native()
     if keys.device.type == "cpu" and library is not None:
         call = call_for(query, Stored(keys), Stored(values), there, None, scale)
@@ -187,17 +187,17 @@ def attend_prompt(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """(B, S, H, D) with torch; no mask = causal with as many keys as queries, or one query that sees all keys."""
+    """Compute (B, S, H, D) with torch; no mask = causal with equal numbers of keys and queries, or one full query."""
     if softcap is not None or sinks is not None:
         return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
     grouped = query.shape[1] != key.shape[1]
     if grouped and mask is not None and query.shape[2] == mask.shape[1] == 1:
-        # Heads that share keys are rows of one head: with a mask no kernel takes them otherwise without copying keys.
+        # Heads that share keys become rows of one head; otherwise kernels that take a mask would copy the keys.
         rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
         out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
         return out.reshape(query.shape[0], 1, query.shape[1], value.shape[3])
     if grouped and query.device.type == "cuda" and mask is not None:
-        # With a mask CUDA has no fast kernel for shared heads.
+        # With a mask, CUDA has no fast kernel for grouped heads.
         shared = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), False
     out = F.scaled_dot_product_attention(
@@ -216,7 +216,7 @@ def _attend_plainly(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Scores in fp32, for QUERY_CHUNK query rows at a time."""
+    """Compute (B, S, H, D) with fp32 scores, QUERY_CHUNK query rows at a time."""
     batch, heads, rows, _ = query.shape
     shared = heads // key.shape[1]
     keys = key.float().repeat_interleave(shared, 1).transpose(2, 3)
@@ -248,5 +248,5 @@ def _weights(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def _all_seen(query: Tensor, key: Tensor) -> Tensor:
-    """A mask that hides nothing: for torch, none at all would mean causal here."""
+    """Return a mask (1, 1, S, T) that hides nothing; torch would take None as causal here."""
     return torch.ones((1, 1, query.shape[2], key.shape[2]), dtype=torch.bool, device=query.device)

@@ -1,8 +1,7 @@
-"""Layers of linear attention by the gated delta rule (Qwen3-Next, 3.5 and 3.6) in one call of our library for a token.
+"""Gated delta rule layers (Qwen3-Next, 3.5 and 3.6) as one call of our library per token.
 
-Around the products such a layer makes some thirty small calls for each token. Which layers are such ones is found by
-their parts' names, and whether ours computes what they do by trying. Several tokens at once, other caches and other
-types go to the layer's own forward.
+Besides its products, such a layer makes some thirty small calls per token. The layers are recognised by their parts'
+names and verified by trials. Several tokens at once, other caches and other types go to the layer's own forward.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from core.offload.host_weight import common_library
 
 SEPARATE = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 BY_HEAD = ("in_proj_qkvz", "in_proj_ba")
-"""The products of a layer's input: one for each use, or for each head of keys, with the values' that share it."""
+"""The input projections: one for each use, or grouped by key head with the value heads that share it."""
 OTHERS = {"conv1d", "norm", "out_proj"}
 SIZES = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
-"""What the layers call what `DeltaSizes` says."""
+"""The layers' attributes for the fields of `DeltaSizes`."""
 TRIED_TOKENS = 4
 
 
 class FusedDelta:
-    """The forward of one layer: ours for a token that follows others, else its own."""
+    """The forward of one layer: ours for a single token after others, otherwise its own."""
 
     def __init__(self, layer: Any, native: NativeDelta, dtype: torch.dtype) -> None:
         self.own = layer.forward
@@ -52,7 +51,7 @@ class FusedDelta:
         return self._native(hidden_states, *memory)
 
     def _memory(self, x: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-        """What the layer remembers, if it is remembered as ours takes it."""
+        """Return the convolution's and the recurrent state for x (1, T, K), if ours takes them; otherwise None."""
         cache, masked = kwargs.get(self.cache_name), kwargs.get("attention_mask") is not None
         if masked or x.shape[:2] != (1, 1) or x.dtype is not self._dtype or x.device.type != "cpu" or cache is None:
             return None
@@ -65,7 +64,7 @@ class FusedDelta:
 
 
 def adopt(root: Any) -> None:
-    """Replace the forward of all such layers of a filled tree on the CPU whose functions are ours already."""
+    """Replace the forward of all such layers of a loaded tree on the CPU whose functions are already ours."""
     sound: dict[tuple[object, ...], bool] = {}
     for layer in root.modules():
         if not recurrent_layers.is_replaced(layer) or (native := _native(layer)) is None:
@@ -78,14 +77,14 @@ def adopt(root: Any) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Give the layers the forward back that they had."""
+    """Restore the forwards that the layers had."""
     for layer in root.modules():
         if isinstance(fused := vars(layer).get("forward"), FusedDelta):
             layer.forward = fused.own
 
 
 def _native(layer: Any) -> NativeDelta | None:
-    """The layer's call; None where it has other parts than we know."""
+    """Return the layer's native call; None if it has unknown parts."""
     linears = [child for child in layer.children() if isinstance(child, HostLinear)]
     numbers = [getattr(layer, name, None) for name in SIZES]
     if not all(isinstance(number, int) for number in numbers) or any(one.bias is not None for one in linears):
@@ -100,7 +99,7 @@ def _native(layer: Any) -> NativeDelta | None:
 
 
 def _rows(layer: Any, sizes: DeltaSizes) -> list[Rows] | None:
-    """Which rows of which weights make what; None where the layer's linears are others."""
+    """Return the mapping from weight rows to outputs; None if the layer has other linears."""
     linears = {name: one.host.weight for name, one in layer.named_children() if isinstance(one, HostLinear)}
     gate, taken_over = sizes.channels, sizes.channels + sizes.values
     if linears.keys() == {*SEPARATE, "out_proj"}:
@@ -144,7 +143,7 @@ def _parts(layer: Any, sizes: DeltaSizes, rows: list[Rows]) -> DeltaParts | None
 
 @torch.inference_mode()
 def _agrees(layer: Any, fused: FusedDelta, dtype: torch.dtype) -> bool:
-    """Whether a token that follows others gives the same by both, and leaves the same states."""
+    """Return whether both give the same for a token after others, and leave the same states."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, TRIED_TOKENS, layer.out_proj.host.rows, generator=generator).to(dtype)
     before, last = x[:, :-1].contiguous(), x[:, -1:].contiguous()

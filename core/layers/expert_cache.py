@@ -1,10 +1,10 @@
-"""The experts of one layer beside a device: some lie there whole, the CPU computes others in one call, some are copied.
+"""The experts of a layer split between a device and the CPU: held by the device, computed by the CPU, or copied.
 
-    x -> [device: chosen experts that it holds | those that are copied, as they arrive]  ||  [CPU: the others] -> y
+    x -> [device: chosen experts that it holds | copied ones, as they arrive]  ||  [CPU: the others in one call] -> y
 
-A pass makes one exchange for a layer, and not one for each product of each expert. Which experts the device holds may
-change between two passes; how often each is chosen is counted here. Who computes which is decided for each pass by
-`core.planning.expert_work`.
+A pass takes one exchange per layer instead of one for each product of each expert. The set of held experts may change
+between two passes; this class counts how often each is chosen. `core.planning.expert_work` decides for each pass who
+computes which.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_exper
 
 @dataclass
 class ExpertUse:
-    """Counts of one layer or of all: experts held by the device; of those chosen, the ones that it computed where they
-    lay, that were copied to it, and that the CPU computed; and how often one replaced another."""
+    """Counters of one layer or of all.
+
+    `held`: experts held by the device. Of the chosen ones, `hits` were computed there, `copied` were copied to it
+    first, and `computed` were computed by the CPU. `replaced`: number of exchanges.
+    """
 
     held: int = 0
     hits: int = 0
@@ -48,8 +51,11 @@ class ExpertUse:
 
 
 class ExpertCache:
-    """One experts module. `buffers` are the bytes on the device of those that it holds, one for each linear; `copies`
-    bring others for one pass, `names` are what they call the linears; `rests`: what is held is not used."""
+    """The experts of one module.
+
+    `buffers`: device memory of the held experts, one buffer per linear; `copies` streams others for one pass, and
+    `names` are its names of the linears; `rests`: held experts are not used.
+    """
 
     def __init__(self, module: Any, native: FusedExperts, accelerator: Accelerator, inputs: SharedInputs) -> None:
         self.linears: list[list[HeteroLinear]] = [
@@ -72,18 +78,17 @@ class ExpertCache:
 
     @property
     def expert_bytes(self) -> list[int]:
-        """Bytes of one expert, by linear."""
+        """Return the bytes of one expert, by linear."""
         whole = [linears[0].host for linears in self.linears]
         return [sum(part.nbytes for part in weight.parts(0, weight.rows)) for weight in whole]
 
     @property
     def expert_parameters(self) -> int:
-        """Weights of one expert."""
+        """Return the number of weights of one expert."""
         return sum(linears[0].host.rows * linears[0].host.columns for linears in self.linears)
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
-        """Whether no rows are streamed in this pass, and our library is faster than going from expert to expert; x
-        (M, K), chosen (M, k)."""
+        """Return whether the library takes x (M, K) and chosen (M, k), is faster than the loop, and nothing streams."""
         streamed = any(linears[0].division.streamed for linears in self.linears)
         return len(x) > 0 and not streamed and self._native.takes(chosen) and x.dtype is self._native.dtype
 
@@ -106,7 +111,7 @@ class ExpertCache:
         return out.to(x.dtype)
 
     def launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
-        """Add the parts of these held experts to out (M, K), computed by the device one after the other."""
+        """Add the parts of these held experts to out (M, K), computed one by one on the device."""
         rows = [[linears[expert].resident for linears in self.linears] for expert in experts]
         places = [self._places(numbers, expert) for expert in experts]
 
@@ -117,21 +122,21 @@ class ExpertCache:
         self._accelerator.launch(compute, len(experts) * sum(self.expert_bytes))
 
     def hold(self, expert: int, buffers: list[Tensor]) -> None:
-        """The device has the expert from now on: its bytes have arrived in `buffers` (nbytes,), one by linear."""
+        """Make the device hold an expert, whose bytes have arrived in `buffers` (nbytes,), one per linear."""
         self.buffers[expert], self._nearby = buffers, None
         for linears, buffer in zip(self.linears, buffers, strict=True):
             linear = linears[expert]
             linear.resident = linear.host.on_device(buffer, 0, linear.host.rows)
 
     def release(self, expert: int) -> list[Tensor]:
-        """The device has it no longer; its memory, (nbytes,) by linear."""
+        """Make the device no longer hold an expert; return its buffers, (nbytes,) by linear."""
         self._nearby = None
         for linears in self.linears:
             linears[expert].resident = None
         return self.buffers.pop(expert)
 
     def shrink(self, count: int) -> None:
-        """Hold at most so many, those used most; and nothing that was brought in another way."""
+        """Hold at most `count` experts, those used most, and drop rows that were made resident in any other way."""
         uses = self.uses.tolist()
         held = sorted(self.buffers, key=lambda expert: -uses[expert])
         for expert in held[count:]:
@@ -142,12 +147,12 @@ class ExpertCache:
                     linear.resident = None
 
     def forget(self) -> None:
-        """What is there is someone else's from now on."""
+        """Drop all references to device memory, which belongs to someone else from now on."""
         self.buffers.clear()
         self._nearby = self.copies = None
 
     def fill(self, count: int, stream: Any) -> None:
-        """Bring those used most until so many are there. Raises NotEnoughMemory, DeviceLost."""
+        """Copy the most used experts until `count` are held. Raises NotEnoughMemory, DeviceLost."""
         for expert in hottest(self.uses.tolist(), len(self.uses)):
             if len(self.buffers) >= count:
                 return
@@ -159,7 +164,7 @@ class ExpertCache:
                 self.hold(expert, buffers)
 
     def _count(self, numbers: Tensor) -> dict[int, int]:
-        """Tokens of each chosen expert, also added to what is known of their use."""
+        """Return the number of tokens by chosen expert, and add them to the use counts."""
         counts = torch.bincount(numbers.flatten(), minlength=len(self.uses) + 1)[: len(self.uses)]
         self.uses += counts
         return {expert: count for expert, count in enumerate(counts.tolist()) if count}
@@ -172,7 +177,7 @@ class ExpertCache:
         return work
 
     def _division(self, tokens: dict[int, int]) -> ExpertDivision:
-        """As measured where that is known; else what is held is computed there."""
+        """Divide by measured prices if known; otherwise the device computes the experts that it holds."""
         held = {} if self.rests else self.buffers
         there = tuple(expert for expert in tokens if expert in held)
         away = tuple(expert for expert in tokens if expert not in held)
@@ -185,9 +190,9 @@ class ExpertCache:
     def _launch_held(
         self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
     ) -> None:
-        """What the device holds is computed there, beside what follows."""
+        """Launch the held experts on the device, asynchronously to what follows."""
         each = sum(self.expert_bytes)
-        if self._accelerator.device.type == "cpu":  # its memory is RAM: as fast as the processor with its calls only
+        if self._accelerator.device.type == "cpu":  # its memory is RAM, where only the CPU's kernels are fast
             native, chosen = self._in_ram(), self._only(numbers, work.held)
             self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), len(work.held) * each)
             return
@@ -199,7 +204,7 @@ class ExpertCache:
             self.launch_each(others, x, numbers, shares, out)
 
     def _in_ram(self) -> FusedExperts:
-        """What computes experts where the device holds them, which is in RAM."""
+        """Return the native call for experts held by a device whose memory is RAM."""
         if self._nearby is None:
             up, down = (
                 [one.host.weight if one.resident is None else one.resident.weight for one in linears]
@@ -209,7 +214,7 @@ class ExpertCache:
         return self._nearby
 
     def _launch_copied(self, expert: int, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
-        """Computed by the device once it has arrived."""
+        """Launch an expert on the device after its arrival."""
         up, down = self._chunks(expert)
         at, opened = self._places(numbers, expert), list[Tensor]()
         with self._taken(up) as first:
@@ -222,7 +227,7 @@ class ExpertCache:
     def _taken(self, chunk: Chunk) -> AbstractContextManager[DeviceRows]:
         assert self.copies is not None
         if not self.copies.has_ready(chunk):
-            self._accelerator.settle()  # the ring may wait for what a simulated device computes only when asked
+            self._accelerator.settle()  # the ring may wait for work that a simulated device only does when asked to
         return self.copies.take(chunk)
 
     def _order(self, experts: Sequence[int]) -> None:
@@ -237,7 +242,7 @@ class ExpertCache:
         return [part.to(self._accelerator.device) for part in torch.where(numbers == expert)]
 
     def _only(self, numbers: Tensor, experts: Sequence[int]) -> Tensor:
-        """(M, k): the chosen experts among these, no expert's number for all others."""
+        """Return the chosen experts (M, k), with those not in `experts` replaced by an invalid number."""
         wanted = torch.zeros(len(self.uses) + 1, dtype=torch.bool)
         wanted[torch.tensor(experts)] = True
         return numbers.masked_fill(~wanted[numbers], len(self.uses))
@@ -245,7 +250,7 @@ class ExpertCache:
     def _compute(
         self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
     ) -> None:
-        """What it does not hold, by the CPU in one call."""
+        """Compute the experts that the device does not hold on the CPU, in one call."""
         given, chosen = shares.cpu(), self._only(numbers, work.computed)
         start = time.perf_counter()
         y = self._native(x, chosen, given)

@@ -1,8 +1,7 @@
-"""Experts modules whose chosen experts our library computes in one call, found by trying each kind against the loop.
+"""Experts modules whose chosen experts our library computes in one call; each kind is verified against the loop.
 
-Whatever a module computes between its two products must be one of the activations that the library knows, with the
-module's own numbers; else, and where some rows of an expert lie on a device, `core.layers.moe` goes from one expert to
-the next.
+The function between a module's two products must be one of the library's activations, with the module's own constants.
+Otherwise, or if rows of an expert lie on a device, `core.layers.moe` loops over the experts.
 """
 
 from __future__ import annotations
@@ -21,37 +20,37 @@ from core.offload.host_weight import HostWeight, common_library
 from core.spec import BUCKET_TIMED, bucket
 
 TRIED_SIZES = (0.02, 0.5, 10.0)
-"""Of the rows tried: large ones show what is cut off."""
+"""Scales of the trial rows: large ones show clipping."""
 NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.02}
-"""Of the length of a row of the result, by type: what rounding in other places may change."""
+"""Largest error relative to the norm of a result row, by type: from rounding at other places."""
 
 
 class FusedExperts:
-    """The experts of one module: ours where it is faster, else the loop."""
+    """The experts of one module: computed by our library if it is faster, otherwise by the loop."""
 
     def __init__(self, by_bucket: Sequence[NativeExperts | None], experts: int) -> None:
-        """`by_bucket`: by rows of input that an expert has: the fastest library need not be the same for few and many;
-        None where it is not ours."""
+        """`by_bucket`: the native call by rows per expert, as the fastest library may differ; None if the loop is
+        faster."""
         self.dtype = next(native.dtype for native in by_bucket if native is not None)
         self._by_bucket = by_bucket
         self._experts = experts
 
     def suits(self, x: Tensor, chosen: Tensor) -> bool:
-        """Whether the library takes x (M, K) and chosen (M, k), and is faster than the loop."""
+        """Return whether the library takes x (M, K) and chosen (M, k), and is faster than the loop."""
         native = self.native(chosen.numel())
         plain = x.device.type == "cpu" and x.is_contiguous() and len(x) > 0
         plain = plain and chosen.dtype is torch.int64 and chosen.device.type == "cpu"
         return plain and native is not None and x.dtype is native.dtype
 
     def with_weights(self, up: Sequence[QuantizedWeight], down: Sequence[QuantizedWeight]) -> FusedExperts:
-        """The same with the same weights that lie elsewhere in RAM."""
+        """Return the same for copies of the weights elsewhere in RAM."""
         kinds = [native for native in self._by_bucket if native is not None]
         made = {native: native.with_weights(up, down) for native in dict.fromkeys(kinds)}
         by_bucket = [None if native is None else made[native] for native in self._by_bucket]
         return FusedExperts(by_bucket, self._experts)
 
     def takes(self, chosen: Tensor) -> bool:
-        """Whether the library is faster where experts have so many rows; chosen (M, k)."""
+        """Return whether the library is faster for the rows per expert of chosen (M, k)."""
         return self.native(chosen.numel()) is not None
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
@@ -61,12 +60,12 @@ class FusedExperts:
         return native(x, chosen, shares)
 
     def native(self, pairs: int) -> NativeExperts | None:
-        """What computes so many pairs of a row and an expert; None where it is not ours."""
+        """Return the native call for so many pairs of row and expert; None if the loop is faster."""
         return self._by_bucket[bucket(-(-pairs // self._experts))]
 
 
 def adopt(root: Any) -> None:
-    """Find all such modules in a filled tree whose experts are all on the CPU."""
+    """Fuse all modules of a loaded tree whose experts are entirely on the CPU and agree with ours."""
     found: dict[str, Activation | None] = {}
     for module in root.modules():
         if not moe.linears_of(module) or not _is_ours(module):
@@ -79,13 +78,13 @@ def adopt(root: Any) -> None:
 
 
 def take(root: Any) -> dict[Any, FusedExperts]:
-    """What was found, by module: the weights stay where they are, whatever linears are put in."""
+    """Return the fused experts by module; they keep their weights, whatever linears are put in."""
     found = {module: vars(module).get(moe.TOGETHER) for module in root.modules()}
     return {module: fused for module, fused in found.items() if isinstance(fused, FusedExperts)}
 
 
 def _is_ours(module: Any) -> bool:
-    """Whether all its weights are on the host, and our library multiplies single rows with them."""
+    """Return whether all weights are on the host, and our library multiplies single rows with them."""
     up, down = _linears(module)
     whole = all(isinstance(one, HostLinear) for one in (*up, *down))
     return whole and common_library(_first_weights(module), 1) is not None
@@ -97,12 +96,12 @@ def _linears(module: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _first_weights(module: Any) -> list[HostWeight]:
-    """One of each kind: all experts are of one shape and storage, for which the kernels are chosen."""
+    """Return one weight of each linear: all experts have the same shape and storage, by which kernels are chosen."""
     return [linears[0].host for linears in _linears(module)]
 
 
 def _kind(module: Any) -> str:
-    """The same for modules that compute the same, whatever their weights."""
+    """Return a key that is equal for modules that compute the same function, whatever their weights."""
     values = ((name, repr(value)) for name, value in vars(module).items() if isinstance(value, moe.PLAIN_VALUES))
     activation = getattr(module, "act_fn", None)
     return repr((type(module).__qualname__, sorted(values), repr(activation)))
@@ -121,7 +120,7 @@ def _stacked(biases: list[Tensor | None]) -> Tensor | None:
 
 
 def _activation(module: Any, dtype: torch.dtype) -> Activation | None:
-    """The one with which ours computes what the module does; None if it computes something else."""
+    """Return the activation with which ours agrees with the module; None if there is none."""
     if getattr(module, "has_post_expert_norm", False):
         return None
     candidates = (one for one in _candidates(module) if _parts(module, one).fit(dtype))
@@ -148,7 +147,7 @@ def _fused(module: Any, activation: Activation, dtype: torch.dtype) -> FusedExpe
 
 @torch.inference_mode()
 def _agrees(module: Any, activation: Activation, dtype: torch.dtype) -> bool:
-    """Whether both compute the same for rows of different sizes."""
+    """Return whether both compute the same for rows of different scales."""
     generator = torch.Generator().manual_seed(0)
     choices, columns = min(2, module.num_experts), _first_weights(module)[0].columns
     sizes = torch.tensor(TRIED_SIZES).repeat_interleave(2)[:, None]
@@ -157,7 +156,7 @@ def _agrees(module: Any, activation: Activation, dtype: torch.dtype) -> bool:
     shares = torch.rand(len(sizes), choices, generator=generator).to(dtype)
     expected = moe.experts_forward(module, x, chosen, shares).float()
     fused = _fused(module, activation, dtype)
-    # Where experts have so many rows that the loop is faster, ours is asked row by row.
+    # If the loop is faster for so many rows per expert, ours is tried row by row.
     step = len(x) if fused.takes(chosen) else 1
     runs = (slice(start, start + step) for start in range(0, len(x), step))
     found = torch.cat([fused(x[run], chosen[run], shares[run]) for run in runs]).float()

@@ -1,9 +1,9 @@
-"""The forward of a decoder layer that our library computes, and of several in a row, while few tokens are read at once.
+"""The forward of decoder layers that our library computes, one at a time or several in one call, for few rows.
 
-transformers calls one layer after the other all the same. Where layers follow each other directly the last computes
-all of them, and those before hand on what they are given. Whether they do is seen, not known: nothing may stand between
-them in a pass over as many rows before. Layers of one kind (those with a window, and those without) must get the same
-mask and positions; where they do not, what was put off is computed one by one.
+transformers still calls one layer after the other. In a run of consecutive layers, the last one computes all of them,
+and those before it return their input unchanged. Whether layers are consecutive is observed: an earlier pass over as
+many rows must have passed each output directly to the next layer. Layers of one kind (with or without a sliding window)
+must get the same mask and positions; otherwise the deferred layers are computed one by one.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
 from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 
 KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
-"""The layers of a cache whose keys and values our library appends by itself."""
+"""The cache layers whose keys and values our library appends itself."""
 
 
 @dataclass(frozen=True)
 class Make:
-    """How ours computes what a layer does. `half_angles`: positions have one for each pair of columns, not two;
-    `residual`: what either half of the layer adds is multiplied with it; `turned`: columns of a head that positions
-    turn; `scaled`: the layer's result is multiplied with a number of its own."""
+    """The parameters with which ours computes what a layer does.
+
+    `half_angles`: one rotary angle per pair of columns instead of two. `residual`: multiplies the results of attention
+    and MLP. `turned`: rotary columns per head. `scaled`: the layer's result is multiplied by a scalar of its own.
+    """
 
     activation: str
     half_angles: bool
@@ -49,14 +51,16 @@ class Make:
 
 
 class FusedForward:
-    """The forward of one layer: ours where it can be, else the layer's own. `run`: the layers that it is one of."""
+    """The forward of one layer: ours if possible, otherwise its own. `run`: the run that it belongs to."""
 
     def __init__(
         self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
         rest: AfterAttention | None,
     ) -> None:  # fmt: skip
-        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library need not be the same for both. `rest`:
-        what the layer adds after attention, if it is not part of them."""
+        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library may differ.
+
+        `rest`: the part after attention, if it is not included in them.
+        """
         parameters = inspect.signature(layer.forward).parameters
         self.own = layer.forward
         self.rest = rest
@@ -86,7 +90,7 @@ class FusedForward:
         return run.forward(self, hidden_states, given, cache)
 
     def alone(self, x: Tensor, given: Given, cache: Any) -> Tensor:
-        """x (1, M, K) through this layer, (1, M, K)."""
+        """Compute x (1, M, K) through this layer, (1, M, K)."""
         native = self.native(x.shape[1])
         query, key, value = native.begin(x, *given.angles(self.half_angles))
         states = (key, value) if cache is None else cache.update(key, value, self.index)
@@ -99,17 +103,19 @@ class FusedForward:
         return total if native.factor == 1 else total.mul_(native.factor)
 
     def native(self, rows: int) -> NativeLayer:
-        """What computes so many rows of input."""
+        """Return the native layer for so many rows."""
         return self.one if rows == 1 else self.few
 
     @property
     def kind(self) -> Hashable:
-        """The same for layers that see the same tokens by the same angles, and have heads of one size."""
+        """Return a key that is equal for layers with the same visible tokens, angles and head sizes."""
         return self.window, self.half_angles, self.one.sizes, self.few.sizes
 
     def keep_experts(self) -> bool:
-        """Take no more rows than our library has the layer's experts for, whatever becomes of their module; whether it
-        has them for one."""
+        """Limit the rows to those for which our library has the layer's experts, independently of their module.
+
+        Returns whether it has them for one row.
+        """
         if self.rest is not None:
             self.rest = self.rest.in_one_call()
             known = takewhile(self.rest.native, range(1, self.most_rows + 1)) if self.rest else ()
@@ -117,7 +123,7 @@ class FusedForward:
         return self.most_rows > 0
 
     def in_run(self, rows: int, kind: int = 0) -> RunLayer | None:
-        """This layer as a part of a run for up to so many rows; None where Python has to compute some of it."""
+        """Return this layer as a part of a run for up to so many rows; None if Python must compute some of it."""
         native = self.native(rows)
         if self.rest is None:
             return RunLayer(native, self.sinks, self.scale, kind=kind)
@@ -125,7 +131,7 @@ class FusedForward:
         return None if None in mixtures else RunLayer(native, self.sinks, self.scale, mixtures[-1], kind)
 
     def suits(self, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether x (1, M, K) and these arguments are such as our library takes, wherever they lie."""
+        """Return whether our library takes x (1, M, K) and these arguments, wherever they lie."""
         mask: Any = kwargs.get("attention_mask")
         positions: Any = kwargs.get("position_embeddings")
         rows = x.shape[1]
@@ -145,24 +151,24 @@ class FusedForward:
 
 
 class Given(NamedTuple):
-    """What transformers hands to a layer besides its rows and the cache: mask (1, 1, M, T), angles (1, M, D)."""
+    """The arguments of a layer besides its rows and the cache: mask (1, 1, M, T), angles (1, M, D)."""
 
     mask: Tensor | None
     cos: Tensor
     sin: Tensor
 
     def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
-        """cos and sin (1, M, turned), of angles given for each pair of columns or for all."""
+        """Return cos and sin (1, M, turned), from angles per pair of columns (`half`) or per column."""
         if not half:
             return self.cos, self.sin
         return torch.cat((self.cos, self.cos), -1), torch.cat((self.sin, self.sin), -1)
 
 
 class LayerRun:
-    """Layers that follow each other, computed by the last one's call."""
+    """Consecutive layers, computed in one call by the last one."""
 
     def __init__(self, layers: Sequence[FusedForward]) -> None:
-        """Layers of one width, for each number of rows of one library."""
+        """Take layers of equal width that use the same library for each number of rows."""
         self.paused = False
         self._layers = layers
         kinds: dict[Hashable, int] = {}
@@ -171,12 +177,12 @@ class LayerRun:
         self._most_rows = min(layer.most_rows for layer in layers)
         self._one, self._few = self._made(1), self._made(self._most_rows)
         self._watch = Watch(len(layers))
-        self._waiting: Tensor | None = None  # what the first layer got, of which nothing is computed yet
+        self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
         self._given: dict[int, Given] = {}  # by kind
         self._count = 0
 
     def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the last layer will do what this one does with x (1, M, K): its kind has been met in this pass."""
+        """Return whether the last layer will compute this one for x (1, M, K); its kind was met before in this pass."""
         given = self._given.get(self._kinds[layer]) if x is self._waiting else None
         if given is None or layer is self._layers[-1]:
             return False
@@ -186,7 +192,7 @@ class LayerRun:
         return alike
 
     def forward(self, layer: FusedForward, x: Tensor, given: Given, cache: Any) -> Tensor:
-        """x (1, M, K) through this layer; x itself where the last one will compute it; through all in the last."""
+        """Compute x (1, M, K): through this layer; deferred, returning x; or through all layers if it is the last."""
         place = self._places[layer]
         if place == 0:
             self._begin(x)
@@ -198,8 +204,8 @@ class LayerRun:
         return x if place + 1 < len(self._layers) else self._through_all(x, cache)
 
     def catch_up(self, layer: FusedForward, x: Tensor, cache: Any) -> Tensor:
-        """x (1, M, K) through the layers that were put off before this one, one by one. Raises ModelFailed."""
-        if layer is not self._layers[0]:  # else nothing is put off but by a pass that was stopped
+        """Compute x (1, M, K) through the deferred layers before this one, one by one. Raises ModelFailed."""
+        if layer is not self._layers[0]:  # otherwise only an interrupted pass may have deferred layers
             self._check_untouched(x)
         late = self._layers[: self._count] if x is self._waiting else ()
         given = self._forget()
@@ -217,7 +223,7 @@ class LayerRun:
         return given
 
     def _joins(self, layer: FusedForward, x: Tensor, given: Given) -> bool:
-        """Whether the layer is put off, or the last after all others were. Raises ModelFailed."""
+        """Return whether the layer is deferred, or is the last after all others were. Raises ModelFailed."""
         self._check_untouched(x)
         if self._waiting is None:
             return False
@@ -227,7 +233,7 @@ class LayerRun:
         return alike
 
     def _check_untouched(self, x: Tensor) -> None:
-        """Raises ModelFailed where something changed rows between layers that were put off; watches anew from then."""
+        """Check that nothing changed the rows between deferred layers; then observe anew. Raises ModelFailed."""
         if self._waiting is None or self._waiting is x:
             return
         self._forget()
@@ -235,7 +241,7 @@ class LayerRun:
         raise ModelFailed("The model computes something else than before.", "", "Send the message again.")
 
     def _native(self, rows: int) -> NativeRun | None:
-        """What computes all layers for so many rows."""
+        """Return the native call of all layers for so many rows."""
         return self._one if rows == 1 else self._few if rows <= self._most_rows else None
 
     def _through_all(self, x: Tensor, cache: Any) -> Tensor:
@@ -252,11 +258,11 @@ class LayerRun:
         return y
 
     def _kept(self, cache: Any) -> list[Any]:
-        """Where the layers keep keys and values; [] in a cache that is not ours."""
+        """Return the layers' KV cache layers; [] if the cache is not ours."""
         return [cache.layers[layer.index] for layer in self._layers] if isinstance(cache, KVCache) else []
 
     def _sights(self, kept: Sequence[Any], x: Tensor) -> dict[int, Sight] | None:
-        """What each kind sees; None where keys and values are not kept as our library takes it for granted."""
+        """Return what each kind of layer sees; None if keys and values are not stored as our library expects."""
         by_kind: dict[int, list[Any]] = {}
         for layer, one in zip(self._layers, kept, strict=False):
             by_kind.setdefault(self._kinds[layer], []).append(one)
@@ -283,7 +289,7 @@ class LayerRun:
 
 
 class Watch:
-    """Which numbers of rows went through all layers of a run with nothing between them. `direct`: these numbers."""
+    """Observes which numbers of rows went through all layers of a run directly (`direct`)."""
 
     def __init__(self, layers: int) -> None:
         self.direct: set[int] = set()
@@ -292,7 +298,7 @@ class Watch:
         self._last: Tensor | None = None
 
     def passed(self, place: int, x: Tensor, y: Tensor) -> None:
-        """Layer `place` made y (1, M, K) of x."""
+        """Record that layer `place` computed y (1, M, K) from x."""
         self._seen = 1 if place == 0 else place + 1 if x is self._last and self._seen == place else 0
         self._last = y
         if self._seen == self._layers:
@@ -300,7 +306,7 @@ class Watch:
 
 
 def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
-    """Let layers that follow each other, by their numbers in the model, be computed together."""
+    """Form runs of consecutive layers, given by number in the model; return the runs."""
     runs = []
     numbered = enumerate(sorted(layers))
     for _, group in groupby(numbered, lambda place: (place[1] - place[0], _likeness(layers[place[1]]))):
@@ -313,7 +319,7 @@ def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
 
 
 def _likeness(layer: FusedForward) -> tuple[Any, ...]:
-    """The same for layers that one call may compute."""
+    """Return a key that is equal for layers that one call may compute."""
     natives = ((native.library, native.sizes[0], native.dtype) for native in (layer.one, layer.few))
     return (*natives, layer.most_rows > 1, _may_be_linked(layer))
 
@@ -323,13 +329,13 @@ def _may_be_linked(layer: FusedForward) -> bool:
 
 
 def _are_alike(kept: Sequence[Any], x: Tensor) -> bool:
-    """Whether layers of one kind keep their tokens in one way, in as much memory each, where x (1, M, K) is."""
+    """Return whether layers of one kind store tokens alike, in equal buffers, on the device of x (1, M, K)."""
     first = kept[0]
     return type(first) in KEPT_PLAINLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
 
 
 def _room(kept: PreallocatedLayer, rows: int) -> tuple[int, ...]:
-    """Places for so many more tokens: see `make_room` and `recent_room`."""
+    """Return the buffer indices for so many more tokens: see `make_room` and `recent_room`."""
     first, start = kept.make_room(rows)
     return first, start, *kept.recent_room(rows, start - first)
 
@@ -344,13 +350,13 @@ def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bo
 
 
 def is_none(argument: Any) -> bool:
-    """Whether transformers hands over nothing in that place, as for inputs that only some models of a family have."""
+    """Return whether an optional input, which only some models of a family have, is missing."""
     return argument is None
 
 
 @contextmanager
 def one_by_one(runs: Sequence[LayerRun]) -> Iterator[None]:
-    """Inside, each layer is computed by itself: where something is added between them that no pass over text has."""
+    """Compute each layer separately, for passes in which something is added between layers, unlike in text passes."""
     for run in runs:
         run.paused = True
     try:
@@ -361,6 +367,6 @@ def one_by_one(runs: Sequence[LayerRun]) -> Iterator[None]:
 
 
 def sinks_of(attention: Any) -> Tensor | None:
-    """What heads (H,) attend to besides keys, in fp32, if the module has that."""
+    """Return the attention sinks (H,) in fp32, if the module has them."""
     sinks = getattr(attention, "sinks", None)
     return None if sinks is None else sinks.detach().float().contiguous()

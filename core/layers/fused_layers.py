@@ -1,10 +1,10 @@
-"""Decoder layers of the commonest make computed by two calls of our library while few tokens are read at once.
+"""Standard decoder layers computed by two calls of our library for few rows.
 
-Of layers with experts the two calls are what comes before those, which are a call of their own.
+In layers with experts, the two calls are the part before the experts, which take another call.
 
-Every architecture has a class of its own for the same layer. Which layers are such ones is found by trying: a forward
-is replaced only where ours gives what the layer's own gives, with its own weights. Whatever a call does not fit (long
-prompts, other types, unusual masks) goes to the layer's own forward.
+Every architecture has its own class for the same layer. Such layers are found by trying: a forward is replaced only if
+ours gives the same results as the layer's own with its own weights. Calls that do not fit (long prompts, other types,
+unusual masks) go to the layer's own forward.
 """
 
 from __future__ import annotations
@@ -38,27 +38,30 @@ NORMS: dict[frozenset[str], tuple[str, ...]] = {
         ("input_layernorm", "post_attention_layernorm", "", "post_feedforward_layernorm"),
     )
 }
-"""Which norms a layer has, and so which stand before and after attention, before and after the gated part."""
+"""The norms of a layer by name, with their roles: before and after attention, before and after the MLP."""
 ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
 HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-"""The names of the parts, as nearly all architectures have them; one with any other part is left alone."""
+"""The names of the parts in nearly all architectures; layers with any other part are not replaced."""
 LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared_layer"
-"""What carries keys and values to layers that have none of their own, and marks of those that fill and read it."""
+"""The argument that carries keys and values to layers that share them, and the attributes of its writers and
+readers."""
 FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
-"""The buffer of one number that a layer's result may be multiplied with, and one that shows it."""
+"""The scalar buffer that may multiply a layer's result, and a trial value that reveals it."""
 PLAIN, PLACE = (bool, int, float, str, type(None)), "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
-"""Sizes of the rows tried: small ones show everything that a layer adds."""
+"""Scales of the trial rows: small ones show everything that a layer adds."""
 SAME_ROUNDING = 0.97
-"""Fraction of bf16 outputs that must match bit for bit: the exponential function is not computed as torch does it."""
+"""Fraction of bf16 outputs that must match exactly: torch computes the exponential function differently."""
 NEAR = 0.02
-"""Largest error, as a fraction of a row's largest change by the layer; one step of a quantised input makes less."""
+"""Largest error relative to a row's largest change by the layer; one step of a quantised input stays below it."""
 
 
 def adopt(layers: list[nn.Module]) -> list[LayerRun]:
-    """Replace the forward of all such layers of a filled tree whose linears are all on the CPU. Which of them will be
-    computed together."""
+    """Replace the forward of all such layers of a loaded tree whose linears are all on the CPU.
+
+    Returns the runs of layers that are computed together.
+    """
     fits: dict[str, Make | None] = {}
     lent = any(getattr(getattr(layer, "self_attn", None), BORROWS, False) for layer in layers)
     for layer in layers:
@@ -78,21 +81,24 @@ def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
 
 
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
-    """The forwards that replace the layers' own, by number, which they then have again. They no longer ask the layers'
-    modules, which move to a device: those of layers whose experts are more than one call are let go."""
+    """Restore the layers' own forwards, and return the replacements by layer number.
+
+    These no longer use the layers' modules, which move to a device. Those whose experts take several calls are dropped.
+    """
     found = _fused_ones(layers)
     release(layers)
     return {number: forward for number, forward in found.items() if forward.keep_experts()}
 
 
 def release(layers: list[nn.Module]) -> None:
-    """Give the layers their own forward back."""
+    """Restore the layers' own forwards."""
     for layer in layers:
         vars(layer).pop("forward", None)
 
 
 def _library(layer: nn.Module) -> NativeLibrary | None:
-    """What multiplies one row with all of the layer's linears, if it has the parts that we know and no others."""
+    """Return the library that multiplies one row with all linears, if the layer has only known parts; otherwise
+    None."""
     children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
@@ -108,8 +114,10 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
-    """The layer's parts by their usual names: what follows attention is called otherwise in some families, and counts
-    as one part where it is several."""
+    """Return the layer's parts by their usual names.
+
+    The part after attention has another name in some families, and counts as one part if it consists of several.
+    """
     children = {"mlp" if name == EXPERTS else name: child for name, child in layer.named_children()}
     others = experts_beside.OTHERS if experts_beside.stand_in(layer) else ()
     return {name: child for name, child in children.items() if name not in others}
@@ -130,7 +138,7 @@ def _has_experts(layer: Any) -> bool:
 
 
 def _norms(layer: nn.Module) -> list[Any]:
-    """The layer's norms with weights, in the order of `LayerParts`."""
+    """Return the layer's norms with weights, in the order of `LayerParts`."""
     children = _children(layer)
     roles = NORMS[frozenset(children.keys() - PARTS)]
     heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
@@ -138,7 +146,7 @@ def _norms(layer: nn.Module) -> list[Any]:
 
 
 def _linears(layer: Any) -> list[Any]:
-    """Of attention, and of the gated part where that is all that follows."""
+    """Return the linears of attention, and those of the MLP if it is a dense one."""
     attention, mlp = layer.self_attn, _mlp(layer)
     gated = (mlp.gate_proj, mlp.up_proj, mlp.down_proj) if _is_gated(layer) else ()
     values = attention.k_proj if getattr(attention, "v_proj", None) is None else attention.v_proj
@@ -146,7 +154,7 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """What multiplies so many rows of input with all of them, if they are on the CPU and want inputs of one kind."""
+    """Return the library that multiplies so many rows with all of these, if they are on the CPU and take one input."""
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
     library = common_library([one.host for one in linears], rows)
@@ -155,7 +163,8 @@ def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
 
 
 def _kind(layer: Any) -> str:
-    """The same for layers that compute the same: their classes and plain values, but for the place in the model."""
+    """Return a key that is equal for layers that compute the same function: classes and plain values except the
+    index."""
     modules = (layer, layer.self_attn, *_mlp(layer).modules())
     return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in modules])
 
@@ -167,7 +176,7 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _make(layer: Any, library: NativeLibrary) -> Make | None:
-    """How ours computes what the layer does; None if it computes something else."""
+    """Return how ours computes what the layer does; None if no way agrees."""
     attention = layer.self_attn
     own = {name for name, _ in attention.named_parameters(recurse=False)}
     if own - {"sinks"} or getattr(attention, "attn_logit_softcapping", None):
@@ -184,7 +193,7 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
 
 @contextmanager
 def _another_factor(layer: nn.Module) -> Iterator[None]:
-    """Inside, the number that a layer's result may be multiplied with is not 1, as it often is."""
+    """Set the layer's scalar factor, which often is 1, to a value that shows in results."""
     own = layer._buffers.get(FACTOR)
     if own is not None:
         layer._buffers[FACTOR] = torch.full_like(own, TRIED_FACTOR)
@@ -196,12 +205,12 @@ def _another_factor(layer: nn.Module) -> Iterator[None]:
 
 
 def _residuals(layer: nn.Module) -> list[float]:
-    """Any number that the layer keeps may be what its halves' results are multiplied with."""
+    """Return candidates for the residual multiplier: any float attribute of the layer may be it."""
     return [1.0, *sorted({value for value in vars(layer).values() if isinstance(value, float)} - {1.0})]
 
 
 def _turned(attention: Any) -> list[int]:
-    """How many columns of a head positions may turn: so many as the configuration says, or all."""
+    """Return candidates for the rotary dimension: the configured fraction of a head, or all of it."""
     said = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
     share = said.get("partial_rotary_factor", 1.0) if isinstance(said, dict) else 1.0
     some = int(attention.head_dim * share) if isinstance(share, float) else 0
@@ -209,7 +218,7 @@ def _turned(attention: Any) -> list[int]:
 
 
 def parts_of(layer: Any, make: Make) -> LayerParts:
-    """What our library needs of a layer that has the parts that we know."""
+    """Return our library's parameters for a layer with known parts."""
     linears, attention = _linears(layer), layer.self_attn
     value_norm = getattr(attention, VALUE_NORM, None)
     gainless = None if value_norm is None else without_gain(value_norm, attention.head_dim, _dtype(layer))
@@ -238,13 +247,13 @@ def _fused(layer: Any, library: NativeLibrary, make: Make, rest: AfterAttention 
 
 
 def _rest(layer: Any) -> AfterAttention | None:
-    """What follows attention where that is not a part of ours, in as few calls as was found."""
+    """Return the part after attention if it is not in ours, in as few native calls as were found."""
     beside = vars(layer).get(experts_beside.TOGETHER)
     return _plain(layer) if beside is None else AfterAttention(beside, _norms(layer)[3])
 
 
 def _plain(layer: Any) -> AfterAttention | None:
-    """The same by the layer's own modules."""
+    """Return the part after attention with the layer's own modules; None if it is a dense MLP, which is in ours."""
     if _is_gated(layer):
         return None
     mlp = experts_beside.ExpertsBeside(layer) if experts_beside.stand_in(layer) else _mlp(layer)
@@ -253,8 +262,10 @@ def _plain(layer: Any) -> AfterAttention | None:
 
 @contextmanager
 def _only_attention(layer: Any) -> Iterator[None]:
-    """Inside, what follows attention gives back what it reads, where ours leaves it to the layer anyway: experts are
-    chosen by little, and others than before would hide that the rest is the same."""
+    """Replace experts by the identity if ours leaves them to the layer anyway.
+
+    Tiny differences can change the choice of experts, which would hide that everything else agrees.
+    """
     if _is_gated(layer):
         yield
         return
@@ -279,7 +290,8 @@ def _handing_on(layer: Any, own: Callable[..., Any]) -> Callable[..., Any]:
 
 @torch.inference_mode()
 def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
-    """Whether both compute the same for rows of different sizes, one by one and, where `fused` takes them, together."""
+    """Return whether both compute the same for rows of different scales, singly and, if `fused` takes them,
+    together."""
     together = [TRIED_SIZES[: fused.most_rows]] if fused.most_rows > 1 else []
     tried = (*((size,) for size in TRIED_SIZES), *together)
     try:
@@ -306,7 +318,7 @@ def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[T
 
 
 def _inputs(layer: Any, sizes: Sequence[float], make: Make) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Rows small and large against what the layer adds to them, a causal mask, and angles."""
+    """Make rows of different scales relative to what the layer adds, a causal mask, and rotary angles."""
     generator = torch.Generator().manual_seed(0)
     dtype, rows = _dtype(layer), len(sizes)
     columns = layer.self_attn.q_proj.host.columns

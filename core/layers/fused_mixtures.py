@@ -1,7 +1,7 @@
-"""Blocks of experts as one call of our library for few rows, found by trying each kind against its own forward.
+"""Mixture-of-experts blocks as one call of our library for few rows; each kind is verified against its own forward.
 
-Such a block has a router and experts that our library computes. It may have a gated part that every row goes to, and a
-linear of one row whose sigmoid that part is multiplied with. What it makes of them is seen, not known.
+Such a block has a router and experts that our library computes. It may have a shared expert for every row, and a
+single-row linear whose sigmoid gates the shared expert. How a block combines them is found by trying.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from core.offload.host_weight import common_library
 GATED = ("gate_proj", "up_proj", "down_proj")
 TRIED_ROWS, TRIED_SIZES = (1, 3), (0.3, 1.0, 3.0)
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02}
-"""Largest error, as a fraction of a row's largest number, by type."""
+"""Largest error relative to a row's largest element, by type."""
 SAME_ROUNDING = 0.97
-"""Fraction of bf16 outputs that must match bit for bit: the exponential function is not computed as torch does it."""
+"""Fraction of bf16 outputs that must match exactly: torch computes the exponential function differently."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What a block consists of. `linears`: gate, up and down of the part that every row goes to, and what opens it;
-    `norms`: before and after the chosen experts, before and after that part."""
+    """The parts of a block.
+
+    `linears`: gate, up and down of the shared expert, and the gate of its result.
+    `norms`: before and after the chosen experts, before and after the shared expert.
+    """
 
     router: NativeRouter
     experts: FusedExperts
@@ -46,12 +49,14 @@ class Block:
     norms: Sequence[NormParts | None] = (None,) * 4
 
     def shared(self, activation: str) -> SharedExpert | None:
-        """The part that every row goes to, None without one."""
+        """Return the shared expert; None if there is none."""
         return SharedExpert(activation, *(one.host.weight for one in self.linears)) if self.linears else None
 
     def takes(self, rows: int) -> NativeExperts | None:
-        """The experts for so many rows, if our library is to compute all parts: in the way of the experts, for which
-        way is fastest differs by little."""
+        """Return the experts' native call for so many rows if our library can compute all parts, otherwise None.
+
+        The library is the one chosen for the experts; the other parts differ little between libraries.
+        """
         experts = self.experts.native(rows * self.router.routing.choices)
         if rows > FEW_ROWS or experts is None:
             return None
@@ -60,15 +65,15 @@ class Block:
         return experts if ours else None
 
     def _is_alike(self, experts: NativeExperts, rows: int) -> bool:
-        """Whether gate and up, which are multiplied together, want the same kind of input."""
+        """Return whether gate and up, which are multiplied together, need the same kind of prepared input."""
         return experts.library.alike((one.host.weight.storage for one in self.linears[:2]), rows)
 
 
 class FusedMixture:
-    """The forward of one block of experts: ours for few rows, else its own."""
+    """The forward of one block: ours for few rows, otherwise its own."""
 
     def __init__(self, own: Any, block: Block, activation: str, *, pair: bool) -> None:
-        """`pair`: its own gives something beside the states, which no layer reads."""
+        """`pair`: its own forward also returns router scores, which no layer reads."""
         self.own = own
         self._block = block
         self._pair = pair
@@ -86,7 +91,7 @@ class FusedMixture:
         return (y, None) if self._pair else y
 
     def native(self, rows: int) -> NativeMixture | None:
-        """What computes so many rows; None where it is not one call of ours."""
+        """Return the native call for so many rows; None if there is none."""
         return self._by_rows[rows - 1] if 0 < rows <= FEW_ROWS else None
 
     def _native(self, rows: int) -> NativeMixture | None:
@@ -98,14 +103,14 @@ class FusedMixture:
 
 @dataclass(frozen=True)
 class Make:
-    """How ours computes what a kind of block does."""
+    """The parameters with which ours computes what a kind of block does."""
 
     activation: str
     pair: bool = False
 
 
 def adopt(root: Any) -> None:
-    """Replace the forward of all such blocks of a filled tree on the CPU."""
+    """Replace the forward of all such blocks of a loaded tree on the CPU."""
     release(root)
     found: dict[str, Make | None] = {}
     for module in list(root.modules()):
@@ -122,7 +127,7 @@ def adopt(root: Any) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Give the blocks their own forward back."""
+    """Restore the blocks' own forwards."""
     for module in root.modules():
         vars(module).pop(experts_beside.TOGETHER, None)
         if isinstance(vars(module).get("forward"), FusedMixture):
@@ -130,7 +135,7 @@ def release(root: nn.Module) -> None:
 
 
 def _beside(layer: Any) -> Block | None:
-    """The parts of a layer whose experts stand beside its gated part."""
+    """Return the parts of a layer with experts parallel to its dense MLP; None if one is not ours."""
     router, experts = vars(layer.router).get("forward"), vars(layer.experts).get(moe.TOGETHER)
     linears, norms = _gated(layer.mlp), [getattr(layer, name) for name in experts_beside.NORMS]
     ours = isinstance(router, FusedRouter) and isinstance(experts, FusedExperts) and linears and _may_be_ours(linears)
@@ -140,7 +145,7 @@ def _beside(layer: Any) -> Block | None:
 
 
 def _block(module: nn.Module) -> Block | None:
-    """The parts of a block that has those that we know and no others."""
+    """Return the parts of a block that has only known ones, otherwise None."""
     children = list(module.children())
     routers = [own.native for one in children if isinstance(own := vars(one).get("forward"), FusedRouter)]
     experts = [own for one in children if isinstance(own := vars(one).get(moe.TOGETHER), FusedExperts)]
@@ -154,20 +159,20 @@ def _block(module: nn.Module) -> Block | None:
 
 
 def _gated(module: nn.Module) -> tuple[Any, ...]:
-    """The linears of a gated part on the CPU; () where it is none."""
+    """Return the linears of a gated MLP on the CPU; () if it is none."""
     linears = tuple(module._modules.get(name) for name in GATED)
     others = module._modules.keys() - {*GATED, "act_fn"}
     return linears if not others and all(isinstance(one, HostLinear) for one in linears) else ()
 
 
 def _may_be_ours(linears: Sequence[HostLinear]) -> bool:
-    """Whether the part that every row goes to is made of weights that fit together, without biases."""
+    """Return whether the shared expert's weights fit together, without biases."""
     shared = SharedExpert("", *(one.host.weight for one in linears)) if linears else None
     return all(one.bias is None for one in linears) and (shared is None or shared.fit(linears[0].host.columns))
 
 
 def _kind(module: nn.Module) -> str:
-    """The same for blocks that compute the same: their classes and plain values."""
+    """Return a key that is equal for blocks that compute the same function: classes and plain values."""
     return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in module.modules()])
 
 
@@ -177,7 +182,7 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 @torch.inference_mode()
 def _make(own: Callable[[Tensor], Any], block: Block, dtype: torch.dtype) -> Make | None:
-    """How ours computes what the block does; None if it computes something else, or is not faster for few rows."""
+    """Return how ours computes what the block does; None if no way agrees, or if it is not faster for few rows."""
     tried = [rows for rows in TRIED_ROWS if block.takes(rows)]
     try:
         given = [_inputs(block, rows, dtype) for rows in tried]

@@ -1,7 +1,7 @@
-"""Routers of layers with experts as one call of our library for few rows, found by trying each against its own.
+"""Routers of MoE layers as one call of our library for few rows; each is verified against its own forward.
 
-A router is what stands beside an experts module and holds one vector for each expert: itself, or, Gemma 4's, in a
-linear behind a norm.
+A router is a module beside an experts module with one vector per expert: as its own parameter or, in Gemma 4, in a
+linear after a norm.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from core.offload.hetero_linear import HostLinear
 CORRECTION = "e_score_correction_bias"
 TRIED_ROWS, TRIED_SIZES = 32, (0.3, 1.0, 3.0)
 TRIED_OF_GROUPS = 8
-"""Times as many rows where experts are chosen in the best groups: few rows tell which groups are the best."""
+"""Multiple of trial rows for group-limited routing: few rows do not reveal how the best groups are determined."""
 NEAR, SAME_ROWS = 0.02, 0.9
-"""Of a row's shares what may differ, and in how many rows it must be no more: a sum in another order may tip the scales
-between two experts."""
+"""Largest relative error of a row's shares, and the fraction of rows that must be within it: another order of summation
+may swap two nearly equal experts."""
 
 
 class FusedRouter:
-    """The forward of one router: ours for few rows, else its own."""
+    """The forward of one router: ours for few rows, otherwise its own."""
 
     def __init__(self, router: Any, compute: NativeRouter, dtype: torch.dtype) -> None:
         self._own = router.forward
@@ -47,7 +47,7 @@ class FusedRouter:
 
 
 def adopt(root: Any) -> None:
-    """Replace the forward of all such routers of a filled tree on the CPU."""
+    """Replace the forward of all such routers of a loaded tree on the CPU."""
     library = native()
     if library is None or root.dtype not in (torch.float32, torch.bfloat16):
         return
@@ -57,14 +57,14 @@ def adopt(root: Any) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Give the routers their own forward back."""
+    """Restore the routers' own forwards."""
     for module in root.modules():
         if isinstance(vars(module).get("forward"), FusedRouter):
             del module.forward
 
 
 def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts]]:
-    """What holds a vector for each expert, beside a module with experts that we compute in one call."""
+    """Yield the modules with one vector per expert, beside an experts module that we compute in one call."""
     for block in root.modules():
         counts = {child.num_experts for child in block.children() if moe.TOGETHER in vars(child)}
         for child in block.children() if counts else ():
@@ -74,13 +74,13 @@ def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts]]:
 
 
 def _choices(router: Any) -> int:
-    """How many experts a row goes to; 0 = not known."""
+    """Return the number of experts per row; 0 = unknown."""
     found = getattr(router, "top_k", getattr(getattr(router, "config", None), "top_k_experts", 0))
     return found if isinstance(found, int) else 0
 
 
 def _plain(router: Any) -> RouterParts | None:
-    """Of a router that holds the vectors itself."""
+    """Return the parts of a router that holds the vectors itself; None if it is not one."""
     weight = router._parameters.get("weight")
     held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
     usual = held <= {"weight", "bias", CORRECTION} and not list(router.children())
@@ -92,7 +92,7 @@ def _plain(router: Any) -> RouterParts | None:
 
 
 def _behind_norm(router: Any) -> RouterParts | None:
-    """Of a router with a norm, a scale for each column and for each expert, and the vectors in a linear."""
+    """Return the parts of a router with a norm, scales by column and by expert, and a linear; None if it is not one."""
     children, held = dict(router.named_children()), {name for name, _ in router.named_parameters()}
     proj, eps = children.get("proj"), getattr(router, "eps", None)
     if children.keys() != {"norm", "proj"} or held != {"scale", "per_expert_scale"} or not isinstance(eps, float):
@@ -108,9 +108,9 @@ def _behind_norm(router: Any) -> RouterParts | None:
 
 @torch.inference_mode()
 def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
-    """Ours of the kind that chooses most nearly as the router does, if one does: others do for most rows."""
+    """Return our router of the kind that agrees for most rows; other kinds also agree for many. None if none does."""
     experts, columns = parts.weight.shape
-    # LFM2, MiniMax M2 and others hand the correction over at each call.
+    # LFM2, MiniMax M2 and others pass the correction as an argument.
     if experts > MOST_EXPERTS or len(inspect.signature(router.forward).parameters) > 1:
         return None
     x = _inputs(columns, dtype, TRIED_ROWS * (1 if _groups(router) == 1 else TRIED_OF_GROUPS))
@@ -125,7 +125,7 @@ def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: 
         ours = NativeRouter(library, routing, parts)
         found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, FEW_ROWS)])
         near = (found - expected).abs().sum(1) <= NEAR * expected.abs().sum(1)
-        near &= ((found != 0) == (expected != 0)).all(1)  # an expert's share may be as good as nothing
+        near &= ((found != 0) == (expected != 0)).all(1)  # an expert's share may be almost zero
         if (same := float(near.float().mean())) >= most and (best is None or same > most):
             best, most = ours, same
         if most == 1:
@@ -134,7 +134,7 @@ def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: 
 
 
 def _numbers(own: Tensor) -> QuantizedWeight | None:
-    """A weight in bf16 where that loses nothing, else in fp32."""
+    """Return a weight in bf16 if that is lossless, otherwise in fp32; None for other types."""
     narrow = own.to(torch.bfloat16).contiguous()
     kept = narrow if torch.equal(narrow.to(own.dtype), own) else own.contiguous()
     rows, columns = own.shape
@@ -166,7 +166,7 @@ def _inputs(columns: int, dtype: torch.dtype, rows: int) -> Tensor:
 
 
 def _dense(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """(M, experts): the share of each, 0 of those not chosen."""
+    """Return (M, experts): each expert's share, 0 if it is not chosen."""
     return torch.zeros(len(shares), experts).scatter_(1, chosen, shares.float())
 
 

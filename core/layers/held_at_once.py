@@ -1,9 +1,9 @@
-"""The experts of a layer that a device holds, for few tokens each: all of them in one launch for each product.
+"""The held experts of a layer with few tokens each, computed in one kernel launch per product.
 
-    pairs of a token and an expert, by expert -> up of all (one launch) -> gate -> down of all (one launch) -> added up
+    pairs of token and expert, by expert -> up of all (one launch) -> gate -> down of all (one launch) -> added up
 
-Where the weights lie is listed anew for each pass and travels with the pairs, so that what is held may change between
-two passes.
+The weights' addresses are listed anew for each pass and copied with the pairs, so that the set of held experts may
+change between two passes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from core.offload.hetero_linear import HeteroLinear
 
 @dataclass(frozen=True)
 class HeldAtOnce:
-    """`linears`: of each product, by expert; `products`: what multiplies them; `gate`: what comes between the two."""
+    """`linears`: of each product, by expert; `products`: their kernels; `gate`: the function between the two
+    products."""
 
     linears: Sequence[Sequence[HeteroLinear]]
     products: Sequence[ListedProducts]
@@ -31,14 +32,16 @@ class HeldAtOnce:
     accelerator: Accelerator
 
     def takes(self, tokens: int) -> bool:
-        """Whether an expert can be among those that are computed at once, with so many tokens."""
+        """Return whether an expert with so many tokens can be computed at once with others."""
         return tokens <= MOST_ROWS
 
     def launch(
         self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, nbytes: int
     ) -> None:
-        """Add the parts of these `experts` to out (M, K): x (M, K) and shares (M, k) on the device, the chosen
-        `numbers` (M, k) on the host."""
+        """Add the parts of these `experts` to out (M, K).
+
+        x (M, K) and shares (M, k) are on the device, the chosen `numbers` (M, k) on the host.
+        """
         places = [torch.where(numbers == expert) for expert in experts]
         tokens, slots = (torch.cat(parts) for parts in zip(*places, strict=True))
         counts = [len(rows) for rows, _ in places]
@@ -59,7 +62,7 @@ class HeldAtOnce:
 
 
 class _Listed:
-    """One product of the chosen experts, `counts` pairs of each."""
+    """One product of the chosen experts, with `counts` pairs each."""
 
     def __init__(self, products: ListedProducts, linears: Sequence[HeteroLinear], counts: Sequence[int]) -> None:
         self._products = products
@@ -70,7 +73,7 @@ class _Listed:
         self._biases = [one.bias for one, count in pairs for _ in range(count) if one.bias is not None]
 
     def __call__(self, x: Tensor, entries: Tensor) -> Tensor:
-        """x (pairs, K) -> (pairs, N), in x's type; `entries` are those that came to the device."""
+        """x (pairs, K) -> (pairs, N), in x's type; `entries` is the device's copy of the list."""
         y = self._products.products(self._weights, entries, x)
         return (y + torch.stack(self._biases) if self._biases else y).to(x.dtype)
 
@@ -78,8 +81,10 @@ class _Listed:
 def held_at_once(
     linears: Sequence[Sequence[HeteroLinear]], gate: Callable[[Tensor], Tensor], accelerator: Accelerator
 ) -> HeldAtOnce | None:
-    """What computes held experts at once on this device, with `gate` from (pairs, N) to (pairs, K); None where it has
-    no kernel for all of their products."""
+    """Return what computes held experts at once on this device, with `gate` from (pairs, N) to (pairs, K).
+
+    None if there is no kernel for all of their products.
+    """
     products = [_products_of([one.host.weight for one in group], accelerator.device) for group in linears]
     found = [one for one in products if one is not None]
     return HeldAtOnce(linears, found, gate, accelerator) if len(found) == len(linears) else None

@@ -90,8 +90,7 @@ class KVCache(Cache):  # type: ignore[misc]
                 layer.home = home
 
     def buffers_on(self, device: torch.device) -> list[Tensor]:
-        """Return keys and values (1, H, capacity, dim) of all layers, or none unless all are plain and on this
-        device."""
+        """Return keys and values (1, H, capacity, dim) of all layers; [] unless all are plain and on this device."""
         plain = all(type(one) is PreallocatedLayer and one.is_initialized for one in self.layers)
         held = [tensor for one in self.layers for tensor in one.tensors] if plain else []
         return held if all(tensor.device == device for tensor in held) else []

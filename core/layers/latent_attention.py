@@ -1,8 +1,8 @@
-"""Attention whose keys and values are kept compressed (multi-head latent attention), and not made for every token.
+"""Multi-head latent attention without expanded keys and values for every token.
 
-In every family of that make the attention module has a method that makes keys and values of what the cache holds. Ours
-puts that off: `attention.attend` sees latents, and asks for keys and values only where it takes them (long prompts).
-Whether ours gives the same is found by trying.
+In every such family, a method of the attention module expands the cached latents to keys and values. Ours defers that:
+`attention.attend` gets latents, and expands them only where it must (long prompts). Trials verify that the results
+agree.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from core.offload.hetero_linear import HostLinear
 from core.spec import Storage
 
 EXPANSION = "expand_kv"
-"""The method that makes keys and values."""
+"""The method that expands latents to keys and values."""
 SIZES = ("num_heads", "qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "v_head_dim")
-"""What the modules call what `LatentSizes` says."""
+"""The modules' attributes for the fields of `LatentSizes`."""
 TYPES = (torch.float32, torch.bfloat16)
 FLOATS: tuple[Storage, ...] = ("bf16", "fp16")
 TRIED_TOKENS = 5
 NEAR = 0.05
-"""Largest error, as a fraction of the largest number: quantised weights see other inputs than in a model's own way."""
+"""Largest error relative to the largest element: inputs of quantised weights differ from the model's own path."""
 
 
 class Expansion:
-    """Stands in place of the module's method."""
+    """Replaces the module's expansion method."""
 
     def __init__(self, module: Any, heads: LatentHeads) -> None:
         self.heads = heads
@@ -44,17 +44,17 @@ class Expansion:
         self._module = module
 
     def __call__(self, rows: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, 1, T, rank) and what positions have turned (B, 1, T, turned) -> keys and values."""
+        """Latents (B, 1, T, rank) and rotary parts (B, 1, T, turned) -> keys and values."""
         rows, turned = as_floats(rows), as_floats(turned)
         linear = self._module.kv_b_proj
-        # Rows that are streamed have to be used, and a card that has all of them needs no processor.
+        # Streamed rows must be consumed, and a device that holds all rows needs no CPU.
         if rows.shape[0] != 1 or getattr(linear, "chunks", None) or getattr(linear, "is_whole", False):
             return self.own(rows, turned)
         return Latents(self.heads, self.own, rows, turned).states()
 
 
 def adopt(root: Any) -> None:
-    """Let all such modules of a filled tree on the CPU put off keys and values."""
+    """Make all such modules of a loaded tree on the CPU defer the expansion."""
     release(root)
     library = native()
     if library is None:
@@ -70,14 +70,14 @@ def adopt(root: Any) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Let the modules make keys and values again."""
+    """Restore the modules' own expansion."""
     for module in root.modules():
         if isinstance(vars(module).get(EXPANSION), Expansion):
             del module.expand_kv
 
 
 def _modules(root: Any) -> Iterator[tuple[Any, LatentSizes]]:
-    """Modules that make keys and values by one linear on the CPU and hand them to our attention, with their sizes."""
+    """Yield modules that expand with one linear on the CPU and use our attention, with their sizes."""
     for module in root.modules():
         linear = module._modules.get("kv_b_proj")
         numbers = [getattr(module, name, None) for name in SIZES]
@@ -96,8 +96,11 @@ def _fits(linear: HostLinear, sizes: LatentSizes) -> bool:
 
 
 def _heads(library: NativeLibrary, linear: HostLinear, sizes: LatentSizes, dtype: torch.dtype) -> LatentHeads:
-    """A head's keys are multiplied from their other side, and so copied: quantised ones with 8 bits, which lose
-    nothing of what fewer say."""
+    """Make the heads' projections.
+
+    Those of keys are multiplied transposed, and therefore copied. Quantised ones are copied at 8 bits, which is
+    lossless for formats of fewer bits.
+    """
     weight, each = linear.host.weight, sizes.plain + sizes.value
     if weight.storage == "fp32":
         wide = weight.data.view(sizes.heads, each, sizes.rank)
@@ -111,7 +114,7 @@ def _heads(library: NativeLibrary, linear: HostLinear, sizes: LatentSizes, dtype
 
 
 def _turned_round(linear: HostLinear, begin: int, end: int) -> Tensor:
-    """(K, end - begin): the transpose of some rows."""
+    """Return the transpose of some rows, (K, end - begin)."""
     weight = linear.host.weight
     dtype = weight.data.dtype if weight.storage in FLOATS else torch.float32
     return weight.rows(begin, end).dequantize(dtype).T.contiguous()
@@ -119,7 +122,7 @@ def _turned_round(linear: HostLinear, begin: int, end: int) -> Tensor:
 
 @torch.inference_mode()
 def _agrees(module: Any, ours: Expansion, heads: LatentHeads) -> bool:
-    """Whether a query sees the same by both."""
+    """Return whether attention gives the same for a query with both."""
     generator = torch.Generator().manual_seed(0)
     sizes = heads.sizes
 

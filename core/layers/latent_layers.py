@@ -1,8 +1,8 @@
-"""Attention to compressed keys and values as one call of our library, for few rows: products, norms, positions and all.
+"""Multi-head latent attention as one call of our library for few rows, including products, norms and rotary angles.
 
-Families differ in how positions turn columns, and in whether queries are made at once. Which layers are such ones is
-found by their parts' names, and how ours computes what they do by trying. What the call does not take (long prompts,
-packed states, other caches) goes to the layer's own forward, which has `latent_attention`.
+Families differ in the rotary layout, and in whether queries have a low-rank projection. Such layers are recognised by
+their parts' names, and the layout is found by trials. Calls that do not fit (long prompts, packed states, other caches)
+go to the layer's own forward, which uses `latent_attention`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from core.offload.host_weight import common_library
 
 LATENTS, QUERIES = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}, ("q_a_proj", "q_b_proj")
 AT_ONCE, BY_WAY = {"q_proj"}, {*QUERIES, "q_a_layernorm"}
-"""The names of the parts; attention with any other part (one that chooses tokens, say) is left alone."""
+"""The names of the parts; attention with any other part (such as sparse token selection) is not replaced."""
 POSITIONS, MASK = "position_embeddings", "attention_mask"
 TAKEN = {"hidden_states", POSITIONS, MASK, "kwargs", *CACHE_NAMES}
-"""What the forward may ask for: one that asks for more computes something else with it."""
+"""Known arguments of the forward; one with further arguments computes something else."""
 TRIED_BEFORE, TRIED_TOKENS = 5, (1, 3)
 UNTURNED, *APART, NEIGHBOURS = WAYS
 NEAR = {torch.float32: 2e-3, torch.bfloat16: 0.03}
-"""Largest error, as a fraction of the largest number, by type: numbers of quantised weights are rounded elsewhere."""
+"""Largest error relative to the largest element, by type: quantised weights round elsewhere."""
 
 
 class FusedLatent:
-    """The forward of one layer's attention: ours for few rows that follow others, else its own."""
+    """The forward of one layer's attention: ours for few rows after earlier tokens, otherwise its own."""
 
     def __init__(self, module: Any, native: NativeLatent, dtype: torch.dtype, most_rows: int) -> None:
         self.own = module.forward
@@ -66,7 +66,8 @@ class FusedLatent:
         return y, None
 
     def _kept(self, x: Tensor, kwargs: Mapping[str, Any]) -> PreallocatedLayer | None:
-        """Where the layer keeps its latents, if it keeps them plainly and there is room."""
+        """Return the cache layer of the latents if it is a plain one with room, and x (1, M, K) fits; otherwise
+        None."""
         cache, mask, rows = kwargs.get(self._cache_name), kwargs.get(MASK), x.shape[1]
         ours = x.shape[0] == 1 and rows <= self._most_rows and x.dtype is self._dtype and x.is_contiguous()
         known = rows == 1 if mask is None else mask.dtype is torch.bool and mask.shape[1] == 1
@@ -79,7 +80,8 @@ class FusedLatent:
         return kept if kept.length + rows <= kept.keys.shape[2] else None
 
     def _angles(self, x: Tensor, given: Any) -> Angles | None:
-        """Angles given as cosines and sines for all columns, or as complex numbers; None where they are neither."""
+        """Return angles given as cosines and sines of all columns or as complex numbers, for x (1, M, K); otherwise
+        None."""
         turned, rows = self._native.sizes.turned, x.shape[1]
         if self._native.way == NEIGHBOURS:
             if not isinstance(given, Tensor) or given.dtype is not torch.complex64 or not given.is_contiguous():
@@ -94,7 +96,7 @@ class FusedLatent:
 
 
 def adopt(root: Any) -> None:
-    """Replace the forward of all such modules of a filled tree on the CPU whose keys and values are put off already."""
+    """Replace the forward of all such modules of a loaded tree on the CPU that already defer the expansion."""
     release(root)
     ways: dict[tuple[object, ...], str | None] = {}
     for module in root.modules():
@@ -108,7 +110,7 @@ def adopt(root: Any) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Give the modules their own forward back."""
+    """Restore the modules' own forwards."""
     for module in root.modules():
         if isinstance(vars(module).get("forward"), FusedLatent):
             del module.forward
@@ -119,7 +121,7 @@ def _cache_name(module: Any) -> str:
 
 
 def _is_known(module: Any) -> bool:
-    """Whether the module has the parts that we know and no others, and asks for nothing that we do not take."""
+    """Return whether the module has only known parts, and its forward only known arguments."""
     children = dict(module.named_children())
     linears = [child for child in children.values() if isinstance(child, HostLinear)]
     norms = [child for child in children.values() if isinstance(child, NativeRMSNorm)]
@@ -130,7 +132,7 @@ def _is_known(module: Any) -> bool:
 
 
 def _fused(module: Any, way: str, dtype: torch.dtype) -> FusedLatent | None:
-    """Ours in place of the module's forward; None where our library does not multiply its weights."""
+    """Return our forward for the module; None if our library does not multiply its weights."""
     heads = module.expand_kv.heads
     queries = [module._modules[name] for name in QUERIES if name in module._modules] or [module.q_proj]
     linears = [*queries, module.kv_a_proj_with_mqa, module.o_proj]
@@ -150,7 +152,7 @@ def _fused(module: Any, way: str, dtype: torch.dtype) -> FusedLatent | None:
 
 @torch.inference_mode()
 def _way(module: Any, dtype: torch.dtype) -> str | None:
-    """How positions turn columns, so that ours computes what the module does; None if it computes something else."""
+    """Return the rotary layout with which ours agrees with the module; None if there is none."""
     turned = module.expand_kv.heads.sizes.turned
     for ways, make in (((UNTURNED, *APART), _pair), ((NEIGHBOURS,), _complex)):
         angles = make(TRIED_BEFORE + sum(TRIED_TOKENS), turned, dtype)
@@ -168,19 +170,19 @@ def _way(module: Any, dtype: torch.dtype) -> str | None:
 
 
 def _pair(rows: int, turned: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1, M, turned)."""
+    """Return cosines and sines (1, M, turned)."""
     angles = torch.arange(1.0, 1 + rows)[None, :, None] * torch.linspace(0.1, 2, turned // 2).repeat(2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def _complex(rows: int, turned: int, dtype: torch.dtype) -> Tensor:
-    """Complex numbers (1, M, turned / 2) of the same angles."""
+    """Return complex numbers (1, M, turned / 2) of the same angles."""
     cos, sin = (one[..., : turned // 2].contiguous() for one in _pair(rows, turned, torch.float32))
     return torch.complex(cos, sin)
 
 
 def _passes(module: Any, forward: Any, dtype: torch.dtype, angles: Any) -> list[Tensor]:
-    """What a few tokens after others give, and what is kept of all; the first by the module's own forward."""
+    """Return the outputs for tokens after others, and the cache's content; the first pass is the module's own."""
     generator = torch.Generator().manual_seed(0)
     cache, name = Cache(layers=[PreallocatedLayer(32) for _ in range(module.layer_idx + 1)]), _cache_name(module)
     made, at = [], 0

@@ -1,10 +1,10 @@
-"""Keys and values that a model keeps compressed: a latent for each token, which heads multiply with their weights.
+"""Compressed keys and values (multi-head latent attention): one latent per token, projected by each head's weights.
 
-    keys of a head = latent x Wk' | turned by positions       values of a head = latent x Wv'
+    keys of a head = latent x Wk' | rotary part               values of a head = latent x Wv'
 
-so that few queries need not have the keys and values of every token made for them:
+The products are reassociated, so that few queries do not need expanded keys and values of every token:
 
-    q . key = (q x Wk | q turned) . (latent | turned)         sum of values = sum of latents x Wv'
+    q . key = (q x Wk | q rotary) . (latent | rotary)         sum of values = sum of latents x Wv'
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch.utils._pytree import tree_map
 from core.kernels.native_latent import LatentSizes
 
 Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""A model's way from latents (B, 1, T, rank) and what positions have turned (B, 1, T, turned) to keys and values."""
+"""A model's expansion of latents (B, 1, T, rank) and rotary parts (B, 1, T, turned) to keys and values."""
 
 
 class Products(Protocol):
-    """The weights (N, K) of all heads."""
+    """Multiplies with the weights (N, K) of all heads."""
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """x (1, H, M, K) -> out (1, H, M, N)."""
 
 
 class FloatProducts:
-    """Those that lie as numbers of the inputs' type, by torch."""
+    """Products with weights in the inputs' floating-point type, by torch."""
 
     def __init__(self, weights: Tensor) -> None:
         """Take weights (H, K, N)."""
@@ -45,8 +45,10 @@ class FloatProducts:
 
 @dataclass(frozen=True, eq=False)
 class LatentHeads:
-    """What the heads of a layer make of latents: `keys` multiplies queries (plain -> rank), `values` what is seen of
-    latents (rank -> value)."""
+    """The projections of a layer's heads.
+
+    `keys` maps queries (plain -> rank); `values` maps the weighted sums of latents (rank -> value).
+    """
 
     sizes: LatentSizes
     keys: Products
@@ -69,7 +71,7 @@ class LatentHeads:
 
 
 class Latents:
-    """What a cache holds of all tokens, and both ways to attend to it."""
+    """The cached latents of all tokens, with both ways to attend to them."""
 
     def __init__(self, heads: LatentHeads, expand: Expand, rows: Tensor, turned: Tensor) -> None:
         self.heads = heads
@@ -79,22 +81,22 @@ class Latents:
 
     @property
     def side_by_side(self) -> Tensor:
-        """(1, 1, T, rank + turned)."""
+        """Return (1, 1, T, rank + turned), without a copy if the parts are adjacent in memory."""
         found = beside(self._rows, self._turned)
         return torch.cat((self._rows, self._turned), -1) if found is None else found
 
     @cached_property
     def expanded(self) -> tuple[Tensor, Tensor]:
-        """Keys (1, H, T, plain + turned) and values (1, H, T, value)."""
+        """Return keys (1, H, T, plain + turned) and values (1, H, T, value)."""
         return self._expand(self._rows, self._turned)
 
     def states(self) -> tuple[LatentStates, LatentStates]:
-        """Keys and values as a model takes them."""
+        """Return stand-ins for keys and values that can pass through a model."""
         return LatentStates.of(self, 0), LatentStates.of(self, 1)
 
 
 def beside(rows: Tensor, turned: Tensor) -> Tensor | None:
-    """(1, 1, T, rank + turned) where a token's parts (1, 1, T, ...) lie beside each other, as they lie."""
+    """Return a view (1, 1, T, rank + turned) if each token's parts (1, 1, T, ...) are adjacent in memory, else None."""
     follows = rows.data_ptr() + rows.shape[3] * rows.element_size() == turned.data_ptr()
     if not follows or rows.stride() != turned.stride() or rows.stride(3) != 1:
         return None
@@ -102,14 +104,14 @@ def beside(rows: Tensor, turned: Tensor) -> Tensor | None:
 
 
 class LatentStates(Tensor):
-    """Keys (0) or values (1) that are not made yet: the model's own floats to every function but our attention."""
+    """Keys (0) or values (1) that are expanded on demand: ordinary floats to all functions except our attention."""
 
     latents: Latents
     number: int
 
     @classmethod
     def of(cls, latents: Latents, number: int) -> LatentStates:
-        """What stands for either."""
+        """Make the stand-in for either."""
         made: LatentStates = Tensor._make_subclass(cls, torch.empty(0))
         made.latents, made.number = latents, number
         return made

@@ -1,8 +1,8 @@
-"""Layers with states of fixed size (convolutions, the gated delta rule, Mamba-2) computed by our library.
+"""Layers with fixed-size states (convolutions, gated delta rule, Mamba-2) computed by our library.
 
-transformers writes the forward of such a layer around a few functions of fixed names, repeated in every family's file.
-A layer's forward is given ours in their place, and stays what it is but for them: families differ in what is around.
-Ours stand where they compute what the file's own do, found by trying, and leave to those what lies on a device.
+In transformers, the forward of such a layer calls a few functions of fixed names, which are repeated in every family's
+file. We rebind these names in the layer's forward to our functions and leave the rest, which differs between families,
+as it is. Ours are used only where trials show that they agree with the file's own, and only on the CPU.
 """
 # ruff: noqa: FBT001, N803  transformers' signatures
 
@@ -27,9 +27,9 @@ Own = Callable[..., Any]
 
 
 class RecurrentFunctions:
-    """What one layer calls instead of transformers' functions, under their names and with their arguments.
+    """Our versions of transformers' functions for one layer, with the same names and arguments.
 
-    `own`: theirs, by name.
+    `own`: transformers' functions by name.
     """
 
     def __init__(self, library: NativeLibrary, own: Mapping[str, Own], convolution: nn.Conv1d | None) -> None:
@@ -41,7 +41,7 @@ class RecurrentFunctions:
         self, hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None,
         activation: str | None = None,
     ) -> Tensor:  # fmt: skip
-        """hidden_states (1, C, T) after those of conv_state (1, C, R), which is brought up to date -> (1, C, T)."""
+        """hidden_states (1, C, T) after those of conv_state (1, C, R), which is updated in place -> (1, C, T)."""
         kept = conv_state.transpose(1, 2)
         taps = self._taps_of(hidden_states, weight, activation)
         if taps is None or not kept.is_contiguous() or kept.dtype is not hidden_states.dtype:
@@ -53,7 +53,7 @@ class RecurrentFunctions:
         self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
         **kwargs: Any,
     ) -> Tensor:  # fmt: skip
-        """hidden_states (1, C, T), before which nothing was -> (1, C, T)."""
+        """hidden_states (1, C, T) at the beginning of a sequence -> (1, C, T)."""
         taps = self._taps_of(hidden_states, weight, activation)
         if taps is None:
             own: Tensor = self._own["causal_conv1d_fn"](hidden_states, weight, bias, activation, **kwargs)
@@ -63,8 +63,10 @@ class RecurrentFunctions:
     def torch_recurrent_gated_delta_rule(
         self, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """query, key (1, T, KH, K), value (1, T, VH, V), g and beta (1, T, VH), the option initial_state (1, VH, K, V)
-        -> (1, T, VH, V) and the next state."""
+        """Compute (1, T, VH, V) and the next state.
+
+        query, key (1, T, KH, K), value (1, T, VH, V), g and beta (1, T, VH), the option initial_state (1, VH, K, V).
+        """
         return self._delta_rule("torch_recurrent_gated_delta_rule", (query, key, value, g, beta), options)
 
     def torch_chunk_gated_delta_rule(
@@ -78,8 +80,10 @@ class RecurrentFunctions:
         D: Tensor | None = None, dt_bias: Tensor | None = None, dt_softplus: bool = False, z: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:  # fmt: skip
-        """One token of (1, H, P), B and C (1, G, N), dt, A, D and dt_bias repeated over P (and N); changes `state`
-        (1, H, P, N)."""
+        """Process one token (1, H, P), with B and C (1, G, N); updates `state` (1, H, P, N) in place.
+
+        dt, A, D and dt_bias are repeated over P (and N).
+        """
         if not dt_softplus or not _are_ours(hidden_states, B, C) or not is_state(state):
             own: Tensor = self._own["mamba2_selective_state_update"](
                 state, hidden_states, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs
@@ -97,8 +101,8 @@ class RecurrentFunctions:
         dt_softplus: bool = False, dt_limit: tuple[float, float] = (0.0, float("inf")),
         return_final_states: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """(1, T, H, P), dt (1, T, H), A, D and dt_bias (H,), B and C (1, T, G, N) -> (1, T, H, P), with the last state
-        if asked for."""
+        """(1, T, H, P), dt (1, T, H), A, D and dt_bias (H,), B and C (1, T, G, N) -> (1, T, H, P), optionally with the
+        state."""
         known = initial_states is None or is_state(initial_states)
         if kwargs.get("z") is not None or not dt_softplus or not known or not _are_ours(hidden_states, B, C):
             return self._own["mamba2_chunk_scan"](
@@ -122,7 +126,7 @@ class RecurrentFunctions:
         if not (fits and options.get("use_qk_l2norm_in_kernel") and _are_ours(query, key, value)):
             own: tuple[Tensor, Tensor | None] = self._own[name](*inputs, **options)
             return own
-        # One token changes the state where it lies; several leave the old one to whoever wants it back.
+        # One token updates the state in place; several keep the old one, which a rewind may need.
         in_place = before is not None and value.shape[1] == 1
         after = before if in_place else torch.empty((1, *value.shape[2:3], key.shape[-1], value.shape[-1]))
         assert after is not None
@@ -133,7 +137,7 @@ class RecurrentFunctions:
         return out[None], after if options.get("output_final_state") else None
 
     def _taps_of(self, x: Tensor, weight: Tensor, activation: str | None) -> tuple[Tensor, Tensor | None] | None:
-        """The convolution's weights, if it is the layer's and the arguments are such as ours takes."""
+        """Return the convolution's weights (taps, C) and bias, if it is the layer's and ours takes the arguments."""
         plain = activation in (None, "silu", "swish") and x.shape[0] == 1 and x.stride(1) == 1
         if self._taps is None or not plain or x.device.type != "cpu" or x.dtype not in STATE_TYPES:
             return None
@@ -149,7 +153,7 @@ NAMES = tuple(name for name in vars(RecurrentFunctions) if not name.startswith("
 
 
 def adopt(root: nn.Module) -> None:
-    """Let all such layers of a filled tree on the CPU call our functions."""
+    """Make all such layers of a loaded tree on the CPU call our functions."""
     library = native()
     if library is None:
         return
@@ -166,20 +170,20 @@ def adopt(root: nn.Module) -> None:
 
 
 def release(root: nn.Module) -> None:
-    """Let the layers call transformers' functions again."""
+    """Make the layers call transformers' functions again."""
     for module in root.modules():
         if is_replaced(module):
             del module.forward
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Whether the layer's own forward calls our functions."""
+    """Return whether the layer's forward calls our functions."""
     forward = vars(module).get("forward")
     return isinstance(forward, MethodType) and MARK in forward.__func__.__globals__
 
 
 MARK = "__hetegen__"
-"""A name in the scope of a forward in which names were replaced."""
+"""A name in the globals of a forward with rebound names."""
 
 
 def _replace(module: Any, forward: FunctionType, library: NativeLibrary, own: Mapping[str, Own]) -> None:
@@ -192,7 +196,7 @@ def _replace(module: Any, forward: FunctionType, library: NativeLibrary, own: Ma
 
 
 def _sound(library: NativeLibrary, forward: FunctionType, dtype: torch.dtype) -> dict[str, Own]:
-    """Those of a file's functions that ours stand for, by name."""
+    """Return a file's functions that ours agree with, by name."""
     scope = forward.__globals__
     candidates = {name: scope[name] for name in NAMES if inspect.isfunction(scope.get(name))}
     return {name: own for name, own in candidates.items() if _agrees(library, name, own, dtype)}
@@ -200,30 +204,30 @@ def _sound(library: NativeLibrary, forward: FunctionType, dtype: torch.dtype) ->
 
 @torch.inference_mode()
 def _agrees(library: NativeLibrary, name: str, own: Own, dtype: torch.dtype) -> bool:
-    """Whether both compute the same. `own` without what its decorators add: a warning that it is slow."""
+    """Return whether both compute the same. `own` is unwrapped: its decorators only warn that it is slow."""
     convolution = recurrent_trials.convolution(dtype)
     ours, theirs = getattr(RecurrentFunctions(library, {}, convolution), name), inspect.unwrap(own)
     try:
         tried = recurrent_trials.calls(name, convolution)
         return all(recurrent_trials.agree(theirs, ours, make, dtype) for make in tried)
-    except MISFITS:  # or ours left the call to what there is none of
+    except MISFITS:  # or ours called a fallback, and there is none here
         return False
 
 
 def taps_of(convolution: nn.Conv1d) -> tuple[int, Tensor, Tensor | None]:
-    """Address of the weight, and (taps, C), (C,) of fp32."""
+    """Return the weight's address, and taps (taps, C) and bias (C,) in fp32."""
     bias = convolution.bias
     taps = convolution.weight[:, 0].detach().float().T.contiguous()
     return convolution.weight.data_ptr(), taps, None if bias is None else bias.detach().float()
 
 
 def _step(dt: Tensor, bias: Tensor | None) -> Tensor:
-    """dt (T, H) with its bias, made positive: rounded as transformers rounds it, then fp32."""
+    """Return softplus of dt (T, H) with its bias, rounded as in transformers, then in fp32."""
     return F.softplus(dt if bias is None else dt + bias.to(dt.dtype)).float().contiguous()
 
 
 def _are_ours(*inputs: Tensor) -> bool:
-    """Whether these inputs of a single sequence are such as our library takes: columns and heads without gaps."""
+    """Return whether our library takes these inputs of a single sequence: contiguous in columns and heads."""
     first = inputs[0]
     return (
         all(
@@ -239,5 +243,5 @@ def _are_ours(*inputs: Tensor) -> bool:
 
 
 def is_state(state: Tensor) -> bool:
-    """Whether a state (1, ...) is one of a single sequence as our library takes it."""
+    """Return whether a state (1, ...) is of a single sequence and in the form that our library takes."""
     return state.shape[0] == 1 and state.dtype is torch.float32 and state.is_contiguous() and state.device.type == "cpu"
