@@ -1,1 +1,1 @@
-"""Which rows of which linear go where, and how fast that is: pure functions from records to a Plan. No torch."""
+"""Placement of each linear's rows and its predicted speed: pure functions from records to a Plan, without torch."""

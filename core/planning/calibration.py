@@ -1,6 +1,6 @@
-"""What running teaches: measured times correct the planner's rates, and free memory decides when to plan again.
+"""Calibration at run time: measured times correct the planner's rates, and free memory decides when to plan again.
 
-Pure functions over records; whoever runs the model measures, stores the profile by model, and carries decisions out.
+Pure functions over records. The caller measures, stores the profile by model, and carries out decisions.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from core.spec import Plan, Profile, Times
 from core.units import GIB, MIB
 
-# A correction beyond these means that something else is wrong; a difference below the dead band is noise.
+# A factor beyond these bounds means that something else is wrong; a difference below the dead band is noise.
 LEAST, MOST = 0.25, 4.0
 DEAD_BAND = 0.05
 LARGEST_STEP = 1.5
-# Shares change only for a gain that outweighs moving rows about.
+# Shares change only for a gain that outweighs moving rows.
 WORTHWHILE = 0.04
-# Part of a token's time that a link must work to be what all wait for.
+# From this fraction of a token's time on, the link is considered the bottleneck.
 BUSY = 0.9
 GROW_STEP = 512 * MIB
 GROW_CHECKS = 5
@@ -28,11 +28,12 @@ ENGINES = ("cpu", "link", "gpu", "overhead")
 
 
 def learn(profile: Profile, plan: Plan, measured: Times, tokens: int) -> Profile:
-    """Correct the profile by mean times per token measured under this plan (0 seconds: not measured).
+    """Correct the profile by the mean times per token measured under this plan (0 seconds: not measured).
 
-    Each factor moves half of the way (in ratio) to what would have predicted the measurement, by a bounded step within
-    bounds, and not at all within the dead band; learning the same again changes less and less. Where nothing but the
-    total and the CPU is known, a link that the plan keeps busy has worked all the time; else the others share the rest.
+    Each factor moves half of the way (in ratio) to the value that would have predicted the measurement, by a bounded
+    step within bounds, and not at all within the dead band; repeated learning of the same converges. If only the total
+    and the CPU are known, a link that the plan keeps busy is assumed to work all the time; otherwise the others share
+    the rest.
     """
     expected, ratios = plan.decode_times, {}
     for name in ENGINES:
@@ -49,7 +50,7 @@ def learn(profile: Profile, plan: Plan, measured: Times, tokens: int) -> Profile
 
 
 def _of_the_rest(expected: Times, measured: Times) -> dict[str, float]:
-    """Measured by expected seconds of the engines that were not measured themselves."""
+    """Return the ratios of measured to expected seconds of the engines that were not measured themselves."""
     if not measured.cpu or not expected.cpu:
         return dict.fromkeys(ENGINES, measured.total / expected.total)
     if expected.link >= BUSY * expected.total:
@@ -59,16 +60,19 @@ def _of_the_rest(expected: Times, measured: Times) -> dict[str, float]:
 
 
 def worth_changing(before: Plan, after: Plan) -> bool:
-    """True if the new plan is faster by more than what moving rows and noise amount to, both judged by what is known
-    now (`after.profile`): comparing with a measured time instead would take every slow moment for a reason to move."""
+    """Return whether the new plan is faster by more than the cost of moving rows and noise.
+
+    Both are judged by current knowledge (`after.profile`). Comparing with a measured time instead would make every slow
+    moment a reason to move.
+    """
     return expected_s(before, after.profile) > after.decode_times.total * (1 + WORTHWHILE)
 
 
 def expected_s(plan: Plan, profile: Profile) -> float:
-    """Seconds per token that a plan made with other corrections leads to under these."""
+    """Return the seconds per token under `profile` of a plan that was made with other corrections."""
     times, old = plan.decode_times, plan.profile
     cpu, overhead = times.cpu * (profile.cpu / old.cpu - 1), times.overhead * (profile.overhead / old.overhead - 1)
-    # What the GPU takes hides behind the CPU, unless it does everything.
+    # The GPU's time is hidden behind the CPU's, unless the GPU does everything.
     gpu = 0.0 if times.cpu else times.gpu * (profile.gpu / old.gpu - 1)
     link = times.link * profile.link / old.link
     longer = max(link, times.critical + cpu + overhead + gpu) - max(times.link, times.critical)
@@ -77,12 +81,12 @@ def expected_s(plan: Plan, profile: Profile) -> float:
 
 @dataclass(frozen=True)
 class Keep:
-    """Decision: the plan stays as it is."""
+    """Decision: keep the plan."""
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """Others need memory: plan again with at most `vram` bytes on the compute device."""
+    """Decision: others need memory, so plan again with at most `vram` bytes on the device."""
 
     vram: int
     reason: str
@@ -90,7 +94,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Grow:
-    """Memory has been free for a while: plan again with at most `vram` bytes."""
+    """Decision: memory has been free for a while, so plan again with at most `vram` bytes."""
 
     vram: int
     reason: str
@@ -98,16 +102,16 @@ class Grow:
 
 @dataclass(frozen=True)
 class Watch:
-    """What the last looks at free memory showed: how many in a row had room to grow."""
+    """The number of consecutive checks of free memory with room to grow."""
 
     roomy: int = 0
 
 
 def watch_memory(plan: Plan, free: int, watch: Watch, cap: int | None = None) -> tuple[Keep | Shrink | Grow, Watch]:
-    """Look at the compute device's `free` bytes, with ours already taken, `cap` being what we may use at most.
+    """Check the device's `free` bytes, after ours are taken; `cap` is the most that we may use.
 
-    Shrinks at once when less than half of the margin is left or the cap has fallen; grows only after several looks in a
-    row with room for a whole step, so that a program that comes and goes does not make weights travel to and fro.
+    Shrinks at once if less than half of the margin is left or the cap has fallen. Grows only after several consecutive
+    checks with room for a whole step, so that a program that comes and goes does not make weights move back and forth.
     """
     memory = plan.memory[-1]
     usable = max(0, memory.used + free - memory.margin)
@@ -123,7 +127,7 @@ def watch_memory(plan: Plan, free: int, watch: Watch, cap: int | None = None) ->
 
 
 def fully_resident(plan: Plan) -> bool:
-    """True if every weight lies in VRAM, so that more of it would change nothing."""
+    """Return whether every weight lies in VRAM, so that more of it would change nothing."""
     return all(linear.resident == linear.rows for linear in plan.linears)
 
 
@@ -132,7 +136,7 @@ def _grow_step(used: int) -> int:
 
 
 def _moved(factor: float, target: float) -> float:
-    """The factor moved half of the way to the target."""
+    """Return the factor moved half of the way to the target."""
     ratio = target / factor
     if abs(ratio - 1) < DEAD_BAND:
         return factor

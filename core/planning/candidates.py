@@ -1,4 +1,4 @@
-"""The ways to lay a model out over VRAM and RAM, and what each is worth: candidates for the planner to choose from."""
+"""Candidate layouts of a model over VRAM and RAM with their predicted times, for the planner to choose from."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from core.planning.row_split import STREAMING, best_streams, nothing_resident, r
 from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Gpu, Link, ModelSpec, Ring, Strategy, Times
 from core.units import GIB, MIB
 
-# Prompt and reply that layouts are compared by.
+# The typical prompt and reply, in tokens, by which layouts are compared.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
 TIERS = ((512, 8 * MIB), (256, 2 * MIB), (32, MIB // 2))
-"""Prefill chunk in tokens and the most bytes of a staging buffer; the smaller ones are tried on small cards only."""
+"""Prefill chunk in tokens, and the largest staging buffer in bytes; the smaller ones are tried on small cards only."""
 BUFFERS, LEAST_BUFFER = 8, 2 * MIB
 BUFFER_S = 2e-3
-"""How long a buffer is to be on its way at most: long beside what each costs."""
+"""Target transfer time of a buffer: long compared with the fixed cost of each transfer."""
 SMALL_CARD = 4 * GIB
 HEAD_LAYER = -1
-"""What `LinearSpec.layer` is outside of the layers."""
-# Layouts that decode so much slower than the best cannot make it up by reading prompts faster.
+"""The `LinearSpec.layer` of linears outside of the layers."""
+# Layouts whose decode is slower than the best by this factor cannot make up for it with faster prefill.
 WORTH_PRICING = 1.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What lies where; `costs` are those with a half full KV cache. `head_copy`: bytes of one of the output head."""
+    """A layout. `costs` assume a half-full KV cache. `head_copy`: bytes of a copy of the output head; 0 = none."""
 
     machine: MachineRates
     classes: tuple[GroupClass, ...]
@@ -55,17 +55,17 @@ class Candidate:
     head_copy: int = 0
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
-        """The best shares to stream in this bucket, by class, and their times."""
+        """Return the best streamed shares in this bucket, by class, and their times."""
         shares, times = best_streams(self._pass_cost(bucket, self.costs), self.residents)
         return shares, with_disk(times, self._disk_s)
 
     def times(self, bucket: int, shares: Sequence[float], costs: FixedCosts) -> Times:
-        """Times of these shares at other costs."""
+        """Return the times of these shares with other fixed costs."""
         return with_disk(self._pass_cost(bucket, costs).times(self.residents, shares), self._disk_s)
 
     @property
     def prefill_bucket(self) -> int:
-        """The bucket of prefill chunks: one shorter than the bucket's example costs at most as much."""
+        """Return the bucket of prefill chunks; a chunk shorter than the bucket's example costs at most as much."""
         return PREFILL if self.chunk > BUCKET_TOKENS[PREFILL - 1] else PREFILL - 1
 
     @property
@@ -78,7 +78,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A layout with its shares to stream, by bucket and then by class, and its times."""
+    """A layout with its streamed shares, by bucket and then by class, and its times."""
 
     candidate: Candidate
     streamed: tuple[tuple[float, ...], ...]
@@ -88,7 +88,8 @@ class Chosen:
 
 
 def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
-    """The layout with the fastest typical reply, of those that fit if any does; timed with `occupied` tokens."""
+    """Return the layout with the fastest typical reply, among those that fit if any does; timed at `occupied`
+    tokens."""
     fitting = [candidate for candidate in candidates if candidate.host.fits] or list(candidates)
     decodes = [candidate.best(DECODE)[1].total for candidate in fitting]
     limit = WORTH_PRICING * min(decodes)
@@ -105,7 +106,7 @@ def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: i
 def gpu_candidates(
     spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, strategy: Strategy, context: int
 ) -> Iterator[Candidate]:
-    """Every way to use this card within its limit; none if not even the workspace fits."""
+    """Yield all ways to use this card within its limit; none if not even the workspace fits."""
     gpu = machine.gpu
     assert gpu is not None
     limit = vram_limit(gpu, budget)
@@ -145,7 +146,7 @@ def gpu_candidates(
 
 
 def _has_room(candidate: Candidate, everything: int) -> bool:
-    """Whether all weights fit into RAM, and the columns that are copied."""
+    """Return whether all weights and the copied columns fit into RAM."""
     host = candidate.host
     return host.weights >= everything and host.left >= candidate.residents.copied(candidate.classes)
 
@@ -153,8 +154,10 @@ def _has_room(candidate: Candidate, everything: int) -> bool:
 def _paired(
     spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy
 ) -> Iterator[tuple[GroupClass, ...]]:
-    """The classes in which linears that come after others are divided with them, if there are any: what is cheaper is
-    that neither side's results travel in between, so nothing where all of them are on one side."""
+    """Yield the classes in which linears are split together with the ones that follow them, if there are any.
+
+    The gain is that no results travel in between, so there is none where all of them are on one side.
+    """
     if strategy not in STREAMING and any(spec.can_follow(linear, format) for linear in spec.linears):
         yield classify(spec, format, machine, paired=True)
 
@@ -162,8 +165,11 @@ def _paired(
 def _whole_layers(
     spec: ModelSpec, classes: Sequence[GroupClass], gpu: Gpu, room: int, context: int
 ) -> Iterator[tuple[Residents, tuple[int, ...]]]:
-    """The first layers on the card with their KV cache, as many as fit or none, the others on the CPU; and the output
-    head on the card or not. A simulated card, which was asked for by name, has all layers where they fit."""
+    """Yield layouts with the first layers and their KV cache on the card and the others on the CPU.
+
+    Tries as many layers as fit, and none; each with the output head on the card or not. A simulated card, which was
+    requested by name, gets all layers if they fit.
+    """
     weights = Counter[int]()
     for item in classes:
         for layer in item.layers:
@@ -181,7 +187,7 @@ def _whole_layers(
 def _divided_at(
     spec: ModelSpec, classes: Sequence[GroupClass], index: int, on_card: int, *, head: bool
 ) -> tuple[Residents, tuple[int, ...]]:
-    """So many layers on the card, and the output head or not."""
+    """Return the residents and KV devices with so many layers on the card, and the output head or not."""
     there = {*range(on_card), *((HEAD_LAYER,) if head else ())}
     whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
     hosted = range(on_card, spec.layers)
@@ -191,14 +197,17 @@ def _divided_at(
 
 
 def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:
-    """Those that read prompts and keep the KV cache as `best` does, so that only the strategy differs; all if none."""
+    """Return those with the same prefill chunk and KV placement as `best`, so that only the strategy differs.
+
+    Returns all candidates if there are none.
+    """
     return [one for one in candidates if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(
         candidates
     )
 
 
 def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
-    """The ring of a strategy, with buffers for this link of at most this many bytes: copying when needed takes one."""
+    """Return a strategy's ring, with buffers for this link of at most `most` bytes; serial copies take one buffer."""
     if strategy == "cpu":
         return Ring()
     size = 1 << round(math.log2(max(1.0, BUFFER_S * link.staged)))
@@ -207,10 +216,10 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
 
 
 def cpu_candidate(spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int) -> Candidate:
-    """Everything on the CPU, with a copy of the output head where there is room for one.
+    """Return the layout with everything on the CPU, with a copy of the output head if there is room.
 
-    It is not left to its price: a token that read it was as fast or up to a sixth faster (tests/bench/RESULTS.md),
-    while rates of two storages, measured at different moments, differ by more.
+    The copy is not subject to its price: with it, tokens were as fast or up to a sixth faster (tests/bench/RESULTS.md),
+    while rates of two storages, measured at different times, differ by more than that.
     """
     if not budget.whole_head and (size := spec.head_copy(format)):
         copied = _on_cpu(spec, format, machine, budget, context, size)
@@ -233,7 +242,7 @@ def _on_cpu(
 
 
 def _reply_s(candidate: Candidate, decode_s: float) -> float:
-    """Seconds of a typical prompt and reply."""
+    """Return the seconds of a typical prompt and reply."""
     prefill_s = candidate.best(candidate.prefill_bucket)[1].total
     return TYPICAL_REPLY * decode_s + TYPICAL_PROMPT / candidate.chunk * prefill_s
 

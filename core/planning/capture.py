@@ -1,4 +1,4 @@
-"""Decides whether a token's pass may be captured on a card: no part of it may need the processor."""
+"""Decides whether a decode pass can be captured as a graph on a card: no part of it may need the CPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from core.spec import Hardware, ModelSpec, Plan
 
 
 def with_capture(plan: Plan, spec: ModelSpec, hardware: Hardware) -> Plan:
-    """The plan with `captured` set. Only for the default strategy: the others are there for comparison."""
+    """Return the plan with `captured` set. Only for the default strategy: the others are for comparison."""
     able = any(gpu.graphs for gpu in hardware.gpus if gpu.index == plan.gpu)
     return replace(plan, captured=able and plan.strategy == "hetegen" and can_be_captured(plan, spec))
 
 
 def can_be_captured(plan: Plan, spec: ModelSpec) -> bool:
-    """Whether all weights and states are on the card and every token takes the same operations. Excludes windows
-    (states move), recurrent layers, experts (chosen for each token) and packed states."""
+    """Return whether all weights and states are on the card and every token takes the same operations.
+
+    Excludes windows (states move), recurrent layers, experts (chosen by token) and packed states.
+    """
     there = fully_resident(plan) and not plan.host_layers and min(plan.kv_devices, default=-1) >= 0
     grows = all(not layer.window and not layer.state_bytes for layer in spec.kv_layers)
     alike = all(linear.experts == 1 for linear in spec.linears)

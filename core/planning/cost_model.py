@@ -1,15 +1,16 @@
-"""How long one pass takes under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
+"""Predicted time of a pass under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
 
-Linears that read one input form a group, which is exchanged between CPU and GPU once, together with a linear that comes
-after it where both are divided alike; groups of the same make form a class. One pass, with the link fetching ahead
-across linears:
+Linears that read the same input form a group. A group takes one exchange between CPU and GPU, together with a following
+linear if both are split alike. Groups with the same shapes form a class. In one pass, with the link prefetching across
+linears:
 
     group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
     pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
 
-Both sides of the last line slow each other down while both run, and the link can run ahead by no more than its ring.
+Computation and link slow each other down while both run, and the link can run ahead only by the size of its ring.
 
-Each engine's time is linear in its share, so a class is a handful of coefficients and a pass costs microseconds.
+Each engine's time is linear in its share, so a class is a handful of coefficients and pricing a pass takes
+microseconds.
 """
 
 from __future__ import annotations
@@ -35,23 +36,26 @@ from core.spec import (
 )
 
 NEARLY_ALL = 0.9
-"""Share of the experts from which on all of them are streamed, used or not."""
+"""From this share of used experts on, all of them are streamed, used or not."""
 PAIR_SHARE = 0.2
-"""What two halves instead of one tensor cost in Python and small operations, as a part of a layer's time besides its
-linears: 0.09 ms of 0.49 on two cores of Zen 5."""
+"""Time that two halves instead of one tensor cost in Python and small operations, relative to a layer's time besides
+its linears: 0.09 ms of 0.49 on two cores of Zen 5."""
 TYPICAL_CONTEXT = 1024
-"""Tokens assumed to lie in the KV cache when rates are predicted."""
+"""Number of tokens assumed in the KV cache for predicted rates."""
 
 
 Make = tuple[int, int, int, int, str, bool]
-"""What makes linears alike: rows, columns, experts, how many of them are active, storage, whether it is the head."""
+"""The properties that linears of a class share: rows, columns, experts, active experts, storage, whether it is the
+head."""
 
 
 @dataclass(frozen=True)
 class GroupClass:
-    """Groups of one make, with the layer of each. Whole-group seconds by bucket; `exchange` = fixed, and per share of
-    CPU rows. `chosen`: experts, of which a token uses some. `after`: bytes of one that
-    comes after the others and is divided alike, 0 = none."""
+    """Groups with the same shapes, with the layer of each. Times are seconds of a whole group, by bucket.
+
+    `exchange` is the fixed part of an exchange, `exchange_out` the part per share of CPU rows. `chosen`: experts, of
+    which a token uses some. `after`: bytes of a following linear that is split alike; 0 = none.
+    """
 
     members: tuple[tuple[int, ...], ...]
     layers: tuple[int, ...]
@@ -71,9 +75,11 @@ class GroupClass:
 
 @dataclass(frozen=True)
 class Residents:
-    """What lies in VRAM of each class: the first `whole` groups, and the share `part` of each of the others.
-    `host_layers` are computed by the CPU alone in passes of few tokens, as are the last `host_groups` of each class,
-    which are their parts: nothing of them lies there."""
+    """The resident part of each class: the first `whole` groups, and the share `part` of each of the others.
+
+    The CPU computes `host_layers` entirely in passes of few tokens. Their groups are the last `host_groups` of each
+    class, and have no resident rows.
+    """
 
     whole: tuple[int, ...]
     part: tuple[float, ...]
@@ -81,20 +87,23 @@ class Residents:
     host_groups: tuple[int, ...] = ()
 
     def copied(self, classes: Sequence[GroupClass]) -> int:
-        """Bytes of RAM for the columns of those that come after others: beside each other the CPU reads them fast."""
+        """Return the bytes of RAM for contiguous copies of following linears' columns, which the CPU reads fast."""
         shares = zip(classes, self.whole, self.part, strict=True)
         return round(sum((item.count - whole) * (1 - part) * item.after for item, whole, part in shares))
 
     def hosted(self, bucket: int) -> tuple[int, ...]:
-        """How many groups of each class the CPU computes as parts of whole layers."""
+        """Return the number of groups of each class that the CPU computes as parts of entire layers."""
         return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
 
 
 def classify(
     spec: ModelSpec, format: Format, machine: MachineRates, *, head_copy: bool = False, paired: bool = False
 ) -> tuple[GroupClass, ...]:
-    """The model's groups, gathered by make, with this machine's times; with `head_copy` the output head has one, and
-    `paired` those that come after a group belong to it, where they can be divided alike."""
+    """Group the model's linears into classes, with this machine's times.
+
+    `head_copy`: the output head has a copy. `paired`: following linears belong to the group before them, if they can be
+    split alike.
+    """
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
         own = linear.after if paired and spec.can_follow(linear, format) else linear.group
@@ -116,7 +125,7 @@ def _class(
 ) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
     paired = linears[-1].group != linears[0].group
-    # The head is asked for the last position of a prompt only, and for all where few rows check what was drafted.
+    # The head computes only a prompt's last position, but all rows of a few-row pass that verifies drafts.
     tokens = BUCKET_TOKENS[: FEW + 1] + (1,) * len(BUCKET_TOKENS[FEW + 1 :])
     is_head = linears[0].name == spec.head
     tokens = tokens if is_head else BUCKET_TOKENS
@@ -126,7 +135,7 @@ def _class(
     on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]
     on_gpu = [gpu_rate(machine.gpu, one.storage) for one in work] if machine.gpu else on_cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
-    # The experts of a token are one call.
+    # All experts of a token are one call.
     call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
     into, back = _exchange(machine, linears[0], linears[-1:] if paired else linears, tokens)
     return GroupClass(
@@ -141,7 +150,7 @@ def _class(
         gpu_call=tuple(launch * _launches(spec, format, machine, linears, b) for b in range(len(tokens))),
         exchange=into,
         exchange_out=back,
-        # Prefetching needs to know what comes next: experts can be fetched in their order where nearly all are used.
+        # Prefetching must know what comes next: experts can only be streamed in order if nearly all are used.
         streamable=tuple(
             sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
             for b in range(len(tokens))
@@ -159,7 +168,7 @@ def _launches(
 
 @dataclass(frozen=True)
 class _Work:
-    """One linear in every bucket: the share of its bytes that is read, operations, and the bucket that prices it."""
+    """A linear by bucket: the fraction of its bytes that is read, operations, and the bucket of its rate."""
 
     storage: Storage
     nbytes: int
@@ -179,7 +188,7 @@ def _work(spec: ModelSpec, format: Format, linear: LinearSpec, tokens: Sequence[
 
 
 def _copied(spec: ModelSpec, format: Format, head: _Work) -> list[_Work]:
-    """The output head's copy and itself: one row of input reads all of the former, and some of the latter again."""
+    """Return the work of the output head's copy, read entirely for one row, and of the head, of which some is read."""
     share, reads = spec.read_again(format) / head.nbytes, [bucket == DECODE for bucket in head.buckets]
     copy = replace(
         head, storage=HEAD_COPY, nbytes=spec.head_copy(format), touched=tuple(map(float, reads)),
@@ -191,7 +200,7 @@ def _copied(spec: ModelSpec, format: Format, head: _Work) -> list[_Work]:
 
 
 def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[float]:
-    """Seconds of all linears in each bucket."""
+    """Yield the seconds of all linears in each bucket."""
     for number in range(len(BUCKET_TOKENS)):
         yield sum(
             rate.seconds(one.nbytes * one.touched[number], one.operations[number], one.buckets[number])
@@ -202,15 +211,17 @@ def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[flo
 def _exchange(
     machine: MachineRates, first: LinearSpec, linears: Sequence[LinearSpec], tokens: Sequence[int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds to bring the `first` one's input to the CPU (with the wait), and to bring all outputs of these back, by
-    bucket."""
+    """Return the seconds to copy the `first` linear's input to the CPU, including the wait, and all results back.
+
+    By bucket.
+    """
     if machine.gpu is None:
         return (0.0,) * len(tokens), (0.0,) * len(tokens)
     link, overhead = machine.gpu.link, machine.profile.overhead
     apart = PAIR_SHARE * machine.gpu.layer_s if linears[-1].group != first.group else 0.0
     columns = first.columns
     rows = sum(linear.rows for linear in linears)
-    # All results travel in one copy; each but the first costs a call more to be put in its place.
+    # All results travel in one copy; each one except the first takes another launch to be put in place.
     waits = overhead * (apart + link.sync_s + link.back_s + machine.gpu.launch_s * (len(linears) - 1))
     into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
@@ -218,7 +229,7 @@ def _exchange(
 
 @dataclass(frozen=True)
 class PassCost:
-    """One phase of one placement, ready to be priced under any shares."""
+    """One phase of a placement, to be priced under any shares."""
 
     classes: tuple[GroupClass, ...]
     bucket: int
@@ -228,7 +239,8 @@ class PassCost:
     ring: Ring
 
     def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
-        """Times when the share `streamed[class]` of what is not resident is streamed and the CPU has the rest."""
+        """Return the times if the share `streamed[class]` of the non-resident rows is streamed and the CPU has the
+        rest."""
         work = self._groups(residents, streamed)
         link, attention = self._link(residents, streamed), self.fixed_costs.attention[self.bucket]
         between = self.fixed_costs.overhead[self.bucket]
@@ -243,7 +255,7 @@ class PassCost:
         return Times(work.cpu * slower, link_until, work.gpu, attention, overhead, 0.0, total, work.dead + critical)
 
     def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
-        """Seconds of the link, nothing else running."""
+        """Return the seconds of the link if nothing else runs."""
         nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
         hosted = residents.hosted(self.bucket)
         for item, whole, host, part, share in zip(
@@ -257,12 +269,12 @@ class PassCost:
         return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
 
     def _link_share(self, work: GroupTimes) -> float:
-        """What the link keeps of its rate while the processor works."""
+        """Return the fraction of its rate that the link keeps while the CPU computes."""
         meets = work.cpu > 0 or self.machine.shares_cores
         return self.machine.link_under_cpu if meets else 1.0
 
     def _groups(self, residents: Residents, streamed: Sequence[float]) -> GroupTimes:
-        """All groups, one after the other."""
+        """Return the times of all groups, one after the other."""
         machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
         slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
         cpu = gpu = exchanged = alone = slowed = dead = 0.0
@@ -285,19 +297,22 @@ class PassCost:
             else:
                 slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole * gpu_whole
             slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
-            # The first groups of a class are the whole ones: meanwhile the link fills the ring and then waits.
+            # The whole groups of a class come first: meanwhile the link fills the ring and then waits.
             dead += max(0.0, whole * gpu_whole - lead)
         return GroupTimes(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
 
     def _lead_s(self) -> float:
-        """Seconds of the link that the ring holds."""
+        """Return the seconds of transfers that fit into the ring."""
         return self.ring.total * self.machine.link_s(self.strategy)
 
 
 @dataclass(frozen=True)
 class GroupTimes:
-    """Seconds of all groups: of the CPU, of the GPU and of exchanges between them; of all that follows one after the
-    other, alone and while the link runs; and of stretches that are longer than the link can run ahead."""
+    """Seconds of all groups.
+
+    `cpu`, `gpu`, `exchanged`: per engine. `alone`, `slowed`: of the sequence, by itself and while the link runs.
+    `dead`: of stretches that exceed the link's lead.
+    """
 
     cpu: float
     gpu: float
@@ -308,10 +323,10 @@ class GroupTimes:
 
 
 def overlapped(alone: float, slowed: float, link: float, link_share: float) -> tuple[float, float, float]:
-    """When the work and the link are done that start together, and how much longer the work took than by itself.
+    """Return when work and link are done if both start together, and the factor by which the work was slowed down.
 
-    They slow each other down while both run: the work takes `slowed` instead of `alone` seconds, the link keeps
-    `link_share` of its rate. The one that is left over goes on at its own rate.
+    While both run, the work takes `slowed` instead of `alone` seconds, and the link keeps `link_share` of its rate. The
+    one that is left over continues at its own rate.
     """
     together = min(slowed, link / link_share)
     done = together / slowed if slowed else 1.0
@@ -321,5 +336,5 @@ def overlapped(alone: float, slowed: float, link: float, link_share: float) -> t
 
 
 def with_disk(times: Times, seconds: float) -> Times:
-    """The same pass when weights must be read from the disk again as well."""
+    """Return the times if weights must also be read from disk again."""
     return replace(times, disk=seconds, total=times.total + seconds)

@@ -1,4 +1,4 @@
-"""Whether a second model that drafts would pay, and where it is to lie: pure, from plans of both models."""
+"""Decides whether a draft model pays, and where it lies: pure functions of both models' plans."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ DRAFT_FORMAT: Format = "int4"
 
 @dataclass(frozen=True)
 class Drafting:
-    """A model's plan beside a drafting one's. `nbytes` of `draft` stay taken of the device that it lies on; `gain`: how
-    many times as fast as the model alone, at an acceptance of LIKELY_ACCEPTANCE."""
+    """The plans of a target model and its draft model.
+
+    `nbytes`: memory that `draft` takes on its device. `gain`: predicted speedup over the target alone, at an acceptance
+    of LIKELY_ACCEPTANCE.
+    """
 
     target: Plan
     draft: Plan
@@ -27,9 +30,9 @@ class Drafting:
 def plan_drafting(
     spec: ModelSpec, draft: ModelSpec, alone: Plan, hardware: Hardware, budget: Budget, *, shares_cache: bool
 ) -> Drafting | None:
-    """The best place for `draft` beside `spec`, whose plan is `alone` without it; None where there is no room.
+    """Return the best place for `draft` beside `spec`, whose plan without it is `alone`; None if there is no room.
 
-    Where a GPU computes, the draft lies there with all its weights; else on the CPU.
+    If a GPU computes, the draft lies there entirely; otherwise on the CPU.
     """
     wishes = replace(budget, format=alone.format, context=alone.context, threads=alone.threads)
     small = without_kv(draft) if shares_cache else draft
@@ -46,7 +49,7 @@ def plan_drafting(
 
 
 def without_kv(spec: ModelSpec) -> ModelSpec:
-    """The same model, using another's KV cache."""
+    """Return the same model with another's KV cache."""
     return replace(
         spec,
         kv_layers=tuple(
@@ -56,7 +59,7 @@ def without_kv(spec: ModelSpec) -> ModelSpec:
 
 
 def prices(target: Plan, draft: Plan | None) -> Prices:
-    """What these plans say of drafting; `draft` None where it costs nothing."""
+    """Return the prices of drafting according to these plans; `draft` None if drafting costs nothing."""
     one = target.decode_times.total
     row = max(0.0, target.few_times.total - one) / (BUCKET_TOKENS[FEW] - 1)
     return Prices(draft.decode_times.total / one if draft else 0.0, row / one)
@@ -68,7 +71,7 @@ def _gain(target: Plan, draft: Plan) -> float:
 
 
 def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) -> tuple[Plan, int] | None:
-    """`few`: it never reads a prompt, so that it needs little memory to compute with."""
+    """Place the draft on the GPU. `few`: it never prefills, so that it needs little workspace."""
     plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT, whole_head=True))
     if plan.gpu < 0 or not fully_resident(plan):
         return None
@@ -85,7 +88,7 @@ def _on_cpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan,
 
 
 def _without(hardware: Hardware, budget: Budget, index: int, nbytes: int) -> tuple[Hardware, Budget]:
-    """The machine and the limits that are left when a draft has taken `nbytes` of a GPU, or of RAM (`index` -1)."""
+    """Return the machine and limits that remain after a draft took `nbytes` of a GPU, or of RAM (`index` -1)."""
     if index < 0:
         cpu = replace(hardware.cpu, ram_free=hardware.cpu.ram_free - nbytes)
         ram = None if budget.ram is None else max(0, budget.ram - nbytes)

@@ -1,7 +1,7 @@
-"""Which experts of a layer lie whole on the device: pure decisions from what a plan gives and how often each was used.
+"""Decides which experts of a layer lie entirely on the device, from the plan's memory and their use. Pure.
 
-A plan gives VRAM to rows of all experts of a layer alike. Whole experts for the same bytes are worth more: those that
-are used most can be chosen, and one that is divided costs an exchange between device and processor for each product.
+A plan gives VRAM to rows of all experts of a layer alike. Whole experts in the same memory are worth more: the most
+used ones can be chosen, while a split expert costs an exchange between device and CPU for each product.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from dataclasses import dataclass
 from core.spec import Rows
 
 SURELY = 4.0
-"""An expert replaces another if it was used more by so many times what chance makes of that many uses: of a hundred
-experts that are used alike, some are always ahead."""
+"""An expert replaces another if their difference in uses exceeds this many standard deviations: among a hundred equally
+used experts, some are always ahead by chance."""
 
 EIGHTHS, ENOUGH_USES = 8, 16
-"""Parts of a layer's experts that popularity is known of, and uses of each on average from which on it is."""
+"""Number of parts of a layer's experts by which popularity is recorded, and the mean uses per expert required."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One expert comes to the device in place of another."""
+    """Replacement of one expert on the device by another."""
 
     comes: int
     goes: int
 
 
 def whole_experts(resident_bytes: int, expert_bytes: int, experts: int) -> int:
-    """How many experts of a layer fit into what a plan gives to the rows of all of them."""
+    """Return how many experts of a layer fit into the memory that a plan gives to rows of all of them."""
     return min(experts, resident_bytes // expert_bytes) if expert_bytes else 0
 
 
 def without_residents(rows: Rows) -> Rows:
-    """How an expert is divided that lies on the host: where others have no rows on the CPU, it has none either."""
+    """Return the split of an expert on the host: without CPU rows if others have none."""
     if rows.streamed and not rows.cpu:
         return Rows(0, rows.total, 0)
     return Rows(0, rows.streamed, rows.total - rows.streamed)
 
 
 def on_the_host(rows: int) -> Rows:
-    """How an expert is divided that each pass decides about as a whole."""
+    """Return the split of an expert that each pass decides about as a whole: all rows on the host."""
     return Rows(0, 0, rows)
 
 
 def set_aside(counts: Sequence[int], wanted: int) -> tuple[int, ...]:
-    """Take so many experts less in all, where there are as many, each from a layer that holds most."""
+    """Reduce the counts by `wanted` experts in total, if there are as many, each time in a layer that holds most."""
     left = list(counts)
     for _ in range(min(wanted, sum(left))):
         left[left.index(max(left))] -= 1
@@ -53,7 +53,7 @@ def set_aside(counts: Sequence[int], wanted: int) -> tuple[int, ...]:
 
 
 def popularity(layers: Collection[Sequence[float]]) -> tuple[float, ...]:
-    """What `Profile.hottest` says, of all layers together; empty where too little was counted to say anything."""
+    """Return `Profile.hottest` for all layers together; empty if too few uses were counted."""
     counted = [sorted(uses, reverse=True) for uses in layers if sum(uses) >= ENOUGH_USES * len(uses)]
     if not counted:
         return ()
@@ -64,12 +64,12 @@ def popularity(layers: Collection[Sequence[float]]) -> tuple[float, ...]:
 
 
 def hottest(uses: Sequence[float], count: int) -> tuple[int, ...]:
-    """The experts used most, the first of equals."""
+    """Return the most used experts, lower numbers first among equals."""
     return tuple(sorted(range(len(uses)), key=lambda expert: (-uses[expert], expert))[:count])
 
 
 def exchange(uses: Sequence[float], held: Collection[int]) -> Exchange | None:
-    """What replaces what where the device holds `held`; None where nothing clearly should."""
+    """Return the replacement to make if the device holds `held`; None if none is clearly better."""
     outside = [expert for expert in range(len(uses)) if expert not in held]
     if not held or not outside:
         return None

@@ -1,11 +1,11 @@
-"""Who computes the experts that one pass chose in a layer: copy or compute, decided for each by measured rates. Pure.
+"""Decides for each chosen expert of a layer in a pass whether to copy or to compute, by measured rates. Pure.
 
-    T_cpu  = exchange + sum of those that the CPU computes         where they lie
-    T_card = max(held + copied ones computed, copies + the last)   beside it
-    the division with the least max(T_cpu, T_card)
+    T_cpu  = exchange + sum of those that the CPU computes         in host memory
+    T_card = max(held + copied ones computed, copies + the last)   concurrently
+    choose the division with the least max(T_cpu, T_card)
 
-An expert's copy takes the same time however many tokens need it, its product on the CPU does not: those with most
-tokens are copied first.
+Copying an expert takes the same time for any number of tokens, but its product on the CPU does not: experts with the
+most tokens are copied first.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from core.planning.machine_rates import LISTED_LAUNCHES, MachineRates, cpu_rate,
 from core.spec import BUCKET_TOKENS, FEW, ExpertRates, Format, KernelRate, ModelSpec, bucket
 
 WORTH = 0.95
-"""Another division than the plain one (held experts on the card, all others on the CPU) is to take less than this part
-of its time: a smaller gain is what rates are wrong by."""
+"""A division other than the plain one (held experts on the card, others on the CPU) must take less than this fraction
+of its time: smaller gains are within the error of the rates."""
 PRODUCTS = 2
-"""Of one expert: up (with its gate), and down."""
+"""Number of products of an expert: up (with its gate), and down."""
 LEARNED, LEAST_PACE, MOST_PACE = 0.1, 0.25, 4.0
-"""How far one measurement moves what is expected of the next, and between which bounds."""
+"""The weight of one measurement in the pace, and the bounds of the pace."""
 
 
 @dataclass(frozen=True)
 class ExpertPrices:
-    """Seconds for one expert of a layer of `nbytes` and `parameters` weights. `paces`: measured by expected seconds of
-    the CPU, by bucket."""
+    """Seconds for one expert of a layer, of `nbytes` and `parameters` weights.
+
+    `paces`: ratio of measured to expected CPU seconds, by bucket.
+    """
 
     rates: ExpertRates
     nbytes: int
@@ -37,19 +39,19 @@ class ExpertPrices:
     paces: tuple[float, ...] = (1.0,) * len(BUCKET_TOKENS)
 
     def cpu(self, tokens: int) -> float:
-        """Seconds on the CPU, for so many tokens."""
+        """Return the seconds on the CPU for so many tokens."""
         return self.paces[bucket(tokens)] * self._product(self.rates.cpu, tokens)
 
     def card(self, tokens: int) -> float:
-        """Seconds on the card, once it is there."""
+        """Return the seconds on the card once the expert is there."""
         return self._product(self.rates.card, tokens) + PRODUCTS * self.rates.call_s
 
     def held(self, tokens: int) -> float:
-        """Seconds on the card where it lies, besides what `at_once` says of all of them."""
+        """Return the seconds on the card for a held expert, besides those of `at_once` for all held ones."""
         return self._product(self.rates.card, tokens) if self._listed(tokens) else self.card(tokens)
 
     def at_once(self, tokens: Iterable[int]) -> float:
-        """Seconds that the calls for all held experts take together, `tokens` of each."""
+        """Return the seconds of the launches shared by all held experts, with `tokens` of each."""
         return self.rates.at_once_s or 0.0 if any(map(self._listed, tokens)) else 0.0
 
     def _listed(self, tokens: int) -> bool:
@@ -57,7 +59,7 @@ class ExpertPrices:
 
     @property
     def copy(self) -> float:
-        """Seconds to bring it to the card."""
+        """Return the seconds to copy the expert to the card."""
         return self.nbytes * self.rates.copy_s + PRODUCTS * self.rates.piece_s
 
     def _product(self, rate: KernelRate, tokens: int) -> float:
@@ -66,7 +68,7 @@ class ExpertPrices:
 
 @dataclass(frozen=True)
 class ExpertDivision:
-    """The chosen experts of a layer: computed by the card where they lie or after a copy, or by the CPU."""
+    """The chosen experts of a layer: computed by the card, held or after a copy, or computed by the CPU."""
 
     held: tuple[int, ...]
     copied: tuple[int, ...]
@@ -74,7 +76,7 @@ class ExpertDivision:
 
 
 def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> ExpertRates | None:
-    """The rates of this machine for the experts of a mixture; None without a card or experts."""
+    """Return this machine's rates for the experts of a mixture; None without a card or experts."""
     experts = next((linear for linear in spec.linears if linear.experts > 1), None)
     if machine.gpu is None or experts is None:
         return None
@@ -95,7 +97,7 @@ def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> Expe
 def divide_experts(
     tokens: Mapping[int, int], held: Collection[int], prices: ExpertPrices, *, can_copy: bool = True
 ) -> ExpertDivision:
-    """The quickest division of chosen experts, `tokens` of each, where the card holds `held`."""
+    """Return the fastest division of the chosen experts, with `tokens` of each, if the card holds `held`."""
     there = sorted((expert for expert in tokens if expert in held), key=lambda expert: -tokens[expert])
     away = sorted((expert for expert in tokens if expert not in held), key=lambda expert: -tokens[expert])
     if not prices.rates.apart:
@@ -114,7 +116,7 @@ def divide_experts(
 
 
 def learned(prices: ExpertPrices, tokens: Collection[int], seconds: float) -> ExpertPrices:
-    """The prices after the CPU took so long for experts of so many `tokens` each, which are of one bucket mostly."""
+    """Return the prices after the CPU took `seconds` for experts with these `tokens`, mostly of one bucket."""
     expected = sum(map(prices.cpu, tokens))
     number, paces = bucket(max(tokens)), list(prices.paces)
     step = LEARNED * (min(max(seconds / expected, 1 / 2), 2.0) - 1)
@@ -123,8 +125,10 @@ def learned(prices: ExpertPrices, tokens: Collection[int], seconds: float) -> Ex
 
 
 def _copies(cpu: Sequence[float], card: Sequence[float], ready: float, prices: ExpertPrices) -> int:
-    """How many of the first experts are to be copied, given each one's seconds; the card computes for `ready` seconds
-    besides."""
+    """Return how many of the first experts to copy, given each one's seconds.
+
+    The card also computes for `ready` seconds.
+    """
     rates, left = prices.rates, sum(cpu)
 
     def total(count: int, done: float, computed: float) -> float:
@@ -137,8 +141,10 @@ def _copies(cpu: Sequence[float], card: Sequence[float], ready: float, prices: E
 
 
 def _kept(cpu: Sequence[float], card: Sequence[float], once: float, alone: float, prices: ExpertPrices) -> int:
-    """How many of the first held experts the card is to compute, `once` for all of them; the CPU has `alone` seconds of
-    work besides."""
+    """Return how many of the first held experts the card computes, at a shared cost of `once`.
+
+    The CPU also computes for `alone` seconds.
+    """
 
     def total(given: int, longer: float, shorter: float) -> float:
         on_cpu = alone + longer + prices.rates.exchange_s if alone or given else 0.0
@@ -149,7 +155,7 @@ def _kept(cpu: Sequence[float], card: Sequence[float], once: float, alone: float
 
 
 def _least(totals: Sequence[float]) -> int:
-    """Which is the least, the first unless another is worth it."""
+    """Return the index of the least total, or 0 unless it is clearly less than the first."""
     best = min(range(len(totals)), key=totals.__getitem__)
     return best if totals[best] < WORTH * totals[0] else 0
 

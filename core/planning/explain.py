@@ -1,4 +1,4 @@
-"""A plan in plain words for people: what was decided and why, in sentences made of its figures."""
+"""Explains a plan to users: what was decided and why, in sentences with its figures."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from core.units import format_memory, format_share
 HOW = {"measured": "measured with this model", "derived": "from this computer's measured rates", "guess": "a guess"}
 CONVERTED_WORDS = {"bf16": "16-bit numbers", "int8": "8-bit weights", "int4": "4-bit weights"}
 FORMAT_COSTS = {"int8": "1 %", "int4": "12 %"}
-"""By less than how much the perplexity of a real model rose: SmolLM2-135M on tests/assets/english.txt, its columns
-reordered, because its file is of 4 bits itself and would lose less than others (2 %)."""
+"""Upper bounds of the rise in perplexity of a real model: SmolLM2-135M on tests/assets/english.txt, with permuted
+columns. Its file has 4-bit weights itself, which unpermuted would lose less than others (2 %)."""
 FORMAT_WORDS = {"bf16": "the weights as stored", "int8": "8-bit weights", "int4": "4-bit weights"}
 
 
 def tok_s(rate: float) -> str:
-    """A rate for people: '31', '4.2', '0.05'."""
+    """Format a rate for users: '31', '4.2', '0.05'."""
     return f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}" if rate >= 0.095 else f"{rate:.2f}"
 
 
 def resident_share(plan: Plan, spec: ModelSpec) -> float:
-    """Part of all weight bytes that lies in VRAM, 0-1."""
+    """Return the fraction of all weight bytes that lies in VRAM."""
     return _share(plan, spec, [linear.resident for linear in plan.linears], [linear.rows for linear in plan.linears])
 
 
 def streamed_share(plan: Plan, spec: ModelSpec, bucket: int = DECODE) -> float:
-    """Part of the weight bytes outside VRAM that travels to the GPU in this phase, 0-1."""
+    """Return the fraction of the weight bytes outside of VRAM that is streamed to the GPU in this phase."""
     shares = [linear.shares[bucket] for linear in plan.linears]
     return _share(plan, spec, [rows.streamed for rows in shares], [rows.streamed + rows.cpu for rows in shares])
 
@@ -41,7 +41,7 @@ def _share(plan: Plan, spec: ModelSpec, rows: Sequence[int], of: Sequence[int]) 
 
 
 def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
-    """One sentence: where the weights lie and who computes."""
+    """Return one sentence: where the weights lie and who computes."""
     if plan.gpu < 0:
         return _without_gpu(hardware)
     share = resident_share(plan, spec)
@@ -63,7 +63,7 @@ def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
 
 
 def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
-    """Why `auto` came to this format, given the plans for all formats that it tried."""
+    """Return why `auto` chose this format, given the plans of all formats tried."""
     words = FORMAT_WORDS[best.format]
     others = [_rejected(plan) for plan in tried if plan.format != best.format]
     if not others:
@@ -72,7 +72,7 @@ def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
 
 
 def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware) -> str:
-    """What stands in the way of a plan that does not fit well, told apart: the computer, or other programs now.
+    """Return why a plan does not fit well: because of the computer, or of other programs at the moment.
 
     `idle` is the plan for the same computer with nothing else running.
     """
@@ -89,7 +89,7 @@ def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware)
 
 
 def figures(plan: Plan, spec: ModelSpec) -> list[str]:
-    """Speed, memory and where the conversation is kept, one sentence each."""
+    """Return sentences on speed, memory, and where the conversation is kept."""
     found = [_stored(plan, spec)] if spec.stored_as else []
     found += [] if plan.fits == "no" else [_expected(plan)]
     if plan.format in FORMAT_COSTS and not spec.stored_as:
@@ -133,7 +133,7 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
 
 
 def _held_experts(plan: Plan, spec: ModelSpec) -> float:
-    """The part of all experts that lies on the card, in layers where some do; 0 where their use was not counted."""
+    """Return the fraction of experts on the card in layers with some there; 0 if their use was not counted."""
     pairs = [pair for pair in zip(plan.linears, spec.linears, strict=True) if pair[1].experts > 1]
     some = [linear for linear, _ in pairs if 0 < linear.resident < linear.rows]
     if not some or not plan.profile.hottest:
@@ -142,7 +142,7 @@ def _held_experts(plan: Plan, spec: ModelSpec) -> float:
 
 
 def _stored(plan: Plan, spec: ModelSpec) -> str:
-    """What becomes of weights that the files have quantised already."""
+    """Return what happens to weights that are already quantised in the files."""
     words, kept = CONVERTED_WORDS[plan.format], spec.kept_share(plan.format)
     if kept >= 0.995 and any(linear.stored in ROUNDED for linear in spec.linears):
         return sentence(

@@ -1,4 +1,4 @@
-"""What one pass costs besides its linears: attention, and the time between products, by where layers are computed."""
+"""The cost of a pass besides its linears: attention, and the time between products, by where layers are computed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
 from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec
 
 DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
-"""Linears of a layer that share an input (q, k, v; output; gate, up, or those of experts; down) where
-`layers.fused_layers` computes it, and what of the time between its products that leaves."""
+"""Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
+`layers.fused_layers` computes, and the fraction of the time between products that remains then."""
 CPU_ATTENTION_SHARE = 0.4
-"""Part of the memory's rate at which attention on the CPU reads the KV cache."""
+"""Fraction of the memory bandwidth at which attention on the CPU reads the KV cache."""
 
 
 @dataclass(frozen=True)
 class FixedCosts:
-    """What one pass costs besides its linears, by bucket: attention (with the KV cache where it lies) and the rest."""
+    """The cost of a pass besides its linears, by bucket: attention (where the KV cache lies) and the rest."""
 
     attention: tuple[float, ...]
     overhead: tuple[float, ...]
@@ -27,7 +27,7 @@ class FixedCosts:
 def fixed_costs(
     spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
 ) -> FixedCosts:
-    """Attention over `occupied` tokens and overhead of one pass, with `kv_devices` and `host_layers` as in a Plan."""
+    """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan."""
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
     divided = sum(device < 0 for device in kv_devices)
@@ -48,9 +48,9 @@ def fixed_costs(
 def _host_attention(
     spec: ModelSpec, machine: MachineRates, tokens: int, occupied: int, nbytes: float, share: float
 ) -> float:
-    """Return the seconds of attention on the CPU, which has `nbytes` of the KV cache, a `share` of all of it.
+    """Return the seconds of attention on the CPU, which holds `nbytes` of the KV cache, a `share` of the whole.
 
-    The first row of input takes as long as reading that, and each further one of a few adds its computation. A prompt
+    For few rows, the first one takes the time of reading them, and each further one adds its computation. A prompt
     takes the longer of both.
     """
     reading = nbytes / (machine.hardware.cpu.read_bytes_s * CPU_ATTENTION_SHARE)
@@ -61,12 +61,12 @@ def _host_attention(
 
 
 def _drawn(tokens: int) -> int:
-    """Return how many tokens are drawn after a pass: one for each row where drafts are checked, one for a prompt."""
+    """Return the number of tokens drawn after a pass: one per row when drafts are verified, one for a prompt."""
     return tokens if tokens <= BUCKET_LIMITS[FEW] else 1
 
 
 def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:
-    """Seconds to bring as many states as a layer reads to the host, and as many back."""
+    """Return the seconds to copy a layer's hidden states to the host and back."""
     if machine.gpu is None:
         return 0.0
     link = machine.gpu.link
@@ -74,7 +74,7 @@ def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:
 
 
 def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) -> float:
-    """Seconds of all layers besides linears and attention, `hosted` of them on the CPU alone."""
+    """Return the seconds of all layers besides linears and attention, with `hosted` of them on the CPU."""
     on_cpu = machine.hardware.cpu.layer_s
     if machine.gpu is None:
         return on_cpu * between_share(spec) * spec.layers
@@ -83,12 +83,12 @@ def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) 
 
 
 def between_share(spec: ModelSpec) -> float:
-    """What is left of the time between products where a layer is computed in few calls: all of it on the CPU."""
+    """Return the fraction of the time between products that remains on the CPU if layers are computed in few calls."""
     return FUSED_SHARE if in_two_calls(spec) else 1.0
 
 
 def in_two_calls(spec: ModelSpec) -> bool:
-    """Whether all layers look like those that the CPU can compute for a device that has the others."""
+    """Return whether all layers look like those that the CPU can compute entirely beside a device."""
     makes = DENSE_GROUPS, EXPERT_GROUPS
     layers: dict[int, list[int]] = {}
     for linear in spec.linears:

@@ -1,4 +1,4 @@
-"""The rates of one machine that the planner prices with: a CPU, with or without a GPU, alone and while copies run."""
+"""The machine's rates for the planner: a CPU, with or without a GPU, alone and while copies run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.spec import COPY_PIECE, FEW, LAYOUTS, Gpu, Hardware, KernelRate, Profi
 GUESSED_BYTES_SHARE = 0.5
 GUESSED_FLOPS = (50e9, 100e9, 200e9, 300e9)
 LISTED_LAUNCHES = 2
-"""For one product of several experts: its own, and one more for the copies and small operations before and after it."""
+"""Launches of one product of several experts: its own, and one more for the copies and small operations around it."""
 
 
 @dataclass(frozen=True)
@@ -23,53 +23,54 @@ class MachineRates:
     threads: int
 
     def link_s(self, strategy: Strategy) -> float:
-        """Seconds per streamed byte, nothing else running."""
+        """Return the seconds per streamed byte if nothing else runs."""
         if self.gpu is None:
             return 0.0
         return self.profile.link / (self.gpu.link.h2d_pageable if strategy == "serial" else self.gpu.link.staged)
 
     @property
     def piece_s(self) -> float:
-        """Seconds that each streamed piece costs besides its bytes."""
+        """Return the fixed seconds per streamed chunk."""
         return self.profile.link * self.gpu.link.piece_s if self.gpu else 0.0
 
     @property
     def shares_cores(self) -> bool:
-        """Whether the device computes on the processor's own cores."""
+        """Return whether the device computes on the CPU's own cores."""
         return self.gpu is not None and self.gpu.shares_cores
 
     def launches(self, storage: Storage, active: int, bucket: int) -> int:
-        """What a linear costs the card in launches: one for each active expert, or what a list of few rows takes."""
+        """Return the launches of a linear on the card: one per active expert, or those of one list for few rows."""
         listed = self.lists(storage) and active > 1 and bucket <= FEW
         return LISTED_LAUNCHES if listed else active
 
     def lists(self, storage: Storage) -> bool:
-        """Whether the card multiplies all experts that few tokens need in one launch."""
+        """Return whether the card multiplies all experts that few tokens need in one launch."""
         return self.gpu is not None and self.gpu.lists_weights and storage in LAYOUTS
 
     @property
     def queue_s(self) -> float:
-        """Seconds that a small copy to the card waits behind streamed pieces, on average."""
+        """Return the mean seconds that a small copy to the card waits behind streamed chunks."""
         return COPY_PIECE / 2 / self.gpu.link.h2d_pinned if self.gpu else 0.0
 
     @property
     def cpu_under_copy(self) -> float:
-        """Share of the processor's rate that is left while the link copies."""
+        """Return the fraction of the CPU's rate that remains while the link copies."""
         return self.gpu.cpu_under_copy if self.gpu else 1.0
 
     @property
     def link_under_cpu(self) -> float:
-        """Share of the link's rate that is left while the processor computes."""
+        """Return the fraction of the link's rate that remains while the CPU computes."""
         return self.gpu.link_under_cpu if self.gpu else 1.0
 
 
 def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
-    """The CPU's rate for this storage type with this many threads; guessed from the memory's rate if not measured."""
+    """Return the CPU's rate for this storage with so many threads; guessed from the memory bandwidth if not
+    measured."""
     cpu = hardware.cpu
     found = _nearest(cpu.rates, storage)
     rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
     scale = min(1.0, threads / max(1, cpu.threads))
-    # Half of the cores already draw what memory gives; operations grow with each of them.
+    # Half of the cores already saturate the memory; operations scale with the cores.
     flops = rate.flops
     return KernelRate(
         storage,
@@ -79,11 +80,11 @@ def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
 
 
 def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:
-    """The GPU's rate for this storage type; from its memory rate and peak operations if not measured."""
+    """Return the GPU's rate for this storage; from its bandwidth and peak operations if not measured."""
     return _nearest(gpu.rates, storage) or KernelRate(storage, gpu.bytes_s, (gpu.flops,) * 4)
 
 
 def _nearest(rates: Sequence[KernelRate], storage: Storage) -> KernelRate | None:
-    """The rate of this storage, or of that which is timed and most like it."""
+    """Return the rate of this storage, or of the timed one that is most similar."""
     by_storage = {rate.storage: rate for rate in rates}
     return by_storage.get(storage) or by_storage.get(kin(storage))

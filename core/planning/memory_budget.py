@@ -1,4 +1,4 @@
-"""What a placement takes of VRAM and RAM besides its shares, and what it may take: margins, workspace, host copies."""
+"""The VRAM and RAM that a placement takes besides its shares, and its limits: margins, workspace, host copies."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from core.planning.cost_model import GroupClass, Residents
 from core.spec import BUCKET_LIMITS, FEW, SNAPSHOTS, Budget, Format, Gpu, Hardware, ModelSpec, Ring
 from core.units import GIB, MIB
 
-# cuBLAS keeps a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
+# cuBLAS has a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
 LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
 DEQUANTISED = 64 * MIB
 AS_IT_LIES = ("cuda", "simulated")
-"""Kinds of cards that multiply few rows of input with quantised weights without widening them."""
+"""Kinds of cards that multiply few input rows with quantised weights without widening them."""
 CPU_WORKSPACE = 32 * MIB
 PARKED_CONTEXTS, PARKED_SHARE = 3, 0.25
 
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What RAM holds. `weights` of ours in RAM (where they are files, the resident rows' pages are given up if others
-    need them); `from_disk` bytes are read again for each pass."""
+    """The use of RAM.
+
+    `weights`: bytes of our weights in RAM; mapped pages of resident rows are reclaimed if others need memory.
+    `from_disk`: bytes that are read again in each pass. `left`: free bytes beyond all weights.
+    """
 
     fits: bool
     weights: int
@@ -30,42 +33,42 @@ class HostMemory:
 
 
 def vram_limit(gpu: Gpu, budget: Budget) -> int:
-    """Bytes of this card that a plan may use."""
+    """Return the bytes of this card that a plan may use."""
     free = max(0, gpu.vram_free - vram_margin(gpu))
     return free if budget.vram is None else min(free, budget.vram)
 
 
 def vram_margin(gpu: Gpu) -> int:
-    """Bytes left to others: at least 1 GiB or a tenth of a real card, nothing of a simulated one."""
+    """Return the bytes left to others: at least 1 GiB or a tenth of a real card, nothing of a simulated one."""
     return 0 if gpu.simulated else max(GIB, gpu.vram_total // 10)
 
 
 def ram_limit(hardware: Hardware, budget: Budget) -> int:
-    """Bytes of RAM that a plan may use."""
+    """Return the bytes of RAM that a plan may use."""
     free = max(0, hardware.cpu.ram_free - ram_margin(hardware))
     return free if budget.ram is None else min(free, budget.ram)
 
 
 def ram_margin(hardware: Hardware) -> int:
-    """Bytes of RAM left to others."""
+    """Return the bytes of RAM left to others."""
     return max(GIB // 2, hardware.cpu.ram_total // 20)
 
 
 def kv_split(spec: ModelSpec, kv_devices: Sequence[int], context: int) -> tuple[int, int]:
-    """Bytes of the KV cache for `context` tokens on the GPU, and in RAM."""
+    """Return the bytes of the KV cache for `context` tokens on the GPU, and in RAM."""
     sizes = [layer.nbytes(context) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
     return sum(sizes) - on_host, on_host
 
 
 def _activations(spec: ModelSpec, chunk: int) -> int:
-    """Bytes of activations of one pass over `chunk` tokens in fp32, and of the last position's logits."""
+    """Return the bytes of activations in fp32 for `chunk` tokens, and of the last position's logits."""
     widest = max((item.active * item.rows for item in spec.linears if item.name != spec.head), default=0)
     return chunk * (6 * spec.hidden + 2 * widest) * 4 + 8 * spec.vocab
 
 
 def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
-    """Bytes of VRAM for computing: activations, one block of dequantised weights, the libraries' own."""
+    """Return the bytes of VRAM for computing: activations, one block of dequantised weights, libraries."""
     own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
     few = gpu.kind in AS_IT_LIES and chunk <= BUCKET_LIMITS[FEW]
     scratch = 0 if few or spec.mapped(format) else DEQUANTISED
@@ -74,14 +77,14 @@ def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
 
 
 def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:
-    """Bytes of VRAM that resident rows take, and what always lies there."""
+    """Return the bytes of VRAM for resident rows and for tensors that always lie there."""
     shares = zip(classes, residents.whole, residents.part, strict=True)
     rows = sum((whole + (item.count - whole) * part) * item.nbytes for item, whole, part in shares)
     return spec.resident_bytes + round(rows)
 
 
 def room_for_weights(spec: ModelSpec, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring) -> int:
-    """Bytes of RAM left for weights of text; negative where not even the rest fits."""
+    """Return the bytes of RAM left for text weights; negative if not even the rest fits."""
     return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total - spec.sight_bytes
 
 
@@ -92,14 +95,15 @@ def host_memory(
     residents: Residents,
     room: int,
 ) -> HostMemory:
-    """Use `room` bytes of RAM for all weights, else for those that are not resident, else read them from the disk."""
+    """Use `room` bytes of RAM for all weights, or for non-resident ones only, or else read them from disk."""
     total = sum(item.count * item.nbytes for item in classes)
     rest = sum(
         round((item.count - whole) * (1 - part) * item.nbytes)
         for item, whole, part in zip(classes, residents.whole, residents.part, strict=True)
     )
     if spec.mapped(format):
-        # Used in turn, pages that do not fit push out the next ones needed: twice the overflow is read again.
+        # Pages are used cyclically, so those that do not fit evict the next ones needed: twice the overflow is read
+        # again.
         missing = min(rest, 2 * max(0, rest - room))
         return HostMemory(room >= 0, max(0, min(total, room)), missing, max(0, room - total))
     held = total if total <= room else rest
@@ -107,23 +111,23 @@ def host_memory(
 
 
 def parked_prefixes(spec: ModelSpec, context: int, left: int) -> int:
-    """Bytes of RAM for what the KV cache held of other conversations: a share of the rest."""
+    """Return the bytes of RAM for the parked KV prefixes of other conversations: a share of the rest."""
     return min(PARKED_CONTEXTS * spec.kv_bytes(context), int(left * PARKED_SHARE))
 
 
 def host_workspace(spec: ModelSpec, chunk: int) -> int:
-    """Bytes of RAM for computing, and for what recurrent states were."""
+    """Return the bytes of RAM for computing, and for snapshots of recurrent states."""
     snapshots = SNAPSHOTS * sum(layer.state_bytes for layer in spec.kv_layers)
     return _activations(spec, chunk) + CPU_WORKSPACE + snapshots
 
 
 def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int:
-    """Bytes of RAM of its own that the process takes at most while loading.
+    """Return the peak of private RAM in bytes while loading.
 
-    Weights that are converted are made from the files one matrix at a time: beside what is kept stand one matrix as
-    stored, its parts before they were put together, and the result. The head, which is not put together, is converted
-    some rows at a time. As stored they are used where the files lie, or, experts that are put together, made by layer.
-    A tied head that is used as stored is the input table itself.
+    Converted weights are made from the files one matrix at a time: besides the results there are one matrix as stored,
+    its parts before they were merged, and its result. The head, which is not merged, is converted some rows at a time.
+    Weights used as stored stay in the mapped files, except merged experts, which are made by layer. A tied head that is
+    used as stored is the input embedding itself.
     """
     mapped = spec.mapped(format)
     table = spec.lookup_bytes + (0 if spec.head_tied and mapped else spec.embedding_bytes)
@@ -134,6 +138,6 @@ def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int
 
 
 def _repacked(spec: ModelSpec) -> int:
-    """Bytes of the head as the files have it, which must be made whole first where it is quantised there."""
+    """Return the bytes of the head as stored, which must be decoded entirely if it is quantised in the files."""
     heads = (item for item in spec.linears if item.name == spec.head and (item.stored or item.converted))
     return sum(spec.linear_bytes(item, "bf16") for item in heads)

@@ -1,4 +1,4 @@
-"""From a chosen layout to the Plan that is carried out: fractions into rows, and all its figures."""
+"""Builds the Plan of a chosen layout: fractions become rows, and all figures are derived."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "deriv
 
 
 def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Chosen) -> Plan:
-    """The plan of the chosen layout; its `reason` is still empty."""
+    """Return the plan of the chosen layout, with `reason` still empty."""
     machine = best.candidate.machine
     hardware = machine.hardware
     linears = _linear_plans(spec, format, best)
@@ -99,7 +99,7 @@ def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[Linear
                 streamed[: FEW + 1] = [0.0] * (FEW + 1)
             for member in members:
                 if spec.linears[member].name == spec.head:
-                    # It only ever sees the last position.
+                    # The head only ever computes the last position.
                     streamed = streamed[:1] * len(streamed)
                 plans[member] = _rows_of(spec.linears[member], part, streamed, index)
             if item.after and part < 1:
@@ -108,14 +108,14 @@ def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[Linear
 
 
 def _rows_of(linear: LinearSpec, part: float, streamed: Sequence[float], gpu: int) -> LinearPlan:
-    """Fractions into rows: residents rounded down (they must fit), streamed rows to the nearest quantum."""
+    """Turn fractions into rows: residents rounded down, because they must fit; streamed rows to the nearest quantum."""
     rows = linear.rows
     resident = rows if part >= 1 else int(part * rows) // QUANTUM * QUANTUM
     return LinearPlan(linear.name, rows, _shares(rows, resident, streamed, QUANTUM), gpu, linear.group)
 
 
 def _shares(count: int, resident: int, streamed: Sequence[float], quantum: int) -> tuple[Rows, Rows, Rows, Rows]:
-    """By bucket: the residents, and these shares of the rest."""
+    """Return the rows by bucket, with these streamed shares of the non-resident ones."""
     rest = count - resident
     away = [rest if share >= 1 else min(rest, round(share * rest / quantum) * quantum) for share in streamed]
     one, few, some, many = (Rows(resident, sent, rest - sent) for sent in away)
@@ -125,8 +125,10 @@ def _shares(count: int, resident: int, streamed: Sequence[float], quantum: int) 
 def _pair(
     spec: ModelSpec, format: Format, members: Sequence[int], part: float, streamed: Sequence[float], gpu: int
 ) -> dict[int, LinearPlan]:
-    """Linears by rows and the last, which comes after them, by the same columns; alike for one row and a few, so that
-    the CPU's columns need to be copied once."""
+    """Split linears by rows, and the last one, which follows them, by the same columns.
+
+    The split is equal for one row and for few, so that the CPU's columns are copied only once.
+    """
     last = spec.linears[members[-1]]
     storage, count = spec.storage(last, format), last.columns
     quantum = max(QUANTUM, cut_columns(storage))
@@ -175,7 +177,7 @@ def _memory(
 
 
 def device_name(gpu: Gpu) -> str:
-    """The name that a card's memory is listed under: 'cuda:0'."""
+    """Return the name under which a card's memory is listed, such as 'cuda:0'."""
     return f"{gpu.kind}:{gpu.index}"
 
 
@@ -196,7 +198,7 @@ def _bytes_per_token(
 
 
 def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> float:
-    """Seconds per token if every engine moved its bytes at its ceiling, all at the same time."""
+    """Return the seconds per token if all engines moved their bytes at their peak rates concurrently."""
     cpu = reading.cpu / hardware.cpu.read_bytes_s
     if gpu is None:
         return cpu

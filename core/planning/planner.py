@@ -1,7 +1,7 @@
-"""Decides, as data, where a model's weights lie and who computes them. Pure and deterministic; nothing is loaded.
+"""Decides, as data, where a model's weights lie and who computes them. Pure and deterministic; loads nothing.
 
-First what must be there (KV cache, workspace, staging ring, a margin), then residents by gain per byte, then shares to
-stream in each phase. The ways to do each are few, every one is priced by `cost`, and the fastest reply wins.
+Subtracts mandatory memory (KV cache, workspace, staging ring, margin), then chooses residents by gain per byte, then
+the streamed shares of each phase. There are few ways to do each; the cost model prices all, and the fastest reply wins.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from core.spec import COMFORTABLE_TOK_S, FORMATS, Budget, Format, Hardware, Mode
 from core.units import GIB, MIB, format_memory
 
 DEFAULT_CONTEXT = 8192
-# Nobody is given less without having asked for it.
+# The shortest context that is chosen automatically.
 SHORT_CONTEXT = 2048
-# Advice is given where it makes a difference that can be felt.
+# The smallest gain, and the smallest amount of memory, for which to give advice.
 WORTH_SAYING, WORTH_CLOSING = 1.05, 200 * MIB
 
 
@@ -34,7 +34,7 @@ def place(
     strategy: Strategy = "hetegen",
     profile: Profile | None = None,
 ) -> Plan:
-    """The plan for this model on this machine as it is now. Always returns one; `fits` says whether it can be run."""
+    """Return the plan for this model on this machine as it is now, even if the model cannot run: see `fits`."""
     known, spec = profile or Profile(), spec.with_kv(budget.kv)
     plan = _place_now(spec, hardware, budget, strategy, known)
     if plan.fits == "yes":
@@ -44,7 +44,7 @@ def place(
 
 
 def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
-    """What was decided, why, and what would change it, in sentences for people."""
+    """Return what was decided, why, and what would change it, as sentences for users."""
     lines = [plan.reason, *plan.reasons, *figures(plan, spec)]
     asked = Budget(threads=plan.threads, context=plan.context, format=plan.format, kv=plan.kv)
     for what, machine, budget in _changes(plan, hardware, asked):
@@ -55,7 +55,7 @@ def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:
 
 
 def _changes(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
-    """What a user could change: words, and the machine and budget as they would be."""
+    """Yield what a user could change: words, and the machine and budget that would result."""
     idle = idle_machine(hardware)
     for now, then in zip(hardware.gpus, idle.gpus, strict=True):
         if (others := then.vram_free - now.vram_free) > WORTH_CLOSING:
@@ -79,7 +79,7 @@ def _more_vram(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[
 
 
 def idle_machine(hardware: Hardware) -> Hardware:
-    """The same machine with nothing else running on it: what the system itself takes stays taken."""
+    """Return the same machine with nothing else running, except the system itself."""
     cpu = hardware.cpu
     free = max(cpu.ram_free, cpu.ram_total - max(2 * GIB, cpu.ram_total // 8))
     gpus = tuple(
@@ -116,7 +116,7 @@ def _place_as(
     candidates, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
     if candidates and strategy != "hetegen" and (best := on_cards("hetegen")):
         candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
-    # A simulated card was asked for by name; a real one must be worth it.
+    # A simulated card was requested by name; a real one must be faster than the CPU alone.
     if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
@@ -125,7 +125,7 @@ def _place_as(
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
-    """Tokens of context: as asked for, or as many as take no more than a quarter of the memory there is."""
+    """Return the context in tokens: as requested, or as many as fit into a quarter of the free memory."""
     if budget.context:
         return min(budget.context, spec.context_limit)
     room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1] if not gpu.unified)) // 4

@@ -1,4 +1,4 @@
-"""What tuning has learned of each model on this machine, kept in one small file."""
+"""The file with the corrections learned for each model on this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EQUAL = 1e-6
 
 
 def model_key(plan: Plan, hardware: Hardware) -> str:
-    """What a profile is true for: the model in this format, on this processor and card, with this many threads."""
+    """Return the key of a profile: model, format, strategy, CPU, card and number of threads."""
     card = next((gpu.name for gpu in hardware.gpus if gpu.index == plan.gpu), "")
     return "|".join((plan.model, plan.format, plan.strategy, hardware.cpu.name, card, str(plan.threads)))
 
 
 def recall(folder: Path, key: str) -> Profile:
-    """The corrections learned before, none if there are none."""
+    """Return the corrections learned before; the default profile if there are none."""
     try:
         learned = _read(folder)[key]
         return Profile(**{**learned, "hottest": _rising(learned.get("hottest", ()))})
@@ -32,7 +32,7 @@ def recall(folder: Path, key: str) -> Profile:
 
 
 def remember(folder: Path, key: str, profile: Profile) -> None:
-    """Keep the corrections; where nothing can be written they are learned again next time."""
+    """Save the corrections; if the file cannot be written, they are learned again next time."""
     known = _read(folder)
     known.pop(key, None)
     known[key] = asdict(profile)
@@ -40,7 +40,7 @@ def remember(folder: Path, key: str, profile: Profile) -> None:
 
 
 def _rising(shares: Any) -> tuple[float, ...]:
-    """Shares as they may be, each at least the one before and the last all; else none. Raises TypeError, ValueError."""
+    """Return the shares if they rise to 1, otherwise (). Raises TypeError, ValueError."""
     found = tuple(float(share) for share in shares)
     rises = all(0 <= low <= high for low, high in pairwise(found))
     return found if found and rises and abs(found[-1] - 1) < EQUAL else ()

@@ -1,6 +1,6 @@
-"""How much of each linear goes where: residents by gain per byte, then streamed rows by balancing link and CPU.
+"""The split of linears: residents by gain per byte, then streamed rows by balancing link and CPU.
 
-Works on classes of groups with fractions (see `cost`); `planner` turns fractions into rows.
+Works on classes of groups with fractions (see `cost_model`); `plan_builder` turns fractions into rows.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from core.planning.machine_rates import MachineRates
 from core.spec import DECODE, Strategy, Times
 
 Shares = tuple[float, ...]
-"""What is streamed of the rows that are not resident, by class."""
+"""The streamed fraction of non-resident rows, by class."""
 STREAMING: tuple[Strategy, ...] = ("stream", "serial")
-"""What is not resident is brought to the card, whatever the CPU could do with it."""
-# The part of the room for weights that goes to whole groups (no exchange); the rest is spread over the others, so that
-# CPU and GPU work at the same time. Which is better depends on the exchange's price: each is tried.
+"""Strategies that stream all non-resident rows, whatever the CPU could compute."""
+# Fractions of the room for weights to use for whole groups, which need no exchange. The rest is spread over the others,
+# so that CPU and GPU work concurrently. Which is better depends on the exchange's cost, so each is tried.
 WHOLE_PARTS = (1.0, 0.9, 0.7, 0.4, 0.0)
 BALANCE_STEPS = 4
 SEARCH_STEPS, GOLDEN = 7, (5**0.5 - 1) / 2
 BUSY_DEVICE = 0.5
-"""Fraction of the CPU's time: a device that computes for so long may become what the others wait for."""
+"""From this fraction of the CPU's time on, the device may become the bottleneck."""
 MOST_FORCED = 3
 
 
 def resident_choices(
     classes: Sequence[GroupClass], room: int, machine: MachineRates, strategy: Strategy
 ) -> list[Residents]:
-    """Ways to fill `room` bytes of VRAM, each within it."""
+    """Return ways to fill `room` bytes of VRAM, each within it."""
     if room >= sum(item.count * item.nbytes for item in classes):
         return [Residents(tuple(item.count for item in classes), (0.0,) * len(classes))]
-    # Groups that a card computes no faster than the CPU does, calls and exchanges included, stay where they are.
+    # Groups that the card computes no faster than the CPU, including launches and exchanges, stay on the host.
     gains = [_gain(item, machine, strategy) for item in classes]
     order = sorted((index for index, gain in enumerate(gains) if gain > 0), key=lambda index: -gains[index])
-    # Experts also stay where they are together: a layer that holds some of them exchanges with the CPU for the others.
+    # Also try all experts on the host: a layer with some of them on the card exchanges with the CPU for the others.
     dense = [index for index in order if not classes[index].chosen]
     found = {
         Residents(_whole_groups(classes, kept, room, 1.0)[0], (0.0,) * len(classes)): None for kept in (order, dense)
@@ -50,8 +50,10 @@ def resident_choices(
 
 
 def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
-    """Keep as much of every group as fits, and no more than lets both engines end at the same time: a card that is
-    no faster than the CPU is worth having all the same."""
+    """Keep as much of every group resident as fits, but no more than lets both engines finish at the same time.
+
+    Then even a card that is no faster than the CPU pays.
+    """
     nothing = (0,) * len(classes)
     parts = _spread_evenly(classes, range(len(classes)), nothing, room)
     balanced = [item.cpu[DECODE] / (item.cpu[DECODE] + item.gpu[DECODE]) for item in classes]
@@ -59,12 +61,12 @@ def _working_together(classes: Sequence[GroupClass], room: int) -> Residents:
 
 
 def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
-    """No rows on the device, for any class."""
+    """Return residents without rows on the device, for all classes."""
     return Residents((0,) * len(classes), (0.0,) * len(classes))
 
 
 def best_streams(case: PassCost, residents: Residents) -> tuple[Shares, Times]:
-    """The shares to stream in this phase, by class, and the times they lead to."""
+    """Return the best streamed shares in this phase, by class, and their times."""
 
     @cache
     def timed(shares: Shares) -> Times:
@@ -74,7 +76,7 @@ def best_streams(case: PassCost, residents: Residents) -> tuple[Shares, Times]:
 
 
 def _gain(item: GroupClass, machine: MachineRates, strategy: Strategy) -> float:
-    """Seconds of a token saved per byte of VRAM: g = T_cpu / M_gpu, with exchanges and the GPU's own time."""
+    """Return the seconds per token saved per byte of VRAM: g = T_cpu / M_gpu, with exchanges and the GPU's own time."""
     if strategy in STREAMING and item.streamable[DECODE]:
         return machine.link_s(strategy)
     on_cpu = item.cpu[DECODE] + item.cpu_call + item.exchange[DECODE] + item.exchange_out[DECODE]
@@ -84,7 +86,7 @@ def _gain(item: GroupClass, machine: MachineRates, strategy: Strategy) -> float:
 def _whole_groups(
     classes: Sequence[GroupClass], order: Sequence[int], room: int, part: float
 ) -> tuple[tuple[int, ...], int]:
-    """Groups of each class that fit whole into `part` of the room, by gain, and the bytes left of all of it."""
+    """Return the number of whole groups by class that fit into `part` of the room, by gain, and the bytes left."""
     whole, left = [0] * len(classes), int(room * part)
     for index in order:
         whole[index] = min(classes[index].count, left // classes[index].nbytes)
@@ -119,7 +121,7 @@ def _stream_choices(case: PassCost, timed: Callable[[Shares], Times]) -> list[Sh
     if case.strategy in STREAMING:
         return [tuple(1.0 if item.streamable[case.bucket] else 0.0 for item in case.classes)]
     allowed = [index for index, item in enumerate(case.classes) if item.streamable[case.bucket]]
-    # Small groups pay most for their exchange: it may be worth streaming them whole.
+    # Small groups pay most for their exchange, so it may be best to stream them entirely.
     allowed.sort(key=lambda index: case.classes[index].nbytes)
     choices = [(0.0,) * count, *_in_step(count, timed, allowed)]
     for forced in range(min(len(allowed), MOST_FORCED) + 1):
@@ -128,8 +130,11 @@ def _stream_choices(case: PassCost, timed: Callable[[Shares], Times]) -> list[Sh
 
 
 def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int], free: Sequence[int]) -> list[Shares]:
-    """`whole` classes streamed entirely, the same share of the `free` ones: all, and where the link takes as long as
-    everything else (both are nearly linear in the share, so a few steps of false position find it)."""
+    """Return choices that stream the `whole` classes entirely and an equal share of the `free` ones.
+
+    The share is 1, or such that the link takes as long as everything else. Both are nearly linear in the share, so a
+    few steps of false position find it.
+    """
 
     def shares(share: float) -> Shares:
         return _streamed(count, whole, free, share)
@@ -152,7 +157,7 @@ def _balanced(count: int, timed: Callable[[Shares], Times], whole: Sequence[int]
 
 
 def _in_step(count: int, timed: Callable[[Shares], Times], allowed: Sequence[int]) -> list[Shares]:
-    """The same share of all, the quickest there is, where the device may have as much to do as the link or the CPU."""
+    """Return the best equal share of all classes, if the device may have as much work as the link or the CPU."""
 
     def shares(share: float) -> Shares:
         return _streamed(count, (), allowed, share)
@@ -164,12 +169,12 @@ def _in_step(count: int, timed: Callable[[Shares], Times], allowed: Sequence[int
 
 
 def _streamed(count: int, whole: Sequence[int], free: Sequence[int], share: float) -> Shares:
-    """All of the `whole` classes and a share of the `free` ones."""
+    """Return shares of 1 for the `whole` classes and `share` for the `free` ones."""
     return tuple(1.0 if index in whole else share if index in free else 0.0 for index in range(count))
 
 
 def _lowest(total: Callable[[float], float]) -> float:
-    """Where between 0 and 1 a function is lowest that falls and then rises: by golden sections."""
+    """Return the minimum between 0 and 1 of a unimodal function, by golden-section search."""
     low, high = 0.0, 1.0
     left, right = high - GOLDEN, low + GOLDEN
     at_left, at_right = total(left), total(right)

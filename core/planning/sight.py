@@ -1,4 +1,4 @@
-"""Where what sees is to lie: in RAM, and on the card only where all else lies there and leaves room."""
+"""Placement of the vision tower: in RAM, or on the card if everything else lies there and leaves room."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from core.spec import Budget, Hardware, ModelSpec, Plan
 from core.units import MIB
 
 LOOKING = 512 * MIB
-"""Bytes for what a tower computes of one picture."""
+"""Bytes of a vision tower's activations for one picture."""
 
 
 def with_sight(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> Plan:
-    """The plan, with what sees on its card if there is room: text is never slower for it."""
+    """Return the plan with the vision tower on its card if there is room, so that text is never slower for it."""
     gpu = next((one for one in hardware.gpus if one.index == plan.gpu), None)
     if gpu is None or not spec.sight_bytes or not budget.sight_on_card:
         return plan
@@ -27,7 +27,7 @@ def with_sight(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) 
 
 
 def without_sight(plan: Plan) -> Plan:
-    """The plan, with what sees in RAM."""
+    """Return the plan with the vision tower in RAM."""
     if plan.sight_gpu < 0:
         return plan
     cpu, card = plan.memory
