@@ -33,14 +33,14 @@ def device() -> Iterator[SimulatedAccelerator]:
 
 @pytest.fixture
 def slow() -> Iterator[SimulatedAccelerator]:
-    """A link on which a copy is still under way whenever this thread gets to look."""
+    """A link so slow that a copy is still in flight whenever this thread checks."""
     accelerator = SimulatedAccelerator(Simulation(vram=64 * MIB, link=8e6))
     yield accelerator
     accelerator.close()
 
 
 def touched(device: SimulatedAccelerator, nbytes: int) -> torch.Tensor:
-    """A device buffer whose pages are there already: making them takes longer than copying."""
+    """Return a device buffer whose pages are mapped already: mapping takes longer than copying."""
     return device.empty((nbytes // 4,), torch.float32).zero_()
 
 
@@ -50,7 +50,7 @@ def filled(device: SimulatedAccelerator, nbytes: int, value: float) -> torch.Ten
 
 
 def shortest(attempt: Callable[[], float], at_least: float) -> float:
-    """Seconds of the quickest attempt, none of which may take less than the link needs."""
+    """Return the seconds of the fastest attempt; none may be shorter than the link's time."""
     times = [attempt() for _ in range(ATTEMPTS)]
     assert min(times) > at_least * 0.9
     return min(times)
@@ -270,7 +270,7 @@ def test_another_thread_fills_the_ring_while_this_one_computes(device: Simulated
         device.launch(partial(lambda slot: seen.append(slot.mean().item()), slots[number % 2]))
         device.record(freed[number % 2])
         free.release()
-        # A real device would compute by itself; this one does so when asked for results.
+        # A real device would compute on its own; this one does when results are needed.
         device.settle()
     device.settle()
     fetcher.join()
@@ -283,7 +283,7 @@ def test_a_rate_makes_computing_take_at_least_so_long_beside_the_cpu() -> None:
     def compute() -> float:
         start = time.perf_counter()
         device.launch(lambda: None, nbytes=50 * MIB)
-        time.sleep(0.03)  # the CPU's own part
+        time.sleep(0.03)  # the CPU's own work
         device.settle()
         return time.perf_counter() - start
 
@@ -353,7 +353,7 @@ def test_an_event_that_was_never_recorded_counts_as_reached(device: SimulatedAcc
 
 @pytest.fixture
 def independent() -> Iterator[SimulatedAccelerator]:
-    """A device with a core of its own."""
+    """Return a device with a core of its own."""
     accelerator = SimulatedAccelerator(Simulation(64 * MIB, 1e9, cores=1))
     yield accelerator
     accelerator.close()
@@ -366,7 +366,7 @@ def test_a_device_with_cores_of_its_own_computes_beside_the_caller(independent: 
 
 
 def test_its_work_waits_for_copies_and_copies_for_its_work(independent: SimulatedAccelerator) -> None:
-    """One slot for everything: each copy into it must wait until what was there before has been used."""
+    """There is a single slot: each copy to it must wait until its previous content has been used."""
     slot, stream = touched(independent, MIB), independent.stream()
     copied, freed, seen = independent.event(), independent.event(), list[float]()
     for number in range(8):

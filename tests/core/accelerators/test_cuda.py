@@ -1,4 +1,4 @@
-"""The real card keeps the same promises as the simulated one. Run with `-m gpu`."""
+"""A real card fulfils the same contract as the simulated one. Run with `-m gpu`."""
 
 import gc
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_exactly_what_is_asked_for_is_locked(device: Card) -> None:
     address = buffer.data_ptr()
     del buffer
     gc.collect()
-    # Once let go of, the same pages can be locked again.
+    # After release the same pages can be pinned again.
     again = [device.pinned(33 * MIB + 1) for _ in range(3)]
     assert all(one.is_pinned() for one in again)
     assert address

@@ -1,4 +1,4 @@
-"""A card is tried with the torch of the program that asks, which may be one that was fetched."""
+"""A card is tried with the torch of the program that asks, which may be a downloaded one."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Chat templates that insist on what those of known families insist on, written anew for these tests.
+"""Chat templates with the rules of well-known model families, written from scratch for these tests.
 
-Each keeps its family's rules (what it refuses, drops, trims and splits) and its marks, not its words.
+Each has its family's rules (what it refuses, drops, trims and splits) and marks, but not its text.
 """
 
 from __future__ import annotations
 
-# Refuses turns out of order and an assistant's turn that is empty; the system prompt goes before the last question.
+# Refuses turns out of order and empty assistant turns; puts the system prompt before the last question.
 MISTRAL = """
 {%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set talk = messages[1:] %}
 {%- else %}{% set talk = messages %}{% endif %}
@@ -28,7 +28,7 @@ GEMMA = """{{ '<bos>' }}
   {{- '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
-# Needs a question that is no tool's answer, and the system prompt at the start; splits answers at thoughts.
+# Needs a question that is not a tool result, and the system prompt at the start; splits answers at thoughts.
 QWEN35 = """
 {%- set ns = namespace(found=false) %}
 {%- for m in messages %}
@@ -52,13 +52,13 @@ QWEN35 = """
   {%- else %}{{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"""
 
-# Takes any order, trims.
+# Accepts any order; trims.
 LLAMA3 = """{{ '<|begin_of_text|>' }}
 {%- for m in messages %}
   {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 
-# Writes to channels; refuses answers that hold channel marks; thoughts only in the last turn.
+# Writes to channels; refuses answers with channel marks; renders thoughts only in the last turn.
 GPT_OSS = """
 {%- for m in messages %}
   {%- if m.role == 'assistant' %}
@@ -72,7 +72,7 @@ GPT_OSS = """
   {%- else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
 
-# Drops every thought, and opens one in its prompt.
+# Drops all thoughts, and opens one in its prompt.
 DEEPSEEK_R1 = """{{ '<bos>' }}
 {%- for m in messages %}
   {%- if m.role == 'system' %}{{ m.content }}
@@ -84,7 +84,7 @@ DEEPSEEK_R1 = """{{ '<bos>' }}
   {%- endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"""
 
-# Thoughts and answers both have marks of their own.
+# Thoughts and answers have their own marks.
 COMMAND_A = """
 {%- for m in messages %}
   {{- '<|START_OF_TURN|><|' + m.role | upper + '|>' }}
@@ -94,26 +94,26 @@ COMMAND_A = """
   {%- else %}{{ m.content }}{% endif %}{{ '<|END_OF_TURN|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|START_OF_TURN|><|ASSISTANT|>' }}{% endif %}"""
 
-# Reads every content as a list of parts, as vision models' templates do.
+# Expects all content as a list of parts, as vision models' templates do.
 PARTS = """
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
   {%- for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# Parts in turns, but the system prompt as text.
+# Expects parts in turns, but the system prompt as text.
 MIXED = """
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
   {%- if m.role == 'system' %}{{ m.content + '' }}{% else %}{{ m.content[0]['text'] }}{% endif %}{{ '<|im_end|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# Knows no system role and passes over it in silence.
+# Does not support the system role and silently ignores it.
 DEAF = """
 {%- for m in messages %}
   {%- if m.role == 'user' %}{{ '### Q: ' + m.content + '\n' }}
   {%- elif m.role == 'assistant' %}{{ '### A: ' + m.content + '\n' }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '### A: ' }}{% endif %}"""
 
-# Wants the last word to be a question, and no answer first.
+# Requires a question as the last message, and no answer as the first.
 LAST_IS_ASKED = """
 {%- if messages[-1].role != 'user' %}{{ raise_exception('nothing asked') }}{% endif %}
 {%- if messages[0].role == 'assistant' %}{{ raise_exception('answer first') }}{% endif %}

@@ -28,7 +28,7 @@ def model(text: str, thought: str = "") -> Message:
     return Message("assistant", text, thought)
 
 
-# What people and models say, with what templates trip over.
+# Texts of users and models, including ones that break templates.
 SAID = st.sampled_from(
     ["hi", "so?", " spaced \n", "{{ x }}", "a <b> c", "</think> is a tag", "<tool_response>x</tool_response>",
      "<|channel|>final<|message|>x", "[INST]", "\ud83d", "日本 😀", "'text': 'x'"]
@@ -46,7 +46,7 @@ TURN = st.one_of(
 def test_no_conversation_is_refused_and_its_question_is_in_the_prompt(
     name: str, turns: list[Message], question: str
 ) -> None:
-    """Edits, stops, continued and empty replies: any order of turns."""
+    """Edits, stops, continued and empty replies lead to any order of turns."""
     text = TEMPLATES[name].render([*turns, user(question)]).replace(BREAK, "")
     assert question.strip().replace("\ud83d", "\ufffd") in text
 
@@ -118,7 +118,7 @@ def test_a_template_that_leaves_the_question_out_says_so() -> None:
 
 
 def test_words_that_a_template_reads_itself_still_reach_it() -> None:
-    """As in SmolLM3 and Nemotron: a word in the system prompt switches thinking off, and is taken out."""
+    """A word in the system prompt switches thinking off and is removed, as in SmolLM3 and Nemotron."""
     source = (
         "{% set quiet = '/no_think' in messages[0].content %}{{ messages[0].content.replace('/no_think', '') }}"
         "{% for m in messages[1:] %}[{{ m.content }}]{% endfor %}{{ 'quiet' if quiet else 'loud' }}"
@@ -144,7 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_tokens(folder: Path, target: Path, template: str, *tokens: str, special: bool = True) -> Tokenizer:
-    """The tiny tokenizer with another template and these tokens added."""
+    """Return the tiny tokenizer with another template and these added tokens."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     shutil.copytree(folder, target, dirs_exist_ok=True)

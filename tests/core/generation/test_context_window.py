@@ -12,12 +12,12 @@ SYSTEM = Message("system", "s" * 10)
 
 
 def render(messages: object) -> list[int]:
-    """One id per character and two per turn; each id tells which message it belongs to by its text."""
+    """Return one id per character and two per turn; the ids reveal the message they belong to."""
     return [ord(letter) for message in messages for letter in f"<{message.content}>"]  # type: ignore[attr-defined]
 
 
 def talk(turns: int, length: int = 20) -> list[Message]:
-    """Questions and answers in turn, ending with a question; the n-th consists of n's letter."""
+    """Return alternating questions and answers, ending with a question; the n-th consists of n letters."""
     return [Message("user" if n % 2 == 0 else "assistant", chr(ord("a") + n % 26) * length) for n in range(turns)]
 
 
@@ -46,7 +46,7 @@ def test_the_oldest_turns_go_first_and_the_figures_are_right() -> None:
 
 
 def test_the_prefix_stays_the_same_for_several_turns() -> None:
-    """Otherwise the KV cache would be useless as soon as the context is full."""
+    """Otherwise the KV cache would be useless once the context is full."""
     starts = []
     for turns in range(15, 61, 2):
         _, truncated = fit([SYSTEM, *talk(turns)], render, 400)

@@ -47,7 +47,7 @@ def test_only_tokens_that_were_read_are_in_the_cache(path: GreedyPath) -> None:
 
 @pytest.mark.parametrize("asked", [1, 2, 3, 5, 8])
 def test_stopping_in_the_prompt_leaves_a_cache_that_can_be_used(path: GreedyPath, asked: int) -> None:
-    """`stop` is looked at before each layer: three to a pass here."""
+    """`stop` is checked before each layer: three times per pass here."""
     expected = GreedyPath.tokens(path, PROMPT, 12)
     path.cache.reset()
     questions = iter(range(1, 100))

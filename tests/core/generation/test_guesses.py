@@ -1,4 +1,4 @@
-"""What is learned of guesses: drafts are long where they come true and are cheap, and short elsewhere."""
+"""Acceptance statistics: drafts are long where they are accepted and cheap, and short elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.planning.speculation import MOST_ROWS, Prices
 
 
 def length(guesses: Guesses, confidence: float) -> int:
-    """How many guesses of this confidence a draft has."""
+    """Return the length of a draft whose guesses have this confidence."""
     tried = takewhile(lambda count: guesses.pays([confidence] * count), range(1, MOST_ROWS))
     return 1 + sum(1 for _ in tried)
 

@@ -1,4 +1,4 @@
-"""Prompt lookup: repeated text is proposed ever further, and nothing beyond the context."""
+"""Prompt lookup: drafts of repeated text grow, and never exceed the context."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from core.generation.thought_tags import ANSWERS, THOUGHTS, Marks, marks_of
 def split(
     parts: Sequence[str], stops: Sequence[str] = (), *, marks: Marks = ANY, closing: str = ""
 ) -> tuple[str, str, ReplySplitter]:
-    """What came out as reasoning and as answer."""
+    """Return the reasoning and the answer that were emitted."""
     splitter = ReplySplitter(stops, marks, closing)
     pieces = [piece for part in parts for piece in splitter.push(part)]
     pieces += list(splitter.finish())

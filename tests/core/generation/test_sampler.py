@@ -68,7 +68,7 @@ def test_greedy_ways_take_the_likeliest(draw: Draw) -> None:
         (replace(PLAIN, min_p=0.51), 1),
         (replace(PLAIN, min_p=1.0), 1),
         (replace(PLAIN, min_p=0.25), 4),
-        (replace(PLAIN, top_k=2, top_p=0.66), 1),  # top-p counts within the top-k: 2/3 and 1/3
+        (replace(PLAIN, top_k=2, top_p=0.66), 1),  # top-p applies within the top-k: 2/3 and 1/3
         (replace(PLAIN, top_k=2, top_p=0.67), 2),
     ],
 )
@@ -88,7 +88,7 @@ def test_the_short_cut_for_large_vocabularies_changes_nothing(top_p: float, scal
     probabilities, ids = distribution(logits, replace(PLAIN, top_p=top_p))
     everything, order = torch.sort(torch.softmax(logits, -1), descending=True)
     kept = int((everything.cumsum(-1) - everything < top_p).sum())
-    assert abs(len(ids) - kept) <= 1  # sums in another order
+    assert abs(len(ids) - kept) <= 1  # summation order differs
     assert torch.equal(ids[: kept - 1], order[: kept - 1])
     assert torch.allclose(probabilities[: kept - 1], (everything / everything[:kept].sum())[: kept - 1], atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_few_likely_ids_of_many_are_found_without_sorting_all(min_p: float) -> N
 def test_largest_scores_are_found_wherever_they_lie(count: int, size: int) -> None:
     for seed in range(10):
         scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-        scores[-1] = 9.0  # behind the last whole block
+        scores[-1] = 9.0  # after the last whole block
         values, places = largest(scores, min(count, size))
         assert torch.equal(values, torch.topk(scores, min(count, size)).values)
         assert torch.equal(scores[places], values)
@@ -178,14 +178,14 @@ def test_generation_config_gives_defaults(config: dict[str, object], expected: S
 
 @pytest.mark.parametrize("size", [300, 20_000])
 def test_noise_is_of_its_own_for_every_place_and_token(size: int) -> None:
-    """As many of a flat distribution's draws fall into each tenth of the ids, and each pair of tenths of two draws."""
+    """Draws from a flat distribution are uniform over tenths of the ids, and pairs of draws over pairs of tenths."""
     sample, logits = make_sampler(PLAIN), torch.zeros(size)
     tenths = [sample(logits, range(place)) * 10 // size for place in range(4000)]
     pairs = Counter(pairwise(tenths))
     for counts, kinds in ((Counter(tenths), 10), (pairs, 100)):
         expected = sum(counts.values()) / kinds
         chi_square = sum((counts[key] - expected) ** 2 / expected for key in counts) + (kinds - len(counts)) * expected
-        # Four deviations above the mean.
+        # Four standard deviations above the mean.
         assert chi_square < kinds + 4 * math.sqrt(2 * kinds)
 
 

@@ -1,4 +1,4 @@
-"""Speculation: the same tokens as without, whoever drafts, and quiet where it does not pay."""
+"""Speculative decoding: the same tokens as without it, whatever the drafter, and no drafts where they do not pay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from core.model.model_source import open_source
 from core.planning.speculation import MOST_ROWS, Prices, best_size, expected_gain, expected_tokens
 from tests.core.families import VOCABULARY, make_model
 
-# Their recurrent states are put back to what they were before a draft that was wrong.
+# Their recurrent states are restored after a rejected draft.
 HYBRIDS = ("qwen3_next", "qwen3_5_text", "bamba", "falcon_h1", "lfm2")
 DRAWS = int(os.environ.get("HETEGEN_DRAWS", "4000"))
 GREEDY = Draw(0.0, 0, 1.0, 0.0, 1.0, seed=5, max_new_tokens=None)
@@ -92,7 +92,7 @@ def test_drafting_changes_no_token(family: str, temperature: float, tmp_path: Pa
 @pytest.mark.parametrize("makes", [ModelDrafter, SelfDrafter])
 @pytest.mark.parametrize("draw", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], draw: Draw, tmp_path: Path) -> None:
-    """Another model of the same layers drafts badly, the same one perfectly: both leave the reply as it is."""
+    """Another model with the same layers drafts badly, and the same model perfectly; neither changes the reply."""
     made, prompt = filled(make_model(family, tmp_path / "target")), prompt_of(40)
     torch.manual_seed(77)
     other = filled(make_model(family, tmp_path / "other"))
@@ -118,7 +118,7 @@ def test_a_second_turn_goes_on_from_both_caches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drafted", [[2, 7], [9, 9], [2, 9]])
 def test_what_is_drawn_is_distributed_as_without_a_draft(drafted: list[int]) -> None:
-    """Chi-square of both tokens, of the second over the draws whose first one was the drafted one."""
+    """Chi-square of both tokens; of the second over the draws whose first one was the drafted one."""
     logits = torch.tensor([[0.0, 0.5, 2.0, 1.0], [1.0, 0.2, 0.0, 0.7], [0.0, 0.0, 0.0, 0.0]])
     logits = torch.cat([logits, torch.full((3, 6), -3.0)], dim=1)
     runs = [[one.id for one in drawn(logits, drafted, [], sampler(seed))] for seed in range(DRAWS)]
@@ -136,7 +136,7 @@ def check_distribution(logits: Tensor, there: list[int]) -> None:
     counts = torch.tensor([there.count(int(one)) for one in ids], dtype=torch.float)
     assert counts.sum() == len(there)
     expected = probabilities * len(there)
-    # Passed by chance once in ten thousand times, for as many degrees of freedom as there are (at most 9).
+    # Exceeded by chance once in ten thousand runs, for these degrees of freedom (at most 9).
     assert len(there) < 100 or float(((counts - expected) ** 2 / expected).sum()) < 35
 
 
@@ -166,7 +166,7 @@ def passed(speculation: Speculation, ids: list[int], taken: int, seconds: float)
 def test_wrong_drafts_make_a_drafter_rest_longer_each_time() -> None:
     speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
     drafts = [passed(speculation, ids, 0, 0.012) for _ in range(40 * REST)]
-    # Less than one pass in fifty is spent on drafts that never come true.
+    # Less than one pass in fifty is spent on drafts that are never accepted.
     assert 0 < sum(1 for size in drafts if size) < len(drafts) // 50
 
 

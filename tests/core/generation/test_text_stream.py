@@ -1,4 +1,4 @@
-"""Streamed text is the decoded text, whichever way a tokenizer cuts characters into ids."""
+"""Streamed text equals decoded text, however a tokenizer splits characters into ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLES = (
 
 
 def spm(dummy_prefix: bool, split: bool) -> Tokenizer:
-    """Byte tokens for what is not in the vocabulary: as Llama 2 and Mistral 0.1 have them, or without prefix Gemma."""
+    """Make a tokenizer with byte tokens, as in Llama 2 and Mistral 0.1, or without a prefix as in Gemma."""
     letters = [*string.ascii_letters, *string.punctuation]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), *letters, *WORDS]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
@@ -83,7 +83,7 @@ def test_streamed_text_is_the_decoded_text(kinds: dict[str, Tokenizer], kind: st
 def test_every_beginning_streams_to_what_it_decodes_to(
     kinds: dict[str, Tokenizer], kind: str, text: str, data: st.DataObject
 ) -> None:
-    """Cut off anywhere: whole characters are there, the broken one is a replacement mark at the end."""
+    """After any prefix, whole characters are present, and an incomplete one is a replacement mark at the end."""
     tokenizer = kinds[kind]
     ids = tokenizer.encode(text)
     cut = data.draw(st.integers(0, len(ids)))

@@ -58,7 +58,7 @@ def test_streamed_text_is_the_decoded_text(tokenizer: Tokenizer, text: str) -> N
 
 @given(ids=st.lists(st.integers(0, 301), max_size=60))
 def test_any_ids_stream_to_what_they_decode_to(tokenizer: Tokenizer, ids: list[int]) -> None:
-    """Also bytes that are no text: a broken character may be shown otherwise, whole ones may not be lost."""
+    """Includes invalid bytes: incomplete characters may differ, but no whole one may be lost."""
     whole = tokenizer.decode(ids)
     assert "".join(stream(tokenizer, ids)).replace("\ufffd", "") == whole.replace("\ufffd", "")
 
@@ -121,7 +121,7 @@ def test_a_template_that_refuses_says_why(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_template_cannot_reach_into_python(folder: Path, tmp_path: Path) -> None:
-    """Templates come with models: they are programs of strangers."""
+    """Templates come with models: they are programs by strangers."""
     reaching = with_template(folder, tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(NoChatTemplate):
         reaching.render([HELLO])

@@ -1,4 +1,4 @@
-"""Tokenizers in odd folders: read, or one sentence that says what is wrong."""
+"""Tokenizers in unusual folders are read, or one sentence says what is wrong."""
 
 from __future__ import annotations
 

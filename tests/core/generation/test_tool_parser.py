@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Tool calls are found in every format, however the text is cut up, and what is none stays text."""
+"""Tool calls are found in every format, however the text is split; text that is not a call stays text."""
 
 from __future__ import annotations
 

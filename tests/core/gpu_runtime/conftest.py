@@ -20,7 +20,7 @@ QUICK = Retries(limit=2, first_s=0.01, longest_s=0.02)
 
 @pytest.fixture(params=OFFERS, ids=lambda offer: offer.tag)
 def offer(request: pytest.FixtureRequest) -> Offer:
-    """The build for each maker's cards in turn."""
+    """Return the build for each maker's cards in turn."""
     assert isinstance(request.param, Offer)
     return request.param
 

@@ -1,4 +1,4 @@
-"""The runtime fetched from a real server: resumed, verified, unpacked beside, and nothing half done left behind."""
+"""Installation of the runtime from a real server: resumed, verified, unpacked, with no partial results left behind."""
 
 from __future__ import annotations
 
@@ -142,14 +142,14 @@ def test_nothing_is_written_outside(tmp_path: Path, name: str):
     packed = tmp_path / "bad.whl"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(name.replace("\\", "/") if "\\" not in name else zipfile.ZipInfo(name), b"evil")
-    # zipfile itself mends backslashes on Windows only.
+    # zipfile itself replaces backslashes on Windows only.
     with pytest.raises(DownloadFailed, match="would write to"):
         unpack([packed], tmp_path / "out" / "runtime", never, lambda done, total: None)
     assert {path.name for path in tmp_path.rglob("*")} <= {"bad.whl", "out", "runtime"}
 
 
 def test_no_path_is_too_long_for_windows(tmp_path: Path):
-    """Most computers with Windows take 260 characters: here is torch's longest one, and a user of 20 characters."""
+    """Most Windows computers allow 260 characters: checks torch's longest path below a user name of 20 characters."""
     parts = "kineto/libkineto/third_party/dynolog/third_party/prometheus-cpp/3rdparty/civetweb/src/third_party/duktape"
     names = [f"torch-2.13.0+cu130.dist-info/licenses/{place}LICENSE.txt" for place in ("", f"third_party/{parts}/")]
     packed = tmp_path / "torch.whl"

@@ -1,4 +1,4 @@
-"""What becomes of a runtime at a start, with the trial in a real process: used, or the processor and a sentence."""
+"""The decision about a runtime at startup, with the trial in a real process: used, or the CPU and a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small wheels, and a real HTTP server on loopback that lists and serves them as PyTorch's index does."""
+"""Small wheels, and a real HTTP server on loopback that lists and serves them like PyTorch's index."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from pathlib import Path
 if not (Path(__file__).parent / "lib" / "../../../.." / "libsycl.so.9").exists():
     raise ImportError("libsycl.so.9: cannot open shared object file")
 """
-"""What the paths inside torch's libraries for Intel lead to."""
+"""A module that checks where the relative paths inside of torch's Intel libraries lead."""
 PADDING = bytes(range(256)) * 4096
-"""A library of a megabyte, stored as it is: cuts happen in the middle of it."""
+"""Content of a library of one megabyte, stored uncompressed, so that cuts happen in the middle of it."""
 
 
 def wheel(name: str, version: str, files: Mapping[str, bytes], requires: Sequence[str] = ()) -> dict[str, bytes]:
-    """A wheel by its file's name."""
+    """Return a wheel by its file name."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for path, content in files.items():
@@ -68,8 +68,10 @@ XPU_NEEDS = (
 
 @dataclass(frozen=True)
 class Offer:
-    """A build of torch as an index offers it, for `card`. `library`: a large wheel of it, whose content comes to lie at
-    `lies`; `left`: wheels that are offered and not wanted."""
+    """A build of torch for `card` as offered by an index.
+
+    `library`: a large wheel, whose content is installed at `lies`; `left`: wheels that are offered but not wanted.
+    """
 
     tag: str
     device: str
@@ -88,17 +90,17 @@ class Offer:
         return next(build for build in BUILDS if build.tag == self.tag)
 
     def torch(self) -> str:
-        """The source of a torch that works."""
+        """Return the source of a working torch."""
         return WORKS.format(device=self.device) + (LIKE_A_LINKER if self.tag == "xpu" else "")
 
     def wheels(self, torch: str = "") -> dict[str, bytes]:
-        """What the index serves, with this as torch's source."""
+        """Return the wheels that the index serves, with `torch` as torch's source."""
         files = {"torch/__init__.py": (torch or self.torch()).encode(), "torch/include/ATen/a.h": b""}
         return _WHEELS[self.tag](self.version, {**files, "torch/lib/libtorch.so": b""})
 
 
 def _cuda(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
-    """torch, and two of NVIDIA's libraries, one behind a package of names only."""
+    """Return torch and two NVIDIA libraries, one of them required through a metapackage."""
     return {
         **wheel("torch", version, torch, TORCH_NEEDS),
         **wheel("cuda_toolkit", "13.0.3", {}, TOOLKIT_NEEDS),
@@ -109,12 +111,12 @@ def _cuda(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _rocm(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
-    """torch alone, which has AMD's libraries in it."""
+    """Return torch alone, which contains AMD's libraries."""
     return wheel("torch", version, {**torch, "torch/lib/librocblas.so": PADDING}, ("triton-rocm==3.7.1", "sympy"))
 
 
 def _xpu(version: str, torch: Mapping[str, bytes]) -> dict[str, bytes]:
-    """torch, and Intel's libraries, which lie beside the packages, not in them."""
+    """Return torch and Intel's libraries, which are installed beside the packages."""
     sycl = {"lib/libsycl.so.9": PADDING, "Library/bin/sycl9.dll": b"sycl", "include/sycl.hpp": b""}
     return {
         **wheel("torch", version, torch, XPU_NEEDS),
@@ -153,7 +155,7 @@ VERSION = CUDA.version
 
 
 class Index:
-    """Serves an offer. `cut`: name -> bytes after which the next answer ends; `flipped`: sent with a wrong byte."""
+    """Serves an offer. `cut`: name -> bytes after which the next response ends; `flipped`: sent with a wrong byte."""
 
     def __init__(self, offer: Offer = CUDA) -> None:
         self.tag, self.wheels = offer.tag, offer.wheels()
@@ -175,7 +177,7 @@ class Index:
         self._thread.join()
 
     def page(self, index: str, project: str) -> str | None:
-        """torch on PyTorch's index, all else on Python's."""
+        """Return a project's page: torch's on PyTorch's index, all others on PyPI."""
         if (index == self.tag) is not (project == "torch"):
             return None
         found = [file for file in self.wheels if file.partition("-")[0].replace("_", "-") == project]
@@ -213,7 +215,7 @@ def _handler(index: Index) -> type[BaseHTTPRequestHandler]:
             path = unquote(self.path)
             content = index.body(path)
             if content is None:
-                # As the storage behind PyTorch's index says of what it does not have.
+                # The response of the storage behind PyTorch's index for missing files.
                 self.send_error(403)
                 return
             self._send(path.rpartition("/")[2], content)

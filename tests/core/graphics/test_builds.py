@@ -1,4 +1,4 @@
-"""The build of torch for a card: the best that card, driver and system allow, or a reason with what to do."""
+"""The build of torch for a card: the best that card, driver and system allow, or a reason with the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cards of a computer: what a driver says of a card comes before what the system lists."""
+"""Detection of cards: what a driver reports takes precedence over what the system lists."""
 
 from __future__ import annotations
 

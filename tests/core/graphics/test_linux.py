@@ -1,4 +1,4 @@
-"""Cards as Linux lists them, in a tree of real files that stands for the root of a disk."""
+"""Cards as listed by Linux, in a tree of real files in place of the root of the file system."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PCI_IDS = """\
 
 
 class Disk:
-    """A disk with the files that the system would show."""
+    """A file system root with the files that the system would provide."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -54,7 +54,7 @@ def disk(tmp_path: Path) -> Disk:
     made.write("proc/sys/kernel/osrelease", "6.14.0-29-generic\n")
     made.write("dev/kfd")
     made.write("dev/dri/renderD128")
-    # A bridge and a network card, which draw nothing.
+    # A bridge and a network card, which are no display controllers.
     made.pci("0000:00:01.0", 0x8086, 0x1234, 0x060400)
     made.pci("0000:00:1f.6", 0x8086, 0x15BC, 0x020000)
     return made
@@ -98,7 +98,7 @@ def test_an_amd_card_that_the_kernel_does_not_compute_on_has_no_driver(disk: Dis
 def test_a_device_that_may_not_be_opened_is_noticed(disk: Disk) -> None:
     disk.pci("0000:03:00.0", 0x1002, 0x744C)
     disk.kfd(1, 110000, 3)
-    # The superuser may open anything that is there.
+    # The superuser may open every existing file.
     (disk.root / "dev/kfd").unlink()
     assert not linux_cards(disk.root)[0].allowed
 

@@ -1,4 +1,4 @@
-"""Cards as Windows keeps them in its registry: here a folder for a key and a file for a value."""
+"""Cards in the Windows registry, represented by a folder per key and a file per value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model of a family, with the calls of our library in it where they fit."""
+"""A small model of a family, fused where our library's calls fit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ PROMPT = [5, 17, 3, 99, 42, 7, 180, 11, 64, 23, 151, 8]
 def load(
     family: str, folder: Path, format: Format = "int8", dtype: torch.dtype = torch.bfloat16, **changes: Any
 ) -> GreedyPath:
-    """The path to greedy tokens of a model with these changes of its settings."""
+    """Make a model with these changes to its configuration; return its path to greedy tokens."""
     make_model(family, folder, dtype=dtype, **changes)
     return GreedyPath(folder, LoadOptions(format=format, context=256, threads=1))

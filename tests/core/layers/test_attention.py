@@ -1,4 +1,4 @@
-"""Attention against plain arithmetic in double precision: grouped heads, masks, windows, soft caps, sinks, prompts."""
+"""Attention against plain double-precision arithmetic: grouped heads, masks, windows, soft caps, sinks, prefill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 def expected(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """(B, S, H, D) in double precision."""
+    """Compute (B, S, H, D) in double precision."""
     shared = query.shape[1] // key.shape[1]
     q, k, v = query.double(), key.double().repeat_interleave(shared, 1), value.double().repeat_interleave(shared, 1)
     scores = q @ k.transpose(2, 3) * query.shape[-1] ** -0.5

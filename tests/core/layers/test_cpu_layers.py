@@ -1,4 +1,4 @@
-"""Layers that the CPU computes alone beside a card: fewer visits, the same answers."""
+"""Layers computed by the CPU alone beside a card: fewer exchanges, the same answers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ PROMPT = [5, 17, 3, 99, 42, 7, 18, 11, 64, 23, 15, 8]
 
 @pytest.fixture(params=["llama", "mistral", "qwen3", "gemma3_text", "qwen3_moe"])
 def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoadedModel]:
-    """Mistral's window and Gemma's two kinds of positions and masks among them; experts are chosen by little, and bf16
-    would choose others."""
+    """Load a family, including Mistral's window and Gemma's two kinds of positions and masks.
+
+    Tiny differences change the choice of experts, so that bf16 would choose others.
+    """
     dtype = torch.float32 if request.param == "qwen3_moe" else torch.bfloat16
     made = make_model(request.param, tmp_path, dtype=dtype, num_hidden_layers=LAYERS)
     options = LoadOptions(format="int8", context=256, threads=1, simulate_gpu=CARD)
@@ -42,7 +44,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoadedMod
 
 
 def with_host_layers(loaded: LoadedModel, numbers: tuple[int, ...]) -> Plan:
-    """All on the card but these layers, which are divided while prompts are read."""
+    """Return a plan with everything on the card except these layers, which are split during prefill."""
     linears = []
     for linear, made in zip(loaded.plan.linears, loaded.spec.linears, strict=True):
         rows = linear.rows
@@ -56,7 +58,7 @@ def with_host_layers(loaded: LoadedModel, numbers: tuple[int, ...]) -> Plan:
 
 
 def visits(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
-    """What travels from now on, in order."""
+    """Record copies between host and device from now on, in order."""
     device, found = loaded.machine.accelerator(0), list[tuple[str, tuple[int, ...]]]()
     assert isinstance(device, SimulatedAccelerator)
     for name in ("to_host", "to_device"):
@@ -83,7 +85,7 @@ def test_a_run_of_layers_is_visited_once(loaded: LoadedModel, monkeypatch: pytes
     found = visits(loaded, monkeypatch)
     loaded.model.forward([3], loaded.cache)
     states = [one for one in found if one[1] == (1, 1, hidden)]
-    # The input of the model comes from the table, which lies in RAM.
+    # The model's input comes from the embedding, which lies in RAM.
     assert states == [("to_device", (1, 1, hidden)), ("to_host", (1, 1, hidden)), ("to_device", (1, 1, hidden))]
     kinds = 2 if loaded.source.module.config.model_type == "gemma3_text" else 1
     assert len(found) - len(states) <= 2 * kinds, "the angles of the positions, once for all layers of their kind"

@@ -1,4 +1,4 @@
-"""Linear attention by the gated delta rule is one call for a token: transformers' tokens, and its own forward else."""
+"""Gated delta rule layers in one call per token: transformers' tokens, and the own forward for everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fused(root: Any) -> list[FusedDelta]:
 
 
 def count_own(layers: list[FusedDelta]) -> list[int]:
-    """Of how many tokens the layers' own forwards are asked, each time."""
+    """Count the tokens of each call of the layers' own forwards."""
     counted: list[int] = []
     for layer in layers:
 
@@ -43,7 +43,7 @@ def count_own(layers: list[FusedDelta]) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
-    """Weights of bf16 with fp32 in between: a prompt by the layers' own forwards, each token by ours."""
+    """With bf16 weights and fp32 activations: prefill by the layers' own forwards, each token by ours."""
     make_model(family, tmp_path)
     round_weights(tmp_path)
     expected = reference_tokens(tmp_path, PROMPT, 60)

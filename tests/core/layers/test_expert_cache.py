@@ -1,4 +1,4 @@
-"""Whole experts on a device, changed in mid-reply: the same tokens, whatever lies where, and every decision counted."""
+"""Whole experts on a device, changed during a reply: the same tokens whatever the placement, and correct counts."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe", "deepseek_v3", "granitemoe")
 TOKENS = 32
 CHUNK = 4
-"""Tokens of the prompt that are read at once: with more rows, torch would multiply experts, and in bf16."""
+"""Prompt tokens per pass: with more rows, torch would multiply experts, and in bf16."""
 LINK = "vram=64MiB,link=2GB/s"
 FAST, SLOW = (KernelRate("bf16", rate, (rate,) * 4) for rate in (1e12, 1e6))
 ALIKE, COPYING = ExpertRates(FAST, FAST, 1e-12), ExpertRates(SLOW, FAST, 1e-12)
-"""Rates with which the work is divided, and with which all that the device does not hold is copied."""
+"""Rates with which the work is split, and with which all experts that the device does not hold are copied."""
 
 
 class Reply:
-    """A tiny model whose experts are stored in bf16 and computed in fp32, and what transformers says to a prompt."""
+    """A tiny model whose experts are stored in bf16 and computed in fp32, with transformers' reply to a prompt."""
 
     def __init__(self, family: str, folder: Path) -> None:
         make_model(family, folder)
@@ -72,7 +72,7 @@ class Reply:
         return placement, LanguageModel(source.module, placement)
 
     def tokens(self, placement: DevicePlacement, model: LanguageModel, change: list[Plan]) -> Iterator[int]:
-        """Token after token, with another plan after each eight."""
+        """Return the tokens, decoded with another plan after every eight."""
         cache = placement.make_cache(model.module.config, placement.plan)
         drawn = 0
         for step in generate(model, cache, self.prompt, lambda logits, _: int(logits.argmax()), bool, CHUNK):
@@ -90,7 +90,7 @@ def in_bf16(weight: HostWeight) -> HostWeight:
 
 
 def some_experts(spec: ModelSpec, source: random.Random, *, streamed: bool = False) -> Plan:
-    """A plan with room for some experts of each layer, none or all of them among it."""
+    """Return a plan with room for some experts of each layer, including none or all of them."""
     room = {linear.layer: source.choice((0.0, 0.3, 0.5, 0.8, 1.0)) for linear in spec.linears}
     shares = []
     for linear in spec.linears:
@@ -141,7 +141,7 @@ def test_the_most_used_come_in_place_of_others_while_the_reply_goes_on(tmp_path:
     found = []
     for token in reply.tokens(placement, model, []):
         found.append(token)
-        device.synchronize()  # copies as small as these are not begun before somebody asks for them
+        device.synchronize()  # copies as small as these only start when somebody waits for them
     assert found == reply.expected
     assert placement.expert_use is not None
     assert placement.expert_use.replaced > 0

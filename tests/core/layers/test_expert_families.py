@@ -1,6 +1,6 @@
-"""Mixtures of experts in fp32 arithmetic through our library's calls: the same greedy tokens as transformers' own.
+"""Mixtures of experts in fp32 arithmetic through our library: the same greedy tokens as transformers.
 
-The weights of linears are stored in bf16, all others in fp32: so our library computes them, and rounds nothing.
+Linears' weights are stored in bf16, all others in fp32, so that our library computes them without rounding.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was 
 FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", *EXPERT_FAMILIES)
 TOKENS = 48
 EXACT = {bucket(rows): "widened-fp32" for rows in (FEW_ROWS + 1, 1000)}
-"""What multiplies many rows without rounding them to the weight's type."""
+"""The kernels for many rows, which do not round inputs to the weight's type."""
 
 
 def round_weights(folder: Path) -> None:
-    """To what bf16 holds, of a checkpoint that stays one of fp32."""
+    """Round weights to bf16 values, in a checkpoint that stays fp32."""
     for file in folder.glob("*.safetensors"):
         rounded = {n: t.bfloat16().float() if t.dim() > 1 else t for n, t in load_file(file).items()}
         save_file(rounded, file, {"format": "pt"})
 
 
 def store_in_bf16(root: Any) -> None:
-    """All linears of a loaded model in fp32; what is found for such linears is then looked for again."""
+    """Store all linears of a loaded fp32 model in bf16, and fuse it anew."""
     linears = chain.from_iterable(chain(*moe.linears_of(module).values(), [module]) for module in root.modules())
     for linear in linears:
         if isinstance(linear, HostLinear):
@@ -54,7 +54,7 @@ def store_in_bf16(root: Any) -> None:
 
 
 def count_few(module: Any, attribute: str, counted: list[int]) -> None:
-    """Count the rows of `module`'s own calls for few rows, which our library should have made."""
+    """Count the rows of `module`'s own calls for few rows, which our library should have taken."""
     own = getattr(module, attribute)
 
     def counting(x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A cache that makes tokens slower rests, and is tried again later."""
+"""A cache that slows tokens down pauses, and is tried again later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts of a layer in one call: found in the families that have them, and the same in results as one by one."""
+"""Experts of a layer in one call: found in the families that have them, with the same results as the loop."""
 
 from __future__ import annotations
 

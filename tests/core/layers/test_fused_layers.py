@@ -1,4 +1,4 @@
-"""Layers in two calls: found in the families that have them, left alone in the others, and the same in results."""
+"""Layers in two calls: found in the families that have them, not in others, with the same results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
     family: str, format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = load(family, tmp_path, format)
-    # Beyond Mistral's window of 24; several tokens at once as speculation has them.
+    # Exceeds Mistral's window of 24; several tokens at once as in speculative decoding.
     parts = [PROMPT, *([token] for token in PROMPT * 2), PROMPT[:5], PROMPT[:8], [1], PROMPT[:2]]
     found = logits(path, parts)
     with monkeypatch.context() as patch:
@@ -72,7 +72,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
     fused_layers.release(layers_of(path))
     assert not any(fused(path))
     expected = logits(path, parts)
-    # Passes of 5 to 8 rows multiply in panels there: a sum in another order rounds another last bit of bf16.
+    # Passes of 5 to 8 rows multiply in panels there: another order of summation rounds bf16 differently.
     assert (found - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
@@ -95,7 +95,7 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     found = native.end(x, AttentionCall(query, key, value, mask, None, 14**-0.5, 0.0))
     with torch.inference_mode():
         expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
-    # Both read inputs quantised to 8 bits, which may fall on either side of a step.
+    # Both read inputs quantised to 8 bits, which may fall on either side of a rounding step.
     assert (found - expected).abs().max() <= 0.01 * (expected - x).abs().max()
     x[0, rows - 1, 5] = torch.nan
     query, key, value = native.begin(x, cos, sin)

@@ -1,4 +1,4 @@
-"""Experts that a device holds, computed in one launch for each product: the same tokens, and no expert by itself."""
+"""Experts held by a device, in one launch per product: the same tokens, and no expert computed by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was 
 
 
 class ListedByTorch:
-    """What our kernel computes from a list of weights, by torch's operations on the tests' device."""
+    """The list kernel's computation in torch operations, on the tests' device."""
 
     def __init__(self) -> None:
         self.counts: list[list[int]] = []
@@ -33,7 +33,7 @@ class ListedByTorch:
         return torch.tensor(list(zip(places, firsts, counts, strict=True)))
 
     def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
-        """By the list that has come to the device, not by the order of the weights."""
+        """Multiply by the list that was copied to the device, not by the order of the weights."""
         by_place = {weight.data.data_ptr(): weight for weight in weights}
         listed = entries.cpu().tolist()
         self.counts.append([count for _, _, count in listed])
@@ -46,7 +46,7 @@ class ListedByTorch:
 
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> ListedByTorch:
-    """Lets the tests' device have such products, for weights of 16 bits that keep the model's numbers."""
+    """Provide the tests' device with list products, for 16-bit weights that represent the model's numbers exactly."""
     found = ListedByTorch()
 
     def products(storage: Storage, device: torch.device) -> ListedByTorch | None:
@@ -57,7 +57,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> ListedByTorch:
 
 
 def most(spec: ModelSpec) -> Plan:
-    """Room for three of four experts in each layer, of which what travels takes three in all."""
+    """Make room for three of four experts per layer, of which the spare buffers of exchanges take three in total."""
     shares = [(Rows(one.rows * 3 // 4, 0, one.rows - one.rows * 3 // 4),) * len(BUCKET_TOKENS) for one in spec.linears]
     return plan_of(spec, shares, True, Ring())
 
@@ -71,7 +71,7 @@ def test_same_tokens_with_experts_changed_in_mid_reply(
     placement, model = reply.placed(most(reply.spec), card)
     assert list(reply.tokens(placement, model, plans)) == reply.expected
     assert max(map(len, listed.counts)) > 1
-    assert max(map(max, listed.counts)) > 1  # an expert that several tokens of the prompt chose
+    assert max(map(max, listed.counts)) > 1  # an expert that several prompt tokens chose
     placement.close()
     card.close()
 
@@ -79,7 +79,7 @@ def test_same_tokens_with_experts_changed_in_mid_reply(
 def test_all_that_is_held_is_two_launches_and_what_is_replaced_counts(
     tmp_path: Path, card: SecondCard, listed: ListedByTorch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts replace others while the reply goes on; none is computed by itself."""
+    """Experts are exchanged during the reply; none is computed by itself."""
     monkeypatch.setattr(ExpertCache, "launch_each", None)
     reply = Reply("qwen3_moe", tmp_path)
     placement, model = reply.placed(half(reply.spec), card)

@@ -16,7 +16,7 @@ from tests.core.families import FAMILIES, RARER_FAMILIES
 
 
 def states(first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Keys (1, 2, count, 4) that hold their token's place, and values that hold its negative."""
+    """Make keys (1, 2, count, 4) that hold their token's position, and values that hold its negative."""
     keys = torch.arange(first, first + count).float().view(1, 1, count, 1).expand(1, 2, count, 4)
     return keys, -keys[..., :3]
 
@@ -47,7 +47,7 @@ def test_full_attention_sees_every_token_in_one_buffer() -> None:
 
 @given(st.lists(st.one_of(st.integers(1, 9), st.integers(-40, -1)), max_size=40))
 def test_sliding_attention_sees_what_the_window_reaches(steps: list[int]) -> None:
-    """Positive: so many tokens more; negative: cut back by so many, where that can be done."""
+    """Positive: append so many tokens; negative: rewind by so many, if possible."""
     window, slack = 6, 5
     layer = SlidingLayer(window, 1000)
     layer.capacity = window + slack
@@ -127,7 +127,7 @@ def test_an_unknown_recurrent_family_is_read_in_one_pass() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_what_was_read_comes_along_when_layers_lie_elsewhere(family: str) -> None:
-    """Also when a sliding layer's buffer has been turned over, and after tokens that were cut off again."""
+    """Also after a sliding layer's buffer has been moved up, and after a rewind."""
     allocated: list[int] = []
 
     def elsewhere(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -164,7 +164,7 @@ def test_a_layer_that_finds_no_room_stays_where_it_was() -> None:
 
 @pytest.fixture
 def recurrent() -> KVCache:
-    """Of a model with convolutions and full attention; what its layers hold is the number of tokens read."""
+    """Make the cache of a model with convolutions and full attention; its states hold the number of tokens read."""
     cache = KVCache(CONFIG_MAPPING["lfm2"](**RARER_FAMILIES["lfm2"]), 64)
     cache.update_conv_state(torch.zeros(1, 4, 3), 0, conv_kernel_size=3)
     return cache

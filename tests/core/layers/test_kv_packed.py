@@ -1,4 +1,4 @@
-"""A KV cache of 8 bits: near what the model computes, and cut back, moved, kept and parked as one of floats."""
+"""An 8-bit KV cache: close to the model's values, and rewound, moved, saved and parked like one of floats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTENDING = [name for name in (*FAMILIES, *RARER_FAMILIES) if name not in ("mamb
 
 
 def told(loaded: LoadedModel) -> Tensor:
-    """Logits after a prompt that is read in two parts, and after each of some tokens more."""
+    """Return the logits after a prompt read in two parts, and after each of some more tokens."""
     ids = random_prompt(90)
     loaded.model.forward(ids[:50], loaded.cache)
     loaded.model.forward(ids[50:80], loaded.cache)
@@ -48,12 +48,12 @@ def test_every_family_says_nearly_the_same(tmp_path: Path, family: str) -> None:
     exact, packed = loaded_model(path), loaded_model(path, PACKING)
     wanted, found = told(exact), told(packed)
     near = torch.nn.functional.cosine_similarity(wanted, found)
-    # Random weights make much of little: of a wrong key or value nothing alike would be left.
+    # Random weights amplify differences: with a wrong key or value the logits would be entirely different.
     assert float(near.mean()) > 0.95
     kept = sum(isinstance(layer, PackedLayer) for layer in packed.cache.layers)
     assert (kept > 0) == (packed.spec.with_kv("int8") != packed.spec)
     if kept:
-        # Only where layers see further than the newest tokens do 8 bits lose something.
+        # 8 bits only lose something where layers see further than the newest tokens.
         assert torch.equal(wanted, found) == all(0 < layer.window <= RECENT for layer in packed.spec.kv_layers)
         assert packed.cache.nbytes < exact.cache.nbytes
         if packed.cache.can_rewind:

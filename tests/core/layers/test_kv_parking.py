@@ -1,4 +1,4 @@
-"""Conversations that take turns keep what was read of them, and their replies are what they would be alone."""
+"""Alternating conversations keep their prefixes, and their replies are the same as alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed keys and values are attended to as they are kept: transformers' tokens, and none made anew."""
+"""Attention to compressed keys and values without expansion: transformers' tokens."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PROMPT = random_prompt(30)
 
 
 def expansions(root: Any) -> list[Any]:
-    """The modules that put off keys and values."""
+    """Return the modules that defer the expansion."""
     return [module for module in root.modules() if isinstance(vars(module).get("expand_kv"), Expansion)]
 
 
 def count_expanded(modules: list[Any]) -> list[int]:
-    """Of how many tokens keys and values are made, each time that they are."""
+    """Count the tokens of each expansion to keys and values."""
     counted: list[int] = []
 
     def counting(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def count_expanded(modules: list[Any]) -> list[int]:
 @pytest.mark.parametrize("stored", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_tokens_as_transformers(family: str, stored: str, tmp_path: Path) -> None:
-    """By torch from what is stored in fp32, by our library from bf16 with fp32 in between."""
+    """By torch from fp32 weights, and by our library from bf16 weights with fp32 activations."""
     make_model(family, tmp_path)
     round_weights(tmp_path)
     expected = reference_tokens(tmp_path, PROMPT, TOKENS)
@@ -81,7 +81,7 @@ def test_the_newest_tokens_of_a_packed_cache(tmp_path: Path) -> None:
 
 
 def test_beside_a_card(second: SecondDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents lie on the card; the processor has rows of the products with each head's weights, and so all of them."""
+    """Latents lie on the card; the CPU has rows of the projection, and therefore all weights of each head."""
     put_in(second, monkeypatch)
     make_model("deepseek_v3", tmp_path)
     expected = reference_tokens(tmp_path, PROMPT, 12)
@@ -102,7 +102,7 @@ def test_beside_a_card(second: SecondDevice, tmp_path: Path, monkeypatch: pytest
 
 
 def without_residents(plan: Plan, name: str) -> Plan:
-    """The plan, with the processor computing all linears of that name."""
+    """Return the plan with all linears of that name on the CPU."""
     linears = (
         replace(one, shares=tuple(Rows(0, 0, one.rows) for _ in one.shares)) if one.name.endswith(name) else one  # type: ignore[arg-type]
         for one in plan.linears

@@ -1,4 +1,4 @@
-"""Attention to compressed keys and values is one call for few rows: transformers' tokens, and its own forward else."""
+"""Latent attention in one call for few rows: transformers' tokens, and the own forward for everything else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fused(root: Any) -> list[FusedLatent]:
 
 
 def count_own(layers: list[FusedLatent]) -> list[int]:
-    """Of how many rows the layers' own forwards are asked, each time."""
+    """Count the rows of each call of the layers' own forwards."""
     counted: list[int] = []
     for layer in layers:
 
@@ -42,7 +42,7 @@ def count_own(layers: list[FusedLatent]) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
-    """Weights of bf16 with fp32 in between, after a prompt by the layers' own forwards and after one read by ours."""
+    """With bf16 weights and fp32 activations, after a prefill by the layers' own forwards and after one by ours."""
     make_model(family, tmp_path)
     round_weights(tmp_path)
     expected = reference_tokens(tmp_path, PROMPT, 48)

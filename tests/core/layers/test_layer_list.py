@@ -1,4 +1,4 @@
-"""Lists of layers: all of one is the list itself, a part of it is what it was."""
+"""Layer lists: a full slice is the list itself, other slices are as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that follow each other in one call: the same numbers as one by one, and never across what lies between."""
+"""Consecutive layers in one call: the same numbers as one by one, and never across anything between them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was 
 FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "mistral", "granite", "mixtral", "qwen3_moe", "qwen2_moe")
 LAYERS = 4
 PARTS = [PROMPT, [1], [2], [3], PROMPT[:3], PROMPT[:3], [4], PROMPT[:8], PROMPT[:8], [5]]
-"""Each number of rows once to be watched, and then together."""
+"""Each number of rows once to be observed, and then in one call."""
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """Layers and rows of each call that computes several."""
+    """Record layers and rows of each call that computes several layers."""
     made: list[tuple[int, int]] = []
     own = NativeLibrary.layers
 
@@ -70,7 +70,7 @@ def test_keys_and_values_of_8_bits_are_packed_as_one_by_one(
 ) -> None:
     path, made = load(family, tmp_path, "int8", dtype, num_hidden_layers=LAYERS), next(calls)
     together, alone = (KVCache(path.module.config, 256, format="int8") for _ in range(2))
-    for cache in (together, alone):  # so many that older ones are seen packed
+    for cache in (together, alone):  # so many that older ones are read packed
         path.model.forward(PROMPT * 10, cache)
     found = logits(path, together)
     assert made == [(LAYERS, rows) for rows in (1, 1, 3, 1, 8, 1)]
@@ -96,7 +96,7 @@ def test_dropped_drafts_leave_the_newest_tokens_of_8_bits_as_they_were(
         drafted.rewind(length)
         assert told[-1].equal(path.model.forward([id], drafted)[-1])
     assert {rows for _, rows in made} == {1, 2, 3, 4, 5, 6, 7}
-    plain.rewind(100)  # further back than they are held: packed ones are seen in their place
+    plain.rewind(100)  # further back than unpacked states are held: packed ones are read instead
     again = torch.stack([path.model.forward([id], plain)[-1] for id in ids[100:]])
     assert not again[0].equal(told[100])
     assert torch.nn.functional.cosine_similarity(again, torch.stack(told[100:])).mean() > 0.99

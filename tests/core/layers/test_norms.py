@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 class Norm(nn.Module):
-    """As Llama, Gemma (weight + 1, rounded last) and OLMo 2 (rounded last) write it."""
+    """An RMS norm in the variants of Llama, Gemma (weight + 1, rounded last) and OLMo 2 (rounded last)."""
 
     def __init__(self, kind: str, columns: int, dtype: torch.dtype, eps: float = 1e-6) -> None:
         super().__init__()

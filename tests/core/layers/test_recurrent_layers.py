@@ -1,4 +1,4 @@
-"""Layers with recurrent states call our functions where those are the same, and transformers' where they are not."""
+"""Recurrent layers call our functions where these agree, and transformers' where they do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROMPT = random_prompt(100)
 
 
 def replaced(root: nn.Module) -> set[str]:
-    """The functions that some layer calls from us."""
+    """Return the names of our functions that some layer calls."""
     forwards = [getattr(module.forward, "own", module.forward) for module in root.modules()]
     scopes = [getattr(getattr(forward, "__func__", None), "__globals__", {}) for forward in forwards]
     ours = [scope for scope in scopes if MARK in scope]
@@ -37,7 +37,7 @@ def replaced(root: nn.Module) -> set[str]:
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, names: set[str]) -> list[str]:
-    """Names of transformers' functions that are called in place of ours."""
+    """Record the names of transformers' functions that are called instead of ours."""
     called: list[str] = []
 
     def refuse(name: str) -> Any:
@@ -70,7 +70,7 @@ def test_the_functions_of_these_families_are_ours(
 
 @pytest.mark.parametrize("family", REPLACED)
 def test_a_long_reply_is_that_of_transformers(tmp_path: Path, family: str) -> None:
-    """Read in two passes, written one by one, and made anew from what was marked near the prompt's end."""
+    """Prefill in two passes, decode token by token, and continue anew from a mark near the prompt's end."""
     make_model(family, tmp_path, seed=4)
     expected = reference_tokens(tmp_path, PROMPT, 80)
     path = GreedyPath(tmp_path)

@@ -1,4 +1,4 @@
-"""Angles of positions are computed in one thread, and are what they were."""
+"""Rotary angles are computed in one thread, with unchanged results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.core.greedy import GreedyPath
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[GreedyPath]:
-    """A model in a process of two threads."""
+    """Return a model in a process of two threads."""
     before = torch.get_num_threads()
     made = GreedyPath(make_model("llama", tmp_path))
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""The heterogeneous core on the simulated device: same tokens under any plan, budgets kept, changes in mid-reply."""
+"""Split linears on the simulated device: the same tokens under any plan, budgets kept, changes during a reply."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ def plan_of(
     *,
     paired: bool = False,
 ) -> Plan:
-    """A plan that no planner would make, to be carried out all the same. `paired`: linears that come after others are
-    divided by columns as the first of those is by rows."""
+    """Return a plan that no planner would make, but that must work.
+
+    `paired`: following linears are split by columns as the first one is by rows.
+    """
     linears = tuple(
         LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0, linear.group)
         for linear, rows in zip(spec.linears, shares, strict=True)
@@ -82,7 +84,7 @@ def plan_of(
 
 
 def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[LinearPlan]:
-    """Those that come after others by columns, where these can be cut, and the others alike."""
+    """Yield all plans: following linears are split by columns where possible, and their groups alike."""
     first = {linear.group: linear for linear in reversed(linears)}
     following = [one for one in spec.linears if spec.can_follow(one, "bf16")]
     cut = {one.after: at_borders(first[one.after].shares, cut_columns(spec.storage(one, "bf16"))) for one in following}
@@ -95,7 +97,7 @@ def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[Linea
 
 
 def at_borders(shares: tuple[Rows, Rows, Rows, Rows], every: int) -> tuple[Rows, Rows, Rows, Rows]:
-    """No more than these on the device, in multiples of so many, but for what goes there whole."""
+    """Round the rows on the device down to multiples of `every`, unless the CPU has none."""
 
     def bordered(rows: Rows) -> Rows:
         count, resident = rows.resident + rows.streamed + rows.cpu, rows.resident // every * every
@@ -108,7 +110,7 @@ def at_borders(shares: tuple[Rows, Rows, Rows, Rows], every: int) -> tuple[Rows,
 
 @st.composite
 def divisions(draw: st.DrawFn, rows: int) -> tuple[Rows, ...]:
-    """Ragged shares of one linear, the same residents in every phase."""
+    """Return uneven splits of one linear, with the same residents in every phase."""
     resident = draw(st.sampled_from((0, rows, draw(st.integers(0, rows)))))
     result = []
     for _ in BUCKET_TOKENS:
@@ -131,7 +133,7 @@ def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
 
 
 class Bench:
-    """One family's tiny model, filled, with what transformers says to a prompt."""
+    """One family's tiny model, loaded, with transformers' reply to a prompt."""
 
     def __init__(self, family: str, folder: Path, **changes: Any) -> None:
         make_model(family, folder, **changes)
@@ -143,7 +145,7 @@ class Bench:
         self.kernels = KernelTable(1)
 
     def run(self, first: Plan, second: Plan, device: Accelerator) -> list[int]:
-        """The tokens under one plan, changed for another half-way."""
+        """Return the tokens under one plan that is replaced by another half-way."""
         source = open_source(self.folder)
         for _ in fill(source.module, source.weights):
             pass
@@ -216,7 +218,7 @@ def test_the_whole_weight_can_be_had_on_the_device(tmp_path: Path) -> None:
 
 
 def test_what_linears_share_comes_to_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A divided layer of Llama's make: down and up for q/k/v, o, gate/up and down, each once."""
+    """A split Llama layer copies down and up for q/k/v, o, gate/up and down, each once."""
     bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
     for name in ("to_host", "to_device", "together_to_device"):
         own = getattr(device, name)
@@ -229,11 +231,11 @@ def test_what_linears_share_comes_to_the_host_once(tmp_path: Path, monkeypatch: 
     layers = bench.spec.layers
     assert counted["to_host"] == len(passes) * (4 * layers + 1)  # and the head's
     assert counted["together_to_device"] == len(passes) * (4 * layers + 1)
-    assert counted["to_device"] == len(passes) * (4 * layers + 2)  # the same, and the looked-up rows
+    assert counted["to_device"] == len(passes) * (4 * layers + 2)  # the same, and the embedded rows
 
 
 def test_who_is_given_something_else_than_the_first_of_its_group_computes_alone() -> None:
-    """What is streamed of it was taken with the first, so the CPU has these rows."""
+    """Its streamed chunks were consumed with the first one, so the CPU has these rows."""
     device, weights = SimulatedAccelerator(parse_simulation(LINK)), [torch.randn(64, 32) for _ in range(3)]
     inputs, x, other = SharedInputs(device), torch.randn(2, 32), torch.randn(2, 32)
     group = [HeteroLinear(HostWeight(host_matmul(quantize(w, "bf16"))), None, device, inputs) for w in weights]
@@ -249,7 +251,7 @@ def test_who_is_given_something_else_than_the_first_of_its_group_computes_alone(
 
 
 def test_neither_half_of_a_gated_part_leaves_its_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where down is divided by the columns that gate and up are by rows: down and up for q/k/v, o, and all three."""
+    """If down is split by the columns that gate and up are by rows: down and up for q/k/v, o, and all three."""
     bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
     for name in ("to_host", "together_to_device"):
         own = getattr(device, name)
@@ -266,7 +268,7 @@ def test_neither_half_of_a_gated_part_leaves_its_side(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])
 def test_a_ring_gets_by_with_the_memory_that_may_be_pinned(lockable: int, buffers: int, starved: bool) -> None:
-    """First with fewer buffers; where not even two can be pinned, with ordinary memory."""
+    """First with fewer buffers; if not even two can be pinned, with pageable memory."""
     device = SimulatedAccelerator(parse_simulation(LINK))
     device.pin_limit = lockable << 20
     weight = HostWeight(host_matmul(QuantizedWeight("bf16", (4096, 512), torch.randn(4096, 512))))

@@ -32,7 +32,7 @@ def plan_for(hardware: Hardware = DESKTOP, profile: Profile | None = None, budge
 
 
 def slower(hardware: Hardware, factor: float) -> Hardware:
-    """The same machine with a processor whose kernels take `factor` times as long."""
+    """Return the same machine with CPU kernels that take `factor` times as long."""
     rates = tuple(
         replace(rate, bytes_s=rate.bytes_s / factor, flops=tuple(flops / factor for flops in rate.flops))
         for rate in hardware.cpu.rates
@@ -50,7 +50,7 @@ def test_a_right_prediction_changes_nothing() -> None:
 
 @pytest.mark.parametrize("factor", [0.6, 1.7, 3.0])
 def test_a_wrong_rate_is_found_within_a_few_replies(factor: float) -> None:
-    """Measure on a machine that is slower than its record says, and plan with what was learned."""
+    """Measures on a machine that is slower than recorded, and plans with the learned corrections."""
     truth, profile = slower(DESKTOP, factor), Profile()
     for _ in range(8):
         plan = plan_for(profile=profile)
@@ -78,7 +78,7 @@ def test_the_blame_falls_on_whom_was_slow() -> None:
 
 
 def test_learning_the_same_twice_does_not_run_away() -> None:
-    """The plan stays although the rates are known to be wrong: what it shows again is nothing new."""
+    """The plan stays although its rates are known to be wrong: measuring it again teaches nothing new."""
     plan, profile = plan_for(), Profile()
     for _ in range(40):
         profile = learn(profile, plan, Times(total=plan.decode_times.total * 1.5), 24)
@@ -124,7 +124,7 @@ def test_the_prediction_is_called_measured_once_it_was() -> None:
 
 
 def free_after(plan: Plan) -> int:
-    """What the device has free once the plan has been carried out."""
+    """Return the device's free bytes after the plan has been carried out."""
     return plan.memory[-1].free_before - plan.memory[-1].used
 
 
@@ -183,7 +183,7 @@ def test_a_plan_that_has_everything_does_not_grow() -> None:
 
 
 def test_growing_and_shrinking_do_not_alternate() -> None:
-    """A program takes 2 GB and leaves again: weights travel once each way, not for ever."""
+    """A program takes 2 GB and releases them: weights move once each way, not repeatedly."""
     plan, watch, changes = plan_for(), Watch(), 0
     for others in [0] * 10 + [2 * GIB] * 20 + [0] * 20:
         free = DESKTOP.gpus[0].vram_free - others - plan.memory[-1].used

@@ -1,4 +1,4 @@
-"""Which plans let a card do one token's pass again by itself."""
+"""Which plans allow a card to replay a decode pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experts lie on the device: what fits, which are chosen, and when one replaces another."""
+"""Which experts lie on the device: how many fit, which are chosen, and when one replaces another."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_without_counts_a_part_of_the_experts_is_that_part_of_their_use() -> Non
 
 @pytest.mark.parametrize(("name", "read"), [("qwen3-30b-a3b", 97e9), ("qwen3.6-35b-a3b", 92e9)])
 def test_a_card_that_lists_experts_holds_them_with_its_free_memory(name: str, read: float) -> None:
-    """With 15 us a launch and a fast processor, calling each expert costs more than it saves; all at once less."""
+    """With 15 us per launch and a fast CPU, one launch per expert costs more than it saves; a single one costs less."""
     spec, card = model(name), replace(DESKTOP.gpus[0], launch_s=15e-6)
     fast = cpu(read, 64 * GIB, 56 * GIB, gflops=3000e9)
     lists, each = (
@@ -91,7 +91,7 @@ def test_only_quantised_experts_and_few_rows_are_listed(format: Format) -> None:
 
 
 def held_bytes(spec: ModelSpec, plan: Plan) -> float:
-    """Bytes of experts on the card."""
+    """Return the bytes of experts on the card."""
     experts = [(one, plan.by_name[one.name]) for one in spec.linears if one.experts > 1]
     return sum(spec.linear_bytes(one, plan.format) * made.decode.resident / made.rows for one, made in experts)
 

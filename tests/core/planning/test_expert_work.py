@@ -1,4 +1,4 @@
-"""Copy or compute, by expert: whatever takes least, with the work of card, link and processor done at the same time."""
+"""Copy or compute, by expert: the fastest division, with card, link and CPU working concurrently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rate(bytes_s: float, flops: float = 1e18) -> KernelRate:
 
 
 def prices(cpu: float, card: float, copy: float, flops: float = 1e18, **others: float) -> ExpertPrices:
-    """Seconds of one expert of 1 MB on the processor, on the card, and on the way."""
+    """Return the seconds of an expert of 1 MB on the CPU, on the card, and for its copy."""
     rates = ExpertRates(rate(MB / cpu, flops), rate(MB / card), copy / MB, **others)
     return ExpertPrices(rates, MB, MB)
 
@@ -59,7 +59,7 @@ def test_a_card_on_the_processors_own_cores_gains_nothing_by_copies() -> None:
 
 
 def test_calls_for_all_that_is_held_are_counted_once_where_they_are_made_once() -> None:
-    """Eight experts of 0.01 s, a call of 0.1 s: each by itself is no faster than the processor's 0.15 s."""
+    """With eight experts of 0.01 s and launches of 0.1 s, a single expert is no faster than on the CPU, with 0.15 s."""
     chosen = dict.fromkeys(range(8), 1)
     each = divide_experts(chosen, set(chosen), prices(0.15, 0.01, 99, call_s=0.1))
     at_once = divide_experts(chosen, set(chosen), prices(0.15, 0.01, 99, call_s=0.1, at_once_s=0.2))

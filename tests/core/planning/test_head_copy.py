@@ -1,4 +1,4 @@
-"""A copy of the output head in plans: when there is one, its memory, its price, and what is said of it."""
+"""A copy of the output head in plans: when there is one, its memory, its price, and its sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPE = "llama-3.2-1b"
 
 
 def both(spec: ModelSpec, format: Format, hardware: Hardware = LAPTOP) -> tuple[Plan, Plan]:
-    """The plan, and the one that was asked to do without a copy."""
+    """Return the plan, and the one that was asked to do without a copy."""
     budget = Budget(format=format, context=2048)
     return place(spec, hardware, budget), place(spec, hardware, replace(budget, whole_head=True))
 

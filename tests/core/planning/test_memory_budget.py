@@ -1,4 +1,4 @@
-"""What a plan says of memory: nothing is counted twice, and nothing left out."""
+"""The memory in a plan: nothing is counted twice, and nothing is missing."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def test_a_tied_head_as_stored_is_the_input_table_and_counted_once() -> None:
     apart = replace(tied, head_tied=False)
     assert tied.head_tied
     assert load_peak(apart, "bf16", 0, 256) - load_peak(tied, "bf16", 0, 256) == tied.embedding_bytes
-    # Converted, the head is a copy of its own beside the table.
+    # A converted head is a separate copy beside the embedding.
     assert load_peak(apart, "int8", 0, 256) == load_peak(tied, "int8", 0, 256)

@@ -104,7 +104,7 @@ STRATEGIES = st.sampled_from(["hetegen", "stream", "cpu", "serial"])
 
 
 def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> None:
-    """What must hold for every plan."""
+    """Check the invariants of all plans."""
     assert [linear.name for linear in plan.linears] == [linear.name for linear in spec.linears]
     for linear, made in zip(plan.linears, spec.linears, strict=True):
         quantum = max(QUANTUM, cut_columns(spec.storage(made, plan.format))) if linear.by_columns else QUANTUM
@@ -189,7 +189,7 @@ def reply_s(plan: Plan) -> float:
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "opt-13b", "qwen3-30b-a3b"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_more_memory_is_never_slower(hardware, name, format) -> None:
-    """Of real cards: a simulated one is used for all that fits, as it was asked for."""
+    """For real cards: a simulated one is used for everything that fits, as requested."""
     gpu = replace(hardware.gpus[0], vram_total=24 * GIB, vram_free=24 * GIB, simulated=False)
     machine = replace(hardware, gpus=(gpu,), cpu=replace(hardware.cpu, ram_total=256 * GIB, ram_free=200 * GIB))
     times = [
@@ -222,7 +222,7 @@ def test_streaming_fills_the_card_even_where_the_processor_is_as_fast() -> None:
 
 
 def test_staging_buffers_suit_the_link() -> None:
-    """A slow one gets buffers that do not take up the card for long, a fast one such as are worth their handling."""
+    """Slow links get buffers that do not occupy the card for long; fast ones get buffers worth their fixed cost."""
 
     def buffer(link: float) -> int:
         plan = place(
@@ -245,7 +245,7 @@ def test_working_together_is_predicted_to_beat_each_alone() -> None:
 
 
 def test_alpha_is_the_papers_where_nothing_is_resident_and_nothing_interferes() -> None:
-    """alpha = V_gpu V_com / (V_cpu V_gpu + V_cpu V_com + V_com V_gpu), for V_gpu so large that it does not count."""
+    """alpha = V_gpu V_com / (V_cpu V_gpu + V_cpu V_com + V_com V_gpu), for a V_gpu so large that it does not count."""
     card = replace(
         DESKTOP.gpus[0], cpu_under_copy=1.0, link_under_cpu=1.0, bytes_s=1e15, flops=1e18, launch_s=0.0,
         layer_s=0.0, link=Link(20e9, 20e9, 1e15, 1e15, 20e9, sync_s=0.0, back_s=0.0, piece_s=0.0),
@@ -260,7 +260,7 @@ def test_alpha_is_the_papers_where_nothing_is_resident_and_nothing_interferes() 
 
 
 def slow_card(vram: int) -> Hardware:
-    """A card that computes exactly as fast as the processor does."""
+    """Return a card that computes exactly as fast as the CPU."""
     card = replace(
         DESKTOP.gpus[0], vram_total=vram, vram_free=vram, rates=DESKTOP.cpu.rates, bytes_s=DESKTOP.cpu.read_bytes_s,
         cpu_under_copy=1.0, link_under_cpu=1.0,
@@ -269,7 +269,7 @@ def slow_card(vram: int) -> Hardware:
 
 
 def test_a_card_no_faster_than_the_cpu_computes_half_of_the_rows() -> None:
-    """In decode those that are resident, as both work at the same time; in prefill half of all."""
+    """In decode the resident half, as both work concurrently; in prefill half of all rows."""
     spec = model("llama-3.1-8b")
     plan = place(spec, slow_card(8 * GIB), Budget(format="int8"))
     rows = sum(linear.rows for linear in plan.linears)
@@ -282,7 +282,7 @@ def test_a_card_no_faster_than_the_cpu_computes_half_of_the_rows() -> None:
 
 
 def test_layers_are_given_to_one_side_where_visits_are_dear() -> None:
-    """A token that goes to and fro for every linear pays for each time; whole layers on the CPU pay once for all."""
+    """A token that is exchanged for every linear pays each time; entire layers on the CPU pay once for all."""
 
     def plan(sync_s: float) -> Plan:
         card = replace(DESKTOP.gpus[0], layer_s=sync_s, link=replace(DESKTOP.gpus[0].link, sync_s=sync_s))
@@ -333,7 +333,7 @@ def test_experts_are_streamed_where_many_tokens_use_nearly_all_of_them() -> None
 
 
 def test_dear_exchanges_keep_groups_whole() -> None:
-    """Where each exchange costs much, linears are given to one side, and fewer of them are shared."""
+    """If each exchange is expensive, linears are given to one side, and fewer of them are split."""
 
     def shared(sync_s: float) -> int:
         card = DESKTOP.gpus[0]
@@ -345,7 +345,7 @@ def test_dear_exchanges_keep_groups_whole() -> None:
 
 
 def test_a_gated_part_is_divided_alike_where_exchanges_cost() -> None:
-    """Down by the columns that gate and up are by rows: two exchanges of a layer are one."""
+    """Down is split by the columns that gate and up are by rows: two exchanges per layer become one."""
 
     def pairs(sync_s: float, **changes: object) -> int:
         card = DESKTOP.gpus[0]

@@ -1,4 +1,4 @@
-"""A device for torch that is none of the processor (device.cpp), built when a test first asks for it."""
+"""A torch device other than the CPU (device.cpp), built when a test first needs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "torch_cpu", "c10")
 
 
 class SecondDevice:
-    """What tests tell the device and ask it."""
+    """The tests' interface to control and query the device."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -35,27 +35,29 @@ class SecondDevice:
         library.second_device_first.restype = ctypes.c_char_p
 
     def plug(self, present: bool) -> None:
-        """Put in a device as new, or take it out."""
+        """Plug in a fresh device, or unplug it."""
         self.library.second_device_plug(int(present))
 
     def set(self, **values: float) -> None:
-        """`capacity`, `others`, `pin_limit` (bytes), `limit` (part of the capacity), `link` (bytes per second), `lag`
-        (seconds for each kernel), `lost` (1 or 0), `fail_after` (so many launches), `full_after` (so many
-        allocations) and then `full_times`."""
+        """Set `capacity`, `others`, `pin_limit` (bytes), `limit` (fraction of the capacity), `link` (bytes per second),
+        `lag` (seconds for each kernel), `lost` (1 or 0), `fail_after` (number of launches), or `full_after` (number of
+        allocations) and then `full_times`.
+        """
         for name, value in values.items():
             self.library.second_device_set(name.encode(), ctypes.c_double(value))
 
     def get(self, name: str) -> int:
-        """`plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used`, `peak`."""
+        """Return `plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used` or
+        `peak`."""
         return int(self.library.second_device_get(name.encode()))
 
     def violation(self) -> str:
-        """The first order that was not kept, '' for none."""
+        """Return the first violation of ordering, '' for none."""
         return str(self.library.second_device_first().decode())
 
 
 class SecondCard(Card):
-    """The engine's own class on that device, with what tests do to simulated cards, too."""
+    """The engine's own class on that device, with the controls that tests use on simulated cards."""
 
     def __init__(self, device: SecondDevice) -> None:
         self.told = device
@@ -79,7 +81,7 @@ class SecondCard(Card):
 
 
 def put_in(device: SecondDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the engine open this device, of the same memory, wherever it would simulate a card."""
+    """Make the engine open this device, with the same memory, wherever it would simulate a card."""
 
     def opened(index: int, simulation: Simulation | None = None) -> SecondCard:
         assert simulation is not None
@@ -96,7 +98,7 @@ def put_in(device: SecondDevice, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cannot_build() -> str:
-    """Why there is no such device here, '' where there is."""
+    """Return why there is no such device here, '' if there is one."""
     if not sys.platform.startswith("linux"):
         return "the second device maps memory as Linux does"
     return "" if shutil.which(compiler()) else "no C++ compiler"
@@ -104,7 +106,7 @@ def cannot_build() -> str:
 
 @cache
 def second_device() -> SecondDevice:
-    """Build, load and register it once in this process; it is not plugged in yet."""
+    """Build, load and register the device once in this process, without plugging it in."""
     path = built()
     torch.ops.load_library(path)
     device = SecondDevice(ctypes.CDLL(str(path)))
@@ -118,7 +120,7 @@ def compiler() -> str:
 
 
 def built() -> Path:
-    """The library, kept from run to run beside other temporary files."""
+    """Return the library, which is cached between runs among other temporary files."""
     folder = Path(torch.__file__).parent
     command = [
         compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{folder / 'include'}",
@@ -137,7 +139,7 @@ def built() -> Path:
 
 
 def _module(device: SecondDevice) -> ModuleType:
-    """What torch and the engine ask of `torch.second`, as `torch.cuda` answers it."""
+    """Make `torch.second` with all functions that torch and the engine need, like `torch.cuda`."""
     module = ModuleType(f"torch.{NAME}")
 
     def set_fraction(fraction: float, device_of: object = None) -> None:

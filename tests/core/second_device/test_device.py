@@ -1,4 +1,4 @@
-"""The second device notices what a graphics card would let pass today and not tomorrow."""
+"""The second device detects ordering errors that a real card only exhibits occasionally."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ device = second_device()
 device.plug(True)
 card = SecondCard(device)
 """
-# Each reads or writes what it may not, and would print "went on" if it got away with it.
+# Each reads or writes memory it may not, and prints "went on" if that is not detected.
 FAULTS = {
     "the processor reads the device's memory": "ctypes.string_at(card.empty((9,), torch.uint8).data_ptr(), 1)",
     "pinned memory is written while it is copied": """
@@ -52,7 +52,7 @@ def test_a_touch_that_is_not_allowed_ends_the_process(fault: str) -> None:
 
 
 def violated(device: SecondDevice) -> bool:
-    """Whether something was not in order; forgotten afterwards."""
+    """Return whether there was a violation, and clear it."""
     found = bool(device.get("violations"))
     device.plug(True)
     return found
@@ -95,7 +95,8 @@ def test_memory_given_back_under_a_copy_is_noticed(second: SecondDevice, card: S
 
 
 def test_memory_that_was_launched_on_is_not_given_to_copies_at_once(second: SecondDevice, card: SecondCard) -> None:
-    """A card's allocator gives it to whoever asks on the same stream; a copy elsewhere must wait for what is there."""
+    """A card's allocator reuses memory for the same stream at once; a copy on another must wait for the launched
+    work."""
     second.set(capacity=2 * MIB, lag=0.001)
     busy = card.empty((MIB,), torch.uint8)
     busy.fill_(1)
@@ -208,7 +209,7 @@ def test_what_is_captured_is_done_when_it_is_replayed(second: SecondDevice, card
     assert total.tolist() == [1, 1, 1], "done once before the capture, and not in it"
     launches = second.get("launches")
     result = replay(torch.full((3,), 5.0))
-    assert second.get("launches") == launches + 2  # the copy of the input, and all that was captured
+    assert second.get("launches") == launches + 2  # the input's copy, and the captured work
     assert result.tolist() == total.tolist() == [6, 6, 6]
     assert replay(torch.ones(3)).tolist() == [7, 7, 7]
     assert second.get("replays") == 2
@@ -282,7 +283,7 @@ def test_a_replay_that_uses_what_is_gone_is_noticed(second: SecondDevice, card: 
     assert replay is not None
     replay(torch.ones(1)).tolist()
     held.clear()
-    again = card.to_device(torch.ones(9))  # in the same place, perhaps
+    again = card.to_device(torch.ones(9))  # possibly at the same address
     with pytest.raises(RuntimeError, match="given back"):
         replay(torch.ones(1))
     assert violated(second)

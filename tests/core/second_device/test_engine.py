@@ -1,4 +1,4 @@
-"""The engine on a device that is none of the CPU, through the class that serves every real card."""
+"""The engine on a device other than the CPU, through the class that serves all real cards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weight_of(storage: Storage, rows: int, columns: int) -> HostWeight:
 
 
 def thirds(spec: ModelSpec, turn: int, *, kv_on_device: bool, paired: bool = False) -> Plan:
-    """Each linear in three parts, or left to one side, so that every way through a layer occurs."""
+    """Split each linear in three, or leave it to one side, so that every path through a layer occurs."""
     shares = []
     for number, linear in enumerate(spec.linears):
         some, rows = linear.rows // 3, linear.rows
@@ -54,14 +54,14 @@ def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: s
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "deepseek_v3"])
 def test_states_that_lie_in_ram_from_the_start(card: SecondCard, tmp_path: Path, family: str) -> None:
-    """Our attention goes to them, attention of its own is given them, and linears multiply what was kept."""
+    """Our attention runs where they lie, models' own attention gets them, and linears multiply cached states."""
     bench = Bench(family, tmp_path)
     first, second = (thirds(bench.spec, turn, kv_on_device=False) for turn in (0, 1))
     assert bench.run(first, second, card) == bench.expected
 
 
 def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: SecondCard) -> None:
-    """What Apple's and Intel's cards would do: this device has torch's product, and none of our kernels."""
+    """As on Apple and Intel cards: this device has torch's product, but none of our kernels."""
     rows = quantize(torch.randn(48, 200).bfloat16(), "int8")
     products = device_products("int8", card.device)
     assert products is not None
@@ -74,7 +74,7 @@ def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: Sec
 
 
 def check_products(card: SecondCard, linear: HeteroLinear, ring: ParameterManager, passes: int) -> None:
-    """What a divided linear makes of inputs, against its whole weight on the host."""
+    """Compare a split linear's results with those of its whole weight on the host."""
     for _ in range(passes):
         ring.begin_pass(linear.chunks)
         x = torch.randn(2, linear.host.columns)
@@ -88,7 +88,7 @@ def check_products(card: SecondCard, linear: HeteroLinear, ring: ParameterManage
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Storage) -> None:
-    """A resident, a streamed and a CPU part, one after the other round a ring of two buffers, again and again."""
+    """Resident, streamed and CPU rows, cycling through a ring of two buffers."""
     rows, columns = 300, 512
     host = weight_of(storage, rows, columns)
     plan = LinearPlan("one", rows, (Rows(96, 144, rows - 240),) * 4, 0)
@@ -104,7 +104,7 @@ def test_every_storage_is_streamed_and_multiplied(card: SecondCard, storage: Sto
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_every_storage_is_divided_by_columns(card: SecondCard, storage: Storage) -> None:
-    """Resident, streamed and CPU columns, of an input that lies on the device."""
+    """Resident, streamed and CPU columns, with the input on the device."""
     rows, columns, unit = 300, 1536, max(64, cut_columns(storage))
     host = weight_of(storage, rows, columns)
     shares = (Rows(2 * unit, unit, columns - 3 * unit),) * 4
@@ -128,7 +128,7 @@ def test_a_slow_link_and_slow_kernels_change_nothing(second: SecondDevice, card:
 
 
 def test_the_ring_keeps_its_order_under_many_threads(second: SecondDevice, card: SecondCard) -> None:
-    """Passes begun anew, pieces skipped, and others copying and computing meanwhile."""
+    """Restarted passes and skipped chunks, while other threads copy and compute."""
     second.set(link=2e9)
     host = weight_of("bf16", 512, 256)
     plan, stop = LinearPlan("one", 512, (Rows(0, 512, 0),) * 4, 0), threading.Event()
@@ -165,7 +165,7 @@ def test_the_ring_keeps_its_order_under_many_threads(second: SecondDevice, card:
 
 
 def busy(card: SecondCard, second: SecondDevice, nbytes: int) -> None:
-    """Memory that a slow kernel still uses is given back: whoever gets it next must wait for that."""
+    """Free memory that a slow kernel still uses: its next owner must wait for the kernel."""
     second.set(lag=0.002)
     card.empty((nbytes,), torch.uint8).fill_(1)
 
@@ -189,7 +189,7 @@ def test_tensors_that_come_to_stay_are_there_when_they_are_given(second: SecondD
     second.set(link=20e6)
     numbers = torch.arange(65536.0)
     there = Uploads(card).tensor(numbers)
-    assert torch.equal((there + 0).cpu(), numbers)  # on the stream of what is launched, which waits for no copy
+    assert torch.equal((there + 0).cpu(), numbers)  # on the stream of launched work, which waits for no copy
 
 
 def test_serial_copies_wait_until_the_buffer_is_free(second: SecondDevice, card: SecondCard) -> None:
@@ -210,7 +210,7 @@ def test_a_ring_that_is_closed_leaves_nothing_under_way(second: SecondDevice, ca
     first, *others = (Chunk("one", begin, begin + 64) for begin in range(0, 256, 64))
     ring.begin_pass([first, *others])
     while not ring.has_ready(first):
-        time.sleep(0.001)  # else it may be closed before it has begun
+        time.sleep(0.001)  # otherwise it may be closed before it has begun
     ring.close()
     del ring
     gc.collect()
@@ -220,7 +220,7 @@ def test_a_ring_that_is_closed_leaves_nothing_under_way(second: SecondDevice, ca
 def test_a_change_of_plan_waits_for_rows_that_are_still_read(
     second: SecondDevice, card: SecondCard, tmp_path: Path
 ) -> None:
-    """Old rows are given back while the last pass may still be under way; copies to their memory wait for that."""
+    """Old rows are freed while the last pass may still read them; copies to their memory must wait."""
     bench = Bench("llama", tmp_path)
     second.set(lag=50e-6)
     all_there = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in bench.spec.linears]

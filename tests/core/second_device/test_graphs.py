@@ -1,4 +1,4 @@
-"""A model that lies on a card with everything: a token's pass is captured on the second device and replayed."""
+"""A model entirely on a card: a decode pass is captured on the second device and replayed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason=
 
 CAPTURED = ("llama", "qwen2", "qwen3", "phi3", "olmo2", "granite", "gpt_neox", "opt", "gpt2", "smollm3")
 OF_THEIR_OWN = ("falcon", "mpt", "bloom", "xglm")
-"""Families whose attention is not ours: what they read lies in the cache, but they count it themselves."""
+"""Families with attention of their own: its inputs lie in the cache, but these models count the tokens themselves."""
 FEW_PLACES = {"gpt2": {"n_positions": 96}}
 """A table with a row for most tokens would be taken for one that is looked up in RAM."""
 
 
 def whole(spec: ModelSpec, *, captured: bool = True) -> Plan:
-    """Everything lies on the card."""
+    """Return a plan with everything on the card."""
     shares = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in spec.linears]
     return replace(plan_of(spec, shares, True, Ring()), captured=captured)
 
@@ -59,7 +59,7 @@ class Placed:
         self.cache: KVCache = self.placement.make_cache(source.module.config, plan)
 
     def draw(self, prompt: list[int], count: int) -> Iterator[int]:
-        """Greedy tokens, one after the other."""
+        """Decode greedily, token by token."""
         drawn = 0
         for step in generate(self.model, self.cache, prompt, lambda logits, _: int(logits.argmax()), bool, 16):
             if isinstance(step, Prefill):
@@ -80,14 +80,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a reply of 32 tokens crosses the ends of some."""
+    """Shorten the stretches, so that a reply of 32 tokens crosses the ends of some."""
     monkeypatch.setattr("core.model.token_graph.STRETCH", 16)
 
 
 @pytest.mark.usefixtures("short_stretches")
 @pytest.mark.parametrize("family", [*FAMILIES, *OF_THEIR_OWN[1:], "smollm3", "deepseek_v3", "lfm2"])
 def test_same_tokens_in_every_family(second: SecondDevice, card: SecondCard, tmp_path: Path, family: str) -> None:
-    """Also where no plan would allow a capture: what cannot be captured, or finds something else, is not used."""
+    """Also where no plan would allow a capture: a pass that cannot be captured, or gives other results, is not used."""
     bench = Bench(family, tmp_path, **FEW_PLACES.get(family, {}))
     plan = whole(bench.spec)
     assert bench.run(plan, plan, card) == bench.expected
@@ -103,7 +103,7 @@ def test_same_tokens_in_fewer_bits(second: SecondDevice, card: SecondCard, llama
         replies.append(list(placed.draw(llama.prompt, TOKENS)))
         placed.close(card)
     assert replies[0] == replies[1]
-    assert second.get("replays") == TOKENS - FIRST_TOKENS - 1  # besides the first, which the prompt gives; and a trial
+    assert second.get("replays") == TOKENS - FIRST_TOKENS - 1  # except the first, from the prompt; one is a trial
 
 
 def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
@@ -112,13 +112,13 @@ def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Be
         launches.append(second.get("launches"))
     took = [after - before for before, after in itertools.pairwise(launches)]
     ordinary, replayed = took[FIRST_TOKENS - 1], took[-1]
-    assert replayed == 4  # the row, the place, all of the pass, and the logits on their way back
+    assert replayed == 4  # the row, the position, the entire pass, and the logits' copy to the host
     assert ordinary > 30 * replayed
     placed.close(card)
 
 
 def test_what_was_said_can_be_taken_back(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
-    """Another question after half of a reply, and the first again: the place is only a number."""
+    """Another question after half of a reply, and then the first again: the position is only a number."""
     placed = Placed(llama, card, whole(llama.spec))
     assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
     replays = second.get("replays")
@@ -127,13 +127,13 @@ def test_what_was_said_can_be_taken_back(second: SecondDevice, card: SecondCard,
     assert list(placed.draw(edited, 12)) == list(plain.draw(edited, 12))
     again = [*llama.prompt, *llama.expected[:7]]
     assert list(placed.draw(again, 12)) == llama.expected[7:19]
-    assert second.get("replays") == replays + 22  # all but those that the prompts gave
+    assert second.get("replays") == replays + 22  # all except those from prompts
     plain.close(card)
     placed.close(card)
 
 
 def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -> None:
-    """As where guesses are checked: they find what was written by a replay, and it what they wrote."""
+    """As in verification of drafts: each kind of pass sees what the other has written."""
     placed = Placed(llama, card, whole(llama.spec))
     ids = [*llama.prompt, *llama.expected]
     placed.model.forward(ids[:40], placed.cache)
@@ -151,7 +151,7 @@ def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -
 def test_a_card_without_room_for_it_goes_on_without(
     second: SecondDevice, card: SecondCard, llama: Bench, passes: int, after: int
 ) -> None:
-    """Full where the pass is done before it is captured, or where it is."""
+    """The card is full during the pass before the capture, or during the capture."""
     placed, drawn, passed = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
 
     def fill_up(*_: object) -> None:
@@ -175,7 +175,7 @@ def test_a_card_without_room_for_it_goes_on_without(
 
 
 def test_a_change_of_plan_drops_what_was_captured(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
-    """Half of the weights leave the card and come back to other places, so that a pass has to be captured anew."""
+    """Half of the weights leave the card and return at other addresses, so that a pass must be captured anew."""
     placed, found, used = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
     divided = [(Rows(linear.rows // 2, 0, linear.rows - linear.rows // 2),) * 4 for linear in llama.spec.linears]
     changes = {16: plan_of(llama.spec, divided, True, Ring()), 20: whole(llama.spec)}
@@ -201,7 +201,7 @@ def test_a_cache_that_moved_is_not_the_one_that_was_captured(
             placed.cache.move(placed.placement.kv_places(placed.placement.plan))
             replays = second.get("replays")
     assert found == llama.expected
-    assert second.get("replays") == replays + TOKENS - 16  # with the trial
+    assert second.get("replays") == replays + TOKENS - 16  # including the trial
     placed.cache.rewind(60)
     ids = [*llama.prompt, *llama.expected]
     assert placed.model.forward(ids[60:64], placed.cache, keep=4).argmax(-1).tolist() == ids[61:65]
@@ -211,7 +211,7 @@ def test_a_cache_that_moved_is_not_the_one_that_was_captured(
 def test_what_is_forgotten_too_late_is_noticed(
     second: SecondDevice, card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device knows whose memory it is: weights that are gone are not read by what was captured."""
+    """The device knows the owner of memory, so reads of freed weights by captured work are detected."""
     placed = Placed(llama, card, whole(llama.spec))
     drawn = placed.draw(llama.prompt, TOKENS)
     for _ in range(16):
@@ -228,7 +228,7 @@ def test_what_is_forgotten_too_late_is_noticed(
 def test_a_pass_that_finds_something_else_is_not_used(
     second: SecondDevice, card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An architecture that counts tokens by itself would take the stretch for them."""
+    """An architecture that counts tokens by itself would count the whole stretch."""
     placed = Placed(llama, card, whole(llama.spec))
     rotary = placed.model.module.model.rotary_emb
     own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = rotary.forward
