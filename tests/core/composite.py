@@ -1,4 +1,4 @@
-"""Tiny random models that also see or hear, made by transformers from its own defaults, shrunk."""
+"""Tiny random vision and audio models, made by transformers from its own defaults at reduced sizes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ OWN_CLASS = {
     "glm4v": "Glm4v", "llama4": "Llama4", "mllama": "Mllama", "qwen2_audio": "Qwen2Audio", "voxtral": "Voxtral",
     "kosmos-2.5": "Kosmos2_5",
 }  # fmt: skip
-"""Kinds of models, and what the names of their classes begin with."""
+"""Model types, and the prefixes of their class names."""
 
 
 def make_composite(kind: str, folder: Path) -> Any:
-    """Write a tiny random model of `kind` to `folder` as transformers saves it; returns transformers' own model."""
+    """Write a tiny random model of `kind` to `folder` as transformers saves it; return transformers' model."""
     torch.manual_seed(0)
     whole = getattr(transformers, f"{OWN_CLASS[kind]}ForConditionalGeneration")
     model = whole._from_config(_config(kind), dtype=torch.float32).eval()
@@ -84,7 +84,7 @@ def _shrink(config: PreTrainedConfig) -> None:
 
 
 def _shrink_rope(config: Any, rope: dict[str, Any]) -> None:
-    """Positions of pictures share a head's pairs: three parts that sum up to half of what is rotated."""
+    """Shrink the sections of picture positions: three parts that add up to half of the rotary dimensions."""
     if "mrope_section" in rope or config.model_type in ("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text"):
         pairs = int(8 * rope.get("partial_rotary_factor", 1))
         first = pairs // 4

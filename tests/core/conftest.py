@@ -1,4 +1,4 @@
-"""The engine's tests: one thread, the same random numbers each time, and a profile of the machine measured once."""
+"""Fixtures of the engine's tests: one thread, reproducible random numbers, and a machine profile measured once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.core.second_device import SecondCard, SecondDevice, cannot_build, sec
 
 
 class TorchNumbers:
-    """torch's generator as hypothesis drives the others: seeded for every example, so a failure can be repeated."""
+    """torch's generator for hypothesis: seeded for every example, so that failures are reproducible."""
 
     def seed(self, number: int) -> None:
         torch.manual_seed(number)
@@ -39,7 +39,7 @@ def _same_numbers() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny models only lose by several threads, and results must not depend on their number."""
+    """Tiny models are slower with several threads, and results must not depend on their number."""
     torch.set_num_threads(1)
 
 
@@ -55,7 +55,7 @@ def _measured_once(_own_folders: None, _shared_home: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def second() -> Iterator[SecondDevice]:
-    """The second device, plugged in; what was not in order there fails the test, whatever was computed."""
+    """Provide the second device, plugged in; any ordering violation fails the test, whatever was computed."""
     if why := cannot_build():
         pytest.skip(why)
     device = second_device()
@@ -69,5 +69,5 @@ def second() -> Iterator[SecondDevice]:
 
 @pytest.fixture
 def card(second: SecondDevice) -> SecondCard:
-    """The engine's class for cards, on the second device."""
+    """Provide the engine's class for cards, on the second device."""
     return SecondCard(second)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 199
-# Wider than the usual start, so that attention and experts matter and the tokens vary.
+# A wider spread than the usual initialisation, so that attention and experts matter and the tokens vary.
 SPREAD = 0.3
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -48,7 +48,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Less usual ways to remember: recurrent states of many kinds, compressed attention, sinks, attention in chunks.
+# Less usual caches: recurrent states of many kinds, compressed attention, sinks, chunked attention.
 RARER_FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": _COMMON | _GQA | {
         "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 24,
@@ -57,7 +57,7 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 16,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
-    # Attention of their own, with positions in it.
+    # Attention of their own that includes positions.
     "mpt": {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 1024},
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 3, "n_head": 4},
     "xglm": {
@@ -98,7 +98,7 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {
         "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "eos_token_id": 2,
     },
-    # A product in groups, by a class that is named like a linear; a router that is handed its correction.
+    # A grouped product by a class that is named like a linear; a router that gets its correction as an argument.
     "deepseek_v4": _COMMON | {
         "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 32, "qk_rope_head_dim": 8, "n_routed_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 48, "index_head_dim": 16, "index_n_heads": 2,
@@ -122,7 +122,7 @@ _MLA: dict[str, Any] = {
 }  # fmt: skip
 _GROUPED: dict[str, Any] = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
 
-# Further mixtures of experts: shared experts, gates beside them, experts chosen within the best groups.
+# Further mixtures of experts: shared experts, gated ones, group-limited routing.
 EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": _COMMON | _GQA | {"num_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": _COMMON | _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -158,7 +158,7 @@ def make_model(
     spread: float = SPREAD,
     **changes: Any,
 ) -> Path:
-    """Write a tiny random model of `family` to `folder` as its published checkpoints are laid out."""
+    """Write a tiny random model of `family` to `folder`, laid out like its published checkpoints."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](
         **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | LATENT_FAMILIES)[family] | changes)
@@ -168,14 +168,14 @@ def make_model(
         for name, value in model.named_parameters():
             if value.dim() > 1 and "norm" not in name:
                 value.normal_(0, spread)
-    # No end of text: the tests compare all of the tokens that they ask for.
+    # No end-of-text token: the tests compare all requested tokens.
     model.generation_config = GenerationConfig(do_sample=False)
     model.save_pretrained(folder)
     return folder
 
 
 def reference_tokens(folder: Path, prompt: list[int], count: int) -> list[int]:
-    """Greedy tokens of transformers' own `generate`."""
+    """Return the greedy tokens of transformers' `generate`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     model.generation_config.eos_token_id = None
     out = model.generate(

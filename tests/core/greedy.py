@@ -1,4 +1,4 @@
-"""The engine's own path from a model folder to greedy tokens, without text: what the fidelity tests compare."""
+"""The engine's path from a model folder to greedy tokens, without text, for fidelity tests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ GREEDY = Sampling(temperature=0.0, repetition_penalty=1.0, seed=0)
 
 
 def loaded_model(path: Path, options: LoadOptions = OPTIONS) -> LoadedModel:
-    """A model folder or file, loaded as the engine loads it."""
+    """Load a model folder or file as the engine does."""
     *_, last = load_model(path, options)
     assert isinstance(last, LoadedModel)
     return last
 
 
 def transformers_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The next `count` greedy tokens by transformers' own loop and this model of its own."""
+    """Return the next `count` greedy tokens by transformers' own loop with its model."""
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=count,
         do_sample=False, eos_token_id=None, pad_token_id=0,
@@ -37,7 +37,7 @@ def transformers_tokens(model: Any, prompt: Sequence[int], count: int) -> list[i
 
 
 class GreedyPath:
-    """A model folder, loaded as the engine loads it, with one KV cache that lives on between calls."""
+    """A model folder, loaded as by the engine, with one KV cache that persists between calls."""
 
     def __init__(self, folder: Path, options: LoadOptions = OPTIONS) -> None:
         if not (folder / "tokenizer.json").exists():
@@ -49,7 +49,7 @@ class GreedyPath:
         self.reused = 0
 
     def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The next `count` greedy tokens; `reused` then says how many of the prompt's were in the cache."""
+        """Return the next `count` greedy tokens; afterwards `reused` is the number of prompt tokens from the cache."""
         drawn: list[int] = []
         for step in generate(self.model, self.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never):
             if isinstance(step, Prefill):
@@ -62,11 +62,11 @@ class GreedyPath:
 
 
 def random_prompt(length: int, seed: int = 5) -> list[int]:
-    """Ids without the special ones, the same at every call."""
+    """Return random ids without special ones, the same at every call."""
     source = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (length,), generator=source).tolist()
 
 
 def pieces(prompt: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """`prompt` in runs of `size`."""
+    """Split `prompt` into pieces of `size`."""
     return (prompt[start : start + size] for start in range(0, len(prompt), size))

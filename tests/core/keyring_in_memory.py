@@ -6,7 +6,7 @@ from keyring.errors import PasswordDeleteError
 
 
 class Ring:
-    """Keeps secrets as long as it lives."""
+    """Keeps secrets during its lifetime."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], str] = {}

@@ -1,4 +1,4 @@
-"""Tables of machines and models for tests of decisions: true dimensions and plausible rates, no torch."""
+"""Machine and model records for tests of decisions: true dimensions and plausible rates, without torch."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from core.weights.known_shapes import shape
 
 
 def cpu(read: float, ram: int, free: int, cores: int = 8, gflops: float = 600e9) -> Cpu:
-    """A processor whose kernels draw most of what its memory gives."""
+    """Return a CPU whose kernels use most of the memory bandwidth."""
     flops = (gflops * 0.2, gflops * 0.3, gflops * 0.6, gflops)
     return Cpu(
         name=f"{cores} cores",
@@ -30,7 +30,7 @@ def cpu(read: float, ram: int, free: int, cores: int = 8, gflops: float = 600e9)
 
 
 def gpu(name: str, total: int, free: int, memory: float, flops: float, link: float, index: int = 0) -> Gpu:
-    """A card whose link keeps 75 % and whose CPU keeps 85 % while both run."""
+    """Return a card whose link keeps 75 % and whose CPU keeps 85 % while both run."""
     return Gpu(
         name=name,
         index=index,
@@ -64,7 +64,7 @@ MACHINES = {"laptop": LAPTOP, "desktop": DESKTOP, "a10": A10, "two cards": TWO_C
 
 
 def simulated(vram: int, link: float, cpu_read: float = 40e9) -> Hardware:
-    """A simulated card on the laptop's cores."""
+    """Return a simulated card on the laptop's cores."""
     card = replace(
         gpu("simulated", vram, vram, cpu_read, 600e9, link),
         simulated=True,
@@ -78,7 +78,7 @@ def simulated(vram: int, link: float, cpu_read: float = 40e9) -> Hardware:
 
 
 def model(name: str) -> ModelSpec:
-    """What the survey of a shape finds, written down by hand from its configuration."""
+    """Return what the survey of a shape finds, derived by hand from its configuration."""
     config = shape(name)
     hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
     width = config.get("head_dim", hidden // heads)

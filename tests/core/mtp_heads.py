@@ -1,4 +1,4 @@
-"""MTP heads for the tiny models of `families`, written into their checkpoints as published ones lay them out."""
+"""MTP heads for the tiny models of `families`, written into their checkpoints like published ones."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAMES = {
     BESIDE: ("mtp.layers.0.", "mtp.fc.", "mtp.pre_fc_norm_embedding.", "mtp.pre_fc_norm_hidden.", "mtp.norm."),
     BEHIND: ("", "eh_proj.", "enorm.", "hnorm.", "shared_head.norm."),
 }
-"""The layer's own parts, and what lies around them: the projection, the two norms before it, the one behind."""
+"""Prefixes of the layer's parts and of those around it: the projection, the two norms before it, the one after."""
 ADDS = re.compile(r"(o_proj|out_proj|down_proj)(\.weight)?$")
-"""What a layer adds to the stream comes from one of these."""
+"""The projections that write to the residual stream."""
 
 
 def add_mtp(folder: Path, family: str) -> Path:
-    """Give the model in this folder a head of random weights: one more layer like its last, and what lies around it."""
+    """Add a head of random weights to the model in this folder: another layer like its last, and what surrounds it."""
     weights = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
@@ -52,10 +52,10 @@ def add_mtp(folder: Path, family: str) -> Path:
 
 
 def make_predictable(folder: Path, family: str) -> Path:
-    """Let each token be followed by a certain other one, which the head knows as well: acceptance is 1 by design.
+    """Make each token determine the next one, for model and head alike, so that the acceptance is 1 by design.
 
-    No layer adds anything, so that what the output head reads is the last token's embedding, and a row of the output
-    head is the embedding of the token before.
+    No layer adds anything, so that the output head reads the last token's embedding. Each row of the output head is the
+    embedding of the token before.
     """
     weights = load_file(folder / "model.safetensors")
     table = weights["model.embed_tokens.weight"]

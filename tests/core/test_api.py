@@ -63,7 +63,7 @@ def test_a_closed_model_is_raised(folder: Path) -> None:
 
 
 def test_sizes_are_text_or_bytes(folder: Path) -> None:
-    # One format: which is fast enough depends on what else the machine does at that moment.
+    # A fixed format: which one is fast enough depends on the machine's load.
     plans = [hetegen.plan("shape:llama-3.2-1b", ram=ram, context=512, format="int8") for ram in ("3GiB", 3 << 30)]
     assert plans[0].memory[0].used == plans[1].memory[0].used
     with pytest.raises(hetegen.HeteGenError):

@@ -1,4 +1,4 @@
-"""The front door with real models: loading, several turns, stopping, giving back."""
+"""The engine's API with real models: loading, several turns, stopping, closing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTIONS = ("Hello!", "What is HeteGen?", "How do I get a model?")
 
 @pytest.fixture(scope="module")
 def guide() -> Engine:
-    """The built-in model."""
+    """Provide the built-in model."""
     engine = Engine()
     *_, _loaded = engine.load(None, ONE_THREAD)
     return engine
@@ -45,7 +45,7 @@ def guide() -> Engine:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, large enough that a long prompt takes seconds on one core."""
+    """Make a model with random weights, so large that a long prompt takes seconds on one core."""
     size = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "max_position_embeddings": 4096}
     return chat_model(tmp_path_factory.mktemp("large"), eos_token_id=None, **size)
 
@@ -121,7 +121,7 @@ def test_a_reply_stops_soon(where: type[Event], large: Path) -> None:
     last = _stop_at(events, where, asked)
     assert last.reason == "stopped"
     assert asked.seconds() < 5, "a second is promised, and measured where nothing else runs"
-    # What was read of it is sound: the same question is answered as by an engine that was never stopped.
+    # The part that was read is valid: the same question is answered as by an engine that was never stopped.
     small = Sampling(temperature=0.0, max_new_tokens=8)
     reply, again = ask(engine, Message("user", "dog"), sampling=small)
     fresh = Engine()
@@ -156,7 +156,7 @@ def test_loading_gives_the_model_before_up(tmp_path: Path) -> None:
 
 
 class Clock:
-    """A stop that notes when it was asked for."""
+    """A stop that records when it was asked."""
 
     def __init__(self) -> None:
         self._asked_at: float | None = None
@@ -185,7 +185,7 @@ def _stop_at(events: Iterator[Event], where: type[Event], clock: Clock) -> Finis
 def test_converted_weights_that_cannot_be_kept_are_used_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the cache is on a drive that is read-only or gone."""
+    """For example if the cache is on a read-only or missing drive."""
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     cache_folder().mkdir(parents=True)
     (cache_folder() / FOLDER).write_text("in the way of a folder", encoding="utf-8")

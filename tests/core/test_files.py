@@ -1,4 +1,4 @@
-"""A file is written whole, where it really lies."""
+"""Files are written atomically, at their real location."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 class Scanner:
-    """Holds what was just written for the first `looks` tries to rename it, as Windows lets a virus scanner."""
+    """Holds new files during the first `looks` attempts to rename them, as Windows allows virus scanners to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
         self.left = looks

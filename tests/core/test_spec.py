@@ -129,7 +129,7 @@ def test_what_4_bits_would_harm_most_keeps_6() -> None:
 
 
 def test_4_bits_take_no_more_than_llama_cpp_s_medium_mixture() -> None:
-    """Q4_K_M of the same shape: 4.5 bits, 6.5625 for the head and in half of the layers for v and down."""
+    """Q4_K_M of the same shape: 4.5 bits, and 6.5625 for the head and in half of the layers for v and down."""
     spec = in_transformers_words(model("llama-3.2-1b"))
     mixture = 0.0
     for linear in spec.linears:

@@ -26,7 +26,8 @@ TEXT = ("the quick brown fox jumps over the lazy dog and the other dog", "you ar
 
 
 def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """tokenizer.json and its configuration in `folder`: 256 bytes, some merges, control tokens, reasoning markers."""
+    """Write tokenizer.json and its configuration to `folder`: 256 bytes, some merges, control tokens, reasoning
+    marks."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -37,7 +38,7 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
         show_progress=False,
     )
     backend.train_from_iterator(TEXT, trainer)
-    # As Qwen3 has them: added, but no control tokens, so that decoding shows them.
+    # As in Qwen3: added, but not control tokens, so that decoding shows them.
     backend.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</think>")])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TURN, pad_token="<pad>")
     wrapped.chat_template = template
@@ -46,15 +47,15 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 
 def chat_model(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
-    """A tiny random model that can be chatted with (and says nonsense)."""
+    """Make a tiny random model that can be chatted with (and says nonsense)."""
     make_model(family, folder, seed=seed, **({"vocab_size": VOCABULARY} | changes))
     return write_tokenizer(folder)
 
 
 def scripted_model(folder: Path, prompt: Sequence[Message], script: Sequence[int | str], **files: Any) -> Path:
-    """A real model whose weights make it answer `prompt` with `script` (ids or text), and then end its turn.
+    """Make a real model whose weights make it answer `prompt` with `script` (ids or text) and then end its turn.
 
-    A GPT-2 of one layer that adds nothing: its position embedding at each place is the vector of the token to say.
+    A GPT-2 with one layer that adds nothing: the position embedding of each place is the vector of the token to say.
     `files`: content of further JSON files by stem, such as generation_config.
     """
     write_tokenizer(folder)

@@ -1,6 +1,6 @@
-"""device.cu by AMD's own compiler, in a process of its own, as its LLVM must not meet another: prints the size.
+"""Compiles device.cu with AMD's compiler, in a separate process because of its own LLVM, and prints the size.
 
-python -m tests.core.kernels.compile_for_amd gfx1030        needs libamdhip64 and libhiprtc-builtins, and no card
+python -m tests.core.kernels.compile_for_amd gfx1030        needs libamdhip64 and libhiprtc-builtins, but no card
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Choosing kernels: what is timed, remembered, and used for shapes that were not."""
+"""The choice of kernels: what is timed, remembered, and used for untimed shapes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_fastest_is_used_unless_the_difference_is_noise() -> None:
 
 
 def test_our_library_keeps_few_rows_where_others_are_hardly_faster() -> None:
-    """Only then are all layers of a token one call."""
+    """Only then can all layers of a token be one call."""
     found = table(
         *[("bf16", 64, 64, b, "native-avx2", 1.0) for b in range(4)],
         *[("bf16", 64, 64, b, "linear", 0.9 if b != 1 else 0.8) for b in range(4)],

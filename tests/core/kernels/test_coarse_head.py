@@ -1,4 +1,5 @@
-"""An output head that is read coarse first: which logits are the head's own, by every instruction set and torch."""
+"""An output head with a coarse copy that is read first: which logits are exact, with every instruction set and
+torch."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pair(storage: Storage, kernel: str, rows: int = ROWS) -> tuple[ChosenMatmul, ChosenMatmul]:
-    """A head and its copy, both multiplied by the kernel of this name."""
+    """Make a head and its copy, both multiplied by the kernel of this name."""
     torch.manual_seed(rows)
     weight = torch.randn(rows, COLUMNS)
     full, copy = (host_matmul(quantize(weight, one), [kernel] * 4) for one in (storage, HEAD_COPY))

@@ -1,4 +1,4 @@
-"""The card's kernels, run on the processor through a stand-in for CUDA, and on a real card with `-m gpu`."""
+"""The device kernels, run on the CPU through a stand-in for CUDA, and on a real card with `-m gpu`."""
 
 import ctypes
 import shutil
@@ -108,7 +108,7 @@ def test_without_rows_there_is_nothing_to_compute(kernels: DeviceKernels) -> Non
 
 
 def experts(format: Storage, count: int, rows: int, columns: int) -> list[QuantizedWeight]:
-    """Weights with numbers of their own, each in memory of its own as a device holds them."""
+    """Make different weights in separate memory, as a device holds them."""
     whole = random_weight(format, count * rows, columns, CPU)
     parts = [whole.rows(start, start + rows) for start in range(0, count * rows, rows)]
     return [replace(one, data=one.data.clone(), scales=one.tensors[1].clone()) for one in parts]

@@ -1,4 +1,4 @@
-"""Kernels: every candidate here against plain arithmetic, for odd shapes, slices, broken and huge inputs."""
+"""All candidate kernels against plain arithmetic, for odd shapes, slices, non-finite and huge inputs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ STORAGES = ("fp32", "bf16", "fp16", "int8", "int4")
 CASES = [
     pytest.param(storage, offer, id=f"{storage}-{offer.name}") for storage in STORAGES for offer in kernels_for(storage)
 ]
-# Largest error against the dequantised weight, relative: rounding of inputs to 8 bits, or of both the input and the
-# output to 16 bits (half a step each, so one `eps`, and their product).
+# Largest error relative to the dequantised weight: from rounding inputs to 8 bits, or both input and output to 16 bits
+# (half a step each, so one `eps`, and their product).
 TOLERANCE = {"fp32": 1e-5, "bf16": 8e-3, "fp16": 2e-3, "int8": 1.2e-2, "int4": 1.2e-2}
 
 
@@ -68,7 +68,7 @@ def test_every_candidate_computes_the_product(
     assert found.shape == (m, rows)
     assert found.dtype == dtype
     expected = x.double() @ weight.dequantize(torch.float32).double().T
-    # A handful of numbers can cancel to almost nothing: then the error counts against the terms of the sum.
+    # A few numbers can cancel to almost nothing, so that the error is compared with the terms of the sum.
     slack = TOLERANCE[storage] + 2 * torch.finfo(dtype).eps
     size = (x.double().norm(dim=1, keepdim=True) * weight.dequantize(torch.float32).double().norm(dim=1)).square()
     assert (found.double() - expected).norm() <= slack * size.sum().sqrt() * 1.2 + 1e-6
@@ -116,7 +116,7 @@ def test_extreme_inputs_keep_their_precision(storage: str, offer: Kernel, scale:
 @pytest.mark.parametrize(("storage", "offer"), [case for case in CASES if case.values[0] in ("int8", "int4")])
 @pytest.mark.parametrize("m", [1, 8, 64])
 def test_error_with_and_without_outlier_channels(storage: str, offer: Kernel, m: int) -> None:
-    """DESIGN's rule: int8 at most 1.7 x Q8_0's error, int4 at most Q4_0's, plain and with six channels x50."""
+    """The design's rule: int8 has at most 1.7 x Q8_0's error, int4 at most Q4_0's, plain and with six channels x50."""
     torch.manual_seed(5)
     weight = torch.randn(512, 2048) * 0.02
     plain = torch.randn(64, 2048)

@@ -1,4 +1,4 @@
-"""Memory of weights: pages of 2 MiB where the system has them, nothing shared, everything given back."""
+"""Memory of weights: pages of 2 MiB if the system has them, nothing shared, everything freed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def large_page_bytes() -> int:
-    """Anonymous memory of this process that lies in large pages."""
+    """Return the bytes of this process's anonymous memory in large pages."""
     found = re.search(r"AnonHugePages:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
     assert found is not None
     return int(found[1]) << 10

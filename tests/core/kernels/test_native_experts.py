@@ -1,4 +1,4 @@
-"""Experts and routers in one call: the same as torch computes from the same weights, on every instruction set."""
+"""Experts and routers in one call: the same as by torch from the same weights, with every instruction set."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ ROUTINGS = (
 
 
 def routed(routing: Routing, scores: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
-    """What torch makes of the scores: shares and numbers."""
+    """Compute shares and numbers of the chosen experts with torch."""
     if routing.kind == "softmax_of_all":
         scores = scores.softmax(-1)
     if routing.kind == "sigmoid_of_each":

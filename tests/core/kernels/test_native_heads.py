@@ -1,4 +1,4 @@
-"""Heads' inputs times a weight each in one call: the same as torch computes, on every instruction set."""
+"""Heads' inputs times a weight each in one call: the same as by torch, with every instruction set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS, COLUMNS, WIDER = 3, 84, 5
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "results"), [(1, 130), (3, 7), (8, 64)])
 def test_every_instruction_set_and_storage(isa: str, storage: str, dtype: torch.dtype, rows: int, results: int) -> None:
-    """Inputs and results lie in wider rows, of which the rest stays as it is."""
+    """Inputs and results lie in wider rows, of which the rest must not change."""
     torch.manual_seed(rows)
     stored = torch.bfloat16 if storage == "bf16" else torch.float32
     weights = [quantize(torch.randn(results, COLUMNS).to(stored), storage) for _ in range(HEADS)]  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def test_mamba_2(
 
 
 def test_a_token_is_the_same_however_many_are_read_at_once(library: NativeLibrary, draw: torch.Generator) -> None:
-    """What is drafted and checked in one pass is what single passes give, to the last bit."""
+    """Drafts verified in one pass give the same as single passes, bit for bit."""
     rows, state = 12, torch.randn(4, 64, 64, generator=draw)
     q, k, v = (torch.randn(rows, 4, 64, generator=draw) for _ in range(3))
     decay, beta = (torch.rand(rows, 4, generator=draw) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Keys and values of 8 bits: how much they lose, compiled and by torch, and what they do with odd numbers."""
+"""Keys and values of 8 bits: their error, compiled and by torch, and unusual numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.kernels.packed_states import pack, widen
 from core.kernels.packed_width import PACKED, packed_width, unpacked
 
 MOST_ERROR = 0.008
-"""What ordinary numbers lose, as a fraction of their size: groups of 32 rounded to 1/127 of the largest."""
+"""Relative error of ordinary numbers: groups of 32 are rounded to 1/127 of the largest."""
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -52,7 +52,7 @@ def test_ordinary_numbers_lose_less_than_a_hundredth(dtype: torch.dtype, columns
 
 @pytest.mark.usefixtures("_library")
 def test_a_few_large_columns_do_not_spoil_keys() -> None:
-    """Real keys have such columns: their small ones are what tells tokens apart."""
+    """Real keys have such columns, and their small ones distinguish the tokens."""
     states = torch.randn(1, 2, 50, 64)
     states[..., 5], states[..., 40] = states[..., 5] * 40, states[..., 40] * 25
     small = [column for column in range(64) if column not in (5, 40)]

@@ -29,7 +29,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def q4_0(weight: Tensor) -> Tensor:
-    """llama.cpp's Q4_0, from its description: groups of 32, the largest value becomes -8."""
+    """Quantise to llama.cpp's Q4_0, from its description: groups of 32, the largest value becomes -8."""
     groups = weight.view(weight.shape[0], -1, 32)
     scale = groups.gather(2, groups.abs().argmax(2, keepdim=True)) / -8
     return ((groups / scale).round().clamp(-8, 7) * scale.half().float()).view_as(weight)
@@ -58,7 +58,7 @@ def test_bf16_keeps_the_tensor_itself() -> None:
     + [(format, scale) for format in FORMATS for scale in (1e-4, 1e-2, 1.0, 1e2, 1e4)],
 )
 def test_extreme_scales_keep_their_precision(format: Storage, scale: float) -> None:
-    """The factors of fine scales are of fp16, as in GGUF: their range is that of weights, not that of floats."""
+    """The factors of fine scales are fp16, as in GGUF: their range is that of weights, not of all floats."""
     weight = torch.randn(16, 256)
     found = quantize(weight * scale, format).dequantize(torch.float32) / scale
     assert relative_error(found, weight) < {"int8": 0.01, "int6": 0.022, "int4": 0.076}[format]
@@ -129,7 +129,7 @@ def test_compiled_and_torch_encode_alike(rows: int, columns: int, format: Storag
     for name in instruction_sets():
         open_library(name).encode(format, weight, by_library.data, by_library.scales)
         wanted, found = by_torch.dequantize(torch.float32), by_library.dequantize(torch.float32)
-        # Where two scales explain a group almost equally well, the order of sums decides between them: for the few
-        # columns of a short group many do, and what rounding the scale costs differs.
+        # If two scales fit a group almost equally well, the order of summation decides between them. For the few
+        # columns of a short group many do, and the cost of rounding the scale differs.
         slack = 0.01 if columns > GROUP else 0.06
         assert relative_error(found, weight.float()) <= relative_error(wanted, weight.float()) * 1.02 + slack

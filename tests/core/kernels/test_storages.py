@@ -1,4 +1,4 @@
-"""Storages: every row of the table holds its numbers exactly, by the formula that its kind is defined by."""
+"""Storages: every row of the table represents its numbers exactly, by its kind's defining formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNELS = [
 
 
 def made(storage: Storage, rows: int, columns: int) -> tuple[QuantizedWeight, Tensor]:
-    """A random weight, and what it must be as numbers."""
+    """Make a random weight, and its expected numbers."""
     layout = LAYOUTS[storage]
     least, most = (-128, 128) if layout.bits == 8 else (-layout.zero, (1 << layout.bits) - layout.zero)
     codes = torch.randint(least, most, (rows, columns), dtype=torch.int8)
@@ -73,8 +73,8 @@ def test_products_are_those_of_the_weights(storage: Storage, kernel: Kernel, row
         x = torch.randn(m, columns)
         x[:, columns // 3] *= 50
         found = kernel.compute(weight, HostInput(x), 0, rows)
-        # One input in a group is far larger than the rest: what its scale costs them grows with the root of their
-        # number; more than four deviations never come.
+        # One input of a group is far larger than the rest. What its scale costs the others grows with the root of their
+        # number; it never exceeds four standard deviations.
         allowed = 0.75 / 127 * x.abs().amax() * expected.abs().amax() * columns**0.5
         assert float((found - x @ expected.T).abs().max()) <= allowed
         part = kernel.compute(weight, HostInput(x), rows // 2, rows)
@@ -133,7 +133,7 @@ def test_a_float_of_eight_bits_that_is_no_number_shows() -> None:
 
 @pytest.mark.parametrize("storage", [*GROUPED, "int8", "bf16"])
 def test_a_weight_is_cut_by_columns(storage: Storage) -> None:
-    """Each part is the same numbers, and both products add up to the whole one's."""
+    """Each part has the same numbers, and both products add up to the whole one's."""
     torch.manual_seed(4)
     rows, columns = 48, 1300
     plain = torch.randn(rows, columns)
@@ -159,7 +159,7 @@ def test_a_weight_is_cut_by_columns(storage: Storage) -> None:
 def test_columns_in_an_order_of_their_own(m: int) -> None:
     torch.manual_seed(3)
     order = torch.randperm(256)
-    # As they are read from a file: two records of the same order.
+    # As read from a file: two records of the same order.
     weights = [replace(made("int4g32", rows, 256)[0], order=ColumnOrder(order.clone())) for rows in (48, 20)]
     x, plain = torch.randn(m, 256), [replace(one, order=None).dequantize(torch.float32) for one in weights]
     expected = [x[:, order] @ one.T for one in plain]
@@ -184,7 +184,7 @@ def test_columns_in_an_order_of_their_own(m: int) -> None:
 def test_a_row_of_input_gives_the_same_bits_whatever_is_beside_it(
     storage: Storage, kernel: Kernel, columns: int
 ) -> None:
-    """So that a token that was drafted and checked is the one that would have been drawn without."""
+    """So that a drafted and verified token is the one that would have been drawn without drafting."""
     weight, _ = made(storage, 21, columns)
     _check_same_bits(weight, kernel, 12 if "avx512" in kernel.name else FEW_ROWS)
 

@@ -1,4 +1,4 @@
-"""The thread pool: threads that call the library at once, each with a number of helpers that changes all the time."""
+"""The thread pool: concurrent calls of the library, each with a changing number of helpers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fidelity: what the engine computes is what transformers computes, for every family, storage and way of reading."""
+"""Fidelity: the engine computes the same as transformers, for every family, storage and order of reading."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_second_turn_reuses_every_cached_token(folders: dict[str, Path], family:
     path = GreedyPath(folders[family])
     reply = path.tokens(PROMPT, 20)
     cached = len(path.cache.tokens)
-    assert cached == len(PROMPT) + len(reply) - 1  # the last token was drawn, not yet read
+    assert cached == len(PROMPT) + len(reply) - 1  # the last token was drawn, but not read yet
     longer = [*PROMPT, *reply, *random_prompt(15, seed=7)]
     assert path.tokens(longer, 32) == reference_tokens(folders[family], longer, 32)
     assert path.reused == cached
@@ -65,7 +65,7 @@ def test_edited_turn_reuses_the_common_prefix(folders: dict[str, Path], family: 
     path.tokens(PROMPT, 30)
     edited = [*PROMPT[:33], *random_prompt(12, seed=8)]
     assert path.tokens(edited, 32) == reference_tokens(folders[family], edited, 32)
-    # Recurrent states cannot be cut back, and nothing before was marked: such a model reads the turn anew.
+    # Recurrent states cannot be cut back, and nothing before was marked, so that such a model reads the turn anew.
     assert path.reused == (0 if family in RECURRENT else 33)
 
 
@@ -78,7 +78,7 @@ def test_same_prompt_again_gives_the_same_tokens(folders: dict[str, Path], famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_logits_are_those_of_transformers(tmp_path: Path, family: str) -> None:
-    # Of wider spread, tiny models amplify bf16's rounding far more than trained ones do.
+    # With a wider spread, tiny models amplify bf16's rounding far more than trained ones.
     make_model(family, tmp_path, torch.bfloat16, seed=3, spread=0.05)
     prompt = random_prompt(256, seed=9)
     expected = _reference_logits(tmp_path, prompt)
@@ -109,7 +109,7 @@ def test_weights_of_eight_bits_foretell_nearly_the_same(tmp_path: Path, family: 
     make_model(family, tmp_path, spread=0.05)
     exact, rounded = (GreedyPath(tmp_path, replace(OPTIONS, format=format)) for format in ("auto", "int8"))
     expected, found = (path.model.forward(PROMPT, path.cache, keep=32) for path in (exact, rounded))
-    # Not of every position: where two experts are nearly alike, rounding chooses the other one.
+    # Not at every position: if two experts are nearly equal, rounding chooses the other one.
     assert torch.cosine_similarity(found, expected, dim=1).median() >= 0.95
     assert rounded.tokens([*PROMPT, 7], 3)
 
@@ -120,7 +120,7 @@ def test_half_precision_files_stay_as_they_are(tmp_path: Path, family: str, dtyp
     make_model(family, tmp_path, dtype)
     path = GreedyPath(tmp_path)
     assert {value.dtype for value in path.module.parameters()} == {dtype}
-    # Later tokens may differ: one query row is computed with less rounding than transformers has.
+    # Later tokens may differ: a single query row is computed with less rounding than in transformers.
     assert path.tokens(PROMPT, 8) == reference_tokens(tmp_path, PROMPT, 8)
 
 
@@ -141,7 +141,7 @@ def test_tied_weights_are_one_tensor(folders: dict[str, Path]) -> None:
 
 
 def test_weights_are_mapped_not_copied(folders: dict[str, Path]) -> None:
-    """Where type and layout agree, the module computes with the file's own pages."""
+    """If type and layout agree, the module computes with the file's own pages."""
     checkpoint = Checkpoint(folders["qwen2"])
     module: Any = GreedyPath(folders["qwen2"]).module
     weight = module.model.layers[0].self_attn.q_proj.weight
@@ -153,7 +153,7 @@ def test_weights_are_mapped_not_copied(folders: dict[str, Path]) -> None:
 def test_sliding_window_holds_over_several_windows(
     folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer than window and slack together, so that the buffer is moved; then an edit behind what it holds."""
+    """Exceeds window and slack together, so that the buffer is moved; then edits before what it holds."""
     monkeypatch.setattr(kv_layers, "SLIDING_SLACK", 40)
     path = GreedyPath(folders[family])
     prompt = random_prompt(300, seed=10)

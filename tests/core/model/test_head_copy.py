@@ -1,4 +1,4 @@
-"""A model whose output head has a copy that is read first: the same tokens, and logits of the head where they count."""
+"""A model with a copy of its output head that is read first: the same tokens, and exact logits for the top ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPT = [7, 300, 41, 2, 999, 7, 300, 41]
 @pytest.fixture(autouse=True)
 def _small_heads_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.spec.model.LEAST_HEAD", 0)
-    monkeypatch.setattr("core.hardware.machine.TYPICAL_FLOPS", (1e15,) * 4)  # the memory decides
+    monkeypatch.setattr("core.hardware.machine.TYPICAL_FLOPS", (1e15,) * 4)  # make decode memory-bound
     monkeypatch.setattr("core.spec.model.READ_AGAIN", WANTED)
     monkeypatch.setattr("core.offload.host_weight.READ_AGAIN", WANTED)
 
@@ -72,7 +72,7 @@ def test_many_rows_are_the_heads_alone(folder: Path) -> None:
 
 
 class Foretelling:
-    """Drafts a reply that is known, with a wrong token now and then."""
+    """Drafts a known reply, with a wrong token now and then."""
 
     name = "foretelling"
 
@@ -80,14 +80,14 @@ class Foretelling:
         self._reply = reply
 
     def prepare(self, ids: Sequence[int], guess: Guess) -> None:
-        """Nothing to read."""
+        """No-op."""
 
     def draft(self, ids: Sequence[int], room: int) -> list[int]:
         at = len(ids) - len(PROMPT)
         return [token if place % 5 else 1 for place, token in enumerate(self._reply[at : at + 4], at)]
 
     def checked(self, drafted: int, taken: int, draft: float, check: float) -> None:
-        """Nothing to learn."""
+        """No-op."""
 
 
 def greedy(loaded: LoadedModel, speculation: Speculation | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Models that also see or hear chat with the language model in them: the same tokens, and nothing else is loaded."""
+"""Vision and audio models chat with their language model: the same tokens, and nothing else is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOWERS = ("vision", "visual", "audio", "image", "multi_modal", "connector", "vit
 @pytest.mark.parametrize("kind", OWN_CLASS)
 def test_text_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
     model = make_composite(kind, tmp_path)
-    if kind == "llama4":  # the whole of transformers' own does not answer without a picture
+    if kind == "llama4":  # transformers' complete model does not answer without a picture
         model = model.language_model
     path = GreedyPath(tmp_path)
     assert path.tokens(PROMPT, 16) == transformers_tokens(model, PROMPT, 16)
@@ -39,7 +39,7 @@ def test_towers_are_not_counted(tmp_path: Path) -> None:
 
 
 def test_a_fine_tune_of_the_language_model_alone_is_one(tmp_path: Path) -> None:
-    """Saved as the text-only class under the name of the whole: its weights have the names of that class."""
+    """Saved as the text-only class under the complete model's name, with the weight names of that class."""
     whole = make_composite("qwen3_5", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     text = {name.replace("language_model.", ""): value for name, value in tensors.items() if "visual" not in name}

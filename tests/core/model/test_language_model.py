@@ -1,4 +1,4 @@
-"""Filling a module tree and running it: what fidelity tests over whole families cannot show."""
+"""Loading and running a module tree: what fidelity tests over entire families cannot show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MTP heads are read from checkpoints and give the scores of transformers' own heads for the same tensors."""
+"""MTP heads are read from checkpoints and give the scores of transformers' own heads with the same tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.core.mtp_heads import LAYOUTS, add_mtp
 
 
 def exact_model(source: Source) -> LanguageModel:
-    """With its weights as they are stored, as the engine puts them in."""
+    """Load a model with its weights as stored, as the engine does."""
     for _ in fill(source.module, source.weights):
         pass
     weights = HostWeights(source, survey(source.module), "bf16", assume_machine(None, 1).kernels, Path())
@@ -37,7 +37,7 @@ def exact_model(source: Source) -> LanguageModel:
 
 
 def our_scores(folder: Path, ids: list[int], chunk: int) -> Tensor:
-    """Scores of what follows `ids`, of which the model reads all but the last, some at a time."""
+    """Return the scores of the token after `ids`, of which the model reads all but the last, in parts."""
     source = open_source(folder)
     head = open_mtp(source)
     assert head is not None
@@ -54,7 +54,7 @@ def our_scores(folder: Path, ids: list[int], chunk: int) -> Tensor:
 
 def their_scores(folder: Path, ids: list[int]) -> Tensor:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="eager").eval()
-    # Settings that published configurations have, and that decide only how transformers finds the layer.
+    # Settings of published configurations that only decide how transformers finds the layer.
     model.config.num_mtp_layers = 1
     for name, kind in (("layer_types", "full_attention"), ("mlp_layer_types", "sparse")):
         if getattr(model.config, name, None) is not None:

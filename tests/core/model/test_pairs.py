@@ -1,4 +1,4 @@
-"""Linears that come after others: found in a pass, whatever they are called."""
+"""Linears that follow others are found by tracing a pass, whatever their names."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_what_reads_nothing_else_comes_after(tmp_path: Path, family: str, feedin
 
 @pytest.mark.parametrize("family", ["phi3", "falcon", "mixtral"])
 def test_what_is_not_number_by_number_or_has_other_readers_does_not(tmp_path: Path, family: str) -> None:
-    """Gate and up in one linear, whose halves are taken apart; an input shared with attention; experts."""
+    """Gate and up in one linear, whose halves are split; an input shared with attention; experts."""
     make_model(family, tmp_path)
     assert not [linear.name for linear in survey(open_source(tmp_path).module).linears if linear.after >= 0]

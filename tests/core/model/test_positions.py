@@ -1,4 +1,4 @@
-"""Ways to stretch positions past the length a model was made for, by the names that checkpoints have for them."""
+"""Extensions of positions beyond a model's original length, under the names used in checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stretched(folder: Path, scaling: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("length", [60, 110, 190])
 def test_two_sets_of_frequencies_on_the_first_load(length: int, tmp_path: Path) -> None:
-    """Below, across, and beyond the original length; nothing has surveyed this model before."""
+    """Below, across, and beyond the original length, without an earlier survey of the model."""
     folder = stretched(tmp_path, {"type": "longrope", **LONG})
     prompt = random_prompt(length)
     assert GreedyPath(folder).tokens(prompt, 40) == reference_tokens(folder, prompt, 40)

@@ -1,4 +1,4 @@
-"""Weights that are made one matrix at a time: the same as a filled tree's, and never the whole model in memory."""
+"""Weights converted one matrix at a time: the same as in a loaded tree, and never the entire model in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_matrix_is_what_the_filled_tree_holds(family: str, tmp_path: Path)
         pass
     names = [linear for linear in spec.linears if parameter_name(source.module, linear) in later]
     assert names
-    for _ in range(2):  # a conversion that failed half-way is done again
+    for _ in range(2):  # an interrupted conversion is repeated
         for linear in names:
             made = list(later.matrices(source.module, linear))
             held = list(matrices(whole.module, linear))
@@ -90,7 +90,7 @@ print(json.dumps({"peak": max(peak, own()) - before, "told": loaded.plan.load_pe
 
 
 def loaded_peak(model: str, **changes: object) -> dict[str, int]:
-    """Load in a process of its own: bytes of its own that it took at most, and what the plan had `told`."""
+    """Load in another process; return its peak of private bytes, and the plan's prediction `told`."""
     run = subprocess.run(
         [sys.executable, "-c", LOAD, model, json.dumps(changes)],
         capture_output=True, text=True, check=True, timeout=120,
@@ -121,7 +121,7 @@ def test_a_large_head_is_converted_some_rows_at_a_time() -> None:
     found = loaded_peak(
         f"{SHAPE_PREFIX}tinyllama-1.1b", vocab_size=vocabulary, hidden_size=hidden, tie_word_embeddings=False, **small
     )
-    # The input table as stored, the head as it is kept, and not the head as stored.
+    # The input embedding as stored, and the head as kept, but not the head as stored.
     assert found["peak"] <= found["told"] < 2 * head
     assert found["peak"] <= head + packed + (48 << 20)
 

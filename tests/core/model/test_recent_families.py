@@ -1,4 +1,4 @@
-"""How much of a conversation a model that follows only few turns is given."""
+"""How much of a conversation is passed to a model that follows only a few turns."""
 
 from __future__ import annotations
 

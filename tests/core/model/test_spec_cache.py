@@ -1,4 +1,4 @@
-"""Specifications found before are read from the disk, and are those that a survey finds."""
+"""Cached specifications are read from disk, and equal those of a survey."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside what config.json asks for: left alone where it does no harm, else a reason to stop."""
+"""Tensors of a checkpoint that config.json does not ask for: ignored if harmless, otherwise a reason to stop."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_tie_holds_where_the_file_agrees(change: Callable[[Tensors], Any], tie
 def test_two_tensors_are_two_in_every_format(
     format: Format, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The tie that config.json claims changes nothing: the same tokens as where it says that there is none."""
+    """The tie that config.json claims changes nothing: the same tokens as without the claim."""
     honest = make_model("llama", tmp_path_factory.mktemp("honest"), tie_word_embeddings=False)
     rewrite(honest, two_tensors)
     rewrite(folder, two_tensors, tie_word_embeddings=True)

@@ -1,4 +1,5 @@
-"""The built-in guide: small enough, loadable by transformers alone, and right on questions it was not trained on."""
+"""The built-in guide: small enough, loadable by transformers alone, and right on questions outside its training
+data."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ SYSTEM = {"role": "system", "content": "You are a pirate."}
 
 
 def script(name: str) -> ModuleType:
-    """A module of packaging/builtin_model, which is a folder of scripts and not a package."""
+    """Import a module of packaging/builtin_model, which is a folder of scripts and not a package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "packaging" / "builtin_model"))
         return import_module(name)

@@ -1,4 +1,4 @@
-"""A second model that drafts: the same tokens as without it, on the CPU and beside a GPU, within the memory planned."""
+"""A draft model: the same tokens as without it, on the CPU and beside a GPU, within the planned memory."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_another_model_drafts_if_it_has_the_same_tokens(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_would_not_pay_is_not_made(tmp_path: Path) -> None:
-    """On the CPU the tiny model's copy takes as long as the model: what passes cost is mostly not their weights."""
+    """On the CPU, the tiny model's copy takes as long as the model: the cost of passes is mostly not weights."""
     model = loaded_model(folder_of("llama", tmp_path), replace(ON_CPU, draft=AUTO))
     assert model.draft is None
     assert model.speculation([1]) is not None

@@ -1,4 +1,4 @@
-"""What is known of experts' use is kept for a model's next load, and only for that model."""
+"""Counts of experts' use are kept for a model's next load, and only for that model."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_next_load_begins_with_what_this_one_counted(tmp_path: Path) -> None
 
 
 def beside_a_card(folder: Path, *, read: bool = False) -> dict[str, list[float]]:
-    """What is known of experts' use after a load, and after a prompt was read."""
+    """Return the known use of experts after a load, and after a prompt was read."""
     card = "vram=64MiB,link=2GB/s,gpu=100GB/s"
     options = LoadOptions(context=256, format="int8", simulate_gpu=card, vram=7 << 20)
     *_, loaded = load_model(folder, options)

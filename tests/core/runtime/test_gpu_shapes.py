@@ -1,7 +1,7 @@
-"""Every tensor lies where it is computed with: whole passes on a card that has shapes and devices, but no numbers.
+"""Every tensor lies where it is used: entire passes on a card with shapes and devices, but without numbers.
 
-torch's fake tensors know which device each tensor is on, without a card, and refuse to mix them as a real card would.
-The simulated card cannot tell: its memory is the computer's.
+torch's fake tensors know their device without a card, and refuse to mix devices as a real card would. The simulated
+card cannot tell: its memory is RAM.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class At:
 
 
 class CardOfShapes:
-    """Under FakeTensorMode."""
+    """A card whose tensors have shapes only; used in FakeTensorMode."""
 
     name, simulated, device = "lazy", False, torch.device("lazy")
 
@@ -106,7 +106,7 @@ class CardOfShapes:
 
 
 def with_known_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What depends on numbers, of which there are none: our own kernels, and which experts which tokens ask."""
+    """Replace what depends on numbers, which fake tensors lack: our own kernels, and the choice of experts."""
     where = torch.where
 
     def two_tokens(condition: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -118,7 +118,7 @@ def with_known_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "where", two_tokens)
 
 
-# With the KV cache in RAM: as most, with attention of its own, with compressed states, with sinks.
+# With the KV cache in RAM: the usual kind, own attention, compressed states, attention sinks.
 CASES = [*((family, True) for family in sorted(FAMILIES))]
 CASES += [(family, False) for family in ("llama", "falcon", "deepseek_v3", "gpt_oss")]
 
@@ -144,6 +144,6 @@ def test_no_pass_mixes_devices(
         model = LanguageModel(source.module, placement)
         cache = placement.make_cache(source.module.config, plan)
         for ids in ([5] * 12, [6]):
-            # Not the method itself: fake tensors do not go with inference mode.
+            # Not the method itself: fake tensors do not work with inference mode.
             logits = LanguageModel.forward.__wrapped__(model, ids, cache)  # type: ignore[attr-defined]
             assert logits.shape == (1, VOCABULARY)

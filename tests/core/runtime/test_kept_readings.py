@@ -1,4 +1,4 @@
-"""What was read of a conversation outlives the program: nothing is read again, and nothing is said differently."""
+"""KV caches of conversations persist across program starts: nothing is read again, and replies do not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def started(model: Path, options: LoadOptions | None = None) -> Engine:
 
 
 def ask(engine: Engine, *messages: Message, conversation: str = "one", most: int = 6) -> tuple[str, int]:
-    """The reply, and how many tokens of the prompt did not have to be read."""
+    """Return the reply, and the number of prompt tokens that did not have to be read."""
     sampling = Sampling(temperature=0, max_new_tokens=most)
     events = list(engine.chat(Request(messages, sampling, whole=True, conversation=conversation)))
     assert isinstance(events[-1], Finished), events
@@ -41,7 +41,7 @@ def ask(engine: Engine, *messages: Message, conversation: str = "one", most: int
 def test_a_conversation_goes_on_after_a_restart_as_if_there_had_been_none(tmp_path: Path, family: str) -> None:
     model = chat_model(tmp_path / "model", family)
     engine = started(model)
-    # Recurrent states cannot be cut back, and what a random model says does not always mean the same ids again.
+    # Recurrent states cannot be cut back, and a random model's text does not always encode to the same ids again.
     ask(engine, FIRST, most=1)
     engine.close()
     turns = (FIRST, Message("assistant", "the dog"), MORE)

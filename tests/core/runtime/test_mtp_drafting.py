@@ -1,4 +1,4 @@
-"""A model's own MTP head drafts: no token changes, and where the head is right all it drafts is taken."""
+"""Drafting with a model's own MTP head: no token changes, and where the head is right all drafts are accepted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder_of(family: str, folder: Path) -> Path:
 
 
 def said(model: LoadedModel, prompt: list[int], count: int = 60) -> tuple[list[int], Speculation]:
-    """Greedy tokens, drafted by the model's head alone."""
+    """Return greedy tokens, drafted only by the model's head."""
     drawn = list[int]()
     ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
     sample = make_sampler(resolve(GREEDY, Sampling()))
@@ -97,7 +97,7 @@ def test_a_head_goes_on_in_the_turns_that_follow(tmp_path: Path) -> None:
 
 
 def test_what_a_head_has_read_is_the_same_after_other_turns(tmp_path: Path) -> None:
-    """The scores of the first draft depend on nothing but the text, whatever was drafted and cut back before."""
+    """The scores of the first draft depend on the text alone, whatever was drafted and rewound before."""
     family = "qwen3_5_text"
     folder = folder_of(family, tmp_path)
     fresh, used = (loaded_model(folder, replace(ON_CPU, draft=MTP)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Quality: figures of a format against the weights as stored, through the command line."""
+"""Quality: measures of a format against the weights as stored, through the command line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_as_stored_is_transformers_own_perplexity(folder: Path, capsys: pytest.C
 
 
 def test_fewer_bits_differ_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = chat_model(tmp_path, hidden_size=256, intermediate_size=512)  # rows are padded: smaller ones tell nothing
+    folder = chat_model(tmp_path, hidden_size=256, intermediate_size=512)  # rows are padded: smaller ones show nothing
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     eight, four = (figures(folder, format, capsys) for format in ("int8", "int4"))
     assert 0 < eight["kl"] < four["kl"]

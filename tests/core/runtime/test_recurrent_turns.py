@@ -1,4 +1,4 @@
-"""Models with recurrent states: a reply made anew, edited or stopped reads no more than the last turn again."""
+"""Recurrent models: a regenerated, edited or stopped reply reads at most the last turn again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def loaded(folder: Path, context: int = 1000) -> Engine:
 
 
 def reply(engine: Engine, messages: Sequence[Message], stop_after: int | None = None) -> tuple[str, int, int]:
-    """The text, tokens of the prompt that were in the cache, and tokens that were read."""
+    """Return the text, the number of prompt tokens in the cache, and the number of tokens that were read."""
     events: list[Event] = []
 
     def stop() -> bool:

@@ -1,4 +1,4 @@
-"""Replies with a card (the second device) that shrinks, fills up, is lost or comes back: same words, nothing broken."""
+"""Replies with a card (the second device) that shrinks, fills up, is lost or returns: the same text, no failures."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ CARD = "vram=60MiB,link=2GB/s,gpu=100GB/s"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of about 60 MB in fp32, with words."""
+    """Make a chat model of about 60 MB in fp32."""
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 7}
     return chat_model(tmp_path_factory.mktemp("chat"), **sizes)
 
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """With the second device where it would simulate a card, if that can be built."""
+    """Make an engine with the second device, if it can be built, wherever it would simulate a card."""
     if not cannot_build():
         put_in(request.getfixturevalue("second"), monkeypatch)
     one = Engine()
@@ -86,7 +86,7 @@ def load(engine: Engine, folder: Path, simulate_gpu: str | None = None) -> Loade
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> str:
-    """What the CPU alone answers."""
+    """Return the reply of the CPU alone."""
     engine = Engine()
     load(engine, folder)
     text = text_of(list(engine.chat(ask())))
@@ -102,7 +102,7 @@ def test_a_card_answers_the_same_within_its_memory(engine: Engine, folder: Path,
     if loaded.plan.gpu == 0:
         memory = device_of(engine).memory()
         assert 0 < memory.peak <= vram << 20
-        # Small inputs and results on their way are locked, too.
+        # Small inputs and results in flight are pinned, too.
         assert device_of(engine).pinned_bytes <= loaded.plan.ring.total + SMALL_COPIES
 
 
@@ -117,14 +117,14 @@ def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -
     assert text_of(events) == expected
     assert any(isinstance(event, Replanned) for event in events)
     assert loaded.plan.gpu == -1
-    # And the next question is answered too.
+    # The next question is also answered.
     assert text_of(list(engine.chat(ask()))) == expected
 
 
 def test_a_card_that_is_full_in_mid_pass_is_used_less(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operations of the model itself (norms, attention) take memory of the card too, and fail in torch's own way."""
+    """The model's own operations (norms, attention) also allocate on the card, and fail with torch's own errors."""
     loaded = load(engine, folder, CARD)
     used, failing = loaded.plan.memory[-1].used, [True]
 
@@ -170,7 +170,7 @@ def test_card_shrinks_and_grows_in_mid_reply(
 def test_a_cache_that_is_lost_with_the_card_is_read_again_in_mid_reply(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with recurrent states, which cannot be copied back."""
+    """Like recurrent states, which cannot be copied back."""
     monkeypatch.setattr("core.runtime.replanner.LOOK_EVERY_S", 0.0)
     loaded, events = load(engine, folder, CARD), list[Event]()
     loaded.cache.can_rewind = False
@@ -234,7 +234,7 @@ def test_second_turn_reuses_the_cache_on_the_device(engine: Engine, folder: Path
 def full_from(
     monkeypatch: pytest.MonkeyPatch, device: SecondCard | SimulatedAccelerator, after: int, times: int = 1000
 ) -> None:
-    """So many allocations succeed, then so many find no room."""
+    """Make allocations fail after so many successful ones."""
     if isinstance(device, SecondCard):
         device.told.set(full_after=after)
         device.told.set(full_times=1e9 if times == 1000 else times)

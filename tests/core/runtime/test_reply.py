@@ -1,4 +1,4 @@
-"""A reply of known words: models whose weights make them say a script, through the engine's front door."""
+"""Replies with known text, through the engine's API: models whose weights make them say a script."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_every_cached_token_of_the_turns_before_is_reused(tmp_path: Path) -> Non
     (end,) = tokenizer.stop_ids
     messages, script = list(ASK), list[int]()
     for answer in answers:
-        # Up to where this answer begins, the places belong to the prompt: what would be said there is never asked.
+        # The positions before this answer belong to the prompt, so that their tokens are never drawn.
         script += [end] * (len(tokenizer.render(messages)) - len(tokenizer.render(ASK)) - len(script))
         script += tokenizer.encode(answer)
         messages += [Message("assistant", answer), Message("user", "go on")]
@@ -206,7 +206,7 @@ def test_the_reply_is_reused_whatever_its_ids_were(tmp_path: Path) -> None:
 
 
 def carried_on(engine: Engine, first: Sequence[Event]) -> list[Event]:
-    """The reply of these events, continued as the window asks for it."""
+    """Continue the reply of these events as the window does."""
     reply = Message("assistant", text(first), text(first, "reasoning"))
     return say(engine, messages=(*ASK, reply), continue_reply=True)
 
@@ -216,7 +216,7 @@ LONG = "<think>\nOne 😀 and <b>one</b>.\n</think>\n\nTwo: <think> and </think>
 
 @pytest.mark.parametrize("cut", [1, 5, 8, 13, 16, 36, 39, 44, 48, 60, 76])
 def test_a_reply_is_carried_on_wherever_it_was_left(tmp_path: Path, cut: int) -> None:
-    """In a thought, in a mark, in a character, in an answer that speaks of marks: by its ids."""
+    """Within a thought, a mark, a character, or an answer that mentions marks: by its ids."""
     engine = loaded(tmp_path, [LONG])
     first = say(engine, sampling=replace(GREEDY, max_new_tokens=cut))
     second = carried_on(engine, first)
@@ -224,7 +224,7 @@ def test_a_reply_is_carried_on_wherever_it_was_left(tmp_path: Path, cut: int) ->
     assert finish(second).stats.prompt_tokens == finish(first).stats.context_used
     together = {kind: text(first, kind) + text(second, kind) for kind in ("answer", "reasoning")}
     assert together["answer"] == text(whole)
-    # What had looked like the text of the thought, and became its closing mark, is out already.
+    # Text that looked like part of the thought, and became its closing mark, has been emitted already.
     assert together["reasoning"].startswith(text(whole, "reasoning"))
     assert "</think>".startswith(together["reasoning"].removeprefix(text(whole, "reasoning")))
 

@@ -1,4 +1,4 @@
-"""Tiny random models that see, with processors of their own, and transformers' own way from pictures to tokens."""
+"""Tiny random vision models with their processors, and transformers' own pipeline from pictures to tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "llava": {"size": SQUARE, "crop_size": SQUARE},
     "internvl": {"size": SQUARE, "crop_to_patches": True, "max_patches": 4},
 }  # fmt: skip
-"""Kinds of models, and the settings of their image processors."""
+"""Model types, and the settings of their image processors."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3": {"image_seq_length": 4},
     "mistral3": {"patch_size": 14, "spatial_merge_size": 2, "image_token": "<image>"},
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def picture(seed: int, width: int = 70, height: int = 60) -> bytes:
-    """A PNG of coloured noise."""
+    """Return a PNG of coloured noise."""
     pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     file = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(file, "PNG")
@@ -60,7 +60,7 @@ def picture(seed: int, width: int = 70, height: int = 60) -> bytes:
 
 
 def make_seeing(kind: str, folder: Path) -> Any:
-    """Write a tiny model that sees to `folder`, with tokenizer and processor; returns transformers' own model."""
+    """Write a tiny vision model to `folder`, with tokenizer and processor; return transformers' model."""
     model = make_composite(kind, folder)
     for config in (model.config, model.model.config):
         for name in ("image_token_id", "image_token_index"):
@@ -90,7 +90,7 @@ def _write_tokenizer(folder: Path, placeholder: str) -> None:
 
 
 def expected_tokens(model: Any, folder: Path, messages: Sequence[Message], count: int) -> list[int]:
-    """The greedy tokens of transformers' own pipeline: one call of its processor, one of `generate`."""
+    """Return the greedy tokens of transformers' pipeline: one call of its processor, one of `generate`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = load_processor(folder, model.config, tokenizer, PLACEHOLDER).transformers
     turns = []

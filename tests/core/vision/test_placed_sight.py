@@ -1,4 +1,4 @@
-"""What sees lies on the card where there is room, and serves from RAM else: the same tokens as transformers' own."""
+"""The vision tower lies on the card if there is room, otherwise in RAM: the same tokens as in transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.core.vision.test_seeing import GREEDY, ONE, THREE, tokens
 
 ROOMY = LoadOptions(context=1024, threads=1, simulate_gpu="vram=2GiB,link=12GB/s")
 TIGHT = replace(ROOMY, simulate_gpu="vram=300MiB,link=12GB/s")
-"""Room for all of a tiny model, but not for what a picture may need besides."""
+"""Room for all of a tiny model, but not for a picture's activations."""
 
 
 @pytest.fixture(params=["simulated", "second"])

@@ -1,4 +1,4 @@
-"""Models that see give transformers' own tokens: one picture and three, in turns, cut into passes, and read again."""
+"""Vision models give transformers' tokens: one picture and three, in turns, in several passes, and read again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loaded(folder: Path) -> LoadedModel:
 
 
 def tokens(model: LoadedModel, messages: Sequence[Message], count: int, chunk: int = 0) -> tuple[list[int], int]:
-    """The next greedy tokens, and how many of the prompt's were in the KV cache."""
+    """Return the next greedy tokens, and how many of the prompt's were in the KV cache."""
     drawn: list[int] = []
     reused = 0
     prompt = prompt_ids(model, Request(tuple(messages)))
@@ -97,7 +97,7 @@ def test_what_was_read_is_reused_and_another_picture_is_another_text(tmp_path: P
     assert (again, reused) == (first, prompt - 1)
     other, reused = tokens(model, (Message("user", "the fox", pictures=(picture(9),)),), 8)
     assert other != first
-    assert reused < 10  # what stands before the picture
+    assert reused < 10  # the text before the picture
     _, reused = tokens(model, (*ONE, Message("assistant", "the answer"), Message("user", "the dog")), 4)
     assert reused < 10
 
@@ -132,7 +132,8 @@ def test_positions_go_on_from_those_counted_also_after_a_cut(tmp_path: Path) -> 
 def test_a_conversation_with_pictures_goes_on_after_a_restart(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture's ids come from its content, so that a later start knows them; it looks at it again for positions."""
+    """A picture's ids are a hash of its content, so that a later start recognises it; positions need the picture
+    again."""
     monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "home"))
     make_seeing(kind, tmp_path)
     turns = (*THREE, Message("assistant", "the lazy dog " * 12), Message("user", "and the fox"))

@@ -66,7 +66,7 @@ def test_warming_reads_everything_and_says_how_far_it_is(folder: Path) -> None:
 
 
 def test_the_plain_name_comes_before_others(folder: Path) -> None:
-    """Some repositories keep the same weights twice: consolidated, and in transformers' layout."""
+    """Some repositories contain the same weights twice: consolidated, and in transformers' layout."""
     for name in ("consolidated.safetensors", "model.safetensors"):
         save_file(TENSORS, folder / name)
     assert [file.name for file in weight_files(folder)] == ["model.safetensors"]

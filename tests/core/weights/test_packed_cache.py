@@ -1,4 +1,4 @@
-"""Converted weights on disk: they come back as they were, and nothing half-written is ever found."""
+"""Converted weights on disk are read back unchanged, and partial files are never found."""
 
 from __future__ import annotations
 

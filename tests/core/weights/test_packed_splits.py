@@ -1,4 +1,4 @@
-"""Weights that stay packed as their files have them: the same tokens under any division between the CPU and a card."""
+"""Weights that stay packed as in their files: the same tokens under any split between CPU and card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = {kind.name: kind for kind in map(gguf.GGMLQuantizationType, (3, 6))}
 
 
 class PackedBench(Bench):
-    """A model whose linears are packed, computed in fp32 everywhere, so that a division changes no token."""
+    """A model with packed linears, computed in fp32 everywhere, so that a split changes no token."""
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.folder, self.scratch, self.prompt, self.kernels = path, scratch, random_prompt(40), in_fp32()

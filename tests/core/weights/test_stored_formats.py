@@ -1,4 +1,4 @@
-"""The ways in which published checkpoints show that their weights are quantised, and what must not be taken for one."""
+"""How published checkpoints declare that their weights are quantised, and what must not be mistaken for it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_announced_method_without_a_name_has_the_one_that_shows() -> None:
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8", "compressed-tensors"])
 def test_what_is_announced_and_not_done_is_plain(method: str) -> None:
-    """Fine-tunes keep the settings with which their base was loaded; their own weights are whole."""
+    """Fine-tunes keep the quantisation settings of their base model, although their own weights are not quantised."""
     stored = stored_format({"quantization_config": {"quant_method": method}}, PLAIN)
     assert stored.is_plain
     check_readable(stored)

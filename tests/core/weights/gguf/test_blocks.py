@@ -1,4 +1,4 @@
-"""Blocks of every type are unpacked to the numbers that the `gguf` package gives, bit for bit."""
+"""Blocks of every type are unpacked to the same numbers as by the `gguf` package, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONVERTED = [kind for kind in TYPES.values() if not kind.storage and not kind.is
 
 
 def random_blocks(kind: BlockType) -> np.ndarray:
-    """Any bits, but for scales that are numbers of a usual size."""
+    """Return random bits, except for scales, which have ordinary magnitudes."""
     source = np.random.default_rng(0)
     raw = source.integers(0, 256, (ROWS, BLOCKS, kind.nbytes), dtype=np.uint8)
     halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2),

@@ -1,4 +1,4 @@
-"""Every family's files give transformers' own weights and words, packed weights to the last bit, on any placement."""
+"""Every family's files give transformers' weights and tokens, packed weights bit for bit, on any placement."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_quantised_linears_are_the_files_to_the_last_bit(name: str, tmp_path: Pa
 
 
 def rounded(value: torch.Tensor, kind: Any) -> torch.Tensor:
-    """Rows as a file of this kind holds them; their order changes nothing."""
+    """Round rows as in a file of this kind; the order of rows does not matter."""
     blocks = gguf.quants.quantize(value.contiguous().numpy(), kind)
     return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "falcon"])
 def test_the_input_table_stays_in_the_file(name: str, tmp_path: Path) -> None:
-    """Tied to the head (llama), scaled (Gemma), or under a name of its own (Falcon)."""
+    """Tied to the head (llama), scaled (Gemma), or under its own name (Falcon)."""
     model = make_model(name)
     loaded = loaded_model(write_gguf(name, model, tmp_path / "m.gguf", Q8_0), OPTIONS)
     table, ids = loaded.model.module.get_input_embeddings(), torch.tensor([[7, 300, 7, 12]])
@@ -122,7 +122,7 @@ def test_parts_of_a_model_are_one(tmp_path: Path) -> None:
 
 
 def split(whole: Any, folder: Path, count: int) -> None:
-    """The first part holds the settings and no tensor, as llama.cpp's tool may write it."""
+    """Split a file; the first part has the metadata and no tensors, as llama.cpp's tool may write it."""
     for number in range(count):
         writer = gguf.GGUFWriter(folder / f"m-{number + 1:05}-of-{count:05}.gguf", "llama")
         if number == 0:

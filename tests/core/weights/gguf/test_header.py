@@ -1,4 +1,4 @@
-"""Damaged files: each gives one sentence, and nothing large is allocated for what a number in them announces."""
+"""Damaged files: each gives one sentence, and nothing large is allocated because of numbers in them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_is_sound_but_unknown_is_said_to_be_so(content: bytes, said: str) -
 
 
 def test_a_thousand_fuzzed_headers_give_a_header_or_one_sentence(whole: bytes) -> None:
-    """Bytes are changed, cut and doubled anywhere in the header."""
+    """Bytes are changed, cut and duplicated anywhere in the header."""
     source = random.Random(1)
     end = max(place.start for place in parse(whole, "f").tensors.values())
     refused = 0

@@ -1,4 +1,4 @@
-"""MTP heads in GGUF files draft what the same heads in safetensors do, and change no token."""
+"""MTP heads in GGUF files draft the same as in safetensors, and change no token."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """The tiny model of this name with a head, in safetensors."""
+    """Make the tiny model of this name with a head, in safetensors."""
     make_model(name).save_pretrained(folder)
     return add_mtp(write_tokenizer(folder), MODELS[name][1])
 
 
 def as_gguf(name: str, folder: Path, kind: Any = None) -> Path:
-    """The model in `folder` and its head as one file."""
+    """Convert the model in `folder` and its head to one file."""
     head = open_mtp(open_source(folder))
     assert head is not None
     for _ in fill(head.module, head.weights):
@@ -49,7 +49,7 @@ def as_gguf(name: str, folder: Path, kind: Any = None) -> Path:
 
 
 def drafts(path: Path, ids: list[int], count: int) -> list[int]:
-    """The likeliest tokens of a head, one behind the other, after `ids`."""
+    """Return a head's most likely continuation of `ids`."""
     source = open_source(path)
     head = open_mtp(source)
     assert head is not None
@@ -108,7 +108,7 @@ def test_a_file_without_a_head_has_none(tmp_path: Path) -> None:
 
 
 def test_a_head_of_unknown_parts_is_none(tmp_path: Path) -> None:
-    """A model is as good without it."""
+    """The model works without it."""
     name = "glm4moe"
     folder = checkpoint(name, tmp_path / "m")
     behind = {"blk.3.nextn.eh_proj.weight": torch.zeros(64, 128), "blk.3.attn_surprise.weight": torch.zeros(4, 32)}

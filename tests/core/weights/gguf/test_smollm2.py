@@ -1,4 +1,4 @@
-"""A real model: SmolLM2's file, opened by us, has the weights that transformers reads from it."""
+"""A real model: SmolLM2's file, read by us, has the same weights as read by transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files give the ids that llama.cpp gives, which the files are made for."""
+"""Tokenizers of GGUF files give the same ids as in llama.cpp, for which the files are made."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = (
 )  # fmt: skip
 CORPUS = " ".join(TEXTS) * 2
 MARKS = ("gpt-4o", "llama4", "minimax-m2", "kanana2", "tekken")
-"""Where llama.cpp's own expressions take combining marks apart, which the models' tokenizers do not."""
+"""Pre-tokenizers whose expressions in llama.cpp split combining marks, unlike the models' tokenizers."""
 CONTROL = ("<s>", "</s>", "<|im_start|>")
 
 
@@ -49,7 +49,7 @@ def our_ids(path: Path, texts: Sequence[str]) -> dict[str, list[int]]:
 
 
 def trained(alphabet: Sequence[str], before: Any, size: int) -> tuple[list[str], list[str]]:
-    """Tokens and merges that know no word: where a text is cut shows in the ids."""
+    """Return tokens and merges without words, so that the ids reveal where a text is split."""
     from tokenizers import Tokenizer, models, trainers
 
     made = Tokenizer(models.BPE())
@@ -78,7 +78,7 @@ def byte_level(path: Path, pre: str) -> Path:
 
 
 def sentence_pieces(path: Path, *, prefix: bool | None) -> Path:
-    """Pieces with scores, bytes for what is in none, and tokens that were added by hand."""
+    """Return pieces with scores, byte tokens for everything else, and added tokens."""
     from tokenizers import pre_tokenizers
 
     found, _ = trained([], pre_tokenizers.Metaspace(prepend_scheme="never", split=False), 900)
@@ -101,7 +101,7 @@ def sentence_pieces(path: Path, *, prefix: bool | None) -> Path:
 
 
 def finished(writer: Any, path: Path) -> Path:
-    """With the settings that llama.cpp asks for even where it reads a vocabulary only."""
+    """Add the metadata that llama.cpp requires even when it only reads a vocabulary."""
     for key in ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"):
         writer.add_uint32(f"llama.{key}", 64)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)

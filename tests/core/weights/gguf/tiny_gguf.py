@@ -1,4 +1,4 @@
-"""Tiny random models of every family as GGUF files, laid out as llama.cpp's converter does."""
+"""Tiny random models of every family as GGUF files, laid out as by llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", "starcoder2", {"sliding_window": None}),
     "command-r": ("command-r", "cohere", {}),
 }  # fmt: skip
-"""By name: the file's architecture, transformers' kind, and what differs from the common sizes."""
+"""By name: the file's architecture, transformers' model type, and settings that differ from the common ones."""
 KEYS: dict[str, str] = {
     "max_position_embeddings": "context_length", "hidden_size": "embedding_length",
     "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
@@ -135,7 +135,7 @@ Tensors = dict[str, Tensor]
 
 
 def make_model(name: str, seed: int = 0) -> Any:
-    """A tiny random model of transformers."""
+    """Make a tiny random transformers model."""
     torch.manual_seed(seed)
     _, kind, changes = MODELS[name]
     config = CONFIG_MAPPING[kind](**(_COMMON | changes))
@@ -146,7 +146,7 @@ def make_model(name: str, seed: int = 0) -> Any:
                 value.normal_(0, SPREAD)
             elif key.endswith(("bias", "sinks")) or "norm" in key:
                 value.add_(torch.randn_like(value) * 0.1)
-            if "norm" in key:  # Files of some families hold them plus one: what that rounds is no fault of the reader.
+            if "norm" in key:  # Some families' files store them plus one; that rounding is not the reader's fault.
                 value.add_(1).sub_(1)
     return model
 
@@ -155,9 +155,10 @@ def write_gguf(
     name: str, model: Any, path: Path, kind: Any = None, *, add: Callable[[Any], None] | None = None,
     behind: Tensors | None = None,
 ) -> Path:  # fmt: skip
-    """The model as a file; matrices of linears quantised as `kind` (a GGMLQuantizationType), all else in F32.
+    """Write the model as a file, with linears quantised as `kind` (a GGMLQuantizationType) and all else in F32.
 
-    `add` writes further settings; `behind`: the tensors of one more layer, which guesses ahead."""
+    `add` writes further metadata; `behind`: tensors of an MTP layer after the last one.
+    """
     architecture = MODELS[name][0]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_uint32(f"{architecture}.block_count", model.config.num_hidden_layers + bool(behind))
@@ -178,7 +179,7 @@ def write_gguf(
 
 
 def finish(writer: Any) -> None:
-    """Write all that was added."""
+    """Write everything that was added."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -186,7 +187,7 @@ def finish(writer: Any) -> None:
 
 
 def copy_settings(source: Any, writer: Any) -> None:
-    """All settings of a file that is read."""
+    """Copy all metadata of a file that was read."""
     for name, entry in source.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             kinds = entry.types
@@ -194,7 +195,7 @@ def copy_settings(source: Any, writer: Any) -> None:
 
 
 def write_vocabulary(writer: Any, template: str | None = None) -> None:
-    """A byte-level vocabulary with a few merges and control tokens."""
+    """Write a byte-level vocabulary with a few merges and control tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -216,7 +217,7 @@ def write_vocabulary(writer: Any, template: str | None = None) -> None:
 
 
 def file_tensors(name: str, model: Any) -> Tensors:
-    """The file's tensors by their names there, laid out as the converter does."""
+    """Return the file's tensors by their GGUF names, laid out as by the converter."""
     architecture = MODELS[name][0]
     kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
@@ -230,7 +231,7 @@ def file_tensors(name: str, model: Any) -> Tensors:
         half = model.config.per_layer_config["full_attention"].head_dim // 2
         found["rope_freqs.weight"] = torch.tensor([1.0] * (half // 4) + [1e30] * (half - half // 4))
         for layer in range(model.config.num_hidden_layers)[-model.config.num_kv_shared_layers :]:
-            # Published files have them, though nothing reads them.
+            # Published files have them, although nothing reads them.
             found.setdefault(f"blk.{layer}.attn_k.weight", torch.randn(32, model.config.hidden_size))
     if "rope_parameters" in MODELS[name][2]:
         found["rope_freqs.weight"] = _llama3_factors(model.config)
@@ -238,7 +239,7 @@ def file_tensors(name: str, model: Any) -> Tensors:
 
 
 def named(names: Any, key: str) -> str:
-    """The file's name of a parameter, by the package's own table (which lacks a head for those that tie it)."""
+    """Return the GGUF name of a parameter from the package's table, which lacks the head of tied models."""
     if key == "lm_head.weight":
         return "output.weight"
     found = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -247,7 +248,7 @@ def named(names: Any, key: str) -> str:
 
 
 def laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
-    """What a parameter becomes: the file's name ("" = by the package's table) and the tensor."""
+    """Return the GGUF name ("" = from the package's table) and the tensor of a parameter."""
     layer = key.split(".layers.")[1].split(".")[0] if ".layers." in key else ""
     part = key.rpartition(f".layers.{layer}.")[2] if layer else key
     if ".experts." in key:
@@ -344,7 +345,7 @@ def _llama3_factors(config: Any) -> Tensor:
 
 
 def _settings(writer: Any, config: Any, architecture: str, name: str) -> None:
-    config.allow_global_per_layer_attribute_access = True  # what differs by layer is written by itself
+    config.allow_global_per_layer_attribute_access = True  # settings that differ by layer are written separately
 
     def prefix(key: str) -> str:
         return f"{architecture}.{key}"

@@ -1,4 +1,4 @@
-"""MTP heads of tiny models as llama.cpp's converter writes them: one more layer behind the last."""
+"""MTP heads of tiny models as written by llama.cpp's converter: one more layer after the last."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from tests.core.weights.gguf.tiny_gguf import MODELS, Tensors, laid_out, named
 
 AROUND = {"model.join.": "", "model.norm.": "shared_head.norm."}
-"""The converter's names within a layer for what lies around it in our tree."""
+"""The converter's names within a layer for the modules around it in our tree."""
 
 
 def head_tensors(name: str, head: Mapping[str, Tensor], config: Any) -> Tensors:
-    """The file's tensors of a head whose tensors have the names of our tree, for the model `name` of `config`."""
+    """Return the file's tensors of a head given by our tree's names, for the model `name` with `config`."""
     layer = f"model.layers.{config.num_hidden_layers}."
     renamed = {"model.layers.0.": layer} | {ours: f"{layer}{theirs}" for ours, theirs in AROUND.items()}
     found: Tensors = {}
@@ -29,7 +29,7 @@ def head_tensors(name: str, head: Mapping[str, Tensor], config: Any) -> Tensors:
 
 
 def _named(name: str, key: str, layers: int) -> str:
-    """The package's table knows the parts around the layer for GLM alone."""
+    """Return the GGUF name; the package's table only has the modules around the layer for GLM."""
     kinds = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     around = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM4_MOE, layers).get_name(key, try_suffixes=(".weight",))
     if around is not None and ".nextn." in around:

@@ -1,6 +1,6 @@
-"""Weights quantised and laid out as each format's own program writes them, with what they are worth in fp32.
+"""Weights quantised and laid out as by each format's own program, with their values in fp32.
 
-Written from the formats' descriptions and not from our reader: numbers are packed one after the other here.
+Written from the formats' descriptions, independently of our reader: numbers are packed one by one here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Packed = tuple[dict[str, Tensor], Tensor]
-"""Tensors by the ends of their names, and the weight that they stand for."""
+"""Tensors by the suffixes of their names, and the weight that they represent."""
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 NF4 = torch.tensor([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -23,11 +23,11 @@ NF4 = torch.tensor([
 ])  # fmt: skip
 FP4 = torch.tensor([0, 1, 128, 192, 64, 96, 32, 48, 0, -1, -128, -192, -64, -96, -32, -48]) / 192
 AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight neighbours AWQ packs first, second and so on."""
+"""Which of eight neighbours AWQ packs first, second etc."""
 
 
 def words(values: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tensor:
-    """(..., n) small numbers -> (..., n * bits / 32) of int32, the first in the lowest bits."""
+    """Pack (..., n) small integers to (..., n * bits / 32) of int32, the first in the lowest bits."""
     each = 32 // bits
     runs = values.long().reshape(*values.shape[:-1], -1, each)
     total = sum(runs[..., place] << bits * index for index, place in enumerate(places or range(each)))
@@ -36,7 +36,7 @@ def words(values: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tensor:
 
 
 def pairs(values: Tensor) -> Tensor:
-    """(..., n) of four bits -> (..., n / 2) bytes, the first in the low half."""
+    """Pack (..., n) 4-bit integers to (..., n / 2) bytes, the first in the low half."""
     runs = values.to(torch.uint8).reshape(*values.shape[:-1], -1, 2)
     return runs[..., 0] | runs[..., 1] << 4
 
@@ -47,7 +47,7 @@ def nearest(values: Tensor, book: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Integers:
-    """Whole numbers of `bits` with scales of `scale` for each `group` columns (0 = the row), and zero points or not."""
+    """Integers of `bits` with a scale per `group` of columns (0 = the row), with or without zero points."""
 
     bits: int = 4
     group: int = 32
@@ -56,7 +56,8 @@ class Integers:
     order: bool = False
 
     def split(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Codes (N, K) from 0 on, scales and zero points (N, groups), the group of each column, and the weight."""
+        """Return unsigned codes (N, K), scales and zero points (N, groups), the group of each column, and the
+        weight."""
         columns, group, most = weight.shape[1], self.group or weight.shape[1], (1 << self.bits) - 1
         groups = torch.arange(columns) // group
         if self.order:
@@ -94,7 +95,7 @@ def awq(weight: Tensor, how: Integers) -> Packed:
 
 
 def compressed(weight: Tensor, how: Integers) -> Packed:
-    """compressed-tensors' pack-quantized: numbers around zero, moved up by half of the range."""
+    """Pack as compressed-tensors' pack-quantized: signed integers, offset by half of the range."""
     codes, scales, zeros, groups, exact = how.split(weight)
     tensors = {
         ".weight_packed": words(codes, how.bits), ".weight_scale": scales,
@@ -123,7 +124,7 @@ def bitsandbytes8(weight: Tensor) -> Packed:
 
 
 def float8(weight: Tensor, block: tuple[int, int] | None, end: str, dtype: torch.dtype = torch.float32) -> Packed:
-    """FP8 with a scale for each block of rows and columns, the last ones cut off; None = one for the whole."""
+    """Quantise to FP8 with a scale per block of rows and columns, partial at the ends; None = one for all."""
     rows, columns = weight.shape
     high, wide = block or (rows, columns)
     grid = torch.zeros(-(-rows // high), -(-columns // wide))
@@ -148,7 +149,7 @@ def mxfp8(weight: Tensor) -> Packed:
 
 
 def mxfp4_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks (..., K / 32, 16), exponents + 127 (..., K / 32), and the weight (..., K)."""
+    """Return blocks (..., K / 32, 16), exponents + 127 (..., K / 32), and the weight (..., K)."""
     groups = weight.reshape(*weight.shape[:-1], -1, 32)
     exponents = (groups.abs().amax(-1) / 6).log2().ceil().int()
     codes = nearest(groups / exponents.float().exp2()[..., None], E2M1)
@@ -162,7 +163,7 @@ def mxfp4(weight: Tensor) -> Packed:
 
 
 def nvfp4(weight: Tensor, *, inverse: bool) -> Packed:
-    """modelopt keeps the whole weight's scale, compressed-tensors what it is divided by."""
+    """Quantise to NVFP4. modelopt stores the weight's global scale, compressed-tensors its reciprocal."""
     whole = weight.abs().max() / (6 * 448)
     groups = weight.view(len(weight), -1, 16)
     fine = (groups.abs().amax(2) / 6 / whole).to(torch.float8_e4m3fn)
@@ -200,8 +201,7 @@ def bitsandbytes4(weight: Tensor, book: Tensor, kind: str, *, nested: bool) -> P
 
 @dataclass(frozen=True)
 class Format:
-    """How one program stores a linear, what config.json says of it, and the engine's storage, None where none is
-    exact."""
+    """A program's storage of a linear, its entry in config.json, and the engine's storage; None if none is exact."""
 
     pack: Callable[[Tensor], Packed]
     settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Quantised files that are damaged, or of a kind that is not read, give one sentence and nothing else."""
+"""Damaged or unsupported quantised files give one sentence and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def without(end: str) -> Damage:
 
 
 def cut(end: str, dimension: int = 0) -> Damage:
-    """Half of one part."""
+    """Cut one part in half."""
 
     def damage(tensors: dict[str, Tensor]) -> None:
         part = tensors[Q + end]
@@ -38,7 +38,7 @@ def put(end: str, value: Tensor) -> Damage:
 
 
 def narrower(tensors: dict[str, Tensor]) -> None:
-    """All parts of half of the outputs: a whole weight of the wrong shape."""
+    """Keep half of the outputs in all parts: a consistent weight of the wrong shape."""
     for end in (".qweight", ".qzeros", ".scales"):
         cut(end, 1)(tensors)
 

@@ -1,4 +1,4 @@
-"""Every kind of quantised safetensors gives the weights that it stands for, and transformers' words with them."""
+"""Every kind of quantised safetensors gives the weights that it represents, and transformers' tokens with them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("group", [128, 0])
 def test_larger_groups_take_less_memory(group: int, tmp_path: Path) -> None:
-    """The usual group of AWQ: 4.5 bits a weight, exactly."""
+    """AWQ's usual group: exactly 4.5 bits per weight."""
     stored = Format(lambda weight: awq(weight, Integers(group=group, symmetric=False)), {"quant_method": "awq"})
     sizes = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 384}
     exact = write_stored(tmp_path / "m", stored, **sizes)
@@ -57,7 +57,7 @@ def test_larger_groups_take_less_memory(group: int, tmp_path: Path) -> None:
 
 
 def test_fp8_without_padding_is_used_where_it_lies(tmp_path: Path) -> None:
-    """Nothing is converted, copied or kept a second time."""
+    """Nothing is converted or copied."""
     sizes = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 384}
     exact = write_stored(tmp_path / "m", FORMATS["fp8 in blocks"], **sizes)
     source = open_source(tmp_path / "m")

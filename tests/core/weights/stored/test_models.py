@@ -1,4 +1,4 @@
-"""Quantised models of other shapes than a plain one: experts, models that see, on any placement."""
+"""Quantised models other than dense text ones: experts and vision models, on any placement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = random_prompt(40)
 
 
 def write_gpt_oss(folder: Path) -> dict[str, Tensor]:
-    """As OpenAI's own files are: experts in blocks and scales, rows first; all else plain."""
+    """Write a model like OpenAI's own files: experts as blocks and scales, rows first; all else unquantised."""
     make_model("gpt_oss", folder)
     file = folder / "model.safetensors"
     exact, kept = load_file(file), {}
@@ -70,7 +70,7 @@ def test_experts_one_by_one_are_put_together_as_they_are(name: str, tmp_path: Pa
     assert greedy(tmp_path / "m", 16) == reference(tmp_path / "m", exact, PROMPT, 16)
     source = open_source(tmp_path / "m")
     experts = {linear for linear, storage in source.stored.items() if storage and "experts" in linear}
-    # Columns in an order of their own are kept so where only one matrix reads the input.
+    # Permuted columns are only kept if a single matrix reads the input.
     assert len(experts) == (0 if "order" in name else 6)
     for linear in experts & {"model.layers.1.mlp.experts.gate_up_proj"}:
         parts = [exact[f"model.layers.1.mlp.experts.2.{part}_proj.weight"] for part in ("gate", "up")]

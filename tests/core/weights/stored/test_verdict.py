@@ -1,4 +1,4 @@
-"""What is said of a quantised model before it is here is what becomes of it when it is loaded."""
+"""The verdict on a quantised model before its download agrees with what loading does."""
 
 from __future__ import annotations
 

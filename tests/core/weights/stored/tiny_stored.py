@@ -1,4 +1,4 @@
-"""Tiny models whose linears are quantised as a format has them, and transformers' own model of what they are worth."""
+"""Tiny models whose linears are quantised in a format, and transformers' model with the values that they represent."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.core.weights.stored.packers import Format as Stored
 
 LINEAR = re.compile(r"(_proj|experts\.\d+\.w\d)\.weight$")
 SIZES: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 2, "head_dim": 48}
-"""Rows and columns that no block of 128 divides."""
+"""Rows and columns that are not multiples of 128."""
 
 
 def write_stored(folder: Path, stored: Stored, family: str = "llama", **changes: Any) -> dict[str, Tensor]:
-    """Write a model with quantised linears; the weights that its files stand for, by name."""
+    """Write a model with quantised linears; return the weights that its files represent, by name."""
     sizes = SIZES if family == "llama" else {}
     make_model(family, folder, **(sizes | changes))
     file = folder / "model.safetensors"
@@ -57,7 +57,7 @@ def announce(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def reference(folder: Path, exact: dict[str, Tensor], prompt: list[int], count: int) -> list[int]:
-    """Greedy tokens of transformers' own `generate` with these weights."""
+    """Return the greedy tokens of transformers' `generate` with these weights."""
     plain = folder.parent / "plain"
     plain.mkdir(exist_ok=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def reference(folder: Path, exact: dict[str, Tensor], prompt: list[int], count: 
 
 
 def greedy(folder: Path, count: int, prompt: list[int] | None = None, format: Format = "bf16") -> list[int]:
-    """Our greedy tokens, all products in fp32 whatever the weights' storage."""
+    """Return our greedy tokens, with all products in fp32 whatever the weights' storage."""
     source = open_source(folder)
     spec = specification(source.module, source.name, folder / "cache", source.stored, source.stored_as)
     postponed = Postponed(() if spec.mapped(format) else untied(source.module, spec.linears))
@@ -84,7 +84,7 @@ def greedy(folder: Path, count: int, prompt: list[int] | None = None, format: Fo
 
 
 def in_fp32() -> KernelTable:
-    """Kernels that widen weights and multiply in fp32."""
+    """Use kernels that widen weights and multiply in fp32."""
     names = dict.fromkeys(LAYOUTS, "widened-fp32") | {"fp32": "linear"}
     timings = [
         Timing(storage, 1, 1, bucket, name, 1.0)
