@@ -48,16 +48,16 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """A sound model's folder that a test may damage."""
+    """Provide a valid model folder that a test may damage."""
     return Path(shutil.copytree(sound, tmp_path / "model"))
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """One engine for all tests, as in an application that goes on after each failure."""
+    """Provide one engine for all tests, as in an application that continues after each failure."""
     engine = Engine()
     *_, _loaded = engine.load(None, ONE_THREAD)
-    # Each load collects garbage, and would look through all of torch's and transformers' objects every time.
+    # Each load collects garbage, which would traverse all objects of torch and transformers every time.
     gc.freeze()
     return engine
 
@@ -129,7 +129,7 @@ def unknown_number_format(folder: Path) -> None:
 
 
 def shards(*names: str) -> Callable[[Path], None]:
-    """An index that names these files, of which only the first is there."""
+    """Make an index with these file names, of which only the first exists."""
 
     def damage(folder: Path) -> None:
         (folder / WEIGHTS).rename(folder / "first.safetensors")
@@ -343,7 +343,7 @@ def test_too_little_memory_is_said_before_anything_is_read(engine: Engine, sound
 
 
 def test_config_naming_code_of_its_own_is_run_by_ours(engine: Engine, folder: Path) -> None:
-    """Many repositories keep `auto_map` beside an architecture that transformers knows by now."""
+    """Many repositories keep `auto_map` although transformers now supports the architecture."""
     config(auto_map={"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"})(folder)
     write("modeling.py", "raise SystemExit('run')")(folder)
     *_, last = engine.load(folder, ONE_THREAD)
@@ -385,7 +385,7 @@ def _check_failed(event: object, kind: type[HeteGenError], words: str) -> None:
 
 
 def _check_works(engine: Engine) -> None:
-    """The built-in model loads and answers."""
+    """Check that the built-in model loads and answers."""
     *_, loaded = engine.load(None, ONE_THREAD)
     assert isinstance(loaded, Loaded)
     events = list(engine.chat(HELLO))
@@ -405,7 +405,7 @@ def _error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str
 
 @contextmanager
 def _as_nobody(folder: Path) -> Iterator[None]:
-    """Root may read everything: then the reading is done as somebody else."""
+    """Become another user if root, who may read everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -424,7 +424,7 @@ def _as_nobody(folder: Path) -> Iterator[None]:
 
 
 def test_a_question_that_is_no_utf8_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python hands on an argument's bytes that are no text as halves of surrogate pairs."""
+    """Python passes invalid bytes of an argument as lone surrogates."""
     prompt = b"What is a caf\xe9?".decode("utf-8", "surrogateescape")
     assert main(["chat", "--prompt", prompt, "--system", prompt, "--max-new-tokens", "2", "--threads", "1"]) == 0
     assert "error" not in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Model folders broken at random: each gives a reply or one sentence, never a traceback.
+"""Randomly broken model folders: each gives a reply or one sentence, never a traceback.
 
-HETEGEN_FUZZ_CASES says how many cases are tried, HETEGEN_FUZZ_FIRST the seed of the first.
+HETEGEN_FUZZ_CASES sets the number of cases, HETEGEN_FUZZ_FIRST the seed of the first.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_a_reply_or_one_sentence(seed: int, whole: Path, tmp_path: Path, capsys:
 
 
 def change_file(folder: Path, chance: random.Random) -> str:
-    """Drop, cut, empty, rename or scribble over one file."""
+    """Delete, truncate, empty, rename or corrupt one file."""
     file = chance.choice(sorted(folder.iterdir()))
     way = chance.choice(("drop", "cut", "empty", "rename", "scribble", "pointer", "folder"))
     data = file.read_bytes() if file.is_file() else b""
@@ -75,7 +75,7 @@ def _rewritten(way: str, data: bytes, chance: random.Random) -> bytes:
 
 
 def change_json(folder: Path, chance: random.Random) -> str:
-    """Drop, retype or rename one key, at any depth, of a JSON file."""
+    """Delete, retype or rename one key, at any depth, of a JSON file."""
     files = sorted(path for path in folder.glob("*.json") if path.is_file())
     file = chance.choice([*files, *(path for path in files if path.name == "config.json")] or [folder / "none.json"])
     try:
@@ -96,7 +96,7 @@ def change_json(folder: Path, chance: random.Random) -> str:
 
 
 def _any_entry(content: Any, chance: random.Random) -> tuple[dict[str, Any], str | None]:
-    """Some dictionary in a tree and one of its keys, the upper ones more often."""
+    """Return a dictionary in a tree and one of its keys, upper ones more often."""
     found = content if isinstance(content, dict) else {}
     while inner := [value for value in found.values() if isinstance(value, dict) and value]:
         if chance.random() < 0.5:
@@ -106,7 +106,7 @@ def _any_entry(content: Any, chance: random.Random) -> tuple[dict[str, Any], str
 
 
 def change_tensors(folder: Path, chance: random.Random) -> str:
-    """Drop, rename, retype, reshape, double or fill one tensor."""
+    """Delete, rename, retype, reshape, duplicate or fill one tensor."""
     file = folder / WEIGHTS
     try:
         tensors = {name: value.clone() for name, value in load_file(file).items()}
@@ -130,7 +130,7 @@ def change_tensors(folder: Path, chance: random.Random) -> str:
 
 
 def change_header(folder: Path, chance: random.Random) -> str:
-    """Retype a field of the weights' header, or its length."""
+    """Retype a field of the weights' header, or change its length."""
     file = folder / WEIGHTS
     data = file.read_bytes() if file.is_file() else b""
     length = int.from_bytes(data[:8], "little")

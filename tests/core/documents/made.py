@@ -10,7 +10,7 @@ WORDS = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 
 
 def pdf(path: Path, pages: list[str], extra: bytes = b"", trailer: bytes = b"") -> Path:
-    """A PDF with one line of text on each page (none for "")."""
+    """Make a PDF with one line of text per page (none for "")."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -38,7 +38,7 @@ def pdf(path: Path, pages: list[str], extra: bytes = b"", trailer: bytes = b"") 
 
 
 def locked_pdf(path: Path) -> Path:
-    """A PDF whose password is not known to anybody."""
+    """Make a PDF with an unknown password."""
     lock = b"<< /Filter /Standard /V 1 /R 2 /P -44 /O <%s> /U <%s> >>" % (b"5a" * 32, b"c3" * 32)
     return pdf(path, ["secret"], lock, b"/Encrypt %d 0 R /ID [<00> <00>]")
 
@@ -47,7 +47,7 @@ PADDING = bytes.fromhex("28bf4e5e4e758a4164004e56fffa01082e2e00b6d0683e802f0ca9f
 
 
 def rc4(key: bytes, data: bytes) -> bytes:
-    """The cipher of old PDFs."""
+    """Apply RC4, the cipher of old PDFs."""
     state, at = list(range(256)), 0
     for n in range(256):
         at = (at + state[n] + key[n % len(key)]) % 256
@@ -62,7 +62,7 @@ def rc4(key: bytes, data: bytes) -> bytes:
 
 
 def pdf_with_password(path: Path, text: str, password: str) -> Path:
-    """A PDF of one page that opens with this password."""
+    """Make a PDF of one page that opens with this password."""
     padded = (password.encode() + PADDING)[:32]
     owner = rc4(md5(padded).digest()[:5], padded)
     key = md5(padded + owner + (-44).to_bytes(4, "little", signed=True) + b"\0").digest()[:5]
@@ -77,7 +77,7 @@ def pdf_with_password(path: Path, text: str, password: str) -> Path:
 
 
 def docx(path: Path, body: str, parts: dict[str, str] | None = None, head: str = "") -> Path:
-    """A Word document with this XML in its body."""
+    """Make a Word document with this XML in its body."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(
             "word/document.xml", f'{head}<w:document xmlns:w="{WORDS}"><w:body>{body}</w:body></w:document>'
@@ -88,12 +88,12 @@ def docx(path: Path, body: str, parts: dict[str, str] | None = None, head: str =
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of WordprocessingML."""
+    """Return a paragraph of WordprocessingML."""
     return f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>"
 
 
 def office(path: Path, parts: dict[str, str]) -> Path:
-    """An archive of these parts."""
+    """Make an archive of these parts."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in parts.items():
             archive.writestr(name, text)
@@ -101,7 +101,7 @@ def office(path: Path, parts: dict[str, str]) -> Path:
 
 
 def relations(**targets: tuple[str, str]) -> str:
-    """The relations of an office part: ids with the kind and the place of what they mean."""
+    """Return the relations of an office part: ids with type and target."""
     kinds = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     rows = (f'<Relationship Id="{id}" Type="{kinds}/{kind}" Target="{to}"/>' for id, (kind, to) in targets.items())
     return f'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">{"".join(rows)}' + (
@@ -110,7 +110,7 @@ def relations(**targets: tuple[str, str]) -> str:
 
 
 def xlsx(path: Path, sheets: dict[str, str], strings: str = "", styles: str = "", book: str = "") -> Path:
-    """A workbook of sheets with this XML in their data."""
+    """Make a workbook of sheets with this XML in their data."""
     space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
     named = "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"/>' for n, name in enumerate(sheets, 1))
     relate = f'xmlns:r="{"http://schemas.openxmlformats.org/officeDocument/2006/relationships"}"'
@@ -134,7 +134,7 @@ DRAWING = (
 
 
 def pptx(path: Path, slides: list[str], notes: dict[int, str] | None = None) -> Path:
-    """A presentation whose slides hold this XML, and notes by the number of their slide (from 1)."""
+    """Make a presentation with this XML in its slides, and notes by slide number (from 1)."""
     # The order of the slides is that of the list, not of the files' names.
     names = [f"slide{len(slides) - n}.xml" for n in range(len(slides))]
     ids = "".join(f'<p:sldId id="{256 + n}" r:id="r{n}"/>' for n in range(len(slides)))
@@ -153,12 +153,12 @@ def pptx(path: Path, slides: list[str], notes: dict[int, str] | None = None) -> 
 
 
 def shape(text: str, place: str = "body") -> str:
-    """A shape of a slide with one paragraph."""
+    """Return a shape of a slide with one paragraph."""
     return f'<p:sp><p:nvPr><p:ph type="{place}"/></p:nvPr><a:p><a:r><a:t>{text}</a:t></a:r></a:p></p:sp>'
 
 
 def epub(path: Path, chapters: dict[str, str], parts: dict[str, str] | None = None) -> Path:
-    """A book of these chapters, by their ids."""
+    """Make a book of these chapters, by their ids."""
     items = "".join(f'<item id="{id}" href="text/{id}%20x.xhtml"/>' for id in sorted(chapters))
     order = "".join(f'<itemref idref="{id}"/>' for id in chapters)
     made = {

@@ -1,4 +1,4 @@
-"""Files that were made to do harm, or merely broke: each is one sentence, and nothing else happens."""
+"""Malicious or broken files: each gives one sentence, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def written(name: str, data: bytes) -> Make:
 
 
 def zeros(folder: Path) -> Path:
-    """1 GB of zeros, which no disk need hold."""
+    """Make 1 GB of zeros as a sparse file."""
     with (folder / "zeros.txt").open("wb") as file:
         file.truncate(10**9)
     return folder / "zeros.txt"
@@ -159,7 +159,7 @@ def test_a_climbing_member_beside_the_text_is_not_unpacked(tmp_path: Path) -> No
 
 
 def replaced(old: bytes, new: bytes) -> Make:
-    """A PDF with one thing in it wrong."""
+    """Make a PDF with one text replaced."""
 
     def make(folder: Path) -> Path:
         path = pdf(folder / "wrong.pdf", ["words"])
@@ -170,7 +170,7 @@ def replaced(old: bytes, new: bytes) -> Make:
 
 
 def outcome(path: Path) -> list[str]:
-    """The lines of what is found, or of the refusal."""
+    """Return the lines of the text found, or of the refusal."""
     try:
         document = read_document(path, SMALL)
     except DocumentUnreadable as error:

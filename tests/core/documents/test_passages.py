@@ -1,4 +1,4 @@
-"""Parts of long documents: cut without loss, found by words in any writing, others at the next question."""
+"""Passages of long documents: split without loss, found by words in any script, others at the next question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILLER = "The committee met on a rainy day and spoke about many things at length
 
 
 def found(pages: list[str], question: str, budget: int = 700) -> list[int]:
-    """The pages (from 0) of the parts for a question, of which about `budget` characters are wanted."""
+    """Return the pages (from 0) of the passages for a question, with about `budget` characters in total."""
     index = PassageIndex(Document("d", tuple(pages)))
     return [span.page for span in index.find(question, budget, len)]
 

@@ -1,4 +1,4 @@
-"""Pictures from strangers: whatever the file promises, pixels within limits or one sentence."""
+"""Untrusted pictures: whatever the file claims, pixels within limits or one sentence."""
 
 import io
 import struct
@@ -74,7 +74,7 @@ def test_large_files_are_kept_smaller_and_others_as_they_are() -> None:
 
 
 def test_a_picture_is_a_document_whose_page_is_its_data_url(tmp_path: Path) -> None:
-    path = tmp_path / "seen.txt"  # whatever it is called
+    path = tmp_path / "seen.txt"  # whatever its name is
     path.write_bytes(picture(1))
     document = read_document(path)
     assert document is not None

@@ -1,4 +1,4 @@
-"""What is found in files of each kind, through the process that reads them for the window."""
+"""The text of files of each kind, through the process that reads them for the window."""
 
 from __future__ import annotations
 

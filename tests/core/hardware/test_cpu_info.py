@@ -1,4 +1,4 @@
-"""What the system says of its processor."""
+"""Facts about the processor as reported by the system."""
 
 from __future__ import annotations
 

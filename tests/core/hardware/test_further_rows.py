@@ -1,4 +1,4 @@
-"""The price of a further row of input: found while the memory's rate changes, and a part of all plans."""
+"""The cost of a further input row: measured while the memory bandwidth changes, and part of all plans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_S, ROW_S = 1e-3, 5e-5
 
 
 class Slowing:
-    """Weights whose products take longer and longer, as where others begin to use the memory."""
+    """Weights whose products take longer and longer, as if other programs began to use the memory."""
 
     def __init__(self) -> None:
         self._calls = count()

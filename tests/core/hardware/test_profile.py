@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _never_too_busy() -> Iterator[None]:
-    """Tests run beside others: what was measured stays."""
+    """Keep measurements although other tests run at the same time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TOO_BUSY", 2.0)
         yield
@@ -39,7 +39,7 @@ def _never_too_busy() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def machine(folder: Path) -> Hardware:
-    """This machine with a simulated card, measured once for all tests."""
+    """Provide this machine with a simulated card, measured once for all tests."""
     return hardware_for(folder, SIMULATED, threads=1)
 
 
@@ -71,7 +71,7 @@ def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None
     assert card.shares_cores
     assert "imulated" in card.name
     assert card.vram_total == card.vram_free == 256 << 20
-    # A loaded machine may make any rate smaller, and none larger.
+    # Load may make any rate smaller, but none larger.
     assert 0.2e9 < card.link.h2d_pinned <= 2.2e9
     assert 0.1e9 < card.link.h2d_pageable <= 2.2e9
     assert card.link.staged > 0.1e9
@@ -178,7 +178,7 @@ def test_the_kernels_timings_come_along(folder: Path, machine: Hardware) -> None
 
 
 def test_the_timings_are_those_of_this_machine_whatever_else_is_kept(folder: Path, machine: Hardware) -> None:
-    """As after an update of torch, or in a home that several computers share."""
+    """As after an update of torch, or in a home directory shared by several computers."""
     _, table = measured_machine(folder, SIMULATED, threads=1)
     file = folder / PROFILE_FILE
     kept = json.loads(file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What the Hub's tests share: a cache in a folder of the test, and patience that is counted in milliseconds."""
+"""Fixtures of the Hub's tests: a cache in a temporary folder, and retries within milliseconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hub(files: dict[str, bytes]) -> Iterator[Double]:
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Client]]:
-    """Makes quick clients that are closed at the end of the test."""
+    """Make fast clients that are closed at the end of the test."""
     made: list[Client] = []
 
     def make(endpoint: str, token: str = "", timeout_s: float = 5, **more: Any) -> Client:
@@ -72,7 +72,7 @@ def manner() -> DownloadOptions:
 
 @pytest.fixture
 def whole(cache: Cache, files: dict[str, bytes]) -> Callable[[], None]:
-    """Asserts that the model is here, whole and right, and nothing else is."""
+    """Assert that the model is complete and correct, and that nothing else is in the cache."""
 
     def check() -> None:
         repo = cache.repo(ID)
@@ -97,14 +97,14 @@ NEEDED = sorted(
 
 @pytest.fixture
 def here(hub: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and the double as the Hub."""
+    """Use a cache of its own, and the fake Hub."""
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 def run(*words: str) -> Any:
-    """A command of `models` with these arguments; its exit status."""
+    """Run a `models` command with these arguments; return its exit status."""
     parser = argparse.ArgumentParser()
     add_commands(parser.add_subparsers())
     args = parser.parse_args(words)

@@ -1,7 +1,7 @@
-"""A Hub made for tests: a real HTTP server on loopback with repositories, a host for files, and faults on demand.
+"""A fake Hub: a real HTTP server on loopback with repositories, a file host, and faults on demand.
 
-It answers search, info, tree and resolve as the Hub does (huggingface_hub's own client works with it), redirects large
-files to the second host, and can stall, cut, corrupt, lie about length, refuse ranges, or change a file on the way.
+It answers search, info, tree and resolve like the Hub (huggingface_hub's own client works with it), redirects large
+files to the second host, and can stall, cut, corrupt, report wrong lengths, refuse ranges, or change a file in transit.
 Run as a program it serves one large model, for measuring: `python -m tests.core.hub.fake_hub MEBIBYTES FILES`.
 """
 
@@ -29,7 +29,7 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository; `files` by path. `gated`: a token is needed, and one of `allowed`."""
+    """A repository; `files` by path. `gated`: requires a token that is one of `allowed`."""
 
     id: str
     files: Mapping[str, bytes]
@@ -47,10 +47,10 @@ class Repo:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with requests whose path contains `path`, `times` times, after `skip` good ones.
+    """A fault in requests whose path contains `path`, `times` times, after `skip` good ones.
 
     `kind`: cut (close after `at` bytes of the body), stall (silent after `at` bytes, for `seconds`), flip (the byte at
-    `at` of the file), status (`code` with `headers`), length (Content-Length is `by` too large), nonsense (it is no
+    `at` of the file), status (`code` with `headers`), length (Content-Length is `by` too large), nonsense (it is not a
     number), no_range, html (a sign-in page), run (call `action` after `at` bytes of the body, then close).
     """
 
@@ -69,7 +69,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request: the host it came to ("hub" or "files"), path with query, headers in lower case."""
+    """A request: its host ("hub" or "files"), path with query, headers in lower case."""
 
     host: str
     path: str
@@ -78,7 +78,7 @@ class Seen:
 
 @lru_cache(maxsize=512)
 def oid(data: bytes) -> str:
-    """git's name of a file."""
+    """Return git's object name of a file."""
     running = hashlib.sha1(b"blob %d\0" % len(data))
     running.update(data)
     return running.hexdigest()
@@ -90,7 +90,7 @@ def sha256(data: bytes) -> str:
 
 
 def safetensors(tensors: Mapping[str, tuple[int, ...]], seed: int = 0, padding: int = 0) -> bytes:
-    """A safetensors file of random bf16 tensors; `padding` makes its header longer."""
+    """Return a safetensors file of random bf16 tensors; `padding` makes its header longer."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "padding": " " * padding}}
     start = 0
     for name, shape in tensors.items():
@@ -109,7 +109,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def model_files(shards: int = 3, rows: int = 64, seed: int = 0) -> dict[str, bytes]:
-    """The files of a small model as they lie on the Hub: needed ones, and duplicates that nobody should fetch."""
+    """Return the files of a small model as on the Hub: required ones, and duplicates that must not be fetched."""
     files: dict[str, bytes] = {
         ".gitattributes": b"*.safetensors filter=lfs\n",
         "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
@@ -136,7 +136,8 @@ def model_files(shards: int = 3, rows: int = 64, seed: int = 0) -> dict[str, byt
 
 
 class Double:
-    """The Hub and its host of files. Change `repos`, `faults`, `rate` at any time; look at `seen` and `sent`."""
+    """The Hub and its file host. `repos`, `faults` and `rate` may change at any time; `seen` and `sent` record
+    requests."""
 
     def __init__(self, *repos: Repo, redirect: bool = True, tree_page: int = 1000, user_tokens: tuple[str, ...] = ()):
         self.repos = {repo.id: repo for repo in repos}
@@ -171,14 +172,14 @@ class Double:
             thread.join()
 
     def replace(self, repo: Repo) -> None:
-        """A new commit of a repository; the old one stays readable under its sha."""
+        """Add a new commit of a repository; the old one stays readable under its sha."""
         before = self.repos.get(repo.id)
         if before:
             self.old[repo.id, before.sha] = before
         self.repos[repo.id] = repo
 
     def force(self, id: str, path: str, data: bytes) -> None:
-        """Change a file under the same commit, as no honest server does."""
+        """Change a file within the same commit, as no honest server does."""
         repo = self.repos[id]
         changed = replace(repo, files={**repo.files, path: data})
         self.old[id, repo.sha] = changed
@@ -191,14 +192,14 @@ class Double:
         return self.old.get((id, revision))
 
     def bytes_sent(self, path: str) -> int:
-        """Bytes of the body of one file, over all requests, as handed to the network."""
+        """Return the body bytes of one file over all requests, as passed to the network."""
         return sum(end - start for start, end in self.sent.get(path, []))
 
     def paths(self, host: str = "hub") -> list[str]:
         return [seen.path for seen in self.seen if seen.host == host]
 
     def take_fault(self, path: str, host: str, *kinds: str) -> Fault | None:
-        """The next fault meant for a request, counted down."""
+        """Return the next fault for a request, and count it down."""
         with self.lock:
             for position, fault in enumerate(self.faults):
                 if fault.kind not in kinds or fault.path not in path or fault.where not in ("both", host):
@@ -214,7 +215,7 @@ class Double:
 
 
 class _Server(ThreadingHTTPServer):
-    # Its threads are joined when it closes, which is quick: every connection is hung up before.
+    # Closing joins the threads quickly, because every connection is shut down before.
     daemon_threads = False
     request_queue_size = 64
 

@@ -29,13 +29,13 @@ SHARD = "model-00002-of-00003.safetensors"
 
 @pytest.fixture
 def here(client: Client, cache: Cache, manner: DownloadOptions) -> Path:
-    """The model, downloaded."""
+    """Provide the downloaded model."""
     return download(client, cache, Reference(ID), manner=manner).path
 
 
 @pytest.fixture
 def by_others(hub: Double, cache: Cache) -> Path:
-    """The model as huggingface_hub downloads it."""
+    """Provide the model as downloaded by huggingface_hub."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(ID, cache_dir=cache.root, endpoint=hub.endpoint, allow_patterns=NEEDED))
@@ -131,7 +131,7 @@ def test_verify_and_repair_only_what_is_bad(
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    # Rot does not change a file's times.
+    # Bit rot does not change a file's times.
     os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
     (here / "tokenizer.json").resolve().unlink()
     found = verify(cache, ID, here.name)
@@ -176,7 +176,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def test_content_shared_with_another_model_is_not_counted(cache: Cache, here: Path, files: dict[str, bytes]) -> None:
-    """huggingface_hub may keep contents in one store for all models, with links to it from each."""
+    """huggingface_hub may keep contents in one store for all models, with links from each."""
     store = cache.root / "blobs" / "ab"
     store.mkdir(parents=True)
     links = []
@@ -199,7 +199,7 @@ def test_content_shared_with_another_model_is_not_counted(cache: Cache, here: Pa
 
 
 def test_a_model_in_use_is_not_removed_in_part(here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows deletes no file that a program has mapped, and renames no folder that one is in."""
+    """Windows neither deletes a file that is mapped nor renames the folder that contains one."""
     unlink, allowed = os.unlink, [1]
 
     def refused(*_: object, **__: object) -> None:

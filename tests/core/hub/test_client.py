@@ -1,4 +1,4 @@
-"""The client: where the token goes, what refusals and broken lines mean in words, connections kept and given up."""
+"""The client: where the token is sent, sentences for refusals and broken connections, reuse of connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def headers(**fields: str) -> Message:
 
 @contextmanager
 def listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that treats one connection after another as `serve` says; yields host:port."""
+    """Start a server that handles one connection after another with `serve`; yields host:port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
         over = threading.Event()

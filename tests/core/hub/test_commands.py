@@ -1,4 +1,4 @@
-"""The four commands, run as programs against the double."""
+"""The four commands, run as programs against the fake Hub."""
 
 from __future__ import annotations
 

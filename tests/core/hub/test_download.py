@@ -1,4 +1,4 @@
-"""Whole downloads against the double: what arrives, and what happens when the line, the server or the disk fail."""
+"""Complete downloads from the fake Hub: the results, and failures of the network, the server or the disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_other_programs_find_it(
     assert scan.warnings == []
     assert scan.incomplete_files == frozenset()
     assert [repo.repo_id for repo in scan.repos] == [ID]
-    # What it downloads itself on top, it adds to ours.
+    # What it downloads in addition, it adds to our files.
     online = snapshot_download(ID, cache_dir=cache.root, endpoint=hub.endpoint, allow_patterns=["*.json"])
     assert Path(online) == result.path
 
@@ -165,7 +165,7 @@ def test_what_passes_is_waited_for(
     get(connect(hub.endpoint, timeout_s=0.3), cache, manner)
     whole()
     assert hub.faults == []
-    # The body of an answer that is refused for its length is on its way before the line is closed.
+    # The body of a response that is refused for its length is in transit before the connection is closed.
     assert hub.bytes_sent(SHARD) == len(files[SHARD]) or fault.kind == "length"
 
 
@@ -241,7 +241,7 @@ def test_file_changed_in_mid_download_restarts_that_file(
             hub.force(ID, SHARD, files[SHARD])
         else:
             hub.replace(newer)
-            # The old commit is gone too, as after a repository was deleted and made anew.
+            # The old commit is gone, too, as if the repository had been deleted and created anew.
             hub.old[ID, repo.sha] = newer
 
     hub.faults = [Fault(SHARD, "run", at=200_000, action=act, where="files")]
@@ -325,7 +325,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def read_only(cache: Cache) -> Iterator[Callable[[], None]]:
-    """Makes the cache read-only until the end of the test, for root too, who then becomes nobody."""
+    """Make the cache read-only until the end of the test, also for root, by changing to the user nobody."""
 
     def set_modes(mode: int) -> None:
         for path in [cache.root, *(path for path in cache.root.rglob("*") if path.is_dir())]:

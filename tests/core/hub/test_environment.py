@@ -1,4 +1,4 @@
-"""Variables that people set wrongly: each is understood, or answered with one sentence."""
+"""Wrongly set environment variables: each is understood, or answered with one sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_address_without_a_scheme_is_a_web_address(said: str, meant: str) -> 
 
 @pytest.mark.parametrize("endpoint", BAD[:-1])
 def test_what_is_no_address_is_said_when_it_is_used(endpoint: str) -> None:
-    """Not before: the guide needs no Hub."""
+    """Not earlier: the guide needs no Hub."""
     environment = hub_environment({"HF_ENDPOINT": endpoint})
     find_token(environment, NoKeyring())
     with pytest.raises(BadRequest, match=re.escape("which is no web address")):

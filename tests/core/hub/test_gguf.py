@@ -1,4 +1,4 @@
-"""Repositories that hold GGUF: choosing a file, its verdict before the download, only its bytes fetched and deleted."""
+"""Repositories with GGUF files: choosing one, its verdict before the download, fetching and deleting only that one."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_beside_safetensors_a_file_is_taken_only_by_its_name(
 
 
 def long_vocabulary(writer: Any) -> None:
-    """As long as a real one, with something small behind it: several ranges."""
+    """Add a vocabulary as long as a real one, and something small after it, so that reading takes several ranges."""
     writer.add_array("tokenizer.ggml.more", [f"token {number:07}" for number in range(120_000)])
     writer.add_string("tokenizer.ggml.last", "x")
 

@@ -1,6 +1,6 @@
-"""Downloads that are cut and killed: every byte that arrived is kept, and nothing wrong is ever shown as whole.
+"""Interrupted and killed downloads: every byte that arrived is kept, and no wrong file is ever shown as complete.
 
-HETEGEN_MANY=1 runs as many interruptions as were promised (50 cuts, 20 kills) instead of a few.
+HETEGEN_MANY=1 runs many interruptions (50 cuts, 20 kills) instead of a few.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def bytes_here(cache: Cache) -> int:
-    """Bytes of finished and unfinished files."""
+    """Return the bytes of complete and partial files."""
     blobs = (cache.repo(ID) / "blobs").glob("*")
     return sum(path.stat().st_size for path in blobs if path.is_file())
 
@@ -82,7 +82,7 @@ def test_cut_at_random_bytes(
     whole()
     assert hub.faults == []
     assert sum(len(spans) for name, spans in hub.sent.items() if name in shards) == CUTS + len(shards)
-    # Each request begins at the byte where the one before was cut: nothing comes twice.
+    # Each request starts at the byte where the previous one was cut: nothing is transferred twice.
     for name in shards:
         assert all(before[1] == after[0] for before, after in zip(hub.sent[name], hub.sent[name][1:], strict=False))
     assert result.downloaded_bytes == result.bytes
@@ -99,7 +99,7 @@ def test_killed_at_random_moments(cache: Cache, manner: DownloadOptions, connect
         for kill in range(KILLS):
             asked = len(hub.seen)
             process = start(hub, cache)
-            # From its first request on: how long Python takes to start says nothing.
+            # From its first request on: the time that Python takes to start is irrelevant.
             wait_for(lambda asked=asked: len(hub.seen) > asked)
             if kill == 0:
                 wait_for(lambda: bytes_here(cache) > 0)
@@ -115,7 +115,7 @@ def test_killed_at_random_moments(cache: Cache, manner: DownloadOptions, connect
         fetched, resumed, total, verified = finish(start(hub, cache))
         asked_twice = sum(hub.bytes_sent(name) for name in NEEDED) - size
     assert (resumed, fetched, total, verified) == (kept, size - kept, size, True)
-    # What was on its way at a kill is lost: at most what the sockets of four connections hold.
+    # Data in transit at a kill is lost: at most the content of four connections' socket buffers.
     assert asked_twice <= KILLS * 4 * (BLOCK + (4 << 20))
     (model,) = installed(cache)
     assert model.complete
@@ -138,7 +138,7 @@ def test_two_programs_at_once(cache: Cache) -> None:
 
 
 def test_another_program_of_huggingface_at_once(cache: Cache, files: dict[str, bytes]) -> None:
-    """Its lock is respected, and ours by it: the file comes once."""
+    """Each respects the other's lock, so that the file is transferred once."""
     script = (
         "import sys; from huggingface_hub import hf_hub_download\n"
         "hf_hub_download(sys.argv[3], 'model-00001-of-00003.safetensors', endpoint=sys.argv[1], cache_dir=sys.argv[2])"
@@ -183,7 +183,7 @@ def test_longer_rest_than_the_file_is_thrown_away(
 def test_damaged_rest_is_fetched_again(
     hub: Double, client: Client, cache: Cache, manner: DownloadOptions, files: dict[str, bytes], whole: Check
 ) -> None:
-    """After a power cut an unfinished file may hold zeros; its checksum tells."""
+    """After a power failure a partial file may contain zeros, which its checksum reveals."""
     import hashlib
 
     name = "model-00001-of-00003.safetensors"

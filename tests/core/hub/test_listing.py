@@ -1,4 +1,4 @@
-"""What the Hub tells: references, search pages, facts, cards, and which files a chat needs."""
+"""Responses of the Hub: references, search pages, facts, model cards, and the files that a chat needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's config and tensors from the Hub, without its weights, in few and small requests."""
+"""A model's config and tensor list from the Hub, without its weights, in few and small requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where tokens come from and whom they are meant for; and what the environment's variables say."""
+"""The sources of tokens, the hosts they are sent to, and the environment variables."""
 
 from __future__ import annotations
 

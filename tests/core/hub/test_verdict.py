@@ -91,7 +91,7 @@ def test_a_small_budget_is_too_small() -> None:
 
 
 def test_stored_size_is_that_of_the_files(tmp_path: Path, connect: Callable[..., Client]) -> None:
-    """For a true shape: the weights' bytes, the embedding once where the head is tied to it."""
+    """For a real shape: the weights' bytes, with the embedding counted once if the head is tied to it."""
     spec = model("llama-3.2-1b")
     found = fit(place(spec, LAPTOP, Budget()), spec)
     assert found.stored_bytes == pytest.approx(2 * 1_235_814_400, rel=0.001)

@@ -1,4 +1,4 @@
-"""Servers of other programs, each a process of its own on loopback: `llama_cpp.server` and `transformers serve`."""
+"""Servers of other programs, each a process on loopback: `llama_cpp.server` and `transformers serve`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Kind = Literal["llama_cpp", "transformers"]
 KEY = "sk-right"
 PATIENCE_S = 90.0
 SAMPLE_S, QUIET_S, BUSY_SHARE = 0.05, 0.5, 0.4
-"""A server is idle once no sample of its processor time in QUIET_S was above BUSY_SHARE of one core."""
+"""A server is idle once no sample of its CPU time in QUIET_S was above BUSY_SHARE of one core."""
 
 
 @dataclass(frozen=True)
 class RealServer:
-    """A server that listens. `model`: the name that it is asked for; "" = its first."""
+    """A listening server. `model`: the name to request; "" = its first model."""
 
     process: psutil.Process
     url: str
     model: str
 
     def kill(self) -> None:
-        """End it at once, as a lost machine would."""
+        """Kill it at once, like a lost machine."""
         self.process.kill()
 
     def idle_after(self, meanwhile: Callable[[], None] = lambda: None) -> float:
-        """Seconds from now to the end of its last busy sample."""
+        """Return the seconds from now to the end of its last busy sample."""
         began = last_busy = sampled = time.perf_counter()
         used = _seconds(self.process)
         while (now := time.perf_counter()) - last_busy < QUIET_S and now - began < PATIENCE_S:
@@ -50,18 +50,18 @@ class RealServer:
 
 
 def is_installed(kind: Kind) -> bool:
-    """Whether the server can be started here."""
+    """Return whether the server can be started here."""
     package = {"llama_cpp": "llama_cpp", "transformers": "transformers"}[kind]
     return all(importlib.util.find_spec(name) is not None for name in (package, "fastapi", "sse_starlette"))
 
 
 @contextmanager
 def served(kind: Kind, model: str) -> Iterator[RealServer]:
-    """Start a server with a model (a GGUF file, or a folder for transformers) and end it afterwards."""
+    """Start a server with a model (a GGUF file, or a folder for transformers) and stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # One thread: two that wait for each other are slow beyond measure while other programs compute.
+    # One thread: two that wait for each other are extremely slow while other programs compute.
     process = subprocess.Popen(
         _command(kind, model, port),
         stdout=subprocess.DEVNULL,

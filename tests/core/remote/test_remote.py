@@ -1,4 +1,4 @@
-"""Remote models: against our own server, and against servers that do everything that servers have been seen to do."""
+"""Remote models: against our own server, and against fakes of all behaviour that servers have been seen to show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LISTED = {"object": "list", "data": [{"id": "big/model", "max_model_len": 4096}]
 
 
 class Fake(BaseHTTPRequestHandler):
-    """A server that answers /v1/models as told, and chats by `reply`."""
+    """A server that answers /v1/models as configured, and chats by `reply`."""
 
     reply: Answer
     models: Any = LISTED
@@ -73,7 +73,7 @@ class Fake(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake(reply: Answer = lambda handler: None, **attributes: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a running fake, and the bodies that it was sent."""
+    """Provide the address of a running fake, and the bodies of its requests."""
     seen: list[dict[str, Any]] = []
     kind = type("One", (Fake,), {"reply": reply, "seen": seen, **attributes})
     running = ThreadingHTTPServer(("127.0.0.1", 0), kind)

@@ -1,4 +1,4 @@
-"""Servers that are kept, and the command that serves a model on a larger computer."""
+"""Saved servers, and the command that serves a model on a larger computer."""
 
 from __future__ import annotations
 

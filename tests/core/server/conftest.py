@@ -1,4 +1,4 @@
-"""A real server on loopback for the server's tests, with the built-in guide or, where it is installed, SmolLM2."""
+"""A real server on loopback for the server's tests, with the built-in guide or, if installed, SmolLM2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.server.options import Limits, ServerOptions
 from core.server.server import Server
 from tests.core.server.smollm2 import package_folder, write_smollm2
 
-# Short, so that the tests of what takes too long do not.
+# Short, so that the tests of timeouts are fast.
 LIMITS = Limits(body=256 << 10, headers_s=1.0, body_s=1.0, ping_s=0.2, refusal_s=0.1, waiting=64)
 
 

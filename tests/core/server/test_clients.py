@@ -1,4 +1,4 @@
-"""The clients that people use, against a real server: conversation, streaming, a tool call, a JSON schema, a stop."""
+"""Popular clients against a real server: conversation, streaming, a tool call, a JSON schema, a stop."""
 
 from __future__ import annotations
 

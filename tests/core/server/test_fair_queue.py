@@ -1,4 +1,4 @@
-"""Clients take turns, whoever came first with however much."""
+"""Clients take turns, regardless of who came first with how many requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that leave, dribble, flood or send nonsense: nothing hangs, nothing is left, nobody sees a traceback."""
+"""Clients that leave, trickle, flood or send nonsense: nothing hangs or leaks, and nobody sees a traceback."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_nonsense_is_answered_with_a_400_and_never_a_traceback(
 
 
 def fuzzed(randomness: random.Random) -> bytes:
-    """A body that is nearly right, or nonsense."""
+    """Return a body that is nearly valid, or nonsense."""
     body = {
         "messages": QUESTION, "prompt": "x", "input": "x", "max_tokens": 2, "temperature": 0.5, "stream": False,
         "tools": [{"type": "function", "function": {"name": "f"}}], "stop": ["x"], "seed": 1, "max_output_tokens": 2,

@@ -1,4 +1,4 @@
-"""What goes over the wire, endpoint by endpoint: the bugs of other servers that this one is not to have."""
+"""The wire format, endpoint by endpoint, including known bugs of other servers that this one must not have."""
 
 from __future__ import annotations
 

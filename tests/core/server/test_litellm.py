@@ -1,4 +1,4 @@
-"""litellm against a real server, by OpenAI's and by Anthropic's interface: what agents that are built on it need."""
+"""litellm against a real server, with OpenAI's and Anthropic's interface: what agents built on it need."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from core.server.server import Server
 from tests.core.server.test_clients import PARAMETERS, SCHEMA, TOOL, TURNS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of litellm's own code, which warns about itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own code warns about itself
 Ask = Callable[..., Any]
 
 
 @pytest.fixture(params=["openai", "anthropic"])
 def ask(request: pytest.FixtureRequest, any_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise its import accesses the network
     litellm = pytest.importorskip("litellm")
     address = any_server.address if request.param == "openai" else any_server.address.removesuffix("/v1")
 

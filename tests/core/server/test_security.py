@@ -1,4 +1,4 @@
-"""Who is answered: host names, origins, keys; and that only what was meant to be reachable is."""
+"""Who is answered: host names, origins, keys; and that only intended endpoints are reachable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain HTTP client for the server's tests: what goes over the wire, and nothing added."""
+"""A plain HTTP client for the server's tests: exactly what goes over the wire."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from core.server.server import Server
 
 QUESTION = [{"role": "user", "content": "What is HeteGen?"}]
-# The guide's greedy answer goes on for a while, so that there is something to break off.
+# The guide's greedy answer is long enough to be interrupted.
 LONG = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": {"4": -100}}
 
 
 def ask(
     server: Server, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str = ""
 ) -> tuple[int, Any]:
-    """Status and JSON (or text) of one request. `body`: bytes as they are, anything else as JSON."""
+    """Return status and JSON (or text) of a request. `body`: bytes verbatim, anything else as JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -35,7 +35,7 @@ def ask(
 
 
 def events(server: Server, path: str, body: dict[str, Any]) -> list[Any]:
-    """The data of every server-sent event; strings that are no JSON as they are."""
+    """Return the data of every server-sent event; strings if they are not JSON."""
     status, text = ask(server, path, body | {"stream": True})
     assert status == 200, text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
@@ -43,7 +43,7 @@ def events(server: Server, path: str, body: dict[str, Any]) -> list[Any]:
 
 
 def open_request(server: Server, path: str, body: dict[str, Any]) -> socket.socket:
-    """A connection on which a request was sent and no answer read."""
+    """Open a connection, send a request, and leave the response unread."""
     content = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -52,7 +52,7 @@ def open_request(server: Server, path: str, body: dict[str, Any]) -> socket.sock
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether `condition` came true in time."""
+    """Return whether `condition` becomes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

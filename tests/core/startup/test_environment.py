@@ -1,4 +1,4 @@
-"""The variables that torch and transformers are imported with."""
+"""The environment variables with which torch and transformers are imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log on disk, where it cannot be turned over."""
+"""The log on disk, if it cannot be rotated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ for number in range({LINES}):
 
 
 def test_every_line_is_kept_where_the_file_cannot_be_turned_over(tmp_path: Path) -> None:
-    # As on Windows, where no open file gets another name: here folders have those names already.
+    # As on Windows, where open files cannot be renamed: here folders already have the new names.
     for number in (1, 2):
         (tmp_path / f"log.txt.{number}").mkdir()
     file = tmp_path / "log.txt"

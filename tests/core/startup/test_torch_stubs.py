@@ -1,4 +1,4 @@
-"""Importing and building models without torch's compiler, and the real one for whoever asks for it."""
+"""Importing and building models without torch's compiler, which is still available to those who need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' table of models, kept on disk between starts: the same as transformers makes, or made again."""
+"""transformers' table of models, cached on disk between starts: equal to transformers' own, or made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tools' thread that is closed at the test's end, and waiting for what it says."""
+"""Fixtures of the tools' tests: a tool host that is closed at the test's end, and waiting for its status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE_S = 60.0
 
 
 class Stage:
-    """A host, and the latest it said of each server."""
+    """A host, and the latest status of each server."""
 
     def __init__(self, logs: Path | None = None) -> None:
         self._news = threading.Condition()
@@ -30,7 +30,7 @@ class Stage:
             self._news.notify_all()
 
     def until(self, name: str, true: Callable[[ServerStatus], bool]) -> ServerStatus:
-        """The server's status once it is so."""
+        """Wait until a server's status satisfies a condition, and return it."""
         with self._news:
             assert self._news.wait_for(lambda: name in self._shown and true(self._shown[name]), PATIENCE_S), (
                 self._shown.get(name)
@@ -47,7 +47,7 @@ class Stage:
 
 
 def script(*arguments: str, name: str = "test", **more: object) -> ToolServer:
-    """The server of this folder as a program."""
+    """Return the server of this folder as a program."""
     return ToolServer(name, sys.executable, (str(SCRIPT), *arguments), **more)  # type: ignore[arg-type]
 
 

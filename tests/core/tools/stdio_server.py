@@ -1,4 +1,4 @@
-"""A real MCP server over stdio, written with the SDK; what it does wrong is its argument's choice."""
+"""A real MCP server over stdio, written with the SDK; its argument selects what it does wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool servers as real processes and over real HTTP: what they answer, and every way in which they can fail."""
+"""Tool servers as real processes and over real HTTP: their answers, and every way in which they can fail."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_log_on_disk_stays_small_and_its_latest_lines_are_found_over_both_file
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The same server in a process of its own, listening on loopback."""
+    """Run the same server in another process, listening on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Tool servers as they are pasted and kept, and the names that models call their tools by."""
+"""Tool servers as pasted and saved, and the names by which models call their tools."""
 
 from __future__ import annotations
 
