@@ -35,7 +35,7 @@ READ_BYTES, READ_PARTS = 256 * MIB, 16
 ROUNDS = 6
 """How often each weight is multiplied with a single row."""
 FEW_TIMED = (1, 2, 4, 8)
-"""Rows of input from which the price of a further row is measured."""
+"""Numbers of input rows from which the cost of a further row is measured."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
 TOGETHER_S = 0.4
@@ -172,7 +172,7 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
 def further_row_s(load: CpuLoad) -> float:
     """Return the seconds that each further row of input adds to one weight's time, on average over few rows.
 
-    The numbers of rows take turns: the memory's rate changes more between two moments than the difference amounts to.
+    Alternates between the numbers of rows, because the memory bandwidth varies more over time than they differ.
     """
     products = [load.products(m) for m in FEW_TIMED]
     taken: list[list[float]] = [[] for _ in FEW_TIMED]

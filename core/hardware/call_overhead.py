@@ -28,7 +28,7 @@ operations: measured on 16 layers of llama-3.2-1b on two Zen 3 cores, all on the
 device."""
 NOTHING_S = 1e-6
 SCORES, LIKELIEST, BLOCK = 1 << 16, 128, 32
-"""The vocabulary drawn from, how many tokens are considered, and scores of which only the largest is at first."""
+"""Vocabulary size, number of top tokens, and block size of the sampler steps that are timed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Overheads:
         return PER_LAYER * self._small_s()
 
     def score_s(self) -> float:
-        """Return the seconds of drawing a token for each of the vocabulary, by the steps of a sampler that read all."""
+        """Return the seconds of drawing a token, per vocabulary entry: of the sampler steps that read all scores."""
         scores = torch.linspace(-8, 8, SCORES)
         with one_thread():
             return self._median(lambda: torch.softmax(scores, -1).view(-1, BLOCK).amax(1).topk(LIKELIEST)) / SCORES

@@ -26,7 +26,7 @@ MOST_ROWS = 8
 """Input rows per weight, as in device.cu; with more rows, dequantising first is cheaper."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
 LISTED = -1
-"""Instead of a number of rows of x: the kernel is given a list of weights."""
+"""In place of the number of rows of x: tells the kernel that it gets a list of weights."""
 OWN: Storage = "int8"
 """The storage with a dedicated kernel; all others share one kernel that takes the layout as an argument."""
 KERNELS = ("int8_product", "grouped_product", "int8_widen", "grouped_widen")

@@ -66,7 +66,7 @@ def device_products(storage: Storage, device: torch.device) -> DeviceProducts | 
 
 
 def listed_products(storage: Storage, device: torch.device) -> ListedProducts | None:
-    """Return what multiplies several weights of this storage at once on `device`, None without such a kernel."""
+    """Return the products of several weights of this storage in one launch on `device`; None without such a kernel."""
     return device_kernels(device) if storage in LAYOUTS and device.type == "cuda" else None
 
 

@@ -1,6 +1,6 @@
-"""A layer of linear attention by the gated delta rule, for one token, in one call of our library.
+"""A gated delta rule layer (linear attention) for one token, in one call of our library.
 
-x -> q, k, v, gate, b, a;   q, k, v -> convolution over time -> delta rule (beta of b, decay of a) -> norm x gate -> y
+x -> q, k, v, gate, b, a;   q, k, v -> causal convolution -> delta rule (beta from b, decay from a) -> norm x gate -> y
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _DeltaLayer(ctypes.Structure):
-    """`DeltaLayer` of delta_layer.c."""
+    """Mirrors `DeltaLayer` in delta_layer.c."""
 
     _fields_ = (
         *((name, _INT) for name in ("hidden", "key_heads", "value_heads", "key_dim", "value_dim", "taps", "parts")),
@@ -33,13 +33,13 @@ class _DeltaLayer(ctypes.Structure):
 
 
 class _Memory(ctypes.Structure):
-    """`Memory` of delta_layer.c."""
+    """Mirrors `Memory` in delta_layer.c."""
 
     _fields_ = (("kept", _ADDRESS), ("kept_rows", _INT), ("state", _ADDRESS))
 
 
 class DeltaSizes(NamedTuple):
-    """Heads of keys (and queries) and of values, and their columns."""
+    """Numbers of key (and query) heads and of value heads, and their columns."""
 
     key_heads: int
     value_heads: int
@@ -48,22 +48,22 @@ class DeltaSizes(NamedTuple):
 
     @property
     def keys(self) -> int:
-        """Columns of all heads' keys."""
+        """Return the columns of all heads' keys."""
         return self.key_heads * self.key_dim
 
     @property
     def values(self) -> int:
-        """Columns of all heads' values."""
+        """Return the columns of all heads' values."""
         return self.value_heads * self.value_dim
 
     @property
     def channels(self) -> int:
-        """Columns of q, k and v, which the convolution goes over."""
+        """Return the columns of q, k and v, which pass through the convolution."""
         return 2 * self.keys + self.values
 
 
 class Rows(NamedTuple):
-    """Rows [begin, end) of a weight (N, K), whose results begin at `place` among q, k, v, gate, b and a."""
+    """Rows [begin, end) of a weight (N, K), whose results start at `place` in the sequence q, k, v, gate, b, a."""
 
     weight: QuantizedWeight
     begin: int
@@ -73,8 +73,11 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DeltaParts:
-    """What a layer consists of. `taps` (taps, C) and `bias` (C,) of the convolution, `rate` and `shift` (VH,) of
-    what is forgotten, all of fp32; `norm` of each head's result; `out` (K, V) the last product."""
+    """The parts of a layer.
+
+    `taps` (taps, C) and `bias` (C,) of the convolution, and `rate` and `shift` (VH,) of the decay, are fp32. `norm` is
+    applied to each head's result; `out` (K, V) is the output projection.
+    """
 
     sizes: DeltaSizes
     rows: Sequence[Rows]
@@ -86,7 +89,7 @@ class DeltaParts:
     out: QuantizedWeight
 
     def fit(self) -> bool:
-        """Whether they are of the sizes that the library takes for granted."""
+        """Return whether all parts have the sizes that the library expects."""
         sizes, width = self.sizes, self.sizes.channels + self.sizes.values + 2 * self.sizes.value_heads
         made = sorted((one.place, one.place + one.end - one.begin) for one in self.rows)
         whole = [begin for begin, _ in made] + [width] == [0] + [end for _, end in made]
@@ -97,14 +100,15 @@ class DeltaParts:
 
 
 class NativeDelta:
-    """One layer's call. All tensors are on the CPU; the parts must `fit`, and the library multiply all weights."""
+    """The call for one layer. All tensors are on the CPU; the parts must `fit`, and the library multiply all
+    weights."""
 
     def __init__(self, library: NativeLibrary, parts: DeltaParts) -> None:
         self.library = library
         self.sizes = parts.sizes
         products = Parts([(one.weight, one.begin, one.end) for one in parts.rows])
         places = (_INT * len(parts.rows))(*(one.place for one in parts.rows))
-        self._held = parts, products, places  # their addresses are in the fields
+        self._held = parts, products, places  # keeps the memory alive that the fields point to
         self._fields = _DeltaLayer(
             parts.out.shape[0], *parts.sizes, parts.taps.shape[0], len(parts.rows), ctypes.addressof(products.fields),
             ctypes.addressof(places), parts.taps.data_ptr(), None if parts.bias is None else parts.bias.data_ptr(),
@@ -114,8 +118,11 @@ class NativeDelta:
         self._address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor, kept: Tensor, state: Tensor) -> Tensor:
-        """x (1, 1, K), contiguous, of fp32 or bf16 -> (1, 1, K). `kept` (R, C) of its type, the convolution's inputs
-        before it, and `state` (VH, K, V) of fp32, both contiguous, are brought up to date."""
+        """x (1, 1, K), contiguous, fp32 or bf16 -> (1, 1, K).
+
+        Updates in place, both contiguous: `kept` (R, C) of x's type, the previous inputs of the convolution, and
+        `state` (VH, K, V) of fp32.
+        """
         memory = _Memory(kept.data_ptr(), kept.shape[0], state.data_ptr())
         out = torch.empty_like(x)
         self.library.delta_layer(self._address, x, ctypes.addressof(memory), out)

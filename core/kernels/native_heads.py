@@ -1,4 +1,4 @@
-"""Several inputs times a weight each, as the heads of attention have them, in one call of our library, for few rows."""
+"""Products of the inputs of several attention heads with a weight each, in one call of our library, for few rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.kernels.quantized_weight import QuantizedWeight
 
 
 class _Heads(ctypes.Structure):
-    """`Heads` of heads.c."""
+    """Mirrors `Heads` in heads.c."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("heads", "columns", "format")),
@@ -22,7 +22,7 @@ class _Heads(ctypes.Structure):
 
 
 class NativeHeads:
-    """The weights (N, K) of all heads, of one shape and one storage that the library multiplies, on the CPU."""
+    """The weights (N, K) of all heads, on the CPU, of one shape and one storage that the library multiplies."""
 
     def __init__(self, library: NativeLibrary, weights: Sequence[QuantizedWeight]) -> None:
         first = weights[0]
@@ -34,5 +34,5 @@ class NativeHeads:
         self.address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        """x (1, H, M, K) -> out (1, H, M, N), of x's type; columns of both are without gaps."""
+        """x (1, H, M, K) -> out (1, H, M, N), of x's type; the last dimension of both is contiguous."""
         self._library.heads(self.address, x, out)

@@ -1,9 +1,9 @@
-"""Attention to compressed keys and values in one call of our library, for few rows of input.
+"""Multi-head latent attention in one call of our library, for few input rows.
 
-    x -> queries (by way of fewer numbers, normed, or at once);   x -> latent -> norm | columns that positions turn
-    queries x each head's keys -> attention to latents -> x each head's values -> product
+    x -> queries (directly, or by a normed low-rank projection);   x -> latent -> norm | rotary part
+    queries x each head's keys -> attention to latents -> x each head's values -> output projection
 
-The new rows' latents are put behind those that are kept.
+The new rows' latents are appended to the cached ones.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from core.kernels.native_library import NativeLibrary, Parts, stretches
 from core.kernels.quantized_weight import QuantizedWeight
 
 WAYS = {"unturned": 0, "halves apart": 1, "neighbours apart": 2, "neighbours": 3}
-"""Which columns positions turn into each other, and where the results lie."""
+"""Rotary layouts: which columns are rotated in pairs, and where the results are written."""
 LEAST_LATENTS = 64
-"""Tokens that are worth a task of their own: all heads see each of them."""
+"""Fewer tokens than this are not worth a task of their own; each is seen by all heads."""
 ONE_THREAD_BYTES = 64 << 10
-"""Below this many bytes of latents one thread attends to them: within a call the others are awake."""
+"""Attention to fewer bytes of latents than this runs on one thread. Within a call the other threads are still awake."""
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 _NUMBERS = ("hidden", "heads", "plain", "turned", "rank", "value_dim", "query_rank", "way")
 
 
 class _LatentLayer(ctypes.Structure):
-    """`LatentLayer` of latent_layer.c."""
+    """Mirrors `LatentLayer` in latent_layer.c."""
 
     _fields_ = (
         *((name, _INT) for name in _NUMBERS),
@@ -46,7 +46,7 @@ class _LatentLayer(ctypes.Structure):
 
 
 class _Seen(ctypes.Structure):
-    """`Seen` of latent_layer.c."""
+    """Mirrors `Seen` in latent_layer.c."""
 
     _fields_ = (
         ("kept", _ADDRESS),
@@ -60,8 +60,8 @@ class _Seen(ctypes.Structure):
 
 
 class LatentSizes(NamedTuple):
-    """Columns of a head: of its keys those that a latent brings, and those that positions turn; of a latent; of its
-    values."""
+    """Columns of a head's keys from the latent (`plain`) and with rotary angles (`turned`), of a latent (`rank`), and
+    of a head's values (`value`)."""
 
     heads: int
     plain: int
@@ -72,8 +72,12 @@ class LatentSizes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatentParts:
-    """What such attention consists of. `queries`: the weights that make them, one, or two with `query_norm` between;
-    `latents` (rank + turned, K) and `latent_norm` of what they make; `out` (K, heads x value). `way`: one of WAYS."""
+    """The parts of a layer.
+
+    `queries`: one query projection, or two with `query_norm` in between. `latents` (rank + turned, K): the down-
+    projection, followed by `latent_norm`. `out` (K, heads x value): the output projection. `way`: the rotary layout,
+    one of WAYS.
+    """
 
     sizes: LatentSizes
     queries: Sequence[QuantizedWeight]
@@ -87,7 +91,7 @@ class LatentParts:
     way: str
 
     def fit(self) -> bool:
-        """Whether the weights are of the sizes that the library takes for granted."""
+        """Return whether all weights have the sizes that the library expects."""
         heads, plain, turned, rank, value = self.sizes
         hidden, inner = self.out.shape[0], self.queries[0].shape[0]
         expected = [(heads * (plain + turned), hidden)]
@@ -102,8 +106,7 @@ class LatentParts:
 
 @dataclass(frozen=True, eq=False)
 class Angles:
-    """Cosines and sines (1, M, ...) of the angles that rows are turned by, of the rows' type or fp32, `step` numbers
-    apart."""
+    """Cosines and sines (1, M, ...) of the rows' rotary angles, in the rows' type or fp32, `step` elements apart."""
 
     cos: Tensor
     sin: Tensor
@@ -111,12 +114,13 @@ class Angles:
 
 
 class NativeLatent:
-    """One layer's call. All tensors are on the CPU; the parts must `fit`, and the library multiply all weights."""
+    """The call for one layer. All tensors are on the CPU; the parts must `fit`, and the library multiply all
+    weights."""
 
     def __init__(self, library: NativeLibrary, parts: LatentParts) -> None:
         self.library = library
         self.sizes, self.way = parts.sizes, parts.way
-        self._held = parts  # their addresses are in the fields
+        self._held = parts  # keeps the memory alive that the fields point to
         first, *more = parts.queries
         self._fields = _LatentLayer(
             parts.out.shape[0], *parts.sizes, first.shape[0] if more else 0, WAYS[parts.way], parts.scale,
@@ -126,10 +130,10 @@ class NativeLatent:
         self._address = ctypes.addressof(self._fields)
 
     def __call__(self, x: Tensor, kept: Tensor, held: int, mask: Tensor | None, angles: Angles | None) -> Tensor:
-        """x (1, M, K), contiguous, of fp32 or bf16 -> (1, M, K).
+        """x (1, M, K), contiguous, fp32 or bf16 -> (1, M, K).
 
-        `kept` (1, 1, capacity, rank + turned) of its type: `held` tokens are seen, and room for M behind them. `mask`
-        (1, 1, M, held + M) of bool, True where a token is seen. Columns of all are contiguous.
+        `kept` (1, 1, capacity, rank + turned) of x's type has `held` tokens and room for M more. `mask` (1, 1, M, held
+        + M) is bool, True where a token is visible. The last dimension of all is contiguous.
         """
         keys, (mask_row, row) = held + x.shape[1], (0 if mask is None else mask.stride(2), kept.stride(2))
         threads = torch.get_num_threads() if keys * row * kept.element_size() > ONE_THREAD_BYTES else 1

@@ -52,7 +52,7 @@ class AttentionCall:
 
     @property
     def value_dim(self) -> int:
-        """Columns of a head's result."""
+        """Return the columns of a head's result."""
         return unpacked(self.value.shape[3]) if self.value.dtype is PACKED else self.value.shape[3]
 
     @property
@@ -318,7 +318,8 @@ class NativeLibrary:
         return out, again
 
     def heads(self, heads: int, x: Tensor, out: Tensor) -> None:
-        """x (1, H, M, K) times the weights described at that address, into `out` (1, H, M, N): `native_heads`."""
+        """Multiply x (1, H, M, K) with the weights described at address `heads`, into `out` (1, H, M, N): see
+        `native_heads`."""
         m, type = x.shape[2], TYPES[x.dtype]
         scratch = torch.empty(self._heads_bytes(self._isa, heads, type, m), dtype=torch.uint8)
         self._heads(
@@ -327,7 +328,8 @@ class NativeLibrary:
         )  # fmt: skip
 
     def latent_layer(self, layer: int, x: Tensor, seen: int) -> Tensor:
-        """(1, M, K): x through the attention at that address, which sees what another says: `native_latent`."""
+        """Return (1, M, K): x through the layer at address `layer`, with the cache at address `seen`: see
+        `native_latent`."""
         m, type, out = x.shape[1], TYPES[x.dtype], torch.empty_like(x)
         scratch = torch.empty(self._latent_layer_bytes(self._isa, layer, type, m, seen), dtype=torch.uint8)
         self._latent_layer(
@@ -336,7 +338,7 @@ class NativeLibrary:
         return out
 
     def delta_layer(self, layer: int, x: Tensor, memory: int, out: Tensor) -> None:
-        """x (1, 1, K) through the layer at that address, with the memory at another, into `out`: `native_delta`."""
+        """Compute x (1, 1, K) through the layer and memory at these addresses, into `out`: see `native_delta`."""
         scratch = torch.empty(self._delta_layer_bytes(layer, TYPES[x.dtype]), dtype=torch.uint8)
         self._delta_layer(
             self._isa, layer, x.data_ptr(), TYPES[x.dtype], memory, out.data_ptr(), scratch.data_ptr(),

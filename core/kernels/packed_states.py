@@ -68,7 +68,7 @@ class PackedRows(Tensor):
 
 
 def as_floats(one: Any) -> Any:
-    """What packed rows stand for (B, H, T, D), made now; anything else as it is."""
+    """Return packed rows dequantised as floats (B, H, T, D), and anything else unchanged."""
     if not isinstance(one, PackedRows):
         return one
     assert one.stored.recent is not None

@@ -28,7 +28,7 @@ class KernelRate:
 class Cpu:
     """The processor and its memory. `threads`: the number used for measuring; `call_s`: one kernel call; `layer_s`: a
     layer's cost in addition to linears and attention (norms, rotary embedding, Python); `score_s`: the cost of drawing
-    a token, for each of the vocabulary."""
+    a token, per vocabulary entry."""
 
     name: str
     physical_cores: int

@@ -5,7 +5,7 @@
 #if defined(HETEGEN_X86)
 #include "avx512.h"
 
-/* Registers of a row's values at most, and where there are more, at a time. */
+/* The most registers for a row's values; longer rows are processed in strips of STRIP_LANES registers. */
 enum { MOST_VALUE_LANES = 16, STRIP_LANES = 4 };
 
 int attention_suits_avx512(const Shape *n) {
@@ -73,7 +73,7 @@ AVX512 INLINE void add_block(const Attention *a, const Task *t, int64_t row, int
         _mm512_storeu_ps(t->values + (row + i) * dim + first + c * 16, sum[i * C + c]);
 }
 
-/* Values wider than the cases that follow know. */
+/* Add values with more columns than the specialised cases below handle, strip by strip. */
 AVX512 INLINE void add_strips(const Attention *a, const Task *t, int64_t v, int64_t count, const int type) {
     int64_t rows = task_rows(&a->n), dim = a->n.value_dim;
     for (int64_t first = 0; first < dim; first += 16 * STRIP_LANES) {

@@ -1,21 +1,21 @@
-/* A layer of linear attention for one token in one call: products -> convolution over time -> gated delta rule -> norm,
- * times an activated gate -> product. What is between two steps is rounded to the type of x where torch would. */
+/* A gated delta rule layer for one token in one call: projections -> causal convolution -> gated delta rule -> norm, times
+ * an activated gate -> output projection. Intermediate results are rounded to the type of x wherever torch does. */
 #include "norms.h"
 #include "recurrent.h"
 
-/* All fields are of 8 bytes. A row of products has q [key_heads][key_dim], k alike, v [value_heads][value_dim], the gate
- * alike, and for each value head how much is taken over and how much is forgotten. Any rows of weights may make any stretch
- * of it: `fields` [parts][PART_FIELDS] as in hetegen_matmul, `places` [parts] where their results begin. */
+/* All fields have 8 bytes. A row of projections consists of q [key_heads][key_dim], k likewise, v [value_heads][value_dim],
+ * the gate likewise, and for each value head b (write strength) and a (decay). Any rows of weights may produce any range of
+ * it: `fields` [parts][PART_FIELDS] as in hetegen_matmul, `places` [parts] with the start of each part's results. */
 typedef struct {
     int64_t hidden, key_heads, value_heads, key_dim, value_dim, taps, parts;
     const int64_t *fields, *places;
-    const float *weight, *bias; /* of the convolution, which q, k and v go through */
-    const float *rate, *shift;  /* [value_heads]: decay = exp(rate softplus(forgotten + shift)) */
+    const float *weight, *bias; /* of the convolution of q, k and v */
+    const float *rate, *shift;  /* [value_heads]: decay = exp(rate * softplus(a + shift)) */
     NormOf norm;                /* of each head's result */
     int64_t out[PART_FIELDS];
 } DeltaLayer;
 
-/* What a token remembers: the inputs of the convolution before it, [kept_rows] of them, and the delta rule's state. */
+/* The layer's state: the last [kept_rows] inputs of the convolution, and the state of the delta rule. */
 typedef struct {
     void *kept;
     int64_t kept_rows;
@@ -28,7 +28,7 @@ static int64_t channels_of(const DeltaLayer *l) { return 2 * l->key_heads * l->k
 
 INLINE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
-/* decay and beta [value_heads] of what a row of products says from `taken_over` on. */
+/* Compute decay and beta [value_heads] from b and a, which start at `taken_over` in a row of projections. */
 INLINE void decide(const DeltaLayer *l, const void *taken_over, float *decay, float *beta, const int type) {
     for (int64_t i = 0; i < l->value_heads; i++) {
         float forgotten = widened(taken_over, l->value_heads + i, type);
@@ -37,7 +37,7 @@ INLINE void decide(const DeltaLayer *l, const void *taken_over, float *decay, fl
     }
 }
 
-/* x [value_heads][value_dim] in place: each head normed, times the activated gate. */
+/* Normalise each head of x [value_heads][value_dim] and multiply it with the activated gate, in place. */
 INLINE void open_heads(const DeltaLayer *l, void *x, const void *gate, const int type) {
     for (int64_t head = 0, at = 0; head < l->value_heads; head++, at += l->value_dim) {
         float sum = 0;
@@ -64,7 +64,7 @@ typedef struct {
     static const Loops name = {name##_open};
 #include "loops.h"
 
-/* A row of products; parts that want inputs of one kind are multiplied together. */
+/* Compute a row of projections; consecutive parts that take the same kind of input are multiplied in one call. */
 static void multiply(const Run *r, const DeltaLayer *l, const void *x, uint8_t *prepared, Part *parts, uint8_t *wide) {
     for (int64_t first = 0, next; first < l->parts; first = next) {
         int kind = kind_of(r, l->fields + first * PART_FIELDS);
@@ -79,7 +79,7 @@ static void multiply(const Run *r, const DeltaLayer *l, const void *x, uint8_t *
     }
 }
 
-/* Bytes of scratch memory that hetegen_delta_layer needs. */
+/* The bytes of scratch memory that hetegen_delta_layer needs. */
 EXPORT int64_t hetegen_delta_layer_bytes(const DeltaLayer *l, int type) {
     int64_t item = item_bytes(type), row = channels_of(l) + values_of(l) + 2 * l->value_heads;
     int64_t listed = aligned(any_input_bytes(1, most(l->hidden, values_of(l)))) + aligned(l->parts * (int64_t)sizeof(Part));
@@ -87,7 +87,7 @@ EXPORT int64_t hetegen_delta_layer_bytes(const DeltaLayer *l, int type) {
     return listed + aligned(row * item) + aligned(channels_of(l) * item) + aligned(values_of(l) * item) + floats;
 }
 
-/* x and out [hidden] of `type`, fp32 or bf16; scratch: hetegen_delta_layer_bytes, 64-byte aligned. */
+/* x and out: [hidden] of `type`, fp32 or bf16; scratch: hetegen_delta_layer_bytes, 64-byte aligned. */
 EXPORT void hetegen_delta_layer(int isa, const DeltaLayer *l, const void *x, int type, const Memory *memory, void *out,
                                 void *scratch, int threads) {
     Run r = {isa, type, threads, 1};

@@ -1,14 +1,14 @@
-/* Attention to compressed keys and values for few rows of input in one call: products -> norms -> positions -> the new rows'
- * latents behind those that are kept -> attention to latents -> products. What is between two steps is rounded to the type
- * of x where torch would. */
+/* Multi-head latent attention for few input rows in one call: projections -> norms -> rotary angles -> the new rows' latents
+ * are appended to the cache -> attention to latents -> projections. Intermediate results are rounded to the type of x
+ * wherever torch does. */
 #include "norms.h"
 
-/* How positions turn columns: not at all; a column and that half of all behind it; neighbours, whose results lie half of all
- * apart; or neighbours that stay such. */
+/* Rotary layouts: none; pairs of columns (i, i + half); adjacent pairs, whose results are stored half apart; or adjacent
+ * pairs that stay adjacent. */
 enum Way { UNTURNED = 0, HALVES_APART = 1, NEIGHBOURS_APART = 2, NEIGHBOURS = 3 };
 
-/* All fields are of 8 bytes. Weights are fields of the parts of hetegen_matmul: `first` makes queries, or what they are made
- * of where `query_rank` is not 0, and latents with the columns that positions turn. */
+/* All fields have 8 bytes. Weights are parts of hetegen_matmul: `first` produces queries (or, if `query_rank` is not 0, their
+ * low-rank input) and latents with their rotary part. */
 typedef struct {
     int64_t hidden, heads, plain, turned, rank, value_dim, query_rank, way;
     double scale;
@@ -17,8 +17,9 @@ typedef struct {
     const Heads *keys, *values; /* plain -> rank, rank -> value_dim */
 } LatentLayer;
 
-/* `kept`: the first row that is seen, of `held` and the new ones behind them; `kept_row`: elements from one to the next.
- * Angles are of type `angles`, cos and sin, `angle_step` apart, `angle_row` from row to row; mask as in hetegen_attention. */
+/* `kept`: the first visible row of the cache, which has `held` rows and room for the new ones; `kept_row`: elements between
+ * rows. cos and sin are of type `angles`, `angle_step` elements apart and `angle_row` between rows; mask as in
+ * hetegen_attention. */
 typedef struct {
     void *kept;
     int64_t held, kept_row, splits, attention_threads, angles, angle_step, angle_row;
@@ -50,10 +51,10 @@ static int64_t kept_columns(const LatentLayer *l) { return l->rank + l->turned; 
 
 static int64_t head_columns(const LatentLayer *l) { return l->plain + l->turned; }
 
-/* Bytes of so many numbers. */
+/* The bytes of so many elements. */
 static int64_t bytes_of(const Run *r, int64_t columns) { return columns * item_bytes(r->type); }
 
-/* The columns of x that positions turn, of one row of input. */
+/* Apply an input row's rotary angles to x. */
 static void turn(const Call *c, int64_t row, const void *x, void *to) {
     const LatentLayer *l = c->layer;
     const Seen *s = c->seen;
@@ -66,7 +67,7 @@ static void turn(const Call *c, int64_t row, const void *x, void *to) {
     else turn_columns(x, to, l->turned, l->way, cos, sin, s->angle_step, TYPE_BF16, TYPE_BF16);
 }
 
-/* latents [m][rank + turned] behind those that are kept. */
+/* Append latents [m][rank + turned], normed and with rotary angles applied, to the cache. */
 static void append(const Call *c, const uint8_t *latents) {
     const Run *r = c->run;
     const LatentLayer *l = c->layer;
@@ -78,7 +79,7 @@ static void append(const Call *c, const uint8_t *latents) {
     }
 }
 
-/* q [m][heads][plain + turned] as latents are multiplied with: to [m][heads][rank + turned]. */
+/* Project queries q [m][heads][plain + turned] to the latents' space: to [m][heads][rank + turned]. */
 static void absorb(const Call *c, const uint8_t *q, uint8_t *to, uint8_t *scratch) {
     const Run *r = c->run;
     const LatentLayer *l = c->layer;
@@ -105,7 +106,7 @@ static int64_t room_for_heads(const Run *r, const LatentLayer *l) {
     return most(hetegen_heads_bytes(r->isa, l->keys, r->type, r->m), hetegen_heads_bytes(r->isa, l->values, r->type, r->m));
 }
 
-/* Bytes of scratch memory that hetegen_latent_layer needs. */
+/* The bytes of scratch memory that hetegen_latent_layer needs. */
 EXPORT int64_t hetegen_latent_layer_bytes(int isa, const LatentLayer *l, int type, int64_t m, const Seen *s) {
     Run r = {isa, type, 1, m};
     Shape shape = shape_of(l, s, m);
@@ -116,7 +117,7 @@ EXPORT int64_t hetegen_latent_layer_bytes(int isa, const LatentLayer *l, int typ
            most(aligned(room_for_heads(&r, l)), hetegen_attention_bytes((const int64_t *)&shape));
 }
 
-/* x and out [m][hidden] of `type`, fp32 or bf16, at most FEW_ROWS rows; scratch: hetegen_latent_layer_bytes, 64-byte aligned. */
+/* x and out: [m][hidden] of `type`, fp32 or bf16, m at most FEW_ROWS; scratch: hetegen_latent_layer_bytes, 64-byte aligned. */
 EXPORT void hetegen_latent_layer(int isa, const LatentLayer *l, const void *x, int type, int64_t m, const Seen *s, void *out,
                                  void *scratch, int threads) {
     Run r = {isa, type, threads, m};

@@ -24,7 +24,7 @@ INLINE uint8_t *taken(uint8_t **at, int64_t bytes) {
 /* Bytes of m rows of `columns` elements. */
 INLINE int64_t size_of(const Run *r, int64_t columns) { return r->m * columns * item_bytes(r->type); }
 
-/* Bytes for an input of so many columns, of whichever kind weights want. */
+/* The bytes of a prepared input of so many columns, whatever kind the weights take. */
 INLINE int64_t any_input_bytes(int64_t m, int64_t columns) {
     int64_t bytes = 0;
     for (int kind = FLOATS; kind <= AS_GIVEN; kind++) bytes = most(bytes, hetegen_input_bytes(m, columns, kind));

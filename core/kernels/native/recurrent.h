@@ -1,11 +1,11 @@
-/* What recurrent.c is asked for: a convolution over time, and the gated delta rule. */
+/* The interface of recurrent.c: a causal convolution, and the gated delta rule. */
 #ifndef HETEGEN_RECURRENT_H
 #define HETEGEN_RECURRENT_H
 
 #include "calls.h"
 #include "elements.h"
 
-/* Rows of the input before the first are the last of `kept`, and zero before that. Afterwards `kept` is the last of both. */
+/* The rows before x are those of `kept`, and zero before these. Afterwards `kept` has the last rows of both. */
 typedef struct {
     int64_t rows, channels, stride, kept_rows, taps, silu; /* stride: elements from one row of x to the next */
     void *kept;                                            /* [kept_rows][channels] */
@@ -15,7 +15,7 @@ typedef struct {
     int type;
 } Convolution;
 
-/* For each value head: S = decay S; S += k (beta (v - S'k))'; out = S'q. Strides are from one token to the next. */
+/* For each value head: S = decay S; S += k (beta (v - S'k))'; out = S'q. Strides are elements between tokens. */
 typedef struct {
     int64_t rows, key_heads, value_heads, key_dim, value_dim, q_stride, k_stride, v_stride;
     const void *q, *k, *v;
@@ -23,7 +23,7 @@ typedef struct {
     const float *before;       /* [value_heads][key_dim][value_dim], NULL = zeros */
     float *after;              /* the same; may be `before` */
     void *out;                 /* [rows][value_heads][value_dim] */
-    float *keys;               /* scratch: [rows][key_heads][2][key_dim], what `normalise` makes of q and k */
+    float *keys;               /* scratch: [rows][key_heads][2][key_dim], normalised q and k */
     int type;
 } Delta;
 
