@@ -153,7 +153,8 @@ class Card:
             self.can.limit(self.device, fraction)
 
     def reset_peak(self) -> None:
-        torch.accelerator.reset_peak_memory_stats(self.device)
+        with self.failures():
+            torch.accelerator.reset_peak_memory_stats(self.device)
 
     def release_cached(self) -> None:
         with self.failures():
