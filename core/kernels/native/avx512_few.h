@@ -84,7 +84,7 @@ AVX512 INLINE void strip_of_32(const Input *in, const Layout l, const __m512i bo
     const __m512 by_lane = _mm512_permutexvar_ps(groups_by_lane(), own);
     __m512i w[STRIP_BLOCKS], all[FEW_ROWS];
     unpack_strip(r->at, g >> 2, l, book, M, w);
-    strip_sums(w, in->q + ((g >> 1) * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
+    strip_sums(w, l.values, in->q + ((g >> 1) * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
     UNROLL for (int m = 0; m < M; m++) {
         int64_t at = (m0 + m) * in->blocks * 2 + g;
         const __m512 scale = _mm512_mul_ps(by_lane, _mm512_loadu_ps(in->by_row + at));
@@ -260,7 +260,7 @@ AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int6
     UNROLL for (int i = 0; i < STRIP_BLOCKS - 1; i++) w[i] = int8_block(at, b + i);
     w[STRIP_BLOCKS - 1] = whole ? int8_block(at, b + STRIP_BLOCKS - 1) : _mm512_setzero_si512();
     if (M > 1) turn_strip(w);
-    strip_sums(w, in->q + (b * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
+    strip_sums(w, SIGNED_BYTES, in->q + (b * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
     UNROLL for (int m = 0; m < M; m++) {
         const __m512 scale = _mm512_loadu_ps(in->by_row + ((m0 + m) * in->blocks + b) * 2);
         sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[m]), scale, sum[m]);

@@ -39,15 +39,30 @@ AVX512 INLINE __m512i add_four(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
 }
 
+/* The same where no dword exceeds what four products of values of 4 bits add up to (15 x 127 x 4): in words, pairs are
+ * added by one instruction. */
+AVX512 INLINE __m512i add_pairs(__m512i a, __m512i b) {
+    return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
+}
+
+AVX512 INLINE __m512i add_four_small(__m512i a, __m512i b, __m512i c, __m512i d) {
+    return add_pairs(add_pairs(a, b), add_pairs(c, d));
+}
+
 /* ---- products ---- */
+
+/* The products of a strip with one input row at x, `step` bytes between blocks. */
+AVX512 INLINE void strip_products(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, __m512i dot[STRIP_BLOCKS]) {
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++)
+        dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + i * step));
+}
 
 /* Multiply a strip (transposed if M > 1) with M input rows at x, `step` bytes between blocks. half[0] holds the sums of
  * the groups' first halves, half[1] those of their second halves. */
 AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i half[2][FEW_ROWS]) {
     if (M == 1) {
         __m512i dot[STRIP_BLOCKS];
-        UNROLL for (int i = 0; i < STRIP_BLOCKS; i++)
-            dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + i * step));
+        strip_products(w, x, step, dot);
         __m512i even = add_four(dot[0], dot[2], dot[4], dot[6]), odd = add_four(dot[1], dot[3], dot[5], dot[7]);
         half[0][0] = _mm512_shuffle_i32x4(even, odd, 0x88);
         half[1][0] = _mm512_shuffle_i32x4(even, odd, 0xdd);
@@ -58,8 +73,16 @@ AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, in
         half[i / 4][m] = _mm512_dpbusd_epi32(half[i / 4][m], w[i], _mm512_loadu_si512(x + i * step + m * BLOCK));
 }
 
-/* The same for whole groups. */
-AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i all[FEW_ROWS]) {
+/* The same for whole groups of `values`. */
+AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const enum Values values, const int8_t *x, int64_t step,
+                              const int M, __m512i all[FEW_ROWS]) {
+    if (M == 1 && values == HALVES) {
+        __m512i dot[STRIP_BLOCKS];
+        strip_products(w, x, step, dot);
+        __m512i even = add_four_small(dot[0], dot[2], dot[4], dot[6]), odd = add_four_small(dot[1], dot[3], dot[5], dot[7]);
+        all[0] = _mm512_add_epi32(_mm512_shuffle_i32x4(even, odd, 0x88), _mm512_shuffle_i32x4(even, odd, 0xdd));
+        return;
+    }
     if (M == 1) {
         __m512i half[2][FEW_ROWS];
         strip_dots(w, x, step, 1, half);
