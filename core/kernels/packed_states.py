@@ -7,14 +7,13 @@ precision. Queries that are transformed alike give the same dot products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from core.kernels.float_stand_in import FloatStandIn
 from core.kernels.native_library import NativeLibrary, native
 from core.kernels.packed_width import GROUP, MOST_COLUMNS, PACKED, unpacked
 
@@ -42,12 +41,8 @@ class Stored(NamedTuple):
         return torch.cat((widen(self.rows[:, :, :older], dtype, mixed=mixed), self.recent.to(dtype)), 2)
 
 
-class PackedRows(Tensor):
-    """Packed keys or values as a cache returns them to a model: every function but our attention sees floats.
-
-    Most models pass them unchanged to attention, which reads `stored`. Some compute with them first; for these,
-    `__torch_function__` dequantises.
-    """
+class PackedRows(FloatStandIn):
+    """Packed keys or values as a cache returns them to a model; our attention reads `stored`."""
 
     stored: Stored
     mixed: bool
@@ -59,20 +54,10 @@ class PackedRows(Tensor):
         made.stored, made.mixed = stored, mixed
         return made
 
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
-        return func(*tree_map(as_floats, tuple(args)), **tree_map(as_floats, dict(kwargs or {})))
-
-
-def as_floats(one: Any) -> Any:
-    """Return packed rows dequantised as floats (B, H, T, D), and anything else unchanged."""
-    if not isinstance(one, PackedRows):
-        return one
-    assert one.stored.recent is not None
-    return one.stored.floats(one.stored.recent.dtype, mixed=one.mixed)
+    def floats(self) -> Tensor:
+        """Return the rows dequantised, (B, H, T, D)."""
+        assert self.stored.recent is not None
+        return self.stored.floats(self.stored.recent.dtype, mixed=self.mixed)
 
 
 def as_stored(states: Tensor) -> Stored:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.kernels.float_stand_in import as_floats
 from core.kernels.native_heads import NativeHeads
 from core.kernels.native_latent import LatentSizes
 from core.kernels.native_library import NativeLibrary, native
-from core.kernels.packed_states import as_floats
 from core.kernels.quantize import quantize
 from core.layers import attention
 from core.layers.latents import Expand, FloatProducts, LatentHeads, Latents

@@ -9,15 +9,15 @@ The products are reassociated, so that few queries do not need expanded keys and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from core.kernels.float_stand_in import FloatStandIn
 from core.kernels.native_latent import LatentSizes
 
 Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -103,8 +103,8 @@ def beside(rows: Tensor, turned: Tensor) -> Tensor | None:
     return rows.as_strided((*rows.shape[:3], rows.shape[3] + turned.shape[3]), rows.stride())
 
 
-class LatentStates(Tensor):
-    """Keys (0) or values (1) that are expanded on demand: ordinary floats to all functions except our attention."""
+class LatentStates(FloatStandIn):
+    """Keys (0) or values (1) that are expanded on demand; our attention reads `latents`."""
 
     latents: Latents
     number: int
@@ -116,13 +116,6 @@ class LatentStates(Tensor):
         made.latents, made.number = latents, number
         return made
 
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
-        return func(*tree_map(_as_floats, tuple(args)), **tree_map(_as_floats, dict(kwargs or {})))
-
-
-def _as_floats(one: Any) -> Any:
-    return one.latents.expanded[one.number] if isinstance(one, LatentStates) else one
+    def floats(self) -> Tensor:
+        """Return the model's own keys or values, (1, H, T, D)."""
+        return self.latents.expanded[self.number]
