@@ -208,19 +208,7 @@ FEW(int8g32_few, layout_of(INT8_G32))
 FEW(int6k16_few, layout_of(INT6_K16))
 FEW(grouped_few, layout_of(job->format))
 
-/* Select the kernel for a grouped format; common formats have a specialised one. */
-typedef void (*FewKernel)(const Job *job, int64_t begin, int64_t end);
-static FewKernel few_kernel(int format) {
-    switch (format) {
-        case INT4: return int4_few;
-        case INT6: return int6_few;
-        case INT4_G32: return int4g32_few;
-        case INT4_G32M: return int4g32m_few;
-        case INT8_G32: return int8g32_few;
-        case INT6_K16: return int6k16_few;
-        default: return grouped_few;
-    }
-}
+#include "few_kernel.h"
 
 /* ---- int8 ---- */
 

@@ -230,19 +230,12 @@ FEW(grouped32_few)
 SIXTEEN(grouped16_few, grouped16, job->format, as_it_is)
 FEW(grouped16_few)
 
-/* Select the kernel for a grouped format; common formats have a specialised one. */
-typedef void (*FewKernel)(const Job *job, int64_t begin, int64_t end);
-static FewKernel few_kernel(int format) {
-    switch (format) {
-        case INT4: return int4_few;
-        case INT6: return int6_few;
-        case INT4_G32: return int4g32_few;
-        case INT4_G32M: return int4g32m_few;
-        case INT8_G32: return int8g32_few;
-        case INT6_K16: return int6k16_few;
-        default: return layout_of(format).group == 16 ? grouped16_few : grouped32_few;
-    }
+static void grouped_few(const Job *job, int64_t begin, int64_t end) {
+    if (layout_of(job->format).group == 16) grouped16_few(job, begin, end);
+    else grouped32_few(job, begin, end);
 }
+
+#include "few_kernel.h"
 
 /* ---- int8 ---- */
 
