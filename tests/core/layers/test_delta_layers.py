@@ -16,6 +16,7 @@ from core.layers import delta_layers
 from core.layers.delta_layers import FusedDelta
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, random_prompt
+from tests.core.layers.fused import count_own, forwards
 from tests.core.layers.test_expert_families import round_weights, store_in_bf16
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
@@ -25,20 +26,7 @@ PROMPT = random_prompt(30)
 
 
 def fused(root: Any) -> list[FusedDelta]:
-    return [own for module in root.modules() if isinstance(own := vars(module).get("forward"), FusedDelta)]
-
-
-def count_own(layers: list[FusedDelta]) -> list[int]:
-    """Count the tokens of each call of the layers' own forwards."""
-    counted: list[int] = []
-    for layer in layers:
-
-        def counting(hidden_states: Tensor, *args: Any, own: Any = layer.own, **kwargs: Any) -> Any:
-            counted.append(hidden_states.shape[1])
-            return own(hidden_states, *args, **kwargs)
-
-        layer.own = counting
-    return counted
+    return forwards(root, FusedDelta)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

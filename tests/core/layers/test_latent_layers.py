@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import FEW_ROWS
@@ -16,6 +15,7 @@ from core.layers import latent_attention, latent_layers
 from core.layers.latent_layers import FusedLatent
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, pieces, random_prompt
+from tests.core.layers.fused import count_own, forwards
 from tests.core.layers.test_expert_families import round_weights, store_in_bf16
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
@@ -24,20 +24,7 @@ PROMPT = random_prompt(30)
 
 
 def fused(root: Any) -> list[FusedLatent]:
-    return [own for module in root.modules() if isinstance(own := vars(module).get("forward"), FusedLatent)]
-
-
-def count_own(layers: list[FusedLatent]) -> list[int]:
-    """Count the rows of each call of the layers' own forwards."""
-    counted: list[int] = []
-    for layer in layers:
-
-        def counting(hidden_states: Tensor, *args: Any, own: Any = layer.own, **kwargs: Any) -> Any:
-            counted.append(hidden_states.shape[1])
-            return own(hidden_states, *args, **kwargs)
-
-        layer.own = counting
-    return counted
+    return forwards(root, FusedLatent)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,15 +36,20 @@ def exact_model(source: Source) -> LanguageModel:
     return LanguageModel(source.module, HostPlacement(source.module, weights))
 
 
-def our_scores(folder: Path, ids: list[int], chunk: int) -> Tensor:
-    """Return the scores of the token after `ids`, of which the model reads all but the last, in parts."""
-    source = open_source(folder)
+def read_along(path: Path) -> tuple[LanguageModel, KVCache, MtpReading]:
+    """Load a model with an empty cache, and what its own head makes of the states that it passes through."""
+    source = open_source(path)
     head = open_mtp(source)
     assert head is not None
     model = exact_model(source)
     reading = MtpReading(exact_model(head), join_of(head.module), KVCache(head.module.config, 256))
     model.on_states = reading.see
-    cache = KVCache(source.module.config, 256)
+    return model, KVCache(source.module.config, 256), reading
+
+
+def our_scores(folder: Path, ids: list[int], chunk: int) -> Tensor:
+    """Return the scores of the token after `ids`, of which the model reads all but the last, in parts."""
+    model, cache, reading = read_along(folder)
     for start in range(0, len(ids) - 1, chunk):
         model.forward(ids[start : min(start + chunk, len(ids) - 1)], cache)
     scores = reading.read(ids)

@@ -12,14 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.events import AUTO, LOOKUP, MTP, LoadOptions
-from core.generation.mtp_drafter import MtpReading
-from core.layers.kv_cache import KVCache
 from core.model.language_model import fill
 from core.model.model_source import open_source
-from core.model.mtp import join_of, open_mtp
+from core.model.mtp import open_mtp
 from core.runtime.drafting import OWN_HEAD
 from tests.core.greedy import loaded_model, random_prompt
-from tests.core.model.test_mtp import exact_model
+from tests.core.model.test_mtp import read_along
 from tests.core.mtp_heads import add_mtp, make_predictable
 from tests.core.runtime.test_mtp_drafting import said
 from tests.core.tiny_tokenizer import write_tokenizer
@@ -50,13 +48,8 @@ def as_gguf(name: str, folder: Path, kind: Any = None) -> Path:
 
 def drafts(path: Path, ids: list[int], count: int) -> list[int]:
     """Return a head's most likely continuation of `ids`."""
-    source = open_source(path)
-    head = open_mtp(source)
-    assert head is not None
-    model = exact_model(source)
-    reading = MtpReading(exact_model(head), join_of(head.module), KVCache(head.module.config, 256))
-    model.on_states = reading.see
-    model.forward(ids[:-1], KVCache(source.module.config, 256))
+    model, cache, reading = read_along(path)
+    model.forward(ids[:-1], cache)
     scores = reading.read(ids)
     assert scores is not None
     found = [int(scores.argmax())]
