@@ -78,6 +78,6 @@ def multiplies_int8(device: torch.device) -> bool:
     expected = x.float() @ weight.dequantize(torch.float32).cpu().T
     try:
         found = TorchInt8().product(weight, x.to(device)).float().cpu()
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return False
     return bool((found - expected).abs().max() <= AGREES * expected.abs().max())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ class TokenGraph:
 
     def _is_of(self, held: list[Tensor], seen: int) -> bool:
         """Whether the captured pass reads this many tokens of these buffers."""
-        return self._seen == seen and all(map(_same, held, self._held))
+        return self._seen == seen and all(map(operator.is_, held, self._held))
 
     def _inputs(self, id: int, place: int) -> tuple[Tensor, Tensor]:
         """The embedding row (1, 1, H), looked up in RAM, and the position (1,)."""
@@ -130,10 +131,6 @@ def _computes_from_rows(module: Any) -> bool:
     config, asked = module.config, inspect.signature(module.forward).parameters.keys()
     ours = config._attn_implementation == attention.NAME and type(config) is type(text_config(config))
     return ours and asked >= ARGUMENTS and not other_tables(module)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

@@ -218,7 +218,7 @@ CAPTURES = (
     Mutant(
         "a captured pass is used with its own buffers only",
         GRAPH,
-        "and all(map(_same, held, self._held))",
+        "and all(map(operator.is_, held, self._held))",
         "",
         "cache_that_moved",
     ),

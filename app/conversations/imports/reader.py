@@ -50,7 +50,7 @@ def read_json(path: Path) -> Imported:
         raise refusal(path.name, f"{error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise refusal(path.name, "It is not text.") from error
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, RuntimeError) as error:
         raise refusal(path.name, UNKNOWN) from error
     found = [from_json(text, path.name) for text in texts]
     return Imported((one for each in found for one in each), (name for each in found for name in each.unreadable))
