@@ -29,7 +29,8 @@ WORTHWHILE = 0.95
 FROM_OURS = 0.85
 """The same threshold where the best is our library, for other instruction sets of it and, with few rows of input, for
 anything else. It is stricter because a layer runs as one native call only where all of its weights use one library."""
-ROUNDS = 5
+ROUNDS = 15
+"""Where memory's rate changes from moment to moment, a median of five runs chose the slower of two candidates."""
 HOPELESS = 3.0
 """A candidate is dropped once its fastest run exceeds the fastest run of any other by this factor."""
 FEWEST_RUNS, LONG_S = 2, 0.05

@@ -44,9 +44,12 @@ enum { AHEAD = 8192, JUST_AHEAD = 4096 };
 
 AVX512 INLINE void ask_ahead(const uint8_t *at) { _mm_prefetch((const char *)at + JUST_AHEAD, _MM_HINT_T0); }
 
-/* For weights that need little unpacking, where memory is the limit: on Zen 5, prefetching into L1 was a sixth slower
- * than into L2. */
-AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at) { _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1); }
+/* For weights that need little unpacking, where memory is the limit. With one input row the hardware prefetcher alone
+ * reads 5 to 20 % faster; with more it stays too close behind the loads. Prefetching into L1 was a sixth slower than
+ * into L2. */
+AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at, const int M) {
+    if (M > 1) _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1);
+}
 
 #include "avx512_grouped.h"
 #include "avx512_panels.h"

@@ -56,13 +56,17 @@ AVX512 INLINE OneRow one_row(const Job *job, int64_t row, const Layout *l) {
     return r;
 }
 
-AVX512 INLINE void ask_for_pair(const uint8_t *row, int64_t pair, const Layout *l) {
-    for (int64_t i = 0; i < pair_bytes(l); i += 64) ask_ahead(row + pair * pair_bytes(l) + i);
+AVX512 INLINE void ask_for_pair(const uint8_t *row, int64_t pair, const Layout *l, const int M) {
+    for (int64_t i = 0; i < pair_bytes(l); i += 64) {
+        const uint8_t *at = row + pair * pair_bytes(l) + i;
+        if (l->values == SIGNED_BYTES) ask_ahead_for_bytes(at, M);
+        else ask_ahead(at);
+    }
 }
 
 /* Unpack the strip that begins with pair `first`, transposed if M > 1. */
 AVX512 INLINE void unpack_strip(const uint8_t *row, int64_t first, const Layout l, __m512i book, const int M, __m512i w[STRIP_BLOCKS]) {
-    UNROLL for (int i = 0; i < STRIP_PAIRS; i++) ask_for_pair(row, first + i, &l);
+    UNROLL for (int i = 0; i < STRIP_PAIRS; i++) ask_for_pair(row, first + i, &l, M);
     if (M == 1 || l.values == SIGNED_BYTES || l.values == SIXES) {
         UNROLL for (int i = 0; i < STRIP_PAIRS; i++) unpack_pair(row, first + i, l.values, book, w + i * 2);
         if (M > 1) turn_strip(w);
@@ -122,7 +126,7 @@ AVX512 INLINE void rest_of_32(const Input *in, const Layout l, const __m512i boo
     for (int i = 0; i < groups >> 2; i++, lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4))) {
         const int64_t pair = (g >> 2) + i;
         __m512i w[2];
-        ask_for_pair(r->at, pair, &l);
+        ask_for_pair(r->at, pair, &l, M);
         unpack_pair(r->at, pair, l.values, book, w);
         arrange_pair(w);
         pair_of_32(in, pair, m0, w, scale, lanes, M, sum);
@@ -193,7 +197,7 @@ AVX512 INLINE void pairs_of_16(const Input *in, const Layout l, const __m512i bo
     for (int64_t pair = first; pair < first + pairs; pair++, lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(8))) {
         const int8_t *x = in->q + (pair * 2 * in->m + m0) * BLOCK;
         __m512i w[2];
-        ask_for_pair(r->at, pair, &l);
+        ask_for_pair(r->at, pair, &l, M);
         unpack_pair(r->at, pair, l.values, book, w);
         if (arranged) arrange_pair(w);
         four_of_16(x, w[0], scale, shift, lanes, M, sum);
@@ -240,8 +244,8 @@ static void grouped_few(const Job *job, int64_t begin, int64_t end) {
 /* ---- int8 ---- */
 
 /* Load a block of weights, offset to unsigned bytes for the multiplier. */
-AVX512 INLINE __m512i int8_block(const uint8_t *row, int64_t block) {
-    ask_ahead_for_bytes(row + block * BLOCK);
+AVX512 INLINE __m512i int8_block(const uint8_t *row, int64_t block, const int M) {
+    ask_ahead_for_bytes(row + block * BLOCK, M);
     return _mm512_xor_si512(_mm512_loadu_si512(row + block * BLOCK), _mm512_set1_epi8((char)0x80));
 }
 
@@ -250,8 +254,8 @@ AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int6
     const Input *in = job->input;
     const int whole = (b + STRIP_BLOCKS) * BLOCK <= job->row_bytes;
     __m512i w[STRIP_BLOCKS], all[FEW_ROWS];
-    UNROLL for (int i = 0; i < STRIP_BLOCKS - 1; i++) w[i] = int8_block(at, b + i);
-    w[STRIP_BLOCKS - 1] = whole ? int8_block(at, b + STRIP_BLOCKS - 1) : _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < STRIP_BLOCKS - 1; i++) w[i] = int8_block(at, b + i, M);
+    w[STRIP_BLOCKS - 1] = whole ? int8_block(at, b + STRIP_BLOCKS - 1, M) : _mm512_setzero_si512();
     if (M > 1) turn_strip(w);
     strip_sums(w, SIGNED_BYTES, in->q + (b * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
     UNROLL for (int m = 0; m < M; m++) {
@@ -263,8 +267,8 @@ AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int6
 AVX512 INLINE void int8_pair(const Job *job, const uint8_t *at, int64_t b, int64_t m0, const int M, __m512 sum[FEW_ROWS]) {
     const Input *in = job->input;
     __m512 scale[FEW_ROWS];
-    __m512i w[2] = {int8_block(at, b), _mm512_setzero_si512()};
-    if ((b + 1) * BLOCK < job->row_bytes) w[1] = int8_block(at, b + 1);
+    __m512i w[2] = {int8_block(at, b, M), _mm512_setzero_si512()};
+    if ((b + 1) * BLOCK < job->row_bytes) w[1] = int8_block(at, b + 1, M);
     UNROLL for (int m = 0; m < M; m++)
         scale[m] = _mm512_castps128_ps512(_mm_loadu_ps(in->by_row + ((m0 + m) * in->blocks + b) * 2));
     arrange_pair(w);

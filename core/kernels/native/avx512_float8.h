@@ -14,7 +14,7 @@ AVX512 INLINE void float8_row(const Job *job, int64_t row, const int unused, int
         UNROLL for (int i = 0; i < FLOAT8_GROUP / 16; i++) {
             const float *x = in->floats + ((g * FLOAT8_GROUP / 16 + i) * in->m + m0) * 16;
             const uint8_t *at = job->weights + row * job->stride + g * FLOAT8_GROUP + i * 16;
-            if (i % 4 == 0) ask_ahead_for_bytes(at);
+            if (i % 4 == 0) ask_ahead_for_bytes(at, M);
             __m512 w = _mm512_mul_ps(widen_float8(at), scale);
             UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + m * 16), sum[m]);
         }

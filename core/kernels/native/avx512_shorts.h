@@ -52,7 +52,7 @@ SHORTS INLINE void short_group(const Job *job, int64_t row, int64_t m0, int64_t 
         const uint16_t *x = in->shorts + ((g * 2 + block) * in->m + m0) * BLOCK;
         const uint8_t *at = job->weights + row * job->stride + g * FLOAT8_GROUP + block * BLOCK;
         __m512i w[2];
-        ask_ahead_for_bytes(at);
+        ask_ahead_for_bytes(at, M);
         widen_shorts(at, book, w);
         UNROLL for (int m = 0; m < M; m++) UNROLL for (int half = 0; half < 2; half++)
             dot[m] = _mm512_dpbf16_ps(dot[m], (__m512bh)w[half], (__m512bh)_mm512_loadu_si512(x + m * BLOCK + half * 32));
@@ -100,11 +100,12 @@ SHORTS INLINE void given_strip(const Input *in, const uint8_t *const row[2], int
 /* Multiply weight rows [row, row + 16), at most up to `end`, with input rows [m0, m0 + M). */
 SHORTS INLINE void given_few_sixteen(const Job *job, int64_t row, int64_t end, int64_t m0, const int M) {
     const int64_t columns = job->input->columns, count = end - row < 16 ? end - row : 16;
-    const uint8_t *at = job->weights + row * job->stride, *ahead = at + 16 * job->stride;
+    const int64_t strip = M == 1 ? columns : STRIP_OF_SHORTS;
+    const uint8_t *at = job->weights + row * job->stride, *ahead = M == 1 ? at + AHEAD : at + 16 * job->stride;
     __m512 sums[FEW_ROWS][16];
     for (int m = 0; m < M; m++) for (int i = 0; i < 16; i++) sums[m][i] = _mm512_setzero_ps();
-    for (int64_t from = 0; from < columns; from += STRIP_OF_SHORTS) {
-        const int64_t to = from + STRIP_OF_SHORTS < columns ? from + STRIP_OF_SHORTS : columns;
+    for (int64_t from = 0; from < columns; from += strip) {
+        const int64_t to = from + strip < columns ? from + strip : columns;
         for (int64_t i = 0; i < count; i += 2, ahead += (to - from) * 4) {
             const uint8_t *rows[2] = {at + i * job->stride, at + (i + 1 < count ? i + 1 : i) * job->stride};
             __m512 sum[2][FEW_ROWS];
