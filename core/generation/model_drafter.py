@@ -9,6 +9,7 @@ from torch import Tensor
 from core.generation.guesses import Guesses
 from core.generation.speculation import Guess, likeliest
 from core.layers.kv_cache import KVCache
+from core.layers.kv_mirror import MirroredCache
 from core.model.language_model import LanguageModel
 from core.planning.speculation import MOST_ROWS
 
@@ -106,3 +107,23 @@ class SelfDrafter(ModelDrafter):
             return self._continue(ids, known, room)
         finally:
             self._cache.rewind(known)
+
+
+class MirrorDrafter(SelfDrafter):
+    """A SelfDrafter on the CPU, for a target whose KV cache lies on a device: it drafts on a copy of it in RAM."""
+
+    def __init__(
+        self, name: str, model: LanguageModel, mirrored: MirroredCache, vocabulary: int, guesses: Guesses | None = None
+    ) -> None:
+        super().__init__(name, model, mirrored.own, vocabulary, guesses)
+        self._mirrored = mirrored
+
+    def prepare(self, ids: Sequence[int], guess: Guess) -> None:
+        """Prepare for a reply after `ids`: copy what the target's prefill has added."""
+        super().prepare(ids, guess)
+        self._mirrored.current()
+
+    def draft(self, ids: Sequence[int], room: int) -> list[int]:
+        """Return a continuation of `ids`; the target's cache holds all of them except the last."""
+        self._cache = self._mirrored.current()
+        return super().draft(ids, room)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from core.generation.sampler import checked_logits
 
-# Number of plain passes to time before the first draft.
-TIMED_PASSES = 4
+# Number of plain passes to time before the first draft. LEAST_TIMED suffice if they take TIMED_S together: the times of
+# long passes differ less, and each costs more.
+TIMED_PASSES, LEAST_TIMED, TIMED_S = 4, 2, 0.2
 # A drafter with less gain than this over its last passes pauses for REST passes, doubled at each further pause.
 WORTHWHILE = 1.03
 REST, LONGEST_REST = 24, 768
@@ -94,7 +95,7 @@ class Speculation:
         self._drafters = tuple((drafter, Record()) for drafter in drafters)
         self._used: tuple[Drafter, Record] | None = None
         self._draft_s = 0.0
-        self._plain_s = 0.0
+        self._plain_s = self._timed_s = 0.0
         self._timed = 0
         self._since_draft = HOLD_PASSES
         self.passes = self.tokens = self.drafted = self.taken = 0
@@ -125,7 +126,7 @@ class Speculation:
         self._used = None
         for _, record in self._drafters:
             record.resting -= record.resting > 0
-        if self._timed < TIMED_PASSES or room < 1:
+        if room < 1 or not self._is_timed:
             return []
         awake = [one for one in self._drafters if not one[1].resting]
         for drafter, record in sorted(awake, key=lambda one: -one[1].gain):
@@ -150,8 +151,14 @@ class Speculation:
         record.add(1 + taken, (self._draft_s + seconds) / self._plain_s)
         drafter.checked(drafted, taken, self._draft_s / self._plain_s, seconds / self._plain_s)
 
+    @property
+    def _is_timed(self) -> bool:
+        """Return whether the time of a plain pass is known well enough to judge drafts by it."""
+        return self._timed >= (LEAST_TIMED if self._timed_s >= TIMED_S else TIMED_PASSES)
+
     def _time_plain(self, seconds: float) -> None:
         seconds = max(seconds, 1e-9)
         before = self._plain_s if self._timed else seconds
         self._plain_s = PLAIN_MEMORY * before + (1 - PLAIN_MEMORY) * seconds
         self._timed += 1
+        self._timed_s += seconds

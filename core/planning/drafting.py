@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from core.planning.calibration import fully_resident
@@ -32,20 +33,43 @@ def plan_drafting(
 ) -> Drafting | None:
     """Return the best place for `draft` beside `spec`, whose plan without it is `alone`; None if there is no room.
 
-    If a GPU computes, the draft lies there entirely; otherwise on the CPU.
+    If a GPU computes, the draft lies there entirely, or on the CPU if it uses the target's KV cache and gains more.
     """
     wishes = replace(budget, format=alone.format, context=alone.context, threads=alone.threads)
+    places = _places(draft, alone, hardware, wishes, shares_cache=shares_cache)
+    found = [beside for place in places if (beside := _beside(spec, alone, hardware, wishes, *place))]
+    return max(found, key=lambda one: one.gain, default=None)
+
+
+def _places(
+    draft: ModelSpec, alone: Plan, hardware: Hardware, wishes: Budget, *, shares_cache: bool
+) -> Iterator[tuple[Plan, int]]:
+    """Yield the plans of a draft model where it has room, with the bytes that it takes there."""
     small = without_kv(draft) if shares_cache else draft
-    taken = _on_gpu(small, hardware, wishes, few=shares_cache) if alone.gpu >= 0 else _on_cpu(small, hardware, wishes)
-    if taken is None:
-        return None
-    planned, nbytes = taken
-    less, left = _without(hardware, wishes, alone.gpu, nbytes)
+    if alone.gpu >= 0 and (there := entirely_on_gpu(small, hardware, wishes, few=shares_cache)):
+        yield there
+    if alone.gpu >= 0 and not (shares_cache and can_be_mirrored(draft, wishes)):
+        return
+    mirrors = any(device >= 0 for device in alone.kv_devices)
+    if here := _on_cpu(draft if mirrors else small, hardware, wishes):
+        yield here
+
+
+def _beside(
+    spec: ModelSpec, alone: Plan, hardware: Hardware, wishes: Budget, planned: Plan, nbytes: int
+) -> Drafting | None:
+    """Return the plans of both models if `planned`, a draft model's, takes so many bytes of its device."""
+    less, left = _without(hardware, wishes, planned.gpu, nbytes)
     target = place(spec, less, left, alone.strategy, alone.profile)
     if target.fits == "no" or target.gpu != alone.gpu:
         return None
     slower = target.decode_times.total / alone.decode_times.total
     return Drafting(target, planned, nbytes, _gain(target, planned) / slower)
+
+
+def can_be_mirrored(draft: ModelSpec, wishes: Budget) -> bool:
+    """Return whether the KV cache can be copied to RAM token by token: see `core.layers.kv_mirror`."""
+    return wishes.kv == "bf16" and not any(layer.window or layer.state_bytes for layer in draft.kv_layers)
 
 
 def without_kv(spec: ModelSpec) -> ModelSpec:
@@ -70,7 +94,7 @@ def _gain(target: Plan, draft: Plan) -> float:
     return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, asked), asked)
 
 
-def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) -> tuple[Plan, int] | None:
+def entirely_on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) -> tuple[Plan, int] | None:
     """Place the draft on the GPU. `few`: it never prefills, so that it needs little workspace."""
     plan = place(draft, hardware, replace(wishes, format=DRAFT_FORMAT, whole_head=True))
     if plan.gpu < 0 or not fully_resident(plan):
@@ -84,7 +108,9 @@ def _on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) 
 
 def _on_cpu(draft: ModelSpec, hardware: Hardware, wishes: Budget) -> tuple[Plan, int] | None:
     plan = place(draft, replace(hardware, gpus=()), replace(wishes, format=DRAFT_FORMAT, vram=None, whole_head=True))
-    return None if plan.fits == "no" or plan.from_disk else (plan, plan.memory[0].used)
+    memory = plan.memory[0]
+    # Conversations are parked with the target alone.
+    return None if plan.fits == "no" or plan.from_disk else (plan, memory.used - memory.parked)
 
 
 def _without(hardware: Hardware, budget: Budget, index: int, nbytes: int) -> tuple[Hardware, Budget]:

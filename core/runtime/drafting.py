@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
+from core.accelerators.base import Accelerator
 from core.errors import BadRequest
 from core.events import AUTO, LOOKUP, MTP, NO_DRAFT, SELF, LoadOptions
 from core.generation.guesses import Guesses
-from core.generation.model_drafter import ModelDrafter, SelfDrafter
+from core.generation.model_drafter import MirrorDrafter, ModelDrafter, SelfDrafter
 from core.generation.mtp_drafter import MtpDrafter, MtpReading
 from core.generation.speculation import Drafter
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
+from core.layers.kv_mirror import MirroredCache
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
@@ -45,8 +47,9 @@ class Kind(Enum):
 
 @dataclass
 class DraftModel:
-    """A draft model. `cache`: its own, or None if it uses the target's; `reading`: what an MTP head has read; `gain`:
-    the expected speed-up; `vocabulary`: the number of ids that both models know."""
+    """A draft model. `cache`: its own, or None if it uses the target's; `follows`: the device with the target's KV
+    cache, of which `cache` is a copy; `reading`: what an MTP head has read; `gain`: the expected speed-up;
+    `vocabulary`: the number of ids that both models know."""
 
     name: str
     plan: Plan
@@ -55,6 +58,7 @@ class DraftModel:
     model: LanguageModel
     cache: KVCache | None
     vocabulary: int
+    follows: Accelerator | None = None
     reading: MtpReading | None = None
     guesses: Guesses = field(default_factory=Guesses)
 
@@ -65,6 +69,9 @@ class DraftModel:
             return MtpDrafter(self.name, self.reading, self.vocabulary, self.guesses)
         if self.cache is None:
             return SelfDrafter(self.name, self.model, target, self.vocabulary, self.guesses)
+        if self.follows is not None:
+            mirrored = MirroredCache(target, self.cache, self.follows)
+            return MirrorDrafter(self.name, self.model, mirrored, self.vocabulary, self.guesses)
         return ModelDrafter(self.name, self.model, self.cache, self.vocabulary, self.guesses)
 
     def close(self) -> None:
@@ -151,14 +158,23 @@ def load_draft(
         for fraction in placement.apply(found.draft):
             yield 0.8 + 0.2 * fraction
         machine.reserved[found.draft.gpu] = found.nbytes
-    cache = None if wanted.kind is Kind.COPY else placement.make_cache(source.module.config, found.draft)
+    follows = machine.accelerator(found.target.gpu) if _follows(wanted, found) else None
+    shares = wanted.kind is Kind.COPY and follows is None
+    cache = None if shares else placement.make_cache(source.module.config, found.draft)
     model = LanguageModel(source.module, placement)
-    made = DraftModel(_shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab))
+    made = DraftModel(
+        _shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab), follows
+    )
     made.guesses = Guesses(prices(found.target, found.draft))
     if wanted.kind is Kind.HEAD and cache is not None:
         made.reading = MtpReading(model, join_of(source.module), cache)
         target.on_states = made.reading.see
     yield made
+
+
+def _follows(wanted: DraftSource, found: Drafting) -> bool:
+    """Return whether a copy of the model drafts on the CPU beside a device that may hold the KV cache."""
+    return wanted.kind is Kind.COPY and found.draft.gpu < 0 <= found.target.gpu
 
 
 def _shown(wanted: DraftSource) -> str:

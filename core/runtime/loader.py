@@ -121,13 +121,13 @@ def _load_draft(loaded: LoadedModel, source: DraftSource, beside: Drafting) -> I
 
 def _decided(options: LoadOptions, plan: Plan, beside: Drafting | None) -> Budget:
     """Return the user's limits, with the plan's decisions."""
-    vram = _left(options.vram, plan, beside)
+    vram = _left(options.vram, beside)
     return Budget(vram, options.ram, plan.threads, plan.context, plan.format, plan.kv, not plan.head_copy)
 
 
-def _left(vram: int | None, plan: Plan, beside: Drafting | None) -> int | None:
+def _left(vram: int | None, beside: Drafting | None) -> int | None:
     """Return the user's VRAM limit minus what a draft model takes."""
-    return vram if vram is None or beside is None or plan.gpu < 0 else max(0, vram - beside.nbytes)
+    return vram if vram is None or beside is None or beside.draft.gpu < 0 else max(0, vram - beside.nbytes)
 
 
 def _machine(source: Source, options: LoadOptions) -> Machine:

@@ -16,7 +16,7 @@ from core.generation.generate import DrawnToken, drawn, generate
 from core.generation.model_drafter import ModelDrafter, SelfDrafter
 from core.generation.prompt_lookup import PromptLookup
 from core.generation.sampler import Draw, TokenSampler, distribution, make_sampler
-from core.generation.speculation import HOLD_PASSES, REST, TIMED_PASSES, Drafter, Guess, Speculation
+from core.generation.speculation import HOLD_PASSES, LEAST_TIMED, REST, TIMED_PASSES, Drafter, Guess, Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
@@ -168,6 +168,15 @@ def test_wrong_drafts_make_a_drafter_rest_longer_each_time() -> None:
     drafts = [passed(speculation, ids, 0, 0.012) for _ in range(40 * REST)]
     # Less than one pass in fifty is spent on drafts that are never accepted.
     assert 0 < sum(1 for size in drafts if size) < len(drafts) // 50
+
+
+@pytest.mark.parametrize(("seconds", "plain"), [(0.01, TIMED_PASSES), (0.3, LEAST_TIMED)])
+def test_fewer_plain_passes_are_timed_where_each_takes_long(seconds: float, plain: int) -> None:
+    speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
+    for _ in range(plain):
+        assert speculation.draft(ids, 100) == []
+        speculation.passed(0, 0, seconds)
+    assert speculation.draft(ids, 100) != []
 
 
 def test_the_drafter_that_gains_more_is_asked_first() -> None:

@@ -13,6 +13,7 @@ from core.events import AUTO, LOOKUP, SELF, LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
+from core.planning import drafting
 from core.runtime.drafting import OWN_COPY
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.replanner import Replanner
@@ -30,6 +31,12 @@ def folder_of(family: str, folder: Path) -> Path:
     return made
 
 
+@pytest.fixture
+def on_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a copy beside a card lie there, although so tiny a model's would be as fast in RAM."""
+    monkeypatch.setattr(drafting, "can_be_mirrored", lambda *_: False)
+
+
 def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
     prompt, drawn = random_prompt(30), list[int]()
     ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
@@ -44,6 +51,7 @@ def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "phi3", "qwen3_5_text"])
 @pytest.mark.parametrize("gpu", ["", "vram=64MiB,link=2GB/s", "vram=64MiB,link=2GB/s,cores=1"])
+@pytest.mark.usefixtures("on_card")
 def test_its_own_copy_drafts_and_changes_no_token(family: str, gpu: str, tmp_path: Path) -> None:
     folder = folder_of(family, tmp_path)
     options = replace(ON_CPU, simulate_gpu=gpu or None)
@@ -54,11 +62,32 @@ def test_its_own_copy_drafts_and_changes_no_token(family: str, gpu: str, tmp_pat
     found, ahead = said(model)
     assert found == expected
     assert model.draft is not None
+    assert model.draft.plan.gpu == model.plan.gpu
     assert ahead.drafted > 0
     assert ahead.drafter == OWN_COPY
     model.close()
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "deepseek_v3"])
+def test_a_copy_in_ram_follows_the_cache_on_the_card(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "entirely_on_gpu", lambda *args, **kwargs: None)  # as if it had no room there
+    folder = folder_of(family, tmp_path)
+    options = replace(ON_CPU, simulate_gpu="vram=64MiB,link=2GB/s,cores=1")
+    plain, model = loaded_model(folder, options), loaded_model(folder, replace(options, draft=SELF))
+    assert model.draft is not None
+    assert (model.plan.gpu, model.draft.plan.gpu) == (0, -1)
+    assert model.cache.away
+    for _ in range(2):  # the second reply goes on from the same copy
+        expected, (found, ahead) = said(plain)[0], said(model)
+        assert found == expected
+        assert ahead.drafted > 0
+    plain.close()
+    model.close()
+
+
+@pytest.mark.usefixtures("on_card")
 def test_memory_of_the_copy_is_planned_for_and_kept_to(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path)
     options = replace(ON_CPU, simulate_gpu="vram=64MiB,link=2GB/s", vram=24 * MIB)
