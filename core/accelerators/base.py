@@ -142,7 +142,7 @@ class Accelerator(Protocol):
         """Copy several tensors (...) of one type to the device in one transfer, keeping their shapes."""
 
     def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
-        """Run `work` once on copies of these host tensors (...), then capture it; None if the device has no graphs.
+        """Run `work` once on copies of these tensors (...), then capture it; None if the device has no graphs.
 
         Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host.
         """

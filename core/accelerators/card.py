@@ -211,7 +211,7 @@ class Card:
             return taken_apart(whole.to(self.device, non_blocking=self.can.streams), tensors)
 
     def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
-        there = [self.to_device(one) for one in inputs]
+        there = [self._own_copy(one) for one in inputs]
         if (graph := self.can.graph()) is None:
             return None
         # Always the same stream, because libraries keep a workspace for each stream.
@@ -232,9 +232,15 @@ class Card:
                 graph.capture_end()
         return Replay(graph, there, result, self._put)
 
+    def _own_copy(self, tensor: Tensor) -> Tensor:
+        if tensor.device != self.device:
+            return self.to_device(tensor)
+        with self.failures(tensor.nbytes):
+            return tensor.clone()
+
     def _put(self, there: Tensor, value: Tensor) -> None:
         with self.failures():
-            there.copy_(value.pin_memory(), non_blocking=True)
+            there.copy_(value if value.device == self.device else value.pin_memory(), non_blocking=True)
 
     def synchronize(self) -> None:
         with self.failures():

@@ -33,14 +33,17 @@ class Replay:
     def __init__(
         self, graph: Graph, inputs: Sequence[Tensor], result: Tensor, put: Callable[[Tensor, Tensor], None]
     ) -> None:
-        """`put`: overwrites a device tensor with a host tensor, in launch order."""
+        """`put`: overwrites a device tensor with another tensor, from the host or the device, in launch order."""
         self._graph = graph
         self._inputs = inputs
         self._result = result
         self._put = put
 
     def __call__(self, *values: Tensor) -> Tensor:
-        """Replay with these host tensors (...) as inputs. The result, on the device, is valid until the next call."""
+        """Replay with these tensors (...) as inputs, of the host or the device.
+
+        The result, on the device, is valid until the next call.
+        """
         for there, value in zip(self._inputs, values, strict=True):
             self._put(there, value)
         self._graph.replay()

@@ -7,8 +7,7 @@ convolutions) cannot be cut back; they are restored from marked snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +23,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, TokenPlace, on_host
+from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, on_host
 from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLayer, Snapshots
 from core.spec import KvFormat
@@ -88,36 +87,6 @@ class KVCache(Cache):  # type: ignore[misc]
             if isinstance(layer, PreallocatedLayer):
                 layer.move(allocate.get(number, on_host))
                 layer.home = home
-
-    def buffers_on(self, device: torch.device) -> list[Tensor]:
-        """Return keys and values (1, H, capacity, dim) of all layers; [] unless all are plain and on this device."""
-        plain = all(type(one) is PreallocatedLayer and one.is_initialized for one in self.layers)
-        held = [tensor for one in self.layers for tensor in one.tensors] if plain else []
-        return held if all(tensor.device == device for tensor in held) else []
-
-    def blank(self, length: int) -> None:
-        """Zero the buffers from the end of the held tokens up to `length`: masked values must not be NaN."""
-        for tensor in (one for layer in self.layers for one in layer.tensors):
-            tensor[:, :, len(self.tokens) : length] = 0
-
-    @contextmanager
-    def written_at(self, place: TokenPlace) -> Iterator[None]:
-        """Make updates write one token at a position in device memory, uncounted (see `advance`).
-
-        Requires `buffers_on` that device.
-        """
-        for layer in self.layers:
-            layer.place = place
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.place = None
-
-    def advance(self) -> None:
-        """Count one more token in each layer, written by a replay."""
-        for layer in self.layers:
-            layer.length += 1
 
     def mark(self, *, briefly: bool = False) -> None:
         """Mark the current length, so that it can be restored; `briefly`: only until the next brief mark.

@@ -24,9 +24,9 @@ def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class TokenPlace(NamedTuple):
-    """The position of one token, in device memory: `at` (1,).
+    """The indices of a pass's tokens in a layer's buffers, in device memory: `at` (n,).
 
-    Attention gets the first `seen` tokens of the buffers, with a mask for those not written yet.
+    Attention gets the first `seen` tokens of the buffers, with a mask for those that a token must not see.
     """
 
     at: Tensor
@@ -34,10 +34,14 @@ class TokenPlace(NamedTuple):
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """Keys and values of a full-attention layer, (1, heads, capacity, dim) each, allocated at the first update."""
+    """Keys and values of a full-attention layer, (1, heads, capacity, dim) each, allocated at the first update.
+
+    `window`: how many tokens attention sees, 0 = all.
+    """
 
     keys: Any  # Tensor once initialised
     values: Any
+    window = 0
 
     def __init__(self, capacity: int, allocate: Allocate = on_host, home: torch.device | None = None) -> None:
         super().__init__()
@@ -127,8 +131,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
     def get_seq_length(self) -> int:
-        """Return the number of tokens held, or of those passed to attention before a token at a device position."""
-        return self.length if self.place is None else self.place.seen - 1
+        """Return the number of tokens held, or of those passed to attention before tokens at a place."""
+        return self.length if self.place is None else self.place.seen - self.place.at.shape[0]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of keys that a mask covers, and the position of the first."""

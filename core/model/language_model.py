@@ -107,14 +107,16 @@ class LanguageModel:
 
         def ordinary() -> Tensor:
             self._stop = stop
-            logits: Tensor = self.module(**self._inputs(ids, cache, keep)).logits
+            try:
+                logits: Tensor = self.module(**self._inputs(ids, cache, keep)).logits
+            finally:
+                self._stop = never  # a capture must not be interrupted
             return logits
 
-        graph = self.placement.graph
-        if graph is None or len(ids) > 1 or self.on_states is not None:
+        captures = self.placement.captures
+        if captures is None:
             return ordinary()
-        self._stop = never  # a capture must not be interrupted
-        return graph.logits(ids[0], cache, ordinary)
+        return captures.logits(ids, cache, ordinary, observed=self.on_states is not None)
 
     def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
         """Save the cache's current state so that it can be restored: see `KVCache.mark`."""

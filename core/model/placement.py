@@ -33,9 +33,9 @@ from core.layers.fused_forward import LayerRun
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
+from core.model.captures import Captures
 from core.model.device_copies import DeviceCopies, DeviceRest, Place, Uploads
 from core.model.held_experts import HeldExperts
-from core.model.token_graph import TokenGraph
 from core.offload.hetero_linear import CopiedHead, HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import (
@@ -56,7 +56,7 @@ class HostPlacement:
     """Everything on the CPU. `reads_copy`: whether to use a coarse copy of the output head, if there is one."""
 
     device = torch.device("cpu")
-    graph: TokenGraph | None = None
+    captures: Captures | None = None
 
     def __init__(self, module: Any, weights: Weights, *, reads_copy: bool = True) -> None:
         self.reads_copy = reads_copy
@@ -137,7 +137,7 @@ class DevicePlacement:
         }
         self.device = accelerator.device
         self._experts = HeldExperts(module, experts, accelerator, self._inputs, weights)
-        self.graph = TokenGraph(module, accelerator)
+        self.captures = Captures(module, accelerator)
         try:
             self._upload_biases()
             self._rest = DeviceRest(module, accelerator, self._uploads, apart)
@@ -147,7 +147,7 @@ class DevicePlacement:
 
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict, then promote; yield the fraction done. Raises NotEnoughMemory, DeviceLost."""
-        self.graph.drop()
+        self.captures.drop()
         self._drop_ring()
         self.plan = plan = self._experts.by_whole_ones(plan)
         self._bucket = -1
@@ -164,7 +164,7 @@ class DevicePlacement:
         self._assign()
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
         self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
-        self.graph.use(plan)
+        self.captures.use(plan)
 
     @property
     def streams_starved(self) -> bool:
@@ -219,7 +219,7 @@ class DevicePlacement:
 
     def close(self) -> None:
         """Free the device's memory and restore the module tree, except for its linears."""
-        self.graph.drop()
+        self.captures.drop()
         self._drop_ring()
         self._hosted.use(())
         self._rest.restore()

@@ -1,25 +1,44 @@
-"""Decides whether a decode pass can be captured as a graph on a card: no part of it may need the CPU."""
+"""Decides which layers can be captured as graphs on a card: no part of their work may need the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from core.planning.calibration import fully_resident
 from core.spec import Hardware, ModelSpec, Plan
 
+MOST_RUNS = 4
+"""Graphs of a pass; each takes memory of its own."""
+
 
 def with_capture(plan: Plan, spec: ModelSpec, hardware: Hardware) -> Plan:
     """Return the plan with `captured` set. Only for the default strategy: the others are for comparison."""
-    able = any(gpu.graphs for gpu in hardware.gpus if gpu.index == plan.gpu)
-    return replace(plan, captured=able and plan.strategy == "hetegen" and can_be_captured(plan, spec))
+    able = any(gpu.graphs for gpu in hardware.gpus if gpu.index == plan.gpu) and plan.strategy == "hetegen"
+    return replace(plan, captured=capturable(plan, spec) if able else ())
 
 
-def can_be_captured(plan: Plan, spec: ModelSpec) -> bool:
-    """Return whether all weights and states are on the card and every token takes the same operations.
+def capturable(plan: Plan, spec: ModelSpec) -> tuple[int, ...]:
+    """Return the layers that are on the card with their KV cache and in which every token takes the same operations.
 
     Excludes windows (states move), recurrent layers, experts (chosen by token) and packed states.
     """
-    there = fully_resident(plan) and not plan.host_layers and min(plan.kv_devices, default=-1) >= 0
-    grows = all(not layer.window and not layer.state_bytes for layer in spec.kv_layers)
-    alike = all(linear.experts == 1 for linear in spec.linears)
-    return there and grows and alike and plan.kv == "bf16"
+    if plan.kv != "bf16":
+        return ()
+    states = {kv.layer: kv for kv, gpu in zip(spec.kv_layers, plan.kv_devices, strict=True) if gpu >= 0}
+    grow = {number for number, kv in states.items() if not kv.window and not kv.state_bytes}
+    weights = zip(spec.linears, plan.linears, strict=True)
+    kept_out = {linear.layer for linear, one in weights if one.resident < one.rows or linear.experts > 1}
+    return tuple(sorted(grow - kept_out - set(plan.host_layers)))
+
+
+def is_whole(plan: Plan) -> bool:
+    """Return whether all layers can be captured, and all weights besides them are on the card, too."""
+    return fully_resident(plan) and len(plan.captured) == len(plan.kv_devices)
+
+
+def runs_of(layers: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the runs of consecutive numbers among these rising ones, the longest first, at most MOST_RUNS."""
+    groups = groupby(enumerate(layers), lambda one: one[1] - one[0])
+    return sorted((tuple(number for _, number in group) for _, group in groups), key=len, reverse=True)[:MOST_RUNS]

@@ -215,7 +215,7 @@ class Plan:
     for every token. `active_bytes`: weights that one token reads. `load_peak`: peak of the process's own RAM while
     loading. `few_times`: of a pass over a few tokens. `profile`: the corrections contained in the times.
     `expert_rates`: the costs of experts beside a GPU. `head_copy`: bytes of RAM for the coarse copy of the output head;
-    0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: one token's pass may be replayed there.
+    0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: layers whose work may be replayed there.
     """
 
     model: str
@@ -250,7 +250,7 @@ class Plan:
     kv: KvFormat = "bf16"
     head_copy: int = 0
     sight_gpu: int = -1
-    captured: bool = False
+    captured: tuple[int, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

@@ -40,7 +40,8 @@ class Mutant:
 
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
 PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
-GRAPH = "model/token_graph.py"
+CAPTURE, RUN = "model/captures.py", "model/captured_run.py"
+GRAPH, STRETCH = "accelerators/graph.py", "layers/kv_stretch.py"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
 CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
 WAITS = (
@@ -209,47 +210,91 @@ MOVES = (
 )
 CAPTURES = (
     Mutant(
-        "a captured pass is dropped when the plan changes",
-        GRAPH,
-        "        self._wanted = False\n        self._forget()",
-        "        self._wanted = False",
+        "captured runs are dropped when the plan changes",
+        CAPTURE,
+        "            run.remove()\n",
+        "            pass\n",
+        "end_with_their_plan",
+    ),
+    Mutant(
+        "a captured model is dropped when the plan changes",
+        CAPTURE,
+        "            self._whole.drop()\n",
+        "            pass\n",
         "drops_what",
     ),
     Mutant(
-        "a captured pass is used with its own buffers only",
-        GRAPH,
-        "and all(map(operator.is_, held, self._held))",
+        "a captured run is used with its own buffers only",
+        RUN,
+        "all(map(operator.is_, self.buffers, stretch.buffers)) and ",
         "",
         "cache_that_moved",
     ),
     Mutant(
-        "a captured pass is used for its own stretch only",
-        GRAPH,
-        "self._seen == seen and ",
+        "a captured run is used for its own stretch only",
+        RUN,
+        "self.seen == stretch.seen and ",
         "",
         "every_family and llama",
     ),
     Mutant(
-        "the position changes from token to token", GRAPH, "torch.tensor([place])", "torch.tensor([40])", "one_launch"
+        "the places change from token to token",
+        RUN,
+        "captured.replay(stretch.places, ",
+        "captured.replay(0 * stretch.places + 40, ",
+        "one_launch",
     ),
-    Mutant("the row changes from token to token", GRAPH, "torch.tensor([[id]])", "torch.tensor([[5]])", "one_launch"),
-    Mutant("a replayed token is counted", GRAPH, "            cache.advance()\n", "", "several_tokens"),
-    Mutant("the rest of a stretch is zeroed", GRAPH, "            cache.blank(seen)\n", "", "one_launch"),
+    Mutant(
+        "inputs change from token to token",
+        GRAPH,
+        "            self._put(there, value)\n",
+        "            self._put(there, value) if value.device.type == 'cpu' else None\n",
+        "are_divided and llama",
+    ),
+    Mutant(
+        "the embedding rows change from token to token",
+        CAPTURE,
+        "torch.tensor([list(ids)])",
+        "torch.tensor([[5 for _ in ids]])",
+        "one_launch",
+    ),
+    Mutant("replayed tokens are counted", RUN, "            stretch.advance()\n", "", "several_tokens"),
+    Mutant("the rest of a stretch is zeroed", RUN, "                stretch.blank()\n", "", "one_launch"),
+    Mutant(
+        "the cache keeps what the ordinary pass wrote",
+        STRETCH,
+        "                part.copy_(old)\n",
+        "                pass\n",
+        "something_else",
+    ),
     Mutant(
         "writes of a failed pass are waited for",
         CARD,
-        "            self.synchronize()  # its writes",
-        "            pass  # its writes",
+        "            self.synchronize()  # its results",
+        "            pass  # its results",
         "without_room",
     ),
     Mutant(
-        "a captured pass is compared with an ordinary one",
-        GRAPH,
-        "or not _agree(found, expected)",
-        "",
+        "a captured run is compared with an ordinary one",
+        RUN,
+        "return _agree(replay(stretch.places, *piece.inputs).cpu(), expected)",
+        "return replay(stretch.places, *piece.inputs).cpu() is not expected",
         "something_else",
     ),
-    Mutant("keys that are not there yet are masked", GRAPH, "<= place).view", "< seen).view", "one_launch"),
+    Mutant(
+        "keys that are not there yet are masked",
+        STRETCH,
+        "else index <= last",
+        "else index < last + seen",
+        "one_launch",
+    ),
+    Mutant(
+        "what comes between deferred layers is noticed",
+        "model/resident_run.py",
+        "if x is self._waiting and place",
+        "if place",
+        "comes_between",
+    ),
     Mutant(
         "work runs once before it is captured",
         CARD,
@@ -257,13 +302,7 @@ CAPTURES = (
         "self.can.without_waits():\n                pass",
         "captured_is_done",
     ),
-    Mutant(
-        "the memory of a dropped pass is freed",
-        "accelerators/graph.py",
-        "        self._graph.reset()",
-        "        pass",
-        "is_its_own",
-    ),
+    Mutant("the memory of a dropped pass is freed", GRAPH, "        self._graph.reset()", "        pass", "its_own"),
 )
 
 

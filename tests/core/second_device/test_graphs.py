@@ -1,4 +1,4 @@
-"""A model entirely on a card: a decode pass is captured on the second device and replayed."""
+"""Passes, or runs of layers in them, that lie on a card: captured on the second device and replayed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from core.engine import Engine
+from core.errors import ModelFailed
 from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling
 from core.generation.generate import generate
 from core.layers.kv_cache import KVCache
+from core.model.captured_run import FIRST_PASSES
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
-from core.model.token_graph import FIRST_TOKENS
-from core.planning.capture import can_be_captured
+from core.planning.capture import capturable
 from core.spec import BUCKET_TOKENS, Format, ModelSpec, Plan, Ring, Rows
 from tests.core.families import FAMILIES
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
@@ -37,9 +38,19 @@ FEW_PLACES = {"gpt2": {"n_positions": 96}}
 
 
 def whole(spec: ModelSpec, *, captured: bool = True) -> Plan:
-    """Return a plan with everything on the card."""
+    """Return a plan with everything on the card, and all layers captured or none."""
     shares = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in spec.linears]
-    return replace(plan_of(spec, shares, True, Ring()), captured=captured)
+    return replace(plan_of(spec, shares, True, Ring()), captured=tuple(range(spec.layers)) if captured else ())
+
+
+def divided(spec: ModelSpec, *layers: int, captured: bool = True) -> Plan:
+    """Return a plan in which these layers and the output head are on both sides, and the others on the card."""
+    shares = []
+    for linear in spec.linears:
+        third = linear.rows // 3 if linear.layer in (*layers, -1) else 0
+        shares.append((Rows(linear.rows - 2 * third, third, third),) * len(BUCKET_TOKENS))
+    plan = plan_of(spec, shares, True, Ring(2, 32768))
+    return replace(plan, captured=capturable(plan, spec) if captured else ())
 
 
 class Placed:
@@ -81,7 +92,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the stretches, so that a reply of 32 tokens crosses the ends of some."""
-    monkeypatch.setattr("core.model.token_graph.STRETCH", 16)
+    monkeypatch.setattr("core.layers.kv_stretch.STEP", 16)
 
 
 @pytest.mark.usefixtures("short_stretches")
@@ -92,7 +103,19 @@ def test_same_tokens_in_every_family(second: SecondDevice, card: SecondCard, tmp
     plan = whole(bench.spec)
     assert bench.run(plan, plan, card) == bench.expected
     assert (second.get("replays") > TOKENS // 2) == (family in CAPTURED)
-    assert can_be_captured(plan, bench.spec) == (family in (*CAPTURED, *OF_THEIR_OWN))
+    assert (capturable(plan, bench.spec) == plan.captured) == (family in (*CAPTURED, *OF_THEIR_OWN))
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "granite", "gpt_neox", "opt", "gpt2", "smollm3"])
+def test_same_tokens_where_some_layers_are_divided(
+    second: SecondDevice, card: SecondCard, tmp_path: Path, family: str
+) -> None:
+    bench = Bench(family, tmp_path)
+    first, last = divided(bench.spec, 0), divided(bench.spec, 2)
+    assert (first.captured, last.captured) == ((1, 2), (0, 1))
+    assert bench.run(first, last, card) == bench.expected
+    assert second.get("replays") > TOKENS // 2
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -103,7 +126,7 @@ def test_same_tokens_in_fewer_bits(second: SecondDevice, card: SecondCard, llama
         replies.append(list(placed.draw(llama.prompt, TOKENS)))
         placed.close(card)
     assert replies[0] == replies[1]
-    assert second.get("replays") == TOKENS - FIRST_TOKENS - 1  # except the first, from the prompt; one is a trial
+    assert second.get("replays") == TOKENS - FIRST_PASSES - 1  # except the first, from the prompt; one is a trial
 
 
 def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
@@ -111,10 +134,24 @@ def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Be
     for _ in placed.draw(llama.prompt, TOKENS):
         launches.append(second.get("launches"))
     took = [after - before for before, after in itertools.pairwise(launches)]
-    ordinary, replayed = took[FIRST_TOKENS - 1], took[-1]
+    ordinary, replayed = took[FIRST_PASSES - 1], took[-1]
     assert replayed == 4  # the row, the position, the entire pass, and the logits' copy to the host
     assert ordinary > 30 * replayed
     placed.close(card)
+
+
+def test_a_run_of_layers_is_one_launch(second: SecondDevice, card: SecondCard, tmp_path: Path) -> None:
+    """Two runs, with a divided layer between them: each takes a graph, and copies of its inputs."""
+    bench = Bench("llama", tmp_path, num_hidden_layers=6)
+    took = {}
+    for captured in (False, True):
+        placed, launches = Placed(bench, card, divided(bench.spec, 3, captured=captured)), list[int]()
+        for _ in placed.draw(bench.prompt, TOKENS):
+            launches.append(second.get("launches"))
+        took[captured] = launches[-1] - launches[-2]
+        placed.close(card)
+    assert took[True] < took[False] - 5 * 40  # of about 46 launches in each of the five layers
+    assert second.get("replays") == 2 * (TOKENS - FIRST_PASSES - 2)
 
 
 def test_what_was_said_can_be_taken_back(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
@@ -151,13 +188,13 @@ def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -
 def test_a_card_without_room_for_it_goes_on_without(
     second: SecondDevice, card: SecondCard, llama: Bench, passes: int, after: int
 ) -> None:
-    """The card is full during the pass before the capture, or during the capture."""
+    """The card is full while the work runs before the capture, or during the capture. The layers are tried later."""
     placed, drawn, passed = Placed(llama, card, whole(llama.spec)), list[int](), list[int]()
 
     def fill_up(*_: object) -> None:
-        if len(drawn) == FIRST_TOKENS + 1:
+        if len(drawn) == FIRST_PASSES + 1:
             passed.append(len(passed))
-            if passed[-1] == passes:
+            if passed[-1] == 1 + passes:
                 second.set(full_after=after)
                 second.set(full_times=1)
 
@@ -165,12 +202,13 @@ def test_a_card_without_room_for_it_goes_on_without(
     for token in placed.draw(llama.prompt, TOKENS):
         drawn.append(token)
     hook.remove()
-    assert len(passed) == passes + 2, "the passes that came so far, and the ordinary one"
+    assert len(passed) == passes + 2, "the ordinary pass, and those that came so far"
     assert drawn == llama.expected
-    assert second.get("replays") == 0
+    assert second.get("replays") == TOKENS - 2 * (FIRST_PASSES + 1) - 1  # of the layers, after as many passes again
     list(placed.placement.apply(whole(llama.spec)))
+    replays = second.get("replays")
     assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
-    assert second.get("replays") > TOKENS // 2
+    assert second.get("replays") == replays + TOKENS - FIRST_PASSES
     placed.close(card)
 
 
@@ -185,8 +223,58 @@ def test_a_change_of_plan_drops_what_was_captured(second: SecondDevice, card: Se
         if len(found) in changes:
             list(placed.placement.apply(changes[len(found)]))
     assert found == llama.expected
-    assert second.get("replays") == (16 - FIRST_TOKENS - 1) + (TOKENS - 20 - FIRST_TOKENS)
-    assert used[16] < used[FIRST_TOKENS] < used[15]
+    assert second.get("replays") == (16 - FIRST_PASSES - 1) + (TOKENS - 20 - FIRST_PASSES)
+    assert used[16] < used[FIRST_PASSES] < used[15]
+    placed.close(card)
+
+
+def test_runs_of_layers_end_with_their_plan(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    """Other layers are divided for a while, and then the first again, whose rows return at other addresses."""
+    placed, found, used = Placed(llama, card, divided(llama.spec, 0)), list[int](), list[int]()
+    changes = {14: divided(llama.spec, 1, 2), 18: divided(llama.spec, 0)}
+    for token in placed.draw(llama.prompt, TOKENS):
+        found.append(token)
+        used.append(second.get("replays"))
+        if len(found) in changes:
+            list(placed.placement.apply(changes[len(found)]))
+    assert found == llama.expected
+    first, before, after = used[13], used[17], used[-1]
+    assert first == 14 - FIRST_PASSES - 2  # one pass shows how the layers follow each other
+    assert before == first
+    assert after == first + TOKENS - 18 - FIRST_PASSES - 1
+    placed.placement.close()
+    assert not any("forward" in vars(layer) for layer in placed.model.module.model.layers)
+    card.close()
+
+
+def test_what_comes_between_layers_is_noticed(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    """As long as layers are deferred nothing may change their rows; then they are observed anew."""
+    placed = Placed(llama, card, divided(llama.spec, 0))
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    last = placed.model.module.model.layers[2]
+    hook = last.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 1, *inputs[1:]))
+    with pytest.raises(ModelFailed):
+        placed.model.forward(llama.expected[-1:], placed.cache)
+    replays = second.get("replays")
+    placed.cache.reset()
+    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    assert second.get("replays") == replays
+    hook.remove()
+    placed.close(card)
+
+
+def test_observed_passes_replay_the_layers_only(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
+    """A drafter that reads the last states needs the modules around the layers to be called."""
+    plain, placed = (Placed(llama, card, whole(llama.spec, captured=captured)) for captured in (False, True))
+    seen = []
+    for one in (plain, placed):
+        states = list[Tensor]()
+        one.model.on_states = lambda _, found, states=states: states.append(found)
+        assert list(one.draw(llama.prompt, TOKENS)) == llama.expected
+        seen.append(torch.cat(states))
+    torch.testing.assert_close(seen[1], seen[0])
+    assert second.get("replays") == TOKENS - FIRST_PASSES - 2
+    plain.placement.close()
     placed.close(card)
 
 
@@ -228,7 +316,7 @@ def test_what_is_forgotten_too_late_is_noticed(
 def test_a_pass_that_finds_something_else_is_not_used(
     second: SecondDevice, card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An architecture that counts tokens by itself would count the whole stretch."""
+    """An architecture that counts tokens by itself would count the whole stretch: its layers alone are replayed."""
     placed = Placed(llama, card, whole(llama.spec))
     rotary = placed.model.module.model.rotary_emb
     own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = rotary.forward
@@ -238,8 +326,11 @@ def test_a_pass_that_finds_something_else_is_not_used(
         return own(x, torch.arange(first, first + x.shape[1], device=x.device).unsqueeze(0))
 
     monkeypatch.setattr(rotary, "forward", counting)
-    assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
+    drawn = placed.draw(llama.prompt, TOKENS)
+    found = [next(drawn) for _ in range(FIRST_PASSES + 2)]
     assert second.get("replays") == 1
+    assert found + list(drawn) == llama.expected  # the layers get their angles from outside, so that they are captured
+    assert second.get("replays") > TOKENS // 2
     placed.close(card)
 
 
@@ -250,7 +341,7 @@ def test_a_device_that_captures_nothing_is_asked_once(
     monkeypatch.setattr(card, "captured", lambda work, inputs: asked.append(work))
     placed = Placed(llama, card, whole(llama.spec))
     assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
-    assert len(asked) == 1
+    assert len(asked) == 2  # for the whole model, and for its layers
     placed.close(card)
 
 

@@ -1,0 +1,112 @@
+"""All captured work of one model on one card: the whole model if it lies there entirely, otherwise runs of layers.
+
+Passes over few rows are computed by replays where possible; `drop` and `use` follow the plan.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.accelerators.base import Accelerator
+from core.layers import attention
+from core.layers.kv_cache import KVCache
+from core.layers.kv_stretch import stretch_of
+from core.model.blueprint import cache_argument, decoder_layers
+from core.model.captured_run import CapturedRun, Piece
+from core.model.language_half import text_config
+from core.model.resident_run import ResidentRun
+from core.model.tables import other_tables
+from core.planning.capture import is_whole, runs_of
+from core.spec import Plan
+
+ARGUMENTS = frozenset(("inputs_embeds", "position_ids", "attention_mask"))
+
+
+class Captures:
+    """The captured runs of one model on one device, for the plan in use."""
+
+    def __init__(self, module: Any, accelerator: Accelerator) -> None:
+        self._module = module
+        self._accelerator = accelerator
+        self._cache_argument = cache_argument(module)
+        self._whole: CapturedRun | None = None
+        self._runs: list[ResidentRun] = []
+
+    def use(self, plan: Plan) -> None:
+        """Start anew under this plan, which has been applied; it says which layers may be captured."""
+        self.drop()
+        if not plan.captured or not _uses_our_attention(self._module):
+            return
+        if is_whole(plan) and _computes_from_rows(self._module):
+            self._whole = CapturedRun("the whole model", self._accelerator)
+        layers = decoder_layers(self._module)
+        for numbers in runs_of(plan.captured):
+            self._runs.append(ResidentRun({number: layers[number] for number in numbers}, self._accelerator))
+
+    def drop(self) -> None:
+        """Free all captured work, because memory that it uses is about to change; disabled until the next `use`."""
+        if self._whole is not None:
+            self._whole.drop()
+        for run in self._runs:
+            run.remove()
+        self._whole, self._runs = None, []
+
+    def logits(
+        self, ids: Sequence[int], cache: KVCache, ordinary: Callable[[], Tensor], *, observed: bool = False
+    ) -> Tensor:
+        """Return (1, n, V) on the device for the next ids (n,); `ordinary` computes it by the model's modules.
+
+        `observed`: modules are watched, so that they must be called. Raises NotEnoughMemory, DeviceLost, and what
+        `ordinary` raises.
+        """
+        if len(ids) > 1 or ids[0] < 0:
+            return ordinary()
+        if self._whole is not None and not self._whole.given_up and not observed:
+            stretch = stretch_of(cache.layers, len(ids), len(cache.tokens), self._accelerator.device)
+            if stretch is not None:
+                return self._whole.result(self._piece(ids, cache, ordinary), stretch)
+        with self._running(cache):
+            return ordinary()
+
+    @contextmanager
+    def _running(self, cache: KVCache) -> Iterator[None]:
+        """Let runs of layers compute the pass."""
+        for run in self._runs:
+            run.begin_pass(cache)
+        try:
+            yield
+        finally:
+            for run in self._runs:
+                run.end_pass()
+
+    def _piece(self, ids: Sequence[int], cache: KVCache, ordinary: Callable[[], Tensor]) -> Piece:
+        """Return the pass of the whole model, from the embedding rows (1, n, H) on, which are looked up in RAM."""
+        rows: Tensor = self._module.get_input_embeddings().table(torch.tensor([list(ids)]))
+
+        def compute(places: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+            (mask,) = masks.values()
+            output = self._module(
+                inputs_embeds=inputs[0], position_ids=places[:1], attention_mask=mask, use_cache=True,
+                **{self._cache_argument: cache},
+            )  # fmt: skip
+            logits: Tensor = output.logits
+            return logits
+
+        return Piece([rows], (), compute, ordinary)
+
+
+def _uses_our_attention(module: Any) -> bool:
+    """Return whether attention takes the masks that captured work computes."""
+    return bool(module.config._attn_implementation == attention.NAME)
+
+
+def _computes_from_rows(module: Any) -> bool:
+    """Return whether the model accepts embeddings, positions and a mask, and looks up nothing else by ids."""
+    config, asked = module.config, inspect.signature(module.forward).parameters.keys()
+    return type(config) is type(text_config(config)) and asked >= ARGUMENTS and not other_tables(module)

@@ -1,0 +1,207 @@
+"""Consecutive decoder layers that lie on the card, in a model of which other parts do not: replayed as one graph.
+
+transformers still calls one layer after the other. The last layer of a run computes all of them; those before it return
+their input unchanged. An ordinary pass must have shown that each layer's output goes directly to the next one. What the
+layers are given is collected meanwhile: tensors become inputs of the captured piece, everything else must stay equal.
+The mask is the exception: its size grows with every token, so that captured layers get the one of their stretch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core.accelerators.base import Accelerator
+from core.errors import ModelFailed
+from core.layers.kv_cache import KVCache
+from core.layers.kv_stretch import stretch_of
+from core.model.captured_run import CapturedRun, Piece
+
+MASK = "attention_mask"
+
+
+class ResidentRun:
+    """The layers of one run, whose forwards are replaced until `remove`."""
+
+    def __init__(self, layers: Mapping[int, nn.Module], accelerator: Accelerator) -> None:
+        """`layers`: consecutive ones by number, which is also that of their KV cache layer."""
+        self._numbers = tuple(layers)
+        self._layers = tuple(layers.values())
+        self._run = CapturedRun(f"layers {min(layers)} to {max(layers)}", accelerator)
+        self._device = accelerator.device
+        self._cache: KVCache | None = None
+        self._calls: list[Call] = []
+        self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
+        self._watch = Watch(len(layers))
+        for place, layer in enumerate(self._layers):
+            layer.forward = RunForward(self, place, layer.forward)
+
+    def remove(self) -> None:
+        """Restore the layers and free the captured work."""
+        self._run.drop()
+        for layer in self._layers:
+            vars(layer).pop("forward", None)
+
+    def begin_pass(self, cache: KVCache) -> None:
+        """Compute the next pass with this run, until `end_pass`; other passes are left to the layers themselves."""
+        self._cache = None if self._run.given_up else cache
+
+    def end_pass(self) -> None:
+        """Release the pass's tensors."""
+        self._cache = self._waiting = None
+        self._calls.clear()
+        self._watch.forget()
+
+    def forward(self, place: int, layer: RunForward, x: Tensor, given: Mapping[str, Any]) -> Any:
+        """Compute layer `place` for x (1, n, H), or defer it and return x as the layer's output. Raises ModelFailed."""
+        if self._cache is None:
+            return layer.own(x, **given)
+        if place == 0:
+            self._calls.clear()
+            self._waiting = x if self._watch.is_direct else None
+        if self._waiting is None:
+            y = layer.own(x, **given)
+            self._watch.passed(place, layer, x, y)
+            return y
+        self._check_untouched(place, x)
+        self._calls.append(Call(layer.own, given))
+        last = place + 1 == len(self._layers)
+        return layer.formed(self._through_all(x, self._cache) if last else x)
+
+    def _check_untouched(self, place: int, x: Tensor) -> None:
+        """Check that nothing changed the rows between deferred layers; otherwise observe anew. Raises ModelFailed."""
+        if x is self._waiting and place == len(self._calls):
+            return
+        self._waiting, self._watch = None, Watch(len(self._layers))
+        raise ModelFailed("The model computes something else than before.", "", "Send the message again.")
+
+    def _through_all(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Compute x (1, n, H) through all layers."""
+        calls, tensors = tuple(self._calls), [x]
+        kept = [cache.layers[number] for number in self._numbers]
+        stretch = stretch_of(kept, x.shape[1], len(cache.tokens), self._device)
+        if stretch is None or not all(call.has_usual_mask for call in calls):
+            return _ordinary(calls, x)
+        likeness = [described(x, tensors), *(call.likeness(tensors) for call in calls)]
+        windows = [one.window for one in kept]
+
+        def compute(_: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+            again = (
+                call.repeated(alike, inputs, masks[window])
+                for call, alike, window in zip(calls, likeness[1:], windows, strict=True)
+            )
+            return _ordinary(tuple(again), inputs[0])
+
+        return self._run.result(Piece(tensors, likeness, compute, lambda: _ordinary(calls, x)), stretch)
+
+
+class RunForward:
+    """The forward of one layer of a run. `own`: the layer's own."""
+
+    def __init__(self, run: ResidentRun, place: int, own: Callable[..., Any]) -> None:
+        self.own = own
+        self.rest: tuple[None, ...] | None = None
+        self._run = run
+        self._place = place
+        self._names = tuple(inspect.signature(own).parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """(1, n, H) -> what the layer returns: (1, n, H), alone or first in a tuple."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        return self._run.forward(self._place, self, given.pop(self._names[0]), given)
+
+    def formed(self, y: Tensor) -> Any:
+        """Return y (1, n, H) as the layer does, `rest` being what it returns besides."""
+        return y if self.rest is None else (y, *self.rest)
+
+
+class Call(NamedTuple):
+    """The call of one layer in a pass, with all of its arguments besides the rows."""
+
+    own: Callable[..., Any]
+    given: Mapping[str, Any]
+
+    @property
+    def has_usual_mask(self) -> bool:
+        """Whether the mask, if there is one, is of the kind that captured layers get."""
+        mask = self.given.get(MASK)
+        return mask is None or (isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.dim() == 4)
+
+    def likeness(self, tensors: list[Tensor]) -> Any:
+        """Describe the arguments, without the mask, with their tensors (...): see `described`."""
+        return described({name: value for name, value in self.given.items() if name != MASK}, tensors)
+
+    def repeated(self, likeness: Any, inputs: Sequence[Tensor], mask: Tensor) -> Call:
+        """Return the same call with these tensors (...), and this mask (1, 1, n, T) if the layer is given one."""
+        given = filled(likeness, inputs)
+        return Call(self.own, given | {MASK: mask} if MASK in self.given else given)
+
+
+class Watch:
+    """Observes whether a pass goes through all layers of a run directly."""
+
+    def __init__(self, layers: int) -> None:
+        self.is_direct = False
+        self._layers = layers
+        self._seen = 0
+        self._last: Tensor | None = None
+
+    def passed(self, place: int, layer: RunForward, x: Tensor, y: Any) -> None:
+        """Record that layer `place` returned y for x (1, n, H)."""
+        first, *rest = y if isinstance(y, tuple) else (y,)
+        known = isinstance(first, Tensor) and first.shape == x.shape and all(one is None for one in rest)
+        follows = place == 0 or (place == self._seen and x is self._last)
+        self._seen, self._last = (place + 1, first) if known and follows else (0, None)
+        layer.rest = tuple(rest) if isinstance(y, tuple) else None
+        self.is_direct = self.is_direct or self._seen == self._layers
+
+    def forget(self) -> None:
+        """Release the tensor."""
+        self._seen, self._last = 0, None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor's place in a description: its number among the tensors, and what must not change about it."""
+
+    number: int
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def described(value: Any, tensors: list[Tensor]) -> Any:
+    """Return the value with a Slot for each tensor (...), which is appended to `tensors` unless it is there already."""
+    if isinstance(value, Tensor):
+        number = next((number for number, one in enumerate(tensors) if one is value), len(tensors))
+        tensors += [value] if number == len(tensors) else []
+        return Slot(number, value.shape, value.dtype, value.device)
+    if isinstance(value, dict):
+        return {name: described(one, tensors) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)([described(one, tensors) for one in value])
+    return value
+
+
+def filled(description: Any, tensors: Sequence[Tensor]) -> Any:
+    """Return the described value with these tensors (...) in its slots."""
+    if isinstance(description, Slot):
+        return tensors[description.number]
+    if isinstance(description, dict):
+        return {name: filled(one, tensors) for name, one in description.items()}
+    if isinstance(description, tuple | list):
+        return type(description)([filled(one, tensors) for one in description])
+    return description
+
+
+def _ordinary(calls: Sequence[Call], x: Tensor) -> Tensor:
+    """Compute x (1, n, H) through the layers, one after the other."""
+    for call in calls:
+        y = call.own(x, **call.given)
+        x = y[0] if isinstance(y, tuple) else y
+    return x
