@@ -184,6 +184,14 @@ def empty_stack(storage: Storage, count: int, rows: int, columns: int) -> list[Q
     return [QuantizedWeight(storage, (rows, columns), *pair) for pair in zip(data, scales, strict=True)]
 
 
+def reordered(weight: QuantizedWeight, rows: Tensor) -> QuantizedWeight:
+    """Return a weight whose row i is row rows[i] of `weight`."""
+    result = empty(weight.format, *weight.shape)
+    for target, source in zip(result.tensors, weight.tensors, strict=True):
+        torch.index_select(source, 0, rows, out=target)
+    return result
+
+
 def scale_rows(layout: Layout, columns: int, scales: Scales, minimums: Scales | None) -> Tensor:
     """Concatenate scales and minimums (N, ...) of rows of `columns` columns in their storage layout."""
     assert (minimums is not None) == layout.minimum

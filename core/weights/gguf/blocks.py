@@ -6,13 +6,14 @@ Each `_<type>` function takes blocks (N, blocks per row, bytes) of uint8 and ret
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, pack
+from core.spec import Storage
 from core.weights.gguf.types import BlockType
 from core.weights.row_chunks import row_chunks
 
@@ -23,17 +24,24 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def packed(raw: Tensor, kind: BlockType) -> QuantizedWeight:
-    """Repack rows of blocks (N, bytes of a row) into the storage that keeps them exactly."""
-    assert kind.storage is not None
-    rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
-    result = empty(kind.storage, rows, columns)
-    for begin, end in row_chunks(rows, columns):
-        codes, scales, minimums = unpacked(raw[begin:end], kind)
-        part = pack(kind.storage, codes, scales, minimums)
-        for target, source in zip(result.rows(begin, end).tensors, part.tensors, strict=True):
-            target.copy_(source)
+def packed(parts: Sequence[tuple[Tensor, BlockType]], storage: Storage) -> QuantizedWeight:
+    """Repack the rows of blocks (N, bytes of a row) of all parts, one part after the other, into a storage that keeps
+    them exactly."""
+    columns = columns_of(*parts[0])
+    result = empty(storage, sum(len(raw) for raw, _ in parts), columns)
+    first = 0
+    for raw, kind in parts:
+        for begin, end in row_chunks(len(raw), columns):
+            some = pack(storage, *unpacked(raw[begin:end], kind))
+            for target, source in zip(result.rows(first + begin, first + end).tensors, some.tensors, strict=True):
+                target.copy_(source)
+        first += len(raw)
     return result
+
+
+def columns_of(raw: Tensor, kind: BlockType) -> int:
+    """Return the number of values in a row of blocks (N, bytes of a row)."""
+    return raw.shape[1] // kind.nbytes * kind.elements
 
 
 def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
@@ -41,7 +49,7 @@ def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
     if kind.is_number:
         # A view of a wider type needs aligned bytes; the file format guarantees the alignment.
         return raw.view(NUMBERS[kind.name]).to(dtype)
-    rows, columns = len(raw), raw.shape[1] // kind.nbytes * kind.elements
+    rows, columns = len(raw), columns_of(raw, kind)
     result = torch.empty((rows, columns), dtype=dtype)
     for begin, end in row_chunks(rows, columns):
         result[begin:end] = _widened(raw[begin:end], kind)
@@ -55,7 +63,7 @@ def unpacked(raw: Tensor, kind: BlockType) -> Parts:
 
 def _widened(raw: Tensor, kind: BlockType) -> Tensor:
     if kind.storage is not None:
-        return packed(raw, kind).dequantize(torch.float32)
+        return packed([(raw, kind)], kind.storage).dequantize(torch.float32)
     # The 1- to 3-bit types use large lookup tables, which the `gguf` package has.
     import gguf
 

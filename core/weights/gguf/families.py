@@ -131,13 +131,24 @@ QWEN35_CONFIG = CONFIG | {
     "ssm.state_size": "linear_key_head_dim", "ssm.group_count": "linear_num_key_heads",
     "ssm.time_step_rank": "linear_num_value_heads",
 }  # fmt: skip
-QWEN35_LAYOUTS = {
+QWEN_NORMS = {
     "attn_norm": lay.minus_one, "post_attention_norm": lay.minus_one, "attn_q_norm": lay.minus_one,
     "attn_k_norm": lay.minus_one, "output_norm": lay.minus_one,
-    "attn_qkv": lay.grouped_values_after_keys, "attn_gate": lay.grouped_values, "ssm_alpha": lay.grouped_heads,
-    "ssm_beta": lay.grouped_heads, "ssm_conv1d": lay.convolution, "ssm_out": lay.grouped_columns,
-    "ssm_a": lay.logarithm, "ssm_dt": lay.grouped_heads,
     "nextn.enorm": lay.minus_one, "nextn.hnorm": lay.minus_one, "nextn.shared_head_norm": lay.minus_one,
+}  # fmt: skip
+QWEN35_LAYOUTS = QWEN_NORMS | {
+    "attn_qkv": lay.grouped_values_after_keys, "attn_gate": lay.grouped_values, "ssm_alpha": lay.grouped_heads,
+    "ssm_beta": lay.grouped_heads, "ssm_conv1d": lay.grouped_convolution, "ssm_out": lay.grouped_columns,
+    "ssm_a": lay.grouped_logarithm, "ssm_dt": lay.grouped_heads,
+}  # fmt: skip
+QWEN3_NEXT = QWEN35 | MOE | SHARED_EXPERT | {
+    "attn_qkv": "linear_attn.in_proj_qkvz", "attn_gate": "linear_attn.in_proj_qkvz",
+    "ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba",
+}  # fmt: skip
+"""The first files have `ssm_in`, in transformers' order, instead of `attn_qkv` and `attn_gate`."""
+QWEN3_NEXT_LAYOUTS = QWEN_NORMS | {
+    "attn_qkv": lay.by_key_head, "attn_gate": lay.by_key_head, "ssm_conv1d": lay.convolution, "ssm_a": lay.logarithm,
+    "ffn_gate_inp_shexp": lay.one_row,
 }  # fmt: skip
 DEEPSEEK = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_q_a": "self_attn.q_a_proj",
@@ -159,10 +170,14 @@ FAMILIES: dict[str, Family] = {
         "qwen3_moe", CONFIG | EXPERTS, DENSE | MOE,
         fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     ),
-    "qwen35": Family("qwen3_5_text", QWEN35_CONFIG, QWEN35, QWEN35_LAYOUTS, more=(read.rope, read.qwen35)),
+    "qwen3next": Family(
+        "qwen3_next", QWEN35_CONFIG | EXPERTS, QWEN3_NEXT, QWEN3_NEXT_LAYOUTS,
+        {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}, (read.rope, read.delta_net),
+    ),
+    "qwen35": Family("qwen3_5_text", QWEN35_CONFIG, QWEN35, QWEN35_LAYOUTS, more=(read.rope, read.delta_net)),
     "qwen35moe": Family(
         "qwen3_5_moe_text", QWEN35_CONFIG | EXPERTS, QWEN35 | MOE | SHARED_EXPERT,
-        QWEN35_LAYOUTS | {"ffn_gate_inp_shexp": lay.one_row}, more=(read.rope, read.qwen35),
+        QWEN35_LAYOUTS | {"ffn_gate_inp_shexp": lay.one_row}, more=(read.rope, read.delta_net),
     ),
     "gemma2": Family("gemma2", GEMMA_CONFIG, GEMMA, GEMMA_NORMS, more=(read.rope, read.gemma2_scale)),
     "gemma3": Family(

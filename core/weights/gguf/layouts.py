@@ -46,17 +46,29 @@ def _after_keys(config: Config, rows: int) -> Tensor:
     return torch.cat((torch.arange(before), before + _grouped(config, config["linear_value_head_dim"])))
 
 
-def _convolution(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+def _grouped_convolution(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
     weight = _one(parts)
     return weight[_after_keys(config, len(weight))][:, None]
 
 
-def _logarithm(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
-    return torch.log(-_one(parts).flatten())[_grouped(config, 1)]
+def _logarithm(_: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.log(-_one(parts).flatten())
+
+
+def _grouped_logarithm(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
+    return _logarithm(config, parts)[_grouped(config, 1)]
 
 
 def _columns(config: Config, parts: Mapping[str, Tensor]) -> Tensor:
     return _one(parts)[:, _grouped(config, config["linear_value_head_dim"])]
+
+
+def _by_key_head(config: Config, rows: int) -> Tensor:
+    """Rearrange all gates, queries, keys and values into, for each key head, its query, key, values and gates."""
+    heads = config["linear_num_key_heads"]
+    keys = heads * config["linear_key_head_dim"]
+    gates, *others = torch.split(torch.arange(rows), [rows // 2 - keys, keys, keys, rows // 2 - keys])
+    return torch.cat([part.view(heads, -1) for part in (*others, gates)], dim=1).reshape(-1)
 
 
 def _interleave(_: Config, rows: int) -> Tensor:
@@ -93,7 +105,11 @@ grouped_values = Layout(rows=lambda config, rows: _grouped(config, config["linea
 grouped_values_after_keys = Layout(rows=_after_keys)
 minus_one = Layout(numbers=lambda config, parts: _one(parts) - 1)
 one_row = Layout(numbers=lambda config, parts: _one(parts).view(1, -1))
+by_key_head = Layout(rows=_by_key_head)
+"""For the file's `attn_gate` followed by `attn_qkv`."""
 logarithm = Layout(numbers=_logarithm)
-convolution = Layout(numbers=_convolution)
+grouped_logarithm = Layout(numbers=_grouped_logarithm)
+convolution = Layout(numbers=lambda config, parts: _one(parts)[:, None])
+grouped_convolution = Layout(numbers=_grouped_convolution)
 grouped_columns = Layout(numbers=_columns)
 keys_and_values = Layout(numbers=_keys_and_values)

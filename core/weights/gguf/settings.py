@@ -150,7 +150,7 @@ def _query_scale(config: Config, largest: int) -> None:
     config["query_pre_attn_scalar"] = whole if config["num_hidden_layers"] == largest else config["head_dim"]
 
 
-def qwen35(file: Reading, config: Config) -> None:
+def delta_net(file: Reading, config: Config) -> None:
     """Set the value head size, given in total by the file, and the position sections (mrope)."""
     config["linear_value_head_dim"] = file.get("ssm.inner_size") // config["linear_num_value_heads"]
     sections = [section for section in file.get("rope.dimension_sections", ()) if section]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.spec import Storage
@@ -38,3 +39,15 @@ TYPES: dict[int, BlockType] = {
     29: BlockType("IQ1_M", 256, 56), 34: BlockType("TQ1_0", 256, 54), 35: BlockType("TQ2_0", 256, 66),
 }  # fmt: skip
 """By the number in the file."""
+WIDER: dict[Storage, Storage] = {
+    "int4": "int6k32m", "int4g32": "int6g32", "int4g32m": "int6g32m", "int4k16": "int6k16",
+}  # fmt: skip
+"""Storages of four bits, and those of six bits in the same groups, which keep the same values."""
+
+
+def common_storage(kinds: Collection[BlockType]) -> Storage | None:
+    """Return the storage that keeps rows of all these types exactly; None if there is none."""
+    storages = {kind.storage for kind in kinds}
+    if len(storages) > 1:
+        storages = {WIDER.get(one, one) if one else None for one in storages}
+    return storages.pop() if len(storages) == 1 else None

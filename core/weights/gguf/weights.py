@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UnsupportedModel
-from core.kernels.quantized_weight import FLOATS, QuantizedWeight
+from core.kernels.quantized_weight import FLOATS, QuantizedWeight, reordered
 from core.sentence import sentence
 from core.spec import Storage
 from core.weights.gguf.blocks import NUMBERS, numbers, packed
@@ -19,6 +19,7 @@ from core.weights.gguf.families import Family
 from core.weights.gguf.files import GgufFiles
 from core.weights.gguf.header import TensorPlace
 from core.weights.gguf.layouts import Config, Layout
+from core.weights.gguf.types import common_storage
 
 LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>.+)")
 SUFFIX = re.compile(r"(?P<stem>.+?)(?P<suffix>\.weight|\.bias)?")
@@ -58,9 +59,9 @@ class Target:
     @property
     def storage(self) -> Storage | None:
         """The storage that keeps it exactly; None if its blocks must be converted."""
-        kinds = {place.type for place in self.sources.values()}
-        blocked = all(len(place.shape) > 1 for place in self.sources.values())
-        return next(iter(kinds)).storage if len(kinds) == 1 and blocked and self.layout.numbers is None else None
+        if self.layout.numbers is not None or any(len(place.shape) == 1 for place in self.sources.values()):
+            return None
+        return common_storage([place.type for place in self.sources.values()])
 
 
 class GgufWeights(Mapping[str, Tensor]):
@@ -128,11 +129,10 @@ class GgufWeights(Mapping[str, Tensor]):
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
         """Return one parameter, or one expert's part of it, in its storage."""
         target = self.targets[name]
-        raws = [self._rows(place, expert) for place in target.sources.values()]
-        raw = raws[0] if len(raws) == 1 else torch.cat(raws)
-        if target.layout.rows is not None:
-            raw = raw[target.layout.rows(self.config, len(raw))]
-        return packed(raw, next(iter(target.sources.values())).type)
+        assert target.storage is not None
+        whole = packed([(self._rows(place, expert), place.type) for place in target.sources.values()], target.storage)
+        rows = target.layout.rows
+        return whole if rows is None else reordered(whole, rows(self.config, whole.shape[0]))
 
     def _rows(self, place: TensorPlace, expert: int | None) -> Tensor:
         raw = self.files.raw(place.name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.weights.gguf.blocks import numbers, packed
-from core.weights.gguf.types import TYPES, BlockType
+from core.weights.gguf.types import TYPES, BlockType, common_storage
 
 ROWS, BLOCKS = 37, 3
 EXACT = [kind for kind in TYPES.values() if kind.storage]
@@ -40,10 +40,26 @@ def reference(raw: np.ndarray, kind: BlockType) -> torch.Tensor:
 def test_packed_weights_are_those_of_the_file_to_the_last_bit(kind: BlockType) -> None:
     raw = random_blocks(kind)
     expected = reference(raw, kind)
-    weight = packed(torch.from_numpy(raw), kind)
+    weight = packed([(torch.from_numpy(raw), kind)], kind.storage)
     assert weight.storage == kind.storage
     assert torch.equal(weight.dequantize(torch.float32), expected)
     assert torch.equal(numbers(torch.from_numpy(raw), kind, torch.float32), expected)
+
+
+@pytest.mark.parametrize("names", [("Q4_K", "Q5_K"), ("Q4_0", "Q5_0"), ("Q5_1", "Q4_1"), ("Q3_K", "Q6_K")])
+def test_rows_of_four_and_of_five_or_six_bits_are_one_weight_without_rounding(names: tuple[str, str]) -> None:
+    kinds = [next(kind for kind in TYPES.values() if kind.name == name) for name in names]
+    raws = [random_blocks(kind) for kind in kinds]
+    storage = common_storage(kinds)
+    assert storage is not None
+    found = packed([(torch.from_numpy(raw), kind) for raw, kind in zip(raws, kinds, strict=True)], storage)
+    expected = torch.cat([reference(raw, kind) for raw, kind in zip(raws, kinds, strict=True)])
+    assert torch.equal(found.dequantize(torch.float32), expected)
+
+
+@pytest.mark.parametrize("names", [("Q5_K", "Q6_K"), ("Q4_K", "IQ3_S"), ("Q4_0", "Q8_0")])
+def test_rows_that_no_storage_keeps_together_have_none(names: tuple[str, str]) -> None:
+    assert common_storage([kind for kind in TYPES.values() if kind.name in names]) is None
 
 
 @pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.name)

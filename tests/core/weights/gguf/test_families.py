@@ -22,7 +22,7 @@ from tests.core.greedy import GREEDY, loaded_model, transformers_tokens
 from tests.core.weights.gguf.tiny_gguf import MODELS, copy_settings, finish, make_model, write_gguf
 
 OPTIONS = LoadOptions(context=512, threads=1)
-Q8_0, Q4_0 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
+Q8_0, Q5_0, Q4_0 = (gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q5_0", "Q4_0"))
 PROMPT = torch.randint(10, 260, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
@@ -63,6 +63,19 @@ def rounded(value: torch.Tensor, kind: Any) -> torch.Tensor:
     """Round rows as in a file of this kind; the order of rows does not matter."""
     blocks = gguf.quants.quantize(value.contiguous().numpy(), kind)
     return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
+
+
+def test_a_linear_of_tensors_of_two_types_stays_packed(tmp_path: Path) -> None:
+    """In Qwen3-Next's Q4_K_M files, gates have fewer bits than queries, keys and values, which are the same linear."""
+    model = make_model("qwen3next")
+    opened = open_gguf(write_gguf("qwen3next", model, tmp_path / "m.gguf", Q4_0, others={"attn_qkv": Q5_0}))
+    linear = "model.layers.0.linear_attn.in_proj_qkvz"
+    assert opened.stored[linear] == "int6g32"
+    own = model.get_parameter(f"{linear}.weight").detach()
+    heads = own.view(model.config.linear_num_key_heads, -1, own.shape[1])
+    others, gates = heads.split((2 * 16 + 2 * 16, 2 * 16), dim=1)
+    expected = torch.cat((rounded(others, Q5_0), rounded(gates, Q4_0)), dim=1).view(own.shape)
+    assert torch.equal(opened.packed[linear].dequantize(torch.float32), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "falcon"])

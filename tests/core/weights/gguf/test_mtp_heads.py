@@ -24,7 +24,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 from tests.core.weights.gguf.tiny_gguf import MODELS, VOCABULARY, make_model, write_gguf
 from tests.core.weights.gguf.tiny_heads import head_tensors
 
-WITH_HEADS = ("qwen35", "qwen35moe", "glm4moe", "deepseek2", "deepseek2-mla")
+WITH_HEADS = ("qwen35", "qwen35moe", "qwen3next", "glm4moe", "deepseek2", "deepseek2-mla")
 OPTIONS = LoadOptions(context=512, threads=1, format="bf16")
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 

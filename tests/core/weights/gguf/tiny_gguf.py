@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.core.weights.gguf.tiny_delta_net import qwen3_next, qwen35
+
 VOCABULARY = 320
 SPREAD = 0.3
 _COMMON: dict[str, Any] = {
@@ -20,6 +22,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 _MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SHARED: dict[str, Any] = {"num_experts": 4, "shared_expert_intermediate_size": 64}
 _MLA: dict[str, Any] = {
     "n_routed_experts": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
     "v_head_dim": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_shared_experts": 1,
@@ -48,12 +51,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("llama", "mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {}),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
-    "qwen2moe": ("qwen2moe", "qwen2_moe", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 64}),
+    "qwen2moe": ("qwen2moe", "qwen2_moe", _MOE | _SHARED),
     "qwen3moe": ("qwen3moe", "qwen3_moe", _MOE | {"num_experts": 4, "head_dim": 16, "norm_topk_prob": True}),
     "qwen35": ("qwen35", "qwen3_5_text", _GDN),
-    "qwen35moe": (
-        "qwen35moe", "qwen3_5_moe_text", _GDN | _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 64},
-    ),
+    "qwen35moe": ("qwen35moe", "qwen3_5_moe_text", _GDN | _MOE | _SHARED),
+    "qwen3next": ("qwen3next", "qwen3_next", _GDN | _MOE | _SHARED),
+    "qwen3next-first": ("qwen3next", "qwen3_next", _GDN | _MOE | _SHARED),
     "gemma2": ("gemma2", "gemma2", {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16,
                           "tie_word_embeddings": False}),
     "gemma3": (
@@ -153,11 +156,12 @@ def make_model(name: str, seed: int = 0) -> Any:
 
 def write_gguf(
     name: str, model: Any, path: Path, kind: Any = None, *, add: Callable[[Any], None] | None = None,
-    behind: Tensors | None = None,
+    behind: Tensors | None = None, others: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write the model as a file, with linears quantised as `kind` (a GGMLQuantizationType) and all else in F32.
 
-    `add` writes further metadata; `behind`: tensors of an MTP layer after the last one.
+    `add` writes further metadata; `behind`: tensors of an MTP layer after the last one; `others`: other kinds by the
+    ends of names, without `.weight`.
     """
     architecture = MODELS[name][0]
     writer = gguf.GGUFWriter(path, architecture)
@@ -170,10 +174,11 @@ def write_gguf(
         add(writer)
     for key, tensor in (file_tensors(name, model) | (behind or {})).items():
         data = tensor.float().contiguous().numpy()
-        if kind is None or tensor.dim() < 2 or tensor.shape[-1] % 32 or "ffn_gate_inp" in key:
+        own = (others or {}).get(key.split(".")[-2], kind)
+        if own is None or tensor.dim() < 2 or tensor.shape[-1] % 32 or "ffn_gate_inp" in key:
             writer.add_tensor(key, data)
         else:
-            writer.add_tensor(key, gguf.quants.quantize(data, kind), raw_dtype=kind)
+            writer.add_tensor(key, gguf.quants.quantize(data, own), raw_dtype=own)
     finish(writer)
     return path
 
@@ -260,7 +265,9 @@ def laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple[
     elif name.startswith(("llama", "mistral", "granite")) or name == "olmo":
         yield "", _pairs(part, value, config)
     elif name.startswith("qwen35"):
-        yield from _qwen35(f"blk.{layer}", part, value, config)
+        yield from qwen35(f"blk.{layer}", part, value, config)
+    elif name.startswith("qwen3next"):
+        yield from qwen3_next(f"blk.{layer}", part, value, config, split=name == "qwen3next")
     elif name.startswith("gemma4"):
         own = {f".{key}": theirs for key, theirs in GEMMA4.items()}
         end = next((theirs for key, theirs in own.items() if f".{part}".endswith(key)), "")
@@ -293,33 +300,6 @@ def _experts(block: str, part: str, value: Tensor, name: str) -> Iterator[tuple[
     gate, up = (value[:, ::2], value[:, 1::2]) if name == "gpt-oss" else value.chunk(2, dim=1)
     yield f"{block}.ffn_gate_exps{suffix}", gate.contiguous()
     yield f"{block}.ffn_up_exps{suffix}", up.contiguous()
-
-
-def _qwen35(block: str, part: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
-    keys, heads, width = config.linear_num_key_heads, config.linear_num_value_heads, config.linear_value_head_dim
-
-    def tiled(one: Tensor, size: int) -> Tensor:
-        return one.reshape(keys, heads // keys, size, *one.shape[1:]).swapaxes(0, 1).reshape(one.shape)
-
-    before = 2 * config.linear_key_head_dim * keys
-    leaf = part.removeprefix("linear_attn.")
-    if leaf == "A_log":
-        yield f"{block}.ssm_a", tiled(-value.exp(), 1)
-    elif leaf == "dt_bias":
-        yield f"{block}.ssm_dt.bias", tiled(value, 1)
-    elif leaf in ("in_proj_a.weight", "in_proj_b.weight"):
-        yield "", tiled(value, 1)
-    elif leaf == "in_proj_z.weight":
-        yield "", tiled(value, width)
-    elif leaf in ("in_proj_qkv.weight", "conv1d.weight"):
-        flat = value.squeeze(1) if leaf == "conv1d.weight" else value
-        yield "", torch.cat((flat[:before], tiled(flat[before:], width)))
-    elif leaf == "out_proj.weight":
-        yield "", tiled(value.t().contiguous(), width).t()
-    elif part.endswith("shared_expert_gate.weight"):
-        yield "", value[0]
-    else:
-        yield "", value + 1 if "norm" in part and leaf != "norm.weight" else value
 
 
 def _falcon(value: Tensor, config: Any) -> Tensor:
