@@ -10,10 +10,11 @@ computes which.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +51,19 @@ class ExpertUse:
         )  # fmt: skip
 
 
+class Computed(NamedTuple):
+    """The CPU's part of the sum (M, K), and the seconds it took."""
+
+    y: Tensor
+    seconds: float
+
+
 class ExpertCache:
     """The experts of one module.
 
     `buffers`: device memory of the held experts, one buffer per linear; `copies` streams others for one pass, and
-    `names` are its names of the linears; `rests`: held experts are not used.
+    `names` are its names of the linears; `beside` is the thread in which the CPU computes meanwhile; `rests`: held
+    experts are not used.
     """
 
     def __init__(self, module: Any, native: FusedExperts, accelerator: Accelerator, inputs: SharedInputs) -> None:
@@ -67,6 +76,7 @@ class ExpertCache:
         self.use = ExpertUse()
         self.prices: ExpertPrices | None = None
         self.copies: Streaming | None = None
+        self.beside: Executor | None = None
         self.names: tuple[str, ...] = ()
         self.always_copies = self.rests = False
         self._native = native
@@ -103,10 +113,11 @@ class ExpertCache:
             self._order(work.copied)
         if work.held:
             self._launch_held(x, numbers, shares, out, work, tokens)
-        if copy is not None:
-            self._compute(copy.result(), numbers, shares, out, work, tokens)
+        computed = None if copy is None else self._started(copy.result(), numbers, shares, work)
         for expert in work.copied:
             self._launch_copied(expert, x, numbers, shares, out)
+        if computed is not None:
+            self._add_computed(computed(), out, work, tokens)
         self._accelerator.settle()
         return out.to(x.dtype)
 
@@ -149,7 +160,7 @@ class ExpertCache:
     def forget(self) -> None:
         """Drop all references to device memory, which belongs to someone else from now on."""
         self.buffers.clear()
-        self._nearby = self.copies = None
+        self._nearby = self.copies = self.beside = None
 
     def fill(self, count: int, stream: Any) -> None:
         """Copy the most used experts until `count` are held. Raises NotEnoughMemory, DeviceLost."""
@@ -247,18 +258,29 @@ class ExpertCache:
         wanted[torch.tensor(experts)] = True
         return numbers.masked_fill(~wanted[numbers], len(self.uses))
 
-    def _compute(
-        self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
-    ) -> None:
-        """Compute the experts that the device does not hold on the CPU, in one call."""
+    def _started(self, x: Tensor, numbers: Tensor, shares: Tensor, work: ExpertDivision) -> Callable[[], Computed]:
+        """Compute the experts that the device does not compute on the CPU, in one call; return how to get the result.
+
+        If experts are copied, that runs in a thread of its own: the ring holds few of them, so copies only continue
+        while this thread takes those that have arrived.
+        """
         given, chosen = shares.cpu(), self._only(numbers, work.computed)
-        start = time.perf_counter()
-        y = self._native(x, chosen, given)
-        seconds = time.perf_counter() - start
-        self._inputs.cpu_s += seconds
+
+        def compute() -> Computed:
+            with torch.inference_mode():
+                start = time.perf_counter()
+                return Computed(self._native(x, chosen, given), time.perf_counter() - start)
+
+        if work.copied and self.beside is not None:
+            return self.beside.submit(compute).result
+        found = compute()
+        return lambda: found
+
+    def _add_computed(self, found: Computed, out: Tensor, work: ExpertDivision, tokens: dict[int, int]) -> None:
+        self._inputs.cpu_s += found.seconds
         if self.prices is not None and not work.copied:
-            self.prices = learned(self.prices, [tokens[expert] for expert in work.computed], seconds)
-        on_device = self._accelerator.to_device(y)
+            self.prices = learned(self.prices, [tokens[expert] for expert in work.computed], found.seconds)
+        on_device = self._accelerator.to_device(found.y)
         self._accelerator.launch(lambda: out.add_(on_device))
 
     def _add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -49,6 +50,7 @@ class HeldExperts:
         self._ring, self._serial = Ring(), False
         self._exchanges: ExpertExchanges | None = None
         self._copies: Streaming | None = None
+        self._beside: ThreadPoolExecutor | None = None
         self._trial = CacheTrial()
         self._began: float | None = None
         self._modules = {path: child for path, child in module.named_modules() if child in found}
@@ -116,8 +118,10 @@ class HeldExperts:
             if self._ring.buffers:
                 make = SerialCopies if self._serial else ParameterManager
                 self._copies = make(self._accelerator, self._ring, self._weights)
+        if self._copies is not None:
+            self._beside = ThreadPoolExecutor(1, thread_name_prefix="experts")
         for cache in caches:
-            cache.copies = self._copies
+            cache.copies, cache.beside = self._copies, self._beside
         for path, count in self._counts.items():
             self._caches[path].fill(count, self._stream)
 
@@ -149,8 +153,11 @@ class HeldExperts:
         """Stop all copies."""
         exchanges, self._exchanges = self._exchanges, None
         copies, self._copies = self._copies, None
+        beside, self._beside = self._beside, None
         for cache in self._caches.values():
-            cache.copies = None
+            cache.copies = cache.beside = None
+        if beside is not None:
+            beside.shutdown()
         if copies is not None:
             copies.close()
         if exchanges is not None:
