@@ -22,14 +22,15 @@ from core.layers import attention
 from core.layers.latents import Expand, FloatProducts, LatentHeads, Latents
 from core.layers.trials import MISFITS
 from core.offload.hetero_linear import HostLinear
-from core.spec import Storage
+from core.spec import LAYOUTS, turned
 
 EXPANSION = "expand_kv"
 """The method that expands latents to keys and values."""
+EXPANDING = "kv_b_proj"
+"""The linear that it uses."""
 SIZES = ("num_heads", "qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "v_head_dim")
 """The modules' attributes for the fields of `LatentSizes`."""
 TYPES = (torch.float32, torch.bfloat16)
-FLOATS: tuple[Storage, ...] = ("bf16", "fp16")
 TRIED_TOKENS = 5
 NEAR = 0.05
 """Largest error relative to the largest element: inputs of quantised weights differ from the model's own path."""
@@ -76,18 +77,23 @@ def release(root: nn.Module) -> None:
             del module.expand_kv
 
 
+def sizes_of(module: Any) -> LatentSizes | None:
+    """Return the sizes of a module that expands latents with one linear without a bias; None for any other module."""
+    linear = module._modules.get(EXPANDING)
+    numbers = [number for name in SIZES if isinstance(number := getattr(module, name, None), int)]
+    one = linear is not None and getattr(linear, "bias", None) is None
+    return LatentSizes(*numbers) if one and hasattr(module, EXPANSION) and len(numbers) == len(SIZES) else None
+
+
 def _modules(root: Any) -> Iterator[tuple[Any, LatentSizes]]:
-    """Yield modules that expand with one linear on the CPU and use our attention, with their sizes."""
+    """Yield modules whose expanding linear is on the CPU and which use our attention, with their sizes."""
     for module in root.modules():
-        linear = module._modules.get("kv_b_proj")
-        numbers = [getattr(module, name, None) for name in SIZES]
+        sizes = sizes_of(module)
         ours = getattr(getattr(module, "config", None), "_attn_implementation", "") == attention.NAME
-        if not (hasattr(module, EXPANSION) and ours and isinstance(linear, HostLinear) and root.dtype in TYPES):
+        if sizes is None or not ours or root.dtype not in TYPES:
             continue
-        if all(isinstance(number, int) for number in numbers):
-            sizes = LatentSizes(*(int(number) for number in numbers if number is not None))
-            if linear.bias is None and _fits(linear, sizes):
-                yield module, sizes
+        if isinstance(linear := module._modules[EXPANDING], HostLinear) and _fits(linear, sizes):
+            yield module, sizes
 
 
 def _fits(linear: HostLinear, sizes: LatentSizes) -> bool:
@@ -106,7 +112,7 @@ def _heads(library: NativeLibrary, linear: HostLinear, sizes: LatentSizes, dtype
         wide = weight.data.view(sizes.heads, each, sizes.rank)
         keys, values = FloatProducts(wide[:, : sizes.plain]), FloatProducts(wide[:, sizes.plain :].transpose(1, 2))
         return LatentHeads(sizes, keys, values, dtype)
-    storage = weight.storage if weight.storage in FLOATS else "int8"
+    storage = turned(weight.storage)
     starts = range(0, sizes.heads * each, each)
     copied = [quantize(_turned_round(linear, start, start + sizes.plain), storage) for start in starts]
     kept = [weight.rows(start + sizes.plain, start + each) for start in starts]
@@ -116,7 +122,7 @@ def _heads(library: NativeLibrary, linear: HostLinear, sizes: LatentSizes, dtype
 def _turned_round(linear: HostLinear, begin: int, end: int) -> Tensor:
     """Return the transpose of some rows, (K, end - begin)."""
     weight = linear.host.weight
-    dtype = weight.data.dtype if weight.storage in FLOATS else torch.float32
+    dtype = torch.float32 if weight.storage in LAYOUTS else weight.data.dtype
     return weight.rows(begin, end).dequantize(dtype).T.contiguous()
 
 

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import UnsupportedModel
 from core.kernels.packed_width import packed_width
 from core.layers.kv_cache import is_packable
+from core.layers.latent_attention import EXPANDING, sizes_of
 from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
 from core.model.language_half import text_config
@@ -182,7 +183,16 @@ def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
             continue
         group = groups.setdefault(name if given is None else id(given), len(groups))
         rows, columns = weight_shape(child)
-        yield LinearSpec(name, rows, columns, group, layer, has_bias=getattr(child, "bias", None) is not None)
+        heads, keys = _latent_keys(module, name)
+        bias = getattr(child, "bias", None) is not None
+        yield LinearSpec(name, rows, columns, group, layer, has_bias=bias, key_heads=heads, key_rows=keys)
+
+
+def _latent_keys(module: Any, name: str) -> tuple[int, int]:
+    """Return the heads, and the rows of each that make keys, of a linear that expands latents; otherwise zeros."""
+    path, _, leaf = name.rpartition(".")
+    sizes = sizes_of(module.get_submodule(path)) if leaf == EXPANDING else None
+    return (0, 0) if sizes is None else (sizes.heads, sizes.plain)
 
 
 def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | str, int]) -> Iterator[LinearSpec]:

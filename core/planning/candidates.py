@@ -117,7 +117,7 @@ def gpu_candidates(
         residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring, classes: tuple[GroupClass, ...]
     ) -> Candidate:
         on_card, on_host = kv_split(spec, kv_devices, context)
-        room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, ring)
+        room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, ring)
         if gpu.unified:
             weights = weights_on_card(spec, classes, residents)
             room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk) + ring.total
@@ -235,7 +235,7 @@ def _on_cpu(
     kv_devices = (-1,) * len(spec.kv_layers)
     residents, chunk = nothing_resident(classes), TIERS[0][0]
     on_host = spec.kv_bytes(context)
-    room = room_for_weights(spec, machine.hardware, budget, on_host, chunk, Ring())
+    room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, Ring())
     host = host_memory(spec, format, classes, residents, room)
     costs = fixed_costs(spec, machine, kv_devices, context // 2)
     return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen", head_copy)

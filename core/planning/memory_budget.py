@@ -83,9 +83,11 @@ def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: R
     return spec.resident_bytes + round(rows)
 
 
-def room_for_weights(spec: ModelSpec, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring) -> int:
+def room_for_weights(
+    spec: ModelSpec, format: Format, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring
+) -> int:
     """Return the bytes of RAM left for text weights; negative if not even the rest fits."""
-    return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, chunk) - ring.total - spec.sight_bytes
+    return ram_limit(hardware, budget) - kv_bytes - host_workspace(spec, format, chunk) - ring.total - spec.sight_bytes
 
 
 def host_memory(
@@ -115,10 +117,11 @@ def parked_prefixes(spec: ModelSpec, context: int, left: int) -> int:
     return min(PARKED_CONTEXTS * spec.kv_bytes(context), int(left * PARKED_SHARE))
 
 
-def host_workspace(spec: ModelSpec, chunk: int) -> int:
-    """Return the bytes of RAM for computing, and for snapshots of recurrent states."""
+def host_workspace(spec: ModelSpec, format: Format, chunk: int) -> int:
+    """Return the bytes of RAM for computing, for snapshots of recurrent states, and for transposed copies of keys'
+    weights."""
     snapshots = SNAPSHOTS * sum(layer.state_bytes for layer in spec.kv_layers)
-    return _activations(spec, chunk) + CPU_WORKSPACE + snapshots
+    return _activations(spec, chunk) + CPU_WORKSPACE + snapshots + spec.keys_copy(format)
 
 
 def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int:
@@ -134,7 +137,7 @@ def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int
     layers = [item for item in spec.linears if item.name != spec.head]
     largest = max((spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in layers), default=0)
     kept = spec.weight_bytes(format) + table + spec.resident_bytes
-    return kept + kv_bytes + host_workspace(spec, chunk) + max(3 * largest, _repacked(spec))
+    return kept + kv_bytes + host_workspace(spec, format, chunk) + max(3 * largest, _repacked(spec))
 
 
 def _repacked(spec: ModelSpec) -> int:

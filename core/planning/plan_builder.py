@@ -160,7 +160,7 @@ def _memory(
         "cpu",
         best.candidate.host.weights + copied,
         on_host,
-        host_workspace(spec, best.candidate.chunk),
+        host_workspace(spec, format, best.candidate.chunk),
         best.candidate.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),

@@ -76,6 +76,7 @@ from core.spec.storages import (
     cut_columns,
     kin,
     row_bytes,
+    turned,
 )
 
 __all__ = [
@@ -143,4 +144,5 @@ __all__ = [
     "kin",
     "kv_named",
     "row_bytes",
+    "turned",
 ]

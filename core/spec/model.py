@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from core.spec.formats import Format, KvFormat
 from core.spec.plan import LinearPlan
-from core.spec.storages import REORDERED, FloatStorage, Storage, bits_of, cut_columns, row_bytes
+from core.spec.storages import REORDERED, FloatStorage, Storage, bits_of, cut_columns, row_bytes, turned
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class LinearSpec:
     `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
     its storage in the model's files if they are quantised; `converted`: they are, but in a format that is not kept.
     `after`: the group whose outputs are its only input, each column reading one row of all of them (down after gate and
-    up); -1 = none.
+    up); -1 = none. `key_heads`, `key_rows`: if it expands latents to keys and values, the heads, and the rows of each
+    that make keys.
     """
 
     name: str
@@ -31,6 +32,8 @@ class LinearSpec:
     stored: Storage | None = None
     converted: bool = False
     after: int = -1
+    key_heads: int = 0
+    key_rows: int = 0
 
     @property
     def parameters(self) -> int:
@@ -179,6 +182,11 @@ class ModelSpec:
         head = next(linear for linear in self.linears if linear.name == self.head)
         return min(READ_AGAIN, head.rows) * self.row_bytes(head, format)
 
+    def keys_copy(self, format: Format) -> int:
+        """Return the bytes of transposed copies of weights that make keys from latents: queries are multiplied with
+        them instead."""
+        return sum(_keys_copy(linear, self.storage(linear, format)) for linear in self.linears)
+
     def mapped(self, format: Format) -> bool:
         """Return whether weights in this format are used directly from the model's files."""
         return format == "bf16" and not self.stored_as and all(linear.stored is None for linear in self.linears)
@@ -206,3 +214,10 @@ class ModelSpec:
     def active_bytes(self, format: Format) -> int:
         """Return the bytes of all linears that one token reads; of experts, only those that it uses."""
         return sum(linear.active * linear.rows * self.row_bytes(linear, format) for linear in self.linears)
+
+
+def _keys_copy(linear: LinearSpec, storage: Storage) -> int:
+    """Return the bytes of the transposed copy of a linear's key rows; fp32 is read where it lies."""
+    if storage == "fp32" or storage in REORDERED:
+        return 0
+    return linear.key_heads * linear.columns * row_bytes(turned(storage), linear.key_rows)

@@ -131,6 +131,12 @@ def bits_of(storage: Storage) -> int:
     return 8 * ITEM_BYTES[storage] if layout is None else layout.bits
 
 
+def turned(storage: Storage) -> Storage:
+    """Return the storage of a transposed copy of weights: floats as they are, others in 8 bits, which is lossless for
+    fewer bits."""
+    return storage if storage in ITEM_BYTES else "int8"
+
+
 def kin(storage: Storage) -> Storage:
     """Return the most similar storage that is timed on every machine."""
     return storage if storage in ITEM_BYTES else "int8" if bits_of(storage) == 8 else "int4"

@@ -14,10 +14,12 @@ from transformers.models.minicpm3 import modeling_minicpm3
 
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import FEW_ROWS
+from core.kernels.quantize import quantize
 from core.layers import attention, latent_attention
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.latent_attention import Expansion
 from core.layers.latents import Latents, LatentStates, beside
+from core.planning.memory_budget import host_workspace, load_peak
 from core.spec import Plan, Rows
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, loaded_model, random_prompt
@@ -126,6 +128,29 @@ def test_few_queries_see_what_keys_and_values_would_show(format: Any, rows: int,
     )
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("stored", "format"), [("fp32", "bf16"), ("bf16", "bf16"), ("bf16", "int8"), ("bf16", "int4")])
+def test_the_plan_counts_the_copies_of_keys_weights(
+    stored: str, format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def made(weight: Tensor, storage: Any) -> Any:
+        held.append(quantize(weight, storage))
+        return held[-1]
+
+    monkeypatch.setattr(latent_attention, "quantize", made)
+    make_model("deepseek_v3", tmp_path, torch.bfloat16 if stored == "bf16" else torch.float32)
+    write_tokenizer(tmp_path)
+    model = loaded_model(tmp_path, replace(OPTIONS, format=format))
+    uncounted = replace(model.spec, linears=tuple(replace(one, key_heads=0) for one in model.spec.linears))
+    plan, nbytes = model.plan, sum(weight.nbytes for weight in held)
+    assert (nbytes > 0) is (stored == "bf16")
+    assert plan.memory[0].workspace - host_workspace(uncounted, plan.format, plan.prefill_chunk) == nbytes
+    peaks = (load_peak(one, plan.format, 0, plan.prefill_chunk) for one in (model.spec, uncounted))
+    assert next(peaks) - next(peaks) == nbytes
+    model.close()
 
 
 def test_states_that_are_put_off_are_floats_to_everything_else() -> None:
