@@ -113,5 +113,5 @@ def _assumed_gpu(simulation: Simulation) -> Gpu:
     rate = simulation.gpu or TYPICAL_BYTES_S
     return Gpu(
         "Simulated GPU", 0, simulation.vram, simulation.vram, rate, TYPICAL_FLOPS[-1], link,
-        simulated=True, shares_cores=simulation.gpu is None and not simulation.cores, kind="simulated",
+        simulated=True, shares_cores=simulation.gpu is None and not simulation.cores, kind="simulated", requested=True,
     )  # fmt: skip

@@ -243,7 +243,7 @@ def _simulated(simulation: Simulation, measured: GpuRates) -> Gpu:
         "Simulated GPU", 0, simulation.vram, simulation.vram, own or measured.bytes_s, 1e14 if own else measured.flops,
         measured.link, () if own else measured.rates, measured.cpu_under_copy, measured.link_under_cpu,
         measured.launch_s, measured.layer_s, simulated=True, shares_cores=own is None and not simulation.cores,
-        kind="simulated",
+        kind="simulated", requested=True,
     )  # fmt: skip
 
 

@@ -167,8 +167,8 @@ def _whole_layers(
 ) -> Iterator[tuple[Residents, tuple[int, ...]]]:
     """Yield layouts with the first layers and their KV cache on the card and the others on the CPU.
 
-    Tries as many layers as fit, and none; each with the output head on the card or not. A simulated card, which was
-    requested by name, gets all layers if they fit.
+    Tries as many layers as fit, and none; each with the output head on the card or not. A requested card gets all
+    layers if they fit.
     """
     weights = Counter[int]()
     for item in classes:
@@ -180,7 +180,7 @@ def _whole_layers(
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
         most = sum(size <= room for size in sizes) - 1
-        counts = set() if most == spec.layers and gpu.simulated else {0, most} - {spec.layers}
+        counts = set() if most == spec.layers and gpu.requested else {0, most} - {spec.layers}
         yield from (_divided_at(spec, classes, gpu.index, count, head=kept > 0) for count in counts)
 
 

@@ -43,7 +43,7 @@ def _share(plan: Plan, spec: ModelSpec, rows: Sequence[int], of: Sequence[int]) 
 def reason(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     """Return one sentence: where the weights lie and who computes."""
     if plan.gpu < 0:
-        return _without_gpu(hardware)
+        return _without_gpu(plan, spec, hardware)
     share = resident_share(plan, spec)
     if share >= 1:
         return "The whole model lies in the graphics card's memory."
@@ -188,9 +188,11 @@ def _memory_words(memory: DeviceMemory) -> str:
     return sentence("{}; {} were free", words, format_memory(memory.free_before))
 
 
-def _without_gpu(hardware: Hardware) -> str:
+def _without_gpu(plan: Plan, spec: ModelSpec, hardware: Hardware) -> str:
     if not hardware.gpus:
         return "Everything runs on the processor: there is no graphics card that can be used."
+    if spec.weight_bytes(plan.format) < max(gpu.vram_free for gpu in hardware.gpus):
+        return "Everything runs on the processor: it is expected to be faster alone than with the graphics card."
     return "Everything runs on the processor: the graphics card has too little free memory to speed this model up."
 
 

@@ -68,6 +68,8 @@ def _changes(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[st
     for format in FORMATS[FORMATS.index(plan.format) + 1 :]:
         yield f"Using {FORMAT_WORDS[format]}", hardware, replace(asked, format=format)
     yield from _more_vram(plan, hardware, asked)
+    if any(gpu.index == plan.gpu and gpu.requested for gpu in hardware.gpus):
+        yield "Not using the card that was asked for", replace(hardware, gpus=()), asked
 
 
 def _more_vram(plan: Plan, hardware: Hardware, asked: Budget) -> Iterator[tuple[str, Hardware, Budget]]:
@@ -116,8 +118,8 @@ def _place_as(
     candidates, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
     if candidates and strategy != "hetegen" and (best := on_cards("hetegen")):
         candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
-    # A simulated card was requested by name; a real one must be faster than the CPU alone.
-    if not candidates or (strategy == "hetegen" and not any(gpu.simulated for gpu in hardware.gpus)):
+    # Unless a card was requested, the CPU alone may be faster.
+    if not candidates or (strategy == "hetegen" and not any(gpu.requested for gpu in hardware.gpus)):
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
     plan = replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)

@@ -68,6 +68,7 @@ def simulated(vram: int, link: float, cpu_read: float = 40e9) -> Hardware:
     card = replace(
         gpu("simulated", vram, vram, cpu_read, 600e9, link),
         simulated=True,
+        requested=True,
         shares_cores=True,
         kind="simulated",
         cpu_under_copy=0.8,

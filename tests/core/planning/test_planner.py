@@ -78,6 +78,7 @@ def gpus(draw: st.DrawFn, index: int) -> Gpu:
         f"card {index}", index, total, draw(st.integers(0, total)), draw(RATES) * 4, draw(st.floats(1e11, 1e15)),
         Link(link, link * draw(PARTS), link, link * draw(PARTS), link * draw(PARTS), draw(st.floats(1e-6, 1e-3))),
         cpu_under_copy=draw(PARTS), link_under_cpu=draw(PARTS), simulated=draw(st.booleans()),
+        requested=draw(st.booleans()),
         shares_cores=draw(st.booleans()), unified=draw(st.booleans()),
     )  # fmt: skip
 
@@ -189,8 +190,8 @@ def reply_s(plan: Plan) -> float:
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "opt-13b", "qwen3-30b-a3b"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_more_memory_is_never_slower(hardware, name, format) -> None:
-    """For real cards: a simulated one is used for everything that fits, as requested."""
-    gpu = replace(hardware.gpus[0], vram_total=24 * GIB, vram_free=24 * GIB, simulated=False)
+    """For cards that nobody requested: one that was asked for is used for everything that fits."""
+    gpu = replace(hardware.gpus[0], vram_total=24 * GIB, vram_free=24 * GIB, requested=False)
     machine = replace(hardware, gpus=(gpu,), cpu=replace(hardware.cpu, ram_total=256 * GIB, ram_free=200 * GIB))
     times = [
         reply_s(place(model(name), machine, Budget(vram=int(size * GIB), context=2048, format=format)))
@@ -198,6 +199,21 @@ def test_more_memory_is_never_slower(hardware, name, format) -> None:
     ]
     for less, more in pairwise(times):
         assert more <= less * 1.03, times
+
+
+def test_a_card_that_was_asked_for_is_used_and_the_cost_of_that_is_said() -> None:
+    """A simulated card on the CPU's own cores, which has room for everything: the CPU alone is faster."""
+    spec, machine = model("llama-3.2-1b"), machines.simulated(24 * GIB, 6e9)
+    budget = Budget(context=2048, format="int8")
+    ours, card = place(spec, machine, budget), machine.gpus[0]
+    assert all(linear.resident == linear.rows for linear in ours.linears)
+    said = [line for line in explain(ours, spec, machine) if line.startswith("Not using the card")]
+    free = replace(machine, gpus=(replace(card, requested=False),))
+    best = place(spec, free, budget)
+    assert reply_s(best) < reply_s(ours)
+    assert not any(line.startswith("Not using the card") for line in explain(best, spec, free))
+    assert len(said) == 1
+    assert best.gpu >= 0 or "expected to be faster alone" in best.reason
 
 
 def test_the_shares_obey_the_strategy() -> None:
