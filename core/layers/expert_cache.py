@@ -27,7 +27,7 @@ from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows
 from core.offload.parameter_manager import Chunk, Streaming, copied_rows
 from core.planning.expert_cache import hottest
-from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned
+from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned, learned_by_copying
 
 
 @dataclass
@@ -104,6 +104,7 @@ class ExpertCache:
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x (M, K); chosen and shares (M, k), all on the device -> (M, K)."""
+        start = time.perf_counter()
         x, numbers = x.contiguous(), chosen.cpu().clamp(max=len(self.uses))
         tokens = self._count(numbers)
         work = self._divide(tokens)
@@ -119,6 +120,8 @@ class ExpertCache:
         if computed is not None:
             self._add_computed(computed(), out, work, tokens)
         self._accelerator.settle()
+        if self.prices is not None and work.expected:
+            self.prices = learned_by_copying(self.prices, work.expected, time.perf_counter() - start)
         return out.to(x.dtype)
 
     def launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:

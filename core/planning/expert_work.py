@@ -5,13 +5,14 @@
     choose the division with the least max(T_cpu, T_card)
 
 Copying an expert takes the same time for any number of tokens, but its product on the CPU does not: experts with the
-most tokens are copied first.
+most tokens are copied first. Nothing is copied before the CPU's time for as many tokens was measured, and what copies
+really took corrects what they are expected to take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from core.planning.machine_rates import LISTED_LAUNCHES, MachineRates, cpu_rate, gpu_rate
@@ -23,24 +24,33 @@ of its time: smaller gains are within the error of the rates."""
 PRODUCTS = 2
 """Number of products of an expert: up (with its gate), and down."""
 LEARNED, LEAST_PACE, MOST_PACE = 0.1, 0.25, 4.0
-"""The weight of one measurement in the pace, and the bounds of the pace."""
+"""The weight of a further measurement in the pace, and the bounds of a pace."""
+TRIED, FORGOTTEN = 0.5, 0.02
+"""The weight of one measurement with copies in their pace, and the part of it that is forgotten in a pass without."""
 
 
 @dataclass(frozen=True)
 class ExpertPrices:
     """Seconds for one expert of a layer, of `nbytes` and `parameters` weights.
 
-    `paces`: ratio of measured to expected CPU seconds, by bucket.
+    `paces`: ratio of measured to expected CPU seconds, by bucket; None = not measured. `copying`: the same ratio for
+    whole divisions with copies.
     """
 
     rates: ExpertRates
     nbytes: int
     parameters: int
-    paces: tuple[float, ...] = (1.0,) * len(BUCKET_TOKENS)
+    paces: tuple[float | None, ...] = (None,) * len(BUCKET_TOKENS)
+    copying: float = 1.0
 
     def cpu(self, tokens: int) -> float:
         """Return the seconds on the CPU for so many tokens."""
-        return self.paces[bucket(tokens)] * self._product(self.rates.cpu, tokens)
+        pace = self.paces[bucket(tokens)]
+        return (1.0 if pace is None else pace) * self._product(self.rates.cpu, tokens)
+
+    def knows(self, tokens: Collection[int]) -> bool:
+        """Return whether the CPU's time for these tokens was measured."""
+        return bool(tokens) and self.paces[bucket(max(tokens))] is not None
 
     def card(self, tokens: int) -> float:
         """Return the seconds on the card once the expert is there."""
@@ -68,11 +78,15 @@ class ExpertPrices:
 
 @dataclass(frozen=True)
 class ExpertDivision:
-    """The chosen experts of a layer: computed by the card, held or after a copy, or computed by the CPU."""
+    """The chosen experts of a layer: computed by the card, held or after a copy, or computed by the CPU.
+
+    `expected`: seconds for all if some are copied, not corrected by what earlier copies took; 0 = not known.
+    """
 
     held: tuple[int, ...]
     copied: tuple[int, ...]
     computed: tuple[int, ...]
+    expected: float = field(default=0.0, compare=False)
 
 
 def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> ExpertRates | None:
@@ -85,7 +99,7 @@ def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> Expe
         cpu=_slowed(cpu_rate(machine.hardware, storage, machine.threads), profile.cpu),
         card=_slowed(gpu_rate(machine.gpu, storage), profile.gpu),
         copy_s=machine.link_s("hetegen") / machine.link_under_cpu,
-        piece_s=machine.piece_s,
+        piece_s=machine.piece_s / machine.link_under_cpu,
         exchange_s=profile.overhead * (link.sync_s + link.back_s),
         call_s=machine.gpu.launch_s,
         at_once_s=PRODUCTS * LISTED_LAUNCHES * machine.gpu.launch_s if machine.lists(storage) else None,
@@ -106,10 +120,10 @@ def divide_experts(
     card = {count: prices.card(count) for count in cpu}
     held_s = [prices.held(tokens[expert]) for expert in there]
     ready = sum(held_s) + prices.at_once(tokens[expert] for expert in there)
-    if can_copy and (
-        count := _copies([cpu[tokens[one]] for one in away], [card[tokens[one]] for one in away], ready, prices)
-    ):
-        return ExpertDivision(tuple(there), tuple(away[:count]), tuple(away[count:]))
+    if can_copy and prices.knows([tokens[one] for one in away]):
+        totals = _totals([cpu[tokens[one]] for one in away], [card[tokens[one]] for one in away], ready, prices)
+        if count := _least([totals[0], *(prices.copying * total for total in totals[1:])]):
+            return ExpertDivision(tuple(there), tuple(away[:count]), tuple(away[count:]), totals[count])
     alone = sum(cpu[tokens[expert]] for expert in away)
     kept = _kept([cpu[tokens[one]] for one in there], held_s, ready - sum(held_s), alone, prices)
     return ExpertDivision(tuple(there[:kept]), (), (*there[kept:], *away))
@@ -117,15 +131,27 @@ def divide_experts(
 
 def learned(prices: ExpertPrices, tokens: Collection[int], seconds: float) -> ExpertPrices:
     """Return the prices after the CPU took `seconds` for experts with these `tokens`, mostly of one bucket."""
-    expected = sum(map(prices.cpu, tokens))
-    number, paces = bucket(max(tokens)), list(prices.paces)
-    step = LEARNED * (min(max(seconds / expected, 1 / 2), 2.0) - 1)
-    paces[number] = min(max(paces[number] * (1 + step), LEAST_PACE), MOST_PACE)
-    return replace(prices, paces=tuple(paces))
+    ratio, number, paces = seconds / sum(map(prices.cpu, tokens)), bucket(max(tokens)), list(prices.paces)
+    known = paces[number]
+    paces[number] = _bounded(ratio if known is None else known * _step(ratio, LEARNED))
+    return replace(prices, paces=tuple(paces), copying=prices.copying + FORGOTTEN * (1 - prices.copying))
 
 
-def _copies(cpu: Sequence[float], card: Sequence[float], ready: float, prices: ExpertPrices) -> int:
-    """Return how many of the first experts to copy, given each one's seconds.
+def learned_by_copying(prices: ExpertPrices, expected: float, seconds: float) -> ExpertPrices:
+    """Return the prices after a division with copies took `seconds` instead of the `expected` ones."""
+    return replace(prices, copying=_bounded(prices.copying * _step(seconds / (prices.copying * expected), TRIED)))
+
+
+def _step(ratio: float, weight: float) -> float:
+    return 1 + weight * (min(max(ratio, 1 / 2), 2.0) - 1)
+
+
+def _bounded(pace: float) -> float:
+    return min(max(pace, LEAST_PACE), MOST_PACE)
+
+
+def _totals(cpu: Sequence[float], card: Sequence[float], ready: float, prices: ExpertPrices) -> list[float]:
+    """Return the seconds of all if the first 0, 1, ... experts are copied, given each one's seconds.
 
     The card also computes for `ready` seconds.
     """
@@ -137,7 +163,7 @@ def _copies(cpu: Sequence[float], card: Sequence[float], ready: float, prices: E
         return max(on_cpu, ready + computed, arrived)
 
     sums = zip(accumulate(cpu, initial=0.0), accumulate(card, initial=0.0), strict=True)
-    return _least([total(count, *done) for count, done in enumerate(sums)])
+    return [total(count, *done) for count, done in enumerate(sums)]
 
 
 def _kept(cpu: Sequence[float], card: Sequence[float], once: float, alone: float, prices: ExpertPrices) -> int:

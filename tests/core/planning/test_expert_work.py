@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned
-from core.spec import ExpertRates, KernelRate
+from core.planning.expert_work import ExpertDivision, ExpertPrices, divide_experts, learned, learned_by_copying
+from core.spec import BUCKET_TOKENS, ExpertRates, KernelRate
 
 MB = 1 << 20
+MEASURED = (1.0,) * len(BUCKET_TOKENS)
+"""The CPU is as fast as expected."""
 
 
 def rate(bytes_s: float, flops: float = 1e18) -> KernelRate:
@@ -21,7 +23,7 @@ def rate(bytes_s: float, flops: float = 1e18) -> KernelRate:
 def prices(cpu: float, card: float, copy: float, flops: float = 1e18, **others: float) -> ExpertPrices:
     """Return the seconds of an expert of 1 MB on the CPU, on the card, and for its copy."""
     rates = ExpertRates(rate(MB / cpu, flops), rate(MB / card), copy / MB, **others)
-    return ExpertPrices(rates, MB, MB)
+    return ExpertPrices(rates, MB, MB, MEASURED)
 
 
 def test_a_slow_link_copies_nothing_and_a_fast_one_all() -> None:
@@ -54,7 +56,7 @@ def test_a_card_no_faster_than_the_processor_shares_what_it_holds() -> None:
 
 def test_a_card_on_the_processors_own_cores_gains_nothing_by_copies() -> None:
     rates = replace(prices(9, 0.01, 0.1).rates, apart=False)
-    found = divide_experts({0: 1, 1: 1}, {0}, ExpertPrices(rates, MB, MB))
+    found = divide_experts({0: 1, 1: 1}, {0}, ExpertPrices(rates, MB, MB, MEASURED))
     assert found == ExpertDivision((0,), (), (1,))
 
 
@@ -72,6 +74,33 @@ def test_calls_for_all_that_is_held_are_counted_once_where_they_are_made_once() 
 def test_calls_that_few_experts_are_not_worth_are_not_made() -> None:
     assert divide_experts({0: 1}, {0}, prices(0.1, 0.01, 99, at_once_s=0.4)).held == ()
     assert divide_experts({0: 1}, {0}, prices(1.0, 0.01, 99, at_once_s=0.4)).held == (0,)
+
+
+def test_nothing_is_copied_before_the_processor_was_measured_with_as_many_tokens() -> None:
+    """It is three times as fast as its kernels' rates say, so that what was expected to gain does not."""
+    chosen, given = dict.fromkeys(range(9), 1), replace(prices(1, 0.01, 1), paces=(None,) * len(BUCKET_TOKENS))
+    assert divide_experts(chosen, set(), replace(given, paces=MEASURED)).copied
+    assert divide_experts(chosen, set(), given).computed == tuple(range(9))
+    known = learned(given, [1] * 9, 3.0)
+    assert known.cpu(1) == pytest.approx(1 / 3)
+    assert len(divide_experts(chosen, set(), known).copied) < len(
+        divide_experts(chosen, set(), prices(1, 0.01, 1)).copied
+    )
+    assert not divide_experts(dict.fromkeys(range(9), 30), set(), known).copied
+
+
+def test_copies_that_take_longer_than_expected_are_not_made_again_for_a_while() -> None:
+    chosen, known = dict.fromkeys(range(9), 1), prices(1, 0.01, 2)
+    found, before = divide_experts(chosen, set(), known), known
+    assert found.copied
+    assert found.expected == pytest.approx(6, rel=0.01)
+    for _ in range(3):
+        known = learned_by_copying(known, found.expected, 2 * found.expected)
+    assert known.copying == pytest.approx(2, rel=0.1)
+    assert not divide_experts(chosen, set(), known).copied
+    for _ in range(100):
+        known = learned(known, [1] * 9, 9.0)
+    assert divide_experts(chosen, set(), known) == divide_experts(chosen, set(), before)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
