@@ -26,7 +26,8 @@ PRODUCTS = 2
 LEARNED, LEAST_PACE, MOST_PACE = 0.1, 0.25, 4.0
 """The weight of a further measurement in the pace, and the bounds of a pace."""
 TRIED, FORGOTTEN = 0.5, 0.02
-"""The weight of one measurement with copies in their pace, and the part of it that is forgotten in a pass without."""
+"""The weight of one measurement with copies in their pace, and the part of the pace that is forgotten in each part of a
+prompt without copies."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def learned(prices: ExpertPrices, tokens: Collection[int], seconds: float) -> Ex
     ratio, number, paces = seconds / sum(map(prices.cpu, tokens)), bucket(max(tokens)), list(prices.paces)
     known = paces[number]
     paces[number] = _bounded(ratio if known is None else known * _step(ratio, LEARNED))
-    return replace(prices, paces=tuple(paces), copying=prices.copying + FORGOTTEN * (1 - prices.copying))
+    forgotten = FORGOTTEN * (1 - prices.copying) if number > FEW else 0.0
+    return replace(prices, paces=tuple(paces), copying=prices.copying + forgotten)
 
 
 def learned_by_copying(prices: ExpertPrices, expected: float, seconds: float) -> ExpertPrices:
