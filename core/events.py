@@ -98,13 +98,15 @@ class Request:
 
 AUTO, LOOKUP, SELF, MTP, NO_DRAFT = "auto", "lookup", "self", "mtp", "off"
 """Who drafts (`LoadOptions.draft`): the model's MTP head or int4 copy where it is expected to pay off, prompt lookup
-alone, the copy or the head in any case, nobody; or a model's name. Prompt lookup also drafts beside a model."""
+alone, the copy or the head in any case, nobody; or the name of a model or assistant. Prompt lookup also drafts beside
+a model."""
 
 
 @dataclass(frozen=True)
 class LoadOptions(Budget):
     """The budget of a load, as the planner takes it; the GPU to simulate ("vram=6GiB,link=12GB/s"); and who drafts:
-    "auto", "lookup", "self", "mtp", "off", or the folder or Hub id of a small model with the same vocabulary."""
+    "auto", "lookup", "self", "mtp", "off", or the folder or Hub id of a small model with the same vocabulary, or of
+    Gemma 4's assistant."""
 
     simulate_gpu: str | None = None
     draft: str = LOOKUP

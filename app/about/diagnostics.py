@@ -19,7 +19,7 @@ from core.events import Loaded
 from core.units import format_memory
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "PySide6-Essentials", "psutil", "nvidia-ml-py")
-PRIVATE = ("system_prompt", "models_folder", "hf_endpoint")
+PRIVATE = ("system_prompt", "models_folder", "draft_model", "hf_endpoint")
 """Settings with private values; the text only tells whether they are set."""
 LOG_LINES = 80
 

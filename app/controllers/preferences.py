@@ -61,7 +61,7 @@ class Preferences(QObject):
             ram=asked.ram if asked.ram is not None else _bytes(kept.ram_limit_gib),
             threads=asked.threads or kept.threads,
             kv=asked.kv if asked.kv != "bf16" else kv_named(kept.kv),
-            draft=asked.draft if asked.draft != LOOKUP else kept.draft,
+            draft=asked.draft if asked.draft != LOOKUP else kept.drafts,
         )
 
     def open(self, theme: Theme, diagnostics: Callable[[], str], parent: QWidget) -> SettingsDialog:

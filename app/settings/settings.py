@@ -52,6 +52,8 @@ def setting(default: Any, section: str, label: str, help: str = "", **more: Any)
 
 APPEARANCE, CHAT, SAMPLING, MODEL, NETWORK = "Appearance", "Chat", "Sampling", "Model", "Models and network"
 AUTOMATIC = "Automatic"
+OTHER_MODEL = "model"
+"""The value of `Settings.draft` for the model that `Settings.draft_model` names."""
 MODELS_OWN = "The model's own"
 
 PRESETS: Mapping[str, Sampling] = {
@@ -144,8 +146,14 @@ class Settings:
         kind="choice", reload=True,
         choices=(
             (LOOKUP, "From what was said before"), (AUTO, "Also MTP or a copy, if it pays"),
-            (SELF, "Always with a small copy"), (NO_DRAFT, "Off"),
+            (SELF, "Always with a small copy"), (OTHER_MODEL, "With the draft model below"), (NO_DRAFT, "Off"),
         ),
+    )  # fmt: skip
+    draft_model: str = setting(
+        "", MODEL, "Draft model",
+        "The folder or Hub name of a small model with the same tokens, or of the assistant made for a Gemma 4 model. "
+        "While it is chosen, models that it does not fit do not load.",
+        kind="folder", reload=True,
     )  # fmt: skip
     keep_loaded_minutes: int | None = setting(
         None, MODEL, "Keep the model loaded", "Memory is given back after this time without a question.",
@@ -170,6 +178,11 @@ class Settings:
         if self.sampling_preset == "custom":
             return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
         return PRESETS[self.sampling_preset]
+
+    @property
+    def drafts(self) -> str:
+        """Who drafts, as `LoadOptions.draft`."""
+        return self.draft if self.draft != OTHER_MODEL else self.draft_model.strip() or LOOKUP
 
 
 @dataclass(frozen=True)

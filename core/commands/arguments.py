@@ -36,7 +36,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--draft", default=LOOKUP, metavar="WHO",
         help="who drafts ahead: auto, lookup, self (an int4 copy), mtp (the model's own head for it), off, or a small "
-        "model of the same vocabulary",
+        "model of the same vocabulary, or gemma 4's assistant",
     )  # fmt: skip
     group.add_argument("--simulate-gpu", metavar="SPEC", help="vram=6GiB,link=12GB/s[,gpu=200GB/s][,cores=2]")
 

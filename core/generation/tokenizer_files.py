@@ -15,10 +15,15 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 TRIAL = "Hello"
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer's files."""
+    return bool(_files(folder)) or (folder / CONFIG).exists()
+
+
 def read_tokenizer(folder: Path) -> Any:
     """Load transformers' tokenizer of a model folder. Raises ModelUnreadable."""
     found = _files(folder)
-    if not found and not (folder / CONFIG).exists():
+    if not has_tokenizer(folder):
         raise ModelUnreadable(
             "The model has no tokenizer.",
             sentence("{} holds none of the files it could be in.", folder.name),

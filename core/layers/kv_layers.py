@@ -130,6 +130,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         keys, values = self.keys[:, :, first:end], self.values[:, :, first:end]
         return (keys, values) if self.home is None else (keys.to(self.home), values.to(self.home))
 
+    def lend(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the newest tokens held, at most `most`, as our attention takes them.
+
+        (1, heads, n, dim) each, for a model that reads another's.
+        """
+        seen = slice(max(0, self.held - most), self.held)
+        return self.keys[:, :, seen], self.values[:, :, seen]
+
     def get_seq_length(self) -> int:
         """Return the number of tokens held, or of those passed to attention before tokens at a place."""
         return self.length if self.place is None else self.place.seen - self.place.at.shape[0]

@@ -47,6 +47,13 @@ class PackedLayer(PreallocatedLayer):
         """Return unpacked keys and values of the newest tokens, (1, heads, n, dim) each; empty if there are none."""
         return self.recent.held(self.length)
 
+    def lend(self, most: int) -> tuple[Tensor, Tensor]:
+        keys, values = super().lend(most)
+        new_keys, new_values = self.recent.held(self.length) or (None, None)
+        return PackedRows.of(_stored(keys, new_keys), mixed=True), PackedRows.of(
+            _stored(values, new_values), mixed=False
+        )
+
     def move(self, allocate: Allocate) -> None:
         recent = self.recent.copied(allocate) if self.is_initialized and allocate != self.allocate else ()
         super().move(allocate)
@@ -65,7 +72,7 @@ class PackedLayer(PreallocatedLayer):
 
     def _handed(self, packed: Tensor, recent: Tensor, *, mixed: bool) -> Tensor:
         """Return what the model's attention takes: packed rows, or floats (1, H, T, D) if it is not ours."""
-        stored = Stored(packed, recent[:, :, -packed.shape[2] :])
+        stored = _stored(packed, recent)
         if self.home is None:
             return PackedRows.of(stored, mixed=mixed)
         return stored.floats(recent.dtype, mixed=mixed).to(self.home)
@@ -73,6 +80,11 @@ class PackedLayer(PreallocatedLayer):
 
 class PackedSlidingLayer(PackedLayer, SlidingLayer):
     """Packed keys and values of a sliding-window layer."""
+
+
+def _stored(packed: Tensor, recent: Tensor | None) -> Stored:
+    """Return packed rows (1, H, T, bytes), with as many of the newest ones unpacked (1, H, R, D) as belong to them."""
+    return Stored(packed, None if recent is None else recent[:, :, -packed.shape[2] :])
 
 
 def _packed_like(states: Tensor) -> Tensor:

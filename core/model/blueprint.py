@@ -75,6 +75,13 @@ def config_from(raw: dict[str, Any]) -> Any:
 
 def build(config: Any, dtype: torch.dtype) -> Any:
     """Build the causal language model's module tree on the meta device. Raises UnsupportedModel, ModelUnreadable."""
+    module = module_tree(config, dtype)
+    _check_cache(module)
+    return module
+
+
+def module_tree(config: Any, dtype: torch.dtype) -> Any:
+    """Build a module tree as `build`, also of a model that has no cache of its own."""
     from transformers.initialization import no_init_weights
 
     config = spoken_part(config)
@@ -97,7 +104,6 @@ def build(config: Any, dtype: torch.dtype) -> Any:
         except Exception as error:
             if (attention, where) == ways[-1]:
                 raise _no_model(error) from error
-    _check_cache(module)
     module.tie_weights()
     return module.eval().requires_grad_(False)
 
@@ -213,11 +219,19 @@ def _special_floats(entry: dict[str, Any]) -> Any:
     return float(str(entry["__float__"])) if entry.keys() == {"__float__"} else entry
 
 
+LENT = "shared_kv_states"
+"""The argument of a model's forward for another model's keys and values."""
 PAST_OF_ITS_OWN = ("_setup_cache", "prompt_length")
 """Attributes of models that keep state between passes, or need their whole text in each pass (CPM-Ant)."""
 
 
 def _check_cache(module: Any) -> None:
+    if LENT in inspect.signature(module.forward).parameters and not cache_argument(module):
+        raise UnsupportedModel(
+            sentence("A model of the kind {} cannot chat.", f"{module.config.model_type!r}"),
+            "It only guesses ahead for the model that it was made for.",
+            "Load that model, with this one as its draft model.",
+        )
     # A few old architectures use a cache format of their own, or write to their weights while they run.
     supported = getattr(module, "_supports_default_dynamic_cache", None)  # robot control models do not generate text
     keeps_own = (

@@ -83,7 +83,11 @@ class Source:
             self.weights.let_go()
 
 
-def open_source(name: str | Path | None) -> Source:
+Build = Callable[[Any, torch.dtype], Any]
+"""(configuration, dtype) -> a module tree on the meta device."""
+
+
+def open_source(name: str | Path | None, build: Build = build) -> Source:
     """Read configuration and headers, and build the meta tree, without reading weights. Raises HeteGenError."""
     if isinstance(name, str) and name.startswith(SHAPE_PREFIX):
         return _open_shape(name.removeprefix(SHAPE_PREFIX))
@@ -98,14 +102,14 @@ def open_source(name: str | Path | None) -> Source:
     check_readable(stored)
     shown = GUIDE_NAME if name is None else folder_name(folder)
     if not stored.is_plain:
-        return _open_stored(shown, folder, raw, StoredCheckpoint(checkpoint, stored))
+        return _open_stored(shown, folder, raw, StoredCheckpoint(checkpoint, stored), build)
     module = build(config_from(raw), checkpoint.dtype)
     tie_weights(module, checkpoint, checkpoint)
     generation = _generation_config(folder)
     return Source(shown, folder, module, checkpoint, checkpoint.nbytes, generation, files=checkpoint.files)
 
 
-def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCheckpoint) -> Source:
+def _open_stored(name: str, folder: Path, raw: dict[str, Any], weights: StoredCheckpoint, build: Build) -> Source:
     """Open a folder whose weights are already quantised."""
     module = build(config_from(raw), weights.dtype)
     tie_weights(module, weights, weights)

@@ -1,4 +1,4 @@
-"""A draft model for a loaded one: its MTP head, its own int4 copy, or another model with the same vocabulary.
+"""A draft model for a loaded one: its MTP head, its own int4 copy, its assistant, or another with its vocabulary.
 
 `core.planning.drafting` decides whether it pays off and where it is placed; this module loads and places it.
 """
@@ -12,14 +12,17 @@ from enum import Enum, auto
 from core.accelerators.base import Accelerator
 from core.errors import BadRequest
 from core.events import AUTO, LOOKUP, MTP, NO_DRAFT, SELF, LoadOptions
+from core.generation.assistant_drafter import AssistantDrafter, AssistantReading
 from core.generation.guesses import Guesses
 from core.generation.model_drafter import MirrorDrafter, ModelDrafter, SelfDrafter
 from core.generation.mtp_drafter import MtpDrafter, MtpReading
 from core.generation.speculation import Drafter
 from core.generation.tokenizer import Tokenizer
+from core.generation.tokenizer_files import has_tokenizer
 from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
 from core.layers.kv_mirror import MirroredCache
+from core.model.assistant import open_assistant
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import Source, open_source
@@ -42,14 +45,19 @@ class Kind(Enum):
 
     HEAD = auto()
     COPY = auto()
+    ASSISTANT = auto()
     OTHER = auto()
+
+
+WITHOUT_CACHE = (Kind.COPY, Kind.ASSISTANT)
+"""Draft models that read the target's KV cache."""
 
 
 @dataclass
 class DraftModel:
     """A draft model. `cache`: its own, or None if it uses the target's; `follows`: the device with the target's KV
-    cache, of which `cache` is a copy; `reading`: what an MTP head has read; `gain`: the expected speed-up;
-    `vocabulary`: the number of ids that both models know."""
+    cache, of which `cache` is a copy; `reading`: what an MTP head has read; `assistant`: what an assistant knows of the
+    target; `gain`: the expected speed-up; `vocabulary`: the number of ids that both models know."""
 
     name: str
     plan: Plan
@@ -60,6 +68,7 @@ class DraftModel:
     vocabulary: int
     follows: Accelerator | None = None
     reading: MtpReading | None = None
+    assistant: AssistantReading | None = None
     guesses: Guesses = field(default_factory=Guesses)
 
     def drafter(self, target: KVCache, ids: Sequence[int]) -> Drafter:
@@ -67,12 +76,19 @@ class DraftModel:
         if self.reading is not None:
             self.reading.begin(ids)
             return MtpDrafter(self.name, self.reading, self.vocabulary, self.guesses)
+        if self.assistant is not None:
+            return AssistantDrafter(self.name, self.assistant, target, self.vocabulary, self.guesses)
         if self.cache is None:
             return SelfDrafter(self.name, self.model, target, self.vocabulary, self.guesses)
         if self.follows is not None:
             mirrored = MirroredCache(target, self.cache, self.follows)
             return MirrorDrafter(self.name, self.model, mirrored, self.vocabulary, self.guesses)
         return ModelDrafter(self.name, self.model, self.cache, self.vocabulary, self.guesses)
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether it reads the text itself, and so cannot follow pictures; an assistant reads the target's states."""
+        return self.assistant is None
 
     def close(self) -> None:
         """Free a GPU's memory."""
@@ -103,6 +119,9 @@ def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSourc
             "Choose another way to guess ahead.",
         )
     is_copy = options.draft in (SELF, AUTO)
+    if not is_copy and (assistant := open_assistant(options.draft, target)) is not None:
+        # It looks tokens up in the model's input table.
+        return DraftSource(assistant, replace(specification_of(assistant), embedding_bytes=0), Kind.ASSISTANT)
     source = open_source(str(name) if is_copy and name is not None else None if is_copy else options.draft)
     return DraftSource(source, specification_of(source), Kind.COPY if is_copy else Kind.OTHER)
 
@@ -114,7 +133,7 @@ def plan_draft(
     be loaded."""
     if options.draft == AUTO and wanted.kind is Kind.COPY and alone.format == DRAFT_FORMAT:
         return None
-    shares = wanted.kind is Kind.COPY
+    shares = wanted.kind in WITHOUT_CACHE
     found = plan_drafting(spec, wanted.spec, alone, machine.now(), options, shares_cache=shares)
     if options.draft == AUTO:
         return found if found and found.gain >= WORTH_A_COPY else None
@@ -127,7 +146,7 @@ def plan_draft(
 
 def check_vocabulary(wanted: DraftSource, target: Tokenizer | None) -> None:
     """Raise BadRequest unless both models tokenize text identically."""
-    if wanted.kind is not Kind.OTHER:
+    if not _has_own_tokenizer(wanted):
         return
     other = Tokenizer.of(wanted.source)
     same = other is target is None or (other is not None and target is not None and other.same_ids(target))
@@ -152,14 +171,14 @@ def load_draft(
         yield 0.2 + 0.6 * fraction
     placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
     if found.draft.gpu >= 0:
-        layers = without_kv(wanted.spec).kv_layers if wanted.kind is Kind.COPY else wanted.spec.kv_layers
+        layers = without_kv(wanted.spec).kv_layers if wanted.kind in WITHOUT_CACHE else wanted.spec.kv_layers
         device = machine.accelerator(found.draft.gpu)
         placement = DevicePlacement(source.module, weights, found.draft, device, layers)
         for fraction in placement.apply(found.draft):
             yield 0.8 + 0.2 * fraction
         machine.reserved[found.draft.gpu] = found.nbytes
     follows = machine.accelerator(found.target.gpu) if _follows(wanted, found) else None
-    shares = wanted.kind is Kind.COPY and follows is None
+    shares = wanted.kind in WITHOUT_CACHE and follows is None
     cache = None if shares else placement.make_cache(source.module.config, found.draft)
     model = LanguageModel(source.module, placement)
     made = DraftModel(
@@ -169,6 +188,9 @@ def load_draft(
     if wanted.kind is Kind.HEAD and cache is not None:
         made.reading = MtpReading(model, join_of(source.module), cache)
         target.on_states = made.reading.see
+    if wanted.kind is Kind.ASSISTANT:
+        made.assistant = AssistantReading(model, target)
+        target.on_states = made.assistant.see
     yield made
 
 
@@ -177,5 +199,10 @@ def _follows(wanted: DraftSource, found: Drafting) -> bool:
     return wanted.kind is Kind.COPY and found.draft.gpu < 0 <= found.target.gpu
 
 
+def _has_own_tokenizer(wanted: DraftSource) -> bool:
+    folder = wanted.source.folder
+    return wanted.kind is Kind.OTHER or (wanted.kind is Kind.ASSISTANT and folder is not None and has_tokenizer(folder))
+
+
 def _shown(wanted: DraftSource) -> str:
-    return {Kind.HEAD: OWN_HEAD, Kind.COPY: OWN_COPY, Kind.OTHER: wanted.source.name}[wanted.kind]
+    return {Kind.HEAD: OWN_HEAD, Kind.COPY: OWN_COPY}.get(wanted.kind, wanted.source.name)

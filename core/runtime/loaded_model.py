@@ -127,8 +127,10 @@ class LoadedModel:
         """Return the speculation for a reply to these ids; None if nothing drafts."""
         if not self.drafts:
             return None
-        blind = self.draft is None or min(ids) < 0  # a draft model does not see pictures
-        models = [] if blind or self.draft is None else [self.draft.drafter(self.cache, ids)]
+        draft = self.draft
+        if draft is not None and draft.reads_ids and min(ids) < 0:  # a draft model does not see pictures
+            draft = None
+        models = [] if draft is None else [draft.drafter(self.cache, ids)]
         return Speculation([PromptLookup(), *models])
 
     def drop_draft(self) -> None:

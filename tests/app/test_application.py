@@ -285,6 +285,14 @@ def test_the_command_line_counts_before_the_settings(start: Start) -> None:
     assert app.preferences.options(LoadOptions(draft="off")).draft == "off"
 
 
+def test_a_draft_model_of_the_settings_is_asked_for(start: Start) -> None:
+    places().settings.parent.mkdir(parents=True)
+    places().settings.write_text('{"draft": "model", "draft_model": " /models/gemma-assistant "}', "utf-8")
+    app = start(ScriptedEngine(), StartOptions("m"))
+    assert app.preferences.options(LoadOptions()).draft == "/models/gemma-assistant"
+    assert app.preferences.options(LoadOptions(draft="self")).draft == "self"
+
+
 def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
     first = start(ScriptedEngine(), StartOptions("/models/mine"))
     first.window.resize(1200, 800)

@@ -1,10 +1,10 @@
-"""Measures the gain of an MTP head whose drafts are always right, streamed to a simulated card and on the CPU.
+"""Measures the gain of an MTP head or assistant that is always right, streamed to a simulated card and on the CPU.
 
     python -m tests.bench.mtp [--family glm4_moe] [--hidden 1536] [--layers 12] [--simulate-gpu SPEC] [--strategy S]
 
-Creates a checkpoint of realistic cost whose tokens follow a fixed order that its head knows as well
-(`tests.core.mtp_heads`). Acceptance is 1 by design, so the path is measured. Plain and drafted passes alternate. The
-last line is JSON.
+Creates a checkpoint of realistic cost whose tokens follow a fixed order that its head (`tests.core.mtp_heads`) or its
+assistant (family gemma4_text, `tests.core.assistants`) knows as well. Acceptance is 1 by design, so the path is
+measured. Plain and drafted passes alternate. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
+from tests.core.assistants import make_pair
 from tests.core.families import EXPERT_FAMILIES, make_model
 from tests.core.mtp_heads import add_mtp, make_predictable
 from tests.core.tiny_tokenizer import write_tokenizer
+
+ASSISTED = "gemma4_text"
 
 
 def checkpoint(folder: Path, options: argparse.Namespace) -> Path:
@@ -52,6 +55,22 @@ def checkpoint(folder: Path, options: argparse.Namespace) -> Path:
     made = make_model(options.family, folder, torch.bfloat16, spread=0.02, **sizes)
     write_tokenizer(made)
     return make_predictable(add_mtp(made, options.family), options.family)
+
+
+def pair(folder: Path, options: argparse.Namespace) -> tuple[Path, str]:
+    """Make a model that can draft; return its folder, and who drafts as in `LoadOptions.draft`."""
+    if options.family != ASSISTED:
+        return checkpoint(folder, options), MTP
+    heads = {"num_attention_heads": options.hidden // 128, "num_key_value_heads": 2}
+    shared = heads | {"head_dim": 128, "global_head_dim": 128, "vocab_size": options.vocabulary, "sliding_window": 512}
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * (options.layers // 3)
+    sizes = {
+        "hidden_size": options.hidden, "num_hidden_layers": len(kinds), "layer_types": kinds, "enable_moe_block": False,
+        "intermediate_size": 3 * options.hidden, "vocab_size_per_layer_input": options.vocabulary, "spread": 0.02,
+    }  # fmt: skip
+    text = shared | {"intermediate_size": options.hidden}
+    target, assistant = make_pair(folder, torch.bfloat16, sizes=sizes | shared, text=text)
+    return target, str(assistant)
 
 
 def load(folder: Path, options: argparse.Namespace, draft: str) -> LoadedModel:
@@ -77,8 +96,8 @@ def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Speculation]
     return (len(moments) - 16) / (moments[-1] - moments[15]), tokens, ahead
 
 
-def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    plain, drafted = load(folder, options, LOOKUP), load(folder, options, MTP)
+def measured(folder: Path, options: argparse.Namespace, drafter: str) -> dict[str, Any]:
+    plain, drafted = load(folder, options, LOOKUP), load(folder, options, drafter)
     assert drafted.draft is not None
     pairs = []
     for _ in range(options.rounds):
@@ -99,7 +118,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=("glm4_moe", "qwen3_5_text"), default="glm4_moe")
+    parser.add_argument("--family", choices=("glm4_moe", "qwen3_5_text", ASSISTED), default="glm4_moe")
     parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=16384)
@@ -111,7 +130,8 @@ def main() -> None:
     options = parser.parse_args()
     options.simulate_gpu = options.simulate_gpu or None
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measured(checkpoint(Path(folder), options), options)))
+        made, drafter = pair(Path(folder), options)
+        print(json.dumps(measured(made, options, drafter)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ WRONG = {
     "theme": "pink", "font_percent": 300, "language": 7, "enter_sends": 1, "system_prompt": None, "sampling_preset": "",
     "temperature": -1, "top_p": 0, "top_k": 1.5, "min_p": True, "repetition_penalty": "2", "format": "int3",
     "kv": "int4", "context": 10, "vram_limit_gib": float("nan"), "ram_limit_gib": float("inf"), "threads": 0,
-    "draft": "cubes", "keep_loaded_minutes": 0, "models_folder": 3, "hf_endpoint": "ftp://mirror",
+    "draft": "cubes", "keep_loaded_minutes": 0, "draft_model": 3, "models_folder": 3, "hf_endpoint": "ftp://mirror",
     "download_limit_mb_s": 0, "update_check": "no", "keep_readings": 1,
 }  # fmt: skip
 
@@ -120,3 +120,11 @@ def test_sampling_is_the_preset_or_the_custom_values() -> None:
     assert replace(own, sampling_preset="custom").sampling() == Sampling(temperature=0.3, top_k=7)
     for value, _ in declared()["sampling_preset"].choices:
         assert value == "custom" or replace(own, sampling_preset=value).sampling() == PRESETS[value]
+
+
+def test_a_draft_model_counts_only_where_it_is_chosen() -> None:
+    named = replace(Settings(), draft_model="google/gemma-4-E2B-it-assistant")
+    assert named.drafts == Settings().drafts == "lookup"
+    assert replace(named, draft="off").drafts == "off"
+    assert replace(named, draft="model").drafts == "google/gemma-4-E2B-it-assistant"
+    assert replace(Settings(), draft="model").drafts == "lookup"

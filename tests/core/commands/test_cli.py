@@ -14,6 +14,7 @@ import pytest
 
 from core.__main__ import main
 from core.events import Message
+from tests.core.assistants import make_pair
 from tests.core.families import make_model
 from tests.core.mtp_heads import add_mtp, make_predictable
 from tests.core.tiny_tokenizer import VOCABULARY, scripted_model, write_tokenizer
@@ -190,3 +191,12 @@ def test_bench_says_what_drafting_gave(tmp_path: Path, capsys: pytest.CaptureFix
     assert drafting["acceptance"] == 1.0
     assert drafting["tokens_per_pass"] > 1
     assert drafting["drafted_tok_s"] > 0
+
+
+def test_bench_says_what_an_assistant_gave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, assistant = make_pair(tmp_path)
+    options = ["--draft", str(assistant), "--prompt-tokens", "24", "--new-tokens", "24", "--context", "512", "--json"]
+    assert main(["bench", str(target), *options]) == 0
+    drafting = last_line(capsys)[1]["drafting"]
+    assert drafting["drafter"] == "assistant"
+    assert drafting["acceptance"] == 1.0
