@@ -146,22 +146,25 @@ def _wake(offer: Kernel, weights: Sequence[QuantizedWeight]) -> None:
 
 
 def median_times(candidates: Sequence[Kernel], weights: Sequence[QuantizedWeight], x: torch.Tensor) -> list[float]:
-    """Return the median seconds of each candidate for x (M, K), run round-robin so that other load hits all alike."""
+    """Return the median seconds of each candidate for x (M, K), run round-robin so that other load hits all alike.
+
+    Each timed run follows an untimed one of the same candidate: after another library's kernels the threads sleep, and
+    the candidate that came first seemed a tenth slower.
+    """
     times: list[list[float]] = [[] for _ in candidates]
     # Rotate through copies: with a single weight, the first candidate would read it from memory, the rest from cache.
     cold = cycle(weights)
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for offer, own in zip(candidates, times, strict=True):
             if own and min(own) > HOPELESS * min(min(other) for other in times if other):
                 continue
             if len(own) > FEWEST_RUNS and sum(own) > LONG_S:
                 continue
-            weight = next(cold)
+            offer.compute(next(cold), HostInput(x), 0, weights[0].shape[0])  # wakes this candidate's threads
             start = time.perf_counter()
-            offer.compute(weight, HostInput(x), 0, weight.shape[0])
+            offer.compute(next(cold), HostInput(x), 0, weights[0].shape[0])
             own.append(time.perf_counter() - start)
-    # Drop each candidate's first run: it includes one-time setup.
-    return [statistics.median(own[1:] or own) for own in times]
+    return [statistics.median(own) for own in times]
 
 
 def _weights(storage: str, rows: int, columns: int, memory: torch.Tensor) -> Iterator[QuantizedWeight]:
