@@ -44,11 +44,12 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the model, print the main figures and return all of them. Raises HeteGenError."""
-    from core.startup.environment import prepare_environment
+    from core.startup.environment import importing, prepare_environment
 
     prepare_environment()
-    from core.runtime.loaded_model import LoadedModel
-    from core.runtime.loader import load_model
+    with importing():
+        from core.runtime.loaded_model import LoadedModel
+        from core.runtime.loader import load_model
 
     began = time.perf_counter()
     for step in load_model(model_name(args), load_options(args), args.strategy):
