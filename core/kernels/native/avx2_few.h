@@ -244,7 +244,7 @@ ISA INLINE void int8_few(const Job *job, int64_t row, int64_t end, const int M) 
     int64_t pair = 0;
     UNROLL for (int m = 0; m < M; m++) sum[m] = _mm256_setzero_ps();
     for (; (pair + STRIP_PAIRS) * 2 * BLOCK <= job->row_bytes; pair += STRIP_PAIRS, at += STRIP_BYTES) {
-        for (int i = 0; i < STRIP_BYTES; i += 64) _mm_prefetch((const char *)at + i + AHEAD, _MM_HINT_T1);
+        for (int i = 0; M > 1 && i < STRIP_BYTES; i += 64) _mm_prefetch((const char *)at + i + AHEAD, _MM_HINT_T1);
         int8_strip(job->input, pair, at, 0, M, sum);
     }
     int8_rest(job, pair, at, row + 1 == end, M, sum);
