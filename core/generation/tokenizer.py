@@ -62,6 +62,11 @@ class Tokenizer:
         mine, others = self.backend.get_vocab(), other.backend.get_vocab()
         return bool(mine == others)
 
+    def agrees_with(self, other: Tokenizer) -> bool:
+        """Return whether tokens that both know have the same ids; either may have further ones."""
+        mine, others = self.backend.get_vocab(), other.backend.get_vocab()
+        return all(mine.get(token, id) == id for token, id in others.items())
+
     @classmethod
     def load(cls, folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
         """Read the tokenizer files of a model folder. Raises ModelUnreadable."""

@@ -142,6 +142,9 @@ def test_a_wrong_pair_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     assert loaded_model(target, options).draft is not None
     file = assistant / "tokenizer.json"
     known = json.loads(file.read_text("utf-8"))
+    known["added_tokens"].append(known["added_tokens"][-1] | {"id": VOCABULARY - 1, "content": "<one more>"})
+    file.write_text(json.dumps(known), "utf-8")
+    assert loaded_model(target, options).draft is not None
     words = known["model"]["vocab"]
     words["!"], words["#"] = words["#"], words["!"]
     file.write_text(json.dumps(known), "utf-8")
