@@ -81,7 +81,8 @@ AVX512 static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint
     }
     for (int64_t row = begin; row < end; row += PANEL) {
         pack_scales(job, l, row, end, scales_at(panel));
-        switch (l.values) { GROUPED_WAY(SIGNED_BYTES) GROUPED_WAY(HALVES) GROUPED_WAY(CODES) GROUPED_WAY(SIXES) }
+        if (l.minimum) switch (l.values) { SHIFTED_WAY(HALVES) SHIFTED_WAY(SIXES) default: break; }
+        else switch (l.values) { GROUPED_WAY(SIGNED_BYTES) GROUPED_WAY(HALVES) GROUPED_WAY(CODES) GROUPED_WAY(SIXES) }
     }
 }
 

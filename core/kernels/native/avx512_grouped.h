@@ -73,4 +73,6 @@ AVX512 INLINE __m512i book_of(const Layout *l) {
 }
 
 #define GROUPED_WAY(values) \
+    case values: multiply_panel(job, row, end, panel, (Way){values, BY_GROUP, l.zero, l.book}); break;
+#define SHIFTED_WAY(values) \
     case values: multiply_panel(job, row, end, panel, (Way){values, WITH_SHIFTS, 0, l.book}); break;

@@ -4,11 +4,10 @@
 
 enum { TILE = 7, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
 
-/* One scale per row, or a scale and a shift (minimum - zero * scale) per group of columns. */
-enum Scaling { BY_ROW, WITH_SHIFTS };
+/* One scale per row; one per group of columns; or a scale and a shift (minimum - zero * scale) per group. */
+enum Scaling { BY_ROW, BY_GROUP, WITH_SHIFTS };
 
-/* `zero`: the offset that makes values unsigned; with BY_ROW it is subtracted, with WITH_SHIFTS it is part of the
- * shifts. */
+/* `zero`: the offset that makes values unsigned. It is subtracted from the products, or part of the shifts. */
 typedef struct {
     enum Values values;
     enum Scaling scaling;
@@ -53,7 +52,7 @@ AVX512 INLINE void put_groups(__m512 rows[16], int64_t groups, float *to) {
         if (i < groups) _mm512_store_ps(to + i * 2 * PANEL, _mm512_castsi512_ps(r[i]));
 }
 
-/* Pack the scales and shifts of a panel: [groups][2][PANEL]. */
+/* Pack the scales of a panel, and the shifts of layouts with minimums: [groups][2][PANEL]. */
 AVX512 INLINE void pack_scales(const Job *job, const Layout l, int64_t row, int64_t last, float *out) {
     int64_t groups = groups_of(job->input, &l);
     for (int half = 0; half < PANEL; half += 16)
@@ -64,10 +63,10 @@ AVX512 INLINE void pack_scales(const Job *job, const Layout l, int64_t row, int6
                 int64_t own = panel_row(row, half + i, last);
                 RowScales s = row_scales(job, &l, own, 0), minimums = row_scales(job, &l, own, 1);
                 scales[i] = sixteen_scales(&s, &l, g, valid);
-                shifts[i] = sixteen_shifts(&minimums, &l, g, valid, scales[i]);
+                if (l.minimum) shifts[i] = sixteen_shifts(&minimums, &l, g, valid, scales[i]);
             }
             put_groups(scales, groups - g, out + g * 2 * PANEL + half);
-            put_groups(shifts, groups - g, out + (g * 2 + 1) * PANEL + half);
+            if (l.minimum) put_groups(shifts, groups - g, out + (g * 2 + 1) * PANEL + half);
         }
 }
 
@@ -168,8 +167,8 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
             UNROLL for (int h = 0; h < 2; h++) {
                 __m512 by = _mm512_set1_ps(xs[m * 2]), product = _mm512_cvtepi32_ps(dot[m][h]);
                 float *to = sum + m * PANEL + h * 16;
+                if (scaling != BY_ROW) product = _mm512_mul_ps(product, _mm512_load_ps(scales + h * 16));
                 if (scaling == WITH_SHIFTS) {
-                    product = _mm512_mul_ps(product, _mm512_load_ps(scales + h * 16));
                     __m512 all = _mm512_set1_ps((float)sums[m * 2]);
                     product = _mm512_fmadd_ps(all, _mm512_load_ps(scales + PANEL + h * 16), product);
                 }
@@ -181,7 +180,7 @@ AVX512 INLINE void tile(const Input *in, int64_t g, int64_t groups, const uint8_
 }
 
 /* The most rows per tile: one more with shifts would spill the dot products, which was a tenth slower. */
-INLINE int64_t tile_rows(const Way way) { return way.scaling == BY_ROW ? TILE : TILE - 1; }
+INLINE int64_t tile_rows(const Way way) { return way.scaling == WITH_SHIFTS ? TILE - 1 : TILE; }
 
 INLINE int64_t tiles_of(int64_t m, int64_t rows) { return (m + rows - 1) / rows; }
 
