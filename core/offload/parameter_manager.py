@@ -192,11 +192,12 @@ class ParameterManager:
     def begin_pass(self, schedule: Sequence[Chunk], *, again: bool = True) -> None:
         """Start a pass that takes these chunks in this order, and may skip some (experts that no token is routed to).
 
-        Chunks prefetched for the same schedule object stay valid. The next pass is prefetched only with `again`.
+        The next pass is prefetched only with `again`, and what was prefetched stays valid if it is the same schedule
+        object.
         """
         with self._changed:
-            if schedule is self._schedule and self._taken in (0, len(schedule)):
-                self._taken = 0
+            if schedule is self._schedule and self._again and self._taken in (0, len(schedule)):
+                self._taken, self._again = 0, again
                 return
             self._schedule, self._again, self._next, self._taken = schedule, again, 0, 0
             self._epoch += 1

@@ -55,17 +55,12 @@ def load_model(
         if beside := plan_draft(drafting, spec, plan, machine, options) if drafting else None:
             plan = beside.target
         torch.set_num_threads(plan.threads)
-        postponed = yield from _read_weights(source, spec, plan)
-        weights = _host_weights(source, spec, plan, machine, postponed)
-        yield from (Loading("convert", 0.4 + 0.3 * fraction) for fraction in weights.make())
-        placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
-        if plan.gpu >= 0:
-            (device := machine.accelerator(plan.gpu)).limit(options.vram)
-            placement = DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
+        weights = yield from _make_weights(source, spec, plan, machine)
+        placement = _placement(source, spec, plan, weights, machine, options)
+        if isinstance(placement, DevicePlacement):
             cleanup.callback(placement.close)
             plan = yield from _place(plan, placement, source.files)
         yield Loading("tokenizer", 0.9)
-        tokenizer = _tokenizer(source, drafting)
         loaded = LoadedModel(
             name=source.name,
             source=source,
@@ -76,7 +71,7 @@ def load_model(
             weights=weights,
             model=LanguageModel(source.module, placement),
             cache=placement.make_cache(source.module.config, plan),
-            tokenizer=tokenizer,
+            tokenizer=_tokenizer(source, drafting),
             sampling=from_generation_config(source.generation),
             profile=plan.profile,
             drafts=options.draft != NO_DRAFT,
@@ -90,10 +85,28 @@ def load_model(
     yield loaded
 
 
-def _host_weights(source: Source, spec: ModelSpec, plan: Plan, machine: Machine, postponed: Postponed) -> HostWeights:
-    """Return the weights of a plan, not yet made."""
+def _make_weights(
+    source: Source, spec: ModelSpec, plan: Plan, machine: Machine
+) -> Generator[Loading, None, HostWeights]:
+    """Read the weights, and convert them to the plan's format."""
+    postponed = yield from _read_weights(source, spec, plan)
     copied = plan.head_copy > 0
-    return HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed, head_copy=copied)
+    weights = HostWeights(source, spec, plan.format, machine.kernels, cache_folder(), postponed, head_copy=copied)
+    for fraction in weights.make():
+        yield Loading("convert", 0.4 + 0.3 * fraction)
+    return weights
+
+
+def _placement(
+    source: Source, spec: ModelSpec, plan: Plan, weights: HostWeights, machine: Machine, options: LoadOptions
+) -> HostPlacement | DevicePlacement:
+    """Put the plan's linears into the tree, with all rows on the CPU at first, also where a GPU takes over."""
+    host = HostPlacement(source.module, weights)
+    if plan.gpu < 0:
+        return host
+    device = machine.accelerator(plan.gpu)
+    device.limit(options.vram)
+    return DevicePlacement(source.module, weights, plan, device, spec.kv_layers)
 
 
 def _tokenizer(source: Source, drafting: DraftSource | None) -> Tokenizer | None:
