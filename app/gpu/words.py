@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.gpu.state import GpuState
 from app.i18n.formatting import format_bytes
 from app.i18n.translator import number, said, said_error, tr
+from core.hardware.untried import UNTRIED
 from core.hub.progress import duration
 
 LINE_BYTES_S = 100e6 / 8
@@ -49,7 +50,11 @@ def _none(state: GpuState, place: str) -> Page:
 
 
 def _built_in(state: GpuState, place: str) -> Page:
-    return Page(tr("{} is used").format(_card(state)), tr("This program's own PyTorch can compute on it."))
+    return Page(
+        tr("{} is used").format(_card(state)),
+        tr("This program's own PyTorch can compute on it."),
+        "\n".join(_untried()),
+    )
 
 
 def _hindered(state: GpuState, place: str) -> Page:
@@ -128,9 +133,13 @@ def _used(state: GpuState, place: str) -> Page:
     return Page(
         tr("{} is used").format(state.device),
         tr("PyTorch {} computed on it at this start.").format(state.version),
-        _kept(state, place),
+        "\n".join((_kept(state, place), "", *_untried())),
         (("remove", tr("Remove")),),
     )
+
+
+def _untried() -> tuple[str, ...]:
+    return tr("What the makers of this program could not test:"), *(f"– {said(text)}" for text in UNTRIED)
 
 
 def _unused(state: GpuState, place: str) -> Page:

@@ -20,8 +20,9 @@ from core.sentence import Sentence
 
 log = logging.getLogger(__name__)
 SENTENCE = "sentence"
-NUMBER = re.compile(r"\d{1,3}((,\d{3})*(\.\d+)? [kMGT]?B(/s)?|(,\d{3})+|\.\d)")
-"""Arguments of a sentence that are sizes, large counts or numbers with one decimal; versions look different."""
+NUMBER = re.compile(r"\d{1,3}((,\d{3})*(\.\d+)? [kMGT]?B(/s)?|(,\d{3})+|\.\d)|0\.\d+")
+"""Arguments of a sentence that are sizes, large counts, numbers with one decimal or fractions; versions look
+different."""
 
 
 def tr(text: str) -> str:

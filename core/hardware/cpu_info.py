@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -9,8 +10,13 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+MOST_GROUPS = 32
+THIS_PROCESS = -1
+"""Windows' handle of the calling process."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,41 @@ class CpuInfo:
 def cpu_info() -> CpuInfo:
     """Return name, cores and instruction sets of this processor."""
     logical = usable_cores()
-    return CpuInfo(_name(), min(psutil.cpu_count(logical=False) or logical, logical), logical, _isa())
+    return CpuInfo(_name(), _physical(logical), logical, _isa())
 
 
 def usable_cores() -> int:
     """Return the number of logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        return windows_cores(ctypes.WinDLL("kernel32")) or psutil.cpu_count() or 1
     return psutil.cpu_count() or 1
+
+
+def windows_cores(kernel: Any) -> int:
+    """Return the logical cores that Windows lets this process use; 0 if it does not say.
+
+    They are in groups of at most 64. Before Windows 11 a process runs in one group; since then in all, unless it is
+    bound to some cores of one. `kernel`: kernel32.
+    """
+    groups, count = (ctypes.c_ushort * MOST_GROUPS)(), ctypes.c_ushort(MOST_GROUPS)
+    own = ctypes.c_void_p(THIS_PROCESS)
+    if not kernel.GetProcessGroupAffinity(own, ctypes.byref(count), groups):
+        return 0
+    if count.value > 1:
+        return sum(int(kernel.GetActiveProcessorCount(group)) for group in groups[: count.value])
+    usable, present = ctypes.c_size_t(), ctypes.c_size_t()
+    kernel.GetProcessAffinityMask(own, ctypes.byref(usable), ctypes.byref(present))
+    return usable.value.bit_count()
+
+
+def _physical(logical: int) -> int:
+    """Return the number of whole cores among so many usable logical ones."""
+    every, cores = psutil.cpu_count() or logical, psutil.cpu_count(logical=False) or logical
+    # Windows numbers the threads of a core one after the other; other systems usually begin with one of each core.
+    share = cores * logical // every if platform.system() == "Windows" else cores
+    return max(1, min(share, logical))
 
 
 def ram() -> tuple[int, int]:

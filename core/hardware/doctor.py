@@ -10,6 +10,7 @@ from typing import Any
 from core.graphics.builds import NoRuntime, choose
 from core.graphics.card import GraphicsCard
 from core.hardware.cpu_info import on_battery
+from core.hardware.untried import UNTRIED
 from core.spec import BUCKET_NAMES, Cpu, Gpu, Hardware
 from core.units import GIB, format_bytes
 
@@ -17,18 +18,6 @@ LITTLE_RAM = 4 * GIB
 FULL_CARD = 0.5
 # Rates below these are slower than any healthy link or any working use of pinned memory.
 SLOW_LINK, USELESS_LINK = 6e9, 2e9
-
-
-UNTRIED = (
-    "No real graphics card has computed yet: the code for NVIDIA, AMD, Intel and Apple ran on a device made for tests.",
-    "The kernels for graphics cards were compiled for NVIDIA and for three of AMD's, and run only on a processor.",
-    "The torch fetched for NVIDIA's cards was installed, but never ran on one; those for AMD's and Intel's came from a "
-    "server made for tests only.",
-    "Replaying a token's pass on the card (CUDA graphs) was seen on a device made for tests only.",
-    "What the paper's paired exchange brings was measured on a simulated card only.",
-    "Speeds with a graphics card are predictions, and those of a simulated card.",
-)
-"""What could not be tested on any machine of the developers, one sentence each."""
 
 
 @dataclass(frozen=True)

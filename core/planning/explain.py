@@ -108,7 +108,9 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"
         found.append(
             sentence(
-                "The conversation's memory of {} tokens is kept {}, so that more weights fit.", plan.context, where
+                "The conversation's memory of {} tokens is kept {}, so that more weights fit.",
+                f"{plan.context:,}",
+                where,
             )
         )
     if plan.host_layers:

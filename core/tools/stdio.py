@@ -15,6 +15,7 @@ import psutil
 
 from core.errors import HeteGenError, ToolFailed
 from core.sentence import sentence
+from core.tools.batch import batch_line, is_batch
 from core.tools.server import ToolServer
 
 if TYPE_CHECKING:
@@ -59,19 +60,15 @@ async def _start(server: ToolServer) -> asyncio.subprocess.Process:
     environment = {**get_default_environment(), **server.environment}
     # On Windows, npx and the like are scripts, which are only found with their extension.
     program = shutil.which(server.command, path=environment.get("PATH")) or server.command
+    options: dict[str, Any] = {
+        "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": server.folder or None,
+        "env": environment, "limit": LONGEST_LINE, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        "start_new_session": os.name == "posix",
+    }  # fmt: skip
     try:
-        return await asyncio.create_subprocess_exec(
-            program,
-            *server.args,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=server.folder or None,
-            env=environment,
-            limit=LONGEST_LINE,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            start_new_session=os.name == "posix",
-        )
+        if os.name == "nt" and is_batch(program):
+            return await asyncio.create_subprocess_shell(batch_line(program, server.args), **options)
+        return await asyncio.create_subprocess_exec(program, *server.args, **options)
     except (OSError, ValueError) as error:
         raise ToolFailed(
             sentence("{} could not be started.", server.name),

@@ -194,6 +194,12 @@ def reply(stage: Stage) -> None:
     stage.ask("Why does a split between CPU and GPU help, and how is the share found?")
 
 
+def deleted(stage: Stage) -> None:
+    """The offer to undo, of a conversation with a long title."""
+    reply(stage)
+    stage.app.sidebar.undo.offer("", "Why does a split between CPU and GPU help?")
+
+
 def top_of_reply(stage: Stage) -> None:
     reply(stage)
     stage.settle(0.1)
@@ -402,8 +408,8 @@ def front(stage: Stage) -> None:
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
-        empty, first_start, loading, reply, top_of_reply, failure, narrow, large_type, editing, streaming, menu,
-        what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
+        empty, first_start, loading, reply, deleted, top_of_reply, failure, narrow, large_type, editing, streaming,
+        menu, what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
             reading, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
@@ -412,6 +418,7 @@ IN_GERMAN = (
     "empty",
     "in_parts",
     "reply",
+    "deleted",
     "failure",
     "menu",
     "what_if",

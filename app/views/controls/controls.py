@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QPoint, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QEnterEvent, QFocusEvent, QPainter, QPaintEvent, QPen
-from PySide6.QtWidgets import QAbstractButton, QSizePolicy, QWidget
+from PySide6.QtGui import QColor, QEnterEvent, QFocusEvent, QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtWidgets import QAbstractButton, QLabel, QSizePolicy, QWidget
 
 from app.settings.theme import BUTTON_RADIUS, ICON, TARGET, Theme
+
+
+class ElidedLabel(QLabel):
+    """One line of words around a name, which is cut where it has no room; the tool tip then shows it whole."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._words, self._name = "", ""
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+
+    def say(self, words: str, name: str) -> None:
+        """Show these words, with the name in their gap."""
+        self._words, self._name = words, name
+        self.setAccessibleName(words.format(name))
+        self._fit()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        metrics = self.fontMetrics()
+        room = self.width() - metrics.horizontalAdvance(self._words.format(""))
+        name = metrics.elidedText(self._name, Qt.TextElideMode.ElideRight, max(0, room))
+        self.setText(self._words.format(name))
+        self.setToolTip("" if name == self._name else self._words.format(self._name))
 
 
 class IconButton(QAbstractButton):

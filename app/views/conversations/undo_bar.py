@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, QTimer, Signal, Slot
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QWidget
+from PySide6.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
-from app.settings.theme import RELATED, SIDEBAR_WIDTH, Theme
-from app.views.controls.controls import Pane
+from app.settings.theme import INSIDE, RELATED, Theme
+from app.views.controls.controls import ElidedLabel, Pane
 
 UNDO_MS = 10_000
 
@@ -23,26 +23,24 @@ class UndoBar(Pane):
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(theme, "raised", ("top",), parent)
         self._deleted = ""
-        self._words = QLabel(self)
-        self._words.setTextFormat(Qt.TextFormat.PlainText)
+        self._words = ElidedLabel(self)
         self._button = QPushButton(self.tr("Undo"), self)
         self._button.clicked.connect(self._on_undo)
         self._timer = QTimer(self, singleShot=True, interval=UNDO_MS)
         self._timer.timeout.connect(self.expire)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(RELATED * 2, RELATED, RELATED, RELATED)
-        row.addWidget(self._words, 1)
-        row.addWidget(self._button)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(RELATED * 2, RELATED, RELATED, RELATED)
+        column.setSpacing(INSIDE)
+        column.addWidget(self._words)
+        column.addWidget(self._button, 0, Qt.AlignmentFlag.AlignRight)
         self.hide()
 
     def offer(self, conversation: str, title: str) -> None:
         """Offer to undo this deletion; an earlier one becomes final."""
         self.expire()
         self._deleted = conversation
-        words = self.tr("Deleted “{}”").format(title or self.tr("Untitled"))
-        metrics = self.fontMetrics()
-        self._words.setText(metrics.elidedText(words, Qt.TextElideMode.ElideRight, SIDEBAR_WIDTH - 110))
-        self._button.setAccessibleName(self.tr("Undo: {}").format(words))
+        self._words.say(self.tr("Deleted “{}”"), title or self.tr("Untitled"))
+        self._button.setAccessibleName(self.tr("Undo: {}").format(self._words.accessibleName()))
         self.show()
         self._timer.start()
 

@@ -58,9 +58,15 @@ class GpuDialog(QDialog):
             self.bar.setValue(round(shown.share * STEPS))
         if tuple(self.buttons) != tuple(wish for wish, _ in shown.buttons):
             self._make_buttons(shown.buttons)
+        self._grow()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         QPainter(self).fillRect(self.rect(), self._theme.colour("window"))
+
+    def _grow(self) -> None:
+        """Become as high as the text needs."""
+        if (layout := self.layout()) is not None:
+            self.resize(self.width(), max(self.height(), layout.totalHeightForWidth(self.width())))
 
     def _make_buttons(self, buttons: tuple[tuple[str, str], ...]) -> None:
         for former in self.buttons.values():

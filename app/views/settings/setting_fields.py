@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.i18n.translator import said
+from app.i18n.translator import number, said
 from app.settings.settings import Declared, Settings, declared, objection
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, TextBox, TickBox
@@ -241,4 +241,4 @@ def _number(text: str) -> float:
 def _written(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number(f"{value:g}") if isinstance(value, float) else str(value)

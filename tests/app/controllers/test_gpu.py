@@ -21,6 +21,7 @@ from core.gpu_runtime.start import Attempt, Standing
 from core.gpu_runtime.store import Runtime, TrialResult
 from core.gpu_runtime.trial import attempt
 from core.graphics.card import GraphicsCard
+from core.hardware.untried import UNTRIED
 from core.hub.client import Client
 from core.hub.retry import Retries
 from tests.app.scripted_engine import ScriptedEngine
@@ -173,6 +174,8 @@ def test_a_card_that_this_torch_computes_on_is_not_offered(
     dialog = stage.open()
     qtbot.waitUntil(lambda: stage.desk.state.stage == "built_in")
     assert dialog.headline.text() == "Fake Card is used"
+    assert all(text in dialog.details.text() for text in UNTRIED)
+    assert dialog.details.height() >= dialog.details.heightForWidth(dialog.details.width())
 
 
 def test_another_makers_card_than_this_torch_computes_on_is_offered(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QCoreApplication
+from PySide6.QtWidgets import QLineEdit
 from pytestqt.qtbot import QtBot
 
 from app.i18n import formatting
@@ -21,19 +22,24 @@ from app.monitor.bottleneck import Situation, explain
 from app.monitor.live_records import outlook
 from app.monitor.telemetry import Sample
 from app.notices import notices
-from app.settings.settings import declared
+from app.settings.settings import Settings, declared
+from app.settings.theme import Theme
+from app.views.models import words
+from app.views.settings.setting_fields import SettingField
 from core.accelerators.base import out_of_memory
 from core.paths import assets
+from core.planning.explain import tok_s
 from core.planning.planner import place
+from core.runtime.fit import fit
 from core.sentence import joined, pack, sentence, unpack
-from core.spec import Budget
+from core.spec import Budget, Prediction
 from core.units import GIB
 from tests.core.machines import DESKTOP, model
 
 ROOT = Path(__file__).parents[3]
 RECORDS = {"Report", "Explanation", "Replanned", "Shrink", "Grow", "Problem"}
 """Records that carry sentences, besides errors."""
-WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py")
+WHOLE = ("core/planning/explain.py", "app/monitor/bottleneck.py", "core/hardware/untried.py")
 """Modules that consist of sentences: every text in them counts."""
 COMMAND_LINE = ("core/commands", "core/hardware/doctor", "core/weights/known_shapes")
 """Printed on the command line only, in English."""
@@ -229,6 +235,18 @@ def test_errors_and_plans_are_german_in_a_german_window(german: None) -> None:
             why = explain(Situation(Sample(0.0), outlook(plan, spec, hardware), 1.0))
             assert said(why.sentence) != why.sentence
             assert said(why.help) != why.help
+
+
+def test_numbers_have_the_languages_separators(german: None) -> None:
+    """In sentences, speeds, and fields for fractions; versions stay."""
+    assert "0,05" in said(sentence("about {} tokens per second", tok_s(0.05)))
+    assert "12,5" in said(sentence("about {} tokens per second", "12.5"))
+    assert "2.11.0" in said(sentence("PyTorch {} finds no card that it can use.", "2.11.0"))
+    plan = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=()), Budget(context=8192))
+    slow = replace(fit(plan, model("llama-3.1-8b"), 0), tok_s=Prediction(3.25, 4.5, 9.5))
+    assert "3,2–9,5" in words.speed(slow)
+    field = SettingField(Theme("light"), "temperature", Settings(temperature=0.7))
+    assert field.findChild(QLineEdit).text() == "0,7"
 
 
 def test_without_a_translation_the_sentence_stays(qtbot: QtBot) -> None:

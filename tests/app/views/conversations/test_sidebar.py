@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QLocale, QPoint, Qt
 from PySide6.QtGui import QAccessible
-from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QPushButton
+from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QPushButton, QWidget
 from pytestqt.qtbot import QtBot
 
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.store import MARK_END, MARK_START, Entry, Hit, Store
+from app.i18n.translator import install
 from app.settings.theme import Theme
-from app.views.controls.controls import IconButton
+from app.views.controls.controls import ElidedLabel, IconButton
 from app.views.conversations.entry_list import DAY_S, groups, runs
 from app.views.conversations.sidebar import Sidebar
+from app.views.conversations.undo_bar import UndoBar
 from tests.app.find import find
 
 NOON = time.mktime((2026, 11, 20, 12, 0, 0, 0, 0, -1))
@@ -164,6 +167,32 @@ def test_deleting_offers_undo_and_settles_when_the_next_is_deleted(sidebar: Side
         find(sidebar.undo, QPushButton, "Undo").click()
     assert undone.args == ["gamma"]
     assert not sidebar.undo.isVisible()
+
+
+@pytest.fixture(params=["en", "de"])
+def language(request: pytest.FixtureRequest, qtbot: QtBot) -> Iterator[str]:
+    install(request.param)
+    yield request.param
+    install("en")
+
+
+def test_a_long_title_is_cut_where_the_bar_ends_and_is_whole_in_the_tip(qtbot: QtBot, language: str) -> None:
+    window = QWidget()
+    qtbot.addWidget(window)
+    window.show()
+    bar = UndoBar(Theme("light"), window)
+    bar.resize(260, 70)
+    bar.offer("one", "A short one" if language == "en" else "Kurz")
+    words = bar.findChild(ElidedLabel)
+    assert isinstance(words, ElidedLabel)
+    assert not words.toolTip()
+    bar.offer("two", "The whole story of a very long conversation")
+    assert words.text().endswith("…”" if language == "en" else "…“ gelöscht")
+    assert words.fontMetrics().horizontalAdvance(words.text()) <= words.width()
+    assert words.toolTip().endswith("long conversation”" if language == "en" else "long conversation“ gelöscht")
+    bar.resize(900, 70)
+    assert words.text() == words.accessibleName()
+    assert not words.toolTip()
 
 
 def test_the_menu_renames_pins_exports_and_deletes(sidebar: Sidebar, qtbot: QtBot) -> None:
