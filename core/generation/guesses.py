@@ -11,10 +11,14 @@ from collections.abc import Sequence
 
 from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices
 
-# The decay per check of the statistics, and of the prices.
-MEMORY, PRICE_MEMORY = 0.95, 0.7
+# The decay of the statistics per check and per guess, of the price of a draft, and of the times of checks.
+MEMORY, PRICE_MEMORY, CHECK_MEMORY = 0.95, 0.7, 0.9
+# Longer times than this multiple of the expected one count as this: other programs computed meanwhile.
+MOST_LATE = 1.5
 # The number of confidence bins, and the number of guesses that each bin's prior counts as.
 STEPS, ASSUMED = 8, 4.0
+# The number of checks of one token, and of the most, that the assumed times count as.
+ASSUMED_CHECKS = 0.1
 # Before any measurement: the prices of a 4-bit copy of the model on the CPU.
 FIRST_PRICES = Prices(0.45, 0.05)
 
@@ -25,8 +29,9 @@ class Guesses:
     def __init__(self, prices: Prices = FIRST_PRICES) -> None:
         self._right = [ASSUMED * (2 + (step + 0.5) / STEPS) / 3 for step in range(STEPS)]
         self._all = [ASSUMED] * STEPS
-        self._acceptance = LIKELY_ACCEPTANCE
-        self._prices = prices
+        self._accepted, self._tried = ASSUMED * LIKELY_ACCEPTANCE, ASSUMED
+        self._draft = prices.draft
+        self._checks = CheckTimes(prices.row)
         self._tokens = self._spent = 1.0
 
     def chance(self, confidence: float) -> float:
@@ -36,11 +41,11 @@ class Guesses:
 
     def pays(self, confidences: Sequence[float]) -> bool:
         """Return whether one more guess is worth its price after guesses of these confidences."""
-        reached = self._acceptance
+        reached = self._accepted / self._tried
         for confidence in confidences:
             reached *= self.chance(confidence)
         rate = max(1.0, self._tokens / self._spent)
-        return len(confidences) < MOST_ROWS - 1 and reached > rate * (self._prices.draft + self._prices.row)
+        return len(confidences) < MOST_ROWS - 1 and reached > rate * (self._draft + self._checks.row)
 
     def learn(self, confidences: Sequence[float], taken: int, draft: float, check: float) -> None:
         """Learn from a check that accepted the first `taken` guesses.
@@ -51,17 +56,50 @@ class Guesses:
             step, right = _step(confidence), float(number < taken)
             self._right[step] += right
             self._all[step] += 1
-            self._acceptance = MEMORY * self._acceptance + (1 - MEMORY) * right
+            self._accepted = MEMORY * self._accepted + right
+            self._tried = MEMORY * self._tried + 1
         self._tokens = MEMORY * self._tokens + 1 + taken
         self._spent = MEMORY * self._spent + draft + check
         count = max(len(confidences), 1)
-        self._prices = _mixed(self._prices, Prices(draft / count, max(0.0, check - 1) / count))
+        one = min(draft / count, MOST_LATE * self._draft)
+        self._draft = PRICE_MEMORY * self._draft + (1 - PRICE_MEMORY) * one
+        self._checks.add(count, check)
+
+
+class CheckTimes:
+    """The time of a check, as a multiple of a plain pass, as a line over the number of drafted tokens.
+
+    It is fitted to the last checks by least squares. A check of a single token already takes longer than a plain pass,
+    often more so than each further token.
+    """
+
+    def __init__(self, row: float) -> None:
+        """`row`: the assumed time of each drafted token."""
+        ends = [_moments(count, 1 + count * row) for count in (1, MOST_ROWS - 1)]
+        self._assumed = [ASSUMED_CHECKS * (one + other) for one, other in zip(*ends, strict=True)]
+        self._seen = [0.0] * len(self._assumed)
+
+    @property
+    def row(self) -> float:
+        """Return the time that one more drafted token adds."""
+        return self._line()[1]
+
+    def add(self, count: int, time: float) -> None:
+        """Count a check of so many tokens that took so many plain passes."""
+        first, row = self._line()
+        moments = _moments(count, min(time, MOST_LATE * (first + count * row)))
+        self._seen = [CHECK_MEMORY * old + new for old, new in zip(self._seen, moments, strict=True)]
+
+    def _line(self) -> tuple[float, float]:
+        """Return the time without drafted tokens, and the slope, which is not negative."""
+        checks, counts, times, squares, products = map(sum, zip(self._assumed, self._seen, strict=True))
+        row = max(0.0, (checks * products - counts * times) / (checks * squares - counts * counts))
+        return (times - row * counts) / checks, row
+
+
+def _moments(count: int, time: float) -> tuple[float, ...]:
+    return 1.0, count, time, count * count, count * time
 
 
 def _step(confidence: float) -> int:
     return min(int(confidence * STEPS), STEPS - 1)
-
-
-def _mixed(before: Prices, now: Prices) -> Prices:
-    draft = PRICE_MEMORY * before.draft + (1 - PRICE_MEMORY) * now.draft
-    return Prices(draft, PRICE_MEMORY * before.row + (1 - PRICE_MEMORY) * now.row)

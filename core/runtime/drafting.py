@@ -36,6 +36,8 @@ from core.spec import ModelSpec, Plan
 
 WORTH_A_COPY = 1.2
 """The expected speed-up of a reply from which a draft model is loaded automatically."""
+WARM_UP = 3
+"""Passes before the first draft: to read the weights, to see which layers one call computes, and by this call."""
 OWN_COPY = "its own int4 copy"
 OWN_HEAD = "its MTP head"
 
@@ -185,6 +187,8 @@ def load_draft(
     shares = wanted.kind in WITHOUT_CACHE and follows is None
     cache = None if shares else placement.make_cache(source.module.config, found.draft)
     model = LanguageModel(source.module, placement)
+    if wanted.kind is not Kind.HEAD and found.draft.gpu < 0:
+        _warm_up(model)
     made = DraftModel(
         _shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab), follows
     )
@@ -196,6 +200,13 @@ def load_draft(
         made.assistant = AssistantReading(model, target)
         target.on_states = made.assistant.see
     yield made
+
+
+def _warm_up(model: LanguageModel) -> None:
+    """Run a draft model on the CPU: its first passes, which read its weights from disk, say nothing about its speed."""
+    cache = KVCache(model.module.config, WARM_UP)
+    for _ in range(WARM_UP):
+        model.forward([0], cache)
 
 
 def _follows(wanted: DraftSource, found: Drafting) -> bool:

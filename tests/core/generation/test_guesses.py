@@ -6,7 +6,7 @@ from itertools import takewhile
 
 import pytest
 
-from core.generation.guesses import Guesses
+from core.generation.guesses import CheckTimes, Guesses
 from core.planning.speculation import MOST_ROWS, Prices
 
 
@@ -37,9 +37,39 @@ def test_each_confidence_is_learned_by_itself() -> None:
     assert not guesses.pays([0.2])
 
 
-@pytest.mark.parametrize(("draft", "longer"), [(0.02, True), (0.9, False)])
+@pytest.mark.parametrize(("draft", "longer"), [(0.02, True), (1.1, False)])
 def test_dear_guesses_make_short_drafts(draft: float, longer: bool) -> None:
     guesses = Guesses()
     for _ in range(20):
         guesses.learn([0.9] * 2, 2, 2 * draft, 1.1)
     assert (length(guesses, 0.9) == MOST_ROWS - 1) is longer
+
+
+def test_what_comes_true_at_once_makes_long_drafts_soon() -> None:
+    """A first check of one token that is late, as after a pause, does not keep drafts short."""
+    guesses = Guesses(Prices(0.55, 0.08))
+    guesses.learn([0.95], 1, 1.1, 1.6)
+    for _ in range(4):
+        count = length(guesses, 0.95)
+        guesses.learn([0.95] * count, count, 0.5 * count, 1.12 + 0.04 * count)
+    assert length(guesses, 0.95) == MOST_ROWS - 1
+
+
+def test_a_further_token_costs_less_than_the_first_one() -> None:
+    times = CheckTimes(0.2)
+    for number in range(60):
+        times.add(1 + number % 5, 1.2 + 0.03 * (number % 5))
+    assert times.row == pytest.approx(0.03, abs=0.02)
+
+
+def test_a_thousand_checks_of_one_token_do_not_tell_what_further_ones_cost() -> None:
+    times = CheckTimes(0.08)
+    for _ in range(1000):
+        times.add(1, 1.08)
+    assert times.row == pytest.approx(0.08, abs=1e-6)
+
+
+def test_a_late_check_counts_little() -> None:
+    times = CheckTimes(0.05)
+    times.add(7, 20.0)
+    assert times.row < 0.2

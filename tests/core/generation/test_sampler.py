@@ -16,6 +16,7 @@ from core.generation.sampler import (
     distribution,
     from_generation_config,
     largest,
+    likeliest_id,
     make_sampler,
     penalized,
     resolve,
@@ -111,6 +112,16 @@ def test_largest_scores_are_found_wherever_they_lie(count: int, size: int) -> No
         values, places = largest(scores, min(count, size))
         assert torch.equal(values, torch.topk(scores, min(count, size)).values)
         assert torch.equal(scores[places], values)
+
+
+@pytest.mark.parametrize("size", [1, 199, 512, 1000, 49_152])
+def test_the_first_largest_score_is_found_wherever_it_lies(size: int) -> None:
+    torch.manual_seed(size)
+    for scores in (*torch.randn(40, size), *torch.randint(0, 3, (40, size)).float(), torch.arange(size) / size):
+        assert likeliest_id(scores) == int(scores.argmax())
+    masked = torch.full((size,), -torch.inf)
+    masked[size // 2] = -5.0
+    assert likeliest_id(masked) == size // 2
 
 
 def test_nothing_cut_off_draws_from_the_whole_vocabulary() -> None:
