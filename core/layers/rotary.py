@@ -14,13 +14,13 @@ from torch import nn
 from core.startup.torch_threads import one_thread
 
 FREQUENCIES = "inv_freq"
-"""The buffer by which modules that compute rotary angles are recognised."""
+"""The end of the buffers' names by which modules that compute rotary angles are recognised."""
 
 
 def stay_in_thread(module: nn.Module) -> None:
     """Make all modules of the tree that compute rotary angles stay in the calling thread."""
     for part in module.modules():
-        if FREQUENCIES in part._buffers and "forward" not in vars(part):
+        if any(name.endswith(FREQUENCIES) for name in part._buffers) and "forward" not in vars(part):
             part.forward = _alone(part.forward)
 
 

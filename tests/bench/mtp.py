@@ -25,6 +25,7 @@ from core.events import LOOKUP, MTP, LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
+from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from tests.core.assistants import make_pair
@@ -105,10 +106,12 @@ def measured(folder: Path, options: argparse.Namespace, drafter: str) -> dict[st
         after, found, ahead = rate(drafted, options.tokens)
         assert expected[: len(found)] == found[: len(expected)]
         pairs.append((before, after))
+    asked = prices(drafted.plan, drafted.draft.plan)
     return {
         "tok_s": round(statistics.median(before for before, _ in pairs), 2),
         "with_drafts": round(statistics.median(after for _, after in pairs), 2),
         "ratio": round(statistics.median(after / before for before, after in pairs), 3),
+        "predicted_ratio": round(ahead.tokens / (ahead.passes + ahead.drafted * (asked.draft + asked.row)), 3),
         "expected_gain": round(drafted.draft.gain, 3),
         "acceptance": ahead.acceptance,
         "tokens_per_pass": ahead.tokens_per_pass,
