@@ -141,8 +141,10 @@ class Accelerator(Protocol):
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copy several tensors (...) of one type to the device in one transfer, keeping their shapes."""
 
-    def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
+    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> Replay | None:
         """Run `work` once on copies of these tensors (...), then capture it; None if the device has no graphs.
+
+        It shares memory with `beside`, so that the two must never run at the same time.
 
         Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host.
         """

@@ -18,6 +18,8 @@ from core.accelerators.base import Memory, cannot_pin
 from core.accelerators.host_bytes import host_bytes
 
 PAGE = 4096
+Pool = tuple[int, int] | None
+"""The id of a graph's memory that another graph may share; None = its own."""
 # The flag cudaHostRegisterPortable, and the return code cudaSuccess.
 PORTABLE, SUCCESS = 1, 0
 
@@ -26,8 +28,9 @@ def no_graph() -> None:
     """Return None: the device has no graphs."""
 
 
-def begin_capture(graph: Any) -> None:
-    """Start a capture on the current stream."""
+def begin_capture(graph: Any, pool: Pool) -> None:
+    """Start a capture on the current stream, with memory of its own or of another graph's pool."""
+    graph.graph_pool = pool
     graph.capture_begin()
 
 
@@ -38,8 +41,8 @@ class Capabilities:
     `memory` and `limit` (a fraction of the total) query and limit the allocator; `pinned` locks exactly so many bytes.
     `streams`: copies have streams of their own and run asynchronously to the host; otherwise they follow launched work,
     and block. `own_kernels`: device.cu can be compiled for it. `graph` makes an empty graph, None if there are none;
-    `begin` starts a capture on the current stream. Inside of `without_waits`, synchronising with the device raises an
-    error.
+    `begin` starts a capture on the current stream, in a pool of memory. Inside of `without_waits`, synchronising with
+    the device raises an error.
     """
 
     memory: Callable[[torch.device], Memory]
@@ -48,7 +51,7 @@ class Capabilities:
     streams: bool = True
     own_kernels: bool = False
     graph: Callable[[], Any] = no_graph
-    begin: Callable[[Any], None] = begin_capture
+    begin: Callable[[Any, Pool], None] = begin_capture
     without_waits: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -143,9 +146,9 @@ def cuda_graph() -> Any:
     return torch.cuda.CUDAGraph()
 
 
-def cuda_begin(graph: Any) -> None:
+def cuda_begin(graph: Any, pool: Pool) -> None:
     """Start a capture that is not invalidated by calls of other threads."""
-    graph.capture_begin(capture_error_mode="thread_local")
+    graph.capture_begin(pool, capture_error_mode="thread_local")
 
 
 @contextmanager

@@ -210,7 +210,7 @@ class Card:
             whole = laid_together(tensors, pinned=self.can.streams)
             return taken_apart(whole.to(self.device, non_blocking=self.can.streams), tensors)
 
-    def captured(self, work: Work, inputs: Sequence[Tensor]) -> Replay | None:
+    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> Replay | None:
         there = [self._own_copy(one) for one in inputs]
         if (graph := self.can.graph()) is None:
             return None
@@ -225,7 +225,7 @@ class Card:
             self.synchronize()  # its results are used on another stream, also after a failure
         self.release_cached()
         with self._captures.entered():
-            self.can.begin(graph)
+            self.can.begin(graph, None if beside is None else beside.pool)
             try:
                 result = work(*there)
             finally:

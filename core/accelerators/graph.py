@@ -17,6 +17,9 @@ Work = Callable[..., Tensor]
 class Graph(Protocol):
     """A torch graph of any maker's device."""
 
+    def pool(self) -> tuple[int, int]:
+        """Return the id of the memory that the captured work uses."""
+
     def capture_end(self) -> None:
         """End the capture. Raises RuntimeError if something in it could not be captured."""
 
@@ -48,6 +51,11 @@ class Replay:
             self._put(there, value)
         self._graph.replay()
         return self._result
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Return the id of its memory, from which other graphs may take what is spare between replays."""
+        return self._graph.pool()
 
     def drop(self) -> None:
         """Free the memory. The replay must not be called afterwards."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import DeviceEvent, Memory, Stream, cannot_pin, laid_together, out_of_memory, taken_apart
-from core.accelerators.graph import Work
+from core.accelerators.graph import Replay, Work
 from core.accelerators.host_bytes import host_bytes
 from core.accelerators.simulated_queues import (
     CopyQueue,
@@ -180,7 +180,7 @@ class SimulatedAccelerator:
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return taken_apart(self.to_device(laid_together(tensors)), tensors)
 
-    def captured(self, work: Work, inputs: Sequence[Tensor]) -> None:
+    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> None:
         """No-op for inputs (...) of any shape: a simulated device has no graphs."""
 
     def synchronize(self) -> None:

@@ -33,6 +33,8 @@ with bare_torch():
 NAME = "hetegen"
 MOST_SHARED_ROWS = 64
 """Up to this many query rows per KV head, the time is that of reading the keys rather than of multiplying them."""
+FEW_QUERIES = 16
+"""Up to this many query rows, the rows of heads that share keys are laid together."""
 QUERY_CHUNK = 128
 """Number of query rows for which plain torch holds all scores at once."""
 
@@ -191,11 +193,13 @@ def attend_prompt(
     if softcap is not None or sinks is not None:
         return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
     grouped = query.shape[1] != key.shape[1]
-    if grouped and mask is not None and query.shape[2] == mask.shape[1] == 1:
+    if grouped and mask is not None and mask.shape[1] == 1 and query.shape[2] <= FEW_QUERIES:
         # Heads that share keys become rows of one head; otherwise kernels that take a mask would copy the keys.
-        rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
-        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
-        return out.reshape(query.shape[0], 1, query.shape[1], value.shape[3])
+        batch, heads, count, _ = query.shape
+        rows = query.reshape(batch, key.shape[1], -1, query.shape[3])
+        seen = mask if count == 1 else mask.repeat(1, 1, heads // key.shape[1], 1)
+        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scale)
+        return out.reshape(batch, heads, count, value.shape[3]).transpose(1, 2).contiguous()
     if grouped and query.device.type == "cuda" and mask is not None:
         # With a mask, CUDA has no fast kernel for grouped heads.
         shared = query.shape[1] // key.shape[1]

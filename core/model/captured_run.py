@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
-from core.accelerators.graph import Replay
+from core.accelerators.graph import Replay, Work
 from core.layers.kv_stretch import Stretch
+from core.planning.capture import MOST_ROWS, ROWS_TOGETHER
 
 FIRST_PASSES = 4
 """Ordinary passes before a capture, which takes as long as several of them."""
@@ -63,14 +64,38 @@ class Captured:
         return same and all(map(operator.is_, self.buffers, stretch.buffers)) and self.likeness == piece.likeness
 
 
+class GraphRoom:
+    """The graphs of one plan, which share memory because they never run at the same time: ROWS_TOGETHER rows in all."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._kept: dict[Replay, int] = {}
+
+    def has_room(self, rows: int) -> bool:
+        """Return whether one more graph for so many rows may be captured."""
+        return rows <= MOST_ROWS and sum(self._kept.values()) + rows <= ROWS_TOGETHER
+
+    def captured(self, work: Work, inputs: Sequence[Tensor], rows: int) -> Replay | None:
+        """Capture work on these tensors (...): see `Accelerator.captured`."""
+        replay = self._accelerator.captured(work, inputs, next(iter(self._kept), None))
+        if replay is not None:
+            self._kept[replay] = rows
+        return replay
+
+    def drop(self, replay: Replay) -> None:
+        """Free one of them."""
+        del self._kept[replay]
+        replay.drop()
+
+
 class CapturedRun:
     """Computes the pieces of one run, by replays where possible; captures one graph for each number of rows."""
 
-    def __init__(self, name: str, accelerator: Accelerator) -> None:
+    def __init__(self, name: str, room: GraphRoom) -> None:
         """`name`: for the log."""
         self.given_up = False
         self._name = name
-        self._accelerator = accelerator
+        self._room = room
         self._captured: dict[int, Captured] = {}
         self._ordinary = Counter[int]()
         self._unused = 0
@@ -92,7 +117,9 @@ class CapturedRun:
         expected = piece.ordinary()
         # At the end of a stretch the comparison cannot detect a piece that confuses its length with the tokens'.
         if self._ordinary[stretch.rows] > FIRST_PASSES and not stretch.ends_here:
-            self._try(piece, stretch, expected)
+            self._forget(stretch.rows)
+            if self._room.has_room(stretch.rows):
+                self._try(piece, stretch, expected)
         return expected
 
     def drop(self) -> None:
@@ -103,7 +130,6 @@ class CapturedRun:
 
     def _try(self, piece: Piece, stretch: Stretch, expected: Tensor) -> None:
         """Capture the piece and keep it if it agrees with the ordinary one."""
-        self._forget(stretch.rows)
         self._unused += 1
         if self._unused > MOST_UNUSED or not self._agrees(piece, stretch, expected):
             log.info("No captured passes of %s", self._name)
@@ -119,7 +145,7 @@ class CapturedRun:
         try:
             with stretch.kept():
                 stretch.blank()
-                replay = self._accelerator.captured(work, (stretch.places, *piece.inputs))
+                replay = self._room.captured(work, (stretch.places, *piece.inputs), stretch.rows)
                 if replay is None:
                     return False
                 self._captured[stretch.rows] = Captured(replay, piece.likeness, stretch.buffers, stretch.seen)
@@ -131,7 +157,7 @@ class CapturedRun:
 
     def _forget(self, rows: int) -> None:
         if (captured := self._captured.pop(rows, None)) is not None:
-            captured.replay.drop()
+            self._room.drop(captured.replay)
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

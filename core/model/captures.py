@@ -18,11 +18,11 @@ from core.layers import attention
 from core.layers.kv_cache import KVCache
 from core.layers.kv_stretch import stretch_of
 from core.model.blueprint import cache_argument, decoder_layers
-from core.model.captured_run import CapturedRun, Piece
+from core.model.captured_run import CapturedRun, GraphRoom, Piece
 from core.model.language_half import text_config
 from core.model.resident_run import ResidentRun
 from core.model.tables import other_tables
-from core.planning.capture import is_whole, runs_of
+from core.planning.capture import MOST_ROWS, is_whole, runs_of
 from core.spec import Plan
 
 ARGUMENTS = frozenset(("inputs_embeds", "position_ids", "attention_mask"))
@@ -43,11 +43,12 @@ class Captures:
         self.drop()
         if not plan.captured or not _uses_our_attention(self._module):
             return
+        room, device = GraphRoom(self._accelerator), self._accelerator.device
         if is_whole(plan) and _computes_from_rows(self._module):
-            self._whole = CapturedRun("the whole model", self._accelerator)
+            self._whole = CapturedRun("the whole model", room)
         layers = decoder_layers(self._module)
         for numbers in runs_of(plan.captured):
-            self._runs.append(ResidentRun({number: layers[number] for number in numbers}, self._accelerator))
+            self._runs.append(ResidentRun({number: layers[number] for number in numbers}, device, room))
 
     def drop(self) -> None:
         """Free all captured work, because memory that it uses is about to change; disabled until the next `use`."""
@@ -58,16 +59,16 @@ class Captures:
         self._whole, self._runs = None, []
 
     def logits(
-        self, ids: Sequence[int], cache: KVCache, ordinary: Callable[[], Tensor], *, observed: bool = False
+        self, ids: Sequence[int], cache: KVCache, ordinary: Callable[[], Tensor], *, whole: bool = True
     ) -> Tensor:
         """Return (1, n, V) on the device for the next ids (n,); `ordinary` computes it by the model's modules.
 
-        `observed`: modules are watched, so that they must be called. Raises NotEnoughMemory, DeviceLost, and what
-        `ordinary` raises.
+        `whole`: all n rows are wanted, and modules besides the layers need not be called. Raises NotEnoughMemory,
+        DeviceLost, and what `ordinary` raises.
         """
-        if len(ids) > 1 or ids[0] < 0:
+        if len(ids) > MOST_ROWS or min(ids) < 0:
             return ordinary()
-        if self._whole is not None and not self._whole.given_up and not observed:
+        if self._whole is not None and not self._whole.given_up and whole:
             stretch = stretch_of(cache.layers, len(ids), len(cache.tokens), self._accelerator.device)
             if stretch is not None:
                 return self._whole.result(self._piece(ids, cache, ordinary), stretch)

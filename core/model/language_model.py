@@ -116,7 +116,7 @@ class LanguageModel:
         captures = self.placement.captures
         if captures is None:
             return ordinary()
-        return captures.logits(ids, cache, ordinary, observed=self.on_states is not None)
+        return captures.logits(ids, cache, ordinary, whole=keep == len(ids) and self.on_states is None)
 
     def mark(self, cache: KVCache, *, briefly: bool = False) -> None:
         """Save the cache's current state so that it can be restored: see `KVCache.mark`."""

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.accelerators.base import Accelerator
 from core.errors import ModelFailed
 from core.layers.kv_cache import KVCache
 from core.layers.kv_stretch import stretch_of
-from core.model.captured_run import CapturedRun, Piece
+from core.model.captured_run import CapturedRun, GraphRoom, Piece
 
 MASK = "attention_mask"
 
@@ -28,12 +27,12 @@ MASK = "attention_mask"
 class ResidentRun:
     """The layers of one run, whose forwards are replaced until `remove`."""
 
-    def __init__(self, layers: Mapping[int, nn.Module], accelerator: Accelerator) -> None:
-        """`layers`: consecutive ones by number, which is also that of their KV cache layer."""
+    def __init__(self, layers: Mapping[int, nn.Module], device: torch.device, room: GraphRoom) -> None:
+        """`layers`: consecutive ones on `device` by number, which is also that of their KV cache layer."""
         self._numbers = tuple(layers)
         self._layers = tuple(layers.values())
-        self._run = CapturedRun(f"layers {min(layers)} to {max(layers)}", accelerator)
-        self._device = accelerator.device
+        self._run = CapturedRun(f"layers {min(layers)} to {max(layers)}", room)
+        self._device = device
         self._cache: KVCache | None = None
         self._calls: list[Call] = []
         self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed

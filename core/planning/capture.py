@@ -10,7 +10,10 @@ from core.planning.calibration import fully_resident
 from core.spec import Hardware, ModelSpec, Plan
 
 MOST_RUNS = 4
-"""Graphs of a pass; each takes memory of its own."""
+"""Graphs of one pass."""
+MOST_ROWS, ROWS_TOGETHER = 16, 40
+"""Largest number of rows of a captured pass, and of all that are kept together, which bounds their memory: the whole
+model for one to eight rows takes 36."""
 
 
 def with_capture(plan: Plan, spec: ModelSpec, hardware: Hardware) -> Plan:

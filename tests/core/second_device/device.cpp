@@ -8,8 +8,9 @@
 // - Pinned memory is protected, too, from a copy's start until the host has waited for it.
 // - Operators run torch's code for the CPU inside of the stream; the shapes of their results come from torch's meta
 //   device. Where that cannot tell, the host waits, as it would for a card.
-// - While a graph is captured nothing runs: work is kept, memory comes from the graph's own pool, and whatever would wait
-//   for the host is an error. Replayed, it is one launch, ordered against all else; what it uses must still be there.
+// - While a graph is captured nothing runs: work is kept, memory comes from the graph's pool, which others may share, and
+//   whatever would wait for the host is an error. Replayed, it is one launch, ordered against all else; what it uses must
+//   still be there.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #if __has_include(<ATen/core/GraphImplInterface.h>)
@@ -1045,14 +1046,17 @@ struct Graph final : at::GraphImplInterface {
   ~Graph() override {
     reset();
   }
-  void capture_begin(c10::MempoolId_t, at::GraphCaptureMode) override {
+  void capture_begin(c10::MempoolId_t shared, at::GraphCaptureMode) override {
     auto& d = device();
     Lock lock(d.mutex);
     check_alive();
     TORCH_CHECK(current && !d.capture, "graphs are captured one at a time, on a stream that is not the default one");
     reset();
     static uint64_t pools = 0;
-    capture.reset(new Capture{++pools, current, std::this_thread::get_id()});
+    TORCH_CHECK(!shared.second || users()[shared.second], "the pool of a graph that is no more");
+    uint64_t pool = shared.second ? shared.second : ++pools;
+    users()[pool]++;
+    capture.reset(new Capture{pool, current, std::this_thread::get_id()});
     d.capture = capture.get();
   }
   void capture_end() override {
@@ -1109,6 +1113,13 @@ struct Graph final : at::GraphImplInterface {
       return;
     if (d.capture == capture.get())
       d.capture = nullptr;
+    if (!--users()[capture->pool])
+      give_back_pool();
+    capture.reset();
+    work.reset();
+  }
+  void give_back_pool() {
+    auto& d = device();
     std::vector<size_t> idle;
     for (auto& [begin, block] : d.memory.blocks) {
       if (block.pool != capture->pool)
@@ -1119,8 +1130,11 @@ struct Graph final : at::GraphImplInterface {
     }
     for (size_t begin : idle)
       give_back_block(begin);
-    capture.reset();
-    work.reset();
+  }
+  // How many graphs share a pool.
+  static std::map<uint64_t, int>& users() {
+    static std::map<uint64_t, int> counted;
+    return counted;
   }
   c10::MempoolId_t pool() const override {
     return {0, capture ? capture->pool : 0};
