@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.layers.kv_layers import PreallocatedLayer, TokenPlace
+from core.layers.kv_layers import PreallocatedLayer, SlidingLayer, TokenPlace
 
 STEP = 256
 """Attention of captured work reads a multiple of this many tokens, or the whole buffer."""
-PLACED = (PreallocatedLayer,)
+PLACED = (PreallocatedLayer, SlidingLayer)
 """The kinds of layers that can write at a place in device memory."""
 
 

@@ -41,7 +41,7 @@ class Captures:
     def use(self, plan: Plan) -> None:
         """Start anew under this plan, which has been applied; it says which layers may be captured."""
         self.drop()
-        if not plan.captured or not _uses_our_attention(self._module):
+        if not plan.captured or not _takes_our_masks(self._module):
             return
         room, device = GraphRoom(self._accelerator), self._accelerator.device
         if is_whole(plan) and _computes_from_rows(self._module):
@@ -91,20 +91,27 @@ class Captures:
         rows: Tensor = self._module.get_input_embeddings().table(torch.tensor([list(ids)]))
 
         def compute(places: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
-            (mask,) = masks.values()
             output = self._module(
-                inputs_embeds=inputs[0], position_ids=places[:1], attention_mask=mask, use_cache=True,
-                **{self._cache_argument: cache},
+                inputs_embeds=inputs[0], position_ids=places[:1], attention_mask=self._mask(masks, cache),
+                use_cache=True, **{self._cache_argument: cache},
             )  # fmt: skip
             logits: Tensor = output.logits
             return logits
 
         return Piece([rows], (), compute, ordinary)
 
+    def _mask(self, masks: Mapping[int, Tensor], cache: KVCache) -> Tensor | dict[str, Tensor]:
+        """Return what the model takes as its mask: one (1, 1, n, T), or one for each type of its layers."""
+        if len(masks) == 1:
+            return next(iter(masks.values()))
+        types = text_config(self._module.config).layer_types
+        return {kind: masks[layer.window] for kind, layer in zip(types, cache.layers, strict=True)}
 
-def _uses_our_attention(module: Any) -> bool:
-    """Return whether attention takes the masks that captured work computes."""
-    return bool(module.config._attn_implementation == attention.NAME)
+
+def _takes_our_masks(module: Any) -> bool:
+    """Return whether attention takes the masks that captured work computes: of all tokens, or of a sliding window."""
+    chunked = getattr(text_config(module.config), "attention_chunk_size", None)
+    return bool(module.config._attn_implementation == attention.NAME) and not chunked
 
 
 def _computes_from_rows(module: Any) -> bool:

@@ -23,17 +23,20 @@ def with_capture(plan: Plan, spec: ModelSpec, hardware: Hardware) -> Plan:
 
 
 def capturable(plan: Plan, spec: ModelSpec) -> tuple[int, ...]:
-    """Return the layers that are on the card with their KV cache and in which every token takes the same operations.
-
-    Excludes windows (states move), recurrent layers, experts (chosen by token) and packed states.
-    """
-    if plan.kv != "bf16":
-        return ()
-    states = {kv.layer: kv for kv, gpu in zip(spec.kv_layers, plan.kv_devices, strict=True) if gpu >= 0}
-    grow = {number for number, kv in states.items() if not kv.window and not kv.state_bytes}
+    """Return the layers that are on the card with their KV cache and in which every token takes the same operations."""
+    there = {kv.layer for kv, gpu in zip(spec.kv_layers, plan.kv_devices, strict=True) if gpu >= 0}
     weights = zip(spec.linears, plan.linears, strict=True)
-    kept_out = {linear.layer for linear, one in weights if one.resident < one.rows or linear.experts > 1}
-    return tuple(sorted(grow - kept_out - set(plan.host_layers)))
+    divided = {linear.layer for linear, one in weights if one.resident < one.rows}
+    return tuple(sorted(steady_layers(spec) & there - divided - set(plan.host_layers)))
+
+
+def steady_layers(spec: ModelSpec) -> frozenset[int]:
+    """Return the layers in which every token takes the same operations.
+
+    Excludes recurrent layers, experts (chosen by token) and packed states.
+    """
+    plain = {kv.layer for kv in spec.kv_layers if not kv.state_bytes and not kv.recent_bytes}
+    return frozenset(plain - {linear.layer for linear in spec.linears if linear.experts > 1})
 
 
 def is_whole(plan: Plan) -> bool:

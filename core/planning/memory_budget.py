@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.planning.capture import MOST_ROWS, ROWS_TOGETHER, steady_layers
 from core.planning.cost_model import GroupClass, Residents
 from core.spec import BUCKET_LIMITS, FEW, SNAPSHOTS, Budget, Format, Gpu, Hardware, ModelSpec, Ring
 from core.units import GIB, MIB
@@ -12,6 +13,8 @@ from core.units import GIB, MIB
 # cuBLAS has a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
 LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
 DEQUANTISED = 64 * MIB
+# Two of each size in which torch's allocator takes memory for a pool.
+GRAPH_SLACK = 2 * (20 + 2) * MIB
 AS_IT_LIES = ("cuda", "simulated")
 """Kinds of cards that multiply few input rows with quantised weights without widening them."""
 CPU_WORKSPACE = 32 * MIB
@@ -68,12 +71,21 @@ def _activations(spec: ModelSpec, chunk: int) -> int:
 
 
 def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
-    """Return the bytes of VRAM for computing: activations, one block of dequantised weights, libraries."""
+    """Return the bytes of VRAM for computing: activations, one block of dequantised weights, libraries, graphs."""
     own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
     few = gpu.kind in AS_IT_LIES and chunk <= BUCKET_LIMITS[FEW]
     scratch = 0 if few or spec.mapped(format) else DEQUANTISED
     largest = max((2 * item.rows * item.columns for item in spec.linears), default=0)
-    return _activations(spec, chunk) + min(scratch, largest) + own
+    return _activations(spec, chunk) + min(scratch, largest) + own + graph_bytes(spec, gpu)
+
+
+def graph_bytes(spec: ModelSpec, gpu: Gpu) -> int:
+    """Return the bytes of VRAM for captured work: activations, which graphs share, the results of all, and the parts of
+    the allocator's blocks that stay unused."""
+    if not gpu.graphs or not steady_layers(spec):
+        return 0
+    slack = 0 if gpu.simulated else GRAPH_SLACK
+    return _activations(spec, MOST_ROWS) + 4 * ROWS_TOGETHER * spec.vocab + slack
 
 
 def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:
