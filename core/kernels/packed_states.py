@@ -65,15 +65,18 @@ def as_stored(states: Tensor) -> Stored:
     return states.stored if isinstance(states, PackedRows) else Stored(states)
 
 
-def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:
-    """Quantise states (1, H, T, D) into `packed` (1, H, T, packed_width(D)), on whichever device that is."""
+def pack(states: Tensor, packed: Tensor, *, mixed: bool, transform: Tensor | None = None) -> None:
+    """Quantise states (1, H, T, D) into `packed` (1, H, T, packed_width(D)), on whichever device that is.
+
+    `transform`: `hadamard(D)` on that device, if it is there already.
+    """
     states = states.to(packed.device)
     library = _library(states, states.shape[3], states.dtype)
     if library is not None and states.stride(3) == 1:
         library.pack(states, packed, mixed=mixed)
         return
     columns = states.shape[3]
-    x = _mixed(states.float()) if mixed else states.float()
+    x = _mixed(states.float(), transform) if mixed else states.float()
     padded = torch.nn.functional.pad(x, (0, -columns % GROUP))
     groups = padded.view(*padded.shape[:3], -1, GROUP)
     scales = (groups.abs().amax(-1) / LARGEST).bfloat16()
@@ -83,8 +86,11 @@ def pack(states: Tensor, packed: Tensor, *, mixed: bool) -> None:
     packed[..., columns:] = scales.view(PACKED)
 
 
-def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool) -> Tensor:
-    """Dequantise `packed` (1, H, T, packed_width(D)) to (1, H, T, D) of `dtype` on its own device."""
+def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool, transform: Tensor | None = None) -> Tensor:
+    """Dequantise `packed` (1, H, T, packed_width(D)) to (1, H, T, D) of `dtype` on its own device.
+
+    `transform`: `hadamard(D)` on that device, if it is there already.
+    """
     columns = unpacked(packed.shape[3])
     library = _library(packed, columns, dtype)
     if library is not None and packed.stride(3) == 1:
@@ -93,7 +99,7 @@ def widen(packed: Tensor, dtype: torch.dtype, *, mixed: bool) -> Tensor:
         return states
     scales = packed[..., columns:].contiguous().view(torch.bfloat16).float()
     x = packed[..., :columns].float() * scales.repeat_interleave(GROUP, 3)[..., :columns]
-    return (_mixed(x) if mixed else x).to(dtype)
+    return (_mixed(x, transform) if mixed else x).to(dtype)
 
 
 def _library(tensor: Tensor, columns: int, dtype: torch.dtype) -> NativeLibrary | None:
@@ -102,12 +108,16 @@ def _library(tensor: Tensor, columns: int, dtype: torch.dtype) -> NativeLibrary 
     return native() if plain and columns <= MOST_COLUMNS and dtype in TYPES else None
 
 
-def _mixed(x: Tensor) -> Tensor:
+def hadamard(columns: int) -> Tensor:
+    """Return the orthonormal Hadamard matrix of the largest power of two that divides `columns`, on the host."""
+    return _hadamard(columns & -columns)
+
+
+def _mixed(x: Tensor, transform: Tensor | None) -> Tensor:
     """Apply an orthonormal Hadamard transform to each run of 2^n columns, 2^n being the largest power that divides
     D."""
-    size = x.shape[-1] & -x.shape[-1]
-    runs = x.reshape(*x.shape[:-1], -1, size)
-    return (runs @ _hadamard(size).to(x.device)).view(x.shape)
+    matrix = hadamard(x.shape[-1]).to(x.device) if transform is None else transform
+    return (x.reshape(*x.shape[:-1], -1, matrix.shape[0]) @ matrix).view(x.shape)
 
 
 @cache

@@ -24,13 +24,18 @@ def on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class TokenPlace(NamedTuple):
-    """The indices of a pass's tokens in a layer's buffers, in device memory: `at` (n,).
+    """The indices of a pass's n tokens in a layer's buffers, in device memory: `at` (k, n), see `starts`.
 
     Attention gets the first `seen` tokens of the buffers, with a mask for those that a token must not see.
     """
 
     at: Tensor
     seen: int
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return self.at.shape[1]
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
@@ -70,8 +75,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         return seen
 
     def _written_at(self, place: TokenPlace, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        self.keys.index_copy_(2, place.at, key_states)
-        self.values.index_copy_(2, place.at, value_states)
+        self.keys.index_copy_(2, place.at[0], key_states)
+        self.values.index_copy_(2, place.at[0], value_states)
         return self.keys[:, :, : place.seen], self.values[:, :, : place.seen]
 
     def make_room(self, tokens: int) -> tuple[int, int]:
@@ -84,6 +89,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         Returns the index among `seen` tokens of the first that is held there, and how many are.
         """
         return 0, 0
+
+    def starts(self, tokens: int) -> tuple[int, ...]:
+        """Make room for `tokens` new ones; return the index of the first in the buffers, and what else places them."""
+        return (self.make_room(tokens)[1],)
+
+    def stretches(self, starts: Sequence[int], seen: int) -> list[tuple[Tensor, int, int]]:
+        """Return each buffer (1, H, capacity, dim) with the first index of new tokens and the end of what is read."""
+        return [(self.keys, starts[0], seen), (self.values, starts[0], seen)]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -140,7 +153,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
 
     def get_seq_length(self) -> int:
         """Return the number of tokens held, or of those passed to attention before tokens at a place."""
-        return self.length if self.place is None else self.place.seen - self.place.at.shape[0]
+        return self.length if self.place is None else self.place.seen - self.place.tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of keys that a mask covers, and the position of the first."""

@@ -5,19 +5,23 @@ For few rows, our attention on the CPU reads packed rows directly; elsewhere the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from core.kernels.packed_states import PackedRows, Stored, pack
+from core.kernels.packed_states import PackedRows, Stored, hadamard, pack, widen
 from core.kernels.packed_width import PACKED, packed_width
-from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer
+from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, TokenPlace
 from core.layers.kv_recent import RecentStates
+from core.spec import RECENT_ROOM
 
 
 class PackedLayer(PreallocatedLayer):
     """Packed keys and values of a full-attention layer: (1, heads, capacity, bytes per row) each."""
 
     recent: RecentStates
+    _transform: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(_packed_like(key_states), _packed_like(value_states))
@@ -34,6 +38,18 @@ class PackedLayer(PreallocatedLayer):
     def recent_room(self, tokens: int, seen: int) -> tuple[int, int]:
         first, recent = self.recent.make_room(tokens, self.length)
         return (first, recent) if recent <= seen else (first + recent - seen, seen)
+
+    def starts(self, tokens: int) -> tuple[int, ...]:
+        """Return the first index of new tokens in the buffers, in the unpacked ones, and the first one seen there."""
+        (start,) = super().starts(tokens)
+        first, before = self.recent.make_room(tokens, self.length)
+        if self._transform is None or self._transform.device != self.keys.device:
+            self._transform = hadamard(self.recent.keys.shape[3]).to(self.keys.device)
+        return start, first + before, first
+
+    def stretches(self, starts: Sequence[int], seen: int) -> list[tuple[Tensor, int, int]]:
+        recent = [(one, starts[1], RECENT_ROOM) for one in self.recent.tensors]
+        return [*super().stretches(starts, seen), *recent]
 
     def fill(self, keys: Tensor, values: Tensor, first: int) -> None:
         super().fill(keys, values, first)
@@ -59,6 +75,19 @@ class PackedLayer(PreallocatedLayer):
         super().move(allocate)
         if recent:
             self.recent.keys, self.recent.values = recent
+
+    def _written_at(self, place: TokenPlace, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first `seen` tokens (1, H, seen + RECENT_ROOM, D), and behind them the unpacked ones again."""
+        keys = self._written(place, key_states, self.keys, self.recent.keys, mixed=True)
+        return keys, self._written(place, value_states, self.values, self.recent.values, mixed=False)
+
+    def _written(self, place: TokenPlace, new: Tensor, own: Tensor, recent: Tensor, *, mixed: bool) -> Tensor:
+        packed = torch.empty((*new.shape[:3], own.shape[3]), dtype=PACKED, device=own.device)
+        pack(new, packed, mixed=mixed, transform=self._transform)
+        own.index_copy_(2, place.at[0], packed)
+        recent.index_copy_(2, place.at[1], new)
+        seen = widen(own[:, :, : place.seen], recent.dtype, mixed=mixed, transform=self._transform)
+        return torch.cat((seen, recent), 2)
 
     def _append(self, first: int, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         end = start + key_states.shape[2]

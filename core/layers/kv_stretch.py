@@ -16,41 +16,44 @@ import torch
 from torch import Tensor
 
 from core.layers.kv_layers import PreallocatedLayer, SlidingLayer, TokenPlace
+from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
+from core.spec import RECENT_ROOM
 
 STEP = 256
 """Attention of captured work reads a multiple of this many tokens, or the whole buffer."""
-PLACED = (PreallocatedLayer, SlidingLayer)
+PLACED = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
 """The kinds of layers that can write at a place in device memory."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers of one window (0 = none): their next tokens' first index in the buffers, and how many tokens are read."""
+    """Layers of one window (0 = none): where their new tokens begin (`starts`), and how many tokens are read."""
 
     layers: Sequence[PreallocatedLayer]
-    start: int
+    starts: tuple[int, ...]
     seen: int
 
 
 class Stretch:
     """What a pass over `rows` new tokens uses of some layers of a cache, all of them plain and on one device.
 
-    `places` (1 + kinds, rows), on the host: the tokens' positions in the text, then their indices in the buffers of
-    each kind of layers. `seen`: tokens that attention reads, by kind. `buffers`: keys and values, (1, H, tokens, D).
+    `places` (1 + k, rows), on the host: the tokens' positions in the text, then the indices that place them in the
+    buffers of each kind of layers. `seen`: tokens that attention reads, by kind. `buffers`: keys and values, (1, H,
+    tokens, D).
     """
 
     def __init__(self, kinds: Mapping[int, Kind], rows: int, position: int) -> None:
         self.rows = rows
         self.seen = tuple(kind.seen for kind in kinds.values())
         self.buffers = [tensor for kind in kinds.values() for one in kind.layers for tensor in one.tensors]
-        starts = torch.tensor([position, *(kind.start for kind in kinds.values())])
+        starts = torch.tensor([position, *(start for kind in kinds.values() for start in kind.starts)])
         self.places = starts.unsqueeze(1) + torch.arange(rows)
         self._kinds = kinds
 
     @property
     def ends_here(self) -> bool:
         """Whether a layer's new tokens are the last of its stretch, whose number then equals that of the tokens."""
-        return any(kind.start + self.rows == kind.seen for kind in self._kinds.values())
+        return any(kind.starts[0] + self.rows == kind.seen for kind in self._kinds.values())
 
     @contextmanager
     def written_at(self, places: Tensor) -> Iterator[dict[int, Tensor]]:
@@ -58,8 +61,9 @@ class Stretch:
 
         Yields the mask (1, 1, rows, seen) of layers by window.
         """
-        masks = {}
-        for (window, kind), at in zip(self._kinds.items(), places[1:], strict=True):
+        masks, rest = {}, places[1:]
+        for window, kind in self._kinds.items():
+            at, rest = rest[: len(kind.starts)], rest[len(kind.starts) :]
             masks[window] = _mask(at, kind.seen, window)
             for layer in kind.layers:
                 layer.place = TokenPlace(at, kind.seen)
@@ -72,7 +76,7 @@ class Stretch:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Restore the new tokens' keys and values at the end, whatever was written there."""
-        own = [part for kind in self._kinds.values() for part in self._parts(kind, kind.start, kind.start + self.rows)]
+        own = [tensor[:, :, start : start + self.rows] for tensor, start, _ in self._stretches]
         before = [part.clone() for part in own]
         try:
             yield
@@ -82,9 +86,8 @@ class Stretch:
 
     def blank(self) -> None:
         """Zero the buffers behind the new tokens: values behind a mask must not be NaN."""
-        for kind in self._kinds.values():
-            for part in self._parts(kind, kind.start + self.rows, kind.seen):
-                part.zero_()
+        for tensor, start, end in self._stretches:
+            tensor[:, :, start + self.rows : end] = 0
 
     def advance(self) -> None:
         """Count the new tokens in each layer, after a replay has written them."""
@@ -95,8 +98,11 @@ class Stretch:
     def _layers(self) -> list[PreallocatedLayer]:
         return [layer for kind in self._kinds.values() for layer in kind.layers]
 
-    def _parts(self, kind: Kind, begin: int, end: int) -> list[Tensor]:
-        return [tensor[:, :, begin:end] for layer in kind.layers for tensor in layer.tensors]
+    @property
+    def _stretches(self) -> Iterator[tuple[Tensor, int, int]]:
+        for kind in self._kinds.values():
+            for layer in kind.layers:
+                yield from layer.stretches(kind.starts, kind.seen)
 
 
 def stretch_of(layers: Sequence[Any], rows: int, position: int, device: torch.device) -> Stretch | None:
@@ -113,15 +119,29 @@ def stretch_of(layers: Sequence[Any], rows: int, position: int, device: torch.de
 
 
 def _kind(layers: Sequence[PreallocatedLayer], rows: int) -> Kind | None:
-    starts, sizes = {one.make_room(rows)[1] for one in layers}, {one.keys.shape[2] for one in layers}
-    start, size = starts.pop(), sizes.pop()
-    if starts or sizes or start + rows > size:
+    found, sizes = {one.starts(rows) for one in layers}, {one.keys.shape[2] for one in layers}
+    starts, size = found.pop(), sizes.pop()
+    if found or sizes or starts[0] + rows > size:
         return None
-    return Kind(layers, start, min(-(-(start + rows) // STEP) * STEP, size))
+    return Kind(layers, starts, min(-(-(starts[0] + rows) // STEP) * STEP, size))
 
 
 def _mask(at: Tensor, seen: int, window: int) -> Tensor:
-    """Return (1, 1, rows, seen), True for the tokens up to each index in `at` (rows,) and within its window."""
-    index, last = torch.arange(seen, device=at.device), at.unsqueeze(1)
-    mask = (index <= last) & (index > last - window) if window else index <= last
+    """Return (1, 1, rows, T), True for the tokens that each one at `at` (k, rows) sees: up to itself, in its window.
+
+    T is `seen`; with packed states the newest are read from the unpacked ones, which come behind all others.
+    """
+    index, last = torch.arange(seen, device=at.device), at[0].unsqueeze(1)
+    if at.shape[0] == 1:
+        mask = _in_sight(index, last, window)
+    else:
+        first, ahead = at[2, 0], at[0, 0] - at[1, 0]
+        recent = torch.arange(RECENT_ROOM, device=at.device)
+        older = _in_sight(index, last, window) & (index < first + ahead)
+        mask = torch.cat((older, _in_sight(recent + ahead, last, window) & (recent >= first)), 1)
     return mask.view(1, 1, *mask.shape)
+
+
+def _in_sight(index: Tensor, last: Tensor, window: int) -> Tensor:
+    """Return (rows, T): whether each index (T,) is at most the row's own (rows, 1), and within its window."""
+    return (index <= last) & (index > last - window) if window else index <= last

@@ -31,12 +31,10 @@ def capturable(plan: Plan, spec: ModelSpec) -> tuple[int, ...]:
 
 
 def steady_layers(spec: ModelSpec) -> frozenset[int]:
-    """Return the layers in which every token takes the same operations.
-
-    Excludes recurrent layers, experts (chosen by token) and packed states.
-    """
-    plain = {kv.layer for kv in spec.kv_layers if not kv.state_bytes and not kv.recent_bytes}
-    return frozenset(plain - {linear.layer for linear in spec.linears if linear.experts > 1})
+    """Return the layers in which every token takes the same operations: not recurrent, without experts that tokens
+    choose."""
+    growing = {kv.layer for kv in spec.kv_layers if not kv.state_bytes}
+    return frozenset(growing - {linear.layer for linear in spec.linears if linear.experts > 1})
 
 
 def is_whole(plan: Plan) -> bool:
