@@ -73,6 +73,7 @@ class GpuRates:
     layer_s: float
     graphs: bool = False
     lists_weights: bool = False
+    replay_saves: float = 0.0
 
 
 def measure_cpu() -> CpuRates:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from core.accelerators.base import Accelerator
+from core.accelerators.graph import Work
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
@@ -103,6 +105,39 @@ class Overheads:
 
     def _median(self, work: Callable[[], object]) -> float:
         return _median(work, self._product)
+
+
+def replay_saves(accelerator: Accelerator) -> float:
+    """Return the fraction (0-1) of the time of small operations on a device that replaying them as a graph saves.
+
+    0 if it has no graphs, or its driver cannot make this one. Raises NotEnoughMemory, DeviceLost.
+    """
+    one = torch.ones(1, WIDTH, dtype=torch.bfloat16)
+    there = accelerator.to_device(one)
+
+    def operations(x: Tensor) -> Tensor:
+        for _ in range(SMALL_OPERATIONS):
+            x = x + there
+        return x
+
+    try:
+        replay = accelerator.captured(operations, [one])
+    except RuntimeError:
+        return 0.0
+    if replay is None:
+        return 0.0
+    accelerator.synchronize()
+
+    def seconds(work: Work) -> float:
+        def waited_for() -> None:
+            work(there)
+            accelerator.synchronize()
+
+        return _median(waited_for, accelerator.synchronize)
+
+    called, replayed = seconds(operations), seconds(replay)
+    replay.drop()
+    return min(1.0, max(0.0, 1 - replayed / called))
 
 
 def _median(work: Callable[[], object], before: Callable[[], object]) -> float:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 8
+PROFILE_VERSION = 9
 """Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -203,6 +203,7 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
     from core.accelerators.factory import open_accelerator
     from core.accelerators.trial import Trial, tried
     from core.hardware.benchmark import measure_gpu
+    from core.hardware.call_overhead import replay_saves
 
     trial = Trial("") if simulation else tried(index)
     if trial.why:
@@ -211,8 +212,9 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
         accelerator = open_accelerator(index, simulation)
         assert accelerator is not None
         rates = measure_gpu(accelerator, cpu)
+        saves = replay_saves(accelerator) if trial.graphs else 0.0
         accelerator.close()
-        return replace(rates, graphs=trial.graphs)
+        return replace(rates, graphs=trial.graphs, replay_saves=saves)
     except HeteGenError as error:
         return " ".join(part for part in (error.what, error.why) if part)
 
@@ -232,7 +234,7 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
         measured.layer_s, kind=card.kind, unified=card.unified, graphs=measured.graphs,
-        lists_weights=measured.lists_weights,
+        lists_weights=measured.lists_weights, replay_saves=measured.replay_saves,
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def _library(tensor: Tensor, columns: int, dtype: torch.dtype) -> NativeLibrary 
 
 
 def hadamard(columns: int) -> Tensor:
-    """Return the orthonormal Hadamard matrix of the largest power of two that divides `columns`, on the host."""
+    """Return the orthonormal Hadamard matrix (n, n) on the host: n, a power of two, divides `columns`."""
     return _hadamard(columns & -columns)
 
 

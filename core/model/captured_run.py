@@ -28,7 +28,7 @@ from core.planning.capture import MOST_ROWS, ROWS_TOGETHER
 FIRST_PASSES = 4
 """Ordinary passes before a capture, which takes as long as several of them."""
 MOST_UNUSED = 2
-"""After so many captures in a row that were never replayed, because something else had changed, none is tried again."""
+"""After so many captures for a number of rows that were never replayed, because something else had changed, no more."""
 EXACT, ROUNDED = 1e-3, 0.05
 """Largest relative difference (norms) to an ordinary pass in 32 and 16 bits: sums are added in another order."""
 
@@ -98,7 +98,7 @@ class CapturedRun:
         self._room = room
         self._captured: dict[int, Captured] = {}
         self._ordinary = Counter[int]()
-        self._unused = 0
+        self._unused = Counter[int]()
 
     def result(self, piece: Piece, stretch: Stretch) -> Tensor:
         """Return the piece's result (...) on the device, valid until the next pass.
@@ -109,7 +109,7 @@ class CapturedRun:
             return piece.ordinary()
         captured = self._captured.get(stretch.rows)
         if captured is not None and captured.suits(piece, stretch):
-            self._unused = 0
+            self._unused[stretch.rows] = 0
             found = captured.replay(stretch.places, *piece.inputs)
             stretch.advance()
             return found
@@ -130,8 +130,8 @@ class CapturedRun:
 
     def _try(self, piece: Piece, stretch: Stretch, expected: Tensor) -> None:
         """Capture the piece and keep it if it agrees with the ordinary one."""
-        self._unused += 1
-        if self._unused > MOST_UNUSED or not self._agrees(piece, stretch, expected):
+        self._unused[stretch.rows] += 1
+        if self._unused[stretch.rows] > MOST_UNUSED or not self._agrees(piece, stretch, expected):
             log.info("No captured passes of %s", self._name)
             self.drop()
 

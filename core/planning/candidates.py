@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from core.planning.capture import layers_on_card
 from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
@@ -96,7 +97,8 @@ def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: i
     near = [(candidate, seconds) for candidate, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
     best = min(near, key=lambda pair: _reply_s(*pair))[0]
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
-    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, best.residents.host_layers)
+    held = best.residents
+    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed)
     decode, few, prefill = (
         best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, FEW, best.prefill_bucket)
     )
@@ -120,14 +122,17 @@ def gpu_candidates(
         room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, ring)
         if gpu.unified:
             weights = weights_on_card(spec, classes, residents)
-            room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk) + ring.total
+            room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk, context) + ring.total
         host = host_memory(spec, format, classes, residents, room)
-        costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers)
+        if strategy == "hetegen":
+            replayed = layers_on_card(spec, machine, classes, residents, kv_devices)
+            residents = residents.with_replayed(replayed, classes)
+        costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers, residents.replayed)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
 
     makes = [classes, *_paired(spec, format, machine, strategy)]
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
-        free = limit - spec.resident_bytes - gpu_workspace(spec, format, gpu, chunk)
+        free = limit - spec.resident_bytes - gpu_workspace(spec, format, gpu, chunk, context)
         for kv_part in KV_PARTS:
             kv_devices = _kv_devices(spec, gpu.index, kv_part)
             room = free - kv_split(spec, kv_devices, context)[0]

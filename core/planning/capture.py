@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from core.planning.calibration import fully_resident
+from core.planning.cost_model import GroupClass, Residents
+from core.planning.machine_rates import MachineRates
 from core.spec import Hardware, ModelSpec, Plan
 
 MOST_RUNS = 4
@@ -35,6 +37,18 @@ def steady_layers(spec: ModelSpec) -> frozenset[int]:
     choose."""
     growing = {kv.layer for kv in spec.kv_layers if not kv.state_bytes}
     return frozenset(growing - {linear.layer for linear in spec.linears if linear.experts > 1})
+
+
+def layers_on_card(
+    spec: ModelSpec, machine: MachineRates, classes: Sequence[GroupClass], residents: Residents, kv: Sequence[int]
+) -> frozenset[int]:
+    """Return the layers that this layout, with KV caches on `kv` devices, lets a card replay at a known gain."""
+    if machine.gpu is None or not (machine.gpu.graphs and machine.gpu.replay_saves):
+        return frozenset()
+    there = {layer.layer for layer, gpu in zip(spec.kv_layers, kv, strict=True) if gpu >= 0}
+    parts = zip(classes, residents.whole, strict=True)
+    divided = {layer for item, whole in parts for layer in item.layers[whole:]}
+    return steady_layers(spec) & there - divided - set(residents.host_layers)
 
 
 def is_whole(plan: Plan) -> bool:

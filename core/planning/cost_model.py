@@ -78,13 +78,15 @@ class Residents:
     """The resident part of each class: the first `whole` groups, and the share `part` of each of the others.
 
     The CPU computes `host_layers` entirely in passes of few tokens. Their groups are the last `host_groups` of each
-    class, and have no resident rows.
+    class, and have no resident rows. `replayed` layers are captured as graphs: `replayed_groups` of each class.
     """
 
     whole: tuple[int, ...]
     part: tuple[float, ...]
     host_layers: tuple[int, ...] = ()
     host_groups: tuple[int, ...] = ()
+    replayed: frozenset[int] = frozenset()
+    replayed_groups: tuple[int, ...] = ()
 
     def copied(self, classes: Sequence[GroupClass]) -> int:
         """Return the bytes of RAM for contiguous copies of following linears' columns, which the CPU reads fast."""
@@ -94,6 +96,15 @@ class Residents:
     def hosted(self, bucket: int) -> tuple[int, ...]:
         """Return the number of groups of each class that the CPU computes as parts of entire layers."""
         return self.host_groups if self.host_layers and bucket <= FEW else (0,) * len(self.whole)
+
+    def as_graphs(self, bucket: int) -> tuple[int, ...]:
+        """Return the number of groups of each class that the card replays."""
+        return self.replayed_groups if self.replayed and bucket <= FEW else (0,) * len(self.whole)
+
+    def with_replayed(self, layers: frozenset[int], classes: Sequence[GroupClass]) -> Residents:
+        """Return the same with these layers, which lie entirely on the card, as graphs."""
+        groups = tuple(sum(layer in layers for layer in item.layers) for item in classes)
+        return replace(self, replayed=layers, replayed_groups=groups)
 
 
 def classify(
@@ -278,27 +289,28 @@ class PassCost:
         machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
         slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
         cpu = gpu = exchanged = alone = slowed = dead = 0.0
-        for item, whole, host, part, share in zip(
-            self.classes, residents.whole, residents.hosted(bucket), residents.part, streamed, strict=True
+        groups = residents.hosted(bucket), residents.as_graphs(bucket)
+        for item, whole, host, graphs, part, share in zip(
+            self.classes, residents.whole, *groups, residents.part, streamed, strict=True
         ):
             there = machine.profile.covered(part) if item.chosen else part
             rest, on_cpu = item.count - whole - host, (1 - there) * (1 - share)
-            gpu_whole = item.gpu[bucket] + item.gpu_call[bucket]
+            whole_s = whole * item.gpu[bucket] + (whole - machine.replay_saves * graphs) * item.gpu_call[bucket]
             gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call[bucket] if on_cpu < 1 else 0.0
             cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
             cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
             hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
             cpu += rest * cpu_s + hosted_s
-            gpu += rest * gpu_s + whole * gpu_whole
+            gpu += rest * gpu_s + whole_s
             exchanged += rest * cross
-            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole * gpu_whole + hosted_s
+            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole_s + hosted_s
             if adds:
-                slowed += (rest * (cpu_s + gpu_s) + whole * gpu_whole) * slower + rest * cross
+                slowed += (rest * (cpu_s + gpu_s) + whole_s) * slower + rest * cross
             else:
-                slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole * gpu_whole
+                slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole_s
             slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
             # The whole groups of a class come first: meanwhile the link fills the ring and then waits.
-            dead += max(0.0, whole * gpu_whole - lead)
+            dead += max(0.0, whole_s - lead)
         return GroupTimes(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
 
     def _lead_s(self) -> float:

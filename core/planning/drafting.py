@@ -101,7 +101,7 @@ def entirely_on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few
         return None
     gpu = next(one for one in hardware.gpus if one.index == plan.gpu)
     memory = plan.memory[-1]
-    workspace = gpu_workspace(draft, DRAFT_FORMAT, gpu, MOST_ROWS) if few else memory.workspace
+    workspace = gpu_workspace(draft, DRAFT_FORMAT, gpu, MOST_ROWS, plan.context) if few else memory.workspace
     nbytes = memory.used - memory.workspace + workspace
     return (plan, nbytes) if nbytes < vram_limit(gpu, wishes) else None
 

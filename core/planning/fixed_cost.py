@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
@@ -25,22 +25,26 @@ class FixedCosts:
 
 
 def fixed_costs(
-    spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int, host_layers: Sequence[int] = ()
-) -> FixedCosts:
-    """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan."""
+    spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int,
+    host_layers: Collection[int] = (), replayed: Collection[int] = (),
+) -> FixedCosts:  # fmt: skip
+    """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan.
+
+    `replayed`: layers that are captured as graphs.
+    """
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
     divided = sum(device < 0 for device in kv_devices)
     share = on_host / max(1, sum(sizes))
     attention, overhead = [], []
     for bucket, m in enumerate(BUCKET_TOKENS):
-        hosted = len(host_layers) if bucket <= FEW else 0
+        hosted, graphs = (len(host_layers), len(replayed)) if bucket <= FEW else (0, 0)
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = _host_attention(spec, machine, m, occupied, on_host, share)
         seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
         seconds += (divided - hosted) * _visit_s(spec, machine, m)
         attention.append(seconds)
-        between = _layers_s(spec, machine, hosted, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
+        between = _layers_s(spec, machine, hosted, graphs, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
         overhead.append(machine.profile.overhead * between)
     return FixedCosts(tuple(attention), tuple(overhead))
 
@@ -73,13 +77,15 @@ def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:
     return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
 
 
-def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, tokens: int) -> float:
-    """Return the seconds of all layers besides linears and attention, with `hosted` of them on the CPU."""
+def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, graphs: int, tokens: int) -> float:
+    """Return the seconds of all layers besides linears and attention, with `hosted` of them on the CPU, and `graphs`
+    replayed."""
     on_cpu = machine.hardware.cpu.layer_s
     if machine.gpu is None:
         return on_cpu * between_share(spec) * spec.layers
     visit = _visit_s(spec, machine, tokens) if hosted else 0.0
-    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * (spec.layers - hosted) + visit
+    called = spec.layers - hosted - machine.replay_saves * graphs
+    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * called + visit
 
 
 def between_share(spec: ModelSpec) -> float:

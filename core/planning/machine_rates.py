@@ -48,6 +48,11 @@ class MachineRates:
         return self.gpu is not None and self.gpu.lists_weights and storage in LAYOUTS
 
     @property
+    def replay_saves(self) -> float:
+        """Return the fraction of the time of launches that a replay saves."""
+        return self.gpu.replay_saves if self.gpu else 0.0
+
+    @property
     def queue_s(self) -> float:
         """Return the mean seconds that a small copy to the card waits behind streamed chunks."""
         return COPY_PIECE / 2 / self.gpu.link.h2d_pinned if self.gpu else 0.0

@@ -13,8 +13,10 @@ from core.units import GIB, MIB
 # cuBLAS has a workspace of its own; the allocator rounds large blocks up to 2 MiB, one per linear.
 LIBRARY_WORKSPACE, BLOCK_SLACK = 64 * MIB, MIB
 DEQUANTISED = 64 * MIB
-# Two of each size in which torch's allocator takes memory for a pool.
-GRAPH_SLACK = 2 * (20 + 2) * MIB
+# What stays unused of the blocks of 2 MiB in which torch's allocator takes memory for graphs.
+GRAPH_SLACK = 8 * MIB
+# Floats of keys, in several steps, and then of values, as a multiple of both in 8 bits.
+WIDENED = 8
 AS_IT_LIES = ("cuda", "simulated")
 """Kinds of cards that multiply few input rows with quantised weights without widening them."""
 CPU_WORKSPACE = 32 * MIB
@@ -70,22 +72,23 @@ def _activations(spec: ModelSpec, chunk: int) -> int:
     return chunk * (6 * spec.hidden + 2 * widest) * 4 + 8 * spec.vocab
 
 
-def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int) -> int:
+def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int, context: int) -> int:
     """Return the bytes of VRAM for computing: activations, one block of dequantised weights, libraries, graphs."""
     own = 0 if gpu.simulated else LIBRARY_WORKSPACE + BLOCK_SLACK * len(spec.linears)
     few = gpu.kind in AS_IT_LIES and chunk <= BUCKET_LIMITS[FEW]
     scratch = 0 if few or spec.mapped(format) else DEQUANTISED
     largest = max((2 * item.rows * item.columns for item in spec.linears), default=0)
-    return _activations(spec, chunk) + min(scratch, largest) + own + graph_bytes(spec, gpu)
+    return _activations(spec, chunk) + min(scratch, largest) + own + graph_bytes(spec, gpu, context)
 
 
-def graph_bytes(spec: ModelSpec, gpu: Gpu) -> int:
-    """Return the bytes of VRAM for captured work: activations, which graphs share, the results of all, and the parts of
-    the allocator's blocks that stay unused."""
+def graph_bytes(spec: ModelSpec, gpu: Gpu, context: int) -> int:
+    """Return the bytes of VRAM for captured work: activations and dequantised states of one layer, which graphs share,
+    the results of all in 16 bits, and the parts of the allocator's blocks that stay unused."""
     if not gpu.graphs or not steady_layers(spec):
         return 0
+    packed = max((kv.nbytes(context) for kv in spec.kv_layers if kv.recent_bytes), default=0)
     slack = 0 if gpu.simulated else GRAPH_SLACK
-    return _activations(spec, MOST_ROWS) + 4 * ROWS_TOGETHER * spec.vocab + slack
+    return _activations(spec, MOST_ROWS) + WIDENED * packed + 2 * ROWS_TOGETHER * spec.vocab + slack
 
 
 def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:

@@ -170,7 +170,7 @@ def _memory(
     if gpu is None:
         return (cpu,)
     weights = spec.resident_bytes + _resident_weight_bytes(spec, format, linears)
-    workspace = gpu_workspace(spec, format, gpu, best.candidate.chunk)
+    workspace = gpu_workspace(spec, format, gpu, best.candidate.chunk, context)
     return cpu, DeviceMemory(
         device_name(gpu), weights, on_gpu, workspace, best.candidate.ring.total, gpu.vram_free, vram_margin(gpu)
     )

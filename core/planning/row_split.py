@@ -5,8 +5,11 @@ Works on classes of groups with fractions (see `cost_model`); `plan_builder` tur
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate
 
 from core.planning.cost_model import GroupClass, PassCost, Residents
 from core.planning.machine_rates import MachineRates
@@ -44,6 +47,9 @@ def resident_choices(
         whole, left = _whole_groups(classes, order, room, part)
         found[Residents(whole, _spread_evenly(classes, order, whole, left))] = None
         found[Residents(whole, _spread_by_gain(classes, order, whole, left))] = None
+        if machine.replay_saves and strategy not in STREAMING:
+            whole, left = _whole_layers(classes, room, part)
+            found[Residents(whole, _spread_evenly(classes, order, whole, left))] = None
     if not machine.shares_cores:
         found[_working_together(classes, room)] = None
     return list(found)
@@ -93,6 +99,19 @@ def _whole_groups(
         left -= whole[index] * classes[index].nbytes
     used = sum(count * item.nbytes for count, item in zip(whole, classes, strict=True))
     return tuple(whole), room - used
+
+
+def _whole_layers(classes: Sequence[GroupClass], room: int, part: float) -> tuple[tuple[int, ...], int]:
+    """Return the number of groups by class of the first layers that fit entirely into `part` of the room, and the bytes
+    left. These layers can be replayed as graphs."""
+    sizes = Counter[int]()
+    for item in classes:
+        for layer in item.layers:
+            sizes[layer] += item.nbytes
+    ends = list(accumulate(sizes[layer] for layer in sorted(sizes) if layer >= 0))
+    fitting = bisect_right(ends, int(room * part))
+    whole = tuple(sum(0 <= layer < fitting for layer in item.layers) for item in classes)
+    return whole, room - (ends[fitting - 1] if fitting else 0)
 
 
 def _spread_evenly(

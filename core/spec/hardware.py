@@ -72,6 +72,7 @@ class Gpu:
     fraction (0-1) of each rate that remains while both run. `shares_cores`: it computes on the CPU's own cores
     (simulated without a rate), so that their times add up. `layer_s`: a layer's cost besides linears and attention.
     `unified`: its memory is RAM, as on Apple silicon and integrated GPUs. `graphs`: it can replay captured work.
+    `replay_saves`: the fraction (0-1) of the time of launches that this saves; 0 = not measured.
     `lists_weights`: it multiplies several quantised weights with few rows each in one launch. `requested`: the user
     asked for it by name, so it is used for what fits even if the CPU alone is expected to be faster.
     """
@@ -95,6 +96,7 @@ class Gpu:
     graphs: bool = False
     lists_weights: bool = False
     requested: bool = False
+    replay_saves: float = 0.0
 
 
 @dataclass(frozen=True)

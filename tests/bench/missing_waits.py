@@ -210,18 +210,21 @@ MOVES = (
 )
 CAPTURES = (
     Mutant(
-        "captured runs are dropped when the plan changes",
+        "captured work ends with its plan",
         CAPTURE,
-        "            run.remove()\n",
-        "            pass\n",
-        "end_with_their_plan",
+        "        if self._whole is not None:\n            self._whole.drop()\n",
+        "        return\n",
+        "drops_what or end_with_their_plan",
     ),
     Mutant(
-        "a captured model is dropped when the plan changes",
+        "captured runs are freed at once", CAPTURE, "            run.remove()\n", "            pass\n", "freed_before"
+    ),
+    Mutant(
+        "a captured model is freed at once",
         CAPTURE,
         "            self._whole.drop()\n",
         "            pass\n",
-        "drops_what",
+        "freed_before",
     ),
     Mutant(
         "a captured run is used with its own buffers only",
@@ -257,6 +260,27 @@ CAPTURES = (
         "torch.tensor([list(ids)])",
         "torch.tensor([[5 for _ in ids]])",
         "one_launch",
+    ),
+    Mutant(
+        "a graph is for its own number of rows",
+        RUN,
+        "self._captured.get(stretch.rows)",
+        "next(iter(self._captured.values()), None)",
+        "several_rows and llama and bf16",
+    ),
+    Mutant(
+        "windows end where they should",
+        STRETCH,
+        "(index > last - window)",
+        "(index > last - 2 * window)",
+        "several_rows",
+    ),
+    Mutant(
+        "unpacked states are seen once",
+        STRETCH,
+        "older = _in_sight(index, last, window) & (index < first + ahead)",
+        "older = _in_sight(index, last, window)",
+        "several_rows and llama",
     ),
     Mutant("replayed tokens are counted", RUN, "            stretch.advance()\n", "", "several_tokens"),
     Mutant("the rest of a stretch is zeroed", RUN, "                stretch.blank()\n", "", "one_launch"),
