@@ -16,6 +16,7 @@ from core.planning.expert_cache import (
     whole_experts,
     without_residents,
 )
+from core.planning.expert_work import expert_rates
 from core.planning.machine_rates import MachineRates
 from core.planning.planner import explain, place
 from core.spec import Budget, Format, Hardware, ModelSpec, Plan, Profile, Rows
@@ -103,3 +104,15 @@ def test_a_plan_counts_on_popular_experts_only_once_their_use_was_measured() -> 
     assert better.decode.likely > 1.05 * plain.decode.likely
     assert "of the experts" not in " ".join(explain(plain, spec, hardware))
     assert "of the experts" in " ".join(explain(better, spec, hardware))
+
+
+def test_a_copy_and_each_of_its_pieces_take_longer_while_the_cpu_computes() -> None:
+    spec = model("qwen3-30b-a3b")
+    alone, beside = (
+        expert_rates(spec, "int4", MachineRates(DESKTOP, replace(DESKTOP.gpus[0], link_under_cpu=part), Profile(), 8))
+        for part in (1.0, 0.5)
+    )
+    assert alone is not None
+    assert beside is not None
+    assert alone.piece_s > 0
+    assert (beside.copy_s, beside.piece_s) == pytest.approx((2 * alone.copy_s, 2 * alone.piece_s))
