@@ -245,7 +245,7 @@ CAPTURES = (
         RUN,
         "captured.replay(stretch.places, ",
         "captured.replay(0 * stretch.places + 40, ",
-        "one_launch",
+        "taken_back",
     ),
     Mutant(
         "inputs change from token to token",
