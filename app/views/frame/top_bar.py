@@ -33,7 +33,7 @@ class ModelButton(QAbstractButton):
     def show_model(self, name: str, facts: str) -> None:
         """Set the name, and the facts shown in a muted colour."""
         self._name, self._facts = name, facts
-        self.setAccessibleName(f"Model: {name} {facts}".strip())
+        self.setAccessibleName(f"{tr('Model')}: {name} {facts}".strip())
         self.setToolTip(tr("Choose a model (Ctrl+M)"))
         self.updateGeometry()
         self.update()
