@@ -39,16 +39,16 @@ AVX512 static void quantize(const float *x, int8_t *q, float *scales, int32_t *s
 
 /* ---- few rows of input ---- */
 
-/* Prefetch distances in bytes: into the L2 cache, and into the L1 cache. */
-enum { AHEAD = 8192, JUST_AHEAD = 4096 };
+/* Prefetch distance in bytes. Prefetching into L2 is up to a sixth faster than prefetching into L1, and 8,192 bytes than
+ * 4,096. */
+enum { AHEAD = 8192 };
 
-AVX512 INLINE void ask_ahead(const uint8_t *at) { _mm_prefetch((const char *)at + JUST_AHEAD, _MM_HINT_T0); }
+AVX512 INLINE void ask_ahead(const uint8_t *at) { _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1); }
 
 /* For weights that need little unpacking, where memory is the limit. With one input row the hardware prefetcher alone
- * reads 5 to 20 % faster; with more it stays too close behind the loads. Prefetching into L1 was a sixth slower than
- * into L2. */
+ * reads 5 to 20 % faster; with more it stays too close behind the loads. */
 AVX512 INLINE void ask_ahead_for_bytes(const uint8_t *at, const int M) {
-    if (M > 1) _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T1);
+    if (M > 1) ask_ahead(at);
 }
 
 #include "avx512_grouped.h"
