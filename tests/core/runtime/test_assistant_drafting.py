@@ -14,12 +14,11 @@ from core.events import Finished, LoadOptions, Message, Piece, Request, Sampling
 from core.planning import drafting
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
-from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
 from core.spec import KvFormat, Strategy
 from tests.core.assistants import ALIKE, CLUSTERS, EXPERTS, SHARED, make_assistant, make_pair, make_target
 from tests.core.greedy import loaded_model, random_prompt
-from tests.core.runtime.test_mtp_drafting import said
+from tests.core.runtime.drafted import check_memory, said
 from tests.core.tiny_tokenizer import VOCABULARY, write_tokenizer
 from tests.core.vision.seeing import make_seeing, picture
 from tests.core.weights.gguf import tiny_gguf
@@ -121,18 +120,7 @@ def test_an_assistants_memory_is_within_the_limit_and_given_back(tmp_path: Path)
     model = loaded_model(target, replace(packed, vram=24 * MIB, draft=str(assistant)))
     assert model.draft is not None
     assert model.draft.plan.gpu == 0
-    card = model.machine.accelerator(0)
-    said(model, random_prompt(30))
-    assert card.memory().peak <= 24 * MIB
-    assert model.plan.memory[-1].used + model.draft.nbytes <= 24 * MIB
-    taken = card.memory().used
-    Replanner(model).keep_to(12 * MIB, None)
-    assert card.memory().used < taken
-    expected, _ = said(loaded_model(target, packed), random_prompt(40))
-    found, ahead = said(model, random_prompt(40))
-    assert found == expected
-    assert ahead.drafted == 0
-    model.close()
+    check_memory(model, 24 * MIB, lambda: loaded_model(target, packed))
 
 
 def test_a_wrong_pair_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

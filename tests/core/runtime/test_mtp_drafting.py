@@ -9,17 +9,13 @@ import pytest
 
 from core.errors import BadRequest
 from core.events import AUTO, LOOKUP, MTP, Finished, LoadOptions, Message, Request, Sampling, never
-from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
-from core.generation.speculation import Speculation
 from core.runtime.drafting import OWN_HEAD
-from core.runtime.loaded_model import LoadedModel
-from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
 from tests.core.composite import make_composite
 from tests.core.families import make_model
-from tests.core.greedy import GREEDY, loaded_model, random_prompt
+from tests.core.greedy import loaded_model, random_prompt
 from tests.core.mtp_heads import LAYOUTS, add_mtp, make_predictable
+from tests.core.runtime.drafted import check_memory, said
 from tests.core.tiny_tokenizer import VOCABULARY, write_tokenizer
 
 ON_CPU = LoadOptions(context=512, threads=1, format="bf16")
@@ -31,19 +27,6 @@ def folder_of(family: str, folder: Path) -> Path:
     made = make_model(family, folder, tie_word_embeddings=False, vocab_size=VOCABULARY)
     write_tokenizer(made)
     return add_mtp(made, family)
-
-
-def said(model: LoadedModel, prompt: list[int], count: int = 60) -> tuple[list[int], Speculation]:
-    """Return greedy tokens, drafted only by the model's head."""
-    drawn = list[int]()
-    ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
-    sample = make_sampler(resolve(GREEDY, Sampling()))
-    for step in generate(model.model, model.cache, prompt, sample, never, 0, ahead):
-        if isinstance(step, DrawnToken):
-            drawn.append(step.id)
-        if len(drawn) == count:
-            break
-    return drawn, ahead
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
@@ -115,19 +98,7 @@ def test_what_a_head_has_read_is_the_same_after_other_turns(tmp_path: Path) -> N
 def test_the_heads_memory_is_within_the_limit_and_given_back(tmp_path: Path) -> None:
     folder = folder_of("glm4_moe", tmp_path)
     model = loaded_model(folder, replace(ON_CPU, simulate_gpu=CARD, vram=24 * MIB, draft=MTP))
-    assert model.draft is not None
-    card = model.machine.accelerator(0)
-    said(model, random_prompt(30))
-    assert card.memory().peak <= 24 * MIB
-    assert model.plan.memory[-1].used + model.draft.nbytes <= 24 * MIB
-    taken = card.memory().used
-    Replanner(model).keep_to(12 * MIB, None)
-    assert card.memory().used < taken
-    expected, _ = said(loaded_model(folder, ON_CPU), random_prompt(40))
-    found, ahead = said(model, random_prompt(40))
-    assert found == expected
-    assert ahead.drafted == 0
-    model.close()
+    check_memory(model, 24 * MIB, lambda: loaded_model(folder, ON_CPU))
 
 
 def test_a_reply_says_who_drafted(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from core.runtime.drafting import OWN_HEAD
 from tests.core.greedy import loaded_model, random_prompt
 from tests.core.model.test_mtp import read_along
 from tests.core.mtp_heads import add_mtp, make_predictable
-from tests.core.runtime.test_mtp_drafting import said
+from tests.core.runtime.drafted import said
 from tests.core.tiny_tokenizer import write_tokenizer
 from tests.core.weights.gguf.tiny_gguf import MODELS, VOCABULARY, make_model, write_gguf
 from tests.core.weights.gguf.tiny_heads import head_tensors
