@@ -33,6 +33,7 @@ Serve = Callable[[int, str], list[BaseHTTPRequestHandler]]
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Replace GitHub by a server; return the requests that it got."""
     servers: list[ThreadingHTTPServer] = []
+    threads: list[threading.Thread] = []
 
     def begin(status: int, body: str) -> list[BaseHTTPRequestHandler]:
         heard: list[BaseHTTPRequestHandler] = []
@@ -49,7 +50,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
                 """Print nothing on stderr."""
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever).start()
+        threads.append(threading.Thread(target=servers[-1].serve_forever))
+        threads[-1].start()
         monkeypatch.setattr(updates, "API", f"http://127.0.0.1:{servers[-1].server_port}")
         return heard
 
@@ -57,6 +59,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     for server in servers:
         server.shutdown()
         server.server_close()
+    for thread in threads:
+        thread.join()
 
 
 def release(version: str, page: str = "") -> str:
