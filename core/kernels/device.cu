@@ -203,9 +203,9 @@ INLINE float group_number(const unsigned char *row, int width, int layout, int c
   return (float)((const signed char *)row)[at] * from_f16(coarse[column / COARSE + minimum * factors]);
 }
 
-/* Sixteen bytes of a row's values, and the bytes with their upper bits for six-bit values. */
+/* Sixteen bytes of a row's values, and for six-bit values those with the upper bits of their low and high nibbles. */
 typedef struct {
-  uint4 chunk, upper;
+  uint4 chunk, upper[2];
 } Bytes;
 
 /* Load chunk `at` of a row; `row` points to its first byte. */
@@ -213,7 +213,8 @@ INLINE Bytes chunk_of(const uint4 *row, int at, int layout)
 {
   Bytes bytes;
   bytes.chunk = IS_SIXES(layout) ? row[at / 4 * 6 + at % 4] : row[at];
-  bytes.upper = IS_SIXES(layout) ? row[at / 4 * 6 + 4 + at % 2] : bytes.chunk;
+  for (int high = 0; high < 2; high++)
+    bytes.upper[high] = IS_SIXES(layout) ? row[at / 4 * 6 + 4 + high] : bytes.chunk;
   return bytes;
 }
 
@@ -238,7 +239,7 @@ INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
   float half = 16.0f * (half_byte_of(word, i % 4 * 2 + high) - (HAS_MINIMUM(layout) ? 1.0f : 1.5f));
   if (!IS_SIXES(layout))
     return half;
-  unsigned upper = word_of(bytes.upper, i / 4) >> 8 * (i % 4) >> (at % 4 / 2 * 2 + high * 4) & 3u;
+  unsigned upper = word_of(bytes.upper[high], i / 4) >> 8 * (i % 4) >> at % 4 * 2 & 3u;
   /* without a minimum `half` is already reduced by 8, and the total offset is 32 */
   return half - (HAS_MINIMUM(layout) ? 0.0f : 24.0f) + 16.0f * (float)upper;
 }
@@ -246,7 +247,7 @@ INLINE float grouped_value(Bytes bytes, int i, int at, int high, int layout)
 /* Return the first column of the low or high half of a chunk. */
 INLINE int chunk_column(int at, int high, int layout)
 {
-  return IS_HALVES(layout) ? at / 4 * 128 + at % 4 * CHUNK + 64 * high : at * CHUNK;
+  return (IS_HALVES(layout) ? at * 2 + high : at) * CHUNK;
 }
 
 /* Compute y (count, rows) = x (count, width) times grouped rows. */

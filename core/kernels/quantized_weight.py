@@ -2,8 +2,8 @@
 
 - bf16: as stored (bf16, fp16 or fp32 keep their type).
 - 8 bits: signed bytes, or the bits of floats (e4m3, never NaN): (N, columns padded with zeros).
-- 4 bits: two weights per byte (N, padded columns / 2); byte i of each run of 64 holds column i of 128 in its low nibble
-  and column 64 + i in its high nibble.
+- 4 bits: two weights per byte (N, padded columns / 2); byte i of each 16 holds column i of 32 in its low nibble and
+  column 16 + i in its high nibble, as in GGUF's Q4_0.
 - 6 bits: 96 bytes for 128 columns: 64 bytes with the four lower bits as above, then 32 bytes of which byte i holds the
   two upper bits of columns i, 32 + i, 64 + i and 96 + i, from the lowest bits on.
 - the scales of a row: one per group, then the groups' minimums. `fine` scales and minimums are int8, followed by the
@@ -29,8 +29,10 @@ from core.kernels.column_order import ColumnOrder
 from core.kernels.large_pages import empty_on_large_pages
 from core.spec import COARSE_COLUMNS, LAYOUTS, FloatStorage, Layout, Storage
 
-HALVES = 128
-"""Columns whose 4-bit values share one run of bytes."""
+RUN = 128
+"""Columns whose 6-bit values share one run of bytes."""
+HALF = 16
+"""Adjacent columns in the low nibbles of as many bytes; their high nibbles hold the columns that follow."""
 FLOAT8_NAN = 0x7F
 """The bits of a float8 (e4m3fn) NaN, without the sign."""
 HALF_OF_FLOAT8 = -0x4080
@@ -159,13 +161,13 @@ def _without_nan(codes: Tensor, scales: Scales, layout: Layout) -> tuple[Tensor,
 
 def packed_bits(values: Tensor, bits: int) -> Tensor:
     """Pack values of 4 or 6 bits (N, K), K a multiple of 128, into bytes."""
-    rows, lows = len(values), (values & 15).view(len(values), -1, 2, HALVES // 2)
+    rows, lows = len(values), (values & 15).view(len(values), -1, 2, HALF)
     both = lows[:, :, 0] | lows[:, :, 1] << 4
     if bits == 4:
         return both.view(rows, -1)
-    highs = (values >> 4).view(rows, -1, 4, HALVES // 4)
+    highs = (values >> 4).view(rows, -1, 4, RUN // 4)
     four = highs[:, :, 0] | highs[:, :, 1] << 2 | highs[:, :, 2] << 4 | highs[:, :, 3] << 6
-    return torch.cat((both, four), dim=2).view(rows, -1)
+    return torch.cat((both.view(rows, -1, RUN // 2), four), dim=2).view(rows, -1)
 
 
 def empty(storage: Storage, rows: int, columns: int) -> QuantizedWeight:
@@ -241,11 +243,11 @@ def _values(data: Tensor, layout: Layout) -> Tensor:
         return (data.to(torch.int16) << 7 & HALF_OF_FLOAT8).view(torch.float16) * 256
     if layout.bits == 8:
         return data
-    runs = data.view(len(data), -1, 1, HALVES * layout.bits // 8)
-    pairs = runs[..., : HALVES // 2]
-    codes = torch.cat((pairs & 15, pairs >> 4), dim=2).view(len(data), -1)
+    runs = data.view(len(data), -1, 1, RUN * layout.bits // 8)
+    both = runs[..., : RUN // 2].unflatten(-1, (-1, HALF))
+    codes = torch.cat((both & 15, both >> 4), dim=-1).view(len(data), -1)
     if layout.bits == 6:
-        highs = torch.cat([runs[..., HALVES // 2 :] >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
+        highs = torch.cat([runs[..., RUN // 2 :] >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
         codes = codes | highs.view(len(data), -1) << 4
     if layout.codes:
         return _book(layout.codes, data.device)[codes.long()]

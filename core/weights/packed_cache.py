@@ -29,7 +29,7 @@ from core.files import move_over
 from core.kernels.column_order import ColumnOrder
 from core.kernels.quantized_weight import QuantizedWeight
 
-VERSION = 2
+VERSION = 3
 """Incremented when a format's bytes or the quantisation change, so that older files are no longer found."""
 MARK = b"HETEGENW"
 TAIL_BYTES = len(MARK) + 8

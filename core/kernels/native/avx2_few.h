@@ -27,31 +27,30 @@ ISA INLINE void turn_four(__m256i w[4]) {
 
 /* ---- weights ---- */
 
-/* The number of 32-byte runs that hold 32 columns of each of four groups. */
-INLINE int runs_of(const Layout *l) { return l->values == SIGNED_BYTES ? 4 : l->values == SIXES ? 3 : 2; }
+/* The low (half 0) or high nibbles. */
+ISA INLINE __m256i nibbles(__m256i both, const int half) {
+    return _mm256_and_si256(half ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+}
 
-/* Unpack the runs of four groups in place into operands for the multiplier. */
-ISA INLINE void unpack(__m256i w[4], const Layout *l) {
-    const __m256i nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80), upper = _mm256_set1_epi8(0x30);
-    if (l->values == SIGNED_BYTES) {
-        UNROLL for (int q = 0; SHIFTED && q < 4; q++) w[q] = _mm256_xor_si256(w[q], flip);
-        return;
-    }
-    const __m256i four = w[2];
-    UNROLL for (int q = 0; q < 2; q++) {
-        w[q + 2] = _mm256_and_si256(_mm256_srli_epi16(w[q], 4), nibble);
-        w[q] = _mm256_and_si256(w[q], nibble);
-    }
-    if (l->values == SIXES) {
-        w[0] = _mm256_or_si256(w[0], _mm256_and_si256(_mm256_slli_epi16(four, 4), upper));
-        w[1] = _mm256_or_si256(w[1], _mm256_and_si256(_mm256_slli_epi16(four, 2), upper));
-        w[2] = _mm256_or_si256(w[2], _mm256_and_si256(four, upper));
-        w[3] = _mm256_or_si256(w[3], _mm256_and_si256(_mm256_srli_epi16(four, 2), upper));
-    }
-    if (l->values != CODES) return;
+/* The lower bits of a group of 32 columns, from 16 bytes. */
+ISA INLINE __m256i group_of_halves(const uint8_t *from) {
+    __m128i both = _mm_loadu_si128((const __m128i *)from);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(both, 4), both), _mm256_set1_epi8(15));
+}
+
+/* Add to the lower bits of group q of four those that share bytes with the other groups' upper bits. */
+ISA INLINE __m256i with_upper(__m256i low, __m256i four, const int q) {
+    __m256i moved = q == 3 ? _mm256_srli_epi16(four, 2) : _mm256_slli_epi16(four, 4 - q * 2);
+    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)));
+}
+
+/* The operands of the multiplier for bytes or codes; other values are operands themselves. */
+ISA INLINE __m256i operand(__m256i w, const Layout *l) {
+    const __m256i flip = _mm256_set1_epi8((char)0x80);
+    if (l->values == SIGNED_BYTES) return SHIFTED ? _mm256_xor_si256(w, flip) : w;
+    if (l->values != CODES) return w;
     __m256i book = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)CODE_BOOKS[l->book]));
-    if (!SHIFTED) book = _mm256_xor_si256(book, flip);
-    UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_shuffle_epi8(book, w[q]);
+    return _mm256_shuffle_epi8(SHIFTED ? book : _mm256_xor_si256(book, flip), w);
 }
 
 /* The addresses of two pairs of blocks in a row; the same address twice if there is only one. */
@@ -59,14 +58,27 @@ typedef struct {
     const uint8_t *first, *second;
 } Pairs;
 
-/* Load and transpose the first (half 0) or second (half 1) 16 columns of each of a strip's groups. */
+/* Load the first (half 0) or second (half 1) 16 columns of each of a strip's groups, transposed. */
 ISA INLINE void half_strip(Pairs at, const int half, const Layout *l, __m256i w[4]) {
-    UNROLL for (int q = 0; q < runs_of(l); q++) w[q] = two_of(at.first + q * 32 + half * 16, at.second + q * 32 + half * 16);
-    unpack(w, l);
+    const int bytes = l->values == SIGNED_BYTES, step = bytes ? 32 : 16, from = bytes ? half * 16 : 0;
+    UNROLL for (int q = 0; q < 4; q++) w[q] = two_of(at.first + q * step + from, at.second + q * step + from);
+    if (l->values == SIXES) {
+        const __m256i four = two_of(at.first + 64 + half * 16, at.second + 64 + half * 16);
+        UNROLL for (int q = 0; q < 4; q++) w[q] = with_upper(nibbles(w[q], half), four, q);
+        turn_four(w);
+        return;
+    }
     turn_four(w);
+    UNROLL for (int q = 0; q < 4; q++) w[q] = operand(bytes ? w[q] : nibbles(w[q], half), l);
 }
 
 /* ---- products ---- */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define KEEP(w) __asm__("" : "+x"(w[0]), "+x"(w[1]), "+x"(w[2]), "+x"(w[3])) /* computed once, before the products */
+#else
+#define KEEP(w)
+#endif
 
 /* Register i of half a strip of an input row at x, `step` bytes between blocks. */
 ISA INLINE __m256i input_of(const int8_t *x, int64_t step, const int i, const int last) {
@@ -81,6 +93,7 @@ ISA INLINE void add_half(const Input *in, int64_t pair, Pairs at, const int half
     const int8_t *x = in->q + (pair * 2 + (last ? half : half * 2)) * step;
     __m256i w[4];
     half_strip(at, half, l, w);
+    KEEP(w);
     UNROLL for (int i = 0; i < 4; i += 2) UNROLL for (int m = 0; m < M; m++) {
         __m256i x0 = input_of(x + m * BLOCK, step, i, last), x1 = input_of(x + m * BLOCK, step, i + 1, last);
         if (l->values == HALVES) sum[m] = ADD_BYTES(ADD_BYTES(sum[m], w[i], x0), w[i + 1], x1);

@@ -5,8 +5,13 @@ enum { ROWS_IN_CACHE = 16 };
 
 /* Unpack the four groups of 32 columns of pair p of a row as operands for the multiplier. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m256i w[4]) {
-    for (int q = 0; q < runs_of(l); q++) w[q] = _mm256_loadu_si256((const __m256i *)(row + p * pair_bytes(l) + q * 32));
-    unpack(w, l);
+    const uint8_t *from = row + p * pair_bytes(l);
+    if (l->values == SIXES) {
+        unpack_sixes(from, w);
+        return;
+    }
+    UNROLL for (int q = 0; q < 4; q++)
+        w[q] = operand(l->values == SIGNED_BYTES ? _mm256_loadu_si256((const __m256i *)from + q) : group_of_halves(from + q * 16), l);
 }
 
 /* Broadcast the scales of one group of 32 or two groups of 16 to the lanes of 32 columns. */

@@ -82,7 +82,13 @@ ISA static void pack_int8(const Job *job, int64_t row, int64_t end, int64_t star
         }
 }
 
-/* 32 bytes hold two groups that are 64 columns apart. */
+/* Store the steps of half a group of each of two adjacent groups: those of the other halves lie between. */
+ISA INLINE void store_halves(__m256i r[8], uint8_t *to) {
+    transpose(r);
+    UNROLL for (int i = 0; i < 8; i++) _mm256_store_si256((__m256i *)(to + (i / 4 * GROUP_STEPS + i % 4) * STEP_BYTES), r[i]);
+}
+
+/* 32 bytes hold two groups, their first halves in the low nibbles. */
 ISA static void pack_halves(const Job *job, int64_t row, int64_t end, int64_t start, int64_t steps, uint8_t *panel) {
     const __m256i nibble = _mm256_set1_epi8(15);
     for (int half = 0; half < PANEL_ROWS; half += 8)
@@ -96,8 +102,8 @@ ISA static void pack_halves(const Job *job, int64_t row, int64_t end, int64_t st
                     low[i] = _mm256_and_si256(both, nibble);
                     high[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
                 }
-                store_steps(low, panel + (step + h * GROUP_STEPS) * STEP_BYTES + half * 4);
-                store_steps(high, panel + (step + (2 + h) * GROUP_STEPS) * STEP_BYTES + half * 4);
+                store_halves(low, panel + (step + h * 2 * GROUP_STEPS) * STEP_BYTES + half * 4);
+                store_halves(high, panel + (step + h * 2 * GROUP_STEPS + GROUP_STEPS / 2) * STEP_BYTES + half * 4);
             }
 }
 

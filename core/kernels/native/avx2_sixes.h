@@ -7,15 +7,8 @@ enum { SIXES_RUN = 96 }; /* bytes per 128 columns: 64 of lower bits, 32 of upper
 
 /* Unpack 128 columns of one row into groups of 32; each group's upper bits are two other bits of the same 32 bytes. */
 ISA INLINE void unpack_sixes(const uint8_t *from, __m256i w[4]) {
-    const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30);
-    __m256i first = _mm256_loadu_si256((const __m256i *)from), second = _mm256_loadu_si256((const __m256i *)(from + 32));
-    __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
-    __m256i shifted[4] = {_mm256_slli_epi16(four, 4), _mm256_slli_epi16(four, 2), four, _mm256_srli_epi16(four, 2)};
-    w[0] = _mm256_and_si256(first, nibble);
-    w[1] = _mm256_and_si256(second, nibble);
-    w[2] = _mm256_and_si256(_mm256_srli_epi16(first, 4), nibble);
-    w[3] = _mm256_and_si256(_mm256_srli_epi16(second, 4), nibble);
-    UNROLL for (int q = 0; q < 4; q++) w[q] = _mm256_or_si256(w[q], _mm256_and_si256(shifted[q], upper));
+    const __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
+    UNROLL for (int q = 0; q < 4; q++) w[q] = with_upper(group_of_halves(from + q * 16), four, q);
 }
 
 /* Pack `steps` steps of four columns from column `start` on; whole runs of 128 columns. */

@@ -77,7 +77,8 @@ AVX512 INLINE void unpack_strip(const uint8_t *row, int64_t first, const Layout 
     turn_four(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64), _mm512_loadu_si512(at + 128), _mm512_loadu_si512(at + 192), both);
     UNROLL for (int i = 0; i < 4; i++) {
         unpack_halves(both[i], l.values, book, halves);
-        join(halves[0], halves[1], i, w);
+        w[i] = halves[0];
+        w[4 + i] = halves[1];
     }
 }
 
@@ -128,7 +129,6 @@ AVX512 INLINE void rest_of_32(const Input *in, const Layout l, const __m512i boo
         __m512i w[2];
         ask_for_pair(r->at, pair, &l, M);
         unpack_pair(r->at, pair, l.values, book, w);
-        arrange_pair(w);
         pair_of_32(in, pair, m0, w, scale, lanes, M, sum);
     }
 }
@@ -199,7 +199,7 @@ AVX512 INLINE void pairs_of_16(const Input *in, const Layout l, const __m512i bo
         __m512i w[2];
         ask_for_pair(r->at, pair, &l, M);
         unpack_pair(r->at, pair, l.values, book, w);
-        if (arranged) arrange_pair(w);
+        if (!arranged) restore_pair(w);
         four_of_16(x, w[0], scale, shift, lanes, M, sum);
         four_of_16(x + in->m * BLOCK, w[1], scale, shift, _mm512_add_epi32(lanes, second), M, sum);
     }
@@ -256,6 +256,7 @@ AVX512 INLINE void int8_strip(const Job *job, const uint8_t *at, int64_t b, int6
     __m512i w[STRIP_BLOCKS], all[FEW_ROWS];
     UNROLL for (int i = 0; i < STRIP_BLOCKS - 1; i++) w[i] = int8_block(at, b + i, M);
     w[STRIP_BLOCKS - 1] = whole ? int8_block(at, b + STRIP_BLOCKS - 1, M) : _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i += 2) arrange_pair(w + i);
     if (M > 1) turn_strip(w);
     strip_sums(w, SIGNED_BYTES, in->q + (b * in->m + m0) * BLOCK, in->m * BLOCK, M, all);
     UNROLL for (int m = 0; m < M; m++) {

@@ -39,6 +39,20 @@ AVX512 INLINE __m512 sixteen_shifts(const RowScales *minimums, const Layout *l, 
     return l->zero ? _mm512_fnmadd_ps(_mm512_set1_ps((float)l->zero), scales, low) : low;
 }
 
+/* Reorder a pair of blocks: the first half of the columns of each of its four groups, then the second halves. */
+AVX512 INLINE void arrange_pair(__m512i w[2]) {
+    __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x88);
+    w[1] = _mm512_shuffle_i32x4(w[0], w[1], 0xdd);
+    w[0] = first;
+}
+
+/* Undo arrange_pair. */
+AVX512 INLINE void restore_pair(__m512i w[2]) {
+    __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x44), second = _mm512_shuffle_i32x4(w[0], w[1], 0xee);
+    w[0] = _mm512_shuffle_i32x4(first, first, 0xd8);
+    w[1] = _mm512_shuffle_i32x4(second, second, 0xd8);
+}
+
 /* Split bytes into low and high nibbles, looked up in the code book if there is one. */
 AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book, __m512i out[2]) {
     const __m512i nibble = _mm512_set1_epi8(15);
@@ -49,23 +63,29 @@ AVX512 INLINE void unpack_halves(__m512i both, enum Values values, __m512i book,
     out[1] = _mm512_shuffle_epi8(book, out[1]);
 }
 
-/* Unpack the 128 columns of pair p of a row as unsigned bytes, 64 columns per register. */
+/* Sixteen bytes with the upper bits of a column of each of four groups, moved to their place in the values: group q's
+ * in 128-bit lane q. */
+AVX512 INLINE __m512i upper_bits(const uint8_t *from) {
+    const __m512i by_group = _mm512_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, 30, 30, 30, 30);
+    __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)from));
+    return _mm512_and_si512(_mm512_rolv_epi32(four, by_group), _mm512_set1_epi8(0x30));
+}
+
+/* Unpack the 128 columns of pair p of a row as unsigned bytes, as arrange_pair orders them: the first halves of the
+ * pair's four groups, then the second halves. */
 AVX512 INLINE void unpack_pair(const uint8_t *row, int64_t p, enum Values values, __m512i book, __m512i out[2]) {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     if (values == SIGNED_BYTES) {
         out[0] = _mm512_xor_si512(_mm512_loadu_si512(row + p * 128), flip);
         out[1] = _mm512_xor_si512(_mm512_loadu_si512(row + p * 128 + 64), flip);
+        arrange_pair(out);
         return;
     }
     const uint8_t *from = row + p * (values == SIXES ? 96 : 64);
     unpack_halves(_mm512_loadu_si512(from), values, book, out);
-    if (values == SIXES) {
-        const __m512i upper = _mm512_set1_epi8(0x30);
-        __m256i four = _mm256_loadu_si256((const __m256i *)(from + 64));
-        __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(four), _mm256_srli_epi16(four, 2), 1);
-        out[0] = _mm512_or_si512(out[0], _mm512_and_si512(_mm512_slli_epi16(all, 4), upper));
-        out[1] = _mm512_or_si512(out[1], _mm512_and_si512(all, upper));
-    }
+    if (values != SIXES) return;
+    out[0] = _mm512_or_si512(out[0], upper_bits(from + 64));
+    out[1] = _mm512_or_si512(out[1], upper_bits(from + 80));
 }
 
 AVX512 INLINE __m512i book_of(const Layout *l) {

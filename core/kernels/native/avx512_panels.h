@@ -92,26 +92,34 @@ INLINE Ahead ahead_of(const Job *job, int64_t row, int64_t end, int64_t turns) {
     return ahead;
 }
 
-/* Transpose 64 bytes of each of sixteen rows into sixteen runs of four columns; packed formats give a second block of
- * runs, 64 columns further. `upper`: the upper bits of six-bit values, eight runs of four bytes. */
+/* Run i of four columns of 64 or, in packed formats, of the first halves of four groups of 32. */
+INLINE int64_t run_of(const int i, const enum Values values) { return values == SIGNED_BYTES ? i : i / 4 * 8 + i % 4; }
+
+/* The upper bits of group q, moved to their place in six-bit values. */
+AVX512 INLINE __m512i upper_of(__m512i four, const int q) {
+    __m512i moved = q == 3 ? _mm512_srli_epi16(four, 2) : _mm512_slli_epi16(four, 4 - q * 2);
+    return _mm512_and_si512(moved, _mm512_set1_epi8(0x30));
+}
+
+/* Transpose 64 bytes of each of sixteen rows into runs of four columns: sixteen runs, or 32 in packed formats. `upper`:
+ * the upper bits of six-bit values, eight runs of four bytes. */
 AVX512 INLINE void pack_sixteen(__m512i r[16], __m512i upper[16], uint8_t *panel, const enum Values values, __m512i book) {
-    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80), two = _mm512_set1_epi8(0x30);
+    const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x80);
     transpose(r);
     if (values == SIXES) transpose(upper);
     UNROLL for (int i = 0; i < 16; i++) {
-        uint8_t *at = panel + i * PANEL * 4;
+        uint8_t *at = panel + run_of(i, values) * PANEL * 4;
         if (values == SIGNED_BYTES) {
             _mm512_store_si512(at, _mm512_xor_si512(r[i], flip));
             continue;
         }
         __m512i low = _mm512_and_si512(r[i], nibble), high = _mm512_and_si512(_mm512_srli_epi16(r[i], 4), nibble);
         if (values == SIXES) {
-            __m512i four = i < 8 ? upper[i] : _mm512_srli_epi16(upper[i - 8], 2);
-            low = _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16(four, 4), two));
-            high = _mm512_or_si512(high, _mm512_and_si512(four, two));
+            low = _mm512_or_si512(low, upper_of(upper[i % 4], i / 4));
+            high = _mm512_or_si512(high, upper_of(upper[4 + i % 4], i / 4));
         }
         _mm512_store_si512(at, values == CODES ? _mm512_shuffle_epi8(book, low) : low);
-        _mm512_store_si512(at + BLOCK * PANEL, values == CODES ? _mm512_shuffle_epi8(book, high) : high);
+        _mm512_store_si512(at + 4 * PANEL * 4, values == CODES ? _mm512_shuffle_epi8(book, high) : high);
     }
 }
 

@@ -19,17 +19,16 @@ AVX512 INLINE void turn_four(__m512i a, __m512i b, __m512i c, __m512i d, __m512i
     out[3] = _mm512_unpackhi_epi64(high, next_high);
 }
 
-/* Combine transposed dwords of the even and the odd blocks into registers i and 4 + i of a strip. */
-AVX512 INLINE void join(__m512i even, __m512i odd, int i, __m512i w[STRIP_BLOCKS]) {
-    w[i] = _mm512_shuffle_i32x4(even, odd, 0x88);
-    w[4 + i] = _mm512_shuffle_i32x4(even, odd, 0xdd);
-}
-
+/* Transpose a strip of arranged pairs: registers i and 4 + i then hold the i-th four columns of all first and all second
+ * halves. */
 AVX512 INLINE void turn_strip(__m512i w[STRIP_BLOCKS]) {
-    __m512i even[4], odd[4];
-    turn_four(w[0], w[2], w[4], w[6], even);
-    turn_four(w[1], w[3], w[5], w[7], odd);
-    UNROLL for (int i = 0; i < 4; i++) join(even[i], odd[i], i, w);
+    __m512i first[4], second[4];
+    turn_four(w[0], w[2], w[4], w[6], first);
+    turn_four(w[1], w[3], w[5], w[7], second);
+    UNROLL for (int i = 0; i < 4; i++) {
+        w[i] = first[i];
+        w[4 + i] = second[i];
+    }
 }
 
 /* Sum the dwords of each of four registers within each 128 bits. */
@@ -39,7 +38,7 @@ AVX512 INLINE __m512i add_four(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
 }
 
-/* The same where no dword exceeds what four products of values of 4 bits add up to (15 x 127 x 4): in words, pairs are
+/* The same where no dword exceeds what eight products of values of 4 bits add up to (15 x 127 x 8): in words, pairs are
  * added by one instruction. */
 AVX512 INLINE __m512i add_pairs(__m512i a, __m512i b) {
     return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
@@ -51,21 +50,27 @@ AVX512 INLINE __m512i add_four_small(__m512i a, __m512i b, __m512i c, __m512i d)
 
 /* ---- products ---- */
 
-/* The products of a strip with one input row at x, `step` bytes between blocks. */
-AVX512 INLINE void strip_products(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, __m512i dot[STRIP_BLOCKS]) {
-    UNROLL for (int i = 0; i < STRIP_BLOCKS; i++)
-        dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + i * step));
+/* The products of the first (half 0) or second halves of a strip's groups with one input row at x, `step` bytes between
+ * blocks, added to dot. */
+AVX512 INLINE void half_products(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int half, __m512i dot[STRIP_PAIRS]) {
+    UNROLL for (int i = 0; i < STRIP_PAIRS; i++)
+        dot[i] = _mm512_dpbusd_epi32(dot[i], w[i * 2 + half], _mm512_loadu_si512(x + (i * 2 + half) * step));
 }
 
-/* Multiply a strip (transposed if M > 1) with M input rows at x, `step` bytes between blocks. half[0] holds the sums of
- * the groups' first halves, half[1] those of their second halves. */
+AVX512 INLINE void clear(__m512i dot[STRIP_PAIRS]) {
+    UNROLL for (int i = 0; i < STRIP_PAIRS; i++) dot[i] = _mm512_setzero_si512();
+}
+
+/* Multiply a strip of arranged pairs (transposed if M > 1) with M input rows at x, `step` bytes between blocks. half[0]
+ * holds the sums of the groups' first halves, half[1] those of their second halves. */
 AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, int64_t step, const int M, __m512i half[2][FEW_ROWS]) {
     if (M == 1) {
-        __m512i dot[STRIP_BLOCKS];
-        strip_products(w, x, step, dot);
-        __m512i even = add_four(dot[0], dot[2], dot[4], dot[6]), odd = add_four(dot[1], dot[3], dot[5], dot[7]);
-        half[0][0] = _mm512_shuffle_i32x4(even, odd, 0x88);
-        half[1][0] = _mm512_shuffle_i32x4(even, odd, 0xdd);
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m512i dot[STRIP_PAIRS];
+            clear(dot);
+            half_products(w, x, step, h, dot);
+            half[h][0] = add_four(dot[0], dot[1], dot[2], dot[3]);
+        }
         return;
     }
     UNROLL for (int m = 0; m < M; m++) half[0][m] = half[1][m] = _mm512_setzero_si512();
@@ -76,17 +81,11 @@ AVX512 INLINE void strip_dots(const __m512i w[STRIP_BLOCKS], const int8_t *x, in
 /* The same for whole groups of `values`. */
 AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const enum Values values, const int8_t *x, int64_t step,
                               const int M, __m512i all[FEW_ROWS]) {
-    if (M == 1 && values == HALVES) {
-        __m512i dot[STRIP_BLOCKS];
-        strip_products(w, x, step, dot);
-        __m512i even = add_four_small(dot[0], dot[2], dot[4], dot[6]), odd = add_four_small(dot[1], dot[3], dot[5], dot[7]);
-        all[0] = _mm512_add_epi32(_mm512_shuffle_i32x4(even, odd, 0x88), _mm512_shuffle_i32x4(even, odd, 0xdd));
-        return;
-    }
     if (M == 1) {
-        __m512i half[2][FEW_ROWS];
-        strip_dots(w, x, step, 1, half);
-        all[0] = _mm512_add_epi32(half[0][0], half[1][0]);
+        __m512i dot[STRIP_PAIRS];
+        clear(dot);
+        UNROLL for (int half = 0; half < 2; half++) half_products(w, x, step, half, dot);
+        all[0] = values == HALVES ? add_four_small(dot[0], dot[1], dot[2], dot[3]) : add_four(dot[0], dot[1], dot[2], dot[3]);
         return;
     }
     UNROLL for (int m = 0; m < M; m++) all[m] = _mm512_setzero_si512();
@@ -95,13 +94,6 @@ AVX512 INLINE void strip_sums(const __m512i w[STRIP_BLOCKS], const enum Values v
 }
 
 /* ---- input ---- */
-
-/* Reorder a pair of blocks: the first half of the columns of each of its four groups, then the second halves. */
-AVX512 INLINE void arrange_pair(__m512i w[2]) {
-    __m512i first = _mm512_shuffle_i32x4(w[0], w[1], 0x88);
-    w[1] = _mm512_shuffle_i32x4(w[0], w[1], 0xdd);
-    w[0] = first;
-}
 
 /* Write the sums of each 16 columns of a strip, times their scales, to to[32], in order. */
 AVX512 INLINE void add_sixteens(const __m512i x[STRIP_BLOCKS], const float *scales, float *to) {
@@ -124,8 +116,8 @@ AVX512 INLINE void arrange_strip(const Input *in, int64_t row, int64_t b) {
     UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) x[i] = _mm512_loadu_si512(at + i * in->m * BLOCK);
     add_sixteens(x, scales, (float *)in->sixteens + (row * in->blocks + b) * 4);
     _mm512_storeu_ps(scales, _mm512_permutexvar_ps(groups_by_lane(), _mm512_loadu_ps(scales)));
-    if (in->m == 1) return;
-    turn_strip(x);
+    UNROLL for (int i = 0; i < STRIP_BLOCKS; i += 2) arrange_pair(x + i);
+    if (in->m > 1) turn_strip(x);
     UNROLL for (int i = 0; i < STRIP_BLOCKS; i++) _mm512_storeu_si512(at + i * in->m * BLOCK, x[i]);
 }
 

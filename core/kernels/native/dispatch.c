@@ -68,7 +68,7 @@ int has_short_products(void) { return 0; }
 #endif
 
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
-EXPORT int hetegen_version(void) { return 23; }
+EXPORT int hetegen_version(void) { return 24; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

@@ -185,7 +185,9 @@ INLINE int fit_groups(const float *x, int64_t count, const int shifted, float *s
 
 /* Pack 128 values of 4 or 6 bits as described in kernels.h. */
 INLINE void pack_pair(const uint8_t *values, const int shifted, uint8_t *to) {
-    for (int i = 0; i < PAIR / 2; i++) to[i] = (uint8_t)((values[i] & 15) | values[i + PAIR / 2] << 4);
+    for (int g = 0; g < PAIR; g += GROUP)
+        for (int i = 0; i < GROUP / 2; i++)
+            to[g / 2 + i] = (uint8_t)((values[g + i] & 15) | values[g + GROUP / 2 + i] << 4);
     for (int i = 0; i < PAIR / 4 && !shifted; i++)
         to[PAIR / 2 + i] = (uint8_t)(values[i] >> 4 | (values[i + 32] >> 4) << 2 | (values[i + 64] >> 4) << 4 |
                                      (values[i + 96] >> 4) << 6);

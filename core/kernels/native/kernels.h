@@ -6,7 +6,7 @@
  *   grouped     columns padded to a multiple of 128; a scale per 16, 32 or 128 of them, then the groups' minimums
  *               (optional): see Layout and core/spec/storages.py. A row stores 128 columns as
  *                 128 bytes, or
- *                 64 bytes, of which byte i holds column i (low nibble) and column 64 + i (high nibble), or
+ *                 64 bytes: byte i of each 16 holds column i (low nibble) and 16 + i (high nibble) of 32, or
  *                 these and 32 more, of which byte i holds the two upper bits of columns i, 32 + i, 64 + i, 96 + i
  *               or float8 (e4m3, never NaN), with one float scale per 128 columns: see float8_scale
  * Inputs are divided into blocks of 64 columns; each half block (32) has its own scale, so that an outlier channel

@@ -35,20 +35,16 @@ ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, int8
     const uint8_t *from = row + p * pair_bytes(l);
     uint8x16_t book = vld1q_u8(CODE_BOOKS[l->book]);
     int8x16_t zero = vdupq_n_s8((int8_t)(l->values == CODES ? 0 : l->zero));
-    for (int i = 0; i < 4; i++) {
-        uint8x16_t both = vld1q_u8(from + i * 16), low = vandq_u8(both, vdupq_n_u8(15)), high = vshrq_n_u8(both, 4);
-        if (l->values == CODES) {
-            low = veorq_u8(vqtbl1q_u8(book, low), vdupq_n_u8(0x80));
-            high = veorq_u8(vqtbl1q_u8(book, high), vdupq_n_u8(0x80));
+    for (int q = 0; q < 4; q++) {
+        uint8x16_t both = vld1q_u8(from + q * 16), halves[2] = {vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8(both, 4)};
+        for (int half = 0; half < 2; half++) {
+            if (l->values == CODES) halves[half] = veorq_u8(vqtbl1q_u8(book, halves[half]), vdupq_n_u8(0x80));
+            if (l->values == SIXES) {
+                uint8x16_t four = vshlq_u8(vld1q_u8(from + 64 + half * 16), vdupq_n_s8((int8_t)(4 - q * 2)));
+                halves[half] = vorrq_u8(halves[half], vandq_u8(four, vdupq_n_u8(0x30)));
+            }
+            w[q * 2 + half] = vsubq_s8(vreinterpretq_s8_u8(halves[half]), zero);
         }
-        if (l->values == SIXES) { /* the upper bits of columns 16 i on, and of those 64 further */
-            uint8x16_t four = vld1q_u8(from + 64 + i % 2 * 16);
-            if (i > 1) four = vshrq_n_u8(four, 2);
-            low = vorrq_u8(low, vshlq_n_u8(vandq_u8(four, vdupq_n_u8(3)), 4));
-            high = vorrq_u8(high, vandq_u8(four, vdupq_n_u8(0x30)));
-        }
-        w[i] = vsubq_s8(vreinterpretq_s8_u8(low), zero);
-        w[i + 4] = vsubq_s8(vreinterpretq_s8_u8(high), zero);
     }
 }
 
