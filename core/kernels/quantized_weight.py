@@ -244,7 +244,7 @@ def _values(data: Tensor, layout: Layout) -> Tensor:
     if layout.bits == 8:
         return data
     runs = data.view(len(data), -1, 1, RUN * layout.bits // 8)
-    both = runs[..., : RUN // 2].unflatten(-1, (-1, HALF))
+    both = runs[..., : RUN // 2].reshape(len(data), -1, HALF)
     codes = torch.cat((both & 15, both >> 4), dim=-1).view(len(data), -1)
     if layout.bits == 6:
         highs = torch.cat([runs[..., RUN // 2 :] >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
