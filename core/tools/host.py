@@ -30,8 +30,9 @@ class ToolHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._over: asyncio.Event | None = None
         # The attributes below belong to the loop's thread.
+        self._over = asyncio.Event()
+        self._changing = asyncio.Lock()  # held while links are opened and closed
         self._links: dict[str, Link] = {}
         self._lines: dict[str, Lines] = {}
         self._telling = False
@@ -51,7 +52,7 @@ class ToolHost:
 
     def close(self) -> None:
         """End every server and the thread."""
-        if self._thread is not None and self._loop is not None and self._over is not None:
+        if self._thread is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._over.set)
             self._thread.join()
             self._thread = None
@@ -70,14 +71,24 @@ class ToolHost:
             runner.run(self._until_closed())
 
     async def _until_closed(self) -> None:
-        self._over = asyncio.Event()
         self._ready.set()
         await self._over.wait()
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        async with self._changing:
+            await asyncio.gather(*(link.close() for link in self._links.values()))
         for lines in self._lines.values():
             lines.write()
 
     async def _use(self, servers: tuple[ToolServer, ...]) -> None:
+        async with self._changing:
+            if not self._over.is_set():
+                await self._end_others(servers)
+                for server in servers:
+                    if server.name not in self._links:
+                        self._add(server)
+        self._tell_soon()
+
+    async def _end_others(self, servers: tuple[ToolServer, ...]) -> None:
+        """End the servers that are not among these, and forget the logs of those that are gone."""
         wanted = {server.name: server for server in servers}
         gone = [link for name, link in self._links.items() if wanted.get(name) != link.server]
         for link in gone:
@@ -85,10 +96,6 @@ class ToolHost:
         await asyncio.gather(*(link.close() for link in gone))
         for name in [name for name in self._lines if name not in wanted]:
             self._lines.pop(name).forget()
-        for server in servers:
-            if server.name not in self._links:
-                self._add(server)
-        self._tell_soon()
 
     def _add(self, server: ToolServer) -> Link:
         if (lines := self._lines.get(server.name)) is None:
@@ -102,13 +109,15 @@ class ToolHost:
         return Lines(self._tell_soon, None if self._logs is None else LogFile(self._logs, name))
 
     async def _restart(self, server: ToolServer) -> None:
-        if link := self._links.pop(server.name, None):
-            await link.close()
-        self._add(server).start()
+        async with self._changing:
+            if link := self._links.pop(server.name, None):
+                await link.close()
+            if not self._over.is_set():
+                self._add(server).start()
 
     async def _call(self, server: str, tool: str, arguments: Mapping[str, Any], longest: int) -> ToolResult:
         link = self._links.get(server)
-        if link is None or not link.server.on:
+        if link is None or not link.server.on or self._over.is_set():
             raise ToolFailed(sentence("{} is switched off.", server), "", "Switch it on, and ask again.")
         return await link.call(tool, arguments, longest)
 

@@ -149,8 +149,7 @@ class _Hearing:
         self._say(ToolFailed(sentence("{} was stopped.", self._name), why, "Look at its log."))
 
     async def _end(self) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), GRACE_S)
+        await _has_ended(self._process)
         why = sentence("Its exit code is {}.", self._process.returncode)
         self._say(ToolFailed(sentence("{} has ended.", self._name), why, "Look at its log."))
 
@@ -170,12 +169,11 @@ async def _speak(process: asyncio.subprocess.Process, outgoing: Any) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Future[None]]) -> None:
-    """Close the program's input, wait briefly, then kill it and its children."""
+    """Close the program's input, wait briefly, then kill it and its children. Nothing of it is open afterwards."""
     assert process.stdin is not None
     process.stdin.close()
     family = _family(process.pid)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), GRACE_S)
+    await _has_ended(process)
     for one in family:
         with suppress(psutil.Error):
             one.kill()
@@ -183,6 +181,15 @@ async def _end(process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Futu
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    # Told to the loop by another thread: a loop that is closed before that would leave the pipes open.
+    await _has_ended(process)
+    process._transport.close()  # type: ignore[attr-defined]  # a descendant may hold a pipe open
+
+
+async def _has_ended(process: asyncio.subprocess.Process) -> None:
+    """Wait until the program has ended, at most GRACE_S."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), GRACE_S)
 
 
 def _family(pid: int) -> list[psutil.Process]:

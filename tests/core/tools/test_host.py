@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
 import subprocess
 import sys
@@ -75,6 +77,41 @@ def test_no_process_and_no_thread_is_left(stage: Stage) -> None:
     stage.host.close()
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not [thread for thread in threading.enumerate() if thread.name == "tools"]
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.6])
+def test_a_program_that_has_to_be_killed_leaves_nothing_open(late_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a busy machine tells the event loop late that the program has ended."""
+    wait, lost, before = os.waitpid, list[object](), threading.enumerate()
+
+    def waited(pid: int, options: int) -> tuple[int, int]:
+        found = wait(pid, options)
+        time.sleep(late_s)
+        return found
+
+    monkeypatch.setattr(os, "waitpid", waited)
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: lost.append(what.exc_value))
+    stage = Stage()
+    stage.host.use([script("nonsense")])
+    stage.until("test", lambda status: status.phase == "failed")
+    stage.host.close()
+    for thread in threading.enumerate():
+        if thread not in before:  # asyncio's, which waits for the program
+            thread.join()
+    del stage
+    gc.collect()
+    assert not lost
+
+
+def test_servers_that_are_being_ended_when_all_are_leave_nothing_behind(stage: Stage) -> None:
+    stage.started(script(), script(name="other"))
+    stage.host.call("test", "hang", {}, 100)
+    stage.until("test", lambda status: "→ hang" in str(status.log))
+    children = psutil.Process().children(recursive=True)
+    stage.host.use([script(name="other"), script(name="late")])
+    stage.host.close()
+    children += psutil.Process().children(recursive=True)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_what_cannot_be_started_says_why_and_its_log_stays(stage: Stage) -> None:
