@@ -84,9 +84,14 @@ class Server:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(self._uvicorn.serve([self._socket]))
+                runner.run(self._serve())
         finally:
             self._socket.close()
+
+    async def _serve(self) -> None:
+        await self._uvicorn.serve([self._socket])
+        for client in list(self._uvicorn.server_state.connections):
+            client.transport.abort()  # its request was not complete within CLOSING_S
 
 
 def _bind(options: ServerOptions) -> socket.socket:

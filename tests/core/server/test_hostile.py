@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import random
 import socket
+import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
+from core.server.engine_thread import EngineThread
+from core.server.options import ServerOptions
 from core.server.server import Server
 from tests.core.server.conftest import LIMITS
 from tests.core.server.wire import LONG, QUESTION, ask, open_request, wait_until
@@ -73,6 +78,24 @@ def test_closing_ends_replies_and_threads(server: Server) -> None:
     assert "server" not in {thread.name for thread in threading.enumerate()}
     connection.close()
     waiting.close()
+
+
+def test_closing_hangs_up_on_a_client_whose_request_never_ends(
+    guide: EngineThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[object] = []
+    monkeypatch.setattr("core.server.server.CLOSING_S", 0.1)
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: lost.append(what.exc_value))
+    server = Server(guide, ServerOptions(port=0, limits=replace(LIMITS, body_s=60.0)))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(64).startswith(b"HTTP/1.1 100"), "it waits for the rest"
+        server.close()
+        assert connection.recv(1) == b""
+    gc.collect()
+    assert not lost
 
 
 @pytest.mark.parametrize(
