@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -66,22 +66,19 @@ class Connection:
         target = urlsplit(f"{self.url}{path}")
         proxy = "" if proxy_bypass(target.hostname or "") else getproxies().get(target.scheme, "")
         connection = connect(target, proxy, CONNECT_S, self._context)
-        ended = threading.Event()
         try:
             connection.connect()
-            line = connection.sock
-            line.settimeout(timeout_s)
-            threading.Thread(target=_abort_on, args=(stop, ended, line), name="remote-stop", daemon=True).start()
-            address = target._replace(scheme="", netloc="").geturl()
-            connection.request(method, address, None if body is None else json.dumps(body), self._headers())
-            answer = connection.getresponse()
-            if answer.status != http.client.OK:
-                raise self.refusal(answer.status, answer.read(MOST_BODY))
-            yield answer
+            connection.sock.settimeout(timeout_s)
+            with _aborted_on(stop, connection.sock):
+                address = target._replace(scheme="", netloc="").geturl()
+                connection.request(method, address, None if body is None else json.dumps(body), self._headers())
+                with connection.getresponse() as answer:
+                    if answer.status != http.client.OK:
+                        raise self.refusal(answer.status, answer.read(MOST_BODY))
+                    yield answer
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Stopped if stop() else self.lost(error) from error
         finally:
-            ended.set()
             connection.close()
 
     def _headers(self) -> dict[str, str]:
@@ -138,16 +135,26 @@ class Connection:
         return NetworkError(sentence("{} failed.", self.host), said, "Look at its log, and try again.")
 
 
-def _abort_on(stop: Stop, ended: threading.Event, line: socket.socket) -> None:
-    """Unblock a read in another thread as soon as `stop` returns True."""
-    while not ended.wait(LOOK_EVERY_S):
-        if stop():
-            try:
-                # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
-                socket.socket.shutdown(line, socket.SHUT_RDWR)
-            except OSError:
+@contextmanager
+def _aborted_on(stop: Stop, line: socket.socket) -> Iterator[None]:
+    """Unblock a read of the calling thread as soon as `stop` returns True."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(LOOK_EVERY_S):
+            if stop():
+                with suppress(OSError):
+                    # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
+                    socket.socket.shutdown(line, socket.SHUT_RDWR)
                 return
-            return
+
+    watcher = threading.Thread(target=watch, name="remote-stop", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _event_data(answer: http.client.HTTPResponse) -> Iterator[str]:
