@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from app.system.paths import places
 from app.views.settings.about_dialog import AboutDialog, LicencesDialog
 from core.paths import assets
 from tests.app.scripted_engine import ScriptedEngine
+from tests.loopback import Loopback
 
 Serve = Callable[[int, str], list[BaseHTTPRequestHandler]]
 
@@ -32,8 +33,7 @@ Serve = Callable[[int, str], list[BaseHTTPRequestHandler]]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Replace GitHub by a server; return the requests that it got."""
-    servers: list[ThreadingHTTPServer] = []
-    threads: list[threading.Thread] = []
+    servers = ExitStack()
 
     def begin(status: int, body: str) -> list[BaseHTTPRequestHandler]:
         heard: list[BaseHTTPRequestHandler] = []
@@ -49,18 +49,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             def log_message(self, format: str, *args: object) -> None:
                 """Print nothing on stderr."""
 
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threads.append(threading.Thread(target=servers[-1].serve_forever))
-        threads[-1].start()
-        monkeypatch.setattr(updates, "API", f"http://127.0.0.1:{servers[-1].server_port}")
+        monkeypatch.setattr(updates, "API", servers.enter_context(Loopback(Handler)).address)
         return heard
 
-    yield begin
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-    for thread in threads:
-        thread.join()
+    with servers:
+        yield begin
 
 
 def release(version: str, page: str = "") -> str:

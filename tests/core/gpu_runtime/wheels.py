@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import quote, unquote
 
 from core.gpu_runtime.start import own_torch
 from core.graphics.builds import BUILDS, Build
 from core.graphics.card import GraphicsCard
+from tests.loopback import Loopback
 
 WORKS = """
 import types
@@ -162,19 +162,16 @@ class Index:
         self.cut: dict[str, int] = {}
         self.flipped: set[str] = set()
         self.ranges: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Loopback(_handler(self))
+        self.address = self._server.address
         self.pages = (f"{self.address}/whl/{{tag}}", f"{self.address}/simple")
 
     def __enter__(self) -> Index:
-        self._thread.start()
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.__exit__()
 
     def page(self, index: str, project: str) -> str | None:
         """Return a project's page: torch's on PyTorch's index, all others on PyPI."""

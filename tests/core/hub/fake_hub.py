@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import socket
 import struct
 import sys
 import threading
@@ -19,9 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.loopback import Loopback
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".onnx", ".pth")
 CHUNK = 1 << 16
@@ -152,24 +153,17 @@ class Double:
         self.lock = threading.Lock()
         self.over = threading.Event()
         self.servers = [_Server(self, "hub"), _Server(self, "files")]
-        self.endpoint, self.files_host = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        self.endpoint, self.files_host = (server.address for server in self.servers)
 
     def __enter__(self) -> Double:
-        self._threads = [
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in self.servers
-        ]
-        for thread in self._threads:
-            thread.start()
+        for server in self.servers:
+            server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
         for server in self.servers:
-            server.shutdown()
-            server.hang_up()
-            server.server_close()
-        for thread in self._threads:
-            thread.join()
+            server.__exit__()
 
     def replace(self, repo: Repo) -> None:
         """Add a new commit of a repository; the old one stays readable under its sha."""
@@ -214,35 +208,11 @@ class Double:
         return None
 
 
-class _Server(ThreadingHTTPServer):
-    # Closing joins the threads quickly, because every connection is shut down before.
-    daemon_threads = False
-    request_queue_size = 64
-
+class _Server(Loopback):
     def __init__(self, double: Double, host: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.double = double
         self.host = host
-        self.open_sockets: set[socket.socket] = set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.open_sockets.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.open_sockets.discard(request)
-        super().shutdown_request(request)
-
-    def hang_up(self) -> None:
-        for line in list(self.open_sockets):
-            try:
-                line.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

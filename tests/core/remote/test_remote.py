@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from core.server.engine_thread import EngineThread
 from core.server.options import ServerOptions
 from core.server.server import Server
 from tests.core.server.conftest import LIMITS, guide, server
+from tests.loopback import Loopback
 
 __all__ = ["guide", "server"]
 
@@ -76,15 +77,8 @@ def fake(reply: Answer = lambda handler: None, **attributes: Any) -> Iterator[tu
     """Provide the address of a running fake, and the bodies of its requests."""
     seen: list[dict[str, Any]] = []
     kind = type("One", (Fake,), {"reply": reply, "seen": seen, **attributes})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", seen
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+    with Loopback(kind) as running:
+        yield f"{running.address}/v1", seen
 
 
 def delta(**what: Any) -> dict[str, Any]:
