@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from app.engine.worker import EngineLike
 
 Start = Callable[..., "Application"]
+LONG_MS = 120_000
+"""How long a test waits for what must happen: programs that it starts compete with other tests for two cores."""
 PATIENCE_S = 10.0
 """How long a thread that was told to end may take: a busy machine runs it late."""
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -32,10 +34,10 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 class PatientBot(QtBot):
     """A QtBot that waits as long as a busy machine may need; what never happens still fails."""
 
-    def waitUntil(self, callback: Callable[[], bool | None], *, timeout: int = 30_000) -> None:
+    def waitUntil(self, callback: Callable[[], bool | None], *, timeout: int = LONG_MS) -> None:
         super().waitUntil(callback, timeout=timeout)
 
-    def waitSignal(self, signal: SignalInstance, *, timeout: int = 30_000, **how: Any) -> SignalBlocker:
+    def waitSignal(self, signal: SignalInstance, *, timeout: int = LONG_MS, **how: Any) -> SignalBlocker:
         return super().waitSignal(signal, timeout=timeout, **how)
 
 

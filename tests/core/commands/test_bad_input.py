@@ -409,18 +409,15 @@ def _as_nobody(folder: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    open_up = [
-        parent for parent in folder.parents if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o777 == 0o700
-    ]
-    for parent in open_up:
-        parent.chmod(0o711)
+    # Not undone: these folders belong to all processes of a test run, and another may be in the same need.
+    for parent in folder.parents:
+        if (found := parent.stat()).st_uid == 0 and not found.st_mode & 0o001:
+            parent.chmod(found.st_mode | 0o011)
     os.seteuid(NOBODY)
     try:
         yield
     finally:
         os.seteuid(0)
-        for parent in open_up:
-            parent.chmod(0o700)
 
 
 def test_a_question_that_is_no_utf8_is_answered(capsys: pytest.CaptureFixture[str]) -> None:

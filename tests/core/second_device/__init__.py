@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from filelock import FileLock
 
 from core.accelerators.card import Card
 from core.accelerators.simulation_spec import Simulation
@@ -130,11 +131,13 @@ def built() -> Path:
     ]  # fmt: skip
     key = hashlib.sha256(SOURCE.read_bytes() + repr((command, torch.__version__)).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"hetegen-second-device-{os.getuid()}" / f"{key}.so"
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-o", str(unfinished)], check=True)
-        unfinished.replace(path)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    # One process compiles and the others wait: it takes much memory.
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            subprocess.run([*command, "-o", str(unfinished)], check=True)
+            unfinished.replace(path)
     return path
 
 
