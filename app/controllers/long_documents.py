@@ -75,8 +75,10 @@ class LongDocuments(QObject):
         })  # fmt: skip
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and close the indexes."""
         self._maker.close()
+        for index in self._indexes.values():
+            index.close()
 
     def _find(self, digest: str, text: str, budget: int, seen: Collection[Span]) -> tuple[Span, ...]:
         return self._indexes[digest].find(text, budget, tokens_about, seen)
