@@ -1,31 +1,36 @@
 """Conversations as files: Markdown for people, JSON for keeping and for other programs.
 
-JSON holds the whole tree with every version, and `imports` reads it back; Markdown holds only the branch shown. This
-module knows no database.
+JSON holds the whole tree with every version, and `imports` reads it back; Markdown holds only the branch shown, in
+the window's language. This module knows no database.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from app.conversations.attached import to_table
 from app.conversations.conversation import CALLED, Turn, call_table
 from app.conversations.document import Document
 from app.conversations.imports.reader import FORMAT, VERSION, NotAnExport, from_json, read_json
+from app.i18n.formatting import receipt
+from app.i18n.translator import tr
 from core.events import ToolCall
 
 __all__ = ["Document", "NotAnExport", "from_json", "read_json", "to_json", "to_markdown"]
+
+OUTCOMES = {"done": "Done", "failed": "Failed", "denied": "Not allowed"}
+"""How a tool call ended, in words."""
 
 
 def to_markdown(document: Document) -> str:
     """Format the branch shown: a heading per turn, reasoning folded, and the figures of each reply."""
     conversation = document.conversation
-    parts = [f"# {_one_line(conversation.title) or 'Conversation'}"]
+    parts = [f"# {_one_line(conversation.title) or tr('Conversation')}"]
     if conversation.system:
-        parts.append(_quote(f"System prompt: {conversation.system}"))
+        parts.append(_quote(tr("System prompt: {}").format(conversation.system)))
     for turn in conversation.path():
         parts += _markdown_of(turn, document.created.get(turn.id))
     return "\n\n".join(parts) + "\n"
@@ -35,16 +40,18 @@ def _markdown_of(turn: Turn, created: float | None) -> Iterator[str]:
     if turn.call is not None:
         yield _call(turn, turn.call)
         return
-    speaker = {"user": "You", "assistant": str(turn.receipt.get("model") or "Model")}.get(turn.role, "System")
+    speaker = {"user": tr("You"), "assistant": str(turn.receipt.get("model") or tr("Model"))}.get(
+        turn.role, tr("System")
+    )
     when = f" · {datetime.fromtimestamp(created):%Y-%m-%d %H:%M}" if created else ""
     yield f"## {_one_line(speaker)}{when}"
     if turn.reasoning:
-        yield f"<details><summary>Reasoning</summary>\n\n{turn.reasoning.strip()}\n\n</details>"
+        yield f"<details><summary>{tr('Reasoning')}</summary>\n\n{turn.reasoning.strip()}\n\n</details>"
     for document in turn.attached:
-        yield _quote(f"Attached: {_one_line(document.name)}")
+        yield _quote(tr("Attached: {}").format(_one_line(document.name)))
     if turn.content.strip() or not (turn.attached or turn.end == CALLED):
-        yield turn.content.strip() or "*(empty)*"
-    if figures := _figures(turn.receipt):
+        yield turn.content.strip() or f"*{tr('(empty)')}*"
+    if figures := receipt(turn.receipt):
         yield f"*{figures}*"
 
 
@@ -52,15 +59,10 @@ def _call(turn: Turn, call: ToolCall) -> str:
     """Format a tool call, folded: its arguments and its result."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", turn.content)), default=0))
     result = f"{fence}\n{turn.content.strip()}\n{fence}"
+    summary = tr("Tool: {} ({})").format(_one_line(call.name), tr(OUTCOMES.get(turn.end, "Stopped")))
     return (
-        f"<details><summary>Tool: {_one_line(call.name)} ({turn.end or 'stopped'})</summary>\n\n"
-        f"```json\n{_one_line(call.arguments)}\n```\n\n{result}\n\n</details>"
+        f"<details><summary>{summary}</summary>\n\n```json\n{_one_line(call.arguments)}\n```\n\n{result}\n\n</details>"
     )
-
-
-def _figures(receipt: Mapping[str, object]) -> str:
-    known = (("tok_s", "{:.1f} tokens/s"), ("ttft_s", "{:.2f} s to first token"), ("new_tokens", "{:,} tokens"))
-    return ", ".join(form.format(value) for key, form in known if isinstance(value := receipt.get(key), int | float))
 
 
 def _one_line(text: str) -> str:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PySide6.QtCore import QCoreApplication
+from pytestqt.qtbot import QtBot
 
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.export import Document, NotAnExport, from_json, read_json, to_json, to_markdown
+from app.i18n.translator import install
 
 
 def sample() -> Document:
@@ -52,6 +55,17 @@ def test_markdown_shows_the_branch_a_person_sees() -> None:
     assert "*23.4 tokens/s, 0.61 s to first token, 1,412 tokens*" in text
     assert "```python\nprint('🙂')\n```" in text
     assert "Mie?" not in text
+
+
+def test_markdown_is_in_the_windows_language(qtbot: QtBot) -> None:
+    words = install("de")
+    try:
+        text = to_markdown(sample())
+    finally:
+        QCoreApplication.removeTranslator(words)
+    assert "> Systemanweisung: Be brief.\n> Be kind.\n\n## Sie · 20" in text
+    assert "<summary>Überlegung</summary>" in text
+    assert "*23,4 Tokens/s, 0,61 s bis zum ersten Token, 1.412 Tokens*" in text
 
 
 def test_an_empty_conversation_can_be_exported() -> None:

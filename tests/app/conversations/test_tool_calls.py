@@ -179,7 +179,7 @@ def test_calls_survive_a_restart_and_are_exported_and_read_back(
     (back,) = from_json((folder / "a.json").read_text("utf-8"))
     call = back.conversation.path()[2].call
     assert (call.name if call else "", back.conversation.path()[2].content) == ("add", "42")
-    assert "Tool: add (done)" in (folder / "a.md").read_text("utf-8")
+    assert "Tool: add (Done)" in (folder / "a.md").read_text("utf-8")
 
 
 def test_what_waited_when_the_program_ended_is_a_stopped_call(qtbot: QtBot, app: Application) -> None:
