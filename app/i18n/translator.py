@@ -36,6 +36,12 @@ def number(written: str) -> str:
     return written.translate({ord(","): sample[1], ord("."): sample[5]})
 
 
+def locale() -> QLocale:
+    """Return the conventions for dates: the system's if it speaks the window's language, else those of its country."""
+    system, own = QLocale.system(), QLocale(tr("en"))
+    return system if system.language() == own.language() else QLocale(own.language(), system.territory())
+
+
 def said(sentence: str) -> str:
     """Translate an engine sentence: look up its template, then fill in its arguments."""
     if not isinstance(sentence, Sentence):

@@ -25,6 +25,7 @@ from PySide6.QtGui import QFont, QFontMetrics, QPainter
 from PySide6.QtWidgets import QLineEdit, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QWidget
 
 from app.conversations.store import MARK_END, MARK_START, Entry, Hit
+from app.i18n.translator import locale
 from app.settings.theme import BUTTON_RADIUS, ICON, INSIDE, RELATED, Theme
 
 LineRole = Qt.ItemDataRole.UserRole + 1
@@ -130,7 +131,7 @@ class EntryModel(QAbstractListModel):
         if role == Qt.ItemDataRole.ToolTipRole:
             # Python's %x would be American: the locale of a process that does not set one is "C".
             updated = QDateTime.fromSecsSinceEpoch(int(line.entry.updated))
-            return f"{title}\n{QLocale.system().toString(updated, QLocale.FormatType.ShortFormat)}"
+            return f"{title}\n{locale().toString(updated, QLocale.FormatType.ShortFormat)}"
         if role == Qt.ItemDataRole.AccessibleTextRole:
             return f"{title}, {self.tr('pinned')}" if line.entry.pinned else title
         return line if role == LineRole else None

@@ -13,7 +13,7 @@ from pytestqt.qtbot import QtBot
 
 from app.conversations.conversation import Conversation, Turn
 from app.conversations.store import MARK_END, MARK_START, Entry, Hit, Store
-from app.i18n.translator import install
+from app.i18n.translator import install, locale
 from app.settings.theme import Theme
 from app.views.controls.controls import ElidedLabel, IconButton
 from app.views.conversations.entry_list import DAY_S, groups, runs
@@ -38,6 +38,13 @@ def sidebar(qtbot: QtBot) -> Sidebar:
     made.show()
     qtbot.waitExposed(made)
     return made
+
+
+@pytest.fixture(params=["en", "de"])
+def language(request: pytest.FixtureRequest, qtbot: QtBot) -> Iterator[str]:
+    install(request.param)
+    yield request.param
+    install("en")
 
 
 def shown(sidebar: Sidebar) -> list[str]:
@@ -80,12 +87,13 @@ def test_the_list_shows_headings_and_titles(sidebar: Sidebar) -> None:
     assert shown(sidebar) == ["Pinned", "Alpha", "Today", "Beta", "Earlier", "Gamma"]
 
 
-def test_a_title_tells_when_it_was_written_in_the_form_of_the_system(qtbot: QtBot) -> None:
+def test_a_title_tells_when_it_was_written_in_the_windows_language(qtbot: QtBot, language: str) -> None:
     sidebar = Sidebar(Theme("light"))
     qtbot.addWidget(sidebar)
     sidebar.show_entries([replace(entry("alpha"), updated=NOON)])
     title, when = str(sidebar.list.model().index(1, 0).data(Qt.ItemDataRole.ToolTipRole)).splitlines()
-    read = QLocale.system().toDateTime(when, QLocale.FormatType.ShortFormat)
+    assert locale().language() == QLocale(language).language()
+    read = locale().toDateTime(when, QLocale.FormatType.ShortFormat)
     assert (title, read.time().hour(), read.date().dayOfYear()) == ("Alpha", 12, 324)
 
 
@@ -167,13 +175,6 @@ def test_deleting_offers_undo_and_settles_when_the_next_is_deleted(sidebar: Side
         find(sidebar.undo, QPushButton, "Undo").click()
     assert undone.args == ["gamma"]
     assert not sidebar.undo.isVisible()
-
-
-@pytest.fixture(params=["en", "de"])
-def language(request: pytest.FixtureRequest, qtbot: QtBot) -> Iterator[str]:
-    install(request.param)
-    yield request.param
-    install("en")
 
 
 def test_a_long_title_is_cut_where_the_bar_ends_and_is_whole_in_the_tip(qtbot: QtBot, language: str) -> None:
