@@ -28,7 +28,8 @@ class Declared:
     """Declaration of one setting, for the dialog and the validation.
 
     `choices`: (value, label) pairs. `low`, `high`, `step` are in `unit`. `unset`: the word for None, if None is
-    allowed. `lines`: height of a text field. `reload`: takes effect when a model is loaded again.
+    allowed. `example`: shown in a text field while it is empty. `lines`: its height. `reload`: takes effect when a
+    model is loaded again.
     """
 
     section: str
@@ -41,6 +42,7 @@ class Declared:
     step: float = 1
     unit: str = ""
     unset: str = ""
+    example: str = ""
     lines: int = 1
     reload: bool = False
 
@@ -153,7 +155,7 @@ class Settings:
         "", MODEL, "Draft model",
         "The folder or Hub name of a small model with the same tokens, or of the assistant made for a Gemma 4 model. "
         "While it is chosen, models that it does not fit do not load.",
-        kind="folder", reload=True,
+        kind="folder", example="e.g. Qwen/Qwen3-0.6B", reload=True,
     )  # fmt: skip
     keep_loaded_minutes: int | None = setting(
         None, MODEL, "Keep the model loaded", "Memory is given back after this time without a question.",

@@ -126,7 +126,7 @@ class SettingField(QWidget):
 
     def _line(self) -> QWidget:
         line = QLineEdit(self)
-        line.setPlaceholderText(words(self._declared.unset))
+        line.setPlaceholderText(words(self._declared.unset or self._declared.example))
         line.textEdited.connect(self._on_typing)
         line.editingFinished.connect(self.flush)
         return line

@@ -50,6 +50,7 @@ def said_by_tables() -> Iterator[str]:
             entry.help,
             entry.unit,
             entry.unset,
+            entry.example,
             *(words for _, words in entry.choices),
         )
     yield from (words for _, words, *_ in ACTIONS)

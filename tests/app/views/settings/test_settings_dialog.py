@@ -60,6 +60,9 @@ def test_every_choice_can_be_read_whole(language: str, qapp: QApplication, qtbot
             room = box.maximumWidth() - ARROW_ROOM - 2 * RELATED
             texts = [box.itemText(place) for place in range(box.count())]
             assert max(map(box.fontMetrics().horizontalAdvance, texts)) <= room, texts
+        for line in dialog.findChildren(QLineEdit):
+            words_inside = line.placeholderText()
+            assert line.fontMetrics().horizontalAdvance(words_inside) <= line.width() - 2 * RELATED, words_inside
     finally:
         qapp.removeTranslator(words)
 
@@ -96,6 +99,9 @@ def test_there_is_a_field_for_every_setting_and_it_shows_the_value(dialog: Setti
     assert controls["system_prompt"].toPlainText() == "Be kind."  # type: ignore[attr-defined]
     texts = {name: line.text() for name, line in controls.items() if isinstance(line, QLineEdit)}
     assert (texts["temperature"], texts["context"], texts["threads"]) == ("0.7", "4096", "")
+    draft = controls["draft_model"]
+    assert isinstance(draft, QLineEdit)
+    assert draft.placeholderText() == "e.g. Qwen/Qwen3-0.6B"
 
 
 def test_showing_settings_changes_nothing(dialog: SettingsDialog, qtbot: QtBot) -> None:
