@@ -12,7 +12,7 @@ from typing import Literal
 FloatStorage = Literal["bf16", "fp16", "fp32"]
 Storage = Literal[
     "bf16", "fp16", "fp32", "int8", "int6", "int4",
-    "int8g32", "int6g32", "int6g32m", "int6k32m", "int6k16",
+    "int8g32", "int6g32", "int6g32m", "int6k32m", "int6k16", "int6k16m",
     "int4g32", "int4g32b", "int4g32m", "int4g32w", "int4g128w", "int4k16", "int4k16m",
     "iq4nl", "iq4xs", "mxfp4", "nvfp4", "nvfp4w", "nf4", "fp8",
 ]  # fmt: skip
@@ -89,6 +89,7 @@ LAYOUTS: dict[Storage, Layout] = {
     "int6g32m": Layout(6, 32, "fp16", minimum=True),  # Q5_1
     "int6k32m": Layout(6, 32, "fine", minimum=True),  # Q5_K
     "int6k16": Layout(6, 16, "fine"),  # Q6_K
+    "int6k16m": Layout(6, 16, "fine", minimum=True),  # rows of different K types
     "int4g32": Layout(4, 32, "fp16"),  # Q4_0
     "int4g32b": Layout(4, 32, "bf16"),  # compressed-tensors with scales of bf16
     "int4g32m": Layout(4, 32, "fp16", minimum=True),  # Q4_1

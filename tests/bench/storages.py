@@ -39,8 +39,9 @@ from core.spec import COARSE_COLUMNS, LAYOUTS, FormatWish, Layout, ModelSpec, St
 OWN: tuple[Storage, ...] = ("int8", "int6", "int4")
 BROUGHT: dict[Storage, tuple[str, int, int]] = {
     "int8g32": ("Q8_0", -127, 127), "int6g32": ("Q5_0", -16, 15), "int6g32m": ("Q5_1", 0, 31),
-    "int6k32m": ("Q5_K", 0, 31), "int6k16": ("Q6_K", -32, 31), "int4g32": ("Q4_0", -8, 7),
-    "int4g32b": ("w4a16, groups of 32", -8, 7), "int4g32m": ("Q4_1", 0, 15), "int4g32w": ("GPTQ, groups of 32", 0, 15),
+    "int6k32m": ("Q5_K", 0, 31), "int6k16": ("Q6_K", -32, 31), "int6k16m": ("Q5_K and Q6_K", 0, 63),
+    "int4g32": ("Q4_0", -8, 7), "int4g32b": ("w4a16, groups of 32", -8, 7), "int4g32m": ("Q4_1", 0, 15),
+    "int4g32w": ("GPTQ, groups of 32", 0, 15),
     "int4g128w": ("GPTQ, groups of 128", 0, 15), "int4k16": ("Q3_K", -4, 3), "int4k16m": ("Q2_K", 0, 3),
     "iq4nl": ("IQ4_NL", 0, 15), "iq4xs": ("IQ4_XS", 0, 15), "mxfp4": ("MXFP4", 0, 15), "nvfp4": ("NVFP4", 0, 15),
     "nvfp4w": ("NVFP4, two scales", 0, 15), "nf4": ("nf4", 0, 15), "fp8": ("FP8 by 128 columns", -448, 448),

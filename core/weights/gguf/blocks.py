@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, pack
-from core.spec import Storage
-from core.weights.gguf.types import BlockType
+from core.spec import LAYOUTS, Storage
+from core.weights.gguf.types import ANY_FINE, BlockType
 from core.weights.row_chunks import row_chunks
 
 Parts = tuple[Tensor, Scales, Scales | None]
@@ -32,7 +32,8 @@ def packed(parts: Sequence[tuple[Tensor, BlockType]], storage: Storage) -> Quant
     first = 0
     for raw, kind in parts:
         for begin, end in row_chunks(len(raw), columns):
-            some = pack(storage, *unpacked(raw[begin:end], kind))
+            own = unpacked(raw[begin:end], kind)
+            some = pack(storage, *(_regrouped(own, kind) if storage == ANY_FINE else own))
             for target, source in zip(result.rows(first + begin, first + end).tensors, some.tensors, strict=True):
                 target.copy_(source)
         first += len(raw)
@@ -59,6 +60,20 @@ def numbers(raw: Tensor, kind: BlockType, dtype: torch.dtype) -> Tensor:
 def unpacked(raw: Tensor, kind: BlockType) -> Parts:
     """Return codes (N, K), scales and minimums of rows of blocks."""
     return UNPACK[kind.name](raw.reshape(len(raw), -1, kind.nbytes))
+
+
+def _regrouped(parts: Parts, kind: BlockType) -> Parts:
+    """Return parts with fine scales in groups of 16 with minimums: -zero * scale where the type has none."""
+    codes, scales, minimums = parts
+    assert kind.storage is not None
+    assert isinstance(scales, tuple)
+    layout = LAYOUTS[kind.storage]
+    if minimums is None:
+        codes, minimums = codes + layout.zero, (scales[0], scales[1] * -layout.zero)
+    assert isinstance(minimums, tuple)
+    more = layout.group // LAYOUTS[ANY_FINE].group
+    (fine, factors), (low, others) = scales, minimums
+    return codes, (fine.repeat_interleave(more, 1), factors), (low.repeat_interleave(more, 1), others)
 
 
 def _widened(raw: Tensor, kind: BlockType) -> Tensor:

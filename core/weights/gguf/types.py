@@ -43,11 +43,15 @@ WIDER: dict[Storage, Storage] = {
     "int4": "int6k32m", "int4g32": "int6g32", "int4g32m": "int6g32m", "int4k16": "int6k16",
 }  # fmt: skip
 """Storages of four bits, and those of six bits in the same groups, which keep the same values."""
+ANY_FINE: Storage = "int6k16m"
+"""The storage that keeps the values of all those with fine scales, whatever their groups: see `FINE`."""
+FINE = frozenset[Storage | None](("int4", "int4k16", "int4k16m", "int6k32m", "int6k16"))
 
 
 def common_storage(kinds: Collection[BlockType]) -> Storage | None:
     """Return the storage that keeps rows of all these types exactly; None if there is none."""
     storages = {kind.storage for kind in kinds}
     if len(storages) > 1:
-        storages = {WIDER.get(one, one) if one else None for one in storages}
+        wider = {WIDER.get(one, one) if one else None for one in storages}
+        storages = {ANY_FINE} if len(wider) > 1 and storages <= FINE else wider
     return storages.pop() if len(storages) == 1 else None

@@ -12,6 +12,8 @@ from core.weights.gguf.types import TYPES, BlockType, common_storage
 
 ROWS, BLOCKS = 37, 3
 EXACT = [kind for kind in TYPES.values() if kind.storage]
+MIXED = [("Q5_K", "Q6_K"), ("Q3_K", "Q4_K"), ("Q2_K", "Q6_K"), ("Q2_K", "Q3_K"), ("Q4_K", "Q5_K", "Q6_K")]
+"""Types with fine scales for different groups, with and without minimums."""
 CONVERTED = [kind for kind in TYPES.values() if not kind.storage and not kind.is_number]
 
 
@@ -46,8 +48,8 @@ def test_packed_weights_are_those_of_the_file_to_the_last_bit(kind: BlockType) -
     assert torch.equal(numbers(torch.from_numpy(raw), kind, torch.float32), expected)
 
 
-@pytest.mark.parametrize("names", [("Q4_K", "Q5_K"), ("Q4_0", "Q5_0"), ("Q5_1", "Q4_1"), ("Q3_K", "Q6_K")])
-def test_rows_of_four_and_of_five_or_six_bits_are_one_weight_without_rounding(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize("names", [("Q4_K", "Q5_K"), ("Q4_0", "Q5_0"), ("Q5_1", "Q4_1"), ("Q3_K", "Q6_K"), *MIXED])
+def test_rows_of_different_types_are_one_weight_without_rounding(names: tuple[str, ...]) -> None:
     kinds = [next(kind for kind in TYPES.values() if kind.name == name) for name in names]
     raws = [random_blocks(kind) for kind in kinds]
     storage = common_storage(kinds)
@@ -57,7 +59,7 @@ def test_rows_of_four_and_of_five_or_six_bits_are_one_weight_without_rounding(na
     assert torch.equal(found.dequantize(torch.float32), expected)
 
 
-@pytest.mark.parametrize("names", [("Q5_K", "Q6_K"), ("Q4_K", "IQ3_S"), ("Q4_0", "Q8_0")])
+@pytest.mark.parametrize("names", [("Q4_K", "Q5_0"), ("Q4_K", "IQ3_S"), ("Q4_0", "Q8_0"), ("Q5_K", "Q8_0")])
 def test_rows_that_no_storage_keeps_together_have_none(names: tuple[str, str]) -> None:
     assert common_storage([kind for kind in TYPES.values() if kind.name in names]) is None
 
