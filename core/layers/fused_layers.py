@@ -10,10 +10,11 @@ unusual masks) go to the layer's own forward.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +65,26 @@ def adopt(layers: list[nn.Module]) -> list[LayerRun]:
     """
     fits: dict[str, Make | None] = {}
     lent = any(getattr(getattr(layer, "self_attn", None), BORROWS, False) for layer in layers)
-    for layer in layers:
-        if (library := _library(layer)) is None or (lent and getattr(layer.self_attn, LENDS, False)):
+    for layer, libraries in _by_layer(layers).items():
+        if lent and getattr(layer.self_attn, LENDS, False):
             continue
         kind = _kind(layer)
         if kind not in fits:
-            fits[kind] = _make(layer, library)
+            fits[kind] = _make(layer, libraries)
         if (make := fits[kind]) is not None:
-            layer.forward = _fused(layer, library, make, _rest(layer))
+            layer.forward = _fused(layer, libraries, make, _rest(layer))
     return link(_fused_ones(layers))
+
+
+def _by_layer(layers: list[nn.Module]) -> dict[Any, Libraries]:
+    """Return the libraries of the layers that have only known parts and that our library multiplies.
+
+    Which instruction set was measured as fastest may depend on a layer's storages and differs little. One call computes
+    only layers of the same, so those of most layers serve all.
+    """
+    own = {layer: found for layer in layers if (found := _libraries(layer)) is not None}
+    ranked = [libraries for libraries, _ in Counter(own.values()).most_common()]
+    return {layer: next(one for one in ranked if one.suit(layer, found)) for layer, found in own.items()}
 
 
 def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
@@ -96,9 +108,22 @@ def release(layers: list[nn.Module]) -> None:
         vars(layer).pop("forward", None)
 
 
-def _library(layer: nn.Module) -> NativeLibrary | None:
-    """Return the library that multiplies one row with all linears, if the layer has only known parts; otherwise
-    None."""
+class Libraries(NamedTuple):
+    """The library that multiplies one row with all linears of a layer, and that for up to FEW_ROWS, if there is one."""
+
+    one: NativeLibrary
+    few: NativeLibrary | None
+
+    def suit(self, layer: nn.Module, own: Libraries) -> bool:
+        """Return whether they can replace a layer's own: they take one input for all of its linears."""
+        if self.few is None or own.few is None:
+            return self == own
+        linears = _linears(layer)
+        return _are_alike(linears, self.one, 1) and _are_alike(linears, self.few, FEW_ROWS)
+
+
+def _libraries(layer: nn.Module) -> Libraries | None:
+    """Return the layer's libraries, if it has only known parts; otherwise None."""
     children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
@@ -110,7 +135,9 @@ def _library(layer: nn.Module) -> NativeLibrary | None:
     linears = _linears(layer)
     if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
         return None
-    return None if any(one.bias is not None for one in linears[4:]) else _common_library(linears, 1)
+    if any(one.bias is not None for one in linears[4:]) or (one := _common_library(linears, 1)) is None:
+        return None
+    return Libraries(one, _common_library(linears, FEW_ROWS))
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
@@ -158,8 +185,11 @@ def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
     if not all(isinstance(one, HostLinear) for one in linears):
         return None
     library = common_library([one.host for one in linears], rows)
-    alike = library is not None and library.alike((one.host.weight.storage for one in linears), rows)
-    return library if alike else None
+    return library if library is not None and _are_alike(linears, library, rows) else None
+
+
+def _are_alike(linears: list[Any], library: NativeLibrary, rows: int) -> bool:
+    return library.alike((one.host.weight.storage for one in linears), rows)
 
 
 def _kind(layer: Any) -> str:
@@ -175,7 +205,7 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, repr(value)
 
 
-def _make(layer: Any, library: NativeLibrary) -> Make | None:
+def _make(layer: Any, libraries: Libraries) -> Make | None:
     """Return how ours computes what the layer does; None if no way agrees."""
     attention = layer.self_attn
     own = {name for name, _ in attention.named_parameters(recurse=False)}
@@ -188,7 +218,9 @@ def _make(layer: Any, library: NativeLibrary) -> Make | None:
     choices = product(names, (False, True), _residuals(layer), _turned(attention), scaled)
     with _another_factor(layer):
         makes = (Make(*choice) for choice in choices)
-        return next((make for make in makes if _agrees(layer, _fused(layer, library, make, _plain(layer)), make)), None)
+        return next(
+            (make for make in makes if _agrees(layer, _fused(layer, libraries, make, _plain(layer)), make)), None
+        )
 
 
 @contextmanager
@@ -239,10 +271,10 @@ def _dtype(layer: nn.Module) -> torch.dtype:
     return dtype
 
 
-def _fused(layer: Any, library: NativeLibrary, make: Make, rest: AfterAttention | None) -> FusedForward:
-    parts, dtype = parts_of(layer, make), _dtype(layer)
-    one, for_few = NativeLayer(library, parts, dtype), _common_library(_linears(layer), FEW_ROWS)
-    few = one if for_few is library else None if for_few is None else NativeLayer(for_few, parts, dtype)
+def _fused(layer: Any, libraries: Libraries, make: Make, rest: AfterAttention | None) -> FusedForward:
+    parts, dtype, for_few = parts_of(layer, make), _dtype(layer), libraries.few
+    one = NativeLayer(libraries.one, parts, dtype)
+    few = one if for_few is libraries.one else None if for_few is None else NativeLayer(for_few, parts, dtype)
     return FusedForward(layer, one, few, make, rest)
 
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from core.kernels.native_heads import NativeHeads
 from core.kernels.native_latent import WAYS, Angles, LatentParts, NativeLatent
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import FEW_ROWS, NativeLibrary
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.latent_attention import EXPANSION, Expansion
@@ -42,11 +42,13 @@ NEAR = {torch.float32: 2e-3, torch.bfloat16: 0.03}
 class FusedLatent:
     """The forward of one layer's attention: ours for few rows after earlier tokens, otherwise its own."""
 
-    def __init__(self, module: Any, native: NativeLatent, dtype: torch.dtype, most_rows: int) -> None:
+    def __init__(self, module: Any, one: NativeLatent, few: NativeLatent | None, dtype: torch.dtype) -> None:
+        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library may differ."""
         self.own = module.forward
-        self._native = native
+        self._one = one
+        self._few = few or one
         self._dtype = dtype
-        self._most_rows = most_rows
+        self._most_rows = FEW_ROWS if few else 1
         self._index = module.layer_idx
         self._cache_name = _cache_name(module)
 
@@ -55,13 +57,14 @@ class FusedLatent:
         kept = None if args else self._kept(hidden_states, kwargs)
         rows = None if kept is None else beside(kept.keys, kept.values)
         angles = self._angles(hidden_states, kwargs.get(POSITIONS))
-        if kept is None or rows is None or (angles is None and self._native.way != UNTURNED):
+        if kept is None or rows is None or (angles is None and self._one.way != UNTURNED):
             return self.own(hidden_states, *args, **kwargs)
         mask: Tensor | None = kwargs.get(MASK)
         if mask is not None:
             mask = mask[..., : kept.length + hidden_states.shape[1]]
             mask = mask if mask.stride(3) == 1 else mask.contiguous()
-        y = self._native(hidden_states, rows, kept.length, mask, angles)
+        native = self._one if hidden_states.shape[1] == 1 else self._few
+        y = native(hidden_states, rows, kept.length, mask, angles)
         kept.length += hidden_states.shape[1]
         return y, None
 
@@ -82,8 +85,8 @@ class FusedLatent:
     def _angles(self, x: Tensor, given: Any) -> Angles | None:
         """Return angles given as cosines and sines of all columns or as complex numbers, for x (1, M, K); otherwise
         None."""
-        turned, rows = self._native.sizes.turned, x.shape[1]
-        if self._native.way == NEIGHBOURS:
+        turned, rows = self._one.sizes.turned, x.shape[1]
+        if self._one.way == NEIGHBOURS:
             if not isinstance(given, Tensor) or given.dtype is not torch.complex64 or not given.is_contiguous():
                 return None
             parts = torch.view_as_real(given)
@@ -136,18 +139,23 @@ def _fused(module: Any, way: str, dtype: torch.dtype) -> FusedLatent | None:
     heads = module.expand_kv.heads
     queries = [module._modules[name] for name in QUERIES if name in module._modules] or [module.q_proj]
     linears = [*queries, module.kv_a_proj_with_mqa, module.o_proj]
-    hosts, (first, latents) = [one.host for one in linears], (queries[0].host.weight, linears[-2].host.weight)
-    library = common_library(hosts, 1)
-    if library is None or not isinstance(heads.keys, NativeHeads) or not isinstance(heads.values, NativeHeads):
+    if not isinstance(heads.keys, NativeHeads) or not isinstance(heads.values, NativeHeads):
         return None
-    few = FEW_ROWS if common_library(hosts, FEW_ROWS) is library else 1
     norm = module.q_a_layernorm.parts if len(queries) > 1 else None
     parts = LatentParts(
-        heads.sizes, [one.host.weight for one in queries], norm, latents, module.kv_a_layernorm.parts, heads.keys,
-        heads.values, module.o_proj.host.weight, module.scaling, way,
+        heads.sizes, [one.host.weight for one in queries], norm, linears[-2].host.weight, module.kv_a_layernorm.parts,
+        heads.keys, heads.values, module.o_proj.host.weight, module.scaling, way,
     )  # fmt: skip
-    alike = all(library.alike((first.storage, latents.storage), rows) for rows in (1, few))
-    return FusedLatent(module, NativeLatent(library, parts), dtype, few) if alike and parts.fit() else None
+    hosts = [one.host for one in linears]
+    one, few = (_native(parts, common_library(hosts, rows), rows) for rows in (1, FEW_ROWS))
+    return None if one is None else FusedLatent(module, one, few, dtype)
+
+
+def _native(parts: LatentParts, library: NativeLibrary | None, rows: int) -> NativeLatent | None:
+    """Return the call for so many rows by this library; None if it does not take the parts."""
+    if library is None or not library.alike((parts.queries[0].storage, parts.latents.storage), rows) or not parts.fit():
+        return None
+    return NativeLatent(library, parts)
 
 
 @torch.inference_mode()

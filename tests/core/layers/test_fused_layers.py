@@ -22,6 +22,8 @@ from core.layers.fused_layers import parts_of
 from core.layers.kv_cache import KVCache
 from core.model.blueprint import decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
+from core.offload.hetero_linear import HostLinear
+from core.offload.host_weight import HostWeight
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.spec import Format
@@ -136,3 +138,19 @@ def test_a_card_that_takes_over_gets_layers_that_use_it(tmp_path: Path) -> None:
     device.close()
     HostPlacement(loaded.source.module, loaded.weights)
     assert all("forward" in vars(layer) for layer in layers)
+
+
+@pytest.mark.skipif(len(instruction_sets()) < 2, reason="this processor supports a single instruction set")
+def test_a_layer_that_was_measured_faster_with_another_instruction_set_stays_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = load("llama", tmp_path, num_hidden_layers=4)
+    parts = [PROMPT, [1], [2], PROMPT[:3], PROMPT[:3]]
+    expected = logits(path, parts)
+    most, other = (open_library(isa) for isa in instruction_sets()[:2])
+    odd = {module.host for module in layers_of(path)[1].modules() if isinstance(module, HostLinear)}
+    monkeypatch.setattr(HostWeight, "library", lambda self, rows: other if self in odd else most)
+    fused_layers.release(layers_of(path))
+    runs = fused_layers.adopt(layers_of(path))
+    assert [len(run) for run in runs] == [4]
+    assert logits(path, parts).equal(expected)

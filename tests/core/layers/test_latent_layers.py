@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from core.kernels.native_abi import instruction_sets
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import FEW_ROWS, open_library
 from core.layers import latent_attention, latent_layers
 from core.layers.latent_layers import FusedLatent
+from core.offload.host_weight import HostWeight
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, pieces, random_prompt
 from tests.core.layers.fused import count_own, forwards
@@ -73,3 +74,18 @@ def test_states_that_are_packed_are_left_to_the_layers_own(tmp_path: Path) -> No
     own = count_own(fused(path.module))
     path.tokens(PROMPT, 4)
     assert own == [len(PROMPT)] * 3 + [1] * 9
+
+
+@pytest.mark.skipif(len(instruction_sets()) < 2, reason="this processor supports a single instruction set")
+def test_one_row_may_be_faster_with_another_instruction_set_than_the_rows_of_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model("deepseek_v3", tmp_path, torch.bfloat16)
+    path = GreedyPath(tmp_path, replace(OPTIONS, format="int8"))
+    few, one = (open_library(isa) for isa in instruction_sets()[:2])
+    monkeypatch.setattr(HostWeight, "library", lambda self, rows: one if rows == 1 else few)
+    latent_layers.adopt(path.module)
+    own = count_own(fused(path.module))
+    for part in (PROMPT, [3], PROMPT[:4], PROMPT[:FEW_ROWS]):
+        path.model.forward(part, path.cache)
+    assert own == [len(PROMPT)] * 3
