@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -88,6 +89,18 @@ class NativeRun:
         self._ones = {layer.kind: layer.native for layer in layers}
         self._pasts = (_Past * (1 + max(self._ones)))()
         self._placed = (_Placed * len(layers))(*map(self._in_place, layers))
+        self._buffers: list[ref[Tensor]] = []
+
+    def hold(self, caches: Sequence[Sequence[Tensor]]) -> None:
+        """Set the KV caches of all layers for the next calls, (1, KVH, capacity, ...) each: see `place`."""
+        for number, cache in enumerate(caches):
+            self.place(number, *cache)
+        self._buffers = [ref(tensor) for cache in caches for tensor in cache]
+
+    def holds(self, buffers: Sequence[Tensor]) -> bool:
+        """Return whether these tensors (1, KVH, capacity, ...) are those that were set last, in the order of layers."""
+        known = self._buffers
+        return len(buffers) == len(known) and all(one() is buffer for one, buffer in zip(known, buffers, strict=True))
 
     def place(self, number: int, keys: Tensor, values: Tensor, *recent: Tensor) -> None:
         """Set the KV cache of layer `number` for the next call: `keys`, `values` (1, KVH, capacity, dim), contiguous.

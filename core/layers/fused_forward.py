@@ -24,15 +24,11 @@ from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import FEW_ROWS
 from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
-from core.kernels.packed_width import MOST_COLUMNS, packed_width
 from core.layers.after_attention import AfterAttention
 from core.layers.attention import MOST_SHARED_ROWS, call_for
 from core.layers.kv_cache import CACHE_NAMES, KVCache
-from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
-from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
-
-KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
-"""The cache layers whose keys and values our library appends itself."""
+from core.layers.kv_layers import PreallocatedLayer
+from core.layers.run_cache import are_alike, holds, room
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ class Given(NamedTuple):
 
 
 class LayerRun:
-    """Consecutive layers, computed in one call by the last one."""
+    """Consecutive layers, computed in one call by the last one. `kinds`: the places of the layers of each kind."""
 
     def __init__(self, layers: Sequence[FusedForward]) -> None:
         """Take layers of equal width that use the same library for each number of rows."""
@@ -173,13 +169,26 @@ class LayerRun:
         self._layers = layers
         kinds: dict[Hashable, int] = {}
         self._kinds = {layer: kinds.setdefault(layer.kind, len(kinds)) for layer in layers}
+        self.kinds = [[at for at, one in enumerate(layers) if self._kinds[one] == kind] for kind in kinds.values()]
         self._places = {layer: place for place, layer in enumerate(layers)}
-        self._most_rows = min(layer.most_rows for layer in layers)
-        self._one, self._few = self._made(1), self._made(self._most_rows)
+        most_rows = min(layer.most_rows for layer in layers)
+        self._one, self._few = self._made(1), self._made(most_rows)
+        self.most_rows = most_rows if self._few is not None else 1
         self._watch = Watch(len(layers))
         self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
         self._given: dict[int, Given] = {}  # by kind
         self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def at_once(self, x: Tensor, given: Sequence[Given], cache: Any) -> Tensor | None:
+        """Compute x (1, M, K) through all layers, `given` by kind; None if they cannot be one call."""
+        self._forget()
+        self._given = dict(enumerate(given))
+        y = self._in_one_call(x, cache)
+        self._forget()
+        return y
 
     def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Return whether the last layer will compute this one for x (1, M, K); its kind was met before in this pass."""
@@ -242,42 +251,53 @@ class LayerRun:
 
     def _native(self, rows: int) -> NativeRun | None:
         """Return the native call of all layers for so many rows."""
-        return self._one if rows == 1 else self._few if rows <= self._most_rows else None
+        return self._one if rows == 1 else self._few if rows <= self.most_rows else None
 
     def _through_all(self, x: Tensor, cache: Any) -> Tensor:
-        rows, kept = x.shape[1], self._kept(cache)
-        native, sights = self._native(rows), self._sights(kept, x)
-        if native is None or sights is None:
+        y = self._in_one_call(x, cache)
+        if y is None:
             return self.catch_up(self._layers[-1], x, cache)
-        for place, one in enumerate(kept):
-            native.place(place, *one.tensors)
+        self._forget()
+        return y
+
+    def _in_one_call(self, x: Tensor, cache: Any) -> Tensor | None:
+        rows, kept = x.shape[1], self._kept(cache)
+        native = self._native(rows)
+        if native is None or not kept or not (holds(native, kept) or self._suit(kept, x)):
+            return None
+        sights = self._sights(kept, rows)
+        if sights is None:
+            return None
+        if not holds(native, kept):  # looked at again, because a sliding layer may have made room
+            native.hold([one.tensors for one in kept])
         y = native(x, sights)
         for one in kept:
             one.length += rows
-        self._forget()
         return y
 
     def _kept(self, cache: Any) -> list[Any]:
         """Return the layers' KV cache layers; [] if the cache is not ours."""
         return [cache.layers[layer.index] for layer in self._layers] if isinstance(cache, KVCache) else []
 
-    def _sights(self, kept: Sequence[Any], x: Tensor) -> dict[int, Sight] | None:
-        """Return what each kind of layer sees; None if keys and values are not stored as our library expects."""
-        by_kind: dict[int, list[Any]] = {}
-        for layer, one in zip(self._layers, kept, strict=False):
-            by_kind.setdefault(self._kinds[layer], []).append(one)
-        if not kept or not all(_are_alike(ones, x) for ones in by_kind.values()):
-            return None
-        sights = {kind: self._sight(kind, ones, x.shape[1]) for kind, ones in by_kind.items()}
-        found = {kind: sight for kind, sight in sights.items() if sight is not None}
+    def _suit(self, kept: Sequence[Any], x: Tensor) -> bool:
+        """Return whether keys and values are stored as our library expects."""
+        return all(are_alike(ones, x) for ones in self._by_kind(kept))
+
+    def _by_kind(self, kept: Sequence[Any]) -> list[list[Any]]:
+        return [[kept[place] for place in places] for places in self.kinds]
+
+    def _sights(self, kept: Sequence[Any], rows: int) -> dict[int, Sight] | None:
+        """Return what each kind of layer sees; None if the layers of a kind hold different tokens."""
+        sights = [self._sight(kind, ones, rows) for kind, ones in enumerate(self._by_kind(kept))]
+        found = {kind: sight for kind, sight in enumerate(sights) if sight is not None}
         return found if len(found) == len(sights) else None
 
     def _sight(self, kind: int, kept: Sequence[PreallocatedLayer], rows: int) -> Sight | None:
-        places = {_room(one, rows) for one in kept}
+        places = {room(one, rows) for one in kept}
         first, start, *recent = places.pop()
         if places or kept[0].keys.shape[2] < start + rows:
             return None
-        given, half = self._given[kind], next(one.half_angles for one in self._layers if self._kinds[one] == kind)
+        given, half = self._given[kind], self._layers[self.kinds[kind][0]].half_angles
         mask = None if given.mask is None else given.mask[..., : start - first + rows]
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
@@ -326,27 +346,6 @@ def _likeness(layer: FusedForward) -> tuple[Any, ...]:
 
 def _may_be_linked(layer: FusedForward) -> bool:
     return isinstance(layer.index, int) and layer.in_run(1) is not None
-
-
-def _are_alike(kept: Sequence[Any], x: Tensor) -> bool:
-    """Return whether layers of one kind store tokens alike, in equal buffers, on the device of x (1, M, K)."""
-    first = kept[0]
-    return type(first) in KEPT_PLAINLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
-
-
-def _room(kept: PreallocatedLayer, rows: int) -> tuple[int, ...]:
-    """Return the buffer indices for so many more tokens: see `make_room` and `recent_room`."""
-    first, start = kept.make_room(rows)
-    return first, start, *kept.recent_room(rows, start - first)
-
-
-def _is_like(kept: PreallocatedLayer, first: PreallocatedLayer, x: Tensor) -> bool:
-    return (
-        kept.is_initialized and kept.length == first.length and kept.home is None
-        and kept.keys.device == x.device and kept.floats is x.dtype
-        and kept.keys.dtype is first.keys.dtype and kept.keys.shape == first.keys.shape
-        and kept.keys.shape[3] <= packed_width(MOST_COLUMNS)
-    )  # fmt: skip
 
 
 def is_none(argument: Any) -> bool:

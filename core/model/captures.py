@@ -41,7 +41,7 @@ class Captures:
     def use(self, plan: Plan) -> None:
         """Start anew under this plan, which has been applied; it says which layers may be captured."""
         self.drop()
-        if not plan.captured or not _takes_our_masks(self._module):
+        if not plan.captured or not takes_our_masks(self._module):
             return
         room, device = GraphRoom(self._accelerator), self._accelerator.device
         if is_whole(plan) and _computes_from_rows(self._module):
@@ -108,7 +108,7 @@ class Captures:
         return {kind: masks[layer.window] for kind, layer in zip(types, cache.layers, strict=True)}
 
 
-def _takes_our_masks(module: Any) -> bool:
+def takes_our_masks(module: Any) -> bool:
     """Return whether attention takes the masks that captured work computes: of all tokens, or of a sliding window."""
     chunked = getattr(text_config(module.config), "attention_chunk_size", None)
     return bool(module.config._attn_implementation == attention.NAME) and not chunked

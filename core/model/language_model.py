@@ -24,10 +24,12 @@ from core.model.file_table import FileTable
 from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed
+from core.model.straight_pass import StraightPass
 from core.model.tables import put
 from core.model.trace import STORED
 from core.model.weight_names import WeightNames, check_unasked
 from core.sentence import sentence
+from core.spec import KvFormat
 from core.startup.torch_threads import one_thread
 from core.weights.gguf.weights import GgufWeights
 
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 class ForwardStopped(Exception):
     """Raised from a forward pass between two layers when `stop` returns True."""
 
+
+FIRST, REHEARSED, SHORT = (1, 2, 3, 4), ((5,), (6, 7, 8)), 16
+"""Ids that a rehearsal reads first, those that it reads in both ways, and the length of its KV cache."""
 
 Listener = Callable[[Sequence[int], Tensor], None]
 """Called after a pass with all ids in the cache, and the last norm's output (n, H) for the n ids of the pass."""
@@ -102,6 +107,46 @@ class LanguageModel:
             self.on_states(cache.tokens, states)
         return logits
 
+    def rehearse(self, format: KvFormat) -> None:
+        """Find out whether passes over few tokens may go straight: with a KV cache of this format, they must give the
+        same logits as ordinary passes. Raises what `forward` does; then they do not go straight."""
+        straight, cache = self.placement.straight, KVCache(self.module.config, SHORT, format=format)
+        if straight is None or self._does_more or not cache.can_rewind:
+            return
+        self.forward(FIRST, cache)
+        straight.proven = all(self._agrees(straight, ids, cache) for ids in REHEARSED)
+        log.info("Passes over few tokens go straight: %s", straight.proven)
+
+    def _agrees(self, straight: StraightPass, ids: Sequence[int], cache: KVCache) -> bool:
+        """Return whether the straight pass gives the logits of the ordinary one, bit for bit."""
+
+        def logits() -> Tensor:
+            found = self.forward(ids, cache, keep=(len(ids) + 1) // 2)
+            cache.rewind(len(FIRST))
+            return found
+
+        logits()  # shows that all layers may be one call
+        expected = logits()
+        straight.proven = True
+        try:
+            return torch.equal(logits(), expected)
+        finally:
+            straight.proven = False
+
+    @property
+    def _does_more(self) -> bool:
+        """Whether a pass may have to do more than compute logits from ids."""
+        return self.on_states is not None or self.vision is not None
+
+    def _straight(self, ids: Sequence[int], cache: KVCache, stop: Stop, keep: int) -> Tensor | None:
+        """Return the logits (1, keep, vocabulary) without transformers' forward; None where it may do more."""
+        straight = self.placement.straight
+        if straight is None or not straight.proven or self._does_more:
+            return None
+        if stop():
+            raise ForwardStopped
+        return straight.logits(ids, cache, keep)
+
     def _logits(self, ids: Sequence[int], cache: KVCache, stop: Stop, keep: int) -> Tensor:
         """(1, n, vocabulary) on the compute device, for at least the last `keep` ids."""
 
@@ -113,6 +158,8 @@ class LanguageModel:
                 self._stop = never  # a capture must not be interrupted
             return logits
 
+        if (found := self._straight(ids, cache, stop, keep)) is not None:
+            return found
         captures = self.placement.captures
         if captures is None:
             return ordinary()

@@ -36,6 +36,7 @@ from core.model.blueprint import decoder_layers
 from core.model.captures import Captures
 from core.model.device_copies import DeviceCopies, DeviceRest, Place, Uploads
 from core.model.held_experts import HeldExperts
+from core.model.straight_pass import StraightPass, straight_pass
 from core.offload.hetero_linear import CopiedHead, HeteroLinear, HostInputs, HostLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import (
@@ -71,6 +72,7 @@ class HostPlacement:
         fused_mixtures.adopt(module)
         self._layers = decoder_layers(module)
         self.runs = fused_layers.adopt(self._layers)
+        self.straight = straight_pass(module, self.runs, self._layers)
         recurrent_layers.adopt(module)
         delta_layers.adopt(module)
         latent_attention.adopt(module)
@@ -108,6 +110,8 @@ class HostPlacement:
 
 class DevicePlacement:
     """Resident and streamed rows on one device, the rest on the CPU."""
+
+    straight: StraightPass | None = None
 
     def __init__(
         self, module: Any, weights: Weights, plan: Plan, accelerator: Accelerator, kv_layers: Sequence[KvLayer] = (),

@@ -31,6 +31,7 @@ from core.model.placement import DevicePlacement, HostPlacement
 from core.model.spec_cache import specification_of
 from core.paths import cache_folder
 from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, prices, without_kv
+from core.runtime.rehearsal import rehearse
 from core.sentence import sentence
 from core.spec import ModelSpec, Plan
 
@@ -189,6 +190,8 @@ def load_draft(
     model = LanguageModel(source.module, placement)
     if wanted.kind is not Kind.HEAD and found.draft.gpu < 0:
         _warm_up(model)
+    if wanted.kind in (Kind.COPY, Kind.OTHER):
+        rehearse(model, found.draft)
     made = DraftModel(
         _shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab), follows
     )

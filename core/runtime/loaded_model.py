@@ -27,6 +27,7 @@ from core.planning.sight import without_sight
 from core.runtime.drafting import DraftModel
 from core.runtime.expert_uses import keep_uses, recall_uses
 from core.runtime.kept_readings import KeptReadings
+from core.runtime.rehearsal import rehearse
 from core.sentence import sentence
 from core.spec import Budget, ModelSpec, Plan, Profile
 from core.vision.processor import load_processor
@@ -215,6 +216,7 @@ class LoadedModel:
             self.tower.come_back()
         self.model.placement.close()
         self.model.placement = HostPlacement(self.source.module, self.weights, reads_copy=self.plan.head_copy > 0)
+        rehearse(self.model, self.plan)
 
     def avoid_device(self) -> None:
         """Continue without the GPU until `look_for_device`."""

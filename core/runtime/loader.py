@@ -29,6 +29,7 @@ from core.planning.profile_store import model_key, recall
 from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.expert_uses import recall_uses
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
+from core.runtime.rehearsal import rehearse
 from core.sentence import sentence
 from core.spec import KV_FORMATS, MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
 
@@ -78,6 +79,7 @@ def load_model(
         )
         cleanup.pop_all()
         cleanup.callback(loaded.close)
+        rehearse(loaded.model, plan)
         if drafting and beside:
             yield from _load_draft(loaded, drafting, beside)
         yield Loading("ready", 1.0)
