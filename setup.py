@@ -22,6 +22,7 @@ NATIVE = Path("core/kernels/native")
 EXPORTS = [
     "version",
     "supports",
+    "pairs",
     "input_kind",
     "input_bytes",
     "panel_bytes",
@@ -29,6 +30,8 @@ EXPORTS = [
     "matmul",
     "attention_bytes",
     "attention",
+    "prompt_attention_bytes",
+    "prompt_attention",
     "states",
     "encode",
     "rms_norm",

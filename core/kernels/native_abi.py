@@ -36,6 +36,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_copy_rows": (None, [_ADDRESS, _ADDRESS, _LONG, _LONG, _LONG]),
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
+    "hetegen_pairs": (_INT, [_INT]),
     "hetegen_input_kind": (_INT, [_INT, _INT, _LONG, _INT]),
     "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
     "hetegen_panel_bytes": (_LONG, [_LONG]),
@@ -53,6 +54,11 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_attention": (
         None,
         [_INT, *(_ADDRESS,) * 5, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
+    ),
+    "hetegen_prompt_attention_bytes": (_LONG, [_ADDRESS, _INT]),
+    "hetegen_prompt_attention": (
+        _INT,
+        [_INT, *(_ADDRESS,) * 4, _INT, _ADDRESS, _FLOAT, _FLOAT, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
     "hetegen_states": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _INT]),
     "hetegen_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),

@@ -1,8 +1,9 @@
-"""Attention as called by transformers' layers: fast for few query rows in decode, torch's own for prefill.
+"""Attention as called by transformers' layers: our compiled kernels on the CPU, torch elsewhere.
 
     attend -> few rows on the CPU           -> our compiled kernel, which reads each key and value once
            -> the same, compressed (MLA)    -> the same over the latents, between products with each head's weights
-           -> soft caps or sinks            -> plain torch, some query rows at a time
+           -> many rows on the CPU          -> our compiled kernel for prompts, if each row sees adjacent keys
+           -> soft caps or sinks elsewhere  -> plain torch, some query rows at a time
            -> all else                      -> scaled_dot_product_attention
 
 Independent of models: `register` puts it under a name that a model's config can carry. Masks are those of sdpa.
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.kernels import native_prompt
 from core.kernels.native_latent import LEAST_LATENTS
 from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary, native
 from core.kernels.packed_states import Stored, as_stored
@@ -89,10 +91,13 @@ def attend(
     if causal:
         # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        return attend_prompt(query, key, value, None, scale, softcap, s_aux), None
-    one_row = query.shape[2] == 1 and softcap is None and s_aux is None
-    mask = _all_seen(query, key) if attention_mask is None and not one_row else attention_mask
-    return attend_prompt(query, key, value, mask, scale, softcap, s_aux), None
+    given = query, key, value, attention_mask, scale, softcap, s_aux
+    found = None if library is None else attend_many(*given, causal=causal)
+    if found is None:
+        plain_row = query.shape[2] == 1 and softcap is None and s_aux is None
+        hides = causal or plain_row or attention_mask is not None
+        found = attend_prompt(*given) if hides else attend_prompt(*given[:3], _all_seen(query, key), *given[4:])
+    return found, None
 
 
 def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
@@ -183,6 +188,21 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
 
 
 # ---- many query rows
+
+
+def attend_many(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
+    sinks: Tensor | None, *, causal: bool,
+) -> Tensor | None:  # fmt: skip
+    """Compute (B, S, H, D) with the compiled kernel for prompts; None if it does not take these.
+
+    `causal`: without a mask, each query sees the keys up to its own; otherwise all.
+    """
+    if type(query) is not Tensor or query.device.type != "cpu":
+        return None
+    own = None if sinks is None else sinks.float().contiguous()
+    call = call_for(query, Stored(key), Stored(value), mask, own, scale, softcap or 0.0)
+    return native_prompt.attend(call, causal=causal) if native_prompt.suits(call) else None
 
 
 def attend_prompt(

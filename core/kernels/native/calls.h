@@ -18,6 +18,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads);
 EXPORT int64_t hetegen_panel_bytes(int64_t columns);
+EXPORT int hetegen_pairs(int isa);
 /* copy.c */
 EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
 EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t bytes, int64_t stride);
@@ -32,6 +33,11 @@ EXPORT int64_t hetegen_attention_bytes(const int64_t *shape);
 EXPORT void hetegen_attention(int isa, const int64_t *shape, const void *q, const States *states, const void *mask,
                               const void *sinks, float scale, float softcap, void *out, int type, void *scratch,
                               int threads);
+/* prompt_attention.c */
+EXPORT int64_t hetegen_prompt_attention_bytes(const int64_t *shape, int threads);
+EXPORT int hetegen_prompt_attention(int isa, const int64_t *shape, const void *q, const States *states, const void *mask,
+                                    int causal, const void *sinks, float scale, float softcap, void *out, int type,
+                                    void *scratch, int threads);
 /* packed_states.c */
 EXPORT void hetegen_states(int isa, const int64_t *shape, void *floats, int type, void *packed, int widens, int threads);
 /* heads.c */

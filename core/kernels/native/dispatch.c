@@ -67,6 +67,20 @@ int has_short_products(void) { return __builtin_cpu_supports("avx512bf16") && __
 int has_short_products(void) { return 0; }
 #endif
 
+/* With AMX, torch multiplies tiles of bf16, many times as fast as pairs. */
+#if defined(HETEGEN_X86) && !defined(_MSC_VER)
+#include <cpuid.h>
+static int has_tiles(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+#else
+static int has_tiles(void) { return 0; }
+#endif
+
+/* Whether attention of many query rows in bf16 is rounded as torch's, and faster. */
+EXPORT int hetegen_pairs(int isa) { return isa == ISA_AVX512 && has_short_products() && !has_tiles(); }
+
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
 EXPORT int hetegen_version(void) { return 24; }
 
